@@ -1,0 +1,58 @@
+"""The head: an fp32 linear with one output, read over a span of hidden states."""
+
+import torch
+from torch import nn
+
+from assay_service.errors import StartError
+from assay_service.scoring.layout import Span
+
+
+class Head(nn.Module):
+    """One logit from the mean hidden state of a score span.
+
+    The head stays in fp32 whatever the base computes in: bf16 has steps of 0.0625 at a logit of 8, which makes ties in
+    best-of-N (scoring-traps 12).
+
+    Args:
+        weight: fp32 `[1, H]`.
+        bias: fp32 `[1]`, or None.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.float())
+        self.bias = None if bias is None else nn.Parameter(bias.float())
+
+    @classmethod
+    def fresh(cls, hidden_size: int, generator: torch.Generator) -> "Head":
+        """A new head for training: weights of std 1/sqrt(H + 1), bias 0 (Ziegler et al. 2019, lm-human-preferences)."""
+        weight = torch.randn(1, hidden_size, generator=generator) * (hidden_size + 1) ** -0.5
+        return cls(weight, torch.zeros(1))
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Logits, fp32 `[n]`, from pooled hidden states `[n, H]`; also under autocast, which would make them bf16."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            return nn.functional.linear(pooled.float(), self.weight, self.bias).squeeze(-1)
+
+
+def pool(hidden: torch.Tensor, spans: tuple[Span, ...]) -> torch.Tensor:
+    """The mean hidden state of each span, fp32 `[n, H]`, from `[1, T, H]`; of one token, that token's."""
+    rows = hidden[0]
+    return torch.stack([rows[span.start : span.end].float().mean(dim=0) for span in spans])
+
+
+def checked(head: Head, hidden_size: int, where: str) -> Head:
+    """`head`, if it is one that was trained.
+
+    Raises:
+        StartError: naming the tensor, if its shape does not fit the base, it is all zero, or it is not finite.
+    """
+    if tuple(head.weight.shape) != (1, hidden_size):
+        raise StartError(f"{where}: shape {list(head.weight.shape)}, a head on this base is [1, {hidden_size}]")
+    if head.bias is not None and tuple(head.bias.shape) != (1,):
+        raise StartError(f"{where}: bias of shape {list(head.bias.shape)}, expected [1]")
+    if not torch.count_nonzero(head.weight):
+        raise StartError(f"{where}: all zero, so every score would be the same; the head was never trained")
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in head.parameters()):
+        raise StartError(f"{where}: holds values that are not finite")
+    return head

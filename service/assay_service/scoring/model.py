@@ -1,0 +1,210 @@
+"""A base in memory with its adapters and heads: a layout in, fp32 logits out.
+
+The model code is transformers', unmodified; only its attention is ours. One base serves many signals, each an adapter
+(or none) with a head. Switching adapters changes the base's state, so a `RewardModel` belongs to one thread at a time
+(scoring-traps 18). Training uses the very same forward, with gradients.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from assay_service.errors import StartError
+from assay_service.scoring.attention import NAME as ATTENTION
+from assay_service.scoring.checkpoint import Adapter, read_config, weight_files
+from assay_service.scoring.head import Head, pool
+from assay_service.scoring.layout import Layout
+from assay_service.scoring.lora import bare_tensors, lora_config
+
+# Architectures whose attention goes through transformers' interface, each held to a parity test. Others are refused.
+ARCHITECTURES = frozenset({"llama", "gpt_neox", "bert"})
+
+ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
+
+# Tensors of a checkpoint that a bare base does not use: heads, language-model outputs, buffers of old versions.
+_UNUSED = (
+    *("score.", "classifier.", "v_head.", "value_head.", "lm_head.", "embed_out.", "cls.", "pooler."),
+    *("embeddings.position_ids", "rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Signal:
+    adapter: str | None
+    head: Head
+    pooler: bool
+
+
+class RewardModel:
+    """One base, many signals.
+
+    Args:
+        base: a bare transformers model (no task head) with packed attention.
+        device: where it is.
+
+    Attributes:
+        hidden_size: width of the hidden states.
+        vocabulary_size: rows of the embedding.
+    """
+
+    def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
+        self.base: Any = base.to(device).eval()
+        self.hidden_size = int(base.config.hidden_size)
+        self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
+        self.device = device
+        self._signals: dict[str, _Signal] = {}
+
+    @classmethod
+    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device, *, pooler: bool = False) -> "RewardModel":
+        """Reads a base from safetensors files.
+
+        Args:
+            directory: a checkpoint with `config.json` and weights; heads in it are not read here.
+            dtype: what the base computes in; heads stay fp32.
+            device: where to put it.
+            pooler: keep BERT's pooler.
+
+        Raises:
+            StartError: the architecture is not on the list, or a tensor is missing, unknown or of the wrong shape.
+        """
+        config = read_config(directory)
+        architecture = config.get("model_type")
+        if architecture not in ARCHITECTURES:
+            known = ", ".join(sorted(ARCHITECTURES))
+            raise StartError(f"{directory}: architecture {architecture!r} is not served; served are {known}")
+        if config.get("is_decoder") or config.get("quantization_config"):
+            raise StartError(f"{directory}: is_decoder and quantised checkpoints are not served")
+        if pooler and architecture != "bert":
+            raise StartError(f"{directory}: score_position pooler is BERT's, this is {architecture}")
+        weight_files(directory)
+        options = {"add_pooling_layer": pooler} if architecture == "bert" else {}
+        # Quiet: its report of unused tensors is replaced by ours, which is an error or nothing.
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        base, report = AutoModel.from_pretrained(
+            directory,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+        _check_report(report, directory, f"{base.base_model_prefix}.")
+        rope = (getattr(base.config, "rope_parameters", None) or {}).get("rope_type", "default")
+        if rope not in ROPE_TYPES:
+            # longrope, for one, picks its frequencies by the longest sequence of the row: neighbours would matter.
+            raise StartError(
+                f"{directory}: rope_type {rope!r} is not served; served are {', '.join(sorted(ROPE_TYPES))}"
+            )
+        return cls(base, device)
+
+    def add_signal(self, name: str, head: Head, adapter: Adapter | None = None, *, pooler: bool = False) -> None:
+        """Adds a signal.
+
+        Args:
+            name: its name, new to this model.
+            head: reads the logit.
+            adapter: LoRA weights to load onto the base; None reads the bare base.
+            pooler: read the head off BERT's pooler instead of the hidden state itself.
+
+        Raises:
+            StartError: the adapter does not fit the base, naming a tensor.
+        """
+        key = None if adapter is None else f"signal{len(self._signals)}"
+        if adapter is not None and key is not None:
+            self._load_adapter(adapter, key)
+        self._signals[name] = _Signal(key, head.to(self.device), pooler)
+        self.base.eval()
+
+    def add_fresh_signal(self, name: str, head: Head, lora: LoraConfig) -> list[nn.Parameter]:
+        """Adds a signal to be trained and returns its parameters: the new LoRA weights and the head's."""
+        key = f"signal{len(self._signals)}"
+        inject_adapter_in_model(lora, self.base, adapter_name=key)
+        self.base.eval()  # new modules start in training mode
+        self._signals[name] = _Signal(key, head.to(self.device), pooler=False)
+        self._activate(key)
+        return [*(p for n, p in self.base.named_parameters() if f".{key}." in n), *head.parameters()]
+
+    def adapter_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """The LoRA and head tensors of a signal, under the names of PEFT's file format."""
+        signal = self._signals[name]
+        prefix = f"base_model.model.{self.base.base_model_prefix}."
+        tensors = {
+            prefix + parameter_name.replace(f".{signal.adapter}.", "."): parameter
+            for parameter_name, parameter in self.base.named_parameters()
+            if f".{signal.adapter}." in parameter_name
+        }
+        head = {f"base_model.model.{self.head_name}.{n}": p for n, p in signal.head.named_parameters()}
+        return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (tensors | head).items()}
+
+    @property
+    def head_name(self) -> str:
+        """What transformers calls the head of a classifier on this architecture."""
+        return "classifier" if self.base.config.model_type == "bert" else "score"
+
+    def pooled(self, layout: Layout, name: str) -> torch.Tensor:
+        """What the head of signal `name` reads: fp32 `[n, H]`."""
+        signal = self._signals[name]
+        self._activate(signal.adapter)
+        output = self.base(
+            input_ids=layout.ids.to(self.device),
+            position_ids=layout.positions.to(self.device),
+            segment_lengths=layout.lengths,
+            **({} if self.base.config.model_type == "bert" else {"use_cache": False}),
+        )
+        pooled = pool(output.last_hidden_state, layout.spans)
+        if signal.pooler:
+            pooled = self.base.pooler(pooled.to(output.last_hidden_state.dtype).unsqueeze(1)).float()
+        return pooled
+
+    def logits(self, layout: Layout, name: str) -> torch.Tensor:
+        """The logits of signal `name`: fp32 `[n]`, in the layout's order. They may be non-finite; callers check."""
+        return torch.as_tensor(self._signals[name].head(self.pooled(layout, name)))
+
+    def _activate(self, adapter: str | None) -> None:
+        """Makes `adapter`, or the bare base, what the next forward computes."""
+        for module in self.base.modules():
+            if hasattr(module, "lora_A"):
+                module.enable_adapters(adapter is not None)
+                if adapter is not None and module.active_adapters != [adapter]:
+                    module.set_adapter(adapter)
+
+    def _load_adapter(self, adapter: Adapter, key: str) -> None:
+        prefix = self.base.base_model_prefix
+        tensors = bare_tensors(adapter, prefix)
+        config = lora_config(adapter, prefix)
+        try:
+            with warnings.catch_warnings():
+                # Several adapters on one base is what we mean.
+                warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+                inject_adapter_in_model(config, self.base, adapter_name=key)
+            result = set_peft_model_state_dict(self.base, tensors, adapter_name=key)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise StartError(f"{adapter.directory}: the adapter does not fit its base: {error}") from error
+        unknown = sorted(result.unexpected_keys)
+        missing = sorted(name for name in result.missing_keys if f".{key}" in name)
+        if unknown or missing:
+            raise StartError(f"{adapter.directory}: the adapter does not fit its base at {(unknown + missing)[0]}")
+
+
+def _check_report(report: Mapping[str, Any], directory: Path, prefix: str) -> None:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise StartError(f"{directory}: tensor {missing[0]} is missing, so it would be random ({len(missing)} missing)")
+    mismatched = sorted(str(entry) for entry in report["mismatched_keys"])
+    if mismatched:
+        raise StartError(f"{directory}: tensor of the wrong shape: {mismatched[0]}")
+    names = (name.removeprefix(prefix) for name in report["unexpected_keys"])
+    unknown = sorted(name for name in names if not name.startswith(_UNUSED) and not name.endswith(_UNUSED))
+    if unknown:
+        raise StartError(f"{directory}: tensor {unknown[0]} has no place in the architecture ({len(unknown)} unknown)")
