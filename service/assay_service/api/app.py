@@ -1,0 +1,160 @@
+"""The FastAPI application: routes, error handlers, probes, start and stop."""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from assay_service import loader
+from assay_service.api import schemas
+from assay_service.api.guard import HEADER, BodyTooLarge, Guard
+from assay_service.api.routes import router
+from assay_service.api.scorer import Scorer
+from assay_service.engine.engine import Engine
+from assay_service.errors import AssayError, ContentError, NotReady, Overloaded, ServingError
+from assay_service.metrics import Metrics
+from assay_service.scoring.item import PROBE
+from assay_service.settings import Settings
+
+# /ready trusts a forward this recent, and otherwise runs one within the time limit.
+RECENT_FORWARD_S = 30.0
+PROBE_TIMEOUT_S = 10.0
+
+_NOT_JSON = "the body is not valid JSON"
+_PLAIN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+
+_log = logging.getLogger("assay")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application that serves `settings`, with its models loaded and checked.
+
+    Raises:
+        StartError: the configuration or a checkpoint is wrong.
+    """
+    registry = loader.load(settings)
+    metrics = Metrics()
+    engine = Engine(
+        {name: signal.model for name, signal in registry.signals.items()},
+        max_batch_tokens=settings.limits.max_batch_tokens,
+        max_queue_tokens=settings.limits.max_queue_tokens,
+        metrics=metrics,
+    )
+    scorer = Scorer(registry, engine, metrics, settings.limits.max_item_chars)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        # Jobs that wait are finished first; joining the worker must not block the event loop that answers them.
+        await asyncio.to_thread(engine.stop)
+        scorer.close()
+
+    app = FastAPI(title="Assay", version=version("assay-rewards"), lifespan=lifespan)
+    app.state.scorer, app.state.metrics, app.state.settings = scorer, metrics, settings
+    app.include_router(router)
+    app.add_api_route("/health", health, methods=["GET"], responses=schemas.ERROR_RESPONSES)
+    app.add_api_route("/ready", ready, methods=["GET"], responses=schemas.ERROR_RESPONSES)
+    app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(AssayError, _on_assay)
+    app.add_exception_handler(BodyTooLarge, _on_too_large)
+    app.add_exception_handler(Exception, _on_crash)
+    return app
+
+
+async def health(request: Request) -> dict[str, str]:
+    """Whether the process can still work: its worker runs."""
+    if not request.app.state.scorer.engine.alive:
+        raise NotReady("the worker has ended")
+    return {"status": "ok"}
+
+
+async def ready(request: Request) -> dict[str, Any]:
+    """Whether requests should be sent here: a real forward succeeded recently, or does now."""
+    scorer: Scorer = request.app.state.scorer
+    if scorer.engine.stopping:
+        raise NotReady("the service is shutting down")
+    stale = [name for name in scorer.registry.signals if scorer.engine.since_success_s(name) > RECENT_FORWARD_S]
+    if stale:
+        try:
+            results = await asyncio.wait_for(scorer.score([PROBE], stale), PROBE_TIMEOUT_S)
+        except (TimeoutError, Overloaded):
+            raise NotReady(f"no forward of {', '.join(stale)} finished within {PROBE_TIMEOUT_S:.0f} s") from None
+        if isinstance(results[0], AssayError):
+            raise NotReady(f"the last forward failed: {results[0].code}")
+    return {"status": "ready"}
+
+
+def _error(
+    request: Request, status: int, *, code: str, message: str, param: str | None, retryable: bool
+) -> JSONResponse:
+    detail = schemas.RequestError(
+        code=code, message=message, param=param, request_id=request.state.request_id, retryable=retryable
+    )
+    # Also here, because the answer to a crash is sent outside the guard.
+    headers = {HEADER: request.state.request_id}
+    return JSONResponse(schemas.ErrorBody(error=detail).model_dump(), status_code=status, headers=headers)
+
+
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+    """A schema fault: names the field and the rule, and never echoes the input."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = _param(first["loc"])
+    message = str(first["msg"]) if first["type"] != "json_invalid" else _NOT_JSON
+    return _error(request, 422, code="invalid_request", message=message, param=param, retryable=False)
+
+
+async def _on_assay(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, AssayError)
+    status = schemas.CONTENT_STATUS if isinstance(error, ContentError) else schemas.STATUS[error.code]
+    response = _error(
+        request, status, code=error.code, message=error.message, param=error.param, retryable=error.retryable
+    )
+    if isinstance(error, Overloaded):
+        response.headers["Retry-After"] = f"{error.retry_after_s:.0f}"
+    return response
+
+
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's own errors (404, 405, a body that is not UTF-8) in our shape."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's for bodies that are not UTF-8, too deep, or hold absurd numbers
+        return _error(request, 422, code="invalid_request", message=_NOT_JSON, param=None, retryable=False)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
+    return _error(request, error.status_code, code=code, message=str(error.detail), param=None, retryable=False)
+
+
+async def _on_too_large(request: Request, error: Exception) -> JSONResponse:
+    most = request.app.state.settings.limits.max_body_bytes
+    return await _on_assay(request, ServingError(f"the body has more than {most} bytes", code="body_too_large"))
+
+
+async def _on_crash(request: Request, error: Exception) -> JSONResponse:
+    """A bug of ours: details go to the log, never to the client."""
+    _log.exception("request %s failed", request.state.request_id, exc_info=error)
+    return _error(request, 500, code="internal", message="internal error", param=None, retryable=True)
+
+
+def _param(loc: tuple[Any, ...]) -> str | None:
+    """A pydantic location as a path: ("body", "items", 3, "prompt") is items[3].prompt.
+
+    Left out: union tags, and names that are not plain, which would be an echo of the input.
+    """
+    path = ""
+    for part in loc[1:]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part not in schemas.UNION_TAGS and _PLAIN.match(part):
+            path += f".{part}" if path else str(part)
+    return path or None

@@ -1,0 +1,108 @@
+"""Around every request: its id, the cap on its body, its count and time. Pure ASGI: holds for chunked bodies too."""
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from assay_service.errors import ClientGone
+from assay_service.metrics import Metrics
+
+T = TypeVar("T")
+
+HEADER = "x-request-id"
+_VALID_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
+
+
+class BodyTooLarge(HTTPException):
+    """The body has more bytes than the service takes."""
+
+    def __init__(self) -> None:
+        super().__init__(413)
+
+
+class Guard:
+    """Gives every request an id, echoes it, stops reading a body that is too large, and measures.
+
+    Args:
+        app: the application behind it.
+        max_body_bytes: of a request.
+        metrics: is told of every request, by route template, so that unknown paths do not make new labels.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started_s = time.monotonic()
+        received = 0
+        status = 500  # of an exception that nothing handled
+
+        async def counted_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body_bytes:
+                raise BodyTooLarge
+            return message
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[HEADER] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, counted_receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_s.labels(route).observe(time.monotonic() - started_s)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away; Starlette itself would let it run.
+
+    Call it once the body has been read: from then on, all that can still arrive is the disconnect.
+
+    Raises:
+        ClientGone: the client went away first.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone("the client closed its connection")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's id if it is short and plain, else a new one."""
+    for name, value in scope["headers"]:
+        if name == HEADER.encode() and _VALID_ID.match(value):
+            return str(value.decode())
+    return uuid.uuid4().hex

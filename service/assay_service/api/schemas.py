@@ -1,0 +1,169 @@
+"""The wire, inward: requests, the error body, and the one table from error codes to HTTP statuses.
+
+Requests are strict and refuse unknown fields (scoring-traps 10); no float may be NaN or infinite.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from assay_service.scoring.item import FinishReason, Truncation
+from assay_service.settings import Name, Weight
+
+STATUS: Mapping[str, int] = {
+    "invalid_request": 422,
+    "model_not_found": 404,
+    "body_too_large": 413,
+    "too_many_items": 413,
+    "client_gone": 499,
+    "overloaded": 429,
+    "not_ready": 503,
+    "forward_failed": 500,
+    "not_finite": 500,
+    "internal": 500,
+}
+CONTENT_STATUS = 422  # a content error, where an endpoint has no per-item place for it
+
+
+def _valid_unicode(text: str) -> str:
+    """JSON can carry half of a surrogate pair, which no tokenizer can encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("not valid Unicode: it holds a lone surrogate") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_valid_unicode)]
+Weights = Annotated[dict[Name, Weight], Field(min_length=1)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ChatMessage(_Request):
+    """One turn; which roles exist is the template's to say."""
+
+    role: Annotated[Text, Field(min_length=1, max_length=64)]
+    content: Text
+
+
+# Which of a union's forms is meant is decided by its JSON type, so that an error names one form's field. The tags
+# stand in pydantic's error locations and are taken out of ours; no field has such a name.
+UNION_TAGS = frozenset({"<text>", "<structured>"})
+
+
+def _form(value: object) -> str:
+    return "<text>" if isinstance(value, str) else "<structured>"
+
+
+Prompt = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[list[ChatMessage], Field(fail_fast=True), Tag("<structured>")],
+    Discriminator(_form),
+]
+
+
+class ScoreItem(_Request):
+    """Exactly one of `prompt` with `completion`, or `messages` whose last one is the assistant's."""
+
+    prompt: Prompt | None = None
+    completion: Text | None = None
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] | None = None
+    finish_reason: FinishReason = "stop"
+    id: Annotated[Text, Field(max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ScoreItem":
+        pair = (self.prompt is not None) + (self.completion is not None)
+        if (self.messages is None and pair != 2) or (self.messages is not None and pair):
+            raise ValueError("give exactly one of: prompt and completion, or messages")
+        if self.messages is not None and (not self.messages or self.messages[-1].role != "assistant"):
+            raise ValueError("the last of messages must be the assistant's")
+        return self
+
+
+class _Chooses(_Request):
+    model: Name | None = None
+    weights: Weights | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "_Chooses":
+        if self.model is not None and self.weights is not None:
+            raise ValueError("give model or weights, not both")
+        if self.weights is not None and sum(self.weights.values()) <= 0:
+            raise ValueError("at least one weight must be above zero")
+        return self
+
+
+class ScoreRequest(_Chooses):
+    """Body of `POST /v1/score`."""
+
+    truncation: Truncation = "error"
+    items: Annotated[list[ScoreItem], Field(fail_fast=True)]
+
+
+class RankCompletion(_Request):
+    """One completion of a ranking."""
+
+    completion: Text
+    finish_reason: FinishReason = "stop"
+    id: Annotated[Text, Field(max_length=256)] | None = None
+
+
+RankEntry = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[RankCompletion, Tag("<structured>")],
+    Discriminator(_form),
+]
+
+
+class RankRequest(_Chooses):
+    """Body of `POST /v1/rank`: a prompt, as text or messages, and its completions."""
+
+    prompt: Prompt | None = None
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] | None = None
+    completions: Annotated[list[RankEntry], Field(fail_fast=True)]
+    top_n: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> "RankRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give exactly one of: prompt, or messages")
+        return self
+
+
+class CompareRequest(_Request):
+    """Body of `POST /v1/compare`."""
+
+    prompt: Prompt
+    a: Text
+    b: Text
+
+
+class RenderRequest(_Request):
+    """Body of `POST /v1/render`."""
+
+    truncation: Truncation = "error"
+    items: Annotated[list[ScoreItem], Field(fail_fast=True)]
+
+
+class RequestError(BaseModel):
+    """Why a request has no answer. Never holds any of its text."""
+
+    code: str
+    message: str
+    param: str | None
+    request_id: str
+    retryable: bool
+
+
+class ErrorBody(BaseModel):
+    """Body of every answer that is not 2xx."""
+
+    error: RequestError
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in sorted({*STATUS.values(), CONTENT_STATUS})
+}

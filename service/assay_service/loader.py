@@ -1,0 +1,176 @@
+"""From a configuration to a registry: every signal loaded and checked against what its checkpoint claims.
+
+What the configuration does not declare comes from the checkpoint's manifest; what neither says is inferred where that
+is certain, and otherwise the service refuses to start. What both say must agree.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from assay_service.errors import StartError
+from assay_service.registry import Provenance, Registry, Signal
+from assay_service.rules import dtype_of, moments_of, render_rules, settled
+from assay_service.scoring import checkpoint, manifest
+from assay_service.scoring.head import Head, checked
+from assay_service.scoring.item import PROBE, Item, Message
+from assay_service.scoring.layout import pack
+from assay_service.scoring.manifest import Manifest
+from assay_service.scoring.mix import Blend
+from assay_service.scoring.model import RewardModel
+from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.settings import Settings, SignalSettings
+
+# A golden row may differ from training by what another machine's kernels do, not by another model.
+_GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
+
+
+def load(settings: Settings) -> Registry:
+    """Loads everything that `settings` names.
+
+    Raises:
+        StartError: naming the signal and the key, file or tensor.
+    """
+    loader = _Loader(settings.directory)
+    signals = {}
+    for name, signal in settings.signals.items():
+        try:
+            signals[name] = loader.signal(name, signal)
+        except StartError as error:
+            raise StartError(f"signals.{name}: {error.message}") from error
+        except Exception as error:  # whatever a broken file makes a library raise is one line as well
+            raise StartError(f"signals.{name}: {type(error).__name__}: {error}") from error
+    blends = {name: Blend(name, dict(b.weights), b.standardise) for name, b in settings.blends.items()}
+    return Registry(signals, blends, settings.default)
+
+
+class _Loader:
+    """Loads signals one by one; signals on the same base share it in memory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._models: dict[tuple[Path, torch.dtype, str, bool], RewardModel] = {}
+        self._hashes: dict[Path, str] = {}
+        self._renderers: dict[tuple[Path, RenderRules, int], Renderer] = {}
+
+    def signal(self, name: str, settings: SignalSettings) -> Signal:
+        """Loads and checks one signal."""
+        base = checkpoint.resolve(settings.base, settings.revision, self._directory)
+        directory = base if settings.adapter is None else checkpoint.resolve(settings.adapter, None, self._directory)
+        claims = manifest.read(directory)
+        config = checkpoint.read_config(base)
+        base_sha256 = self._checked_hash(base, claims)
+        template = self._template(settings, directory, base)
+        rules = render_rules(settings, claims, config, template)
+        kind: manifest.Kind = settled("kind", settings.kind, claims.kind)
+        dtype = settings.dtype or dtype_of(config)
+        device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        pooler = rules.score_position == "pooler"
+        model = self._model(base, getattr(torch, dtype), device, pooler=pooler)
+        adapter, head = self._weights(settings, directory, base)
+        model.add_signal(
+            name,
+            checked(Head(head.weight, head.bias), model.hidden_size, head.name),
+            adapter=adapter,
+            pooler=pooler,
+        )
+        renderer = self._renderer(_tokenizer_source(directory, base), rules, model.vocabulary_size)
+        if claims.template_sha256 not in (None, renderer.template.sha256):
+            raise StartError("template: not the one that the checkpoint was trained with (template_sha256 differs)")
+        provenance = Provenance(
+            model=settings.base,
+            revision=base.name if settings.revision else base_sha256,
+            adapter_sha256=None if adapter is None else adapter.sha256,
+            head_sha256=head.sha256,
+            template_sha256=renderer.template.sha256,
+            dtype=dtype,
+        )
+        config_sha256 = checkpoint.sha256_of([base / "config.json"])
+        moments = moments_of(settings, claims)
+        signal = Signal(name, kind, renderer, model, moments, provenance, base_sha256, config_sha256)
+        _check_forward(signal)
+        _check_golden(signal, claims)
+        return signal
+
+    def _checked_hash(self, base: Path, claims: Manifest) -> str:
+        if base not in self._hashes:
+            self._hashes[base] = checkpoint.sha256_of(checkpoint.weight_files(base))
+        if claims.base_sha256 not in (None, self._hashes[base]):
+            raise StartError(f"{base}: the weights are not those that the adapter was trained on (base_sha256 differs)")
+        return self._hashes[base]
+
+    def _model(self, base: Path, dtype: torch.dtype, device: torch.device, *, pooler: bool) -> RewardModel:
+        key = (base, dtype, str(device), pooler)
+        if key not in self._models:
+            self._models[key] = RewardModel.load(base, dtype, device, pooler=pooler)
+        return self._models[key]
+
+    def _renderer(self, source: Path, rules: RenderRules, vocabulary_size: int) -> Renderer:
+        """Signals that render alike share a renderer, and each item is then rendered once for them."""
+        key = (source, rules, vocabulary_size)
+        if key not in self._renderers:
+            self._renderers[key] = Renderer(_tokenizer(source), rules, vocabulary_size)
+        return self._renderers[key]
+
+    def _weights(
+        self, settings: SignalSettings, directory: Path, base: Path
+    ) -> tuple[checkpoint.Adapter | None, checkpoint.HeadTensors]:
+        if settings.adapter is None:
+            head = checkpoint.read_head(checkpoint.weight_files(base))
+            if head is None:
+                raise StartError(f"{base}: no head; looked for score.weight, classifier.weight, v_head.*, value_head.*")
+            return None, head
+        adapter, head = checkpoint.read_adapter(directory)
+        if head is None:
+            raise StartError(
+                f"{directory}: the adapter has no head (score.weight, classifier.weight); train it with modules_to_save"
+            )
+        return adapter, head
+
+    def _template(self, settings: SignalSettings, directory: Path, base: Path) -> str:
+        if settings.template is not None:
+            path = self._directory / settings.template
+            if not path.is_file():
+                raise StartError(f"template: {path}: no such file")
+            return path.read_text()
+        beside = directory / "chat_template.jinja"
+        if beside.is_file():
+            return beside.read_text()
+        own = getattr(_tokenizer(_tokenizer_source(directory, base)), "chat_template", None)
+        if not isinstance(own, str):
+            raise StartError("template: not declared, and the checkpoint has no single chat template")
+        return own
+
+
+def _tokenizer_source(directory: Path, base: Path) -> Path:
+    """An adapter may bring a tokenizer of its own."""
+    return directory if (directory / "tokenizer.json").is_file() else base
+
+
+def _tokenizer(source: Path) -> Any:  # noqa: ANN401 - transformers' tokenizers have no common static type
+    return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+
+
+def _logit(signal: Signal, item: Item) -> float:
+    with torch.inference_mode():
+        return signal.model.logits(pack([signal.renderer.render(item).sequence]), signal.name).item()
+
+
+def _check_forward(signal: Signal) -> None:
+    """Runs a real forward: a model that cannot score one plain item does not start."""
+    logit = _logit(signal, PROBE)
+    if not math.isfinite(logit):
+        raise StartError(f"the model scores a plain item with {logit}")
+
+
+def _check_golden(signal: Signal, claims: Manifest) -> None:
+    """Recomputes the manifest's golden rows: the model that training saved is the one that was loaded."""
+    tolerance = _GOLDEN_TOLERANCE[signal.provenance.dtype]
+    for number, row in enumerate(claims.golden):
+        item = Item(tuple(Message(role, content) for role, content in row.messages), row.finish_reason)
+        logit = _logit(signal, item)
+        if not math.isclose(logit, row.logit, rel_tol=tolerance, abs_tol=tolerance):
+            raise StartError(f"golden row {number}: the manifest says {row.logit:.6f}, the loaded model {logit:.6f}")

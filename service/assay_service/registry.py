@@ -1,0 +1,144 @@
+"""Signals and blends by name, with their provenance and the fingerprint over it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from assay_service.errors import StartError, UnknownModel
+from assay_service.scoring import manifest
+from assay_service.scoring.mix import Blend, Moments
+from assay_service.scoring.model import RewardModel
+from assay_service.scoring.render import Renderer
+
+CUSTOM = "custom"
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a signal's numbers come from.
+
+    Attributes:
+        model: the base as configured.
+        revision: commit of a hub id, else SHA-256 of the base's weights.
+        adapter_sha256: of the LoRA values; None without adapter.
+        head_sha256: of the head's values.
+        template_sha256: of the chat template.
+        dtype: what the base computes in.
+    """
+
+    model: str
+    revision: str
+    adapter_sha256: str | None
+    head_sha256: str
+    template_sha256: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A loaded signal.
+
+    Attributes:
+        name: as served.
+        kind: what its logit means.
+        renderer: items to sequences.
+        model: holds its adapter and head; shared with other signals on the same base.
+        moments: for blends that standardise; None where unknown.
+        provenance: where it comes from.
+        base_sha256: of the base's weights.
+        config_sha256: of the base's `config.json`, which decides what the weights compute.
+    """
+
+    name: str
+    kind: manifest.Kind
+    renderer: Renderer
+    model: RewardModel
+    moments: Moments | None
+    provenance: Provenance
+    base_sha256: str
+    config_sha256: str
+
+
+class Registry:
+    """All that is served.
+
+    Args:
+        signals: by name.
+        blends: by name.
+        default: the name of a signal or blend.
+    """
+
+    def __init__(self, signals: Mapping[str, Signal], blends: Mapping[str, Blend], default: str) -> None:
+        self.signals = signals
+        self.blends = blends
+        self.default = default
+        for blend in blends.values():
+            self._check_moments(blend)
+
+    @property
+    def moments(self) -> dict[str, Moments]:
+        """The moments that are known."""
+        return {name: signal.moments for name, signal in self.signals.items() if signal.moments is not None}
+
+    def blend(self, model: str | None, weights: Mapping[str, float] | None) -> Blend:
+        """The rule that a request asks for.
+
+        Args:
+            model: a signal or blend; None with `weights` None means the default.
+            weights: weights over signals.
+
+        Raises:
+            UnknownModel: there is no such signal or blend.
+        """
+        if weights is not None:
+            unknown = sorted(weights.keys() - self.signals.keys())
+            if unknown:
+                raise UnknownModel("not a served signal", param=f"weights.{unknown[0]}")
+            return Blend(CUSTOM, dict(weights))
+        name = self.default if model is None else model
+        if name in self.blends:
+            return self.blends[name]
+        if name in self.signals:
+            return Blend(name, {name: 1.0})
+        raise UnknownModel("neither a signal nor a blend", param="model")
+
+    def fingerprint(self, blend: Blend | None = None) -> str:
+        """SHA-256 over everything that decides a score except the text.
+
+        Args:
+            blend: the rule; None covers all signals.
+        """
+        names = sorted(self.signals if blend is None else blend.weights)
+        described: dict[str, Any] = {name: self._described(self.signals[name]) for name in names}
+        rule = (
+            None
+            if blend is None
+            else {"weights": dict(sorted(blend.weights.items())), "standardise": blend.standardise}
+        )
+        libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers", "peft")}
+        text = json.dumps({"signals": described, "blend": rule, **libraries}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _described(self, signal: Signal) -> dict[str, Any]:
+        rules = asdict(signal.renderer.rules)
+        return {
+            **asdict(signal.provenance),
+            **{key: value for key, value in rules.items() if key != "template"},
+            "kind": signal.kind,
+            "tokenizer_sha256": signal.renderer.tokenizer_sha256,
+            "base_sha256": signal.base_sha256,
+            "config_sha256": signal.config_sha256,
+            "device": signal.model.device.type,
+            "moments": None if signal.moments is None else asdict(signal.moments),
+        }
+
+    def _check_moments(self, blend: Blend) -> None:
+        for name in blend.weights if blend.standardise == "manifest" else ():
+            if self.signals[name].moments is None:
+                raise StartError(
+                    f"blends.{blend.name}: standardise needs mean and std of {name!r}, and neither the configuration "
+                    "nor the manifest has them"
+                )
