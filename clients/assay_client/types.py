@@ -1,0 +1,297 @@
+"""What is asked and what is answered, as frozen values.
+
+Requests (`Message`, `Item`) check themselves when they are made. `_protocol` makes answers and checks that
+every float is finite and every index is the position in the caller's own list.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from assay_client.errors import InvalidInput, ItemFailed, ItemsFailed
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+Truncation: TypeAlias = Literal["error", "prompt_left"]
+
+_ITEM_KEYS = frozenset({"prompt", "messages", "completion", "finish_reason", "id"})
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `role` is whatever the signal's template knows.
+
+    Raises:
+        InvalidInput: a field is not text.
+    """
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.role, str) or not isinstance(self.content, str):
+            raise InvalidInput("a message needs a `role` and a `content`, both text")
+
+    @classmethod
+    def of(cls, value: object) -> "Message":
+        """A message from its wire form, `{"role": …, "content": …}`; a `Message` is returned as it is.
+
+        Raises:
+            InvalidInput: another shape, or other keys.
+        """
+        if isinstance(value, Message):
+            return value
+        if not isinstance(value, Mapping) or set(value) != {"role", "content"}:
+            raise InvalidInput("a message is an object with exactly `role` and `content`")
+        return cls(value["role"], value["content"])
+
+    def to_wire(self) -> dict[str, str]:
+        """The message as the wire has it."""
+        return {"role": self.role, "content": self.content}
+
+
+Prompt: TypeAlias = str | Sequence[Message | Mapping[str, str]]
+
+
+def as_messages(value: object, name: str) -> tuple[Message, ...]:
+    """Messages from a sequence of them or of their wire forms.
+
+    Raises:
+        InvalidInput: another shape; `name` is what the error calls it.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidInput(f"`{name}` must be {'text or ' * (name == 'prompt')}a list of messages")
+    return tuple(Message.of(message) for message in value)
+
+
+def prompt_to_wire(prompt: object) -> str | list[dict[str, str]]:
+    """A prompt as the wire has it: text, or a list of messages; raises InvalidInput if it is neither."""
+    if isinstance(prompt, str):
+        return prompt
+    return [message.to_wire() for message in as_messages(prompt, "prompt")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One completion to score: `prompt` and `completion`, or `messages` whose last one is the assistant's.
+
+    Attributes:
+        prompt: text (one user turn) or messages; goes with `completion`.
+        completion: the text that is judged.
+        messages: the whole conversation instead; the last message is judged.
+        finish_reason: "stop" if generation ended, "length" if it was cut off, None for the server's default.
+        id: the caller's name for the item; comes back with its score.
+
+    Raises:
+        InvalidInput: both forms or neither, or a field of the wrong type. Texts are the server's to judge.
+    """
+
+    prompt: Prompt | None = None
+    completion: str | None = None
+    messages: Sequence[Message | Mapping[str, str]] | None = None
+    finish_reason: FinishReason | None = None
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        pair = self.prompt is not None and self.completion is not None and self.messages is None
+        chat = self.prompt is None and self.completion is None and self.messages is not None
+        if not (pair or chat):
+            raise InvalidInput("an item has exactly one of `prompt` with `completion`, or `messages`")
+        if pair and not isinstance(self.completion, str):
+            raise InvalidInput("`completion` must be text")
+        if self.finish_reason is not None and self.finish_reason not in get_args(FinishReason):
+            raise InvalidInput('`finish_reason` must be "stop" or "length"')
+        if self.id is not None and not isinstance(self.id, str):
+            raise InvalidInput("`id` must be text")
+        for name in ("prompt", "messages"):
+            value = getattr(self, name)
+            if value is not None and not (name == "prompt" and isinstance(value, str)):
+                # A tuple, so that nobody changes the list under a frozen item.
+                object.__setattr__(self, name, as_messages(value, name))
+
+    @classmethod
+    def of(cls, value: object) -> "Item":
+        """An item from an `Item`, a `(prompt, completion)` tuple, or a mapping in wire form.
+
+        Raises:
+            InvalidInput: another shape, or keys that the wire does not know.
+        """
+        if isinstance(value, Item):
+            return value
+        if isinstance(value, tuple):
+            if len(value) != 2:
+                raise InvalidInput(f"an item as a tuple is (prompt, completion), got {len(value)} values")
+            return cls(prompt=value[0], completion=value[1])
+        if not isinstance(value, Mapping):
+            raise InvalidInput(f"an item is an Item, a tuple or an object, not {type(value).__name__}")
+        unknown = sorted(str(key) for key in value if key not in _ITEM_KEYS)
+        if unknown:
+            raise InvalidInput(f"unknown key `{unknown[0]}`; an item has {', '.join(sorted(_ITEM_KEYS))}")
+        return cls(**value)
+
+    def to_wire(self) -> dict[str, object]:
+        """The item as the wire has it; fields that are None are left out."""
+        row: dict[str, object] = {
+            "prompt": None if self.prompt is None else prompt_to_wire(self.prompt),
+            "completion": self.completion,
+            "messages": None if self.messages is None else prompt_to_wire(self.messages),
+            "finish_reason": self.finish_reason,
+            "id": self.id,
+        }
+        return {key: value for key, value in row.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class SignalValue:
+    """What one signal says about one completion.
+
+    Attributes:
+        logit: the head's output; unbounded.
+        prob: sigmoid of the logit, 0..1, for signals of kind "absolute"; None for "preference".
+        prompt_tokens: tokens before the completion, after truncation.
+        completion_tokens: tokens of the completion.
+        truncated_tokens: tokens cut from the prompt's left; 0 unless `truncation="prompt_left"` was sent.
+    """
+
+    logit: float
+    prob: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    truncated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """Why one item has no score: the server's code, a sentence, the field, and if it may succeed later."""
+
+    code: str
+    message: str
+    param: str | None
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A scored item: `index` in the caller's list, `score` on the logit scale, and each signal's part."""
+
+    index: int
+    id: str | None
+    score: float
+    signals: Mapping[str, SignalValue]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFailure:
+    """An item without a score; it never fails its neighbours."""
+
+    index: int
+    id: str | None
+    error: ItemError
+
+    def to_exception(self) -> ItemFailed:
+        """The failure as an exception."""
+        e = self.error
+        return ItemFailed(e.message, index=self.index, id=self.id, code=e.code, param=e.param, retryable=e.retryable)
+
+
+@dataclass(frozen=True, slots=True)
+class SignalProvenance:
+    """Which weights gave a signal; `adapter_sha256` is None where there is no adapter."""
+
+    model: str
+    revision: str
+    adapter_sha256: str | None
+    head_sha256: str
+    template_sha256: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """The rule Σ w·logit; `name` is None if the server gives none; `standardise`: what is done to logits before."""
+
+    name: str | None
+    weights: Mapping[str, float]
+    standardise: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What decided the scores. Equal `fingerprint`: same text, same score. No `blend` in a comparison."""
+
+    blend: Blend | None
+    signals: Mapping[str, SignalProvenance]
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """Answers to `score`: `data[i]` is about item i; `model` is None when weights were sent."""
+
+    data: tuple[Score | ScoreFailure, ...]
+    model: str | None
+    provenance: Provenance
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decided the scores except the texts; the same for all items."""
+        return self.provenance.fingerprint
+
+    @property
+    def failures(self) -> tuple[ScoreFailure, ...]:
+        """The items without a score, by index."""
+        return tuple(row for row in self.data if isinstance(row, ScoreFailure))
+
+    def scores(self) -> list[float]:
+        """One finite float per item, in order.
+
+        Raises:
+            ItemsFailed: any item has no score. There is no number that could stand for it.
+        """
+        if self.failures:
+            raise ItemsFailed(tuple(row.to_exception() for row in self.failures), len(self.data))
+        return [row.score for row in self.data if isinstance(row, Score)]
+
+
+@dataclass(frozen=True, slots=True)
+class RankedCompletion(Score):
+    """A scored completion in its rank; `margin` is the distance to the next place, None for the last."""
+
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RankResult:
+    """Completions of one prompt: `results` best first, at most `top_n`; `errors` have no rank."""
+
+    results: tuple[RankedCompletion, ...]
+    errors: tuple[ScoreFailure, ...]
+    model: str | None
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class SignalComparison:
+    """One signal's view: margin = logit(a) − logit(b); `prob_a` = P(a preferred), kind "preference" only."""
+
+    margin: float
+    prob_a: float | None
+    a: SignalValue
+    b: SignalValue
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two completions of one prompt: every signal's view, and score(a) − score(b) under every blend."""
+
+    signals: Mapping[str, SignalComparison]
+    blends: Mapping[str, float]
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A signal or blend that is served; `details` is all that the server says about it."""
+
+    id: str
+    kind: str
+    details: Mapping[str, object]
