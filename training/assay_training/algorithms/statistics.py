@@ -1,0 +1,136 @@
+"""Estimates with intervals, for rows that come in clusters (several pairs share a question).
+
+Legend: `n` rows, `G` clusters.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu, norm, spearmanr
+
+Floats = NDArray[np.float64]
+Z_95 = float(norm.ppf(0.975))
+LOW, HIGH = 0.4, 0.9
+
+
+class DegenerateSample(ValueError):
+    """A statistic does not exist for these rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its 95 % interval.
+
+    Attributes:
+        value: the estimate.
+        low, high: the interval.
+        n: rows.
+        clusters: what they fall into.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+
+
+def clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
+    """The mean of `values` with a normal interval whose variance is robust to dependence within clusters.
+
+    Variance of the mean: `G / (G - 1) · Σ_g (Σ_{i in g} (x_i - mean))² / n²` (Liang and Zeger 1986, the linear case).
+    With clusters of one row it is the sample SEM².
+
+    Args:
+        values: `[n]`.
+        clusters: the cluster of each row, `[n]`.
+
+    Raises:
+        ValueError: there are fewer than two clusters.
+    """
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    count = int(index.max()) + 1 if len(index) else 0
+    if count < 2:
+        raise ValueError(f"an interval needs at least two clusters, there are {count}")
+    mean = float(values.mean())
+    sums = np.bincount(index, weights=values - mean)
+    half = Z_95 * float(np.sqrt(count / (count - 1) * (sums**2).sum())) / len(values)
+    return Estimate(mean, mean - half, mean + half, len(values), count)
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float], clusters: Sequence[str], *, seed: int, draws: int = 500
+) -> Estimate:
+    """A statistic with a percentile interval from resampling whole clusters.
+
+    Draws for which the statistic does not exist (AUC with one class) are left out.
+
+    Args:
+        statistic: from row indices to a number.
+        clusters: the cluster of each row, `[n]`.
+        seed: of the resampling.
+        draws: how many resamples.
+
+    Raises:
+        DegenerateSample: the statistic does not exist for the rows themselves, or for most draws.
+    """
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    members = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
+    generator = np.random.default_rng(seed)
+    value = statistic(np.arange(len(index)))
+    drawn = []
+    for _ in range(draws):
+        chosen = generator.integers(len(members), size=len(members))
+        with contextlib.suppress(DegenerateSample):
+            drawn.append(statistic(np.concatenate([members[g] for g in chosen])))
+    if len(drawn) < draws / 2:
+        raise DegenerateSample(f"only {len(drawn)} of {draws} draws have the statistic")
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), len(index), len(members))
+
+
+def outcomes(margins: Floats) -> Floats:
+    """Pairwise accuracy row by row: 1 for a positive margin, 0 for a negative one, one half for a tie."""
+    return (np.sign(margins) + 1) / 2
+
+
+def bucket_errors(labels: Floats, predictions: Floats) -> dict[str, tuple[int, float, float]]:
+    """Rows, MSE and MAE by the label's bucket, as in the thesis' Tables 6-7: low <= 0.4, high >= 0.9, mid between."""
+    buckets = {
+        "low": labels <= LOW,
+        "mid": (labels > LOW) & (labels < HIGH),
+        "high": labels >= HIGH,
+        "all": np.ones_like(labels, dtype=bool),
+    }
+    errors = {name: (predictions - labels)[mask] for name, mask in buckets.items()}
+    return {
+        name: (len(error), float((error**2).mean()), float(np.abs(error).mean()))
+        for name, error in errors.items()
+        if len(error)
+    }
+
+
+def spearman(a: Floats, b: Floats) -> float:
+    """Spearman's rank correlation; ties get mid-ranks.
+
+    Raises:
+        DegenerateSample: one of the sides is constant.
+    """
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        raise DegenerateSample("Spearman's correlation needs rows that differ")
+    return float(spearmanr(a, b).statistic)
+
+
+def auc(positive: NDArray[np.bool_], scores: Floats) -> float:
+    """The chance that a positive row's score is above a negative row's, ties counting one half.
+
+    Raises:
+        DegenerateSample: one of the classes is empty.
+    """
+    if positive.all() or not positive.any():
+        raise DegenerateSample("AUC needs rows of both classes")
+    u = mannwhitneyu(scores[positive], scores[~positive]).statistic
+    return float(u / (positive.sum() * (~positive).sum()))

@@ -1,0 +1,39 @@
+"""Steps from records to more records. Pure and seeded; what they make is trained on and never tested on."""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from assay_service.scoring.item import Item, Message
+from assay_training.records import Labelled, Record
+
+
+def mismatched(records: Sequence[Record], share: float, part_of: Callable[[Record], int], seed: int) -> list[Labelled]:
+    """Prompts with the completion of another prompt, labelled 0: an answer to something else is a bad answer.
+
+    Both halves come from the same source, so that its style says nothing, and from the same part of the split, so that
+    no text crosses from a test part into training.
+
+    Args:
+        records: labelled items; rankings are passed over.
+        share: of the items that are given a mismatched twin.
+        part_of: the part that a record is in.
+        seed: of the draw.
+
+    Returns:
+        The new items, in the group of their prompt.
+    """
+    generator = random.Random(seed)  # noqa: S311 - a draw, not a secret
+    pools: dict[tuple[str, int], list[Labelled]] = defaultdict(list)
+    for record in records:
+        if isinstance(record, Labelled):
+            pools[record.source, part_of(record)].append(record)
+    made = []
+    for pool in pools.values():
+        for record in pool:
+            other = generator.choice(pool)
+            if generator.random() < share and other.group != record.group:
+                messages = (*record.item.prompt, Message("assistant", other.item.completion))
+                made.append(replace(record, item=Item(messages), label=0.0))
+    return made
