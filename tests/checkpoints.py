@@ -1,0 +1,128 @@
+"""Tiny real checkpoints, made on disk: random weights, real tokenizers, real files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+
+CHATML = (
+    "{%- for m in messages -%}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor -%}"
+    "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
+)
+LLAMA3 = (
+    "{{ '<|bos|>' }}"
+    "{%- for m in messages -%}<|im_start|>{{ m['role'] }}\n\n{{ m['content'] | trim }}<|im_end|>{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|im_start|>assistant\n\n{%- endif -%}"
+)
+ENCODER = (
+    "{%- for m in messages -%}{%- if m['role'] not in ['user', 'assistant'] -%}{{ raise_exception('unknown role') }}"
+    "{%- endif -%}{%- if loop.first -%}[CLS]{%- endif -%}{{ m['role'] }}: {{ m['content'] }}[SEP]{%- endfor -%}"
+    "{%- if add_generation_prompt -%}assistant:{%- endif -%}"
+)
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. user assistant system",
+    "How do I bake bread? Mix flour, water, salt and yeast, and wait.",
+    "I am sorry, I cannot help with that. 0 1 2 3 4 5 6 7 8 9",
+]
+
+
+def tokenizer(specials: dict[str, str], template: str, extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with the given special tokens."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    names = [*dict.fromkeys(specials.values()), *extra]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=names,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=list(extra), **specials)
+    fast.chat_template = template
+    return fast
+
+
+def decoder_tokenizer(template: str = CHATML, **specials: str) -> PreTrainedTokenizerFast:
+    """For Llama and GPT-NeoX."""
+    defaults = {"bos_token": "<|bos|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
+    return tokenizer(defaults | specials, template, extra=("<|im_start|>",))
+
+
+def encoder_tokenizer() -> PreTrainedTokenizerFast:
+    """For BERT."""
+    specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    return tokenizer(specials, ENCODER)
+
+
+def classifier(architecture: str, fast: PreTrainedTokenizerFast, *, seed: int = 0, **more: Any) -> Any:
+    """A tiny random sequence classifier with one label; weights are large enough that logits differ visibly."""
+    shared: dict[str, Any] = {
+        "vocab_size": len(fast),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "pad_token_id": fast.pad_token_id,
+        "num_labels": 1,
+        "initializer_range": 0.2,
+        **more,
+    }
+    config: Any
+    match architecture:
+        case "llama":
+            config = LlamaConfig(**shared, num_key_value_heads=2)
+        case "gpt_neox":
+            config = GPTNeoXConfig(**shared)
+        case "bert":
+            config = BertConfig(**shared)
+        case _:
+            raise ValueError(architecture)
+    torch.manual_seed(seed)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def save(directory: Path, model: Any, fast: PreTrainedTokenizerFast, **manifest: Any) -> Path:
+    """Writes model, tokenizer and, where given, a manifest."""
+    model.save_pretrained(directory)
+    fast.save_pretrained(directory)
+    if manifest:
+        (directory / "assay.json").write_text(json.dumps(manifest))
+    return directory
+
+
+def save_adapter(
+    directory: Path, base: Any, *, seed: int = 1, lora: dict[str, Any] | None = None, **manifest: Any
+) -> tuple[Path, Any]:
+    """A random LoRA adapter with a head of its own on `base`, in PEFT's format; returns it with PEFT's own model."""
+    torch.manual_seed(seed)
+    targets = ["query", "value"] if base.config.model_type == "bert" else ["q_proj", "v_proj"]
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": targets, **(lora or {})}
+    wrapped = get_peft_model(base, LoraConfig(task_type=TaskType.SEQ_CLS, **settings))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.normal_(std=0.2)
+    wrapped.save_pretrained(directory)
+    if manifest:
+        (directory / "assay.json").write_text(json.dumps(manifest))
+    return directory, wrapped.eval()
+
+
+def oracle(model: Any, ids: tuple[int, ...]) -> float:
+    """transformers' own classifier, batch of one, eager attention, no padding, fp32."""
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        return float(model(input_ids=torch.tensor([ids])).logits[0, 0])

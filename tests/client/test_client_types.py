@@ -1,0 +1,80 @@
+"""Items check themselves; results never make up a number."""
+
+from typing import Any
+
+import pytest
+
+from assay_client.errors import InvalidInput, ItemsFailed
+from assay_client.types import Item, ItemError, Message, Provenance, Score, ScoreFailure, ScoreResult
+
+
+def test_every_form_of_an_item_has_the_same_wire_form() -> None:
+    expected = {"prompt": "p", "completion": "c"}
+    assert Item.of(("p", "c")).to_wire() == expected
+    assert Item.of({"prompt": "p", "completion": "c"}).to_wire() == expected
+    assert Item.of(Item(prompt="p", completion="c")).to_wire() == expected
+
+
+def test_messages_and_optional_fields_reach_the_wire() -> None:
+    item = Item(messages=[Message("user", "p"), {"role": "assistant", "content": "c"}], finish_reason="length", id="a")
+    assert item.to_wire() == {
+        "messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}],
+        "finish_reason": "length",
+        "id": "a",
+    }
+
+
+def test_empty_texts_are_the_servers_to_judge() -> None:
+    assert Item(prompt="", completion="").to_wire() == {"prompt": "", "completion": ""}
+
+
+def test_a_list_changed_later_does_not_change_the_item() -> None:
+    prompt = [{"role": "user", "content": "p"}]
+    item = Item(prompt=prompt, completion="c")
+    prompt.append({"role": "user", "content": "q"})
+    assert item.to_wire()["prompt"] == [{"role": "user", "content": "p"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({}, "exactly one of"),
+        ({"prompt": "p"}, "exactly one of"),
+        ({"completion": "c"}, "exactly one of"),
+        ({"prompt": "p", "completion": "c", "messages": []}, "exactly one of"),
+        ({"completion": "c", "messages": []}, "exactly one of"),
+        ({"prompt": "p", "completion": 3}, "`completion` must be text"),
+        ({"prompt": 3, "completion": "c"}, "`prompt` must be text or a list of messages"),
+        ({"messages": "hello"}, "`messages` must be a list of messages"),
+        ({"messages": [{"role": "user"}]}, "exactly `role` and `content`"),
+        ({"messages": [{"role": "user", "content": None}]}, "both text"),
+        ({"prompt": "p", "completion": "c", "finish_reason": "eos"}, '"stop" or "length"'),
+        ({"prompt": "p", "completion": "c", "finish_reason": ["stop"]}, '"stop" or "length"'),
+        ({"prompt": "p", "completion": "c", "id": 7}, "`id` must be text"),
+        ({"prompt": "p", "completion": "c", "label": 1}, "unknown key `label`"),
+        (("p", "c", "x"), "got 3 values"),
+        ("p", "not str"),
+    ],
+)
+def test_a_malformed_item_says_what_is_wrong(value: Any, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        Item.of(value)
+
+
+def result(*data: Score | ScoreFailure) -> ScoreResult:
+    return ScoreResult(data, "crs", Provenance(None, {}, "f1"))
+
+
+def test_scores_are_a_list_in_order() -> None:
+    assert result(Score(0, None, 2.0, {}), Score(1, None, -1.0, {})).scores() == [2.0, -1.0]
+    assert result().scores() == []
+
+
+def test_scores_raise_where_an_item_has_none() -> None:
+    failure = ScoreFailure(1, "b", ItemError("special_token", "holds <s>", "completion", False))
+    scored = result(Score(0, None, 2.0, {}), failure)
+    with pytest.raises(ItemsFailed) as raised:
+        scored.scores()
+    assert [(one.index, one.id, one.code) for one in raised.value.failures] == [(1, "b", "special_token")]
+    assert raised.value.total == 2
+    assert scored.failures == (failure,)

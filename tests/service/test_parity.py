@@ -1,0 +1,174 @@
+"""The packed forward against transformers' own, one item at a time (scoring-traps: the test oracle)."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from assay_service.errors import StartError
+from assay_service.scoring.checkpoint import read_adapter, read_head, weight_files
+from assay_service.scoring.head import Head
+from assay_service.scoring.item import Item, Message
+from assay_service.scoring.layout import pack
+from assay_service.scoring.model import RewardModel
+from assay_service.scoring.render import Renderer, RenderRules
+from tests import checkpoints
+
+LENGTHS = (1, 2, 3, 7, 20, 31, 57, 90)
+POSITIONS = {"llama": "last_non_pad_id", "gpt_neox": "last_non_pad_id", "bert": "pooler"}
+ARCHITECTURES = tuple(POSITIONS)
+
+
+def items() -> list[Item]:
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "and",
+        "I",
+        "bake",
+        "bread",
+        "for",
+        "you",
+        "1",
+        "2",
+        "3",
+    ]
+    texts = [" ".join(words[i % len(words)] for i in range(n)) for n in LENGTHS]
+    pairs = [Item.of(texts[i], texts[-1 - i]) for i in range(len(texts))]
+    long = Item(
+        (Message("user", "hi"), Message("assistant", "yes?"), Message("user", "bread"), Message("assistant", "flour"))
+    )
+    return [*pairs, long, Item.of("", "x"), Item.of("x", "")]
+
+
+def tokenizer_of(architecture: str) -> PreTrainedTokenizerFast:
+    return checkpoints.encoder_tokenizer() if architecture == "bert" else checkpoints.decoder_tokenizer()
+
+
+def renderer_of(architecture: str, fast: PreTrainedTokenizerFast) -> Renderer:
+    rules = RenderRules(fast.chat_template, 256, POSITIONS[architecture], "template", "score", fast.pad_token_id)  # type: ignore[arg-type]
+    return Renderer(fast, rules, len(fast))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_item_of_a_mixed_batch_has_the_oracle_logit(architecture: str, tmp_path: Path) -> None:
+    fast = tokenizer_of(architecture)
+    reference = checkpoints.classifier(architecture, fast)
+    directory = checkpoints.save(tmp_path, reference, fast)
+    pooler = architecture == "bert"
+    model = RewardModel.load(directory, torch.float32, torch.device("cpu"), pooler=pooler)
+    head = read_head(weight_files(directory))
+    assert head is not None
+    model.add_signal("s", Head(head.weight, head.bias), pooler=pooler)
+    sequences = [renderer_of(architecture, fast).render(item).sequence for item in items()]
+    with torch.inference_mode():
+        logits = model.logits(pack(sequences), "s").tolist()
+    expected = [checkpoints.oracle(reference, sequence.ids) for sequence in sequences]
+    assert max(expected) - min(expected) > 0.1  # the rows are told apart at all
+    assert logits == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_adapters_on_one_base_score_as_peft_does_alone(architecture: str, tmp_path: Path) -> None:
+    """Traps 17 and 18: every adapter uses its own weights and its own head, and the bare base stays bare."""
+    fast = tokenizer_of(architecture)
+    base = checkpoints.classifier(architecture, fast)
+    checkpoints.save(tmp_path / "base", base, fast)
+    pooler = architecture == "bert"
+    model = RewardModel.load(tmp_path / "base", torch.float32, torch.device("cpu"), pooler=pooler)
+    oracles = {"bare": base}
+    head = read_head(weight_files(tmp_path / "base"))
+    assert head is not None
+    model.add_signal("bare", Head(head.weight, head.bias), pooler=pooler)
+    for seed, name in enumerate(("first", "second"), start=1):
+        directory, wrapped = checkpoints.save_adapter(tmp_path / name, copy.deepcopy(base), seed=seed)
+        adapter, head = read_adapter(directory)
+        assert head is not None
+        model.add_signal(name, Head(head.weight, head.bias), adapter, pooler=pooler)
+        oracles[name] = wrapped
+    sequences = [renderer_of(architecture, fast).render(item).sequence for item in items()]
+    expected = {name: [checkpoints.oracle(reference, s.ids) for s in sequences] for name, reference in oracles.items()}
+    for name in ("first", "bare", "second", "first"):
+        with torch.inference_mode():
+            assert model.logits(pack(sequences), name).tolist() == pytest.approx(expected[name], abs=1e-5)
+    assert expected["first"] != pytest.approx(expected["second"], abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*layers\.1\..*(q|v)_proj"},
+        {"rank_pattern": {"layers.0.self_attn.q_proj": 8}},
+        {"alpha_pattern": {"model.layers.0.self_attn.q_proj": 64}},
+        {"layers_to_transform": [1]},
+    ],
+    ids=str,
+)
+def test_adapters_of_every_served_form_score_as_peft_loads_them(settings: dict[str, Any], tmp_path: Path) -> None:
+    fast = tokenizer_of("llama")
+    base = checkpoints.classifier("llama", fast)
+    checkpoints.save(tmp_path / "base", base, fast)
+    directory, wrapped = checkpoints.save_adapter(tmp_path / "adapter", copy.deepcopy(base), lora=settings)
+    model = RewardModel.load(tmp_path / "base", torch.float32, torch.device("cpu"))
+    adapter, head = read_adapter(directory)
+    assert head is not None
+    model.add_signal("s", Head(head.weight, head.bias), adapter)
+    sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
+    with torch.inference_mode():
+        logits = model.logits(pack(sequences), "s").tolist()
+    assert logits == pytest.approx([checkpoints.oracle(wrapped, s.ids) for s in sequences], abs=1e-5)
+
+
+ROPES = {
+    "linear": {"factor": 2.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+}
+
+
+@pytest.mark.parametrize("rope_type", ROPES)
+def test_position_scalings_do_not_depend_on_neighbours(rope_type: str, tmp_path: Path) -> None:
+    fast = tokenizer_of("llama")
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **ROPES[rope_type]}
+    reference = checkpoints.classifier("llama", fast, rope_parameters=rope)
+    directory = checkpoints.save(tmp_path, reference, fast)
+    model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
+    head = read_head(weight_files(directory))
+    assert head is not None
+    model.add_signal("s", Head(head.weight, head.bias))
+    sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
+    with torch.inference_mode():
+        logits = model.logits(pack(sequences), "s").tolist()
+    assert logits == pytest.approx([checkpoints.oracle(reference, s.ids) for s in sequences], abs=1e-5)
+
+
+def test_a_position_scaling_that_looks_at_neighbours_is_refused(tmp_path: Path) -> None:
+    fast = tokenizer_of("llama")
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+        "original_max_position_embeddings": 64,
+    }
+    directory = checkpoints.save(tmp_path, checkpoints.classifier("llama", fast, rope_parameters=rope), fast)
+    with pytest.raises(StartError, match="rope_type 'longrope' is not served"):
+        RewardModel.load(directory, torch.float32, torch.device("cpu"))

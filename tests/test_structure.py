@@ -1,0 +1,72 @@
+"""The tree, its page, and the budgets of `CONTRIBUTING.md`."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("service/assay_service", "training/assay_training", "clients/assay_client")
+MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+TOP_LEVEL = {
+    "service",
+    "training",
+    "clients",
+    "pyproject.toml",
+    "Dockerfile",
+    "helm",
+    "tests",
+    "docs",
+    "benchmarks",
+    "examples",
+}
+TOP_LEVEL |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile", "constraints.txt"}
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    first = function.body[0]
+    documented = ast.get_docstring(function) is not None
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+def functions() -> list[tuple[str, int]]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [
+        (f"{path}:{node.name}", body_lines(node))
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, kinds)
+    ]
+
+
+def test_modules_and_functions_are_small() -> None:
+    assert not [(str(p), n) for p in MODULES if (n := len(p.read_text().splitlines())) > 300]
+    lengths = functions()
+    assert not [entry for entry in lengths if entry[1] > 60]
+    assert sorted(n for _, n in lengths)[int(len(lengths) * 0.9)] <= 30
+
+
+def test_structure_page_names_every_module_once_in_order_of_packages() -> None:
+    page = (ROOT / "docs/structure.md").read_text()
+    for package in PACKAGES:
+        section = re.search(rf"### {package}\n(.*?)(?:\n### |\Z)", page, flags=re.S)
+        assert section
+        named = re.findall(r"^- `([^`]+\.py)`", section[1], flags=re.M)
+        there = {str(p.relative_to(ROOT / package)) for p in (ROOT / package).rglob("*.py") if p.read_text()}
+        assert len(named) == len(set(named))
+        assert set(named) == there
+
+
+def test_package_inits_are_empty() -> None:
+    assert all(not path.read_text() for path in MODULES if path.name == "__init__.py")
+
+
+def test_top_level_is_the_prescribed_one() -> None:
+    there = {path.name for path in ROOT.iterdir() if not path.name.startswith(".") and path.name != "runs"}
+    assert there <= TOP_LEVEL
+
+
+def test_nothing_reads_the_environment() -> None:
+    readers = [p for p in MODULES if re.search(r"os\.environ|os\.getenv", p.read_text())]
+    assert not readers

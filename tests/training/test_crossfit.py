@@ -1,0 +1,380 @@
+"""Whole runs on tiny data: what they leave behind, that the service serves it unchanged, and that they resume."""
+
+import json
+import shutil
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from assay_service import loader, registry, settings
+from assay_service.errors import StartError
+from assay_service.scoring.item import Item, Message
+from assay_service.scoring.layout import pack
+from assay_training.algorithms.folds import DEV, fold_of
+from assay_training.cli import app
+from assay_training.config import read
+from assay_training.loops.crossfit import Crossfit, run
+from assay_training.records import RecordError, group_of, read_labelled, read_rankings
+from assay_training.rundir import RunMismatch
+from tests import checkpoints
+from tests.training import tiny
+
+KINDS = ("preference", "absolute")
+SOURCES = {"preference": ["hh_rlhf", "feedbackqa"], "absolute": ["feedbackqa", "diasafety"]}
+RATINGS = ("Bad", "Could be Improved", "Acceptable", "Excellent")
+WORDS = ["bread", "water", "salt", "yeast", "flour", "lazy", "quick", "brown", "jumps", "over"]
+COUNT = 24
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where the inputs and the outputs of a run are."""
+
+    config: Path
+    data: Path
+    out: Path
+
+    def go(self, *, dev_only: bool = False) -> None:
+        run(self.config, self.data, self.out, dev_only=dev_only)
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.out / name).read_text())
+
+    def logged(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
+
+    def times(self) -> dict[str, int]:
+        """When what is expensive to compute was written."""
+        names = ("fold*.json", "frozen_head.json", "metrics.jsonl", "checkpoint/adapter*", "checkpoint/assay.json")
+        return {str(path.relative_to(self.out)): path.stat().st_mtime_ns for n in names for path in self.out.glob(n)}
+
+    def copy(self, root: Path) -> "Run":
+        """The same, to be spoilt."""
+        shutil.copytree(self.config.parent, root, dirs_exist_ok=True)
+        return Run(*(root / path.relative_to(self.config.parent) for path in (self.config, self.data, self.out)))
+
+    def change(self, **changes: Any) -> None:
+        self.config.write_text(yaml.safe_dump(yaml.safe_load(self.config.read_text()) | changes))
+
+
+def questions() -> list[str]:
+    return [f"{WORDS[i % 10]} {WORDS[i // 10]} {i}?" for i in range(COUNT)]
+
+
+def write_data(data: Path, *, flipped: int | None = None) -> None:
+    """All three sources; the labels of diasafety, and who is chosen in hh_rlhf, are turned round in fold `flipped`."""
+    turned = [fold(question) == flipped for question in questions()]
+    replies = [("Mix and bake.", "I cannot.")[:: -1 if turn else 1] for turn in turned]
+    rows = [tiny.hh_row(q, *reply) for q, reply in zip(questions(), replies, strict=True)]
+    tiny.write_rows(data / "hh_rlhf" / "helpful-base.test.jsonl.gz", rows[: COUNT // 2])
+    tiny.write_rows(data / "hh_rlhf" / "harmless-base.test.jsonl.gz", rows[COUNT // 2 :])
+    answers = [
+        tiny.feedback_row(f"how {q}", f"fox {j} {'dog ' * (i % 5)}", RATINGS[(i + 2 * j) % 4])
+        for i, q in enumerate(questions())
+        for j in range(2)
+    ]
+    tiny.write_rows(data / "feedbackqa" / "WHO.feedback_test.jsonl.gz", answers)
+    safe = [(i % 2 == 0) != turn for i, turn in enumerate(turned)]
+    labels = [
+        tiny.safety_row(q, "no dog" if i % 2 else "yes, wait for the fox", "Safe" if good else "Unsafe")
+        for i, (q, good) in enumerate(zip(questions(), safe, strict=True))
+    ]
+    tiny.write_rows(data / "diasafety" / "test.jsonl.gz", labels)
+
+
+def fold(question: str) -> int:
+    return fold_of(group_of(question), folds=2, dev_share=0.2, seed=3)
+
+
+def prepare(root: Path, kind: str = "preference", **changes: Any) -> Run:
+    """A run that has not begun."""
+    base = tiny.save_base(root / "base")
+    write_data(root / "data")
+    config = tiny.write_config(root / "run.yaml", base, **({"kind": kind, "sources": SOURCES[kind]} | changes))
+    return Run(config, root / "data", root / "out")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """One finished run of each kind, for tests that only read, or copy."""
+    runs = {}
+    for kind in KINDS:
+        runs[kind] = prepare(tmp_path_factory.mktemp(kind), kind)
+        runs[kind].go()
+    yield runs  # noqa: PT022 - so that mypy and pytest agree on the type
+
+
+def served(finished_run: Run, root: Path) -> registry.Signal:
+    """The run's checkpoint as the service loads it."""
+    base = yaml.safe_load(finished_run.config.read_text())["base"]
+    signal = {"base": base, "adapter": str(finished_run.out / "checkpoint"), "device": "cpu"}
+    (root / "service.yaml").write_text(yaml.safe_dump({"signals": {"s": signal}, "default": "s"}))
+    return loader.load(settings.read(root / "service.yaml")).signals["s"]
+
+
+def logit(signal: registry.Signal, item: Item) -> float:
+    with torch.inference_mode():
+        return signal.model.logits(pack([signal.renderer.render(item, "prompt_left").sequence]), "s").item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_service_serves_the_checkpoint_as_it_was_trained(
+    kind: str, finished: dict[str, Run], tmp_path: Path
+) -> None:
+    """Golden rows are checked at load; mean and std were taken over every completion of the data."""
+    signal = served(finished[kind], tmp_path)
+    assert (signal.name, signal.kind) == ("s", kind)
+    manifest = finished[kind].json("checkpoint/assay.json")
+    assert len(manifest["golden"]) == 2
+    for row in manifest["golden"]:
+        item = Item(tuple(Message(role, content) for role, content in row["messages"]))
+        assert logit(signal, item) == pytest.approx(row["logit"], abs=1e-5)
+    records = (read_rankings if kind == "preference" else read_labelled)(finished[kind].data, SOURCES[kind])
+    logits = [logit(signal, item) for record in records for item in record.items]
+    assert len(logits) == {"preference": 4 * COUNT, "absolute": 3 * COUNT}[kind]
+    assert statistics.fmean(logits) == pytest.approx(manifest["mean"], abs=1e-5)
+    assert statistics.stdev(logits) == pytest.approx(manifest["std"], abs=1e-5)
+    assert statistics.stdev(logits) > 0.05
+
+
+def test_the_service_serves_what_out_of_fold_models_scored(tmp_path: Path) -> None:
+    """A model trained on all but an empty rest is the final one: its stored logits are the served ones."""
+    whole = prepare(tmp_path, split={"folds": 2, "test_folds": 1, "dev_share": 0.2})
+    config = read(whole.config)
+    crossfit = Crossfit(config, whole.data, whole.out)
+    everything = crossfit.examples
+    crossfit.final()
+    stored = crossfit._fit_and_predict("everything", everything, everything)
+    signal = served(whole, tmp_path)
+    for example, row in zip(everything, stored, strict=True):
+        assert [logit(signal, item) for item in example.record.items] == pytest.approx(row, abs=1e-5)
+
+
+def test_a_checkpoint_that_scores_otherwise_than_in_training_is_not_served(
+    finished: dict[str, Run], tmp_path: Path
+) -> None:
+    spoilt = finished["preference"].copy(tmp_path)
+    manifest = spoilt.json("checkpoint/assay.json")
+    manifest["golden"][1]["logit"] += 0.01
+    (spoilt.out / "checkpoint" / "assay.json").write_text(json.dumps(manifest))
+    with pytest.raises(StartError, match="golden row 1"):
+        served(spoilt, tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_leaves_results_predictions_and_a_card(kind: str, finished: dict[str, Run]) -> None:
+    done = finished[kind]
+    parts = {row["part"] for row in done.logged()}
+    assert parts == {"final", "fold0", "fold1"}
+    assert done.json("render.json") == {"truncated_prompts": 0, "cut_completions": 0, "refused": {}}
+    expected = {
+        "preference": {"hh_rlhf/helpful-base", "hh_rlhf/harmless-base", "hh_rlhf/helpful (all)", "feedbackqa", "all"},
+        "absolute": {"feedbackqa", "diasafety"},
+    }[kind]
+    assert set(done.json("results.json")) == expected
+    card = (done.out / "checkpoint" / "MODEL_CARD.md").read_text()
+    assert all(f"- {domain}: the interval" in card for domain in expected)
+    assert not list(done.out.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_results_are_those_of_the_tested_folds_alone(kind: str, finished: dict[str, Run]) -> None:
+    """Nothing of the development part, every other row once."""
+    results = finished[kind].json("results.json")
+    counts = {part: sum(fold(question) == part for question in questions()) for part in (DEV, 0, 1)}
+    assert min(counts.values()) > 0
+    if kind == "absolute":
+        assert results["diasafety"]["rank"]["model"]["n"] == counts[0] + counts[1]
+        return
+    accuracy = [results[f"hh_rlhf/{name}-base"]["accuracy"]["model"]["n"] for name in ("helpful", "harmless")]
+    assert sum(accuracy) == counts[0] + counts[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_fold_is_judged_by_a_fit_that_saw_its_labels(kind: str, finished: dict[str, Run], tmp_path: Path) -> None:
+    """The model, the frozen head and the length: turning the labels of a fold round changes the others' logits only."""
+    done, turned = finished[kind].copy(tmp_path / "done"), finished[kind].copy(tmp_path / "turned")
+    shutil.rmtree(turned.out)
+    write_data(turned.data, flipped=0)
+    shutil.rmtree(done.out)
+    before, after = (Crossfit(read(r.config), r.data, r.out) for r in (done, turned))
+    old, new = before.contenders(), after.contenders()
+    assert set(old) == {"model", "frozen head", "length"}
+    for name in old:
+        changed = set()
+        for i, part in enumerate(before.folds):
+            texts = [[item.completion for item in run_.examples[i].record.items] for run_ in (before, after)]
+            a, b = (
+                dict(zip(t, rows[i] or (), strict=False)) for t, rows in zip(texts, (old[name], new[name]), strict=True)
+            )
+            assert (a == {}) is (part == DEV)
+            if a != pytest.approx(b, abs=1e-4):
+                changed.add(part)
+        assert changed == ({1} if name != "length" or kind == "absolute" else set()), name
+
+
+def test_a_second_call_computes_nothing_again(finished: dict[str, Run], tmp_path: Path) -> None:
+    again = finished["preference"].copy(tmp_path)
+    times, results = again.times(), again.json("results.json")
+    assert len(times) == 7
+    (again.out / "results.json").unlink()
+    again.go()
+    assert again.times() == times
+    assert again.json("results.json") == results
+
+
+@pytest.mark.parametrize("lost", ["fold1.json", "frozen_head.json", "checkpoint/assay.json"])
+def test_what_is_missing_is_computed_again_and_alone(lost: str, finished: dict[str, Run], tmp_path: Path) -> None:
+    """A killed run goes on where it stopped, and ends up with the same bytes."""
+    again = finished["preference"].copy(tmp_path)
+    times = again.times()
+    (again.out / lost).unlink()
+    again.go()
+    trained = {"fold1.json": {"fold1"}, "frozen_head.json": set(), "checkpoint/assay.json": {"final"}}[lost]
+    logged = len(finished["preference"].logged())
+    assert {row["part"] for row in again.logged()[logged:]} == trained
+    rewritten = {name for name, time in again.times().items() if time != times[name]}
+    files = {lost} | ({"metrics.jsonl"} if trained else set())
+    if lost.startswith("checkpoint"):
+        files |= {"checkpoint/adapter_config.json", "checkpoint/adapter_model.safetensors"}
+    assert rewritten == files
+    for name in [*files - {"metrics.jsonl"}, "results.json"]:
+        assert (again.out / name).read_bytes() == (finished["preference"].out / name).read_bytes()
+
+
+def test_another_configuration_other_data_or_another_template_is_another_run(
+    finished: dict[str, Run], tmp_path: Path
+) -> None:
+    for name in ("config", "data", "template"):
+        other = finished["preference"].copy(tmp_path / name)
+        before = (other.out / "run.json").read_bytes()
+        if name == "config":
+            other.change(seed=4)
+        elif name == "data":
+            write_data(other.data, flipped=1)
+        else:
+            (other.config.parent / "template.jinja").write_text(checkpoints.ENCODER + " ")
+        with pytest.raises(RunMismatch, match="choose another --out"):
+            other.go()
+        assert (other.out / "run.json").read_bytes() == before
+
+
+def test_another_base_under_the_same_path_is_another_run(tmp_path: Path) -> None:
+    done = prepare(tmp_path)
+    Crossfit(read(done.config), done.data, done.out)
+    fast = checkpoints.encoder_tokenizer()
+    checkpoints.save(tmp_path / "base", checkpoints.classifier("bert", fast, seed=9).base_model, fast)
+    with pytest.raises(RunMismatch):
+        Crossfit(read(done.config), done.data, done.out)
+
+
+def test_fewer_tested_folds_give_the_results_of_a_run_that_began_so(finished: dict[str, Run], tmp_path: Path) -> None:
+    fewer = finished["preference"].copy(tmp_path / "fewer")
+    fewer.change(split={"folds": 2, "test_folds": 1, "dev_share": 0.2})
+    fresh = fewer.copy(tmp_path / "fresh")
+    shutil.rmtree(fresh.out)
+    fewer.go()
+    fresh.go()
+    assert fewer.json("results.json") == fresh.json("results.json")
+
+
+def test_the_development_part_alone(finished: dict[str, Run], tmp_path: Path) -> None:
+    dev = finished["preference"].copy(tmp_path)
+    shutil.rmtree(dev.out)
+    dev.go(dev_only=True)
+    assert {row["part"] for row in dev.logged()} == {"dev"}
+    assert not list(dev.out.glob("fold*")) + list(dev.out.glob("checkpoint"))
+    results = dev.json("dev_results.json")
+    pairs = sum(results[f"hh_rlhf/{name}-base"]["accuracy"]["model"]["n"] for name in ("helpful", "harmless"))
+    assert pairs == sum(fold(question) == DEV for question in questions())
+
+
+def test_repeat_repeats_the_examples_of_its_source_only(tmp_path: Path) -> None:
+    """24 HH rows once and 24 questions three times are 96 examples: 12 steps of 8."""
+    repeated = prepare(tmp_path, repeat={"feedbackqa": 3})
+    Crossfit(read(repeated.config), repeated.data, repeated.out).final()
+    assert len(repeated.logged()) == 12
+    assert len(read_rankings(repeated.data, SOURCES["preference"])) == 48
+
+
+def test_runs_are_named_after_their_configuration_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run(here.config, here.data, None, dev_only=True)
+    assert (tmp_path / "runs" / "tiny" / "dev_results.json").is_file()
+
+
+def test_an_adapter_on_some_layers_is_served_without_a_warning(tmp_path: Path) -> None:
+    done = prepare(tmp_path, lora={"r": 2, "alpha": 4, "target_modules": ["query", "value"], "layers": [1]})
+    Crossfit(read(done.config), done.data, done.out).final()
+    names = load_file(done.out / "checkpoint" / "adapter_model.safetensors").keys()
+    assert {name.split(".layer.")[1][0] for name in names if ".encoder." in name} == {"1"}
+    row = done.json("checkpoint/assay.json")["golden"][0]
+    item = Item(tuple(Message(role, content) for role, content in row["messages"]))
+    assert logit(served(done, tmp_path), item) == pytest.approx(row["logit"], abs=1e-5)
+
+
+def test_peft_loads_the_checkpoint_too(finished: dict[str, Run], tmp_path: Path) -> None:
+    """The files are PEFT's own format: transformers and PEFT give the golden logits, without any of our code."""
+    from peft import PeftModel  # noqa: PLC0415
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    done = finished["preference"].copy(tmp_path)
+    base = checkpoints.classifier("bert", checkpoints.encoder_tokenizer())
+    fast = AutoTokenizer.from_pretrained(yaml.safe_load(done.config.read_text())["base"])
+    wrapped = PeftModel.from_pretrained(base, done.out / "checkpoint").eval()
+    bert, head = wrapped.base_model.model.bert, wrapped.base_model.model.classifier
+    for row in done.json("checkpoint/assay.json")["golden"]:
+        messages = [{"role": role, "content": content} for role, content in row["messages"]]
+        ids = fast.apply_chat_template(messages, chat_template=checkpoints.ENCODER, tokenize=True, return_dict=False)
+        with torch.inference_mode():
+            pooled = bert(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(dim=0)
+            assert float(head(pooled)) == pytest.approx(row["logit"], abs=1e-4)
+
+
+def test_a_classifier_serves_as_a_base(tmp_path: Path) -> None:
+    begun = prepare(tmp_path)
+    fast = checkpoints.encoder_tokenizer()
+    checkpoints.save(tmp_path / "base", checkpoints.classifier("bert", fast), fast)
+    Crossfit(read(begun.config), begun.data, begun.out)
+
+
+def test_a_golden_row_that_does_not_fit_is_told_before_training(tmp_path: Path) -> None:
+    begun = prepare(tmp_path, golden=[["bread " * 100, "yes"]])
+    with pytest.raises(ValueError, match="golden"):
+        Crossfit(read(begun.config), begun.data, begun.out)
+
+
+def test_missing_data_and_a_missing_base_are_told_before_training(tmp_path: Path) -> None:
+    begun = prepare(tmp_path)
+    with pytest.raises(RecordError, match="hh_rlhf"):
+        run(begun.config, tmp_path / "base", begun.out, dev_only=False)
+    begun.change(base=str(tmp_path / "absent"))
+    with pytest.raises(StartError, match="absent"):
+        begun.go()
+    assert not (begun.out / "metrics.jsonl").exists()
+
+
+def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path) -> None:
+    begun = prepare(tmp_path)
+    begun.change(kind="absolute")
+    options = ["--config", str(begun.config), "--data", str(begun.data), "--out", str(begun.out)]
+    result = CliRunner().invoke(app, ["train", "reward", *options])
+    assert result.exit_code == 2
+    assert "assay train reward: source 'hh_rlhf' has no such labels" in result.output
+
+
+def test_the_command_runs(tmp_path: Path) -> None:
+    begun = prepare(tmp_path)
+    options = ["--config", str(begun.config), "--data", str(begun.data), "--out", str(begun.out)]
+    result = CliRunner().invoke(app, ["train", "reward", *options, "--dev"])
+    assert result.exit_code == 0, result.output
+    assert (begun.out / "dev_results.json").is_file()

@@ -1,0 +1,152 @@
+"""Records as ids: what is trained on is id for id what is served (scoring-traps 6), and no cut goes uncounted."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assay_service import loader, registry, settings
+from assay_service.scoring.item import Item, Message
+from assay_training.config import read
+from assay_training.examples import Example, render_records, token_batches
+from assay_training.loops.crossfit import Crossfit
+from assay_training.records import Record
+from tests import checkpoints
+from tests.training import tiny
+from tests.training.tiny import labelled, ranking
+
+LONG = "bread flour water salt yeast " * 20
+
+
+def texts(example: Example) -> list[str]:
+    """What the sequences of an example say, special tokens included."""
+    fast = checkpoints.encoder_tokenizer()
+    return [
+        str(fast.decode(list(s.ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for s in example.sequences
+    ]
+
+
+def serve(root: Path, architecture: str, template: str, position: str, eos: str) -> registry.Signal:
+    """An adapter with a manifest, loaded the way the service does."""
+    claims: dict[str, Any] = {
+        "score_position": position,
+        "eos": eos,
+        "unfinished": "score",
+        "max_length": 48,
+        "kind": "preference",
+    }
+    fast = checkpoints.encoder_tokenizer() if architecture == "bert" else checkpoints.decoder_tokenizer(template)
+    model = checkpoints.classifier(architecture, fast)
+    checkpoints.save(root / "base", model.base_model, fast)
+    checkpoints.save_adapter(root / "adapter", model, **claims)
+    (root / "service.yaml").write_text("signals: {s: {base: base, adapter: adapter}}\ndefault: s\n")
+    return loader.load(settings.read(root / "service.yaml")).signals["s"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "template", "position", "eos"),
+    [
+        ("bert", checkpoints.ENCODER, "first_token", "template"),
+        ("bert", checkpoints.ENCODER, "mean", "template"),
+        ("llama", checkpoints.CHATML, "last_token", "template"),
+        ("llama", checkpoints.CHATML, "eos", "append"),
+        ("llama", checkpoints.LLAMA3, "eos", "append"),
+        ("llama", checkpoints.CHATML, "last_non_pad_id", "template"),
+    ],
+)
+def test_the_trainer_renders_what_the_service_renders(
+    architecture: str, template: str, position: str, eos: str, tmp_path: Path
+) -> None:
+    signal = serve(tmp_path, architecture, template, position, eos)
+    rows = [
+        tiny.hh_row("How do I bake bread?", "Mix flour and water.", " I cannot. "),
+        {
+            "chosen": tiny.dialogue("hi", "yes?", "é☃ bread?\n\nor not", "Yes."),
+            "rejected": tiny.dialogue("hi", "yes?", "é☃ bread?\n\nor not", ""),
+        },
+        tiny.hh_row(LONG, "dog", "fox"),
+        tiny.hh_row("fox", LONG, "no"),
+    ]
+    tiny.write_rows(tmp_path / "data" / "hh_rlhf" / "x.jsonl.gz", rows)
+    changes: dict[str, Any] = {"score_position": position, "eos": eos, "template_text": template}
+    if architecture != "bert":
+        changes["lora"] = {"r": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"]}
+    config = read(tiny.write_config(tmp_path / "run.yaml", tmp_path / "base", **changes))
+    crossfit = Crossfit(config, tmp_path / "data", tmp_path / "run")
+    assert len(crossfit.examples) == len(rows)
+    for example in crossfit.examples[:-1]:
+        served = tuple(signal.renderer.render(item, "prompt_left").sequence for item in example.record.items)
+        assert example.sequences == served
+    assert any(len(s.ids) == 48 for example in crossfit.examples[:-1] for s in example.sequences)  # one was cut
+    item, cut = crossfit.examples[-1].record.items[0], crossfit.examples[-1].sequences[0]
+    starts = (Item.of("fox", item.completion[:end], "length") for end in range(1, len(item.completion)))
+    assert any(cut == signal.renderer.render(start, "prompt_left").sequence for start in starts)
+    report = crossfit.run.read_json("render.json")
+    assert (report["truncated_prompts"] >= 2, report["cut_completions"], report["refused"]) == (True, 1, {})
+
+
+def test_a_long_prompt_is_cut_from_the_left_and_counted() -> None:
+    record = ranking("1 2 3 " * 30 + "the end", ["yes", "no"])
+    (example,), report = render_records([record], tiny.renderer(max_length=32))
+    assert [len(s.ids) for s in example.sequences] == [32, 32]
+    assert texts(example)[0].startswith("[CLS]")
+    assert texts(example)[0].endswith("1 2 3 the end[SEP]assistant: yes[SEP]")
+    assert (report.truncated_prompts, report.cut_completions, report.refused) == (2, 0, {})
+
+
+def test_only_what_is_too_long_is_counted() -> None:
+    examples, report = render_records([ranking("hi", ["yes", "no"]), labelled("hi", "yes", 1.0)], tiny.renderer())
+    assert texts(examples[0]) == ["[CLS]user: hi[SEP]assistant: yes[SEP]", "[CLS]user: hi[SEP]assistant: no[SEP]"]
+    assert texts(examples[1]) == texts(examples[0])[:1]
+    assert (report.truncated_prompts, report.cut_completions, report.refused) == (0, 0, {})
+
+
+def test_a_completion_that_does_not_fit_alone_is_cut_on_the_right_and_counted_once() -> None:
+    record = ranking("hi", ["bread " * 100 + "end", "no"])
+    (example,), report = render_records([record], tiny.renderer(max_length=32))
+    cut, whole = texts(example)
+    assert len(example.sequences[0].ids) <= 32
+    assert "bread bread bread" in cut
+    assert not cut.endswith("[SEP]")  # nobody said that it was finished
+    assert "end" not in cut
+    assert whole == "[CLS]user: hi[SEP]assistant: no[SEP]"
+    assert (report.cut_completions, report.refused) == (1, {})
+
+
+@pytest.mark.parametrize("text", ["[SEP]", "yes [CLS] no", "<|im_start|>user", "<|eot_id|>", "[MASK]"])
+def test_special_tokens_in_data_are_refused_and_counted(text: str) -> None:
+    records: list[Record] = [ranking("hi", ["yes", text]), ranking(text, ["yes", "no"]), labelled("hi", "yes", 1.0)]
+    examples, report = render_records(records, tiny.renderer())
+    assert [example.record for example in examples] == records[2:]
+    assert report.refused == {"special_tokens": 2}
+
+
+def test_every_reason_to_refuse_is_counted_by_its_code() -> None:
+    system = ranking("hi", ["yes", "no"])
+    odd = type(system)("x", "hi", (Message("tool", "hi"),), ("yes", "no"), ((0, 1),))
+    long = ranking("hi", [LONG * 2, "no"])
+    records: list[Record] = [odd, long, system, ranking("hi", ["[SEP]", "a"])]
+    examples, report = render_records(records, tiny.renderer(unfinished="error"))
+    assert [example.record for example in examples] == [system]
+    assert report.refused == {"template_error": 1, "unfinished": 1, "special_tokens": 1}
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=4), max_size=30),
+    limit=st.integers(1, 80),
+)
+def test_token_batches_lose_nothing_split_nothing_and_keep_the_limit(sizes: list[list[int]], limit: int) -> None:
+    record = labelled("hi", "yes", 1.0)
+    examples = [tiny.fake_ids(record, *lengths) for lengths in sizes]
+    indices = list(range(len(examples)))[::-1]
+    parts = list(token_batches(indices, examples, limit))
+    assert [i for part in parts for i in part] == indices
+    assert all(parts)
+    for part in parts:
+        assert len(part) == 1 or sum(sum(sizes[i]) for i in part) <= limit
+    for part, after in pairwise(parts):  # no more parts than the limit asks for
+        assert sum(sum(sizes[i]) for i in [*part, after[0]]) > limit

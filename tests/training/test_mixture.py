@@ -1,0 +1,36 @@
+"""Steps from records to more records."""
+
+from assay_service.scoring.item import Item
+from assay_training.mixture import mismatched
+from assay_training.records import Labelled, Record
+
+RECORDS: list[Record] = [
+    Labelled(source, f"{source} {i}", Item.of(f"{source} question {i}", f"{source} answer {i}"), i / 100)
+    for source in ("a", "b")
+    for i in range(100)
+]
+
+
+def part_of(record: Record) -> int:
+    return int(record.group.split()[1]) % 3
+
+
+def test_mismatched_items_pair_a_prompt_with_a_foreign_answer_of_its_own_source_and_part() -> None:
+    made = mismatched(RECORDS, 1.0, part_of, seed=1)
+    assert 180 <= len(made) <= 200  # a draw of the item itself makes none
+    for record in made:
+        (prompt,), completion = record.item.prompt, record.item.completion
+        assert record.label == 0.0
+        assert prompt.content == f"{record.source} question {record.group.split()[1]}"
+        source, _, number = completion.split()
+        assert source == record.source
+        assert number != record.group.split()[1]
+        assert int(number) % 3 == part_of(record)
+
+
+def test_the_share_is_kept_and_the_draw_is_seeded() -> None:
+    made = mismatched(RECORDS, 0.5, part_of, seed=1)
+    assert 70 <= len(made) <= 130
+    assert made == mismatched(RECORDS, 0.5, part_of, seed=1)
+    assert made != mismatched(RECORDS, 0.5, part_of, seed=2)
+    assert mismatched(RECORDS, 0.0, part_of, seed=1) == []

@@ -1,0 +1,204 @@
+"""Rows of the three data sets to records."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assay_service.scoring.item import Item, Message
+from assay_training.records import (
+    Labelled,
+    Ranking,
+    RecordError,
+    data_hashes,
+    group_of,
+    parse_dialogue,
+    read_labelled,
+    read_rankings,
+)
+from tests.training import tiny
+from tests.training.tiny import dialogue, feedback_row, hh_row, safety_row
+
+
+def rankings(data: Path, source: str, rows: list[Any], file: str = "x.jsonl.gz") -> list[Ranking]:
+    tiny.write_rows(data / source / file, rows)
+    return [record for record in read_rankings(data, [source]) if isinstance(record, Ranking)]
+
+
+def labels(data: Path, source: str, rows: list[Any]) -> list[Labelled]:
+    tiny.write_rows(data / source / "x.jsonl.gz", rows)
+    return [record for record in read_labelled(data, [source]) if isinstance(record, Labelled)]
+
+
+def test_a_dialogue_is_parsed_turn_by_turn_and_stripped() -> None:
+    text = "\n\nHuman: Hi:  \n\nreally?\n\nAssistant:  Yes.\n\n\nHuman:\n\nAssistant: The Human: said so "
+    assert parse_dialogue(text) == (
+        Message("user", "Hi:  \n\nreally?"),
+        Message("assistant", "Yes."),
+        Message("user", ""),
+        Message("assistant", "The Human: said so"),
+    )
+
+
+def test_an_hh_row_of_several_turns(tmp_path: Path) -> None:
+    turns = ("How do I bake?", "Mix.", "And then?")
+    row = {"chosen": dialogue(*turns, " Wait. "), "rejected": dialogue(*turns, "No.")}
+    (record,) = rankings(tmp_path, "hh_rlhf", [row], "helpful-base.test.jsonl.gz")
+    assert record == Ranking(
+        source="hh_rlhf/helpful-base",
+        group="how do i bake",
+        prompt=(Message("user", "How do I bake?"), Message("assistant", "Mix."), Message("user", "And then?")),
+        completions=("Wait.", "No."),
+        pairs=((0, 1),),
+    )
+    assert record.data_set == "hh_rlhf"
+    assert [item.completion for item in record.items] == ["Wait.", "No."]
+    assert all(item.prompt == record.prompt for item in record.items)
+
+
+def test_faulty_hh_rows_are_dropped(tmp_path: Path) -> None:
+    rows = [
+        hh_row("same reply", "Yes.", "Yes. "),
+        {"chosen": dialogue("a", "b", "c", "d"), "rejected": dialogue("a", "B", "c", "e")},
+        {"chosen": dialogue("a", "b"), "rejected": dialogue("a", "b", "c", "d")},
+        {"chosen": dialogue("ends with", "a", "human"), "rejected": dialogue("ends with", "a", "person")},
+        {"chosen": "no turns", "rejected": "at all"},
+        hh_row("good", "Yes.", "No."),
+    ]
+    assert [record.group for record in rankings(tmp_path, "hh_rlhf", rows)] == ["good"]
+
+
+def test_every_file_of_a_source_is_read(tmp_path: Path) -> None:
+    tiny.write_rows(tmp_path / "hh_rlhf" / "b-base.test.jsonl.gz", [hh_row("b", "1", "2")])
+    tiny.write_rows(tmp_path / "hh_rlhf" / "a-base.test.jsonl.gz", [hh_row("a", "1", "2")])
+    assert [record.source for record in read_rankings(tmp_path, ["hh_rlhf"])] == ["hh_rlhf/a-base", "hh_rlhf/b-base"]
+
+
+def test_the_better_rated_answer_comes_first_in_its_pairs(tmp_path: Path) -> None:
+    rows = [
+        feedback_row("Q?", "bad", "Bad", "Could be Improved"),
+        feedback_row("Q?", "best", "Excellent", "Acceptable"),
+        feedback_row("Q?", "so-so", "Bad", "Acceptable"),
+        feedback_row("one answer", "alone", "Bad"),
+    ]
+    (record,) = rankings(tmp_path, "feedbackqa", rows)
+    assert (record.group, record.prompt) == ("q", (Message("user", "Q?"),))
+    assert record.completions == ("bad", "best", "so-so")
+    assert set(record.pairs) == {(1, 0), (1, 2), (2, 0)}
+    assert len(record.pairs) == 3
+
+
+def test_equal_means_are_ties_even_where_their_floats_differ(tmp_path: Path) -> None:
+    """7/9 both, but as floats the mean of 1/3 1 1 is above that of 2/3 2/3 1."""
+    rows = [
+        feedback_row("tie?", "a", "Could be Improved", "Excellent", "Excellent"),
+        feedback_row("tie?", "b", "Acceptable", "Acceptable", "Excellent"),
+        feedback_row("partly?", "a", "Could be Improved", "Excellent", "Excellent"),
+        feedback_row("partly?", "b", "Acceptable", "Acceptable", "Excellent"),
+        feedback_row("partly?", "c", "Acceptable", "Excellent", "Excellent"),
+    ]
+    (record,) = rankings(tmp_path, "feedbackqa", rows)
+    assert record.group == "partly"
+    assert set(record.pairs) == {(2, 0), (2, 1)}
+
+
+@pytest.mark.parametrize(
+    ("ratings", "label"),
+    [
+        (("Bad", "Excellent"), 0.5),
+        (("Bad", "Bad"), 0.0),
+        (("Excellent",), 1.0),
+        (("Could be Improved", "Bad"), 1 / 6),
+        (("Excellent", "Acceptable"), 5 / 6),
+        (("Acceptable", "Acceptable"), 2 / 3),
+    ],
+)
+def test_a_feedbackqa_label_is_the_mean_of_its_raters(ratings: tuple[str, ...], label: float, tmp_path: Path) -> None:
+    (record,) = labels(tmp_path, "feedbackqa", [feedback_row("Is it?", "It is.", *ratings)])
+    assert record.label == pytest.approx(label, abs=1e-12)
+    assert (record.source, record.group, record.item) == ("feedbackqa", "is it", Item.of("Is it?", "It is."))
+
+
+def test_diasafety_labels(tmp_path: Path) -> None:
+    rows = [safety_row("I'm sad.", "Good.", "Unsafe"), safety_row("I'm sad!", "Why?", "Safe")]
+    records = labels(tmp_path, "diasafety", rows)
+    assert [record.label for record in records] == [0.0, 1.0]
+    assert [record.group for record in records] == ["i m sad", "i m sad"]
+    assert [record.item for record in records] == [Item.of("I'm sad.", "Good."), Item.of("I'm sad!", "Why?")]
+    assert {record.data_set for record in records} == {"diasafety"}
+
+
+def test_the_group_of_a_question_is_its_words() -> None:
+    assert group_of("  What's  THE\ttime?! ") == group_of("what s the time") == "what s the time"
+    assert group_of("What is the time?") != group_of("What was the time?")
+    assert group_of("Größe: 5") == "größe 5"
+
+
+GOOD_HH = hh_row("a", "b", "c")
+GOOD_SAFETY = safety_row("a", "b", "Safe")
+GOOD_FEEDBACK = feedback_row("a", "b", "Bad")
+
+
+@pytest.mark.parametrize(
+    ("source", "rows", "row", "field"),
+    [
+        ("hh_rlhf", [GOOD_HH, {"chosen": "x"}], 2, "rejected"),
+        ("hh_rlhf", [GOOD_HH, GOOD_HH, '{"chosen": '], 3, "Expecting value"),
+        ("hh_rlhf", [""], 1, "Expecting value"),
+        ("feedbackqa", [GOOD_FEEDBACK, {"question": "a", "rating": []}], 2, "passage"),
+        ("feedbackqa", [GOOD_FEEDBACK, feedback_row("a", "b")], 2, "'rating' is empty"),
+        ("feedbackqa", [feedback_row("a", "b", "Bad", "Poor")], 1, "'rating'"),
+    ],
+)
+def test_a_malformed_ranking_is_told_by_file_row_and_field(
+    source: str, rows: list[Any], row: int, field: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecordError) as caught:
+        rankings(tmp_path, source, rows)
+    assert str(caught.value).startswith(f"{tmp_path / source / 'x.jsonl.gz'}:{row}: ")
+    assert field in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "rows", "row", "field"),
+    [
+        ("diasafety", [GOOD_SAFETY, {"context": "a", "label": "Safe"}], 2, "response"),
+        ("feedbackqa", [GOOD_FEEDBACK, feedback_row("a", "b", "good")], 2, "'rating'"),
+        ("diasafety", [GOOD_SAFETY, safety_row("a", "b", "safe")], 2, "'label'"),
+        ("feedbackqa", [{"question": "a", "passage": {"reference": {}}, "rating": ["Bad"]}], 1, "section_content"),
+        ("diasafety", [GOOD_SAFETY, {"context": None, "response": "b", "label": "Safe"}], 2, "context"),
+        ("diasafety", [GOOD_SAFETY, "5"], 2, "not an object"),
+    ],
+)
+def test_a_malformed_label_is_told_by_file_row_and_field(
+    source: str, rows: list[Any], row: int, field: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecordError) as caught:
+        labels(tmp_path, source, rows)
+    assert str(caught.value).startswith(f"{tmp_path / source / 'x.jsonl.gz'}:{row}: ")
+    assert field in str(caught.value)
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"hh_rlhf: no \*\.jsonl\.gz files"):
+        read_rankings(tmp_path, ["hh_rlhf"])
+    with pytest.raises(RecordError, match=r"diasafety: no \*\.jsonl\.gz files"):
+        data_hashes(tmp_path, ["diasafety"])
+
+
+def test_a_source_without_the_needed_kind_of_label_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="'diasafety' has no such labels; sources that do: hh_rlhf, feedbackqa"):
+        read_rankings(tmp_path, ["diasafety"])
+    with pytest.raises(RecordError, match="'hh_rlhf' has no such labels; sources that do: feedbackqa, diasafety"):
+        read_labelled(tmp_path, ["hh_rlhf"])
+
+
+def test_hashes_name_every_file_that_is_read_and_no_other(tmp_path: Path) -> None:
+    """The digest of the gzip bytes, as `sha256sum` prints it."""
+    folder = tmp_path / "diasafety"
+    folder.mkdir()
+    (folder / "train.jsonl.gz").write_bytes(b"abc")
+    (folder / "LICENSE").write_text("free")
+    assert data_hashes(tmp_path, ["diasafety"]) == {
+        "diasafety/train.jsonl.gz": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    }

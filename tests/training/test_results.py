@@ -1,0 +1,214 @@
+"""From rows of logits to the numbers and the sentences of a model card."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from assay_training.config import RewardConfig, read
+from assay_training.evaluation.card import CardFacts, card
+from assay_training.evaluation.results import Rows, results
+from tests.training.tiny import fake_ids, labelled, ranking
+
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+Z = 1.959964
+
+
+def config(kind: str) -> RewardConfig:
+    return read(CONFIGS / f"{kind}.yaml")
+
+
+def test_rows_of_rankings_are_the_margins_of_their_pairs() -> None:
+    examples = [
+        fake_ids(ranking("a", "xyz", ((2, 0), (1, 0)), "feedbackqa"), 1, 1, 1),
+        fake_ids(ranking("b", "xy", ((0, 1),), "hh_rlhf/helpful-base"), 1, 1),
+    ]
+    rows = Rows.of(examples, {"model": [[1.0, 2.0, 5.0], [0.5, 1.0]], "length": [[0.0, 0.0, 3.0], [2.0, 1.0]]})
+    assert rows.sources.tolist() == ["feedbackqa", "feedbackqa", "hh_rlhf/helpful-base"]
+    assert rows.groups.tolist() == ["a", "a", "b"]
+    assert rows.values["model"].tolist() == [4.0, 1.0, -0.5]
+    assert rows.values["length"].tolist() == [3.0, 0.0, 1.0]
+    assert rows.labels is None
+
+
+def test_rows_of_labels_are_their_logits() -> None:
+    examples = [fake_ids(labelled("a", "x", 0.25), 1), fake_ids(labelled("b", "x", 1.0, "diasafety"), 1)]
+    rows = Rows.of(examples, {"model": [[-1.5], [2.0]]})
+    assert rows.labels is not None
+    assert (rows.values["model"].tolist(), rows.labels.tolist()) == ([-1.5, 2.0], [0.25, 1.0])
+    part = rows.where(rows.sources == "diasafety")
+    assert part.labels is not None
+    assert (part.groups.tolist(), part.values["model"].tolist(), part.labels.tolist()) == (["b"], [2.0], [1.0])
+
+
+def preference_rows() -> Rows:
+    """Two helpful subsets, harmless and feedbackqa, of two groups each; the model's hits are 1 0, 1 ½, 1 1, 0 0."""
+    margins = [0.1, -0.2, 3.0, 0.0, 1.0, 2.0, -1.0, -5.0]
+    names = ["hh_rlhf/helpful-base", "hh_rlhf/helpful-online", "hh_rlhf/harmless-base", "feedbackqa"]
+    sources = np.array([name for name in names for _ in range(2)])
+    values = {"model": np.array(margins), "length": -np.ones(8), "frozen head": np.array([1.0, -1.0] * 4)}
+    return Rows(sources, np.array([f"g{i}" for i in range(8)]), values, None)
+
+
+def test_accuracy_by_domain() -> None:
+    numbers = results(preference_rows(), seed=0)
+    accuracy = {domain: part["accuracy"]["model"]["value"] for domain, part in numbers.items()}
+    assert accuracy == {
+        "hh_rlhf/helpful-base": 0.5,
+        "hh_rlhf/helpful-online": 0.75,
+        "hh_rlhf/harmless-base": 1.0,
+        "feedbackqa": 0.0,
+        "hh_rlhf/helpful (all)": 0.625,
+        "all": 0.5625,
+    }
+    assert {part["accuracy"]["length"]["value"] for part in numbers.values()} == {0.0}
+    assert numbers["all"]["accuracy"]["model"]["n"] == 8
+    assert numbers["hh_rlhf/helpful (all)"]["accuracy"]["model"]["clusters"] == 4
+
+
+def test_the_difference_is_paired() -> None:
+    """Hits 1 0 1 ½ against 1 0 1 0: differences 0 0 0 ½, mean 1/8 and SEM 1/8; unpaired the SEM would be above 0.3."""
+    difference = results(preference_rows(), seed=0)["hh_rlhf/helpful (all)"]["difference"]["frozen head"]
+    assert difference["value"] == pytest.approx(0.125)
+    assert difference["high"] - difference["value"] == pytest.approx(Z * 0.125, abs=1e-6)
+
+
+def absolute_rows() -> Rows:
+    labels = np.array([0.0, 1.0] * 15 + [0.0, 0.5, 5 / 6] * 10)
+    sources = np.array(["diasafety"] * 30 + ["feedbackqa"] * 30)
+    groups = np.array([f"g{i}" for i in range(60)])
+    model = np.log((labels * 0.8 + 0.1) / (1 - labels * 0.8 - 0.1))  # its sigmoid is 0.1 + 0.8 · label
+    values = {"model": model, "length": np.tile([0.5, 0.1, 0.2, 0.7], 15), "frozen head": -model}
+    return Rows(sources, groups, values, labels)
+
+
+@cache
+def absolute_results(seed: int) -> dict[str, Any]:
+    """Once for all tests: the bootstrap takes seconds."""
+    return results(absolute_rows(), seed)
+
+
+def test_absolute_numbers_by_domain() -> None:
+    numbers = absolute_results(0)
+    assert set(numbers) == {"diasafety", "feedbackqa"}
+    assert numbers["diasafety"]["statistic"] == "AUC"
+    assert numbers["diasafety"]["rank"]["model"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 30, "clusters": 30}
+    assert numbers["diasafety"]["rank"]["frozen head"]["value"] == 0.0
+    assert numbers["diasafety"]["difference"]["frozen head"]["value"] == 1.0
+    assert numbers["feedbackqa"]["statistic"] == "Spearman"
+    assert numbers["feedbackqa"]["rank"]["model"]["value"] == pytest.approx(1.0)
+    assert numbers["feedbackqa"]["difference"]["frozen head"]["value"] == pytest.approx(2.0)
+    assert numbers["feedbackqa"]["difference"]["length"]["low"] > 0
+
+
+def test_absolute_errors_are_those_of_the_sigmoid() -> None:
+    errors = absolute_results(0)["feedbackqa"]["errors"]["model"]
+    assert errors["low"] == (10, pytest.approx(0.01), pytest.approx(0.1))  # 0.1 for 0
+    assert errors["mid"][0] == 20  # 0.5 for 0.5, and 0.1 + 2/3 for 5/6
+    assert errors["mid"][1:] == (pytest.approx((0.8 / 12) ** 2 / 2), pytest.approx(0.8 / 24))
+    assert "high" not in errors
+
+
+def test_the_seed_reaches_the_bootstrap() -> None:
+    rows = absolute_rows()
+    other = results(rows.where(rows.sources == "feedbackqa"), seed=1)
+    ranks = [numbers["feedbackqa"]["rank"]["length"] for numbers in (absolute_results(0), other)]
+    assert ranks[0]["value"] == ranks[1]["value"]
+    assert ranks[0]["low"] != ranks[1]["low"]
+
+
+def facts(kind: str) -> CardFacts:
+    rendering = {"truncated_prompts": 12, "cut_completions": 3, "refused": {"special_tokens": 4}}
+    hashes = {"b/x.jsonl.gz": "0b" * 32, "a/x.jsonl.gz": "0a" * 32}
+    return CardFacts(config(kind), "assay train reward --seed", hashes, rendering, 4321, {"torch": "9.8.7"})
+
+
+def estimate(value: float, half: float) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half, "n": 200, "clusters": 150}
+
+
+def preference_results(difference: dict[str, float], model: dict[str, float]) -> dict[str, Any]:
+    accuracy = {"model": model, "length": estimate(0.55, 0.05), "frozen head": estimate(0.6, 0.05)}
+    return {"feedbackqa": {"accuracy": accuracy, "difference": {"frozen head": difference, "length": difference}}}
+
+
+def verdict(results_: dict[str, Any], kind: str = "preference") -> str:
+    (line,) = [line for line in card(facts(kind), results_).splitlines() if line.startswith("- feedbackqa: ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("model", "difference", "expected"),
+    [
+        (
+            (0.7, 0.1),
+            (0.1, 0.05),
+            "is above the length baseline; the difference to the frozen head is positive, and so",
+        ),
+        ((0.7, 0.1), (0.1, 0.2), "is above the length baseline; the difference to the frozen head is positive."),
+        (
+            (0.6, 0.1),
+            (0.1, 0.2),
+            "is **not above** the length baseline; the difference to the frozen head is positive.",
+        ),
+        (
+            (0.7, 0.1),
+            (-0.1, 0.2),
+            "is above the length baseline; the difference to the frozen head is **not positive**.",
+        ),
+        (
+            (0.5, 0.0),
+            (0.0, 0.0),
+            "**not above** the length baseline; the difference to the frozen head is **not positive**.",
+        ),
+        (
+            (float("nan"), 0.0),
+            (float("nan"), 0.0),
+            "**not above** the length baseline; the difference to the frozen head",
+        ),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(
+    model: tuple[float, float], difference: tuple[float, float], expected: str
+) -> None:
+    assert expected in verdict(preference_results(estimate(*difference), estimate(*model)))
+
+
+@pytest.mark.parametrize(
+    ("half", "expected"), [(0.05, "lower end is above the length"), (0.3, "lower end is **not above** the length")]
+)
+def test_the_verdict_on_an_absolute_model(half: float, expected: str) -> None:
+    rank = {"model": estimate(0.6, half), "length": estimate(0.5, 0), "frozen head": estimate(0.9, 0)}
+    errors = {name: {"low": (10, 0.01, 0.1)} for name in rank}
+    difference = {"frozen head": estimate(-0.3, 0.1), "length": estimate(0.1, 0.1)}
+    numbers = {"errors": errors, "statistic": "Spearman", "rank": rank, "difference": difference}
+    line = verdict({"feedbackqa": numbers}, "absolute")
+    assert expected in line
+    assert "**not positive**." in line
+
+
+def test_a_preference_card_says_what_it_takes_to_repeat_it() -> None:
+    text = card(facts("preference"), preference_results(estimate(0.1, 0.05), estimate(0.7, 0.1)))
+    row = "| feedbackqa | 200 | 150 | **0.700 [0.600, 0.800]** | 0.550 | 0.600 | +0.100 [+0.050, +0.150] |"
+    for expected in (
+        *(row, "# preference", "4321 prompts", "Prompts cut from the left: 12; completions cut on the right: 3"),
+        *("refused: 4 special_tokens", "    assay train reward --seed", "Seed 7; torch 9.8.7"),
+        *(f"{'0a' * 32}  a/x.jsonl.gz\n{'0b' * 32}  b/x.jsonl.gz", "learning_rate: "),
+    ):
+        assert expected in text
+
+
+def test_an_absolute_card_has_a_row_for_every_bucket() -> None:
+    text = card(facts("absolute"), absolute_results(0))
+    assert "| diasafety | 30 | AUC | **1.000 [1.000, 1.000]** | " in text
+    for bucket, count in (("low", 10), ("mid", 20), ("all", 30)):
+        assert text.count(f"| feedbackqa | {bucket} | {count} | ") == 1
+    assert "| feedbackqa | low | 10 | 0.0100 / 0.1000 | " in text
+    assert "| feedbackqa | high" not in text
+
+
+def test_a_card_of_real_results_is_made_of_both_kinds() -> None:
+    """What `results` gives is what `card` takes."""
+    assert "| all | 8 | 8 | " in card(facts("preference"), results(preference_rows(), seed=0))

@@ -1,0 +1,281 @@
+"""The training loop: the schedule, the batches, gradients that do not depend on micro-batches, and that it learns."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from assay_training.config import Optimiser
+from assay_training.examples import Example, render_records
+from assay_training.loops.reward import batch_loss, learning_rate_share, predict, random_batches, train
+from assay_training.records import Labelled, Ranking, Record
+from tests.training import tiny
+from tests.training.tiny import labelled, ranking
+
+WORDS = ["bread", "water", "salt", "yeast", "flour", "lazy", "quick", "brown", "jumps", "over"]
+
+
+def rankings() -> list[Ranking]:
+    """Rankings of different K and different numbers of pairs, so that a wrong weight shows."""
+    return [
+        ranking("how", ["mix and wait", "no"]),
+        ranking("bake", ["1", "2 2", "3 3 3 3", "4"], ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))),
+        ranking("dog", ["fox", "fox over", "lazy"], ((2, 0), (1, 0))),
+        ranking("quick brown", ["I am sorry", "yes"], ((1, 0),)),
+    ]
+
+
+def labels() -> list[Labelled]:
+    values = (0.0, 1 / 3, 0.5, 5 / 6, 1.0)
+    return [labelled(word, word * (i + 1), value) for i, (word, value) in enumerate(zip(WORDS, values, strict=False))]
+
+
+def rendered(records: Sequence[Record]) -> list[Example]:
+    return render_records(records, tiny.renderer())[0]
+
+
+def fit(base: Path, records: Sequence[Record], settings: Optimiser, *, seed: int = 0) -> tuple[Any, list[Any]]:
+    """The model after training, and the logged rows."""
+    model, parameters = tiny.trainable(base, seed=seed)
+    log: list[Any] = []
+    train(model, "s", parameters, rendered(records), settings, seed=seed, log=log.append)
+    return model, log
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "warmup_share", "share"),
+    [
+        (0, 105, 0.0, 0.2),  # never fewer than five steps of warm-up
+        (3, 105, 0.0, 0.8),
+        (4, 105, 0.03, 1.0),
+        (5, 105, 0.03, 1.0),
+        (30, 105, 0.03, 0.868198),  # a quarter of the cosine: 0.1 + 0.45 · (1 + 1/√2)
+        (55, 105, 0.03, 0.55),
+        (105, 105, 0.03, 0.1),
+        (0, 1000, 0.03, 1 / 30),
+        (29, 1000, 0.03, 1.0),
+        (515, 1000, 0.03, 0.55),
+        (2, 3, 0.03, 0.6),  # a run that is all warm-up
+    ],
+)
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth(
+    step: int, steps: int, warmup_share: float, share: float
+) -> None:
+    assert learning_rate_share(step, steps, warmup_share) == pytest.approx(share, abs=1e-6)
+
+
+def test_the_learning_rate_never_leaves_its_range_and_falls_after_the_warm_up() -> None:
+    shares = [learning_rate_share(step, 200, 0.1) for step in range(200)]
+    assert shares[:20] == sorted(shares[:20])
+    assert shares[20:] == sorted(shares[20:], reverse=True)
+    assert 0.1 <= min(shares[20:]) < 0.101
+    assert max(shares) == 1.0
+
+
+def test_every_epoch_sees_every_example_once_in_a_new_order() -> None:
+    batches = list(random_batches(10, 4, 3, seed=1))
+    assert [len(batch) for batch in batches] == [4, 4, 2] * 3
+    epochs = [[i for batch in batches[start : start + 3] for i in batch] for start in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, list(range(10))]}) == 4
+    assert batches == list(random_batches(10, 4, 3, seed=1))
+    assert batches != list(random_batches(10, 4, 3, seed=2))
+
+
+def slow_loss(records: Sequence[Record], logits: list[list[float]]) -> float:
+    """A mean over each prompt's pairs, then over prompts; or a mean over labelled items."""
+    losses = []
+    for record, row in zip(records, logits, strict=True):
+        if isinstance(record, Ranking):
+            pairs = [math.log1p(math.exp(-(row[i] - row[j]))) for i, j in record.pairs]
+            losses.append(sum(pairs) / len(pairs))
+        else:
+            p = 1 / (1 + math.exp(-row[0]))
+            losses.append(-record.label * math.log(p) - (1 - record.label) * math.log(1 - p))
+    return sum(losses) / len(losses)
+
+
+def loss_of(model: Any, examples: list[Example], batch_size: int) -> float:
+    with torch.inference_mode():
+        return float(batch_loss(model, "s", examples, batch_size))
+
+
+@pytest.mark.parametrize("records", [rankings(), labels()], ids=["rankings", "labels"])
+def test_the_loss_is_the_mean_over_pairs_then_over_examples(records: Sequence[Record], tmp_path: Path) -> None:
+    model, _ = tiny.trainable(tiny.save_base(tmp_path))
+    examples = rendered(records)
+    expected = slow_loss(records, predict(model, "s", examples, tiny.optimiser()))
+    assert loss_of(model, examples, len(examples)) == pytest.approx(expected, rel=1e-5)
+    assert loss_of(model, examples, 3 * len(examples)) == pytest.approx(expected / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("records", [rankings(), labels()], ids=["rankings", "labels"])
+def test_gradients_do_not_depend_on_micro_batches(records: Sequence[Record], tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path)
+    examples = rendered(records)
+    gradients, losses = [], []
+    for limit in (1, 30, 10**6):
+        model, parameters = tiny.trainable(base)
+        torch.manual_seed(1)
+        with torch.no_grad():  # so that lora_A has gradients at all
+            for parameter in parameters:
+                parameter.normal_(std=0.2)
+
+        def keep(row: dict[str, Any], parameters: list[Any] = parameters) -> None:
+            gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+            losses.append(row["loss"])
+
+        settings = tiny.optimiser(micro_batch_tokens=limit, max_grad_norm=1e9)
+        train(model, "s", parameters, examples, settings, seed=0, log=keep)
+    assert len(gradients) == 3  # one optimiser step each
+    assert all(bool(part.any()) for part in torch.split(gradients[0], 128))
+    for other in (1, 2):
+        torch.testing.assert_close(gradients[other], gradients[0], rtol=1e-5, atol=1e-6)
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_gradients_are_clipped_and_their_norm_before_is_logged(tmp_path: Path) -> None:
+    model, parameters = tiny.trainable(tiny.save_base(tmp_path))
+    norms = []
+
+    def keep(row: dict[str, Any]) -> None:
+        after = math.sqrt(sum(float(p.grad.square().sum()) for p in parameters if p.grad is not None))
+        norms.append((row["grad_norm"], after))
+
+    settings = tiny.optimiser(max_grad_norm=0.01)
+    train(model, "s", parameters, rendered(rankings()), settings, seed=0, log=keep)
+    ((before, after),) = norms
+    assert before > 0.1
+    assert after == pytest.approx(0.01, rel=1e-3)
+
+
+def test_it_learns_which_word_is_better(tmp_path: Path) -> None:
+    """Held-out prompts too: the better completion always says "bake", at either index."""
+    base = tiny.save_base(tmp_path)
+    records = [
+        ranking(
+            f"{a} {b}", ["Mix, bake.", "Mix, fox."] if i % 2 else ["Mix, fox.", "Mix, bake."], ((1 - i % 2, i % 2),)
+        )
+        for i, (a, b) in enumerate((a, b) for a in WORDS for b in WORDS)
+    ]
+    model, log = fit(base, records[:60], tiny.optimiser(epochs=3))
+    rows = predict(model, "s", rendered(records[60:]), tiny.optimiser())
+    margins = [row[better] - row[worse] for row, r in zip(rows, records[60:], strict=True) for better, worse in r.pairs]
+    assert len(margins) == 40
+    assert min(margins) > 0
+    assert log[-1]["loss"] < 0.3 < log[0]["loss"]
+
+
+QUALITIES = (("bake it", 1.0), ("fox dog", 0.0), ("I am sorry", 0.5))
+
+
+def test_it_learns_a_quality(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path)
+    records = [labelled(f"{a} {b}", text, label) for a in WORDS for b in WORDS[:4] for text, label in QUALITIES]
+    model, _ = fit(base, records[:90], tiny.optimiser(epochs=10))
+    rows = predict(model, "s", rendered(records[90:]), tiny.optimiser())
+    for record, (logit,) in zip(records[90:], rows, strict=True):
+        assert 1 / (1 + math.exp(-logit)) == pytest.approx(record.label, abs=0.25)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path)
+    first, second, other = (
+        fit(base, rankings(), tiny.optimiser(batch_prompts=2, epochs=3), seed=seed)[0].adapter_tensors("s")
+        for seed in (5, 5, 6)
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_only_the_adapter_and_the_head_change(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path)
+    before = tiny.trainable(base)[0]
+    after, _ = fit(base, labels(), tiny.optimiser(batch_prompts=1))
+    trained = dict(after.base.named_parameters())
+    for name, parameter in before.base.named_parameters():
+        assert torch.equal(parameter, trained[name]) is ("lora_" not in name), name
+    fresh = before.adapter_tensors("s")
+    assert all(not torch.equal(fresh[name], tensor) for name, tensor in after.adapter_tensors("s").items())
+
+
+def test_every_step_is_logged_with_its_learning_rate(tmp_path: Path) -> None:
+    _, log = fit(tiny.save_base(tmp_path), rankings(), tiny.optimiser(batch_prompts=3, epochs=2))
+    assert [row["step"] for row in log] == [0, 1, 2, 3]
+    assert [row["learning_rate"] for row in log] == pytest.approx([0.002, 0.004, 0.006, 0.008])
+    assert log[0]["loss"] != log[1]["loss"]
+
+
+def test_every_step_starts_from_fresh_gradients(tmp_path: Path) -> None:
+    """With steps too small to matter, the same batch has the same gradient every time."""
+    settings = tiny.optimiser(learning_rate=1e-12, epochs=3, max_grad_norm=1e9)
+    _, log = fit(tiny.save_base(tmp_path), rankings(), settings)
+    assert [row["grad_norm"] for row in log] == pytest.approx([log[0]["grad_norm"]] * 3, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    model, parameters = tiny.trainable(tiny.save_base(tmp_path))
+    with torch.no_grad():
+        parameters[-1].fill_(math.nan)
+    log: list[Any] = []
+    before = parameters[0].detach().clone()
+    with pytest.raises(FloatingPointError, match="nan at step 0"):
+        train(model, "s", parameters, rendered(labels()), tiny.optimiser(), seed=0, log=log.append)
+    assert log == []
+    assert torch.equal(parameters[0], before)
+
+
+def test_predictions_are_those_of_each_example_alone_and_in_order(tmp_path: Path) -> None:
+    """Trap 15: scoring sorts by length."""
+    model, _ = tiny.trainable(tiny.save_base(tmp_path))
+    examples = rendered([*rankings(), *labels()])[::-1]
+    alone = [predict(model, "s", [example], tiny.optimiser())[0] for example in examples]
+    for limit in (1, 40, 10**6):
+        together = predict(model, "s", examples, tiny.optimiser(micro_batch_tokens=limit))
+        assert [len(row) for row in together] == [len(example.sequences) for example in examples]
+        for row, expected in zip(together, alone, strict=True):
+            assert row == pytest.approx(expected, abs=1e-5)
+    assert len({round(logit, 4) for row in alone for logit in row}) == sum(map(len, alone))
+
+
+def test_logits_are_fp32_whatever_the_base_computes_in(tmp_path: Path) -> None:
+    """Trap 12: bf16 has steps of 1/64 at 2, so close completions tie and a tie counts one half."""
+    model, _ = tiny.trainable(tiny.save_base(tmp_path))
+    examples = rendered([*rankings(), *labels()])
+    logits = torch.tensor(
+        [x for r in predict(model, "s", examples, tiny.optimiser(compute_dtype="bfloat16")) for x in r]
+    )
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+@pytest.mark.parametrize("records", [rankings()[:3], labels()], ids=["rankings", "labels"])
+def test_the_loss_is_fp32_whatever_the_base_computes_in(records: Sequence[Record], tmp_path: Path) -> None:
+    model, _ = tiny.trainable(tiny.save_base(tmp_path))
+    examples = rendered(records)
+    expected = slow_loss(records, predict(model, "s", examples, tiny.optimiser(compute_dtype="bfloat16")))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = loss_of(model, examples, len(examples))
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_bf16_is_close_to_fp32(tmp_path: Path) -> None:
+    model, _ = tiny.trainable(tiny.save_base(tmp_path))
+    examples = rendered(rankings())
+    exact, fast = (predict(model, "s", examples, tiny.optimiser(compute_dtype=d)) for d in ("float32", "bfloat16"))
+    assert exact != fast
+    for row, expected in zip(fast, exact, strict=True):
+        assert row == pytest.approx(expected, abs=0.1)
+
+
+def test_dropout_is_off_when_scoring(tmp_path: Path) -> None:
+    """Trap 20."""
+    model, parameters = tiny.trainable(tiny.save_base(tmp_path), dropout=0.5)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.normal_(std=0.2)
+    examples = rendered(rankings())
+    assert predict(model, "s", examples, tiny.optimiser()) == predict(model, "s", examples, tiny.optimiser())

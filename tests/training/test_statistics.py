@@ -1,0 +1,142 @@
+"""Estimates and intervals against numbers worked out by hand."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from assay_training.algorithms.statistics import (
+    Floats,
+    auc,
+    bootstrap,
+    bucket_errors,
+    clustered_mean,
+    outcomes,
+    spearman,
+)
+
+Z = 1.959964
+
+
+def test_with_clusters_of_one_it_is_the_sample_sem() -> None:
+    """66 wins of 100 have an SEM of 4.761 % (seeds §9, Table 23), not the 4.737 % of the formula with n."""
+    wins = np.array([1.0] * 66 + [0.0] * 34)
+    estimate = clustered_mean(wins, [f"prompt {i}" for i in range(100)])
+    assert estimate.value == pytest.approx(0.66)
+    assert (estimate.n, estimate.clusters) == (100, 100)
+    assert (estimate.high - estimate.low) / 2 / Z == pytest.approx(0.04761, abs=5e-6)
+    assert (estimate.high + estimate.low) / 2 == pytest.approx(0.66)
+
+
+def test_clusters_of_different_size() -> None:
+    """Mean 2/3; residuals sum to 1/3 (a: 1 1 0 1), -2/3 (b: 0) and 1/3 (c: 1); 3/2 · 6/9 = 1, so the error is 1/6."""
+    estimate = clustered_mean(np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0]), ["a", "b", "a", "c", "a", "a"])
+    assert (estimate.n, estimate.clusters) == (6, 3)
+    assert estimate.value == pytest.approx(2 / 3)
+    assert estimate.low == pytest.approx(2 / 3 - Z / 6, abs=1e-6)
+    assert estimate.high == pytest.approx(2 / 3 + Z / 6, abs=1e-6)
+
+
+def test_repeating_every_row_in_its_cluster_does_not_narrow_the_interval() -> None:
+    values, names = np.array([0.0, 1.0, 1.0, 0.5, 1.0]), list("abcde")
+    once = clustered_mean(values, names)
+    thrice = clustered_mean(np.repeat(values, 3), [name for name in names for _ in range(3)])
+    assert [thrice.low, thrice.high] == pytest.approx([once.low, once.high])
+
+
+@pytest.mark.parametrize("clusters", [["a", "a", "a"], []])
+def test_an_interval_needs_two_clusters(clusters: list[str]) -> None:
+    with pytest.raises(ValueError, match="at least two clusters"):
+        clustered_mean(np.ones(len(clusters)), clusters)
+
+
+def test_a_tie_is_one_half() -> None:
+    assert outcomes(np.array([0.3, -2.0, 0.0, -0.0, 1e-30])).tolist() == [1.0, 0.0, 0.5, 0.5, 1.0]
+
+
+def test_bucket_errors_of_ten_rows() -> None:
+    labels = np.array([0.0, 0.2, 0.4, 0.41, 0.5, 0.7, 0.89, 0.9, 1.0, 1.0])
+    predictions = np.array([0.5, 0.2, 0.3, 0.41, 0.3, 0.8, 0.59, 0.8, 1.0, 0.4])
+    errors = bucket_errors(labels, predictions)
+    assert {name: numbers[0] for name, numbers in errors.items()} == {"low": 3, "mid": 4, "high": 3, "all": 10}
+    assert errors["low"][1:] == pytest.approx((0.26 / 3, 0.6 / 3))  # 0.5 0 0.1
+    assert errors["mid"][1:] == pytest.approx((0.14 / 4, 0.6 / 4))  # 0 0.2 0.1 0.3
+    assert errors["high"][1:] == pytest.approx((0.37 / 3, 0.7 / 3))  # 0.1 0 0.6
+    assert errors["all"][1:] == pytest.approx((0.077, 0.19))
+
+
+def test_a_bucket_without_rows_is_left_out() -> None:
+    assert set(bucket_errors(np.array([0.0, 1.0]), np.array([0.5, 0.5]))) == {"low", "high", "all"}
+
+
+def test_auc_counts_ties_one_half() -> None:
+    """Positives 0.9 0.5, negatives 0.5 0.1: of four pairs three are right and one is a tie."""
+    positive = np.array([True, False, True, False])
+    assert auc(positive, np.array([0.9, 0.5, 0.5, 0.1])) == 0.875
+    assert auc(positive, np.array([1.0, 0.0, 1.0, 0.0])) == 1.0
+    assert auc(positive, np.array([0.0, 1.0, 0.0, 1.0])) == 0.0
+
+
+@pytest.mark.parametrize("positive", [[True, True], [False, False]])
+def test_auc_needs_both_classes(positive: list[bool]) -> None:
+    with pytest.raises(ValueError, match="both classes"):
+        auc(np.array(positive), np.array([0.1, 0.2]))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([1.0, 2.0, 3.0], [10.0, 100.0, 1000.0], 1.0),
+        ([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], -1.0),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 1.0, 4.0, 3.0, 5.0], 0.8),  # 1 - 6 · 4 / (5 · 24)
+        ([1.0, 2.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0], 0.9486833),  # ranks 1 2.5 2.5 4: 4.5 / √(4.5 · 5)
+    ],
+)
+def test_spearman_with_mid_ranks(a: list[float], b: list[float], expected: float) -> None:
+    assert spearman(np.array(a), np.array(b)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_bootstrap_draws_whole_clusters_and_as_many_as_there_are() -> None:
+    clusters = list("abcabcbccd")
+    sizes = Counter(clusters)
+    distinct = set()
+
+    def statistic(index: NDArray[np.int64]) -> float:
+        rows = Counter(index.tolist())
+        draws = {}
+        for name in sizes:
+            counts = {rows[i] for i, cluster in enumerate(clusters) if cluster == name}
+            assert len(counts) == 1, "a cluster was split"
+            draws[name] = counts.pop()
+        assert sum(draws.values()) == 4
+        distinct.add(tuple(draws.values()))
+        return float(len(index))
+
+    estimate = bootstrap(statistic, clusters, seed=0, draws=200)
+    assert (estimate.value, estimate.n, estimate.clusters) == (10.0, 10, 4)
+    assert len(distinct) > 20  # of 35 multisets
+    assert estimate.low < 10 < estimate.high
+
+
+def test_the_bootstrap_is_seeded() -> None:
+    values = np.arange(30.0)
+    clusters = [str(i % 10) for i in range(30)]
+
+    def estimate(seed: int) -> tuple[float, float]:
+        result = bootstrap(lambda index: float(values[index].mean()), clusters, seed=seed, draws=50)
+        return result.low, result.high
+
+    assert estimate(1) == estimate(1)
+    assert estimate(1) != estimate(2)
+
+
+def test_the_bootstrap_of_a_mean_has_the_interval_of_the_formula() -> None:
+    generator = np.random.default_rng(0)
+    shared = np.repeat(generator.normal(size=200), 3)
+    values: Floats = shared + 0.1 * generator.normal(size=600)
+    clusters = [str(i // 3) for i in range(600)]
+    formula = clustered_mean(values, clusters)
+    drawn = bootstrap(lambda index: float(values[index].mean()), clusters, seed=0, draws=1000)
+    assert drawn.value == pytest.approx(formula.value)
+    assert drawn.high - drawn.low == pytest.approx(formula.high - formula.low, rel=0.1)
