@@ -1,0 +1,18 @@
+# The service on CPU with its embedded models. For CUDA, install torch from its CUDA index instead and set `device: cuda`.
+FROM python:3.11-slim
+
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md ./
+COPY service service
+COPY training training
+COPY clients clients
+RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
+        --constraint constraints.txt '.[service,embedded]' \
+    && useradd --system --no-create-home assay
+
+USER assay
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=12s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/ready', timeout=11)"]
+ENTRYPOINT ["assay", "serve"]
+CMD ["--host", "0.0.0.0", "--port", "8000"]

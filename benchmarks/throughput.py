@@ -1,0 +1,146 @@
+"""Items per second of the embedded encoder: packed rows against transformers' own ways of running it.
+
+    python benchmarks/throughput.py [--out benchmarks/results/throughput]
+
+All contenders score the same fresh items in one run, alternating, tokenisation included; medians of five. The items are
+made up, with the lengths of HH dialogues. Only ratios within one run mean anything.
+"""
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from assay_service import loader, settings
+from assay_service.scoring.checkpoint import resolve
+from assay_service.scoring.item import Item
+from assay_service.scoring.layout import pack
+
+REPEATS = 5
+ITEMS = 128
+BATCH = 32
+WORDS = [
+    "the",
+    "a",
+    "we",
+    "you",
+    "bread",
+    "river",
+    "music",
+    "how",
+    "why",
+    "explain",
+    "please",
+    "help",
+    "good",
+    "bad",
+    "long",
+    "small",
+    "think",
+    "know",
+    "make",
+    "take",
+    "time",
+    "people",
+]
+
+Scorer = Callable[[list[Item]], object]
+
+
+def items(seed: int) -> list[Item]:
+    """Prompts and completions with about the lengths of HH helpful-base: 10 to 200 and 5 to 120 words."""
+    generator = random.Random(seed)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(generator.choices(WORDS, k=round(low * (high / low) ** generator.random())))
+
+    return [Item.of(text(10, 200), text(5, 120)) for _ in range(ITEMS)]
+
+
+def contenders() -> dict[str, Scorer]:
+    """Each takes items and runs one signal's base and head, or the bare base where it has no head."""
+    served = loader.load(settings.read(settings.EMBEDDED))
+    signal = served.signals["preference"]
+    base = resolve(signal.provenance.model, None, Path())
+    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModel.from_pretrained(base).eval()
+
+    def packed(batch: list[Item]) -> None:
+        for start in range(0, len(batch), BATCH):
+            rows = [signal.renderer.render(item).sequence for item in batch[start : start + BATCH]]
+            signal.model.logits(pack(rows), signal.name)
+
+    def padded(batch: list[Item]) -> None:
+        for start in range(0, len(batch), BATCH):
+            part = batch[start : start + BATCH]
+            pairs = ([item.prompt[0].content for item in part], [item.completion for item in part])
+            model(**tokenizer(*pairs, padding="longest", truncation=True, max_length=512, return_tensors="pt"))
+
+    def one_by_one(batch: list[Item]) -> None:
+        for item in batch:
+            model(
+                **tokenizer(
+                    item.prompt[0].content, item.completion, truncation=True, max_length=512, return_tensors="pt"
+                )
+            )
+
+    return {
+        "assay, packed, with adapter": packed,
+        f"transformers, padded {BATCH}": padded,
+        "transformers, one by one": one_by_one,
+    }
+
+
+def measure() -> list[dict[str, object]]:
+    """Medians over `REPEATS` alternating rounds, each on fresh items."""
+    scorers = contenders()
+    rates: dict[str, list[float]] = {name: [] for name in scorers}
+    with torch.inference_mode():
+        for scorer in scorers.values():
+            scorer(items(-1))
+        for repeat in range(REPEATS):
+            fresh = items(repeat)
+            for name, scorer in scorers.items():
+                started_s = time.perf_counter()
+                scorer(fresh)
+                rates[name].append(ITEMS / (time.perf_counter() - started_s))
+    ours = statistics.median(next(iter(rates.values())))
+    return [
+        {
+            "workload": "HH-like items",
+            "contender": name,
+            "median": statistics.median(seen),
+            "min": min(seen),
+            "max": max(seen),
+            "unit": "items/s",
+            "ratio": ours / statistics.median(seen),
+        }
+        for name, seen in rates.items()
+    ]
+
+
+def main() -> None:
+    """Measures, prints and writes a JSON and a Markdown file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "throughput")
+    out: Path = parser.parse_args().out
+    rows = measure()
+    table = ["| contender | items/s | min | max | ours / it |", "|---|---|---|---|---|"]
+    table += [
+        f"| {r['contender']} | {r['median']:.1f} | {r['min']:.1f} | {r['max']:.1f} | {r['ratio']:.2f} |" for r in rows
+    ]
+    where = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, fp32"
+    text = f"# Throughput\n\n`make bench`; {where}; {ITEMS} items a round, {REPEATS} rounds.\n\n"
+    out.with_suffix(".md").write_text(text + "\n".join(table) + "\n")
+    out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(text + "\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
