@@ -64,8 +64,8 @@ def test_a_process_serves_drains_and_ends(tiny: dict[str, Any], tmp_path: Path) 
         assert written == pytest.approx(expected, abs=1e-5)
 
         # In-flight work is finished after SIGTERM; new connections are then refused, and no number is made up.
-        with ThreadPoolExecutor(1) as pool:
-            in_flight = pool.submit(RewardClient(url, chunk_size=60, max_retries=0).score, items[:60])
+        with RewardClient(url, chunk_size=60, max_retries=0) as last, ThreadPoolExecutor(1) as pool:
+            in_flight = pool.submit(last.score, items[:60])
             time.sleep(0.02)
             process.send_signal(signal.SIGTERM)
             # Where the signal was faster than the request, an error is right, and a number would not be.
