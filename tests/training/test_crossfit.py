@@ -20,7 +20,7 @@ from assay_service.scoring.item import Item, Message
 from assay_service.scoring.layout import pack
 from assay_training.algorithms.folds import DEV, fold_of
 from assay_training.cli import app
-from assay_training.config import read
+from assay_training.config import ConfigError, read
 from assay_training.loops.crossfit import Crossfit, run
 from assay_training.records import RecordError, group_of, read_labelled, read_rankings
 from assay_training.rundir import RunMismatch
@@ -303,6 +303,13 @@ def test_repeat_repeats_the_examples_of_its_source_only(tmp_path: Path) -> None:
     Crossfit(read(repeated.config), repeated.data, repeated.out).final()
     assert len(repeated.logged()) == 12
     assert len(read_rankings(repeated.data, SOURCES["preference"])) == 48
+
+
+def test_a_repeated_name_that_no_record_has_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
+    run = prepare(tmp_path, repeat={"hh_rlhf/harmful-base": 2})
+    with pytest.raises(ConfigError, match="'hh_rlhf/harmful-base' is not a source of this run"):
+        run.go()
+    assert not run.out.exists()
 
 
 def test_runs_are_named_after_their_configuration_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

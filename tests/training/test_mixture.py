@@ -1,7 +1,10 @@
 """Steps from records to more records."""
 
+import pytest
+
 from assay_service.scoring.item import Item
-from assay_training.mixture import mismatched
+from assay_training.config import ConfigError
+from assay_training.mixture import check_names, mismatched, times_in_epoch
 from assay_training.records import Labelled, Record
 
 RECORDS: list[Record] = [
@@ -34,3 +37,17 @@ def test_the_share_is_kept_and_the_draw_is_seeded() -> None:
     assert made == mismatched(RECORDS, 0.5, part_of, seed=1)
     assert made != mismatched(RECORDS, 0.5, part_of, seed=2)
     assert mismatched(RECORDS, 0.0, part_of, seed=1) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "times"), [("hh_rlhf/harmless-base", 3), ("hh_rlhf/helpful-base", 2), ("feedbackqa", 1)]
+)
+def test_a_subset_goes_before_its_data_set(source: str, times: int) -> None:
+    record = Labelled(source, "a question", Item.of("a question", "an answer"), 1.0)
+    assert times_in_epoch(record, {"hh_rlhf/harmless-base": 3, "hh_rlhf": 2}) == times
+
+
+def test_repeating_what_there_is_not_is_an_error() -> None:
+    check_names({"a": 2, "b": 3}, RECORDS)
+    with pytest.raises(ConfigError, match="repeat: 'a/c' is not a source of this run; these are: a, b"):
+        check_names({"a/c": 2}, RECORDS)

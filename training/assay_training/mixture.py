@@ -2,11 +2,29 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from assay_service.scoring.item import Item, Message
+from assay_training.config import ConfigError
 from assay_training.records import Labelled, Record
+
+
+def times_in_epoch(record: Record, repeat: Mapping[str, int]) -> int:
+    """How often `record` occurs in an epoch: what its subset says, else what its data set says, else once."""
+    return repeat.get(record.source, repeat.get(record.data_set, 1))
+
+
+def check_names(repeat: Mapping[str, int], records: Sequence[Record]) -> None:
+    """Every name in `repeat` is one of the records'.
+
+    Raises:
+        ConfigError: naming the first that is not, and those that there are.
+    """
+    known = {name for record in records for name in (record.source, record.data_set)}
+    for name in repeat:
+        if name not in known:
+            raise ConfigError(f"repeat: {name!r} is not a source of this run; these are: {', '.join(sorted(known))}")
 
 
 def mismatched(records: Sequence[Record], share: float, part_of: Callable[[Record], int], seed: int) -> list[Labelled]:

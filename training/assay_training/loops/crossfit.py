@@ -28,7 +28,7 @@ from assay_training.evaluation.card import CardFacts, card
 from assay_training.evaluation.results import FROZEN, LENGTH, MODEL, Rows, results
 from assay_training.examples import Example, render_records
 from assay_training.loops.reward import predict, train
-from assay_training.mixture import mismatched
+from assay_training.mixture import check_names, mismatched, times_in_epoch
 from assay_training.records import Record, data_hashes, read_labelled, read_rankings
 from assay_training.rundir import RunDirectory, write_checkpoint
 
@@ -50,6 +50,7 @@ class Crossfit:
         self.base_sha256 = sha256_of(weight_files(self.base))
         read = read_rankings if config.kind == "preference" else read_labelled
         records = read(data, list(config.sources))
+        check_names(config.repeat, records)
         self.run = RunDirectory(out, config, self.base_sha256, data_hashes(data, list(config.sources)))
         model = self._fresh_model(seed=config.seed)[0]
         renderer = self.renderer(model)
@@ -150,8 +151,7 @@ class Crossfit:
         def log(row: dict[str, Any]) -> None:
             self.run.log({"part": name, **row})
 
-        times = {str(source): count for source, count in self.config.repeat.items()}
-        repeated = [example for example in part for _ in range(times.get(example.record.data_set, 1))]
+        repeated = [example for example in part for _ in range(times_in_epoch(example.record, self.config.repeat))]
         train(model, self.config.name, parameters, repeated, self.config.optimiser, seed=self.config.seed, log=log)
 
     def _fresh_model(self, *, seed: int) -> tuple[RewardModel, list[torch.nn.Parameter]]:
