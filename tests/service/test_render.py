@@ -213,6 +213,24 @@ def test_score_positions(position: ScorePosition, finished: str, unfinished: str
         assert decoded(fast, (sequence.ids[sequence.score.start],)).endswith(expected)
 
 
+@pytest.mark.parametrize("truncation_length", [200, 24])
+def test_completion_reads_every_token_of_the_completion_and_none_of_the_prompt(truncation_length: int) -> None:
+    fast = checkpoints.decoder_tokenizer()
+    item = Item.of("a fox, a dog, flour and water and bread", "yes, bake it")
+    rendered = renderer(fast, score_position="completion", max_length=truncation_length).render(item, "prompt_left")
+    span = rendered.sequence.score
+    assert (span.start, span.end) == (rendered.boundary, len(rendered.sequence.ids))
+    assert decoded(fast, rendered.sequence.ids[span.start : span.end]) == f"yes, bake it{TURN_END}\n"
+
+
+def test_completion_cannot_be_read_where_there_is_none() -> None:
+    plain = "{%- for m in messages -%}{{ m['role'] }}:{{ m['content'] }}{%- endfor -%}"
+    plain += "{%- if add_generation_prompt -%}assistant:{%- endif -%}"
+    with pytest.raises(ContentError) as caught:
+        renderer(template=plain, score_position="completion").render(Item.of("hi", ""))
+    assert caught.value.code == "empty_completion"
+
+
 def test_last_non_pad_id_reads_before_an_eos_that_is_also_the_pad() -> None:
     """Trap 1: transformers' and TRL's legacy position, with pad == eos."""
     fast = checkpoints.decoder_tokenizer(checkpoints.LLAMA3, pad_token=TURN_END)

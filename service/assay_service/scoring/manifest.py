@@ -14,7 +14,7 @@ from assay_service.errors import StartError
 FILE_NAME = "assay.json"
 
 Kind = Literal["preference", "absolute"]
-ScorePosition = Literal["last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean"]
+ScorePosition = Literal["last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean", "completion"]
 EosPolicy = Literal["template", "append"]
 Unfinished = Literal["score", "error"]
 

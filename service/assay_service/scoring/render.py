@@ -143,6 +143,10 @@ class Renderer:
                 return Span(0, 1)
             case "mean":
                 return Span(0, len(ids))
+            case "completion" if boundary < len(ids):
+                return Span(boundary, len(ids))
+            case "completion":  # empty, and the template prints no end of turn
+                last = -1
             case "last_token":
                 last = len(ids) - 1
             case "last_non_pad_id":
@@ -151,7 +155,7 @@ class Renderer:
                 eos = self._tokenizer.eos_token_id
                 last = next((i for i in range(boundary, len(ids)) if ids[i] == eos), len(ids) - 1)
         if last < 0:
-            raise ContentError("all tokens are padding", code="empty_completion", param="completion")
+            raise ContentError("there is no token to read", code="empty_completion", param="completion")
         return Span(last, last + 1)
 
     def _check_rules(self) -> None:
