@@ -47,6 +47,13 @@ def test_a_subset_goes_before_its_data_set(source: str, times: int) -> None:
     assert times_in_epoch(record, {"hh_rlhf/harmless-base": 3, "hh_rlhf": 2}) == times
 
 
+def test_a_repeat_of_one_and_a_half_doubles_half_of_the_groups_and_always_the_same() -> None:
+    times = [times_in_epoch(record, {"a": 2.5}) for record in RECORDS if record.source == "a"]
+    assert set(times) == {2, 3}
+    assert 35 <= times.count(3) <= 65
+    assert times == [times_in_epoch(record, {"a": 2.5}) for record in RECORDS if record.source == "a"]
+
+
 def test_repeating_what_there_is_not_is_an_error() -> None:
     check_names({"a": 2, "b": 3}, RECORDS)
     with pytest.raises(ConfigError, match="repeat: 'a/c' is not a source of this run; these are: a, b"):

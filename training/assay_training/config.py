@@ -98,7 +98,7 @@ class RewardConfig(_Frozen):
         sources: folders below the data directory.
         mismatched: share of labelled items that also occur with another item's completion, labelled 0.
         repeat: how often the examples of a source (`hh_rlhf`) or of a subset (`hh_rlhf/harmless-base`, which then goes
-            before its source) occur in an epoch, where not once.
+            before its source) occur in an epoch on average, where not once.
         max_length: tokens of prompt and completion together; longer prompts are cut from the left.
         score_position: which tokens the head reads.
         eos: where the end of turn comes from.
@@ -116,7 +116,7 @@ class RewardConfig(_Frozen):
     template: Path
     sources: list[Source] = Field(min_length=1)
     mismatched: float = Field(0.0, ge=0, le=1)
-    repeat: dict[str, Annotated[int, Field(ge=1)]] = {}
+    repeat: dict[str, Annotated[float, Field(ge=1)]] = {}
     max_length: int = Field(gt=0)
     score_position: Annotated[ScorePosition, AfterValidator(_trainable)]
     eos: EosPolicy

@@ -1,5 +1,6 @@
 """Steps from records to more records. Pure and seeded; what they make is trained on and never tested on."""
 
+import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +11,18 @@ from assay_training.config import ConfigError
 from assay_training.records import Labelled, Record
 
 
-def times_in_epoch(record: Record, repeat: Mapping[str, int]) -> int:
-    """How often `record` occurs in an epoch: what its subset says, else what its data set says, else once."""
-    return repeat.get(record.source, repeat.get(record.data_set, 1))
+def times_in_epoch(record: Record, repeat: Mapping[str, float]) -> int:
+    """How often `record` occurs in an epoch: what its subset says, else what its data set says, else once.
+
+    Of 1.5, half of the groups occur twice and the others once; which ones follows from their name.
+    """
+    times = repeat.get(record.source, repeat.get(record.data_set, 1.0))
+    digest = hashlib.sha256(record.group.encode()).digest()
+    share = int.from_bytes(digest[16:24], "big") / 2**64  # other bytes than the split's, which must not matter
+    return int(times) + (share < times % 1)
 
 
-def check_names(repeat: Mapping[str, int], records: Sequence[Record]) -> None:
+def check_names(repeat: Mapping[str, float], records: Sequence[Record]) -> None:
     """Every name in `repeat` is one of the records'.
 
     Raises:
