@@ -7,7 +7,6 @@ import pytest
 
 from assay_service import loader, registry, settings
 from assay_service.scoring.item import Item
-from assay_service.scoring.layout import pack
 from assay_service.scoring.mix import blended
 
 EMBEDDED = settings.EMBEDDED.parent
@@ -26,7 +25,7 @@ def score(served: registry.Registry, model: str, prompt: str, completion: str) -
     for name in blend.weights:
         signal = served.signals[name]
         sequence = signal.renderer.render(Item.of(prompt, completion)).sequence
-        logits[name] = signal.model.logits(pack([sequence]), name).item()
+        logits[name] = signal.model.logits([sequence], name).item()
     return blended(blend, logits, served.moments)
 
 

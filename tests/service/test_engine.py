@@ -15,8 +15,8 @@ from assay_service.engine.engine import Engine, Job
 from assay_service.engine.plan import Waiting, next_batch
 from assay_service.errors import ForwardFailed, NotFinite, NotReady, Overloaded
 from assay_service.metrics import Metrics
-from assay_service.scoring.layout import Layout, Span
 from assay_service.scoring.layout import Sequence as Ids
+from assay_service.scoring.layout import Span
 from assay_service.scoring.model import RewardModel
 
 POISON, NAN = 666, 667
@@ -31,9 +31,9 @@ class FaultyModel:
         self.gate = threading.Event()
         self.gate.set()
 
-    def logits(self, layout: Layout, name: str) -> torch.Tensor:
+    def logits(self, sequences: Sequence[Ids], name: str) -> torch.Tensor:
         self.gate.wait(WAIT_S)
-        firsts = [int(layout.ids[0, span.start]) for span in layout.spans]
+        firsts = [sequence.ids[0] for sequence in sequences]
         self.batches.append(firsts)
         if POISON in firsts:
             raise RuntimeError("device says no")
@@ -57,7 +57,7 @@ def running(model: FaultyModel, *, max_batch_tokens: int = 100, max_queue_tokens
 
 
 def jobs(firsts: Sequence[int], signal: str = "a", length: int = 3) -> list[Job]:
-    return [Job(signal, Ids((first,) * length, Span(0, 1))) for first in firsts]
+    return [Job(signal, Ids((first,) * length, 0, Span(0, 1))) for first in firsts]
 
 
 waiting = st.lists(st.builds(Waiting, st.sampled_from(["a", "b", "c"]), st.integers(1, 120)), max_size=40)

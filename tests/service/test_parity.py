@@ -12,7 +12,6 @@ from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import read_adapter, read_head, weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item, Message
-from assay_service.scoring.layout import pack
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer, RenderRules
 from tests import checkpoints
@@ -72,7 +71,7 @@ def test_every_item_of_a_mixed_batch_has_the_oracle_logit(architecture: str, tmp
     model.add_signal("s", Head(head.weight, head.bias), pooler=pooler)
     sequences = [renderer_of(architecture, fast).render(item).sequence for item in items()]
     with torch.inference_mode():
-        logits = model.logits(pack(sequences), "s").tolist()
+        logits = model.logits(sequences, "s").tolist()
     expected = [checkpoints.oracle(reference, sequence.ids) for sequence in sequences]
     assert max(expected) - min(expected) > 0.1  # the rows are told apart at all
     assert logits == pytest.approx(expected, abs=1e-5)
@@ -100,7 +99,7 @@ def test_adapters_on_one_base_score_as_peft_does_alone(architecture: str, tmp_pa
     expected = {name: [checkpoints.oracle(reference, s.ids) for s in sequences] for name, reference in oracles.items()}
     for name in ("first", "bare", "second", "first"):
         with torch.inference_mode():
-            assert model.logits(pack(sequences), name).tolist() == pytest.approx(expected[name], abs=1e-5)
+            assert model.logits(sequences, name).tolist() == pytest.approx(expected[name], abs=1e-5)
     assert expected["first"] != pytest.approx(expected["second"], abs=1e-2)
 
 
@@ -128,7 +127,7 @@ def test_adapters_of_every_served_form_score_as_peft_loads_them(settings: dict[s
     model.add_signal("s", Head(head.weight, head.bias), adapter)
     sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
     with torch.inference_mode():
-        logits = model.logits(pack(sequences), "s").tolist()
+        logits = model.logits(sequences, "s").tolist()
     assert logits == pytest.approx([checkpoints.oracle(wrapped, s.ids) for s in sequences], abs=1e-5)
 
 
@@ -156,7 +155,7 @@ def test_position_scalings_do_not_depend_on_neighbours(rope_type: str, tmp_path:
     model.add_signal("s", Head(head.weight, head.bias))
     sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
     with torch.inference_mode():
-        logits = model.logits(pack(sequences), "s").tolist()
+        logits = model.logits(sequences, "s").tolist()
     assert logits == pytest.approx([checkpoints.oracle(reference, s.ids) for s in sequences], abs=1e-5)
 
 

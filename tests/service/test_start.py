@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from assay_service import loader, registry, settings
 from assay_service.errors import StartError
 from assay_service.scoring.item import PROBE, Item
-from assay_service.scoring.layout import pack
 from tests import checkpoints
 
 RULES = {"eos": "template", "unfinished": "score", "kind": "preference"}
@@ -107,7 +106,7 @@ def test_heads_are_found_under_the_names_that_trainers_use(name: str, bias: bool
     signal = load(directory).signals["s"]
     sequence = signal.renderer.render(Item.of("hi", "yes")).sequence
     with torch.inference_mode():
-        logit = signal.model.logits(pack([sequence]), "s").item()
+        logit = signal.model.logits([sequence], "s").item()
     assert logit == pytest.approx(checkpoints.oracle(model, sequence.ids) + 0.5 * bias, abs=1e-5)
 
 
@@ -385,7 +384,7 @@ def test_adapter_settings_that_are_not_understood_refuse_to_start(
 def logit_of(served: registry.Registry) -> float:
     signal = served.signals["s"]
     with torch.inference_mode():
-        return signal.model.logits(pack([signal.renderer.render(PROBE).sequence]), "s").item()
+        return signal.model.logits([signal.renderer.render(PROBE).sequence], "s").item()
 
 
 def oracle_of(served: registry.Registry, model: Any) -> float:

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 from assay_service import loader, registry, settings
 from assay_service.errors import StartError
 from assay_service.scoring.item import Item, Message
-from assay_service.scoring.layout import pack
 from assay_training.algorithms.folds import DEV, fold_of
 from assay_training.cli import app
 from assay_training.config import ConfigError, read
@@ -122,7 +121,7 @@ def served(finished_run: Run, root: Path) -> registry.Signal:
 
 def logit(signal: registry.Signal, item: Item) -> float:
     with torch.inference_mode():
-        return signal.model.logits(pack([signal.renderer.render(item, "prompt_left").sequence]), "s").item()
+        return signal.model.logits([signal.renderer.render(item, "prompt_left").sequence], "s").item()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -117,7 +117,7 @@ def labelled(prompt: str, completion: str, label: float, source: str = "feedback
 
 def fake_ids(record: Record, *lengths: int) -> Example:
     """An example whose sequences have the given lengths; for what never looks at the ids."""
-    return Example(record, tuple(Sequence((1,) * length, Span(0, 1)) for length in lengths))
+    return Example(record, tuple(Sequence((1,) * length, 0, Span(0, 1)) for length in lengths))
 
 
 def base_hash(base: Path) -> str:

@@ -157,12 +157,11 @@ class Engine:
 
     def _forward(self, batch: list[Job]) -> list[float]:
         signal = batch[0].signal
-        row = layout.pack([job.sequence for job in batch])
         started_s = time.monotonic()
         with torch.inference_mode():
-            logits: list[float] = self._models[signal].logits(row, signal).tolist()
+            logits: list[float] = self._models[signal].logits([job.sequence for job in batch], signal).tolist()
         self._metrics.forward_s.labels(signal).observe(time.monotonic() - started_s)
-        self._metrics.batch_tokens.labels(signal).observe(row.ids.shape[1])
+        self._metrics.batch_tokens.labels(signal).observe(sum(job.tokens for job in batch))
         return logits
 
 

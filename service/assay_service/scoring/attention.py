@@ -1,7 +1,8 @@
-"""Attention within each sequence of a packed row, registered with transformers' attention interface.
+"""Attention within each segment of a packed row, registered with transformers' attention interface.
 
 Transformers builds no mask for an attention function whose name its mask table does not know, so neither padding masks
-nor its own detection of packed rows (by jumps in position ids) are at work; each segment is a call of its own.
+nor its own detection of packed rows (by jumps in position ids) are at work. Each segment is a call of its own, whose
+shape depends on its item only: that is half of why a score does not depend on the batch (`rows.py` is the other).
 """
 
 from typing import Any
@@ -11,7 +12,12 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from assay_service.scoring.layout import Segment, Span
+
 NAME = "assay_packed"
+
+# Additive masks by (queries, keys, window): made by the first layer of a forward and used by the others.
+Masks = dict[tuple[int, int, int | None], torch.Tensor | None]
 
 
 def packed_attention(  # noqa: PLR0913 - the signature is transformers'
@@ -21,13 +27,15 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    segment_lengths: tuple[int, ...],
+    segments: tuple[Segment, ...],
+    masks: Masks,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     is_causal: bool | None = None,
     **unused: Any,  # noqa: ANN401 - what transformers passes to every attention function
 ) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention, each segment by itself.
+    """Scaled dot-product attention, each segment by itself and its prefix.
 
     Args:
         module: the attention layer; its `is_causal` says decoder or encoder unless the argument does.
@@ -35,9 +43,11 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
         key: `[1, kv_heads, T, head_dim]`.
         value: as `key`.
         attention_mask: must be None, segments are the mask.
-        segment_lengths: lengths of the sequences in the row; they sum to `T`.
+        segments: of the row; what they do not cover comes out as zeros.
+        masks: those already made in this forward; is added to.
         scaling: factor on the dot products; None means `head_dim ** -0.5`.
         dropout: probability, from the layer; 0 in eval mode.
+        sliding_window: a token sees so many, itself included (causal layers only); None means all.
         is_causal: None means the module's own.
         unused: ignored.
 
@@ -45,31 +55,62 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
         `[1, T, heads, head_dim]`, and None for the attention weights.
 
     Raises:
-        ValueError: a mask was passed, or the lengths do not sum to `T`.
+        ValueError: a mask was passed, or the row is shorter than its segments.
     """
     if attention_mask is not None:
         raise ValueError("packed attention takes no mask")
-    if query.shape[0] != 1 or sum(segment_lengths) != query.shape[2]:
-        raise ValueError(f"segments {sum(segment_lengths)} do not cover the row {tuple(query.shape)}")
+    rows = query.shape[2]
+    if query.shape[0] != 1 or segments[-1].own.end > rows:
+        raise ValueError(f"segments up to {segments[-1].own.end} do not lie in the row {tuple(query.shape)}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    outputs = [
-        scaled_dot_product_attention(
-            q,
-            k,
-            v,
+    outputs = []
+    for segment in segments:
+        mask = _mask(segment, sliding_window, query, masks) if causal else None
+        attended = scaled_dot_product_attention(
+            _cut(query, segment.own),
+            _keys(key, segment),
+            _keys(value, segment),
+            attn_mask=mask,
             dropout_p=dropout,
-            is_causal=causal,
+            is_causal=causal and mask is None,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        for q, k, v in zip(
-            torch.split(query, list(segment_lengths), dim=2),
-            torch.split(key, list(segment_lengths), dim=2),
-            torch.split(value, list(segment_lengths), dim=2),
-            strict=True,
-        )
-    ]
+        outputs.append(attended)
+    if (rest := rows - segments[-1].own.end) > 0:
+        outputs.append(query.new_zeros(1, query.shape[1], rest, value.shape[3]))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _reach(segment: Segment) -> int:
+    """Tokens that the segment's last token may see."""
+    return segment.own.tokens + (0 if segment.prefix is None else segment.prefix.tokens)
+
+
+def _cut(tensor: torch.Tensor, span: Span) -> torch.Tensor:
+    """The tokens of `span`, in memory of their own: a kernel may depend on how its operands are aligned."""
+    return tensor[:, :, span.start : span.end].contiguous()
+
+
+def _keys(tensor: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """Keys or values that the segment sees: its prefix, then its own."""
+    if segment.prefix is None:
+        return _cut(tensor, segment.own)
+    parts = (tensor[:, :, span.start : span.end] for span in (segment.prefix, segment.own))
+    return torch.cat(tuple(parts), dim=2)
+
+
+def _mask(segment: Segment, sliding_window: int | None, like: torch.Tensor, masks: Masks) -> torch.Tensor | None:
+    """What the segment's tokens see: additive `[queries, keys]`; None where plain causality says it."""
+    queries, keys = segment.own.tokens, _reach(segment)
+    window = None if sliding_window is None or sliding_window >= keys else sliding_window
+    if queries == keys and window is None:
+        return None
+    if (queries, keys, window) not in masks:
+        ages = torch.arange(keys - queries, keys, device=like.device)[:, None] - torch.arange(keys, device=like.device)
+        hidden = ages < 0 if window is None else (ages < 0) | (ages >= window)
+        masks[queries, keys, window] = like.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
+    return masks[queries, keys, window]
 
 
 AttentionInterface.register(NAME, packed_attention)

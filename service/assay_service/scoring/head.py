@@ -30,15 +30,24 @@ class Head(nn.Module):
         return cls(weight, torch.zeros(1))
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Logits, fp32 `[n]`, from pooled hidden states `[n, H]`; also under autocast, which would make them bf16."""
+        """Logits, fp32 `[n]`, from pooled hidden states `[n, H]`; also under autocast, which would make them bf16.
+
+        A sum over each row by itself: a matrix product may pick its kernel by the number of rows (see `rows.py`).
+        """
         with torch.autocast(pooled.device.type, enabled=False):
-            return nn.functional.linear(pooled.float(), self.weight, self.bias).squeeze(-1)
+            logits = (pooled.float() * self.weight).sum(dim=-1)
+            return logits if self.bias is None else logits + self.bias
 
 
-def pool(hidden: torch.Tensor, spans: tuple[Span, ...]) -> torch.Tensor:
-    """The mean hidden state of each span, fp32 `[n, H]`, from `[1, T, H]`; of one token, that token's."""
+def pool(hidden: torch.Tensor, spans: tuple[tuple[Span, ...], ...]) -> torch.Tensor:
+    """The mean hidden state of each sequence's score span, fp32 `[n, H]`, from `[1, T, H]`; of one token, that token's.
+
+    Args:
+        hidden: `[1, T, H]`.
+        spans: for each sequence the pieces of its score span in the row.
+    """
     rows = hidden[0]
-    return torch.stack([rows[span.start : span.end].float().mean(dim=0) for span in spans])
+    return torch.stack([torch.cat([rows[p.start : p.end] for p in pieces]).float().mean(dim=0) for pieces in spans])
 
 
 def checked(head: Head, hidden_size: int, where: str) -> Head:

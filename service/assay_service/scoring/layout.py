@@ -1,18 +1,23 @@
-"""Sequences laid end to end in one row, with positions. Pure: ids in, tensors out.
+"""Sequences laid end to end in one row, prompts once each, with positions. Pure: ids in, tensors out.
 
-There is no padding: a row of `T` tokens holds `n` sequences, and attention (see `attention.py`) never crosses a border.
+A row holds *segments*: a prompt that several completions share is one, and each completion is one that attends to its
+prompt as well (see `attention.py`). Where nothing is shared, as in encoders, a sequence is one segment. Between
+sequences there is no padding; at the end the row is filled up to a multiple of `STEP_TOKENS`.
 """
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, field
 
 import torch
+
+# Rows come in multiples of this: elementwise kernels then have no remainder that is computed another way, and the
+# row counts that matrix products are checked for (see `rows.py`) are few.
+STEP_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `[start, end)` of one sequence, counted from its own start. Never empty."""
+    """Tokens `[start, end)`. Never empty."""
 
     start: int
     end: int
@@ -21,17 +26,49 @@ class Span:
         if not 0 <= self.start < self.end:
             raise ValueError(f"a span must be non-empty and not negative, not [{self.start}, {self.end})")
 
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return self.end - self.start
+
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """The ids of one item for one signal, and the span that its head reads."""
+    """The ids of one item for one signal, where its completion begins, and the span that its head reads.
+
+    Attributes:
+        ids: prompt and completion.
+        boundary: number of prompt tokens.
+        score: counted from the start of the sequence.
+    """
 
     ids: tuple[int, ...]
+    boundary: int
     score: Span
 
     def __post_init__(self) -> None:
+        if not 0 <= self.boundary <= len(self.ids):
+            raise ValueError(f"boundary {self.boundary} lies outside the sequence of {len(self.ids)} tokens")
         if self.score.end > len(self.ids):
             raise ValueError(f"score span ends at {self.score.end}, the sequence has {len(self.ids)} tokens")
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The ids before the boundary."""
+        return self.ids[: self.boundary]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens of a row that attend to themselves, and to those of their prefix.
+
+    Attributes:
+        own: where they lie in the row.
+        prefix: where the prompt before them lies in the row; None if they are the first of their sequence.
+    """
+
+    own: Span
+    prefix: Span | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,36 +76,78 @@ class Layout:
     """A packed row.
 
     Attributes:
-        ids: int64 `[1, T]`.
+        ids: int64 `[1, T]`, `T` a multiple of `STEP_TOKENS`; what fills it up is 0.
         positions: int64 `[1, T]`, counted from the start of each sequence.
-        lengths: the `n` sequence lengths; they sum to `T`.
-        spans: score spans in row coordinates, one for each sequence.
+        segments: they cover the row from its start without gaps; what fills it up belongs to none.
+        spans: for each sequence where its score span lies in the row, in one or two pieces.
+        tokens: how many are computed: `T` without what fills it up.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
-    lengths: tuple[int, ...]
-    spans: tuple[Span, ...]
+    segments: tuple[Segment, ...]
+    spans: tuple[tuple[Span, ...], ...]
+    tokens: int
 
 
-def pack(sequences: Seq[Sequence]) -> Layout:
+def pack(sequences: Seq[Sequence], *, share_prompts: bool) -> Layout:
     """Lays `sequences` end to end in the given order.
+
+    A sequence is always cut in two at its boundary where prompts may be shared, also when nobody shares its prompt: how
+    an item is computed is a property of the item and not of its neighbours.
+
+    Args:
+        sequences: what to lay out.
+        share_prompts: equal prompts are laid out once (right for causal models only).
 
     Raises:
         ValueError: there are none.
     """
     if not sequences:
         raise ValueError("nothing to pack")
-    lengths = tuple(len(sequence.ids) for sequence in sequences)
-    starts = [0, *accumulate(lengths)][:-1]
-    ids = [token for sequence in sequences for token in sequence.ids]
-    positions = [position for length in lengths for position in range(length)]
+    row = _Row()
+    spans = tuple(row.add(sequence, sequence.boundary if share_prompts else 0) for sequence in sequences)
+    tokens = len(row.ids)
+    fill = [0] * (-tokens % STEP_TOKENS)
     return Layout(
-        ids=torch.tensor([ids], dtype=torch.int64),
-        positions=torch.tensor([positions], dtype=torch.int64),
-        lengths=lengths,
-        spans=tuple(
-            Span(start + sequence.score.start, start + sequence.score.end)
-            for start, sequence in zip(starts, sequences, strict=True)
-        ),
+        ids=torch.tensor([row.ids + fill], dtype=torch.int64),
+        positions=torch.tensor([row.positions + fill], dtype=torch.int64),
+        segments=tuple(row.segments),
+        spans=spans,
+        tokens=tokens,
     )
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row being laid out."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    prompts: dict[tuple[int, ...], Span] = field(default_factory=dict)
+
+    def add(self, sequence: Sequence, boundary: int) -> tuple[Span, ...]:
+        """Lays out what is not there yet, and returns the pieces of the score span."""
+        prompt = sequence.ids[:boundary]
+        prefix = self.prompts.get(prompt)
+        if prompt and prefix is None:
+            prefix = self.prompts[prompt] = self._append(prompt, 0, None)
+        pieces = [] if prefix is None else [_piece(sequence.score, Span(0, boundary), prefix.start)]
+        if boundary < len(sequence.ids):
+            own = self._append(sequence.ids[boundary:], boundary, prefix)
+            pieces.append(_piece(sequence.score, Span(boundary, len(sequence.ids)), own.start))
+        return tuple(piece for piece in pieces if piece is not None)
+
+    def _append(self, ids: tuple[int, ...], position: int, prefix: Span | None) -> Span:
+        own = Span(len(self.ids), len(self.ids) + len(ids))
+        self.ids += ids
+        self.positions += range(position, position + len(ids))
+        self.segments.append(Segment(own, prefix))
+        return own
+
+
+def _piece(score: Span, part: Span, start: int) -> Span | None:
+    """What `score` covers of `part` of its sequence, where that part lies at `start` in the row."""
+    first, last = max(score.start, part.start), min(score.end, part.end)
+    return Span(start + first - part.start, start + last - part.start) if first < last else None

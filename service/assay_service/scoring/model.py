@@ -1,4 +1,4 @@
-"""A base in memory with its adapters and heads: a layout in, fp32 logits out.
+"""A base in memory with its adapters and heads: sequences in, fp32 logits out.
 
 The model code is transformers', unmodified; only its attention is ours. One base serves many signals, each an adapter
 (or none) with a head. Switching adapters changes the base's state, so a `RewardModel` belongs to one thread at a time
@@ -7,6 +7,7 @@ The model code is transformers', unmodified; only its attention is ours. One bas
 
 import warnings
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from assay_service.errors import StartError
 from assay_service.scoring.attention import NAME as ATTENTION
 from assay_service.scoring.checkpoint import Adapter, read_config, weight_files
 from assay_service.scoring.head import Head, pool
-from assay_service.scoring.layout import Layout
+from assay_service.scoring.layout import Sequence, pack
 from assay_service.scoring.lora import bare_tensors, lora_config
+from assay_service.scoring.rows import make_invariant
 
 # Architectures whose attention goes through transformers' interface, each held to a parity test. Others are refused.
 ARCHITECTURES = frozenset({"llama", "gpt_neox", "bert"})
@@ -53,12 +55,14 @@ class RewardModel:
     Attributes:
         hidden_size: width of the hidden states.
         vocabulary_size: rows of the embedding.
+        causal: whether a token sees only what stands before it, so that completions can share their prompt.
     """
 
     def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
         self.base: Any = base.to(device).eval()
         self.hidden_size = int(base.config.hidden_size)
         self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
+        self.causal = base.config.model_type != "bert"
         self.device = device
         self._signals: dict[str, _Signal] = {}
 
@@ -152,24 +156,34 @@ class RewardModel:
         """What transformers calls the head of a classifier on this architecture."""
         return "classifier" if self.base.config.model_type == "bert" else "score"
 
-    def pooled(self, layout: Layout, name: str) -> torch.Tensor:
-        """What the head of signal `name` reads: fp32 `[n, H]`."""
+    def make_invariant(self) -> None:
+        """Makes the logit of a sequence independent of what it is computed with; after all signals were added.
+
+        Raises:
+            NotInvariant: this machine has no way of computing a layer's product like that.
+        """
+        make_invariant(self.base)
+
+    def pooled(self, sequences: Seq[Sequence], name: str) -> torch.Tensor:
+        """What the head of signal `name` reads: fp32 `[n, H]`, in the order of `sequences`."""
         signal = self._signals[name]
         self._activate(signal.adapter)
+        row = pack(sequences, share_prompts=self.causal)
         output = self.base(
-            input_ids=layout.ids.to(self.device),
-            position_ids=layout.positions.to(self.device),
-            segment_lengths=layout.lengths,
-            **({} if self.base.config.model_type == "bert" else {"use_cache": False}),
+            input_ids=row.ids.to(self.device),
+            position_ids=row.positions.to(self.device),
+            segments=row.segments,
+            masks={},
+            **({"use_cache": False} if self.causal else {}),
         )
-        pooled = pool(output.last_hidden_state, layout.spans)
+        pooled = pool(output.last_hidden_state, row.spans)
         if signal.pooler:
             pooled = self.base.pooler(pooled.to(output.last_hidden_state.dtype).unsqueeze(1)).float()
         return pooled
 
-    def logits(self, layout: Layout, name: str) -> torch.Tensor:
-        """The logits of signal `name`: fp32 `[n]`, in the layout's order. They may be non-finite; callers check."""
-        return torch.as_tensor(self._signals[name].head(self.pooled(layout, name)))
+    def logits(self, sequences: Seq[Sequence], name: str) -> torch.Tensor:
+        """The logits of signal `name`: fp32 `[n]`, in order. They may be non-finite; callers check."""
+        return torch.as_tensor(self._signals[name].head(self.pooled(sequences, name)))
 
     def _activate(self, adapter: str | None) -> None:
         """Makes `adapter`, or the bare base, what the next forward computes."""

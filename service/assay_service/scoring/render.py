@@ -45,15 +45,18 @@ class Rendered:
 
     Attributes:
         text: the rendered conversation before tokenising; of a truncated item, the whole of it.
-        sequence: the ids after truncation, and the score span.
-        boundary: number of prompt tokens in `sequence.ids`.
+        sequence: the ids after truncation, the boundary and the score span.
         truncated_tokens: prompt tokens that were cut.
     """
 
     text: str
     sequence: Sequence
-    boundary: int
     truncated_tokens: int
+
+    @property
+    def boundary(self) -> int:
+        """Number of prompt tokens."""
+        return self.sequence.boundary
 
     @property
     def completion_tokens(self) -> int:
@@ -113,7 +116,7 @@ class Renderer:
             raise ContentError("a token id lies outside the model's vocabulary", code="token_out_of_range")
         kept, cut = self._truncate(ids, boundary, truncation)
         span = self._score_span(kept, boundary - cut)
-        return Rendered(text.full, Sequence(kept, span), boundary - cut, cut)
+        return Rendered(text.full, Sequence(kept, boundary - cut, span), cut)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._encoder.encode(text, add_special_tokens=False).ids)

@@ -4,14 +4,14 @@ Both are fitted out of fold like the model itself. The ridge penalty is the one 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from tqdm import tqdm
 
 from assay_service.scoring.layout import Sequence as Ids
-from assay_service.scoring.layout import Span, pack
+from assay_service.scoring.layout import Span
 from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import DEV
 from assay_training.config import Optimiser
@@ -76,14 +76,14 @@ def frozen_features(
         list(token_batches(by_length, examples, settings.micro_batch_tokens)), desc="frozen base", mininterval=10
     ):
         with torch.inference_mode(), autocast(model, settings):
-            rows = model.pooled(pack([_whole(s) for i in part for s in examples[i].sequences]), signal)
+            rows = model.pooled([_whole(s) for i in part for s in examples[i].sequences], signal)
         for i, chunk in zip(part, torch.split(rows, [len(examples[i].sequences) for i in part]), strict=True):
             features[i] = chunk.clone()
     return [features[i] for i in range(len(examples))]
 
 
 def _whole(sequence: Ids) -> Ids:
-    return Ids(sequence.ids, Span(0, len(sequence.ids)))
+    return replace(sequence, score=Span(0, len(sequence.ids)))
 
 
 def length_features(examples: Sequence[Example]) -> list[torch.Tensor]:

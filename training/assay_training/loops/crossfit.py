@@ -16,7 +16,6 @@ from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item
 from assay_service.scoring.layout import Sequence as Ids
-from assay_service.scoring.layout import pack
 from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer, RenderRules
@@ -172,7 +171,7 @@ class Crossfit:
         golden = []
         for (prompt, completion), sequence in zip(self.config.golden, self.golden, strict=True):
             with torch.inference_mode():
-                logit = model.logits(pack([sequence]), self.config.name).item()
+                logit = model.logits([sequence], self.config.name).item()
             golden.append(self.config.golden_row(prompt, completion, logit))
         return Manifest(
             kind=self.config.kind,

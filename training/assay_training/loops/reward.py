@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from assay_service.scoring.layout import pack
 from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.losses import bradley_terry, soft_label_cross_entropy
 from assay_training.config import Optimiser
@@ -79,7 +78,7 @@ def predict(model: RewardModel, signal: str, examples: list[Example], settings: 
         mininterval=10,
     ):
         with torch.inference_mode(), autocast(model, settings):
-            rows = model.logits(pack([s for i in part for s in examples[i].sequences]), signal).tolist()
+            rows = model.logits([s for i in part for s in examples[i].sequences], signal).tolist()
         for i in part:
             count = len(examples[i].sequences)
             logits[i], rows = rows[:count], rows[count:]
@@ -106,7 +105,7 @@ def random_batches(count: int, size: int, epochs: int, seed: int) -> Iterator[li
 
 def batch_loss(model: RewardModel, signal: str, part: list[Example], batch_size: int) -> torch.Tensor:
     """The share of a batch's mean loss that `part` of its `batch_size` examples contributes; fp32 scalar."""
-    logits = model.logits(pack([s for example in part for s in example.sequences]), signal)
+    logits = model.logits([s for example in part for s in example.sequences], signal)
     if all(isinstance(example.record, Labelled) for example in part):
         labels = torch.tensor([example.record.label for example in part if isinstance(example.record, Labelled)])
         return soft_label_cross_entropy(logits, labels.to(logits), torch.full_like(logits, 1 / batch_size))

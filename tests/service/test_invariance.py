@@ -1,0 +1,134 @@
+"""A score does not depend on what else is computed: bit for bit, in fp32 and bf16 (scoring-traps: the batch)."""
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from assay_service.scoring.checkpoint import read_adapter
+from assay_service.scoring.head import Head
+from assay_service.scoring.layout import Sequence, Span
+from assay_service.scoring.model import RewardModel
+from assay_service.scoring.proof import is_invariant, made_invariant
+from tests import checkpoints
+
+DTYPES = (torch.float32, torch.bfloat16)
+ARCHITECTURES = ("llama", "gpt_neox", "bert")
+WIDE = {"hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 6, "max_position_embeddings": 1024}
+ODD = {"hidden_size": 60, "intermediate_size": 77, "num_attention_heads": 6, "max_position_embeddings": 1024}
+
+
+def load(root: Path, architecture: str, dtype: torch.dtype, adapters: tuple[str, ...] = (), **size: int) -> RewardModel:
+    """A random model with a signal `s`, and one for each adapter, made invariant."""
+    fast = checkpoints.encoder_tokenizer() if architecture == "bert" else checkpoints.decoder_tokenizer()
+    reference = checkpoints.classifier(architecture, fast, initializer_range=0.05, **(WIDE | size))
+    model = RewardModel.load(checkpoints.save(root / "base", reference, fast), dtype, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    model.add_signal("s", Head(torch.randn(1, model.hidden_size, generator=generator), torch.ones(1)))
+    for seed, name in enumerate(adapters):
+        directory, _ = checkpoints.save_adapter(root / name, copy.deepcopy(reference), seed=seed)
+        adapter, _ = read_adapter(directory)
+        model.add_signal(name, Head(torch.randn(1, model.hidden_size, generator=generator), None), adapter)
+    model.make_invariant()
+    return model
+
+
+def groups(*shapes: tuple[int, tuple[int, ...]], seed: int = 0) -> list[Sequence]:
+    """Sequences of random ids: (prompt tokens, completion tokens of those that share it)."""
+    draw = random.Random(seed)
+    made = []
+    for prompt_tokens, completions in shapes:
+        prompt = tuple(draw.randrange(8, 260) for _ in range(prompt_tokens))
+        for tokens in completions:
+            ids = prompt + tuple(draw.randrange(8, 260) for _ in range(tokens))
+            made.append(Sequence(ids, prompt_tokens, Span(len(ids) - 1, len(ids))))
+    return made
+
+
+def logits(model: RewardModel, sequences: list[Sequence], name: str = "s") -> list[float]:
+    with torch.inference_mode():
+        return [float(logit) for logit in model.logits(sequences, name)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("size", [WIDE, ODD], ids=["wide", "odd"])
+def test_alone_together_shuffled_and_among_strangers(
+    architecture: str, dtype: torch.dtype, size: dict[str, Any], tmp_path: Path
+) -> None:
+    model = load(tmp_path, architecture, dtype, **size)
+    subjects = groups((150, (5, 300, 1)), (1, (64,)), (64, (64, 63, 65)), (0, (10, 90)))
+    strangers = groups((33, (200, 7)), (5, (5,)), seed=1)
+    alone = [logits(model, [subject])[0] for subject in subjects]
+    assert len(set(alone)) == len(alone)
+    assert logits(model, subjects) == alone
+    assert logits(model, subjects[::-1]) == alone[::-1]
+    assert logits(model, strangers + subjects)[len(strangers) :] == alone
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_length_from_one_token_to_six_hundred(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = load(tmp_path, "llama", dtype)
+    subjects = [
+        groups((min(n - 1, 20), (n - min(n - 1, 20),)), seed=n)[0] for n in [*range(1, 130), 255, 256, 257, 600]
+    ]
+    alone = [logits(model, [subject])[0] for subject in subjects]
+    for start in range(0, len(subjects), 25):
+        assert logits(model, subjects[start : start + 25]) == alone[start : start + 25]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_where_a_sequence_lies_in_the_row_does_not_matter(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = load(tmp_path, "llama", dtype)
+    subject = groups((40, (30,)))
+    expected = logits(model, subject)[0]
+    for offset in range(1, 140, 3):
+        before = groups((0, (offset,)), seed=offset)
+        assert logits(model, before + subject)[1] == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_adapters_and_the_bare_base_are_each_invariant(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = load(tmp_path, "llama", dtype, adapters=("first", "second"))
+    subjects = groups((50, (5, 100)), (7, (64,)))
+    alone = {name: [logits(model, [s], name)[0] for s in subjects] for name in ("s", "first", "second")}
+    assert len({tuple(values) for values in alone.values()}) == 3
+    for name in ("second", "s", "first", "second"):
+        assert logits(model, subjects, name) == alone[name]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_sibling_whose_numbers_are_poison_changes_nobody(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = load(tmp_path, "llama", dtype)
+    poison = 300
+    with torch.no_grad():
+        model.base.get_input_embeddings().weight[poison] = float("nan")
+    healthy = groups((64, (20, 21)))
+    expected = logits(model, healthy)
+    sick = Sequence((*healthy[0].prompt, poison, 9), 64, Span(65, 66))
+    mixed = logits(model, [healthy[0], sick, healthy[1]])
+    assert [mixed[0], mixed[2]] == expected
+    assert mixed[1] != mixed[1]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_proof_at_start_holds_for_every_thread_count(threads: int, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = load(tmp_path, "llama", torch.bfloat16)
+        assert made_invariant(model, {"s": 1024}) == {"s": True}
+        assert is_invariant(model, "s", 12)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_proof_finds_a_model_whose_rows_see_each_other(tmp_path: Path) -> None:
+    model = load(tmp_path, "llama", torch.float32)
+    attention = model.base.layers[0].self_attn
+    honest = attention.o_proj.forward
+    attention.o_proj.forward = lambda rows: honest(rows) + 1e-6 * rows.shape[1]
+    assert not is_invariant(model, "s", 1024)

@@ -1,0 +1,62 @@
+"""Sequences in a packed row: every one is there whole, prompts once each."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assay_service.scoring.layout import STEP_TOKENS, Sequence, Span, pack
+
+PROMPTS = [(), (1,), (1, 2), (2, 1), (1, 2, 3, 4)]
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> Sequence:
+    prompt = draw(st.sampled_from(PROMPTS))
+    completion = tuple(draw(st.lists(st.integers(5, 9), min_size=0 if prompt else 1, max_size=6)))
+    ids = prompt + completion
+    start = draw(st.integers(0, len(ids) - 1))
+    return Sequence(ids, len(prompt), Span(start, draw(st.integers(start + 1, len(ids)))))
+
+
+@given(st.lists(sequences(), min_size=1, max_size=12), st.booleans())
+def test_every_sequence_is_there_whole_and_read_where_it_says(given: list[Sequence], share: bool) -> None:
+    row = pack(given, share_prompts=share)
+    ids, positions = row.ids[0].tolist(), row.positions[0].tolist()
+    whole = {segment.own: segment for segment in row.segments}
+    for sequence, pieces in zip(given, row.spans, strict=True):
+        read = [(ids[i], positions[i]) for piece in pieces for i in range(piece.start, piece.end)]
+        span = sequence.score
+        assert read == [(sequence.ids[i], i) for i in range(span.start, span.end)]
+        last = next(own for own in whole if own.start <= pieces[-1].start < own.end)
+        seen = [whole[last].prefix, last] if whole[last].prefix else [last]
+        text = [ids[i] for part in seen if part for i in range(part.start, part.end)]
+        assert tuple(text) == sequence.ids[: len(text)]  # what the tokens that are read can see, and nothing else
+
+
+@given(st.lists(sequences(), min_size=1, max_size=12))
+def test_a_prompt_is_computed_once(given: list[Sequence]) -> None:
+    row = pack(given, share_prompts=True)
+    prompts = {sequence.prompt for sequence in given}
+    assert row.tokens == sum(map(len, prompts)) + sum(len(s.ids) - s.boundary for s in given)
+    assert row.ids.shape == row.positions.shape == (1, -(-row.tokens // STEP_TOKENS) * STEP_TOKENS)
+
+
+@given(st.lists(sequences(), min_size=1, max_size=12), st.booleans())
+def test_segments_cover_the_row_and_prefixes_come_first(given: list[Sequence], share: bool) -> None:
+    row = pack(given, share_prompts=share)
+    ends = [0, *(segment.own.end for segment in row.segments)]
+    assert [segment.own.start for segment in row.segments] == ends[:-1]
+    assert ends[-1] == row.tokens
+    assert all(s.prefix is None or s.prefix.end <= s.own.start for s in row.segments)
+
+
+def test_a_prompt_that_begins_like_another_is_not_shared() -> None:
+    row = pack([Sequence((1, 2, 9), 2, Span(2, 3)), Sequence((1, 9), 1, Span(1, 2))], share_prompts=True)
+    assert row.tokens == 5
+
+
+def test_nothing_cannot_be_packed_and_a_boundary_lies_inside() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        pack([], share_prompts=True)
+    with pytest.raises(ValueError, match="boundary 3"):
+        Sequence((1, 2), 3, Span(0, 1))
