@@ -29,6 +29,10 @@ def score(served: registry.Registry, model: str, prompt: str, completion: str) -
     return blended(blend, logits, served.moments)
 
 
+def test_their_scores_are_proved_not_to_depend_on_the_batch(served: registry.Registry) -> None:
+    assert served.invariant == {"preference": True, "absolute": True}
+
+
 def test_it_serves_two_signals_and_two_blends(served: registry.Registry) -> None:
     assert {name: signal.kind for name, signal in served.signals.items()} == {
         "preference": "preference",

@@ -5,6 +5,7 @@ is certain, and otherwise the service refuses to start. What both say must agree
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from assay_service.rules import dtype_of, moments_of, render_rules, settled
 from assay_service.scoring import checkpoint, manifest
 from assay_service.scoring.head import Head, checked
 from assay_service.scoring.item import PROBE, Item, Message
-from assay_service.scoring.layout import pack
 from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.mix import Blend
 from assay_service.scoring.model import RewardModel
+from assay_service.scoring.proof import made_invariant
 from assay_service.scoring.render import Renderer, RenderRules
 from assay_service.settings import Settings, SignalSettings
 
@@ -44,7 +45,7 @@ def load(settings: Settings) -> Registry:
         except Exception as error:  # whatever a broken file makes a library raise is one line as well
             raise StartError(f"signals.{name}: {type(error).__name__}: {error}") from error
     blends = {name: Blend(name, dict(b.weights), b.standardise) for name, b in settings.blends.items()}
-    return Registry(signals, blends, settings.default)
+    return Registry(signals, blends, settings.default, _made_invariant(signals))
 
 
 class _Loader:
@@ -145,6 +146,14 @@ class _Loader:
         return own
 
 
+def _made_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
+    """Whether each signal's scores are proved not to depend on the batch; all signals of a base are there by now."""
+    longest: dict[RewardModel, dict[str, int]] = {}
+    for name, signal in signals.items():
+        longest.setdefault(signal.model, {})[name] = signal.renderer.rules.max_length
+    return {name: proved for model, names in longest.items() for name, proved in made_invariant(model, names).items()}
+
+
 def _tokenizer_source(directory: Path, base: Path) -> Path:
     """An adapter may bring a tokenizer of its own."""
     return directory if (directory / "tokenizer.json").is_file() else base
@@ -156,7 +165,7 @@ def _tokenizer(source: Path) -> Any:  # noqa: ANN401 - transformers' tokenizers 
 
 def _logit(signal: Signal, item: Item) -> float:
     with torch.inference_mode():
-        return signal.model.logits(pack([signal.renderer.render(item).sequence]), signal.name).item()
+        return signal.model.logits([signal.renderer.render(item).sequence], signal.name).item()
 
 
 def _check_forward(signal: Signal) -> None:

@@ -69,10 +69,14 @@ class Registry:
         signals: by name.
         blends: by name.
         default: the name of a signal or blend.
+        invariant: of each signal, whether its scores were proved at start not to depend on the batch.
     """
 
-    def __init__(self, signals: Mapping[str, Signal], blends: Mapping[str, Blend], default: str) -> None:
+    def __init__(
+        self, signals: Mapping[str, Signal], blends: Mapping[str, Blend], default: str, invariant: Mapping[str, bool]
+    ) -> None:
         self.signals = signals
+        self.invariant = invariant
         self.blends = blends
         self.default = default
         for blend in blends.values():

@@ -72,6 +72,14 @@ def test_both_forms_of_an_item_score_bit_equal(run: Run) -> None:
     assert first == second == third
 
 
+def test_an_item_scores_the_same_alone_and_in_any_company(run: Run) -> None:
+    items = [{"prompt": p, "completion": c} for p in ("bake?", "the fox") for c in ("yes", "no, wait and bake it", "")]
+    alone = [score(run, item)["data"][0]["signals"] for item in items]
+    assert [row["signals"] for row in score(run, *items)["data"]] == alone
+    assert [row["signals"] for row in score(run, *items[::-1])["data"]] == alone[::-1]
+    assert run(lambda http: http.get("/info")).json()["numerics"]["invariant"] is True
+
+
 def test_the_answer_has_the_promised_shape(run: Run) -> None:
     body = score(run, {"prompt": "hi", "completion": "yes", "id": "row-7"}, {"prompt": "hi", "completion": "no"})
     assert set(body) == {"id", "object", "created", "model", "data", "provenance"}

@@ -183,14 +183,14 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "attention": "packed, per segment",
-            # The engine that makes this true, and proves it at start, is not built yet.
-            "invariant": False,
+            "invariant": all(registry.invariant.values()),
         },
         "signals": {
             name: {
                 "kind": signal.kind,
                 "device": str(signal.model.device),
                 "dtype": signal.provenance.dtype,
+                "invariant": registry.invariant[name],
                 "max_length": signal.renderer.rules.max_length,
                 "score_position": signal.renderer.rules.score_position,
                 "eos": signal.renderer.rules.eos,
