@@ -16,6 +16,8 @@ from assay_service.scoring.layout import Segment, Span
 
 NAME = "assay_packed"
 
+_CACHE_LINE_BYTES = 64
+
 # Additive masks by (queries, keys, window): made by the first layer of a forward and used by the others.
 Masks = dict[tuple[int, int, int | None], torch.Tensor | None]
 
@@ -76,10 +78,10 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        outputs.append(attended)
+        outputs.append(attended.transpose(1, 2))
     if (rest := rows - segments[-1].own.end) > 0:
-        outputs.append(query.new_zeros(1, query.shape[1], rest, value.shape[3]))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+        outputs.append(query.new_zeros(1, rest, query.shape[1], value.shape[3]))
+    return torch.cat(outputs, dim=1), None
 
 
 def _reach(segment: Segment) -> int:
@@ -88,16 +90,19 @@ def _reach(segment: Segment) -> int:
 
 
 def _cut(tensor: torch.Tensor, span: Span) -> torch.Tensor:
-    """The tokens of `span`, in memory of their own: a kernel may depend on how its operands are aligned."""
-    return tensor[:, :, span.start : span.end].contiguous()
+    """The tokens of `span`; copied where they would not begin on a cache line, which a kernel may depend on."""
+    part = tensor[:, :, span.start : span.end]
+    return part if tensor.stride(2) * tensor.element_size() % _CACHE_LINE_BYTES == 0 else part.contiguous()
 
 
 def _keys(tensor: torch.Tensor, segment: Segment) -> torch.Tensor:
     """Keys or values that the segment sees: its prefix, then its own."""
     if segment.prefix is None:
         return _cut(tensor, segment.own)
-    parts = (tensor[:, :, span.start : span.end] for span in (segment.prefix, segment.own))
-    return torch.cat(tuple(parts), dim=2)
+    # Tokens are the slowest dimension in memory, so that they are joined, and not transposed, by copying.
+    by_token = tensor.transpose(1, 2)
+    parts = [by_token[:, span.start : span.end] for span in (segment.prefix, segment.own)]
+    return torch.cat(parts, dim=1).transpose(1, 2)
 
 
 def _mask(segment: Segment, sliding_window: int | None, like: torch.Tensor, masks: Masks) -> torch.Tensor | None:
