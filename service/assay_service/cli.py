@@ -1,5 +1,6 @@
 """`assay serve`. Imports only typer and the standard library at the top; the rest when the command runs."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -27,9 +28,18 @@ def serve(
     from assay_service.api.app import create_app  # noqa: PLC0415
     from assay_service.errors import StartError  # noqa: PLC0415
 
+    def end() -> None:
+        server.should_exit = True
+
     try:
-        application = create_app(settings.read(config or settings.EMBEDDED))
+        application = create_app(settings.read(config or settings.EMBEDDED), on_device_failure=end)
     except StartError as error:
         typer.echo(f"assay serve: {error.message}", err=True)
         raise typer.Exit(2) from None
-    uvicorn.run(application, host=host, port=port, access_log=False, timeout_graceful_shutdown=DRAIN_S)
+    server = uvicorn.Server(
+        uvicorn.Config(application, host=host, port=port, access_log=False, timeout_graceful_shutdown=DRAIN_S)
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started or application.state.scorer.engine.device_failed:
+        raise typer.Exit(1)

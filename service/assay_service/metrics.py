@@ -35,6 +35,16 @@ class Metrics:
         self.rejected = Counter(
             "assay_rejected_requests_total", "Requests refused for a full queue.", registry=registry
         )
+        self.lookups = Counter(
+            "assay_lookups_total",
+            "Sequences that were remembered (hit), being computed for another request (in_flight), or neither (miss).",
+            ["result"],
+            registry=registry,
+        )
+        self.cache_bytes = Gauge("assay_cache_bytes", "Size of the remembered logits.", registry=registry)
+        self.out_of_memory = Counter(
+            "assay_out_of_memory_total", "Batches split because memory ran out.", registry=registry
+        )
         self.queue_tokens = Gauge("assay_queue_tokens", "Tokens waiting for a forward.", registry=registry)
         self.queue_s = Histogram("assay_queue_seconds", "Wait of a sequence.", buckets=_SECONDS, registry=registry)
         self.batch_tokens = Histogram(

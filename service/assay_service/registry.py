@@ -109,6 +109,12 @@ class Registry:
             return Blend(name, {name: 1.0})
         raise UnknownModel("neither a signal nor a blend", param="model")
 
+    @property
+    def identities(self) -> dict[str, str]:
+        """All that decides a logit besides the sequence, for the signals whose invariance is proved."""
+        proved = [name for name in self.signals if self.invariant[name]]
+        return {name: self.fingerprint(Blend(name, {name: 1.0})) for name in proved}
+
     def fingerprint(self, blend: Blend | None = None) -> str:
         """SHA-256 over everything that decides a score except the text.
 

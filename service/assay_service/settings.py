@@ -80,9 +80,10 @@ class Limits(_Frozen):
         max_body_bytes: of a request.
         max_items: items or completions in one request.
         max_item_chars: characters in one item, over all its messages; a bound on the work before tokens are known.
-        max_batch_tokens: tokens in one forward.
+        max_batch_tokens: tokens computed in one forward; a shared prompt counts once.
         max_queue_tokens: tokens waiting; beyond it requests are refused with 429. One request is always admitted to an
             empty queue, so that none is unservable.
+        cache_bytes: of remembered logits; 0 switches off that and computing once what two requests ask for at once.
     """
 
     max_body_bytes: int = Field(16 * 2**20, gt=0)
@@ -90,6 +91,7 @@ class Limits(_Frozen):
     max_item_chars: int = Field(200_000, gt=0)
     max_batch_tokens: int = Field(8192, gt=0)
     max_queue_tokens: int = Field(1_000_000, gt=0)
+    cache_bytes: int = Field(64 * 2**20, ge=0)
 
 
 class Settings(_Frozen):

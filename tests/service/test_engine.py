@@ -1,52 +1,73 @@
-"""Queue, worker and faults."""
+"""Queue, worker, what is remembered, and faults."""
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from assay_service.engine.engine import Engine, Job
-from assay_service.engine.plan import Waiting, next_batch
+from assay_service.engine.engine import Engine
+from assay_service.engine.job import Task
 from assay_service.errors import ForwardFailed, NotFinite, NotReady, Overloaded
 from assay_service.metrics import Metrics
 from assay_service.scoring.layout import Sequence as Ids
 from assay_service.scoring.layout import Span
 from assay_service.scoring.model import RewardModel
 
-POISON, NAN = 666, 667
+POISON, NAN, BROKEN = 666, 667, 668
 WAIT_S = 20
 
 
 class FaultyModel:
-    """A stand-in for faults: each logit is the sequence's first id; POISON raises, NAN gives NaN."""
+    """A stand-in for faults: each logit is the sequence's first id; POISON raises, NAN gives NaN, BROKEN is the device.
 
-    def __init__(self) -> None:
+    Args:
+        capacity: more sequences at once are out of memory.
+    """
+
+    causal = True
+
+    def __init__(self, capacity: int = 10_000) -> None:
         self.batches: list[list[int]] = []
         self.gate = threading.Event()
         self.gate.set()
+        self._capacity = capacity
 
     def logits(self, sequences: Sequence[Ids], name: str) -> torch.Tensor:
         self.gate.wait(WAIT_S)
         firsts = [sequence.ids[0] for sequence in sequences]
         self.batches.append(firsts)
+        if len(firsts) > self._capacity:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         if POISON in firsts:
             raise RuntimeError("device says no")
+        if BROKEN in firsts:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         return torch.tensor([math.nan if first == NAN else float(first) for first in firsts])
 
 
 @contextmanager
-def running(model: FaultyModel, *, max_batch_tokens: int = 100, max_queue_tokens: int = 1000) -> Iterator[Engine]:
+def running(
+    model: FaultyModel,
+    *,
+    max_batch_tokens: int = 100,
+    max_queue_tokens: int = 1000,
+    cache_bytes: int = 0,
+    metrics: Metrics | None = None,
+    on_device_failure: Callable[[], None] = lambda: None,
+) -> Iterator[Engine]:
     engine = Engine(
         cast("dict[str, RewardModel]", {"a": model, "b": model}),
+        {"a": "signal a", "b": "signal b"},
         max_batch_tokens=max_batch_tokens,
         max_queue_tokens=max_queue_tokens,
-        metrics=Metrics(),
+        cache_bytes=cache_bytes,
+        metrics=metrics or Metrics(),
+        on_device_failure=on_device_failure,
     )
     engine.start()
     try:
@@ -56,117 +77,181 @@ def running(model: FaultyModel, *, max_batch_tokens: int = 100, max_queue_tokens
         engine.stop()
 
 
-def jobs(firsts: Sequence[int], signal: str = "a", length: int = 3) -> list[Job]:
-    return [Job(signal, Ids((first,) * length, 0, Span(0, 1))) for first in firsts]
+def tasks(firsts: Sequence[int], signal: str = "a", length: int = 3) -> list[Task]:
+    return [Task(signal, Ids((first,) * length, 0, Span(0, 1))) for first in firsts]
 
 
-waiting = st.lists(st.builds(Waiting, st.sampled_from(["a", "b", "c"]), st.integers(1, 120)), max_size=40)
+def busy(engine: Engine, model: FaultyModel) -> Any:
+    """Closes the gate and lets the worker run into it; returns the future it works on."""
+    model.gate.clear()
+    (future,) = engine.submit(tasks([1]))
+    while engine._queue:
+        time.sleep(0.001)
+    return future
 
 
-@given(waiting, st.integers(1, 100))
-def test_plan_takes_the_oldest_keeps_order_and_budget(queue: list[Waiting], limit: int) -> None:
-    chosen = next_batch(queue, limit)
-    assert chosen == sorted(set(chosen))
-    assert bool(chosen) == bool(queue)
-    if queue:
-        assert chosen[0] == 0
-        assert {queue[i].signal for i in chosen} == {queue[0].signal}
-        assert len(chosen) == 1 or sum(queue[i].tokens for i in chosen) <= limit
-        left = [w for i, w in enumerate(queue) if i not in chosen and w.signal == queue[0].signal]
-        if left:  # and no room is wasted: the next one of the signal did not fit
-            assert sum(queue[i].tokens for i in chosen) + left[0].tokens > limit
+def sample(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics._registry.get_sample_value(name, labels) or 0.0
 
 
-@given(waiting, st.integers(1, 100))
-def test_plan_empties_the_queue_without_losing_or_repeating(queue: list[Waiting], limit: int) -> None:
-    left = list(range(len(queue)))
-    served: list[int] = []
-    while left:
-        chosen = next_batch([queue[i] for i in left], limit)
-        served += [left[i] for i in chosen]
-        left = [i for position, i in enumerate(left) if position not in chosen]
-    assert sorted(served) == list(range(len(queue)))
-
-
-def test_logits_come_back_to_their_jobs() -> None:
+def test_logits_come_back_to_their_tasks() -> None:
     with running(FaultyModel()) as engine:
-        submitted = jobs(range(1, 200))
-        engine.submit(submitted)
-        assert [job.logit.result(WAIT_S) for job in submitted] == list(range(1, 200))
+        futures = engine.submit(tasks(range(1, 200)))
+        assert [future.result(WAIT_S) for future in futures] == list(range(1, 200))
 
 
 def test_one_bad_sequence_does_not_fail_its_neighbours() -> None:
     """Trap 13, and a forward that raises."""
     with running(FaultyModel()) as engine:
-        submitted = jobs([1, POISON, NAN, 4])
-        engine.submit(submitted)
-        assert submitted[0].logit.result(WAIT_S) == 1.0
-        assert submitted[3].logit.result(WAIT_S) == 4.0
-        assert isinstance(submitted[1].logit.exception(WAIT_S), ForwardFailed)
-        assert isinstance(submitted[2].logit.exception(WAIT_S), NotFinite)
-        again = jobs([7])
-        engine.submit(again)
-        assert again[0].logit.result(WAIT_S) == 7.0
+        futures = engine.submit(tasks([1, POISON, NAN, 4]))
+        assert futures[0].result(WAIT_S) == 1.0
+        assert futures[3].result(WAIT_S) == 4.0
+        assert isinstance(futures[1].exception(WAIT_S), ForwardFailed)
+        assert isinstance(futures[2].exception(WAIT_S), NotFinite)
+        assert engine.submit(tasks([7]))[0].result(WAIT_S) == 7.0
 
 
 def test_what_waits_is_batched_across_requests_and_by_signal() -> None:
     model = FaultyModel()
-    model.gate.clear()
     with running(model) as engine:
-        first = jobs([1])
-        engine.submit(first)
-        while engine._queue:
-            pass
-        for part in (jobs([2, 3]), jobs([4], "b"), jobs([5])):
+        busy(engine, model)
+        for part in (tasks([2]), tasks([3]), tasks([4], "b"), tasks([5])):
             engine.submit(part)
         model.gate.set()
-        first[0].logit.result(WAIT_S)
     assert model.batches == [[1], [2, 3, 5], [4]]
+
+
+def test_a_shared_prompt_counts_once_across_requests() -> None:
+    model = FaultyModel()
+    prompt = (9,) * 90
+    siblings = [Task("a", Ids((*prompt, i), 90, Span(90, 91))) for i in range(10)]
+    with running(model) as engine:
+        busy(engine, model)
+        for sibling in siblings:
+            engine.submit([sibling])
+        model.gate.set()
+    assert model.batches == [[1], [9] * 10]
 
 
 def test_a_full_queue_refuses_the_whole_request_and_an_empty_one_takes_any() -> None:
     """Trap 27: nothing is unservable, and nothing is half accepted."""
     model = FaultyModel()
-    model.gate.clear()
     with running(model, max_queue_tokens=10) as engine:
-        huge = jobs(range(1, 50))
-        engine.submit(huge)
+        busy(engine, model)
+        huge = engine.submit(tasks(range(1, 50)))
         with pytest.raises(Overloaded) as caught:
-            engine.submit(jobs([1]))
+            engine.submit(tasks([1]))
         assert caught.value.retryable
         assert caught.value.retry_after_s > 0
         model.gate.set()
-        assert [job.logit.result(WAIT_S) for job in huge] == list(range(1, 50))
+        assert [future.result(WAIT_S) for future in huge] == list(range(1, 50))
 
 
-def test_cancelled_jobs_are_not_computed() -> None:
+def test_cancelled_work_is_not_done() -> None:
     model = FaultyModel()
-    model.gate.clear()
     with running(model) as engine:
-        first, gone, kept = jobs([1]), jobs([2, 3]), jobs([4])
-        engine.submit(first)
-        engine.submit(gone)
-        engine.submit(kept)
-        for job in gone:
-            job.logit.cancel()
+        busy(engine, model)
+        gone, kept = engine.submit(tasks([2, 3])), engine.submit(tasks([4]))
+        for future in gone:
+            future.cancel()
         model.gate.set()
-        assert kept[0].logit.result(WAIT_S) == 4.0
+        assert kept[0].result(WAIT_S) == 4.0
     assert 2 not in [first for batch in model.batches for first in batch]
 
 
 def test_stopping_finishes_what_waits_and_refuses_what_comes() -> None:
-    model = FaultyModel()
-    with running(model) as engine:
-        submitted = jobs(range(1, 100))
-        engine.submit(submitted)
+    with running(FaultyModel()) as engine:
+        futures = engine.submit(tasks(range(1, 100)))
         engine.stop()
-        assert all(job.logit.done() for job in submitted)
+        assert all(future.done() for future in futures)
         with pytest.raises(NotReady):
-            engine.submit(jobs([1]))
+            engine.submit(tasks([1]))
         assert not engine.alive
 
 
 def test_an_engine_that_was_never_started_accepts_nothing() -> None:
-    engine = Engine({}, max_batch_tokens=1, max_queue_tokens=1, metrics=Metrics())
+    engine = Engine(
+        {}, {}, max_batch_tokens=1, max_queue_tokens=1, cache_bytes=0, metrics=Metrics(), on_device_failure=lambda: None
+    )
     with pytest.raises(NotReady):
-        engine.submit(cast("Any", jobs([1])))
+        engine.submit(tasks([1]))
+
+
+def test_what_was_computed_is_remembered_by_signal() -> None:
+    model, metrics = FaultyModel(), Metrics()
+    with running(model, cache_bytes=10_000, metrics=metrics) as engine:
+        for _ in range(3):
+            assert engine.submit(tasks([5]))[0].result(WAIT_S) == 5.0
+        assert engine.submit(tasks([5], "b"))[0].result(WAIT_S) == 5.0
+        assert engine.submit(tasks([5]), fresh=True)[0].result(WAIT_S) == 5.0
+    assert model.batches == [[5], [5], [5]]
+    assert sample(metrics, "assay_lookups_total", result="hit") == 2
+    assert sample(metrics, "assay_cache_bytes") > 0
+
+
+def test_what_is_being_computed_is_computed_once_for_all_who_ask() -> None:
+    model, metrics = FaultyModel(), Metrics()
+    with running(model, cache_bytes=10_000, metrics=metrics) as engine:
+        running_now = busy(engine, model)
+        joined = [*engine.submit(tasks([1])), *engine.submit(tasks([2, 2])), *engine.submit(tasks([2]))]
+        model.gate.set()
+        assert [future.result(WAIT_S) for future in (running_now, *joined)] == [1.0, 1.0, 2.0, 2.0, 2.0]
+    assert model.batches == [[1], [2]]
+    assert sample(metrics, "assay_lookups_total", result="in_flight") == 3
+
+
+def test_one_who_leaves_does_not_take_the_work_from_the_others() -> None:
+    model = FaultyModel()
+    with running(model, cache_bytes=10_000) as engine:
+        busy(engine, model)
+        (left,), (stayed,) = engine.submit(tasks([2])), engine.submit(tasks([2]))
+        left.cancel()
+        model.gate.set()
+        assert stayed.result(WAIT_S) == 2.0
+
+
+def test_failures_are_not_remembered() -> None:
+    model = FaultyModel()
+    with running(model, cache_bytes=10_000) as engine:
+        for _ in range(2):
+            assert isinstance(engine.submit(tasks([NAN]))[0].exception(WAIT_S), NotFinite)
+    assert model.batches == [[NAN], [NAN]]
+
+
+def test_without_a_cache_everything_is_computed() -> None:
+    model = FaultyModel()
+    with running(model) as engine:
+        assert [f.result(WAIT_S) for f in engine.submit(tasks([5, 5]))] == [5.0, 5.0]
+        engine.submit(tasks([5]))
+    assert model.batches == [[5, 5], [5]]
+
+
+def test_out_of_memory_splits_the_batch_once() -> None:
+    model, metrics = FaultyModel(capacity=2), Metrics()
+    with running(model, metrics=metrics) as engine:
+        assert [future.result(WAIT_S) for future in engine.submit(tasks([1, 2, 3, 4]))] == [1.0, 2.0, 3.0, 4.0]
+        assert model.batches == [[1, 2, 3, 4], [1, 2], [3, 4]]
+        failed = engine.submit(tasks([1, 2, 3, 4, 5, 6]))
+        assert all(isinstance(future.exception(WAIT_S), ForwardFailed) for future in failed)
+        assert engine.submit(tasks([7]))[0].result(WAIT_S) == 7.0
+    assert sample(metrics, "assay_out_of_memory_total") == 2
+
+
+def test_a_failed_device_answers_what_is_remembered_and_nothing_else() -> None:
+    model, failures = FaultyModel(), threading.Event()
+    with running(model, cache_bytes=10_000, on_device_failure=failures.set) as engine:
+        assert engine.submit(tasks([5]))[0].result(WAIT_S) == 5.0
+        busy(engine, model)
+        broken, waiting = engine.submit(tasks([BROKEN])), engine.submit(tasks([6], "b"))
+        model.gate.set()
+        for future in (*broken, *waiting):
+            error = future.exception(WAIT_S)
+            assert isinstance(error, ForwardFailed)
+            assert error.retryable
+        assert failures.wait(WAIT_S)
+        assert engine.device_failed
+        assert not engine.alive
+        known, new = engine.submit(tasks([5, 8]))
+        assert known.result(WAIT_S) == 5.0
+        assert isinstance(new.exception(WAIT_S), ForwardFailed)
+    assert [8] not in model.batches

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,20 +15,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import torch
+import typer
 
 from assay_client.client import RewardClient
 from assay_client.errors import AssayError
+from assay_service import cli
+from assay_service.scoring.layout import Sequence
+from assay_service.scoring.model import RewardModel
 
 ASSAY = Path(sys.executable).with_name("assay")
 START_S = 120
 
 
-@contextmanager
-def served(config: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def served(config: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    port = free_port()
     process = subprocess.Popen(
         [ASSAY, "serve", "--config", config, "--port", str(port)], env=os.environ | {"NO_COLOR": "1"}
     )
@@ -82,3 +93,39 @@ def test_a_configuration_that_is_wrong_ends_with_one_line(tiny: dict[str, Any], 
     done = subprocess.run([ASSAY, "serve", "--config", config], check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("assay serve: signals.a: unfinished: declare it")
+
+
+def test_a_failed_device_ends_the_service_with_an_error(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be answered is answered, nothing new is computed, and whoever restarts processes sees a failure."""
+    honest, broken = RewardModel.logits, threading.Event()
+
+    def failing(self: RewardModel, sequences: list[Sequence], name: str) -> torch.Tensor:
+        if broken.is_set():
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return honest(self, sequences, name)
+
+    monkeypatch.setattr(RewardModel, "logits", failing)
+    port = free_port()
+
+    def talk() -> tuple[float, dict[str, Any]]:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=START_S) as http:
+            until_s = time.monotonic() + START_S
+            while time.monotonic() < until_s:
+                with contextlib.suppress(httpx.TransportError):
+                    if http.get("/ready").status_code == 200:
+                        break
+                time.sleep(0.05)
+            good = {"prompt": "bake?", "completion": "yes"}
+            score = http.post("/v1/score", json={"items": [good]}).json()["data"][0]["score"]
+            broken.set()
+            items = [good, {"prompt": "bake?", "completion": "no"}]
+            return score, http.post("/v1/score", json={"items": items}).json()
+
+    with ThreadPoolExecutor(1) as pool:
+        talked = pool.submit(talk)
+        with pytest.raises(typer.Exit) as ended:
+            cli.serve(tiny["root"] / "service.yaml", "127.0.0.1", port)
+        score, answer = talked.result(START_S)
+    assert ended.value.exit_code == 1
+    assert answer["data"][0]["score"] == score
+    assert (answer["data"][1]["error"]["code"], answer["data"][1]["error"]["retryable"]) == ("forward_failed", True)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -34,8 +34,12 @@ _PLAIN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 _log = logging.getLogger("assay")
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, on_device_failure: Callable[[], None]) -> FastAPI:
     """The application that serves `settings`, with its models loaded and checked.
+
+    Args:
+        settings: what to serve.
+        on_device_failure: is called once when a device has failed; only a new process can serve again.
 
     Raises:
         StartError: the configuration or a checkpoint is wrong.
@@ -44,9 +48,12 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics()
     engine = Engine(
         {name: signal.model for name, signal in registry.signals.items()},
+        registry.identities,
         max_batch_tokens=settings.limits.max_batch_tokens,
         max_queue_tokens=settings.limits.max_queue_tokens,
+        cache_bytes=settings.limits.cache_bytes,
         metrics=metrics,
+        on_device_failure=on_device_failure,
     )
     scorer = Scorer(registry, engine, metrics, settings.limits.max_item_chars)
 
@@ -75,19 +82,19 @@ def create_app(settings: Settings) -> FastAPI:
 async def health(request: Request) -> dict[str, str]:
     """Whether the process can still work: its worker runs."""
     if not request.app.state.scorer.engine.alive:
-        raise NotReady("the worker has ended")
+        raise NotReady("the worker has ended or its device has failed")
     return {"status": "ok"}
 
 
 async def ready(request: Request) -> dict[str, Any]:
     """Whether requests should be sent here: a real forward succeeded recently, or does now."""
     scorer: Scorer = request.app.state.scorer
-    if scorer.engine.stopping:
+    if scorer.engine.stopping or scorer.engine.device_failed:
         raise NotReady("the service is shutting down")
     stale = [name for name in scorer.registry.signals if scorer.engine.since_success_s(name) > RECENT_FORWARD_S]
     if stale:
         try:
-            results = await asyncio.wait_for(scorer.score([PROBE], stale), PROBE_TIMEOUT_S)
+            results = await asyncio.wait_for(scorer.score([PROBE], stale, fresh=True), PROBE_TIMEOUT_S)
         except (TimeoutError, Overloaded):
             raise NotReady(f"no forward of {', '.join(stale)} finished within {PROBE_TIMEOUT_S:.0f} s") from None
         if isinstance(results[0], AssayError):

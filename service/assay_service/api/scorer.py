@@ -6,11 +6,12 @@ slices, so that it does not hold up a small request either.
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from assay_service.api import answers
-from assay_service.engine.engine import Engine, Job
+from assay_service.engine.engine import Engine
+from assay_service.engine.job import Task
 from assay_service.errors import AssayError, ContentError
 from assay_service.metrics import Metrics
 from assay_service.registry import Provenance, Registry
@@ -55,7 +56,7 @@ class Scorer:
         self._render_thread.shutdown(wait=False, cancel_futures=True)
 
     async def score(
-        self, items: Sequence[Item], signals: Sequence[str], truncation: Truncation = "error"
+        self, items: Sequence[Item], signals: Sequence[str], truncation: Truncation = "error", *, fresh: bool = False
     ) -> list[ItemScore | AssayError]:
         """The logits of every item, or why it has none, in order.
 
@@ -63,28 +64,26 @@ class Scorer:
             items: what to score.
             signals: by which signals.
             truncation: of prompts that are too long.
+            fresh: run the models even for what is remembered.
 
         Raises:
             ServingError: the whole request was refused.
         """
         rendered = await self.render(items, signals, truncation)
-        jobs = [
-            {name: Job(name, rendering.sequence) for name, rendering in renderings.items()}
-            for renderings in rendered
-            if not isinstance(renderings, AssayError)
-        ]
-        self.engine.submit([job for by_signal in jobs for job in by_signal.values()])
-        waiting = iter(jobs)
+        renderings = [rendering for rendering in rendered if not isinstance(rendering, AssayError)]
+        tasks = [Task(name, r.sequence) for by_signal in renderings for name, r in by_signal.items()]
+        futures = self.engine.submit(tasks, fresh=fresh)
+        waiting = iter(futures)
         results: list[ItemScore | AssayError] = []
         try:
-            for renderings in rendered:
-                if isinstance(renderings, AssayError):
-                    results.append(renderings)
+            for rendering in rendered:
+                if isinstance(rendering, AssayError):
+                    results.append(rendering)
                 else:
-                    results.append(await _gathered(next(waiting), renderings))
+                    results.append(await _gathered({name: next(waiting) for name in rendering}, rendering))
         except asyncio.CancelledError:
-            for job in (job for by_signal in jobs for job in by_signal.values()):
-                job.logit.cancel()
+            for future in futures:
+                future.cancel()
             raise
         self._count(results)
         return results
@@ -182,13 +181,13 @@ def _slices(items: Sequence[Item]) -> Iterator[list[Item]]:
         yield part
 
 
-async def _gathered(jobs: dict[str, Job], rendered: Renderings) -> ItemScore | AssayError:
+async def _gathered(futures: dict[str, "Future[float]"], rendered: Renderings) -> ItemScore | AssayError:
     """The logits of one item; the first failure of any signal is the item's."""
     logits = {}
     failure: AssayError | None = None
-    for name, job in jobs.items():
+    for name, future in futures.items():
         try:
-            logits[name] = await asyncio.wrap_future(job.logit)
+            logits[name] = await asyncio.wrap_future(future)
         except AssayError as error:
             failure = failure or error
     return failure or ItemScore(logits, rendered)

@@ -1,40 +1,27 @@
 """The bounded queue and the thread that runs the models.
 
-All forwards happen on one thread, because switching adapters changes a base's state. A forward that raises is repeated
-sequence by sequence, so that one bad sequence does not fail its neighbours; a logit that is not finite fails alone.
+All forwards happen on one thread, because switching adapters changes a base's state. What was computed is remembered,
+and what is being computed is not computed twice. Faults: out of memory splits the batch once; a device that failed
+computes nothing more; anything else is repeated sequence by sequence, so that one bad sequence does not fail its
+neighbours; a logit that is not finite fails alone.
 """
 
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import torch
 
-from assay_service.engine.plan import Waiting, next_batch
-from assay_service.errors import ForwardFailed, NotFinite, NotReady, Overloaded
+from assay_service.engine.cache import ResultCache
+from assay_service.engine.job import Job, Task
+from assay_service.engine.plan import due_times, next_batch
+from assay_service.errors import AssayError, ForwardFailed, NotFinite, NotReady, Overloaded
 from assay_service.metrics import Metrics
-from assay_service.scoring import layout
 from assay_service.scoring.model import RewardModel
 
 RETRY_AFTER_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One sequence to be scored by one signal; the future gives its logit."""
-
-    signal: str
-    sequence: layout.Sequence
-    logit: "Future[float]" = field(default_factory=Future)
-    since_s: float = field(default_factory=time.monotonic)
-
-    @property
-    def tokens(self) -> int:
-        """Length of the sequence."""
-        return len(self.sequence.ids)
 
 
 class Engine:
@@ -42,27 +29,39 @@ class Engine:
 
     Args:
         models: the model that holds each signal.
-        max_batch_tokens: tokens in one forward.
+        identities: all that decides a logit besides its sequence, for signals whose invariance is proved; the others
+            are neither cached nor computed once for two requests.
+        max_batch_tokens: tokens computed in one forward.
         max_queue_tokens: tokens waiting before requests are refused.
+        cache_bytes: of remembered logits; 0 also computes what two requests ask for twice.
         metrics: is told of every batch.
+        on_device_failure: is called once, on the worker's thread, when the device has failed.
     """
 
     def __init__(
         self,
         models: Mapping[str, RewardModel],
+        identities: Mapping[str, str],
         *,
         max_batch_tokens: int,
         max_queue_tokens: int,
+        cache_bytes: int,
         metrics: Metrics,
+        on_device_failure: Callable[[], None],
     ) -> None:
         self._models = models
+        self._identities = identities if cache_bytes else {}
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
+        self._cache = ResultCache(cache_bytes)
         self._metrics = metrics
+        self._on_device_failure = on_device_failure
         self._queue: list[Job] = []
+        self._known: dict[bytes, Job] = {}  # waiting or running
         self._queued_tokens = 0
         self._changed = threading.Condition()
         self._stopping = False
+        self._device_failed = False
         self._last_success_s = dict.fromkeys(models, -math.inf)
         self._thread = threading.Thread(target=self._work, name="assay-engine", daemon=True)
 
@@ -80,8 +79,13 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the worker runs."""
-        return self._thread.is_alive()
+        """Whether the worker runs and its device works."""
+        return self._thread.is_alive() and not self._device_failed
+
+    @property
+    def device_failed(self) -> bool:
+        """Whether the device has failed; only a new process can help."""
+        return self._device_failed
 
     @property
     def stopping(self) -> bool:
@@ -92,29 +96,73 @@ class Engine:
         """Seconds since a forward of `signal` last gave a finite logit; infinite before the first."""
         return time.monotonic() - self._last_success_s[signal]
 
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Queues all `jobs`, or none.
+    def submit(self, tasks: Sequence[Task], *, fresh: bool = False) -> list["Future[float]"]:
+        """Queues all `tasks`, or none.
+
+        Args:
+            tasks: what to score.
+            fresh: compute them even if they are known.
+
+        Returns:
+            For each task a future that gives its logit or an `AssayError`. Cancelling all that wait for a sequence
+            drops it before any work is done for it.
 
         Raises:
             Overloaded: they do not fit in the queue.
             NotReady: the engine is stopping or its worker has ended.
         """
-        tokens = sum(job.tokens for job in jobs)
+        now_s = time.monotonic()
         with self._changed:
-            if self._stopping or not self.alive:
+            if self._stopping or not self._thread.is_alive():
                 raise NotReady("the service is shutting down")
-            if self._queue and self._queued_tokens + tokens > self._max_queue_tokens:
+            jobs, new = self._jobs(tasks, now_s, fresh=fresh)
+            tokens = sum(job.tokens for job in new)
+            if new and self._queue and self._queued_tokens + tokens > self._max_queue_tokens:
                 self._metrics.rejected.inc()
                 raise Overloaded("too many tokens are waiting", retry_after_s=RETRY_AFTER_S)
-            self._queue.extend(jobs)
-            self._count(tokens)
-            self._changed.notify_all()
+            futures = [self._answered(job) if isinstance(job, float) else job.subscribe() for job in jobs]
+            self._enqueue(new, now_s)
+        return futures
+
+    def _jobs(self, tasks: Iterable[Task], now_s: float, *, fresh: bool) -> tuple[list[Job | float], list[Job]]:
+        """For each task its logit, or the job that will give it; and those of the jobs that are new."""
+        jobs: list[Job | float] = []
+        new: dict[bytes, Job] = {}
+        for task in tasks:
+            identity = None if fresh else self._identities.get(task.signal)
+            job = Job(task, identity, now_s, shares_prompt=self._models[task.signal].causal)
+            cached = None if identity is None else self._cache.get(job.key)
+            if cached is None:
+                known = self._known.get(job.key, new.get(job.key))
+                jobs.append(new.setdefault(job.key, job) if known is None else known)
+                self._metrics.lookups.labels("miss" if known is None else "in_flight").inc()
+            else:
+                jobs.append(cached)
+                self._metrics.lookups.labels("hit").inc()
+        return jobs, list(new.values())
+
+    def _answered(self, logit: float) -> "Future[float]":
+        future: Future[float] = Future()
+        future.set_result(logit)
+        return future
+
+    def _enqueue(self, new: Sequence[Job], now_s: float) -> None:
+        if self._device_failed:
+            for job in new:
+                job.fail(_device_failed())
+            return
+        for job, due_s in zip(new, due_times(now_s, [job.tokens for job in new]), strict=True):
+            job.schedule(due_s)
+        self._queue.extend(new)
+        self._known |= {job.key: job for job in new}
+        self._count(sum(job.tokens for job in new))
+        self._changed.notify_all()
 
     def _work(self) -> None:
         while batch := self._take():
-            now = time.monotonic()
+            now_s = time.monotonic()
             for job in batch:
-                self._metrics.queue_s.observe(now - job.since_s)
+                self._metrics.queue_s.observe(now_s - job.since_s)
             self._run(batch)
 
     def _take(self) -> list[Job]:
@@ -123,46 +171,94 @@ class Engine:
             while True:
                 while not self._queue and not self._stopping:
                     self._changed.wait()
-                chosen = next_batch([Waiting(job.signal, job.tokens) for job in self._queue], self._max_batch_tokens)
-                taken = set(chosen)
+                self._drop([job for job in self._queue if job.abandoned])
+                chosen = next_batch([job.waiting for job in self._queue], self._max_batch_tokens)
                 batch = [self._queue[i] for i in chosen]
-                self._queue = [job for i, job in enumerate(self._queue) if i not in taken]
-                self._count(-sum(job.tokens for job in batch))
-                # Abandoned jobs are dropped before any work is done for them.
-                live = [job for job in batch if job.logit.set_running_or_notify_cancel()]
-                if live or not chosen:
-                    return live
+                self._remove(batch)
+                if batch or self._stopping:
+                    return batch
+
+    def _drop(self, jobs: Sequence[Job]) -> None:
+        """Forgets jobs that nobody waits for any more, before any work is done for them."""
+        self._remove(jobs)
+        for job in jobs:
+            del self._known[job.key]
+
+    def _remove(self, jobs: Sequence[Job]) -> None:
+        gone = {id(job) for job in jobs}
+        self._queue = [job for job in self._queue if id(job) not in gone]
+        self._count(-sum(job.tokens for job in jobs))
 
     def _count(self, tokens: int) -> None:
         self._queued_tokens += tokens
         self._metrics.queue_tokens.set(self._queued_tokens)
 
-    def _run(self, batch: list[Job]) -> None:
+    def _run(self, batch: list[Job], *, split: bool = False) -> None:
         try:
             logits = self._forward(batch)
         except Exception as error:
-            if len(batch) > 1:
-                for job in batch:
-                    self._run([job])
-            else:
-                batch[0].logit.set_exception(_forward_failed(error))
+            self._recover(batch, error, split=split)
             return
         for job, logit in zip(batch, logits, strict=True):
             if math.isfinite(logit):
-                self._last_success_s[job.signal] = time.monotonic()
-                job.logit.set_result(logit)
+                self._last_success_s[job.task.signal] = time.monotonic()
+                self._finish(job, logit)
             else:
-                self._metrics.not_finite.labels(job.signal).inc()
-                job.logit.set_exception(NotFinite("the model gave a logit that is not finite"))
+                self._metrics.not_finite.labels(job.task.signal).inc()
+                self._finish(job, NotFinite("the model gave a logit that is not finite"))
+
+    def _recover(self, batch: list[Job], error: Exception, *, split: bool) -> None:
+        failed = _forward_failed(error)
+        if isinstance(error, torch.AcceleratorError):
+            self._fail_device(batch, failed)
+        elif len(batch) == 1 or (split and _is_out_of_memory(error)):
+            for job in batch:
+                self._finish(job, failed)
+        elif _is_out_of_memory(error):
+            self._metrics.out_of_memory.inc()
+            half = len(batch) // 2
+            for part in (batch[:half], batch[half:]):
+                self._run(part, split=True)
+        else:
+            for job in batch:
+                self._run([job], split=split)
+
+    def _fail_device(self, batch: list[Job], failed: ForwardFailed) -> None:
+        """After this nothing is computed any more; what is remembered is still answered."""
+        with self._changed:
+            self._device_failed = True
+            waiting, self._queue = self._queue, []
+            self._count(-self._queued_tokens)
+        for job in batch:
+            self._finish(job, failed)
+        for job in waiting:
+            self._finish(job, _device_failed())
+        self._on_device_failure()
+
+    def _finish(self, job: Job, outcome: float | AssayError) -> None:
+        with self._changed:
+            del self._known[job.key]
+            if isinstance(outcome, float) and job.reusable:
+                self._cache.put(job.key, outcome)
+                self._metrics.cache_bytes.set(self._cache.size_bytes)
+        if isinstance(outcome, float):
+            job.give(outcome)
+        else:
+            job.fail(outcome)
 
     def _forward(self, batch: list[Job]) -> list[float]:
-        signal = batch[0].signal
+        signal = batch[0].task.signal
         started_s = time.monotonic()
         with torch.inference_mode():
-            logits: list[float] = self._models[signal].logits([job.sequence for job in batch], signal).tolist()
+            logits: list[float] = self._models[signal].logits([job.task.sequence for job in batch], signal).tolist()
         self._metrics.forward_s.labels(signal).observe(time.monotonic() - started_s)
         self._metrics.batch_tokens.labels(signal).observe(sum(job.tokens for job in batch))
         return logits
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """CUDA's has a class of its own; the CPU allocator's is a RuntimeError with this text."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _forward_failed(error: Exception) -> ForwardFailed:
@@ -170,3 +266,7 @@ def _forward_failed(error: Exception) -> ForwardFailed:
     failed = ForwardFailed(f"the forward failed with {type(error).__name__}")
     failed.__cause__ = error
     return failed
+
+
+def _device_failed() -> ForwardFailed:
+    return ForwardFailed("the device has failed and the service is ending")

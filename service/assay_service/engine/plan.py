@@ -1,7 +1,12 @@
-"""Which waiting sequences run together in the next forward. Pure: values in, indices out."""
+"""Which waiting sequences run together in the next forward. Pure: values in, values out; `now` is an argument."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+
+# A request's sequences fall due at this rate from its arrival. A huge request is thus owed a share and no more: the
+# small ones that come later go ahead of what it is not owed yet, and it goes ahead of them with what is overdue.
+OWED_TOKENS_PER_S = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,33 +15,51 @@ class Waiting:
 
     Attributes:
         signal: only sequences of one signal share a forward.
-        tokens: its length.
+        prompt: equal for sequences whose prompt is computed once for all of them; None where nothing is shared.
+        prompt_tokens: what is computed once; 0 where nothing is shared.
+        own_tokens: what is computed for this sequence alone.
+        due_s: when it should have run.
     """
 
     signal: str
-    tokens: int
+    prompt: bytes | None
+    prompt_tokens: int
+    own_tokens: int
+    due_s: float
+
+
+def due_times(now_s: float, tokens: Sequence[int]) -> list[float]:
+    """When the sequences of a request that arrives now fall due, given their tokens."""
+    before = [0, *accumulate(tokens)][:-1]
+    return [now_s + count / OWED_TOKENS_PER_S for count in before]
 
 
 def next_batch(waiting: Sequence[Waiting], max_batch_tokens: int) -> list[int]:
-    """Indices of the sequences that run next, in the order they came.
+    """Indices of the sequences that run next, the first due first.
 
-    The oldest sequence always runs, so nothing starves; those of its signal that came after it join while the tokens
-    fit. A sequence longer than the limit runs alone.
+    The one that is due first always runs, so nothing starves; others of its signal join it in the order they fall due,
+    as long as the tokens that are then computed, a shared prompt counted once, stay within the limit. One that does not
+    fit is passed over for one that does. A sequence longer than the limit runs alone.
 
     Args:
-        waiting: the queue, oldest first.
-        max_batch_tokens: tokens in one forward.
+        waiting: the queue, in order of arrival.
+        max_batch_tokens: tokens computed in one forward.
 
     Returns:
-        Rising indices into `waiting`; empty only if `waiting` is.
+        Indices into `waiting`; empty only if `waiting` is.
     """
+    order = sorted(range(len(waiting)), key=lambda i: waiting[i].due_s)
     chosen: list[int] = []
+    prompts: set[bytes | None] = set()
     tokens = 0
-    for index, candidate in enumerate(waiting):
-        if candidate.signal != waiting[0].signal:
+    for index in order:
+        candidate = waiting[index]
+        if candidate.signal != waiting[order[0]].signal:
             continue
-        if chosen and tokens + candidate.tokens > max_batch_tokens:
-            break
+        cost = candidate.own_tokens + (0 if candidate.prompt in prompts else candidate.prompt_tokens)
+        if chosen and tokens + cost > max_batch_tokens:
+            continue
         chosen.append(index)
-        tokens += candidate.tokens
+        prompts.add(candidate.prompt)
+        tokens += cost
     return chosen

@@ -1,0 +1,88 @@
+"""What runs next: nothing lost, repeated, over budget or starved."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assay_service.engine.plan import OWED_TOKENS_PER_S, Waiting, due_times, next_batch
+
+PROMPTS = [None, b"p", b"q", b"r"]
+LIMIT = 100
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> Waiting:
+    prompt = draw(st.sampled_from(PROMPTS))
+    # As in a row: equal prompts have equal lengths.
+    prompt_tokens = 0 if prompt is None else {b"p": 10, b"q": 40, b"r": 90}[prompt]
+    return Waiting(
+        draw(st.sampled_from(["a", "b"])), prompt, prompt_tokens, draw(st.integers(1, 120)), draw(st.floats(0, 9))
+    )
+
+
+def computed(chosen: list[Waiting]) -> int:
+    return sum(w.own_tokens for w in chosen) + sum(n for _, n in {(w.prompt, w.prompt_tokens) for w in chosen})
+
+
+waiting = st.lists(sequences(), max_size=40)
+
+
+@given(waiting)
+def test_the_first_due_runs_with_others_of_its_signal_within_the_budget(queue: list[Waiting]) -> None:
+    chosen = next_batch(queue, LIMIT)
+    assert bool(chosen) == bool(queue)
+    assert len(set(chosen)) == len(chosen)
+    if queue:
+        first = min(queue, key=lambda w: w.due_s)
+        assert queue[chosen[0]] == first
+        assert {queue[i].signal for i in chosen} == {first.signal}
+        assert len(chosen) == 1 or computed([queue[i] for i in chosen]) <= LIMIT
+
+
+@given(waiting)
+def test_no_room_is_wasted(queue: list[Waiting]) -> None:
+    chosen = next_batch(queue, LIMIT)
+    batch = [queue[i] for i in chosen]
+    left = [w for i, w in enumerate(queue) if i not in chosen and w.signal == batch[0].signal]
+    assert all(computed([*batch, w]) > LIMIT for w in left)
+
+
+@given(waiting)
+def test_a_queue_is_emptied_without_losing_or_repeating(queue: list[Waiting]) -> None:
+    left = list(range(len(queue)))
+    served: list[int] = []
+    while left:
+        chosen = {left[i] for i in next_batch([queue[i] for i in left], LIMIT)}
+        served += chosen
+        left = [i for i in left if i not in chosen]
+    assert sorted(served) == list(range(len(queue)))
+
+
+def test_siblings_pay_for_their_prompt_once() -> None:
+    sixteen = [Waiting("a", b"q", 40, 3, float(i)) for i in range(16)]
+    assert len(next_batch(sixteen, 40 + 16 * 3)) == 16
+    assert len(next_batch(sixteen, 40 + 16 * 3 - 1)) == 15
+
+
+def test_a_small_request_does_not_wait_for_a_huge_one() -> None:
+    """A thousand sequences came first; one that comes a second later waits for what they were owed by then."""
+    owed = int(OWED_TOKENS_PER_S)
+    huge = [Waiting("a", None, 0, 100, due) for due in due_times(0.0, [100] * 1000)]
+    (due,) = due_times(1.0, [100])
+    order = next_batch([*huge, Waiting("a", None, 0, 100, due)], 1_000_000)
+    assert order.index(1000) == owed // 100 + 1
+
+
+def test_a_huge_request_gets_its_share_of_a_stream_of_small_ones() -> None:
+    huge = [Waiting("a", None, 0, 100, due) for due in due_times(0.0, [100] * 50)]
+    served = 0
+    for second in range(1, 6):  # every second more small ones than one batch holds
+        small = [Waiting("a", None, 0, 100, due) for _ in range(20) for due in due_times(float(second), [100])]
+        chosen = next_batch([*huge, *small], 1500)
+        share = [i for i in chosen if i < len(huge)]
+        served += len(share)
+        huge = [w for i, w in enumerate(huge) if i not in share]
+    assert served >= 5 * OWED_TOKENS_PER_S / 100 - 10
+
+
+def test_requests_fall_due_token_by_token() -> None:
+    assert due_times(5.0, [500, 1500, 1]) == [5.0, 5.5, 7.0]
