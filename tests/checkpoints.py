@@ -10,9 +10,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaV2Config,
+    GemmaConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
 )
 
 CHATML = (
@@ -34,6 +40,39 @@ CORPUS = [
     "How do I bake bread? Mix flour, water, salt and yeast, and wait.",
     "I am sorry, I cannot help with that. 0 1 2 3 4 5 6 7 8 9",
 ]
+
+
+WINDOW = 16  # shorter than most of the tests' sequences
+ENCODERS = ("bert", "roberta", "deberta-v2")
+CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, {"num_key_value_heads": 2}),
+    "qwen2": (
+        Qwen2Config,
+        {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "qwen3": (Qwen3Config, {"num_key_value_heads": 2, "head_dim": 16}),
+    "mistral": (MistralConfig, {"num_key_value_heads": 2, "sliding_window": WINDOW}),
+    "gemma": (GemmaConfig, {"num_key_value_heads": 1, "head_dim": 16}),
+    "gpt_neox": (GPTNeoXConfig, {}),
+    "bert": (BertConfig, {}),
+    "roberta": (RobertaConfig, {}),
+    "deberta-v2": (
+        DebertaV2Config,
+        {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 8,
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_biased_input": False,
+        },
+    ),
+}
+
+
+def tokenizer_of(architecture: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with the special tokens and the template of such models."""
+    return encoder_tokenizer() if architecture in ENCODERS else decoder_tokenizer()
 
 
 def tokenizer(specials: dict[str, str], template: str, extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
@@ -80,18 +119,9 @@ def classifier(architecture: str, fast: PreTrainedTokenizerFast, *, seed: int = 
         "initializer_range": 0.2,
         **more,
     }
-    config: Any
-    match architecture:
-        case "llama":
-            config = LlamaConfig(**shared, num_key_value_heads=2)
-        case "gpt_neox":
-            config = GPTNeoXConfig(**shared)
-        case "bert":
-            config = BertConfig(**shared)
-        case _:
-            raise ValueError(architecture)
+    config_class, particular = CONFIGS[architecture]
     torch.manual_seed(seed)
-    return AutoModelForSequenceClassification.from_config(config).eval()
+    return AutoModelForSequenceClassification.from_config(config_class(**(particular | shared))).eval()
 
 
 def save(directory: Path, model: Any, fast: PreTrainedTokenizerFast, **manifest: Any) -> Path:
@@ -108,7 +138,11 @@ def save_adapter(
 ) -> tuple[Path, Any]:
     """A random LoRA adapter with a head of its own on `base`, in PEFT's format; returns it with PEFT's own model."""
     torch.manual_seed(seed)
-    targets = ["query", "value"] if base.config.model_type == "bert" else ["q_proj", "v_proj"]
+    targets = {
+        "bert": ["query", "value"],
+        "roberta": ["query", "value"],
+        "deberta-v2": ["query_proj", "value_proj"],
+    }.get(base.config.model_type, ["q_proj", "v_proj"])
     settings = {"r": 4, "lora_alpha": 8, "target_modules": targets, **(lora or {})}
     wrapped = get_peft_model(base, LoraConfig(task_type=TaskType.SEQ_CLS, **settings))
     with torch.no_grad():

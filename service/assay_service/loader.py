@@ -6,6 +6,7 @@ is certain, and otherwise the service refuses to start. What both say must agree
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from assay_service.errors import StartError
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.rules import dtype_of, moments_of, render_rules, settled
 from assay_service.scoring import checkpoint, manifest
-from assay_service.scoring.head import Head, checked
+from assay_service.scoring.architectures import Architecture, activation_of
+from assay_service.scoring.head import Dense, Head, checked
 from assay_service.scoring.item import PROBE, Item, Message
 from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.mix import Blend
@@ -53,7 +55,7 @@ class _Loader:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._models: dict[tuple[Path, torch.dtype, str, bool], RewardModel] = {}
+        self._models: dict[tuple[Path, torch.dtype, str], RewardModel] = {}
         self._hashes: dict[Path, str] = {}
         self._renderers: dict[tuple[Path, RenderRules, int], Renderer] = {}
 
@@ -69,15 +71,11 @@ class _Loader:
         kind: manifest.Kind = settled("kind", settings.kind, claims.kind)
         dtype = settings.dtype or dtype_of(config)
         device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        pooler = rules.score_position == "pooler"
-        model = self._model(base, getattr(torch, dtype), device, pooler=pooler)
+        model = self._model(base, getattr(torch, dtype), device)
         adapter, head = self._weights(settings, directory, base)
-        model.add_signal(
-            name,
-            checked(Head(head.weight, head.bias), model.hidden_size, head.name),
-            adapter=adapter,
-            pooler=pooler,
-        )
+        if rules.score_position == "pooler":
+            head = replace(head, dense=_dense(directory, base, model.architecture))
+        model.add_signal(name, checked(_head(head, config), model.hidden_size, head.name), adapter)
         renderer = self._renderer(_tokenizer_source(directory, base), rules, model.vocabulary_size)
         if claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError("template: not the one that the checkpoint was trained with (template_sha256 differs)")
@@ -103,10 +101,10 @@ class _Loader:
             raise StartError(f"{base}: the weights are not those that the adapter was trained on (base_sha256 differs)")
         return self._hashes[base]
 
-    def _model(self, base: Path, dtype: torch.dtype, device: torch.device, *, pooler: bool) -> RewardModel:
-        key = (base, dtype, str(device), pooler)
+    def _model(self, base: Path, dtype: torch.dtype, device: torch.device) -> RewardModel:
+        key = (base, dtype, str(device))
         if key not in self._models:
-            self._models[key] = RewardModel.load(base, dtype, device, pooler=pooler)
+            self._models[key] = RewardModel.load(base, dtype, device)
         return self._models[key]
 
     def _renderer(self, source: Path, rules: RenderRules, vocabulary_size: int) -> Renderer:
@@ -152,6 +150,23 @@ def _made_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
     for name, signal in signals.items():
         longest.setdefault(signal.model, {})[name] = signal.renderer.rules.max_length
     return {name: proved for model, names in longest.items() for name, proved in made_invariant(model, names).items()}
+
+
+def _dense(directory: Path, base: Path, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layer before the head: the adapter's own where it was trained with the head, else the base's."""
+    if architecture.dense is None:
+        raise StartError("score_position: pooler is for encoders whose classifiers have a layer before the head")
+    adapter = directory / checkpoint.ADAPTER_WEIGHTS
+    files = [*([adapter] if adapter.is_file() else []), *checkpoint.weight_files(base)]
+    dense = checkpoint.read_dense(files, architecture.dense)
+    if dense is None:
+        raise StartError(f"{base}: no {architecture.dense}.weight, which score_position pooler reads")
+    return dense
+
+
+def _head(tensors: checkpoint.HeadTensors, config: Mapping[str, Any]) -> Head:
+    dense = None if tensors.dense is None else Dense(*tensors.dense, activation_of(config))
+    return Head(tensors.weight, tensors.bias, dense)
 
 
 def _tokenizer_source(directory: Path, base: Path) -> Path:

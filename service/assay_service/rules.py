@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from assay_service.errors import StartError
+from assay_service.scoring.architectures import ARCHITECTURES, longest_sequence
 from assay_service.scoring.manifest import Manifest, ScorePosition
 from assay_service.scoring.mix import Moments
 from assay_service.scoring.render import RenderRules
@@ -16,10 +17,11 @@ _Claim = TypeVar("_Claim")
 
 def render_rules(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any], template: str) -> RenderRules:
     """What the configuration, the manifest and, where it is certain, the architecture say about rendering."""
-    max_length = settings.max_length or claims.max_length or config.get("max_position_embeddings")
+    positions = longest_sequence(config)
+    max_length = settings.max_length or claims.max_length or positions
     if not isinstance(max_length, int):
         raise StartError("max_length: not declared, and neither the manifest nor config.json has it")
-    longest = min(claims.max_length or max_length, config.get("max_position_embeddings") or max_length)
+    longest = min(claims.max_length or max_length, positions or max_length)
     if max_length > longest:
         raise StartError(f"max_length: {max_length} is more than the checkpoint's {longest}")
     return RenderRules(
@@ -47,7 +49,7 @@ def _position(config: Mapping[str, Any]) -> ScorePosition | None:
     architecture = (config.get("architectures") or [""])[0]
     if not architecture.endswith("ForSequenceClassification"):
         return None
-    if architecture.startswith("Bert"):
+    if (known := ARCHITECTURES.get(config.get("model_type", ""))) is not None and known.dense is not None:
         return "pooler"
     return "last_token" if config.get("pad_token_id") is None else "last_non_pad_id"
 

@@ -16,14 +16,13 @@ from assay_service.scoring.proof import is_invariant, made_invariant
 from tests import checkpoints
 
 DTYPES = (torch.float32, torch.bfloat16)
-ARCHITECTURES = ("llama", "gpt_neox", "bert")
 WIDE = {"hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 6, "max_position_embeddings": 1024}
 ODD = {"hidden_size": 60, "intermediate_size": 77, "num_attention_heads": 6, "max_position_embeddings": 1024}
 
 
 def load(root: Path, architecture: str, dtype: torch.dtype, adapters: tuple[str, ...] = (), **size: int) -> RewardModel:
     """A random model with a signal `s`, and one for each adapter, made invariant."""
-    fast = checkpoints.encoder_tokenizer() if architecture == "bert" else checkpoints.decoder_tokenizer()
+    fast = checkpoints.tokenizer_of(architecture)
     reference = checkpoints.classifier(architecture, fast, initializer_range=0.05, **(WIDE | size))
     model = RewardModel.load(checkpoints.save(root / "base", reference, fast), dtype, torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)
@@ -54,8 +53,11 @@ def logits(model: RewardModel, sequences: list[Sequence], name: str = "s") -> li
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("size", [WIDE, ODD], ids=["wide", "odd"])
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [*((name, WIDE) for name in checkpoints.CONFIGS), ("llama", ODD), ("bert", ODD)],
+    ids=lambda value: value if isinstance(value, str) else f"{value['hidden_size']} wide",
+)
 def test_alone_together_shuffled_and_among_strangers(
     architecture: str, dtype: torch.dtype, size: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -9,16 +9,17 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from assay_service.errors import StartError
-from assay_service.scoring.checkpoint import read_adapter, read_head, weight_files
-from assay_service.scoring.head import Head
+from assay_service.scoring.architectures import activation_of
+from assay_service.scoring.checkpoint import read_adapter, read_config, read_dense, read_head, weight_files
+from assay_service.scoring.head import Dense, Head
 from assay_service.scoring.item import Item, Message
+from assay_service.scoring.manifest import ScorePosition
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer, RenderRules
 from tests import checkpoints
 
 LENGTHS = (1, 2, 3, 7, 20, 31, 57, 90)
-POSITIONS = {"llama": "last_non_pad_id", "gpt_neox": "last_non_pad_id", "bert": "pooler"}
-ARCHITECTURES = tuple(POSITIONS)
+ARCHITECTURES = tuple(checkpoints.CONFIGS)
 
 
 def items() -> list[Item]:
@@ -50,25 +51,33 @@ def items() -> list[Item]:
     return [*pairs, long, Item.of("", "x"), Item.of("x", "")]
 
 
-def tokenizer_of(architecture: str) -> PreTrainedTokenizerFast:
-    return checkpoints.encoder_tokenizer() if architecture == "bert" else checkpoints.decoder_tokenizer()
+def head_of(directory: Path, model: RewardModel, adapter: Path | None = None) -> Head:
+    """The head in `directory` or `adapter`, with the layer before it where the architecture has one."""
+    own = weight_files(directory)
+    files = own if adapter is None else [adapter / "adapter_model.safetensors"]
+    head = read_head(files)
+    assert head is not None
+    if model.architecture.dense is None:
+        return Head(head.weight, head.bias)
+    dense = read_dense([*files, *own], model.architecture.dense)
+    assert dense is not None
+    return Head(head.weight, head.bias, Dense(*dense, activation_of(read_config(directory))))
 
 
 def renderer_of(architecture: str, fast: PreTrainedTokenizerFast) -> Renderer:
-    rules = RenderRules(fast.chat_template, 256, POSITIONS[architecture], "template", "score", fast.pad_token_id)  # type: ignore[arg-type]
+    position: ScorePosition = "pooler" if architecture in checkpoints.ENCODERS else "last_non_pad_id"
+    rules = RenderRules(fast.chat_template, 254, position, "template", "score", fast.pad_token_id)
     return Renderer(fast, rules, len(fast))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_item_of_a_mixed_batch_has_the_oracle_logit(architecture: str, tmp_path: Path) -> None:
-    fast = tokenizer_of(architecture)
+    fast = checkpoints.tokenizer_of(architecture)
     reference = checkpoints.classifier(architecture, fast)
     directory = checkpoints.save(tmp_path, reference, fast)
-    pooler = architecture == "bert"
-    model = RewardModel.load(directory, torch.float32, torch.device("cpu"), pooler=pooler)
-    head = read_head(weight_files(directory))
-    assert head is not None
-    model.add_signal("s", Head(head.weight, head.bias), pooler=pooler)
+    model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
+    model.add_signal("s", head_of(directory, model))
+    model.make_invariant()
     sequences = [renderer_of(architecture, fast).render(item).sequence for item in items()]
     with torch.inference_mode():
         logits = model.logits(sequences, "s").tolist()
@@ -77,23 +86,19 @@ def test_every_item_of_a_mixed_batch_has_the_oracle_logit(architecture: str, tmp
     assert logits == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bert"])
+@pytest.mark.parametrize("architecture", ["llama", "bert", "roberta", "deberta-v2"])
 def test_adapters_on_one_base_score_as_peft_does_alone(architecture: str, tmp_path: Path) -> None:
     """Traps 17 and 18: every adapter uses its own weights and its own head, and the bare base stays bare."""
-    fast = tokenizer_of(architecture)
+    fast = checkpoints.tokenizer_of(architecture)
     base = checkpoints.classifier(architecture, fast)
     checkpoints.save(tmp_path / "base", base, fast)
-    pooler = architecture == "bert"
-    model = RewardModel.load(tmp_path / "base", torch.float32, torch.device("cpu"), pooler=pooler)
+    model = RewardModel.load(tmp_path / "base", torch.float32, torch.device("cpu"))
     oracles = {"bare": base}
-    head = read_head(weight_files(tmp_path / "base"))
-    assert head is not None
-    model.add_signal("bare", Head(head.weight, head.bias), pooler=pooler)
+    model.add_signal("bare", head_of(tmp_path / "base", model))
     for seed, name in enumerate(("first", "second"), start=1):
         directory, wrapped = checkpoints.save_adapter(tmp_path / name, copy.deepcopy(base), seed=seed)
-        adapter, head = read_adapter(directory)
-        assert head is not None
-        model.add_signal(name, Head(head.weight, head.bias), adapter, pooler=pooler)
+        adapter, _ = read_adapter(directory)
+        model.add_signal(name, head_of(tmp_path / "base", model, directory), adapter)
         oracles[name] = wrapped
     sequences = [renderer_of(architecture, fast).render(item).sequence for item in items()]
     expected = {name: [checkpoints.oracle(reference, s.ids) for s in sequences] for name, reference in oracles.items()}
@@ -117,7 +122,7 @@ def test_adapters_on_one_base_score_as_peft_does_alone(architecture: str, tmp_pa
     ids=str,
 )
 def test_adapters_of_every_served_form_score_as_peft_loads_them(settings: dict[str, Any], tmp_path: Path) -> None:
-    fast = tokenizer_of("llama")
+    fast = checkpoints.tokenizer_of("llama")
     base = checkpoints.classifier("llama", fast)
     checkpoints.save(tmp_path / "base", base, fast)
     directory, wrapped = checkpoints.save_adapter(tmp_path / "adapter", copy.deepcopy(base), lora=settings)
@@ -145,14 +150,12 @@ ROPES = {
 
 @pytest.mark.parametrize("rope_type", ROPES)
 def test_position_scalings_do_not_depend_on_neighbours(rope_type: str, tmp_path: Path) -> None:
-    fast = tokenizer_of("llama")
+    fast = checkpoints.tokenizer_of("llama")
     rope = {"rope_type": rope_type, "rope_theta": 10000.0, **ROPES[rope_type]}
     reference = checkpoints.classifier("llama", fast, rope_parameters=rope)
     directory = checkpoints.save(tmp_path, reference, fast)
     model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
-    head = read_head(weight_files(directory))
-    assert head is not None
-    model.add_signal("s", Head(head.weight, head.bias))
+    model.add_signal("s", head_of(directory, model))
     sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
     with torch.inference_mode():
         logits = model.logits(sequences, "s").tolist()
@@ -160,7 +163,7 @@ def test_position_scalings_do_not_depend_on_neighbours(rope_type: str, tmp_path:
 
 
 def test_a_position_scaling_that_looks_at_neighbours_is_refused(tmp_path: Path) -> None:
-    fast = tokenizer_of("llama")
+    fast = checkpoints.tokenizer_of("llama")
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,

@@ -18,7 +18,7 @@ RULES = {"eos": "template", "unfinished": "score", "kind": "preference"}
 
 
 def plain(directory: Path, architecture: str = "llama", **manifest: Any) -> tuple[Path, Any]:
-    fast = checkpoints.encoder_tokenizer() if architecture == "bert" else checkpoints.decoder_tokenizer()
+    fast = checkpoints.tokenizer_of(architecture)
     model = checkpoints.classifier(architecture, fast)
     return checkpoints.save(directory, model, fast, **manifest), model
 
@@ -39,13 +39,29 @@ def edit_config(directory: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in (json.loads(path.read_text()) | changes).items() if v is not None}))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "bert"])
+@pytest.mark.parametrize("architecture", checkpoints.CONFIGS)
 def test_a_plain_reward_model_needs_no_manifest(architecture: str, tmp_path: Path) -> None:
     """Position and length are inferred from the architecture; trap 1: as transformers itself would read."""
-    directory, _ = plain(tmp_path, architecture)
-    rules = load(directory).signals["s"].renderer.rules
-    assert rules.score_position == ("pooler" if architecture == "bert" else "last_non_pad_id")
-    assert rules.max_length == 256
+    directory, reference = plain(tmp_path, architecture)
+    served = load(directory)
+    signal = served.signals["s"]
+    rules = signal.renderer.rules
+    assert rules.score_position == ("pooler" if architecture in checkpoints.ENCODERS else "last_non_pad_id")
+    assert rules.max_length == (256 - rules.pad_token_id - 1 if architecture == "roberta" else 256)  # type: ignore[operator]
+    assert served.invariant == {"s": True}
+    sequence = signal.renderer.render(PROBE).sequence
+    with torch.inference_mode():
+        logit = signal.model.logits([sequence], "s").item()
+    assert logit == pytest.approx(checkpoints.oracle(reference, sequence.ids), abs=1e-5)
+
+
+def test_an_encoder_whose_layer_before_the_head_is_missing_refuses_to_start(tmp_path: Path) -> None:
+    directory, _ = plain(tmp_path, "roberta")
+    edit_tensors(
+        directory / "model.safetensors", lambda t: {n: v for n, v in t.items() if not n.startswith("classifier.dense")}
+    )
+    with pytest.raises(StartError, match=r"no classifier\.dense\.weight, which score_position pooler reads"):
+        load(directory)
 
 
 @pytest.mark.parametrize("key", ["kind", "eos", "unfinished"])
@@ -327,7 +343,7 @@ def test_broken_files_and_devices_are_one_line(tmp_path: Path) -> None:
 def test_a_model_that_cannot_score_does_not_start(tmp_path: Path) -> None:
     """Trap 13: a base of NaN, and a position that the architecture does not have."""
     directory, _ = plain(tmp_path)
-    with pytest.raises(StartError, match="pooler is BERT's"):
+    with pytest.raises(StartError, match="pooler is for encoders"):
         load(directory, score_position="pooler")
     edit_tensors(directory / "model.safetensors", lambda t: t | {"model.norm.weight": torch.full((32,), float("nan"))})
     with pytest.raises(StartError, match="scores a plain item with nan"):

@@ -182,7 +182,6 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
         "numerics": {
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "attention": "packed, per segment",
             "invariant": all(registry.invariant.values()),
         },
         "signals": {
@@ -191,6 +190,7 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "device": str(signal.model.device),
                 "dtype": signal.provenance.dtype,
                 "invariant": registry.invariant[name],
+                "forward": "packed" if signal.model.architecture.packed else "one item at a time",
                 "max_length": signal.renderer.rules.max_length,
                 "score_position": signal.renderer.rules.score_position,
                 "eos": signal.renderer.rules.eos,

@@ -25,7 +25,10 @@ PACKAGE_SCHEME = "package:"
 
 # Where trainers put the head: transformers' ForSequenceClassification (`score`, `classifier`), TRL and LLaMA-Factory
 # (`v_head.summary`), OpenRLHF (`value_head`). PEFT's modules_to_save adds `base_model.model.` in front.
-_HEAD_MODULES = ("score", "classifier", "v_head.summary", "v_head", "value_head.summary", "value_head")
+_HEAD_MODULES = (
+    *("score", "classifier", "classifier.out_proj"),
+    *("v_head.summary", "v_head", "value_head.summary", "value_head"),
+)
 _HEAD_WEIGHT = re.compile(
     rf"^(?:base_model\.model\.)?(?:{'|'.join(map(re.escape, _HEAD_MODULES))})(?:\.modules_to_save\.\w+)?\.weight$"
 )
@@ -40,16 +43,20 @@ class HeadTensors:
         name: the weight's name in the file.
         weight: `[1, H]`.
         bias: `[1]`, or None.
+        dense: weight `[H, H]` and bias `[H]` of the layer before it, where the score position asks for it.
     """
 
     name: str
     weight: torch.Tensor
     bias: torch.Tensor | None
+    dense: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def sha256(self) -> str:
         """Hash of the values, whatever file they lie in."""
-        return _hash_tensors({"weight": self.weight, **({} if self.bias is None else {"bias": self.bias})})
+        tensors = {"weight": self.weight, **({} if self.bias is None else {"bias": self.bias})}
+        tensors |= {} if self.dense is None else {"dense.weight": self.dense[0], "dense.bias": self.dense[1]}
+        return _hash_tensors(tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,21 @@ def read_head(files: Iterable[Path]) -> HeadTensors | None:
     return found[0] if found else None
 
 
+def read_dense(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Weight and bias of the layer that a classifier has before its head, or None if the files hold none.
+
+    Args:
+        files: safetensors files; the first that has it counts.
+        module: what transformers calls it.
+    """
+    name = re.compile(rf"^(?:base_model\.model\.)?(?:\w+\.)?{re.escape(module)}(?:\.modules_to_save\.\w+)?\.weight$")
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            for weight in filter(name.match, tensors.keys()):
+                return tensors.get_tensor(weight), tensors.get_tensor(weight.removesuffix("weight") + "bias")
+    return None
+
+
 def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
     """A PEFT LoRA adapter, and the head saved with it (`modules_to_save`) if there is one.
 
@@ -185,7 +207,8 @@ def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     head = read_head([path, *_value_head(directory)])
     if head is not None:
-        tensors = {n: t for n, t in tensors.items() if n not in (head.name, head.name.removesuffix("weight") + "bias")}
+        beside = head.name.removesuffix(".weight").removesuffix(".out_proj")  # of RoBERTa's also the dense layer
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(f"{beside}.")}
     outputs = [tensor for name, tensor in tensors.items() if "lora_B" in name or "lora_embedding_B" in name]
     if not any(bool(torch.count_nonzero(tensor)) for tensor in outputs):
         raise StartError(f"{path}: every lora_B is zero; the adapter was never trained")

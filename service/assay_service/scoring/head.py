@@ -2,9 +2,30 @@
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from assay_service.errors import StartError
 from assay_service.scoring.layout import Span
+
+
+class Dense(nn.Module):
+    """The layer that a transformers classifier of an encoder has between hidden state and head; fp32.
+
+    Args:
+        weight: `[H, H]`.
+        bias: `[H]`.
+        activation: as transformers names it.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, activation: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0])
+        self.linear.weight, self.linear.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
+        self.activation = ACT2FN[activation]
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """`[n, H]` from `[n, H]`."""
+        return torch.as_tensor(self.activation(self.linear(pooled)))
 
 
 class Head(nn.Module):
@@ -16,10 +37,12 @@ class Head(nn.Module):
     Args:
         weight: fp32 `[1, H]`.
         bias: fp32 `[1]`, or None.
+        dense: is applied first; None for none.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, dense: Dense | None = None) -> None:
         super().__init__()
+        self.dense = dense
         self.weight = nn.Parameter(weight.float())
         self.bias = None if bias is None else nn.Parameter(bias.float())
 
@@ -35,7 +58,8 @@ class Head(nn.Module):
         A sum over each row by itself: a matrix product may pick its kernel by the number of rows (see `rows.py`).
         """
         with torch.autocast(pooled.device.type, enabled=False):
-            logits = (pooled.float() * self.weight).sum(dim=-1)
+            read = pooled.float() if self.dense is None else self.dense(pooled.float())
+            logits = (read * self.weight).sum(dim=-1)
             return logits if self.bias is None else logits + self.bias
 
 

@@ -19,6 +19,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from assay_service.errors import StartError
+from assay_service.scoring.architectures import ARCHITECTURES, ROPE_TYPES, architecture_of, first_position
 from assay_service.scoring.attention import NAME as ATTENTION
 from assay_service.scoring.checkpoint import Adapter, read_config, weight_files
 from assay_service.scoring.head import Head, pool
@@ -26,14 +27,10 @@ from assay_service.scoring.layout import Sequence, pack
 from assay_service.scoring.lora import bare_tensors, lora_config
 from assay_service.scoring.rows import make_invariant
 
-# Architectures whose attention goes through transformers' interface, each held to a parity test. Others are refused.
-ARCHITECTURES = frozenset({"llama", "gpt_neox", "bert"})
-
-ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
-
 # Tensors of a checkpoint that a bare base does not use: heads, language-model outputs, buffers of old versions.
 _UNUSED = (
     *("score.", "classifier.", "v_head.", "value_head.", "lm_head.", "embed_out.", "cls.", "pooler."),
+    *("lm_predictions.", "mask_predictions."),
     *("embeddings.position_ids", "rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
 )
 
@@ -42,7 +39,6 @@ _UNUSED = (
 class _Signal:
     adapter: str | None
     head: Head
-    pooler: bool
 
 
 class RewardModel:
@@ -55,6 +51,7 @@ class RewardModel:
     Attributes:
         hidden_size: width of the hidden states.
         vocabulary_size: rows of the embedding.
+        architecture: what scoring must know of the base.
         causal: whether a token sees only what stands before it, so that completions can share their prompt.
     """
 
@@ -62,41 +59,35 @@ class RewardModel:
         self.base: Any = base.to(device).eval()
         self.hidden_size = int(base.config.hidden_size)
         self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
-        self.causal = base.config.model_type != "bert"
+        self.architecture = ARCHITECTURES[base.config.model_type]
+        self.causal = self.architecture.causal
         self.device = device
+        self._first_position = first_position(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
 
     @classmethod
-    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device, *, pooler: bool = False) -> "RewardModel":
+    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "RewardModel":
         """Reads a base from safetensors files.
 
         Args:
             directory: a checkpoint with `config.json` and weights; heads in it are not read here.
             dtype: what the base computes in; heads stay fp32.
             device: where to put it.
-            pooler: keep BERT's pooler.
 
         Raises:
             StartError: the architecture is not on the list, or a tensor is missing, unknown or of the wrong shape.
         """
         config = read_config(directory)
-        architecture = config.get("model_type")
-        if architecture not in ARCHITECTURES:
-            known = ", ".join(sorted(ARCHITECTURES))
-            raise StartError(f"{directory}: architecture {architecture!r} is not served; served are {known}")
-        if config.get("is_decoder") or config.get("quantization_config"):
-            raise StartError(f"{directory}: is_decoder and quantised checkpoints are not served")
-        if pooler and architecture != "bert":
-            raise StartError(f"{directory}: score_position pooler is BERT's, this is {architecture}")
+        architecture = architecture_of(config, directory)
         weight_files(directory)
-        options = {"add_pooling_layer": pooler} if architecture == "bert" else {}
+        options = {"add_pooling_layer": False} if config["model_type"] in ("bert", "roberta") else {}
         # Quiet: its report of unused tensors is replaced by ours, which is an error or nothing.
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         base, report = AutoModel.from_pretrained(
             directory,
             dtype=dtype,
-            attn_implementation=ATTENTION,
+            attn_implementation=ATTENTION if architecture.packed else "eager",
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -106,20 +97,18 @@ class RewardModel:
         _check_report(report, directory, f"{base.base_model_prefix}.")
         rope = (getattr(base.config, "rope_parameters", None) or {}).get("rope_type", "default")
         if rope not in ROPE_TYPES:
-            # longrope, for one, picks its frequencies by the longest sequence of the row: neighbours would matter.
             raise StartError(
                 f"{directory}: rope_type {rope!r} is not served; served are {', '.join(sorted(ROPE_TYPES))}"
             )
         return cls(base, device)
 
-    def add_signal(self, name: str, head: Head, adapter: Adapter | None = None, *, pooler: bool = False) -> None:
+    def add_signal(self, name: str, head: Head, adapter: Adapter | None = None) -> None:
         """Adds a signal.
 
         Args:
             name: its name, new to this model.
             head: reads the logit.
             adapter: LoRA weights to load onto the base; None reads the bare base.
-            pooler: read the head off BERT's pooler instead of the hidden state itself.
 
         Raises:
             StartError: the adapter does not fit the base, naming a tensor.
@@ -127,7 +116,7 @@ class RewardModel:
         key = None if adapter is None else f"signal{len(self._signals)}"
         if adapter is not None and key is not None:
             self._load_adapter(adapter, key)
-        self._signals[name] = _Signal(key, head.to(self.device), pooler)
+        self._signals[name] = _Signal(key, head.to(self.device))
         self.base.eval()
 
     def add_fresh_signal(self, name: str, head: Head, lora: LoraConfig) -> list[nn.Parameter]:
@@ -135,7 +124,7 @@ class RewardModel:
         key = f"signal{len(self._signals)}"
         inject_adapter_in_model(lora, self.base, adapter_name=key)
         self.base.eval()  # new modules start in training mode
-        self._signals[name] = _Signal(key, head.to(self.device), pooler=False)
+        self._signals[name] = _Signal(key, head.to(self.device))
         self._activate(key)
         return [*(p for n, p in self.base.named_parameters() if f".{key}." in n), *head.parameters()]
 
@@ -154,7 +143,7 @@ class RewardModel:
     @property
     def head_name(self) -> str:
         """What transformers calls the head of a classifier on this architecture."""
-        return "classifier" if self.base.config.model_type == "bert" else "score"
+        return self.architecture.head
 
     def make_invariant(self) -> None:
         """Makes the logit of a sequence independent of what it is computed with; after all signals were added.
@@ -162,28 +151,33 @@ class RewardModel:
         Raises:
             NotInvariant: this machine has no way of computing a layer's product like that.
         """
-        make_invariant(self.base)
+        if self.architecture.packed:  # the others run alone, and alone is always the same
+            make_invariant(self.base)
+        for signal in self._signals.values():
+            make_invariant(signal.head)
 
     def pooled(self, sequences: Seq[Sequence], name: str) -> torch.Tensor:
         """What the head of signal `name` reads: fp32 `[n, H]`, in the order of `sequences`."""
-        signal = self._signals[name]
-        self._activate(signal.adapter)
+        self._activate(self._signals[name].adapter)
+        if not self.architecture.packed:
+            return torch.cat([self._pooled_alone(sequence) for sequence in sequences])
         row = pack(sequences, share_prompts=self.causal)
         output = self.base(
             input_ids=row.ids.to(self.device),
-            position_ids=row.positions.to(self.device),
+            position_ids=row.positions.to(self.device) + self._first_position,
             segments=row.segments,
             masks={},
             **({"use_cache": False} if self.causal else {}),
         )
-        pooled = pool(output.last_hidden_state, row.spans)
-        if signal.pooler:
-            pooled = self.base.pooler(pooled.to(output.last_hidden_state.dtype).unsqueeze(1)).float()
-        return pooled
+        return pool(output.last_hidden_state, row.spans)
 
     def logits(self, sequences: Seq[Sequence], name: str) -> torch.Tensor:
         """The logits of signal `name`: fp32 `[n]`, in order. They may be non-finite; callers check."""
         return torch.as_tensor(self._signals[name].head(self.pooled(sequences, name)))
+
+    def _pooled_alone(self, sequence: Sequence) -> torch.Tensor:
+        ids = torch.tensor([sequence.ids], device=self.device)
+        return pool(self.base(input_ids=ids).last_hidden_state, ((sequence.score,),))
 
     def _activate(self, adapter: str | None) -> None:
         """Makes `adapter`, or the bare base, what the next forward computes."""
