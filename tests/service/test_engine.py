@@ -171,7 +171,13 @@ def test_stopping_finishes_what_waits_and_refuses_what_comes() -> None:
 
 def test_an_engine_that_was_never_started_accepts_nothing() -> None:
     engine = Engine(
-        {}, {}, max_batch_tokens=1, max_queue_tokens=1, cache_bytes=0, metrics=Metrics(), on_device_failure=lambda: None
+        cast("dict[str, RewardModel]", {"a": FaultyModel()}),
+        {},
+        max_batch_tokens=1,
+        max_queue_tokens=1,
+        cache_bytes=0,
+        metrics=Metrics(),
+        on_device_failure=lambda: None,
     )
     with pytest.raises(NotReady):
         engine.submit(tasks([1]))

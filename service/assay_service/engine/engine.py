@@ -112,26 +112,29 @@ class Engine:
             NotReady: the engine is stopping or its worker has ended.
         """
         now_s = time.monotonic()
+        candidates = [self._job(task, now_s, fresh=fresh) for task in tasks]  # hashes, so before the lock
         with self._changed:
             if self._stopping or not self._thread.is_alive():
                 raise NotReady("the service is shutting down")
-            jobs, new = self._jobs(tasks, now_s, fresh=fresh)
+            jobs, new = self._known_or_new(candidates)
             tokens = sum(job.tokens for job in new)
             if new and self._queue and self._queued_tokens + tokens > self._max_queue_tokens:
                 self._metrics.rejected.inc()
                 raise Overloaded("too many tokens are waiting", retry_after_s=RETRY_AFTER_S)
-            futures = [self._answered(job) if isinstance(job, float) else job.subscribe() for job in jobs]
+            futures = [_answered(job) if isinstance(job, float) else job.subscribe() for job in jobs]
             self._enqueue(new, now_s)
         return futures
 
-    def _jobs(self, tasks: Iterable[Task], now_s: float, *, fresh: bool) -> tuple[list[Job | float], list[Job]]:
-        """For each task its logit, or the job that will give it; and those of the jobs that are new."""
+    def _job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
+        identity = None if fresh else self._identities.get(task.signal)
+        return Job(task, identity, now_s, shares_prompt=self._models[task.signal].causal)
+
+    def _known_or_new(self, candidates: Iterable[Job]) -> tuple[list[Job | float], list[Job]]:
+        """For each job its logit, or the job that will give it; and those of the jobs that are new."""
         jobs: list[Job | float] = []
         new: dict[bytes, Job] = {}
-        for task in tasks:
-            identity = None if fresh else self._identities.get(task.signal)
-            job = Job(task, identity, now_s, shares_prompt=self._models[task.signal].causal)
-            cached = None if identity is None else self._cache.get(job.key)
+        for job in candidates:
+            cached = self._cache.get(job.key) if job.reusable else None
             if cached is None:
                 known = self._known.get(job.key, new.get(job.key))
                 jobs.append(new.setdefault(job.key, job) if known is None else known)
@@ -140,11 +143,6 @@ class Engine:
                 jobs.append(cached)
                 self._metrics.lookups.labels("hit").inc()
         return jobs, list(new.values())
-
-    def _answered(self, logit: float) -> "Future[float]":
-        future: Future[float] = Future()
-        future.set_result(logit)
-        return future
 
     def _enqueue(self, new: Sequence[Job], now_s: float) -> None:
         if self._device_failed:
@@ -254,6 +252,12 @@ class Engine:
         self._metrics.forward_s.labels(signal).observe(time.monotonic() - started_s)
         self._metrics.batch_tokens.labels(signal).observe(sum(job.tokens for job in batch))
         return logits
+
+
+def _answered(logit: float) -> "Future[float]":
+    future: Future[float] = Future()
+    future.set_result(logit)
+    return future
 
 
 def _is_out_of_memory(error: Exception) -> bool:
