@@ -21,7 +21,6 @@ from transformers import AutoModel, AutoTokenizer
 from assay_service import loader, settings
 from assay_service.scoring.checkpoint import resolve
 from assay_service.scoring.item import Item
-from assay_service.scoring.layout import pack
 
 REPEATS = 5
 ITEMS = 128
@@ -67,6 +66,7 @@ def items(seed: int) -> list[Item]:
 def contenders() -> dict[str, Scorer]:
     """Each takes items and runs one signal's base and head, or the bare base where it has no head."""
     served = loader.load(settings.read(settings.EMBEDDED))
+    assert all(served.invariant.values()), "a score that depends on the batch is not worth timing"
     signal = served.signals["preference"]
     base = resolve(signal.provenance.model, None, Path())
     tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModel.from_pretrained(base).eval()
@@ -74,7 +74,7 @@ def contenders() -> dict[str, Scorer]:
     def packed(batch: list[Item]) -> None:
         for start in range(0, len(batch), BATCH):
             rows = [signal.renderer.render(item).sequence for item in batch[start : start + BATCH]]
-            signal.model.logits(pack(rows), signal.name)
+            signal.model.logits(rows, signal.name)
 
     def padded(batch: list[Item]) -> None:
         for start in range(0, len(batch), BATCH):

@@ -1,0 +1,61 @@
+"""What is benchmarked: a random Llama of 84 million parameters, written to disk with a tokenizer of its own."""
+
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+from benchmarks.workloads import text
+
+TEMPLATE = (
+    "{%- for m in messages -%}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}"
+)
+VOCABULARY = 8192
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 8,192 entries, trained on the words of the workloads."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|im_start|>", "<|im_end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    draw = random.Random(0)
+    backend.train_from_iterator((f"user\nassistant\n{text(draw, 200)}" for _ in range(200)), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def llama(directory: Path) -> Path:
+    """Writes the random Llama in bf16: hidden 768, 12 layers, 12 heads, 6 KV heads, intermediate 2048."""
+    fast = tokenizer()
+    config = LlamaConfig(
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=6,
+        intermediate_size=2048,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=4096,
+        pad_token_id=fast.pad_token_id,
+        num_labels=1,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(config).to(torch.bfloat16)
+    model.save_pretrained(directory)
+    fast.save_pretrained(directory)
+    return directory

@@ -1,0 +1,81 @@
+"""What is scored: made-up conversations with the lengths of HH dialogues, fresh for every round.
+
+Words of a prompt and of a completion are log-normal with the moments of the 7,656 usable HH test pairs (prompt
+4.0 ± 1.28, completion 3.52 ± 1.08, in natural logs), cut off where theirs end.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PROMPT = (4.0, 1.28, 4, 550)
+COMPLETION = (3.52, 1.08, 2, 210)
+SYLLABLES = ["ba", "co", "di", "fu", "ga", "he", "li", "mo", "ne", "pa", "ri", "so", "tu", "ve", "wa", "ze"]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt and its completions."""
+
+    prompt: str
+    completions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is scored in one round, and how it is asked for.
+
+    Attributes:
+        name: as in the results.
+        make: groups from a seeded generator.
+        clients: requests at the same time, of one item each; 0 for everything in one call.
+        calls: one item after the other, each timed; what counts is the seconds of one.
+    """
+
+    name: str
+    make: Callable[[random.Random], list[Group]]
+    clients: int = 0
+    calls: bool = False
+
+
+def groups_of(workload: Workload, seed: int) -> list[Group]:
+    """The groups of a round; another seed has other texts."""
+    return workload.make(random.Random(f"{workload.name} {seed}"))
+
+
+def text(draw: random.Random, words: int) -> str:
+    """Words of one to four syllables; about eight thousand different ones."""
+    made = ("".join(draw.choices(SYLLABLES, k=draw.choice((1, 2, 2, 3)))) for _ in range(words))
+    return " ".join(made)
+
+
+def _words(draw: random.Random, length: tuple[float, float, int, int]) -> int:
+    mean, deviation, least, most = length
+    return min(most, max(least, round(math.exp(draw.gauss(mean, deviation)))))
+
+
+def _groups(draw: random.Random, prompts: int, completions: int) -> list[Group]:
+    return [
+        Group(
+            text(draw, _words(draw, PROMPT)),
+            tuple(text(draw, _words(draw, COMPLETION)) for _ in range(completions)),
+        )
+        for _ in range(prompts)
+    ]
+
+
+def _fixed(draw: random.Random, items: int, prompt: int, completion: int) -> list[Group]:
+    return [Group(text(draw, prompt), (text(draw, completion),)) for _ in range(items)]
+
+
+WORKLOADS = (
+    Workload("HH pairs", lambda draw: _groups(draw, 48, 2)),
+    Workload("best of 16", lambda draw: _groups(draw, 8, 16)),
+    Workload("best of 64", lambda draw: _groups(draw, 3, 64)),
+    Workload("PPO, 64 prompts", lambda draw: _groups(draw, 64, 1), clients=64),
+    Workload("PPO, 16 prompts x 4", lambda draw: _groups(draw, 16, 4), clients=64),
+    Workload("one item of 150 tokens", lambda draw: _fixed(draw, 12, 65, 25), calls=True),
+    Workload("one item of 40 tokens", lambda draw: _fixed(draw, 12, 10, 8), calls=True),
+    Workload("dialogues of 2,000 tokens", lambda draw: _fixed(draw, 4, 1200, 100)),
+)
