@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -261,3 +262,56 @@ def test_a_failed_device_answers_what_is_remembered_and_nothing_else() -> None:
         assert known.result(WAIT_S) == 5.0
         assert isinstance(new.exception(WAIT_S), ForwardFailed)
     assert [8] not in model.batches
+
+
+def test_nothing_runs_on_a_device_that_failed_while_its_batch_was_taken_apart() -> None:
+    model, failures = FaultyModel(), []
+    with running(model, on_device_failure=lambda: failures.append(1)) as engine:
+        busy(engine, model)
+        futures = engine.submit(tasks([POISON, BROKEN, 3]))
+        model.gate.set()
+        assert all(isinstance(future.exception(WAIT_S), ForwardFailed) for future in futures)
+    assert model.batches[-2:] == [[POISON], [BROKEN]]
+    assert failures == [1]
+
+
+def test_the_tensors_of_a_forward_that_ran_out_of_memory_are_gone_when_it_is_tried_again() -> None:
+    class Hoarding(FaultyModel):
+        held: weakref.ref[torch.Tensor] | None = None
+        alive_at_retry: bool | None = None
+
+        def logits(self, sequences: Sequence[Ids], name: str) -> torch.Tensor:
+            if len(sequences) == 2:
+                tensor = torch.ones(10)
+                self.held = weakref.ref(tensor)
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self.alive_at_retry = self.held is not None and self.held() is not None
+            return super().logits(sequences, name)
+
+    model = Hoarding()
+    with running(model) as engine:
+        assert [future.result(WAIT_S) for future in engine.submit(tasks([1, 2]))] == [1.0, 2.0]
+    assert model.alive_at_retry is False
+
+
+def test_joining_a_job_that_is_due_late_brings_it_forward() -> None:
+    model = FaultyModel()
+    with running(model, cache_bytes=10_000, max_batch_tokens=3) as engine:
+        busy(engine, model)
+        engine.submit(tasks(range(10, 20)))
+        (joined,) = engine.submit(tasks([19]))
+        model.gate.set()
+        joined.result(WAIT_S)
+    order = [batch[0] for batch in model.batches]
+    assert order.index(19) <= order.index(11)
+
+
+def test_a_bug_in_the_worker_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, failures = FaultyModel(), threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    with running(model, on_device_failure=failures.set) as engine:
+        monkeypatch.setattr(engine, "_finish", lambda *_: 1 / 0)
+        (future,) = engine.submit(tasks([5]))
+        assert isinstance(future.exception(WAIT_S), ForwardFailed)
+        assert failures.wait(WAIT_S)
+        assert not engine.alive

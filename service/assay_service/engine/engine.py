@@ -6,15 +6,18 @@ computes nothing more; anything else is repeated sequence by sequence, so that o
 neighbours; a logit that is not finite fails alone.
 """
 
+import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
 import torch
 
 from assay_service.engine.cache import ResultCache
+from assay_service.engine.fault import Fault
 from assay_service.engine.job import Job, Task
 from assay_service.engine.plan import due_times, next_batch
 from assay_service.errors import AssayError, ForwardFailed, NotFinite, NotReady, Overloaded
@@ -22,6 +25,8 @@ from assay_service.metrics import Metrics
 from assay_service.scoring.model import RewardModel
 
 RETRY_AFTER_S = 1.0
+
+_log = logging.getLogger("assay")
 
 
 class Engine:
@@ -59,6 +64,7 @@ class Engine:
         self._queue: list[Job] = []
         self._known: dict[bytes, Job] = {}  # waiting or running
         self._queued_tokens = 0
+        self._clock = 0  # tokens served so far, in which `plan` counts what is due
         self._changed = threading.Condition()
         self._stopping = False
         self._device_failed = False
@@ -122,46 +128,51 @@ class Engine:
                 self._metrics.rejected.inc()
                 raise Overloaded("too many tokens are waiting", retry_after_s=RETRY_AFTER_S)
             futures = [_answered(job) if isinstance(job, float) else job.subscribe() for job in jobs]
-            self._enqueue(new, now_s)
+            self._enqueue(new)
         return futures
 
     def _job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
         identity = None if fresh else self._identities.get(task.signal)
         return Job(task, identity, now_s, shares_prompt=self._models[task.signal].causal)
 
-    def _known_or_new(self, candidates: Iterable[Job]) -> tuple[list[Job | float], list[Job]]:
+    def _known_or_new(self, candidates: Sequence[Job]) -> tuple[list[Job | float], list[Job]]:
         """For each job its logit, or the job that will give it; and those of the jobs that are new."""
         jobs: list[Job | float] = []
         new: dict[bytes, Job] = {}
-        for job in candidates:
+        for job, due in zip(candidates, due_times(self._clock, [job.tokens for job in candidates]), strict=True):
             cached = self._cache.get(job.key) if job.reusable else None
-            if cached is None:
-                known = self._known.get(job.key, new.get(job.key))
-                jobs.append(new.setdefault(job.key, job) if known is None else known)
-                self._metrics.lookups.labels("miss" if known is None else "in_flight").inc()
-            else:
+            if cached is not None:
                 jobs.append(cached)
                 self._metrics.lookups.labels("hit").inc()
+                continue
+            known = self._known.get(job.key, new.get(job.key))
+            self._metrics.lookups.labels("miss" if known is None else "in_flight").inc()
+            serving = new.setdefault(job.key, job) if known is None else known
+            serving.schedule(due)
+            jobs.append(serving)
         return jobs, list(new.values())
 
-    def _enqueue(self, new: Sequence[Job], now_s: float) -> None:
+    def _enqueue(self, new: Sequence[Job]) -> None:
         if self._device_failed:
             for job in new:
                 job.fail(_device_failed())
             return
-        for job, due_s in zip(new, due_times(now_s, [job.tokens for job in new]), strict=True):
-            job.schedule(due_s)
         self._queue.extend(new)
         self._known |= {job.key: job for job in new}
         self._count(sum(job.tokens for job in new))
         self._changed.notify_all()
 
     def _work(self) -> None:
-        while batch := self._take():
-            now_s = time.monotonic()
-            for job in batch:
-                self._metrics.queue_s.observe(now_s - job.since_s)
-            self._run(batch)
+        try:
+            while batch := self._take():
+                now_s = time.monotonic()
+                for job in batch:
+                    self._metrics.queue_s.observe(now_s - job.since_s)
+                self._run(batch)
+        except BaseException:  # a bug of ours: nobody may wait for ever
+            _log.exception("the worker ends")
+            self._fail()
+            raise
 
     def _take(self) -> list[Job]:
         """Waits for jobs and takes the next batch out of the queue; empty when there will be no more."""
@@ -192,10 +203,9 @@ class Engine:
         self._metrics.queue_tokens.set(self._queued_tokens)
 
     def _run(self, batch: list[Job], *, split: bool = False) -> None:
-        try:
-            logits = self._forward(batch)
-        except Exception as error:
-            self._recover(batch, error, split=split)
+        logits = self._forward(batch)
+        if isinstance(logits, Fault):
+            self._recover(batch, logits, split=split)
             return
         for job, logit in zip(batch, logits, strict=True):
             if math.isfinite(logit):
@@ -205,32 +215,31 @@ class Engine:
                 self._metrics.not_finite.labels(job.task.signal).inc()
                 self._finish(job, NotFinite("the model gave a logit that is not finite"))
 
-    def _recover(self, batch: list[Job], error: Exception, *, split: bool) -> None:
-        failed = _forward_failed(error)
-        if isinstance(error, torch.AcceleratorError):
-            self._fail_device(batch, failed)
-        elif len(batch) == 1 or (split and _is_out_of_memory(error)):
+    def _recover(self, batch: list[Job], fault: Fault, *, split: bool) -> None:
+        if fault.device:
+            self._fail()
+            return
+        if len(batch) == 1 or (split and fault.out_of_memory):
             for job in batch:
-                self._finish(job, failed)
-        elif _is_out_of_memory(error):
+                self._finish(job, fault.error())
+            return
+        parts = [[job] for job in batch]
+        if fault.out_of_memory:
             self._metrics.out_of_memory.inc()
-            half = len(batch) // 2
-            for part in (batch[:half], batch[half:]):
-                self._run(part, split=True)
-        else:
-            for job in batch:
-                self._run([job], split=split)
+            parts = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+        for part in parts:
+            if not self._device_failed:
+                self._run(part, split=split or fault.out_of_memory)
 
-    def _fail_device(self, batch: list[Job], failed: ForwardFailed) -> None:
+    def _fail(self) -> None:
         """After this nothing is computed any more; what is remembered is still answered."""
         with self._changed:
             self._device_failed = True
-            waiting, self._queue = self._queue, []
+            unfinished, self._known = list(self._known.values()), {}
+            self._queue = []
             self._count(-self._queued_tokens)
-        for job in batch:
-            self._finish(job, failed)
-        for job in waiting:
-            self._finish(job, _device_failed())
+        for job in unfinished:
+            job.fail(_device_failed())
         self._on_device_failure()
 
     def _finish(self, job: Job, outcome: float | AssayError) -> None:
@@ -244,13 +253,20 @@ class Engine:
         else:
             job.fail(outcome)
 
-    def _forward(self, batch: list[Job]) -> list[float]:
+    def _forward(self, batch: list[Job]) -> list[float] | Fault:
         signal = batch[0].task.signal
         started_s = time.monotonic()
-        with torch.inference_mode():
-            logits: list[float] = self._models[signal].logits([job.task.sequence for job in batch], signal).tolist()
+        try:
+            with torch.inference_mode():
+                logits: list[float] = self._models[signal].logits([job.task.sequence for job in batch], signal).tolist()
+        except Exception as error:
+            # As text: a handler that keeps the exception would keep its frames' tensors.
+            _log.warning("a forward of %s failed\n%s", signal, traceback.format_exc())
+            return Fault.of(error)
+        tokens = sum(job.tokens for job in batch)
+        self._clock += tokens
         self._metrics.forward_s.labels(signal).observe(time.monotonic() - started_s)
-        self._metrics.batch_tokens.labels(signal).observe(sum(job.tokens for job in batch))
+        self._metrics.batch_tokens.labels(signal).observe(tokens)
         return logits
 
 
@@ -258,18 +274,6 @@ def _answered(logit: float) -> "Future[float]":
     future: Future[float] = Future()
     future.set_result(logit)
     return future
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA's has a class of its own; the CPU allocator's is a RuntimeError with this text."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _forward_failed(error: Exception) -> ForwardFailed:
-    """Names the type only: a device's message may hold addresses."""
-    failed = ForwardFailed(f"the forward failed with {type(error).__name__}")
-    failed.__cause__ = error
-    return failed
 
 
 def _device_failed() -> ForwardFailed:

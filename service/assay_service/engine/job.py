@@ -1,6 +1,7 @@
 """A sequence on its way through the engine, and those who wait for its logit."""
 
 import hashlib
+import math
 from array import array
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -42,12 +43,12 @@ class Job:
         self.tokens = len(task.sequence.ids)
         prompt_tokens = task.sequence.boundary if shares_prompt else 0
         prompt = hashlib.sha256(array("q", task.sequence.prompt).tobytes()).digest() if shares_prompt else None
-        self.waiting = Waiting(task.signal, prompt, prompt_tokens, self.tokens - prompt_tokens, now_s)
+        self.waiting = Waiting(task.signal, prompt, prompt_tokens, self.tokens - prompt_tokens, math.inf)
         self._waiters: list[Future[float]] = []
 
-    def schedule(self, due_s: float) -> None:
-        """Says when it falls due."""
-        self.waiting = replace(self.waiting, due_s=due_s)
+    def schedule(self, due: float) -> None:
+        """It falls due at `due`, or at an earlier time that was said before."""
+        self.waiting = replace(self.waiting, due=min(due, self.waiting.due))
 
     @property
     def abandoned(self) -> bool:

@@ -1,12 +1,8 @@
-"""Which waiting sequences run together in the next forward. Pure: values in, values out; `now` is an argument."""
+"""Which waiting sequences run together in the next forward. Pure: values in, values out; `clock` is an argument."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-
-# A request's sequences fall due at this rate from its arrival. A huge request is thus owed a share and no more: the
-# small ones that come later go ahead of what it is not owed yet, and it goes ahead of them with what is overdue.
-OWED_TOKENS_PER_S = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +14,27 @@ class Waiting:
         prompt: equal for sequences whose prompt is computed once for all of them; None where nothing is shared.
         prompt_tokens: what is computed once; 0 where nothing is shared.
         own_tokens: what is computed for this sequence alone.
-        due_s: when it should have run.
+        due: when it should run, in tokens that the engine has served.
     """
 
     signal: str
     prompt: bytes | None
     prompt_tokens: int
     own_tokens: int
-    due_s: float
+    due: float
 
 
-def due_times(now_s: float, tokens: Sequence[int]) -> list[float]:
-    """When the sequences of a request that arrives now fall due, given their tokens."""
-    before = [0, *accumulate(tokens)][:-1]
-    return [now_s + count / OWED_TOKENS_PER_S for count in before]
+def due_times(clock: float, tokens: Sequence[int]) -> list[float]:
+    """When the sequences of a request that arrives at `clock` fall due, given their tokens.
+
+    Each when the request would have got to it if it had been served alone from now on. A huge request thus falls due
+    bit by bit: small ones that come later go ahead of what is not due yet, and it goes ahead of those that come after.
+
+    Args:
+        clock: tokens that the engine has served so far; a slow machine has slow time.
+        tokens: of the request's sequences, in order.
+    """
+    return [clock + before for before in [0, *accumulate(tokens)][:-1]]
 
 
 def next_batch(waiting: Sequence[Waiting], max_batch_tokens: int) -> list[int]:
@@ -48,7 +51,7 @@ def next_batch(waiting: Sequence[Waiting], max_batch_tokens: int) -> list[int]:
     Returns:
         Indices into `waiting`; empty only if `waiting` is.
     """
-    order = sorted(range(len(waiting)), key=lambda i: waiting[i].due_s)
+    order = sorted(range(len(waiting)), key=lambda i: waiting[i].due)
     chosen: list[int] = []
     prompts: set[bytes | None] = set()
     tokens = 0
