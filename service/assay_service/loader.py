@@ -73,6 +73,7 @@ class _Loader:
         device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = self._model(base, getattr(torch, dtype), device)
         adapter, head = self._weights(settings, directory, base)
+        _check_head(head.name, rules.score_position, model.architecture)
         if rules.score_position == "pooler":
             head = replace(head, dense=_dense(directory, base, model.architecture))
         model.add_signal(name, checked(_head(head, config), model.hidden_size, head.name), adapter)
@@ -162,6 +163,12 @@ def _dense(directory: Path, base: Path, architecture: Architecture) -> tuple[tor
     if dense is None:
         raise StartError(f"{base}: no {architecture.dense}.weight, which score_position pooler reads")
     return dense
+
+
+def _check_head(name: str, position: manifest.ScorePosition, architecture: Architecture) -> None:
+    """A head that was trained behind a dense layer is read behind it, or not at all."""
+    if "out_proj" in name and (position != "pooler" or architecture.dense != "classifier.dense"):
+        raise StartError(f"{name}: has a dense layer before it, which only score_position pooler of RoBERTa reads")
 
 
 def _head(tensors: checkpoint.HeadTensors, config: Mapping[str, Any]) -> Head:

@@ -43,5 +43,5 @@ blends:
   mix: {weights: {pref: 0.25, abs: 0.75}}
   mix_std: {weights: {pref: 0.25, abs: 0.75}, standardise: manifest}
 default: mix
-limits: {max_items: 64, max_body_bytes: 200000, max_item_chars: 150000}
+limits: {max_items: 64, max_body_bytes: 250000, max_item_chars: 150000}
 """

@@ -128,6 +128,15 @@ def test_fingerprints_tell_rules_apart_and_are_stable(run: Run) -> None:
     assert len(set(prints)) == 3
 
 
+def test_messages_without_content_count_as_well(run: Run) -> None:
+    """The cap is on the work of rendering, and templates write something for every message."""
+    many = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}] * 3600
+    body = {"items": [{"messages": many}, {"prompt": "hi", "completion": "yes"}]}
+    refused, scored = post(run, "/v1/score", body).json()["data"]
+    assert refused["error"]["code"] == "too_long"
+    assert "score" in scored
+
+
 def test_the_longest_items_are_refused_before_they_are_tokenised(run: Run) -> None:
     long, short = ({"prompt": "a" * n, "completion": "b"} for n in (150_001, 1))
     row, neighbour = score(run, long, short)["data"]
@@ -335,7 +344,7 @@ def test_too_many_items_and_too_large_bodies_are_413(run: Run) -> None:
     assert post(run, "/v1/score", {"items": [item] * 64}).status_code == 200
     response = post(run, "/v1/score", {"items": [item] * 65})
     assert (response.status_code, response.json()["error"]["code"]) == (413, "too_many_items")
-    response = post(run, "/v1/score", {"items": [{"prompt": "a" * 200_001, "completion": "b"}]})
+    response = post(run, "/v1/score", {"items": [{"prompt": "a" * 250_001, "completion": "b"}]})
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
     async def chunked(http: httpx.AsyncClient) -> httpx.Response:

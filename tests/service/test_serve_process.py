@@ -36,6 +36,12 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def looked_up(url: str) -> float:
+    """Sequences that the service has been asked for so far."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("assay_lookups_total"))
+
+
 @contextmanager
 def served(config: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     port = free_port()
@@ -75,13 +81,14 @@ def test_a_process_serves_drains_and_ends(tiny: dict[str, Any], tmp_path: Path) 
         assert written == pytest.approx(expected, abs=1e-5)
 
         # In-flight work is finished after SIGTERM; new connections are then refused, and no number is made up.
+        fresh = [("bake?", f"cake {i} " + "and wait " * 20) for i in range(60)]
+        before = looked_up(url)
         with RewardClient(url, chunk_size=60, max_retries=0) as last, ThreadPoolExecutor(1) as pool:
-            in_flight = pool.submit(last.score, items[:60])
-            time.sleep(0.02)
+            in_flight = pool.submit(last.score, fresh)
+            while looked_up(url) == before:
+                assert not in_flight.done()
             process.send_signal(signal.SIGTERM)
-            # Where the signal was faster than the request, an error is right, and a number would not be.
-            with contextlib.suppress(AssayError):
-                assert in_flight.result().scores() == pytest.approx(expected[:60], abs=1e-5)
+            assert len(set(in_flight.result().scores())) > 50
         assert process.wait(30) in (0, -signal.SIGTERM)
         with pytest.raises(AssayError), RewardClient(url, max_retries=0) as late:
             late.score(items[:1])

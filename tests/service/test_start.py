@@ -55,6 +55,32 @@ def test_a_plain_reward_model_needs_no_manifest(architecture: str, tmp_path: Pat
     assert logit == pytest.approx(checkpoints.oracle(reference, sequence.ids), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "change"), [("llama", {"is_causal": False}), ("gemma", {"use_bidirectional_attention": True})]
+)
+def test_a_decoder_that_looks_ahead_refuses_to_start(
+    architecture: str, change: dict[str, bool], tmp_path: Path
+) -> None:
+    directory, _ = plain(tmp_path, architecture)
+    edit_config(directory, **change)
+    with pytest.raises(StartError, match="attends in both directions"):
+        load(directory)
+
+
+def test_a_head_behind_a_dense_layer_is_not_read_without_it(tmp_path: Path) -> None:
+    directory, _ = plain(tmp_path, "roberta")
+    with pytest.raises(StartError, match="has a dense layer before it"):
+        load(directory, score_position="first_token")
+
+
+def test_a_base_that_hides_an_adapter_refuses_to_start(tmp_path: Path) -> None:
+    """transformers would load it too, unasked."""
+    directory, _ = plain(tmp_path)
+    (directory / "adapter_config.json").write_text("{}")
+    with pytest.raises(StartError, match="declare the adapter as `adapter`"):
+        load(directory)
+
+
 def test_an_encoder_whose_layer_before_the_head_is_missing_refuses_to_start(tmp_path: Path) -> None:
     directory, _ = plain(tmp_path, "roberta")
     edit_tensors(

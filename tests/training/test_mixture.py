@@ -31,6 +31,13 @@ def test_mismatched_items_pair_a_prompt_with_a_foreign_answer_of_its_own_source_
         assert int(number) % 3 == part_of(record)
 
 
+def test_an_answer_that_two_questions_share_is_not_a_mismatch() -> None:
+    records: list[Record] = [Labelled("a", f"q{i}", Item.of(f"q{i}", f"answer {i // 2}"), 1.0) for i in range(4)]
+    for seed in range(20):
+        for record in mismatched(records, 1.0, lambda _: 0, seed=seed):
+            assert record.item.completion != f"answer {int(record.group[1]) // 2}"
+
+
 def test_the_share_is_kept_and_the_draw_is_seeded() -> None:
     made = mismatched(RECORDS, 0.5, part_of, seed=1)
     assert 70 <= len(made) <= 130

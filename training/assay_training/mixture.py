@@ -51,14 +51,16 @@ def mismatched(records: Sequence[Record], share: float, part_of: Callable[[Recor
     """
     generator = random.Random(seed)  # noqa: S311 - a draw, not a secret
     pools: dict[tuple[str, int], list[Labelled]] = defaultdict(list)
+    answers: dict[str, set[str]] = defaultdict(set)  # two questions may have an answer in common
     for record in records:
         if isinstance(record, Labelled):
             pools[record.source, part_of(record)].append(record)
+            answers[record.group].add(record.item.completion)
     made = []
     for pool in pools.values():
         for record in pool:
             other = generator.choice(pool)
-            if generator.random() < share and other.group != record.group:
+            if generator.random() < share and other.item.completion not in answers[record.group]:
                 messages = (*record.item.prompt, Message("assistant", other.item.completion))
                 made.append(replace(record, item=Item(messages), label=0.0))
     return made

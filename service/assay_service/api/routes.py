@@ -1,5 +1,6 @@
 """One function per endpoint. All state is in `request.app.state`: `scorer`, `metrics`, `settings`."""
 
+import copy
 import time
 import uuid
 from collections.abc import Sequence
@@ -94,8 +95,9 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
     results = await while_connected(request, scorer.score(items, list(registry.signals)))
     for param, result in zip(("a", "b"), results, strict=True):
         if isinstance(result, AssayError):
-            result.param = param
-            raise result
+            error = copy.copy(result)  # other requests may hold the same one
+            error.param = param
+            raise error
     a, b = (_scored(result) for result in results)
     signals = {}
     for name, signal in registry.signals.items():

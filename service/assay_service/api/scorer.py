@@ -23,6 +23,9 @@ from assay_service.scoring.render import Rendered
 SLICE_ITEMS = 16
 SLICE_CHARS = 50_000
 
+# What a message counts besides its content and role.
+MESSAGE_CHARS = 16
+
 Renderings = dict[str, Rendered]
 
 
@@ -164,7 +167,8 @@ class Scorer:
 
 
 def _chars(item: Item) -> int:
-    return sum(len(message.content) for message in item.messages)
+    """What rendering has to write at least: also a message without content takes a template's words."""
+    return sum(len(message.content) + len(message.role) + MESSAGE_CHARS for message in item.messages)
 
 
 def _slices(items: Sequence[Item]) -> Iterator[list[Item]]:

@@ -55,6 +55,8 @@ def architecture_of(config: Mapping[str, Any], where: object) -> Architecture:
         raise StartError(f"{where}: architecture {name!r} is not served; served are {known}")
     if config.get("is_decoder") or config.get("quantization_config"):
         raise StartError(f"{where}: is_decoder and quantised checkpoints are not served")
+    if ARCHITECTURES[name].causal and (config.get("is_causal") is False or config.get("use_bidirectional_attention")):
+        raise StartError(f"{where}: a decoder that attends in both directions is not served")
     return ARCHITECTURES[name]
 
 

@@ -208,6 +208,9 @@ def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
     head = read_head([path, *_value_head(directory)])
     if head is not None:
         beside = head.name.removesuffix(".weight").removesuffix(".out_proj")  # of RoBERTa's also the dense layer
+        lost = sorted(n for n in tensors if n.startswith(f"{beside}.") and "lora_" in n)
+        if lost:
+            raise StartError(f"{path}: {lost[0]} adapts the head itself, which is not served")
         tensors = {n: t for n, t in tensors.items() if not n.startswith(f"{beside}.")}
     outputs = [tensor for name, tensor in tensors.items() if "lora_B" in name or "lora_embedding_B" in name]
     if not any(bool(torch.count_nonzero(tensor)) for tensor in outputs):

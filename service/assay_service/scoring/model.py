@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from assay_service.errors import StartError
 from assay_service.scoring.architectures import ARCHITECTURES, ROPE_TYPES, architecture_of, first_position
 from assay_service.scoring.attention import NAME as ATTENTION
-from assay_service.scoring.checkpoint import Adapter, read_config, weight_files
+from assay_service.scoring.checkpoint import ADAPTER_CONFIG, Adapter, read_config, weight_files
 from assay_service.scoring.head import Head, pool
 from assay_service.scoring.layout import Sequence, pack
 from assay_service.scoring.lora import bare_tensors, lora_config
@@ -80,6 +80,8 @@ class RewardModel:
         config = read_config(directory)
         architecture = architecture_of(config, directory)
         weight_files(directory)
+        if (directory / ADAPTER_CONFIG).is_file():
+            raise StartError(f"{directory}: a base with an {ADAPTER_CONFIG} in it; declare the adapter as `adapter`")
         options = {"add_pooling_layer": False} if config["model_type"] in ("bert", "roberta") else {}
         # Quiet: its report of unused tensors is replaced by ours, which is an error or nothing.
         transformers_logging.set_verbosity_error()

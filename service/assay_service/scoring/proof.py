@@ -12,6 +12,9 @@ from assay_service.scoring.rows import NotInvariant
 # Prompt and completion tokens of the tried sequences; completions in one group share their prompt.
 _GROUPS = ((90, (1, 5, 230, 64)), (1, (63,)), (33, (31, 32, 128)), (0, (17,)))
 
+# Tokens of the largest tried batch, at least.
+_MANY = 2048
+
 
 def is_invariant(model: RewardModel, name: str, longest_tokens: int) -> bool:
     """Whether signal `name` gives random sequences the same bits alone, together, in another order and with a sibling.
@@ -27,7 +30,8 @@ def is_invariant(model: RewardModel, name: str, longest_tokens: int) -> bool:
     half = len(sequences) // 2
     with torch.inference_mode():
         alone = [model.logits([sequence], name).item() for sequence in sequences]
-        batches: list[Seq[int]] = [range(len(sequences)), order, order[:half], order[half:]]
+        several = [i for _ in range(_MANY // sum(len(s.ids) for s in sequences) + 1) for i in order]
+        batches: list[Seq[int]] = [range(len(sequences)), order, order[:half], order[half:], several]
         return all(
             model.logits([sequences[i] for i in batch], name).tolist() == [alone[i] for i in batch] for batch in batches
         )
