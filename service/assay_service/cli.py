@@ -36,7 +36,7 @@ def serve(
         server.should_exit = True
 
     try:
-        application = create_app(settings.read(config or settings.EMBEDDED), on_device_failure=end)
+        application = create_app(settings.read(config or settings.EMBEDDED), on_failure=end)
     except StartError as error:
         typer.echo(f"assay serve: {error.message}", err=True)
         raise typer.Exit(2) from None
@@ -45,5 +45,5 @@ def serve(
     )
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
-    if not server.started or application.state.scorer.engine.device_failed:
+    if not server.started or application.state.scorer.engine.failed:
         raise typer.Exit(1)

@@ -79,6 +79,9 @@ class Registry:
         self.invariant = invariant
         self.blends = blends
         self.default = default
+        # Once, not with every answer: reading the versions opens files.
+        self._libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers", "peft")}
+        self._described = {name: _described(signal) for name, signal in signals.items()}
         for blend in blends.values():
             self._check_moments(blend)
 
@@ -122,28 +125,14 @@ class Registry:
             blend: the rule; None covers all signals.
         """
         names = sorted(self.signals if blend is None else blend.weights)
-        described: dict[str, Any] = {name: self._described(self.signals[name]) for name in names}
+        described = {name: self._described[name] for name in names}
         rule = (
             None
             if blend is None
             else {"weights": dict(sorted(blend.weights.items())), "standardise": blend.standardise}
         )
-        libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers", "peft")}
-        text = json.dumps({"signals": described, "blend": rule, **libraries}, sort_keys=True)
+        text = json.dumps({"signals": described, "blend": rule, **self._libraries}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def _described(self, signal: Signal) -> dict[str, Any]:
-        rules = asdict(signal.renderer.rules)
-        return {
-            **asdict(signal.provenance),
-            **{key: value for key, value in rules.items() if key != "template"},
-            "kind": signal.kind,
-            "tokenizer_sha256": signal.renderer.tokenizer_sha256,
-            "base_sha256": signal.base_sha256,
-            "config_sha256": signal.config_sha256,
-            "device": signal.model.device.type,
-            "moments": None if signal.moments is None else asdict(signal.moments),
-        }
 
     def _check_moments(self, blend: Blend) -> None:
         for name in blend.weights if blend.standardise == "manifest" else ():
@@ -152,3 +141,18 @@ class Registry:
                     f"blends.{blend.name}: standardise needs mean and std of {name!r}, and neither the configuration "
                     "nor the manifest has them"
                 )
+
+
+def _described(signal: Signal) -> dict[str, Any]:
+    """What decides a signal's logits besides the text, for the fingerprint."""
+    rules = asdict(signal.renderer.rules)
+    return {
+        **asdict(signal.provenance),
+        **{key: value for key, value in rules.items() if key != "template"},
+        "kind": signal.kind,
+        "tokenizer_sha256": signal.renderer.tokenizer_sha256,
+        "base_sha256": signal.base_sha256,
+        "config_sha256": signal.config_sha256,
+        "device": signal.model.device.type,
+        "moments": None if signal.moments is None else asdict(signal.moments),
+    }

@@ -15,6 +15,7 @@ from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
 from assay_service.errors import ForwardFailed, NotFinite, NotReady, Overloaded
 from assay_service.metrics import Metrics
+from assay_service.scoring.architectures import ARCHITECTURES
 from assay_service.scoring.layout import Sequence as Ids
 from assay_service.scoring.layout import Span
 from assay_service.scoring.model import RewardModel
@@ -30,7 +31,7 @@ class FaultyModel:
         capacity: more sequences at once are out of memory.
     """
 
-    causal = True
+    architecture = ARCHITECTURES["llama"]
 
     def __init__(self, capacity: int = 10_000) -> None:
         self.batches: list[list[int]] = []
@@ -59,7 +60,7 @@ def running(
     max_queue_tokens: int = 1000,
     cache_bytes: int = 0,
     metrics: Metrics | None = None,
-    on_device_failure: Callable[[], None] = lambda: None,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> Iterator[Engine]:
     engine = Engine(
         cast("dict[str, RewardModel]", {"a": model, "b": model}),
@@ -68,7 +69,7 @@ def running(
         max_queue_tokens=max_queue_tokens,
         cache_bytes=cache_bytes,
         metrics=metrics or Metrics(),
-        on_device_failure=on_device_failure,
+        on_failure=on_failure,
     )
     engine.start()
     try:
@@ -178,7 +179,7 @@ def test_an_engine_that_was_never_started_accepts_nothing() -> None:
         max_queue_tokens=1,
         cache_bytes=0,
         metrics=Metrics(),
-        on_device_failure=lambda: None,
+        on_failure=lambda: None,
     )
     with pytest.raises(NotReady):
         engine.submit(tasks([1]))
@@ -246,7 +247,7 @@ def test_out_of_memory_splits_the_batch_once() -> None:
 
 def test_a_failed_device_answers_what_is_remembered_and_nothing_else() -> None:
     model, failures = FaultyModel(), threading.Event()
-    with running(model, cache_bytes=10_000, on_device_failure=failures.set) as engine:
+    with running(model, cache_bytes=10_000, on_failure=failures.set) as engine:
         assert engine.submit(tasks([5]))[0].result(WAIT_S) == 5.0
         busy(engine, model)
         broken, waiting = engine.submit(tasks([BROKEN])), engine.submit(tasks([6], "b"))
@@ -256,7 +257,7 @@ def test_a_failed_device_answers_what_is_remembered_and_nothing_else() -> None:
             assert isinstance(error, ForwardFailed)
             assert error.retryable
         assert failures.wait(WAIT_S)
-        assert engine.device_failed
+        assert engine.failed
         assert not engine.alive
         known, new = engine.submit(tasks([5, 8]))
         assert known.result(WAIT_S) == 5.0
@@ -266,7 +267,7 @@ def test_a_failed_device_answers_what_is_remembered_and_nothing_else() -> None:
 
 def test_nothing_runs_on_a_device_that_failed_while_its_batch_was_taken_apart() -> None:
     model, failures = FaultyModel(), []
-    with running(model, on_device_failure=lambda: failures.append(1)) as engine:
+    with running(model, on_failure=lambda: failures.append(1)) as engine:
         busy(engine, model)
         futures = engine.submit(tasks([POISON, BROKEN, 3]))
         model.gate.set()
@@ -309,7 +310,7 @@ def test_joining_a_job_that_is_due_late_brings_it_forward() -> None:
 def test_a_bug_in_the_worker_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     model, failures = FaultyModel(), threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
-    with running(model, on_device_failure=failures.set) as engine:
+    with running(model, on_failure=failures.set) as engine:
         monkeypatch.setattr(engine, "_finish", lambda *_: 1 / 0)
         (future,) = engine.submit(tasks([5]))
         assert isinstance(future.exception(WAIT_S), ForwardFailed)

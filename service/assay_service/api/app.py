@@ -34,12 +34,12 @@ _PLAIN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 _log = logging.getLogger("assay")
 
 
-def create_app(settings: Settings, on_device_failure: Callable[[], None]) -> FastAPI:
+def create_app(settings: Settings, on_failure: Callable[[], None]) -> FastAPI:
     """The application that serves `settings`, with its models loaded and checked.
 
     Args:
         settings: what to serve.
-        on_device_failure: is called once when a device has failed; only a new process can serve again.
+        on_failure: is called once when a device has failed; only a new process can serve again.
 
     Raises:
         StartError: the configuration or a checkpoint is wrong.
@@ -53,7 +53,7 @@ def create_app(settings: Settings, on_device_failure: Callable[[], None]) -> Fas
         max_queue_tokens=settings.limits.max_queue_tokens,
         cache_bytes=settings.limits.cache_bytes,
         metrics=metrics,
-        on_device_failure=on_device_failure,
+        on_failure=on_failure,
     )
     scorer = Scorer(registry, engine, metrics, settings.limits.max_item_chars)
 
@@ -89,7 +89,7 @@ async def health(request: Request) -> dict[str, str]:
 async def ready(request: Request) -> dict[str, Any]:
     """Whether requests should be sent here: a real forward succeeded recently, or does now."""
     scorer: Scorer = request.app.state.scorer
-    if scorer.engine.stopping or scorer.engine.device_failed:
+    if scorer.engine.stopping or scorer.engine.failed:
         raise NotReady("the service is shutting down")
     stale = [name for name in scorer.registry.signals if scorer.engine.since_success_s(name) > RECENT_FORWARD_S]
     if stale:

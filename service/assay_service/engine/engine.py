@@ -40,7 +40,7 @@ class Engine:
         max_queue_tokens: tokens waiting before requests are refused.
         cache_bytes: of remembered logits; 0 also computes what two requests ask for twice.
         metrics: is told of every batch.
-        on_device_failure: is called once, on the worker's thread, when the device has failed.
+        on_failure: is called once, on the worker's thread, when the device has failed.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Engine:
         max_queue_tokens: int,
         cache_bytes: int,
         metrics: Metrics,
-        on_device_failure: Callable[[], None],
+        on_failure: Callable[[], None],
     ) -> None:
         self._models = models
         self._identities = identities if cache_bytes else {}
@@ -60,14 +60,14 @@ class Engine:
         self._max_queue_tokens = max_queue_tokens
         self._cache = ResultCache(cache_bytes)
         self._metrics = metrics
-        self._on_device_failure = on_device_failure
+        self._on_failure = on_failure
         self._queue: list[Job] = []
         self._known: dict[bytes, Job] = {}  # waiting or running
         self._queued_tokens = 0
         self._clock = 0  # tokens served so far, in which `plan` counts what is due
         self._changed = threading.Condition()
         self._stopping = False
-        self._device_failed = False
+        self._failed = False
         self._last_success_s = dict.fromkeys(models, -math.inf)
         self._thread = threading.Thread(target=self._work, name="assay-engine", daemon=True)
 
@@ -86,12 +86,12 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether the worker runs and its device works."""
-        return self._thread.is_alive() and not self._device_failed
+        return self._thread.is_alive() and not self._failed
 
     @property
-    def device_failed(self) -> bool:
+    def failed(self) -> bool:
         """Whether the device has failed; only a new process can help."""
-        return self._device_failed
+        return self._failed
 
     @property
     def stopping(self) -> bool:
@@ -133,7 +133,7 @@ class Engine:
 
     def _job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
         identity = None if fresh else self._identities.get(task.signal)
-        return Job(task, identity, now_s, shares_prompt=self._models[task.signal].causal)
+        return Job(task, identity, now_s, shares_prompt=self._models[task.signal].architecture.causal)
 
     def _known_or_new(self, candidates: Sequence[Job]) -> tuple[list[Job | float], list[Job]]:
         """For each job its logit, or the job that will give it; and those of the jobs that are new."""
@@ -153,9 +153,9 @@ class Engine:
         return jobs, list(new.values())
 
     def _enqueue(self, new: Sequence[Job]) -> None:
-        if self._device_failed:
+        if self._failed:
             for job in new:
-                job.fail(_device_failed())
+                job.fail(_ended())
             return
         self._queue.extend(new)
         self._known |= {job.key: job for job in new}
@@ -228,19 +228,19 @@ class Engine:
             self._metrics.out_of_memory.inc()
             parts = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
         for part in parts:
-            if not self._device_failed:
+            if not self._failed:
                 self._run(part, split=split or fault.out_of_memory)
 
     def _fail(self) -> None:
         """After this nothing is computed any more; what is remembered is still answered."""
         with self._changed:
-            self._device_failed = True
+            self._failed = True
             unfinished, self._known = list(self._known.values()), {}
             self._queue = []
             self._count(-self._queued_tokens)
         for job in unfinished:
-            job.fail(_device_failed())
-        self._on_device_failure()
+            job.fail(_ended())
+        self._on_failure()
 
     def _finish(self, job: Job, outcome: float | AssayError) -> None:
         with self._changed:
@@ -276,5 +276,5 @@ def _answered(logit: float) -> "Future[float]":
     return future
 
 
-def _device_failed() -> ForwardFailed:
+def _ended() -> ForwardFailed:
     return ForwardFailed("the device has failed and the service is ending")

@@ -52,7 +52,6 @@ class RewardModel:
         hidden_size: width of the hidden states.
         vocabulary_size: rows of the embedding.
         architecture: what scoring must know of the base.
-        causal: whether a token sees only what stands before it, so that completions can share their prompt.
     """
 
     def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
@@ -60,7 +59,6 @@ class RewardModel:
         self.hidden_size = int(base.config.hidden_size)
         self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
         self.architecture = ARCHITECTURES[base.config.model_type]
-        self.causal = self.architecture.causal
         self.device = device
         self._first_position = first_position(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
@@ -139,13 +137,8 @@ class RewardModel:
             for parameter_name, parameter in self.base.named_parameters()
             if f".{signal.adapter}." in parameter_name
         }
-        head = {f"base_model.model.{self.head_name}.{n}": p for n, p in signal.head.named_parameters()}
+        head = {f"base_model.model.{self.architecture.head}.{n}": p for n, p in signal.head.named_parameters()}
         return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (tensors | head).items()}
-
-    @property
-    def head_name(self) -> str:
-        """What transformers calls the head of a classifier on this architecture."""
-        return self.architecture.head
 
     def make_invariant(self) -> None:
         """Makes the logit of a sequence independent of what it is computed with; after all signals were added.
@@ -163,13 +156,13 @@ class RewardModel:
         self._activate(self._signals[name].adapter)
         if not self.architecture.packed:
             return torch.cat([self._pooled_alone(sequence) for sequence in sequences])
-        row = pack(sequences, share_prompts=self.causal)
+        row = pack(sequences, share_prompts=self.architecture.causal)
         output = self.base(
             input_ids=row.ids.to(self.device),
             position_ids=row.positions.to(self.device) + self._first_position,
             segments=row.segments,
             masks={},
-            **({"use_cache": False} if self.causal else {}),
+            **({"use_cache": False} if self.architecture.causal else {}),
         )
         return pool(output.last_hidden_state, row.spans)
 

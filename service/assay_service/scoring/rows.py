@@ -77,6 +77,8 @@ def cover(rows: int, agreeing: Mapping[int, Block]) -> tuple[Block, ...]:
         rows: a positive number.
         agreeing: by row count; not empty.
     """
+    if rows in agreeing:  # nearly always: rows come in the counts that were tried
+        return (agreeing[rows],)
     blocks = []
     while rows > 0:
         fitting = [count for count in agreeing if count <= rows]
@@ -94,7 +96,7 @@ class RowInvariantLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The product, `[..., N]` from `[..., K]`."""
         flat = input.reshape(-1, self.in_features)
-        blocks = self._cover(flat.shape[0])
+        blocks = cover(flat.shape[0], self.agreeing)
         if len(blocks) == 1 and blocks[0].rows == flat.shape[0]:
             output = _product(flat, self.weight, self.bias, transposed=blocks[0].transposed)
         else:
@@ -107,9 +109,6 @@ class RowInvariantLinear(nn.Linear):
         parts = zip(torch.split(padded, [block.rows for block in blocks]), blocks, strict=True)
         products = [_product(part, self.weight, self.bias, transposed=block.transposed) for part, block in parts]
         return torch.cat(products)[:rows]
-
-    def _cover(self, rows: int) -> tuple[Block, ...]:
-        return cover(rows, self.agreeing)
 
 
 def make_invariant(model: nn.Module) -> None:

@@ -78,11 +78,7 @@ def _preference_table(results: Results) -> str:
     for domain, numbers in results.items():
         accuracy, difference = numbers["accuracy"], numbers["difference"]
         model = accuracy[MODEL]
-        rows.append(
-            f"| {domain} | {model['n']} | {model['clusters']} | **{_interval(model)}** "
-            f"| {accuracy[LENGTH]['value']:.3f} | {accuracy[FROZEN]['value']:.3f} "
-            f"| {_interval(difference[FROZEN], signed=True)} |"
-        )
+        rows.append(f"| {domain} | {model['n']} | {model['clusters']} {_compared(accuracy, difference)}")
     return "## Pairwise accuracy\n\n" + "\n".join(rows)
 
 
@@ -94,11 +90,7 @@ def _absolute_tables(results: Results) -> str:
     errors = ["| items of | label | n | model MSE / MAE | length | frozen head |", "|---|---|---|---|---|---|"]
     for domain, numbers in results.items():
         rank, difference = numbers["rank"], numbers["difference"]
-        ranks.append(
-            f"| {domain} | {rank[MODEL]['n']} | {numbers['statistic']} | **{_interval(rank[MODEL])}** "
-            f"| {rank[LENGTH]['value']:.3f} | {rank[FROZEN]['value']:.3f} "
-            f"| {_interval(difference[FROZEN], signed=True)} |"
-        )
+        ranks.append(f"| {domain} | {rank[MODEL]['n']} | {numbers['statistic']} {_compared(rank, difference)}")
         for bucket, (count, *_) in numbers["errors"][MODEL].items():
             cells = [numbers["errors"][name][bucket] for name in (MODEL, LENGTH, FROZEN)]
             shown = " | ".join(f"{mse:.4f} / {mae:.4f}" for _, mse, mae in cells)
@@ -131,6 +123,14 @@ def _repeat(facts: CardFacts) -> str:
         f"## To repeat\n\n    {facts.command}\n\nSeed {facts.config.seed}; {versions}. The template is "
         f"`chat_template.jinja` beside this card.\n\n```yaml\n{config}\n```\n\n"
         f"SHA-256 of the data:\n\n```\n{hashes}\n```"
+    )
+
+
+def _compared(estimates: Results, difference: Results) -> str:
+    """The cells of a row from the model on: model, length, frozen head, difference to the frozen head."""
+    return (
+        f"| **{_interval(estimates[MODEL])}** | {estimates[LENGTH]['value']:.3f} | {estimates[FROZEN]['value']:.3f} "
+        f"| {_interval(difference[FROZEN], signed=True)} |"
     )
 
 

@@ -115,7 +115,7 @@ class Crossfit:
         logits = [logit for row in predict(model, self.config.name, sample, self.config.optimiser) for logit in row]
         tensors = model.adapter_tensors(self.config.name)
         manifest = self._manifest(model, statistics.fmean(logits), statistics.stdev(logits))
-        write_checkpoint(directory, tensors, self.config, model.head_name, manifest)
+        write_checkpoint(directory, tensors, self.config, model.architecture.head, manifest)
         return directory
 
     def frozen_features(self) -> list[torch.Tensor]:
