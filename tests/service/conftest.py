@@ -4,9 +4,21 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 
 from assay_service import settings
+from assay_service.scoring import model, native
 from tests import checkpoints
+
+
+@pytest.fixture(params=["assay", "torch"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each test twice: on the kernels, and as on a machine that cannot have them."""
+    if request.param == "torch":
+        monkeypatch.setattr(model, "missing", lambda *_: "there is no compiler")
+    elif (reason := native.missing(torch.float32, torch.device("cpu"))) is not None:
+        pytest.skip(reason)
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from assay_service.scoring.model import RewardModel
 from assay_service.scoring.proof import is_invariant, made_invariant
 from tests import checkpoints
 
+BOTH = pytest.mark.usefixtures("kernels")
 DTYPES = (torch.float32, torch.bfloat16)
 WIDE = {"hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 6, "max_position_embeddings": 1024}
 ODD = {"hidden_size": 60, "intermediate_size": 77, "num_attention_heads": 6, "max_position_embeddings": 1024}
@@ -52,6 +53,7 @@ def logits(model: RewardModel, sequences: list[Sequence], name: str = "s") -> li
         return [float(logit) for logit in model.logits(sequences, name)]
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("architecture", "size"),
@@ -71,6 +73,7 @@ def test_alone_together_shuffled_and_among_strangers(
     assert logits(model, strangers + subjects)[len(strangers) :] == alone
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_length_from_one_token_to_six_hundred(dtype: torch.dtype, tmp_path: Path) -> None:
     model = load(tmp_path, "llama", dtype)
@@ -82,6 +85,7 @@ def test_every_length_from_one_token_to_six_hundred(dtype: torch.dtype, tmp_path
         assert logits(model, subjects[start : start + 25]) == alone[start : start + 25]
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_where_a_sequence_lies_in_the_row_does_not_matter(dtype: torch.dtype, tmp_path: Path) -> None:
     model = load(tmp_path, "llama", dtype)
@@ -92,6 +96,7 @@ def test_where_a_sequence_lies_in_the_row_does_not_matter(dtype: torch.dtype, tm
         assert logits(model, before + subject)[1] == expected
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_adapters_and_the_bare_base_are_each_invariant(dtype: torch.dtype, tmp_path: Path) -> None:
     model = load(tmp_path, "llama", dtype, adapters=("first", "second"))
@@ -102,6 +107,7 @@ def test_adapters_and_the_bare_base_are_each_invariant(dtype: torch.dtype, tmp_p
         assert logits(model, subjects, name) == alone[name]
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_sibling_whose_numbers_are_poison_changes_nobody(dtype: torch.dtype, tmp_path: Path) -> None:
     model = load(tmp_path, "llama", dtype)
@@ -116,6 +122,7 @@ def test_a_sibling_whose_numbers_are_poison_changes_nobody(dtype: torch.dtype, t
     assert mixed[1] != mixed[1]
 
 
+@BOTH
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_proof_at_start_holds_for_every_thread_count(threads: int, tmp_path: Path) -> None:
     before = torch.get_num_threads()
@@ -128,9 +135,10 @@ def test_the_proof_at_start_holds_for_every_thread_count(threads: int, tmp_path:
         torch.set_num_threads(before)
 
 
+@BOTH
 def test_the_proof_finds_a_model_whose_rows_see_each_other(tmp_path: Path) -> None:
     model = load(tmp_path, "llama", torch.float32)
     attention = model.base.layers[0].self_attn
-    honest = attention.o_proj.forward
-    attention.o_proj.forward = lambda rows: honest(rows) + 1e-6 * rows.shape[1]
+    honest = attention.v_proj.forward
+    attention.v_proj.forward = lambda rows: honest(rows) + 1e-6 * rows.shape[1]
     assert not is_invariant(model, "s", 1024)

@@ -20,6 +20,7 @@ from tests import checkpoints
 
 LENGTHS = (1, 2, 3, 7, 20, 31, 57, 90)
 ARCHITECTURES = tuple(checkpoints.CONFIGS)
+BOTH = pytest.mark.usefixtures("kernels")
 
 
 def items() -> list[Item]:
@@ -70,6 +71,7 @@ def renderer_of(architecture: str, fast: PreTrainedTokenizerFast) -> Renderer:
     return Renderer(fast, rules, len(fast))
 
 
+@BOTH
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_item_of_a_mixed_batch_has_the_oracle_logit(architecture: str, tmp_path: Path) -> None:
     fast = checkpoints.tokenizer_of(architecture)
@@ -86,6 +88,7 @@ def test_every_item_of_a_mixed_batch_has_the_oracle_logit(architecture: str, tmp
     assert logits == pytest.approx(expected, abs=1e-5)
 
 
+@BOTH
 @pytest.mark.parametrize("architecture", ["llama", "bert", "roberta", "deberta-v2"])
 def test_adapters_on_one_base_score_as_peft_does_alone(architecture: str, tmp_path: Path) -> None:
     """Traps 17 and 18: every adapter uses its own weights and its own head, and the bare base stays bare."""
@@ -100,6 +103,7 @@ def test_adapters_on_one_base_score_as_peft_does_alone(architecture: str, tmp_pa
         adapter, _ = read_adapter(directory)
         model.add_signal(name, head_of(tmp_path / "base", model, directory), adapter)
         oracles[name] = wrapped
+    model.make_invariant()
     sequences = [renderer_of(architecture, fast).render(item).sequence for item in items()]
     expected = {name: [checkpoints.oracle(reference, s.ids) for s in sequences] for name, reference in oracles.items()}
     for name in ("first", "bare", "second", "first"):
@@ -108,6 +112,7 @@ def test_adapters_on_one_base_score_as_peft_does_alone(architecture: str, tmp_pa
     assert expected["first"] != pytest.approx(expected["second"], abs=1e-2)
 
 
+@BOTH
 @pytest.mark.parametrize(
     "settings",
     [
@@ -130,6 +135,7 @@ def test_adapters_of_every_served_form_score_as_peft_loads_them(settings: dict[s
     adapter, head = read_adapter(directory)
     assert head is not None
     model.add_signal("s", Head(head.weight, head.bias), adapter)
+    model.make_invariant()
     sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
     with torch.inference_mode():
         logits = model.logits(sequences, "s").tolist()
@@ -148,6 +154,7 @@ ROPES = {
 }
 
 
+@BOTH
 @pytest.mark.parametrize("rope_type", ROPES)
 def test_position_scalings_do_not_depend_on_neighbours(rope_type: str, tmp_path: Path) -> None:
     fast = checkpoints.tokenizer_of("llama")
@@ -156,6 +163,7 @@ def test_position_scalings_do_not_depend_on_neighbours(rope_type: str, tmp_path:
     directory = checkpoints.save(tmp_path, reference, fast)
     model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
     model.add_signal("s", head_of(directory, model))
+    model.make_invariant()
     sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
     with torch.inference_mode():
         logits = model.logits(sequences, "s").tolist()

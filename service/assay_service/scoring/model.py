@@ -22,9 +22,11 @@ from assay_service.errors import StartError
 from assay_service.scoring.architectures import ARCHITECTURES, ROPE_TYPES, architecture_of, first_position
 from assay_service.scoring.attention import NAME as ATTENTION
 from assay_service.scoring.checkpoint import ADAPTER_CONFIG, Adapter, read_config, weight_files
+from assay_service.scoring.fused import fuse, segment_table
 from assay_service.scoring.head import Head, pool
 from assay_service.scoring.layout import Sequence, pack
 from assay_service.scoring.lora import bare_tensors, lora_config
+from assay_service.scoring.native import missing
 from assay_service.scoring.rows import make_invariant
 
 # Tensors of a checkpoint that a bare base does not use: heads, language-model outputs, buffers of old versions.
@@ -52,6 +54,7 @@ class RewardModel:
         hidden_size: width of the hidden states.
         vocabulary_size: rows of the embedding.
         architecture: what scoring must know of the base.
+        without_kernels: why the base computes with torch's operators; None if with those of `native.py`.
     """
 
     def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
@@ -62,6 +65,7 @@ class RewardModel:
         self.device = device
         self._first_position = first_position(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
+        self.without_kernels: str | None = "its attention is not ours" if not self.architecture.packed else "not asked"
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "RewardModel":
@@ -147,6 +151,9 @@ class RewardModel:
             NotInvariant: this machine has no way of computing a layer's product like that.
         """
         if self.architecture.packed:  # the others run alone, and alone is always the same
+            self.without_kernels = missing(self.base.dtype, self.device)
+            if self.without_kernels is None:
+                fuse(self.base)
             make_invariant(self.base)
         for signal in self._signals.values():
             make_invariant(signal.head)
@@ -160,7 +167,7 @@ class RewardModel:
         output = self.base(
             input_ids=row.ids.to(self.device),
             position_ids=row.positions.to(self.device) + self._first_position,
-            segments=row.segments,
+            segments=row.segments if self.without_kernels else segment_table(row.segments),
             masks={},
             **({"use_cache": False} if self.architecture.causal else {}),
         )

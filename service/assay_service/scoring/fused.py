@@ -1,0 +1,188 @@
+"""The layers of a base that run on the kernels of `native.py`: products, gated ones, norms, attention with rotation.
+
+Each takes the place of one of transformers' layers of the same name and parameters, by class, in place; adapters around
+a layer stay around it. What is not known here stays transformers' own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from assay_service.scoring.layout import Segment
+
+NAME = "assay_native"
+
+# Llama rounds what was normed before the weight, Gemma multiplies with 1 + weight and rounds once.
+_RMS_NORMS: Mapping[str, bool] = {
+    **dict.fromkeys(("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "MistralRMSNorm"), True),
+    "GemmaRMSNorm": False,
+}
+_LAYERS = tuple(f"{name}DecoderLayer" for name in ("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma"))
+_GELU_OF = {"silu": False, "gelu_pytorch_tanh": True}
+
+# The kernels' vectors: a norm's width is a multiple of this.
+_LANES = 16
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer whose weight lies in panels; its bias is fp32."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The product, `[..., N]` from `[..., K]`."""
+        product: torch.Tensor = torch.ops.assay.linear(input, self.weight, self.bias, self.out_features)
+        return product
+
+
+class _RMSNorm(nn.Module):
+    weight32: torch.Tensor
+    epsilon: float
+    round_first: bool
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = torch.ops.assay.rms_norm(hidden_states, self.weight32, self.epsilon, self.round_first)
+        return normed
+
+
+class _GatedMLP(nn.Module):
+    gate_proj: Any
+    up_proj: Any
+    down_proj: Any
+    act_fn: Any
+    gelu: bool
+
+    def add_to(self, hidden: torch.Tensor, x: torch.Tensor) -> None:
+        """Adds the output for `x` to `hidden`, in place."""
+        gate, up = self.gate_proj, self.up_proj
+        if type(gate) is PackedLinear and type(up) is PackedLinear and gate.bias is None and up.bias is None:
+            inner = torch.ops.assay.gated(x, gate.weight, up.weight, self.gelu, gate.out_features)
+        else:  # an adapter is around one of them
+            inner = self.act_fn(gate(x)) * up(x)
+        _add(hidden, self.down_proj, inner)
+
+
+class _Attention(nn.Module):
+    q_proj: Any
+    k_proj: Any
+    v_proj: Any
+    q_norm: Any
+    k_norm: Any
+    head_dim: int
+    scaling: float
+    window: int
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        segments: torch.Tensor,
+    ) -> torch.Tensor:
+        """What `o_proj` is applied to."""
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key = self.q_proj(hidden_states).view(shape), self.k_proj(hidden_states).view(shape)
+        value = self.v_proj(hidden_states).view(shape)
+        if hasattr(self, "q_norm"):
+            query, key = self.q_norm(query), self.k_norm(key)
+        heads = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        attended = torch.ops.assay.attention(*heads, *position_embeddings, segments, self.scaling, self.window, True)
+        heads_side_by_side: torch.Tensor = attended.flatten(2)
+        return heads_side_by_side
+
+
+class _DecoderLayer(nn.Module):
+    input_layernorm: Any
+    self_attn: Any
+    post_attention_layernorm: Any
+    mlp: Any
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        segments: torch.Tensor,
+        **_: Any,  # noqa: ANN401 - what transformers passes to every layer
+    ) -> torch.Tensor:
+        attended = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, segments)
+        _add(hidden_states, self.self_attn.o_proj, attended)
+        self.mlp.add_to(hidden_states, self.post_attention_layernorm(hidden_states))
+        return hidden_states
+
+
+def _add(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
+    """Adds the product to `hidden`, in place."""
+    if type(linear) is PackedLinear:
+        torch.ops.assay.linear_add(hidden, x, linear.weight, linear.bias)
+    else:  # an adapter is around it
+        hidden += linear(x)
+
+
+def native_attention(  # noqa: PLR0913 - the signature is transformers'
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    segments: torch.Tensor,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,  # noqa: ANN401 - what transformers passes to every attention function
+) -> tuple[torch.Tensor, None]:
+    """As `attention.packed_attention`, by one kernel call; `segments` is `segment_table`'s."""
+    if attention_mask is not None:
+        raise ValueError("packed attention takes no mask")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    causal = getattr(module, "is_causal", True)
+    attended = torch.ops.assay.attention(query, key, value, None, None, segments, scale, sliding_window or 0, causal)
+    return attended, None
+
+
+def segment_table(segments: tuple[Segment, ...]) -> torch.Tensor:
+    """Segments as the kernel reads them: int64 `[n, 4]`, start and end, and those of the prefix or zeros."""
+    rows = [
+        (s.own.start, s.own.end, *((0, 0) if s.prefix is None else (s.prefix.start, s.prefix.end))) for s in segments
+    ]
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def fuse(base: PreTrainedModel) -> None:
+    """Puts the layers of this module in the place of transformers', in place; training is not possible any more."""
+    read_by_adapters = {module.base_layer for module in base.modules() if any(getattr(module, "use_dora", {}).values())}
+    for module in list(base.modules()):
+        name = type(module).__name__
+        if type(module) is nn.Linear and module not in read_by_adapters:
+            _pack(module)
+        elif name in _RMS_NORMS and module.weight.numel() % _LANES == 0:
+            _fuse_norm(module, round_first=_RMS_NORMS[name])
+        elif name in _LAYERS and base.config.hidden_act in _GELU_OF:
+            _fuse_layer(module, base.config)
+    base.set_attn_implementation(NAME)
+
+
+def _pack(linear: nn.Linear) -> None:
+    """Turns a linear layer into a packed one, in place; one whose width cannot be packed stays."""
+    if linear.weight.element_size() == 2 and linear.in_features % 2:
+        return
+    linear.__class__ = PackedLinear
+    linear.weight = nn.Parameter(torch.ops.assay.pack(linear.weight.detach()), requires_grad=False)
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.detach().float(), requires_grad=False)
+
+
+def _fuse_layer(layer: Any, config: Any) -> None:  # noqa: ANN401 - five classes of the same structure
+    attention, mlp = layer.self_attn, layer.mlp
+    attention.window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None)) or 0
+    mlp.gelu = _GELU_OF[config.hidden_act]
+    layer.__class__, attention.__class__, mlp.__class__ = _DecoderLayer, _Attention, _GatedMLP
+
+
+def _fuse_norm(norm: Any, *, round_first: bool) -> None:  # noqa: ANN401 - five classes with the same parameters
+    weight = norm.weight.detach().float()
+    norm.register_buffer("weight32", weight if round_first else 1 + weight, persistent=False)
+    norm.epsilon, norm.round_first = (norm.variance_epsilon if round_first else norm.eps), round_first
+    norm.__class__ = _RMSNorm
+
+
+AttentionInterface.register(NAME, native_attention)

@@ -1,0 +1,125 @@
+// What the kernels share. Every kernel computes a row, or an item, in an order that depends on nothing else.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/cpu/vec/vec.h>
+#include <ATen/native/CPUBlas.h>
+
+#include <cstdlib>
+#include <memory>
+
+namespace assay {
+
+using Vec = at::vec::Vectorized<float>;
+
+// oneDNN's small-matrix kernels want consecutive k of a column side by side: two bf16, one float.
+template <typename T>
+constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;
+
+// C[m, n] = A[m, k] B[k, n], or += ; B laid out in pairs, C in fp32. Each row of C is summed in one order, whatever m.
+template <typename T>
+void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, float* c, bool add = false) {
+  at::native::cpublas::brgemm(m, n, k, lda, n, n, add, a, b, c, kPair<T> == 2);
+}
+
+template <typename T>
+void release() {
+  at::native::cpublas::brgemm_release(kPair<T> == 2);
+}
+
+// Memory that begins on a cache line and is not initialised.
+template <typename T>
+struct Scratch {
+  explicit Scratch(int64_t n) : data(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64)), std::free) {
+    TORCH_CHECK_WITH(OutOfMemoryError, data, "out of memory: scratch of ", n * sizeof(T), " bytes");
+  }
+  T* get() { return data.get(); }
+  std::unique_ptr<T, decltype(&std::free)> data;
+};
+
+// Scratch that is asked for again and again, and allocated when more is asked for than ever before.
+template <typename T>
+struct Growing {
+  T* get(int64_t n) {
+    if (n > size) {
+      scratch = std::make_unique<Scratch<T>>(size = n);
+    }
+    return scratch->get();
+  }
+  int64_t size = 0;
+  std::unique_ptr<Scratch<T>> scratch;
+};
+
+// Calls `f` with the element type of a tensor.
+template <typename F>
+void with_type(const at::Tensor& tensor, const F& f) {
+  if (tensor.scalar_type() == at::kBFloat16) {
+    f(at::BFloat16());
+  } else {
+    TORCH_CHECK(tensor.scalar_type() == at::kFloat, "bfloat16 or float32, not ", tensor.scalar_type());
+    f(float());
+  }
+}
+
+inline Vec load(const at::BFloat16* from) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return Vec(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
+}
+
+inline Vec load(const float* from) { return Vec::loadu(from); }
+
+// Sixteen and sixteen numbers, rounded to the nearest.
+inline void store(const Vec& low, const Vec& high, at::BFloat16* to) {
+#ifdef __AVX512BF16__
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+#else
+  at::vec::convert_float_bfloat16(low, high).store(to);
+#endif
+}
+
+inline void store(const Vec& low, const Vec& high, float* to) {
+  low.store(to);
+  high.store(to + Vec::size());
+}
+
+template <typename T>
+void store(const float* from, T* to, int64_t n) {
+  constexpr int64_t step = 2 * Vec::size();
+  int64_t i = 0;
+  for (; i + step <= n; i += step) store(Vec::loadu(from + i), Vec::loadu(from + i + Vec::size()), to + i);
+  for (; i < n; ++i) to[i] = static_cast<T>(from[i]);
+}
+
+inline float sum(const Vec& v) { return _mm512_reduce_add_ps(v); }
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// 2 to the power of x <= 126, to 3e-7; 0 below -126, NaN of NaN. Reduced to [-1/2, 1/2], then a polynomial of degree 6
+// (Taylor's, whose rest is 1e-7 there).
+inline Vec power_of_2(const Vec& x) {
+  const __m512 least = _mm512_set1_ps(-126.f);
+  const __mmask16 shown = _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ);  // also where it is NaN
+  const __m512 shifted = _mm512_max_ps(least, x);
+  const __m512 whole = _mm512_roundscale_ps(shifted, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 part = _mm512_sub_ps(shifted, whole);
+  __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(1.5403530e-4f), part, _mm512_set1_ps(1.3333558e-3f));
+  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(9.6181291e-3f));
+  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(5.5504109e-2f));
+  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(2.4022651e-1f));
+  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(6.9314718e-1f));
+  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(1.f));
+  return Vec(_mm512_maskz_scalef_ps(shown, p, whole));
+}
+
+// x / (1 + e^-y), to 3e-7: the quotient by an estimate and one step of Newton's. 0 where e^-y is more than floats hold.
+inline Vec times_sigmoid(const Vec& x, const Vec& y) {
+  const __m512 most = _mm512_set1_ps(126.f), exponent = _mm512_mul_ps(y, _mm512_set1_ps(-kLog2E));
+  const __mmask16 open = _mm512_cmp_ps_mask(exponent, most, _CMP_NGT_UQ);  // also where it is NaN
+  const __m512 below = _mm512_add_ps(_mm512_set1_ps(1.f), power_of_2(Vec(_mm512_min_ps(most, exponent))));
+  const __m512 estimate = _mm512_rcp14_ps(below);
+  const __m512 better = _mm512_mul_ps(estimate, _mm512_fnmadd_ps(below, estimate, _mm512_set1_ps(2.f)));
+  return Vec(_mm512_maskz_mul_ps(open, x, better));
+}
+
+}  // namespace assay

@@ -1,0 +1,134 @@
+// Linear layers over packed weights: a panel of columns against a block of rows, the whole of k at once.
+#include <torch/library.h>
+
+#include "common.h"
+
+namespace assay {
+namespace {
+
+constexpr int64_t kRows = 256;     // of a block, at most: what stays in the second-level cache while panels pass
+constexpr int64_t kColumns = 128;  // of a panel, at most
+constexpr int64_t kLanes = 16;
+
+// Rows of a block, so that every thread has as many blocks, of about the same size.
+int64_t rows_of(int64_t m) {
+  const int64_t threads = at::get_num_threads(), rounds = (m + threads * kRows - 1) / (threads * kRows);
+  const int64_t rows = (m + threads * rounds - 1) / (threads * rounds);
+  return (rows + kLanes - 1) / kLanes * kLanes;
+}
+
+int64_t columns_of(int64_t n) { return std::min(kColumns, (n + kLanes - 1) / kLanes * kLanes); }
+
+// [N, K] -> [panels, K / pair, columns, pair]; columns that N does not fill are zero.
+at::Tensor pack(const at::Tensor& weight) {
+  const int64_t n = weight.size(0), k = weight.size(1), columns = columns_of(n);
+  const int64_t pair = weight.element_size() == 2 ? 2 : 1, panels = (n + columns - 1) / columns;
+  TORCH_CHECK(k % pair == 0, "an odd number of inputs cannot be packed");
+  auto padded = at::zeros({panels * columns, k}, weight.options());
+  padded.narrow(0, 0, n).copy_(weight);
+  return padded.view({panels, columns, k / pair, pair}).permute({0, 2, 1, 3}).contiguous();
+}
+
+// Runs `finish(panel, row, rows)` after the tiles of `weights` for that panel and block were computed.
+template <typename T, typename F>
+void for_tiles(const at::Tensor& x, at::TensorList weights, const F& finish) {
+  const int64_t m = x.size(0), k = x.size(1), panels = weights[0].size(0), columns = weights[0].size(2);
+  const int64_t height = rows_of(m), blocks = (m + height - 1) / height, area = kRows * columns;
+  const T* in = x.const_data_ptr<T>();
+  at::parallel_for(0, blocks * panels, 1, [&](int64_t begin, int64_t end) {
+    Scratch<float> tiles(weights.size() * area);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t row = task / panels * height, panel = task % panels, rows = std::min(height, m - row);
+      for (size_t w = 0; w < weights.size(); ++w) {
+        const T* packed = weights[w].const_data_ptr<T>() + panel * columns * k;
+        multiply<T>(rows, columns, k, in + row * k, k, packed, tiles.get() + w * area);
+      }
+      for (int64_t i = 0; i < rows; ++i) finish(panel * columns, row + i, tiles.get() + i * columns);
+    }
+    release<T>();
+  });
+}
+
+void check(const at::Tensor& x, const at::Tensor& packed, int64_t n) {
+  TORCH_CHECK(x.scalar_type() == packed.scalar_type() && x.size(-1) == packed.size(1) * packed.size(3),
+              "input ", x.sizes(), " ", x.scalar_type(), " does not fit the weight");
+  TORCH_CHECK(columns_of(n) == packed.size(2), n, " outputs do not fit the weight");
+}
+
+// y = x W^T (+ bias), or y += that; rounded once.
+void multiply_into(at::Tensor& y, const at::Tensor& x, const at::Tensor& packed, const std::optional<at::Tensor>& bias, bool add) {
+  const int64_t n = y.size(-1), columns = packed.size(2);
+  check(x, packed, n);
+  const auto flat = x.reshape({-1, x.size(-1)}).contiguous();
+  TORCH_CHECK(y.is_contiguous() && y.scalar_type() == x.scalar_type() && y.numel() == flat.size(0) * n, "output");
+  with_type(x, [&](auto type) {
+    using T = decltype(type);
+    const float* b = bias ? bias->const_data_ptr<float>() : nullptr;
+    T* out = y.mutable_data_ptr<T>();
+    for_tiles<T>(flat, {packed}, [&](int64_t column, int64_t row, float* line) {
+      const int64_t width = std::min(columns, n - column);
+      T* to = out + row * n + column;
+      if (b) for (int64_t j = 0; j < width; ++j) line[j] += b[column + j];
+      if (add) {
+        int64_t j = 0;
+        for (; j + Vec::size() <= width; j += Vec::size()) (Vec::loadu(line + j) + load(to + j)).store(line + j);
+        for (; j < width; ++j) line[j] += static_cast<float>(to[j]);
+      }
+      store(line, to, width);
+    });
+  });
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, const std::optional<at::Tensor>& bias, int64_t n) {
+  auto shape = x.sizes().vec();
+  shape.back() = n;
+  auto y = at::empty(shape, x.options());
+  multiply_into(y, x, packed, bias, false);
+  return y;
+}
+
+void linear_add(at::Tensor& y, const at::Tensor& x, const at::Tensor& packed, const std::optional<at::Tensor>& bias) {
+  multiply_into(y, x, packed, bias, true);
+}
+
+Vec silu(const Vec& x) { return times_sigmoid(x, x); }
+
+// The tanh approximation: x * (1 + tanh(u)) / 2 = x * sigmoid(2 u).
+Vec gelu_tanh(const Vec& x) {
+  return times_sigmoid(x, Vec(2 * 0.7978845608028654f) * (x + Vec(0.044715f) * x * x * x));
+}
+
+// act(x G^T) * (x U^T), rounded once.
+at::Tensor gated(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& up, bool gelu, int64_t n) {
+  check(x, gate, n);
+  check(x, up, n);
+  const auto flat = x.reshape({-1, x.size(-1)}).contiguous();
+  auto shape = x.sizes().vec();
+  shape.back() = n;
+  auto y = at::empty(shape, x.options());
+  const int64_t columns = gate.size(2);
+  with_type(x, [&](auto type) {
+    using T = decltype(type);
+    T* out = y.mutable_data_ptr<T>();
+    for_tiles<T>(flat, {gate, up}, [&](int64_t column, int64_t row, float* line) {
+      const float* other = line + kRows * columns;
+      for (int64_t j = 0; j < columns; j += Vec::size()) {
+        const Vec g = Vec::loadu(line + j);
+        ((gelu ? gelu_tanh(g) : silu(g)) * Vec::loadu(other + j)).store(line + j);
+      }
+      store(line, out + row * n + column, std::min(columns, n - column));
+    });
+  });
+  return y;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(assay, m) {
+  m.def("pack(Tensor weight) -> Tensor", pack);
+  m.def("linear(Tensor x, Tensor packed, Tensor? bias, int n) -> Tensor", linear);
+  m.def("linear_add(Tensor(a!) y, Tensor x, Tensor packed, Tensor? bias) -> ()", linear_add);
+  m.def("gated(Tensor x, Tensor gate, Tensor up, bool gelu, int n) -> Tensor", gated);
+}
+
+}  // namespace assay
