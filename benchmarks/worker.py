@@ -1,6 +1,6 @@
 """One contender, alone in a process, through all workloads of one round.
 
-    python -m benchmarks.worker CONTENDER MODEL ROUND
+    python -m benchmarks.worker CONTENDER MODEL ROUND [WORKLOADS]
 
 Prints a JSON object per line: `workload`, `seconds` (of each call, or of all), `items`, `logits`, and for ours offline
 `computed_tokens`.
@@ -17,6 +17,7 @@ from benchmarks.contenders.base import Contender
 from benchmarks.contenders.blocking import BlockingServer
 from benchmarks.contenders.ours import Http, Offline, Remembered
 from benchmarks.contenders.padded import OneByOne, Padded
+from benchmarks.contenders.vllm import SETTINGS, Vllm
 from benchmarks.limit import tokens_per_s
 from benchmarks.workloads import WORKLOADS, Group, Workload, groups_of
 
@@ -31,31 +32,33 @@ CONTENDERS: dict[str, Callable[[Path], Contender]] = {
     "transformers, padded 32, sorted": lambda model: Padded(model, by_length=True),
     "transformers, one by one": OneByOne,
     "OpenRLHF-style server": BlockingServer,
+    **{name: lambda model, setting=setting: Vllm(model, setting) for name, setting in SETTINGS.items()},  # type: ignore[misc]
 }
 
 
 def timed(contender: Contender, workload: Workload, groups: list[Group]) -> dict[str, Any]:
     """Runs one workload once."""
-    contender.prepare(groups)
+    before = contender.computed_tokens if isinstance(contender, Offline) else 0
     parts = [[group] for group in groups] if workload.calls else [groups]
     seconds, logits = [], []
     for part in parts:
+        contender.prepare(part)
         started_s = time.perf_counter()
         logits += contender.run(workload, part)
         seconds.append(time.perf_counter() - started_s)
-    computed = {"computed_tokens": contender.computed_tokens} if isinstance(contender, Offline) else {}
+    computed = {"computed_tokens": contender.computed_tokens - before} if isinstance(contender, Offline) else {}
     return {"workload": workload.name, "seconds": seconds, "items": len(logits), "logits": logits, **computed}
 
 
-def main(name: str, model: Path, seed: int) -> None:
-    """Loads, warms up, runs, ends."""
+def main(name: str, model: Path, seed: int, workloads: int) -> None:
+    """Loads, warms up, runs the first `workloads` of them, ends."""
     if name == LIMIT:
         print(json.dumps({"tokens_per_s": tokens_per_s(str(model))}))
         return
     contender = CONTENDERS[name](model)
     try:
-        contender.run(WORKLOADS[0], groups_of(WORKLOADS[0], -1)[:8])
-        for workload in WORKLOADS:
+        contender.run(WORKLOADS[0], groups_of(WORKLOADS[0], -1))
+        for workload in WORKLOADS[:workloads]:
             if contender.served or not workload.clients:
                 print(json.dumps(timed(contender, workload, groups_of(workload, seed))), flush=True)
     finally:
@@ -63,4 +66,4 @@ def main(name: str, model: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else len(WORKLOADS))

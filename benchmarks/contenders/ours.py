@@ -5,17 +5,18 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 import yaml
 
 from assay_client.client import RewardClient
 from assay_service import loader, settings
-from assay_service.engine.plan import Waiting, next_batch
+from assay_service.engine.engine import Engine
+from assay_service.engine.job import Task
+from assay_service.metrics import Metrics
 from assay_service.scoring.item import Item
 from benchmarks.contenders.base import Contender, free_port
 from benchmarks.workloads import Group
 
-BATCH_TOKENS = 2048
+CHUNK = 64
 START_S = 300
 
 
@@ -23,41 +24,50 @@ def configuration(model: Path, cache_bytes: int) -> Path:
     """A service with the model as its one signal."""
     path = model / f"service-{cache_bytes}.yaml"
     signal = {"base": str(model), "kind": "preference", "eos": "template", "unfinished": "score", "dtype": "bfloat16"}
-    limits = {"cache_bytes": cache_bytes, "max_batch_tokens": BATCH_TOKENS}
+    limits = {"cache_bytes": cache_bytes}
     path.write_text(yaml.safe_dump({"signals": {"s": signal}, "default": "s", "limits": limits}))
     return path
 
 
 class Offline(Contender):
-    """Renderer, planner and model in one thread, without a service."""
+    """The renderer and the engine of the service, without its HTTP: items are rendered while others are computed."""
 
     def __init__(self, model: Path) -> None:
         super().__init__(model)
-        served = loader.load(settings.read(configuration(model, 0)))
+        given = settings.read(configuration(model, 0))
+        served = loader.load(given)
         assert served.invariant == {"s": True}, "a score that depends on the batch is not worth timing"
-        self.signal = served.signals["s"]
-        self.computed_tokens = 0
+        self._renderer = served.signals["s"].renderer
+        self._metrics = Metrics()
+        self._engine = Engine(
+            {"s": served.signals["s"].model},
+            {},
+            max_batch_tokens=given.limits.max_batch_tokens,
+            max_queue_tokens=10**9,
+            cache_bytes=0,
+            metrics=self._metrics,
+            on_failure=lambda: None,
+        )
+        self._engine.start()
+
+    @property
+    def computed_tokens(self) -> float:
+        """Tokens that were computed since the start."""
+        (family,) = self._metrics.batch_tokens.collect()
+        return sum(sample.value for sample in family.samples if sample.name.endswith("_sum"))
 
     def score(self, groups: list[Group]) -> list[float]:
-        """All items in batches as the service's planner makes them."""
+        """Batches as the service's planner makes them."""
         items = [Item.of(group.prompt, completion) for group in groups for completion in group.completions]
-        sequences = [self.signal.renderer.render(item).sequence for item in items]
-        left, logits = list(range(len(sequences))), [0.0] * len(sequences)
-        self.computed_tokens = 0
-        with torch.inference_mode():
-            while left:
-                queue = [sequences[i] for i in left]
-                waiting = [
-                    Waiting("s", bytes(str(s.prompt), "ascii"), s.boundary, len(s.ids) - s.boundary, 0.0) for s in queue
-                ]
-                chosen = [left[i] for i in next_batch(waiting, BATCH_TOKENS)]
-                batch = [sequences[i] for i in chosen]
-                self.computed_tokens += sum({s.prompt: s.boundary for s in batch}.values())
-                self.computed_tokens += sum(len(s.ids) - s.boundary for s in batch)
-                for i, logit in zip(chosen, self.signal.model.logits(batch, "s").tolist(), strict=True):
-                    logits[i] = logit
-                left = [i for i in left if i not in set(chosen)]
-        return logits
+        futures = []
+        for start in range(0, len(items), CHUNK):
+            sequences = [self._renderer.render(item).sequence for item in items[start : start + CHUNK]]
+            futures += self._engine.submit([Task("s", sequence) for sequence in sequences])
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """Ends the worker."""
+        self._engine.stop()
 
 
 class Http(Contender):
@@ -70,7 +80,7 @@ class Http(Contender):
         port = free_port()
         command = [str(Path(sys.executable).with_name("assay")), "serve", "--port", str(port)]
         self._process = subprocess.Popen([*command, "--config", str(configuration(model, cache_bytes))])
-        self._client = RewardClient(f"http://127.0.0.1:{port}", chunk_size=64)
+        self._client = RewardClient(f"http://127.0.0.1:{port}", chunk_size=CHUNK)
         until_s = time.monotonic() + START_S
         while not self._client.ready():
             assert self._process.poll() is None, "the service ended"
@@ -78,7 +88,7 @@ class Http(Contender):
             time.sleep(0.2)
 
     def score(self, groups: list[Group]) -> list[float]:
-        """One request per 64 items."""
+        """One request per `CHUNK` items."""
         items = [(group.prompt, completion) for group in groups for completion in group.completions]
         return list(self._client.score(items).scores())
 

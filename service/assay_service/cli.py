@@ -1,6 +1,7 @@
 """`assay serve`. Imports only typer and the standard library at the top; the rest when the command runs."""
 
 import contextlib
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,8 @@ def serve(
     server = uvicorn.Server(
         uvicorn.Config(application, host=host, port=port, access_log=False, timeout_graceful_shutdown=DRAIN_S)
     )
+    gc.collect()
+    gc.freeze()  # what is loaded now stays: collections need not walk through it again
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started or application.state.scorer.engine.failed:

@@ -48,7 +48,11 @@ class Metrics:
         self.queue_tokens = Gauge("assay_queue_tokens", "Tokens waiting for a forward.", registry=registry)
         self.queue_s = Histogram("assay_queue_seconds", "Wait of a sequence.", buckets=_SECONDS, registry=registry)
         self.batch_tokens = Histogram(
-            "assay_batch_tokens", "Tokens in a forward.", ["signal"], buckets=_TOKENS, registry=registry
+            "assay_batch_tokens",
+            "Tokens computed in a forward, a shared prompt once.",
+            ["signal"],
+            buckets=_TOKENS,
+            registry=registry,
         )
         self.forward_s = Histogram(
             "assay_forward_seconds", "Time of a forward.", ["signal"], buckets=_SECONDS, registry=registry

@@ -89,7 +89,7 @@ class Limits(_Frozen):
     max_body_bytes: int = Field(16 * 2**20, gt=0)
     max_items: int = Field(1024, gt=0)
     max_item_chars: int = Field(200_000, gt=0)
-    max_batch_tokens: int = Field(8192, gt=0)
+    max_batch_tokens: int = Field(4096, gt=0)
     max_queue_tokens: int = Field(1_000_000, gt=0)
     cache_bytes: int = Field(64 * 2**20, ge=0)
 

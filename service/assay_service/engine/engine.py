@@ -19,7 +19,7 @@ import torch
 from assay_service.engine.cache import ResultCache
 from assay_service.engine.fault import Fault
 from assay_service.engine.job import Job, Task
-from assay_service.engine.plan import due_times, next_batch
+from assay_service.engine.plan import computed_tokens, due_times, next_batch
 from assay_service.errors import AssayError, ForwardFailed, NotFinite, NotReady, Overloaded
 from assay_service.metrics import Metrics
 from assay_service.scoring.model import RewardModel
@@ -263,10 +263,9 @@ class Engine:
             # As text: a handler that keeps the exception would keep its frames' tensors.
             _log.warning("a forward of %s failed\n%s", signal, traceback.format_exc())
             return Fault.of(error)
-        tokens = sum(job.tokens for job in batch)
-        self._clock += tokens
+        self._clock += sum(job.tokens for job in batch)
         self._metrics.forward_s.labels(signal).observe(time.monotonic() - started_s)
-        self._metrics.batch_tokens.labels(signal).observe(tokens)
+        self._metrics.batch_tokens.labels(signal).observe(computed_tokens([job.waiting for job in batch]))
         return logits
 
 

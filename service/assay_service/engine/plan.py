@@ -37,6 +37,12 @@ def due_times(clock: float, tokens: Sequence[int]) -> list[float]:
     return [clock + before for before in [0, *accumulate(tokens)][:-1]]
 
 
+def computed_tokens(batch: Sequence[Waiting]) -> int:
+    """Tokens that a forward of `batch` computes: each prompt once, and what stands behind it."""
+    prompts = {sequence.prompt: sequence.prompt_tokens for sequence in batch}
+    return sum(prompts.values()) + sum(sequence.own_tokens for sequence in batch)
+
+
 def next_batch(waiting: Sequence[Waiting], max_batch_tokens: int) -> list[int]:
     """Indices of the sequences that run next, the first due first.
 

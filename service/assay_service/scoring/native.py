@@ -8,7 +8,6 @@ compiler; without, and for other devices and dtypes, torch's own operators do th
 import functools
 import hashlib
 import logging
-import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -68,7 +67,7 @@ def _build(flags: list[str], library: Path) -> None:
     sources = [path for path in _FILES if path.suffix == ".cpp"]
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
     linked = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-lc10", "-ltorch_cpu"]
-    compiler = [os.environ.get("CXX", "c++"), "-std=c++20", "-fPIC", *flags, *includes]
+    compiler = [cpp_extension.get_cxx_compiler(), "-std=c++20", "-fPIC", *flags, *includes]  # type: ignore[no-untyped-call]
     objects = [library.with_name(f"{path.stem}.o") for path in sources]
     with ThreadPoolExecutor() as at_once:
         commands = [[*compiler, "-c", path, "-o", built] for path, built in zip(sources, objects, strict=True)]

@@ -9,12 +9,14 @@ namespace {
 constexpr int64_t kRows = 256;     // of a block, at most: what stays in the second-level cache while panels pass
 constexpr int64_t kColumns = 128;  // of a panel, at most
 constexpr int64_t kLanes = 16;
+constexpr int64_t kStep = 32;
 
-// Rows of a block, so that every thread has as many blocks, of about the same size.
+// Rows of a block, so that every thread has as many blocks, of about the same size; in steps, as oneDNN compiles a kernel
+// for every number of rows that it meets.
 int64_t rows_of(int64_t m) {
   const int64_t threads = at::get_num_threads(), rounds = (m + threads * kRows - 1) / (threads * kRows);
   const int64_t rows = (m + threads * rounds - 1) / (threads * rounds);
-  return (rows + kLanes - 1) / kLanes * kLanes;
+  return (rows + kStep - 1) / kStep * kStep;
 }
 
 int64_t columns_of(int64_t n) { return std::min(kColumns, (n + kLanes - 1) / kLanes * kLanes); }
@@ -29,9 +31,9 @@ at::Tensor pack(const at::Tensor& weight) {
   return padded.view({panels, columns, k / pair, pair}).permute({0, 2, 1, 3}).contiguous();
 }
 
-// Runs `finish(panel, row, rows)` after the tiles of `weights` for that panel and block were computed.
+// Computes the tiles of `weights`, and from each of their lines `finish(column, width, to, line)` makes what goes to `out[m, n]`.
 template <typename T, typename F>
-void for_tiles(const at::Tensor& x, at::TensorList weights, const F& finish) {
+void for_tiles(const at::Tensor& x, at::TensorList weights, T* out, int64_t n, const F& finish) {
   const int64_t m = x.size(0), k = x.size(1), panels = weights[0].size(0), columns = weights[0].size(2);
   const int64_t height = rows_of(m), blocks = (m + height - 1) / height, area = kRows * columns;
   const T* in = x.const_data_ptr<T>();
@@ -39,11 +41,13 @@ void for_tiles(const at::Tensor& x, at::TensorList weights, const F& finish) {
     Scratch<float> tiles(weights.size() * area);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t row = task / panels * height, panel = task % panels, rows = std::min(height, m - row);
+      const int64_t column = panel * columns, width = std::min(columns, n - column);
+      T* to = out + row * n + column;
       for (size_t w = 0; w < weights.size(); ++w) {
         const T* packed = weights[w].const_data_ptr<T>() + panel * columns * k;
         multiply<T>(rows, columns, k, in + row * k, k, packed, tiles.get() + w * area);
       }
-      for (int64_t i = 0; i < rows; ++i) finish(panel * columns, row + i, tiles.get() + i * columns);
+      for (int64_t i = 0; i < rows; ++i) finish(column, width, to + i * n, tiles.get() + i * columns);
     }
     release<T>();
   });
@@ -57,17 +61,14 @@ void check(const at::Tensor& x, const at::Tensor& packed, int64_t n) {
 
 // y = x W^T (+ bias), or y += that; rounded once.
 void multiply_into(at::Tensor& y, const at::Tensor& x, const at::Tensor& packed, const std::optional<at::Tensor>& bias, bool add) {
-  const int64_t n = y.size(-1), columns = packed.size(2);
+  const int64_t n = y.size(-1);
   check(x, packed, n);
   const auto flat = x.reshape({-1, x.size(-1)}).contiguous();
   TORCH_CHECK(y.is_contiguous() && y.scalar_type() == x.scalar_type() && y.numel() == flat.size(0) * n, "output");
   with_type(x, [&](auto type) {
     using T = decltype(type);
     const float* b = bias ? bias->const_data_ptr<float>() : nullptr;
-    T* out = y.mutable_data_ptr<T>();
-    for_tiles<T>(flat, {packed}, [&](int64_t column, int64_t row, float* line) {
-      const int64_t width = std::min(columns, n - column);
-      T* to = out + row * n + column;
+    for_tiles<T>(flat, {packed}, y.mutable_data_ptr<T>(), n, [&](int64_t column, int64_t width, T* to, float* line) {
       if (b) for (int64_t j = 0; j < width; ++j) line[j] += b[column + j];
       if (add) {
         int64_t j = 0;
@@ -109,14 +110,13 @@ at::Tensor gated(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& 
   const int64_t columns = gate.size(2);
   with_type(x, [&](auto type) {
     using T = decltype(type);
-    T* out = y.mutable_data_ptr<T>();
-    for_tiles<T>(flat, {gate, up}, [&](int64_t column, int64_t row, float* line) {
+    for_tiles<T>(flat, {gate, up}, y.mutable_data_ptr<T>(), n, [&](int64_t, int64_t width, T* to, float* line) {
       const float* other = line + kRows * columns;
       for (int64_t j = 0; j < columns; j += Vec::size()) {
         const Vec g = Vec::loadu(line + j);
         ((gelu ? gelu_tanh(g) : silu(g)) * Vec::loadu(other + j)).store(line + j);
       }
-      store(line, out + row * n + column, std::min(columns, n - column));
+      store(line, to, width);
     });
   });
   return y;
