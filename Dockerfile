@@ -1,6 +1,8 @@
 # The service on CPU with its embedded models. For CUDA, install torch from its CUDA index instead and set `device: cuda`.
 FROM python:3.11-slim
 
+# The compiler builds the CPU kernels for the machine that serves, at its first start.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 COPY service service
@@ -8,7 +10,8 @@ COPY training training
 COPY clients clients
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
         --constraint constraints.txt '.[service,embedded]' \
-    && useradd --system --no-create-home assay
+    && useradd --system --no-create-home assay && install --directory --owner assay /kernels
+ENV TORCH_EXTENSIONS_DIR=/kernels
 
 USER assay
 EXPOSE 8000

@@ -154,6 +154,6 @@ def _described(signal: Signal) -> dict[str, Any]:
         "base_sha256": signal.base_sha256,
         "config_sha256": signal.config_sha256,
         "device": signal.model.device.type,
-        "kernels": signal.model.without_kernels is None,
+        "kernels": signal.model.kernels.partition(";")[0],
         "moments": None if signal.moments is None else asdict(signal.moments),
     }

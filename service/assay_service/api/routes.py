@@ -192,9 +192,7 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "device": str(signal.model.device),
                 "dtype": signal.provenance.dtype,
                 "invariant": registry.invariant[name],
-                "kernels": "assay"
-                if signal.model.without_kernels is None
-                else f"torch: {signal.model.without_kernels}",
+                "kernels": signal.model.kernels,
                 "forward": "packed" if signal.model.architecture.packed else "one item at a time",
                 "max_length": signal.renderer.rules.max_length,
                 "score_position": signal.renderer.rules.score_position,

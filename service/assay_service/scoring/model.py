@@ -6,7 +6,7 @@ The model code is transformers', unmodified; only its attention is ours. One bas
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,12 @@ from assay_service.scoring.attention import NAME as ATTENTION
 from assay_service.scoring.checkpoint import ADAPTER_CONFIG, Adapter, read_config, weight_files
 from assay_service.scoring.fused import fuse, segment_table
 from assay_service.scoring.head import Head, pool
-from assay_service.scoring.layout import Sequence, pack
+from assay_service.scoring.layout import Layout, Sequence, pack
 from assay_service.scoring.lora import bare_tensors, lora_config
 from assay_service.scoring.native import missing
 from assay_service.scoring.rows import make_invariant
+from assay_service.scoring.varlen import NAME as VARLEN
+from assay_service.scoring.varlen import gather, usable
 
 # Tensors of a checkpoint that a bare base does not use: heads, language-model outputs, buffers of old versions.
 _UNUSED = (
@@ -54,7 +56,7 @@ class RewardModel:
         hidden_size: width of the hidden states.
         vocabulary_size: rows of the embedding.
         architecture: what scoring must know of the base.
-        without_kernels: why the base computes with torch's operators; None if with those of `native.py`.
+        kernels: what the base computes with: `assay` (see `native.py`), or torch's operators, and why.
     """
 
     def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
@@ -65,7 +67,8 @@ class RewardModel:
         self.device = device
         self._first_position = first_position(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
-        self.without_kernels: str | None = "its attention is not ours" if not self.architecture.packed else "not asked"
+        self.kernels = "torch"
+        self._segments: Callable[[Layout], Any] = lambda row: row.segments
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "RewardModel":
@@ -151,9 +154,15 @@ class RewardModel:
             NotInvariant: this machine has no way of computing a layer's product like that.
         """
         if self.architecture.packed:  # the others run alone, and alone is always the same
-            self.without_kernels = missing(self.base.dtype, self.device)
-            if self.without_kernels is None:
+            reason = missing(self.base.dtype, self.device)
+            if reason is None:
                 fuse(self.base)
+                self.kernels, self._segments = "assay", lambda row: segment_table(row.segments)
+            elif usable(self.base.dtype, self.device):
+                self.base.set_attn_implementation(VARLEN)
+                self.kernels, self._segments = "torch, varlen_attn", lambda row: gather(row, self.device)
+            else:
+                self.kernels = f"torch; no others: {reason}"
             make_invariant(self.base)
         for signal in self._signals.values():
             make_invariant(signal.head)
@@ -167,7 +176,7 @@ class RewardModel:
         output = self.base(
             input_ids=row.ids.to(self.device),
             position_ids=row.positions.to(self.device) + self._first_position,
-            segments=row.segments if self.without_kernels else segment_table(row.segments),
+            segments=self._segments(row),
             masks={},
             **({"use_cache": False} if self.architecture.causal else {}),
         )
