@@ -176,16 +176,20 @@ class Engine:
 
     def _take(self) -> list[Job]:
         """Waits for jobs and takes the next batch out of the queue; empty when there will be no more."""
-        with self._changed:
-            while True:
+        while True:
+            with self._changed:
                 while not self._queue and not self._stopping:
                     self._changed.wait()
                 self._drop([job for job in self._queue if job.abandoned])
-                chosen = next_batch([job.waiting for job in self._queue], self._max_batch_tokens)
-                batch = [self._queue[i] for i in chosen]
+                queue = list(self._queue)
+                if not queue and self._stopping:
+                    return []
+            # Nobody else takes jobs out, so this needs no lock, and those who submit do not wait for it.
+            batch = [queue[i] for i in next_batch([job.waiting for job in queue], self._max_batch_tokens)]
+            with self._changed:
                 self._remove(batch)
-                if batch or self._stopping:
-                    return batch
+            if batch:
+                return batch
 
     def _drop(self, jobs: Sequence[Job]) -> None:
         """Forgets jobs that nobody waits for any more, before any work is done for them."""
