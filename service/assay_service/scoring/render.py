@@ -4,6 +4,7 @@ The full text is tokenised once, without adding special tokens. The boundary is 
 the tokenised generation prompt; a token that merges across the border belongs to the completion.
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from assay_service.scoring.item import PROBE, Item, Truncation
 from assay_service.scoring.layout import Sequence, Span
 from assay_service.scoring.manifest import EosPolicy, ScorePosition, Unfinished
 from assay_service.scoring.template import Template
+
+_KEPT = 16  # ids of texts that items share
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class Renderer:
         self._encoder: Any = self._tokenizer.backend_tokenizer
         self._encoder.no_truncation()
         self._encoder.no_padding()
+        # Completions of one prompt come one after the other, and conversations of one form have one skeleton.
+        self._encode_kept = functools.lru_cache(maxsize=_KEPT)(self._encode)
         ids = [getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "cls", "unk")]
         self.tokenizer_sha256 = hashlib.sha256(f"{ids}{self._encoder.to_str()}".encode()).hexdigest()
         special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
@@ -105,9 +110,9 @@ class Renderer:
             )
         text = self.template.render(item)
         ids = self._encode(text.full)
-        if self._control_count(ids) != self._control_count(self._encode(self.template.skeleton(item))):
+        if self._control_count(ids) != self._control_count(self._encode_kept(self.template.skeleton(item))):
             raise ContentError("a message tokenises to a control token", code="special_tokens")
-        boundary = _common_prefix(ids, self._encode(text.prompt))
+        boundary = _common_prefix(ids, self._encode_kept(text.prompt))
         if self.rules.eos == "append" and item.finish_reason == "stop" and ids[-1:] != (self._tokenizer.eos_token_id,):
             ids = (*ids, self._tokenizer.eos_token_id)
         if not ids or (item.finish_reason == "length" and boundary == len(ids)):
