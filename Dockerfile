@@ -11,7 +11,7 @@ COPY clients clients
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
         --constraint constraints.txt '.[service,embedded]' \
     && useradd --system --no-create-home assay && install --directory --owner assay /kernels
-ENV TORCH_EXTENSIONS_DIR=/kernels
+ENV XDG_CACHE_HOME=/kernels
 
 USER assay
 EXPOSE 8000

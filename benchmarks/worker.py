@@ -24,6 +24,8 @@ from benchmarks.workloads import WORKLOADS, Group, Workload, groups_of
 OURS, OURS_HTTP, LIMIT = "assay, offline", "assay, HTTP", "products alone (the limit)"
 REMEMBERED = "assay, HTTP, everything known already"
 
+WARM_UP = 16  # groups of the first workload
+
 CONTENDERS: dict[str, Callable[[Path], Contender]] = {
     OURS: Offline,
     OURS_HTTP: Http,
@@ -57,7 +59,7 @@ def main(name: str, model: Path, seed: int, workloads: int) -> None:
         return
     contender = CONTENDERS[name](model)
     try:
-        contender.run(WORKLOADS[0], groups_of(WORKLOADS[0], -1))
+        contender.run(WORKLOADS[0], groups_of(WORKLOADS[0], -1)[:WARM_UP])
         for workload in WORKLOADS[:workloads]:
             if contender.served or not workload.clients:
                 print(json.dumps(timed(contender, workload, groups_of(workload, seed))), flush=True)

@@ -70,12 +70,12 @@ def _fixed(draw: random.Random, items: int, prompt: int, completion: int) -> lis
 
 
 WORKLOADS = (
-    Workload("HH pairs", lambda draw: _groups(draw, 48, 2)),
-    Workload("best of 16", lambda draw: _groups(draw, 8, 16)),
-    Workload("best of 64", lambda draw: _groups(draw, 3, 64)),
+    Workload("HH pairs", lambda draw: _groups(draw, 32, 2)),
+    Workload("best of 16", lambda draw: _groups(draw, 5, 16)),
+    Workload("best of 64", lambda draw: _groups(draw, 2, 64)),
     Workload("PPO, 64 prompts", lambda draw: _groups(draw, 64, 1), clients=64),
     Workload("PPO, 16 prompts x 4", lambda draw: _groups(draw, 16, 4), clients=64),
-    Workload("one item of 150 tokens", lambda draw: _fixed(draw, 12, 65, 25), calls=True),
-    Workload("one item of 40 tokens", lambda draw: _fixed(draw, 12, 10, 8), calls=True),
-    Workload("dialogues of 2,000 tokens", lambda draw: _fixed(draw, 4, 1200, 100)),
+    Workload("one item of 150 tokens", lambda draw: _fixed(draw, 8, 65, 25), calls=True),
+    Workload("one item of 40 tokens", lambda draw: _fixed(draw, 8, 10, 8), calls=True),
+    Workload("dialogues of 2,000 tokens", lambda draw: _fixed(draw, 2, 1200, 100)),
 )

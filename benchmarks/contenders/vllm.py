@@ -24,7 +24,7 @@ class Setting:
 
     Attributes:
         options: of `LLM`.
-        preload: with tcmalloc and Intel's OpenMP, where they are installed.
+        preload: with tcmalloc and Intel's OpenMP.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -33,7 +33,12 @@ class Setting:
     @property
     def environment(self) -> dict[str, str]:
         """What its process is started with."""
-        libraries = [str(path) for path in _PRELOADED if path.is_file()] if self.preload else []
+        absent = [path for path in _PRELOADED if not path.is_file()]
+        if self.preload and absent:
+            raise SystemExit(
+                f"{absent[0]} is missing; vLLM would not be at its best (apt install libtcmalloc-minimal4)"
+            )
+        libraries = [str(path) for path in _PRELOADED] if self.preload else []
         return {"LD_PRELOAD": ":".join(libraries), "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
 
 

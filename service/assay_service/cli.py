@@ -23,15 +23,11 @@ def serve(
 ) -> None:
     """Serve reward models over HTTP."""
     # Heavy libraries only when the command runs, so that `assay --help` is quick and the client needs none of them.
-    import torch  # noqa: PLC0415
     import uvicorn  # noqa: PLC0415
 
     from assay_service import settings  # noqa: PLC0415
     from assay_service.api.app import create_app  # noqa: PLC0415
     from assay_service.errors import StartError  # noqa: PLC0415
-
-    # Elementwise kernels cut their work by threads; only then are there no remainders, which are computed another way.
-    torch.set_num_threads(1 << (torch.get_num_threads().bit_length() - 1))
 
     def end() -> None:
         server.should_exit = True

@@ -5,7 +5,8 @@ is certain, and otherwise the service refuses to start. What both say must agree
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from assay_service.scoring import checkpoint, manifest
 from assay_service.scoring.architectures import Architecture, activation_of
 from assay_service.scoring.head import Dense, Head, checked
 from assay_service.scoring.item import PROBE, Item, Message
-from assay_service.scoring.manifest import Manifest
+from assay_service.scoring.manifest import GoldenRow, Manifest
 from assay_service.scoring.mix import Blend
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.proof import made_invariant
@@ -40,27 +41,45 @@ def load(settings: Settings) -> Registry:
     loader = _Loader(settings.directory)
     signals = {}
     for name, signal in settings.signals.items():
-        try:
+        with _naming(f"signals.{name}"):
             signals[name] = loader.signal(name, signal)
-        except StartError as error:
-            raise StartError(f"signals.{name}: {error.message}") from error
-        except Exception as error:  # whatever a broken file makes a library raise is one line as well
-            raise StartError(f"signals.{name}: {type(error).__name__}: {error}") from error
+    with _naming("making scores invariant"):
+        invariant = _made_invariant(signals)
+    for name, checked_signal in signals.items():  # only now is the forward the one that serves
+        with _naming(f"signals.{name}"):
+            _check_forward(checked_signal)
+            _check_golden(checked_signal, loader.golden[name])
     blends = {name: Blend(name, dict(b.weights), b.standardise) for name, b in settings.blends.items()}
-    return Registry(signals, blends, settings.default, _made_invariant(signals))
+    return Registry(signals, blends, settings.default, invariant)
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Says where an error came from; whatever a broken file makes a library raise is one line as well."""
+    try:
+        yield
+    except StartError as error:
+        raise StartError(f"{where}: {error.message}") from error
+    except Exception as error:
+        raise StartError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 class _Loader:
-    """Loads signals one by one; signals on the same base share it in memory."""
+    """Loads signals one by one; signals on the same base share it in memory.
+
+    Attributes:
+        golden: what each signal's checkpoint claims to score.
+    """
 
     def __init__(self, directory: Path) -> None:
+        self.golden: dict[str, tuple[GoldenRow, ...]] = {}
         self._directory = directory
         self._models: dict[tuple[Path, torch.dtype, str], RewardModel] = {}
         self._hashes: dict[Path, str] = {}
         self._renderers: dict[tuple[Path, RenderRules, int], Renderer] = {}
 
     def signal(self, name: str, settings: SignalSettings) -> Signal:
-        """Loads and checks one signal."""
+        """Loads one signal and checks it as far as its files go."""
         base = checkpoint.resolve(settings.base, settings.revision, self._directory)
         directory = base if settings.adapter is None else checkpoint.resolve(settings.adapter, None, self._directory)
         claims = manifest.read(directory)
@@ -90,10 +109,8 @@ class _Loader:
         )
         config_sha256 = checkpoint.sha256_of([base / "config.json"])
         moments = moments_of(settings, claims)
-        signal = Signal(name, kind, renderer, model, moments, provenance, base_sha256, config_sha256)
-        _check_forward(signal)
-        _check_golden(signal, claims)
-        return signal
+        self.golden[name] = claims.golden
+        return Signal(name, kind, renderer, model, moments, provenance, base_sha256, config_sha256)
 
     def _checked_hash(self, base: Path, claims: Manifest) -> str:
         if base not in self._hashes:
@@ -197,10 +214,10 @@ def _check_forward(signal: Signal) -> None:
         raise StartError(f"the model scores a plain item with {logit}")
 
 
-def _check_golden(signal: Signal, claims: Manifest) -> None:
+def _check_golden(signal: Signal, golden: tuple[GoldenRow, ...]) -> None:
     """Recomputes the manifest's golden rows: the model that training saved is the one that was loaded."""
     tolerance = _GOLDEN_TOLERANCE[signal.provenance.dtype]
-    for number, row in enumerate(claims.golden):
+    for number, row in enumerate(golden):
         item = Item(tuple(Message(role, content) for role, content in row.messages), row.finish_reason)
         logit = _logit(signal, item)
         if not math.isclose(logit, row.logit, rel_tol=tolerance, abs_tol=tolerance):

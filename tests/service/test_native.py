@@ -64,6 +64,19 @@ def test_gated_products(tanh: bool, activation: object, dtype: torch.dtype) -> N
     assert close(ops.gated(x, ops.pack(gate), ops.pack(up), tanh, 77), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [64, 77, 5])
+def test_gates_of_products_that_an_adapter_has_changed(width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    gate, up = (torch.randn(2, 65, width).to(dtype) * 4 for _ in "gu")
+    for tanh in (False, True):
+        wide = gate.double()
+        expected = (gelu(wide, approximate="tanh") if tanh else silu(wide)) * up.double()
+        got = ops.gate(gate, up, tanh)
+        assert close(got, expected)
+        assert torch.equal(ops.gate(gate[:, 7:9], up[:, 7:9], tanh), got[:, 7:9])
+
+
 def test_gates_that_are_wide_open_shut_or_broken() -> None:
     one = ops.pack(torch.eye(16))
     assert ops.gated(torch.full((1, 16), math.nan), one, one, False, 16).isnan().all()
@@ -217,9 +230,47 @@ def test_segments_that_do_not_lie_in_the_row_are_refused(segments: list[list[int
         ops.attention(x, x, x, None, None, torch.tensor(segments), 1.0, 0, True)
 
 
+def test_scores_that_are_huge_pick_one_key() -> None:
+    x = torch.zeros(1, 1, 64, 8)
+    x[..., 0] = torch.arange(64) * 1e9
+    v = torch.arange(64.0)[None, None, :, None].expand(1, 1, 64, 8).contiguous()
+    got = ops.attention(x, x, v, None, None, torch.tensor([[0, 64, 0, 0]]), 1.0, 0, True)
+    assert torch.equal(got[0, :, 0, 0], torch.arange(64.0))
+
+
+def test_nothing_gives_nothing() -> None:
+    packed = ops.pack(torch.randn(8, 4))
+    assert ops.linear(torch.empty(0, 4), packed, None, 8).shape == (0, 8)
+    assert ops.gated(torch.empty(0, 4), packed, packed, False, 8).shape == (0, 8)
+    x = torch.empty(1, 2, 0, 8)
+    with pytest.raises(RuntimeError, match="segments"):
+        ops.attention(x, x, x, None, None, torch.empty(0, 4, dtype=torch.int64), 1.0, 0, True)
+
+
+def test_heads_and_rotations_that_do_not_fit_are_refused() -> None:
+    x, table = torch.randn(1, 2, 64, 8), torch.tensor([[0, 64, 0, 0]])
+    half = torch.randn(1, 64, 4)
+    for arguments in (
+        (x, x[:, :1], x, None, None),
+        (x, x, x, half, half),
+        (x, x, x, None, half),
+        (x, x, x.bfloat16(), None, None),
+    ):
+        with pytest.raises(RuntimeError, match=r"head|cos"):
+            ops.attention(*arguments, table, 1.0, 0, True)
+
+
 def test_inputs_that_do_not_fit_are_refused() -> None:
     packed = ops.pack(torch.randn(8, 4))
-    for x, outputs in ((torch.randn(3, 5), 8), (torch.randn(3, 4).bfloat16(), 8), (torch.randn(3, 4), 40)):
+    with pytest.raises(RuntimeError, match="bias"):
+        ops.linear(torch.randn(3, 4), packed, torch.randn(7), 8)
+    packed = ops.pack(torch.randn(8, 4))
+    for x, outputs in (
+        (torch.randn(3, 5), 8),
+        (torch.randn(3, 4).bfloat16(), 8),
+        (torch.randn(3, 4), 40),
+        (torch.randn(3, 4), 300),
+    ):
         with pytest.raises(RuntimeError, match=r"do(es)? not fit"):
             ops.linear(x, packed, None, outputs)
     with pytest.raises(RuntimeError, match="odd"):
@@ -234,6 +285,21 @@ def test_a_machine_without_a_compiler_says_so(tmp_path: Path, monkeypatch: pytes
         assert reason in str(native.missing(torch.float32, CPU))
     assert not list(tmp_path.iterdir())  # nothing half built is left
     native._loaded.cache_clear()
+
+
+def test_kernels_that_do_not_load_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
+    built = []
+    monkeypatch.setattr(native, "_build", lambda _, library: built.append(library.write_bytes(b"no library")))
+    native._loaded.cache_clear()
+    assert "could not be built or loaded" in str(native.missing(torch.float32, CPU))
+    assert len(built) == 2
+    native._loaded.cache_clear()
+
+
+def test_without_onednn_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert "oneDNN" in str(native.missing(torch.float32, CPU))
 
 
 def test_other_dtypes_and_devices_have_no_kernels() -> None:

@@ -142,6 +142,61 @@ def test_adapters_of_every_served_form_score_as_peft_loads_them(settings: dict[s
     assert logits == pytest.approx([checkpoints.oracle(wrapped, s.ids) for s in sequences], abs=1e-5)
 
 
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_signal_has_the_same_bits_whichever_others_share_its_base(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Among them an adapter around every layer, and one with DoRA, which reads the weights."""
+    fast = checkpoints.tokenizer_of("llama")
+    base = checkpoints.classifier("llama", fast)
+    checkpoints.save(tmp_path / "base", base, fast)
+    forms: dict[str, dict[str, Any]] = {"wide": {"target_modules": "all-linear"}, "dora": {"use_dora": True}}
+    for seed, (name, lora) in enumerate(forms.items()):
+        checkpoints.save_adapter(tmp_path / name, copy.deepcopy(base), seed=seed, lora=lora)
+    sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
+
+    def logits(names: tuple[str, ...]) -> dict[str, list[float]]:
+        model = RewardModel.load(tmp_path / "base", dtype, torch.device("cpu"))
+        for name in names:
+            adapter = None if name == "bare" else read_adapter(tmp_path / name)[0]
+            model.add_signal(name, head_of(tmp_path / "base", model), adapter)
+        model.make_invariant()
+        with torch.inference_mode():
+            return {name: model.logits(sequences, name).tolist() for name in names}
+
+    together = logits(("wide", "bare", "dora"))
+    assert together["bare"] != together["wide"] != together["dora"]
+    for name in together:
+        assert logits((name,))[name] == together[name]
+
+
+def test_a_window_that_transformers_ignores_is_ignored(tmp_path: Path) -> None:
+    """A Mistral in Llama's format may have kept its `sliding_window`, which Llama's code does not read."""
+    fast = checkpoints.tokenizer_of("llama")
+    reference = checkpoints.classifier("llama", fast, sliding_window=16)
+    directory = checkpoints.save(tmp_path, reference, fast)
+    model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
+    model.add_signal("s", head_of(directory, model))
+    model.make_invariant()
+    sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
+    with torch.inference_mode():
+        logits = model.logits(sequences, "s").tolist()
+    assert logits == pytest.approx([checkpoints.oracle(reference, s.ids) for s in sequences], abs=1e-5)
+
+
+def test_heads_of_odd_size_are_served_without_the_kernels(tmp_path: Path) -> None:
+    fast = checkpoints.tokenizer_of("bert")
+    reference = checkpoints.classifier("bert", fast, hidden_size=36, num_attention_heads=4)
+    directory = checkpoints.save(tmp_path, reference, fast)
+    model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
+    model.add_signal("s", head_of(directory, model))
+    model.make_invariant()
+    assert model.kernels == "torch; no others: they need heads of even size"
+    sequences = [renderer_of("bert", fast).render(item).sequence for item in items()]
+    with torch.inference_mode():
+        logits = model.logits(sequences, "s").tolist()
+    assert logits == pytest.approx([checkpoints.oracle(reference, s.ids) for s in sequences], abs=1e-5)
+
+
 ROPES = {
     "linear": {"factor": 2.0},
     "llama3": {

@@ -1,10 +1,13 @@
 """Matrix products whose rows do not depend on how many run together."""
 
+from typing import cast
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers.activations import ACT2FN
 
 from assay_service.scoring import rows
 from assay_service.scoring.layout import STEP_TOKENS
@@ -61,6 +64,26 @@ def test_rows_that_depend_on_their_position_are_reported(monkeypatch: pytest.Mon
     monkeypatch.setattr(rows, "linear", by_position)
     with pytest.raises(NotInvariant, match=r"\[8, 4\] torch.float32 depend on their position"):
         agreeing_blocks(torch.randn(8, 4), None)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu"])
+def test_an_activation_is_the_same_however_many_threads_share_it(name: str, threads: int) -> None:
+    """Three threads, 320 wide, 256 rows: shares of 27,307 numbers, which leave some over."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        holder = nn.Module()
+        holder.act_fn, holder.weight = ACT2FN[name], nn.Parameter(torch.zeros(1))
+        make_invariant(holder)
+        numbers = torch.randn(512, 320, generator=torch.Generator().manual_seed(0)) * 3
+        activation = cast("nn.Module", holder.act_fn)
+        whole = activation(numbers)
+        for count in (64, 128, 192, 256, 448):
+            assert torch.equal(activation(numbers[:count]), whole[:count])
+            assert torch.equal(activation(numbers[-count:]), whole[-count:])
+    finally:
+        torch.set_num_threads(before)
 
 
 counts = st.sets(st.sampled_from(range(STEP_TOKENS, LARGEST_TOKENS + 1, STEP_TOKENS)), min_size=1)

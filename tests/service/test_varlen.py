@@ -39,12 +39,12 @@ def flash_attention(
     *,
     scale: float,
     window_size: tuple[int, int],
-    enable_gqa: bool,
-    num_splits: int,
+    enable_gqa: bool = False,
+    num_splits: int = 1,
 ) -> torch.Tensor:
     """As its documentation defines it, a segment at a time: the last query is aligned with the last key."""
     assert num_splits == 1
-    assert enable_gqa == (query.shape[1] != key.shape[1])
+    assert enable_gqa == (query.shape[1] != key.shape[1])  # without the flag, heads must be as many
     group, out = query.shape[1] // key.shape[1], torch.empty_like(query)
     ends = zip(cu_seq_q.tolist(), cu_seq_q[1:].tolist(), cu_seq_k.tolist(), cu_seq_k[1:].tolist(), strict=False)
     for q_start, q_end, k_start, k_end in ends:
@@ -64,11 +64,13 @@ def flash_attention(
     return out
 
 
+@pytest.mark.parametrize("parameters", [("enable_gqa", "num_splits"), ()], ids=["torch 2.13", "torch 2.11"])
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "gpt_neox", "bert"])
 def test_gathered_keys_give_the_oracle_logit(
-    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, parameters: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(varlen, "varlen_attn", flash_attention)
+    monkeypatch.setattr(varlen, "_PARAMETERS", parameters)
     monkeypatch.setattr(models, "missing", lambda *_: "a GPU has none")
     monkeypatch.setattr(models, "usable", lambda *_: True)
     fast = checkpoints.tokenizer_of(architecture)
@@ -82,11 +84,15 @@ def test_gathered_keys_give_the_oracle_logit(
         assert model.logits(sequences(), "s").tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_where_flash_attention_computes() -> None:
-    cuda = torch.device("cuda")
-    assert varlen.usable(torch.bfloat16, cuda)
-    assert not varlen.usable(torch.float32, cuda)
-    assert not varlen.usable(torch.bfloat16, torch.device("cpu"))
+def test_where_flash_attention_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, capability = torch.device("cuda"), [(8, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability[0])
+    assert varlen.usable(torch.bfloat16, cuda, 64)
+    assert not varlen.usable(torch.float32, cuda, 64)
+    assert not varlen.usable(torch.bfloat16, cuda, 26)
+    assert not varlen.usable(torch.bfloat16, torch.device("cpu"), 64)
+    capability[0] = (7, 5)
+    assert not varlen.usable(torch.float16, cuda, 64)
 
 
 @pytest.mark.gpu

@@ -54,16 +54,15 @@ class _GatedMLP(nn.Module):
     gate_proj: Any
     up_proj: Any
     down_proj: Any
-    act_fn: Any
     gelu: bool
 
     def add_to(self, hidden: torch.Tensor, x: torch.Tensor) -> None:
         """Adds the output for `x` to `hidden`, in place."""
-        gate, up = self.gate_proj, self.up_proj
+        gate, up = _inner(self.gate_proj), _inner(self.up_proj)
         if type(gate) is PackedLinear and type(up) is PackedLinear and gate.bias is None and up.bias is None:
             inner = torch.ops.assay.gated(x, gate.weight, up.weight, self.gelu, gate.out_features)
-        else:  # an adapter is around one of them
-            inner = self.act_fn(gate(x)) * up(x)
+        else:
+            inner = torch.ops.assay.gate(gate(x), up(x), self.gelu)
         _add(hidden, self.down_proj, inner)
 
 
@@ -115,12 +114,22 @@ class _DecoderLayer(nn.Module):
         return hidden_states
 
 
+def _inner(linear: Any) -> nn.Module:  # noqa: ANN401 - a layer, or PEFT's around it
+    """The layer itself where no adapter around it is active: then it computes as if there were none on this base."""
+    layer: nn.Module = linear
+    if hasattr(linear, "base_layer"):
+        idle = linear.disable_adapters or not any(name in linear.lora_A for name in linear.active_adapters)
+        layer = linear.base_layer if idle else linear
+    return layer
+
+
 def _add(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
     """Adds the product to `hidden`, in place."""
-    if type(linear) is PackedLinear:
-        torch.ops.assay.linear_add(hidden, x, linear.weight, linear.bias)
-    else:  # an adapter is around it
-        hidden += linear(x)
+    layer = _inner(linear)
+    if type(layer) is PackedLinear:
+        torch.ops.assay.linear_add(hidden, x, layer.weight, layer.bias)
+    else:
+        hidden += layer(x)
 
 
 def native_attention(  # noqa: PLR0913 - the signature is transformers'
@@ -154,10 +163,12 @@ def segment_table(segments: tuple[Segment, ...]) -> torch.Tensor:
 
 def fuse(base: PreTrainedModel) -> None:
     """Puts the layers of this module in the place of transformers', in place; training is not possible any more."""
-    read_by_adapters = {module.base_layer for module in base.modules() if any(getattr(module, "use_dora", {}).values())}
+    # DoRA reads the weights around it, and not only multiplies with them.
+    doras = [module for module in base.modules() if any(getattr(module, "use_dora", {}).values())]
+    read = {part for dora in doras for part in dora.modules()}
     for module in list(base.modules()):
         name = type(module).__name__
-        if type(module) is nn.Linear and module not in read_by_adapters:
+        if type(module) is nn.Linear and module not in read:
             _pack(module)
         elif name in _RMS_NORMS and module.weight.numel() % _LANES == 0:
             _fuse_norm(module, round_first=_RMS_NORMS[name])
@@ -178,7 +189,8 @@ def _pack(linear: nn.Linear) -> None:
 
 def _fuse_layer(layer: Any, config: Any) -> None:  # noqa: ANN401 - five classes of the same structure
     attention, mlp = layer.self_attn, layer.mlp
-    attention.window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None)) or 0
+    holder = config if type(attention).__name__ == "MistralAttention" else attention  # as transformers' own
+    attention.window = getattr(holder, "sliding_window", None) or 0
     mlp.gelu = _GELU_OF[config.hidden_act]
     layer.__class__, attention.__class__, mlp.__class__ = _DecoderLayer, _Attention, _GatedMLP
 

@@ -25,7 +25,8 @@ class Dense(nn.Module):
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """`[n, H]` from `[n, H]`."""
-        return torch.as_tensor(self.activation(self.linear(pooled)))
+        # Row by row: what is left over of many numbers at once may be computed another way (see `rows.py`).
+        return torch.stack([self.activation(row) for row in self.linear(pooled)])
 
 
 class Head(nn.Module):

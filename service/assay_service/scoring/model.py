@@ -154,11 +154,12 @@ class RewardModel:
             NotInvariant: this machine has no way of computing a layer's product like that.
         """
         if self.architecture.packed:  # the others run alone, and alone is always the same
-            reason = missing(self.base.dtype, self.device)
+            head_size = _head_size(self.base.config)
+            reason = "they need heads of even size" if head_size % 2 else missing(self.base.dtype, self.device)
             if reason is None:
                 fuse(self.base)
                 self.kernels, self._segments = "assay", lambda row: segment_table(row.segments)
-            elif usable(self.base.dtype, self.device):
+            elif usable(self.base.dtype, self.device, head_size):
                 self.base.set_attn_implementation(VARLEN)
                 self.kernels, self._segments = "torch, varlen_attn", lambda row: gather(row, self.device)
             else:
@@ -214,6 +215,10 @@ class RewardModel:
         missing = sorted(name for name in result.missing_keys if f".{key}" in name)
         if unknown or missing:
             raise StartError(f"{adapter.directory}: the adapter does not fit its base at {(unknown + missing)[0]}")
+
+
+def _head_size(config: Any) -> int:  # noqa: ANN401 - transformers' configurations
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _check_report(report: Mapping[str, Any], directory: Path, prefix: str) -> None:

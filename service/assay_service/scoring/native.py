@@ -30,6 +30,8 @@ def missing(dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the kernels cannot be used; None if they can, and then they are loaded: `torch.ops.assay` has them."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return f"there are none for {str(dtype).removeprefix('torch.')} on {device.type}"
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[no-untyped-call]
+        return "they need oneDNN, which is missing or switched off"
     return _loaded() or _tried(dtype)
 
 
@@ -39,11 +41,17 @@ def _loaded() -> str | None:
         return "they need a CPU with AVX-512"
     rounds = ["-mavx512bf16"] if torch.cpu._is_avx512_bf16_supported() else []
     try:
-        torch.ops.load_library(_library([*_FLAGS, *rounds]))  # type: ignore[no-untyped-call]
+        library = _library([*_FLAGS, *rounds])
+        try:
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        except OSError:  # kept from another installation of the compiler or its libraries
+            library.unlink()
+            torch.ops.load_library(_library([*_FLAGS, *rounds]))  # type: ignore[no-untyped-call]
     except subprocess.CalledProcessError as error:
         _log.warning("building the kernels failed: %s", error.stderr)
         return f"they could not be built: {error.cmd[0]} returned {error.returncode}"
     except OSError as error:
+        _log.warning("building or loading the kernels failed: %s", error)
         return f"they could not be built or loaded: {error}"
     return None
 

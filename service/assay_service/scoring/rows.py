@@ -1,9 +1,12 @@
-"""Matrix products whose rows do not depend on how many rows are computed together.
+"""Matrix products, and activations, whose rows do not depend on how many rows are computed together.
 
 A library picks its kernel by the number of rows, and two kernels may add the same products in another order. So each
 weight is tried at every row count that a row may have (see `layout.STEP_TOKENS`), and only those are used that give,
 bit for bit, what the largest gives; others are cut into some that do. On two AMX cores (torch 2.13, bf16, 768-wide)
 64 to 512 rows disagree with 1,024, but agree if the product is computed transposed.
+
+Elementwise kernels compute what is left over of a thread's share of the numbers one by one, and some activations then
+come out otherwise than from a vector. How much is left over depends on how many numbers there are.
 """
 
 from collections.abc import Mapping
@@ -19,6 +22,12 @@ LARGEST_TOKENS = 2048
 
 # Rows that are cyclically moved by these counts must come out as before, only moved.
 _SHIFTS = (1, 29, 1003)
+
+
+# Numbers that one thread computes without a remainder: fewer than torch's grain, and whole vectors.
+_SLICE = 16384
+
+_ACTIVATIONS = ("act_fn", "act", "intermediate_act_fn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +120,32 @@ class RowInvariantLinear(nn.Linear):
         return torch.cat(products)[:rows]
 
 
+class SlicedActivation(nn.Module):
+    """An activation that is computed without remainders.
+
+    Args:
+        activation: elementwise.
+    """
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As `input`, of which there is a multiple of `STEP_TOKENS`."""
+        slices = input.reshape(-1).split(_SLICE)  # type: ignore[no-untyped-call]
+        return torch.cat([self.activation(part) for part in slices]).view_as(input)
+
+
+def has_remainders(activation: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `activation` gives a number other bits where it is left over than in a vector."""
+    numbers = torch.linspace(-8, 8, 4096, device=device).to(dtype)
+    whole = activation(numbers)
+    return not all(torch.equal(activation(numbers[i : i + 1]), whole[i : i + 1]) for i in range(0, 4096, 7))
+
+
 def make_invariant(model: nn.Module) -> None:
-    """Turns every linear layer of `model` into one whose rows do not depend on each other, in place.
+    """Turns every linear layer of `model` into one whose rows do not depend on each other, and activations, in place.
 
     Raises:
         NotInvariant: naming the shape for which there is no such way.
@@ -126,6 +159,16 @@ def make_invariant(model: nn.Module) -> None:
                     known[key] = agreeing_blocks(module.weight, module.bias)
             module.__class__ = RowInvariantLinear
             module.agreeing = known[key]  # type: ignore[assignment]
+    _slice_activations(model)
+
+
+def _slice_activations(model: nn.Module) -> None:
+    like = next(model.parameters())
+    for module in list(model.modules()):
+        for name in _ACTIVATIONS:
+            activation = getattr(module, name, None)
+            if isinstance(activation, nn.Module) and has_remainders(activation, like.dtype, like.device):
+                setattr(module, name, SlicedActivation(activation))
 
 
 def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:

@@ -19,7 +19,8 @@ from assay_service.scoring.layout import Layout
 
 NAME = "assay_varlen"
 
-_ONE_SPLIT: Any = {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
+_PARAMETERS = inspect.signature(varlen_attn).parameters
+_ONE_SPLIT: Any = {"num_splits": 1} if "num_splits" in _PARAMETERS else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,15 @@ class Gathering:
     most_keys: int
 
 
-def usable(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether FlashAttention computes in `dtype` on `device`."""
-    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+def usable(dtype: torch.dtype, device: torch.device, head_size: int) -> bool:
+    """Whether FlashAttention computes heads of `head_size` in `dtype` on `device`."""
+    return (
+        device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and head_size % 8 == 0
+        and head_size <= 256
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def gather(row: Layout, device: torch.device) -> Gathering:
@@ -80,19 +87,24 @@ def varlen_attention(  # noqa: PLR0913 - the signature is transformers'
     causal = getattr(module, "is_causal", True)
     # The window counts the token itself, FlashAttention's those before it.
     left = sliding_window - 1 if causal and sliding_window else -1
-    by_token = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    keys, values = (tensor[0].transpose(0, 1)[segments.keys] for tensor in (key, value))
+    group = query.shape[1] // key.shape[1]
+    options = dict(_ONE_SPLIT)
+    if "enable_gqa" in _PARAMETERS:
+        options["enable_gqa"] = group > 1
+    elif group > 1:  # torch 2.11
+        keys, values = (tensor.repeat_interleave(group, dim=1) for tensor in (keys, values))
     attended = varlen_attn(
-        by_token[0].contiguous(),
-        by_token[1][segments.keys],
-        by_token[2][segments.keys],
+        query[0].transpose(0, 1).contiguous(),
+        keys,
+        values,
         segments.query_ends,
         segments.key_ends,
         segments.most_queries,
         segments.most_keys,
         scale=scaling,
         window_size=(left, 0) if causal else (-1, -1),
-        enable_gqa=query.shape[1] != key.shape[1],
-        **_ONE_SPLIT,
+        **options,
     )
     return torch.as_tensor(attended)[None], None
 

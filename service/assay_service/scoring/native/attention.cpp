@@ -27,7 +27,7 @@ struct Segment {
 
 // From rows [start, end, prefix start, prefix end]; a prefix is a segment that stands before.
 std::vector<Segment> read(const at::Tensor& table, int64_t row_tokens) {
-  TORCH_CHECK(table.scalar_type() == at::kLong && table.dim() == 2 && table.size(1) == 4 && table.is_contiguous(), "segments");
+  TORCH_CHECK(table.scalar_type() == at::kLong && table.dim() == 2 && table.size(0) > 0 && table.size(1) == 4 && table.is_contiguous(), "segments");
   const int64_t* p = table.const_data_ptr<int64_t>();
   std::vector<Segment> segments;
   std::unordered_map<int64_t, const int64_t*> known;
@@ -113,13 +113,13 @@ float softmax(float* scores, T* weights, int64_t chunks, int64_t step, float sca
   for (int64_t c = 0; c < chunks; ++c)  // a NaN is passed over here and found by the sum
     for (int64_t j = 0; j < kKeys / 16; ++j) top[j] = _mm512_max_ps(_mm512_loadu_ps(scores + c * step + 16 * j), top[j]);
   const __m512 highest_of = _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
-  const Vec factor(scale * kLog2E), highest(_mm512_reduce_max_ps(highest_of) * scale * kLog2E);
+  const Vec factor(scale * kLog2E), highest(_mm512_reduce_max_ps(highest_of));
   Vec total(0.f);
   for (int64_t c = 0; c < chunks; ++c) {
     for (int64_t j = 0; j < kKeys; j += 2 * Vec::size()) {
       const float* at = scores + c * step + j;
-      const Vec low = power_of_2(at::vec::fmsub(Vec::loadu(at), factor, highest));
-      const Vec high = power_of_2(at::vec::fmsub(Vec::loadu(at + Vec::size()), factor, highest));
+      const Vec low = power_of_2((Vec::loadu(at) - highest) * factor);
+      const Vec high = power_of_2((Vec::loadu(at + Vec::size()) - highest) * factor);
       total = total + (low + high);
       store(low, high, weights + c * step + j);
     }
@@ -244,9 +244,9 @@ void run(const Shape& shape, const std::vector<Segment>& segments, const Heads<T
       for (int64_t head = 0; head < shape.kv_heads; ++head) blocks.push_back({shape, s, head, first});
   std::atomic<size_t> next{0};
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    const Unit<T> unit;
     Workspace<T> space;
     for (size_t i; (i = next.fetch_add(1)) < blocks.size();) blocks[i].attend(q, packed, space, out);
-    release<T>();
   });
 }
 
@@ -255,7 +255,11 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      const std::optional<at::Tensor>& sin, const at::Tensor& table, double scale, int64_t window, bool causal) {
   for (const auto& t : {q, k, v})
     TORCH_CHECK(t.dim() == 4 && t.size(0) == 1 && t.stride(3) == 1 && t.size(3) == q.size(3) && t.size(2) == q.size(2), "heads");
-  TORCH_CHECK(q.size(3) % 2 == 0 && q.size(1) % k.size(1) == 0, "head sizes");
+  TORCH_CHECK(k.size(1) > 0 && v.size(1) == k.size(1) && q.size(1) % k.size(1) == 0 && q.size(3) % 2 == 0, "head sizes");
+  TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(), "heads of several types");
+  TORCH_CHECK(cos.has_value() == sin.has_value(), "cos and sin");
+  for (const auto& t : {cos, sin})
+    TORCH_CHECK(!t || (t->numel() == q.size(2) * q.size(3) && t->size(-1) == q.size(3) && t->scalar_type() == q.scalar_type()), "cos and sin");
   const auto segments = read(table, q.size(2));
   const Segment& last = segments.back();
   const Shape shape{q.size(1), k.size(1), q.size(3), last.chunk + last.own_chunks(), window, static_cast<float>(scale), causal};

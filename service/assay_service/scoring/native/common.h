@@ -23,10 +23,14 @@ void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T*
   at::native::cpublas::brgemm(m, n, k, lda, n, n, add, a, b, c, kPair<T> == 2);
 }
 
+// Gives the matrix unit back when a thread is done with its products, or with trying.
 template <typename T>
-void release() {
-  at::native::cpublas::brgemm_release(kPair<T> == 2);
-}
+struct Unit {
+  Unit() = default;
+  Unit(const Unit&) = delete;
+  Unit& operator=(const Unit&) = delete;
+  ~Unit() { at::native::cpublas::brgemm_release(kPair<T> == 2); }
+};
 
 // Memory that begins on a cache line and is not initialised.
 template <typename T>

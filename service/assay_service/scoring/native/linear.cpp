@@ -34,10 +34,12 @@ at::Tensor pack(const at::Tensor& weight) {
 // Computes the tiles of `weights`, and from each of their lines `finish(column, width, to, line)` makes what goes to `out[m, n]`.
 template <typename T, typename F>
 void for_tiles(const at::Tensor& x, at::TensorList weights, T* out, int64_t n, const F& finish) {
+  if (x.size(0) == 0) return;
   const int64_t m = x.size(0), k = x.size(1), panels = weights[0].size(0), columns = weights[0].size(2);
   const int64_t height = rows_of(m), blocks = (m + height - 1) / height, area = kRows * columns;
   const T* in = x.const_data_ptr<T>();
   at::parallel_for(0, blocks * panels, 1, [&](int64_t begin, int64_t end) {
+    const Unit<T> unit;
     Scratch<float> tiles(weights.size() * area);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t row = task / panels * height, panel = task % panels, rows = std::min(height, m - row);
@@ -49,20 +51,21 @@ void for_tiles(const at::Tensor& x, at::TensorList weights, T* out, int64_t n, c
       }
       for (int64_t i = 0; i < rows; ++i) finish(column, width, to + i * n, tiles.get() + i * columns);
     }
-    release<T>();
   });
 }
 
 void check(const at::Tensor& x, const at::Tensor& packed, int64_t n) {
   TORCH_CHECK(x.scalar_type() == packed.scalar_type() && x.size(-1) == packed.size(1) * packed.size(3),
               "input ", x.sizes(), " ", x.scalar_type(), " does not fit the weight");
-  TORCH_CHECK(columns_of(n) == packed.size(2), n, " outputs do not fit the weight");
+  const int64_t columns = columns_of(n);
+  TORCH_CHECK(columns == packed.size(2) && (n + columns - 1) / columns == packed.size(0), n, " outputs do not fit the weight");
 }
 
 // y = x W^T (+ bias), or y += that; rounded once.
 void multiply_into(at::Tensor& y, const at::Tensor& x, const at::Tensor& packed, const std::optional<at::Tensor>& bias, bool add) {
   const int64_t n = y.size(-1);
   check(x, packed, n);
+  TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->numel() == n && bias->is_contiguous()), "bias");
   const auto flat = x.reshape({-1, x.size(-1)}).contiguous();
   TORCH_CHECK(y.is_contiguous() && y.scalar_type() == x.scalar_type() && y.numel() == flat.size(0) * n, "output");
   with_type(x, [&](auto type) {
@@ -99,6 +102,8 @@ Vec gelu_tanh(const Vec& x) {
   return times_sigmoid(x, Vec(2 * 0.7978845608028654f) * (x + Vec(0.044715f) * x * x * x));
 }
 
+Vec gate_of(const Vec& x, bool gelu) { return gelu ? gelu_tanh(x) : silu(x); }
+
 // act(x G^T) * (x U^T), rounded once.
 at::Tensor gated(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& up, bool gelu, int64_t n) {
   check(x, gate, n);
@@ -114,9 +119,34 @@ at::Tensor gated(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& 
       const float* other = line + kRows * columns;
       for (int64_t j = 0; j < columns; j += Vec::size()) {
         const Vec g = Vec::loadu(line + j);
-        ((gelu ? gelu_tanh(g) : silu(g)) * Vec::loadu(other + j)).store(line + j);
+        (gate_of(g, gelu) * Vec::loadu(other + j)).store(line + j);
       }
       store(line, to, width);
+    });
+  });
+  return y;
+}
+
+// act(gate) * up of products that were rounded before, a row at a time: what fills a row up to whole vectors is zero.
+at::Tensor gate(const at::Tensor& gates, const at::Tensor& ups, bool gelu) {
+  TORCH_CHECK(gates.sizes() == ups.sizes() && gates.scalar_type() == ups.scalar_type(), "gates and ups differ");
+  const auto a = gates.contiguous(), b = ups.contiguous();
+  auto y = at::empty_like(a);
+  const int64_t n = a.size(-1), rows = n ? a.numel() / n : 0, padded = (n + kLanes - 1) / kLanes * kLanes;
+  with_type(a, [&](auto type) {
+    using T = decltype(type);
+    const T *from = a.const_data_ptr<T>(), *with = b.const_data_ptr<T>();
+    T* to = y.mutable_data_ptr<T>();
+    at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
+      Scratch<float> lines(2 * padded);
+      float *g = lines.get(), *u = g + padded;
+      std::fill(g, g + 2 * padded, 0.f);
+      for (int64_t row = begin; row < end; ++row) {
+        at::vec::convert(from + row * n, g, n);
+        at::vec::convert(with + row * n, u, n);
+        for (int64_t j = 0; j < n; j += Vec::size()) (gate_of(Vec::loadu(g + j), gelu) * Vec::loadu(u + j)).store(g + j);
+        store(g, to + row * n, n);
+      }
     });
   });
   return y;
@@ -128,6 +158,7 @@ TORCH_LIBRARY_FRAGMENT(assay, m) {
   m.def("pack(Tensor weight) -> Tensor", pack);
   m.def("linear(Tensor x, Tensor packed, Tensor? bias, int n) -> Tensor", linear);
   m.def("linear_add(Tensor(a!) y, Tensor x, Tensor packed, Tensor? bias) -> ()", linear_add);
+  m.def("gate(Tensor gates, Tensor ups, bool gelu) -> Tensor", gate);
   m.def("gated(Tensor x, Tensor gate, Tensor up, bool gelu, int n) -> Tensor", gated);
 }
 
