@@ -2,6 +2,8 @@
 
     python -m benchmarks.bench [OUT]
 
+What each process measured is kept in `OUT` with the ending `.jsonl`, so a run that was stopped goes on where it was.
+
 A round starts each contender in turn, alone, and sends it every workload; five rounds, medians. Offline figures include
 tokenisation. Caches are off except in the row that says so; vLLM's prefix cache is on, within a call. Before the rounds
 each setting of vLLM runs once, and the fastest takes part. Only ratios within one run mean anything.
@@ -33,12 +35,33 @@ ROUNDS = 5
 Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
 
-def turn(model: Path, name: str, seed: int, workloads: int = len(WORKLOADS)) -> list[dict[str, Any]]:
-    """A process of its own: the lines that the worker printed."""
-    command = [sys.executable, "-m", "benchmarks.worker", name, str(model), str(seed), str(workloads)]
-    environment = os.environ | (SETTINGS[name].environment if name in SETTINGS else {})
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+class Turns:
+    """Runs workers, each in a process of its own, and keeps what they printed.
+
+    Args:
+        model: what they score with.
+        kept: file of a JSON object per finished turn.
+    """
+
+    def __init__(self, model: Path, kept: Path) -> None:
+        self._model = model
+        self._kept = kept
+        lines = kept.read_text().splitlines() if kept.is_file() else []
+        self._done: dict[tuple[str, int], list[dict[str, Any]]] = {
+            (line["name"], line["seed"]): line["rows"] for line in map(json.loads, lines)
+        }
+
+    def run(self, name: str, seed: int, workloads: int = len(WORKLOADS)) -> list[dict[str, Any]]:
+        """The rows of one contender and seed."""
+        if (name, seed) not in self._done:
+            command = [sys.executable, "-m", "benchmarks.worker", name, str(self._model), str(seed), str(workloads)]
+            environment = os.environ | (SETTINGS[name].environment if name in SETTINGS else {})
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+            with self._kept.open("a") as kept:
+                kept.write(json.dumps({"name": name, "seed": seed, "rows": rows}) + "\n")
+            self._done[name, seed] = rows
+        return self._done[name, seed]
 
 
 def rate(row: dict[str, Any]) -> float:
@@ -46,19 +69,19 @@ def rate(row: dict[str, Any]) -> float:
     return float(row["items"] / row["seconds"][0])
 
 
-def settings_of_vllm(model: Path) -> dict[str, list[float]]:
+def settings_of_vllm(turns: Turns) -> dict[str, list[float]]:
     """Items per second of each setting on the first two workloads; the same items for all."""
     tried = track(SETTINGS, description="vLLM's settings")
-    return {name: [rate(row) for row in turn(model, name, 1000, workloads=2)] for name in tried}
+    return {name: [rate(row) for row in turns.run(name, 1000, workloads=2)] for name in tried}
 
 
-def measure(model: Path, names: list[str]) -> tuple[Runs, list[float]]:
+def measure(turns: Turns, names: list[str]) -> tuple[Runs, list[float]]:
     """All rounds: runs by workload and contender, and the limit in tokens/s of each round."""
     runs: Runs = defaultdict(list)
     limits = []
-    turns = [(seed, name) for seed in range(ROUNDS) for name in (LIMIT, *names)]
-    for seed, name in track(turns, description="bench"):
-        rows = turn(model, name, seed)
+    order = [(seed, name) for seed in range(ROUNDS) for name in (LIMIT, *names)]
+    for seed, name in track(order, description="bench"):
+        rows = turns.run(name, seed)
         if name == LIMIT:
             limits.append(float(rows[0]["tokens_per_s"]))
             continue
@@ -153,9 +176,11 @@ def main() -> None:
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results" / "llama-84m.json"
     with tempfile.TemporaryDirectory() as directory:
         model = llama(Path(directory))
-        tried = settings_of_vllm(model)
+        kept = out.with_suffix(".jsonl")
+        turns = Turns(model, kept)
+        tried = settings_of_vllm(turns)
         best = max(tried, key=lambda name: math.prod(tried[name]))
-        runs, limits = measure(model, [name for name in CONTENDERS if name not in SETTINGS or name == best])
+        runs, limits = measure(turns, [name for name in CONTENDERS if name not in SETTINGS or name == best])
         rows = table(runs, limits) + memory(model)
     for number, workload in enumerate(WORKLOADS[:2]):
         for name, seen in tried.items():
@@ -164,6 +189,7 @@ def main() -> None:
                 _row(f"{workload.name}, vLLM's settings, against the chosen", name, [seen[number]], "items/s", ratio)
             )
     out.write_text(json.dumps(rows, indent=1) + "\n")
+    kept.unlink()
     page = markdown(rows, runs, limits)
     out.with_suffix(".md").write_text(page)
     print(page)
