@@ -71,6 +71,19 @@ def renderer_of(architecture: str, fast: PreTrainedTokenizerFast) -> Renderer:
     return Renderer(fast, rules, len(fast))
 
 
+def check_against_oracle(architecture: str, reference: Any, directory: Path) -> RewardModel:
+    """Holds what is served from `directory` to what `reference` gives; returns the model."""
+    fast = checkpoints.tokenizer_of(architecture)
+    model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
+    model.add_signal("s", head_of(directory, model))
+    model.make_invariant()
+    sequences = [renderer_of(architecture, fast).render(item).sequence for item in items()]
+    with torch.inference_mode():
+        logits = model.logits(sequences, "s").tolist()
+    assert logits == pytest.approx([checkpoints.oracle(reference, s.ids) for s in sequences], abs=1e-5)
+    return model
+
+
 @BOTH
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_item_of_a_mixed_batch_has_the_oracle_logit(architecture: str, tmp_path: Path) -> None:
@@ -173,28 +186,14 @@ def test_a_window_that_transformers_ignores_is_ignored(tmp_path: Path) -> None:
     """A Mistral in Llama's format may have kept its `sliding_window`, which Llama's code does not read."""
     fast = checkpoints.tokenizer_of("llama")
     reference = checkpoints.classifier("llama", fast, sliding_window=16)
-    directory = checkpoints.save(tmp_path, reference, fast)
-    model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
-    model.add_signal("s", head_of(directory, model))
-    model.make_invariant()
-    sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
-    with torch.inference_mode():
-        logits = model.logits(sequences, "s").tolist()
-    assert logits == pytest.approx([checkpoints.oracle(reference, s.ids) for s in sequences], abs=1e-5)
+    check_against_oracle("llama", reference, checkpoints.save(tmp_path, reference, fast))
 
 
 def test_heads_of_odd_size_are_served_without_the_kernels(tmp_path: Path) -> None:
     fast = checkpoints.tokenizer_of("bert")
     reference = checkpoints.classifier("bert", fast, hidden_size=36, num_attention_heads=4)
-    directory = checkpoints.save(tmp_path, reference, fast)
-    model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
-    model.add_signal("s", head_of(directory, model))
-    model.make_invariant()
+    model = check_against_oracle("bert", reference, checkpoints.save(tmp_path, reference, fast))
     assert model.kernels == "torch; no others: they need heads of even size"
-    sequences = [renderer_of("bert", fast).render(item).sequence for item in items()]
-    with torch.inference_mode():
-        logits = model.logits(sequences, "s").tolist()
-    assert logits == pytest.approx([checkpoints.oracle(reference, s.ids) for s in sequences], abs=1e-5)
 
 
 ROPES = {
@@ -215,14 +214,7 @@ def test_position_scalings_do_not_depend_on_neighbours(rope_type: str, tmp_path:
     fast = checkpoints.tokenizer_of("llama")
     rope = {"rope_type": rope_type, "rope_theta": 10000.0, **ROPES[rope_type]}
     reference = checkpoints.classifier("llama", fast, rope_parameters=rope)
-    directory = checkpoints.save(tmp_path, reference, fast)
-    model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
-    model.add_signal("s", head_of(directory, model))
-    model.make_invariant()
-    sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
-    with torch.inference_mode():
-        logits = model.logits(sequences, "s").tolist()
-    assert logits == pytest.approx([checkpoints.oracle(reference, s.ids) for s in sequences], abs=1e-5)
+    check_against_oracle("llama", reference, checkpoints.save(tmp_path, reference, fast))
 
 
 def test_a_position_scaling_that_looks_at_neighbours_is_refused(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """A base in memory with its adapters and heads: sequences in, fp32 logits out.
 
-The model code is transformers', unmodified; only its attention is ours. One base serves many signals, each an adapter
-(or none) with a head. Switching adapters changes the base's state, so a `RewardModel` belongs to one thread at a time
-(scoring-traps 18). Training uses the very same forward, with gradients.
+The model code is transformers'; its attention is ours, and where kernels serve, more of its layers (`fused.py`). One
+base serves many signals, each an adapter (or none) with a head. Switching adapters changes the base's state, so a
+`RewardModel` belongs to one thread at a time (scoring-traps 18). Training uses the same forward, with gradients, on
+torch's operators.
 """
 
 import warnings

@@ -39,14 +39,14 @@ def missing(dtype: torch.dtype, device: torch.device) -> str | None:
 def _loaded() -> str | None:
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return "they need a CPU with AVX-512"
-    rounds = ["-mavx512bf16"] if torch.cpu._is_avx512_bf16_supported() else []
+    flags = [*_FLAGS, *(["-mavx512bf16"] if torch.cpu._is_avx512_bf16_supported() else [])]
     try:
-        library = _library([*_FLAGS, *rounds])
+        library = _library(flags)
         try:
             torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         except OSError:  # kept from another installation of the compiler or its libraries
             library.unlink()
-            torch.ops.load_library(_library([*_FLAGS, *rounds]))  # type: ignore[no-untyped-call]
+            torch.ops.load_library(_library(flags))  # type: ignore[no-untyped-call]
     except subprocess.CalledProcessError as error:
         _log.warning("building the kernels failed: %s", error.stderr)
         return f"they could not be built: {error.cmd[0]} returned {error.returncode}"

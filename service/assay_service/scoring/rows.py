@@ -23,7 +23,6 @@ LARGEST_TOKENS = 2048
 # Rows that are cyclically moved by these counts must come out as before, only moved.
 _SHIFTS = (1, 29, 1003)
 
-
 # Numbers that one thread computes without a remainder: fewer than torch's grain, and whole vectors.
 _SLICE = 16384
 
@@ -164,10 +163,15 @@ def make_invariant(model: nn.Module) -> None:
 
 def _slice_activations(model: nn.Module) -> None:
     like = next(model.parameters())
+    known: dict[type[nn.Module], bool] = {}  # every layer has one of the same type
     for module in list(model.modules()):
         for name in _ACTIVATIONS:
             activation = getattr(module, name, None)
-            if isinstance(activation, nn.Module) and has_remainders(activation, like.dtype, like.device):
+            if not isinstance(activation, nn.Module):
+                continue
+            if type(activation) not in known:
+                known[type(activation)] = has_remainders(activation, like.dtype, like.device)
+            if known[type(activation)]:
                 setattr(module, name, SlicedActivation(activation))
 
 
