@@ -13,6 +13,7 @@ from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
 from assay_service.metrics import Metrics
 from assay_service.scoring.item import Item
+from assay_service.scoring.memory import keep_freed_memory
 from benchmarks.contenders.base import Contender, free_port
 from benchmarks.workloads import Group
 
@@ -34,6 +35,7 @@ class Offline(Contender):
 
     def __init__(self, model: Path) -> None:
         super().__init__(model)
+        keep_freed_memory()  # as `assay serve` does
         given = settings.read(configuration(model, 0))
         served = loader.load(given)
         assert served.invariant == {"s": True}, "a score that depends on the batch is not worth timing"

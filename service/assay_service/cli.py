@@ -28,6 +28,9 @@ def serve(
     from assay_service import settings  # noqa: PLC0415
     from assay_service.api.app import create_app  # noqa: PLC0415
     from assay_service.errors import StartError  # noqa: PLC0415
+    from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415
+
+    keep_freed_memory()
 
     def end() -> None:
         server.should_exit = True

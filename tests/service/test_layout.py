@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay_service.scoring.layout import STEP_TOKENS, Sequence, Span, pack
+from assay_service.scoring.layout import STEP_TOKENS, Sequence, Span, narrowed, pack
 
 PROMPTS = [(), (1,), (1, 2), (2, 1), (1, 2, 3, 4)]
 
@@ -60,3 +60,16 @@ def test_nothing_cannot_be_packed_and_a_boundary_lies_inside() -> None:
         pack([], share_prompts=True)
     with pytest.raises(ValueError, match="boundary 3"):
         Sequence((1, 2), 3, Span(0, 1))
+
+
+@given(given=st.lists(sequences(), min_size=1, max_size=6), share=st.booleans())
+def test_what_is_read_is_found_again_among_the_tokens_that_are_read(given: list[Sequence], share: bool) -> None:
+    row = pack(given, share_prompts=share)
+    index, spans = narrowed(row)
+    assert len(index) % STEP_TOKENS == 0
+    assert len(index) < sum(sequence.score.tokens for sequence in given) + STEP_TOKENS
+    for sequence, pieces in zip(given, spans, strict=True):
+        places = [int(place) for piece in pieces for place in index[piece.start : piece.end]]
+        expected = sequence.ids[sequence.score.start : sequence.score.end]
+        assert tuple(row.ids[0, places].tolist()) == expected
+        assert row.positions[0, places].tolist() == list(range(sequence.score.start, sequence.score.end))

@@ -22,8 +22,10 @@ def train_reward(
     ] = False,
 ) -> None:
     """Train a preference or absolute reward model: five folds for the model card, then the model that is served."""
-    from assay_training.loops.crossfit import run  # noqa: PLC0415 - heavy libraries only when the command runs
+    from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415 - heavy, only when the command runs
+    from assay_training.loops.crossfit import run  # noqa: PLC0415
 
+    keep_freed_memory()
     try:
         run(config, data, out, dev_only=dev)
     except ValueError as error:  # wrong configuration, data or run directory; each message names the file and the mend

@@ -99,15 +99,19 @@ class _DecoderLayer(nn.Module):
     self_attn: Any
     post_attention_layernorm: Any
     mlp: Any
+    last: bool
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         segments: torch.Tensor,
+        read: torch.Tensor,
         **_: Any,  # noqa: ANN401 - what transformers passes to every layer
     ) -> torch.Tensor:
         attended = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, segments)
+        if self.last:  # nobody reads the other tokens any more
+            hidden_states, attended = hidden_states[:, read], attended[:, read]
         _add(hidden_states, self.self_attn.o_proj, attended)
         for part in torch.split(hidden_states, _MLP_ROWS, dim=1):
             self.mlp.add_to(part, self.post_attention_layernorm(part))
@@ -161,8 +165,12 @@ def segment_table(segments: tuple[Segment, ...]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.int64)
 
 
-def fuse(base: PreTrainedModel) -> None:
-    """Puts the layers of this module in the place of transformers', in place; training is not possible any more."""
+def fuse(base: PreTrainedModel) -> bool:
+    """Puts the layers of this module in the place of transformers', in place; training is not possible any more.
+
+    Returns:
+        Whether the last layer now puts out only the tokens that are asked for by `read`.
+    """
     # DoRA reads the weights around it, and not only multiplies with them.
     doras = [module for module in base.modules() if any(getattr(module, "use_dora", {}).values())]
     read = {part for dora in doras for part in dora.modules()}
@@ -173,8 +181,9 @@ def fuse(base: PreTrainedModel) -> None:
         elif name in _RMS_NORMS and module.weight.numel() % _LANES == 0:
             _fuse_norm(module, round_first=_RMS_NORMS[name])
         elif name in _LAYERS and base.config.hidden_act in _GELU_OF:
-            _fuse_layer(module, base.config)
+            _fuse_layer(module, base.config, last=module is base.layers[-1])
     base.set_attn_implementation(NAME)
+    return any(isinstance(module, _DecoderLayer) for module in base.modules())
 
 
 def _pack(linear: nn.Linear) -> None:
@@ -187,11 +196,11 @@ def _pack(linear: nn.Linear) -> None:
         linear.bias = nn.Parameter(linear.bias.detach().float(), requires_grad=False)
 
 
-def _fuse_layer(layer: Any, config: Any) -> None:  # noqa: ANN401 - five classes of the same structure
+def _fuse_layer(layer: Any, config: Any, *, last: bool) -> None:  # noqa: ANN401 - five classes of the same structure
     attention, mlp = layer.self_attn, layer.mlp
     holder = config if type(attention).__name__ == "MistralAttention" else attention  # as transformers' own
     attention.window = getattr(holder, "sliding_window", None) or 0
-    mlp.gelu = _GELU_OF[config.hidden_act]
+    mlp.gelu, layer.last = _GELU_OF[config.hidden_act], last
     layer.__class__, attention.__class__, mlp.__class__ = _DecoderLayer, _Attention, _GatedMLP
 
 

@@ -118,6 +118,25 @@ def pack(sequences: Seq[Sequence], *, share_prompts: bool) -> Layout:
     )
 
 
+def narrowed(row: Layout) -> tuple[torch.Tensor, tuple[tuple[Span, ...], ...]]:
+    """The tokens of a row that heads read, and where the score spans lie among them.
+
+    What comes after the attention of the last layer is needed for these alone.
+
+    Returns:
+        int64 `[R]`, places in the row, `R` a multiple of `STEP_TOKENS`; and the spans, counted in that order.
+    """
+    starts: dict[Span, int] = {}
+    index: list[int] = []
+    for piece in (piece for pieces in row.spans for piece in pieces):
+        if piece not in starts:
+            starts[piece] = len(index)
+            index += range(piece.start, piece.end)
+    spans = tuple(tuple(Span(starts[p], starts[p] + p.tokens) for p in pieces) for pieces in row.spans)
+    fill = [0] * (-len(index) % STEP_TOKENS)
+    return torch.tensor(index + fill, dtype=torch.int64), spans
+
+
 @dataclass(slots=True)
 class _Row:
     """A row being laid out."""

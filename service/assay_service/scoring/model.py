@@ -25,7 +25,7 @@ from assay_service.scoring.attention import NAME as ATTENTION
 from assay_service.scoring.checkpoint import ADAPTER_CONFIG, Adapter, read_config, weight_files
 from assay_service.scoring.fused import fuse, segment_table
 from assay_service.scoring.head import Head, pool
-from assay_service.scoring.layout import Layout, Sequence, pack
+from assay_service.scoring.layout import Layout, Sequence, narrowed, pack
 from assay_service.scoring.lora import bare_tensors, lora_config
 from assay_service.scoring.native import missing
 from assay_service.scoring.rows import make_invariant
@@ -70,6 +70,7 @@ class RewardModel:
         self._signals: dict[str, _Signal] = {}
         self.kernels = "torch"
         self._segments: Callable[[Layout], Any] = lambda row: row.segments
+        self._narrows = False
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "RewardModel":
@@ -158,7 +159,7 @@ class RewardModel:
             head_size = _head_size(self.base.config)
             reason = "they need heads of even size" if head_size % 2 else missing(self.base.dtype, self.device)
             if reason is None:
-                fuse(self.base)
+                self._narrows = fuse(self.base)
                 self.kernels, self._segments = "assay", lambda row: segment_table(row.segments)
             elif usable(self.base.dtype, self.device, head_size):
                 self.base.set_attn_implementation(VARLEN)
@@ -175,14 +176,16 @@ class RewardModel:
         if not self.architecture.packed:
             return torch.cat([self._pooled_alone(sequence) for sequence in sequences])
         row = pack(sequences, share_prompts=self.architecture.causal)
+        read, spans = narrowed(row) if self._narrows else (None, row.spans)
         output = self.base(
             input_ids=row.ids.to(self.device),
             position_ids=row.positions.to(self.device) + self._first_position,
             segments=self._segments(row),
             masks={},
+            **({} if read is None else {"read": read}),
             **({"use_cache": False} if self.architecture.causal else {}),
         )
-        return pool(output.last_hidden_state, row.spans)
+        return pool(output.last_hidden_state, spans)
 
     def logits(self, sequences: Seq[Sequence], name: str) -> torch.Tensor:
         """The logits of signal `name`: fp32 `[n]`, in order. They may be non-finite; callers check."""
