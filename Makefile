@@ -33,7 +33,7 @@ serve: install
 # vLLM takes part, in an environment of its own.
 bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks.bench $(OUT)
-	.venv-bench/bin/python benchmarks/throughput.py
+	.venv-bench/bin/python benchmarks/throughput.py $(if $(OUT),--out $(basename $(OUT))-encoder)
 
 .venv-bench/.installed: pyproject.toml constraints.txt
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
