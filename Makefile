@@ -5,7 +5,7 @@ PORT ?= 8000
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install check test test-slow serve bench
+.PHONY: install check test test-slow serve bench pipeline
 
 install: $(INSTALLED)
 
@@ -29,6 +29,23 @@ test-slow: install
 
 serve: install
 	$(BIN)/assay serve --host $(HOST) --port $(PORT)
+
+# A small policy and both reward models on it, from the data sets in DATA; what is there already is kept.
+PIPELINE := runs/pipeline
+TRAIN = $(BIN)/assay train
+pipeline: $(PIPELINE)/preference/results.json $(PIPELINE)/absolute/results.json
+
+$(PIPELINE)/base/model.safetensors: | install
+	$(BIN)/python examples/pipeline/base.py new $(DATA) $(@D)
+
+$(PIPELINE)/sft/checkpoint/model.safetensors: $(PIPELINE)/base/model.safetensors
+	$(TRAIN) sft --config training/configs/pipeline/sft.yaml --data $(DATA) --out $(PIPELINE)/sft
+
+$(PIPELINE)/policy/model.safetensors: $(PIPELINE)/sft/checkpoint/model.safetensors
+	$(BIN)/python examples/pipeline/base.py round $(<D) $(@D)
+
+$(PIPELINE)/%/results.json: $(PIPELINE)/policy/model.safetensors
+	$(TRAIN) reward --config training/configs/pipeline/$*.yaml --data $(DATA) --out $(@D)
 
 # vLLM takes part, in an environment of its own.
 bench: .venv-bench/.installed

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
     DebertaV2Config,
@@ -122,6 +123,13 @@ def classifier(architecture: str, fast: PreTrainedTokenizerFast, *, seed: int = 
     config_class, particular = CONFIGS[architecture]
     torch.manual_seed(seed)
     return AutoModelForSequenceClassification.from_config(config_class(**(particular | shared))).eval()
+
+
+def language_model(architecture: str, fast: PreTrainedTokenizerFast, *, seed: int = 0, **more: Any) -> Any:
+    """A tiny random causal language model."""
+    config = classifier(architecture, fast, seed=seed, **more).config
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def save(directory: Path, model: Any, fast: PreTrainedTokenizerFast, **manifest: Any) -> Path:

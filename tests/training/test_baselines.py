@@ -8,7 +8,7 @@ import torch
 
 from assay_service.scoring.head import Head
 from assay_service.scoring.model import RewardModel
-from assay_training.algorithms.folds import DEV
+from assay_training.algorithms.folds import HELD_OUT
 from assay_training.evaluation.baselines import (
     LinearData,
     frozen_features,
@@ -17,7 +17,7 @@ from assay_training.evaluation.baselines import (
     out_of_fold,
 )
 from assay_training.examples import Example, render_records
-from assay_training.records import Labelled, Ranking, Record
+from assay_training.records.record import Judged, Labelled, Ranking
 from tests import checkpoints
 from tests.training import tiny
 from tests.training.tiny import fake_ids, labelled, ranking
@@ -48,7 +48,7 @@ def accuracy(logits: list[list[float] | None], examples: list[Example]) -> float
         if row is None:
             continue
         if isinstance(example.record, Ranking):
-            hits += [row[better] > row[worse] for better, worse in example.record.pairs]
+            hits += [row[pair.better] > row[pair.worse] for pair in example.record.pairs]
         else:
             hits.append((row[0] > 0) == (example.record.label == 1.0))
     return sum(hits) / len(hits)
@@ -58,7 +58,7 @@ def accuracy(logits: list[list[float] | None], examples: list[Example]) -> float
 def test_a_planted_linear_signal_is_recovered(pairs: bool) -> None:
     features, examples, folds = planted(200, pairs=pairs)
     logits = out_of_fold(features, examples, folds, range(3))
-    assert [row is None for row in logits] == [fold == DEV for fold in folds]
+    assert [row is None for row in logits] == [fold == HELD_OUT for fold in folds]
     assert accuracy(logits, examples) > 0.95
 
 
@@ -76,7 +76,7 @@ def test_a_folds_logits_do_not_depend_on_its_own_labels(pairs: bool) -> None:
     before = out_of_fold(features, examples, folds, range(3))
     after = out_of_fold(features, flipped, folds, range(3))
     for i, fold in enumerate(folds):
-        assert (before[i] == after[i]) is (fold in (DEV, 1)), fold
+        assert (before[i] == after[i]) is (fold in (HELD_OUT, 1)), fold
 
 
 def flip(example: Example) -> Example:
@@ -84,7 +84,7 @@ def flip(example: Example) -> Example:
     record = example.record
     if isinstance(record, Labelled):
         return Example(labelled(record.group, "a", 1 - record.label), example.sequences)
-    pairs = tuple((worse, better) for better, worse in record.pairs)
+    pairs = tuple((pair.worse, pair.better) for pair in record.pairs)
     return Example(ranking(record.group, record.completions, pairs), example.sequences)
 
 
@@ -100,7 +100,7 @@ def test_the_development_part_chooses_the_penalty() -> None:
     """With signal in the training part and none in the development part, the strongest penalty wins: small logits."""
     features, examples, folds = planted(200, pairs=False)
     honest = out_of_fold(features, examples, folds, [0])
-    opposed = [flip(e) if fold == DEV else e for e, fold in zip(examples, folds, strict=True)]
+    opposed = [flip(e) if fold == HELD_OUT else e for e, fold in zip(examples, folds, strict=True)]
     shrunk = out_of_fold(features, opposed, folds, [0])
     sizes = [max(abs(row[0]) for row in logits if row is not None) for logits in (honest, shrunk)]
     assert sizes[1] < sizes[0] / 5
@@ -137,7 +137,7 @@ def test_frozen_features_are_the_mean_hidden_state_of_the_bare_base(tmp_path: Pa
     base = tiny.save_base(tmp_path)
     model = RewardModel.load(base, torch.float32, torch.device("cpu"))
     model.add_signal("frozen", Head(torch.ones(1, model.hidden_size), None))
-    records: list[Record] = [ranking("hi", ["yes and no " * 5, "no"]), labelled("bake bread?", "mix", 1.0)]
+    records: list[Judged] = [ranking("hi", ["yes and no " * 5, "no"]), labelled("bake bread?", "mix", 1.0)]
     examples, _ = render_records(records, tiny.renderer(score_position="first_token"))
     oracle = checkpoints.classifier("bert", checkpoints.encoder_tokenizer()).base_model
     oracle.set_attn_implementation("eager")

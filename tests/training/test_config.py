@@ -5,29 +5,48 @@ from typing import Any
 
 import pytest
 import yaml
+from training.experiments.sweep import variant
 
 from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer, RenderRules
-from assay_training.config import ConfigError, read
+from assay_training.config.base import ConfigError
+from assay_training.config.reward import RewardConfig, read
+from assay_training.config.sft import read as read_sft
 from tests import checkpoints
 from tests.training import tiny
 
-CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[2] / "training" / "configs"
+EVERY = sorted(ROOT.rglob("*.yaml"))
+SFT = [path for path in EVERY if "stages:" in path.read_text()]
+REWARD = [path for path in EVERY if path not in SFT]
+EMBEDDED = sorted(ROOT.glob("*.yaml"))
 
 
 def test_there_are_configurations() -> None:
-    assert {path.stem for path in CONFIGS} >= {"preference", "absolute"}
+    assert {path.stem for path in EMBEDDED} == {"preference", "absolute"}
+    assert {path.stem for path in (ROOT / "seeds").glob("*.yaml")} == {
+        *("thesis-sft", "thesis-preference", "thesis-absolute", "margin-paper", "llama2-helpfulness", "llama2-safety"),
+    }
+    assert {path.stem for path in (ROOT / "pipeline").glob("*.yaml")} == {"sft", "preference", "absolute"}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_of_ours_loads(path: Path) -> None:
-    config = read(path)
-    assert config.name == config.kind == path.stem
+@pytest.mark.parametrize("path", SFT, ids=lambda path: f"{path.parent.name} {path.stem}")
+def test_every_configuration_of_a_policy_loads(path: Path) -> None:
+    config = read_sft(path)
     assert config.template.is_absolute()
-    assert {name.split("/")[0] for name in config.repeat} <= set(config.sources)
+    assert len({stage.name for stage in config.stages}) == len(config.stages)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", REWARD, ids=lambda path: f"{path.parent.name} {path.stem}")
+def test_every_configuration_of_a_reward_model_loads(path: Path) -> None:
+    config = read(path)
+    assert config.name in (path.stem, f"pipeline-{path.stem}")
+    assert config.template.is_absolute()
+    repeated = {name for step in config.mixture if step.step == "repeat" for name in step.times}
+    assert {name.split("/")[0] for name in repeated} <= {source.name for source in config.sources}
+
+
+@pytest.mark.parametrize("path", EMBEDDED, ids=lambda path: path.stem)
 def test_the_template_of_every_configuration_prints_turns_between_cls_and_sep(path: Path) -> None:
     fast = checkpoints.encoder_tokenizer()
     config = read(path)
@@ -39,14 +58,25 @@ def test_the_template_of_every_configuration_prints_turns_between_cls_and_sep(pa
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"kind": "prefrence"}, "kind"),
+        ({"objective": {"kind": "prefrence"}}, "objective"),
+        ({"objective": {"kind": "absolute", "loss": "mse"}}, "objective.absolute.loss"),
+        (
+            {"objective": {"kind": "preference", "margin": {"kind": "labelled"}}},
+            "objective.preference.margin.labelled.scale",
+        ),
         ({"sources": ["hh"]}, "sources.0"),
+        ({"sources": [tiny.HH | {"format": "hhh"}]}, "sources.0.format"),
+        ({"sources": [tiny.HH | {"hub": "a/b"}]}, "sources.0"),
+        ({"sources": [tiny.HH | {"labels": {"quality": 0.5}}]}, "sources.0.labels"),
+        ({"mixture": [{"step": "oversample"}]}, "mixture.0"),
+        ({"mixture": [{"step": "portion", "sources": ["a"], "share": 1.0}]}, "mixture.0.portion.share"),
         ({"sources": []}, "sources"),
         ({"epochs": 2}, "epochs"),
         ({"optimiser": {"learning_rate": 0}}, "optimiser.learning_rate"),
         ({"optimiser": {"learning_rate": 0.1, "lr": 1}}, "optimiser.lr"),
-        ({"split": {"folds": 2, "test_folds": 3}}, "split"),
-        ({"repeat": {"feedbackqa": 0}}, "repeat.feedbackqa"),
+        ({"split": {"held_out": 0.1, "folds": 2, "test_folds": 3}}, "split"),
+        ({"split": {"held_out": 0.1, "folds": 2}}, "split"),
+        ({"mixture": [{"step": "repeat", "times": {"feedbackqa": 0}}]}, "mixture.0.repeat.times.feedbackqa"),
         ({"golden": []}, "golden"),
         ({"name": "a name"}, "name"),
         ({"template": "absent.jinja"}, "template"),
@@ -91,3 +121,49 @@ def test_the_template_is_looked_for_beside_the_configuration(tmp_path: Path) -> 
 def test_a_score_position_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="score_position"):
         read(tiny.write_config(tmp_path / "run.yaml", tmp_path, score_position="pooler"))
+
+
+def test_the_seeds_hyper_parameters_are_those_of_the_sheet() -> None:
+    """Literals of seeds §3 to §5, §11 and §12."""
+    sft = read_sft(ROOT / "seeds" / "thesis-sft.yaml")
+    first, second = (stage.optimiser for stage in sft.stages)
+    assert (first.epochs, second.epochs, first.learning_rate, first.epsilon, first.betas) == (
+        1,
+        2,
+        1e-4,
+        1e-12,
+        (0.9, 0.999),
+    )
+    assert (first.batch_prompts, first.max_grad_norm, first.warmup_share, sft.max_length) == (64, 0.3, 0.03, 2048)
+    assert sft.lora is not None
+    assert (sft.lora.r, sft.lora.alpha) == (16, 32)
+    preference, absolute, margin, helpful, safe = (
+        read(ROOT / "seeds" / f"{name}.yaml")
+        for name in ("thesis-preference", "thesis-absolute", "margin-paper", "llama2-helpfulness", "llama2-safety")
+    )
+    for config, batch, rate in (
+        (preference, 32, 5e-5),
+        (absolute, 128, 5e-5),
+        (margin, 128, 9e-6),
+        (helpful, 512, 1e-5),
+        (safe, 512, 1e-5),
+    ):
+        optimiser = config.optimiser
+        assert (optimiser.batch_prompts, optimiser.learning_rate, optimiser.epochs) == (batch, rate, 1)
+        assert (optimiser.betas, optimiser.warmup_share) == ((0.9, 0.95), 0.03)
+    assert preference.objective.model_dump() == {"kind": "preference", "margin": None, "l2": 0.001, "centring": 0.0}
+    assert [step.step for step in absolute.mixture] == ["augment", "under_sample", "weight_low"]
+    assert (margin.lora, margin.objective.model_dump()["margin"]) == (None, {"kind": "batch_mean"})
+    assert [step.model_dump()["share"] for config in (helpful, safe) for step in config.mixture] == [0.5, 0.1]
+
+
+PLANS = sorted((ROOT.parent / "experiments" / "plans").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_every_variant_of_every_experiment_is_a_configuration(path: Path) -> None:
+    plan = yaml.safe_load(path.read_text())
+    assert len(plan["seeds"]) == 3
+    for changes in plan["variants"].values():
+        config = RewardConfig.model_validate(variant(plan["config"], changes, plan["seeds"][0]))
+        assert (path.parent / config.template).is_file()

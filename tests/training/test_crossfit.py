@@ -17,17 +17,19 @@ from typer.testing import CliRunner
 from assay_service import loader, registry, settings
 from assay_service.errors import StartError
 from assay_service.scoring.item import Item, Message
-from assay_training.algorithms.folds import DEV, fold_of
+from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.cli import app
-from assay_training.config import ConfigError, read
-from assay_training.loops.crossfit import Crossfit, run
-from assay_training.records import RecordError, group_of, read_labelled, read_rankings
+from assay_training.config.reward import read
+from assay_training.loops.crossfit import Crossfit
+from assay_training.loops.reward import RewardRun
+from assay_training.loops.run import run
+from assay_training.records.record import RecordError, group_of
 from assay_training.rundir import RunMismatch
 from tests import checkpoints
 from tests.training import tiny
 
 KINDS = ("preference", "absolute")
-SOURCES = {"preference": ["hh_rlhf", "feedbackqa"], "absolute": ["feedbackqa", "diasafety"]}
+SOURCES = {"preference": [tiny.HH, tiny.FEEDBACKQA], "absolute": [tiny.FEEDBACKQA, tiny.DIASAFETY]}
 RATINGS = ("Bad", "Could be Improved", "Acceptable", "Excellent")
 WORDS = ["bread", "water", "salt", "yeast", "flour", "lazy", "quick", "brown", "jumps", "over"]
 COUNT = 24
@@ -41,8 +43,11 @@ class Run:
     data: Path
     out: Path
 
-    def go(self, *, dev_only: bool = False) -> None:
-        run(self.config, self.data, self.out, dev_only=dev_only)
+    def go(self) -> None:
+        run(self.config, self.data, self.out)
+
+    def begin(self) -> RewardRun:
+        return RewardRun(read(self.config), self.data, self.out)
 
     def json(self, name: str) -> Any:
         return json.loads((self.out / name).read_text())
@@ -90,14 +95,16 @@ def write_data(data: Path, *, flipped: int | None = None) -> None:
 
 
 def fold(question: str) -> int:
-    return fold_of(group_of(question), folds=2, dev_share=0.2, seed=3)
+    return fold_of(group_of(question), folds=2, held_out=0.2, seed=3)
 
 
 def prepare(root: Path, kind: str = "preference", **changes: Any) -> Run:
     """A run that has not begun."""
     base = tiny.save_base(root / "base")
     write_data(root / "data")
-    config = tiny.write_config(root / "run.yaml", base, **({"kind": kind, "sources": SOURCES[kind]} | changes))
+    config = tiny.write_config(
+        root / "run.yaml", base, **({"objective": {"kind": kind}, "sources": SOURCES[kind]} | changes)
+    )
     return Run(config, root / "data", root / "out")
 
 
@@ -136,8 +143,8 @@ def test_the_service_serves_the_checkpoint_as_it_was_trained(
     for row in manifest["golden"]:
         item = Item(tuple(Message(role, content) for role, content in row["messages"]))
         assert logit(signal, item) == pytest.approx(row["logit"], abs=1e-5)
-    records = (read_rankings if kind == "preference" else read_labelled)(finished[kind].data, SOURCES[kind])
-    logits = [logit(signal, item) for record in records for item in record.items]
+    records = finished[kind].begin().examples
+    logits = [logit(signal, item) for example in records for item in example.record.items]
     assert len(logits) == {"preference": 4 * COUNT, "absolute": 3 * COUNT}[kind]
     assert statistics.fmean(logits) == pytest.approx(manifest["mean"], abs=1e-5)
     assert statistics.stdev(logits) == pytest.approx(manifest["std"], abs=1e-5)
@@ -146,12 +153,11 @@ def test_the_service_serves_the_checkpoint_as_it_was_trained(
 
 def test_the_service_serves_what_out_of_fold_models_scored(tmp_path: Path) -> None:
     """A model trained on all but an empty rest is the final one: its stored logits are the served ones."""
-    whole = prepare(tmp_path, split={"folds": 2, "test_folds": 1, "dev_share": 0.2})
-    config = read(whole.config)
-    crossfit = Crossfit(config, whole.data, whole.out)
-    everything = crossfit.examples
-    crossfit.final()
-    stored = crossfit._fit_and_predict("everything", everything, everything)
+    whole = prepare(tmp_path, split={"held_out": 0.2, "folds": 2, "test_folds": 1})
+    reward = whole.begin()
+    everything = reward.examples
+    Crossfit(reward).final()
+    stored = reward.predict(reward.fit("everything", everything), everything)
     signal = served(whole, tmp_path)
     for example, row in zip(everything, stored, strict=True):
         assert [logit(signal, item) for item in example.record.items] == pytest.approx(row, abs=1e-5)
@@ -188,7 +194,7 @@ def test_a_run_leaves_results_predictions_and_a_card(kind: str, finished: dict[s
 def test_the_results_are_those_of_the_tested_folds_alone(kind: str, finished: dict[str, Run]) -> None:
     """Nothing of the development part, every other row once."""
     results = finished[kind].json("results.json")
-    counts = {part: sum(fold(question) == part for question in questions()) for part in (DEV, 0, 1)}
+    counts = {part: sum(fold(question) == part for question in questions()) for part in (HELD_OUT, 0, 1)}
     assert min(counts.values()) > 0
     if kind == "absolute":
         assert results["diasafety"]["rank"]["model"]["n"] == counts[0] + counts[1]
@@ -204,17 +210,17 @@ def test_no_fold_is_judged_by_a_fit_that_saw_its_labels(kind: str, finished: dic
     shutil.rmtree(turned.out)
     write_data(turned.data, flipped=0)
     shutil.rmtree(done.out)
-    before, after = (Crossfit(read(r.config), r.data, r.out) for r in (done, turned))
-    old, new = before.contenders(), after.contenders()
+    before, after = done.begin(), turned.begin()
+    old, new = Crossfit(before).contenders(), Crossfit(after).contenders()
     assert set(old) == {"model", "frozen head", "length"}
     for name in old:
         changed = set()
-        for i, part in enumerate(before.folds):
+        for i, part in enumerate(before.parts):
             texts = [[item.completion for item in run_.examples[i].record.items] for run_ in (before, after)]
             a, b = (
                 dict(zip(t, rows[i] or (), strict=False)) for t, rows in zip(texts, (old[name], new[name]), strict=True)
             )
-            assert (a == {}) is (part == DEV)
+            assert (a == {}) is (part == HELD_OUT)
             if a != pytest.approx(b, abs=1e-4):
                 changed.add(part)
         assert changed == ({1} if name != "length" or kind == "absolute" else set()), name
@@ -238,8 +244,13 @@ def test_what_is_missing_is_computed_again_and_alone(lost: str, finished: dict[s
     (again.out / lost).unlink()
     again.go()
     trained = {"fold1.json": {"fold1"}, "frozen_head.json": set(), "checkpoint/assay.json": {"final"}}[lost]
-    logged = len(finished["preference"].logged())
-    assert {row["part"] for row in again.logged()[logged:]} == trained
+    if trained:  # its rows were forgotten, and come last
+        assert {again.logged()[-1]["part"]} == trained
+
+    def key(row: dict[str, Any]) -> tuple[str, int]:
+        return row["part"], row["step"]
+
+    assert sorted(again.logged(), key=key) == sorted(finished["preference"].logged(), key=key)
     rewritten = {name for name, time in again.times().items() if time != times[name]}
     files = {lost} | ({"metrics.jsonl"} if trained else set())
     if lost.startswith("checkpoint"):
@@ -268,16 +279,16 @@ def test_another_configuration_other_data_or_another_template_is_another_run(
 
 def test_another_base_under_the_same_path_is_another_run(tmp_path: Path) -> None:
     done = prepare(tmp_path)
-    Crossfit(read(done.config), done.data, done.out)
+    done.begin()
     fast = checkpoints.encoder_tokenizer()
     checkpoints.save(tmp_path / "base", checkpoints.classifier("bert", fast, seed=9).base_model, fast)
     with pytest.raises(RunMismatch):
-        Crossfit(read(done.config), done.data, done.out)
+        done.begin()
 
 
 def test_fewer_tested_folds_give_the_results_of_a_run_that_began_so(finished: dict[str, Run], tmp_path: Path) -> None:
     fewer = finished["preference"].copy(tmp_path / "fewer")
-    fewer.change(split={"folds": 2, "test_folds": 1, "dev_share": 0.2})
+    fewer.change(split={"held_out": 0.2, "folds": 2, "test_folds": 1})
     fresh = fewer.copy(tmp_path / "fresh")
     shutil.rmtree(fresh.out)
     fewer.go()
@@ -285,47 +296,119 @@ def test_fewer_tested_folds_give_the_results_of_a_run_that_began_so(finished: di
     assert fewer.json("results.json") == fresh.json("results.json")
 
 
-def test_the_development_part_alone(finished: dict[str, Run], tmp_path: Path) -> None:
-    dev = finished["preference"].copy(tmp_path)
-    shutil.rmtree(dev.out)
-    dev.go(dev_only=True)
-    assert {row["part"] for row in dev.logged()} == {"dev"}
-    assert not list(dev.out.glob("fold*")) + list(dev.out.glob("checkpoint"))
-    results = dev.json("dev_results.json")
-    pairs = sum(results[f"hh_rlhf/{name}-base"]["accuracy"]["model"]["n"] for name in ("helpful", "harmless"))
-    assert pairs == sum(fold(question) == DEV for question in questions())
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_folds_one_model_is_tested_on_the_held_out_groups_and_saved(kind: str, tmp_path: Path) -> None:
+    once = prepare(tmp_path, kind, split={"held_out": 0.2})
+    once.go()
+    assert {row["part"] for row in once.logged()} == {"model"}
+    results = once.json("results.json")
+    held_out = sum(fold(question) == HELD_OUT for question in questions())
+    if kind == "preference":
+        assert sum(results[f"hh_rlhf/{n}-base"]["margins"]["n"] for n in ("helpful", "harmless")) == held_out
+    else:
+        assert results["diasafety"]["rank"]["model"]["n"] == held_out
+    assert (once.out / "margins.png").is_file() is (kind == "preference")
+    assert list((once.out / "tensorboard" / "model").glob("events.*"))
+    reward = once.begin()
+    signal = served(once, tmp_path)
+    for example, row in zip(reward.of(HELD_OUT), once.json("held_out.json"), strict=True):
+        assert [logit(signal, item) for item in example.record.items] == pytest.approx(row, abs=1e-5)
+    times = once.times()
+    once.go()
+    assert once.times() == times
+
+
+def test_a_model_of_the_raw_output_is_measured_and_not_saved(tmp_path: Path) -> None:
+    """Its output is the quality itself; read through a sigmoid it would be a wrong score."""
+    raw = prepare(tmp_path, "absolute", objective={"kind": "absolute", "loss": "mse+penalty"}, split={"held_out": 0.2})
+    raw.go()
+    assert not (raw.out / "checkpoint").exists()
+    held_out = raw.begin().of(HELD_OUT)
+    errors = [
+        (row[0] - example.record.label) ** 2  # type: ignore[union-attr]
+        for example, row in zip(held_out, raw.json("held_out.json"), strict=True)
+        if example.record.source == "diasafety"
+    ]
+    assert raw.json("results.json")["diasafety"]["errors"]["model"]["all"][1] == pytest.approx(statistics.fmean(errors))
 
 
 def test_repeat_repeats_the_examples_of_its_source_only(tmp_path: Path) -> None:
     """24 HH rows once and 24 questions three times are 96 examples: 12 steps of 8."""
-    repeated = prepare(tmp_path, repeat={"feedbackqa": 3})
-    Crossfit(read(repeated.config), repeated.data, repeated.out).final()
+    repeated = prepare(tmp_path, mixture=[{"step": "repeat", "times": {"feedbackqa": 3}}])
+    Crossfit(repeated.begin()).final()
     assert len(repeated.logged()) == 12
-    assert len(read_rankings(repeated.data, SOURCES["preference"])) == 48
 
 
-def test_a_repeated_name_that_no_record_has_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
-    run = prepare(tmp_path, repeat={"hh_rlhf/harmful-base": 2})
-    with pytest.raises(ConfigError, match="'hh_rlhf/harmful-base' is not a source of this run"):
-        run.go()
-    assert not run.out.exists()
+def test_a_step_adds_to_what_is_trained_on_and_not_to_what_is_tested_on(tmp_path: Path) -> None:
+    plain = prepare(tmp_path / "plain", "absolute", split={"held_out": 0.2})
+    mixed = prepare(
+        tmp_path / "mixed", "absolute", split={"held_out": 0.2}, mixture=[{"step": "mismatched", "share": 1.0}]
+    )
+    for run_ in (plain, mixed):
+        run_.go()
+    assert len(mixed.logged()) > len(plain.logged())
+    assert len(mixed.json("held_out.json")) == len(plain.json("held_out.json"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "message"),
+    [
+        (
+            "preference",
+            {"step": "repeat", "times": {"hh_rlhf/harmful-base": 2}},
+            "'hh_rlhf/harmful-base' is not a source",
+        ),
+        ("preference", {"step": "over_sample"}, "over_sample is for labelled items"),
+        ("absolute", {"step": "under_sample", "rows": 8000}, "asks for 1600 labels"),
+        ("absolute", {"step": "augment", "file": "absent.jsonl"}, "absent.jsonl: no such file"),
+    ],
+)
+def test_a_step_that_cannot_be_done_is_told_before_anything_is_written(
+    kind: str, step: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    begun = prepare(tmp_path, kind, mixture=[step])
+    with pytest.raises(ValueError, match=message):
+        begun.go()
+    assert not begun.out.exists()
 
 
 def test_runs_are_named_after_their_configuration_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
-    run(here.config, here.data, None, dev_only=True)
-    assert (tmp_path / "runs" / "tiny" / "dev_results.json").is_file()
+    here.change(split={"held_out": 0.2})
+    run(here.config, here.data, None)
+    assert (tmp_path / "runs" / "tiny" / "results.json").is_file()
 
 
 def test_an_adapter_on_some_layers_is_served_without_a_warning(tmp_path: Path) -> None:
     done = prepare(tmp_path, lora={"r": 2, "alpha": 4, "target_modules": ["query", "value"], "layers": [1]})
-    Crossfit(read(done.config), done.data, done.out).final()
+    Crossfit(done.begin()).final()
     names = load_file(done.out / "checkpoint" / "adapter_model.safetensors").keys()
     assert {name.split(".layer.")[1][0] for name in names if ".encoder." in name} == {"1"}
     row = done.json("checkpoint/assay.json")["golden"][0]
     item = Item(tuple(Message(role, content) for role, content in row["messages"]))
     assert logit(served(done, tmp_path), item) == pytest.approx(row["logit"], abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_model_of_all_weights_is_saved_whole_and_served(architecture: str, tmp_path: Path) -> None:
+    template = checkpoints.ENCODER if architecture == "bert" else checkpoints.CHATML
+    whole = prepare(tmp_path, split={"held_out": 0.2}, lora=None)
+    tiny.save_base(tmp_path / "base", architecture)
+    (tmp_path / "template.jinja").write_text(template)
+    whole.go()
+    (tmp_path / "service.yaml").write_text(
+        yaml.safe_dump({"signals": {"s": {"base": str(whole.out / "checkpoint"), "device": "cpu"}}, "default": "s"})
+    )
+    signal = loader.load(settings.read(tmp_path / "service.yaml")).signals["s"]
+    rows = zip(whole.begin().of(HELD_OUT), whole.json("held_out.json"), strict=True)
+    for example, row in rows:
+        assert [logit(signal, item) for item in example.record.items] == pytest.approx(row, abs=1e-5)
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    after = load_file(whole.out / "checkpoint" / "model.safetensors")
+    trained = {name: next(n for n in after if n.endswith(name)) for name in before if "pooler" not in name}
+    assert len(after) == len(trained) + 2  # the head
+    assert sum(not torch.equal(before[name], after[new]) for name, new in trained.items()) > 10
 
 
 def test_peft_loads_the_checkpoint_too(finished: dict[str, Run], tmp_path: Path) -> None:
@@ -350,19 +433,19 @@ def test_a_classifier_serves_as_a_base(tmp_path: Path) -> None:
     begun = prepare(tmp_path)
     fast = checkpoints.encoder_tokenizer()
     checkpoints.save(tmp_path / "base", checkpoints.classifier("bert", fast), fast)
-    Crossfit(read(begun.config), begun.data, begun.out)
+    begun.begin()
 
 
 def test_a_golden_row_that_does_not_fit_is_told_before_training(tmp_path: Path) -> None:
     begun = prepare(tmp_path, golden=[["bread " * 100, "yes"]])
     with pytest.raises(ValueError, match="golden"):
-        Crossfit(read(begun.config), begun.data, begun.out)
+        begun.begin()
 
 
 def test_missing_data_and_a_missing_base_are_told_before_training(tmp_path: Path) -> None:
     begun = prepare(tmp_path)
     with pytest.raises(RecordError, match="hh_rlhf"):
-        run(begun.config, tmp_path / "base", begun.out, dev_only=False)
+        run(begun.config, tmp_path / "base", begun.out)
     begun.change(base=str(tmp_path / "absent"))
     with pytest.raises(StartError, match="absent"):
         begun.go()
@@ -371,16 +454,17 @@ def test_missing_data_and_a_missing_base_are_told_before_training(tmp_path: Path
 
 def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path) -> None:
     begun = prepare(tmp_path)
-    begun.change(kind="absolute")
+    begun.change(objective={"kind": "absolute"})
     options = ["--config", str(begun.config), "--data", str(begun.data), "--out", str(begun.out)]
     result = CliRunner().invoke(app, ["train", "reward", *options])
     assert result.exit_code == 2
-    assert "assay train reward: source 'hh_rlhf' has no such labels" in result.output
+    assert "assay train reward: sources: hh_rlhf: format 'hh' has no labelled" in result.output
 
 
 def test_the_command_runs(tmp_path: Path) -> None:
     begun = prepare(tmp_path)
     options = ["--config", str(begun.config), "--data", str(begun.data), "--out", str(begun.out)]
-    result = CliRunner().invoke(app, ["train", "reward", *options, "--dev"])
+    begun.change(split={"held_out": 0.2})
+    result = CliRunner().invoke(app, ["train", "reward", *options])
     assert result.exit_code == 0, result.output
-    assert (begun.out / "dev_results.json").is_file()
+    assert (begun.out / "results.json").is_file()

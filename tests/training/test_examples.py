@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from assay_service import loader, registry, settings
 from assay_service.scoring.item import Item, Message
-from assay_training.config import read
+from assay_training.config.reward import read
 from assay_training.examples import Example, render_records, token_batches
-from assay_training.loops.crossfit import Crossfit
-from assay_training.records import Record
+from assay_training.loops.reward import RewardRun
+from assay_training.records.record import Judged, Pair
 from tests import checkpoints
 from tests.training import tiny
 from tests.training.tiny import labelled, ranking
@@ -76,16 +76,16 @@ def test_the_trainer_renders_what_the_service_renders(
     if architecture != "bert":
         changes["lora"] = {"r": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"]}
     config = read(tiny.write_config(tmp_path / "run.yaml", tmp_path / "base", **changes))
-    crossfit = Crossfit(config, tmp_path / "data", tmp_path / "run")
-    assert len(crossfit.examples) == len(rows)
-    for example in crossfit.examples[:-1]:
+    reward = RewardRun(config, tmp_path / "data", tmp_path / "run")
+    assert len(reward.examples) == len(rows)
+    for example in reward.examples[:-1]:
         served = tuple(signal.renderer.render(item, "prompt_left").sequence for item in example.record.items)
         assert example.sequences == served
-    assert any(len(s.ids) == 48 for example in crossfit.examples[:-1] for s in example.sequences)  # one was cut
-    item, cut = crossfit.examples[-1].record.items[0], crossfit.examples[-1].sequences[0]
+    assert any(len(s.ids) == 48 for example in reward.examples[:-1] for s in example.sequences)  # one was cut
+    item, cut = reward.examples[-1].record.items[0], reward.examples[-1].sequences[0]
     starts = (Item.of("fox", item.completion[:end], "length") for end in range(1, len(item.completion)))
     assert any(cut == signal.renderer.render(start, "prompt_left").sequence for start in starts)
-    report = crossfit.run.read_json("render.json")
+    report = reward.run.read_json("render.json")
     assert (report["truncated_prompts"] >= 2, report["cut_completions"], report["refused"]) == (True, 1, {})
 
 
@@ -119,7 +119,7 @@ def test_a_completion_that_does_not_fit_alone_is_cut_on_the_right_and_counted_on
 
 @pytest.mark.parametrize("text", ["[SEP]", "yes [CLS] no", "<|im_start|>user", "<|eot_id|>", "[MASK]"])
 def test_special_tokens_in_data_are_refused_and_counted(text: str) -> None:
-    records: list[Record] = [ranking("hi", ["yes", text]), ranking(text, ["yes", "no"]), labelled("hi", "yes", 1.0)]
+    records: list[Judged] = [ranking("hi", ["yes", text]), ranking(text, ["yes", "no"]), labelled("hi", "yes", 1.0)]
     examples, report = render_records(records, tiny.renderer())
     assert [example.record for example in examples] == records[2:]
     assert report.refused == {"special_tokens": 2}
@@ -127,9 +127,9 @@ def test_special_tokens_in_data_are_refused_and_counted(text: str) -> None:
 
 def test_every_reason_to_refuse_is_counted_by_its_code() -> None:
     system = ranking("hi", ["yes", "no"])
-    odd = type(system)("x", "hi", (Message("tool", "hi"),), ("yes", "no"), ((0, 1),))
+    odd = type(system)("x", "hi", (Message("tool", "hi"),), ("yes", "no"), (Pair(0, 1),))
     long = ranking("hi", [LONG * 2, "no"])
-    records: list[Record] = [odd, long, system, ranking("hi", ["[SEP]", "a"])]
+    records: list[Judged] = [odd, long, system, ranking("hi", ["[SEP]", "a"])]
     examples, report = render_records(records, tiny.renderer(unfinished="error"))
     assert [example.record for example in examples] == [system]
     assert report.refused == {"template_error": 1, "unfinished": 1, "special_tokens": 1}

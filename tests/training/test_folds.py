@@ -2,11 +2,11 @@
 
 from collections import Counter
 
-from assay_training.algorithms.folds import DEV, fold_of
+from assay_training.algorithms.folds import HELD_OUT, fold_of
 
 
-def folds(seed: int, groups: list[str], *, dev_share: float = 0.1) -> list[int]:
-    return [fold_of(group, folds=5, dev_share=dev_share, seed=seed) for group in groups]
+def folds(seed: int, groups: list[str], *, held_out: float = 0.1) -> list[int]:
+    return [fold_of(group, folds=5, held_out=held_out, seed=seed) for group in groups]
 
 
 def test_the_assignment_is_fixed_for_ever() -> None:
@@ -19,8 +19,8 @@ def test_the_assignment_is_fixed_for_ever() -> None:
 def test_parts_have_about_their_share() -> None:
     """10 000 groups: three standard deviations are 90 groups of the development part, 115 of a fold."""
     sizes = Counter(folds(7, [f"group {i}" for i in range(10_000)]))
-    assert set(sizes) == {DEV, 0, 1, 2, 3, 4}
-    assert abs(sizes[DEV] - 1000) < 90
+    assert set(sizes) == {HELD_OUT, 0, 1, 2, 3, 4}
+    assert abs(sizes[HELD_OUT] - 1000) < 90
     assert all(abs(sizes[fold] - 1800) < 115 for fold in range(5))
 
 
@@ -32,6 +32,6 @@ def test_a_groups_fold_depends_on_nothing_but_itself_and_the_seed() -> None:
 
 def test_a_larger_development_part_takes_from_the_folds_and_moves_nobody_else() -> None:
     groups = [f"group {i}" for i in range(500)]
-    small, large = folds(7, groups), folds(7, groups, dev_share=0.3)
-    assert all(after in (before, DEV) for before, after in zip(small, large, strict=True))
-    assert large.count(DEV) > small.count(DEV)
+    small, large = folds(7, groups), folds(7, groups, held_out=0.3)
+    assert all(after in (before, HELD_OUT) for before, after in zip(small, large, strict=True))
+    assert large.count(HELD_OUT) > small.count(HELD_OUT)

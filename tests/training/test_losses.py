@@ -5,11 +5,21 @@ import math
 import pytest
 import torch
 
-from assay_training.algorithms.losses import bradley_terry, soft_label_cross_entropy
+from assay_training.algorithms.losses import (
+    batch_mean_margins,
+    bradley_terry,
+    next_token_cross_entropy,
+    raw_squared_error,
+    sigmoid_squared_error,
+    soft_label_cross_entropy,
+    squared_logits,
+    squared_sums,
+)
 
 
-def in_order(logits: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Prompts whose completions are listed best first: all C(K, 2) pairs, averaged per prompt, then over prompts."""
+def in_order(logits: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Margins, no target margins, and weights of prompts whose completions are listed best first: all C(K, 2) pairs,
+    averaged per prompt, then over prompts."""
     better, worse, weights, offset = [], [], [], 0
     for row in logits:
         for i in range(len(row)):
@@ -18,8 +28,9 @@ def in_order(logits: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor, tor
                 worse.append(offset + j)
                 weights.append(1 / math.comb(len(row), 2) / len(logits))
         offset += len(row)
-    flat = [logit for row in logits for logit in row]
-    return torch.tensor(flat), torch.tensor(better), torch.tensor(worse), torch.tensor(weights)
+    flat = torch.tensor([logit for row in logits for logit in row])
+    margins = flat[torch.tensor(better)] - flat[torch.tensor(worse)]
+    return margins, torch.zeros_like(margins), torch.tensor(weights)
 
 
 def slow_loss(logits: list[list[float]]) -> float:
@@ -56,9 +67,8 @@ def test_bradley_terry_agrees_with_a_slow_double_loop() -> None:
 
 
 def test_bradley_terry_pushes_the_better_up_and_the_worse_down() -> None:
-    logits, better, worse, weights = in_order([[0.5, -0.5]])
-    logits.requires_grad_()
-    bradley_terry(logits, better, worse, weights).backward()  # type: ignore[no-untyped-call]
+    logits = torch.tensor([0.5, -0.5], requires_grad=True)
+    bradley_terry(logits[:1] - logits[1:], torch.zeros(1), torch.ones(1)).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert logits.grad.tolist() == pytest.approx([-0.2689414, 0.2689414], abs=1e-6)  # ∓σ(-1)
 
@@ -95,4 +105,95 @@ def test_extreme_logits_stay_finite() -> None:
     far = torch.tensor([1e4, -1e4])
     assert float(soft_label_cross_entropy(far, torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5]))) == 1e4
     assert float(soft_label_cross_entropy(far, torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))) == 0.0
-    assert float(bradley_terry(far, torch.tensor([1]), torch.tensor([0]), torch.ones(1))) == 2e4
+    assert float(bradley_terry(torch.tensor([-2e4]), torch.zeros(1), torch.ones(1))) == 2e4
+    assert float(sigmoid_squared_error(far, torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5]))) == 1.0
+
+
+MARGINS = [2.0, 1.0, 0.0, -1.0]  # their mean is 1/2
+
+
+def mean_of(margins: torch.Tensor) -> torch.Tensor:
+    return margins.mean().detach()
+
+
+def test_a_labelled_margin_is_subtracted_inside_the_loss() -> None:
+    """(3): -log σ(1 - 1/3) = 0.4143701, -log σ(1 - 1) = ln 2, -log σ(1 - 3) = 2.1269280."""
+    margins, targets = torch.ones(3), torch.tensor([1 / 3, 1.0, 3.0])
+    for i, expected in enumerate((0.4143701, 0.6931472, 2.1269280)):
+        loss = bradley_terry(margins[i : i + 1], targets[i : i + 1], torch.ones(1))
+        assert float(loss) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_mean_margin_alone() -> None:
+    """(4) and (5): d - μ = 1.5, 0.5, -0.5, -1.5; (0.2014133 + 0.4740770 + 0.9740770 + 1.7014133) / 4."""
+    margins = torch.tensor(MARGINS)
+    loss = bradley_terry(margins, mean_of(margins).expand(4), torch.full((4,), 0.25))
+    assert float(loss) == pytest.approx(0.8377451, abs=1e-6)
+
+
+def test_the_mean_margin_with_threshold() -> None:
+    """(6) and (7): the upper two keep d: (0.1269280 + 0.3132617 + 0.9740770 + 1.7014133) / 4."""
+    margins = torch.tensor(MARGINS)
+    targets = batch_mean_margins(margins, mean_of(margins))
+    assert targets.tolist() == [0.0, 0.0, 0.5, 0.5]
+    assert float(bradley_terry(margins, targets, torch.full((4,), 0.25))) == pytest.approx(0.7789200, abs=1e-6)
+
+
+def test_a_margin_at_the_mean_keeps_itself() -> None:
+    assert batch_mean_margins(torch.tensor([1.0, 1.0]), torch.tensor(1.0)).tolist() == [0.0, 0.0]
+
+
+def test_a_mean_that_is_not_detached_has_gradients_that_sum_to_zero() -> None:
+    """Why it is: (4) could not raise the mean margin otherwise. Detached, every pair is pushed up."""
+    margins = torch.tensor(MARGINS, requires_grad=True)
+    bradley_terry(margins, margins.mean().expand(4), torch.full((4,), 0.25)).backward()  # type: ignore[no-untyped-call]
+    assert margins.grad is not None
+    assert float(margins.grad.sum()) == pytest.approx(0.0, abs=1e-7)
+    assert float(margins.grad.abs().max()) > 0.05
+    with pytest.raises(ValueError, match="carries a gradient"):
+        batch_mean_margins(margins, margins.mean())
+    margins.grad = None
+    targets = batch_mean_margins(margins, mean_of(margins))
+    bradley_terry(margins, targets, torch.full((4,), 0.25)).backward()  # type: ignore[no-untyped-call]
+    assert margins.grad is not None
+    assert max(margins.grad.tolist()) < 0
+    assert not targets.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("logit", "label", "expected"),
+    [(0.0, 0.5, 0.0), (0.0, 1.0, 0.25), (1.0986123, 0.25, 0.25), (-1.0986123, 1.0, 0.5625)],
+)
+def test_the_squared_error_of_the_sigmoid(logit: float, label: float, expected: float) -> None:
+    loss = sigmoid_squared_error(torch.tensor([logit]), torch.tensor([label]), torch.ones(1))
+    assert float(loss) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label", "expected"),
+    [(0.5, 0.25, 0.0625), (1.5, 1.0, 0.26), (-0.5, 0.0, 0.26), (3.0, 0.5, 6.29), (1.0, 1.0, 0.0), (0.0, 0.0, 0.0)],
+)
+def test_the_squared_error_of_the_raw_output_with_its_penalty(prediction: float, label: float, expected: float) -> None:
+    """(p - y)² + 0.02 · what p exceeds 0..1 by: 0.25 + 0.02 · 0.5; 6.25 + 0.02 · 2."""
+    loss = raw_squared_error(torch.tensor([prediction]), torch.tensor([label]), torch.ones(1))
+    assert float(loss) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_two_regularisers() -> None:
+    better, worse, weights = torch.tensor([2.0, 1.0]), torch.tensor([-1.0, 0.0]), torch.tensor([0.5, 0.5])
+    assert float(squared_logits(better, worse, weights)) == pytest.approx(0.5 * 2.5 + 0.5 * 0.5)
+    assert float(squared_sums(better, worse, weights)) == pytest.approx(1.0)
+
+
+def test_the_next_token_loss_is_the_weighted_sum() -> None:
+    assert float(next_token_cross_entropy(torch.tensor([-1.0, -3.0]), torch.tensor([0.5, 0.25]))) == 1.25
+
+
+def test_shapes_that_would_broadcast_are_refused() -> None:
+    """ms-swift#9927: margins [B, 1] minus [B] are [B, B], silently."""
+    with pytest.raises(ValueError, match="vectors of one length"):
+        bradley_terry(torch.zeros(3), torch.zeros(3, 1), torch.ones(3))
+    with pytest.raises(ValueError, match="vectors of one length"):
+        soft_label_cross_entropy(torch.zeros(3, 1), torch.zeros(3, 1), torch.ones(3, 1))
+    with pytest.raises(ValueError, match="vectors of one length"):
+        raw_squared_error(torch.zeros(3), torch.zeros(1), torch.ones(3))

@@ -1,4 +1,4 @@
-"""Rows of the three data sets to records."""
+"""Rows of data sets to records, and what is wrong with a row told by file, row and field."""
 
 from pathlib import Path
 from typing import Any
@@ -6,28 +6,28 @@ from typing import Any
 import pytest
 
 from assay_service.scoring.item import Item, Message
-from assay_training.records import (
-    Labelled,
-    Ranking,
-    RecordError,
-    data_hashes,
-    group_of,
-    parse_dialogue,
-    read_labelled,
-    read_rankings,
-)
+from assay_training.config.data import Source
+from assay_training.records.hh import parse_dialogue
+from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
+from assay_training.records.sources import data_hashes, read_labelled, read_rankings, read_spoken
 from tests.training import tiny
 from tests.training.tiny import dialogue, feedback_row, hh_row, safety_row
+
+FORMATS = {"hh_rlhf": "hh"}
+
+
+def sources(*names: str) -> list[Source]:
+    return [Source.model_validate({"name": name, "format": FORMATS.get(name, name)}) for name in names]
 
 
 def rankings(data: Path, source: str, rows: list[Any], file: str = "x.jsonl.gz") -> list[Ranking]:
     tiny.write_rows(data / source / file, rows)
-    return [record for record in read_rankings(data, [source]) if isinstance(record, Ranking)]
+    return [record for record in read_rankings(data, sources(source)) if isinstance(record, Ranking)]
 
 
 def labels(data: Path, source: str, rows: list[Any]) -> list[Labelled]:
     tiny.write_rows(data / source / "x.jsonl.gz", rows)
-    return [record for record in read_labelled(data, [source]) if isinstance(record, Labelled)]
+    return [record for record in read_labelled(data, sources(source)) if isinstance(record, Labelled)]
 
 
 def test_a_dialogue_is_parsed_turn_by_turn_and_stripped() -> None:
@@ -49,7 +49,7 @@ def test_an_hh_row_of_several_turns(tmp_path: Path) -> None:
         group="how do i bake",
         prompt=(Message("user", "How do I bake?"), Message("assistant", "Mix."), Message("user", "And then?")),
         completions=("Wait.", "No."),
-        pairs=((0, 1),),
+        pairs=(Pair(0, 1),),
     )
     assert record.data_set == "hh_rlhf"
     assert [item.completion for item in record.items] == ["Wait.", "No."]
@@ -71,7 +71,10 @@ def test_faulty_hh_rows_are_dropped(tmp_path: Path) -> None:
 def test_every_file_of_a_source_is_read(tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "hh_rlhf" / "b-base.test.jsonl.gz", [hh_row("b", "1", "2")])
     tiny.write_rows(tmp_path / "hh_rlhf" / "a-base.test.jsonl.gz", [hh_row("a", "1", "2")])
-    assert [record.source for record in read_rankings(tmp_path, ["hh_rlhf"])] == ["hh_rlhf/a-base", "hh_rlhf/b-base"]
+    assert [record.source for record in read_rankings(tmp_path, sources("hh_rlhf"))] == [
+        "hh_rlhf/a-base",
+        "hh_rlhf/b-base",
+    ]
 
 
 def test_the_better_rated_answer_comes_first_in_its_pairs(tmp_path: Path) -> None:
@@ -84,8 +87,10 @@ def test_the_better_rated_answer_comes_first_in_its_pairs(tmp_path: Path) -> Non
     (record,) = rankings(tmp_path, "feedbackqa", rows)
     assert (record.group, record.prompt) == ("q", (Message("user", "Q?"),))
     assert record.completions == ("bad", "best", "so-so")
-    assert set(record.pairs) == {(1, 0), (1, 2), (2, 0)}
-    assert len(record.pairs) == 3
+    assert {(pair.better, pair.worse): pair.gap for pair in record.pairs} == pytest.approx(
+        {(1, 0): 2 / 3, (1, 2): 1 / 2, (2, 0): 1 / 6}
+    )
+    assert (len(record.pairs), record.ties) == (3, ())
 
 
 def test_equal_means_are_ties_even_where_their_floats_differ(tmp_path: Path) -> None:
@@ -97,9 +102,10 @@ def test_equal_means_are_ties_even_where_their_floats_differ(tmp_path: Path) -> 
         feedback_row("partly?", "b", "Acceptable", "Acceptable", "Excellent"),
         feedback_row("partly?", "c", "Acceptable", "Excellent", "Excellent"),
     ]
-    (record,) = rankings(tmp_path, "feedbackqa", rows)
-    assert record.group == "partly"
-    assert set(record.pairs) == {(2, 0), (2, 1)}
+    tied, record = rankings(tmp_path, "feedbackqa", rows)
+    assert (tied.group, tied.pairs, tied.ties) == ("tie", (), ((0, 1),))
+    assert (record.group, record.ties) == ("partly", ((0, 1),))
+    assert {(pair.better, pair.worse) for pair in record.pairs} == {(2, 0), (2, 1)}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +151,7 @@ GOOD_FEEDBACK = feedback_row("a", "b", "Bad")
         ("hh_rlhf", [GOOD_HH, {"chosen": "x"}], 2, "rejected"),
         ("hh_rlhf", [GOOD_HH, GOOD_HH, '{"chosen": '], 3, "Expecting value"),
         ("hh_rlhf", [""], 1, "Expecting value"),
-        ("feedbackqa", [GOOD_FEEDBACK, {"question": "a", "rating": []}], 2, "passage"),
+        ("feedbackqa", [GOOD_FEEDBACK, {"question": "a", "rating": ["Bad"]}], 2, "passage"),
         ("feedbackqa", [GOOD_FEEDBACK, feedback_row("a", "b")], 2, "'rating' is empty"),
         ("feedbackqa", [feedback_row("a", "b", "Bad", "Poor")], 1, "'rating'"),
     ],
@@ -180,17 +186,25 @@ def test_a_malformed_label_is_told_by_file_row_and_field(
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"hh_rlhf: no \*\.jsonl\.gz files"):
-        read_rankings(tmp_path, ["hh_rlhf"])
-    with pytest.raises(RecordError, match=r"diasafety: no \*\.jsonl\.gz files"):
-        data_hashes(tmp_path, ["diasafety"])
+    with pytest.raises(RecordError, match=r"hh_rlhf: no \*\.jsonl"):
+        read_rankings(tmp_path, sources("hh_rlhf"))
+    with pytest.raises(RecordError, match=r"diasafety: no \*\.jsonl"):
+        data_hashes(tmp_path, sources("diasafety"), [])
 
 
-def test_a_source_without_the_needed_kind_of_label_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="'diasafety' has no such labels; sources that do: hh_rlhf, feedbackqa"):
-        read_rankings(tmp_path, ["diasafety"])
-    with pytest.raises(RecordError, match="'hh_rlhf' has no such labels; sources that do: feedbackqa, diasafety"):
-        read_labelled(tmp_path, ["hh_rlhf"])
+def test_a_format_without_the_needed_kind_of_record_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="diasafety: format 'diasafety' has no rankings; these have: hh, feedbackqa"):
+        read_rankings(tmp_path, sources("diasafety"))
+    with pytest.raises(RecordError, match="hh_rlhf: format 'hh' has no labelled; these have: feedbackqa, arena_bench"):
+        read_labelled(tmp_path, sources("hh_rlhf"))
+    with pytest.raises(RecordError, match="feedbackqa: format 'feedbackqa' has no spoken; these have: hh, oasst"):
+        read_spoken(tmp_path, sources("feedbackqa"))
+
+
+def test_a_source_with_nothing_of_the_kind_in_it_is_told(tmp_path: Path) -> None:
+    tiny.write_rows(tmp_path / "hh_rlhf" / "x.jsonl.gz", [hh_row("same", "Yes.", "Yes.")])
+    with pytest.raises(RecordError, match="hh_rlhf: no rankings in it"):
+        read_rankings(tmp_path, sources("hh_rlhf"))
 
 
 def test_hashes_name_every_file_that_is_read_and_no_other(tmp_path: Path) -> None:
@@ -199,6 +213,6 @@ def test_hashes_name_every_file_that_is_read_and_no_other(tmp_path: Path) -> Non
     folder.mkdir()
     (folder / "train.jsonl.gz").write_bytes(b"abc")
     (folder / "LICENSE").write_text("free")
-    assert data_hashes(tmp_path, ["diasafety"]) == {
+    assert data_hashes(tmp_path, sources("diasafety"), []) == {
         "diasafety/train.jsonl.gz": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     }

@@ -1,5 +1,6 @@
 """From rows of logits to the numbers and the sentences of a model card."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from assay_training.config import RewardConfig, read
+from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
+from assay_training.config.reward import RewardConfig, read
 from assay_training.evaluation.card import CardFacts, card
-from assay_training.evaluation.results import Rows, results
+from assay_training.evaluation.results import results
+from assay_training.evaluation.rows import Rows
+from assay_training.records.record import Pair
 from tests.training.tiny import fake_ids, labelled, ranking
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 Z = 1.959964
+PREFERENCE, ABSOLUTE = PreferenceObjective(kind="preference"), AbsoluteObjective(kind="absolute")
 
 
 def config(kind: str) -> RewardConfig:
@@ -49,11 +54,14 @@ def preference_rows() -> Rows:
     names = ["hh_rlhf/helpful-base", "hh_rlhf/helpful-online", "hh_rlhf/harmless-base", "feedbackqa"]
     sources = np.array([name for name in names for _ in range(2)])
     values = {"model": np.array(margins), "length": -np.ones(8), "frozen head": np.array([1.0, -1.0] * 4)}
-    return Rows(sources, np.array([f"g{i}" for i in range(8)]), values, None)
+    gaps = np.array([np.nan] * 6 + [0.2, 0.9])
+    ties = Rows(np.array(["feedbackqa"] * 2), np.array(["g6", "g7"]), {"model": np.array([-0.5, 1.5])})
+    groups = np.array([f"g{i}" for i in range(8)])
+    return Rows(sources, groups, values, gaps=gaps, extremes=np.array([True, False] * 4), ties=ties)
 
 
 def test_accuracy_by_domain() -> None:
-    numbers = results(preference_rows(), seed=0)
+    numbers = results(preference_rows(), PREFERENCE, seed=0)
     accuracy = {domain: part["accuracy"]["model"]["value"] for domain, part in numbers.items()}
     assert accuracy == {
         "hh_rlhf/helpful-base": 0.5,
@@ -70,7 +78,7 @@ def test_accuracy_by_domain() -> None:
 
 def test_the_difference_is_paired() -> None:
     """Hits 1 0 1 ½ against 1 0 1 0: differences 0 0 0 ½, mean 1/8 and SEM 1/8; unpaired the SEM would be above 0.3."""
-    difference = results(preference_rows(), seed=0)["hh_rlhf/helpful (all)"]["difference"]["frozen head"]
+    difference = results(preference_rows(), PREFERENCE, seed=0)["hh_rlhf/helpful (all)"]["difference"]["frozen head"]
     assert difference["value"] == pytest.approx(0.125)
     assert difference["high"] - difference["value"] == pytest.approx(Z * 0.125, abs=1e-6)
 
@@ -81,13 +89,13 @@ def absolute_rows() -> Rows:
     groups = np.array([f"g{i}" for i in range(60)])
     model = np.log((labels * 0.8 + 0.1) / (1 - labels * 0.8 - 0.1))  # its sigmoid is 0.1 + 0.8 · label
     values = {"model": model, "length": np.tile([0.5, 0.1, 0.2, 0.7], 15), "frozen head": -model}
-    return Rows(sources, groups, values, labels)
+    return Rows(sources, groups, values, labels=labels)
 
 
 @cache
 def absolute_results(seed: int) -> dict[str, Any]:
     """Once for all tests: the bootstrap takes seconds."""
-    return results(absolute_rows(), seed)
+    return results(absolute_rows(), ABSOLUTE, seed)
 
 
 def test_absolute_numbers_by_domain() -> None:
@@ -113,7 +121,7 @@ def test_absolute_errors_are_those_of_the_sigmoid() -> None:
 
 def test_the_seed_reaches_the_bootstrap() -> None:
     rows = absolute_rows()
-    other = results(rows.where(rows.sources == "feedbackqa"), seed=1)
+    other = results(rows.where(rows.sources == "feedbackqa"), ABSOLUTE, seed=1)
     ranks = [numbers["feedbackqa"]["rank"]["length"] for numbers in (absolute_results(0), other)]
     assert ranks[0]["value"] == ranks[1]["value"]
     assert ranks[0]["low"] != ranks[1]["low"]
@@ -211,4 +219,66 @@ def test_an_absolute_card_has_a_row_for_every_bucket() -> None:
 
 def test_a_card_of_real_results_is_made_of_both_kinds() -> None:
     """What `results` gives is what `card` takes."""
-    assert "| all | 8 | 8 | " in card(facts("preference"), results(preference_rows(), seed=0))
+    assert "| all | 8 | 8 | " in card(facts("preference"), results(preference_rows(), PREFERENCE, seed=0))
+
+
+def test_accuracy_by_strength_counts_pairs_by_quarters_of_the_gap() -> None:
+    """Llama-2's Table 8; a strength with fewer than two groups has no interval and is left out."""
+    examples, logits = [], []
+    gaps = [1 / 6, 0.25, 1 / 3, 0.5, 2 / 3, 0.75, 5 / 6, 1.0]
+    for i, gap in enumerate(gaps):
+        record = replace(ranking(f"g{i}", "ab", (), "feedbackqa"), pairs=(Pair(0, 1, gap),))
+        examples.append(fake_ids(record, 1, 1))
+        logits.append([float(i % 2), 0.5])
+    numbers = results(Rows.of(examples, {"model": logits}), PREFERENCE, seed=0)["feedbackqa"]
+    strengths = numbers["by strength"]
+    assert list(strengths) == ["negligibly better", "slightly better", "better", "significantly better"]
+    assert {name: part["model"]["n"] for name, part in strengths.items()} == dict.fromkeys(strengths, 2)
+    assert {part["model"]["value"] for part in strengths.values()} == {0.5}
+    assert (numbers["margins"]["n"], numbers["margins"]["share_negative"]) == (8, 0.5)
+
+
+def test_best_against_worst_is_one_pair_of_each_ranking() -> None:
+    order = ((1, 0), (1, 2), (2, 0), (1, 3), (2, 3))  # 1 beats three, 0 and 3 lose two each: the first of them
+    examples = [
+        fake_ids(ranking("a", "wxyz", order, "x"), 1, 1, 1, 1),
+        fake_ids(ranking("b", "xy", ((1, 0),), "x"), 1, 1),
+        fake_ids(ranking("c", "xyz", ((0, 1), (1, 2), (2, 0)), "x"), 1, 1, 1),  # a circle
+    ]
+    rows = Rows.of(examples, {"model": [[0.0, 1.0, 2.0, 3.0], [0.0, 1.0], [0.0, 0.0, 0.0]]})
+    assert rows.extremes is not None
+    assert rows.extremes.tolist() == [True, False, False, False, False, True, False, False, False]
+    numbers = results(rows, PREFERENCE, seed=0)["all"]
+    assert (numbers["best against worst"]["model"]["n"], numbers["best against worst"]["model"]["value"]) == (2, 1.0)
+
+
+def test_ties_are_reported_apart() -> None:
+    record = replace(ranking("a", "xyz", ((0, 1),), "x"), ties=((0, 2), (1, 2)))
+    rows = Rows.of(
+        [fake_ids(record, 1, 1, 1), fake_ids(ranking("b", "xy", source="y"), 1, 1)],
+        {"model": [[3.0, 1.0, 2.5], [1.0, 0.0]]},
+    )
+    numbers = results(rows, PREFERENCE, seed=0)
+    assert numbers["x"]["ties"] == {"n": 2, "mean |margin|": 1.0}  # 0.5 and -1.5
+    assert numbers["y"]["ties"] == {"n": 0, "mean |margin|": None}
+    assert numbers["all"]["accuracy"]["model"]["n"] == 2
+
+
+def test_calibration_is_of_the_quality() -> None:
+    (low, mid, high) = absolute_results(0)["feedbackqa"]["calibration"]
+    assert (low["n"], low["prediction"], low["label"]) == (10, pytest.approx(0.1), 0.0)
+    assert (mid["n"], mid["label"], high["n"], high["label"]) == (10, 0.5, 10, pytest.approx(5 / 6))
+
+
+def test_a_raw_output_is_its_own_quality_and_the_baselines_are_not() -> None:
+    labels = np.array([0.0, 0.5, 1.0])
+    rows = Rows(
+        np.array(["a"] * 3),
+        np.array(list("xyz")),
+        {"model": labels, "length": np.array([-1.0, 0.0, 1.0])},
+        labels=labels,
+    )
+    raw = AbsoluteObjective(kind="absolute", loss="mse+penalty")
+    errors = results(rows, raw, seed=0)["a"]["errors"]
+    assert errors["model"]["all"] == (3, 0.0, 0.0)
+    assert errors["length"]["all"] == (3, pytest.approx(0.0482, abs=1e-4), pytest.approx(0.1793, abs=1e-4))

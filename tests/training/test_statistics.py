@@ -11,7 +11,9 @@ from assay_training.algorithms.statistics import (
     auc,
     bootstrap,
     bucket_errors,
+    calibration,
     clustered_mean,
+    moments,
     outcomes,
     spearman,
 )
@@ -140,3 +142,29 @@ def test_the_bootstrap_of_a_mean_has_the_interval_of_the_formula() -> None:
     drawn = bootstrap(lambda index: float(values[index].mean()), clusters, seed=0, draws=1000)
     assert drawn.value == pytest.approx(formula.value)
     assert drawn.high - drawn.low == pytest.approx(formula.high - formula.low, rel=0.1)
+
+
+def test_the_moments_of_margins() -> None:
+    """By hand: deviations -2 -1 0 0 3; m2 = 14/5, m3 = (-8 - 1 + 27)/5, m4 = (16 + 1 + 81)/5."""
+    of = moments(np.array([-1.0, 0.0, 1.0, 1.0, 4.0]))
+    assert (of.n, of.mean, of.share_negative) == (5, 1.0, 0.2)
+    assert of.std == pytest.approx((14 / 4) ** 0.5)
+    assert of.skewness == pytest.approx(3.6 / 2.8**1.5)
+    assert of.kurtosis == pytest.approx(19.6 / 2.8**2 - 3)
+
+
+def test_margins_that_are_all_equal_have_no_shape() -> None:
+    of = moments(np.array([2.0, 2.0]))
+    assert (of.mean, of.std, of.skewness, of.kurtosis) == (2.0, 0.0, 0.0, 0.0)
+    assert moments(np.array([2.0])).std == 0.0
+
+
+def test_calibration_by_tenths_of_the_prediction() -> None:
+    predictions = np.array([0.05, 0.07, 0.1, 0.95, 1.0, 1.3, -0.2])
+    labels = np.array([0.0, 0.5, 0.25, 1.0, 0.5, 0.0, 0.1])
+    low, second, high = calibration(labels, predictions)
+    assert (low.low, low.high, low.n) == (0.0, 0.1, 3)
+    assert low.prediction == pytest.approx(-0.08 / 3)
+    assert low.label == pytest.approx(0.2)
+    assert (second.low, second.n, second.label) == (0.1, 1, 0.25)
+    assert (high.low, high.n, high.label) == (0.9, 3, 0.5)

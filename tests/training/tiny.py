@@ -18,12 +18,16 @@ from assay_service.scoring.layout import Sequence, Span
 from assay_service.scoring.manifest import ScorePosition
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer, RenderRules
-from assay_training.config import Optimiser
+from assay_training.config.model import Optimiser
 from assay_training.examples import Example
-from assay_training.records import Labelled, Ranking, Record
+from assay_training.records.record import Judged, Labelled, Pair, Ranking
 from tests import checkpoints
 
 Pairs = tuple[tuple[int, int], ...]
+
+HH = {"name": "hh_rlhf", "format": "hh"}
+FEEDBACKQA = {"name": "feedbackqa", "format": "feedbackqa"}
+DIASAFETY = {"name": "diasafety", "format": "diasafety"}
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> Path:
@@ -68,17 +72,17 @@ def write_config(path: Path, base: Path, *, template_text: str = checkpoints.ENC
     (path.parent / "template.jinja").write_text(template_text)
     config = {
         "name": "tiny",
-        "kind": "preference",
+        "objective": {"kind": "preference"},
         "base": str(base),
         "template": "template.jinja",
-        "sources": ["hh_rlhf"],
+        "sources": [HH],
         "max_length": 48,
         "score_position": "mean",
         "eos": "template",
         "unfinished": "score",
         "lora": {"r": 2, "alpha": 4, "target_modules": ["query", "value"]},
         "optimiser": {"learning_rate": 0.01, "batch_prompts": 8, "compute_dtype": "float32"},
-        "split": {"folds": 2, "test_folds": 2, "dev_share": 0.2},
+        "split": {"held_out": 0.2, "folds": 2, "test_folds": 2},
         "seed": 3,
         "golden": [["How do I bake bread?", "Mix flour and water."], ["fox", "dog"]],
     }
@@ -108,14 +112,15 @@ def trainable(base: Path, *, seed: int = 0, dropout: float = 0.0) -> tuple[Rewar
 
 
 def ranking(prompt: str, completions: Iterable[str], pairs: Pairs = ((0, 1),), source: str = "hh_rlhf/x") -> Ranking:
-    return Ranking(source, prompt, (Message("user", prompt),), tuple(completions), pairs)
+    judged = tuple(Pair(better, worse) for better, worse in pairs)
+    return Ranking(source, prompt, (Message("user", prompt),), tuple(completions), judged)
 
 
 def labelled(prompt: str, completion: str, label: float, source: str = "feedbackqa") -> Labelled:
     return Labelled(source, prompt, Item.of(prompt, completion), label)
 
 
-def fake_ids(record: Record, *lengths: int) -> Example:
+def fake_ids(record: Judged, *lengths: int) -> Example:
     """An example whose sequences have the given lengths; for what never looks at the ids."""
     return Example(record, tuple(Sequence((1,) * length, 0, Span(0, 1)) for length in lengths))
 

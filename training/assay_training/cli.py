@@ -1,4 +1,4 @@
-"""`assay train reward`. Imports only typer and the standard library at the top; the rest when a command runs."""
+"""`assay train sft`, `assay train reward`. Imports only typer and the standard library at the top; the rest later."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,27 +9,36 @@ app = typer.Typer(no_args_is_help=True)
 train = typer.Typer(no_args_is_help=True, help="Train models.")
 app.add_typer(train, name="train")
 
+Config = Annotated[Path, typer.Option(help="YAML configuration of the run.", exists=True, dir_okay=False)]
+Data = Annotated[Path, typer.Option(help="Folder that holds the sources' folders.", exists=True, file_okay=False)]
+Out = Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME. A run that is there is resumed.")]
+
 
 @train.command("reward")
-def train_reward(
-    config: Annotated[Path, typer.Option(help="YAML configuration of the run.", exists=True, dir_okay=False)],
-    data: Annotated[Path, typer.Option(help="Folder that holds the sources' folders.", exists=True, file_okay=False)],
-    out: Annotated[
-        Path | None, typer.Option(help="Run directory; default runs/NAME. A run that is there is resumed.")
-    ] = None,
-    dev: Annotated[
-        bool, typer.Option("--dev", help="Only score the development part, to choose hyper-parameters.")
-    ] = False,
-) -> None:
-    """Train a preference or absolute reward model: five folds for the model card, then the model that is served."""
+def train_reward(config: Config, data: Data, out: Out = None) -> None:
+    """Train a preference or absolute reward model, and test it on held-out groups or fold by fold."""
     from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415 - heavy, only when the command runs
-    from assay_training.loops.crossfit import run  # noqa: PLC0415
+    from assay_training.loops.run import run  # noqa: PLC0415
 
     keep_freed_memory()
     try:
-        run(config, data, out, dev_only=dev)
+        run(config, data, out)
     except ValueError as error:  # wrong configuration, data or run directory; each message names the file and the mend
         typer.echo(f"assay train reward: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@train.command("sft")
+def train_sft(config: Config, data: Data, out: Out = None) -> None:
+    """Train a policy on dialogues or texts, in one stage or several."""
+    from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415 - heavy, only when the command runs
+    from assay_training.loops.sft import run  # noqa: PLC0415
+
+    keep_freed_memory()
+    try:
+        typer.echo(run(config, data, out))
+    except ValueError as error:
+        typer.echo(f"assay train sft: {error}", err=True)
         raise typer.Exit(2) from None
 
 

@@ -2,24 +2,27 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
 
 from assay_service.errors import ContentError
-from assay_service.scoring.item import Item, Message
+from assay_service.scoring.item import Item
 from assay_service.scoring.layout import Sequence as Ids
-from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
-from assay_training.config import Optimiser
-from assay_training.records import Record
+from assay_training.config.model import Optimiser
+from assay_training.records.record import Judged
+
+KEPT_PROMPT_TOKENS = 256  # of a prompt stay where the completion is too long (seeds §4) …
+KEPT_PROMPT_SHARE = 0.5  # … but not more than this share of a short model's length
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """A record as ids: one sequence per completion."""
 
-    record: Record
+    record: Judged
     sequences: tuple[Ids, ...]
 
     @property
@@ -34,8 +37,8 @@ class RenderReport:
 
     Attributes:
         truncated_prompts: items whose prompt was cut from the left.
-        cut_completions: items whose completion alone was too long; cut on the right, without end of turn.
-        refused: items that the renderer refused, by error code; their records are dropped.
+        cut_completions: items whose completion was too long; cut on the right, without end of turn.
+        refused: records that the renderer refused, by error code; they are dropped.
     """
 
     truncated_prompts: int = 0
@@ -43,11 +46,11 @@ class RenderReport:
     refused: dict[str, int] = field(default_factory=dict)
 
 
-def render_records(records: Sequence[Record], renderer: Renderer) -> tuple[list[Example], RenderReport]:
+def render_records(records: Sequence[Judged], renderer: Renderer) -> tuple[list[Example], RenderReport]:
     """Records to examples, in order, with a count of what was cut or refused."""
     report = RenderReport()
     examples = []
-    for record in tqdm(records, desc="render", unit="records"):
+    for record in tqdm(records, desc="render", unit="records", mininterval=10):
         try:
             sequences = tuple(_render(item, renderer, report) for item in record.items)
         except ContentError as error:
@@ -57,7 +60,16 @@ def render_records(records: Sequence[Record], renderer: Renderer) -> tuple[list[
     return examples, report
 
 
-def token_batches(indices: Sequence[int], examples: Sequence[Example], limit_tokens: int) -> Iterator[list[int]]:
+class Tokens(Protocol):
+    """Anything that takes up tokens of a forward."""
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        ...
+
+
+def token_batches(indices: Sequence[int], examples: Sequence[Tokens], limit_tokens: int) -> Iterator[list[int]]:
     """Cuts `indices` into runs of at most `limit_tokens`, never splitting an example."""
     part: list[int] = []
     tokens = 0
@@ -71,31 +83,14 @@ def token_batches(indices: Sequence[int], examples: Sequence[Example], limit_tok
         yield part
 
 
-def autocast(model: RewardModel, settings: Optimiser) -> torch.autocast:
+def autocast(device: torch.device, settings: Optimiser) -> torch.autocast:
     """Matrix products in `settings.compute_dtype`; the head stays in fp32."""
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=settings.compute_dtype == "bfloat16")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.compute_dtype == "bfloat16")
 
 
 def _render(item: Item, renderer: Renderer, report: RenderReport) -> Ids:
-    """The ids of `item`; a completion that does not fit by itself is cut on the right and has no end of turn."""
-    report.cut_completions += (fitting := _fitting(item, renderer)) is not item
-    rendered = renderer.render(fitting, "prompt_left")
+    kept = min(KEPT_PROMPT_TOKENS, int(renderer.rules.max_length * KEPT_PROMPT_SHARE))
+    rendered = renderer.render_within(item, kept)
+    report.cut_completions += rendered.completion_cut
     report.truncated_prompts += rendered.truncated_tokens > 0
     return rendered.sequence
-
-
-def _fitting(item: Item, renderer: Renderer) -> Item:
-    """`item`, or as much of it as fits without any prompt."""
-    try:
-        renderer.render(item, "prompt_left")
-    except ContentError as error:
-        if error.code != "completion_too_long":
-            raise
-        return _fitting(_shortened(item), renderer)
-    return item
-
-
-def _shortened(item: Item) -> Item:
-    """The item with the last eighth of its completion's characters cut off, unfinished."""
-    text = item.completion[: len(item.completion) * 7 // 8]
-    return Item((*item.prompt, Message("assistant", text)), "length")

@@ -1,20 +1,27 @@
 """What a run leaves behind: configuration, metrics, predictions by part, and the checkpoint that is served.
 
-JSON files are written under another name and then renamed, so a killed run leaves whole files or none. Of a checkpoint
-the manifest is written last; a directory without it is not one.
+Metrics go to `metrics.jsonl` and, for plots, to TensorBoard files below `tensorboard/`. JSON files are written under
+another name and then renamed, so a killed run leaves whole files or none. Of a checkpoint the manifest is written last;
+a directory without it is not one.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.utils.tensorboard import SummaryWriter
+from transformers import AutoConfig, AutoTokenizer
 
 from assay_service.scoring import manifest as manifests
 from assay_service.scoring.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from assay_training.config import RewardConfig
+from assay_training.config.reward import RewardConfig
+from assay_training.resume import ResumePoint
+
+TEMPLATE = "chat_template.jinja"
 
 
 class RunMismatch(ValueError):
@@ -26,27 +33,20 @@ class RunDirectory:
 
     Args:
         path: is created if need be.
-        config: must equal that of a run already there.
-        base_sha256: likewise; of the base's weights.
-        data_hashes: likewise.
+        identity: all that decides what the run computes; must equal that of a run already there.
+        writes: whether this process writes; of several that train together one does.
 
     Raises:
         RunMismatch: a different run is there.
     """
 
-    def __init__(self, path: Path, config: RewardConfig, base_sha256: str, data_hashes: Mapping[str, str]) -> None:
-        self.path = path
+    def __init__(self, path: Path, identity: Mapping[str, Any], *, writes: bool) -> None:
+        self.path, self.writes = path, writes
         path.mkdir(parents=True, exist_ok=True)
-        run: dict[str, Any] = {
-            "config": config.model_dump(mode="json", exclude={"template": True, "split": {"test_folds"}}),
-            "template": config.template.read_text(),
-            "base_sha256": base_sha256,
-            "data_sha256": dict(data_hashes),
-        }
         recorded = self.read_json("run.json")
-        if recorded is not None and recorded != run:
+        if recorded is not None and recorded != identity:
             raise RunMismatch(f"{path} holds a run of another configuration or of other data; choose another --out")
-        self.write_json("run.json", run)
+        self.write_json("run.json", identity)
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401 - JSON
         """The contents of `name`, or None if the run has not got that far."""
@@ -55,35 +55,74 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> None:  # noqa: ANN401 - JSON
         """Writes `value` as `name`, whole or not at all."""
+        if not self.writes:
+            return
         temporary = self.path / f"{name}.tmp"
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
         temporary.rename(self.path / name)
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Appends a row to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+    def resume_point(self, part: str) -> ResumePoint:
+        """Where the training of a part stands."""
+        return ResumePoint(self.path / "state" / f"{part}.pt")
+
+    def forget(self) -> None:
+        """Removes what only an interrupted run needs."""
+        if self.writes:
+            shutil.rmtree(self.path / "state", ignore_errors=True)
+
+    def metrics(self, part: str) -> "Metrics":
+        """Where the training of a part writes its steps."""
+        return Metrics(self.path, part)
 
 
-def write_checkpoint(
-    directory: Path,
-    tensors: Mapping[str, torch.Tensor],
-    config: RewardConfig,
-    head_name: str,
-    manifest: manifests.Manifest,
-) -> None:
-    """Writes an adapter with its head in PEFT's format, the template and the manifest.
+class Metrics:
+    """The rows of one part of a run, a row per step.
 
     Args:
-        directory: is created if need be.
+        run: the run directory.
+        part: what is trained.
+    """
+
+    def __init__(self, run: Path, part: str) -> None:
+        self._file = run / "metrics.jsonl"
+        self._plots = run / "tensorboard" / part
+        self._part = part
+
+    def begin(self, step: int) -> None:
+        """Forgets the rows from `step` on: an interrupted run wrote them and comes by them again."""
+        lines = self._file.read_text().splitlines() if self._file.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        kept = [row for row in rows if row["part"] != self._part or row["step"] < step]
+        if len(kept) < len(rows):
+            temporary = self._file.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.rename(self._file)
+        self._writer = SummaryWriter(str(self._plots), purge_step=step)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Appends a row, which holds `step` and numbers."""
+        with self._file.open("a") as stream:
+            stream.write(json.dumps({"part": self._part, **row}) + "\n")
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, row["step"])
+
+    def end(self) -> None:
+        """Writes what is still held back."""
+        self._writer.close()
+
+
+def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], config: RewardConfig, head_name: str) -> None:
+    """Writes an adapter with its head in PEFT's format, and the template.
+
+    Args:
+        directory: is created if need be; a manifest of an older checkpoint in it is removed.
         tensors: LoRA and head tensors under PEFT's names.
         config: the run's.
         head_name: the module that PEFT calls `modules_to_save`.
-        manifest: the checkpoint's claims.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(dict(tensors), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    (directory / ADAPTER_WEIGHTS).chmod(0o644)  # safetensors makes it private, and the server may be another user
+    assert config.lora is not None
+    _write_tensors(directory, ADAPTER_WEIGHTS, tensors, config)
     adapter = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
@@ -98,5 +137,26 @@ def write_checkpoint(
         "inference_mode": True,
     }
     (directory / ADAPTER_CONFIG).write_text(json.dumps(adapter, indent=1) + "\n")
-    (directory / "chat_template.jinja").write_text(config.template.read_text())
-    manifests.write(manifest, directory)
+
+
+def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], config: RewardConfig, base: Path) -> None:
+    """Writes a base with its head in transformers' format, the base's tokenizer, and the template.
+
+    Args:
+        directory: is created if need be; a manifest of an older checkpoint in it is removed.
+        tensors: all of them, under transformers' names.
+        config: the run's.
+        base: where `config.json` and the tokenizer are copied from.
+    """
+    _write_tensors(directory, "model.safetensors", tensors, config)
+    AutoConfig.from_pretrained(base, num_labels=1).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(base).save_pretrained(directory)
+    (directory / TEMPLATE).write_text(config.template.read_text())  # the tokenizer may have brought one of its own
+
+
+def _write_tensors(directory: Path, name: str, tensors: Mapping[str, torch.Tensor], config: RewardConfig) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / manifests.FILE_NAME).unlink(missing_ok=True)
+    save_file(dict(tensors), directory / name, metadata={"format": "pt"})
+    (directory / name).chmod(0o644)  # safetensors makes it private, and the server may be another user
+    (directory / TEMPLATE).write_text(config.template.read_text())

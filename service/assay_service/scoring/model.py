@@ -128,8 +128,11 @@ class RewardModel:
         self._signals[name] = _Signal(key, head.to(self.device))
         self.base.eval()
 
-    def add_fresh_signal(self, name: str, head: Head, lora: LoraConfig) -> list[nn.Parameter]:
-        """Adds a signal to be trained and returns its parameters: the new LoRA weights and the head's."""
+    def add_fresh_signal(self, name: str, head: Head, lora: LoraConfig | None) -> list[nn.Parameter]:
+        """Adds a signal to be trained; returns its parameters: LoRA weights, or the whole base's, and the head's."""
+        if lora is None:
+            self._signals[name] = _Signal(None, head.to(self.device))
+            return [*self.base.parameters(), *head.parameters()]
         key = f"signal{len(self._signals)}"
         inject_adapter_in_model(lora, self.base, adapter_name=key)
         self.base.eval()  # new modules start in training mode
@@ -148,6 +151,13 @@ class RewardModel:
         }
         head = {f"base_model.model.{self.architecture.head}.{n}": p for n, p in signal.head.named_parameters()}
         return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (tensors | head).items()}
+
+    def whole_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """The base's tensors and the head's of a signal without adapter, under the names of transformers' format."""
+        prefix = f"{self.base.base_model_prefix}."
+        base = {prefix + n: p for n, p in self.base.state_dict().items()}
+        head = {f"{self.architecture.head}.{n}": p for n, p in self._signals[name].head.named_parameters()}
+        return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (base | head).items()}
 
     def make_invariant(self) -> None:
         """Makes the logit of a sequence independent of what it is computed with; after all signals were added.
@@ -176,16 +186,27 @@ class RewardModel:
         if not self.architecture.packed:
             return torch.cat([self._pooled_alone(sequence) for sequence in sequences])
         row = pack(sequences, share_prompts=self.architecture.causal)
-        read, spans = narrowed(row) if self._narrows else (None, row.spans)
+        if not self._narrows:
+            return pool(self.hidden(row), row.spans)
+        read, spans = narrowed(row)
+        return pool(self.hidden(row, read=read), spans)
+
+    def hidden(self, row: Layout, **read: torch.Tensor) -> torch.Tensor:
+        """The last hidden states of a packed row, `[1, T, H]`, with whatever adapter is active.
+
+        Args:
+            row: the row.
+            read: where the kernels' layers serve, `read`: the tokens that are asked for, int64 `[R]`; then `[1, R, H]`.
+        """
         output = self.base(
             input_ids=row.ids.to(self.device),
             position_ids=row.positions.to(self.device) + self._first_position,
             segments=self._segments(row),
             masks={},
-            **({} if read is None else {"read": read}),
+            **read,
             **({"use_cache": False} if self.architecture.causal else {}),
         )
-        return pool(output.last_hidden_state, spans)
+        return torch.as_tensor(output.last_hidden_state)
 
     def logits(self, sequences: Seq[Sequence], name: str) -> torch.Tensor:
         """The logits of signal `name`: fp32 `[n]`, in order. They may be non-finite; callers check."""

@@ -6,7 +6,7 @@ the tokenised generation prompt; a token that merges across the border belongs t
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -50,11 +50,13 @@ class Rendered:
         text: the rendered conversation before tokenising; of a truncated item, the whole of it.
         sequence: the ids after truncation, the boundary and the score span.
         truncated_tokens: prompt tokens that were cut.
+        completion_cut: whether the completion was cut as well, which only training does.
     """
 
     text: str
     sequence: Sequence
     truncated_tokens: int
+    completion_cut: bool = False
 
     @property
     def boundary(self) -> int:
@@ -104,10 +106,37 @@ class Renderer:
             ContentError: with code `unfinished`, `empty_completion`, `special_tokens`, `template_error`,
                 `unfinished_unsupported`, `too_long` or `completion_too_long`.
         """
+        self._refuse_unfinished(item)
+        text, ids, boundary = self._ids(item)
+        return self._rendered(text, ids, boundary, truncation)
+
+    def render_within(self, item: Item, kept_prompt_tokens: int) -> Rendered:
+        """The ids of `item`, cut on both sides as far as needed; how training treats what is too long (seeds §4).
+
+        The prompt is cut from the front, but `kept_prompt_tokens` of it stay; a completion that has no room beside them
+        is cut on the right, and then has no end of turn.
+
+        Raises:
+            ContentError: as `render`, without `too_long` and `completion_too_long`.
+        """
+        text, ids, boundary = self._ids(item)
+        room = self.rules.max_length - min(boundary, kept_prompt_tokens)
+        cut = len(ids) - boundary > room
+        if cut:
+            item = replace(item, finish_reason="length")
+            self._refuse_unfinished(item)
+            text, ids, boundary = self._ids(item)
+        rendered = self._rendered(text, ids[: boundary + room], boundary, "prompt_left")
+        return replace(rendered, completion_cut=cut)
+
+    def _refuse_unfinished(self, item: Item) -> None:
         if item.finish_reason == "length" and self.rules.unfinished == "error":
             raise ContentError(
                 "this signal does not score unfinished completions", code="unfinished", param="finish_reason"
             )
+
+    def _ids(self, item: Item) -> tuple[str, tuple[int, ...], int]:
+        """The text of `item`, all its ids and the boundary."""
         text = self.template.render(item)
         ids = self._encode(text.full)
         if self._control_count(ids) != self._control_count(self._encode_kept(self.template.skeleton(item))):
@@ -119,9 +148,12 @@ class Renderer:
             raise ContentError("the completion has no tokens", code="empty_completion", param="completion")
         if max(ids) >= self._vocabulary_size:
             raise ContentError("a token id lies outside the model's vocabulary", code="token_out_of_range")
+        return text.full, ids, boundary
+
+    def _rendered(self, text: str, ids: tuple[int, ...], boundary: int, truncation: Truncation) -> Rendered:
         kept, cut = self._truncate(ids, boundary, truncation)
         span = self._score_span(kept, boundary - cut)
-        return Rendered(text.full, Sequence(kept, boundary - cut, span), cut)
+        return Rendered(text, Sequence(kept, boundary - cut, span), cut)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._encoder.encode(text, add_special_tokens=False).ids)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu, norm, spearmanr
+from scipy.stats import kurtosis, mannwhitneyu, norm, skew, spearmanr
 
 Floats = NDArray[np.float64]
 Z_95 = float(norm.ppf(0.975))
 LOW, HIGH = 0.4, 0.9
+BINS = 10
 
 
 class DegenerateSample(ValueError):
@@ -111,6 +112,68 @@ def bucket_errors(labels: Floats, predictions: Floats) -> dict[str, tuple[int, f
         for name, error in errors.items()
         if len(error)
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """How reward margins are distributed (the margin paper's section 4).
+
+    Attributes:
+        n: pairs.
+        mean: of the margins.
+        std: sample standard deviation.
+        share_negative: pairs that the model has the wrong way round.
+        skewness: Fisher-Pearson, 0 for a symmetric distribution.
+        kurtosis: excess, 0 for a normal distribution.
+    """
+
+    n: int
+    mean: float
+    std: float
+    share_negative: float
+    skewness: float
+    kurtosis: float
+
+
+def moments(margins: Floats) -> Moments:
+    """The moments of reward margins, `[n]` with n > 1; skewness and kurtosis of equal margins are 0."""
+    spread = bool(np.ptp(margins))
+    return Moments(
+        n=len(margins),
+        mean=float(margins.mean()),
+        std=float(margins.std(ddof=1)) if len(margins) > 1 else 0.0,
+        share_negative=float((margins < 0).mean()),
+        skewness=float(skew(margins)) if spread else 0.0,
+        kurtosis=float(kurtosis(margins)) if spread else 0.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Items whose predicted quality lies in a tenth of 0..1.
+
+    Attributes:
+        low, high: its ends; the last tenth holds 1 as well, and what lies outside 0..1 is in the nearest.
+        n: items.
+        prediction: their mean predicted quality.
+        label: their mean label; equal to the prediction where a model is calibrated.
+    """
+
+    low: float
+    high: float
+    n: int
+    prediction: float
+    label: float
+
+
+def calibration(labels: Floats, predictions: Floats) -> list[Bin]:
+    """Mean label beside mean prediction, by tenths of the prediction; empty tenths are left out. Both `[n]`."""
+    index = np.clip((predictions * BINS).astype(int), 0, BINS - 1)
+    return [
+        Bin(k / BINS, (k + 1) / BINS, int(mask.sum()), float(predictions[mask].mean()), float(labels[mask].mean()))
+        for k in range(BINS)
+        if (mask := index == k).any()
+    ]
 
 
 def spearman(a: Floats, b: Floats) -> float:

@@ -1,6 +1,7 @@
 """What a reward model must beat: the length of the completion, and a linear head on the frozen encoder.
 
-Both are fitted out of fold like the model itself. The ridge penalty is the one that does best on the development part.
+Both are fitted on what the model itself is trained on. Out of fold, the ridge penalty is the one that does best on
+what is held out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,10 +14,10 @@ from tqdm import tqdm
 from assay_service.scoring.layout import Sequence as Ids
 from assay_service.scoring.layout import Span
 from assay_service.scoring.model import RewardModel
-from assay_training.algorithms.folds import DEV
-from assay_training.config import Optimiser
+from assay_training.algorithms.folds import HELD_OUT
+from assay_training.config.model import Optimiser
 from assay_training.examples import Example, autocast, token_batches
-from assay_training.records import Labelled
+from assay_training.records.record import Labelled
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -44,8 +45,8 @@ class LinearData:
             if isinstance(example.record, Labelled):
                 labels.append(example.record.label)
             else:
-                better += [offset + i for i, _ in example.record.pairs]
-                worse += [offset + j for _, j in example.record.pairs]
+                better += [offset + pair.better for pair in example.record.pairs]
+                worse += [offset + pair.worse for pair in example.record.pairs]
             offset += len(rows)
         stacked = torch.cat(list(features)).double()
         if labels:
@@ -75,7 +76,7 @@ def frozen_features(
     for part in tqdm(
         list(token_batches(by_length, examples, settings.micro_batch_tokens)), desc="frozen base", mininterval=10
     ):
-        with torch.inference_mode(), autocast(model, settings):
+        with torch.inference_mode(), autocast(model.device, settings):
             rows = model.pooled([_whole(s) for i in part for s in examples[i].sequences], signal)
         for i, chunk in zip(part, torch.split(rows, [len(examples[i].sequences) for i in part]), strict=True):
             features[i] = chunk.clone()
@@ -99,14 +100,20 @@ def length_logits(examples: Sequence[Example]) -> list[list[float]]:
     return [rows[:, 0].tolist() for rows in length_features(examples)]
 
 
+def length_fit(training: Sequence[Example], test: Sequence[Example]) -> list[list[float]]:
+    """Logits of the length alone, brought to the labels' scale by a logistic fit on `training`."""
+    weight, bias = _fit(LinearData.of(length_features(training), training), PENALTIES[0])
+    return [(rows.double() @ weight + bias).tolist() for rows in length_features(test)]
+
+
 def out_of_fold(
     features: list[torch.Tensor], examples: list[Example], folds: list[int], tested: Iterable[int]
 ) -> list[list[float] | None]:
     """Logits of a linear head on `features` from fits without each example's fold; None outside `tested`."""
     logits: list[list[float] | None] = [None] * len(examples)
-    dev = _select(features, examples, [f == DEV for f in folds])
+    dev = _select(features, examples, [f == HELD_OUT for f in folds])
     for fold in tested:
-        training = _select(features, examples, [f not in (fold, DEV) for f in folds])
+        training = _select(features, examples, [f not in (fold, HELD_OUT) for f in folds])
         fits = [_fit(training, penalty) for penalty in PENALTIES]
         weight, bias = min(fits, key=lambda fit: float(dev.loss(*fit)))
         for i, f in enumerate(folds):

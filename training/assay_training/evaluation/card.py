@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from assay_training.config import RewardConfig
+from assay_training.config.reward import RewardConfig
 from assay_training.evaluation.results import FROZEN, LENGTH, MODEL
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -35,7 +35,7 @@ class CardFacts:
 
 def card(facts: CardFacts, results: Results) -> str:
     """The card as Markdown."""
-    table = _preference_table if facts.config.kind == "preference" else _absolute_tables
+    table = _preference_table if facts.config.objective.kind == "preference" else _absolute_tables
     return "\n\n".join([_heading(facts), _protocol(facts), table(results), _verdict(results), _repeat(facts)]) + "\n"
 
 
@@ -43,11 +43,11 @@ def _heading(facts: CardFacts) -> str:
     meaning = {
         "preference": "A Bradley-Terry logit: only differences between completions of one prompt mean something.",
         "absolute": "A logit whose sigmoid is a quality in 0..1.",
-    }[facts.config.kind]
+    }[facts.config.objective.kind]
     return (
         f"# {facts.config.name}\n\n{meaning} A LoRA adapter with its head on the base `{facts.config.base}`, "
-        f"trained on {', '.join(facts.config.sources)}. Small, English, and meant for trying the service; "
-        "measure it on your own data before you rely on it."
+        f"trained on {', '.join(source.name for source in facts.config.sources)}. Small, English, and meant for trying "
+        "the service; measure it on your own data before you rely on it."
     )
 
 
@@ -55,14 +55,15 @@ def _protocol(facts: CardFacts) -> str:
     split, rendering = facts.config.split, facts.rendering
     refused = ", ".join(f"{count} {code}" for code, count in rendering["refused"].items()) or "none"
     return (
-        f"{facts.examples} {'prompts' if facts.config.kind == 'preference' else 'items'}. {split.dev_share:.0%} of the "
-        "groups (a group is a question or a first human turn) were set apart to choose hyper-parameters on; the rest "
-        f"is in {split.folds} folds, {split.test_folds} of them tested, each by a model that was trained without it. "
+        f"{facts.examples} {'prompts' if facts.config.objective.kind == 'preference' else 'items'}. "
+        f"{split.held_out:.0%} of the groups (a group is a question or a first human turn) were set apart to choose "
+        f"hyper-parameters on; the rest is in {split.folds} folds, {split.test_folds} of them tested, each by a model "
+        "that was trained without it. "
         "The served model is trained on everything. Intervals are 95 %, by group. *Frozen head*: a linear head on the "
         "same base without adapter, ridge penalty chosen on the development part. *Length*: "
         + (
             "the longer completion wins. "
-            if facts.config.kind == "preference"
+            if facts.config.objective.kind == "preference"
             else "a logistic fit on the log of the completion's characters. "
         )
         + f"Prompts cut from the left: {rendering['truncated_prompts']}; completions cut on the right: "

@@ -1,11 +1,12 @@
-"""Logits beside their baselines, row by row, to the numbers of a model card."""
+"""Logits beside their baselines to the numbers of a run and of its card."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from assay_training.algorithms.statistics import (
     Estimate,
@@ -13,86 +14,78 @@ from assay_training.algorithms.statistics import (
     auc,
     bootstrap,
     bucket_errors,
+    calibration,
     clustered_mean,
+    moments,
     outcomes,
     spearman,
 )
-from assay_training.examples import Example
-from assay_training.records import Labelled
+from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
+from assay_training.evaluation.rows import Rows
 
-Logits = Sequence[Sequence[float]]
 MODEL, FROZEN, LENGTH = "model", "frozen head", "length"
 
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of one kind with the logits of several contenders.
-
-    Attributes:
-        sources: of each row.
-        groups: of each row.
-        values: by contender; for preference the margin of each pair, for absolute the logit of each item.
-        labels: of each item; None for preference.
-    """
-
-    sources: NDArray[np.str_]
-    groups: NDArray[np.str_]
-    values: dict[str, Floats]
-    labels: Floats | None
-
-    @classmethod
-    def of(cls, examples: Sequence[Example], contenders: dict[str, Logits]) -> "Rows":
-        """Pairs of rankings, or labelled items, with every contender's numbers."""
-        sources, groups, labels = [], [], []
-        values: dict[str, list[float]] = {name: [] for name in contenders}
-        for i, example in enumerate(examples):
-            record = example.record
-            pairs = ((0, None),) if isinstance(record, Labelled) else record.pairs
-            for better, worse in pairs:
-                sources.append(record.source)
-                groups.append(record.group)
-                for name, logits in contenders.items():
-                    values[name].append(logits[i][better] - (0.0 if worse is None else logits[i][worse]))
-            if isinstance(record, Labelled):
-                labels.append(record.label)
-        arrays = {name: np.asarray(column) for name, column in values.items()}
-        return cls(np.asarray(sources), np.asarray(groups), arrays, np.asarray(labels) if labels else None)
-
-    def where(self, mask: NDArray[np.bool_]) -> "Rows":
-        """The rows where `mask` is True."""
-        values = {name: column[mask] for name, column in self.values.items()}
-        return Rows(self.sources[mask], self.groups[mask], values, None if self.labels is None else self.labels[mask])
+# Llama-2's four preference strengths (its Table 8), by quarters of the scale that a source rates on.
+STRENGTHS = {"negligibly better": 0.25, "slightly better": 0.5, "better": 0.75, "significantly better": 1.0}
 
 
-def results(rows: Rows, seed: int) -> dict[str, Any]:
-    """Every number of a card, by domain; a domain is a source, the three helpful subsets together, or all of them."""
+def results(rows: Rows, objective: PreferenceObjective | AbsoluteObjective, seed: int) -> dict[str, Any]:
+    """Every number, by domain; a domain is a source, the three helpful subsets together, or all of them."""
     domains = {str(source): rows.sources == source for source in np.unique(rows.sources)}
     helpful = np.char.find(rows.sources, "/helpful") >= 0
     if helpful.any():
         domains["hh_rlhf/helpful (all)"] = helpful
-    if rows.labels is None:
-        domains["all"] = np.ones(len(rows.sources), dtype=bool)
-        return {name: preference_numbers(rows.where(mask)) for name, mask in domains.items()}
-    return {name: absolute_numbers(rows.where(mask), seed) for name, mask in domains.items()}
+    if isinstance(objective, AbsoluteObjective):
+        return {name: absolute_numbers(rows.where(mask), objective, seed) for name, mask in domains.items()}
+    domains["all"] = np.ones(len(rows.sources), dtype=bool)
+    return {name: preference_numbers(rows.where(mask)) for name, mask in domains.items()}
 
 
 def preference_numbers(rows: Rows) -> dict[str, Any]:
-    """Pairwise accuracy of every contender, and the paired difference of the model to each of the others."""
+    """Pairwise accuracy of every contender, the paired difference of the model to each other one, and the margins."""
+    assert rows.extremes is not None
+    assert rows.ties is not None
     hits = {name: outcomes(margins) for name, margins in rows.values.items()}
-    groups = rows.groups.tolist()
+    groups = rows.groups
     return {
-        "accuracy": {name: asdict(clustered_mean(column, groups)) for name, column in hits.items()},
+        "accuracy": _accuracy(hits, groups, np.ones(len(groups), dtype=bool)),
+        "best against worst": _accuracy(hits, groups, rows.extremes),
+        "by strength": by_strength(rows, hits),
         "difference": {
-            name: asdict(clustered_mean(hits[MODEL] - column, groups)) for name, column in hits.items() if name != MODEL
+            name: asdict(clustered_mean(hits[MODEL] - column, groups.tolist()))
+            for name, column in hits.items()
+            if name != MODEL
+        },
+        "margins": asdict(moments(rows.values[MODEL])),
+        "ties": {
+            "n": len(rows.ties.sources),
+            "mean |margin|": float(np.abs(rows.ties.values[MODEL]).mean()) if len(rows.ties.sources) else None,
         },
     }
 
 
-def absolute_numbers(rows: Rows, seed: int) -> dict[str, Any]:
-    """Errors by bucket, and the rank statistic that fits the labels: AUC where they are 0 or 1, Spearman elsewhere."""
+def by_strength(rows: Rows, hits: Mapping[str, Floats]) -> dict[str, Any]:
+    """Accuracy for each strength of preference, where a source gives gaps."""
+    assert rows.gaps is not None
+    found, low = {}, 0.0
+    for strength, high in STRENGTHS.items():
+        mask = (rows.gaps > low) & (rows.gaps <= high + 1e-9)
+        if len(np.unique(rows.groups[mask])) > 1:
+            found[strength] = _accuracy(hits, rows.groups, mask)
+        low = high + 1e-9
+    return found
+
+
+def absolute_numbers(rows: Rows, objective: AbsoluteObjective, seed: int) -> dict[str, Any]:
+    """Errors by bucket, calibration, and a rank statistic: AUC where labels are 0 or 1, else Spearman."""
     assert rows.labels is not None
     labels, groups = rows.labels, rows.groups.tolist()
     binary = bool(np.isin(labels, (0.0, 1.0)).all())
+    # The other contenders are always fitted as logits.
+    qualities = {
+        name: column if name == MODEL and not objective.served else expit(column)
+        for name, column in rows.values.items()
+    }
 
     def rank(column: Floats, index: NDArray[np.int64]) -> float:
         return auc(labels[index] == 1.0, column[index]) if binary else spearman(labels[index], column[index])
@@ -102,7 +95,8 @@ def absolute_numbers(rows: Rows, seed: int) -> dict[str, Any]:
         return asdict(estimate)
 
     return {
-        "errors": {name: bucket_errors(labels, 1 / (1 + np.exp(-column))) for name, column in rows.values.items()},
+        "errors": {name: bucket_errors(labels, column) for name, column in qualities.items()},
+        "calibration": [asdict(bin_) for bin_ in calibration(labels, qualities[MODEL])],
         "statistic": "AUC" if binary else "Spearman",
         "rank": {name: of(lambda index, c=column: rank(c, index)) for name, column in rows.values.items()},  # type: ignore[misc]
         "difference": {
@@ -111,3 +105,10 @@ def absolute_numbers(rows: Rows, seed: int) -> dict[str, Any]:
             if name != MODEL
         },
     }
+
+
+def _accuracy(hits: Mapping[str, Floats], groups: NDArray[np.str_], mask: NDArray[np.bool_]) -> dict[str, Any]:
+    clusters = groups[mask].tolist()
+    if len(set(clusters)) < 2:  # no interval
+        return {}
+    return {name: asdict(clustered_mean(column[mask], clusters)) for name, column in hits.items()}

@@ -1,74 +1,215 @@
-"""The training loop of both kinds of reward model.
+"""A reward-model run: data to parts, a part to a trained model, a model to a checkpoint that is served unchanged."""
 
-Records are rendered by the service's renderer and scored by the service's forward, with gradients: what is trained is
-what is served. Rows are packed without padding and cut into micro-batches by tokens; every example carries its weight
-in the whole batch, so the cut does not change the loss.
-"""
-
-import math
-from collections.abc import Callable, Iterator
-from typing import Any
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
+from assay_service.errors import ContentError
+from assay_service.scoring import manifest as manifests
+from assay_service.scoring.checkpoint import read_adapter, read_head, resolve, sha256_of, weight_files
+from assay_service.scoring.head import Head
+from assay_service.scoring.item import Item
+from assay_service.scoring.layout import Sequence as Ids
 from assay_service.scoring.model import RewardModel
-from assay_training.algorithms.losses import bradley_terry, soft_label_cross_entropy
-from assay_training.config import Optimiser
-from assay_training.examples import Example, autocast, token_batches
-from assay_training.records import Labelled
+from assay_service.scoring.render import Renderer, RenderRules
+from assay_training.algorithms.folds import fold_of
+from assay_training.config.base import ConfigError
+from assay_training.config.mixture import Augment
+from assay_training.config.model import Optimiser
+from assay_training.config.objective import AbsoluteObjective
+from assay_training.config.reward import RewardConfig
+from assay_training.examples import Example, autocast, render_records, token_batches
+from assay_training.loops.objectives import Pairwise, Pointwise
+from assay_training.loops.supervised import Schedule, train
+from assay_training.lora import lora_config
+from assay_training.mixture import Paraphrases, mix
+from assay_training.processes import accelerator
+from assay_training.records.paraphrases import read_paraphrases
+from assay_training.records.record import Judged, Ranking
+from assay_training.records.rows import rows_of_file
+from assay_training.records.sources import data_hashes, read_labelled, read_rankings
+from assay_training.rundir import RunDirectory, write_adapter, write_whole
 
-MIN_WARMUP_STEPS = 5
-FINAL_SHARE = 0.1
+STATISTICS_SAMPLE = 2000
+RELOADED_SAMPLE = 16
+RELOADED_TOLERANCE = 1e-5
 
 
-def train(
-    model: RewardModel,
-    signal: str,
-    parameters: list[nn.Parameter],
-    examples: list[Example],
-    settings: Optimiser,
-    *,
-    seed: int,
-    log: Callable[[dict[str, Any]], None],
-) -> None:
-    """Trains `parameters` of `signal` on `examples`, in place.
-
-    There is no dropout, so a row is the same function in training and in serving (scoring-traps 20).
+class RewardRun:
+    """One configuration with its data.
 
     Args:
-        model: holds the signal.
-        signal: which one.
-        parameters: what is trained.
-        examples: rankings or labelled items, not both.
-        settings: the optimiser.
-        seed: of the order of examples.
-        log: is called once per step with `step`, `loss`, `learning_rate`, `grad_norm`.
+        config: the run's.
+        data: the folder that holds the sources' folders.
+        out: the run directory.
 
-    Raises:
-        FloatingPointError: the loss is not finite.
+    Attributes:
+        records: everything that was read.
+        examples: all of it as ids, in order; what the renderer refused is missing.
+        parts: the fold of each example, or `HELD_OUT`.
     """
-    optimiser = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
-    )
-    steps = settings.epochs * math.ceil(len(examples) / settings.batch_prompts)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: learning_rate_share(step, steps, settings.warmup_share)
-    )
-    order = random_batches(len(examples), settings.batch_prompts, settings.epochs, seed)
-    for step, batch in enumerate(tqdm(order, total=steps, desc=f"train {signal}", unit="steps", mininterval=10)):
-        loss = _accumulate(model, signal, [examples[i] for i in batch], settings)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {step}")
-        norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        log({"step": step, "loss": loss, "learning_rate": schedule.get_last_lr()[0], "grad_norm": float(norm)})
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        schedule.step()
+
+    def __init__(self, config: RewardConfig, data: Path, out: Path) -> None:
+        self.config = config
+        self.base = resolve(config.base, None, Path.cwd())
+        self.base_sha256 = sha256_of(weight_files(self.base))
+        read = read_rankings if config.objective.kind == "preference" else read_labelled
+        records = read(data, config.sources)
+        self._paraphrases = _paraphrases(config, data)
+        mix(
+            records, config.mixture, self._paraphrases, config.seed
+        )  # what cannot be mixed is told before anything is written
+        self.run = RunDirectory(
+            out,
+            {
+                "config": config.model_dump(mode="json", exclude={"template": True, "split": {"test_folds"}}),
+                "template": config.template.read_text(),
+                "base_sha256": self.base_sha256,
+                "data_sha256": data_hashes(data, config.sources, config.mixture),
+            },
+            writes=accelerator().is_main_process,
+        )
+        self.device = accelerator().device
+        model = self.fresh_model()[0]
+        self.renderer = self._renderer(model)
+        self.golden = [self._golden(*texts) for texts in config.golden]
+        self.examples, report = render_records(records, self.renderer)
+        self.run.write_json("render.json", asdict(report))
+        self.parts = [self.part_of(example.record) for example in self.examples]
+
+    def part_of(self, record: Judged) -> int:
+        """The fold of a record, or `HELD_OUT`."""
+        split = self.config.split
+        return fold_of(record.group, folds=split.folds or 1, held_out=split.held_out, seed=self.config.seed)
+
+    def without(self, *parts: int) -> list[Example]:
+        """What a model is trained on that must not see `parts`."""
+        return [e for e, part in zip(self.examples, self.parts, strict=True) if part not in parts]
+
+    def of(self, part: int) -> list[Example]:
+        """The examples of one part."""
+        return [e for e, other in zip(self.examples, self.parts, strict=True) if other == part]
+
+    def fit(self, name: str, training: Sequence[Example]) -> RewardModel:
+        """Mixes a training part and trains on it, from where an interrupted run left off."""
+        model, parameters = self.fresh_model()
+        config, settings = self.config, self.config.optimiser
+        examples = [example for example in self._mixed(training) if _teaches(example.record)]
+        if isinstance(config.objective, AbsoluteObjective):
+            objective: Pairwise | Pointwise = Pointwise(model, config.name, config.objective, settings)
+        else:
+            objective = Pairwise(model, config.name, config.objective, settings)
+        train(
+            objective,
+            parameters,
+            Schedule(examples, settings, config.seed),
+            name=f"{config.name} {name}",
+            metrics=self.run.metrics(name),
+            resume=self.run.resume_point(name),
+        )
+        return model
+
+    def predict(self, model: RewardModel, examples: Sequence[Example]) -> list[list[float]]:
+        """The logit of every completion of every example, in order."""
+        return predict(model, self.config.name, examples, self.config.optimiser)
+
+    def save(self, model: RewardModel) -> Path:
+        """Writes the checkpoint that is served, on the main process; returns its directory.
+
+        What was written is read back and must give the same logits before the manifest makes a checkpoint of it.
+        """
+        directory = self.run.path / "checkpoint"
+        if not self.run.writes:
+            return directory
+        sample = self.examples[:: max(1, len(self.examples) // STATISTICS_SAMPLE)]
+        logits = [logit for row in self.predict(model, sample) for logit in row]
+        if self.config.lora is None:
+            write_whole(directory, model.whole_tensors(self.config.name), self.config, self.base)
+            base, adapter, head = directory, None, read_head(weight_files(directory))
+        else:
+            write_adapter(directory, model.adapter_tensors(self.config.name), self.config, model.architecture.head)
+            base, (adapter, head) = self.base, read_adapter(directory)
+        assert head is not None
+        reloaded = RewardModel.load(base, torch.float32, self.device)
+        reloaded.add_signal(self.config.name, Head(head.weight, head.bias), adapter)
+        self._compare(model, reloaded, sample[:RELOADED_SAMPLE])
+        base_sha256 = sha256_of(weight_files(base))
+        statistics_ = (statistics.fmean(logits), statistics.stdev(logits))
+        manifests.write(self._manifest(model, base_sha256, *statistics_), directory)
+        return directory
+
+    def fresh_model(self) -> tuple[RewardModel, list[torch.nn.Parameter]]:
+        """The base with a fresh signal, and what of it is trained."""
+        torch.manual_seed(self.config.seed)
+        model = RewardModel.load(self.base, torch.float32, self.device)
+        head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(self.config.seed))
+        lora = self.config.lora
+        return model, model.add_fresh_signal(self.config.name, head, None if lora is None else lora_config(lora))
+
+    def _mixed(self, training: Sequence[Example]) -> list[Example]:
+        """The examples of the mixed records; what a step made is rendered, the rest is there already."""
+        rendered = {example.record: example for example in training}
+        records = mix(
+            [example.record for example in training], self.config.mixture, self._paraphrases, self.config.seed
+        )
+        made = list(dict.fromkeys(record for record in records if record not in rendered))
+        if made:
+            rendered |= {example.record: example for example in render_records(made, self.renderer)[0]}
+        return [rendered[record] for record in records if record in rendered]
+
+    def _compare(self, model: RewardModel, reloaded: RewardModel, sample: Sequence[Example]) -> None:
+        exact = self.config.optimiser.model_copy(update={"compute_dtype": "float32"})
+        pairs = [predict(m, self.config.name, sample, exact) for m in (model, reloaded)]
+        apart = max(abs(a - b) for x, y in zip(*pairs, strict=True) for a, b in zip(x, y, strict=True))
+        if not apart <= RELOADED_TOLERANCE:
+            raise RuntimeError(f"{self.run.path}: read back, a logit differs by {apart}; it is not what was trained")
+
+    def _renderer(self, model: RewardModel) -> Renderer:
+        """The renderer that serving will use."""
+        config = self.config
+        rules = RenderRules(
+            config.template.read_text(),
+            config.max_length,
+            config.score_position,
+            config.eos,
+            config.unfinished,
+            model.base.config.pad_token_id,
+        )
+        return Renderer(AutoTokenizer.from_pretrained(self.base), rules, model.vocabulary_size)
+
+    def _manifest(self, model: RewardModel, base_sha256: str, mean: float, std: float) -> manifests.Manifest:
+        config = self.config
+        golden = []
+        for (prompt, completion), sequence in zip(config.golden, self.golden, strict=True):
+            with torch.inference_mode():
+                logit = model.logits([sequence], config.name).item()
+            golden.append(config.golden_row(prompt, completion, logit))
+        return manifests.Manifest(
+            kind=config.objective.kind,
+            base_sha256=base_sha256,
+            template_sha256=self.renderer.template.sha256,
+            score_position=config.score_position,
+            eos=config.eos,
+            max_length=config.max_length,
+            unfinished=config.unfinished,
+            mean=mean,
+            std=std,
+            golden=tuple(golden),
+        )
+
+    def _golden(self, prompt: str, completion: str) -> Ids:
+        try:
+            return self.renderer.render(Item.of(prompt, completion)).sequence
+        except ContentError as error:
+            raise ConfigError(f"golden: {prompt[:40]!r}: {error.message}") from error
 
 
-def predict(model: RewardModel, signal: str, examples: list[Example], settings: Optimiser) -> list[list[float]]:
+def predict(model: RewardModel, signal: str, examples: Sequence[Example], settings: Optimiser) -> list[list[float]]:
     """The logit of every completion of every example, in order, computed in `settings.compute_dtype`."""
     logits: dict[int, list[float]] = {}
     by_length = sorted(range(len(examples)), key=lambda i: examples[i].tokens)
@@ -77,7 +218,7 @@ def predict(model: RewardModel, signal: str, examples: list[Example], settings: 
         desc=f"score {signal}",
         mininterval=10,
     ):
-        with torch.inference_mode(), autocast(model, settings):
+        with torch.inference_mode(), autocast(model.device, settings):
             rows = model.logits([s for i in part for s in examples[i].sequences], signal).tolist()
         for i in part:
             count = len(examples[i].sequences)
@@ -85,53 +226,11 @@ def predict(model: RewardModel, signal: str, examples: list[Example], settings: 
     return [logits[i] for i in range(len(examples))]
 
 
-def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:
-    """Share of the peak learning rate at `step`: linear warm-up, then a cosine to a tenth (seeds §12)."""
-    warmup = max(MIN_WARMUP_STEPS, round(steps * warmup_share))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
+def _paraphrases(config: RewardConfig, data: Path) -> Paraphrases:
+    files = [step.file for step in config.mixture if isinstance(step, Augment)]
+    return {file: read_paraphrases(rows_of_file(data / file)) for file in files}
 
 
-def random_batches(count: int, size: int, epochs: int, seed: int) -> Iterator[list[int]]:
-    """Indices of each optimiser step: every epoch a new order, the last batch of an epoch may be smaller."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(count, generator=generator).tolist()
-        for start in range(0, count, size):
-            yield order[start : start + size]
-
-
-def batch_loss(model: RewardModel, signal: str, part: list[Example], batch_size: int) -> torch.Tensor:
-    """The share of a batch's mean loss that `part` of its `batch_size` examples contributes; fp32 scalar."""
-    logits = model.logits([s for example in part for s in example.sequences], signal)
-    if all(isinstance(example.record, Labelled) for example in part):
-        labels = torch.tensor([example.record.label for example in part if isinstance(example.record, Labelled)])
-        return soft_label_cross_entropy(logits, labels.to(logits), torch.full_like(logits, 1 / batch_size))
-    better, worse, weights = _pair_indices(part, batch_size)
-    return bradley_terry(logits, better, worse, weights.to(logits))
-
-
-def _accumulate(model: RewardModel, signal: str, batch: list[Example], settings: Optimiser) -> float:
-    """Forward and backward of one batch in micro-batches; returns the loss."""
-    total = 0.0
-    for part in token_batches(range(len(batch)), batch, settings.micro_batch_tokens):
-        with autocast(model, settings):
-            loss = batch_loss(model, signal, [batch[i] for i in part], len(batch))
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    return total
-
-
-def _pair_indices(part: list[Example], batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pairs in row coordinates, and their weights: a mean over each prompt's pairs, then over prompts."""
-    better, worse, weights, offset = [], [], [], 0
-    for example in part:
-        assert not isinstance(example.record, Labelled)
-        for i, j in example.record.pairs:
-            better.append(offset + i)
-            worse.append(offset + j)
-            weights.append(1 / (len(example.record.pairs) * batch_size))
-        offset += len(example.sequences)
-    return torch.tensor(better), torch.tensor(worse), torch.tensor(weights)
+def _teaches(record: Judged) -> bool:
+    """Whether there is anything to learn from it: a ranking of ties alone has no pair."""
+    return not isinstance(record, Ranking) or bool(record.pairs)

@@ -1,17 +1,24 @@
-"""The training loop: the schedule, the batches, gradients that do not depend on micro-batches, and that it learns."""
+"""The supervised loop: schedule, gradients that do not depend on micro-batches, resuming, and that it learns."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from assay_training.config import Optimiser
+from assay_training.algorithms.schedule import learning_rate_share, random_batches
+from assay_training.config.model import Optimiser
+from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
 from assay_training.examples import Example, render_records
-from assay_training.loops.reward import batch_loss, learning_rate_share, predict, random_batches, train
-from assay_training.records import Labelled, Ranking, Record
+from assay_training.loops.objectives import Pairwise, Pointwise
+from assay_training.loops.reward import predict
+from assay_training.loops.supervised import Schedule, train
+from assay_training.records.record import Judged, Labelled, Ranking
+from assay_training.resume import ResumePoint
+from assay_training.rundir import Metrics
 from tests.training import tiny
 from tests.training.tiny import labelled, ranking
 
@@ -33,16 +40,60 @@ def labels() -> list[Labelled]:
     return [labelled(word, word * (i + 1), value) for i, (word, value) in enumerate(zip(WORDS, values, strict=False))]
 
 
-def rendered(records: Sequence[Record]) -> list[Example]:
+def rendered(records: Sequence[Judged]) -> list[Example]:
     return render_records(records, tiny.renderer())[0]
 
 
-def fit(base: Path, records: Sequence[Record], settings: Optimiser, *, seed: int = 0) -> tuple[Any, list[Any]]:
+class Log(Metrics):
+    """Keeps the rows of a training in memory, and does what a test wants to do at each step, before its update."""
+
+    def __init__(self, also: Callable[[Mapping[str, Any]], None] = lambda _: None) -> None:
+        self.rows: list[Mapping[str, Any]] = []
+        self._also = also
+
+    def begin(self, step: int) -> None:
+        self.rows = [row for row in self.rows if row["step"] < step]
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+        self._also(row)
+
+    def end(self) -> None:
+        pass
+
+
+class Forgotten(ResumePoint):
+    """A training that nobody will resume."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("/nowhere"))
+
+    def save(self, step: int, parameters: Sequence[Any], optimiser: torch.optim.Optimizer) -> None:
+        pass
+
+
+def objective_of(model: Any, examples: Sequence[Example], settings: Optimiser, **config: Any) -> Pairwise | Pointwise:
+    if isinstance(examples[0].record, Labelled):
+        return Pointwise(model, "s", AbsoluteObjective(kind="absolute", **config), settings)
+    return Pairwise(model, "s", PreferenceObjective(kind="preference", **config), settings)
+
+
+def go(model: Any, parameters: list[Any], examples: list[Example], settings: Optimiser, **options: Any) -> Log:
+    """Trains; `options` are seed, log, resume, and the objective's own."""
+    log: Log = options.pop("log", Log())
+    seed, resume = options.pop("seed", 0), options.pop("resume", Forgotten())
+    objective = objective_of(model, examples, settings, **options)
+    train(objective, parameters, Schedule(examples, settings, seed), name="s", metrics=log, resume=resume)
+    return log
+
+
+def fit(
+    base: Path, records: Sequence[Judged], settings: Optimiser, *, seed: int = 0, **options: Any
+) -> tuple[Any, list[Mapping[str, Any]]]:
     """The model after training, and the logged rows."""
     model, parameters = tiny.trainable(base, seed=seed)
-    log: list[Any] = []
-    train(model, "s", parameters, rendered(records), settings, seed=seed, log=log.append)
-    return model, log
+    log = go(model, parameters, rendered(records), settings, seed=seed, **options)
+    return model, log.rows
 
 
 @pytest.mark.parametrize(
@@ -85,12 +136,15 @@ def test_every_epoch_sees_every_example_once_in_a_new_order() -> None:
     assert batches != list(random_batches(10, 4, 3, seed=2))
 
 
-def slow_loss(records: Sequence[Record], logits: list[list[float]]) -> float:
+def slow_loss(records: Sequence[Judged], logits: list[list[float]]) -> float:
     """A mean over each prompt's pairs, then over prompts; or a mean over labelled items."""
     losses = []
     for record, row in zip(records, logits, strict=True):
         if isinstance(record, Ranking):
-            pairs = [math.log1p(math.exp(-(row[i] - row[j]))) for i, j in record.pairs]
+            pairs = [
+                math.log1p(math.exp(-(row[i] - row[j])))
+                for i, j in ((pair.better, pair.worse) for pair in record.pairs)
+            ]
             losses.append(sum(pairs) / len(pairs))
         else:
             p = 1 / (1 + math.exp(-row[0]))
@@ -98,22 +152,24 @@ def slow_loss(records: Sequence[Record], logits: list[list[float]]) -> float:
     return sum(losses) / len(losses)
 
 
-def loss_of(model: Any, examples: list[Example], batch_size: int) -> float:
+def loss_of(model: Any, examples: list[Example], batch_size: int, **settings: Any) -> float:
+    """What `examples`, as one micro-batch of a batch of `batch_size`, add to its loss."""
+    objective: Any = objective_of(model, examples, tiny.optimiser(**settings))
     with torch.inference_mode():
-        return float(batch_loss(model, "s", examples, batch_size))
+        return float(objective.loss(examples, objective.begin([*examples] * batch_size, [], lambda x: x)))
 
 
 @pytest.mark.parametrize("records", [rankings(), labels()], ids=["rankings", "labels"])
-def test_the_loss_is_the_mean_over_pairs_then_over_examples(records: Sequence[Record], tmp_path: Path) -> None:
+def test_the_loss_is_the_mean_over_pairs_then_over_examples(records: Sequence[Judged], tmp_path: Path) -> None:
     model, _ = tiny.trainable(tiny.save_base(tmp_path))
     examples = rendered(records)
     expected = slow_loss(records, predict(model, "s", examples, tiny.optimiser()))
-    assert loss_of(model, examples, len(examples)) == pytest.approx(expected, rel=1e-5)
-    assert loss_of(model, examples, 3 * len(examples)) == pytest.approx(expected / 3, rel=1e-5)
+    assert loss_of(model, examples, 1) == pytest.approx(expected, rel=1e-5)
+    assert loss_of(model, examples, 3) == pytest.approx(expected / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("records", [rankings(), labels()], ids=["rankings", "labels"])
-def test_gradients_do_not_depend_on_micro_batches(records: Sequence[Record], tmp_path: Path) -> None:
+def test_gradients_do_not_depend_on_micro_batches(records: Sequence[Judged], tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path)
     examples = rendered(records)
     gradients, losses = [], []
@@ -124,12 +180,12 @@ def test_gradients_do_not_depend_on_micro_batches(records: Sequence[Record], tmp
             for parameter in parameters:
                 parameter.normal_(std=0.2)
 
-        def keep(row: dict[str, Any], parameters: list[Any] = parameters) -> None:
+        def keep(row: Mapping[str, Any], parameters: list[Any] = parameters) -> None:
             gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
             losses.append(row["loss"])
 
         settings = tiny.optimiser(micro_batch_tokens=limit, max_grad_norm=1e9)
-        train(model, "s", parameters, examples, settings, seed=0, log=keep)
+        go(model, parameters, examples, settings, log=Log(keep))
     assert len(gradients) == 3  # one optimiser step each
     assert all(bool(part.any()) for part in torch.split(gradients[0], 128))
     for other in (1, 2):
@@ -141,12 +197,12 @@ def test_gradients_are_clipped_and_their_norm_before_is_logged(tmp_path: Path) -
     model, parameters = tiny.trainable(tiny.save_base(tmp_path))
     norms = []
 
-    def keep(row: dict[str, Any]) -> None:
+    def keep(row: Mapping[str, Any]) -> None:
         after = math.sqrt(sum(float(p.grad.square().sum()) for p in parameters if p.grad is not None))
         norms.append((row["grad_norm"], after))
 
     settings = tiny.optimiser(max_grad_norm=0.01)
-    train(model, "s", parameters, rendered(rankings()), settings, seed=0, log=keep)
+    go(model, parameters, rendered(rankings()), settings, log=Log(keep))
     ((before, after),) = norms
     assert before > 0.1
     assert after == pytest.approx(0.01, rel=1e-3)
@@ -163,7 +219,8 @@ def test_it_learns_which_word_is_better(tmp_path: Path) -> None:
     ]
     model, log = fit(base, records[:60], tiny.optimiser(epochs=3))
     rows = predict(model, "s", rendered(records[60:]), tiny.optimiser())
-    margins = [row[better] - row[worse] for row, r in zip(rows, records[60:], strict=True) for better, worse in r.pairs]
+    judged = [(row, pair) for row, record in zip(rows, records[60:], strict=True) for pair in record.pairs]
+    margins = [row[pair.better] - row[pair.worse] for row, pair in judged]
     assert len(margins) == 40
     assert min(margins) > 0
     assert log[-1]["loss"] < 0.3 < log[0]["loss"]
@@ -221,11 +278,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     model, parameters = tiny.trainable(tiny.save_base(tmp_path))
     with torch.no_grad():
         parameters[-1].fill_(math.nan)
-    log: list[Any] = []
+    log = Log()
     before = parameters[0].detach().clone()
     with pytest.raises(FloatingPointError, match="nan at step 0"):
-        train(model, "s", parameters, rendered(labels()), tiny.optimiser(), seed=0, log=log.append)
-    assert log == []
+        go(model, parameters, rendered(labels()), tiny.optimiser(), log=log)
+    assert log.rows == []
     assert torch.equal(parameters[0], before)
 
 
@@ -253,12 +310,11 @@ def test_logits_are_fp32_whatever_the_base_computes_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("records", [rankings()[:3], labels()], ids=["rankings", "labels"])
-def test_the_loss_is_fp32_whatever_the_base_computes_in(records: Sequence[Record], tmp_path: Path) -> None:
+def test_the_loss_is_fp32_whatever_the_base_computes_in(records: Sequence[Judged], tmp_path: Path) -> None:
     model, _ = tiny.trainable(tiny.save_base(tmp_path))
     examples = rendered(records)
     expected = slow_loss(records, predict(model, "s", examples, tiny.optimiser(compute_dtype="bfloat16")))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = loss_of(model, examples, len(examples))
+    loss = loss_of(model, examples, 1, compute_dtype="bfloat16")
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -279,3 +335,85 @@ def test_dropout_is_off_when_scoring(tmp_path: Path) -> None:
             parameter.normal_(std=0.2)
     examples = rendered(rankings())
     assert predict(model, "s", examples, tiny.optimiser()) == predict(model, "s", examples, tiny.optimiser())
+
+
+def test_the_batch_mean_margin_is_that_of_the_whole_batch_whatever_the_micro_batches(tmp_path: Path) -> None:
+    """Against the margin paper's (5) to (7), one pair after the other; and the mean is over prompts, not over pairs."""
+    model, _ = tiny.trainable(tiny.save_base(tmp_path))
+    examples = rendered(rankings())
+    logits = predict(model, "s", examples, tiny.optimiser())
+    judged = [(row, example.record) for row, example in zip(logits, examples, strict=True)]
+    margins = [[row[p.better] - row[p.worse] for p in record.pairs] for row, record in judged]  # type: ignore[union-attr]
+    mean = sum(sum(of) / len(of) for of in margins) / len(margins)
+    losses = [sum(math.log1p(math.exp(-(d - mean if d < mean else d))) for d in of) / len(of) for of in margins]
+    expected = sum(losses) / len(losses)
+    for limit in (1, 30, 10**6):
+        settings = tiny.optimiser(micro_batch_tokens=limit)
+        log = go(
+            *tiny.trainable(tiny.save_base(tmp_path / str(limit))), examples, settings, margin={"kind": "batch_mean"}
+        )
+        assert log.rows[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_labelled_margins_are_scaled_gaps_and_nothing_where_there_is_no_gap(tmp_path: Path) -> None:
+    model, _ = tiny.trainable(tiny.save_base(tmp_path))
+    records = [
+        replace(r, pairs=tuple(replace(p, gap=g) for p, g in zip(r.pairs, (0.5, 1.0, None), strict=False)))
+        for r in rankings()[2:]
+    ]
+    examples = rendered(records)
+    expected = 0.0
+    for record, row in zip(records, predict(model, "s", examples, tiny.optimiser()), strict=True):
+        terms = [math.log1p(math.exp(-(row[p.better] - row[p.worse] - 3 * (p.gap or 0)))) for p in record.pairs]
+        expected += sum(terms) / len(terms) / len(records)
+    objective: Any = objective_of(model, examples, tiny.optimiser(), margin={"kind": "labelled", "scale": 3})
+    loss = objective.loss(examples, objective.begin(examples, [], lambda x: x))
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_l2_and_centring_add_to_the_loss(tmp_path: Path) -> None:
+    model, _ = tiny.trainable(tiny.save_base(tmp_path))
+    examples = rendered(rankings()[:1])
+    ((a, b),) = predict(model, "s", examples, tiny.optimiser())
+
+    def loss(**config: Any) -> float:
+        objective: Any = objective_of(model, examples, tiny.optimiser(), **config)
+        return float(objective.loss(examples, objective.begin(examples, [], lambda x: x)).detach())
+
+    assert loss(l2=0.5) - loss() == pytest.approx(0.25 * (a * a + b * b), rel=1e-4)
+    assert loss(centring=0.5) - loss() == pytest.approx(0.5 * (a + b) ** 2, rel=1e-4)
+
+
+def test_the_weight_of_an_item_multiplies_its_loss_and_divides_nothing(tmp_path: Path) -> None:
+    model, _ = tiny.trainable(tiny.save_base(tmp_path))
+    records = labels()
+    weighted = [replace(record, weight=float(i)) for i, record in enumerate(records)]
+    alone = [loss_of(model, [example], 1) for example in rendered(records)]
+    expected = sum(i * loss for i, loss in enumerate(alone)) / len(records)
+    assert loss_of(model, rendered(weighted), 1) == pytest.approx(expected, rel=1e-5)
+
+
+class Killed(BaseException):
+    """A kill at a step."""
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 5, 8])
+def test_a_killed_training_goes_on_to_the_same_bits(kill_at: int, tmp_path: Path) -> None:
+    settings = tiny.optimiser(batch_prompts=1, epochs=3, checkpoint_steps=4)
+    whole, rows = fit(tiny.save_base(tmp_path / "a"), rankings(), settings)
+
+    def kill(row: Mapping[str, Any]) -> None:
+        if row["step"] == kill_at:
+            raise Killed
+
+    base, state = tiny.save_base(tmp_path / "b"), tmp_path / "state.pt"
+    with pytest.raises(Killed):
+        fit(base, rankings(), settings, resume=ResumePoint(state), log=Log(kill))
+    assert state.is_file() is (kill_at >= 4)
+    again, rest = fit(base, rankings(), settings, resume=ResumePoint(state))
+    assert [row["step"] for row in rest] == list(range(kill_at // 4 * 4, 12))
+    assert rest == rows[-len(rest) :]
+    expected = whole.adapter_tensors("s")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.adapter_tensors("s").items())
+    nothing = fit(base, rankings(), settings, resume=ResumePoint(state))[1]
+    assert nothing == []

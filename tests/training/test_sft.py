@@ -1,0 +1,264 @@
+"""Supervised training of a policy: which tokens count, that the packed forward is transformers', and whole runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from assay_service.scoring.item import Message
+from assay_service.scoring.render import Renderer, RenderRules
+from assay_training.cli import app
+from assay_training.config.base import ConfigError
+from assay_training.config.model import Lora
+from assay_training.loops.sft import NextToken, SftRun, run
+from assay_training.policy import Policy
+from assay_training.records.record import Dialogue, Text
+from assay_training.sft_examples import SftExample, SftRenderer
+from tests import checkpoints
+from tests.training import tiny
+
+FAST = checkpoints.decoder_tokenizer()
+LORA = Lora(r=4, alpha=8, target_modules=["q_proj", "v_proj"])
+
+
+def renderer(template: str = checkpoints.CHATML, max_length: int = 64) -> SftRenderer:
+    fast = checkpoints.decoder_tokenizer(template)
+    rules = RenderRules(template, 2**31, "last_token", "template", "score")
+    return SftRenderer(Renderer(fast, rules, len(fast)), fast, max_length)
+
+
+def dialogue(*turns: str) -> Dialogue:
+    roles = ("user", "assistant")
+    return Dialogue("x", turns[0], tuple(Message(roles[i % 2], turn) for i, turn in enumerate(turns)))
+
+
+def said(example: SftExample) -> list[str]:
+    """The runs of target tokens, as text."""
+    runs: list[list[int]] = []
+    for before, counts, token in zip((False, *example.target_mask), example.target_mask, example.ids, strict=False):
+        if counts and not before:
+            runs.append([])
+        if counts:
+            runs[-1].append(token)
+    return [str(FAST.decode(part)) for part in runs]
+
+
+def save(directory: Path, architecture: str = "llama", **more: Any) -> Path:
+    return checkpoints.save(directory, checkpoints.language_model(architecture, FAST, **more), FAST)
+
+
+def test_the_loss_is_on_what_the_assistant_says_up_to_its_end_of_turn() -> None:
+    (example,), report = renderer().examples([dialogue("How?", "Mix.", "Then?", "Bake, wait.")])
+    assert said(example) == ["Mix.<|im_end|>", "Bake, wait.<|im_end|>"]
+    whole = "".join(
+        f"<|im_start|>{role}\n{text}<|im_end|>\n"
+        for role, text in (("user", "How?"), ("assistant", "Mix."), ("user", "Then?"), ("assistant", "Bake, wait."))
+    )
+    assert FAST.decode(example.ids) == whole
+    assert (report.cut, report.empty, report.refused) == (0, 0, {})
+
+
+def test_a_dialogue_that_ends_with_the_user_is_learned_as_far_as_the_assistant_goes() -> None:
+    (example,), _ = renderer().examples([dialogue("How?", "Mix.", "Thanks.")])
+    assert said(example) == ["Mix.<|im_end|>"]
+
+
+def test_a_text_is_learned_whole_with_its_end() -> None:
+    (example,), _ = renderer().examples([Text("x", "g", "The quick fox")])
+    assert said(example) == ["The quick fox<|im_end|>"]
+    assert example.ids[0] == FAST.bos_token_id
+
+
+def test_what_is_too_long_is_cut_on_the_right_and_what_is_left_without_targets_is_dropped() -> None:
+    long = dialogue("How?", "Mix. " * 40)
+    asked = dialogue("How? " * 60, "Mix.")
+    examples, report = renderer(max_length=32).examples([long, asked, dialogue("a", "b")])
+    cut, short = examples
+    assert (cut.tokens, cut.target_mask[-1]) == (32, True)
+    assert said(short) == ["b<|im_end|>"]
+    assert (report.cut, report.empty) == (2, 1)
+
+
+def test_control_tokens_in_data_are_refused_and_counted() -> None:
+    examples, report = renderer().examples([dialogue("How?", "<|im_end|> Mix."), Text("x", "g", "A <|im_start|>user")])
+    assert (examples, report.refused) == ([], {"special_tokens": 2})
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+    """Some drop the reasoning of all turns but the last; the loss would be on what nobody sees."""
+    template = (
+        "{%- for m in messages -%}<|im_start|>{{ m['role'] }}\n"
+        "{% if m['role'] == 'user' or loop.last %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor -%}"
+        "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
+    )
+    examples, report = renderer(template).examples([dialogue("a", "b", "c", "d")])
+    assert (examples, report.refused) == ([], {"template_not_stable": 1})
+
+
+@pytest.mark.parametrize("mask", [(True, False), (False, False), (False,)])
+def test_a_target_mask_marks_something_and_never_the_first_token(mask: tuple[bool, ...]) -> None:
+    with pytest.raises(ValueError, match="target mask"):
+        SftExample((1, 2), mask)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt_neox"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_log_probabilities_are_transformers_own(architecture: str, tied: bool, tmp_path: Path) -> None:
+    """Packed without padding against one text at a time through the whole causal model."""
+    base = save(tmp_path, architecture, tie_word_embeddings=tied)
+    examples, _ = renderer().examples(
+        [dialogue("How?", "Mix."), Text("x", "g", "The fox"), dialogue("a", "b", "c", "d")]
+    )
+    packed = Policy(base, None, torch.device("cpu")).logprobs(examples)
+    oracle = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    expected = []
+    for example in examples:
+        with torch.inference_mode():
+            logprobs = oracle(torch.tensor([example.ids])).logits[0].log_softmax(dim=-1)
+        expected += [float(logprobs[i - 1, example.ids[i]]) for i, counts in enumerate(example.target_mask) if counts]
+    assert packed.dtype == torch.float32
+    assert packed.tolist() == pytest.approx(expected, abs=2e-4)
+
+
+def test_an_encoder_is_no_policy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a causal language model"):
+        Policy(tiny.save_base(tmp_path), None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("limit", [1, 40, 10**6])
+def test_the_loss_is_the_mean_over_target_tokens_whatever_the_micro_batches(limit: int, tmp_path: Path) -> None:
+    """Not a mean of means: a long answer's tokens weigh as much as a short one's (trl#2596)."""
+    policy = Policy(save(tmp_path), LORA, torch.device("cpu"))
+    examples, _ = renderer().examples([dialogue("How?", "Mix, and wait for it."), dialogue("a", "b")])
+    expected = -float(policy.logprobs(examples).mean().detach())
+    objective = NextToken(policy, tiny.optimiser(micro_batch_tokens=limit))
+    shared = objective.begin(examples, [], lambda x: x)
+    parts = [examples] if limit == 10**6 else [[example] for example in examples]
+    assert sum(float(objective.loss(part, shared).detach()) for part in parts) == pytest.approx(expected, rel=1e-5)
+
+
+def prepare(root: Path, **changes: Any) -> tuple[Path, Path, Path]:
+    """Configuration, data and run directory of two stages."""
+    base = save(root / "base")
+    facts = [{"prompt": f"say {word}", "completion": word} for word in ("bread", "fox", "dog", "water", "salt")] * 4
+    rows = [
+        {"messages": [{"role": "user", "content": f["prompt"]}, {"role": "assistant", "content": f["completion"]}]}
+        for f in facts
+    ]
+    (root / "data" / "talk").mkdir(parents=True)
+    lines = "\n".join(json.dumps(row | {"group": str(i)}) for i, row in enumerate(rows))
+    (root / "data" / "talk" / "x.jsonl").write_text(lines + "\n")
+    (root / "data" / "books").mkdir()
+    lines = "\n".join(json.dumps({"text": f"The lazy dog jumps over {i}."}) for i in range(20))
+    (root / "data" / "books" / "x.jsonl").write_text(lines + "\n")
+    (root / "template.jinja").write_text(checkpoints.CHATML)
+    optimiser = {
+        "learning_rate": 0.01,
+        "batch_prompts": 4,
+        "compute_dtype": "float32",
+        "epochs": 4,
+        "checkpoint_steps": 3,
+    }
+    config = {
+        "name": "tiny",
+        "base": str(base),
+        "template": "template.jinja",
+        "max_length": 64,
+        "lora": {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj"]},
+        "stages": [
+            {"name": "pre", "sources": [{"name": "books", "format": "text"}], "optimiser": optimiser},
+            {"name": "sft", "sources": [{"name": "talk", "format": "dialogues"}], "optimiser": optimiser},
+        ],
+        "held_out": 0.2,
+        "seed": 3,
+    }
+    (root / "run.yaml").write_text(yaml.safe_dump(config | changes))
+    return root / "run.yaml", root / "data", root / "out"
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(directory).state_dict())
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_two_stages_learn_and_leave_a_model_that_transformers_loads(lora: bool, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {} if lora else {"lora": None}
+    inputs = prepare(tmp_path, **changes)
+    directory = run(*inputs)
+    assert not (inputs[2] / "state").exists()
+    results = json.loads((inputs[2] / "results.json").read_text())
+    assert list(results) == ["pre", "sft"]
+    for stage in results.values():
+        assert stage["after"]["loss"] < stage["before"]["loss"] - 0.2
+        assert stage["after"]["targets"] == stage["before"]["targets"] > 0
+    rows = [json.loads(line) for line in (inputs[2] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["part"] for row in rows] == sorted(row["part"] for row in rows)
+    assert list((inputs[2] / "tensorboard" / "sft").glob("events.*"))
+    before, after = tensors(tmp_path / "base"), tensors(directory)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    if lora:  # merged into the linears that had adapters, and nothing else
+        assert changed == {name for name in before if any(part in name for part in ("q_proj", "v_proj", "up_proj"))}
+    assert AutoTokenizer.from_pretrained(directory).chat_template == checkpoints.CHATML
+    assert not (directory / "adapter_config.json").exists()
+
+
+class Killed(BaseException):
+    """A kill at a step."""
+
+
+@pytest.mark.parametrize(("stage", "step"), [("pre", 5), ("sft", 7)])
+def test_a_killed_run_goes_on_to_the_same_bits(
+    stage: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(*prepare(tmp_path / "whole"))
+    inputs = prepare(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        from assay_training.rundir import Metrics  # noqa: PLC0415
+
+        log = Metrics.log
+
+        def kill(self: Metrics, row: dict[str, Any]) -> None:
+            log(self, row)
+            if (self._part, row["step"]) == (stage, step):
+                raise Killed
+
+        patch.setattr(Metrics, "log", kill)
+        with pytest.raises(Killed):
+            run(*inputs)
+    again = run(*inputs)
+    expected = tensors(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(again).items())
+    files = [(root / "out" / "metrics.jsonl").read_text() for root in (tmp_path / "whole", tmp_path / "killed")]
+    assert files[0] == files[1]
+    results = [(root / "out" / "results.json").read_text() for root in (tmp_path / "whole", tmp_path / "killed")]
+    assert results[0] == results[1]
+
+
+def test_no_group_is_both_learned_and_tested(tmp_path: Path) -> None:
+    from assay_training.config.sft import read  # noqa: PLC0415
+
+    config, data, out = prepare(tmp_path)
+    begun = SftRun(read(config), data, out)
+    for training, held_out in begun.parts:
+        assert training
+        assert held_out
+    learned, tested = begun.parts[0]
+    assert not {example.ids for example in learned} & {example.ids for example in tested}
+    assert len(learned) + len(tested) == 20
+
+
+def test_the_command(tmp_path: Path) -> None:
+    config, data, out = prepare(tmp_path)
+    options = ["train", "sft", "--config", str(config), "--data", str(data), "--out", str(out)]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    assert str(out / "checkpoint") in result.output
+    config.write_text(config.read_text().replace("held_out: 0.2", "held_out: 2"))
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 2
+    assert "held_out" in result.output

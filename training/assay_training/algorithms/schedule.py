@@ -1,0 +1,27 @@
+"""The learning rate over a run, and the order of its examples; pure."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+MIN_WARMUP_STEPS = 5
+FINAL_SHARE = 0.1
+
+
+def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:
+    """Share of the peak learning rate at `step` of `steps`: linear warm-up, then a cosine to a tenth (seeds §12)."""
+    warmup = max(MIN_WARMUP_STEPS, round(steps * warmup_share))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def random_batches(count: int, size: int, epochs: int, seed: int) -> Iterator[list[int]]:
+    """Indices of each optimiser step: every epoch a new order, the last batch of an epoch may be smaller."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(count, generator=generator).tolist()
+        for start in range(0, count, size):
+            yield order[start : start + size]

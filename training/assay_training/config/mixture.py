@@ -1,0 +1,160 @@
+"""The steps of a mixture: what happens to the records of a training part before it is trained on."""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from assay_training.config.base import Frozen
+
+LOW, HIGH = 0.4, 0.9  # the thesis' buckets: low is <= LOW, high >= HIGH, mid strictly between
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class OverSample(Frozen):
+    """`over_s`: the low labelled items are replaced by twice as many draws from them, with replacement (seeds §5)."""
+
+    step: Literal["over_sample"]
+
+
+class UnderSample(Frozen):
+    """`under_s`: of the mid labelled items, equally many from each of five equal label ranges (seeds §5).
+
+    Attributes:
+        rows: how many mid items stay; a multiple of five.
+    """
+
+    step: Literal["under_sample"]
+    rows: int = Field(gt=0, multiple_of=5)
+
+
+class Augment(Frozen):
+    """`augment`: a paraphrase of each low labelled item is added, with the score of Algorithm 1 (seeds §5).
+
+    Attributes:
+        file: JSON lines below the data directory: `prompt`, `completion`, `paraphrase`, `similarity`.
+    """
+
+    step: Literal["augment"]
+    file: PurePosixPath
+
+
+class WeightLow(Frozen):
+    """`wgt_s`: low labelled items weigh rows / low rows, times a share (seeds §5).
+
+    Attributes:
+        share: 0.5 is the thesis' wgt_s_05, 0.75 its wgt_s_075.
+    """
+
+    step: Literal["weight_low"]
+    share: float = Field(gt=0, le=1)
+
+
+class WeightExtremes(Frozen):
+    """`wgt_1_4`: low and high labelled items weigh a constant (seeds §5).
+
+    Attributes:
+        weight: 1.4 in the thesis.
+    """
+
+    step: Literal["weight_extremes"]
+    weight: float = Field(gt=0)
+
+
+class Portion(Frozen):
+    """Llama-2's mixes: of some sources only so many records, drawn uniformly, that they are a share of the result.
+
+    Attributes:
+        sources: data sets or subsets that are drawn from; the others stay whole.
+        share: of the result: 0.5 for the helpfulness model's equal part, 0.1 for the safety model's 90/10 (seeds §12).
+    """
+
+    step: Literal["portion"]
+    sources: Annotated[list[str], Field(min_length=1)]
+    share: Share
+
+
+class Keep(Frozen):
+    """Only the records of some sources; what is tested on stays whole (Llama-2's helpful against safe, seeds §12).
+
+    Attributes:
+        sources: data sets or subsets.
+    """
+
+    step: Literal["keep"]
+    sources: Annotated[list[str], Field(min_length=1)]
+
+
+class Sample(Frozen):
+    """A share of the groups; a smaller share is part of a larger one (accuracy against data size, Llama-2's Fig. 6).
+
+    Attributes:
+        share: of the groups.
+    """
+
+    step: Literal["sample"]
+    share: Share
+
+
+class Proportions(Frozen):
+    """As many labelled items as have these shares of low and high labels, the rest being mid (the thesis': 0.11, 0.20).
+
+    Attributes:
+        low: share of labels <= 0.4.
+        high: share of labels >= 0.9.
+    """
+
+    step: Literal["proportions"]
+    low: Share
+    high: Share
+
+    @property
+    def mid(self) -> float:
+        """What is left."""
+        return 1 - self.low - self.high
+
+    @model_validator(mode="after")
+    def _leave_a_middle(self) -> "Proportions":
+        if self.mid <= 0:
+            raise ValueError("low and high leave nothing in between")
+        return self
+
+
+class Mismatched(Frozen):
+    """Prompts with the completion of another prompt of the same source, labelled 0, are added.
+
+    Attributes:
+        share: of the labelled items that are given such a twin.
+    """
+
+    step: Literal["mismatched"]
+    share: float = Field(gt=0, le=1)
+
+
+class Repeat(Frozen):
+    """Records that occur more than once in an epoch.
+
+    Attributes:
+        times: by data set, or by subset (`hh_rlhf/harmless-base`), which then goes before its data set. Of 1.5, half of
+            the groups occur twice and the others once.
+    """
+
+    step: Literal["repeat"]
+    times: Annotated[dict[str, Annotated[float, Field(ge=1)]], Field(min_length=1)]
+
+
+Step = Annotated[
+    OverSample
+    | UnderSample
+    | Augment
+    | WeightLow
+    | WeightExtremes
+    | Portion
+    | Keep
+    | Sample
+    | Proportions
+    | Mismatched
+    | Repeat,
+    Field(discriminator="step"),
+]

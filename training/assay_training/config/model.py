@@ -1,0 +1,53 @@
+"""What is trained, and how the optimiser goes about it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from assay_training.config.base import Frozen
+
+
+class Lora(Frozen):
+    """The adapter.
+
+    Attributes:
+        r: rank.
+        alpha: scale; the update is multiplied by alpha / r.
+        target_modules: names of the linears that get an adapter.
+        layers: indices of the layers that get one; None means all. Layers below the lowest need no backward pass.
+    """
+
+    r: int = Field(gt=0)
+    alpha: int = Field(gt=0)
+    target_modules: list[str]
+    layers: list[int] | None = None
+
+
+class Optimiser(Frozen):
+    """AdamW with warm-up and a cosine to a tenth of the learning rate (Llama-2 recipe, seeds §12).
+
+    Attributes:
+        learning_rate: the peak.
+        betas: of Adam.
+        epsilon: of Adam.
+        weight_decay: on all trained parameters.
+        max_grad_norm: the gradient is clipped to this norm.
+        batch_prompts: prompts (for labelled items and dialogues: items) in one optimiser step, over all processes.
+        micro_batch_tokens: tokens in one forward; steps are split to fit, without changing the loss.
+        epochs: passes over the training part.
+        warmup_share: share of all steps, at least 5 steps.
+        compute_dtype: what matrix products are computed in while training; weights stay fp32.
+        checkpoint_steps: steps between two checkpoints to resume from.
+    """
+
+    learning_rate: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    batch_prompts: int = Field(32, gt=0)
+    micro_batch_tokens: int = Field(8192, gt=0)
+    epochs: int = Field(1, gt=0)
+    warmup_share: float = Field(0.03, ge=0, lt=1)
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    checkpoint_steps: int = Field(100, gt=0)

@@ -1,0 +1,62 @@
+"""The configuration of a supervised run of a policy: pretraining, SFT in one stage or several."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from assay_training.config import base
+from assay_training.config.base import ConfigError, Frozen
+from assay_training.config.data import Source
+from assay_training.config.model import Lora, Optimiser
+
+
+class Stage(Frozen):
+    """One pass of training; stages follow each other on the same weights, each with an optimiser of its own.
+
+    Attributes:
+        name: for metrics.
+        sources: of dialogues or texts.
+        optimiser: how it is trained.
+    """
+
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    sources: list[Source] = Field(min_length=1)
+    optimiser: Optimiser
+
+
+class SftConfig(Frozen):
+    """A run of `assay train sft`.
+
+    Attributes:
+        name: of the run.
+        base: a path, or `package:NAME`.
+        template: file with the Jinja chat template, relative to the configuration.
+        max_length: tokens of a dialogue; longer ones are cut on the right.
+        lora: the adapter, which is merged in the end; None trains all weights.
+        stages: in order; the thesis has `pre_sft` and `sft`.
+        held_out: share of the groups that no stage sees; the loss on them is reported.
+        seed: of everything random.
+    """
+
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    base: str
+    template: Path
+    max_length: int = Field(gt=1)
+    lora: Lora | None
+    stages: list[Stage] = Field(min_length=1)
+    held_out: float = Field(gt=0, lt=0.5)
+    seed: int = 0
+
+
+def read(path: Path) -> SftConfig:
+    """Reads a configuration; the template's path becomes absolute.
+
+    Raises:
+        ConfigError: naming the file and the key.
+    """
+    config = base.read(path, SftConfig)
+    template = (path.parent / config.template).resolve()
+    if not template.is_file():
+        raise ConfigError(f"{path}: template: {template} does not exist")
+    return config.model_copy(update={"template": template})

@@ -1,0 +1,104 @@
+"""Logits of several contenders, row by row: pairs and ties of rankings, or labelled items."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay_training.algorithms.statistics import Floats
+from assay_training.examples import Example
+from assay_training.records.record import Labelled, Pair, Ranking
+
+Logits = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one kind.
+
+    Attributes:
+        sources: of each row.
+        groups: of each row.
+        values: by contender; for preference the margin of each pair, for absolute the output for each item.
+        labels: of each item; None for preference.
+        gaps: of each pair, NaN where its source does not say; None for absolute.
+        extremes: whether a pair is its ranking's best against its worst; None for absolute.
+        ties: margins of completions judged equal, as rows of their own; None for absolute.
+    """
+
+    sources: NDArray[np.str_]
+    groups: NDArray[np.str_]
+    values: dict[str, Floats]
+    labels: Floats | None = None
+    gaps: Floats | None = None
+    extremes: NDArray[np.bool_] | None = None
+    ties: "Rows | None" = None
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], contenders: dict[str, Logits]) -> "Rows":
+        """The pairs and ties of rankings, or the labelled items, with every contender's numbers."""
+        if all(isinstance(example.record, Labelled) for example in examples):
+            labels = [example.record.label for example in examples if isinstance(example.record, Labelled)]
+            values = {name: np.asarray([row[0] for row in logits]) for name, logits in contenders.items()}
+            return cls(_sources(examples), _groups(examples), values, labels=np.asarray(labels))
+        pairs = [(i, pair) for i, record in _rankings(examples) for pair in record.pairs]
+        ties = [(i, Pair(*tie)) for i, record in _rankings(examples) for tie in record.ties]
+        best = {i: _extreme(record) for i, record in _rankings(examples)}
+        judged, tied = _margins(examples, contenders, pairs), _margins(examples, contenders, ties)
+        return cls(
+            judged.sources,
+            judged.groups,
+            judged.values,
+            gaps=np.asarray([np.nan if pair.gap is None else pair.gap for _, pair in pairs], dtype=np.float64),
+            extremes=np.asarray([pair == best[i] for i, pair in pairs], dtype=bool),
+            ties=tied,
+        )
+
+    def where(self, mask: NDArray[np.bool_]) -> "Rows":
+        """The rows where `mask` is True; of the ties those of the sources that are left."""
+        sources = self.sources[mask]
+        ties = self.ties
+        return Rows(
+            sources,
+            self.groups[mask],
+            {name: column[mask] for name, column in self.values.items()},
+            labels=None if self.labels is None else self.labels[mask],
+            gaps=None if self.gaps is None else self.gaps[mask],
+            extremes=None if self.extremes is None else self.extremes[mask],
+            ties=None if ties is None else ties.where(np.isin(ties.sources, sources)),
+        )
+
+
+def _margins(examples: Sequence[Example], contenders: dict[str, Logits], pairs: list[tuple[int, Pair]]) -> Rows:
+    of = [examples[i] for i, _ in pairs]
+    values = {
+        name: np.asarray([logits[i][pair.better] - logits[i][pair.worse] for i, pair in pairs], dtype=np.float64)
+        for name, logits in contenders.items()
+    }
+    return Rows(_sources(of), _groups(of), values)
+
+
+def _rankings(examples: Sequence[Example]) -> Iterator[tuple[int, Ranking]]:
+    for i, example in enumerate(examples):
+        assert isinstance(example.record, Ranking)
+        yield i, example.record
+
+
+def _extreme(ranking: Ranking) -> Pair | None:
+    """The pair of the completion with the most net wins and that with the fewest, if those two were compared."""
+    net = Counter({k: 0 for k in range(len(ranking.completions))})
+    for pair in ranking.pairs:
+        net[pair.better] += 1
+        net[pair.worse] -= 1
+    best, worst = max(net, key=lambda k: (net[k], -k)), min(net, key=lambda k: (net[k], k))
+    return next((pair for pair in ranking.pairs if (pair.better, pair.worse) == (best, worst)), None)
+
+
+def _sources(examples: Sequence[Example]) -> NDArray[np.str_]:
+    return np.asarray([example.record.source for example in examples], dtype=np.str_)
+
+
+def _groups(examples: Sequence[Example]) -> NDArray[np.str_]:
+    return np.asarray([example.record.group for example in examples], dtype=np.str_)

@@ -1,0 +1,161 @@
+"""Supervised training of a policy: pretraining on texts, SFT on what the assistant says, in stages."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
+from assay_service.scoring.render import Renderer, RenderRules
+from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.algorithms.losses import next_token_cross_entropy
+from assay_training.config.model import Optimiser
+from assay_training.config.sft import SftConfig, Stage, read
+from assay_training.examples import autocast, token_batches
+from assay_training.loops.supervised import Schedule, Total, train
+from assay_training.policy import Policy
+from assay_training.processes import accelerator
+from assay_training.records.sources import data_hashes, read_spoken
+from assay_training.rundir import RunDirectory
+from assay_training.sft_examples import SftExample, SftRenderer
+
+RELOADED_SAMPLE = 8
+RELOADED_TOLERANCE = 1e-3  # merging an adapter rounds
+
+
+class NextToken:
+    """Cross-entropy of the target tokens, averaged over all of a batch's.
+
+    Args:
+        policy: what is trained.
+        settings: compute dtype.
+    """
+
+    def __init__(self, policy: Policy, settings: Optimiser) -> None:
+        self._policy, self._settings = policy, settings
+
+    def begin(self, batch: Sequence[SftExample], mine: Sequence[Sequence[SftExample]], total: Total) -> int:
+        """The batch's target tokens: every token weighs the same, whatever micro-batch it is in."""
+        return sum(example.targets for example in batch)
+
+    def loss(self, part: Sequence[SftExample], shared: int) -> torch.Tensor:
+        """The micro-batch's share of the batch's loss."""
+        with autocast(self._policy.device, self._settings):
+            logprobs = self._policy.logprobs(part)
+        return next_token_cross_entropy(logprobs, torch.full_like(logprobs, 1 / shared))
+
+
+class SftRun:
+    """One configuration with its data.
+
+    Args:
+        config: the run's.
+        data: the folder that holds the sources' folders.
+        out: the run directory.
+    """
+
+    def __init__(self, config: SftConfig, data: Path, out: Path) -> None:
+        self.config = config
+        self.base = resolve(config.base, None, Path.cwd())
+        spoken = [read_spoken(data, stage.sources) for stage in config.stages]
+        hashes: dict[str, str] = {}
+        for stage in config.stages:
+            hashes |= data_hashes(data, stage.sources, [])
+        self.run = RunDirectory(
+            out,
+            {
+                "config": config.model_dump(mode="json", exclude={"template"}),
+                "template": config.template.read_text(),
+                "base_sha256": sha256_of(weight_files(self.base)),
+                "data_sha256": hashes,
+            },
+            writes=accelerator().is_main_process,
+        )
+        torch.manual_seed(config.seed)
+        self.policy = Policy(self.base, config.lora, accelerator().device)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.base)
+        self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
+        reports = []
+        for records in spoken:
+            examples = []
+            for held_out in (False, True):
+                chosen = [r for r in records if self._held_out(r.group) is held_out]
+                made, report = self._renderer().examples(chosen)
+                examples.append(made)
+                reports.append(asdict(report))
+            self.parts.append((examples[0], examples[1]))
+        self.run.write_json("render.json", reports)
+
+    def go(self) -> Path:
+        """All stages, then the whole model in transformers' format; returns its directory."""
+        directory = self.run.path / "checkpoint"
+        if self.run.read_json("results.json") is not None:
+            return directory
+        losses: dict[str, Any] = self.run.read_json("losses.json") or {}
+        for stage, (training, held_out) in zip(self.config.stages, self.parts, strict=True):
+            before = losses.get(stage.name, {}).get("before") or self._loss(held_out, stage)
+            self._train(stage, training)
+            losses[stage.name] = {"before": before, "after": self._loss(held_out, stage)}
+            self.run.write_json("losses.json", losses)
+        if self.run.writes:
+            self._save(directory)
+        self.run.write_json("results.json", losses)
+        self.run.forget()
+        return directory
+
+    def _train(self, stage: Stage, training: Sequence[SftExample]) -> None:
+        train(
+            NextToken(self.policy, stage.optimiser),
+            self.policy.parameters,
+            Schedule(training, stage.optimiser, self.config.seed),
+            name=f"{self.config.name} {stage.name}",
+            metrics=self.run.metrics(stage.name),
+            resume=self.run.resume_point(stage.name),
+        )
+
+    def _loss(self, examples: Sequence[SftExample], stage: Stage) -> dict[str, float]:
+        """Mean negative log-likelihood per target token of what no stage sees, and its exponential."""
+        targets, total = sum(example.targets for example in examples), 0.0
+        batches = list(token_batches(range(len(examples)), examples, stage.optimiser.micro_batch_tokens))
+        for part in tqdm(batches, desc=f"held out, {stage.name}", mininterval=10):
+            with torch.inference_mode(), autocast(self.policy.device, stage.optimiser):
+                total -= float(self.policy.logprobs([examples[i] for i in part]).double().sum())
+        return {"targets": targets, "loss": total / targets, "perplexity": math.exp(total / targets)}
+
+    def _save(self, directory: Path) -> None:
+        sample = self.parts[-1][0][:RELOADED_SAMPLE]
+        with torch.inference_mode():
+            expected = self.policy.logprobs(sample)
+        self.policy.save(directory)
+        self.tokenizer.chat_template = self.config.template.read_text()
+        self.tokenizer.save_pretrained(directory)
+        with torch.inference_mode():
+            again = Policy(directory, None, self.policy.device).logprobs(sample)
+        apart = float((again - expected).abs().max())
+        if not apart <= RELOADED_TOLERANCE:
+            raise RuntimeError(
+                f"{directory}: read back, a log-probability differs by {apart}; it is not what was trained"
+            )
+
+    def _renderer(self) -> SftRenderer:
+        rules = RenderRules(self.config.template.read_text(), 2**31, "last_token", "template", "score")
+        renderer = Renderer(self.tokenizer, rules, self.policy.vocabulary_size)
+        return SftRenderer(renderer, self.tokenizer, self.config.max_length)
+
+    def _held_out(self, group: str) -> bool:
+        return fold_of(group, folds=1, held_out=self.config.held_out, seed=self.config.seed) == HELD_OUT
+
+
+def run(config_path: Path, data: Path, out: Path | None) -> Path:
+    """The whole of `assay train sft`; returns the checkpoint's directory.
+
+    Raises:
+        ValueError: the configuration, the data or the run directory is wrong.
+    """
+    config = read(config_path)
+    return SftRun(config, data, out or Path("runs") / config.name).go()

@@ -1,0 +1,84 @@
+"""A causal language model that is trained: packed sequences in, log-probabilities of their target tokens out.
+
+The forward is the service's, with gradients; the output layer is applied to the target tokens alone.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from assay_service.scoring.architectures import architecture_of
+from assay_service.scoring.attention import NAME as ATTENTION
+from assay_service.scoring.checkpoint import read_config
+from assay_service.scoring.layout import Sequence as Ids
+from assay_service.scoring.layout import Span, pack
+from assay_service.scoring.model import RewardModel
+from assay_training.config.base import ConfigError
+from assay_training.config.model import Lora
+from assay_training.lora import lora_config
+from assay_training.sft_examples import SftExample
+
+
+class Policy:
+    """A causal language model, whole or with an adapter to be trained.
+
+    Args:
+        directory: a checkpoint with `config.json` and safetensors weights.
+        lora: the adapter to train; None trains all weights.
+        device: where to put it.
+
+    Attributes:
+        parameters: what is trained, fp32.
+
+    Raises:
+        ConfigError: the architecture is no causal one.
+    """
+
+    def __init__(self, directory: Path, lora: Lora | None, device: torch.device) -> None:
+        architecture = architecture_of(read_config(directory), directory)
+        if not (architecture.causal and architecture.packed):
+            raise ConfigError(f"base: {directory} is not a causal language model that Assay can pack")
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+        self._body = RewardModel(self._model.base_model, device)
+        self._head: nn.Module = self._model.get_output_embeddings().to(device)
+        if lora is not None:
+            self._model = get_peft_model(self._model, lora_config(lora, "CAUSAL_LM"))
+        self._adapted = lora is not None
+        self._model.eval()
+        self.device = device
+        self.vocabulary_size = self._body.vocabulary_size
+        self.parameters: list[nn.Parameter] = [p for p in self._model.parameters() if p.requires_grad]
+
+    def logprobs(self, examples: Sequence[SftExample]) -> torch.Tensor:
+        """fp32 `[t]`: of the target tokens of all examples, end to end."""
+        row = pack([Ids(example.ids, 0, Span(0, len(example.ids))) for example in examples], share_prompts=False)
+        starts = [pieces[0].start for pieces in row.spans]
+        at = [
+            start + position
+            for start, example in zip(starts, examples, strict=True)
+            for position, counts in enumerate(example.target_mask)
+            if counts
+        ]
+        targets = torch.tensor(at, device=self.device)
+        # A token is predicted from the one before it; the first of a sequence is never a target.
+        logits = self._head(self._body.hidden(row)[0][targets - 1]).float()
+        return -cross_entropy(logits, row.ids[0].to(self.device)[targets], reduction="none")
+
+    def save(self, directory: Path) -> None:
+        """Writes the whole model in transformers' format; an adapter is merged into it, for good."""
+        if self._adapted:
+            self._model, self._adapted = self._model.merge_and_unload(), False
+        self._model.save_pretrained(directory)

@@ -1,0 +1,37 @@
+r"""HH dialogues: `chosen` and `rejected`, each `\n\nHuman: … \n\nAssistant: …`."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from assay_service.scoring.item import Message
+from assay_training.records.record import Dialogue, Pair, Ranking, group_of
+from assay_training.records.rows import Row
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def parse_dialogue(text: str) -> tuple[Message, ...]:
+    """An HH dialogue as messages."""
+    parts = _TURN.split(text)
+    return tuple(Message(_ROLES[role], turn.strip()) for role, turn in zip(parts[1::2], parts[2::2], strict=True))
+
+
+def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
+    """Pairs whose earlier turns agree and whose last replies differ; the others are faulty (62 and 17 test rows)."""
+    for row in rows:
+        chosen, rejected = parse_dialogue(row.get("chosen", str)), parse_dialogue(row.get("rejected", str))
+        if not chosen or chosen[:-1] != rejected[:-1] or chosen[-1].content == rejected[-1].content:
+            continue
+        if chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
+            continue
+        texts = (chosen[-1].content, rejected[-1].content)
+        yield Ranking(f"{source}/{row.subset}", group_of(chosen[0].content), chosen[:-1], texts, (Pair(0, 1),))
+
+
+def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
+    """The chosen dialogues that end with the assistant."""
+    for row in rows:
+        chosen = parse_dialogue(row.get("chosen", str))
+        if chosen and chosen[-1].role == "assistant" and chosen[-1].content:
+            yield Dialogue(f"{source}/{row.subset}", group_of(chosen[0].content), chosen)

@@ -1,0 +1,143 @@
+"""OpenAssistant message trees: threads, sibling ranks and labels.
+
+Rows are messages with their parent, as in the published exports (`labels` either lists of names and values, or an
+object per label); whole trees with nested `replies` are taken apart first. Only trees that were finished
+(`ready_for_export`) and messages that were not deleted count, as in the thesis author's code. The group is the tree.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from assay_service.scoring.item import Item, Message
+from assay_training.records.record import Dialogue, Labelled, Pair, Ranking
+from assay_training.records.rows import Row
+
+MAX_REPLIES = 4
+_ROLES = {"prompter": "user", "assistant": "assistant"}
+_FINISHED = "ready_for_export"
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A message in its tree.
+
+    Attributes:
+        path: the turns from the root up to it, itself included.
+        rank: among its siblings, 0 is best; None where nobody ranked them.
+        labels: by name.
+        replies: in the order of the file.
+    """
+
+    path: tuple[Message, ...]
+    rank: int | None
+    labels: Mapping[str, float]
+    replies: tuple["_Node", ...]
+
+
+def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Ranking]:
+    """For every prompt with two ranked replies or more, the best four of them, best first."""
+    for tree, language, root in _trees(rows, languages):
+        for node in _walk(root):
+            ranked = sorted((r for r in node.replies if r.rank is not None), key=lambda r: r.rank or 0)[:MAX_REPLIES]
+            ranks = [reply.rank or 0 for reply in ranked]
+            pairs = tuple(Pair(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b)
+            if node.path[-1].role == "user" and pairs:
+                ties = tuple((i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if i < j and a == b)
+                texts = tuple(reply.path[-1].content for reply in ranked)
+                yield Ranking(f"{source}/{language}", tree, node.path, texts, pairs, ties)
+
+
+def labelled(
+    source: str, rows: Iterable[Row], languages: frozenset[str], weights: Mapping[str, float]
+) -> Iterator[Labelled]:
+    """Every reply with the weighted sum of its labels; without one of them, or below 0, it is left out.
+
+    Args:
+        source: name of the records' source.
+        rows: messages.
+        languages: which to keep.
+        weights: of the labels; their magnitudes sum to 1, so that the sum stays within 1 (seeds §5).
+    """
+    for tree, language, root in _trees(rows, languages):
+        for node in _walk(root):
+            if node.path[-1].role != "assistant" or not weights.keys() <= node.labels.keys():
+                continue
+            label = sum(weight * node.labels[name] for name, weight in weights.items())
+            if label >= 0:
+                yield Labelled(f"{source}/{language}", tree, Item(node.path), label)
+
+
+def dialogues(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Dialogue]:
+    """One thread per tree: from the root always on to the best-ranked reply, as far as the assistant's last turn."""
+    for tree, language, root in _trees(rows, languages):
+        node = root
+        while node.replies:
+            node = min(node.replies, key=lambda reply: (reply.rank is None, reply.rank))
+        path = node.path if node.path[-1].role == "assistant" else node.path[:-1]
+        if path:
+            yield Dialogue(f"{source}/{language}", tree, path)
+
+
+def _trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str, str, _Node]]:
+    """Identifier, language and root of every finished tree in one of `languages`, in the order of the file."""
+    children: dict[str | None, list[Row]] = defaultdict(list)
+    roots = []
+    for row in _messages(rows):
+        parent = row.fields.get("parent_id")
+        if row.fields.get("deleted") is True:
+            continue
+        if parent is None:
+            roots.append(row)
+        else:
+            children[parent].append(row)
+    for root in roots:
+        language = root.get("lang", str)
+        if root.get("tree_state", str) == _FINISHED and language in languages:
+            yield root.get("message_tree_id", str), language, _node(root, (), children)
+
+
+def _messages(rows: Iterable[Row]) -> Iterator[Row]:
+    """Messages, also those inside whole trees."""
+    for row in rows:
+        prompt = row.fields.get("prompt")
+        if not isinstance(prompt, Mapping):
+            yield row
+            continue
+        tree = {"message_tree_id": row.get("message_tree_id", str), "tree_state": row.get("tree_state", str)}
+        waiting: list[tuple[Any, str | None]] = [(prompt, None)]
+        while waiting:
+            message, parent = waiting.pop(0)
+            flat = Row(row.where, row.subset, {**message, **tree, "parent_id": parent})
+            yield flat
+            waiting += [(reply, flat.get("message_id", str)) for reply in message.get("replies", [])]
+
+
+def _node(row: Row, before: tuple[Message, ...], children: Mapping[str | None, list[Row]]) -> _Node:
+    role = row.get("role", str)
+    if role not in _ROLES:
+        raise row.error("field 'role' is not prompter or assistant")
+    path = (*before, Message(_ROLES[role], row.get("text", str)))
+    rank = None if row.fields.get("rank") is None else row.get("rank", int)
+    replies = tuple(_node(reply, path, children) for reply in children.get(row.get("message_id", str), ()))
+    return _Node(path, rank, _labels(row), replies)
+
+
+def _labels(row: Row) -> dict[str, float]:
+    labels = row.fields.get("labels") or {}
+    try:
+        if "name" in labels:
+            return dict(zip(labels["name"], map(float, labels["value"]), strict=True))
+        return {name: float(label["value"]) for name, label in labels.items()}
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise row.error("field 'labels' is neither names and values nor an object per label") from None
+
+
+def _walk(root: _Node) -> Iterator[_Node]:
+    """A tree's messages, parents before their replies."""
+    waiting = [root]
+    while waiting:
+        node = waiting.pop(0)
+        yield node
+        waiting += node.replies

@@ -1,0 +1,41 @@
+"""Paraphrases of badly rated completions, for the `augment` step of a mixture."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from assay_service.scoring.item import Item
+from assay_training.records.rows import Row
+
+OTHER_LANGUAGE = 0.2  # what counts as similarity where the paraphrase came out in another language (seeds §5)
+
+
+@dataclass(frozen=True, slots=True)
+class Paraphrase:
+    """Another wording of a completion.
+
+    Attributes:
+        text: the wording.
+        similarity: cosine of the two completions' sentence embeddings.
+    """
+
+    text: str
+    similarity: float
+
+
+def read_paraphrases(rows: Iterable[Row]) -> dict[Item, Paraphrase]:
+    """Paraphrases by the item that they are of; `same_language: false` makes the similarity 0.2.
+
+    Raises:
+        RecordError: a field is missing or out of range, or an item has two paraphrases.
+    """
+    paraphrases: dict[Item, Paraphrase] = {}
+    for row in rows:
+        item = Item.of(row.get("prompt", str), row.get("completion", str))
+        similarity = row.get("similarity", float)
+        if not -1 <= similarity <= 1:
+            raise row.error(f"field 'similarity' is {similarity}, not in -1..1")
+        if item in paraphrases:
+            raise row.error("the item has a paraphrase already")
+        same = row.get("same_language", bool) if "same_language" in row.fields else True
+        paraphrases[item] = Paraphrase(row.get("paraphrase", str), similarity if same else OTHER_LANGUAGE)
+    return paraphrases

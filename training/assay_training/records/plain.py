@@ -1,0 +1,95 @@
+"""Assay's own JSON lines, one format per kind of record.
+
+| format | fields |
+|---|---|
+| `pairs` | `prompt`, `chosen`, `rejected`, perhaps `gap`: how much better, in (0, 1] |
+| `rankings` | `prompt`, `completions`, `ranks`: 1 is best, equal ranks are ties |
+| `labels` | `prompt`, `completion`, `label` in 0..1 |
+| `dialogues` | `messages` |
+| `text` | `text` |
+
+`prompt` is a text or a list of messages, each with `role` and `content`. `group` may say what belongs together; else it
+is the first message.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from assay_service.scoring.item import Item, Message
+from assay_training.records.record import Dialogue, Labelled, Pair, Ranking, Text, group_of
+from assay_training.records.rows import Row
+
+
+def pairs(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
+    """A ranking of two per row."""
+    for row in rows:
+        prompt, gap = _prompt(row), None
+        if row.fields.get("gap") is not None:
+            gap = row.get("gap", float)
+            if not 0 < gap <= 1:
+                raise row.error(f"field 'gap' is {gap}, not in (0, 1]")
+        texts = (row.get("chosen", str), row.get("rejected", str))
+        yield Ranking(source, _group(row, prompt), prompt, texts, (Pair(0, 1, gap),))
+
+
+def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
+    """A ranking of K per row."""
+    for row in rows:
+        prompt, texts, ranks = _prompt(row), row.get("completions", list), row.get("ranks", list)
+        if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+            raise row.error("field 'completions' is not a list of two texts or more")
+        if len(ranks) != len(texts) or not all(type(rank) is int and rank >= 1 for rank in ranks):
+            raise row.error("field 'ranks' is not a whole number from 1 for every completion")
+        beats = tuple(Pair(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b)
+        ties = tuple((i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if i < j and a == b)
+        yield Ranking(source, _group(row, prompt), prompt, tuple(texts), beats, ties)
+
+
+def labels(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
+    """A labelled item per row."""
+    for row in rows:
+        prompt, label = _prompt(row), row.get("label", float)
+        if not (math.isfinite(label) and 0 <= label <= 1):
+            raise row.error(f"field 'label' is {label}, not in 0..1")
+        item = Item((*prompt, Message("assistant", row.get("completion", str))))
+        yield Labelled(source, _group(row, prompt), item, label)
+
+
+def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
+    """A dialogue per row; one of its messages must be the assistant's."""
+    for row in rows:
+        messages = _messages(row, "messages", row.get("messages", list))
+        if not any(message.role == "assistant" for message in messages):
+            raise row.error("field 'messages' holds nothing that the assistant says")
+        yield Dialogue(source, _group(row, messages), messages)
+
+
+def text(source: str, rows: Iterable[Row]) -> Iterator[Text]:
+    """A text per row; equal texts are one group."""
+    for row in rows:
+        value = row.get("text", str)
+        yield Text(source, hashlib.sha256(value.encode()).hexdigest(), value)
+
+
+def _prompt(row: Row) -> tuple[Message, ...]:
+    prompt = row.fields.get("prompt")
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    if isinstance(prompt, list) and prompt:
+        return _messages(row, "prompt", prompt)
+    raise row.error("field 'prompt' is neither a text nor a list of messages")
+
+
+def _messages(row: Row, field: str, messages: Sequence[Any]) -> tuple[Message, ...]:
+    if not all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in messages
+    ):
+        raise row.error(f"field {field!r} is not a list of messages with 'role' and 'content'")
+    return tuple(Message(message["role"], message["content"]) for message in messages)
+
+
+def _group(row: Row, messages: Sequence[Message]) -> str:
+    return row.get("group", str) if "group" in row.fields else group_of(messages[0].content)

@@ -1,0 +1,109 @@
+"""Answers with a rating: each is a labelled item, and those of one question are a ranking with graded gaps."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from assay_service.scoring.item import Item, Message
+from assay_training.records.record import Labelled, Pair, Ranking, group_of
+from assay_training.records.rows import Row
+
+_FEEDBACKQA = {"Bad": 0, "Could be Improved": 1, "Acceptable": 2, "Excellent": 3}
+_ARENA = (1, 10)
+_DIASAFETY = {"Unsafe": 0, "Safe": 1}
+_HALUEVAL = {"yes": 0, "no": 1}  # whether the answer is hallucinated
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A question's answer and its rating.
+
+    Attributes:
+        question: the prompt, one user message.
+        answer: the completion.
+        rating: 0..1; exact, so that equal ratings are ties and not float noise.
+    """
+
+    question: str
+    answer: str
+    rating: Fraction
+
+
+Reader = Callable[[Iterable[Row]], Iterator[Rated]]
+
+
+def labelled(source: str, rated: Iterable[Rated]) -> Iterator[Labelled]:
+    """Every answer with its rating as its label."""
+    for row in rated:
+        item = Item.of(row.question, row.answer)
+        yield Labelled(source, group_of(row.question), item, float(row.rating))
+
+
+def rankings(source: str, rated: Iterable[Rated]) -> Iterator[Ranking]:
+    """Per question its answers, every pair with different ratings and its gap, and the ties.
+
+    A question without a pair is left out, unless its answers are tied.
+    """
+    answers: dict[str, list[Rated]] = defaultdict(list)
+    for row in rated:
+        answers[row.question].append(row)
+    for question, of in answers.items():
+        ratings = [row.rating for row in of]
+        pairs = tuple(Pair(i, j, float(a - b)) for i, a in enumerate(ratings) for j, b in enumerate(ratings) if a > b)
+        ties = tuple((i, j) for i, a in enumerate(ratings) for j, b in enumerate(ratings) if i < j and a == b)
+        if pairs or ties:
+            texts = tuple(row.answer for row in of)
+            yield Ranking(source, group_of(question), (Message("user", question),), texts, pairs, ties)
+
+
+def feedbackqa(rows: Iterable[Row]) -> Iterator[Rated]:
+    """FeedbackQA: the mean of two or three raters, Bad 0, Could be Improved 1/3, Acceptable 2/3, Excellent 1."""
+    for row in rows:
+        ratings = row.get("rating", list)
+        if not ratings or not all(isinstance(rating, str) and rating in _FEEDBACKQA for rating in ratings):
+            raise row.error(f"field 'rating' is empty or not one of {', '.join(_FEEDBACKQA)}")
+        mean = Fraction(sum(_FEEDBACKQA[rating] for rating in ratings), 3 * len(ratings))
+        yield Rated(row.get("question", str), row.get("passage.reference.section_content", str), mean)
+
+
+def arena_bench(rows: Iterable[Row]) -> Iterator[Rated]:
+    """Arena-bench: GPT-4's score of 1 to 10, brought to 0..1; rows without a score are left out (33 of them)."""
+    low, high = _ARENA
+    for row in rows:
+        score = row.fields.get("score")
+        if score is None:
+            continue
+        if isinstance(score, bool) or not isinstance(score, int | float) or not low <= score <= high:
+            raise row.error(f"field 'score' is not a number from {low} to {high}")
+        rating = (Fraction(score) - low) / (high - low)
+        yield Rated(row.get("prompt", str), row.get("answer", str), rating)
+
+
+def diasafety(rows: Iterable[Row]) -> Iterator[Rated]:
+    """DiaSafety: a response in its context, Safe 1, Unsafe 0."""
+    for row in rows:
+        label = row.get("label", str)
+        if label not in _DIASAFETY:
+            raise row.error("field 'label' is not Safe or Unsafe")
+        yield Rated(row.get("context", str), row.get("response", str), Fraction(_DIASAFETY[label]))
+
+
+def halueval(rows: Iterable[Row]) -> Iterator[Rated]:
+    """HaluEval, general: an answer without hallucinations 1, with 0."""
+    for row in rows:
+        label = row.get("hallucination", str)
+        if label not in _HALUEVAL:
+            raise row.error("field 'hallucination' is not yes or no")
+        yield Rated(row.get("user_query", str), row.get("chatgpt_response", str), Fraction(_HALUEVAL[label]))
+
+
+def gsm8k_solutions(rows: Iterable[Row]) -> Iterator[Rated]:
+    """GSM8K's example solutions of four models: right 1, wrong 0. Other files of the folder hold no verdicts."""
+    for row in rows:
+        if "ground_truth" not in row.fields:
+            continue
+        for model, solution in row.fields.items():
+            if isinstance(solution, dict):
+                right = row.get(f"{model}.is_correct", bool)
+                yield Rated(row.get("question", str), row.get(f"{model}.solution", str), Fraction(right))

@@ -1,0 +1,110 @@
+"""Rows of a data set, from files or from the hub, as mappings that know where they stand.
+
+Files are JSON lines (`*.jsonl`, gzipped or not), and are read in the order of their names.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from assay_training.records.record import RecordError
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row.
+
+    Attributes:
+        where: file and line, or data set and number, for messages.
+        subset: file name without endings: `harmless-base` of `harmless-base.test.jsonl.gz`.
+        fields: what it holds.
+    """
+
+    where: str
+    subset: str
+    fields: Mapping[str, Any]
+
+    def get(self, name: str, kind: type[Kind]) -> Kind:
+        """The field `name`, which may lead into nested objects by dots.
+
+        Raises:
+            RecordError: it is missing or of another type.
+        """
+        value: Any = self.fields
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self.error(f"field {name!r} is not a {kind.__name__}")
+        return value
+
+    def error(self, reason: str) -> RecordError:
+        """An error that says where."""
+        return RecordError(f"{self.where}: {reason}")
+
+
+def files(folder: Path) -> list[Path]:
+    """The files of a data set in the order in which they are read.
+
+    Raises:
+        RecordError: there are none.
+    """
+    found = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
+    if not found:
+        raise RecordError(f"{folder}: no *.jsonl or *.jsonl.gz files")
+    return found
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def rows_of_files(folder: Path) -> Iterator[Row]:
+    """All rows of a folder.
+
+    Raises:
+        RecordError: a line is not a JSON object.
+    """
+    return (row for path in files(folder) for row in rows_of_file(path))
+
+
+def rows_of_file(path: Path) -> Iterator[Row]:
+    """All rows of a file.
+
+    Raises:
+        RecordError: the file is missing, or a line is not a JSON object.
+    """
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file")
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            where = f"{path}:{number}"
+            try:
+                fields = json.loads(line)
+            except ValueError as error:
+                raise RecordError(f"{where}: {error}") from error
+            if not isinstance(fields, dict):
+                raise RecordError(f"{where}: not an object")
+            yield Row(where, path.name.split(".")[0], fields)
+
+
+def rows_of_hub(name: str, revision: str, split: str) -> Iterator[Row]:
+    """All rows of one split of a data set on the hub, or of a folder that `datasets` can load.
+
+    Args:
+        name: as `datasets.load_dataset` takes it.
+        revision: commit or tag; a branch would make a run that cannot be repeated.
+        split: of the data set.
+    """
+    from datasets import load_dataset  # noqa: PLC0415 - heavy, and few runs need it
+
+    for number, fields in enumerate(load_dataset(name, revision=revision, split=split), start=1):
+        yield Row(f"{name}@{revision} {split}:{number}", split, fields)

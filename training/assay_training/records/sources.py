@@ -1,0 +1,117 @@
+"""Which formats there are, what kinds of records each holds, and a run's sources to records."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from assay_training.config.data import Format, Source
+from assay_training.config.mixture import Augment, Step
+from assay_training.records import hh, instructions, oasst, plain, ranked, rated
+from assay_training.records.record import Dialogue, Judged, Labelled, Ranking, RecordError, Spoken, Text
+from assay_training.records.rows import Row, files, rows_of_files, rows_of_hub, sha256
+
+R = TypeVar("R")
+Reader = Callable[[Source, Iterable[Row]], Iterator[R]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Readers:
+    """What a format can be read as; None where it holds no such thing."""
+
+    rankings: Reader[Ranking] | None = None
+    labelled: Reader[Labelled] | None = None
+    spoken: Reader[Spoken] | None = None
+
+
+def _named(reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
+    """A reader that needs of its source only the name."""
+    return lambda source, rows: reader(source.name, rows)
+
+
+def _rated(reader: rated.Reader) -> _Readers:
+    return _Readers(
+        rankings=lambda source, rows: rated.rankings(source.name, reader(rows)),
+        labelled=lambda source, rows: rated.labelled(source.name, reader(rows)),
+    )
+
+
+_FORMATS: dict[Format, _Readers] = {
+    "hh": _Readers(rankings=_named(hh.rankings), spoken=_named(hh.dialogues)),
+    "feedbackqa": _rated(rated.feedbackqa),
+    "arena_bench": _rated(rated.arena_bench),
+    "diasafety": _Readers(labelled=_rated(rated.diasafety).labelled),
+    "halueval": _Readers(labelled=_rated(rated.halueval).labelled),
+    "qa_feedback": _Readers(rankings=_named(ranked.rankings)),
+    "oasst": _Readers(
+        rankings=lambda source, rows: oasst.rankings(source.name, rows, frozenset(source.languages)),
+        labelled=lambda source, rows: oasst.labelled(source.name, rows, frozenset(source.languages), source.labels),
+        spoken=lambda source, rows: oasst.dialogues(source.name, rows, frozenset(source.languages)),
+    ),
+    "alpaca": _Readers(spoken=_named(instructions.alpaca)),
+    "dolly": _Readers(spoken=_named(instructions.dolly)),
+    "gsm8k": _Readers(labelled=_rated(rated.gsm8k_solutions).labelled, spoken=_named(instructions.gsm8k)),
+    "pairs": _Readers(rankings=_named(plain.pairs)),
+    "rankings": _Readers(rankings=_named(plain.rankings)),
+    "labels": _Readers(labelled=_named(plain.labels)),
+    "dialogues": _Readers(spoken=_named(plain.dialogues)),
+    "text": _Readers(spoken=_named(plain.text)),
+}
+
+
+def read_rankings(data: Path, sources: Sequence[Source]) -> list[Judged]:
+    """All rankings of `sources`, whose folders are below `data`.
+
+    Raises:
+        RecordError: a file or field is missing, or a format has no rankings.
+    """
+    return _read(data, sources, "rankings")
+
+
+def read_labelled(data: Path, sources: Sequence[Source]) -> list[Judged]:
+    """All labelled items of `sources`.
+
+    Raises:
+        RecordError: a file or field is missing, or a format has no labels.
+    """
+    return _read(data, sources, "labelled")
+
+
+def read_spoken(data: Path, sources: Sequence[Source]) -> list[Dialogue | Text]:
+    """All dialogues and texts of `sources`.
+
+    Raises:
+        RecordError: a file or field is missing, or a format has neither.
+    """
+    return _read(data, sources, "spoken")
+
+
+def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) -> dict[str, str]:
+    """What a run reads: SHA-256 of every file by its path below `data`, the revision of a hub set."""
+    hashes = {str(step.file): sha256(data / step.file) for step in mixture if isinstance(step, Augment)}
+    for source in sources:
+        if source.hub is not None:
+            hashes[f"{source.hub} {source.split}"] = str(source.revision)
+        else:
+            hashes |= {str(path.relative_to(data)): sha256(path) for path in files(data / source.name)}
+    return hashes
+
+
+def _read(data: Path, sources: Sequence[Source], kind: str) -> list[Any]:
+    records = []
+    for source in sources:
+        reader = getattr(_FORMATS[source.format], kind)
+        if reader is None:
+            able = ", ".join(name for name, readers in _FORMATS.items() if getattr(readers, kind) is not None)
+            raise RecordError(f"sources: {source.name}: format {source.format!r} has no {kind}; these have: {able}")
+        found = list(reader(source, _rows(data, source)))
+        if not found:
+            raise RecordError(f"sources: {source.name}: no {kind} in it")
+        records += found
+    return records
+
+
+def _rows(data: Path, source: Source) -> Iterator[Row]:
+    if source.hub is None:
+        return rows_of_files(data / source.name)
+    return rows_of_hub(source.hub, str(source.revision), source.split)

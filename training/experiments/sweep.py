@@ -1,0 +1,82 @@
+"""Variants of a configuration, each with several seeds, each a run of `assay train reward`; and their table.
+
+    python training/experiments/sweep.py PLAN --data DIR [--out runs/experiments] [--workers 2]
+
+A plan is YAML: `about`, `config` (a configuration of `assay train reward`), `seeds`, and `variants`: by name, what of
+the configuration is replaced. What has been run is kept. Results go to `training/experiments/results/PLAN.json`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from tqdm import tqdm
+
+HERE = Path(__file__).parent
+
+
+def variant(config: dict[str, Any], changes: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The configuration of one run; what is a mapping on both sides is replaced key by key."""
+    merged = dict(config)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merged[key] | value if both else value
+    return merged | {"seed": seed}
+
+
+def train(config: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:
+    """One run, in a process of its own with one thread; returns its results."""
+    if not (out / "results.json").is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(yaml.safe_dump(config))
+        command = [Path(sys.executable).with_name("assay"), "train", "reward", "--config", out / "config.yaml"]
+        command += ["--data", data, "--out", out]
+        with (out / "log").open("w") as log:
+            subprocess.run(
+                [str(part) for part in command],
+                check=True,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+    results: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return results
+
+
+def main(
+    plan: Annotated[Path, typer.Argument(exists=True)],
+    data: Annotated[Path, typer.Option(exists=True)],
+    out: Path = Path("runs/experiments"),
+    workers: int = 2,
+) -> None:
+    """Runs what of a plan has not been run, and writes its results."""
+    given = yaml.safe_load(plan.read_text())
+    given["config"]["template"] = str((plan.parent / given["config"]["template"]).resolve())
+    runs = [
+        (
+            name,
+            seed,
+            variant(given["config"], changes or {}, seed),
+            out / plan.stem / name.replace(" ", "_") / str(seed),
+        )
+        for seed in given["seeds"]
+        for name, changes in given["variants"].items()
+    ]
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = [pool.submit(train, config, data, directory) for _, _, config, directory in runs]
+        done = [future.result() for future in tqdm(waiting, desc=plan.stem)]
+    results = [
+        {"variant": name, "seed": seed, "results": of} for (name, seed, _, _), of in zip(runs, done, strict=True)
+    ]
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"{plan.stem}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
