@@ -9,9 +9,9 @@ from training.experiments.sweep import variant
 
 from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer, RenderRules
-from assay_training.config.base import ConfigError
-from assay_training.config.reward import RewardConfig, read
-from assay_training.config.sft import read as read_sft
+from assay_training.config.base import ConfigError, read
+from assay_training.config.reward import RewardConfig
+from assay_training.config.sft import SftConfig
 from tests import checkpoints
 from tests.training import tiny
 
@@ -32,14 +32,14 @@ def test_there_are_configurations() -> None:
 
 @pytest.mark.parametrize("path", SFT, ids=lambda path: f"{path.parent.name} {path.stem}")
 def test_every_configuration_of_a_policy_loads(path: Path) -> None:
-    config = read_sft(path)
+    config = read(path, SftConfig)
     assert config.template.is_absolute()
     assert len({stage.name for stage in config.stages}) == len(config.stages)
 
 
 @pytest.mark.parametrize("path", REWARD, ids=lambda path: f"{path.parent.name} {path.stem}")
 def test_every_configuration_of_a_reward_model_loads(path: Path) -> None:
-    config = read(path)
+    config = read(path, RewardConfig)
     assert config.name in (path.stem, f"pipeline-{path.stem}")
     assert config.template.is_absolute()
     repeated = {name for step in config.mixture if step.step == "repeat" for name in step.times}
@@ -49,7 +49,7 @@ def test_every_configuration_of_a_reward_model_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", EMBEDDED, ids=lambda path: path.stem)
 def test_the_template_of_every_configuration_prints_turns_between_cls_and_sep(path: Path) -> None:
     fast = checkpoints.encoder_tokenizer()
-    config = read(path)
+    config = read(path, RewardConfig)
     rules = RenderRules(config.template.read_text(), config.max_length, "mean", config.eos, config.unfinished)
     rendered = Renderer(fast, rules, len(fast)).render(Item.of("hi", "yes"))
     assert rendered.text == "[CLS]user: hi[SEP]assistant: yes[SEP]"
@@ -85,7 +85,7 @@ def test_the_template_of_every_configuration_prints_turns_between_cls_and_sep(pa
 def test_an_error_names_file_and_key(changes: dict[str, Any], key: str, tmp_path: Path) -> None:
     path = tiny.write_config(tmp_path / "run.yaml", tmp_path, **changes)
     with pytest.raises(ConfigError) as caught:
-        read(path)
+        read(path, RewardConfig)
     assert str(caught.value).startswith(f"{path}: {key}: ")
 
 
@@ -95,7 +95,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     del rest["score_position"]
     path.write_text(yaml.safe_dump(rest))
     with pytest.raises(ConfigError) as caught:
-        read(path)
+        read(path, RewardConfig)
     assert str(caught.value) == f"{path}: score_position: Field required"
 
 
@@ -104,28 +104,28 @@ def test_what_is_no_mapping_is_told_with_the_file(text: str, tmp_path: Path) -> 
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        read(path)
+        read(path, RewardConfig)
     assert str(path) in str(caught.value)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
-        read(tmp_path / "absent.yaml")
+        read(tmp_path / "absent.yaml", RewardConfig)
 
 
 def test_the_template_is_looked_for_beside_the_configuration(tmp_path: Path) -> None:
-    config = read(tiny.write_config(tmp_path / "deep" / "run.yaml", tmp_path))
+    config = read(tiny.write_config(tmp_path / "deep" / "run.yaml", tmp_path), RewardConfig)
     assert config.template == (tmp_path / "deep" / "template.jinja").resolve()
 
 
 def test_a_score_position_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="score_position"):
-        read(tiny.write_config(tmp_path / "run.yaml", tmp_path, score_position="pooler"))
+        read(tiny.write_config(tmp_path / "run.yaml", tmp_path, score_position="pooler"), RewardConfig)
 
 
 def test_the_seeds_hyper_parameters_are_those_of_the_sheet() -> None:
     """Literals of seeds §3 to §5, §11 and §12."""
-    sft = read_sft(ROOT / "seeds" / "thesis-sft.yaml")
+    sft = read(ROOT / "seeds" / "thesis-sft.yaml", SftConfig)
     first, second = (stage.optimiser for stage in sft.stages)
     assert (first.epochs, second.epochs, first.learning_rate, first.epsilon, first.betas) == (
         1,
@@ -138,7 +138,7 @@ def test_the_seeds_hyper_parameters_are_those_of_the_sheet() -> None:
     assert sft.lora is not None
     assert (sft.lora.r, sft.lora.alpha) == (16, 32)
     preference, absolute, margin, helpful, safe = (
-        read(ROOT / "seeds" / f"{name}.yaml")
+        read(ROOT / "seeds" / f"{name}.yaml", RewardConfig)
         for name in ("thesis-preference", "thesis-absolute", "margin-paper", "llama2-helpfulness", "llama2-safety")
     )
     for config, batch, rate in (

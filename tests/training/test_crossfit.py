@@ -19,7 +19,8 @@ from assay_service.errors import StartError
 from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.cli import app
-from assay_training.config.reward import read
+from assay_training.config.base import read
+from assay_training.config.reward import RewardConfig
 from assay_training.loops.crossfit import Crossfit
 from assay_training.loops.reward import RewardRun
 from assay_training.loops.run import run
@@ -47,7 +48,7 @@ class Run:
         run(self.config, self.data, self.out)
 
     def begin(self) -> RewardRun:
-        return RewardRun(read(self.config), self.data, self.out)
+        return RewardRun(read(self.config, RewardConfig), self.data, self.out)
 
     def json(self, name: str) -> Any:
         return json.loads((self.out / name).read_text())

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from assay_service import loader, registry, settings
 from assay_service.scoring.item import Item, Message
-from assay_training.config.reward import read
+from assay_training.config.base import read
+from assay_training.config.reward import RewardConfig
 from assay_training.examples import Example, render_records, token_batches
 from assay_training.loops.reward import RewardRun
 from assay_training.records.record import Judged, Pair
@@ -75,7 +76,7 @@ def test_the_trainer_renders_what_the_service_renders(
     changes: dict[str, Any] = {"score_position": position, "eos": eos, "template_text": template}
     if architecture != "bert":
         changes["lora"] = {"r": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"]}
-    config = read(tiny.write_config(tmp_path / "run.yaml", tmp_path / "base", **changes))
+    config = read(tiny.write_config(tmp_path / "run.yaml", tmp_path / "base", **changes), RewardConfig)
     reward = RewardRun(config, tmp_path / "data", tmp_path / "run")
     assert len(reward.examples) == len(rows)
     for example in reward.examples[:-1]:

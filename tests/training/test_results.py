@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from assay_training.config.base import read
 from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
-from assay_training.config.reward import RewardConfig, read
+from assay_training.config.reward import RewardConfig
 from assay_training.evaluation.card import CardFacts, card
 from assay_training.evaluation.results import results
 from assay_training.evaluation.rows import Rows
@@ -22,7 +23,7 @@ PREFERENCE, ABSOLUTE = PreferenceObjective(kind="preference"), AbsoluteObjective
 
 
 def config(kind: str) -> RewardConfig:
-    return read(CONFIGS / f"{kind}.yaml")
+    return read(CONFIGS / f"{kind}.yaml", RewardConfig)
 
 
 def test_rows_of_rankings_are_the_margins_of_their_pairs() -> None:

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from assay_service.scoring.item import Message
 from assay_service.scoring.render import Renderer, RenderRules
 from assay_training.cli import app
-from assay_training.config.base import ConfigError
+from assay_training.config.base import ConfigError, read
 from assay_training.config.model import Lora
+from assay_training.config.sft import SftConfig
 from assay_training.loops.sft import NextToken, SftRun, run
 from assay_training.policy import Policy
 from assay_training.records.record import Dialogue, Text
@@ -240,10 +241,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 
 def test_no_group_is_both_learned_and_tested(tmp_path: Path) -> None:
-    from assay_training.config.sft import read  # noqa: PLC0415
-
     config, data, out = prepare(tmp_path)
-    begun = SftRun(read(config), data, out)
+    begun = SftRun(read(config, SftConfig), data, out)
     for training, held_out in begun.parts:
         assert training
         assert held_out

@@ -17,20 +17,34 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Config = TypeVar("Config", bound=Frozen)
+class RunConfig(Frozen):
+    """The configuration of a run.
+
+    Attributes:
+        template: file with the Jinja chat template, relative to the configuration; absolute once it is read.
+    """
+
+    template: Path
+
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def read(path: Path, kind: type[Config]) -> Config:
-    """Reads a configuration of type `kind`.
+    """Reads the configuration of a run of type `kind`.
 
     Raises:
         ConfigError: naming the file and the key.
     """
     try:
         raw: Any = yaml.safe_load(path.read_text())
-        return kind.model_validate(raw)
+        config = kind.model_validate(raw)
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    template = (path.parent / config.template).resolve()
+    if not template.is_file():
+        raise ConfigError(f"{path}: template: {template} does not exist")
+    return config.model_copy(update={"template": template})

@@ -1,13 +1,11 @@
 """The configuration of a reward-model run: one frozen object, read from YAML, checked before anything is loaded."""
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
 from assay_service.scoring.manifest import EosPolicy, GoldenRow, ScorePosition, Unfinished
-from assay_training.config import base
-from assay_training.config.base import ConfigError, Frozen
+from assay_training.config.base import RunConfig
 from assay_training.config.data import Source, Split
 from assay_training.config.mixture import Keep, Portion, Repeat, Sample, Step
 from assay_training.config.model import Lora, Optimiser
@@ -20,14 +18,13 @@ def _trainable(position: ScorePosition) -> ScorePosition:
     return position
 
 
-class RewardConfig(Frozen):
+class RewardConfig(RunConfig):
     """A run of `assay train reward`.
 
     Attributes:
         name: of the signal.
         objective: preference (Bradley-Terry on rankings) or absolute (labels in 0..1).
         base: a path, or `package:NAME`.
-        template: file with the Jinja chat template, relative to the configuration.
         sources: what is learned from.
         mixture: steps from the records of a training part to what is trained on.
         max_length: tokens of prompt and completion together; longer prompts are cut from the left.
@@ -44,7 +41,6 @@ class RewardConfig(Frozen):
     name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
     objective: Objective
     base: str
-    template: Path
     sources: list[Source] = Field(min_length=1)
     mixture: list[Step] = Field([])
     max_length: int = Field(gt=0)
@@ -67,16 +63,3 @@ class RewardConfig(Frozen):
     def golden_row(self, prompt: str, completion: str, logit: float) -> GoldenRow:
         """A golden row of the manifest."""
         return GoldenRow(messages=(("user", prompt), ("assistant", completion)), logit=logit)
-
-
-def read(path: Path) -> RewardConfig:
-    """Reads a configuration; the template's path becomes absolute.
-
-    Raises:
-        ConfigError: naming the file and the key.
-    """
-    config = base.read(path, RewardConfig)
-    template = (path.parent / config.template).resolve()
-    if not template.is_file():
-        raise ConfigError(f"{path}: template: {template} does not exist")
-    return config.model_copy(update={"template": template})

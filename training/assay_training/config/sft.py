@@ -1,12 +1,10 @@
 """The configuration of a supervised run of a policy: pretraining, SFT in one stage or several."""
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from assay_training.config import base
-from assay_training.config.base import ConfigError, Frozen
+from assay_training.config.base import Frozen, RunConfig
 from assay_training.config.data import Source
 from assay_training.config.model import Lora, Optimiser
 
@@ -25,13 +23,12 @@ class Stage(Frozen):
     optimiser: Optimiser
 
 
-class SftConfig(Frozen):
+class SftConfig(RunConfig):
     """A run of `assay train sft`.
 
     Attributes:
         name: of the run.
         base: a path, or `package:NAME`.
-        template: file with the Jinja chat template, relative to the configuration.
         max_length: tokens of a dialogue; longer ones are cut on the right.
         lora: the adapter, which is merged in the end; None trains all weights.
         stages: in order; the thesis has `pre_sft` and `sft`.
@@ -41,22 +38,8 @@ class SftConfig(Frozen):
 
     name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
     base: str
-    template: Path
     max_length: int = Field(gt=1)
     lora: Lora | None
     stages: list[Stage] = Field(min_length=1)
     held_out: float = Field(gt=0, lt=0.5)
     seed: int = 0
-
-
-def read(path: Path) -> SftConfig:
-    """Reads a configuration; the template's path becomes absolute.
-
-    Raises:
-        ConfigError: naming the file and the key.
-    """
-    config = base.read(path, SftConfig)
-    template = (path.parent / config.template).resolve()
-    if not template.is_file():
-        raise ConfigError(f"{path}: template: {template} does not exist")
-    return config.model_copy(update={"template": template})

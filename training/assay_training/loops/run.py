@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from assay_training.algorithms.folds import HELD_OUT
-from assay_training.config.reward import read
+from assay_training.config.base import read
+from assay_training.config.reward import RewardConfig
 from assay_training.evaluation import plots
 from assay_training.evaluation.baselines import length_fit, length_logits
 from assay_training.evaluation.results import LENGTH, MODEL, results
@@ -18,7 +19,7 @@ def run(config_path: Path, data: Path, out: Path | None) -> None:
     Raises:
         ValueError: the configuration, the data or the run directory is wrong.
     """
-    config = read(config_path)
+    config = read(config_path, RewardConfig)
     reward = RewardRun(config, data, out or Path("runs") / config.name)
     if config.split.folds is None:
         single(reward)

@@ -14,8 +14,9 @@ from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
 from assay_service.scoring.render import Renderer, RenderRules
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.algorithms.losses import next_token_cross_entropy
+from assay_training.config.base import read
 from assay_training.config.model import Optimiser
-from assay_training.config.sft import SftConfig, Stage, read
+from assay_training.config.sft import SftConfig, Stage
 from assay_training.examples import autocast, token_batches
 from assay_training.loops.supervised import Schedule, Total, train
 from assay_training.policy import Policy
@@ -80,12 +81,12 @@ class SftRun:
         self.policy = Policy(self.base, config.lora, accelerator().device)
         self.tokenizer = AutoTokenizer.from_pretrained(self.base)
         self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
-        reports = []
+        renderer, reports = self._renderer(), []
         for records in spoken:
             examples = []
             for held_out in (False, True):
                 chosen = [r for r in records if self._held_out(r.group) is held_out]
-                made, report = self._renderer().examples(chosen)
+                made, report = renderer.examples(chosen)
                 examples.append(made)
                 reports.append(asdict(report))
             self.parts.append((examples[0], examples[1]))
@@ -157,5 +158,5 @@ def run(config_path: Path, data: Path, out: Path | None) -> Path:
     Raises:
         ValueError: the configuration, the data or the run directory is wrong.
     """
-    config = read(config_path)
+    config = read(config_path, SftConfig)
     return SftRun(config, data, out or Path("runs") / config.name).go()

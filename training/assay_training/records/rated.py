@@ -1,7 +1,7 @@
 """Answers with a rating: each is a labelled item, and those of one question are a ranking with graded gaps."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -11,7 +11,7 @@ from assay_training.records.rows import Row
 
 _FEEDBACKQA = {"Bad": 0, "Could be Improved": 1, "Acceptable": 2, "Excellent": 3}
 _ARENA = (1, 10)
-_DIASAFETY = {"Unsafe": 0, "Safe": 1}
+_DIASAFETY = {"Safe": 1, "Unsafe": 0}
 _HALUEVAL = {"yes": 0, "no": 1}  # whether the answer is hallucinated
 
 
@@ -82,20 +82,12 @@ def arena_bench(rows: Iterable[Row]) -> Iterator[Rated]:
 
 def diasafety(rows: Iterable[Row]) -> Iterator[Rated]:
     """DiaSafety: a response in its context, Safe 1, Unsafe 0."""
-    for row in rows:
-        label = row.get("label", str)
-        if label not in _DIASAFETY:
-            raise row.error("field 'label' is not Safe or Unsafe")
-        yield Rated(row.get("context", str), row.get("response", str), Fraction(_DIASAFETY[label]))
+    return _verdicts(rows, ("context", "response", "label"), _DIASAFETY)
 
 
 def halueval(rows: Iterable[Row]) -> Iterator[Rated]:
     """HaluEval, general: an answer without hallucinations 1, with 0."""
-    for row in rows:
-        label = row.get("hallucination", str)
-        if label not in _HALUEVAL:
-            raise row.error("field 'hallucination' is not yes or no")
-        yield Rated(row.get("user_query", str), row.get("chatgpt_response", str), Fraction(_HALUEVAL[label]))
+    return _verdicts(rows, ("user_query", "chatgpt_response", "hallucination"), _HALUEVAL)
 
 
 def gsm8k_solutions(rows: Iterable[Row]) -> Iterator[Rated]:
@@ -107,3 +99,13 @@ def gsm8k_solutions(rows: Iterable[Row]) -> Iterator[Rated]:
             if isinstance(solution, dict):
                 right = row.get(f"{model}.is_correct", bool)
                 yield Rated(row.get("question", str), row.get(f"{model}.solution", str), Fraction(right))
+
+
+def _verdicts(rows: Iterable[Row], fields: tuple[str, str, str], ratings: Mapping[str, int]) -> Iterator[Rated]:
+    """Rows of question, answer and one of two words, under the names `fields`."""
+    question, answer, verdict = fields
+    for row in rows:
+        word = row.get(verdict, str)
+        if word not in ratings:
+            raise row.error(f"field {verdict!r} is not {' or '.join(ratings)}")
+        yield Rated(row.get(question, str), row.get(answer, str), Fraction(ratings[word]))
