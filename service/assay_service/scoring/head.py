@@ -71,8 +71,11 @@ def pool(hidden: torch.Tensor, spans: tuple[tuple[Span, ...], ...]) -> torch.Ten
         hidden: `[1, T, H]`.
         spans: for each sequence the pieces of its score span in the row.
     """
-    rows = hidden[0]
-    return torch.stack([torch.cat([rows[p.start : p.end] for p in pieces]).float().mean(dim=0) for pieces in spans])
+    places = dict.fromkeys(piece for pieces in spans for piece in pieces)
+    index = torch.cat([torch.arange(place.start, place.end) for place in places]).to(hidden.device)
+    # One gathering and one split: slices would each cost the backward pass a tensor of the whole row.
+    parts = dict(zip(places, torch.split(hidden[0][index], [place.tokens for place in places]), strict=True))
+    return torch.stack([torch.cat([parts[piece] for piece in pieces]).float().mean(dim=0) for pieces in spans])
 
 
 def checked(head: Head, hidden_size: int, where: str) -> Head:

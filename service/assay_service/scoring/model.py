@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -136,6 +137,9 @@ class RewardModel:
         key = f"signal{len(self._signals)}"
         inject_adapter_in_model(lora, self.base, adapter_name=key)
         self.base.eval()  # new modules start in training mode
+        for module in self.base.modules():
+            if isinstance(module, BaseTunerLayer):  # in mixed precision it would copy its input to fp32 for nothing
+                module.cast_input_dtype_enabled = False
         self._signals[name] = _Signal(key, head.to(self.device))
         self._activate(key)
         return [*(p for n, p in self.base.named_parameters() if f".{key}." in n), *head.parameters()]
