@@ -26,7 +26,7 @@ from rich.progress import track
 
 from benchmarks.contenders.vllm import SETTINGS
 from benchmarks.memory import write_adapters
-from benchmarks.models import llama
+from benchmarks.models import llama, words
 from benchmarks.worker import CONTENDERS, LIMIT, OURS, OURS_HTTP
 from benchmarks.workloads import WORKLOADS
 
@@ -175,7 +175,7 @@ def main() -> None:
     """Measures, prints and writes JSON, and Markdown beside it."""
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results" / "llama-84m.json"
     with tempfile.TemporaryDirectory() as directory:
-        model = llama(Path(directory))
+        model = llama(Path(directory), words())
         kept = out.with_suffix(".jsonl")
         turns = Turns(model, kept)
         tried = settings_of_vllm(turns)

@@ -1,6 +1,7 @@
 """What is benchmarked: a random Llama of 84 million parameters, written to disk with a tokenizer of its own."""
 
 import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ TEMPLATE = (
 VOCABULARY = 8192
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 8,192 entries, trained on the words of the workloads."""
+def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 8,192 entries, trained on `texts`."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -27,8 +28,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    draw = random.Random(0)
-    backend.train_from_iterator((f"user\nassistant\n{text(draw, 200)}" for _ in range(200)), trainer)
+    backend.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token="<|im_end|>",
@@ -39,9 +39,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def llama(directory: Path) -> Path:
+def words() -> Iterator[str]:
+    """Texts of the words of the workloads."""
+    draw = random.Random(0)
+    return (f"user\nassistant\n{text(draw, 200)}" for _ in range(200))
+
+
+def llama(directory: Path, texts: Iterable[str]) -> Path:
     """Writes the random Llama in bf16: hidden 768, 12 layers, 12 heads, 6 KV heads, intermediate 2048."""
-    fast = tokenizer()
+    fast = tokenizer(texts)
     config = LlamaConfig(
         hidden_size=768,
         num_hidden_layers=12,

