@@ -102,7 +102,7 @@ def ours(base: Path, targets: list[str]) -> Contender:
     settings = Optimiser(learning_rate=1e-4, batch_prompts=BATCH)
     model = RewardModel.load(base, torch.float32, torch.device("cpu"))
     head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(0))
-    parameters = model.add_fresh_signal("signal", head, lora_config(adapter(targets)))
+    model.add_fresh_signal("signal", head, lora_config(adapter(targets)))
     objective = Pairwise(model, "signal", PreferenceObjective(kind="preference"), settings)
 
     def run(examples: Sequence[Example]) -> None:
@@ -110,7 +110,14 @@ def ours(base: Path, targets: list[str]) -> Contender:
             directory = RunDirectory(Path(out), {}, writes=True)
             point = directory.resume_point("part")
             schedule = Schedule(examples, settings, seed=0)
-            train(objective, parameters, schedule, name="ours", metrics=directory.metrics("part"), resume=point)
+            train(
+                objective,
+                model.parameters_of("signal"),
+                schedule,
+                name="ours",
+                metrics=directory.metrics("part"),
+                resume=point,
+            )
 
     return run
 

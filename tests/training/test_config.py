@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from training.experiments.sweep import variant
 
 from assay_service.scoring.item import Item
@@ -16,7 +18,7 @@ from tests import checkpoints
 from tests.training import tiny
 
 ROOT = Path(__file__).parents[2] / "training" / "configs"
-EVERY = sorted(ROOT.rglob("*.yaml"))
+EVERY = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name != "accelerate")
 SFT = [path for path in EVERY if "stages:" in path.read_text()]
 REWARD = [path for path in EVERY if path not in SFT]
 EMBEDDED = sorted(ROOT.glob("*.yaml"))
@@ -167,3 +169,10 @@ def test_every_variant_of_every_experiment_is_a_configuration(path: Path) -> Non
     for changes in plan["variants"].values():
         config = RewardConfig.model_validate(variant(plan["config"], changes, plan["seeds"][0]))
         assert (path.parent / config.template).is_file()
+
+
+def test_the_fsdp_configuration_is_one_of_accelerate() -> None:
+    launched = load_config_from_file(str(ROOT / "accelerate" / "fsdp.yaml"))
+    assert launched.distributed_type == DistributedType.FSDP
+    assert launched.fsdp_config == {"fsdp_version": 2}
+    assert launched.mixed_precision == "no"  # the run's compute_dtype decides

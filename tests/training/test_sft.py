@@ -145,7 +145,7 @@ def test_the_loss_is_the_mean_over_target_tokens_whatever_the_micro_batches(limi
 
 def prepare(root: Path, **changes: Any) -> tuple[Path, Path, Path]:
     """Configuration, data and run directory of two stages."""
-    base = save(root / "base")
+    base = save(root / "base", tie_word_embeddings=True)
     facts = [{"prompt": f"say {word}", "completion": word} for word in ("bread", "fox", "dog", "water", "salt")] * 4
     rows = [
         {"messages": [{"role": "user", "content": f["prompt"]}, {"role": "assistant", "content": f["completion"]}]}

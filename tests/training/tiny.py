@@ -108,7 +108,8 @@ def trainable(base: Path, *, seed: int = 0, dropout: float = 0.0) -> tuple[Rewar
     model = RewardModel.load(base, torch.float32, torch.device("cpu"))
     head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(seed))
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=["query", "value"])
-    return model, model.add_fresh_signal("s", head, lora)
+    model.add_fresh_signal("s", head, lora)
+    return model, model.parameters_of("s")
 
 
 def ranking(prompt: str, completions: Iterable[str], pairs: Pairs = ((0, 1),), source: str = "hh_rlhf/x") -> Ranking:

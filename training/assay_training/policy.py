@@ -23,6 +23,7 @@ from assay_training.config.base import ConfigError
 from assay_training.config.model import Lora
 from assay_training.lora import lora_config
 from assay_training.sft_examples import SftExample
+from assay_training.sharding import shard
 
 
 class Policy:
@@ -32,9 +33,6 @@ class Policy:
         directory: a checkpoint with `config.json` and safetensors weights.
         lora: the adapter to train; None trains all weights.
         device: where to put it.
-
-    Attributes:
-        parameters: what is trained, fp32.
 
     Raises:
         ConfigError: the architecture is no causal one.
@@ -60,7 +58,14 @@ class Policy:
         self._model.eval()
         self.device = device
         self.vocabulary_size = self._body.vocabulary_size
-        self.parameters: list[nn.Parameter] = [p for p in self._model.parameters() if p.requires_grad]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, fp32."""
+        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+
+    def shard(self) -> None:
+        """Spreads the layers over the processes, if they were asked to; afterwards it has other parameters."""
+        shard(self._body.base)
 
     def logprobs(self, examples: Sequence[SftExample]) -> torch.Tensor:
         """fp32 `[t]`: of the target tokens of all examples, end to end."""

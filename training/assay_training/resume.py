@@ -3,11 +3,13 @@
 The order of the examples and the learning rate follow from the step; nothing else changes while training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from assay_training.sharding import part_of, whole
 
 
 class ResumePoint:
@@ -20,16 +22,21 @@ class ResumePoint:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def save(self, step: int, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
-        """Replaces the state by that before `step`."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
+    def save(
+        self, step: int, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, *, writes: bool
+    ) -> None:
+        """Replaces the state by that before `step`. Every process must call it; the one that `writes` does so."""
+        moments = optimiser.state_dict()
         state = {
             "step": step,
-            "parameters": [parameter.detach() for parameter in parameters],
-            "optimiser": optimiser.state_dict(),
+            "parameters": [whole(parameter.detach()) for parameter in parameters],
+            "optimiser": moments | {"state": {i: _map(whole, of) for i, of in moments["state"].items()}},
             "random": torch.get_rng_state(),
         }
+        if not writes:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".tmp")
         torch.save(state, temporary)
         temporary.rename(self._path)
 
@@ -40,7 +47,20 @@ class ResumePoint:
         state = torch.load(self._path, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for parameter, stored in zip(parameters, state["parameters"], strict=True):
-                parameter.copy_(stored)
-        optimiser.load_state_dict(state["optimiser"])
+                parameter.copy_(part_of(stored, parameter))
+        moments, optimised = state["optimiser"], [p for group in optimiser.param_groups for p in group["params"]]
+        moments["state"] = {i: _map(_part_of(optimised[i]), of) for i, of in moments["state"].items()}
+        optimiser.load_state_dict(moments)
         torch.set_rng_state(state["random"])
         return int(state["step"])
+
+
+def _map(
+    change: Callable[[torch.Tensor], torch.Tensor], moments: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    return {name: change(tensor) for name, tensor in moments.items()}
+
+
+def _part_of(parameter: nn.Parameter) -> Callable[[torch.Tensor], torch.Tensor]:
+    """For the moments of `parameter`; its count of steps has another shape."""
+    return lambda tensor: part_of(tensor, parameter) if tensor.shape == parameter.shape else tensor

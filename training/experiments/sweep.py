@@ -75,7 +75,8 @@ def main(
         {"variant": name, "seed": seed, "results": of} for (name, seed, _, _), of in zip(runs, done, strict=True)
     ]
     (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / f"{plan.stem}.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(row) for row in results)
+    (HERE / "results" / f"{plan.stem}.json").write_text(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

@@ -129,11 +129,11 @@ class RewardModel:
         self._signals[name] = _Signal(key, head.to(self.device))
         self.base.eval()
 
-    def add_fresh_signal(self, name: str, head: Head, lora: LoraConfig | None) -> list[nn.Parameter]:
-        """Adds a signal to be trained; returns its parameters: LoRA weights, or the whole base's, and the head's."""
+    def add_fresh_signal(self, name: str, head: Head, lora: LoraConfig | None) -> None:
+        """Adds a signal to be trained, with an adapter, or for None with the whole base."""
         if lora is None:
             self._signals[name] = _Signal(None, head.to(self.device))
-            return [*self.base.parameters(), *head.parameters()]
+            return
         key = f"signal{len(self._signals)}"
         inject_adapter_in_model(lora, self.base, adapter_name=key)
         self.base.eval()  # new modules start in training mode
@@ -142,7 +142,13 @@ class RewardModel:
                 module.cast_input_dtype_enabled = False
         self._signals[name] = _Signal(key, head.to(self.device))
         self._activate(key)
-        return [*(p for n, p in self.base.named_parameters() if f".{key}." in n), *head.parameters()]
+
+    def parameters_of(self, name: str) -> list[nn.Parameter]:
+        """What is trained of a fresh signal: LoRA weights, or the whole base's, and the head's."""
+        signal = self._signals[name]
+        of_base = self.base.named_parameters()
+        mine = [p for n, p in of_base if signal.adapter is None or f".{signal.adapter}." in n]
+        return [*mine, *signal.head.parameters()]
 
     def adapter_tensors(self, name: str) -> dict[str, torch.Tensor]:
         """The LoRA and head tensors of a signal, under the names of PEFT's file format."""

@@ -10,7 +10,7 @@ from assay_training.algorithms import losses
 from assay_training.config.model import Optimiser
 from assay_training.config.objective import AbsoluteObjective, BatchMeanMargin, LabelledMargin, PreferenceObjective
 from assay_training.examples import Example, autocast
-from assay_training.loops.supervised import Total
+from assay_training.loops.supervised import MicroBatch, Total
 from assay_training.records.record import Labelled, Ranking
 
 POINTWISE = {
@@ -89,15 +89,15 @@ class Pairwise:
     def __init__(self, model: RewardModel, signal: str, config: PreferenceObjective, settings: Optimiser) -> None:
         self._model, self._signal, self._config, self._settings = model, signal, config, settings
 
-    def begin(self, batch: Sequence[Example], mine: Sequence[Sequence[Example]], total: Total) -> RankedBatch:
+    def begin(self, batch: Sequence[Example], mine: Sequence[MicroBatch], total: Total) -> RankedBatch:
         """For the batch-mean margin a first pass over the whole batch, without gradient."""
         if not isinstance(self._config.margin, BatchMeanMargin):
             return RankedBatch(len(batch), None)
         mean = torch.zeros((), device=self._model.device)
         with torch.no_grad():
             for part in mine:
-                pairs = Pairs.of(part, len(batch), self._model.device)
-                mean += (pairs.weights * pairs.margins(self._logits(part))).sum()
+                pairs = Pairs.of(part.examples, len(batch), self._model.device)
+                mean += part.share * (pairs.weights * pairs.margins(self._logits(part.examples))).sum()
         return RankedBatch(len(batch), total(mean))
 
     def loss(self, part: Sequence[Example], shared: RankedBatch) -> torch.Tensor:
@@ -136,7 +136,7 @@ class Pointwise:
         self._model, self._signal, self._settings = model, signal, settings
         self._loss = POINTWISE[config.loss]
 
-    def begin(self, batch: Sequence[Example], mine: Sequence[Sequence[Example]], total: Total) -> int:
+    def begin(self, batch: Sequence[Example], mine: Sequence[MicroBatch], total: Total) -> int:
         """The number of items. Weights are not divided by their sum (seeds §5)."""
         return len(batch)
 

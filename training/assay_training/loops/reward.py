@@ -34,8 +34,9 @@ from assay_training.records.record import Judged, Ranking
 from assay_training.records.rows import rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings
 from assay_training.rundir import RunDirectory, write_adapter, write_whole
+from assay_training.sharding import asked_for, copy_whole, shard
 
-STATISTICS_SAMPLE = 2000
+STATISTICS_SAMPLE = 500
 RELOADED_SAMPLE = 16
 RELOADED_TOLERANCE = 1e-5
 
@@ -75,7 +76,7 @@ class RewardRun:
             writes=accelerator().is_main_process,
         )
         self.device = accelerator().device
-        model = self.fresh_model()[0]
+        model = self.fresh_model()
         self.renderer = self._renderer(model)
         self.golden = [self._golden(*texts) for texts in config.golden]
         self.examples, report = render_records(records, self.renderer)
@@ -97,7 +98,8 @@ class RewardRun:
 
     def fit(self, name: str, training: Sequence[Example]) -> RewardModel:
         """Mixes a training part and trains on it, from where an interrupted run left off."""
-        model, parameters = self.fresh_model()
+        model = self.fresh_model()
+        shard(model.base)
         config, settings = self.config, self.config.optimiser
         examples = [example for example in self._mixed(training) if _teaches(example.record)]
         if isinstance(config.objective, AbsoluteObjective):
@@ -106,13 +108,17 @@ class RewardRun:
             objective = Pairwise(model, config.name, config.objective, settings)
         train(
             objective,
-            parameters,
+            model.parameters_of(config.name),
             Schedule(examples, settings, config.seed),
             name=f"{config.name} {name}",
             metrics=self.run.metrics(name),
             resume=self.run.resume_point(name),
         )
-        return model
+        if not asked_for():
+            return model
+        whole = self.fresh_model()
+        copy_whole(model.parameters_of(config.name), whole.parameters_of(config.name))
+        return whole
 
     def predict(self, model: RewardModel, examples: Sequence[Example]) -> list[list[float]]:
         """The logit of every completion of every example, in order."""
@@ -143,13 +149,14 @@ class RewardRun:
         manifests.write(self._manifest(model, base_sha256, *statistics_), directory)
         return directory
 
-    def fresh_model(self) -> tuple[RewardModel, list[torch.nn.Parameter]]:
-        """The base with a fresh signal, and what of it is trained."""
+    def fresh_model(self) -> RewardModel:
+        """The base with a fresh signal."""
         torch.manual_seed(self.config.seed)
         model = RewardModel.load(self.base, torch.float32, self.device)
         head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(self.config.seed))
         lora = self.config.lora
-        return model, model.add_fresh_signal(self.config.name, head, None if lora is None else lora_config(lora))
+        model.add_fresh_signal(self.config.name, head, None if lora is None else lora_config(lora))
+        return model
 
     def _mixed(self, training: Sequence[Example]) -> list[Example]:
         """The examples of the mixed records; what a step made is rendered, the rest is there already."""

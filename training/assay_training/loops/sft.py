@@ -18,12 +18,13 @@ from assay_training.config.base import read
 from assay_training.config.model import Optimiser
 from assay_training.config.sft import SftConfig, Stage
 from assay_training.examples import autocast, token_batches
-from assay_training.loops.supervised import Schedule, Total, train
+from assay_training.loops.supervised import MicroBatch, Schedule, Total, train
 from assay_training.policy import Policy
 from assay_training.processes import accelerator
 from assay_training.records.sources import data_hashes, read_spoken
 from assay_training.rundir import RunDirectory
 from assay_training.sft_examples import SftExample, SftRenderer
+from assay_training.sharding import asked_for, copy_whole
 
 RELOADED_SAMPLE = 8
 RELOADED_TOLERANCE = 1e-3  # merging an adapter rounds
@@ -40,7 +41,7 @@ class NextToken:
     def __init__(self, policy: Policy, settings: Optimiser) -> None:
         self._policy, self._settings = policy, settings
 
-    def begin(self, batch: Sequence[SftExample], mine: Sequence[Sequence[SftExample]], total: Total) -> int:
+    def begin(self, batch: Sequence[SftExample], mine: Sequence[MicroBatch], total: Total) -> int:
         """The batch's target tokens: every token weighs the same, whatever micro-batch it is in."""
         return sum(example.targets for example in batch)
 
@@ -79,6 +80,7 @@ class SftRun:
         )
         torch.manual_seed(config.seed)
         self.policy = Policy(self.base, config.lora, accelerator().device)
+        self.policy.shard()
         self.tokenizer = AutoTokenizer.from_pretrained(self.base)
         self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
         renderer, reports = self._renderer(), []
@@ -103,8 +105,12 @@ class SftRun:
             self._train(stage, training)
             losses[stage.name] = {"before": before, "after": self._loss(held_out, stage)}
             self.run.write_json("losses.json", losses)
+        whole = self.policy
+        if asked_for():
+            whole = Policy(self.base, self.config.lora, self.policy.device)
+            copy_whole(self.policy.parameters(), whole.parameters())
         if self.run.writes:
-            self._save(directory)
+            self._save(whole, directory)
         self.run.write_json("results.json", losses)
         self.run.forget()
         return directory
@@ -112,7 +118,7 @@ class SftRun:
     def _train(self, stage: Stage, training: Sequence[SftExample]) -> None:
         train(
             NextToken(self.policy, stage.optimiser),
-            self.policy.parameters,
+            self.policy.parameters(),
             Schedule(training, stage.optimiser, self.config.seed),
             name=f"{self.config.name} {stage.name}",
             metrics=self.run.metrics(stage.name),
@@ -124,19 +130,20 @@ class SftRun:
         targets, total = sum(example.targets for example in examples), 0.0
         batches = list(token_batches(range(len(examples)), examples, stage.optimiser.micro_batch_tokens))
         for part in tqdm(batches, desc=f"held out, {stage.name}", mininterval=10):
-            with torch.inference_mode(), autocast(self.policy.device, stage.optimiser):
+            # Not in inference mode, whose tensors could not be trained on where layers are shared.
+            with torch.no_grad(), autocast(self.policy.device, stage.optimiser):
                 total -= float(self.policy.logprobs([examples[i] for i in part]).double().sum())
         return {"targets": targets, "loss": total / targets, "perplexity": math.exp(total / targets)}
 
-    def _save(self, directory: Path) -> None:
+    def _save(self, policy: Policy, directory: Path) -> None:
         sample = self.parts[-1][0][:RELOADED_SAMPLE]
         with torch.inference_mode():
-            expected = self.policy.logprobs(sample)
-        self.policy.save(directory)
+            expected = policy.logprobs(sample)
+        policy.save(directory)
         self.tokenizer.chat_template = self.config.template.read_text()
         self.tokenizer.save_pretrained(directory)
         with torch.inference_mode():
-            again = Policy(directory, None, self.policy.device).logprobs(sample)
+            again = Policy(directory, None, policy.device).logprobs(sample)
         apart = float((again - expected).abs().max())
         if not apart <= RELOADED_TOLERANCE:
             raise RuntimeError(

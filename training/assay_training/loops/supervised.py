@@ -6,7 +6,7 @@ processes changes a step. There is no dropout: a row is the same function in tra
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,18 +17,33 @@ from tqdm import tqdm
 from assay_training.algorithms.schedule import learning_rate_share, random_batches
 from assay_training.config.model import Optimiser
 from assay_training.examples import token_batches
+from assay_training.gradients import add_up, by_kind, clip
 from assay_training.processes import accelerator
 from assay_training.resume import ResumePoint
 from assay_training.rundir import Metrics
+from assay_training.sharding import idle
 
 Shared = TypeVar("Shared")
 Total = Callable[[torch.Tensor], torch.Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one forward takes.
+
+    Attributes:
+        examples: of the batch.
+        share: 1; or 0, where a process only keeps step with others, as those that hold a layer together must.
+    """
+
+    examples: Sequence[Any]
+    share: int
+
+
 class Objective(Protocol[Shared]):
     """What a step makes smaller."""
 
-    def begin(self, batch: Sequence[Any], mine: Sequence[Sequence[Any]], total: Total) -> Shared:
+    def begin(self, batch: Sequence[Any], mine: Sequence[MicroBatch], total: Total) -> Shared:
         """What every micro-batch must know of the whole batch; without gradient.
 
         Args:
@@ -96,7 +111,10 @@ def train(
     """
     together, settings = accelerator(), schedule.settings
     optimiser = torch.optim.AdamW(
-        parameters, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay
+        [{"params": kind} for kind in by_kind(parameters)],
+        betas=settings.betas,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
     )
     start, batches, main = resume.load(parameters, optimiser), schedule.batches(), together.is_main_process
     if main:
@@ -105,14 +123,14 @@ def train(
         loss = _accumulate(objective, [schedule.examples[i] for i in batches[step]], settings, together)
         if not math.isfinite(loss):
             raise FloatingPointError(f"{name}: the loss is {loss} at step {step}")
-        _sum_gradients(parameters, together)
-        norm = float(nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+        add_up(parameters, together)
+        norm = clip(parameters, settings.max_grad_norm)
         rate = schedule.learning_rate(step)
         if main:
             metrics.log({"step": step, "loss": loss, "learning_rate": rate, "grad_norm": norm})
         _update(optimiser, rate)
-        if main and ((step + 1) % settings.checkpoint_steps == 0 or step + 1 == len(batches)):
-            resume.save(step + 1, parameters, optimiser)
+        if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == len(batches):
+            resume.save(step + 1, parameters, optimiser, writes=main)
     if main:
         metrics.end()
     together.wait_for_everyone()
@@ -120,7 +138,9 @@ def train(
 
 def _accumulate(objective: Objective[Any], batch: Sequence[Any], settings: Optimiser, together: Accelerator) -> float:
     """Forward and backward of this process' share of a batch, in micro-batches; returns the whole batch's loss."""
-    parts = [[batch[i] for i in part] for part in token_batches(range(len(batch)), batch, settings.micro_batch_tokens)]
+    cut = token_batches(range(len(batch)), batch, settings.micro_batch_tokens)
+    parts = [MicroBatch([batch[i] for i in part], share=1) for part in cut]
+    parts += [replace(parts[0], share=0)] * idle(len(parts))
     mine = parts[together.process_index :: together.num_processes]
 
     def total(values: torch.Tensor) -> torch.Tensor:
@@ -129,7 +149,7 @@ def _accumulate(objective: Objective[Any], batch: Sequence[Any], settings: Optim
     shared = objective.begin(batch, mine, total)
     loss = torch.zeros((), dtype=torch.float64, device=together.device)
     for part in mine:
-        contribution = objective.loss(part, shared)
+        contribution = objective.loss(part.examples, shared) * part.share
         contribution.backward()  # type: ignore[no-untyped-call]
         loss += contribution.detach()
     return float(total(loss))
@@ -140,14 +160,3 @@ def _update(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
         group["lr"] = learning_rate
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-
-
-def _sum_gradients(parameters: list[nn.Parameter], together: Accelerator) -> None:
-    """Every process gets the sum of all processes' gradients, in one exchange."""
-    if together.num_processes == 1:
-        return
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    summed = torch.as_tensor(together.reduce(torch.cat([g.flatten() for g in gradients]), reduction="sum"))
-    parts = torch.split(summed, [parameter.numel() for parameter in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter).clone()
