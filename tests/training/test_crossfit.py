@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from assay_service import loader, registry, settings
 from assay_service.errors import StartError
+from assay_service.scoring import checkpoint
 from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.cli import app
@@ -469,3 +470,22 @@ def test_the_command_runs(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["train", "reward", *options])
     assert result.exit_code == 0, result.output
     assert (begun.out / "results.json").is_file()
+
+
+def test_a_base_on_the_hub_is_read_at_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prepare(tmp_path, split={"held_out": 0.2})
+    asked.change(base="someone/encoder", revision="0" * 40)
+    seen = []
+
+    def download(name: str, *, revision: str, **_: Any) -> str:
+        seen.append((name, revision))
+        return str(tmp_path / "base")
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    asked.go()
+    assert seen == [("someone/encoder", "0" * 40)]
+    adapter = asked.json("checkpoint/adapter_config.json")
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("someone/encoder", "0" * 40)
+    asked.change(revision=None)
+    with pytest.raises(StartError, match="declare its `revision`"):
+        asked.begin()

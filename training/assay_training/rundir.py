@@ -58,7 +58,7 @@ class RunDirectory:
         if not self.writes:
             return
         temporary = self.path / f"{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
         temporary.rename(self.path / name)
 
     def resume_point(self, part: str) -> ResumePoint:
@@ -127,6 +127,7 @@ def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], config: 
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": config.base,
+        "revision": config.revision,
         "r": config.lora.r,
         "lora_alpha": config.lora.alpha,
         "lora_dropout": 0.0,

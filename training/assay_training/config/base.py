@@ -21,9 +21,13 @@ class RunConfig(Frozen):
     """The configuration of a run.
 
     Attributes:
+        base: the model to start from: a path, `package:NAME`, or a hub id.
+        revision: commit, tag or branch of a hub id.
         template: file with the Jinja chat template, relative to the configuration; absolute once it is read.
     """
 
+    base: str
+    revision: str | None = None
     template: Path
 
 

@@ -24,7 +24,6 @@ class RewardConfig(RunConfig):
     Attributes:
         name: of the signal.
         objective: preference (Bradley-Terry on rankings) or absolute (labels in 0..1).
-        base: a path, or `package:NAME`.
         sources: what is learned from.
         mixture: steps from the records of a training part to what is trained on.
         max_length: tokens of prompt and completion together; longer prompts are cut from the left.
@@ -40,7 +39,6 @@ class RewardConfig(RunConfig):
 
     name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
     objective: Objective
-    base: str
     sources: list[Source] = Field(min_length=1)
     mixture: list[Step] = Field([])
     max_length: int = Field(gt=0)

@@ -28,7 +28,6 @@ class SftConfig(RunConfig):
 
     Attributes:
         name: of the run.
-        base: a path, or `package:NAME`.
         max_length: tokens of a dialogue; longer ones are cut on the right.
         lora: the adapter, which is merged in the end; None trains all weights.
         stages: in order; the thesis has `pre_sft` and `sft`.
@@ -37,7 +36,6 @@ class SftConfig(RunConfig):
     """
 
     name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
-    base: str
     max_length: int = Field(gt=1)
     lora: Lora | None
     stages: list[Stage] = Field(min_length=1)

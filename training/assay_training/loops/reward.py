@@ -57,7 +57,7 @@ class RewardRun:
 
     def __init__(self, config: RewardConfig, data: Path, out: Path) -> None:
         self.config = config
-        self.base = resolve(config.base, None, Path.cwd())
+        self.base = resolve(config.base, config.revision, Path.cwd())
         self.base_sha256 = sha256_of(weight_files(self.base))
         read = read_rankings if config.objective.kind == "preference" else read_labelled
         records = read(data, config.sources)

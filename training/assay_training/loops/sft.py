@@ -63,7 +63,7 @@ class SftRun:
 
     def __init__(self, config: SftConfig, data: Path, out: Path) -> None:
         self.config = config
-        self.base = resolve(config.base, None, Path.cwd())
+        self.base = resolve(config.base, config.revision, Path.cwd())
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
         hashes: dict[str, str] = {}
         for stage in config.stages:
