@@ -7,7 +7,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from training.experiments.sweep import variant
+from training.experiments import sweep
 
 from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer, RenderRules
@@ -167,8 +167,26 @@ def test_every_variant_of_every_experiment_is_a_configuration(path: Path) -> Non
     plan = yaml.safe_load(path.read_text())
     assert len(plan["seeds"]) == 3
     for changes in plan["variants"].values():
-        config = RewardConfig.model_validate(variant(plan["config"], changes, plan["seeds"][0]))
+        config = RewardConfig.model_validate(sweep.variant(plan["config"], changes, plan["seeds"][0]))
         assert (path.parent / config.template).is_file()
+
+
+def test_the_pipelines_reward_models_are_tested_on_what_the_policy_has_not_seen() -> None:
+    """Groups are held out by a hash of the seed and the group, so a smaller share is part of a larger one."""
+    policy = read(ROOT / "pipeline" / "sft.yaml", SftConfig)
+    for name in ("preference", "absolute"):
+        reward = read(ROOT / "pipeline" / f"{name}.yaml", RewardConfig)
+        assert reward.seed == policy.seed
+        assert reward.split.held_out <= policy.held_out
+
+
+def test_two_stages_have_two_names(tmp_path: Path) -> None:
+    raw = yaml.safe_load((ROOT / "pipeline" / "sft.yaml").read_text())
+    raw["stages"][1]["name"] = raw["stages"][0]["name"]
+    (tmp_path / "chatml.jinja").write_text("x")
+    (tmp_path / "sft.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=r"stages: .*same name"):
+        read(tmp_path / "sft.yaml", SftConfig)
 
 
 def test_the_fsdp_configuration_is_one_of_accelerate() -> None:
@@ -176,3 +194,11 @@ def test_the_fsdp_configuration_is_one_of_accelerate() -> None:
     assert launched.distributed_type == DistributedType.FSDP
     assert launched.fsdp_config == {"fsdp_version": 2}
     assert launched.mixed_precision == "no"  # the run's compute_dtype decides
+
+
+def test_results_of_a_plan_that_has_changed_since_are_not_reported(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "results.json").write_text("{}")
+    assert sweep.train({"seed": 1}, tmp_path, tmp_path) == {}
+    with pytest.raises(ValueError, match="another configuration"):
+        sweep.train({"seed": 2}, tmp_path, tmp_path)

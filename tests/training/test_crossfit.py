@@ -20,7 +20,7 @@ from assay_service.scoring import checkpoint
 from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.cli import app
-from assay_training.config.base import read
+from assay_training.config.base import ConfigError, read
 from assay_training.config.reward import RewardConfig
 from assay_training.loops.crossfit import Crossfit
 from assay_training.loops.reward import RewardRun
@@ -442,6 +442,7 @@ def test_a_golden_row_that_does_not_fit_is_told_before_training(tmp_path: Path) 
     begun = prepare(tmp_path, golden=[["bread " * 100, "yes"]])
     with pytest.raises(ValueError, match="golden"):
         begun.begin()
+    assert not begun.out.exists()  # else the mended configuration would be refused
 
 
 def test_missing_data_and_a_missing_base_are_told_before_training(tmp_path: Path) -> None:
@@ -489,3 +490,55 @@ def test_a_base_on_the_hub_is_read_at_its_revision(tmp_path: Path, monkeypatch: 
     asked.change(revision=None)
     with pytest.raises(StartError, match="declare its `revision`"):
         asked.begin()
+
+
+def test_a_model_of_the_raw_output_has_no_folds(tmp_path: Path) -> None:
+    raw = prepare(tmp_path, "absolute", objective={"kind": "absolute", "loss": "mse+penalty"})
+    with pytest.raises(ConfigError, match="no logit"):
+        raw.go()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": {"held_out": 0.001}}, "the held-out part has 0 groups to test on"),
+        ({"split": {"held_out": 0.2, "folds": 12, "test_folds": 12}}, r"fold \d+ has [01] groups to test on"),
+        ({"mixture": [{"step": "keep", "sources": ["hh_rlhf/nobody"]}]}, "nobody"),
+        (
+            {"objective": {"kind": "preference", "margin": {"kind": "labelled", "scale": 1}}, "sources": [tiny.HH]},
+            "no source",
+        ),
+    ],
+)
+def test_parts_that_cannot_be_trained_or_tested_are_told_before_anything_is_written(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    begun = prepare(tmp_path, **changes)
+    with pytest.raises(ConfigError, match=message):
+        begun.begin()
+    assert not begun.out.exists()
+
+
+def test_a_mixture_must_fit_the_part_that_is_trained_on(tmp_path: Path) -> None:
+    """Of all 48 answers enough lie in every range, of those that are not held out not."""
+    data = tmp_path / "data"
+    labels = [0.45, 0.55, 0.65, 0.75, 0.85, 0.2]
+    rows = [{"prompt": f"{WORDS[i % 10]} {i}?", "completion": "fox", "label": labels[i % 6]} for i in range(60)]
+    base = prepare(tmp_path / "other").config.parent / "base"
+    (data / "own").mkdir(parents=True)
+    (data / "own" / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes: dict[str, Any] = {
+        "objective": {"kind": "absolute"},
+        "sources": [{"name": "own", "format": "labels"}],
+        "split": {"held_out": 0.3},
+    }
+    for count, fits in ((10, True), (50, False)):
+        mixture = [{"step": "under_sample", "rows": count}]
+        config = tiny.write_config(tmp_path / f"{count}.yaml", base, **changes, mixture=mixture)
+        begun = Run(config, data, tmp_path / f"out{count}")
+        if fits:
+            begun.begin()
+            continue
+        with pytest.raises(ConfigError, match="the training part"):
+            begun.begin()
+        assert not begun.out.exists()

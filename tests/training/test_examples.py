@@ -64,6 +64,7 @@ def test_the_trainer_renders_what_the_service_renders(
 ) -> None:
     signal = serve(tmp_path, architecture, template, position, eos)
     rows = [
+        *(tiny.hh_row(f"water {i}", "dog", "fox") for i in range(20)),  # so that every part has some
         tiny.hh_row("How do I bake bread?", "Mix flour and water.", " I cannot. "),
         {
             "chosen": tiny.dialogue("hi", "yes?", "é☃ bread?\n\nor not", "Yes."),

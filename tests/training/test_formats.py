@@ -224,7 +224,7 @@ def test_our_own_lines(tmp_path: Path) -> None:
     ]
     said = (*messages, Message("assistant", "Hello."))
     rows = [{"messages": [*chat, {"role": "assistant", "content": "Hello."}]}]
-    assert spoken(tmp_path, "dialogues", rows) == [Dialogue("set", "be brief", said)]
+    assert spoken(tmp_path, "dialogues", rows) == [Dialogue("set", "hi", said)]
     one, same, other = spoken(tmp_path, "text", [{"text": "abc"}, {"text": "abc"}, {"text": "x"}])
     assert isinstance(one, Text)
     assert (one.text, one.group == same.group, one.group == other.group) == ("abc", True, False)
@@ -233,7 +233,7 @@ def test_our_own_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("format_", "row", "message_"),
     [
-        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "c", "gap": 0}, "field 'gap' is 0.0, not in"),
+        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "c", "gap": 1.5}, "field 'gap' is 1.5, not in"),
         ("pairs", {"prompt": [], "chosen": "b", "rejected": "c"}, "field 'prompt' is neither"),
         ("pairs", {"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}, "field 'prompt' is not a list"),
         ("pairs", {"prompt": "a", "chosen": "b"}, "field 'rejected' is not a str"),

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from assay_service.scoring.item import Item
+from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.adjustment import adjusted_label
 from assay_training.config import mixture as steps
 from assay_training.config.base import ConfigError
@@ -260,3 +260,17 @@ def test_proportions_are_kept_by_the_scarcest_bucket(thesis: list[Judged]) -> No
     assert (low, mid, high) == (11, 69, 20)
     with pytest.raises(ValueError, match="nothing in between"):
         steps.Proportions(step="proportions", low=0.5, high=0.5)
+
+
+def test_a_paraphrase_belongs_to_the_answer_in_its_dialogue() -> None:
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Why"},
+    ]
+    row = {"prompt": turns, "completion": "No.", "paraphrase": "Nope.", "similarity": 1.0}
+    messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
+    low = Labelled("x", "hi", Item((*messages, Message("assistant", "No."))), 0.3)
+    _, made = augment([low], read_paraphrases([Row("here", "x", row)]))
+    assert isinstance(made, Labelled)
+    assert made.item == Item((*messages, Message("assistant", "Nope.")))

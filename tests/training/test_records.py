@@ -1,5 +1,6 @@
 """Rows of data sets to records, and what is wrong with a row told by file, row and field."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import Source
+from assay_training.records import plain
 from assay_training.records.hh import parse_dialogue
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
+from assay_training.records.rows import Row
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings, read_spoken
 from tests.training import tiny
 from tests.training.tiny import dialogue, feedback_row, hh_row, safety_row
@@ -32,7 +35,7 @@ def labels(data: Path, source: str, rows: list[Any]) -> list[Labelled]:
 
 def test_a_dialogue_is_parsed_turn_by_turn_and_stripped() -> None:
     text = "\n\nHuman: Hi:  \n\nreally?\n\nAssistant:  Yes.\n\n\nHuman:\n\nAssistant: The Human: said so "
-    assert parse_dialogue(text) == (
+    assert parse_dialogue(Row("here", "x", {"chosen": text}), "chosen") == (
         Message("user", "Hi:  \n\nreally?"),
         Message("assistant", "Yes."),
         Message("user", ""),
@@ -62,7 +65,6 @@ def test_faulty_hh_rows_are_dropped(tmp_path: Path) -> None:
         {"chosen": dialogue("a", "b", "c", "d"), "rejected": dialogue("a", "B", "c", "e")},
         {"chosen": dialogue("a", "b"), "rejected": dialogue("a", "b", "c", "d")},
         {"chosen": dialogue("ends with", "a", "human"), "rejected": dialogue("ends with", "a", "person")},
-        {"chosen": "no turns", "rejected": "at all"},
         hh_row("good", "Yes.", "No."),
     ]
     assert [record.group for record in rankings(tmp_path, "hh_rlhf", rows)] == ["good"]
@@ -148,7 +150,8 @@ GOOD_FEEDBACK = feedback_row("a", "b", "Bad")
 @pytest.mark.parametrize(
     ("source", "rows", "row", "field"),
     [
-        ("hh_rlhf", [GOOD_HH, {"chosen": "x"}], 2, "rejected"),
+        ("hh_rlhf", [GOOD_HH, {"chosen": dialogue("a", "b")}], 2, "rejected"),
+        ("hh_rlhf", [{"chosen": "Human: Tea?\n\nAssistant: Yes.", "rejected": "x"}], 1, "'chosen' does not begin with"),
         ("hh_rlhf", [GOOD_HH, GOOD_HH, '{"chosen": '], 3, "Expecting value"),
         ("hh_rlhf", [""], 1, "Expecting value"),
         ("feedbackqa", [GOOD_FEEDBACK, {"question": "a", "rating": ["Bad"]}], 2, "passage"),
@@ -216,3 +219,28 @@ def test_hashes_name_every_file_that_is_read_and_no_other(tmp_path: Path) -> Non
     assert data_hashes(tmp_path, sources("diasafety"), []) == {
         "diasafety/train.jsonl.gz": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     }
+
+
+def test_a_broken_file_is_told_by_its_name(tmp_path: Path) -> None:
+    file = tiny.write_rows(tmp_path / "hh_rlhf" / "x.jsonl.gz", [GOOD_HH] * 50)
+    file.write_bytes(file.read_bytes()[:-12])
+    with pytest.raises(RecordError, match=r"x.jsonl.gz: "):
+        read_rankings(tmp_path, sources("hh_rlhf"))
+    file.unlink()
+    (tmp_path / "hh_rlhf" / "y.jsonl").write_bytes(json.dumps(GOOD_HH).encode() + b'\n{"chosen": "\xff"}\n')
+    with pytest.raises(RecordError, match=r"y.jsonl:2: .*utf-8"):
+        read_rankings(tmp_path, sources("hh_rlhf"))
+
+
+def test_a_system_prompt_is_no_group() -> None:
+    """The same for a whole data set, it would put all of it on one side of the split."""
+    rows = [
+        Row(
+            "here",
+            "x",
+            {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]}
+            | {"chosen": "a", "rejected": "b"},
+        )
+        for question in ("How?", "Why?")
+    ]
+    assert [record.group for record in plain.pairs("x", rows)] == ["how", "why"]

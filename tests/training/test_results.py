@@ -190,7 +190,7 @@ def test_the_verdict_follows_from_the_numbers(
 )
 def test_the_verdict_on_an_absolute_model(half: float, expected: str) -> None:
     rank = {"model": estimate(0.6, half), "length": estimate(0.5, 0), "frozen head": estimate(0.9, 0)}
-    errors = {name: {"low": (10, 0.01, 0.1)} for name in rank}
+    errors = {name: {"low": (10, 0.01, 0.1), "all": (10, 0.01, 0.1)} for name in rank}
     difference = {"frozen head": estimate(-0.3, 0.1), "length": estimate(0.1, 0.1)}
     numbers = {"errors": errors, "statistic": "Spearman", "rank": rank, "difference": difference}
     line = verdict({"feedbackqa": numbers}, "absolute")
@@ -255,14 +255,15 @@ def test_best_against_worst_is_one_pair_of_each_ranking() -> None:
 
 def test_ties_are_reported_apart() -> None:
     record = replace(ranking("a", "xyz", ((0, 1),), "x"), ties=((0, 2), (1, 2)))
+    others = [ranking("c", "xy", source="x"), ranking("b", "xy", source="y"), ranking("d", "xy", source="y")]
     rows = Rows.of(
-        [fake_ids(record, 1, 1, 1), fake_ids(ranking("b", "xy", source="y"), 1, 1)],
-        {"model": [[3.0, 1.0, 2.5], [1.0, 0.0]]},
+        [fake_ids(record, 1, 1, 1), *(fake_ids(other, 1, 1) for other in others)],
+        {"model": [[3.0, 1.0, 2.5], *([1.0, 0.0] for _ in others)]},
     )
     numbers = results(rows, PREFERENCE, seed=0)
     assert numbers["x"]["ties"] == {"n": 2, "mean |margin|": 1.0}  # 0.5 and -1.5
     assert numbers["y"]["ties"] == {"n": 0, "mean |margin|": None}
-    assert numbers["all"]["accuracy"]["model"]["n"] == 2
+    assert numbers["all"]["accuracy"]["model"]["n"] == 4
 
 
 def test_calibration_is_of_the_quality() -> None:
@@ -283,3 +284,38 @@ def test_a_raw_output_is_its_own_quality_and_the_baselines_are_not() -> None:
     errors = results(rows, raw, seed=0)["a"]["errors"]
     assert errors["model"]["all"] == (3, 0.0, 0.0)
     assert errors["length"]["all"] == (3, pytest.approx(0.0482, abs=1e-4), pytest.approx(0.1793, abs=1e-4))
+
+
+def test_a_source_of_one_group_has_no_numbers_of_its_own() -> None:
+    examples = [
+        fake_ids(ranking(group, "xy", source=source), 1, 1) for group, source in (("a", "x"), ("b", "y"), ("c", "y"))
+    ]
+    logits = [[1.0, 0.0]] * 3
+    numbers = results(Rows.of(examples, {"model": logits, "length": logits}), PREFERENCE, seed=0)
+    assert list(numbers) == ["y", "all"]
+    assert numbers["all"]["difference"]["length"]["value"] == 0
+
+
+def test_labels_that_are_all_equal_have_errors_but_no_rank() -> None:
+    examples = [fake_ids(labelled(group, "x", 0.25), 1) for group in "abc"]
+    logits: dict[str, Any] = {name: [[0.0], [1.0], [2.0]] for name in ("model", "length", "frozen head")}
+    numbers = results(Rows.of(examples, logits), ABSOLUTE, seed=0)["feedbackqa"]
+    assert numbers["rank"] == {"model": None, "length": None, "frozen head": None}
+    assert numbers["errors"]["model"]["all"][0] == 3
+    text = card(facts("absolute"), {"feedbackqa": numbers})
+    assert "| feedbackqa | 3 | Spearman | **-** | - | - | - |" in text
+    assert "too alike to be ranked" in text
+
+
+def test_a_gap_of_nothing_is_a_negligible_preference() -> None:
+    """Llama-2's margins are 0, 1/3, 2/3 and 1 for its four strengths."""
+    gaps = (0.0, 1 / 3, 2 / 3, 1.0)
+    records = [replace(ranking(str(i), "xy"), pairs=(Pair(0, 1, gaps[i // 2]),)) for i in range(8)]
+    rows = Rows.of([fake_ids(record, 1, 1) for record in records], {"model": [[i / 10, 0.35] for i in range(8)]})
+    found = results(rows, PREFERENCE, seed=0)["all"]["by strength"]
+    assert {name: of["model"]["value"] for name, of in found.items()} == {
+        "negligibly better": 0.0,
+        "slightly better": 0.0,
+        "better": 1.0,
+        "significantly better": 1.0,
+    }

@@ -10,6 +10,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from assay_service.errors import StartError
 from assay_service.scoring.item import Message
 from assay_service.scoring.render import Renderer, RenderRules
 from assay_training.cli import app
@@ -131,16 +132,15 @@ def test_an_encoder_is_no_policy(tmp_path: Path) -> None:
         Policy(tiny.save_base(tmp_path), None, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("limit", [1, 40, 10**6])
-def test_the_loss_is_the_mean_over_target_tokens_whatever_the_micro_batches(limit: int, tmp_path: Path) -> None:
+def test_the_loss_is_the_mean_over_target_tokens_whatever_the_micro_batches(tmp_path: Path) -> None:
     """Not a mean of means: a long answer's tokens weigh as much as a short one's (trl#2596)."""
     policy = Policy(save(tmp_path), LORA, torch.device("cpu"))
     examples, _ = renderer().examples([dialogue("How?", "Mix, and wait for it."), dialogue("a", "b")])
     expected = -float(policy.logprobs(examples).mean().detach())
-    objective = NextToken(policy, tiny.optimiser(micro_batch_tokens=limit))
+    objective = NextToken(policy, tiny.optimiser())
     shared = objective.begin(examples, [], lambda x: x)
-    parts = [examples] if limit == 10**6 else [[example] for example in examples]
-    assert sum(float(objective.loss(part, shared).detach()) for part in parts) == pytest.approx(expected, rel=1e-5)
+    for parts in ([examples], [[example] for example in examples]):
+        assert sum(float(objective.loss(part, shared).detach()) for part in parts) == pytest.approx(expected, rel=1e-5)
 
 
 def prepare(root: Path, **changes: Any) -> tuple[Path, Path, Path]:
@@ -242,13 +242,25 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 def test_no_group_is_both_learned_and_tested(tmp_path: Path) -> None:
     config, data, out = prepare(tmp_path)
-    begun = SftRun(read(config, SftConfig), data, out)
-    for training, held_out in begun.parts:
-        assert training
-        assert held_out
-    learned, tested = begun.parts[0]
-    assert not {example.ids for example in learned} & {example.ids for example in tested}
-    assert len(learned) + len(tested) == 20
+    words = ("bread", "fox", "dog", "water", "salt", "yeast", "flour", "lazy", "quick", "brown")
+    asked = [{"role": "user", "content": f"{word}?"} for word in words]
+    rows = [{"messages": [question, {"role": "assistant", "content": f"{i}"}]} for question in asked for i in range(6)]
+    (data / "talk" / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learned, tested = SftRun(read(config, SftConfig), data, out).parts[1]
+    assert len(learned) + len(tested) == 60
+    questions = [{FAST.decode(example.ids).split("?")[0] for example in part} for part in (learned, tested)]
+    assert [len(of) for of in questions] == [len(words) - len(questions[1]), len(questions[1])]
+    assert questions[1]
+
+
+def test_a_template_without_the_tokenizers_end_is_no_template_for_a_policy(tmp_path: Path) -> None:
+    """The policy would never learn to stop."""
+    config, data, out = prepare(tmp_path)
+    endless = checkpoints.CHATML.replace("<|im_end|>", "")
+    (tmp_path / "template.jinja").write_text(endless)
+    with pytest.raises(StartError, match="prints no EOS"):
+        SftRun(read(config, SftConfig), data, out)
+    assert not out.exists()
 
 
 def test_the_command(tmp_path: Path) -> None:

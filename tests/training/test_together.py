@@ -80,9 +80,24 @@ def test_two_processes_that_share_the_layers_take_the_same_steps(lora: bool, tmp
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_a_policys_layers_take_the_same_steps(tmp_path: Path) -> None:
-    """All weights, in two stages, with the embedding as its own output layer."""
-    one, two = (Run(*policies.prepare(tmp_path / name, lora=None)) for name in ("one", "two"))
+def test_a_killed_run_that_shares_layers_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    changes = {"objective": {"kind": "preference"}, "optimiser": SETTINGS, "lora": None}
+    whole, killed = (prepare(tmp_path / name, **changes) for name in ("whole", "killed"))
+    go(whole, 2, "sharded")
+    with pytest.raises(AssertionError, match="killed at step 4"):
+        go(killed, 2, "sharded", "killed")
+    assert (killed.out / "state").exists()
+    go(killed, 2, "sharded")
+    files = [(run.out / "checkpoint" / "model.safetensors").read_bytes() for run in (whole, killed)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [True, False])
+def test_two_processes_that_share_a_policys_layers_take_the_same_steps(lora: bool, tmp_path: Path) -> None:
+    """In two stages, with the embedding as its own output layer."""
+    changes: dict[str, Any] = {} if lora else {"lora": None}
+    one, two = (Run(*policies.prepare(tmp_path / name, **changes)) for name in ("one", "two"))
     go(one, 1, kind="sft")
     go(two, 2, "sharded", kind="sft")
     assert_same(one, two, "model.safetensors")

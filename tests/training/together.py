@@ -1,6 +1,6 @@
 """Trains a tiny model; started in one process or in two by `test_together.py`.
 
-torchrun --nproc_per_node 2 tests/training/together.py reward|sft CONFIG DATA OUT [sharded]
+torchrun --nproc_per_node 2 tests/training/together.py reward|sft CONFIG DATA OUT [sharded] [killed]
 
 accelerate takes an FSDP configuration on GPUs only, so `sharded` has it say that it took one; all else is as there.
 """
@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from assay_training.loops import run, sft
+from assay_training.rundir import Metrics
 
 
 class Watched(torch.optim.AdamW):
@@ -32,11 +33,18 @@ class Watched(torch.optim.AdamW):
         Watched.held = sum(p.to_local().numel() for p in spread), sum(p.numel() for p in spread)
 
 
+def killed(self: Metrics, row: Any) -> None:
+    if row["step"] == 4:
+        sys.exit("killed at step 4")
+
+
 if __name__ == "__main__":
-    kind, arguments, sharded = sys.argv[1], map(Path, sys.argv[2:5]), sys.argv[5:] == ["sharded"]
+    kind, arguments, sharded = sys.argv[1], map(Path, sys.argv[2:5]), "sharded" in sys.argv[5:]
     torch.optim.AdamW = Watched  # type: ignore[misc, assignment]
     if sharded:
         Accelerator.distributed_type = property(lambda _: DistributedType.FSDP)
+    if "killed" in sys.argv[5:]:
+        Metrics.log = killed  # type: ignore[method-assign]
     {"reward": run.run, "sft": sft.run}[kind](*arguments)
     mine, everybodys = Watched.held
     assert (0 < mine < everybodys) if sharded else everybodys == 0, (mine, everybodys)

@@ -21,6 +21,8 @@ def add_up(parameters: Sequence[nn.Parameter], together: Accelerator) -> None:
     if together.num_processes == 1:
         return
     parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+    if not parameters:
+        return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     summed = torch.as_tensor(together.reduce(torch.cat([g.flatten() for g in gradients]), reduction="sum"))
     parts = torch.split(summed, [parameter.numel() for parameter in parameters])

@@ -46,7 +46,7 @@ def mix(records: Sequence[Judged], mixture: Sequence[steps.Step], paraphrases: P
 def over_sample(records: Sequence[Judged], draw: random.Random) -> list[Judged]:
     """The low labelled items replaced by twice as many draws from them, with replacement."""
     low = _low(records, "over_sample")
-    return [*(r for r in records if not _is_low(r)), *draw.choices(low, k=2 * len(low))]
+    return [*(r for r in records if not is_low(r)), *draw.choices(low, k=2 * len(low))]
 
 
 def under_sample(records: Sequence[Judged], rows: int, draw: random.Random) -> list[Judged]:
@@ -96,7 +96,7 @@ def augment(records: Sequence[Judged], paraphrases: Mapping[Item, Paraphrase]) -
 def weight_low(records: Sequence[Judged], share: float) -> list[Judged]:
     """Low labelled items weigh `share * rows / low rows`."""
     weight = share * len(records) / len(_low(records, "weight_low"))
-    return [replace(r, weight=weight) if isinstance(r, Labelled) and _is_low(r) else r for r in records]
+    return [replace(r, weight=weight) if isinstance(r, Labelled) and is_low(r) else r for r in records]
 
 
 def weight_extremes(records: Sequence[Judged], weight: float) -> list[Judged]:
@@ -186,12 +186,13 @@ def mismatched(records: Sequence[Judged], share: float, draw: random.Random) -> 
     return made
 
 
-def _is_low(record: Judged) -> bool:
+def is_low(record: Judged) -> bool:
+    """Whether a labelled item's label is at most 0.4."""
     return isinstance(record, Labelled) and record.label <= LOW
 
 
 def _low(records: Sequence[Judged], step: str) -> list[Labelled]:
-    low = [record for record in records if isinstance(record, Labelled) and _is_low(record)]
+    low = [record for record in records if isinstance(record, Labelled) and is_low(record)]
     if not low:
         raise ConfigError(f"{step}: there is no labelled item with a label of at most {LOW}")
     return low

@@ -1,7 +1,8 @@
 """Weights of a model's layers spread over the processes that train it (FSDP2): each holds a part of every layer.
 
-Where `accelerate launch` did not ask for FSDP, nothing here does anything. Embeddings and heads stay whole in every
-process. Gradients are summed, not averaged: a micro-batch's loss is its share of the whole batch's.
+Where `accelerate launch` did not ask for FSDP, nothing here does anything. What is no layer stays whole in every
+process, and before and after training every process holds all of the model: what is saved is gradients and moments,
+and weights while training. Gradients are summed, not averaged: a micro-batch's loss is its share of the whole batch's.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from assay_training.config.base import ConfigError
 from assay_training.processes import accelerator
 
 
@@ -22,12 +24,18 @@ def asked_for() -> bool:
 
 
 def shard(model: PreTrainedModel) -> None:
-    """Spreads the layers that transformers calls indivisible; their parameters become others, so ask for them after."""
+    """Spreads the layers that transformers calls indivisible; their parameters become others, so ask for them after.
+
+    Raises:
+        ConfigError: transformers names no layers for this architecture.
+    """
     if not asked_for():
         return
     together = accelerator()
     mesh = init_device_mesh(together.device.type, (together.num_processes,))
     layers = set(model._no_split_modules or ())
+    if not layers:
+        raise ConfigError(f"base: transformers names no layers of {model.config.model_type} to spread")
     for module in list(model.modules()):
         if type(module).__name__ in layers:
             layer = fully_shard(module, mesh=mesh, reshard_after_forward=True)

@@ -31,7 +31,13 @@ def variant(config: dict[str, Any], changes: dict[str, Any], seed: int) -> dict[
 
 
 def train(config: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:
-    """One run, in a process of its own with one thread; returns its results."""
+    """One run, in a process of its own with one thread; returns its results.
+
+    Raises:
+        ValueError: a run of another configuration is there.
+    """
+    if (out / "config.yaml").is_file() and yaml.safe_load((out / "config.yaml").read_text()) != config:
+        raise ValueError(f"{out} holds a run of another configuration; remove it, or choose another --out")
     if not (out / "results.json").is_file():
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(yaml.safe_dump(config))

@@ -11,7 +11,7 @@ class LabelledMargin(Frozen):
     """Target margins from the records: `scale` times a pair's gap; 0 where there is none (margin paper (3)).
 
     Attributes:
-        scale: of the gaps, which are in (0, 1]. Llama-2's two schemes are 1 and 3 for gaps in thirds.
+        scale: of the gaps, which are in 0..1. Llama-2's two schemes are 1 and 3 for gaps of 0, 1/3, 2/3 and 1.
     """
 
     kind: Literal["labelled"]

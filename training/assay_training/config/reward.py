@@ -53,6 +53,8 @@ class RewardConfig(RunConfig):
 
     @model_validator(mode="after")
     def _steps_fit(self) -> "RewardConfig":
+        if self.split.folds is not None and not self.objective.served:
+            raise ValueError("split: folds judge a model that is served, and this objective's output is no logit")
         for step in self.mixture:
             if self.objective.kind == "preference" and not isinstance(step, Repeat | Portion | Keep | Sample):
                 raise ValueError(f"mixture: {step.step} is for labelled items, this run learns from rankings")

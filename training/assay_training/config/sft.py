@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from assay_training.config.base import Frozen, RunConfig
 from assay_training.config.data import Source
@@ -41,3 +41,10 @@ class SftConfig(RunConfig):
     stages: list[Stage] = Field(min_length=1)
     held_out: float = Field(gt=0, lt=0.5)
     seed: int = 0
+
+    @field_validator("stages")
+    @classmethod
+    def _named_apart(cls, stages: list[Stage]) -> list[Stage]:
+        if len({stage.name for stage in stages}) < len(stages):
+            raise ValueError("two stages have the same name")
+        return stages

@@ -91,7 +91,8 @@ def _absolute_tables(results: Results) -> str:
     errors = ["| items of | label | n | model MSE / MAE | length | frozen head |", "|---|---|---|---|---|---|"]
     for domain, numbers in results.items():
         rank, difference = numbers["rank"], numbers["difference"]
-        ranks.append(f"| {domain} | {rank[MODEL]['n']} | {numbers['statistic']} {_compared(rank, difference)}")
+        count, *_ = numbers["errors"][MODEL]["all"]
+        ranks.append(f"| {domain} | {count} | {numbers['statistic']} {_compared(rank, difference)}")
         for bucket, (count, *_) in numbers["errors"][MODEL].items():
             cells = [numbers["errors"][name][bucket] for name in (MODEL, LENGTH, FROZEN)]
             shown = " | ".join(f"{mse:.4f} / {mae:.4f}" for _, mse, mae in cells)
@@ -105,6 +106,9 @@ def _verdict(results: Results) -> str:
     lines = []
     for domain, numbers in results.items():
         statistic = numbers["accuracy" if "accuracy" in numbers else "rank"]
+        if None in (statistic[MODEL], statistic[LENGTH], numbers["difference"][FROZEN]):
+            lines.append(f"- {domain}: too alike to be ranked.")
+            continue
         above = statistic[MODEL]["low"] > statistic[LENGTH]["value"]
         better = numbers["difference"][FROZEN]["value"] > 0
         certain = numbers["difference"][FROZEN]["low"] > 0
@@ -130,11 +134,17 @@ def _repeat(facts: CardFacts) -> str:
 def _compared(estimates: Results, difference: Results) -> str:
     """The cells of a row from the model on: model, length, frozen head, difference to the frozen head."""
     return (
-        f"| **{_interval(estimates[MODEL])}** | {estimates[LENGTH]['value']:.3f} | {estimates[FROZEN]['value']:.3f} "
+        f"| **{_interval(estimates[MODEL])}** | {_value(estimates[LENGTH])} | {_value(estimates[FROZEN])} "
         f"| {_interval(difference[FROZEN], signed=True)} |"
     )
 
 
-def _interval(estimate: Mapping[str, float], *, signed: bool = False) -> str:
+def _value(estimate: Mapping[str, float] | None) -> str:
+    return "-" if estimate is None else f"{estimate['value']:.3f}"
+
+
+def _interval(estimate: Mapping[str, float] | None, *, signed: bool = False) -> str:
+    if estimate is None:
+        return "-"
     sign = "+" if signed else ""
     return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"

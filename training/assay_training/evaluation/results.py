@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from assay_training.algorithms.statistics import (
+    DegenerateSample,
     Estimate,
     Floats,
     auc,
@@ -30,11 +31,15 @@ STRENGTHS = {"negligibly better": 0.25, "slightly better": 0.5, "better": 0.75, 
 
 
 def results(rows: Rows, objective: PreferenceObjective | AbsoluteObjective, seed: int) -> dict[str, Any]:
-    """Every number, by domain; a domain is a source, the three helpful subsets together, or all of them."""
+    """Every number, by domain; a domain is a source, the three helpful subsets together, or all of them.
+
+    A domain of one group is left out: a single group says nothing about others.
+    """
     domains = {str(source): rows.sources == source for source in np.unique(rows.sources)}
     helpful = np.char.find(rows.sources, "/helpful") >= 0
     if helpful.any():
         domains["hh_rlhf/helpful (all)"] = helpful
+    domains = {name: mask for name, mask in domains.items() if len(np.unique(rows.groups[mask])) > 1}
     if isinstance(objective, AbsoluteObjective):
         return {name: absolute_numbers(rows.where(mask), objective, seed) for name, mask in domains.items()}
     domains["all"] = np.ones(len(rows.sources), dtype=bool)
@@ -67,7 +72,7 @@ def preference_numbers(rows: Rows) -> dict[str, Any]:
 def by_strength(rows: Rows, hits: Mapping[str, Floats]) -> dict[str, Any]:
     """Accuracy for each strength of preference, where a source gives gaps."""
     assert rows.gaps is not None
-    found, low = {}, 0.0
+    found, low = {}, -1.0  # a gap of 0 is a preference that is negligible
     for strength, high in STRENGTHS.items():
         mask = (rows.gaps > low) & (rows.gaps <= high + 1e-9)
         if len(np.unique(rows.groups[mask])) > 1:
@@ -77,7 +82,10 @@ def by_strength(rows: Rows, hits: Mapping[str, Floats]) -> dict[str, Any]:
 
 
 def absolute_numbers(rows: Rows, objective: AbsoluteObjective, seed: int) -> dict[str, Any]:
-    """Errors by bucket, calibration, and a rank statistic: AUC where labels are 0 or 1, else Spearman."""
+    """Errors by bucket, calibration, and a rank statistic: AUC where labels are 0 or 1, else Spearman.
+
+    Where labels or a contender's numbers are all equal there is no such statistic: None.
+    """
     assert rows.labels is not None
     labels, groups = rows.labels, rows.groups.tolist()
     binary = bool(np.isin(labels, (0.0, 1.0)).all())
@@ -90,8 +98,11 @@ def absolute_numbers(rows: Rows, objective: AbsoluteObjective, seed: int) -> dic
     def rank(column: Floats, index: NDArray[np.int64]) -> float:
         return auc(labels[index] == 1.0, column[index]) if binary else spearman(labels[index], column[index])
 
-    def of(statistic: Callable[[NDArray[np.int64]], float]) -> dict[str, Any]:
-        estimate: Estimate = bootstrap(statistic, groups, seed=seed)
+    def of(statistic: Callable[[NDArray[np.int64]], float]) -> dict[str, Any] | None:
+        try:
+            estimate: Estimate = bootstrap(statistic, groups, seed=seed)
+        except DegenerateSample:
+            return None
         return asdict(estimate)
 
     return {

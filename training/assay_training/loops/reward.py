@@ -17,20 +17,19 @@ from assay_service.scoring.item import Item
 from assay_service.scoring.layout import Sequence as Ids
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer, RenderRules
-from assay_training.algorithms.folds import fold_of
 from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
 from assay_training.config.model import Optimiser
 from assay_training.config.objective import AbsoluteObjective
 from assay_training.config.reward import RewardConfig
 from assay_training.examples import Example, autocast, render_records, token_batches
+from assay_training.loops.checks import check, paraphrased, part_of, teaches
 from assay_training.loops.objectives import Pairwise, Pointwise
 from assay_training.loops.supervised import Schedule, train
 from assay_training.lora import lora_config
 from assay_training.mixture import Paraphrases, mix
 from assay_training.processes import accelerator
 from assay_training.records.paraphrases import read_paraphrases
-from assay_training.records.record import Judged, Ranking
 from assay_training.records.rows import rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings
 from assay_training.rundir import RunDirectory, write_adapter, write_whole
@@ -50,7 +49,6 @@ class RewardRun:
         out: the run directory.
 
     Attributes:
-        records: everything that was read.
         examples: all of it as ids, in order; what the renderer refused is missing.
         parts: the fold of each example, or `HELD_OUT`.
     """
@@ -62,9 +60,11 @@ class RewardRun:
         read = read_rankings if config.objective.kind == "preference" else read_labelled
         records = read(data, config.sources)
         self._paraphrases = _paraphrases(config, data)
-        mix(
-            records, config.mixture, self._paraphrases, config.seed
-        )  # what cannot be mixed is told before anything is written
+        check(config, records, self._paraphrases)
+        self.device = accelerator().device
+        model = self.fresh_model()
+        self.renderer = self._renderer(model)
+        self.golden = [self._golden(*texts) for texts in config.golden]
         self.run = RunDirectory(
             out,
             {
@@ -75,18 +75,10 @@ class RewardRun:
             },
             writes=accelerator().is_main_process,
         )
-        self.device = accelerator().device
-        model = self.fresh_model()
-        self.renderer = self._renderer(model)
-        self.golden = [self._golden(*texts) for texts in config.golden]
         self.examples, report = render_records(records, self.renderer)
-        self.run.write_json("render.json", asdict(report))
-        self.parts = [self.part_of(example.record) for example in self.examples]
-
-    def part_of(self, record: Judged) -> int:
-        """The fold of a record, or `HELD_OUT`."""
-        split = self.config.split
-        return fold_of(record.group, folds=split.folds or 1, held_out=split.held_out, seed=self.config.seed)
+        counts = paraphrased(config, records, self._paraphrases)
+        self.run.write_json("render.json", asdict(report) | ({"paraphrases": counts} if counts else {}))
+        self.parts = [part_of(config, example.record) for example in self.examples]
 
     def without(self, *parts: int) -> list[Example]:
         """What a model is trained on that must not see `parts`."""
@@ -101,7 +93,7 @@ class RewardRun:
         model = self.fresh_model()
         shard(model.base)
         config, settings = self.config, self.config.optimiser
-        examples = [example for example in self._mixed(training) if _teaches(example.record)]
+        examples = [example for example in self._mixed(name, training) if teaches(example.record)]
         if isinstance(config.objective, AbsoluteObjective):
             objective: Pairwise | Pointwise = Pointwise(model, config.name, config.objective, settings)
         else:
@@ -158,7 +150,7 @@ class RewardRun:
         model.add_fresh_signal(self.config.name, head, None if lora is None else lora_config(lora))
         return model
 
-    def _mixed(self, training: Sequence[Example]) -> list[Example]:
+    def _mixed(self, name: str, training: Sequence[Example]) -> list[Example]:
         """The examples of the mixed records; what a step made is rendered, the rest is there already."""
         rendered = {example.record: example for example in training}
         records = mix(
@@ -166,7 +158,9 @@ class RewardRun:
         )
         made = list(dict.fromkeys(record for record in records if record not in rendered))
         if made:
-            rendered |= {example.record: example for example in render_records(made, self.renderer)[0]}
+            examples, report = render_records(made, self.renderer)
+            self.run.write_json(f"render_{name}.json", asdict(report))
+            rendered |= {example.record: example for example in examples}
         return [rendered[record] for record in records if record in rendered]
 
     def _compare(self, model: RewardModel, reloaded: RewardModel, sample: Sequence[Example]) -> None:
@@ -236,8 +230,3 @@ def predict(model: RewardModel, signal: str, examples: Sequence[Example], settin
 def _paraphrases(config: RewardConfig, data: Path) -> Paraphrases:
     files = [step.file for step in config.mixture if isinstance(step, Augment)]
     return {file: read_paraphrases(rows_of_file(data / file)) for file in files}
-
-
-def _teaches(record: Judged) -> bool:
-    """Whether there is anything to learn from it: a ranking of ties alone has no pair."""
-    return not isinstance(record, Ranking) or bool(record.pairs)

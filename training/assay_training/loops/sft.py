@@ -14,7 +14,7 @@ from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
 from assay_service.scoring.render import Renderer, RenderRules
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.algorithms.losses import next_token_cross_entropy
-from assay_training.config.base import read
+from assay_training.config.base import ConfigError, read
 from assay_training.config.model import Optimiser
 from assay_training.config.sft import SftConfig, Stage
 from assay_training.examples import autocast, token_batches
@@ -68,16 +68,6 @@ class SftRun:
         hashes: dict[str, str] = {}
         for stage in config.stages:
             hashes |= data_hashes(data, stage.sources, [])
-        self.run = RunDirectory(
-            out,
-            {
-                "config": config.model_dump(mode="json", exclude={"template"}),
-                "template": config.template.read_text(),
-                "base_sha256": sha256_of(weight_files(self.base)),
-                "data_sha256": hashes,
-            },
-            writes=accelerator().is_main_process,
-        )
         torch.manual_seed(config.seed)
         self.policy = Policy(self.base, config.lora, accelerator().device)
         self.policy.shard()
@@ -92,6 +82,19 @@ class SftRun:
                 examples.append(made)
                 reports.append(asdict(report))
             self.parts.append((examples[0], examples[1]))
+        for stage, (training, tested) in zip(config.stages, self.parts, strict=True):
+            if not (training and tested):
+                raise ConfigError(f"stages: {stage.name}: {len(training)} examples to learn, {len(tested)} held out")
+        self.run = RunDirectory(
+            out,
+            {
+                "config": config.model_dump(mode="json", exclude={"template"}),
+                "template": config.template.read_text(),
+                "base_sha256": sha256_of(weight_files(self.base)),
+                "data_sha256": hashes,
+            },
+            writes=accelerator().is_main_process,
+        )
         self.run.write_json("render.json", reports)
 
     def go(self) -> Path:
@@ -151,7 +154,7 @@ class SftRun:
             )
 
     def _renderer(self) -> SftRenderer:
-        rules = RenderRules(self.config.template.read_text(), 2**31, "last_token", "template", "score")
+        rules = RenderRules(self.config.template.read_text(), 2**31, "eos", "template", "score")
         renderer = Renderer(self.tokenizer, rules, self.policy.vocabulary_size)
         return SftRenderer(renderer, self.tokenizer, self.config.max_length)
 

@@ -11,16 +11,22 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-def parse_dialogue(text: str) -> tuple[Message, ...]:
-    """An HH dialogue as messages."""
-    parts = _TURN.split(text)
-    return tuple(Message(_ROLES[role], turn.strip()) for role, turn in zip(parts[1::2], parts[2::2], strict=True))
+def parse_dialogue(row: Row, field: str) -> tuple[Message, ...]:
+    """An HH dialogue as messages.
+
+    Raises:
+        RecordError: there is text before the first turn.
+    """
+    first, *parts = _TURN.split(row.get(field, str))
+    if first.strip():
+        raise row.error(f"field {field!r} does not begin with a turn, but with {first.strip()[:40]!r}")
+    return tuple(Message(_ROLES[role], turn.strip()) for role, turn in zip(parts[::2], parts[1::2], strict=True))
 
 
 def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
     """Pairs whose earlier turns agree and whose last replies differ; the others are faulty (62 and 17 test rows)."""
     for row in rows:
-        chosen, rejected = parse_dialogue(row.get("chosen", str)), parse_dialogue(row.get("rejected", str))
+        chosen, rejected = parse_dialogue(row, "chosen"), parse_dialogue(row, "rejected")
         if not chosen or chosen[:-1] != rejected[:-1] or chosen[-1].content == rejected[-1].content:
             continue
         if chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
@@ -32,6 +38,6 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
 def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
     """The chosen dialogues that end with the assistant."""
     for row in rows:
-        chosen = parse_dialogue(row.get("chosen", str))
+        chosen = parse_dialogue(row, "chosen")
         if chosen and chosen[-1].role == "assistant" and chosen[-1].content:
             yield Dialogue(f"{source}/{row.subset}", group_of(chosen[0].content), chosen)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from assay_service.scoring.item import Item
+from assay_service.scoring.item import Item, Message
+from assay_training.records.plain import prompt_of
 from assay_training.records.rows import Row
 
 OTHER_LANGUAGE = 0.2  # what counts as similarity where the paraphrase came out in another language (seeds §5)
@@ -30,7 +31,7 @@ def read_paraphrases(rows: Iterable[Row]) -> dict[Item, Paraphrase]:
     """
     paraphrases: dict[Item, Paraphrase] = {}
     for row in rows:
-        item = Item.of(row.get("prompt", str), row.get("completion", str))
+        item = Item((*prompt_of(row), Message("assistant", row.get("completion", str))))
         similarity = row.get("similarity", float)
         if not -1 <= similarity <= 1:
             raise row.error(f"field 'similarity' is {similarity}, not in -1..1")

@@ -2,14 +2,14 @@
 
 | format | fields |
 |---|---|
-| `pairs` | `prompt`, `chosen`, `rejected`, perhaps `gap`: how much better, in (0, 1] |
+| `pairs` | `prompt`, `chosen`, `rejected`, perhaps `gap`: how much better, 0..1 |
 | `rankings` | `prompt`, `completions`, `ranks`: 1 is best, equal ranks are ties |
 | `labels` | `prompt`, `completion`, `label` in 0..1 |
 | `dialogues` | `messages` |
 | `text` | `text` |
 
 `prompt` is a text or a list of messages, each with `role` and `content`. `group` may say what belongs together; else it
-is the first message.
+is the first thing that the user says.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from assay_training.records.rows import Row
 def pairs(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
     """A ranking of two per row."""
     for row in rows:
-        prompt, gap = _prompt(row), None
+        prompt, gap = prompt_of(row), None
         if row.fields.get("gap") is not None:
             gap = row.get("gap", float)
-            if not 0 < gap <= 1:
-                raise row.error(f"field 'gap' is {gap}, not in (0, 1]")
+            if not 0 <= gap <= 1:
+                raise row.error(f"field 'gap' is {gap}, not in 0..1")
         texts = (row.get("chosen", str), row.get("rejected", str))
         yield Ranking(source, _group(row, prompt), prompt, texts, (Pair(0, 1, gap),))
 
@@ -37,7 +37,7 @@ def pairs(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
 def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
     """A ranking of K per row."""
     for row in rows:
-        prompt, texts, ranks = _prompt(row), row.get("completions", list), row.get("ranks", list)
+        prompt, texts, ranks = prompt_of(row), row.get("completions", list), row.get("ranks", list)
         if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
             raise row.error("field 'completions' is not a list of two texts or more")
         if len(ranks) != len(texts) or not all(type(rank) is int and rank >= 1 for rank in ranks):
@@ -50,7 +50,7 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
 def labels(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
     """A labelled item per row."""
     for row in rows:
-        prompt, label = _prompt(row), row.get("label", float)
+        prompt, label = prompt_of(row), row.get("label", float)
         if not (math.isfinite(label) and 0 <= label <= 1):
             raise row.error(f"field 'label' is {label}, not in 0..1")
         item = Item((*prompt, Message("assistant", row.get("completion", str))))
@@ -73,7 +73,12 @@ def text(source: str, rows: Iterable[Row]) -> Iterator[Text]:
         yield Text(source, hashlib.sha256(value.encode()).hexdigest(), value)
 
 
-def _prompt(row: Row) -> tuple[Message, ...]:
+def prompt_of(row: Row) -> tuple[Message, ...]:
+    """The messages before the completion.
+
+    Raises:
+        RecordError: the field `prompt` is neither a text nor a list of messages.
+    """
     prompt = row.fields.get("prompt")
     if isinstance(prompt, str):
         return (Message("user", prompt),)
@@ -92,4 +97,7 @@ def _messages(row: Row, field: str, messages: Sequence[Any]) -> tuple[Message, .
 
 
 def _group(row: Row, messages: Sequence[Message]) -> str:
-    return row.get("group", str) if "group" in row.fields else group_of(messages[0].content)
+    if "group" in row.fields:
+        return row.get("group", str)
+    # Not the first message: a system prompt is the same for a whole data set.
+    return group_of(next((message for message in messages if message.role == "user"), messages[0]).content)

@@ -38,7 +38,7 @@ class Pair:
 
     Attributes:
         better, worse: indices of the completions.
-        gap: how much better, in (0, 1] of the scale that the source rates on; None where it does not say.
+        gap: how much better, as a share of the scale that the source rates on; None where it does not say.
     """
 
     better: int

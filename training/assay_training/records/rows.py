@@ -6,6 +6,7 @@ Files are JSON lines (`*.jsonl`, gzipped or not), and are read in the order of t
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,20 +81,27 @@ def rows_of_file(path: Path) -> Iterator[Row]:
     """All rows of a file.
 
     Raises:
-        RecordError: the file is missing, or a line is not a JSON object.
+        RecordError: the file is missing or broken, or a line is not a JSON object in UTF-8.
     """
     if not path.is_file():
         raise RecordError(f"{path}: no such file")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            where = f"{path}:{number}"
-            try:
-                fields = json.loads(line)
-            except ValueError as error:
-                raise RecordError(f"{where}: {error}") from error
-            if not isinstance(fields, dict):
-                raise RecordError(f"{where}: not an object")
-            yield Row(where, path.name.split(".")[0], fields)
+    for number, line in enumerate(_lines(path), start=1):
+        where = f"{path}:{number}"
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise RecordError(f"{where}: {error}") from error
+        if not isinstance(fields, dict):
+            raise RecordError(f"{where}: not an object")
+        yield Row(where, path.name.split(".")[0], fields)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        try:
+            yield from stream
+        except (OSError, EOFError, zlib.error) as error:
+            raise RecordError(f"{path}: {error}") from error
 
 
 def rows_of_hub(name: str, revision: str, split: str) -> Iterator[Row]:
