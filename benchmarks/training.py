@@ -187,7 +187,7 @@ def bases(data: Path, scratch: Path) -> dict[str, tuple[Path, Path, list[str]]]:
     )
     llama_linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     return {
-        "Llama, 84M": (llama(scratch / "llama", texts), CONFIGS / "pipeline" / "chatml.jinja", llama_linears),
+        "Llama, 84M": (llama(scratch / "llama", texts), CONFIGS / "chatml.jinja", llama_linears),
         "MiniLM, 22M": (resolve(ENCODER, None, Path()), CONFIGS / "dialogue.jinja", ["query", "key", "value", "dense"]),
     }
 

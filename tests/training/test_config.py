@@ -183,7 +183,6 @@ def test_the_pipelines_reward_models_are_tested_on_what_the_policy_has_not_seen(
 def test_two_stages_have_two_names(tmp_path: Path) -> None:
     raw = yaml.safe_load((ROOT / "pipeline" / "sft.yaml").read_text())
     raw["stages"][1]["name"] = raw["stages"][0]["name"]
-    (tmp_path / "chatml.jinja").write_text("x")
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump(raw))
     with pytest.raises(ConfigError, match=r"stages: .*same name"):
         read(tmp_path / "sft.yaml", SftConfig)

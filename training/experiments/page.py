@@ -120,15 +120,13 @@ def probes() -> list[str]:
         "",
     ]
     kept: dict[str, list[Numbers]] = json.loads((HERE / "results" / "probe.json").read_text())
-    prompts = list(dict.fromkeys(row["prompt"] for row in kept["thesis"]))
-    lines += [f"| | {' | '.join(prompts)} |", "|---" * (len(prompts) + 1) + "|"]
+    tables = list(dict.fromkeys(row["table"] for row in kept["thesis"]))
+    lines += [f"| | {' | '.join(f'Table {table}' for table in tables)} |", "|---" * (len(tables) + 1) + "|"]
     for name, rows in kept.items():
         for signal in rows[0]["scores"]:
             orders = []
-            for prompt in prompts:
-                answers = sorted(
-                    (row for row in rows if row["prompt"] == prompt), key=lambda row: -row["scores"][signal]
-                )
+            for table in tables:
+                answers = sorted((row for row in rows if row["table"] == table), key=lambda row: -row["scores"][signal])
                 orders.append(" > ".join(f"{row['kind']} {row['scores'][signal]:.2f}" for row in answers))
             lines.append(f"| {name}, {signal} | {' | '.join(orders)} |")
     return [*lines, ""]

@@ -14,21 +14,23 @@ import typer
 from assay_client.client import RewardClient
 
 RESULTS = Path(__file__).parent / "results" / "probe.json"
+FIRST_TABLE = 24
 
 
 def main(name: str, url: str, data: Annotated[Path, typer.Option(exists=True)]) -> None:
     """Scores the texts by every signal."""
     probes = json.loads((data / "crs_thesis" / "probe.json").read_text())
-    rows = [(probe["prompt"], response) for probe in probes for response in probe["responses"]]
-    items = [(prompt, response["text"]) for prompt, response in rows]
+    numbered = list(enumerate(probes, start=FIRST_TABLE))
+    rows = [(table, response) for table, probe in numbered for response in probe["responses"]]
+    items = [(probe["prompt"], response["text"]) for probe in probes for response in probe["responses"]]
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    kept["thesis"] = [{"prompt": p, "kind": r["kind"], "scores": {"reported": r["thesis_score"]}} for p, r in rows]
+    kept["thesis"] = [{"table": t, "kind": r["kind"], "scores": {"reported": r["thesis_score"]}} for t, r in rows]
     with RewardClient(url) as client:
         signals = [card.id for card in client.models() if card.kind != "blend"]
         scored = {signal: client.score(items, model=signal).scores() for signal in signals}
     kept[name] = [
-        {"prompt": p, "kind": r["kind"], "scores": {signal: scores[i] for signal, scores in scored.items()}}
-        for i, (p, r) in enumerate(rows)
+        {"table": t, "kind": r["kind"], "scores": {signal: scores[i] for signal, scores in scored.items()}}
+        for i, (t, r) in enumerate(rows)
     ]
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
