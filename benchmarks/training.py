@@ -101,7 +101,7 @@ def ours(base: Path, targets: list[str]) -> Contender:
     """The loop of `assay train reward`."""
     settings = Optimiser(learning_rate=1e-4, batch_prompts=BATCH)
     model = RewardModel.load(base, torch.float32, torch.device("cpu"))
-    head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(0))
+    head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(0), bias=model.architecture.head_bias)
     model.add_fresh_signal("signal", head, lora_config(adapter(targets)))
     objective = Pairwise(model, "signal", PreferenceObjective(kind="preference"), settings)
 

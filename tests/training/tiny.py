@@ -106,7 +106,7 @@ def trainable(base: Path, *, seed: int = 0, dropout: float = 0.0) -> tuple[Rewar
     """A base with a fresh signal "s", and what of it is trained."""
     torch.manual_seed(seed)
     model = RewardModel.load(base, torch.float32, torch.device("cpu"))
-    head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(seed))
+    head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(seed), bias=model.architecture.head_bias)
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=["query", "value"])
     model.add_fresh_signal("s", head, lora)
     return model, model.parameters_of("s")

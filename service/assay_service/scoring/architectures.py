@@ -15,6 +15,7 @@ class Architecture:
         causal: a token sees only what stands before it, so completions can share their prompt.
         packed: its attention goes through transformers' interface; the others run one sequence per forward.
         head: what transformers calls the head of a classifier.
+        head_bias: whether that has a bias.
         dense: what transformers calls the layer that a classifier has between hidden state and head; None for none.
         positions_after_pad: positions count from behind the pad token's id (fairseq's convention).
     """
@@ -22,6 +23,7 @@ class Architecture:
     causal: bool
     packed: bool = True
     head: str = "score"
+    head_bias: bool = False
     dense: str | None = None
     positions_after_pad: bool = False
 
@@ -30,9 +32,11 @@ _DECODER = Architecture(causal=True)
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt_neox"), _DECODER),
-    "bert": Architecture(causal=False, head="classifier", dense="pooler.dense"),
-    "roberta": Architecture(causal=False, head="classifier", dense="classifier.dense", positions_after_pad=True),
-    "deberta-v2": Architecture(causal=False, packed=False, head="classifier", dense="pooler.dense"),
+    "bert": Architecture(causal=False, head="classifier", head_bias=True, dense="pooler.dense"),
+    "roberta": Architecture(
+        causal=False, head="classifier", head_bias=True, dense="classifier.dense", positions_after_pad=True
+    ),
+    "deberta-v2": Architecture(causal=False, packed=False, head="classifier", head_bias=True, dense="pooler.dense"),
 }
 
 # longrope and dynamic pick their frequencies by the longest sequence of the row: neighbours would matter.

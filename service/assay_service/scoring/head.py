@@ -48,10 +48,17 @@ class Head(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.float())
 
     @classmethod
-    def fresh(cls, hidden_size: int, generator: torch.Generator) -> "Head":
-        """A new head for training: weights of std 1/sqrt(H + 1), bias 0 (Ziegler et al. 2019, lm-human-preferences)."""
+    def fresh(cls, hidden_size: int, generator: torch.Generator, *, bias: bool) -> "Head":
+        """A new head for training: weights of std 1/sqrt(H + 1), bias 0 (Ziegler et al. 2019, lm-human-preferences).
+
+        Args:
+            hidden_size: H.
+            generator: of the weights.
+            bias: whether it has one, as the architecture's classifier in transformers does; one too many would be lost
+                to whoever loads the adapter with PEFT.
+        """
         weight = torch.randn(1, hidden_size, generator=generator) * (hidden_size + 1) ** -0.5
-        return cls(weight, torch.zeros(1))
+        return cls(weight, torch.zeros(1) if bias else None)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Logits, fp32 `[n]`, from pooled hidden states `[n, H]`; also under autocast, which would make them bf16.

@@ -145,7 +145,8 @@ class RewardRun:
         """The base with a fresh signal."""
         torch.manual_seed(self.config.seed)
         model = RewardModel.load(self.base, torch.float32, self.device)
-        head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(self.config.seed))
+        generator = torch.Generator().manual_seed(self.config.seed)
+        head = Head.fresh(model.hidden_size, generator, bias=model.architecture.head_bias)
         lora = self.config.lora
         model.add_fresh_signal(self.config.name, head, None if lora is None else lora_config(lora))
         return model
