@@ -104,7 +104,7 @@ def ours(base: Path, targets: list[str]) -> Contender:
     settings = Optimiser(learning_rate=1e-4, batch_prompts=BATCH)
     model = RewardModel.load(base, torch.float32, torch.device("cpu"))
     head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(0), bias=model.architecture.head_bias)
-    model.add_fresh_signal("signal", head, lora_config(adapter(targets)))
+    model.add_fresh_signal("signal", head, lora_config(adapter(targets), model.base))
     objective = Pairwise(model, "signal", PreferenceObjective(kind="preference"), settings)
 
     def run(examples: Sequence[Example]) -> None:
@@ -128,7 +128,7 @@ def trainer(base: Path, targets: list[str], sampling: str, *, bf16: bool) -> Con
     """A Trainer on transformers' own model with PEFT."""
     plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
     plain.config.pad_token_id = pad_id = AutoTokenizer.from_pretrained(base).pad_token_id
-    model = get_peft_model(plain, lora_config(adapter(targets), "SEQ_CLS"))
+    model = get_peft_model(plain, lora_config(adapter(targets), plain, "SEQ_CLS"))
 
     def run(examples: Sequence[Example]) -> None:
         with tempfile.TemporaryDirectory() as out:
@@ -155,7 +155,7 @@ def rounds(base: Path, template: Path, data: Path) -> Iterator[list[Example]]:
     """A lot of pairs for one step, then `ROUNDS` for `STEPS`; none of them twice."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     rules = RenderRules(template.read_text(), MAX_LENGTH, "completion", "template", "score", tokenizer.pad_token_id)
-    records = read_rankings(data, [Source(name="hh_rlhf", format="hh")])
+    records = read_rankings(data, [Source(name="hh_rlhf", format="hh")]).records
     chosen = iter(random.Random(0).sample(records, (1 + ROUNDS * STEPS) * BATCH))
     renderer = Renderer(tokenizer, rules, len(tokenizer))
     for steps in (1, *[STEPS] * ROUNDS):
@@ -185,7 +185,7 @@ def bases(data: Path, scratch: Path) -> dict[str, tuple[Path, Path, list[str]]]:
     """By name: the base, its template, and the linears that get an adapter."""
     texts = (
         text.text
-        for text in read_spoken(data, [Source(name="oasst1_en_train_text", format="text")])
+        for text in read_spoken(data, [Source(name="oasst1_en_train_text", format="text")]).records
         if isinstance(text, Text)
     )
     llama_linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -153,6 +153,7 @@ def test_the_seeds_hyper_parameters_are_those_of_the_sheet() -> None:
         optimiser = config.optimiser
         assert (optimiser.batch_prompts, optimiser.learning_rate, optimiser.epochs) == (batch, rate, 1)
         assert (optimiser.betas, optimiser.warmup_share) == ((0.9, 0.95), 0.03)
+        assert optimiser.epsilon == (1e-5 if config in (helpful, safe) else 1e-8)  # Llama-2's paper, section 2.2
     assert preference.objective.model_dump() == {"kind": "preference", "margin": None, "l2": 0.001, "centring": 0.0}
     assert [step.step for step in absolute.mixture] == ["augment", "under_sample", "weight_low"]
     assert (margin.lora, margin.objective.model_dump()["margin"]) == (None, {"kind": "batch_mean"})
@@ -196,8 +197,32 @@ def test_the_fsdp_configuration_is_one_of_accelerate() -> None:
 
 
 def test_results_of_a_plan_that_has_changed_since_are_not_reported(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("seed: 1\n")
-    (tmp_path / "results.json").write_text("{}")
-    assert sweep.train({"seed": 1}, tmp_path, tmp_path) == {}
+    (tmp_path / "1.yaml").write_text("seed: 1\n")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "results.json").write_text("{}")
+    assert sweep.train({"seed": 1}, tmp_path, tmp_path / "1") == {}
     with pytest.raises(ValueError, match="another configuration"):
-        sweep.train({"seed": 2}, tmp_path, tmp_path)
+        sweep.train({"seed": 2}, tmp_path, tmp_path / "1")
+
+
+OPTIMISER = {"learning_rate": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"optimiser": {"learning_rate": float("inf")}}, "optimiser.learning_rate"),
+        ({"optimiser": OPTIMISER | {"betas": [1.2, 2]}}, "optimiser.betas.0"),
+        ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query"], "layers": [-1]}}, "lora.layers.0"),
+        ({"sources": [tiny.HH, tiny.HH]}, "sources: Value error, hh_rlhf is there twice"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_with_its_key(changes: dict[str, Any], key: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"run.yaml: {key}"):
+        read(tiny.write_config(tmp_path / "run.yaml", tmp_path, **changes), RewardConfig)
+
+
+def test_a_configuration_in_another_encoding_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match=r"run\.yaml: .*utf-8"):
+        read(tmp_path / "run.yaml", RewardConfig)

@@ -181,9 +181,11 @@ def test_a_run_leaves_results_predictions_and_a_card(kind: str, finished: dict[s
     done = finished[kind]
     parts = {row["part"] for row in done.logged()}
     assert parts == {"final", "fold0", "fold1"}
-    assert done.json("render.json") == {"truncated_prompts": 0, "cut_completions": 0, "refused": {}}
+    clean: dict[str, Any] = {"left_out": {}, "truncated_prompts": 0, "cut_completions": 0, "refused": {}}
+    assert done.json("render.json") == clean
+    assert (done.out / "margins.png").is_file() is (kind == "preference")
     expected = {
-        "preference": {"hh_rlhf/helpful-base", "hh_rlhf/harmless-base", "hh_rlhf/helpful (all)", "feedbackqa", "all"},
+        "preference": {"hh_rlhf/helpful-base", "hh_rlhf/harmless-base", "hh_rlhf (all)", "feedbackqa", "all"},
         "absolute": {"feedbackqa", "diasafety"},
     }[kind]
     assert set(done.json("results.json")) == expected
@@ -409,7 +411,7 @@ def test_a_model_of_all_weights_is_saved_whole_and_served(architecture: str, tmp
     before = load_file(tmp_path / "base" / "model.safetensors")
     after = load_file(whole.out / "checkpoint" / "model.safetensors")
     trained = {name: next(n for n in after if n.endswith(name)) for name in before if "pooler" not in name}
-    assert len(after) == len(trained) + 2  # the head
+    assert len(after) == len(trained) + (2 if architecture == "bert" else 1)  # the head; Llama's has no bias
     assert sum(not torch.equal(before[name], after[new]) for name, new in trained.items()) > 10
 
 
@@ -508,6 +510,9 @@ def test_a_model_of_the_raw_output_has_no_folds(tmp_path: Path) -> None:
             {"objective": {"kind": "preference", "margin": {"kind": "labelled", "scale": 1}}, "sources": [tiny.HH]},
             "no source",
         ),
+        ({"max_length": 1000}, "max_length: 1000 is more than the 256 positions"),
+        ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query", "vlaue"]}}, "no linear 'vlaue'"),
+        ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query"], "layers": [0, 99]}}, "no layer 99"),
     ],
 )
 def test_parts_that_cannot_be_trained_or_tested_are_told_before_anything_is_written(
@@ -517,6 +522,66 @@ def test_parts_that_cannot_be_trained_or_tested_are_told_before_anything_is_writ
     with pytest.raises(ConfigError, match=message):
         begun.begin()
     assert not begun.out.exists()
+
+
+def test_what_the_renderer_refuses_is_missing_before_anything_is_written(tmp_path: Path) -> None:
+    """The held-out replies hold a control token: of what is left nothing is tested, and the mended data may start."""
+    begun = prepare(tmp_path, sources=[tiny.HH], split={"held_out": 0.3})
+    held_out = [fold_of(group_of(q), folds=1, held_out=0.3, seed=3) == HELD_OUT for q in questions()]
+    replies = ["[SEP]" if out else "Mix." for out in held_out]
+    rows = [tiny.hh_row(q, reply, "I cannot.") for q, reply in zip(questions(), replies, strict=True)]
+    shutil.rmtree(begun.data / "hh_rlhf")
+    tiny.write_rows(begun.data / "hh_rlhf" / "x.jsonl.gz", rows)
+    with pytest.raises(ConfigError, match="the held-out part has 0 groups"):
+        begun.begin()
+    assert not begun.out.exists()
+    write_data(begun.data)
+    begun.begin()
+
+
+def test_faulty_rows_of_a_published_set_are_left_out_and_counted(tmp_path: Path) -> None:
+    begun = prepare(tmp_path)
+    faulty = [tiny.hh_row("empty", "Yes.", " "), tiny.hh_row("same", "Yes.", "Yes."), {"chosen": "", "rejected": ""}]
+    tiny.write_rows(begun.data / "hh_rlhf" / "z.test.jsonl.gz", faulty)
+    clean = len(prepare(tmp_path / "clean").begin().examples)
+    assert len(begun.begin().examples) == clean
+    assert begun.json("render.json")["left_out"] == {
+        "hh_rlhf: empty reply": 1,
+        "hh_rlhf: replies are equal": 1,
+        "hh_rlhf: does not end with the assistant": 1,
+    }
+
+
+def test_files_that_are_no_runs_are_not_touched(tmp_path: Path) -> None:
+    begun = prepare(tmp_path)
+    (begun.out / "state").mkdir(parents=True)
+    (begun.out / "state" / "precious.txt").write_text("mine")
+    with pytest.raises(RunMismatch, match="files that are no run's"):
+        begun.begin()
+    assert [path.name for path in begun.out.rglob("*")] == ["state", "precious.txt"]
+
+
+def test_half_a_line_of_metrics_does_not_stop_a_run_from_going_on(tmp_path: Path) -> None:
+    """As a power cut leaves it."""
+    whole = prepare(tmp_path, split={"held_out": 0.2})
+    whole.begin().fit("model", whole.begin().without(HELD_OUT))
+    rows = (whole.out / "metrics.jsonl").read_text()
+    (whole.out / "metrics.jsonl").write_text(rows[:-20])
+    (whole.out / "state" / "model.pt").unlink()  # the last step's; there is none before it
+    whole.go()
+    assert (whole.out / "metrics.jsonl").read_text() == rows
+
+
+def test_the_command_tells_a_file_in_the_way_and_a_loss_that_is_no_number(tmp_path: Path) -> None:
+    begun = prepare(tmp_path, split={"held_out": 0.2})
+    options = ["train", "reward", "--config", str(begun.config), "--data", str(begun.data), "--out", str(begun.out)]
+    begun.out.write_text("")
+    result = CliRunner().invoke(app, options)
+    assert (result.exit_code, "File exists" in result.output) == (2, True)
+    begun.out.unlink()
+    begun.change(optimiser={"learning_rate": 1e30, "batch_prompts": 8, "compute_dtype": "float32", "epochs": 3})
+    result = CliRunner().invoke(app, options)
+    assert (result.exit_code, "the loss is nan" in result.output) == (2, True)
 
 
 def test_a_mixture_must_fit_the_part_that_is_trained_on(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_trainer_renders_what_the_service_renders(
         tiny.hh_row("How do I bake bread?", "Mix flour and water.", " I cannot. "),
         {
             "chosen": tiny.dialogue("hi", "yes?", "é☃ bread?\n\nor not", "Yes."),
-            "rejected": tiny.dialogue("hi", "yes?", "é☃ bread?\n\nor not", ""),
+            "rejected": tiny.dialogue("hi", "yes?", "é☃ bread?\n\nor not", "☃"),
         },
         tiny.hh_row(LONG, "dog", "fox"),
         tiny.hh_row("fox", LONG, "no"),

@@ -24,15 +24,15 @@ def write(data: Path, rows: list[Any], file: str = "x.jsonl.gz") -> Path:
 
 
 def rankings(data: Path, format_: str, rows: list[Any], **options: Any) -> list[Judged]:
-    return read_rankings(write(data, rows), source(format_, **options))
+    return read_rankings(write(data, rows), source(format_, **options)).records
 
 
 def labelled(data: Path, format_: str, rows: list[Any], **options: Any) -> list[Judged]:
-    return read_labelled(write(data, rows), source(format_, **options))
+    return read_labelled(write(data, rows), source(format_, **options)).records
 
 
 def spoken(data: Path, format_: str, rows: list[Any], **options: Any) -> list[Spoken]:
-    return read_spoken(write(data, rows), source(format_, **options))
+    return read_spoken(write(data, rows), source(format_, **options)).records
 
 
 def message(id_: str, parent: str | None, role: str, text: str, **fields: Any) -> dict[str, Any]:
@@ -64,8 +64,8 @@ LATER = (*QUESTION, Message("assistant", "Best."), Message("user", "And then?"))
 
 def test_sibling_ranks_of_a_tree_are_rankings(tmp_path: Path) -> None:
     assert rankings(tmp_path, "oasst", TREE) == [
-        Ranking("set/en", "tree", QUESTION, ("Best.", "Second."), (Pair(0, 1),)),
-        Ranking("set/en", "tree", LATER, ("Also best.", "Also second."), (Pair(0, 1),)),
+        Ranking("set/en", "how", QUESTION, ("Best.", "Second."), (Pair(0, 1),)),
+        Ranking("set/en", "how", LATER, ("Also best.", "Also second."), (Pair(0, 1),)),
     ]
 
 
@@ -80,8 +80,8 @@ def test_of_more_than_four_replies_the_best_four_count(tmp_path: Path) -> None:
 def test_labels_of_a_tree_are_labelled_items(tmp_path: Path) -> None:
     """A reply without the label is left out (774 rows of the thesis' data)."""
     assert labelled(tmp_path, "oasst", TREE) == [
-        Labelled("set/en", "tree", Item((*QUESTION, Message("assistant", "Second."))), 0.5),
-        Labelled("set/en", "tree", Item((*QUESTION, Message("assistant", "Best."))), 1.0),
+        Labelled("set/en", "how", Item((*QUESTION, Message("assistant", "Second."))), 0.5),
+        Labelled("set/en", "how", Item((*QUESTION, Message("assistant", "Best."))), 1.0),
     ]
 
 
@@ -93,7 +93,7 @@ def test_several_labels_are_summed_by_weight_and_what_is_below_zero_is_left_out(
 
 def test_the_thread_of_a_tree_follows_the_best_replies_to_the_assistants_last_turn(tmp_path: Path) -> None:
     (record,) = spoken(tmp_path, "oasst", TREE)
-    assert record == Dialogue("set/en", "tree", (*LATER, Message("assistant", "Also best.")))
+    assert record == Dialogue("set/en", "how", (*LATER, Message("assistant", "Also best.")))
 
 
 def test_whole_trees_are_read_like_their_messages(tmp_path: Path) -> None:
@@ -137,11 +137,45 @@ def test_languages_are_chosen_and_named(tmp_path: Path) -> None:
         (message("x", "q", "assistant", "?", labels=[0.5]), "'labels'"),
         (message("x", "q", "assistant", "?", labels={"quality": 0.5}), "'labels'"),
         (message("x", "q", "assistant", "?") | {"text": None}, "'text'"),
+        (message("x", "q", "assistant", " "), "'text' is empty"),
+        (message("x", "q", "assistant", "?", labels=quality(float("nan"))), "'labels': 'quality' is nan, not in 0..1"),
+        (message("x", "q", "assistant", "?", labels=quality(7.0)), "'labels': 'quality' is 7.0, not in 0..1"),
+        (message("q", "q", "assistant", "?"), "'message_id': 'q' is there twice"),
+        (message("x", "absent", "assistant", "?"), "'parent_id': there is no message 'absent'"),
+        (message("x", "q", "assistant", "?") | {"parent_id": ["q"]}, "'parent_id' is not a str"),
     ],
 )
 def test_a_malformed_message_is_told(row: dict[str, Any], field: str, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=f"x.jsonl.gz:2: field {field}"):
         rankings(tmp_path, "oasst", [TREE[0], row])
+
+
+@pytest.mark.parametrize("replies", ["none", [None], {"a": 1}])
+def test_a_tree_whose_replies_are_no_messages_is_told(replies: Any, tmp_path: Path) -> None:
+    tree = {"message_tree_id": "tree", "tree_state": "ready_for_export", "prompt": TREE[0] | {"replies": replies}}
+    with pytest.raises(RecordError, match=r"x.jsonl.gz:1: field 'replies' is not a list of messages"):
+        rankings(tmp_path, "oasst", [tree])
+
+
+def test_trees_that_begin_alike_are_one_group(tmp_path: Path) -> None:
+    """Else one prompt could be learned and tested on."""
+    renamed = [
+        row | {"message_id": f"{row['message_id']}2", "parent_id": row["parent_id"] and f"{row['parent_id']}2"}
+        for row in TREE
+    ]
+    assert {record.group for record in rankings(tmp_path, "oasst", [*TREE, *renamed])} == {"how"}
+
+
+def test_a_misspelt_label_is_told_with_what_was_left_out_for_it(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"sources: set: no labelled in it \(set: no label 'qualty'\)"):
+        labelled(tmp_path, "oasst", TREE, labels={"qualty": 1.0})
+
+
+def test_what_is_left_out_of_published_sets_is_counted(tmp_path: Path) -> None:
+    data = write(tmp_path, [arena(10, "a"), arena(1, "b"), arena(5, " "), arena(None, "c")])
+    assert read_rankings(data, source("arena_bench")).left_out == {"set: empty answer": 1, "set: no score": 1}
+    data = write(tmp_path / "b", [{"instruction": "Hi.", "output": ""}, {"instruction": "Hi.", "output": "Hello."}])
+    assert read_spoken(data, source("alpaca")).left_out == {"set: empty answer": 1}
 
 
 ANSWERS = {f"prediction {i}": f"answer {i}" for i in range(1, 5)}
@@ -241,6 +275,16 @@ def test_our_own_lines(tmp_path: Path) -> None:
         ("rankings", {"prompt": "a", "completions": ["b", "c"], "ranks": [1]}, "field 'ranks'"),
         ("rankings", {"prompt": "a", "completions": ["b", "c"], "ranks": [0, 1]}, "field 'ranks'"),
         ("rankings", {"prompt": "a", "completions": ["b", "c"], "ranks": [1, True]}, "field 'ranks'"),
+        ("pairs", {"prompt": "a", "chosen": "b", "rejected": " \n"}, "field 'rejected' is empty"),
+        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "b"}, "fields 'chosen' and 'rejected' are equal"),
+        ("rankings", {"prompt": "a", "completions": ["b", "c"], "ranks": [2, 2]}, "'ranks': all completions are tied"),
+        ("rankings", {"prompt": "a", "completions": ["b", ""], "ranks": [1, 2]}, "none of them empty"),
+        ("rankings", {"prompt": "a", "completions": ["b", "b"], "ranks": [1, 2]}, "holds a text twice"),
+        (
+            "pairs",
+            {"prompt": [{"role": "usr", "content": "a"}], "chosen": "b", "rejected": "c"},
+            "field 'prompt': role 'usr' is not one of assistant, system, tool, user",
+        ),
     ],
 )
 def test_a_malformed_ranking_of_our_own_is_told(format_: str, row: Any, message_: str, tmp_path: Path) -> None:
@@ -257,6 +301,11 @@ def test_a_label_outside_its_range_is_told(label: Any, tmp_path: Path) -> None:
 def test_a_dialogue_in_which_nobody_answers_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="nothing that the assistant says"):
         spoken(tmp_path, "dialogues", [{"messages": [{"role": "user", "content": "a"}]}])
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
+    with pytest.raises(RecordError, match=r"x\.jsonl\.gz:1: .*the assistant says something empty"):
+        spoken(tmp_path, "dialogues", [{"messages": said}])
+    with pytest.raises(RecordError, match=r"x\.jsonl\.gz:1: field 'completion' is empty"):
+        labelled(tmp_path / "b", "labels", [{"prompt": "a", "completion": "", "label": 1}])
 
 
 def test_the_chosen_dialogues_of_hh_are_dialogues(tmp_path: Path) -> None:
@@ -269,7 +318,7 @@ def test_the_chosen_dialogues_of_hh_are_dialogues(tmp_path: Path) -> None:
 def test_plain_and_gzipped_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     write(tmp_path, [{"text": "second"}], "b.jsonl.gz")
     (tmp_path / "set" / "a.jsonl").write_text('{"text": "first"}\n')
-    records = read_spoken(tmp_path, source("text"))
+    records = read_spoken(tmp_path, source("text")).records
     assert [record.text for record in records if isinstance(record, Text)] == ["first", "second"]
     assert list(data_hashes(tmp_path, source("text"), [])) == ["set/a.jsonl", "set/b.jsonl.gz"]
 
@@ -280,7 +329,9 @@ def test_a_set_that_datasets_loads_is_read_like_a_file(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "train.jsonl").write_text(json.dumps({"prompt": "Hi.", "chosen": "a", "rejected": "b"}) + "\n")
     hub = source("pairs", hub=str(folder), revision="main")
-    assert read_rankings(tmp_path, hub) == [Ranking("set", "hi", (Message("user", "Hi."),), ("a", "b"), (Pair(0, 1),))]
+    assert read_rankings(tmp_path, hub).records == [
+        Ranking("set", "hi", (Message("user", "Hi."),), ("a", "b"), (Pair(0, 1),))
+    ]
     assert data_hashes(tmp_path, hub, []) == {f"{folder} train": "main"}
     (row,) = rows_of_hub(str(folder), "main", "train")
     assert row.where == f"{folder}@main train:1"

@@ -25,12 +25,12 @@ def sources(*names: str) -> list[Source]:
 
 def rankings(data: Path, source: str, rows: list[Any], file: str = "x.jsonl.gz") -> list[Ranking]:
     tiny.write_rows(data / source / file, rows)
-    return [record for record in read_rankings(data, sources(source)) if isinstance(record, Ranking)]
+    return [record for record in read_rankings(data, sources(source)).records if isinstance(record, Ranking)]
 
 
 def labels(data: Path, source: str, rows: list[Any]) -> list[Labelled]:
     tiny.write_rows(data / source / "x.jsonl.gz", rows)
-    return [record for record in read_labelled(data, sources(source)) if isinstance(record, Labelled)]
+    return [record for record in read_labelled(data, sources(source)).records if isinstance(record, Labelled)]
 
 
 def test_a_dialogue_is_parsed_turn_by_turn_and_stripped() -> None:
@@ -73,7 +73,7 @@ def test_faulty_hh_rows_are_dropped(tmp_path: Path) -> None:
 def test_every_file_of_a_source_is_read(tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "hh_rlhf" / "b-base.test.jsonl.gz", [hh_row("b", "1", "2")])
     tiny.write_rows(tmp_path / "hh_rlhf" / "a-base.test.jsonl.gz", [hh_row("a", "1", "2")])
-    assert [record.source for record in read_rankings(tmp_path, sources("hh_rlhf"))] == [
+    assert [record.source for record in read_rankings(tmp_path, sources("hh_rlhf")).records] == [
         "hh_rlhf/a-base",
         "hh_rlhf/b-base",
     ]

@@ -70,6 +70,7 @@ def test_accuracy_by_domain() -> None:
         "hh_rlhf/harmless-base": 1.0,
         "feedbackqa": 0.0,
         "hh_rlhf/helpful (all)": 0.625,
+        "hh_rlhf (all)": 0.75,
         "all": 0.5625,
     }
     assert {part["accuracy"]["length"]["value"] for part in numbers.values()} == {0.0}
@@ -129,7 +130,12 @@ def test_the_seed_reaches_the_bootstrap() -> None:
 
 
 def facts(kind: str) -> CardFacts:
-    rendering = {"truncated_prompts": 12, "cut_completions": 3, "refused": {"special_tokens": 4}}
+    rendering = {
+        "truncated_prompts": 12,
+        "cut_completions": 3,
+        "refused": {"special_tokens": 4},
+        "left_out": {"hh_rlhf: empty reply": 5},
+    }
     hashes = {"b/x.jsonl.gz": "0b" * 32, "a/x.jsonl.gz": "0a" * 32}
     return CardFacts(config(kind), "assay train reward --seed", hashes, rendering, 4321, {"torch": "9.8.7"})
 
@@ -203,7 +209,12 @@ def test_a_preference_card_says_what_it_takes_to_repeat_it() -> None:
     row = "| feedbackqa | 200 | 150 | **0.700 [0.600, 0.800]** | 0.550 | 0.600 | +0.100 [+0.050, +0.150] |"
     for expected in (
         *(row, "# preference", "4321 prompts", "Prompts cut from the left: 12; completions cut on the right: 3"),
-        *("refused: 4 special_tokens", "    assay train reward --seed", "Seed 7; torch 9.8.7"),
+        *(
+            "refused: 4 special_tokens",
+            "left out: 5 hh_rlhf: empty reply",
+            "    assay train reward --seed",
+            "Seed 7; torch 9.8.7",
+        ),
         *(f"{'0a' * 32}  a/x.jsonl.gz\n{'0b' * 32}  b/x.jsonl.gz", "learning_rate: "),
     ):
         assert expected in text

@@ -13,6 +13,9 @@ Config = Annotated[Path, typer.Option(help="YAML configuration of the run.", exi
 Data = Annotated[Path, typer.Option(help="Folder that holds the sources' folders.", exists=True, file_okay=False)]
 Out = Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME. A run that is there is resumed.")]
 
+# Wrong configuration, data or run directory; files and hubs that cannot be reached; a loss that is no number.
+_FAILURES = (ValueError, OSError, FloatingPointError)
+
 
 @train.command("reward")
 def train_reward(config: Config, data: Data, out: Out = None) -> None:
@@ -23,7 +26,7 @@ def train_reward(config: Config, data: Data, out: Out = None) -> None:
     keep_freed_memory()
     try:
         run(config, data, out)
-    except ValueError as error:  # wrong configuration, data or run directory; each message names the file and the mend
+    except _FAILURES as error:
         typer.echo(f"assay train reward: {error}", err=True)
         raise typer.Exit(2) from None
 
@@ -37,7 +40,7 @@ def train_sft(config: Config, data: Data, out: Out = None) -> None:
     keep_freed_memory()
     try:
         typer.echo(run(config, data, out))
-    except ValueError as error:
+    except _FAILURES as error:
         typer.echo(f"assay train sft: {error}", err=True)
         raise typer.Exit(2) from None
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.adjustment import adjusted_label
+from assay_training.algorithms.buckets import HIGH, LOW, Bucket, bucket_of
 from assay_training.config import mixture as steps
 from assay_training.config.base import ConfigError
-from assay_training.config.mixture import HIGH, LOW
 from assay_training.records.paraphrases import Paraphrase
 from assay_training.records.record import Judged, Labelled
 
@@ -60,7 +60,7 @@ def under_sample(records: Sequence[Judged], rows: int, draw: random.Random) -> l
     width = (HIGH - LOW) / BINS
     edges = [LOW + width * number for number in range(1, BINS)]
     for record in records:
-        if isinstance(record, Labelled) and LOW < record.label < HIGH:
+        if isinstance(record, Labelled) and bucket_of(record.label) == "mid":
             ranges[sum(record.label > edge + 1e-12 for edge in edges)].append(record)
         else:
             rest.append(record)
@@ -101,7 +101,9 @@ def weight_low(records: Sequence[Judged], share: float) -> list[Judged]:
 
 def weight_extremes(records: Sequence[Judged], weight: float) -> list[Judged]:
     """Low and high labelled items weigh `weight`."""
-    return [replace(r, weight=weight) if isinstance(r, Labelled) and not LOW < r.label < HIGH else r for r in records]
+    return [
+        replace(r, weight=weight) if isinstance(r, Labelled) and bucket_of(r.label) != "mid" else r for r in records
+    ]
 
 
 def portion(records: Sequence[Judged], sources: Sequence[str], share: float, draw: random.Random) -> list[Judged]:
@@ -136,11 +138,11 @@ def sample(records: Sequence[Judged], share: float) -> list[Judged]:
 
 def proportions(records: Sequence[Judged], wanted: steps.Proportions, draw: random.Random) -> list[Judged]:
     """The most labelled items that have the wanted shares of low, mid and high labels; rankings are passed over."""
-    buckets: dict[str, list[Judged]] = {"low": [], "mid": [], "high": []}
+    buckets: dict[Bucket, list[Judged]] = {"low": [], "mid": [], "high": []}
     for record in records:
         if isinstance(record, Labelled):
-            buckets["low" if record.label <= LOW else "high" if record.label >= HIGH else "mid"].append(record)
-    shares = {"low": wanted.low, "mid": wanted.mid, "high": wanted.high}
+            buckets[bucket_of(record.label)].append(record)
+    shares: dict[Bucket, float] = {"low": wanted.low, "mid": wanted.mid, "high": wanted.high}
     total = min(len(buckets[name]) / share for name, share in shares.items())
     return [record for name, share in shares.items() for record in draw.sample(buckets[name], round(total * share))]
 
@@ -188,7 +190,7 @@ def mismatched(records: Sequence[Judged], share: float, draw: random.Random) -> 
 
 def is_low(record: Judged) -> bool:
     """Whether a labelled item's label is at most 0.4."""
-    return isinstance(record, Labelled) and record.label <= LOW
+    return isinstance(record, Labelled) and bucket_of(record.label) == "low"
 
 
 def _low(records: Sequence[Judged], step: str) -> list[Labelled]:

@@ -53,7 +53,7 @@ class Policy:
         self._body = RewardModel(self._model.base_model, device)
         self._head: nn.Module = self._model.get_output_embeddings().to(device)
         if lora is not None:
-            self._model = get_peft_model(self._model, lora_config(lora, "CAUSAL_LM"))
+            self._model = get_peft_model(self._model, lora_config(lora, self._model, "CAUSAL_LM"))
         self._adapted = lora is not None
         self._model.eval()
         self.device = device

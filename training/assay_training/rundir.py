@@ -37,7 +37,7 @@ class RunDirectory:
         writes: whether this process writes; of several that train together one does.
 
     Raises:
-        RunMismatch: a different run is there.
+        RunMismatch: a different run is there, or files that are no run's.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, writes: bool) -> None:
@@ -46,6 +46,8 @@ class RunDirectory:
         recorded = self.read_json("run.json")
         if recorded is not None and recorded != identity:
             raise RunMismatch(f"{path} holds a run of another configuration or of other data; choose another --out")
+        if recorded is None and writes and any(path.iterdir()):
+            raise RunMismatch(f"{path} holds files that are no run's; choose another --out")
         self.write_json("run.json", identity)
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401 - JSON
@@ -91,13 +93,19 @@ class Metrics:
     def begin(self, step: int) -> None:
         """Forgets the rows from `step` on: an interrupted run wrote them and comes by them again."""
         lines = self._file.read_text().splitlines() if self._file.is_file() else []
-        rows = [json.loads(line) for line in lines]
-        kept = [row for row in rows if row["part"] != self._part or row["step"] < step]
-        if len(kept) < len(rows):
+        kept = [line for line in lines if self._stays(line, step)]
+        if len(kept) < len(lines):
             temporary = self._file.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.write_text("".join(f"{line}\n" for line in kept))
             temporary.rename(self._file)
         self._writer = SummaryWriter(str(self._plots), purge_step=step)
+
+    def _stays(self, line: str, step: int) -> bool:
+        try:
+            row = json.loads(line)
+        except ValueError:  # half a line, which a power cut left; its step comes again
+            return False
+        return bool(row["part"] != self._part or row["step"] < step)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends a row, which holds `step` and numbers."""

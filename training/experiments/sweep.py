@@ -36,14 +36,15 @@ def train(config: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:
     Raises:
         ValueError: a run of another configuration is there.
     """
-    if (out / "config.yaml").is_file() and yaml.safe_load((out / "config.yaml").read_text()) != config:
+    written = out.with_suffix(".yaml")
+    if written.is_file() and yaml.safe_load(written.read_text()) != config:
         raise ValueError(f"{out} holds a run of another configuration; remove it, or choose another --out")
     if not (out / "results.json").is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(yaml.safe_dump(config))
-        command = [Path(sys.executable).with_name("assay"), "train", "reward", "--config", out / "config.yaml"]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(yaml.safe_dump(config))
+        command = [Path(sys.executable).with_name("assay"), "train", "reward", "--config", written]
         command += ["--data", data, "--out", out]
-        with (out / "log").open("w") as log:
+        with out.with_suffix(".log").open("w") as log:
             subprocess.run(
                 [str(part) for part in command],
                 check=True,

@@ -92,7 +92,7 @@ def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
         relative_to: where a relative path starts.
 
     Raises:
-        StartError: there is no such directory or package, or a hub id without revision.
+        StartError: there is no such directory or package, a hub id without revision, or a hub that does not answer.
     """
     path = (relative_to / reference).expanduser()
     if revision is not None and (path.is_dir() or reference.startswith(PACKAGE_SCHEME)):
@@ -105,7 +105,10 @@ def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
         raise StartError(f"{reference}: no such directory")
     if revision is None:
         raise StartError(f"{reference}: no such directory; if it is a hub id, declare its `revision`")
-    return Path(snapshot_download(reference, revision=revision, allow_patterns=list(_HUB_FILES)))
+    try:
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(_HUB_FILES)))
+    except OSError as error:
+        raise StartError(f"{reference} at {revision}: {error}") from error
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kurtosis, mannwhitneyu, norm, skew, spearmanr
 
+from assay_training.algorithms.buckets import HIGH, LOW
+
 Floats = NDArray[np.float64]
 Z_95 = float(norm.ppf(0.975))
-LOW, HIGH = 0.4, 0.9
 BINS = 10
 
 

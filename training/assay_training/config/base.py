@@ -14,7 +14,7 @@ class ConfigError(ValueError):
 class Frozen(BaseModel):
     """A part of a configuration: no field but those declared, none that changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunConfig(Frozen):
@@ -43,7 +43,7 @@ def read(path: Path, kind: type[Config]) -> Config:
     try:
         raw: Any = yaml.safe_load(path.read_text())
         config = kind.model_validate(raw)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from assay_training.config.base import Frozen
 
@@ -62,6 +62,17 @@ class Source(Frozen):
         if (self.hub is None) != (self.revision is None):
             raise ValueError("hub and revision belong together")
         return self
+
+
+def _once(sources: list[Source]) -> list[Source]:
+    names = [source.name for source in sources]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is there twice; to repeat a source is a step of the mixture")
+    return sources
+
+
+Sources = Annotated[list[Source], Field(min_length=1), AfterValidator(_once)]
 
 
 class Split(Frozen):

@@ -7,8 +7,6 @@ from pydantic import Field, model_validator
 
 from assay_training.config.base import Frozen
 
-LOW, HIGH = 0.4, 0.9  # the thesis' buckets: low is <= LOW, high >= HIGH, mid strictly between
-
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -1,10 +1,12 @@
 """What is trained, and how the optimiser goes about it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from assay_training.config.base import Frozen
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Lora(Frozen):
@@ -20,7 +22,7 @@ class Lora(Frozen):
     r: int = Field(gt=0)
     alpha: int = Field(gt=0)
     target_modules: list[str]
-    layers: list[int] | None = None
+    layers: list[Annotated[int, Field(ge=0)]] | None = None
 
 
 class Optimiser(Frozen):
@@ -41,7 +43,7 @@ class Optimiser(Frozen):
     """
 
     learning_rate: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)

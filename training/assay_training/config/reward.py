@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from assay_service.scoring.manifest import EosPolicy, GoldenRow, ScorePosition, Unfinished
 from assay_training.config.base import RunConfig
-from assay_training.config.data import Source, Split
+from assay_training.config.data import Sources, Split
 from assay_training.config.mixture import Keep, Portion, Repeat, Sample, Step
 from assay_training.config.model import Lora, Optimiser
 from assay_training.config.objective import Objective
@@ -39,7 +39,7 @@ class RewardConfig(RunConfig):
 
     name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
     objective: Objective
-    sources: list[Source] = Field(min_length=1)
+    sources: Sources
     mixture: list[Step] = Field([])
     max_length: int = Field(gt=0)
     score_position: Annotated[ScorePosition, AfterValidator(_trainable)]

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from assay_training.config.base import Frozen, RunConfig
-from assay_training.config.data import Source
+from assay_training.config.data import Sources
 from assay_training.config.model import Lora, Optimiser
 
 
@@ -19,7 +19,7 @@ class Stage(Frozen):
     """
 
     name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
-    sources: list[Source] = Field(min_length=1)
+    sources: Sources
     optimiser: Optimiser
 
 

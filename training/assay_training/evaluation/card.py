@@ -44,16 +44,20 @@ def _heading(facts: CardFacts) -> str:
         "preference": "A Bradley-Terry logit: only differences between completions of one prompt mean something.",
         "absolute": "A logit whose sigmoid is a quality in 0..1.",
     }[facts.config.objective.kind]
+    trained = "All weights of" if facts.config.lora is None else "A LoRA adapter with its head on"
     return (
-        f"# {facts.config.name}\n\n{meaning} A LoRA adapter with its head on the base `{facts.config.base}`, "
-        f"trained on {', '.join(source.name for source in facts.config.sources)}. Small, English, and meant for trying "
-        "the service; measure it on your own data before you rely on it."
+        f"# {facts.config.name}\n\n{meaning} {trained} the base `{facts.config.base}`, "
+        f"trained on {', '.join(source.name for source in facts.config.sources)}. "
+        "Measure it on your own data before you rely on it."
     )
 
 
 def _protocol(facts: CardFacts) -> str:
     split, rendering = facts.config.split, facts.rendering
-    refused = ", ".join(f"{count} {code}" for code, count in rendering["refused"].items()) or "none"
+    refused, left_out = (
+        ", ".join(f"{count} {reason}" for reason, count in rendering[kind].items()) or "none"
+        for kind in ("refused", "left_out")
+    )
     return (
         f"{facts.examples} {'prompts' if facts.config.objective.kind == 'preference' else 'items'}. "
         f"{split.held_out:.0%} of the groups (a group is a question or a first human turn) were set apart to choose "
@@ -67,7 +71,7 @@ def _protocol(facts: CardFacts) -> str:
             else "a logistic fit on the log of the completion's characters. "
         )
         + f"Prompts cut from the left: {rendering['truncated_prompts']}; completions cut on the right: "
-        f"{rendering['cut_completions']}; refused: {refused}."
+        f"{rendering['cut_completions']}; refused: {refused}; faulty rows left out: {left_out}."
     )
 
 

@@ -31,15 +31,11 @@ STRENGTHS = {"negligibly better": 0.25, "slightly better": 0.5, "better": 0.75, 
 
 
 def results(rows: Rows, objective: PreferenceObjective | AbsoluteObjective, seed: int) -> dict[str, Any]:
-    """Every number, by domain; a domain is a source, the three helpful subsets together, or all of them.
+    """Every number, by domain; a domain is a source, the subsets of one data set or its helpful ones, or all pairs.
 
     A domain of one group is left out: a single group says nothing about others.
     """
-    domains = {str(source): rows.sources == source for source in np.unique(rows.sources)}
-    helpful = np.char.find(rows.sources, "/helpful") >= 0
-    if helpful.any():
-        domains["hh_rlhf/helpful (all)"] = helpful
-    domains = {name: mask for name, mask in domains.items() if len(np.unique(rows.groups[mask])) > 1}
+    domains = {name: mask for name, mask in _domains(rows.sources).items() if len(np.unique(rows.groups[mask])) > 1}
     if isinstance(objective, AbsoluteObjective):
         return {name: absolute_numbers(rows.where(mask), objective, seed) for name, mask in domains.items()}
     domains["all"] = np.ones(len(rows.sources), dtype=bool)
@@ -116,6 +112,17 @@ def absolute_numbers(rows: Rows, objective: AbsoluteObjective, seed: int) -> dic
             if name != MODEL
         },
     }
+
+
+def _domains(sources: NDArray[np.str_]) -> dict[str, NDArray[np.bool_]]:
+    domains = {str(source): sources == source for source in np.unique(sources)}
+    for data_set in sorted({source.split("/")[0] for source in domains}):
+        subsets = [source for source in domains if source.startswith(f"{data_set}/")]
+        helpful = [source for source in subsets if source.startswith(f"{data_set}/helpful")]
+        for name, several in ((f"{data_set}/helpful (all)", helpful), (f"{data_set} (all)", subsets)):
+            if len(several) > 1:
+                domains[name] = np.isin(sources, several)
+    return domains
 
 
 def _accuracy(hits: Mapping[str, Floats], groups: NDArray[np.str_], mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -1,7 +1,11 @@
-"""What must hold of a reward model's records before anything is written. Pure."""
+"""What must hold of a run's records and base before anything is written."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+from assay_service.scoring.architectures import longest_sequence
+from assay_service.scoring.checkpoint import read_config
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
@@ -20,6 +24,17 @@ def part_of(config: RewardConfig, record: Judged) -> int:
 def teaches(record: Judged) -> bool:
     """Whether there is anything to learn from it: a ranking of ties alone has no pair."""
     return not isinstance(record, Ranking) or bool(record.pairs)
+
+
+def check_length(max_length: int, base: Path) -> None:
+    """The base has a position for every token; the service would refuse the checkpoint.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    positions = longest_sequence(read_config(base))
+    if positions is not None and max_length > positions:
+        raise ConfigError(f"max_length: {max_length} is more than the {positions} positions of {base}")
 
 
 def check(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphrases) -> None:
@@ -43,8 +58,8 @@ def check(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphra
             raise ConfigError(f"split: {name} has {len(groups)} groups to test on; at least two are needed")
 
 
-def paraphrased(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphrases) -> dict[str, dict[str, int]]:
-    """By file of an `augment` step: low items with and without a paraphrase, and paraphrases of no low item."""
+def paraphrased(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphrases) -> dict[str, Any]:
+    """`paraphrases`, if there is an `augment` step: by file low items with and without one, and those unused."""
     low = {record.item for record in records if isinstance(record, Labelled) and is_low(record)}
     counts = {}
     for step in config.mixture:
@@ -52,7 +67,7 @@ def paraphrased(config: RewardConfig, records: Sequence[Judged], paraphrases: Pa
             known = set(paraphrases[step.file])
             found = len(low & known)
             counts[str(step.file)] = {"with": found, "without": len(low) - found, "unused": len(known) - found}
-    return counts
+    return {"paraphrases": counts} if counts else {}
 
 
 def _trainings(config: RewardConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

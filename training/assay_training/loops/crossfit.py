@@ -9,6 +9,7 @@ import torch
 from assay_service.scoring.head import Head
 from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import HELD_OUT
+from assay_training.evaluation import plots
 from assay_training.evaluation.baselines import frozen_features, length_features, length_logits, out_of_fold
 from assay_training.evaluation.card import CardFacts, card
 from assay_training.evaluation.results import FROZEN, LENGTH, MODEL, results
@@ -83,7 +84,7 @@ class Crossfit:
         return [row if part in self.tested else None for row, part in zip(logits, self.reward.parts, strict=True)]
 
 
-def judge(reward: RewardRun, config_name: str) -> None:
+def judge(reward: RewardRun, config_path: Path) -> None:
     """The checkpoint, the results of the tested folds, and the model card."""
     crossfit = Crossfit(reward)
     checkpoint = crossfit.final()
@@ -97,7 +98,7 @@ def judge(reward: RewardRun, config_name: str) -> None:
     reward.run.write_json("results.json", numbers)
     facts = CardFacts(
         config=reward.config,
-        command=f"assay train reward --config training/configs/{config_name} --data DIR",
+        command=f"assay train reward --config {config_path} --data DIR",
         data_sha256=reward.run.read_json("run.json")["data_sha256"],
         rendering=reward.run.read_json("render.json"),
         examples=len(reward.examples),
@@ -105,4 +106,6 @@ def judge(reward: RewardRun, config_name: str) -> None:
     )
     if reward.run.writes:
         (checkpoint / "MODEL_CARD.md").write_text(card(facts, numbers))
+        if rows.labels is None:
+            plots.margins(rows, reward.run.path / "margins.png")
     reward.run.forget()

@@ -17,13 +17,14 @@ from assay_service.scoring.item import Item
 from assay_service.scoring.layout import Sequence as Ids
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer, RenderRules
+from assay_training.algorithms.folds import HELD_OUT
 from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
 from assay_training.config.model import Optimiser
 from assay_training.config.objective import AbsoluteObjective
 from assay_training.config.reward import RewardConfig
 from assay_training.examples import Example, autocast, render_records, token_batches
-from assay_training.loops.checks import check, paraphrased, part_of, teaches
+from assay_training.loops.checks import check, check_length, paraphrased, part_of, teaches
 from assay_training.loops.objectives import Pairwise, Pointwise
 from assay_training.loops.supervised import Schedule, train
 from assay_training.lora import lora_config
@@ -58,13 +59,15 @@ class RewardRun:
         self.base = resolve(config.base, config.revision, Path.cwd())
         self.base_sha256 = sha256_of(weight_files(self.base))
         read = read_rankings if config.objective.kind == "preference" else read_labelled
-        records = read(data, config.sources)
+        found = read(data, config.sources)
         self._paraphrases = _paraphrases(config, data)
-        check(config, records, self._paraphrases)
+        check_length(config.max_length, self.base)
         self.device = accelerator().device
         model = self.fresh_model()
         self.renderer = self._renderer(model)
         self.golden = [self._golden(*texts) for texts in config.golden]
+        self.examples, report = render_records(found.records, self.renderer)
+        check(config, [example.record for example in self.examples], self._paraphrases)
         self.run = RunDirectory(
             out,
             {
@@ -75,10 +78,12 @@ class RewardRun:
             },
             writes=accelerator().is_main_process,
         )
-        self.examples, report = render_records(records, self.renderer)
-        counts = paraphrased(config, records, self._paraphrases)
-        self.run.write_json("render.json", asdict(report) | ({"paraphrases": counts} if counts else {}))
         self.parts = [part_of(config, example.record) for example in self.examples]
+        learned = [example.record for example in self.without(HELD_OUT)]
+        self.run.write_json(
+            "render.json",
+            {"left_out": found.left_out, **asdict(report), **paraphrased(config, learned, self._paraphrases)},
+        )
 
     def without(self, *parts: int) -> list[Example]:
         """What a model is trained on that must not see `parts`."""
@@ -148,7 +153,7 @@ class RewardRun:
         generator = torch.Generator().manual_seed(self.config.seed)
         head = Head.fresh(model.hidden_size, generator, bias=model.architecture.head_bias)
         lora = self.config.lora
-        model.add_fresh_signal(self.config.name, head, None if lora is None else lora_config(lora))
+        model.add_fresh_signal(self.config.name, head, None if lora is None else lora_config(lora, model.base))
         return model
 
     def _mixed(self, name: str, training: Sequence[Example]) -> list[Example]:

@@ -24,7 +24,7 @@ def run(config_path: Path, data: Path, out: Path | None) -> None:
     if config.split.folds is None:
         single(reward)
     else:
-        judge(reward, config_path.name)
+        judge(reward, config_path)
 
 
 def single(reward: RewardRun) -> None:

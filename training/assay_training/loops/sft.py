@@ -1,6 +1,7 @@
 """Supervised training of a policy: pretraining on texts, SFT on what the assistant says, in stages."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from assay_training.config.base import ConfigError, read
 from assay_training.config.model import Optimiser
 from assay_training.config.sft import SftConfig, Stage
 from assay_training.examples import autocast, token_batches
+from assay_training.loops.checks import check_length
 from assay_training.loops.supervised import MicroBatch, Schedule, Total, train
 from assay_training.policy import Policy
 from assay_training.processes import accelerator
@@ -64,6 +66,7 @@ class SftRun:
     def __init__(self, config: SftConfig, data: Path, out: Path) -> None:
         self.config = config
         self.base = resolve(config.base, config.revision, Path.cwd())
+        check_length(config.max_length, self.base)
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
         hashes: dict[str, str] = {}
         for stage in config.stages:
@@ -73,15 +76,16 @@ class SftRun:
         self.policy.shard()
         self.tokenizer = AutoTokenizer.from_pretrained(self.base)
         self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
-        renderer, reports = self._renderer(), []
-        for records in spoken:
-            examples = []
-            for held_out in (False, True):
-                chosen = [r for r in records if self._held_out(r.group) is held_out]
-                made, report = renderer.examples(chosen)
-                examples.append(made)
-                reports.append(asdict(report))
-            self.parts.append((examples[0], examples[1]))
+        renderer, reports = self._renderer(), {}
+        for stage, found in zip(config.stages, spoken, strict=True):
+            training, report = renderer.examples([r for r in found.records if not self._held_out(r.group)])
+            tested, tested_report = renderer.examples([r for r in found.records if self._held_out(r.group)])
+            self.parts.append((training, tested))
+            reports[stage.name] = {
+                "left_out": found.left_out,
+                "training": asdict(report),
+                "held_out": asdict(tested_report),
+            }
         for stage, (training, tested) in zip(config.stages, self.parts, strict=True):
             if not (training and tested):
                 raise ConfigError(f"stages: {stage.name}: {len(training)} examples to learn, {len(tested)} held out")
@@ -142,16 +146,19 @@ class SftRun:
         sample = self.parts[-1][0][:RELOADED_SAMPLE]
         with torch.inference_mode():
             expected = policy.logprobs(sample)
-        policy.save(directory)
+        unchecked = directory.with_suffix(".tmp")
+        policy.save(unchecked)
         self.tokenizer.chat_template = self.config.template.read_text()
-        self.tokenizer.save_pretrained(directory)
+        self.tokenizer.save_pretrained(unchecked)
         with torch.inference_mode():
-            again = Policy(directory, None, policy.device).logprobs(sample)
+            again = Policy(unchecked, None, policy.device).logprobs(sample)
         apart = float((again - expected).abs().max())
         if not apart <= RELOADED_TOLERANCE:
             raise RuntimeError(
-                f"{directory}: read back, a log-probability differs by {apart}; it is not what was trained"
+                f"{unchecked}: read back, a log-probability differs by {apart}; it is not what was trained"
             )
+        shutil.rmtree(directory, ignore_errors=True)
+        unchecked.rename(directory)
 
     def _renderer(self) -> SftRenderer:
         rules = RenderRules(self.config.template.read_text(), 2**31, "eos", "template", "score")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from assay_service.scoring.item import Message
-from assay_training.records.record import Dialogue, Pair, Ranking, group_of
+from assay_training.records.record import Dialogue, LeftOut, Pair, Ranking, group_of
 from assay_training.records.rows import Row
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -23,21 +23,34 @@ def parse_dialogue(row: Row, field: str) -> tuple[Message, ...]:
     return tuple(Message(_ROLES[role], turn.strip()) for role, turn in zip(parts[::2], parts[1::2], strict=True))
 
 
-def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
-    """Pairs whose earlier turns agree and whose last replies differ; the others are faulty (62 and 17 test rows)."""
+def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut]:
+    """Pairs whose earlier turns agree and whose last replies differ; of the published test rows 63 are faulty."""
     for row in rows:
         chosen, rejected = parse_dialogue(row, "chosen"), parse_dialogue(row, "rejected")
-        if not chosen or chosen[:-1] != rejected[:-1] or chosen[-1].content == rejected[-1].content:
-            continue
-        if chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
+        fault = _fault(chosen) or _fault(rejected)
+        if fault is None and chosen[:-1] != rejected[:-1]:
+            fault = "earlier turns differ"
+        if fault is None and chosen == rejected:
+            fault = "replies are equal"
+        if fault is not None:
+            yield LeftOut(fault)
             continue
         texts = (chosen[-1].content, rejected[-1].content)
         yield Ranking(f"{source}/{row.subset}", group_of(chosen[0].content), chosen[:-1], texts, (Pair(0, 1),))
 
 
-def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
+def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | LeftOut]:
     """The chosen dialogues that end with the assistant."""
     for row in rows:
         chosen = parse_dialogue(row, "chosen")
-        if chosen and chosen[-1].role == "assistant" and chosen[-1].content:
-            yield Dialogue(f"{source}/{row.subset}", group_of(chosen[0].content), chosen)
+        fault = _fault(chosen)
+        if fault is not None:
+            yield LeftOut(fault)
+            continue
+        yield Dialogue(f"{source}/{row.subset}", group_of(chosen[0].content), chosen)
+
+
+def _fault(turns: tuple[Message, ...]) -> str | None:
+    if not turns or turns[-1].role != "assistant":
+        return "does not end with the assistant"
+    return None if turns[-1].content else "empty reply"

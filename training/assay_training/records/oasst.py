@@ -2,7 +2,8 @@
 
 Rows are messages with their parent, as in the published exports (`labels` either lists of names and values, or an
 object per label); whole trees with nested `replies` are taken apart first. Only trees that were finished
-(`ready_for_export`) and messages that were not deleted count, as in the thesis author's code. The group is the tree.
+(`ready_for_export`) and messages that were not deleted count, as in the thesis author's code. The group is the tree;
+trees that begin alike are one.
 """
 
 from collections import defaultdict
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from assay_service.scoring.item import Item, Message
-from assay_training.records.record import Dialogue, Labelled, Pair, Ranking
+from assay_training.records.record import Dialogue, Labelled, LeftOut, Pair, Ranking, group_of
 from assay_training.records.rows import Row
 
 MAX_REPLIES = 4
@@ -38,7 +39,7 @@ class _Node:
 
 def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Ranking]:
     """For every prompt with two ranked replies or more, the best four of them, best first."""
-    for tree, language, root in _trees(rows, languages):
+    for group, language, root in _trees(rows, languages):
         for node in _walk(root):
             ranked = sorted((r for r in node.replies if r.rank is not None), key=lambda r: r.rank or 0)[:MAX_REPLIES]
             ranks = [reply.rank or 0 for reply in ranked]
@@ -46,12 +47,12 @@ def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Ite
             if node.path[-1].role == "user" and pairs:
                 ties = tuple((i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if i < j and a == b)
                 texts = tuple(reply.path[-1].content for reply in ranked)
-                yield Ranking(f"{source}/{language}", tree, node.path, texts, pairs, ties)
+                yield Ranking(f"{source}/{language}", group, node.path, texts, pairs, ties)
 
 
 def labelled(
     source: str, rows: Iterable[Row], languages: frozenset[str], weights: Mapping[str, float]
-) -> Iterator[Labelled]:
+) -> Iterator[Labelled | LeftOut]:
     """Every reply with the weighted sum of its labels; without one of them, or below 0, it is left out.
 
     Args:
@@ -60,42 +61,54 @@ def labelled(
         languages: which to keep.
         weights: of the labels; their magnitudes sum to 1, so that the sum stays within 1 (seeds §5).
     """
-    for tree, language, root in _trees(rows, languages):
+    for group, language, root in _trees(rows, languages):
         for node in _walk(root):
-            if node.path[-1].role != "assistant" or not weights.keys() <= node.labels.keys():
+            if node.path[-1].role != "assistant":
                 continue
-            label = sum(weight * node.labels[name] for name, weight in weights.items())
-            if label >= 0:
-                yield Labelled(f"{source}/{language}", tree, Item(node.path), label)
+            missing = weights.keys() - node.labels.keys()
+            label = sum(weight * node.labels.get(name, 0.0) for name, weight in weights.items())
+            if missing:
+                yield LeftOut(f"no label {min(missing)!r}")
+            elif label < 0:
+                yield LeftOut("a quality below 0")
+            else:
+                yield Labelled(f"{source}/{language}", group, Item(node.path), label)
 
 
 def dialogues(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Dialogue]:
     """One thread per tree: from the root always on to the best-ranked reply, as far as the assistant's last turn."""
-    for tree, language, root in _trees(rows, languages):
+    for group, language, root in _trees(rows, languages):
         node = root
         while node.replies:
             node = min(node.replies, key=lambda reply: (reply.rank is None, reply.rank))
         path = node.path if node.path[-1].role == "assistant" else node.path[:-1]
         if path:
-            yield Dialogue(f"{source}/{language}", tree, path)
+            yield Dialogue(f"{source}/{language}", group, path)
 
 
 def _trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str, str, _Node]]:
-    """Identifier, language and root of every finished tree in one of `languages`, in the order of the file."""
-    children: dict[str | None, list[Row]] = defaultdict(list)
-    roots = []
+    """Group, language and root of every finished tree in one of `languages`, in the order of the file."""
+    messages: dict[str, Row] = {}
     for row in _messages(rows):
-        parent = row.fields.get("parent_id")
-        if row.fields.get("deleted") is True:
+        if messages.setdefault(row.get("message_id", str), row) is not row:
+            raise row.error(f"field 'message_id': {row.get('message_id', str)!r} is there twice")
+    children: dict[str, list[Row]] = defaultdict(list)
+    for row in messages.values():
+        if row.fields.get("parent_id") is not None and row.fields.get("deleted") is not True:
+            children[_parent(row, messages)].append(row)
+    for root in messages.values():
+        if root.fields.get("parent_id") is not None or root.fields.get("deleted") is True:
             continue
-        if parent is None:
-            roots.append(row)
-        else:
-            children[parent].append(row)
-    for root in roots:
         language = root.get("lang", str)
         if root.get("tree_state", str) == _FINISHED and language in languages:
-            yield root.get("message_tree_id", str), language, _node(root, (), children)
+            yield group_of(root.text("text")), language, _node(root, (), children)
+
+
+def _parent(row: Row, messages: Mapping[str, Row]) -> str:
+    parent = row.get("parent_id", str)
+    if parent not in messages:
+        raise row.error(f"field 'parent_id': there is no message {parent!r}")
+    return parent
 
 
 def _messages(rows: Iterable[Row]) -> Iterator[Row]:
@@ -111,27 +124,35 @@ def _messages(rows: Iterable[Row]) -> Iterator[Row]:
             message, parent = waiting.pop(0)
             flat = Row(row.where, row.subset, {**message, **tree, "parent_id": parent})
             yield flat
-            waiting += [(reply, flat.get("message_id", str)) for reply in message.get("replies", [])]
+            replies = message.get("replies") or []
+            if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
+                raise row.error("field 'replies' is not a list of messages")
+            waiting += [(reply, flat.get("message_id", str)) for reply in replies]
 
 
-def _node(row: Row, before: tuple[Message, ...], children: Mapping[str | None, list[Row]]) -> _Node:
+def _node(row: Row, before: tuple[Message, ...], children: Mapping[str, list[Row]]) -> _Node:
     role = row.get("role", str)
     if role not in _ROLES:
         raise row.error("field 'role' is not prompter or assistant")
-    path = (*before, Message(_ROLES[role], row.get("text", str)))
+    path = (*before, Message(_ROLES[role], row.text("text")))
     rank = None if row.fields.get("rank") is None else row.get("rank", int)
     replies = tuple(_node(reply, path, children) for reply in children.get(row.get("message_id", str), ()))
     return _Node(path, rank, _labels(row), replies)
 
 
 def _labels(row: Row) -> dict[str, float]:
-    labels = row.fields.get("labels") or {}
+    given = row.fields.get("labels") or {}
     try:
-        if "name" in labels:
-            return dict(zip(labels["name"], map(float, labels["value"]), strict=True))
-        return {name: float(label["value"]) for name, label in labels.items()}
+        if "name" in given:
+            labels = dict(zip(given["name"], map(float, given["value"]), strict=True))
+        else:
+            labels = {name: float(label["value"]) for name, label in given.items()}
     except (TypeError, ValueError, KeyError, AttributeError):
         raise row.error("field 'labels' is neither names and values nor an object per label") from None
+    for name, value in labels.items():
+        if not 0 <= value <= 1:
+            raise row.error(f"field 'labels': {name!r} is {value}, not in 0..1")
+    return labels
 
 
 def _walk(root: _Node) -> Iterator[_Node]:

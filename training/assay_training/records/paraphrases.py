@@ -31,12 +31,12 @@ def read_paraphrases(rows: Iterable[Row]) -> dict[Item, Paraphrase]:
     """
     paraphrases: dict[Item, Paraphrase] = {}
     for row in rows:
-        item = Item((*prompt_of(row), Message("assistant", row.get("completion", str))))
+        item = Item((*prompt_of(row), Message("assistant", row.text("completion"))))
         similarity = row.get("similarity", float)
         if not -1 <= similarity <= 1:
             raise row.error(f"field 'similarity' is {similarity}, not in -1..1")
         if item in paraphrases:
             raise row.error("the item has a paraphrase already")
         same = row.get("same_language", bool) if "same_language" in row.fields else True
-        paraphrases[item] = Paraphrase(row.get("paraphrase", str), similarity if same else OTHER_LANGUAGE)
+        paraphrases[item] = Paraphrase(row.text("paraphrase"), similarity if same else OTHER_LANGUAGE)
     return paraphrases

@@ -21,6 +21,8 @@ from assay_service.scoring.item import Item, Message
 from assay_training.records.record import Dialogue, Labelled, Pair, Ranking, Text, group_of
 from assay_training.records.rows import Row
 
+ROLES = frozenset({"system", "user", "assistant", "tool"})
+
 
 def pairs(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
     """A ranking of two per row."""
@@ -30,7 +32,9 @@ def pairs(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
             gap = row.get("gap", float)
             if not 0 <= gap <= 1:
                 raise row.error(f"field 'gap' is {gap}, not in 0..1")
-        texts = (row.get("chosen", str), row.get("rejected", str))
+        texts = (row.text("chosen"), row.text("rejected"))
+        if texts[0] == texts[1]:
+            raise row.error("fields 'chosen' and 'rejected' are equal")
         yield Ranking(source, _group(row, prompt), prompt, texts, (Pair(0, 1, gap),))
 
 
@@ -38,12 +42,16 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
     """A ranking of K per row."""
     for row in rows:
         prompt, texts, ranks = prompt_of(row), row.get("completions", list), row.get("ranks", list)
-        if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-            raise row.error("field 'completions' is not a list of two texts or more")
+        if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise row.error("field 'completions' is not a list of two texts or more, none of them empty")
         if len(ranks) != len(texts) or not all(type(rank) is int and rank >= 1 for rank in ranks):
             raise row.error("field 'ranks' is not a whole number from 1 for every completion")
+        if len(set(ranks)) == 1:
+            raise row.error("field 'ranks': all completions are tied")
         beats = tuple(Pair(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b)
         ties = tuple((i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if i < j and a == b)
+        if any(texts[pair.better] == texts[pair.worse] for pair in beats):
+            raise row.error("field 'completions' holds a text twice, at different ranks")
         yield Ranking(source, _group(row, prompt), prompt, tuple(texts), beats, ties)
 
 
@@ -53,7 +61,7 @@ def labels(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
         prompt, label = prompt_of(row), row.get("label", float)
         if not (math.isfinite(label) and 0 <= label <= 1):
             raise row.error(f"field 'label' is {label}, not in 0..1")
-        item = Item((*prompt, Message("assistant", row.get("completion", str))))
+        item = Item((*prompt, Message("assistant", row.text("completion"))))
         yield Labelled(source, _group(row, prompt), item, label)
 
 
@@ -63,13 +71,15 @@ def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
         messages = _messages(row, "messages", row.get("messages", list))
         if not any(message.role == "assistant" for message in messages):
             raise row.error("field 'messages' holds nothing that the assistant says")
+        if not all(message.content.strip() for message in messages if message.role == "assistant"):
+            raise row.error("field 'messages': the assistant says something empty")
         yield Dialogue(source, _group(row, messages), messages)
 
 
 def text(source: str, rows: Iterable[Row]) -> Iterator[Text]:
     """A text per row; equal texts are one group."""
     for row in rows:
-        value = row.get("text", str)
+        value = row.text("text")
         yield Text(source, hashlib.sha256(value.encode()).hexdigest(), value)
 
 
@@ -93,6 +103,9 @@ def _messages(row: Row, field: str, messages: Sequence[Any]) -> tuple[Message, .
         for message in messages
     ):
         raise row.error(f"field {field!r} is not a list of messages with 'role' and 'content'")
+    unknown = {message["role"] for message in messages} - ROLES
+    if unknown:
+        raise row.error(f"field {field!r}: role {min(unknown)!r} is not one of {', '.join(sorted(ROLES))}")
     return tuple(Message(message["role"], message["content"]) for message in messages)
 
 

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 from assay_service.scoring.item import Message
-from assay_training.records.record import Pair, Ranking, group_of
+from assay_training.records.record import LeftOut, Pair, Ranking, group_of
 from assay_training.records.rows import Row
 
 _ANSWERS = 4
 _COMPARED = tuple(combinations(range(_ANSWERS), 2))  # the order of the field: 1v2, 1v3, 1v4, 2v3, 2v4, 3v4
 
 
-def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
+def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut]:
     """One ranking per question; a comparison is 1 or 2 for the better one, 0 for a tie."""
     for row in rows:
         verdicts = row.get("preference", list)
@@ -22,4 +22,7 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
         ties = tuple(compared for compared, verdict in judged if not verdict)
         question = row.get("question", str)
         texts = tuple(row.get(f"prediction {number}", str) for number in range(1, _ANSWERS + 1))
+        if not all(text.strip() for text in texts):
+            yield LeftOut("empty answer")
+            continue
         yield Ranking(source, group_of(question), (Message("user", question),), texts, pairs, ties)

@@ -15,6 +15,17 @@ class RecordError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a reader finds in the place of a record, where a published set is known to hold rows that cannot be used.
+
+    Attributes:
+        reason: why; what is left out is counted by it.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Sourced:
     """Where a record comes from.
 

@@ -46,6 +46,17 @@ class Row:
             raise self.error(f"field {name!r} is not a {kind.__name__}")
         return value
 
+    def text(self, name: str) -> str:
+        """The text `name`, which is not blank.
+
+        Raises:
+            RecordError: it is missing, no text, or blank.
+        """
+        value = self.get(name, str)
+        if not value.strip():
+            raise self.error(f"field {name!r} is empty")
+        return value
+
     def error(self, reason: str) -> RecordError:
         """An error that says where."""
         return RecordError(f"{self.where}: {reason}")
@@ -111,8 +122,15 @@ def rows_of_hub(name: str, revision: str, split: str) -> Iterator[Row]:
         name: as `datasets.load_dataset` takes it.
         revision: commit or tag; a branch would make a run that cannot be repeated.
         split: of the data set.
+
+    Raises:
+        RecordError: there is no such set, or it cannot be reached.
     """
     from datasets import load_dataset  # noqa: PLC0415 - heavy, and few runs need it
 
-    for number, fields in enumerate(load_dataset(name, revision=revision, split=split), start=1):
+    try:
+        rows = load_dataset(name, revision=revision, split=split)
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{name}@{revision} {split}: {error}") from error
+    for number, fields in enumerate(rows, start=1):
         yield Row(f"{name}@{revision} {split}:{number}", split, fields)

@@ -1,18 +1,32 @@
 """Which formats there are, what kinds of records each holds, and a run's sources to records."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from assay_training.config.data import Format, Source
 from assay_training.config.mixture import Augment, Step
 from assay_training.records import hh, instructions, oasst, plain, ranked, rated
-from assay_training.records.record import Dialogue, Judged, Labelled, Ranking, RecordError, Spoken, Text
+from assay_training.records.record import Judged, Labelled, LeftOut, Ranking, RecordError, Spoken
 from assay_training.records.rows import Row, files, rows_of_files, rows_of_hub, sha256
 
 R = TypeVar("R")
-Reader = Callable[[Source, Iterable[Row]], Iterator[R]]
+Reader = Callable[[Source, Iterable[Row]], Iterator[R | LeftOut]]
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[R]):
+    """What the sources of a run hold.
+
+    Attributes:
+        records: in the order of the sources.
+        left_out: rows that are known to be faulty, by source and reason.
+    """
+
+    records: list[R]
+    left_out: Counter[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +73,7 @@ _FORMATS: dict[Format, _Readers] = {
 }
 
 
-def read_rankings(data: Path, sources: Sequence[Source]) -> list[Judged]:
+def read_rankings(data: Path, sources: Sequence[Source]) -> Read[Judged]:
     """All rankings of `sources`, whose folders are below `data`.
 
     Raises:
@@ -68,7 +82,7 @@ def read_rankings(data: Path, sources: Sequence[Source]) -> list[Judged]:
     return _read(data, sources, "rankings")
 
 
-def read_labelled(data: Path, sources: Sequence[Source]) -> list[Judged]:
+def read_labelled(data: Path, sources: Sequence[Source]) -> Read[Judged]:
     """All labelled items of `sources`.
 
     Raises:
@@ -77,7 +91,7 @@ def read_labelled(data: Path, sources: Sequence[Source]) -> list[Judged]:
     return _read(data, sources, "labelled")
 
 
-def read_spoken(data: Path, sources: Sequence[Source]) -> list[Dialogue | Text]:
+def read_spoken(data: Path, sources: Sequence[Source]) -> Read[Spoken]:
     """All dialogues and texts of `sources`.
 
     Raises:
@@ -97,18 +111,23 @@ def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) 
     return hashes
 
 
-def _read(data: Path, sources: Sequence[Source], kind: str) -> list[Any]:
-    records = []
+def _read(data: Path, sources: Sequence[Source], kind: str) -> Read[Any]:
+    read: Read[Any] = Read([], Counter())
     for source in sources:
         reader = getattr(_FORMATS[source.format], kind)
         if reader is None:
             able = ", ".join(name for name, readers in _FORMATS.items() if getattr(readers, kind) is not None)
             raise RecordError(f"sources: {source.name}: format {source.format!r} has no {kind}; these have: {able}")
-        found = list(reader(source, _rows(data, source)))
-        if not found:
-            raise RecordError(f"sources: {source.name}: no {kind} in it")
-        records += found
-    return records
+        before = len(read.records)
+        for found in reader(source, _rows(data, source)):
+            if isinstance(found, LeftOut):
+                read.left_out[f"{source.name}: {found.reason}"] += 1
+            else:
+                read.records.append(found)
+        if len(read.records) == before:
+            reasons = ", ".join(reason for reason in read.left_out if reason.startswith(f"{source.name}: "))
+            raise RecordError(f"sources: {source.name}: no {kind} in it{reasons and f' ({reasons})'}")
+    return read
 
 
 def _rows(data: Path, source: Source) -> Iterator[Row]:
