@@ -33,16 +33,17 @@ serve: install
 # A small policy and both reward models on it, from the data sets in DATA; what is there already is kept.
 PIPELINE := runs/pipeline
 TRAIN = $(BIN)/assay train
+DATA = $(error DATA is not set: make pipeline DATA=DIR, the folder that holds the data sets' folders)
 pipeline: $(PIPELINE)/preference/results.json $(PIPELINE)/absolute/results.json
 
 $(PIPELINE)/base/model.safetensors: | install
 	$(BIN)/python examples/pipeline/base.py new $(DATA) $(@D)
 
-$(PIPELINE)/sft/checkpoint/model.safetensors: $(PIPELINE)/base/model.safetensors
+$(PIPELINE)/sft/results.json: $(PIPELINE)/base/model.safetensors
 	$(TRAIN) sft --config training/configs/pipeline/sft.yaml --data $(DATA) --out $(PIPELINE)/sft
 
-$(PIPELINE)/policy/model.safetensors: $(PIPELINE)/sft/checkpoint/model.safetensors
-	$(BIN)/python examples/pipeline/base.py round $(<D) $(@D)
+$(PIPELINE)/policy/model.safetensors: $(PIPELINE)/sft/results.json
+	$(BIN)/python examples/pipeline/base.py round $(<D)/checkpoint $(@D)
 
 $(PIPELINE)/%/results.json: $(PIPELINE)/policy/model.safetensors
 	$(TRAIN) reward --config training/configs/pipeline/$*.yaml --data $(DATA) --out $(@D)

@@ -58,15 +58,15 @@ def new(data: Path, out: Path) -> None:
         vocab_size=len(fast), eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id, bos_token_id=None, **SHAPE
     )
     model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(out)
     fast.save_pretrained(out)
+    model.save_pretrained(out)  # last: `make` takes the weights for all of it
     sys.stdout.write(f"{out}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(fast)} tokens\n")
 
 
 def rounded(source: Path, out: Path) -> None:
     """The same model with bf16 weights."""
-    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(out)
     AutoTokenizer.from_pretrained(source).save_pretrained(out)
+    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from assay_service.errors import StartError
 from assay_service.scoring.item import Message
 from assay_service.scoring.render import Renderer, RenderRules
 from assay_training.cli import app
@@ -258,7 +257,7 @@ def test_a_template_without_the_tokenizers_end_is_no_template_for_a_policy(tmp_p
     config, data, out = prepare(tmp_path)
     endless = checkpoints.CHATML.replace("<|im_end|>", "")
     (tmp_path / "template.jinja").write_text(endless)
-    with pytest.raises(StartError, match="prints no EOS"):
+    with pytest.raises(ConfigError, match=r"template\.jinja: .*prints no EOS .*the tokenizer's EOS is '<\|im_end\|>'"):
         SftRun(read(config, SftConfig), data, out)
     assert not out.exists()
 

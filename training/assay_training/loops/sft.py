@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
 from assay_service.scoring.render import Renderer, RenderRules
 from assay_training.algorithms.folds import HELD_OUT, fold_of
@@ -162,7 +163,12 @@ class SftRun:
 
     def _renderer(self) -> SftRenderer:
         rules = RenderRules(self.config.template.read_text(), 2**31, "eos", "template", "score")
-        renderer = Renderer(self.tokenizer, rules, self.policy.vocabulary_size)
+        try:
+            renderer = Renderer(self.tokenizer, rules, self.policy.vocabulary_size)
+        except StartError as error:
+            raise ConfigError(
+                f"template: {self.config.template}: {error} (the tokenizer's EOS is {self.tokenizer.eos_token!r})"
+            ) from error
         return SftRenderer(renderer, self.tokenizer, self.config.max_length)
 
     def _held_out(self, group: str) -> bool:
