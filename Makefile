@@ -22,18 +22,17 @@ check: install
 	$(BIN)/lint-imports
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest $(if $(DATA),--data $(DATA))
 
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(if $(DATA),--data $(DATA))
 
 serve: install
 	$(BIN)/assay serve --host $(HOST) --port $(PORT)
 
 # A small policy and both reward models on it, from the data sets in DATA; what is there already is kept.
 PIPELINE := runs/pipeline
-TRAIN = $(BIN)/assay train
-DATA = $(error DATA is not set: make pipeline DATA=DIR, the folder that holds the data sets' folders)
+TRAIN = $(if $(DATA),,$(error DATA is not set: make pipeline DATA=DIR, the folder of the data sets))$(BIN)/assay train
 pipeline: $(PIPELINE)/preference/results.json $(PIPELINE)/absolute/results.json
 
 $(PIPELINE)/base/model.safetensors: | install

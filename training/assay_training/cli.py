@@ -5,9 +5,12 @@ from typing import Annotated
 
 import typer
 
+from assay_training import cli_evaluate
+
 app = typer.Typer(no_args_is_help=True)
 train = typer.Typer(no_args_is_help=True, help="Train models.")
 app.add_typer(train, name="train")
+app.add_typer(cli_evaluate.app, name="evaluate")
 
 Config = Annotated[Path, typer.Option(help="YAML configuration of the run.", exists=True, dir_okay=False)]
 Data = Annotated[Path, typer.Option(help="Folder that holds the sources' folders.", exists=True, file_okay=False)]

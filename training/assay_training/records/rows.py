@@ -107,6 +107,45 @@ def rows_of_file(path: Path) -> Iterator[Row]:
         yield Row(where, path.name.split(".")[0], fields)
 
 
+def rows_of_any(path: Path) -> Iterator[Row]:
+    """All rows of a file of JSON lines (`.jsonl`), or of one that is a JSON list; gzipped or not.
+
+    Raises:
+        RecordError: as the one or the other.
+    """
+    return rows_of_file(path) if ".jsonl" in path.suffixes else rows_of_list(path)
+
+
+def rows_of_list(path: Path) -> Iterator[Row]:
+    """All rows of a file that is one JSON list, gzipped or not.
+
+    Raises:
+        RecordError: the file is missing or broken, or is no list of objects.
+    """
+    for number, fields in enumerate(json_of(path, list), start=1):
+        where = f"{path}: row {number}"
+        if not isinstance(fields, dict):
+            raise RecordError(f"{where}: not an object")
+        yield Row(where, path.name.split(".")[0], fields)
+
+
+def json_of(path: Path, kind: type[Kind]) -> Kind:
+    """The JSON of a file, gzipped or not.
+
+    Raises:
+        RecordError: the file is missing or broken, or holds something else.
+    """
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file")
+    try:
+        value = json.loads(b"".join(_lines(path)))
+    except ValueError as error:
+        raise error if isinstance(error, RecordError) else RecordError(f"{path}: {error}") from error
+    if not isinstance(value, kind):
+        raise RecordError(f"{path}: not a JSON {'object' if kind is dict else kind.__name__}")
+    return value
+
+
 def _lines(path: Path) -> Iterator[bytes]:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
         try:

@@ -1,0 +1,18 @@
+"""`pytest --data DIR`: the folder that holds the published data sets, for tests that compare with published tables."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--data", type=Path, help="folder of the published data sets")
+
+
+@pytest.fixture(scope="session")
+def thesis(request: pytest.FixtureRequest) -> Path:
+    """The thesis' published judgments and ballots."""
+    data = request.config.getoption("--data")
+    if data is None or not (data / "crs_thesis").is_dir():
+        pytest.skip("the thesis' published data are not there (--data DIR with crs_thesis in it)")
+    return Path(data / "crs_thesis")

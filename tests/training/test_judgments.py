@@ -1,0 +1,211 @@
+"""`assay evaluate winrate`, `vote` and `absolute`: files to tables, and what is wrong with a file told."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from assay_training.cli import app
+from assay_training.evaluation.judgments.instructions import plain
+
+
+def evaluate(*arguments: Any) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def records(*arguments: Any) -> list[dict[str, Any]]:
+    code, output = evaluate(*arguments, "--json")
+    assert code == 0, output
+    found: list[dict[str, Any]] = json.loads(output)
+    return found
+
+
+def write(path: Path, value: Any) -> Path:
+    content = json.dumps(value).encode()
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    return path
+
+
+def row(preference: Any, i: int = 0, **changes: Any) -> dict[str, Any]:
+    models = {"generator_1": "base", "generator_2": "new"}
+    return (
+        {"instruction": f"question {i}", "output_1": "a", "output_2": "bb", "preference": preference} | models | changes
+    )
+
+
+def record(found: list[dict[str, Any]], first: str, second: str, group: str | None = None) -> dict[str, Any]:
+    (one,) = [r for r in found if (r["row"], r["column"], r["group"]) == (first, second, group)]
+    return one
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.json.gz"])
+def test_win_rates_both_ways(name: str, tmp_path: Path) -> None:
+    """2 and "2" are wins of output_2, 1.5 and 0 draws, 1.75 three quarters of one."""
+    rows = [row(value, i) for i, value in enumerate([2, "2", 1, 1.5, 0, 1.75])]
+    found = records("winrate", write(tmp_path / name, rows))
+    forth, back = record(found, "new", "base"), record(found, "base", "new")
+    assert (forth["win_rate"], forth["n"], forth["wins"], forth["draws"], forth["losses"]) == (3.75 / 6, 6, 3, 2, 1)
+    assert back["win_rate"] == pytest.approx(1 - forth["win_rate"])
+    assert back["ci95"] == pytest.approx([1 - forth["ci95"][1], 1 - forth["ci95"][0]])
+    assert back["p_value"] == forth["p_value"]
+    assert forth["longer_wins"] == back["longer_wins"] == pytest.approx(3.75 / 6)
+
+
+def test_the_other_model_is_named_by_the_file_or_the_flag(tmp_path: Path) -> None:
+    bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
+    by_file = records("winrate", write(tmp_path / "old_vs_new.json.gz", [bare]))
+    assert record(by_file, "new", "old")["win_rate"] == 1
+    assert record(records("winrate", write(tmp_path / "davinci.json", [bare])), "new", "davinci")["n"] == 1
+    flagged = records("winrate", tmp_path / "davinci.json", "--reference", "gpt4")
+    assert record(flagged, "new", "gpt4")["win_rate"] == 1
+
+
+def test_groups_are_found_without_chat_markup(tmp_path: Path) -> None:
+    asked = ["What is  1 < 2?", "Say hi.\nTwice."]
+    prompts = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in asked]
+    groups = [{"instruction": p, "dataset": d, "category": "creative"} for p, d in zip(prompts, "ab", strict=True)]
+    files = write(tmp_path / "x.json", [row(2, instruction=asked[0]), row(1, instruction=asked[1])])
+    found = records("winrate", files, "--groups", write(tmp_path / "groups.json", groups))
+    rates = {r["group"]: (r["win_rate"], r["n"]) for r in found if r["row"] == "new"}
+    assert rates == {
+        None: (0.5, 2),
+        "a": (1, 1),
+        "b": (0, 1),
+        "creative": (0.5, 2),
+        "a / creative": (1, 1),
+        "b / creative": (0, 1),
+    }
+    code, output = evaluate("winrate", files, "--groups", write(tmp_path / "fewer.json", groups[:1]))
+    assert (code, "x.json: row 2: field 'instruction'" in output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "marked",
+    [
+        "<|im_start|>user\nAre you <b>there</b>?<|im_end|>\n<|im_start|>assistant\n",
+        "<s>[INST] Are you <b>there</b>? [/INST]",
+        "\n\nHuman: Are you <b>there</b>?\n\nAssistant:",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nAre you <b>there</b>?<|eot_id|>",
+        "<start_of_turn>user\nAre you <b>there</b>?<end_of_turn>\n",
+    ],
+)
+def test_markup_of_several_templates_is_taken_off(marked: str) -> None:
+    assert plain(marked) == "Are you <b>there</b>?"
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (row(3), "x.json: row 2: field 'preference' is 3, not"),
+        (row("better"), "row 2: field 'preference' is 'better'"),
+        (row(None), "row 2: field 'preference' is None"),
+        (row(True), "row 2: field 'preference' is True"),
+        (row(float("nan")), "row 2: field 'preference' is nan"),
+        (row(1, output_2=None), "row 2: field 'output_2' is not a str"),
+        (row(1, generator_1=""), "row 2: field 'generator_1' is empty"),
+        (row(1, generator_1="new"), "row 2: field 'generator': 'new' is compared with itself"),
+        ({"instruction": "q"}, "row 2: field 'generator_2'"),
+        ("row", "row 2: not an object"),
+    ],
+)
+def test_a_malformed_verdict_is_told(bad: Any, message: str, tmp_path: Path) -> None:
+    code, output = evaluate("winrate", write(tmp_path / "x.json", [row(2), bad]))
+    assert (code, message in output) == (2, True), output
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b"\xff", b"\x1f\x8b"])
+def test_a_file_that_is_no_list_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    code, output = evaluate("winrate", tmp_path / "x.json")
+    assert (code, "x.json" in output) == (2, True)
+
+
+def poll(*ranks: dict[str, int], prompt: str = "Which?") -> dict[str, Any]:
+    ballots = [{"voter": f"v{i}", "ranks": of} for i, of in enumerate(ranks)]
+    return {"prompt": prompt, "responses": {"a": "abs", "b": "pref", "c": "sft"}, "ballots": ballots}
+
+
+def ballots(path: Path, *polls: dict[str, Any]) -> Path:
+    return write(path, {"format": "assay-ballots", "prompts": list(polls)})
+
+
+def test_votes_of_two_groups(tmp_path: Path) -> None:
+    """One group has the thesis' example (Table 9), the other is of one mind."""
+    split = poll({"a": 2, "b": 1, "c": 3}, {"a": 2, "b": 3, "c": 1}, {"a": 2, "b": 3, "c": 1})
+    found = records(
+        "vote", ballots(tmp_path / "one.json", split), ballots(tmp_path / "two.json", poll({"a": 1, "b": 2, "c": 3}))
+    )
+    rules = list(dict.fromkeys((r["method"], r["ballot_ties"], r["majority_ties"]) for r in found))
+    assert (len(rules), rules[0]) == (7, ("ranked pairs", "stored order", "by name"))
+    first = found[: len(found) // 7]
+    points = {(r["group"], r["model"]): r["points"] for r in first}
+    assert points["one", "sft"] == points["two", "abs"] == 1
+    assert points["one", "abs"] == pytest.approx(2 / 3)
+    assert points[None, "abs"] == pytest.approx(5 / 6)
+    (spread,) = [r["std"] for r in first if (r["group"], r["model"]) == (None, "abs")]
+    assert spread == pytest.approx(1 / 6)  # of the population: the groups are all there are
+
+
+def test_the_thesis_form_needs_its_keys(tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys.json", {"run": {"Which one. Or two?": {"0": "abs", "1": "pref"}}})
+    votes = write(
+        tmp_path / "run.json",
+        [[{"response-1": 1, "response-2": 1, "user_id": "x"}, {"response-1": 2, "response-2": 1}]],
+    )
+    found = records("vote", votes, "--keys", keys)
+    assert [r["points"] for r in found if r["group"] is None][:2] == [1.0, 0.5]  # 1:1, and the tie to the first by name
+    code, output = evaluate("vote", votes)
+    assert (code, "run.json" in output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (poll({"a": 1, "b": 2}), "x.json: prompt 1: ballot 1: ranks a, b; the responses are a, b, c"),
+        (poll({"a": 0, "b": 2, "c": 3}), "ballot 1: field 'a' is 0, not a rank from 1"),
+        (poll(), "prompt 1: there are no ballots"),
+        (poll({"a": 1, "b": 2, "c": 3}) | {"responses": {"a": "x", "b": "x"}}, "field 'responses'"),
+        (poll({"a": 1, "b": 2, "c": 3}) | {"prompt": ""}, "field 'prompt' is empty"),
+    ],
+)
+def test_a_malformed_poll_is_told(bad: dict[str, Any], message: str, tmp_path: Path) -> None:
+    code, output = evaluate("vote", ballots(tmp_path / "x.json", bad))
+    assert (code, message in output) == (2, True), output
+
+
+def test_errors_by_bucket_of_ten_rows(tmp_path: Path) -> None:
+    """By hand: low 0, .2, .4; mid .5, .5, .7, .89; high .9, 1, 1."""
+    labels = [0.0, 0.2, 0.4, 0.5, 0.5, 0.7, 0.89, 0.9, 1.0, 1.0]
+    predictions = [0.3, 0.2, 0.0, 0.5, 0.7, 0.6, 0.89, 0.4, 1.0, 0.8]
+    rows = [{"label": label, "prediction": p} for label, p in zip(labels, predictions, strict=True)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    for path in (tmp_path / "x.jsonl", write(tmp_path / "x.json", rows)):
+        found = {r["bucket"]: (r["n"], r["mse"], r["mae"]) for r in records("absolute", path)}
+        assert found == {
+            "low": (3, pytest.approx((0.09 + 0.16) / 3), pytest.approx(0.7 / 3)),
+            "mid": (4, pytest.approx((0.04 + 0.01) / 4), pytest.approx(0.3 / 4)),
+            "high": (3, pytest.approx((0.25 + 0.04) / 3), pytest.approx(0.7 / 3)),
+            "all": (10, pytest.approx(0.059), pytest.approx(0.17)),
+        }
+    (tmp_path / "x.jsonl").write_text('{"label": 1.5, "prediction": 0}\n')
+    assert "x.jsonl:1: field 'label' is 1.5" in evaluate("absolute", tmp_path / "x.jsonl")[1]
+
+
+def test_a_page_stands_by_itself_and_says_how_to_repeat_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.json", [row(2, instruction="<script>"), row(1, generator_2="<b>new")])
+    code, output = evaluate("winrate", path, "--html", tmp_path / "page.html")
+    assert code == 0
+    assert "Win rates" in output
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;b&gt;new" in page
+    assert "<b>new" not in page
+    assert "<script" not in page
+    assert "http" not in page
+    assert "assay" in page
+    import hashlib  # noqa: PLC0415
+
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in page

@@ -1,0 +1,96 @@
+"""Win rates: the thesis' printed errors, a second implementation of the fit, and the ends of the scale."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from assay_training.algorithms.proportions import length_controlled, longer_wins, win_rate
+
+
+def scores(wins: int, losses: int, draws: int = 0) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array([1.0] * wins + [0.0] * losses + [0.5] * draws)
+
+
+@pytest.mark.parametrize(
+    ("wins", "se", "half", "p"),
+    [  # seeds §8 and §9: Table 23, the printed intervals, and the binomial p-values
+        (66, 4.76, 9.33, 0.0018),
+        (61, 4.90, 9.6, 0.035),
+        (71, 4.56, 8.93, 0.0000),
+        (63, 4.85, None, 0.012),
+        (55, 5.0, 9.8, 0.37),
+    ],
+)
+def test_a_hundred_verdicts_have_the_thesis_errors(wins: int, se: float, half: float | None, p: float) -> None:
+    rate = win_rate(scores(wins, 100 - wins))
+    assert (rate.value, rate.n, rate.wins, rate.draws, rate.losses) == (wins / 100, 100, wins, 0, 100 - wins)
+    assert rate.se is not None
+    assert rate.normal is not None
+    assert 100 * rate.se == pytest.approx(se, abs=0.006)
+    if half is not None:
+        assert 100 * (rate.normal[1] - rate.value) == pytest.approx(half, abs=0.06)
+    assert rate.p_value == pytest.approx(p, abs=0.0006 if p < 0.01 else 0.006)
+
+
+def test_equation_7_1_divides_by_n() -> None:
+    rate = win_rate(scores(66, 34), ddof=0)
+    assert rate.se is not None
+    assert 100 * rate.se == pytest.approx(4.737, abs=0.0005)
+    assert 100 * (win_rate(scores(66, 34)).se or 0) == pytest.approx(4.761, abs=0.0005)
+
+
+def test_draws_are_half_wins_that_the_test_does_not_see() -> None:
+    rate = win_rate(scores(6, 2, draws=4))
+    assert (rate.value, rate.draws) == (8 / 12, 4)
+    assert rate.p_value == pytest.approx(2 * (1 + 8 + 28) / 256)
+    assert win_rate(scores(0, 0, draws=3)).p_value == 1
+
+
+def test_wilson_keeps_within_the_scale() -> None:
+    """Of 10 wins in 10: lower end n / (n + z²)."""
+    z = 1.959964
+    rate = win_rate(scores(10, 0))
+    assert rate.wilson == pytest.approx((10 / (10 + z**2), 1.0), abs=1e-6)
+    assert (rate.se, rate.normal) == (0.0, (1.0, 1.0))
+
+
+def test_one_verdict_has_no_error() -> None:
+    rate = win_rate(scores(1, 0))
+    assert (rate.value, rate.se, rate.normal) == (1.0, None, None)
+
+
+def test_the_longer_one() -> None:
+    assert longer_wins(np.array([1.0, 0.0, 1.0, 0.5]), np.array([5.0, -2.0, -3.0, 7.0])) == pytest.approx(2.5 / 4)
+    assert longer_wins(np.array([1.0, 0.0]), np.array([3.0, 0.0])) == 1.0
+    assert longer_wins(np.array([1.0]), np.array([0.0])) is None
+
+
+def test_the_win_rate_at_equal_length_is_that_of_a_logistic_fit() -> None:
+    """Against scipy's minimiser on the same loss."""
+    generator = np.random.default_rng(0)
+    differences = generator.normal(100, 300, 200)
+    likely = 1 / (1 + np.exp(-(0.3 + 1.5 * np.tanh(differences / 300))))
+    won = (generator.random(200) < likely).astype(float)
+    won[:10] = 0.5
+    x = np.tanh(differences / differences.std())
+
+    def loss(parameters: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+        z = parameters[0] + parameters[1] * x
+        return float((np.logaddexp(0, z) - won * z).sum())
+
+    theta = minimize(loss, np.zeros(2)).x[0]
+    found = length_controlled(won, differences)
+    assert found == pytest.approx(1 / (1 + math.exp(-theta)), abs=1e-5)
+    assert found is not None
+    assert found < won.mean()  # the first ones are longer
+    turned = length_controlled(1 - won, -differences)
+    assert turned == pytest.approx(1 - found)
+
+
+def test_where_length_tells_everything_there_is_no_rate_at_equal_length() -> None:
+    differences = np.array([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0])
+    assert length_controlled((differences > 0).astype(float), differences) is None
+    assert length_controlled(scores(2, 2), np.zeros(4)) is None
+    assert length_controlled(scores(4, 0), np.array([1.0, 2.0, -1.0, 3.0])) is None

@@ -1,0 +1,81 @@
+"""What a judge said of two outputs: the rows of AlpacaEval."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from assay_training.records.rows import Row, rows_of_list
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Two models' outputs to one instruction, and which is better.
+
+    Attributes:
+        where: file and row.
+        instruction: what both were asked.
+        first, second: the models.
+        outputs: theirs, in that order.
+        score: how much of the win is the first's: 1, 0, or 0.5 for a draw.
+    """
+
+    where: str
+    instruction: str
+    first: str
+    second: str
+    outputs: tuple[str, str]
+    score: float
+
+    def turned(self) -> "Verdict":
+        """The same, the other way round."""
+        outputs = (self.outputs[1], self.outputs[0])
+        return Verdict(self.where, self.instruction, self.second, self.first, outputs, 1 - self.score)
+
+
+def read_verdicts(path: Path, reference: str | None) -> Iterator[Verdict]:
+    """The verdicts of a file, for the model of `output_2` (in AlpacaEval the one that is evaluated) first.
+
+    Args:
+        path: a JSON list, gzipped or not: `instruction`, `output_1`, `output_2`, `preference` (1 or 2 for the better
+            output, 1.5 or 0 for a draw, between 1 and 2 for a share), and `generator_1` and `generator_2`, or
+            `generator`, the model of `output_2`.
+        reference: the model of `output_1` where rows name `generator` alone; else the file's name says it.
+
+    Raises:
+        RecordError: naming file, row and field.
+    """
+    for row in rows_of_list(path):
+        first, second = _models(row, path, reference)
+        outputs = (row.get("output_2", str), row.get("output_1", str))
+        if first == second:
+            raise row.error(f"field 'generator': {first!r} is compared with itself")
+        yield Verdict(row.where, row.text("instruction"), first, second, outputs, _score(row))
+
+
+def _models(row: Row, path: Path, reference: str | None) -> tuple[str, str]:
+    """The models of `output_2` and of `output_1`."""
+    if "generator" in row.fields and "generator_2" not in row.fields:
+        evaluated = row.text("generator")
+        return evaluated, reference or _named_by_file(path, evaluated)
+    return row.text("generator_2"), row.text("generator_1")
+
+
+def _named_by_file(path: Path, evaluated: str) -> str:
+    """Of `a_vs_b.json` the side that is not `evaluated`; of another name all of it."""
+    stem = path.name.split(".json")[0]
+    sides = stem.split("_vs_")
+    return next((side for side in sides if side != evaluated), stem) if len(sides) == 2 else stem
+
+
+def _score(row: Row) -> float:
+    """The share of the win that is `output_2`'s."""
+    given = row.fields.get("preference")
+    try:
+        preference = float(given) if isinstance(given, str | int | float) and not isinstance(given, bool) else None
+    except ValueError:
+        preference = None
+    if preference == 0:
+        return 0.5
+    if preference is None or not 1 <= preference <= 2:
+        raise row.error(f"field 'preference' is {given!r}, not 1, 2, a share between them, or 0 for a draw")
+    return preference - 1

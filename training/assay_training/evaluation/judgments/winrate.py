@@ -1,0 +1,86 @@
+"""Win rates of every two models that were compared, with errors, intervals, and what length explains."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from assay_training.algorithms.proportions import length_controlled, longer_wins, win_rate
+from assay_training.evaluation.judgments.instructions import groups_of, plain
+from assay_training.evaluation.judgments.verdicts import Verdict
+from assay_training.evaluation.table import Table, interval, number, text
+
+COLUMNS = (
+    text("row", "row"),
+    text("column", "column"),
+    text("group", "group", missing="all"),
+    text("n", "n"),
+    number("row wins", "win_rate", ".1%"),
+    number("SE", "se", ".2%", detail=True),
+    interval("95 %", "ci95", ".0%"),
+    interval("Wilson", "wilson95", ".1%", detail=True),
+    number("p", "p_value", ".4f"),
+    number("longer wins", "longer_wins", ".0%"),
+    number("at equal length", "length_controlled", ".1%"),
+)
+NOTES = (
+    "A draw is half a win. SE and 95 %: normal, over instructions; p: two-sided binomial over wins and losses.",
+    "Longer wins: how often the longer output (characters) is preferred, whoever wrote it.",
+    "At equal length: the win rate that a logistic fit on the length difference leaves (AlpacaEval 2's length term).",
+)
+
+
+def winrate(verdicts: Sequence[Verdict], groups: Mapping[str, tuple[str, ...]], *, ddof: int = 1) -> Table:
+    """A record for every two models, in both directions, over all instructions (`group` None) and by group.
+
+    Args:
+        verdicts: of any number of pairs of models.
+        groups: by plain instruction; empty for none.
+        ddof: of the standard error, see `proportions.win_rate`.
+
+    Raises:
+        RecordError: an instruction has no group.
+    """
+    compared: dict[tuple[str, str], dict[str | None, list[Verdict]]] = defaultdict(lambda: defaultdict(list))
+    judged: Counter[tuple[frozenset[str], str]] = Counter()
+    for verdict in verdicts:
+        judged[frozenset((verdict.first, verdict.second)), plain(verdict.instruction)] += 1
+        names: tuple[str | None, ...] = (None,)
+        if groups:
+            names += groups_of(verdict.instruction, groups, verdict.where)
+        for either in (verdict, verdict.turned()):
+            for name in names:
+                compared[either.first, either.second][name].append(either)
+    forth = {(verdict.first, verdict.second) for verdict in verdicts}
+    records = [
+        _record(pair, name, of, ddof)
+        for pair, by_group in compared.items()
+        for name, of in sorted(by_group.items(), key=lambda item: (item[0] is not None, item[0] or ""))
+    ]
+    repeated = judged.total() - len(judged)
+    again = (f"{repeated} verdicts are on an instruction that the same two had been judged on.",) if repeated else ()
+    lines = tuple(record for record in records if (record["row"], record["column"]) in forth)
+    return Table("Win rates", tuple(records), COLUMNS, lines, NOTES + again)
+
+
+def _record(pair: tuple[str, str], group: str | None, verdicts: Sequence[Verdict], ddof: int) -> dict[str, Any]:
+    scores = np.array([verdict.score for verdict in verdicts])
+    longer = np.array([float(len(verdict.outputs[0]) - len(verdict.outputs[1])) for verdict in verdicts])
+    rate = win_rate(scores, ddof=ddof)
+    return {
+        "row": pair[0],
+        "column": pair[1],
+        "group": group,
+        "win_rate": rate.value,
+        "n": rate.n,
+        "se": rate.se,
+        "ci95": None if rate.normal is None else list(rate.normal),
+        "wilson95": list(rate.wilson),
+        "p_value": rate.p_value,
+        "wins": rate.wins,
+        "draws": rate.draws,
+        "losses": rate.losses,
+        "longer_wins": longer_wins(scores, longer),
+        "length_controlled": length_controlled(scores, longer),
+    }

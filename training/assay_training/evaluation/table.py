@@ -1,0 +1,82 @@
+"""What every evaluation returns: records, how they are shown, and what was noticed on the way."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Record = Mapping[str, Any]
+MISSING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as it is shown.
+
+    Attributes:
+        heading: above it.
+        cell: a record's text in it.
+        detail: whether it is shown on a page alone, for want of room on a terminal.
+    """
+
+    heading: str
+    cell: Callable[[Record], str]
+    detail: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A plot.
+
+    Attributes:
+        caption: below it.
+        svg: an SVG element.
+    """
+
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The result of an evaluation.
+
+    Attributes:
+        title: what was measured.
+        records: all numbers, as they are written to JSON.
+        columns: those of them that are shown, in order.
+        lines: those of the records that are shown, where the others say the same again; None for all.
+        notes: how to read them, and what was left out.
+        pictures: plots of them.
+    """
+
+    title: str
+    records: tuple[Record, ...]
+    columns: tuple[Column, ...]
+    lines: tuple[Record, ...] | None = None
+    notes: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def shown(self) -> tuple[Record, ...]:
+        """What a reader sees."""
+        return self.records if self.lines is None else self.lines
+
+
+def text(heading: str, key: str, missing: str = MISSING) -> Column:
+    """A column of texts or whole numbers."""
+    return Column(heading, lambda record: missing if record[key] is None else str(record[key]))
+
+
+def number(heading: str, key: str, format_: str, *, detail: bool = False) -> Column:
+    """A column of numbers in a format of `str.format`: `.3f`, `.1%`."""
+    return Column(heading, lambda record: MISSING if record[key] is None else format(record[key], format_), detail)
+
+
+def interval(heading: str, key: str, format_: str, *, detail: bool = False) -> Column:
+    """A column of intervals."""
+
+    def cell(record: Record) -> str:
+        ends = record[key]
+        return MISSING if ends is None else f"{ends[0]:{format_}}–{ends[1]:{format_}}"
+
+    return Column(heading, cell, detail)
