@@ -31,7 +31,10 @@ def test_rows_of_rankings_are_the_margins_of_their_pairs() -> None:
         fake_ids(ranking("a", "xyz", ((2, 0), (1, 0)), "feedbackqa"), 1, 1, 1),
         fake_ids(ranking("b", "xy", ((0, 1),), "hh_rlhf/helpful-base"), 1, 1),
     ]
-    rows = Rows.of(examples, {"model": [[1.0, 2.0, 5.0], [0.5, 1.0]], "length": [[0.0, 0.0, 3.0], [2.0, 1.0]]})
+    rows = Rows.of(
+        [example.record for example in examples],
+        {"model": [[1.0, 2.0, 5.0], [0.5, 1.0]], "length": [[0.0, 0.0, 3.0], [2.0, 1.0]]},
+    )
     assert rows.sources.tolist() == ["feedbackqa", "feedbackqa", "hh_rlhf/helpful-base"]
     assert rows.groups.tolist() == ["a", "a", "b"]
     assert rows.values["model"].tolist() == [4.0, 1.0, -0.5]
@@ -41,7 +44,7 @@ def test_rows_of_rankings_are_the_margins_of_their_pairs() -> None:
 
 def test_rows_of_labels_are_their_logits() -> None:
     examples = [fake_ids(labelled("a", "x", 0.25), 1), fake_ids(labelled("b", "x", 1.0, "diasafety"), 1)]
-    rows = Rows.of(examples, {"model": [[-1.5], [2.0]]})
+    rows = Rows.of([example.record for example in examples], {"model": [[-1.5], [2.0]]})
     assert rows.labels is not None
     assert (rows.values["model"].tolist(), rows.labels.tolist()) == ([-1.5, 2.0], [0.25, 1.0])
     part = rows.where(rows.sources == "diasafety")
@@ -242,7 +245,9 @@ def test_accuracy_by_strength_counts_pairs_by_quarters_of_the_gap() -> None:
         record = replace(ranking(f"g{i}", "ab", (), "feedbackqa"), pairs=(Pair(0, 1, gap),))
         examples.append(fake_ids(record, 1, 1))
         logits.append([float(i % 2), 0.5])
-    numbers = results(Rows.of(examples, {"model": logits}), PREFERENCE, seed=0)["feedbackqa"]
+    numbers = results(Rows.of([example.record for example in examples], {"model": logits}), PREFERENCE, seed=0)[
+        "feedbackqa"
+    ]
     strengths = numbers["by strength"]
     assert list(strengths) == ["negligibly better", "slightly better", "better", "significantly better"]
     assert {name: part["model"]["n"] for name, part in strengths.items()} == dict.fromkeys(strengths, 2)
@@ -257,7 +262,9 @@ def test_best_against_worst_is_one_pair_of_each_ranking() -> None:
         fake_ids(ranking("b", "xy", ((1, 0),), "x"), 1, 1),
         fake_ids(ranking("c", "xyz", ((0, 1), (1, 2), (2, 0)), "x"), 1, 1, 1),  # a circle
     ]
-    rows = Rows.of(examples, {"model": [[0.0, 1.0, 2.0, 3.0], [0.0, 1.0], [0.0, 0.0, 0.0]]})
+    rows = Rows.of(
+        [example.record for example in examples], {"model": [[0.0, 1.0, 2.0, 3.0], [0.0, 1.0], [0.0, 0.0, 0.0]]}
+    )
     assert rows.extremes is not None
     assert rows.extremes.tolist() == [True, False, False, False, False, True, False, False, False]
     numbers = results(rows, PREFERENCE, seed=0)["all"]
@@ -268,7 +275,7 @@ def test_ties_are_reported_apart() -> None:
     record = replace(ranking("a", "xyz", ((0, 1),), "x"), ties=((0, 2), (1, 2)))
     others = [ranking("c", "xy", source="x"), ranking("b", "xy", source="y"), ranking("d", "xy", source="y")]
     rows = Rows.of(
-        [fake_ids(record, 1, 1, 1), *(fake_ids(other, 1, 1) for other in others)],
+        [record, *others],
         {"model": [[3.0, 1.0, 2.5], *([1.0, 0.0] for _ in others)]},
     )
     numbers = results(rows, PREFERENCE, seed=0)
@@ -302,7 +309,9 @@ def test_a_source_of_one_group_has_no_numbers_of_its_own() -> None:
         fake_ids(ranking(group, "xy", source=source), 1, 1) for group, source in (("a", "x"), ("b", "y"), ("c", "y"))
     ]
     logits = [[1.0, 0.0]] * 3
-    numbers = results(Rows.of(examples, {"model": logits, "length": logits}), PREFERENCE, seed=0)
+    numbers = results(
+        Rows.of([example.record for example in examples], {"model": logits, "length": logits}), PREFERENCE, seed=0
+    )
     assert list(numbers) == ["y", "all"]
     assert numbers["all"]["difference"]["length"]["value"] == 0
 
@@ -310,7 +319,7 @@ def test_a_source_of_one_group_has_no_numbers_of_its_own() -> None:
 def test_labels_that_are_all_equal_have_errors_but_no_rank() -> None:
     examples = [fake_ids(labelled(group, "x", 0.25), 1) for group in "abc"]
     logits: dict[str, Any] = {name: [[0.0], [1.0], [2.0]] for name in ("model", "length", "frozen head")}
-    numbers = results(Rows.of(examples, logits), ABSOLUTE, seed=0)["feedbackqa"]
+    numbers = results(Rows.of([example.record for example in examples], logits), ABSOLUTE, seed=0)["feedbackqa"]
     assert numbers["rank"] == {"model": None, "length": None, "frozen head": None}
     assert numbers["errors"]["model"]["all"][0] == 3
     text = card(facts("absolute"), {"feedbackqa": numbers})
@@ -322,7 +331,7 @@ def test_a_gap_of_nothing_is_a_negligible_preference() -> None:
     """Llama-2's margins are 0, 1/3, 2/3 and 1 for its four strengths."""
     gaps = (0.0, 1 / 3, 2 / 3, 1.0)
     records = [replace(ranking(str(i), "xy"), pairs=(Pair(0, 1, gaps[i // 2]),)) for i in range(8)]
-    rows = Rows.of([fake_ids(record, 1, 1) for record in records], {"model": [[i / 10, 0.35] for i in range(8)]})
+    rows = Rows.of(records, {"model": [[i / 10, 0.35] for i in range(8)]})
     found = results(rows, PREFERENCE, seed=0)["all"]["by strength"]
     assert {name: of["model"]["value"] for name, of in found.items()} == {
         "negligibly better": 0.0,

@@ -2,20 +2,29 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from assay_training.evaluation.rewards.served import Scored, Scores
     from assay_training.evaluation.table import Table
+
+R = TypeVar("R", bound="Scored")
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate judgments and rewards.")
 
 Files = Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print all numbers as JSON instead of the table.")]
 Html = Annotated[Path | None, typer.Option(help="Also write a page with plots, command and data hashes.")]
+Judged = Annotated[list[str], typer.Argument(metavar="FORMAT:PATH...", show_default=False, help="What was judged.")]
+Models = Annotated[list[str] | None, typer.Option(help="Signals and blends; default: all that are served.")]
+Url = Annotated[str, typer.Option(help="Where the service is.")]
+LOCAL = "http://127.0.0.1:8000"
 
 
 @app.command("winrate")
@@ -32,12 +41,10 @@ def winrate(
     from assay_training.evaluation.judgments.verdicts import read_verdicts  # noqa: PLC0415
     from assay_training.evaluation.judgments.winrate import winrate as evaluate  # noqa: PLC0415
 
-    try:
+    with _plain_errors("winrate"):
         verdicts = [verdict for path in files for verdict in read_verdicts(path, reference)]
         table = evaluate(verdicts, {} if groups is None else read_groups(groups), ddof=ddof)
-    except ValueError as error:
-        _refuse("winrate", error)
-    _finish(table, [*files, *([groups] if groups else [])], as_json, html)
+        _finish(table, [*files, *([groups] if groups else [])], as_json, html)
 
 
 @app.command("vote")
@@ -53,11 +60,9 @@ def vote(
     from assay_training.evaluation.judgments.ballots import read_polls  # noqa: PLC0415
     from assay_training.evaluation.judgments.vote import vote as evaluate  # noqa: PLC0415
 
-    try:
+    with _plain_errors("vote"):
         table = evaluate(read_polls(files, keys))
-    except ValueError as error:
-        _refuse("vote", error)
-    _finish(table, [*files, *([keys] if keys else [])], as_json, html)
+        _finish(table, [*files, *([keys] if keys else [])], as_json, html)
 
 
 @app.command("absolute")
@@ -66,16 +71,94 @@ def absolute(files: Files, as_json: Json = False, html: Html = None) -> None:
     from assay_training.evaluation.rewards.absolute import absolute as evaluate  # noqa: PLC0415
     from assay_training.evaluation.rewards.absolute import read_qualities  # noqa: PLC0415
 
-    try:
+    with _plain_errors("absolute"):
         table = evaluate({str(path): read_qualities(path) for path in files})
-    except ValueError as error:
-        _refuse("absolute", error)
-    _finish(table, files, as_json, html)
+        _finish(table, files, as_json, html)
 
 
-def _refuse(command: str, error: ValueError) -> NoReturn:
-    typer.echo(f"assay evaluate {command}: {error}", err=True)
-    raise typer.Exit(2)
+@app.command("agreement")
+def agreement(judged: Judged, url: Url = LOCAL, model: Models = None, as_json: Json = False, html: Html = None) -> None:
+    """How often served signals and blends agree with judges or people, beside the length baseline."""
+    from assay_training.evaluation.rewards.agreement import agreement as evaluate  # noqa: PLC0415
+    from assay_training.evaluation.rewards.judged import read_comparisons  # noqa: PLC0415
+
+    with _plain_errors("agreement"):
+        rankings, scores = _scored(read_comparisons, judged, url, model or [])
+        table = evaluate(rankings, scores.by_model)
+        _finish(_with(table, scores), _files(judged), as_json, html)
+
+
+@app.command("margins")
+def margins(judged: Judged, url: Url = LOCAL, model: Models = None, as_json: Json = False, html: Html = None) -> None:
+    """How served margins are distributed and calibrated, and what length has to do with scores."""
+    from assay_training.evaluation.rewards.judged import read_comparisons  # noqa: PLC0415
+    from assay_training.evaluation.rewards.margins import margins as evaluate  # noqa: PLC0415
+
+    with _plain_errors("margins"):
+        rankings, scores = _scored(read_comparisons, judged, url, model or [])
+        table = evaluate(rankings, scores.by_model)
+        _finish(_with(table, scores), _files(judged), as_json, html)
+
+
+@app.command("best-of-n")
+def best_of_n(
+    judged: Judged,
+    url: Url = LOCAL,
+    model: Models = None,
+    gold: Annotated[str | None, typer.Option(help="A served model to judge by, instead of the labels.")] = None,
+    as_json: Json = False,
+    html: Html = None,
+) -> None:
+    """What the best of N by served rewards is worth by labels, or by another model."""
+    from assay_training.evaluation.rewards.best_of_n import best_of_n as evaluate  # noqa: PLC0415
+    from assay_training.evaluation.rewards.judged import read_candidates  # noqa: PLC0415
+
+    with _plain_errors("best-of-n"):
+        asked = [*model, *([gold] if gold and gold not in model else [])] if model else []
+        candidates, scores = _scored(read_candidates, judged, url, asked)
+        worth = [list(of.gold) for of in candidates] if gold is None else scores.by_model[gold]
+        ways = {name: of for name, of in scores.by_model.items() if name != gold}
+        _finish(_with(evaluate(candidates, worth, ways), scores), _files(judged), as_json, html)
+
+
+def _scored(
+    read: Callable[[str], list[R]], judged: Sequence[str], url: str, models: Sequence[str]
+) -> "tuple[list[R], Scores]":
+    """What every model that is asked has scored, with its scores."""
+    from assay_client.client import RewardClient  # noqa: PLC0415
+    from assay_training.evaluation.rewards.served import models_of, score  # noqa: PLC0415
+
+    records = [record for given in judged for record in read(given)]
+    with RewardClient(url) as client:
+        scores = score(records, client, models_of(client, models))
+    if not scores.kept:
+        raise ValueError(f"nothing could be scored: {dict(scores.failures)}")
+    return [records[i] for i in scores.kept], scores
+
+
+def _with(table: "Table", scores: "Scores") -> "Table":
+    from assay_training.evaluation.rewards.served import notes  # noqa: PLC0415
+
+    return replace(table, notes=(*table.notes, *notes(scores)))
+
+
+def _files(judged: Sequence[str]) -> list[Path]:
+    from assay_training.evaluation.rewards.judged import locate  # noqa: PLC0415
+    from assay_training.records.rows import files  # noqa: PLC0415
+
+    return [path for given in judged for path in files(locate(given)[1])]
+
+
+@contextmanager
+def _plain_errors(command: str) -> Iterator[None]:
+    """Bad input and an absent service end the command with a sentence and 2, not a traceback."""
+    from assay_client.errors import AssayError  # noqa: PLC0415
+
+    try:
+        yield
+    except (ValueError, AssayError) as error:
+        typer.echo(f"assay evaluate {command}: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 def _finish(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | None) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import kurtosis, mannwhitneyu, norm, skew, spearmanr
 
 from assay_training.algorithms.buckets import HIGH, LOW
@@ -175,6 +176,15 @@ def calibration(labels: Floats, predictions: Floats) -> list[Bin]:
         for k in range(BINS)
         if (mask := index == k).any()
     ]
+
+
+def reliability(margins: Floats) -> list[Bin]:
+    """How often the preferred one of a pair is right (`label`) beside σ(|margin|) (`prediction`), by its tenths.
+
+    Args:
+        margins: Bradley-Terry logits of the better completion minus the worse, `[n]`; a margin of 0 is half right.
+    """
+    return calibration(outcomes(margins), expit(np.abs(margins)))
 
 
 def spearman(a: Floats, b: Floats) -> float:

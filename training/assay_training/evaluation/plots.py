@@ -1,27 +1,67 @@
-"""Pictures of a run's results."""
+"""Pictures of results."""
 
-from pathlib import Path
+import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from assay_training.algorithms.statistics import moments
-from assay_training.evaluation.results import MODEL
+from assay_training.algorithms.statistics import Floats, moments
 from assay_training.evaluation.rows import Rows
 
 BINS = 60
+SIZE = (5.0, 3.2)
 
 
-def margins(rows: Rows, path: Path) -> None:
-    """The distribution of the model's reward margins, a panel per source (the margin paper's Fig. 1), as a PNG."""
+def margins(rows: Rows, model: str) -> Figure:
+    """The distribution of a model's reward margins, a panel per source (the margin paper's Fig. 1)."""
     sources = [str(source) for source in np.unique(rows.sources)]
     figure = Figure(figsize=(4 * len(sources), 3.2), layout="constrained")
     for axes, source in zip(figure.subplots(1, len(sources), squeeze=False)[0], sources, strict=True):
-        values = rows.values[MODEL][rows.sources == source]
+        values = rows.values[model][rows.sources == source]
         of = moments(values)
         axes.hist(values, bins=BINS)
         axes.axvline(0, color="black", linewidth=1)
         axes.axvline(of.mean, color="tab:red", linewidth=1)
         axes.set_title(f"{source}, {of.n} pairs")
         axes.set_xlabel(f"margin: mean {of.mean:.2f}, {of.share_negative:.0%} < 0, skewness {of.skewness:.2f}")
-    figure.savefig(path, format="png", dpi=120)
+    return figure
+
+
+def curve(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> Figure:
+    """Points joined, with the diagonal where both are equal."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([min(x, default=0), 1], [min(x, default=0), 1], color="gray", linewidth=1)
+    axes.plot(x, y, marker="o")
+    axes.set(xlabel=x_label, ylabel=y_label)
+    return figure
+
+
+def scatter(x: Floats, y: Floats, x_label: str, y_label: str) -> Figure:
+    """Points, as a raster: there may be many."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(x, y, s=4, alpha=0.3, rasterized=True)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    return figure
+
+
+def lines(points: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Figure:
+    """A line per name, over powers of two."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    for name, of in points.items():
+        axes.plot([x for x, _ in of], [y for _, y in of], marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.legend()
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """The picture as an SVG element."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", dpi=120)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

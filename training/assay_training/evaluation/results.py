@@ -35,11 +35,11 @@ def results(rows: Rows, objective: PreferenceObjective | AbsoluteObjective, seed
 
     A domain of one group is left out: a single group says nothing about others.
     """
-    domains = {name: mask for name, mask in _domains(rows.sources).items() if len(np.unique(rows.groups[mask])) > 1}
+    of = {name: mask for name, mask in domains(rows.sources).items() if len(np.unique(rows.groups[mask])) > 1}
     if isinstance(objective, AbsoluteObjective):
-        return {name: absolute_numbers(rows.where(mask), objective, seed) for name, mask in domains.items()}
-    domains["all"] = np.ones(len(rows.sources), dtype=bool)
-    return {name: preference_numbers(rows.where(mask)) for name, mask in domains.items()}
+        return {name: absolute_numbers(rows.where(mask), objective, seed) for name, mask in of.items()}
+    of["all"] = np.ones(len(rows.sources), dtype=bool)
+    return {name: preference_numbers(rows.where(mask)) for name, mask in of.items()}
 
 
 def preference_numbers(rows: Rows) -> dict[str, Any]:
@@ -67,12 +67,19 @@ def preference_numbers(rows: Rows) -> dict[str, Any]:
 
 def by_strength(rows: Rows, hits: Mapping[str, Floats]) -> dict[str, Any]:
     """Accuracy for each strength of preference, where a source gives gaps."""
+    return {
+        strength: _accuracy(hits, rows.groups, mask)
+        for strength, mask in strengths(rows).items()
+        if len(np.unique(rows.groups[mask])) > 1
+    }
+
+
+def strengths(rows: Rows) -> dict[str, NDArray[np.bool_]]:
+    """Which pairs are of which strength of preference, where a source gives gaps."""
     assert rows.gaps is not None
     found, low = {}, -1.0  # a gap of 0 is a preference that is negligible
     for strength, high in STRENGTHS.items():
-        mask = (rows.gaps > low) & (rows.gaps <= high + 1e-9)
-        if len(np.unique(rows.groups[mask])) > 1:
-            found[strength] = _accuracy(hits, rows.groups, mask)
+        found[strength] = (rows.gaps > low) & (rows.gaps <= high + 1e-9)
         low = high + 1e-9
     return found
 
@@ -114,15 +121,16 @@ def absolute_numbers(rows: Rows, objective: AbsoluteObjective, seed: int) -> dic
     }
 
 
-def _domains(sources: NDArray[np.str_]) -> dict[str, NDArray[np.bool_]]:
-    domains = {str(source): sources == source for source in np.unique(sources)}
-    for data_set in sorted({source.split("/")[0] for source in domains}):
-        subsets = [source for source in domains if source.startswith(f"{data_set}/")]
+def domains(sources: NDArray[np.str_]) -> dict[str, NDArray[np.bool_]]:
+    """Which rows are of which source, of which data set with several, and of its helpful ones."""
+    found = {str(source): sources == source for source in np.unique(sources)}
+    for data_set in sorted({source.split("/")[0] for source in found}):
+        subsets = [source for source in found if source.startswith(f"{data_set}/")]
         helpful = [source for source in subsets if source.startswith(f"{data_set}/helpful")]
         for name, several in ((f"{data_set}/helpful (all)", helpful), (f"{data_set} (all)", subsets)):
             if len(several) > 1:
-                domains[name] = np.isin(sources, several)
-    return domains
+                found[name] = np.isin(sources, several)
+    return found
 
 
 def _accuracy(hits: Mapping[str, Floats], groups: NDArray[np.str_], mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay_training.algorithms.statistics import Floats
-from assay_training.examples import Example
-from assay_training.records.record import Labelled, Pair, Ranking
+from assay_training.records.record import Judged, Labelled, Pair, Ranking
 
 Logits = Sequence[Sequence[float]]
 
@@ -37,16 +36,16 @@ class Rows:
     ties: "Rows | None" = None
 
     @classmethod
-    def of(cls, examples: Sequence[Example], contenders: dict[str, Logits]) -> "Rows":
+    def of(cls, records: Sequence[Judged], contenders: dict[str, Logits]) -> "Rows":
         """The pairs and ties of rankings, or the labelled items, with every contender's numbers."""
-        if all(isinstance(example.record, Labelled) for example in examples):
-            labels = [example.record.label for example in examples if isinstance(example.record, Labelled)]
+        if all(isinstance(record, Labelled) for record in records):
+            labels = [record.label for record in records if isinstance(record, Labelled)]
             values = {name: np.asarray([row[0] for row in logits]) for name, logits in contenders.items()}
-            return cls(_sources(examples), _groups(examples), values, labels=np.asarray(labels))
-        pairs = [(i, pair) for i, record in _rankings(examples) for pair in record.pairs]
-        ties = [(i, Pair(*tie)) for i, record in _rankings(examples) for tie in record.ties]
-        best = {i: _extreme(record) for i, record in _rankings(examples)}
-        judged, tied = _margins(examples, contenders, pairs), _margins(examples, contenders, ties)
+            return cls(_sources(records), _groups(records), values, labels=np.asarray(labels))
+        pairs = [(i, pair) for i, record in _rankings(records) for pair in record.pairs]
+        ties = [(i, Pair(*tie)) for i, record in _rankings(records) for tie in record.ties]
+        best = {i: _extreme(record) for i, record in _rankings(records)}
+        judged, tied = _margins(records, contenders, pairs), _margins(records, contenders, ties)
         return cls(
             judged.sources,
             judged.groups,
@@ -71,8 +70,8 @@ class Rows:
         )
 
 
-def _margins(examples: Sequence[Example], contenders: dict[str, Logits], pairs: list[tuple[int, Pair]]) -> Rows:
-    of = [examples[i] for i, _ in pairs]
+def _margins(records: Sequence[Judged], contenders: dict[str, Logits], pairs: list[tuple[int, Pair]]) -> Rows:
+    of = [records[i] for i, _ in pairs]
     values = {
         name: np.asarray([logits[i][pair.better] - logits[i][pair.worse] for i, pair in pairs], dtype=np.float64)
         for name, logits in contenders.items()
@@ -80,10 +79,10 @@ def _margins(examples: Sequence[Example], contenders: dict[str, Logits], pairs: 
     return Rows(_sources(of), _groups(of), values)
 
 
-def _rankings(examples: Sequence[Example]) -> Iterator[tuple[int, Ranking]]:
-    for i, example in enumerate(examples):
-        assert isinstance(example.record, Ranking)
-        yield i, example.record
+def _rankings(records: Sequence[Judged]) -> Iterator[tuple[int, Ranking]]:
+    for i, record in enumerate(records):
+        assert isinstance(record, Ranking)
+        yield i, record
 
 
 def _extreme(ranking: Ranking) -> Pair | None:
@@ -96,9 +95,9 @@ def _extreme(ranking: Ranking) -> Pair | None:
     return next((pair for pair in ranking.pairs if (pair.better, pair.worse) == (best, worst)), None)
 
 
-def _sources(examples: Sequence[Example]) -> NDArray[np.str_]:
-    return np.asarray([example.record.source for example in examples], dtype=np.str_)
+def _sources(records: Sequence[Judged]) -> NDArray[np.str_]:
+    return np.asarray([record.source for record in records], dtype=np.str_)
 
 
-def _groups(examples: Sequence[Example]) -> NDArray[np.str_]:
-    return np.asarray([example.record.group for example in examples], dtype=np.str_)
+def _groups(records: Sequence[Judged]) -> NDArray[np.str_]:
+    return np.asarray([record.group for record in records], dtype=np.str_)

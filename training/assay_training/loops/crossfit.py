@@ -91,7 +91,7 @@ def judge(reward: RewardRun, config_path: Path) -> None:
     contenders = crossfit.contenders()
     tested = [i for i, part in enumerate(reward.parts) if part in crossfit.tested]
     rows = Rows.of(
-        [reward.examples[i] for i in tested],
+        [reward.examples[i].record for i in tested],
         {name: [row for row in logits if row is not None] for name, logits in contenders.items()},
     )
     numbers = results(rows, reward.config.objective, reward.config.seed)
@@ -107,5 +107,5 @@ def judge(reward: RewardRun, config_path: Path) -> None:
     if reward.run.writes:
         (checkpoint / "MODEL_CARD.md").write_text(card(facts, numbers))
         if rows.labels is None:
-            plots.margins(rows, reward.run.path / "margins.png")
+            plots.margins(rows, MODEL).savefig(reward.run.path / "margins.png", dpi=120)
     reward.run.forget()

@@ -42,8 +42,8 @@ def single(reward: RewardRun) -> None:
         reward.run.write_json("held_out.json", stored)
     absolute = reward.config.objective.kind == "absolute"  # labels have a scale, which the length must be fitted to
     lengths = length_fit(reward.without(HELD_OUT), held_out) if absolute else length_logits(held_out)
-    rows = Rows.of(held_out, {MODEL: stored, LENGTH: lengths})
+    rows = Rows.of([example.record for example in held_out], {MODEL: stored, LENGTH: lengths})
     reward.run.write_json("results.json", results(rows, reward.config.objective, reward.config.seed))
     if rows.labels is None and reward.run.writes:
-        plots.margins(rows, reward.run.path / "margins.png")
+        plots.margins(rows, MODEL).savefig(reward.run.path / "margins.png", dpi=120)
     reward.run.forget()

@@ -63,11 +63,13 @@ class Row:
 
 
 def files(folder: Path) -> list[Path]:
-    """The files of a data set in the order in which they are read.
+    """The files of a data set, a folder or a file, in the order in which they are read.
 
     Raises:
         RecordError: there are none.
     """
+    if folder.is_file():
+        return [folder]
     found = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
     if not found:
         raise RecordError(f"{folder}: no *.jsonl or *.jsonl.gz files")

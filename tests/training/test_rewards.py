@@ -1,0 +1,230 @@
+"""Agreement, margins and best-of-N: literal numbers, and the commands against a real service."""
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from assay_client.client import RewardClient
+from assay_service.scoring.item import Item, Message
+from assay_training.algorithms.best_of_n import beaten, chosen, expected, kl_bound
+from assay_training.algorithms.statistics import reliability
+from assay_training.cli import app
+from assay_training.evaluation.rewards.agreement import agreement, kappa
+from assay_training.evaluation.rewards.best_of_n import best_of_n
+from assay_training.evaluation.rewards.judged import Candidates, read_comparisons
+from assay_training.evaluation.rewards.margins import margins
+from assay_training.records.record import Pair, Ranking
+from tests.service.test_serve_process import served, wait_until_ready
+
+PIPELINE = Path(__file__).parents[1] / "assets" / "pipeline" / "service.yaml"
+
+values = st.lists(st.integers(0, 4), min_size=2, max_size=7)
+
+
+@given(values, st.data())
+def test_the_best_of_n_is_the_mean_over_all_draws(gold: list[int], data: st.DataObject) -> None:
+    """By enumeration of every subset; among equal scores the pick is uniform."""
+    scores = data.draw(st.lists(st.integers(0, 3), min_size=len(gold), max_size=len(gold)))
+    n = data.draw(st.integers(1, len(gold)))
+    picks = []
+    for drawn in combinations(range(len(gold)), n):
+        best = max(scores[i] for i in drawn)
+        tied = [gold[i] for i in drawn if scores[i] == best]
+        picks.append(sum(tied) / len(tied))
+    found = expected(np.array(scores, dtype=float), np.array(gold, dtype=float), n)
+    assert found == pytest.approx(sum(picks) / len(picks))
+    assert chosen(np.array(scores, dtype=float), n).sum() == pytest.approx(1)
+
+
+def test_many_samples_do_not_overflow() -> None:
+    scores = np.arange(512).astype(np.float64)
+    assert expected(scores, scores, 256) == pytest.approx(256 / 257 * 513 - 1)  # the mean of the largest of n
+
+
+def test_the_kl_bound_and_the_share_that_is_beaten() -> None:
+    assert [kl_bound(n) for n in (1, 2, 256)] == pytest.approx([0, math.log(2) - 0.5, 4.549083], abs=1e-6)
+    assert beaten(np.array([1.0, 0.0, 1.0])).tolist() == [0.75, 0.0, 0.75]
+
+
+def ranking(i: int, *pairs: Pair, ties: tuple[tuple[int, int], ...] = (), source: str = "a") -> Ranking:
+    return Ranking(source, f"g{i}", (Message("user", f"q{i}"),), ("x", "yy", "zzz"), pairs, ties)
+
+
+def records(table: Any, **where: Any) -> list[dict[str, Any]]:
+    return [dict(r) for r in table.records if all(r[key] == value for key, value in where.items())]
+
+
+def test_agreement_beside_length_by_strength_and_with_ties_apart() -> None:
+    """The model is right in 3 of 4 pairs, the length in 2; one prompt's completions are tied."""
+    judged = [
+        ranking(0, Pair(0, 1, 0.1), Pair(0, 2, 1.0)),
+        ranking(1, Pair(2, 1, 0.2)),
+        ranking(2, Pair(1, 0, 1.0), source="b"),
+        ranking(3, ties=((0, 1),), source="b"),
+    ]
+    scores = [[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 2.0], [5.0, 3.0, 0.0]]
+    table = agreement(judged, {"m": scores})
+    (every,) = records(table, source="all", strength=None, model="m")
+    assert (every["n"], every["groups"], every["accuracy"], every["ties"], every["tied_margin"]) == (4, 3, 0.75, 1, 2.0)
+    (length,) = records(table, source="all", strength=None, model="length")
+    assert (length["accuracy"], every["difference"], length["difference"]) == (0.5, 0.25, None)
+    assert every["ci95"][0] < 0.75 < every["ci95"][1]
+    by_strength = {r["strength"]: (r["n"], r["accuracy"]) for r in records(table, source="all", model="m")}
+    assert by_strength == {None: (4, 0.75), "negligibly better": (2, 0.5), "significantly better": (2, 1.0)}
+    (alone,) = records(table, source="b", strength=None, model="m")
+    assert (alone["n"], alone["ci95"], alone["difference95"]) == (1, None, None)
+
+
+def test_two_models_are_compared_on_the_same_pairs() -> None:
+    judged = [ranking(i, Pair(0, 1)) for i in range(20)]
+    good = [[1.0, 0.0, 0.0]] * 20
+    worse = [[1.0, 0.0, 0.0]] * 15 + [[0.0, 1.0, 0.0]] * 5
+    (told,) = [note for note in agreement(judged, {"good": good, "worse": worse}).notes if "bootstrap" in note]
+    assert told.startswith("good less worse, paired bootstrap: +25.0% (+")
+
+
+def test_kappa_is_cohens() -> None:
+    """20 pairs: 8 both first, 2 and 4 apart, 6 both second: (0.7 - 0.5) / 0.5."""
+    first = np.array([True] * 10 + [False] * 10)
+    margins_ = np.array([1.0] * 8 + [-1.0] * 2 + [1.0] * 6 + [-1.0] * 4)
+    assert kappa(first, margins_) == pytest.approx(0.4)
+    assert kappa(np.array([True, True]), np.array([1.0, 1.0])) is None
+    assert kappa(first, np.zeros(20)) is None
+
+
+def test_calibration_of_margins() -> None:
+    """ln 4 is 0.8: of ten such margins eight should be right, and eight are."""
+    (only,) = reliability(np.array([math.log(4)] * 8 + [-math.log(4)] * 2))
+    assert (only.n, only.label) == (10, 0.8)
+    assert only.prediction == pytest.approx(0.8)
+    judged = [ranking(i, Pair(0, 1)) for i in range(10)]
+    scores = [[math.log(4), 0.0, 0.0]] * 8 + [[0.0, math.log(4), 0.0]] * 2
+    (found,) = records(margins(judged, {"m": scores}), source="all")
+    assert found["calibration_error"] == pytest.approx(0, abs=1e-12)
+    assert (found["n"], found["share_negative"]) == (10, 0.2)
+    assert found["mean"] == pytest.approx(0.6 * math.log(4))
+    assert found["best_minus_worst"] == found["mean"]
+
+
+def test_scores_and_characters_are_correlated_over_completions() -> None:
+    judged = [ranking(i, Pair(2, 0)) for i in range(3)]
+    (found,) = records(margins(judged, {"m": [[1.0, 2.0, 3.0]] * 3}), source="all")
+    assert found["length_correlation"] == pytest.approx(1)
+    assert found["length_spearman"] == pytest.approx(1)
+
+
+def test_the_best_of_n_by_the_gold_value_itself_is_the_most_there_is() -> None:
+    def candidates(i: int, gold: list[float]) -> Candidates:
+        items = tuple(Item.of(f"q{i}", "x" * (k + 1)) for k in range(len(gold)))
+        return Candidates("s", f"g{i}", items, tuple(gold))
+
+    of = [candidates(0, [0.0, 0.5, 1.0, 0.5]), candidates(1, [1.0, 0.0])]
+    gold = [list(c.gold) for c in of]
+    table = best_of_n(of, gold, {"backwards": [[-g for g in row] for row in gold]})
+    found = {(r["model"], r["n"]): (r["prompts"], r["gold"]) for r in table.records}
+    assert found["gold itself", 1] == found["backwards", 1] == (2, pytest.approx(0.5))
+    assert found["gold itself", 2] == (2, pytest.approx(((1 * 3 + 0.5 * 3) / 6 + 1) / 2))
+    assert found["backwards", 4] == (1, 0.0)
+    assert found["gold itself", 4] == (1, 1.0)
+    assert ("gold itself", 8) not in found
+    assert records(table, model="gold itself", n=4)[0]["win_rate"] == 1.0
+    assert "<svg" in table.pictures[0].svg
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_order_of_completions_tells_nothing(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "q", "chosen": "b", "rejected": "a", "gap": 0.5},
+        {"prompt": "q", "chosen": "c", "rejected": "d"},
+    ]
+    first, second = read_comparisons(f"pairs:{write(tmp_path / 'x.jsonl', rows)}")
+    assert (first.completions, first.pairs) == (("a", "b"), (Pair(1, 0, 0.5),))
+    assert (second.completions, second.pairs) == (("c", "d"), (Pair(0, 1),))
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with served(PIPELINE) as (url, process), RewardClient(url) as client:
+        wait_until_ready(client, process)
+        yield url
+
+
+def run(*arguments: Any) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+QUESTIONS = [f"How do I keep {thing}?" for thing in ("bread", "a cat", "time", "quiet")]
+ANSWERS = ["In a bag.", "I do not know.", "Well, that depends on what you want to do with it."]
+
+
+@pytest.mark.slow
+def test_agreement_with_a_service(url: str, tmp_path: Path) -> None:
+    """The logits behind the table are those that the client gets."""
+    rows = [{"prompt": q, "completions": ANSWERS, "ranks": [1, 3, 2]} for q in QUESTIONS]
+    source = f"rankings:{write(tmp_path / 'mine.jsonl', rows)}"
+    code, output = run("agreement", source, "--url", url, "--json")
+    assert code == 0, output
+    found = {r["model"]: r for r in json.loads(output) if (r["source"], r["strength"]) == ("all", None)}
+    assert set(found) == {"preference", "absolute", "crs", "length"}
+    with RewardClient(url) as client:
+        scores = client.score([(q, a) for q in QUESTIONS for a in ANSWERS], model="preference").scores()
+    hits = [scores[3 * i + a] > scores[3 * i + b] for i in range(4) for a, b in ((0, 1), (0, 2), (2, 1))]
+    assert found["preference"]["accuracy"] == sum(hits) / 12
+    code, output = run("margins", source, "--url", url, "--model", "preference", "--html", tmp_path / "m.html")
+    assert code == 0, output
+    assert (tmp_path / "m.html").read_text().count("<svg") == 3
+
+
+@pytest.mark.slow
+def test_best_of_n_with_a_service_and_a_served_gold(url: str, tmp_path: Path) -> None:
+    labels = [{"prompt": q, "completion": a, "label": k / 2} for q in QUESTIONS for k, a in enumerate(ANSWERS)]
+    source = f"labels:{write(tmp_path / 'mine.jsonl', labels)}"
+    code, output = run("best-of-n", source, "--url", url, "--json")
+    assert code == 0, output
+    found = {(r["model"], r["n"]): r["gold"] for r in json.loads(output)}
+    assert found["gold itself", 1] == found["crs", 1] == pytest.approx(0.5)
+    assert found["gold itself", 2] == pytest.approx((1 + 1 + 0.5) / 3)
+    code, output = run("best-of-n", source, "--url", url, "--model", "preference", "--gold", "absolute", "--json")
+    assert code == 0, output
+    assert {r["model"] for r in json.loads(output)} == {"preference", "length", "gold itself"}
+
+
+@pytest.mark.slow
+def test_what_cannot_be_scored_is_left_out_and_told(url: str, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": q, "chosen": "<|im_end|>" if i == 0 else "Yes.", "rejected": "No."} for i, q in enumerate(QUESTIONS)
+    ]
+    code, output = run("agreement", f"pairs:{write(tmp_path / 'x.jsonl', rows)}", "--url", url, "--model", "preference")
+    assert code == 0, output
+    assert "left out with their prompt: 1 special_tokens" in output
+    code, output = run("agreement", f"pairs:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "nobody")
+    assert (code, "'nobody' is not served; served are" in output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("nothing:x", "not FORMAT:PATH with one of hh"), ("pairs:absent.jsonl", "no such file or folder")],
+)
+def test_a_source_that_is_not_there_is_told(given: str, message: str) -> None:
+    code, output = run("agreement", given)
+    assert (code, message in output) == (2, True), output
+
+
+def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    code, output = run("agreement", f"pairs:{source}", "--url", "http://127.0.0.1:9")
+    assert (code, "assay evaluate agreement: " in output) == (2, True), output

@@ -1,0 +1,126 @@
+"""How often served rewards agree with judges or people, beside the length of what was judged."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from statsmodels.stats.inter_rater import cohens_kappa
+
+from assay_training.algorithms.statistics import Floats, bootstrap, clustered_mean, outcomes
+from assay_training.evaluation.results import LENGTH, domains, strengths
+from assay_training.evaluation.rows import Logits, Rows
+from assay_training.evaluation.table import Table, interval, number, text
+from assay_training.records.record import Ranking
+
+COLUMNS = (
+    text("source", "source"),
+    text("preference", "strength", missing="any"),
+    text("model", "model"),
+    text("pairs", "n"),
+    number("agrees", "accuracy", ".1%"),
+    interval("95 %", "ci95", ".1%"),
+    number("kappa", "kappa", ".2f"),
+    number("less length", "difference", "+.1%"),
+    interval("95 %", "difference95", "+.1%"),
+    text("ties", "ties"),
+)
+NOTES = (
+    "Agrees: the better one has the higher score, over pairs that are no ties; equal scores are half. 95 %: by prompt.",
+    "Kappa: Cohen's, over which of the two is better. Less length: the difference to preferring the longer one.",
+)
+
+
+def agreement(rankings: Sequence[Ranking], scores: Mapping[str, Logits], *, seed: int = 0) -> Table:
+    """A record for every source, strength of preference (None for any) and model, and for the length.
+
+    Args:
+        rankings: what was judged; the order of completions says nothing of their ranks.
+        scores: by model, of every completion.
+        seed: of the bootstrap.
+    """
+    rows = Rows.of(rankings, {**scores, LENGTH: lengths(rankings)})
+    first = np.array([pair.better < pair.worse for ranking in rankings for pair in ranking.pairs], dtype=bool)
+    records = []
+    for source, where in {**domains(rows.sources), "all": np.ones(len(rows.sources), dtype=bool)}.items():
+        masks: dict[str | None, NDArray[np.bool_]] = {None: where}
+        for strength, mask in (masks | {name: of & where for name, of in strengths(rows).items()}).items():
+            if mask.any():
+                records += _records(rows.where(mask), first[mask], source, strength, seed)
+    return Table("Agreement", tuple(records), COLUMNS, notes=(*NOTES, *_compared(rows, list(scores), seed)))
+
+
+def lengths(rankings: Sequence[Ranking]) -> list[list[float]]:
+    """Characters of every completion."""
+    return [[float(len(completion)) for completion in ranking.completions] for ranking in rankings]
+
+
+def _records(
+    rows: Rows, first: NDArray[np.bool_], source: str, strength: str | None, seed: int
+) -> list[dict[str, Any]]:
+    groups = rows.groups.tolist()
+    several = len(set(groups)) > 1
+    hits = {name: outcomes(margins) for name, margins in rows.values.items()}
+    records = []
+    for name, hit in hits.items():
+        apart = hit - hits[LENGTH]
+        estimate = clustered_mean(hit, groups) if several else None
+        difference = bootstrap(_mean_of(apart), groups, seed=seed) if several else None
+        records.append(
+            {
+                "source": source,
+                "strength": strength,
+                "model": name,
+                "n": len(hit),
+                "groups": len(set(groups)),
+                "accuracy": float(hit.mean()),
+                "ci95": None if estimate is None else [estimate.low, estimate.high],
+                "kappa": kappa(first, rows.values[name]),
+                "difference": None if name == LENGTH else float(apart.mean()),
+                "difference95": None if name == LENGTH or difference is None else [difference.low, difference.high],
+                "ties": None if strength or rows.ties is None else len(rows.ties.sources),
+                "tied_margin": _tied(rows, name) if strength is None else None,
+            }
+        )
+    return records
+
+
+def kappa(first: NDArray[np.bool_], margins: Floats) -> float | None:
+    """Cohen's kappa of judge and model on which of two completions is better; None where both always say the same.
+
+    Args:
+        first: whether the judge preferred the one that stands first, `[n]`.
+        margins: the model's score of the preferred one minus the other's, `[n]`; zeros are left out.
+    """
+    decided = margins != 0
+    model = first == (margins > 0)
+    table = [[int((decided & (first == a) & (model == b)).sum()) for b in (True, False)] for a in (True, False)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # 0/0 where there is one category: no number, and told so
+        value = float(cohens_kappa(table, return_results=False)) if decided.any() else np.nan
+    return None if np.isnan(value) else value
+
+
+def _mean_of(values: Floats) -> Callable[[NDArray[np.int64]], float]:
+    return lambda rows: float(values[rows].mean())
+
+
+def _tied(rows: Rows, name: str) -> float | None:
+    if rows.ties is None or not len(rows.ties.sources):
+        return None
+    return float(np.abs(rows.ties.values[name]).mean())
+
+
+def _compared(rows: Rows, models: Sequence[str], seed: int) -> list[str]:
+    """Every two models on the same pairs, by paired bootstrap over prompts."""
+    groups = rows.groups.tolist()
+    if len(set(groups)) < 2:
+        return []
+    told = []
+    for a, b in combinations(models, 2):
+        apart = outcomes(rows.values[a]) - outcomes(rows.values[b])
+        found = bootstrap(_mean_of(apart), groups, seed=seed)
+        told.append(f"{a} less {b}, paired bootstrap: {found.value:+.1%} ({found.low:+.1%} to {found.high:+.1%}).")
+    return told

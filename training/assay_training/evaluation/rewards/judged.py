@@ -1,0 +1,113 @@
+"""What was judged, as rankings or as candidates with a gold value, from `FORMAT:PATH`."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from assay_service.scoring.item import Item, Message
+from assay_training.config.data import Format, Source
+from assay_training.evaluation.judgments.verdicts import Verdict, read_verdicts
+from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
+from assay_training.records.sources import Read, read_labelled, read_rankings
+
+ALPACA_EVAL = "alpaca_eval"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The completions of one prompt, each with what it is worth.
+
+    Attributes:
+        source: where they come from.
+        group: what must not be told apart by chance.
+        items: the conversations.
+        gold: of each, 0..1.
+    """
+
+    source: str
+    group: str
+    items: tuple[Item, ...]
+    gold: tuple[float, ...]
+
+
+def locate(given: str) -> tuple[str, Path]:
+    """Format and path of `FORMAT:PATH`.
+
+    Raises:
+        RecordError: there is no such format or path.
+    """
+    format_, _, path = given.partition(":")
+    known = (*get_args(Format), ALPACA_EVAL)
+    if format_ not in known:
+        raise RecordError(f"{given}: not FORMAT:PATH with one of {', '.join(known)}")
+    if not Path(path).exists():
+        raise RecordError(f"{given}: no such file or folder")
+    return format_, Path(path)
+
+
+def read_comparisons(given: str) -> list[Ranking]:
+    """Rankings whose completions stand in an order that says nothing of their ranks.
+
+    AlpacaEval's stand as its models do; others, many of which have the better one first, in the order of their text.
+
+    Raises:
+        RecordError: naming file, row and field.
+    """
+    format_, path = locate(given)
+    if format_ == ALPACA_EVAL:
+        return [_of_verdict(verdict, path) for verdict in read_verdicts(path, None)]
+    found = read_rankings(*_source(format_, path)).records
+    return [_shuffled(record) for record in found if isinstance(record, Ranking)]
+
+
+def read_candidates(given: str) -> list[Candidates]:
+    """Labelled items by prompt, for prompts that have two or more.
+
+    Raises:
+        RecordError: naming file, row and field; or no prompt has two.
+    """
+    format_, path = locate(given)
+    if format_ == ALPACA_EVAL:
+        raise RecordError(f"{given}: verdicts give no value to a completion")
+    read: Read[Ranking | Labelled] = read_labelled(*_source(format_, path))
+    by_prompt: dict[tuple[Message, ...], list[Labelled]] = defaultdict(list)
+    for record in read.records:
+        assert isinstance(record, Labelled)
+        by_prompt[record.item.prompt].append(record)
+    several = [of for of in by_prompt.values() if len(of) > 1]
+    if not several:
+        raise RecordError(f"{given}: no prompt has two completions")
+    return [
+        Candidates(of[0].source, of[0].group, tuple(r.item for r in of), tuple(r.label for r in of)) for of in several
+    ]
+
+
+def _source(format_: str, path: Path) -> tuple[Path, Sequence[Source]]:
+    return path.resolve().parent, [Source.model_validate({"name": path.resolve().name, "format": format_})]
+
+
+def _of_verdict(verdict: Verdict, path: Path) -> Ranking:
+    pairs = () if verdict.score == 0.5 else (Pair(0, 1) if verdict.score > 0.5 else Pair(1, 0),)
+    return Ranking(
+        source=path.name.split(".json")[0],
+        group=group_of(verdict.instruction),
+        prompt=(Message("user", verdict.instruction),),
+        completions=verdict.outputs,
+        pairs=pairs,
+        ties=() if pairs else ((0, 1),),
+    )
+
+
+def _shuffled(ranking: Ranking) -> Ranking:
+    order = sorted(range(len(ranking.completions)), key=lambda k: ranking.completions[k])
+    place = {old: new for new, old in enumerate(order)}
+    return Ranking(
+        source=ranking.source,
+        group=ranking.group,
+        prompt=ranking.prompt,
+        completions=tuple(ranking.completions[k] for k in order),
+        pairs=tuple(Pair(place[pair.better], place[pair.worse], pair.gap) for pair in ranking.pairs),
+        ties=tuple((min(place[i], place[j]), max(place[i], place[j])) for i, j in ranking.ties),
+    )

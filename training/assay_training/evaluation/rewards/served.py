@@ -1,0 +1,79 @@
+"""Scores of conversations from a running service."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from assay_client.client import RewardClient
+from assay_client.types import Score
+from assay_service.scoring.item import Item
+
+
+class Scored(Protocol):
+    """Anything with conversations to be scored together."""
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The conversations."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a service gave.
+
+    Attributes:
+        kept: indices of those of whose items every one was scored by every model.
+        by_model: for each of the kept ones the scores of its items, on the logit scale.
+        failures: items that have no score, by error code; what holds one is not kept.
+        fingerprints: of the models.
+    """
+
+    kept: tuple[int, ...]
+    by_model: dict[str, list[list[float]]]
+    failures: Counter[str]
+    fingerprints: dict[str, str]
+
+
+def models_of(client: RewardClient, asked: Sequence[str]) -> list[str]:
+    """The models to ask: those that were named, else all that are served.
+
+    Raises:
+        ValueError: one of them is not served.
+    """
+    served = [card.id for card in client.models()]
+    unknown = next((name for name in asked if name not in served), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown!r} is not served; served are {', '.join(served)}")
+    return list(asked or served)
+
+
+def score(records: Sequence[Scored], client: RewardClient, models: Sequence[str]) -> Scores:
+    """Every item's score by every model; a failure is counted and never becomes a number."""
+    items = [
+        {"messages": [{"role": m.role, "content": m.content} for m in item.messages]}
+        for record in records
+        for item in record.items
+    ]
+    answers = {model: client.score(items, model=model) for model in models}
+    failures: Counter[str] = Counter(row.error.code for answer in answers.values() for row in answer.failures)
+    kept: list[int] = []
+    by_model: dict[str, list[list[float]]] = {model: [] for model in models}
+    start = 0
+    for i, record in enumerate(records):
+        end = start + len(record.items)
+        rows = {model: [r.score for r in a.data[start:end] if isinstance(r, Score)] for model, a in answers.items()}
+        if all(len(row) == end - start for row in rows.values()):
+            kept.append(i)
+            for model, row in rows.items():
+                by_model[model].append(row)
+        start = end
+    return Scores(tuple(kept), by_model, failures, {model: answer.fingerprint for model, answer in answers.items()})
+
+
+def notes(scores: Scores) -> tuple[str, ...]:
+    """Which models these were, and what is missing."""
+    lost = ", ".join(f"{count} {code}" for code, count in scores.failures.items())
+    models = (f"{model}: fingerprint {fingerprint}" for model, fingerprint in scores.fingerprints.items())
+    return (*models, *((f"Items without a score, left out with their prompt: {lost}.",) if lost else ()))
