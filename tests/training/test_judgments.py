@@ -14,7 +14,8 @@ from assay_training.evaluation.judgments.instructions import plain
 
 def evaluate(*arguments: Any) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
-    return result.exit_code, result.output
+    # Progress goes to stderr, which is told with everything else.
+    return result.exit_code, result.stdout if "--json" in arguments and result.exit_code == 0 else result.output
 
 
 def records(*arguments: Any) -> list[dict[str, Any]]:
@@ -126,19 +127,23 @@ def test_a_file_that_is_no_list_is_told(content: bytes, tmp_path: Path) -> None:
 
 def poll(*ranks: dict[str, int], prompt: str = "Which?") -> dict[str, Any]:
     ballots = [{"voter": f"v{i}", "ranks": of} for i, of in enumerate(ranks)]
-    return {"prompt": prompt, "responses": {"a": "abs", "b": "pref", "c": "sft"}, "ballots": ballots}
+    return {"prompt": prompt, "responses": {"a": "One.", "b": "Two.", "c": "Three."}, "ballots": ballots}
 
 
 def ballots(path: Path, *polls: dict[str, Any]) -> Path:
     return write(path, {"format": "assay-ballots", "prompts": list(polls)})
 
 
+def key(path: Path, **models: str) -> Path:
+    of = models or {"a": "abs", "b": "pref", "c": "sft"}
+    return write(path / "key.json", {"format": "assay-ballots-key", "prompts": [of]})
+
+
 def test_votes_of_two_groups(tmp_path: Path) -> None:
     """One group has the thesis' example (Table 9), the other is of one mind."""
     split = poll({"a": 2, "b": 1, "c": 3}, {"a": 2, "b": 3, "c": 1}, {"a": 2, "b": 3, "c": 1})
-    found = records(
-        "vote", ballots(tmp_path / "one.json", split), ballots(tmp_path / "two.json", poll({"a": 1, "b": 2, "c": 3}))
-    )
+    files = (ballots(tmp_path / "one.json", split), ballots(tmp_path / "two.json", poll({"a": 1, "b": 2, "c": 3})))
+    found = records("vote", *files, "--keys", key(tmp_path))
     rules = list(dict.fromkeys((r["method"], r["ballot_ties"], r["majority_ties"]) for r in found))
     assert (len(rules), rules[0]) == (7, ("ranked pairs", "stored order", "by name"))
     first = found[: len(found) // 7]
@@ -150,16 +155,13 @@ def test_votes_of_two_groups(tmp_path: Path) -> None:
     assert spread == pytest.approx(1 / 6)  # of the population: the groups are all there are
 
 
-def test_the_thesis_form_needs_its_keys(tmp_path: Path) -> None:
+def test_the_thesis_form(tmp_path: Path) -> None:
     keys = write(tmp_path / "keys.json", {"run": {"Which one. Or two?": {"0": "abs", "1": "pref"}}})
-    votes = write(
-        tmp_path / "run.json",
-        [[{"response-1": 1, "response-2": 1, "user_id": "x"}, {"response-1": 2, "response-2": 1}]],
-    )
-    found = records("vote", votes, "--keys", keys)
+    cast = [{"response-1": 1, "response-2": 1, "user_id": "x"}, {"response-1": 2, "response-2": 1}]
+    found = records("vote", write(tmp_path / "run.json", [cast]), "--keys", keys)
     assert [r["points"] for r in found if r["group"] is None][:2] == [1.0, 0.5]  # 1:1, and the tie to the first by name
-    code, output = evaluate("vote", votes)
-    assert (code, "run.json" in output) == (2, True)
+    code, output = evaluate("vote", tmp_path / "run.json", tmp_path / "run.json", "--keys", keys)
+    assert (code, "keys.json: 1 groups for 2 files" in output) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -168,13 +170,37 @@ def test_the_thesis_form_needs_its_keys(tmp_path: Path) -> None:
         (poll({"a": 1, "b": 2}), "x.json: prompt 1: ballot 1: ranks a, b; the responses are a, b, c"),
         (poll({"a": 0, "b": 2, "c": 3}), "ballot 1: field 'a' is 0, not a rank from 1"),
         (poll(), "prompt 1: there are no ballots"),
-        (poll({"a": 1, "b": 2, "c": 3}) | {"responses": {"a": "x", "b": "x"}}, "field 'responses'"),
         (poll({"a": 1, "b": 2, "c": 3}) | {"prompt": ""}, "field 'prompt' is empty"),
+        (poll({"a": 1, "b": 2, "c": 3}) | {"ballots": [3]}, "ballot 1: not an object"),
     ],
 )
 def test_a_malformed_poll_is_told(bad: dict[str, Any], message: str, tmp_path: Path) -> None:
-    code, output = evaluate("vote", ballots(tmp_path / "x.json", bad))
+    code, output = evaluate("vote", ballots(tmp_path / "x.json", bad), "--keys", key(tmp_path))
     assert (code, message in output) == (2, True), output
+
+
+def test_a_malformed_key_is_told(tmp_path: Path) -> None:
+    votes = ballots(tmp_path / "x.json", poll({"a": 1, "b": 2, "c": 3}))
+    code, output = evaluate("vote", votes, "--keys", key(tmp_path, a="x", b="x", c="y"))
+    assert (code, "does not name two models or more, each once" in output) == (2, True), output
+
+
+def test_people_rank_what_was_exported_without_seeing_names(tmp_path: Path) -> None:
+    """Three models from two files of pairs; the ballots filled in come back as votes for the models."""
+    asked = [row(2, i) for i in range(3)]
+    other = [one | {"generator_2": "third", "output_2": "ccc"} for one in asked]
+    files = (write(tmp_path / "x.json", asked), write(tmp_path / "y.json", other))
+    code, output = evaluate("task", *files, "--out", tmp_path / "task.json", "--keys", tmp_path / "key.json")
+    assert code == 0, output
+    exported = json.loads((tmp_path / "task.json").read_text())
+    assert not any(name in (tmp_path / "task.json").read_text() for name in ("base", "new", "third"))
+    assert [len(prompt["responses"]) for prompt in exported["prompts"]] == [3, 3, 3]
+    for prompt in exported["prompts"]:  # a voter who likes long ones
+        longest = sorted(prompt["responses"], key=lambda name: -len(prompt["responses"][name]))
+        prompt["ballots"] = [{"voter": "v", "ranks": {name: place for place, name in enumerate(longest, start=1)}}]
+    found = records("vote", write(tmp_path / "task.json", exported), "--keys", tmp_path / "key.json")
+    points = {r["model"]: r["points"] for r in found[:6] if r["group"] is None}
+    assert points == pytest.approx({"third": 1, "new": 2 / 3, "base": 1 / 3})
 
 
 def test_errors_by_bucket_of_ten_rows(tmp_path: Path) -> None:

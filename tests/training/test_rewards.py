@@ -201,6 +201,14 @@ def test_best_of_n_with_a_service_and_a_served_gold(url: str, tmp_path: Path) ->
     code, output = run("best-of-n", source, "--url", url, "--model", "preference", "--gold", "absolute", "--json")
     assert code == 0, output
     assert {r["model"] for r in json.loads(output)} == {"preference", "length", "gold itself"}
+    rollouts = (
+        f"completions:{write(tmp_path / 'fresh.jsonl', [{'prompt': q, 'completions': ANSWERS} for q in QUESTIONS])}"
+    )
+    code, told = run("best-of-n", rollouts, "--url", url)
+    assert (code, "--gold" in told) == (2, True)
+    code, again = run("best-of-n", rollouts, "--url", url, "--model", "preference", "--gold", "absolute", "--json")
+    assert code == 0
+    assert [r["gold"] for r in json.loads(again)] == [r["gold"] for r in json.loads(output)]
 
 
 @pytest.mark.slow

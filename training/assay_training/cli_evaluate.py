@@ -1,5 +1,6 @@
 """`assay evaluate …`. Imports only typer and the standard library at the top; the rest later."""
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -50,9 +51,7 @@ def winrate(
 @app.command("vote")
 def vote(
     files: Files,
-    keys: Annotated[
-        Path | None, typer.Option(help="Models behind responses, in the thesis' form.", exists=True)
-    ] = None,
+    keys: Annotated[Path, typer.Option(help="Which model wrote which response.", exists=True, dir_okay=False)],
     as_json: Json = False,
     html: Html = None,
 ) -> None:
@@ -62,7 +61,51 @@ def vote(
 
     with _plain_errors("vote"):
         table = evaluate(read_polls(files, keys))
-        _finish(table, [*files, *([keys] if keys else [])], as_json, html)
+        _finish(table, [*files, keys], as_json, html)
+
+
+@app.command("judge")
+def judge(  # noqa: PLR0913, PLR0917 - the options of a command
+    files: Files,
+    url: Annotated[str, typer.Option(help="Of an OpenAI-compatible API, up to /v1.")],
+    model: Annotated[str, typer.Option(help="The judge, as the API knows it.")],
+    out: Annotated[Path, typer.Option(help="Where the verdicts go; answers go to OUT.answers.jsonl.", dir_okay=False)],
+    order: Annotated[str, typer.Option(help="Show each pair in `both` orders, or in a `random` one.")] = "both",
+    prices: Annotated[
+        tuple[float, float] | None, typer.Option(help="Of a million tokens of prompt and of answer.")
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="Model of output_1 where rows name only `generator`.")] = None,
+    as_json: Json = False,
+    html: Html = None,
+) -> None:
+    """Let a language model judge pairs of outputs. Interrupted, it goes on; what was answered is never asked again."""
+    from assay_training.evaluation.judgments.judge import judge_all  # noqa: PLC0415
+    from assay_training.evaluation.judgments.verdicts import read_contests  # noqa: PLC0415
+
+    with _plain_errors("judge"):
+        contests = [contest for path in files for contest in read_contests(path, reference)]
+        table, rows, failed = judge_all(contests, url, model, out, order, prices)
+        out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        _finish(table, files, as_json, html)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("task")
+def task(
+    files: Files,
+    out: Annotated[Path, typer.Option(help="Where the task goes, without names of models.", dir_okay=False)],
+    keys: Annotated[Path, typer.Option(help="Where the names go.", dir_okay=False)],
+    reference: Annotated[str | None, typer.Option(help="Model of output_1 where rows name only `generator`.")] = None,
+) -> None:
+    """Make a ranking task for people out of outputs; its ballots are for `vote`."""
+    from assay_training.evaluation.judgments.task import export  # noqa: PLC0415
+    from assay_training.evaluation.judgments.verdicts import read_contests  # noqa: PLC0415
+
+    with _plain_errors("task"):
+        made, key = export([contest for path in files for contest in read_contests(path, reference)])
+        out.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+        keys.write_text(json.dumps(key, indent=1, ensure_ascii=False) + "\n")
 
 
 @app.command("absolute")
@@ -116,6 +159,8 @@ def best_of_n(
     with _plain_errors("best-of-n"):
         asked = [*model, *([gold] if gold and gold not in model else [])] if model else []
         candidates, scores = _scored(read_candidates, judged, url, asked)
+        if gold is None and not all(of.gold for of in candidates):
+            raise ValueError("rollouts have no gold value of their own; name a served model to judge by: --gold")
         worth = [list(of.gold) for of in candidates] if gold is None else scores.by_model[gold]
         ways = {name: of for name, of in scores.by_model.items() if name != gold}
         _finish(_with(evaluate(candidates, worth, ways), scores), _files(judged), as_json, html)

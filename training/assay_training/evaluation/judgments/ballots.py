@@ -1,16 +1,17 @@
-"""Ballots: how voters rank the responses to a prompt.
+"""Ballots: how voters rank the responses to a prompt, and the key that says which model wrote which response.
 
-Our own form is one JSON object per group of voters:
+Our own form is one JSON object per group of voters, and one key for all of them, so that voters need not see names:
 
     {"format": "assay-ballots", "prompts": [
-        {"prompt": "…", "responses": {"a": "model-x", "b": "model-y"},
-         "ballots": [{"voter": "…", "ranks": {"a": 1, "b": 1}}]}]}
+        {"prompt": "…", "responses": {"response-1": "text", "response-2": "text"},
+         "ballots": [{"voter": "…", "ranks": {"response-1": 1, "response-2": 1}}]}]}
+    {"format": "assay-ballots-key", "prompts": [{"response-1": "model-x", "response-2": "model-y"}]}
 
-The thesis' form is a list of prompts, each a list of ballots (`response-1`, … with their ranks), with a file of keys
-beside it: by group and prompt the model behind every response, counted from 0 (seeds §7).
+The thesis' form is a list of prompts, each a list of ballots (`response-1`, … with their ranks); its key has, by group
+of voters and prompt, the model behind every response, counted from 0 (seeds §7).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from assay_training.algorithms.voting import Ballot
 from assay_training.records.record import RecordError
 from assay_training.records.rows import Row, json_of
 
-FORMAT = "assay-ballots"
+FORMAT, KEY_FORMAT = "assay-ballots", "assay-ballots-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,75 +38,68 @@ class Poll:
     ballots: tuple[Ballot, ...]
 
 
-def read_polls(paths: Sequence[Path], keys: Path | None) -> list[Poll]:
+def read_polls(paths: Sequence[Path], keys: Path) -> list[Poll]:
     """The polls of all files; each file is a group of voters.
 
     Args:
-        paths: of ballots; with `keys` in the order of its groups.
-        keys: of the thesis' form.
+        paths: of ballots; in the thesis' form in the order of the key's groups.
+        keys: which model wrote which response.
 
     Raises:
         RecordError: naming file, prompt and field.
     """
-    if keys is None:
-        return [poll for path in paths for poll in _own(path)]
-    groups = json_of(keys, dict)
-    if len(groups) != len(paths):
-        raise RecordError(f"{keys}: {len(groups)} groups for {len(paths)} files of ballots")
-    return [
-        poll
-        for path, (group, models) in zip(paths, groups.items(), strict=True)
-        for poll in _keyed(path, Row(f"{keys}: {group}", group, models if isinstance(models, dict) else {}))
-    ]
+    known = Row(str(keys), keys.stem, json_of(keys, dict))
+    if known.fields.get("format") == KEY_FORMAT:
+        return [poll for path in paths for poll in _own(path, known)]
+    if len(known.fields) != len(paths):
+        raise known.error(f"{len(known.fields)} groups for {len(paths)} files of ballots")
+    groups = zip(paths, known.fields.items(), strict=True)
+    return [poll for path, (group, prompts) in groups for poll in _of_the_thesis(path, group, prompts, known)]
 
 
-def _own(path: Path) -> list[Poll]:
+def _own(path: Path, keys: Row) -> Iterator[Poll]:
     read = Row(str(path), path.stem, json_of(path, dict))
     if read.get("format", str) != FORMAT:
         raise read.error(f"field 'format' is not {FORMAT!r}")
-    polls = []
-    for number, fields in enumerate(read.get("prompts", list), start=1):
-        row = Row(f"{path}: prompt {number}", path.stem, fields if isinstance(fields, dict) else {})
-        responses = row.get("responses", dict)
-        models = list(responses.values())
-        if len(models) < 2 or not all(isinstance(m, str) for m in models) or len(set(models)) < len(models):
-            raise row.error("field 'responses' does not name two models or more, each once")
-        ballots = tuple(
-            _ballot(
-                Row(f"{row.where}: ballot {i}", path.stem, ballot if isinstance(ballot, dict) else {}).get(
-                    "ranks", dict
-                ),
-                responses,
-                f"{row.where}: ballot {i}",
-            )
+    prompts, models = read.get("prompts", list), keys.get("prompts", list)
+    if len(prompts) != len(models):
+        raise read.error(f"{len(prompts)} prompts, {keys.where} has {len(models)}")
+    for number, (fields, of) in enumerate(zip(prompts, models, strict=True), start=1):
+        row = _object(f"{path}: prompt {number}", fields)
+        ranks = (
+            _object(f"{row.where}: ballot {i}", ballot).get("ranks", dict)
             for i, ballot in enumerate(row.get("ballots", list), start=1)
         )
-        polls.append(Poll(path.stem, row.text("prompt"), _some(ballots, row)))
-    return polls
+        yield Poll(path.stem, row.text("prompt"), _ballots(list(ranks), of, row, keys))
 
 
-def _keyed(path: Path, keys: Row) -> list[Poll]:
+def _of_the_thesis(path: Path, group: str, prompts: object, keys: Row) -> Iterator[Poll]:
     lists = json_of(path, list)
-    if len(lists) != len(keys.fields):
-        raise RecordError(f"{path}: ballots on {len(lists)} prompts, {keys.where} has {len(keys.fields)}")
-    polls = []
-    for number, (prompt, ballots) in enumerate(zip(keys.fields, lists, strict=True), start=1):
-        where = f"{path}: prompt {number}"
-        # Not `keys.get`, which would take the dots of a prompt for a way into nested objects.
-        models = keys.fields[prompt]
-        if not isinstance(models, dict) or not isinstance(ballots, list):
-            raise RecordError(f"{where}: not a list of ballots with an object of models")
-        shown = {f"response-{int(key) + 1}": model for key, model in models.items()}
-        made = tuple(
-            _ballot(
-                {name: rank for name, rank in ballot.items() if name.startswith("response-")},
-                shown,
-                f"{where}: ballot {i}",
-            )
-            for i, ballot in enumerate(ballots, start=1)
-        )
-        polls.append(Poll(keys.subset, prompt, _some(made, Row(where, path.stem, {}))))
-    return polls
+    known = _object(f"{keys.where}: {group}", prompts)
+    if len(lists) != len(known.fields):
+        raise RecordError(f"{path}: ballots on {len(lists)} prompts, {known.where} has {len(known.fields)}")
+    for number, ((prompt, models), ballots) in enumerate(zip(known.fields.items(), lists, strict=True), start=1):
+        row = Row(f"{path}: prompt {number}", group, {"ballots": ballots})
+        counted = _object(f"{known.where}: prompt {number}", models).fields
+        if not all(number.isdigit() for number in counted):
+            raise RecordError(f"{known.where}: prompt {number}: responses are not counted from 0")
+        shown = {f"response-{int(number) + 1}": model for number, model in counted.items()}
+        ranks = [
+            {name: rank for name, rank in _object(f"{row.where}: ballot {i}", ballot).fields.items() if name in shown}
+            for i, ballot in enumerate(row.get("ballots", list), start=1)
+        ]
+        yield Poll(group, prompt, _ballots(ranks, shown, row, keys))
+
+
+def _ballots(all_ranks: Sequence[Mapping[str, Any]], models: object, row: Row, keys: Row) -> tuple[Ballot, ...]:
+    """The ranks on each ballot, by model."""
+    known = _object(f"{keys.where}: the key of {row.where}", models)
+    names = list(known.fields.values())
+    if len(names) < 2 or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise known.error("does not name two models or more, each once")
+    if not all_ranks:
+        raise row.error("there are no ballots")
+    return tuple(_ballot(ranks, known.fields, f"{row.where}: ballot {i}") for i, ranks in enumerate(all_ranks, start=1))
 
 
 def _ballot(ranks: Mapping[str, Any], models: Mapping[str, str], where: str) -> Ballot:
@@ -117,7 +111,7 @@ def _ballot(ranks: Mapping[str, Any], models: Mapping[str, str], where: str) -> 
     return {models[name]: float(ranks[name]) for name in models}
 
 
-def _some(ballots: tuple[Ballot, ...], row: Row) -> tuple[Ballot, ...]:
-    if not ballots:
-        raise row.error("there are no ballots")
-    return ballots
+def _object(where: str, value: object) -> Row:
+    if not isinstance(value, dict):
+        raise RecordError(f"{where}: not an object")
+    return Row(where, "", value)

@@ -8,15 +8,14 @@ from assay_training.records.rows import Row, rows_of_list
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Two models' outputs to one instruction, and which is better.
+class Contest:
+    """Two models' outputs to one instruction.
 
     Attributes:
         where: file and row.
         instruction: what both were asked.
         first, second: the models.
         outputs: theirs, in that order.
-        score: how much of the win is the first's: 1, 0, or 0.5 for a draw.
     """
 
     where: str
@@ -24,12 +23,33 @@ class Verdict:
     first: str
     second: str
     outputs: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict(Contest):
+    """Which of the two is better.
+
+    Attributes:
+        score: how much of the win is the first's: 1, 0, or 0.5 for a draw.
+    """
+
     score: float
 
     def turned(self) -> "Verdict":
         """The same, the other way round."""
         outputs = (self.outputs[1], self.outputs[0])
         return Verdict(self.where, self.instruction, self.second, self.first, outputs, 1 - self.score)
+
+    def row(self) -> dict[str, str | float]:
+        """As AlpacaEval writes it."""
+        return {
+            "instruction": self.instruction,
+            "output_1": self.outputs[1],
+            "generator_1": self.second,
+            "output_2": self.outputs[0],
+            "generator_2": self.first,
+            "preference": 1 + self.score,
+        }
 
 
 def read_verdicts(path: Path, reference: str | None) -> Iterator[Verdict]:
@@ -45,11 +65,25 @@ def read_verdicts(path: Path, reference: str | None) -> Iterator[Verdict]:
         RecordError: naming file, row and field.
     """
     for row in rows_of_list(path):
-        first, second = _models(row, path, reference)
-        outputs = (row.get("output_2", str), row.get("output_1", str))
-        if first == second:
-            raise row.error(f"field 'generator': {first!r} is compared with itself")
-        yield Verdict(row.where, row.text("instruction"), first, second, outputs, _score(row))
+        contest = _contest(row, path, reference)
+        yield Verdict(contest.where, contest.instruction, contest.first, contest.second, contest.outputs, _score(row))
+
+
+def read_contests(path: Path, reference: str | None) -> Iterator[Contest]:
+    """The outputs of a file that are still to be judged: the same rows without `preference`.
+
+    Raises:
+        RecordError: naming file, row and field.
+    """
+    return (_contest(row, path, reference) for row in rows_of_list(path))
+
+
+def _contest(row: Row, path: Path, reference: str | None) -> Contest:
+    first, second = _models(row, path, reference)
+    if first == second:
+        raise row.error(f"field 'generator': {first!r} is compared with itself")
+    outputs = (row.get("output_2", str), row.get("output_1", str))
+    return Contest(row.where, row.text("instruction"), first, second, outputs)
 
 
 def _models(row: Row, path: Path, reference: str | None) -> tuple[str, str]:

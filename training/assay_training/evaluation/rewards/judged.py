@@ -9,10 +9,13 @@ from typing import get_args
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import Format, Source
 from assay_training.evaluation.judgments.verdicts import Verdict, read_verdicts
+from assay_training.records.plain import prompt_of
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
+from assay_training.records.rows import Row, files, rows_of_any
 from assay_training.records.sources import Read, read_labelled, read_rankings
 
 ALPACA_EVAL = "alpaca_eval"
+COMPLETIONS = "completions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class Candidates:
         source: where they come from.
         group: what must not be told apart by chance.
         items: the conversations.
-        gold: of each, 0..1.
+        gold: of each, 0..1; empty where nobody has said.
     """
 
     source: str
@@ -39,7 +42,7 @@ def locate(given: str) -> tuple[str, Path]:
         RecordError: there is no such format or path.
     """
     format_, _, path = given.partition(":")
-    known = (*get_args(Format), ALPACA_EVAL)
+    known = (*get_args(Format), ALPACA_EVAL, COMPLETIONS)
     if format_ not in known:
         raise RecordError(f"{given}: not FORMAT:PATH with one of {', '.join(known)}")
     if not Path(path).exists():
@@ -58,12 +61,14 @@ def read_comparisons(given: str) -> list[Ranking]:
     format_, path = locate(given)
     if format_ == ALPACA_EVAL:
         return [_of_verdict(verdict, path) for verdict in read_verdicts(path, None)]
+    if format_ == COMPLETIONS:
+        raise RecordError(f"{given}: nobody has judged them")
     found = read_rankings(*_source(format_, path)).records
     return [_shuffled(record) for record in found if isinstance(record, Ranking)]
 
 
 def read_candidates(given: str) -> list[Candidates]:
-    """Labelled items by prompt, for prompts that have two or more.
+    """Labelled items by prompt, for prompts that have two or more; or rollouts (`prompt`, `completions`), without gold.
 
     Raises:
         RecordError: naming file, row and field; or no prompt has two.
@@ -71,6 +76,8 @@ def read_candidates(given: str) -> list[Candidates]:
     format_, path = locate(given)
     if format_ == ALPACA_EVAL:
         raise RecordError(f"{given}: verdicts give no value to a completion")
+    if format_ == COMPLETIONS:
+        return [_of_rollouts(row, path.name) for file in files(path) for row in rows_of_any(file)]
     read: Read[Ranking | Labelled] = read_labelled(*_source(format_, path))
     by_prompt: dict[tuple[Message, ...], list[Labelled]] = defaultdict(list)
     for record in read.records:
@@ -82,6 +89,14 @@ def read_candidates(given: str) -> list[Candidates]:
     return [
         Candidates(of[0].source, of[0].group, tuple(r.item for r in of), tuple(r.label for r in of)) for of in several
     ]
+
+
+def _of_rollouts(row: Row, source: str) -> Candidates:
+    prompt, texts = prompt_of(row), row.get("completions", list)
+    if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise row.error("field 'completions' is not a list of two texts or more, none of them empty")
+    items = tuple(Item((*prompt, Message("assistant", text))) for text in texts)
+    return Candidates(source, group_of(prompt[-1].content), items, ())
 
 
 def _source(format_: str, path: Path) -> tuple[Path, Sequence[Source]]:

@@ -1,0 +1,141 @@
+"""A language model as judge: positions, caching, cost, and failures, against a fake endpoint and a real one."""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.test_judgments import evaluate, record, row, write
+
+Judge = Callable[[str, str], str]
+
+
+@contextmanager
+def endpoint(judge: Judge, status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A chat API whose answers are made by a function of the two outputs; and what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body)
+            said = body["messages"][-1]["content"]
+            a, b = re.findall(r"----- Answer [AB] -----\n\n(.*?)(?=\n\n-----)", said, re.DOTALL)
+            answer = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": judge(a, b)}}
+            usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
+            reply = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
+            content = json.dumps(reply | {"choices": [answer], "usage": usage}).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def outputs(tmp_path: Path, count: int = 4) -> Path:
+    """Output 2, of the new model, is the longer one in all but the first."""
+    rows = [
+        row(None, i, output_1="long answer" if i == 0 else "short", output_2="longer answer" if i else "s")
+        for i in range(count)
+    ]
+    for one in rows:
+        del one["preference"]
+    return write(tmp_path / "outputs.json", rows)
+
+
+def longer(a: str, b: str) -> str:
+    return "A" if len(a) > len(b) else "B" if len(b) > len(a) else "tie"
+
+
+def judge(url: str, tmp_path: Path, *options: Any) -> tuple[int, str]:
+    return evaluate(
+        "judge", tmp_path / "outputs.json", "--url", url, "--model", "j", "--out", tmp_path / "v.json", *options
+    )
+
+
+@pytest.mark.parametrize(("order", "calls"), [("both", 8), ("random", 4)])
+def test_a_judge_that_reads_is_followed_in_every_order(order: str, calls: int, tmp_path: Path) -> None:
+    outputs(tmp_path)
+    with endpoint(longer) as (url, asked):
+        code, output = judge(url, tmp_path, "--order", order, "--json")
+    assert code == 0, output
+    assert record(json.loads(output), "new", "base")["win_rate"] == 0.75
+    assert (len(asked), {body["temperature"] for body in asked}) == (calls, {0})
+    verdicts = json.loads((tmp_path / "v.json").read_text())
+    assert [verdict["preference"] for verdict in verdicts] == [1, 2, 2, 2]
+    again, told = evaluate("winrate", tmp_path / "v.json", "--json")
+    assert (again, record(json.loads(told), "new", "base")["win_rate"]) == (0, 0.75)
+
+
+def test_a_judge_that_follows_the_place_comes_to_a_draw_in_both_orders(tmp_path: Path) -> None:
+    outputs(tmp_path)
+    with endpoint(lambda a, b: "Answer A.") as (url, _):
+        code, output = judge(url, tmp_path, "--json")
+    assert code == 0
+    found = record(json.loads(output), "new", "base")
+    assert (found["win_rate"], found["draws"]) == (0.5, 4)
+
+
+def test_random_orders_do_not_put_one_model_first(tmp_path: Path) -> None:
+    outputs(tmp_path, count=64)
+    with endpoint(lambda a, b: "A") as (url, _):
+        code, output = judge(url, tmp_path, "--order", "random", "--json")
+    assert code == 0
+    assert 0.25 < record(json.loads(output), "new", "base")["win_rate"] < 0.75
+
+
+def test_what_was_answered_is_not_asked_again_and_costs_are_told(tmp_path: Path) -> None:
+    """Also after an interruption that left half a line."""
+    outputs(tmp_path)
+    with endpoint(longer) as (url, asked):
+        code, output = judge(url, tmp_path, "--prices", 10, 1000)
+        assert (code, len(asked)) == (0, 8)
+        told = " ".join(output.split())
+        assert "this time 8 answers, 800 + 16 tokens, 0.0240; in all 8 answers" in told
+        answers = tmp_path / "v.json.answers.jsonl"
+        answers.write_text(answers.read_text()[:-30])
+        code, output = judge(url, tmp_path)
+        assert (code, len(asked)) == (0, 9)
+        assert "this time 1 answers, 100 + 2 tokens; in all 8 answers, 800 + 16 tokens" in " ".join(output.split())
+
+
+def test_an_answer_that_is_no_choice_is_no_verdict(tmp_path: Path) -> None:
+    outputs(tmp_path)
+    with endpoint(lambda a, b: "I like both." if "s" in (a, b) else longer(a, b)) as (url, _):
+        code, output = judge(url, tmp_path)
+    assert (code, "1 of 4 pairs have no verdict" in output) == (1, True)
+    assert len(json.loads((tmp_path / "v.json").read_text())) == 3
+
+
+def test_an_endpoint_that_refuses_is_told_and_leaves_no_verdicts(tmp_path: Path) -> None:
+    outputs(tmp_path)
+    with endpoint(longer, status=400) as (url, _):
+        code, output = judge(url, tmp_path)
+    assert (code, "assay evaluate judge: http://127.0.0.1" in output) == (2, True)
+    assert not (tmp_path / "v.json").exists()
+
+
+def test_an_answer_file_of_something_else_is_told(tmp_path: Path) -> None:
+    outputs(tmp_path)
+    (tmp_path / "v.json.answers.jsonl").write_text('{"a": 1}\n')
+    code, output = judge("http://127.0.0.1:9/v1", tmp_path)
+    assert (code, "v.json.answers.jsonl:1: not an answer of a judge" in output) == (2, True)
