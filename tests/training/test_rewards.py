@@ -88,8 +88,14 @@ def test_two_models_are_compared_on_the_same_pairs() -> None:
     judged = [ranking(i, Pair(0, 1)) for i in range(20)]
     good = [[1.0, 0.0, 0.0]] * 20
     worse = [[1.0, 0.0, 0.0]] * 15 + [[0.0, 1.0, 0.0]] * 5
-    (told,) = [note for note in agreement(judged, {"good": good, "worse": worse}).notes if "bootstrap" in note]
+    table = agreement(judged, {"good": good, "worse": worse})
+    (told,) = [note for note in table.notes if "bootstrap" in note]
     assert told.startswith("good less worse, paired bootstrap: +25.0% (+")
+    (better,), (other,) = (records(table, source="all", strength=None, model=name) for name in ("good", "worse"))
+    forth, back = better["versus"]["worse"], other["versus"]["good"]
+    assert forth["difference"] == -back["difference"] == 0.25
+    assert forth["ci95"] == [-end for end in reversed(back["ci95"])]
+    assert 0 < forth["ci95"][0] < 0.25 < forth["ci95"][1] < 0.5
 
 
 def test_kappa_is_cohens() -> None:

@@ -59,6 +59,39 @@ def lines(points: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_l
     return figure
 
 
+def intervals(rows: Sequence[tuple[str, float, float, float]], x_label: str, middle: float) -> Figure:
+    """Values with their intervals, one below the other, and a line in the middle.
+
+    Args:
+        rows: name, value, lower and upper end.
+        x_label: of the values.
+        middle: where nothing is said for either side.
+    """
+    figure = Figure(figsize=(SIZE[0], 0.8 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(middle, color="gray", linewidth=1)
+    for place, (_, value, low, high) in enumerate(rows):
+        axes.plot([low, high], [place, place], color="tab:blue")
+        axes.plot([value], [place], marker="o", color="tab:blue")
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel(x_label)
+    return figure
+
+
+def dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_label: str) -> Figure:
+    """A line of dots for every name, a colour for every key."""
+    figure = Figure(figsize=(1.6 * SIZE[0], 0.8 + 0.3 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for key, values in points.items():
+        axes.scatter(values, range(len(names)), label=key)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(x_label)
+    axes.legend()
+    return figure
+
+
 def as_svg(figure: Figure) -> str:
     """The picture as an SVG element."""
     buffer = io.StringIO()

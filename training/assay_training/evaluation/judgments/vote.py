@@ -17,8 +17,9 @@ from assay_training.algorithms.voting import (
     borda,
     ranked_pairs,
 )
+from assay_training.evaluation import plots
 from assay_training.evaluation.judgments.ballots import Poll
-from assay_training.evaluation.table import Table, number, text
+from assay_training.evaluation.table import Picture, Table, number, text
 from assay_training.records.record import RecordError
 
 COLUMNS = (
@@ -70,7 +71,7 @@ def vote(polls: Sequence[Poll]) -> Table:
     records = [record for rule in RULES for record in _records(rule, polls, models)]
     first = len(records) // len(RULES)
     lines = (*records[:first], *(record for record in records[first:] if record["group"] is None))
-    return Table("Votes", tuple(records), COLUMNS, lines, NOTES)
+    return Table("Votes", tuple(records), COLUMNS, lines, NOTES, (_picture(records, models),))
 
 
 def merged(polls: Sequence[Poll]) -> list[Ranking]:
@@ -99,6 +100,13 @@ def _records(rule: Rule, polls: Sequence[Poll], models: Sequence[str]) -> list[d
             for group, mean, std in rows
         ]
     return records
+
+
+def _picture(records: Sequence[dict[str, Any]], models: Sequence[str]) -> Picture:
+    means = [record for record in records if record["group"] is None]
+    points = {model: [record["points"] for record in means if record["model"] == model] for model in models}
+    names = [f"{rule.ballot_ties}; {rule.majority_ties}" if rule.ballot_ties else "Borda of ballots" for rule in RULES]
+    return Picture("Points under every rule for ties.", plots.as_svg(plots.dots(points, names, "mean points")))
 
 
 def _means(points: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from assay_training.algorithms.proportions import length_controlled, longer_wins, win_rate
+from assay_training.evaluation import plots
 from assay_training.evaluation.judgments.instructions import groups_of, plain
 from assay_training.evaluation.judgments.verdicts import Verdict
-from assay_training.evaluation.table import Table, interval, number, text
+from assay_training.evaluation.table import Picture, Table, interval, number, text
 
 COLUMNS = (
     text("row", "row"),
@@ -61,7 +62,10 @@ def winrate(verdicts: Sequence[Verdict], groups: Mapping[str, tuple[str, ...]], 
     repeated = judged.total() - len(judged)
     again = (f"{repeated} verdicts are on an instruction that the same two had been judged on.",) if repeated else ()
     lines = tuple(record for record in records if (record["row"], record["column"]) in forth)
-    return Table("Win rates", tuple(records), COLUMNS, lines, NOTES + again)
+    total = [record for record in lines if record["group"] is None]
+    rows = [(f"{r['row']} over {r['column']}", r["win_rate"], *r["wilson95"]) for r in total]
+    picture = Picture("Win rates with Wilson's intervals.", plots.as_svg(plots.intervals(rows, "win rate", 0.5)))
+    return Table("Win rates", tuple(records), COLUMNS, lines, NOTES + again, (picture,))
 
 
 def _record(pair: tuple[str, str], group: str | None, verdicts: Sequence[Verdict], ddof: int) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from assay_training.algorithms.statistics import Floats, bucket_errors
-from assay_training.evaluation.table import Table, number, text
+from assay_training.algorithms.statistics import Floats, bucket_errors, calibration
+from assay_training.evaluation import plots
+from assay_training.evaluation.table import Picture, Table, number, text
 from assay_training.records.rows import rows_of_any
 
 COLUMNS = (
@@ -49,4 +50,11 @@ def absolute(qualities: Mapping[str, tuple[Floats, Floats]]) -> Table:
         for name, (labels, predictions) in qualities.items()
         for bucket, (n, mse, mae) in bucket_errors(labels, predictions).items()
     ]
-    return Table("Errors of absolute rewards", tuple(records), COLUMNS, notes=NOTES)
+    pictures = tuple(_picture(name, labels, predictions) for name, (labels, predictions) in qualities.items())
+    return Table("Errors of absolute rewards", tuple(records), COLUMNS, notes=NOTES, pictures=pictures)
+
+
+def _picture(name: str, labels: Floats, predictions: Floats) -> Picture:
+    bins = calibration(labels, predictions)
+    drawn = plots.curve([b.prediction for b in bins], [b.label for b in bins], "prediction", "label")
+    return Picture(f"{name}: mean label against mean prediction, by tenths.", plots.as_svg(drawn))

@@ -49,7 +49,7 @@ def agreement(rankings: Sequence[Ranking], scores: Mapping[str, Logits], *, seed
         for strength, mask in (masks | {name: of & where for name, of in strengths(rows).items()}).items():
             if mask.any():
                 records += _records(rows.where(mask), first[mask], source, strength, seed)
-    return Table("Agreement", tuple(records), COLUMNS, notes=(*NOTES, *_compared(rows, list(scores), seed)))
+    return Table("Agreement", tuple(records), COLUMNS, notes=(*NOTES, *_compared(records, list(scores))))
 
 
 def lengths(rankings: Sequence[Ranking]) -> list[list[float]]:
@@ -64,10 +64,10 @@ def _records(
     several = len(set(groups)) > 1
     hits = {name: outcomes(margins) for name, margins in rows.values.items()}
     records = []
+    versus = _differences(hits, groups, seed)
     for name, hit in hits.items():
-        apart = hit - hits[LENGTH]
         estimate = clustered_mean(hit, groups) if several else None
-        difference = bootstrap(_mean_of(apart), groups, seed=seed) if several else None
+        less_length = versus[name].get(LENGTH, {"difference": None, "ci95": None})
         records.append(
             {
                 "source": source,
@@ -78,8 +78,9 @@ def _records(
                 "accuracy": float(hit.mean()),
                 "ci95": None if estimate is None else [estimate.low, estimate.high],
                 "kappa": kappa(first, rows.values[name]),
-                "difference": None if name == LENGTH else float(apart.mean()),
-                "difference95": None if name == LENGTH or difference is None else [difference.low, difference.high],
+                "difference": less_length["difference"],
+                "difference95": less_length["ci95"],
+                "versus": versus[name],
                 "ties": None if strength or rows.ties is None else len(rows.ties.sources),
                 "tied_margin": _tied(rows, name) if strength is None else None,
             }
@@ -113,14 +114,28 @@ def _tied(rows: Rows, name: str) -> float | None:
     return float(np.abs(rows.ties.values[name]).mean())
 
 
-def _compared(rows: Rows, models: Sequence[str], seed: int) -> list[str]:
-    """Every two models on the same pairs, by paired bootstrap over prompts."""
-    groups = rows.groups.tolist()
-    if len(set(groups)) < 2:
-        return []
+def _differences(hits: Mapping[str, Floats], groups: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
+    """How much more often each one agrees than each other, on the same pairs, by paired bootstrap over prompts."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in hits}
+    for a, b in combinations(hits, 2):
+        apart = hits[a] - hits[b]
+        ends = None
+        if len(set(groups)) > 1:
+            estimate = bootstrap(_mean_of(apart), groups, seed=seed)
+            ends = (estimate.low, estimate.high)
+        mean = float(apart.mean())
+        found[a][b] = {"difference": mean, "ci95": None if ends is None else list(ends)}
+        found[b][a] = {"difference": -mean, "ci95": None if ends is None else [-ends[1], -ends[0]]}
+    return found
+
+
+def _compared(records: Sequence[Mapping[str, Any]], models: Sequence[str]) -> list[str]:
+    """What is told of every two models, over all pairs."""
+    every = {r["model"]: r["versus"] for r in records if (r["source"], r["strength"]) == ("all", None)}
     told = []
     for a, b in combinations(models, 2):
-        apart = outcomes(rows.values[a]) - outcomes(rows.values[b])
-        found = bootstrap(_mean_of(apart), groups, seed=seed)
-        told.append(f"{a} less {b}, paired bootstrap: {found.value:+.1%} ({found.low:+.1%} to {found.high:+.1%}).")
+        found = every.get(a, {}).get(b)
+        if found is not None and found["ci95"] is not None:
+            low, high = found["ci95"]
+            told.append(f"{a} less {b}, paired bootstrap: {found['difference']:+.1%} ({low:+.1%} to {high:+.1%}).")
     return told
