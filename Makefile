@@ -23,10 +23,10 @@ check: install
 	$(BIN)/lint-imports
 
 test: install
-	$(BIN)/pytest $(if $(DATA),--data $(DATA))
+	$(BIN)/pytest $(if $(DATA),--data=$(DATA))
 
 test-slow: install $(VLLM)/.installed
-	$(BIN)/pytest -m slow $(if $(DATA),--data $(DATA))
+	$(BIN)/pytest -m slow $(if $(DATA),--data=$(DATA))
 	$(VLLM)/bin/pytest -m vllm
 
 serve: install

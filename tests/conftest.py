@@ -1,4 +1,4 @@
-"""`pytest --data DIR`: the folder that holds the published data sets, for tests that compare with published tables."""
+"""`pytest --data=DIR`: the folder that holds the published data sets, for tests that compare with published tables."""
 
 from pathlib import Path
 
@@ -14,5 +14,5 @@ def thesis(request: pytest.FixtureRequest) -> Path:
     """The thesis' published judgments and ballots."""
     data = request.config.getoption("--data")
     if data is None or not (data / "crs_thesis").is_dir():
-        pytest.skip("the thesis' published data are not there (--data DIR with crs_thesis in it)")
+        pytest.skip("the thesis' published data are not there (--data=DIR with crs_thesis in it)")
     return Path(data / "crs_thesis")

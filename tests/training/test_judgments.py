@@ -62,9 +62,12 @@ def test_the_other_model_is_named_by_the_file_or_the_flag(tmp_path: Path) -> Non
     bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
     by_file = records("winrate", write(tmp_path / "old_vs_new.json.gz", [bare]))
     assert record(by_file, "new", "old")["win_rate"] == 1
-    assert record(records("winrate", write(tmp_path / "davinci.json", [bare])), "new", "davinci")["n"] == 1
-    flagged = records("winrate", tmp_path / "davinci.json", "--reference", "gpt4")
+    flagged = records("winrate", write(tmp_path / "final_old_vs_new2.json", [bare]), "--reference", "gpt4")
     assert record(flagged, "new", "gpt4")["win_rate"] == 1
+    code, output = evaluate("winrate", tmp_path / "final_old_vs_new2.json")
+    assert (code, "row 1: field 'generator_1' is missing" in output) == (2, True)
+    half = write(tmp_path / "x_vs_y.json", [bare | {"generator_1": "base"}])
+    assert record(records("winrate", half), "new", "base")["n"] == 1
 
 
 def test_groups_are_found_without_chat_markup(tmp_path: Path) -> None:
@@ -81,6 +84,15 @@ def test_groups_are_found_without_chat_markup(tmp_path: Path) -> None:
         "creative": (0.5, 2),
         "a / creative": (1, 1),
         "b / creative": (0, 1),
+    }
+    same = [group | {"dataset": "creative"} for group in groups]
+    found = records("winrate", files, "--groups", write(tmp_path / "same.json", same))
+    counts = {r["group"]: r["n"] for r in found if r["row"] == "new"}
+    assert counts == {
+        None: 2,
+        "dataset=creative": 2,
+        "category=creative": 2,
+        "dataset=creative / category=creative": 2,
     }
     code, output = evaluate("winrate", files, "--groups", write(tmp_path / "fewer.json", groups[:1]))
     assert (code, "x.json: row 2: field 'instruction'" in output) == (2, True)

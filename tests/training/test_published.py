@@ -1,7 +1,8 @@
-"""The thesis' printed tables from its published rows (`--data DIR`); skipped where they are absent."""
+"""The thesis' printed tables from its published rows (`--data=DIR`); skipped where they are absent."""
 
 import json
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 import pytest
@@ -66,9 +67,11 @@ def test_the_human_study(thesis: Path) -> None:
     assert {model: [round(p, 2) for p in of] for model, of in points("stored order", "by name").items()} == {
         "rank": [0.63, 0.48, 0.52, 0.54], "abs": [0.73, 0.87, 0.78, 0.79], "crs": [0.63, 0.65, 0.70, 0.66]
     }  # fmt: skip
-    spread = {r["model"]: r["std"] for r in found[:12] if r["group"] is None}
-    assert spread == pytest.approx({"rank": 0.06, "abs": 0.058, "crs": 0.029}, abs=0.005)
-    turned = points("no vote", "by name, reversed")
+    rounded = {model: [round(p, 2) for p in of[:3]] for model, of in points("stored order", "by name").items()}
+    assert {model: round(pstdev(of), 3) for model, of in rounded.items()} == {"rank": 0.063, "abs": 0.058, "crs": 0.029}
+    turned = points("stored order", "by name, reversed")
+    assert {model: of[-1] for model, of in turned.items()} == {"rank": 0.689, "abs": 0.639, "crs": 0.672}
+    turned = points("no vote", "by name, reversed")  # the one that seeds §9 prints
     assert {model: of[-1] for model, of in turned.items()} == {"rank": 0.672, "abs": 0.639, "crs": 0.689}
     assert {model: of[-1] for model, of in points(None, None).items()} == {"rank": 0.623, "abs": 0.692, "crs": 0.685}
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from assay_client.client import RewardClient
 from assay_service.scoring.item import Item, Message
-from assay_training.algorithms.best_of_n import beaten, chosen, expected, kl_bound
+from assay_training.algorithms.best_of_n import chosen, expected, kl_bound, win_rate
 from assay_training.algorithms.statistics import reliability
 from assay_training.cli import app
 from assay_training.evaluation.rewards.agreement import agreement, kappa
@@ -50,9 +50,17 @@ def test_many_samples_do_not_overflow() -> None:
     assert expected(scores, scores, 256) == pytest.approx(256 / 257 * 513 - 1)  # the mean of the largest of n
 
 
-def test_the_kl_bound_and_the_share_that_is_beaten() -> None:
+def test_the_kl_bound() -> None:
     assert [kl_bound(n) for n in (1, 2, 256)] == pytest.approx([0, math.log(2) - 0.5, 4.549083], abs=1e-6)
-    assert beaten(np.array([1.0, 0.0, 1.0])).tolist() == [0.75, 0.0, 0.75]
+
+
+def test_the_opponent_is_one_that_was_not_picked_from() -> None:
+    """By the gold value itself the best of two beats a third in two of three cases, whatever M is."""
+    for count in (3, 5, 9):
+        gold = np.arange(count).astype(np.float64)
+        assert win_rate(gold, gold, 2) == pytest.approx(2 / 3)
+        assert win_rate(-gold, gold, 2) == pytest.approx(1 / 3)
+        assert win_rate(np.zeros(count), gold, 2) == pytest.approx(0.5)
 
 
 def ranking(i: int, *pairs: Pair, ties: tuple[tuple[int, int], ...] = (), source: str = "a") -> Ranking:
@@ -142,7 +150,8 @@ def test_the_best_of_n_by_the_gold_value_itself_is_the_most_there_is() -> None:
     assert found["backwards", 4] == (1, 0.0)
     assert found["gold itself", 4] == (1, 1.0)
     assert ("gold itself", 8) not in found
-    assert records(table, model="gold itself", n=4)[0]["win_rate"] == 1.0
+    assert records(table, model="gold itself", n=4)[0]["win_rate"] is None  # nobody is left to be compared with
+    assert records(table, model="gold itself", n=1)[0]["win_rate"] == pytest.approx(0.5)
     assert "<svg" in table.pictures[0].svg
 
 

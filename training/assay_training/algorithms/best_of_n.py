@@ -30,10 +30,22 @@ def expected(scores: Floats, gold: Floats, n: int) -> float:
     return float(chosen(scores, n) @ gold)
 
 
-def beaten(gold: Floats) -> Floats:
-    """For each of M > 1 samples the share of the others that it beats by gold value, ties counting one half; `[M]`."""
-    wins = (gold[:, None] > gold[None, :]).sum(axis=1) + ((gold[:, None] == gold[None, :]).sum(axis=1) - 1) / 2
-    return np.asarray(wins / (len(gold) - 1), dtype=np.float64)
+def win_rate(scores: Floats, gold: Floats, n: int) -> float:
+    """How often the best of n has a higher gold value than one more sample that it was not picked against.
+
+    A tie is half a win. Without bias, as every opponent is left out of what is picked from.
+
+    Args:
+        scores: `[M]`.
+        gold: `[M]`.
+        n: less than M.
+    """
+    wins = 0.0
+    for opponent in range(len(gold)):
+        others = np.delete(np.arange(len(gold)), opponent)
+        better = (np.sign(gold[others] - gold[opponent]) + 1) / 2
+        wins += float(chosen(scores[others], n) @ better)
+    return wins / len(gold)
 
 
 def kl_bound(n: int) -> float:

@@ -12,6 +12,7 @@ _MARKUP = (
     re.compile(r"<\|?/?[\w.▁|-]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>(?:user|model)?"),
     re.compile(r"(?:^|\n\n)(?:Human|Assistant):"),
 )
+_NO_GROUPS = frozenset({"instruction", "output", "output_1", "output_2", "generator", "generator_1", "generator_2"})
 _SPACE = re.compile(r"\s+")
 
 
@@ -55,7 +56,9 @@ def groups_of(instruction: str, groups: Mapping[str, tuple[str, ...]], where: st
 
 
 def _groups(row: Row) -> tuple[str, ...]:
-    names = [value for field, value in row.fields.items() if field != "instruction" and isinstance(value, str)]
-    if not names:
-        raise row.error("no field but 'instruction' is a text that could be a group")
-    return (*names, " / ".join(names)) if len(names) > 1 else tuple(names)
+    names = {field: value for field, value in row.fields.items() if field not in _NO_GROUPS}
+    if not names or not all(isinstance(value, str) and value for value in names.values()):
+        raise row.error("the fields beside 'instruction' are not groups, one text or more")
+    if len(set(names.values())) < len(names):  # one word in two fields
+        names = {field: f"{field}={value}" for field, value in names.items()}
+    return (*names.values(), " / ".join(names.values())) if len(names) > 1 else tuple(names.values())

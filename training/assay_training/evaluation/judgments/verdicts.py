@@ -59,7 +59,7 @@ def read_verdicts(path: Path, reference: str | None) -> Iterator[Verdict]:
         path: a JSON list, gzipped or not: `instruction`, `output_1`, `output_2`, `preference` (1 or 2 for the better
             output, 1.5 or 0 for a draw, between 1 and 2 for a share), and `generator_1` and `generator_2`, or
             `generator`, the model of `output_2`.
-        reference: the model of `output_1` where rows name `generator` alone; else the file's name says it.
+        reference: the model of `output_1` where rows name `generator` alone; else the file's name must (`a_vs_b.json`).
 
     Raises:
         RecordError: naming file, row and field.
@@ -88,17 +88,18 @@ def _contest(row: Row, path: Path, reference: str | None) -> Contest:
 
 def _models(row: Row, path: Path, reference: str | None) -> tuple[str, str]:
     """The models of `output_2` and of `output_1`."""
-    if "generator" in row.fields and "generator_2" not in row.fields:
-        evaluated = row.text("generator")
-        return evaluated, reference or _named_by_file(path, evaluated)
-    return row.text("generator_2"), row.text("generator_1")
-
-
-def _named_by_file(path: Path, evaluated: str) -> str:
-    """Of `a_vs_b.json` the side that is not `evaluated`; of another name all of it."""
-    stem = path.name.split(".json")[0]
-    sides = stem.split("_vs_")
-    return next((side for side in sides if side != evaluated), stem) if len(sides) == 2 else stem
+    evaluated = row.text(
+        "generator" if "generator" in row.fields and "generator_2" not in row.fields else "generator_2"
+    )
+    if "generator_1" in row.fields:
+        return evaluated, row.text("generator_1")
+    sides = path.name.split(".json")[0].split("_vs_")
+    if reference is None and (len(sides) != 2 or sides.count(evaluated) != 1):
+        raise row.error(
+            f"field 'generator_1' is missing, and the file's name is not A_vs_B with {evaluated!r} on one side; "
+            "name the model of output_1 by --reference"
+        )
+    return evaluated, reference or next(side for side in sides if side != evaluated)
 
 
 def _score(row: Row) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from assay_training.algorithms.best_of_n import beaten, chosen, kl_bound
+from assay_training.algorithms.best_of_n import expected, kl_bound, win_rate
 from assay_training.algorithms.statistics import Floats, clustered_mean
 from assay_training.evaluation import plots
 from assay_training.evaluation.results import LENGTH
@@ -28,7 +28,7 @@ COLUMNS = (
 )
 NOTES = (
     "Gold: mean of the best of N by the model's score, unbiased, over prompts with N completions or more.",
-    "Beats one: how often its gold value is above another completion's of the prompt; ties are half. 95 %: by prompt.",
+    "Beats one: how often its gold value is above one more completion's, of prompts with more than N; ties are half.",
     "KL: what the best of N is at most away from the policy, ln N - (N - 1)/N nats.",
 )
 
@@ -70,10 +70,10 @@ def _record(
     gold: Logits,
     scores: Logits,
 ) -> dict[str, Any]:
-    picks = [chosen(np.asarray(scores[i]), n) for i in indices]
-    worth = [np.asarray(gold[i], dtype=np.float64) for i in indices]
-    values = np.array([pick @ of for pick, of in zip(picks, worth, strict=True)])
-    wins = np.array([pick @ beaten(of) for pick, of in zip(picks, worth, strict=True)])
+    scored = [(np.asarray(scores[i]), np.asarray(gold[i], dtype=np.float64)) for i in indices]
+    values = np.array([expected(of, worth, n) for of, worth in scored])
+    spare = [i for i, (of, _) in enumerate(scored) if len(of) > n]
+    wins = np.array([win_rate(*scored[i], n) for i in spare])
     groups = [candidates[i].group for i in indices]
     return {
         "source": source,
@@ -83,8 +83,8 @@ def _record(
         "kl_bound": kl_bound(n),
         "gold": float(values.mean()),
         "gold95": _interval(values, groups),
-        "win_rate": float(wins.mean()),
-        "win_rate95": _interval(wins, groups),
+        "win_rate": float(wins.mean()) if len(wins) else None,
+        "win_rate95": _interval(wins, [groups[i] for i in spare]),
     }
 
 
