@@ -17,7 +17,9 @@ Judge = Callable[[str, str], str]
 
 
 @contextmanager
-def endpoint(judge: Judge, status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def endpoint(
+    judge: Judge, status: int = 200, broken: bytes | None = None
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A chat API whose answers are made by a function of the two outputs; and what it was asked."""
     asked: list[dict[str, Any]] = []
 
@@ -30,7 +32,7 @@ def endpoint(judge: Judge, status: int = 200) -> Iterator[tuple[str, list[dict[s
             answer = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": judge(a, b)}}
             usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
             reply = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
-            content = json.dumps(reply | {"choices": [answer], "usage": usage}).encode()
+            content = json.dumps(reply | {"choices": [answer], "usage": usage}).encode() if broken is None else broken
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
@@ -132,6 +134,33 @@ def test_an_endpoint_that_refuses_is_told_and_leaves_no_verdicts(tmp_path: Path)
         code, output = judge(url, tmp_path)
     assert (code, "assay evaluate judge: http://127.0.0.1" in output) == (2, True)
     assert not (tmp_path / "v.json").exists()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"<html>", b"[]", b"null", b'{"choices": [', b'{"choices": [{"message": null}]}',
+        b'{"choices": [{"message": {"content": ["A"]}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}',
+        b'{"choices": [{"message": {"content": "A"}}], "usage": {}}',
+        b'{"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": "x", "completion_tokens": 1}}',
+    ],
+)  # fmt: skip
+def test_an_answer_of_another_kind_is_told_and_not_kept(broken: bytes, tmp_path: Path) -> None:
+    outputs(tmp_path, count=1)
+    with endpoint(longer, broken=broken) as (url, _):
+        code, output = judge(url, tmp_path)
+    assert (code, "assay evaluate judge: http://127.0.0.1" in output) == (2, True), output
+    answers = tmp_path / "v.json.answers.jsonl"
+    assert not answers.exists() or not answers.read_text()
+
+
+def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
+    rows = [{key: value for key, value in row(None, 0).items() if key != "preference"}] * 5
+    write(tmp_path / "outputs.json", rows)
+    with endpoint(longer) as (url, asked):
+        code, _ = judge(url, tmp_path)
+    assert (code, len(asked)) == (0, 2)
+    assert len(json.loads((tmp_path / "v.json").read_text())) == 5
 
 
 def test_an_answer_file_of_something_else_is_told(tmp_path: Path) -> None:

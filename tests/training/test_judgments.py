@@ -235,6 +235,39 @@ def test_errors_by_bucket_of_ten_rows(tmp_path: Path) -> None:
     assert "x.jsonl:1: field 'label' is 1.5" in evaluate("absolute", tmp_path / "x.jsonl")[1]
 
 
+@pytest.mark.parametrize("command", ["winrate", "absolute"])
+def test_no_rows_and_endless_nesting_are_told(command: str, tmp_path: Path) -> None:
+    for content in ("[]", "[" * 100_000):
+        (tmp_path / "x.json").write_text(content)
+        code, output = evaluate(command, tmp_path / "x.json")
+        assert (code, "x.json" in output) == (2, True), output[:500]
+
+
+def test_a_page_that_cannot_be_written_is_told_and_nothing_else_is(tmp_path: Path) -> None:
+    files = write(tmp_path / "x.json", [row(2)])
+    code, output = evaluate("winrate", files, "--html", tmp_path / "absent" / "page.html")
+    assert (code, "absent" in output) == (2, True)
+    code, _ = evaluate("task", files, "--out", tmp_path / "task.json", "--keys", tmp_path / "absent" / "key.json")
+    assert (code, (tmp_path / "task.json").exists()) == (2, False)
+    code, _ = evaluate("task", files, "--out", tmp_path / "task.json", "--keys", tmp_path / "task.json")
+    assert (code, (tmp_path / "task.json").exists()) == (2, False)
+
+
+def test_names_of_models_are_no_formulas(tmp_path: Path) -> None:
+    found = records(
+        "winrate", write(tmp_path / "x.json", [row(2, generator_2="$\\frac$"), row(1, 1, generator_2="a$x_1$b")])
+    )
+    assert {r["row"] for r in found} == {"base", "$\\frac$", "a$x_1$b"}
+
+
+def test_two_groups_of_voters_have_two_names(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        ballots(tmp_path / folder / "x.json", poll({"a": 1, "b": 2, "c": 3}))
+    code, output = evaluate("vote", tmp_path / "a" / "x.json", tmp_path / "b" / "x.json", "--keys", key(tmp_path))
+    assert (code, "two groups of voters have one name" in output) == (2, True)
+
+
 def test_a_page_stands_by_itself_and_says_how_to_repeat_it(tmp_path: Path) -> None:
     path = write(tmp_path / "x.json", [row(2, instruction="<script>"), row(1, generator_2="<b>new")])
     code, output = evaluate("winrate", path, "--html", tmp_path / "page.html")

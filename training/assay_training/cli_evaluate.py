@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from assay_training.evaluation.table import Table
 
 R = TypeVar("R", bound="Scored")
+T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate judgments and rewards.")
 
@@ -43,7 +44,7 @@ def winrate(
     from assay_training.evaluation.judgments.winrate import winrate as evaluate  # noqa: PLC0415
 
     with _plain_errors("winrate"):
-        verdicts = [verdict for path in files for verdict in read_verdicts(path, reference)]
+        verdicts = _some([verdict for path in files for verdict in read_verdicts(path, reference)], files)
         table = evaluate(verdicts, {} if groups is None else read_groups(groups), ddof=ddof)
         _finish(table, [*files, *([groups] if groups else [])], as_json, html)
 
@@ -60,7 +61,7 @@ def vote(
     from assay_training.evaluation.judgments.vote import vote as evaluate  # noqa: PLC0415
 
     with _plain_errors("vote"):
-        table = evaluate(read_polls(files, keys))
+        table = evaluate(_some(read_polls(files, keys), files))
         _finish(table, [*files, keys], as_json, html)
 
 
@@ -83,7 +84,9 @@ def judge(  # noqa: PLR0913, PLR0917 - the options of a command
     from assay_training.evaluation.judgments.verdicts import read_contests  # noqa: PLC0415
 
     with _plain_errors("judge"):
-        contests = [contest for path in files for contest in read_contests(path, reference)]
+        contests = _some([contest for path in files for contest in read_contests(path, reference)], files)
+        if not out.parent.is_dir():
+            raise ValueError(f"{out}: no such folder")
         table, rows, failed = judge_all(contests, url, model, out, order, prices)
         out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         _finish(table, files, as_json, html)
@@ -103,7 +106,10 @@ def task(
     from assay_training.evaluation.judgments.verdicts import read_contests  # noqa: PLC0415
 
     with _plain_errors("task"):
-        made, key = export([contest for path in files for contest in read_contests(path, reference)])
+        if out.resolve() == keys.resolve() or not (out.parent.is_dir() and keys.parent.is_dir()):
+            raise ValueError(f"{out}, {keys}: not two files in folders that exist")
+        contests = _some([contest for path in files for contest in read_contests(path, reference)], files)
+        made, key = export(contests)
         out.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
         keys.write_text(json.dumps(key, indent=1, ensure_ascii=False) + "\n")
 
@@ -157,8 +163,8 @@ def best_of_n(
     from assay_training.evaluation.rewards.judged import read_candidates  # noqa: PLC0415
 
     with _plain_errors("best-of-n"):
-        asked = [*model, *([gold] if gold and gold not in model else [])] if model else []
-        candidates, scores = _scored(read_candidates, judged, url, asked)
+        asked = [*(model or []), *([gold] if gold and model and gold not in model else [])]
+        candidates, scores = _scored(read_candidates, judged, url, asked, gold)
         if gold is None and not all(of.gold for of in candidates):
             raise ValueError("rollouts have no gold value of their own; name a served model to judge by: --gold")
         worth = [list(of.gold) for of in candidates] if gold is None else scores.by_model[gold]
@@ -167,18 +173,26 @@ def best_of_n(
 
 
 def _scored(
-    read: Callable[[str], list[R]], judged: Sequence[str], url: str, models: Sequence[str]
+    read: Callable[[str], list[R]], judged: Sequence[str], url: str, models: Sequence[str], gold: str | None = None
 ) -> "tuple[list[R], Scores]":
     """What every model that is asked has scored, with its scores."""
     from assay_client.client import RewardClient  # noqa: PLC0415
     from assay_training.evaluation.rewards.served import models_of, score  # noqa: PLC0415
 
     records = [record for given in judged for record in read(given)]
+    if not records:
+        raise ValueError(f"{', '.join(judged)}: nothing in it")
     with RewardClient(url) as client:
-        scores = score(records, client, models_of(client, models))
+        scores = score(records, client, models_of(client, models, gold))
     if not scores.kept:
         raise ValueError(f"nothing could be scored: {dict(scores.failures)}")
     return [records[i] for i in scores.kept], scores
+
+
+def _some(rows: list[T], files: Sequence[Path]) -> list[T]:
+    if not rows:
+        raise ValueError(f"{', '.join(map(str, files))}: no rows")
+    return rows
 
 
 def _with(table: "Table", scores: "Scores") -> "Table":
@@ -201,7 +215,7 @@ def _plain_errors(command: str) -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, AssayError) as error:
+    except (ValueError, OSError, AssayError) as error:
         typer.echo(f"assay evaluate {command}: {error}", err=True)
         raise typer.Exit(2) from None
 
@@ -211,10 +225,13 @@ def _finish(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | N
 
     from assay_training.evaluation import report  # noqa: PLC0415
 
+    numbers = report.as_json(table)  # first, as it refuses what is no number
     if html is not None:
         provenance = report.Provenance.of(shlex.join(["assay", *sys.argv[1:]]), paths)
         html.write_text(report.as_html(table, provenance))
     if as_json:
-        typer.echo(report.as_json(table))
+        typer.echo(numbers)
+        for note in table.notes:
+            typer.echo(note, err=True)
     else:
         report.show(table, Console())

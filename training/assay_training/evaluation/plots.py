@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from assay_training.algorithms.statistics import Floats, moments
 from assay_training.evaluation.rows import Rows
@@ -93,7 +94,9 @@ def dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_label: s
 
 
 def as_svg(figure: Figure) -> str:
-    """The picture as an SVG element."""
+    """The picture as an SVG element; names of models and sources are text, not formulas."""
+    for label in figure.findobj(Text):
+        label.set_parse_math(False)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", dpi=120)
     text = buffer.getvalue()

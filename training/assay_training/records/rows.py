@@ -102,7 +102,7 @@ def rows_of_file(path: Path) -> Iterator[Row]:
         where = f"{path}:{number}"
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"{where}: {error}") from error
         if not isinstance(fields, dict):
             raise RecordError(f"{where}: not an object")
@@ -141,7 +141,7 @@ def json_of(path: Path, kind: type[Kind]) -> Kind:
         raise RecordError(f"{path}: no such file")
     try:
         value = json.loads(b"".join(_lines(path)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise error if isinstance(error, RecordError) else RecordError(f"{path}: {error}") from error
     if not isinstance(value, kind):
         raise RecordError(f"{path}: not a JSON {'object' if kind is dict else kind.__name__}")

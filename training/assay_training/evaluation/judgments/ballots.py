@@ -50,6 +50,8 @@ def read_polls(paths: Sequence[Path], keys: Path) -> list[Poll]:
     """
     known = Row(str(keys), keys.stem, json_of(keys, dict))
     if known.fields.get("format") == KEY_FORMAT:
+        if len({path.name for path in paths}) < len(paths):
+            raise RecordError(f"{', '.join(map(str, paths))}: two groups of voters have one name")
         return [poll for path in paths for poll in _own(path, known)]
     if len(known.fields) != len(paths):
         raise known.error(f"{len(known.fields)} groups for {len(paths)} files of ballots")
@@ -70,7 +72,7 @@ def _own(path: Path, keys: Row) -> Iterator[Poll]:
             _object(f"{row.where}: ballot {i}", ballot).get("ranks", dict)
             for i, ballot in enumerate(row.get("ballots", list), start=1)
         )
-        yield Poll(path.stem, row.text("prompt"), _ballots(list(ranks), of, row, keys))
+        yield Poll(path.name.split(".json")[0], row.text("prompt"), _ballots(list(ranks), of, row, keys))
 
 
 def _of_the_thesis(path: Path, group: str, prompts: object, keys: Row) -> Iterator[Poll]:

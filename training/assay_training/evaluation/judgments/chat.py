@@ -77,12 +77,11 @@ class Chat:
                 temperature=0,
                 max_completion_tokens=ANSWER_TOKENS,
             )
-        except OpenAIError as error:
+        except (OpenAIError, ValueError) as error:  # no answer, or one that is no JSON
             raise ChatError(f"{self._url}: {error}") from error
-        usage = completion.usage
-        if not completion.choices or usage is None:
-            raise ChatError(f"{self._url}: an answer without choices or usage")
-        answer = Answer(completion.choices[0].message.content or "", usage.prompt_tokens, usage.completion_tokens)
+        answer = _answer(completion)
+        if answer is None:
+            raise ChatError(f"{self._url}: answered with something else than a chat completion with its usage")
         with self._lock, self._cache.open("a") as stream:
             stream.write(json.dumps({"key": key} | asdict(answer)) + "\n")
             self._known[key] = answer
@@ -93,15 +92,29 @@ class Chat:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
+def _answer(completion: object) -> Answer | None:
+    """The answer, if everything in it is of the kind that the protocol says."""
+    choices, usage = getattr(completion, "choices", None), getattr(completion, "usage", None)
+    text = (
+        getattr(getattr(choices[0], "message", None), "content", None)
+        if isinstance(choices, list) and choices
+        else None
+    )
+    asked, said = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    if not isinstance(text, str) or not isinstance(asked, int) or not isinstance(said, int):
+        return None
+    return Answer(text, asked, said)
+
+
 def _read(cache: Path) -> dict[str, Answer]:
     known: dict[str, Answer] = {}
     lines = cache.read_text().splitlines(keepends=True) if cache.is_file() else []
+    if lines and not lines[-1].endswith("\n"):  # an interruption left half a line, or took its end; it is asked again
+        cache.write_text("".join(lines := lines[:-1]))
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             known[row["key"]] = Answer(row["text"], row["prompt_tokens"], row["completion_tokens"])
         except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines) or line.endswith("\n"):
-                raise ChatError(f"{cache}:{number}: not an answer of a judge") from error
-            cache.write_text("".join(lines[:-1]))  # half a line, which an interruption left
+            raise ChatError(f"{cache}:{number}: not an answer of a judge") from error
     return known

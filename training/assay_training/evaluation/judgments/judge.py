@@ -84,26 +84,30 @@ def judge_all(
         raise ValueError(f"order: {order!r} is not both or random")
     chat = Chat(url, model, out.with_name(f"{out.name}.answers.jsonl"))
     asked = [questions(contest, order) for contest in contests]
-    flat = [question for of in asked for question in of]
-    new = [not chat.known(question.messages) for question in flat]
+    once = {_text(question): question for of in asked for question in of}
+    new = [not chat.known(question.messages) for question in once.values()]
     with ThreadPoolExecutor(CONCURRENCY) as pool:
-        waiting = [pool.submit(chat.ask, question.messages) for question in flat]
+        waiting = {text: pool.submit(chat.ask, question.messages) for text, question in once.items()}
         try:
-            answers = [future.result() for future in tqdm(waiting, desc="judge", unit="answers", mininterval=10)]
+            progress = tqdm(waiting.items(), desc="judge", unit="answers", mininterval=10)
+            answers = {text: future.result() for text, future in progress}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    rest = iter(answers)
-    found = [verdict(of, [next(rest) for _ in of]) for of in asked]
+    found = [verdict(of, [answers[_text(question)] for question in of]) for of in asked]
     verdicts = [one for one in found if one is not None]
     failed = len(found) - len(verdicts)
-    notes = [f"Judge: {model}, {order} order{'s' * (order == 'both')}.", _cost(answers, new, prices)]
+    notes = [f"Judge: {model}, {order} order{'s' * (order == 'both')}.", _cost(list(answers.values()), new, prices)]
     if failed:
         notes.append(f"{failed} of {len(found)} pairs have no verdict: the judge said neither A, B nor tie.")
     if not verdicts:
         raise ValueError(notes[-1])
     table = winrate(verdicts, {})
     return replace(table, notes=(*table.notes, *notes)), [one.row() for one in verdicts], failed
+
+
+def _text(question: Question) -> str:
+    return question.messages[-1]["content"]
 
 
 def _cost(answers: Sequence[Answer], new: Sequence[bool], prices: tuple[float, float] | None) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from assay_training.algorithms.statistics import Floats, bucket_errors, calibration
 from assay_training.evaluation import plots
 from assay_training.evaluation.table import Picture, Table, number, text
+from assay_training.records.record import RecordError
 from assay_training.records.rows import rows_of_any
 
 COLUMNS = (
@@ -36,6 +37,8 @@ def read_qualities(path: Path) -> tuple[Floats, Floats]:
             raise row.error(f"field 'prediction' is {prediction}")
         labels.append(label)
         predictions.append(prediction)
+    if not labels:
+        raise RecordError(f"{path}: no rows")
     return np.array(labels), np.array(predictions)
 
 

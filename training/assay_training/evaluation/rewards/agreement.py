@@ -40,7 +40,12 @@ def agreement(rankings: Sequence[Ranking], scores: Mapping[str, Logits], *, seed
         rankings: what was judged; the order of completions says nothing of their ranks.
         scores: by model, of every completion.
         seed: of the bootstrap.
+
+    Raises:
+        ValueError: there is no pair.
     """
+    if not any(ranking.pairs for ranking in rankings):
+        raise ValueError("there are ties alone, and no pair of which one is better")
     rows = Rows.of(rankings, {**scores, LENGTH: lengths(rankings)})
     first = np.array([pair.better < pair.worse for ranking in rankings for pair in ranking.pairs], dtype=bool)
     records = []

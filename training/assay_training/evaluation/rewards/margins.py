@@ -40,7 +40,12 @@ def margins(rankings: Sequence[Ranking], scores: Mapping[str, Logits]) -> Table:
     Args:
         rankings: what was judged.
         scores: by model, of every completion.
+
+    Raises:
+        ValueError: there is no pair.
     """
+    if not any(ranking.pairs for ranking in rankings):
+        raise ValueError("there are ties alone, and no pair of which one is better")
     rows = Rows.of(rankings, dict(scores))
     long = lengths(rankings)
     sources = np.array([ranking.source for ranking in rankings])

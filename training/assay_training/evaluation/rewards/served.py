@@ -36,17 +36,24 @@ class Scores:
     fingerprints: dict[str, str]
 
 
-def models_of(client: RewardClient, asked: Sequence[str]) -> list[str]:
+BASELINES = frozenset({"length", "gold itself"})
+
+
+def models_of(client: RewardClient, asked: Sequence[str], gold: str | None = None) -> list[str]:
     """The models to ask: those that were named, else all that are served.
 
     Raises:
-        ValueError: one of them is not served.
+        ValueError: one of them, or `gold`, is not served, or has the name of a baseline.
     """
     served = [card.id for card in client.models()]
-    unknown = next((name for name in asked if name not in served), None)
+    unknown = next((name for name in (*asked, *([gold] if gold else [])) if name not in served), None)
     if unknown is not None:
         raise ValueError(f"{unknown!r} is not served; served are {', '.join(served)}")
-    return list(asked or served)
+    models = list(asked or served)
+    taken = BASELINES & set(models)
+    if taken:
+        raise ValueError(f"{min(taken)!r} is served, but is the name of a baseline here; name the others by --model")
+    return models
 
 
 def score(records: Sequence[Scored], client: RewardClient, models: Sequence[str]) -> Scores:
