@@ -106,6 +106,11 @@ def test_groups_are_found_without_chat_markup(tmp_path: Path) -> None:
         "\n\nHuman: Are you <b>there</b>?\n\nAssistant:",
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nAre you <b>there</b>?<|eot_id|>",
         "<start_of_turn>user\nAre you <b>there</b>?<end_of_turn>\n",
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nAre you <b>there</b>?<|im_end|><PAD><PAD>",
+        "<|im_start|>Are you <b>there</b>?",
+        "USER: Are you <b>there</b>?\nASSISTANT:",
+        "### Instruction:\nAre you <b>there</b>?\n\n### Response:",
+        "<bos>Are you <b>there</b>?<eos>",
     ],
 )
 def test_markup_of_several_templates_is_taken_off(marked: str) -> None:
@@ -116,6 +121,7 @@ def test_markup_of_several_templates_is_taken_off(marked: str) -> None:
     ("bad", "message"),
     [
         (row(3), "x.json: row 2: field 'preference' is 3, not"),
+        (row(10**400), "row 2: field 'preference' is 1000"),
         (row("better"), "row 2: field 'preference' is 'better'"),
         (row(None), "row 2: field 'preference' is None"),
         (row(True), "row 2: field 'preference' is True"),
@@ -182,7 +188,7 @@ def test_the_thesis_form(tmp_path: Path) -> None:
     ("bad", "message"),
     [
         (poll({"a": 1, "b": 2}), "x.json: prompt 1: ballot 1: ranks a, b; the responses are a, b, c"),
-        (poll({"a": 0, "b": 2, "c": 3}), "ballot 1: field 'a' is 0, not a rank from 1"),
+        (poll({"a": 0, "b": 2, "c": 3}), "ballot 1: field 'a' is 0, not a rank from 1 to 3"),
         (poll(), "prompt 1: there are no ballots"),
         (poll({"a": 1, "b": 2, "c": 3}) | {"prompt": ""}, "field 'prompt' is empty"),
         (poll({"a": 1, "b": 2, "c": 3}) | {"ballots": [3]}, "ballot 1: not an object"),

@@ -41,7 +41,10 @@ class Row:
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                raise self.error(f"field {name!r} is too large a number") from None
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise self.error(f"field {name!r} is not a {kind.__name__}")
         return value

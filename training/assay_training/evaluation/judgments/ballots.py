@@ -108,8 +108,8 @@ def _ballot(ranks: Mapping[str, Any], models: Mapping[str, str], where: str) -> 
     if ranks.keys() != models.keys():
         raise RecordError(f"{where}: ranks {', '.join(sorted(ranks))}; the responses are {', '.join(sorted(models))}")
     for name, rank in ranks.items():
-        if isinstance(rank, bool) or not isinstance(rank, int | float) or not rank >= 1:
-            raise RecordError(f"{where}: field {name!r} is {rank!r}, not a rank from 1")
+        if isinstance(rank, bool) or not isinstance(rank, int | float) or not 1 <= rank <= len(ranks):
+            raise RecordError(f"{where}: field {name!r} is {rank!r}, not a rank from 1 to {len(ranks)}")
     return {models[name]: float(ranks[name]) for name in models}
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from assay_training.records.record import RecordError
 from assay_training.records.rows import Row, rows_of_list
 
+_ROLE = r"(?:system|user|human|assistant|model)"
 _MARKUP = (
-    re.compile(r"<\|(?:im_start|start_header_id)\|>\s*\w*(?:<\|end_header_id\|>)?"),  # ChatML, Llama 3: with the role
-    re.compile(r"<\|?/?[\w.▁|-]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>(?:user|model)?"),
-    re.compile(r"(?:^|\n\n)(?:Human|Assistant):"),
+    re.compile(r"<\|im_start\|>\s*system\b.*?<\|im_end\|>|<<SYS>>.*?<</SYS>>", re.DOTALL),  # not what is asked
+    re.compile(rf"<\|(?:im_start|start_header_id)\|>\s*(?:{_ROLE}\b)?(?:<\|end_header_id\|>)?"),
+    re.compile(rf"<(?:start|end)_of_turn>(?:{_ROLE}\b)?|</?s>|\[/?INST\]|<(?:bos|eos|PAD|SEP)>"),
+    re.compile(r"<[|｜]/?[\w.▁|-]+[|｜]>"),
+    re.compile(r"(?:^|\n)\s*(?:Human|Assistant|USER|ASSISTANT):|(?:^|\n)### (?:Instruction|Response):"),
 )
 _NO_GROUPS = frozenset({"instruction", "output", "output_1", "output_2", "generator", "generator_1", "generator_2"})
 _SPACE = re.compile(r"\s+")

@@ -25,9 +25,9 @@ SYSTEM = (
 )
 QUESTION = (
     "The request:\n\n{instruction}\n\n"
-    "----- Answer A -----\n\n{a}\n\n"
-    "----- Answer B -----\n\n{b}\n\n"
-    "----- End -----\n\n"
+    "----- Answer A {mark} -----\n\n{a}\n\n"
+    "----- Answer B {mark} -----\n\n{b}\n\n"
+    "----- End {mark} -----\n\n"
     "Which answer is better for the person? Say A, B, or tie if neither is. Say only that one word."
 )
 _WORD = re.compile(r"\W*(?:answer\s+)?(a|b|tie)\W*", re.IGNORECASE)
@@ -49,7 +49,9 @@ class Question:
     def messages(self) -> Messages:
         """As they are sent."""
         a, b = reversed(self.contest.outputs) if self.turned else self.contest.outputs
-        asked = QUESTION.format(instruction=self.contest.instruction, a=a, b=b)
+        # An output cannot hold a mark that depends on it, and so cannot pretend to be where another begins.
+        mark = _digest(self.contest).hex()[:12]
+        asked = QUESTION.format(instruction=self.contest.instruction, a=a, b=b, mark=mark)
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
 
     def score(self, answer: Answer) -> float | None:
@@ -106,6 +108,10 @@ def judge_all(
     return replace(table, notes=(*table.notes, *notes)), [one.row() for one in verdicts], failed
 
 
+def _digest(contest: Contest) -> bytes:
+    return hashlib.sha256("\0".join((contest.instruction, *contest.outputs)).encode()).digest()
+
+
 def _text(question: Question) -> str:
     return question.messages[-1]["content"]
 
@@ -124,8 +130,7 @@ def questions(contest: Contest, order: str) -> list[Question]:
     """One question in an order that follows from a hash of the texts, or one in each order."""
     if order == "both":
         return [Question(contest, turned=False), Question(contest, turned=True)]
-    digest = hashlib.sha256("\0".join((contest.instruction, *contest.outputs)).encode()).digest()
-    return [Question(contest, turned=bool(digest[0] & 1))]
+    return [Question(contest, turned=bool(_digest(contest)[-1] & 1))]
 
 
 def verdict(asked: Sequence[Question], answers: Sequence[Answer]) -> Verdict | None:

@@ -107,7 +107,7 @@ def _score(row: Row) -> float:
     given = row.fields.get("preference")
     try:
         preference = float(given) if isinstance(given, str | int | float) and not isinstance(given, bool) else None
-    except ValueError:
+    except (ValueError, OverflowError):
         preference = None
     if preference == 0:
         return 0.5
