@@ -561,6 +561,14 @@ def test_files_that_are_no_runs_are_not_touched(tmp_path: Path) -> None:
     assert [path.name for path in begun.out.rglob("*")] == ["state", "precious.txt"]
 
 
+def test_a_start_that_was_killed_at_its_first_file_starts_again(tmp_path: Path) -> None:
+    begun = prepare(tmp_path)
+    begun.out.mkdir()
+    (begun.out / "run.json.tmp").write_text("{")
+    begun.begin()
+    assert [path.name for path in begun.out.glob("run.json*")] == ["run.json"]
+
+
 def test_half_a_line_of_metrics_does_not_stop_a_run_from_going_on(tmp_path: Path) -> None:
     """As a power cut leaves it."""
     whole = prepare(tmp_path, split={"held_out": 0.2})

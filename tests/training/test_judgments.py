@@ -260,9 +260,8 @@ def test_a_page_that_cannot_be_written_is_told_and_nothing_else_is(tmp_path: Pat
 
 
 def test_names_of_models_are_no_formulas(tmp_path: Path) -> None:
-    found = records(
-        "winrate", write(tmp_path / "x.json", [row(2, generator_2="$\\frac$"), row(1, 1, generator_2="a$x_1$b")])
-    )
+    rows = [row(2, generator_2="$\\frac$"), row(1, 1, generator_2="a$x_1$b")]
+    found = records("winrate", write(tmp_path / "x.json", rows), "--html", tmp_path / "page.html")
     assert {r["row"] for r in found} == {"base", "$\\frac$", "a$x_1$b"}
 
 

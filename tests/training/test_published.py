@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from assay_training.algorithms.voting import ranked_pairs
+from assay_training.evaluation.judgments.ballots import read_polls
 from tests.training.test_judgments import records
 
 PAIRS = {  # Tables 11 and 16: wins of the first over the second, in percent
@@ -77,13 +79,11 @@ def test_the_human_study(thesis: Path) -> None:
 
 
 def test_the_merged_rankings_are_the_authors(thesis: Path) -> None:
-    from assay_training.evaluation.judgments.ballots import read_polls  # noqa: PLC0415
-    from assay_training.evaluation.judgments.vote import merged  # noqa: PLC0415
-
     folder = thesis / "human_study"
     polls = read_polls(sorted(folder.glob("original-*.json")), folder / "all_keys.json")
     stored = [tuple(order) for path in sorted(folder.glob("final_*.json")) for order in json.loads(path.read_text())]
-    found = [tuple(model for tied in ranking for model in tied) for ranking in merged(polls)]
+    rankings = [ranked_pairs(poll.ballots, "stored order", "by name") for poll in polls]
+    found = [tuple(model for tied in ranking for model in tied) for ranking in rankings]
     assert len(found) == 60
     assert found == stored
 

@@ -179,7 +179,7 @@ def url() -> Iterator[str]:
 
 def run(*arguments: Any) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
-    return result.exit_code, result.output
+    return result.exit_code, result.output if result.exit_code else result.stdout  # fingerprints go to stderr
 
 
 QUESTIONS = [f"How do I keep {thing}?" for thing in ("bread", "a cat", "time", "quiet")]

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from assay_training import cli_evaluate
+from assay_training.cli_errors import plain_errors
 
 app = typer.Typer(no_args_is_help=True)
 train = typer.Typer(no_args_is_help=True, help="Train models.")
@@ -16,9 +17,6 @@ Config = Annotated[Path, typer.Option(help="YAML configuration of the run.", exi
 Data = Annotated[Path, typer.Option(help="Folder that holds the sources' folders.", exists=True, file_okay=False)]
 Out = Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME. A run that is there is resumed.")]
 
-# Wrong configuration, data or run directory; files and hubs that cannot be reached; a loss that is no number.
-_FAILURES = (ValueError, OSError, FloatingPointError)
-
 
 @train.command("reward")
 def train_reward(config: Config, data: Data, out: Out = None) -> None:
@@ -27,11 +25,8 @@ def train_reward(config: Config, data: Data, out: Out = None) -> None:
     from assay_training.loops.run import run  # noqa: PLC0415
 
     keep_freed_memory()
-    try:
+    with plain_errors("train reward"):
         run(config, data, out)
-    except _FAILURES as error:
-        typer.echo(f"assay train reward: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 @train.command("sft")
@@ -41,11 +36,8 @@ def train_sft(config: Config, data: Data, out: Out = None) -> None:
     from assay_training.loops.sft import run  # noqa: PLC0415
 
     keep_freed_memory()
-    try:
+    with plain_errors("train sft"):
         typer.echo(run(config, data, out))
-    except _FAILURES as error:
-        typer.echo(f"assay train sft: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 @train.callback()

@@ -3,17 +3,20 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from assay_client.cli import LOCAL, Url
+from assay_training.cli_errors import plain_errors
+
 if TYPE_CHECKING:
     from assay_training.evaluation.rewards.served import Scored, Scores
     from assay_training.evaluation.table import Table
+    from assay_training.records.record import Ranking
 
 R = TypeVar("R", bound="Scored")
 T = TypeVar("T")
@@ -25,8 +28,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print all numbers as JSON in
 Html = Annotated[Path | None, typer.Option(help="Also write a page with plots, command and data hashes.")]
 Judged = Annotated[list[str], typer.Argument(metavar="FORMAT:PATH...", show_default=False, help="What was judged.")]
 Models = Annotated[list[str] | None, typer.Option(help="Signals and blends; default: all that are served.")]
-Url = Annotated[str, typer.Option(help="Where the service is.")]
-LOCAL = "http://127.0.0.1:8000"
 
 
 @app.command("winrate")
@@ -43,7 +44,7 @@ def winrate(
     from assay_training.evaluation.judgments.verdicts import read_verdicts  # noqa: PLC0415
     from assay_training.evaluation.judgments.winrate import winrate as evaluate  # noqa: PLC0415
 
-    with _plain_errors("winrate"):
+    with plain_errors("evaluate winrate"):
         verdicts = _some([verdict for path in files for verdict in read_verdicts(path, reference)], files)
         table = evaluate(verdicts, {} if groups is None else read_groups(groups), ddof=ddof)
         _finish(table, [*files, *([groups] if groups else [])], as_json, html)
@@ -60,7 +61,7 @@ def vote(
     from assay_training.evaluation.judgments.ballots import read_polls  # noqa: PLC0415
     from assay_training.evaluation.judgments.vote import vote as evaluate  # noqa: PLC0415
 
-    with _plain_errors("vote"):
+    with plain_errors("evaluate vote"):
         table = evaluate(_some(read_polls(files, keys), files))
         _finish(table, [*files, keys], as_json, html)
 
@@ -83,7 +84,7 @@ def judge(  # noqa: PLR0913, PLR0917 - the options of a command
     from assay_training.evaluation.judgments.judge import judge_all  # noqa: PLC0415
     from assay_training.evaluation.judgments.verdicts import read_contests  # noqa: PLC0415
 
-    with _plain_errors("judge"):
+    with plain_errors("evaluate judge"):
         contests = _some([contest for path in files for contest in read_contests(path, reference)], files)
         if not out.parent.is_dir():
             raise ValueError(f"{out}: no such folder")
@@ -105,7 +106,7 @@ def task(
     from assay_training.evaluation.judgments.task import export  # noqa: PLC0415
     from assay_training.evaluation.judgments.verdicts import read_contests  # noqa: PLC0415
 
-    with _plain_errors("task"):
+    with plain_errors("evaluate task"):
         if out.resolve() == keys.resolve() or not (out.parent.is_dir() and keys.parent.is_dir()):
             raise ValueError(f"{out}, {keys}: not two files in folders that exist")
         contests = _some([contest for path in files for contest in read_contests(path, reference)], files)
@@ -120,7 +121,7 @@ def absolute(files: Files, as_json: Json = False, html: Html = None) -> None:
     from assay_training.evaluation.rewards.absolute import absolute as evaluate  # noqa: PLC0415
     from assay_training.evaluation.rewards.absolute import read_qualities  # noqa: PLC0415
 
-    with _plain_errors("absolute"):
+    with plain_errors("evaluate absolute"):
         table = evaluate({str(path): read_qualities(path) for path in files})
         _finish(table, files, as_json, html)
 
@@ -129,24 +130,18 @@ def absolute(files: Files, as_json: Json = False, html: Html = None) -> None:
 def agreement(judged: Judged, url: Url = LOCAL, model: Models = None, as_json: Json = False, html: Html = None) -> None:
     """How often served signals and blends agree with judges or people, beside the length baseline."""
     from assay_training.evaluation.rewards.agreement import agreement as evaluate  # noqa: PLC0415
-    from assay_training.evaluation.rewards.judged import read_comparisons  # noqa: PLC0415
 
-    with _plain_errors("agreement"):
-        rankings, scores = _scored(read_comparisons, judged, url, model or [])
-        table = evaluate(rankings, scores.by_model)
-        _finish(_with(table, scores), _files(judged), as_json, html)
+    with plain_errors("evaluate agreement"):
+        _finish(_of_rankings(evaluate, judged, url, model or []), _files(judged), as_json, html)
 
 
 @app.command("margins")
 def margins(judged: Judged, url: Url = LOCAL, model: Models = None, as_json: Json = False, html: Html = None) -> None:
     """How served margins are distributed and calibrated, and what length has to do with scores."""
-    from assay_training.evaluation.rewards.judged import read_comparisons  # noqa: PLC0415
     from assay_training.evaluation.rewards.margins import margins as evaluate  # noqa: PLC0415
 
-    with _plain_errors("margins"):
-        rankings, scores = _scored(read_comparisons, judged, url, model or [])
-        table = evaluate(rankings, scores.by_model)
-        _finish(_with(table, scores), _files(judged), as_json, html)
+    with plain_errors("evaluate margins"):
+        _finish(_of_rankings(evaluate, judged, url, model or []), _files(judged), as_json, html)
 
 
 @app.command("best-of-n")
@@ -162,24 +157,36 @@ def best_of_n(
     from assay_training.evaluation.rewards.best_of_n import best_of_n as evaluate  # noqa: PLC0415
     from assay_training.evaluation.rewards.judged import read_candidates  # noqa: PLC0415
 
-    with _plain_errors("best-of-n"):
-        asked = [*(model or []), *([gold] if gold and model and gold not in model else [])]
-        candidates, scores = _scored(read_candidates, judged, url, asked, gold)
-        if gold is None and not all(of.gold for of in candidates):
+    with plain_errors("evaluate best-of-n"):
+        read = [record for given in judged for record in read_candidates(given)]
+        if gold is None and not all(of.gold for of in read):
             raise ValueError("rollouts have no gold value of their own; name a served model to judge by: --gold")
+        candidates, scores = _scored(read, judged, url, model or [], gold)
         worth = [list(of.gold) for of in candidates] if gold is None else scores.by_model[gold]
         ways = {name: of for name, of in scores.by_model.items() if name != gold}
         _finish(_with(evaluate(candidates, worth, ways), scores), _files(judged), as_json, html)
 
 
+def _of_rankings(
+    evaluate: "Callable[[list[Ranking], dict[str, list[list[float]]]], Table]",
+    judged: Sequence[str],
+    url: str,
+    models: Sequence[str],
+) -> "Table":
+    from assay_training.evaluation.rewards.judged import read_comparisons  # noqa: PLC0415
+
+    read = [record for given in judged for record in read_comparisons(given)]
+    rankings, scores = _scored(read, judged, url, models)
+    return _with(evaluate(rankings, scores.by_model), scores)
+
+
 def _scored(
-    read: Callable[[str], list[R]], judged: Sequence[str], url: str, models: Sequence[str], gold: str | None = None
+    records: list[R], judged: Sequence[str], url: str, models: Sequence[str], gold: str | None = None
 ) -> "tuple[list[R], Scores]":
     """What every model that is asked has scored, with its scores."""
     from assay_client.client import RewardClient  # noqa: PLC0415
     from assay_training.evaluation.rewards.served import models_of, score  # noqa: PLC0415
 
-    records = [record for given in judged for record in read(given)]
     if not records:
         raise ValueError(f"{', '.join(judged)}: nothing in it")
     with RewardClient(url) as client:
@@ -206,18 +213,6 @@ def _files(judged: Sequence[str]) -> list[Path]:
     from assay_training.records.rows import files  # noqa: PLC0415
 
     return [path for given in judged for path in files(locate(given)[1])]
-
-
-@contextmanager
-def _plain_errors(command: str) -> Iterator[None]:
-    """Bad input and an absent service end the command with a sentence and 2, not a traceback."""
-    from assay_client.errors import AssayError  # noqa: PLC0415
-
-    try:
-        yield
-    except (ValueError, OSError, AssayError) as error:
-        typer.echo(f"assay evaluate {command}: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 def _finish(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | None) -> None:

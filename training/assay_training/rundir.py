@@ -46,7 +46,8 @@ class RunDirectory:
         recorded = self.read_json("run.json")
         if recorded is not None and recorded != identity:
             raise RunMismatch(f"{path} holds a run of another configuration or of other data; choose another --out")
-        if recorded is None and writes and any(path.iterdir()):
+        # A start that was killed may have left its first file half written.
+        if recorded is None and writes and {file.name for file in path.iterdir()} - {"run.json.tmp"}:
             raise RunMismatch(f"{path} holds files that are no run's; choose another --out")
         self.write_json("run.json", identity)
 

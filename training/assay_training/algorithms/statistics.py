@@ -64,6 +64,14 @@ def clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, len(values), count)
 
 
+def clustered_interval(values: Floats, clusters: Sequence[str]) -> list[float] | None:
+    """The ends of `clustered_mean`'s interval; None where there are fewer than two clusters, and so none."""
+    if len(set(clusters)) < 2:
+        return None
+    estimate = clustered_mean(values, clusters)
+    return [estimate.low, estimate.high]
+
+
 def bootstrap(
     statistic: Callable[[NDArray[np.int64]], float], clusters: Sequence[str], *, seed: int, draws: int = 500
 ) -> Estimate:

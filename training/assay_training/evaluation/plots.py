@@ -1,11 +1,9 @@
 """Pictures of results."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from assay_training.algorithms.statistics import Floats, moments
 from assay_training.evaluation.rows import Rows
@@ -91,13 +89,3 @@ def dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_label: s
     axes.set_xlabel(x_label)
     axes.legend()
     return figure
-
-
-def as_svg(figure: Figure) -> str:
-    """The picture as an SVG element; names of models and sources are text, not formulas."""
-    for label in figure.findobj(Text):
-        label.set_parse_math(False)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", dpi=120)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -1,8 +1,12 @@
 """What every evaluation returns: records, how they are shown, and what was noticed on the way."""
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 Record = Mapping[str, Any]
 MISSING = "–"
@@ -29,11 +33,20 @@ class Picture:
 
     Attributes:
         caption: below it.
-        svg: an SVG element.
+        draw: makes it; not before it is looked at.
     """
 
     caption: str
-    svg: str
+    draw: Callable[[], Figure]
+
+    @property
+    def svg(self) -> str:
+        """As an SVG element; names of models and sources are text, not formulas."""
+        figure, buffer = self.draw(), io.StringIO()
+        for label in figure.findobj(Text):
+            label.set_parse_math(False)
+        figure.savefig(buffer, format="svg", dpi=120)
+        return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
 @dataclass(frozen=True, slots=True)

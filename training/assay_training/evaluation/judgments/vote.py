@@ -12,7 +12,6 @@ from assay_training.algorithms.voting import (
     Ballot,
     BallotTies,
     MajorityTies,
-    Ranking,
     as_ranking,
     borda,
     ranked_pairs,
@@ -74,11 +73,6 @@ def vote(polls: Sequence[Poll]) -> Table:
     return Table("Votes", tuple(records), COLUMNS, lines, NOTES, (_picture(records, models),))
 
 
-def merged(polls: Sequence[Poll]) -> list[Ranking]:
-    """The ranking of every poll by ranked pairs, under the thesis' rule."""
-    return [ranked_pairs(poll.ballots, BALLOT_TIES[0], MAJORITY_TIES[0]) for poll in polls]
-
-
 def _records(rule: Rule, polls: Sequence[Poll], models: Sequence[str]) -> list[dict[str, Any]]:
     groups = list(dict.fromkeys(poll.group for poll in polls))
     points = {group: _means([rule.points(poll.ballots) for poll in polls if poll.group == group]) for group in groups}
@@ -106,7 +100,7 @@ def _picture(records: Sequence[dict[str, Any]], models: Sequence[str]) -> Pictur
     means = [record for record in records if record["group"] is None]
     points = {model: [record["points"] for record in means if record["model"] == model] for model in models}
     names = [f"{rule.ballot_ties}; {rule.majority_ties}" if rule.ballot_ties else "Borda of ballots" for rule in RULES]
-    return Picture("Points under every rule for ties.", plots.as_svg(plots.dots(points, names, "mean points")))
+    return Picture("Points under every rule for ties.", lambda: plots.dots(points, names, "mean points"))
 
 
 def _means(points: Sequence[dict[str, float]]) -> dict[str, float]:

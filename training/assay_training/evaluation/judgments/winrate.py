@@ -64,7 +64,7 @@ def winrate(verdicts: Sequence[Verdict], groups: Mapping[str, tuple[str, ...]], 
     lines = tuple(record for record in records if (record["row"], record["column"]) in forth)
     total = [record for record in lines if record["group"] is None]
     rows = [(f"{r['row']} over {r['column']}", r["win_rate"], *r["wilson95"]) for r in total]
-    picture = Picture("Win rates with Wilson's intervals.", plots.as_svg(plots.intervals(rows, "win rate", 0.5)))
+    picture = Picture("Win rates with Wilson's intervals.", lambda: plots.intervals(rows, "win rate", 0.5))
     return Table("Win rates", tuple(records), COLUMNS, lines, NOTES + again, (picture,))
 
 

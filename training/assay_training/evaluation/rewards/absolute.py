@@ -59,5 +59,7 @@ def absolute(qualities: Mapping[str, tuple[Floats, Floats]]) -> Table:
 
 def _picture(name: str, labels: Floats, predictions: Floats) -> Picture:
     bins = calibration(labels, predictions)
-    drawn = plots.curve([b.prediction for b in bins], [b.label for b in bins], "prediction", "label")
-    return Picture(f"{name}: mean label against mean prediction, by tenths.", plots.as_svg(drawn))
+    return Picture(
+        f"{name}: mean label against mean prediction, by tenths.",
+        lambda: plots.curve([b.prediction for b in bins], [b.label for b in bins], "prediction", "label"),
+    )

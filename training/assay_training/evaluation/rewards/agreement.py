@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from assay_training.algorithms.statistics import Floats, bootstrap, clustered_mean, outcomes
+from assay_training.algorithms.statistics import Floats, bootstrap, clustered_interval, outcomes
 from assay_training.evaluation.results import LENGTH, domains, strengths
+from assay_training.evaluation.rewards.served import lengths
 from assay_training.evaluation.rows import Logits, Rows
 from assay_training.evaluation.table import Table, interval, number, text
 from assay_training.records.record import Ranking
@@ -57,21 +58,14 @@ def agreement(rankings: Sequence[Ranking], scores: Mapping[str, Logits], *, seed
     return Table("Agreement", tuple(records), COLUMNS, notes=(*NOTES, *_compared(records, list(scores))))
 
 
-def lengths(rankings: Sequence[Ranking]) -> list[list[float]]:
-    """Characters of every completion."""
-    return [[float(len(completion)) for completion in ranking.completions] for ranking in rankings]
-
-
 def _records(
     rows: Rows, first: NDArray[np.bool_], source: str, strength: str | None, seed: int
 ) -> list[dict[str, Any]]:
     groups = rows.groups.tolist()
-    several = len(set(groups)) > 1
     hits = {name: outcomes(margins) for name, margins in rows.values.items()}
     records = []
     versus = _differences(hits, groups, seed)
     for name, hit in hits.items():
-        estimate = clustered_mean(hit, groups) if several else None
         less_length = versus[name].get(LENGTH, {"difference": None, "ci95": None})
         records.append(
             {
@@ -81,7 +75,7 @@ def _records(
                 "n": len(hit),
                 "groups": len(set(groups)),
                 "accuracy": float(hit.mean()),
-                "ci95": None if estimate is None else [estimate.low, estimate.high],
+                "ci95": clustered_interval(hit, groups),
                 "kappa": kappa(first, rows.values[name]),
                 "difference": less_length["difference"],
                 "difference95": less_length["ci95"],

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from assay_training.algorithms.best_of_n import expected, kl_bound, win_rate
-from assay_training.algorithms.statistics import Floats, clustered_mean
+from assay_training.algorithms.statistics import clustered_interval
 from assay_training.evaluation import plots
 from assay_training.evaluation.results import LENGTH
 from assay_training.evaluation.rewards.judged import Candidates
+from assay_training.evaluation.rewards.served import GOLD, lengths
 from assay_training.evaluation.rows import Logits
 from assay_training.evaluation.table import Picture, Table, interval, number, text
 
 NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-GOLD = "gold itself"
 COLUMNS = (
     text("source", "source"),
     text("by", "model"),
@@ -41,8 +41,7 @@ def best_of_n(candidates: Sequence[Candidates], gold: Logits, scores: Mapping[st
         gold: what each completion is worth.
         scores: by model, of every completion.
     """
-    long = [[float(len(item.completion)) for item in of.items] for of in candidates]
-    ways = {**scores, LENGTH: long, GOLD: gold}
+    ways = {**scores, LENGTH: lengths(candidates), GOLD: gold}
     records = [
         _record(source, model, n, [i for i in of if len(gold[i]) >= n], candidates, gold, ways[model])
         for source, of in _by_source(candidates).items()
@@ -82,17 +81,10 @@ def _record(
         "prompts": len(indices),
         "kl_bound": kl_bound(n),
         "gold": float(values.mean()),
-        "gold95": _interval(values, groups),
+        "gold95": clustered_interval(values, groups),
         "win_rate": float(wins.mean()) if len(wins) else None,
-        "win_rate95": _interval(wins, [groups[i] for i in spare]),
+        "win_rate95": clustered_interval(wins, [groups[i] for i in spare]),
     }
-
-
-def _interval(values: Floats, groups: Sequence[str]) -> list[float] | None:
-    if len(set(groups)) < 2:
-        return None
-    estimate = clustered_mean(values, groups)
-    return [estimate.low, estimate.high]
 
 
 def _picture(source: str, records: Sequence[Mapping[str, Any]]) -> Picture:
@@ -101,4 +93,4 @@ def _picture(source: str, records: Sequence[Mapping[str, Any]]) -> Picture:
         str(model): [(float(r["n"]), float(r["gold"])) for r in of if r["model"] == model]
         for model in dict.fromkeys(record["model"] for record in of)
     }
-    return Picture(f"{source}: gold value of the best of N.", plots.as_svg(plots.lines(lines, "N", "gold")))
+    return Picture(f"{source}: gold value of the best of N.", lambda: plots.lines(lines, "N", "gold"))

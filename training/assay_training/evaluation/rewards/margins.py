@@ -9,7 +9,7 @@ import numpy as np
 from assay_training.algorithms.statistics import Floats, moments, outcomes, reliability, spearman
 from assay_training.evaluation import plots
 from assay_training.evaluation.results import domains, strengths
-from assay_training.evaluation.rewards.agreement import lengths
+from assay_training.evaluation.rewards.served import lengths
 from assay_training.evaluation.rows import Logits, Rows
 from assay_training.evaluation.table import Picture, Table, number, text
 from assay_training.records.record import Ranking
@@ -84,13 +84,13 @@ def _pictures(rows: Rows, model: str, scores: Logits, long: Logits) -> list[Pict
     flat = np.array([(v, c) for of, chars in zip(scores, long, strict=True) for v, c in zip(of, chars, strict=True)])
     bins = reliability(values)
     return [
-        Picture(f"{model}: reward margins by source.", plots.as_svg(plots.margins(rows, model))),
+        Picture(f"{model}: reward margins by source.", lambda: plots.margins(rows, model)),
         Picture(
             f"{model}: how often the higher score is right against σ(|margin|).",
-            plots.as_svg(plots.curve([b.prediction for b in bins], [b.label for b in bins], "σ(|margin|)", "right")),
+            lambda: plots.curve([b.prediction for b in bins], [b.label for b in bins], "σ(|margin|)", "right"),
         ),
         Picture(
             f"{model}: score against characters.",
-            plots.as_svg(plots.scatter(flat[:, 1], flat[:, 0], "characters", "score")),
+            lambda: plots.scatter(flat[:, 1], flat[:, 0], "characters", "score"),
         ),
     ]

@@ -8,6 +8,7 @@ from typing import Protocol
 from assay_client.client import RewardClient
 from assay_client.types import Score
 from assay_service.scoring.item import Item
+from assay_training.evaluation.results import LENGTH
 
 
 class Scored(Protocol):
@@ -36,20 +37,26 @@ class Scores:
     fingerprints: dict[str, str]
 
 
-BASELINES = frozenset({"length", "gold itself"})
+GOLD = "gold itself"
+BASELINES = frozenset({LENGTH, GOLD})
+
+
+def lengths(records: Sequence[Scored]) -> list[list[float]]:
+    """Characters of every completion: the baseline of every reward."""
+    return [[float(len(item.completion)) for item in record.items] for record in records]
 
 
 def models_of(client: RewardClient, asked: Sequence[str], gold: str | None = None) -> list[str]:
-    """The models to ask: those that were named, else all that are served.
+    """The models to ask: those that were named, else all that are served; and `gold`.
 
     Raises:
-        ValueError: one of them, or `gold`, is not served, or has the name of a baseline.
+        ValueError: one of them is not served, or has the name of a baseline.
     """
     served = [card.id for card in client.models()]
-    unknown = next((name for name in (*asked, *([gold] if gold else [])) if name not in served), None)
+    models = list(dict.fromkeys([*(asked or served), *([gold] if gold else [])]))
+    unknown = next((name for name in models if name not in served), None)
     if unknown is not None:
         raise ValueError(f"{unknown!r} is not served; served are {', '.join(served)}")
-    models = list(asked or served)
     taken = BASELINES & set(models)
     if taken:
         raise ValueError(f"{min(taken)!r} is served, but is the name of a baseline here; name the others by --model")
