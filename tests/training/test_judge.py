@@ -122,6 +122,13 @@ def test_what_was_answered_is_not_asked_again_and_costs_are_told(tmp_path: Path)
         assert "this time 1 answers, 100 + 2 tokens; in all 8 answers, 800 + 16 tokens" in " ".join(output.split())
 
 
+@pytest.mark.parametrize("prices", [(-1, 1), ("nan", 1), (1, "inf")])
+def test_prices_that_are_none_are_told(prices: tuple[Any, Any], tmp_path: Path) -> None:
+    outputs(tmp_path)
+    code, output = judge("http://127.0.0.1:9/v1", tmp_path, "--prices", *prices)
+    assert (code, "are not two amounts of money" in output) == (2, True), output
+
+
 def test_an_answer_that_is_no_choice_is_no_verdict(tmp_path: Path) -> None:
     outputs(tmp_path)
     with endpoint(lambda a, b: "I like both." if "s" in (a, b) else longer(a, b)) as (url, _):

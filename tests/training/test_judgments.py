@@ -155,7 +155,7 @@ def ballots(path: Path, *polls: dict[str, Any]) -> Path:
 
 
 def key(path: Path, **models: str) -> Path:
-    of = models or {"a": "abs", "b": "pref", "c": "sft"}
+    of = {"prompt": "Which?", "models": models or {"a": "abs", "b": "pref", "c": "sft"}}
     return write(path / "key.json", {"format": "assay-ballots-key", "prompts": [of]})
 
 
@@ -192,6 +192,8 @@ def test_the_thesis_form(tmp_path: Path) -> None:
         (poll(), "prompt 1: there are no ballots"),
         (poll({"a": 1, "b": 2, "c": 3}) | {"prompt": ""}, "field 'prompt' is empty"),
         (poll({"a": 1, "b": 2, "c": 3}) | {"ballots": [3]}, "ballot 1: not an object"),
+        (poll({"a": 1, "b": 2, "c": 3}, prompt="What?"), "x.json: field 'prompts': they are not those of"),
+        (poll({"a": 1, "b": 2, "c": 3}) | {"responses": {"a": "One."}}, "field 'responses': they are not those of"),
     ],
 )
 def test_a_malformed_poll_is_told(bad: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -203,6 +205,32 @@ def test_a_malformed_key_is_told(tmp_path: Path) -> None:
     votes = ballots(tmp_path / "x.json", poll({"a": 1, "b": 2, "c": 3}))
     code, output = evaluate("vote", votes, "--keys", key(tmp_path, a="x", b="x", c="y"))
     assert (code, "does not name two models or more, each once" in output) == (2, True), output
+
+
+def test_ballots_are_matched_with_the_key_by_prompt(tmp_path: Path) -> None:
+    """A file whose prompts somebody has sorted says the same."""
+    first, second = (poll({"a": 1, "b": 2, "c": 3}, prompt=prompt) for prompt in ("P", "Q"))
+    models = [{"a": "x", "b": "y", "c": "z"}, {"a": "z", "b": "y", "c": "x"}]
+    of = [{"prompt": prompt, "models": names} for prompt, names in zip("PQ", models, strict=True)]
+    keys = write(tmp_path / "key.json", {"format": "assay-ballots-key", "prompts": of})
+    forth = records("vote", ballots(tmp_path / "x.json", first, second), "--keys", keys)
+    back = records("vote", ballots(tmp_path / "x.json", second, first), "--keys", keys)
+    assert forth == back
+    assert [r["points"] for r in forth if r["group"] is None][:3] == pytest.approx([2 / 3] * 3)
+    code, output = evaluate("vote", ballots(tmp_path / "x.json", first, first), "--keys", keys)
+    assert (code, "each once" in output) == (2, True)
+
+
+def test_a_group_of_voters_without_prompts_is_told(tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys.json", {"run": {}})
+    code, output = evaluate("vote", write(tmp_path / "run.json", []), "--keys", keys)
+    assert (code, "run.json: ballots on 0 prompts" in output) == (2, True)
+
+
+def test_half_a_character_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('[{"instruction": "\\ud83d", "generator": "a", "preference": 1}]')
+    code, output = evaluate("winrate", tmp_path / "x.json")
+    assert (code, "x.json: " in output, "surrogates" in output) == (2, True, True)
 
 
 def test_people_rank_what_was_exported_without_seeing_names(tmp_path: Path) -> None:

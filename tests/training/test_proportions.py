@@ -82,11 +82,21 @@ def test_the_win_rate_at_equal_length_is_that_of_a_logistic_fit() -> None:
 
     theta = minimize(loss, np.zeros(2)).x[0]
     found = length_controlled(won, differences)
-    assert found == pytest.approx(1 / (1 + math.exp(-theta)), abs=1e-5)
     assert found is not None
-    assert found < won.mean()  # the first ones are longer
+    rate, (low, high) = found
+    assert rate == pytest.approx(1 / (1 + math.exp(-theta)), abs=1e-5)
+    assert rate < won.mean()  # the first ones are longer
+    design = np.stack([np.ones(200), x], axis=1)
+    mean = 1 / (1 + np.exp(-(design @ minimize(loss, np.zeros(2)).x)))
+    bread = np.linalg.inv((design * (mean * (1 - mean))[:, None]).T @ design)
+    meat = (design * ((won - mean) ** 2)[:, None]).T @ design
+    error = (bread @ meat @ bread)[0, 0] ** 0.5
+    assert (low, high) == pytest.approx(
+        [1 / (1 + math.exp(-theta - z * error)) for z in (-1.959964, 1.959964)], abs=1e-4
+    )
     turned = length_controlled(1 - won, -differences)
-    assert turned == pytest.approx(1 - found)
+    assert turned is not None
+    assert [turned[0], *turned[1]] == pytest.approx([1 - rate, 1 - high, 1 - low])
 
 
 def test_where_length_tells_everything_there_is_no_rate_at_equal_length() -> None:
@@ -94,3 +104,9 @@ def test_where_length_tells_everything_there_is_no_rate_at_equal_length() -> Non
     assert length_controlled((differences > 0).astype(float), differences) is None
     assert length_controlled(scores(2, 2), np.zeros(4)) is None
     assert length_controlled(scores(4, 0), np.array([1.0, 2.0, -1.0, 3.0])) is None
+    level = np.array([-2.0, -1.0, 0.0, 0.0, 1.0])  # all apart, but for two that are equally long
+    assert length_controlled(np.array([0.0, 0.0, 0.0, 1.0, 1.0]), level) is None
+    rising = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    assert length_controlled(np.array([0.0, 0.0, 0.5, 1.0, 1.0]), rising) is None
+    assert length_controlled(np.array([0.0, 1.0, 0.0, 1.0, 1.0]), rising) is not None
+    assert length_controlled(np.full(5, 0.5), rising) is None

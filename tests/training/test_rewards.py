@@ -90,6 +90,7 @@ def test_agreement_beside_length_by_strength_and_with_ties_apart() -> None:
     assert by_strength == {None: (4, 0.75), "negligibly better": (2, 0.5), "significantly better": (2, 1.0)}
     (alone,) = records(table, source="b", strength=None, model="m")
     assert (alone["n"], alone["ci95"], alone["difference95"]) == (1, None, None)
+    assert "<svg" in table.pictures[0].svg
 
 
 def test_two_models_are_compared_on_the_same_pairs() -> None:
@@ -122,16 +123,27 @@ def test_calibration_of_margins() -> None:
     assert only.prediction == pytest.approx(0.8)
     judged = [ranking(i, Pair(0, 1)) for i in range(10)]
     scores = [[math.log(4), 0.0, 0.0]] * 8 + [[0.0, math.log(4), 0.0]] * 2
-    (found,) = records(margins(judged, {"m": scores}), source="all")
+    (found,) = records(margins(judged, {"m": scores}), source="all", strength=None)
     assert found["calibration_error"] == pytest.approx(0, abs=1e-12)
     assert (found["n"], found["share_negative"]) == (10, 0.2)
     assert found["mean"] == pytest.approx(0.6 * math.log(4))
     assert found["best_minus_worst"] == found["mean"]
 
 
+def test_margins_by_strength_of_preference() -> None:
+    judged = [ranking(0, Pair(1, 0, 0.1)), ranking(1, Pair(1, 0, 0.1)), ranking(2, Pair(1, 0, 1.0))]
+    table = margins(judged, {"m": [[0.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 3.0, 0.0]]})
+    found = {r["strength"]: (r["n"], r["accuracy"], r["mean"]) for r in records(table, source="all")}
+    assert found == {
+        None: (3, pytest.approx(2 / 3), pytest.approx(2 / 3)),
+        "negligibly better": (2, 0.5, -0.5),
+        "significantly better": (1, 1.0, 3.0),
+    }
+
+
 def test_scores_and_characters_are_correlated_over_completions() -> None:
     judged = [ranking(i, Pair(2, 0)) for i in range(3)]
-    (found,) = records(margins(judged, {"m": [[1.0, 2.0, 3.0]] * 3}), source="all")
+    (found,) = records(margins(judged, {"m": [[1.0, 2.0, 3.0]] * 3}), source="all", strength=None)
     assert found["length_correlation"] == pytest.approx(1)
     assert found["length_spearman"] == pytest.approx(1)
 
@@ -168,6 +180,13 @@ def test_the_order_of_completions_tells_nothing(tmp_path: Path) -> None:
     first, second = read_comparisons(f"pairs:{write(tmp_path / 'x.jsonl', rows)}")
     assert (first.completions, first.pairs) == (("a", "b"), (Pair(1, 0, 0.5),))
     assert (second.completions, second.pairs) == (("c", "d"), (Pair(0, 1),))
+
+
+def test_a_folder_of_verdicts(tmp_path: Path) -> None:
+    bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
+    for name in ("b_vs_new.json", "a_vs_new.json"):
+        (tmp_path / name).write_text(json.dumps([bare]))
+    assert [r.source for r in read_comparisons(f"alpaca_eval:{tmp_path}")] == ["a_vs_new", "b_vs_new"]
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +259,12 @@ def test_what_cannot_be_scored_is_left_out_and_told(url: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("nothing:x", "not FORMAT:PATH with one of hh"), ("pairs:absent.jsonl", "no such file or folder")],
+    [
+        ("nothing:x", "not FORMAT:PATH with one of hh"),
+        ("pairs:absent.jsonl", "no such file or folder"),
+        ("pairs:/", "its last part has to be of letters"),
+        ("alpaca_eval:tests", "no *.json or *.json.gz files"),
+    ],
 )
 def test_a_source_that_is_not_there_is_told(given: str, message: str) -> None:
     code, output = run("agreement", given)

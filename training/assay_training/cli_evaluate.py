@@ -209,10 +209,9 @@ def _with(table: "Table", scores: "Scores") -> "Table":
 
 
 def _files(judged: Sequence[str]) -> list[Path]:
-    from assay_training.evaluation.rewards.judged import locate  # noqa: PLC0415
-    from assay_training.records.rows import files  # noqa: PLC0415
+    from assay_training.evaluation.rewards.judged import files_of  # noqa: PLC0415
 
-    return [path for given in judged for path in files(locate(given)[1])]
+    return [path for given in judged for path in files_of(given)]
 
 
 def _finish(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | None) -> None:

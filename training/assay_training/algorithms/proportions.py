@@ -1,6 +1,5 @@
 """A share of wins: its error, intervals and test, and what length has to do with it."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,6 @@ from scipy.stats import binomtest
 from statsmodels.api import GLM, add_constant
 from statsmodels.genmod.families import Binomial
 from statsmodels.stats.proportion import proportion_confint
-from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
 from assay_training.algorithms.statistics import Z_95, Floats
 
@@ -78,24 +76,22 @@ def longer_wins(scores: Floats, differences: Floats) -> float | None:
     return float(np.where(differences > 0, scores, 1 - scores)[unequal].mean())
 
 
-def length_controlled(scores: Floats, differences: Floats) -> float | None:
-    """The win rate at equal length: σ(θ) of a logistic fit of scores on θ + φ tanh(difference / its std).
+def length_controlled(scores: Floats, differences: Floats) -> tuple[float, Interval] | None:
+    """The win rate at equal length, σ(θ) of a logistic fit of scores on θ + φ tanh(difference / its std); and 95 %.
 
     The length term of AlpacaEval 2 (Dubois et al. 2024, eq. 2), without the instructions' difficulties, which one pair
-    of models does not determine. None where lengths do not differ, or tell wins from losses without an error.
+    of models does not determine. The interval is normal on θ's scale, by the sandwich estimator, as draws are not
+    binomial. None where all scores are equal, and where the fit has no finite maximum: there is but one length, or some
+    length tells all wins from all losses (Albert and Anderson 1984).
 
     Args:
         scores: of the first of two, `[n]`, 0..1.
         differences: its length minus the other's, `[n]`.
     """
-    spread = float(differences.std())
-    if spread == 0 or np.ptp(scores) == 0:
+    won, lost = differences[scores > 0], differences[scores < 1]
+    if np.ptp(scores) == 0 or won.max() <= lost.min() or lost.max() <= won.min():
         return None
-    features = add_constant(np.tanh(differences / spread), has_constant="add")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", PerfectSeparationWarning)
-        try:
-            theta = float(GLM(scores, features, family=Binomial()).fit().params[0])
-        except PerfectSeparationWarning:
-            return None
-    return float(expit(theta))
+    features = add_constant(np.tanh(differences / differences.std()), has_constant="add")
+    fit = GLM(scores, features, family=Binomial()).fit(cov_type="HC0")
+    low, high = fit.conf_int()[0]
+    return float(expit(fit.params[0])), (float(expit(low)), float(expit(high)))

@@ -104,7 +104,7 @@ def rows_of_file(path: Path) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), start=1):
         where = f"{path}:{number}"
         try:
-            fields = json.loads(line)
+            fields = _parsed(line)
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{where}: {error}") from error
         if not isinstance(fields, dict):
@@ -143,11 +143,18 @@ def json_of(path: Path, kind: type[Kind]) -> Kind:
     if not path.is_file():
         raise RecordError(f"{path}: no such file")
     try:
-        value = json.loads(b"".join(_lines(path)))
+        value = _parsed(b"".join(_lines(path)))
     except (ValueError, RecursionError) as error:
         raise error if isinstance(error, RecordError) else RecordError(f"{path}: {error}") from error
     if not isinstance(value, kind):
         raise RecordError(f"{path}: not a JSON {'object' if kind is dict else kind.__name__}")
+    return value
+
+
+def _parsed(content: bytes) -> object:
+    value: object = json.loads(content)
+    if b"\\ud" in content.lower():  # half of a surrogate pair is no text, and could be written nowhere
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 

@@ -5,7 +5,8 @@ Our own form is one JSON object per group of voters, and one key for all of them
     {"format": "assay-ballots", "prompts": [
         {"prompt": "…", "responses": {"response-1": "text", "response-2": "text"},
          "ballots": [{"voter": "…", "ranks": {"response-1": 1, "response-2": 1}}]}]}
-    {"format": "assay-ballots-key", "prompts": [{"response-1": "model-x", "response-2": "model-y"}]}
+    {"format": "assay-ballots-key", "prompts": [
+        {"prompt": "…", "models": {"response-1": "model-x", "response-2": "model-y"}}]}
 
 The thesis' form is a list of prompts, each a list of ballots (`response-1`, … with their ranks); its key has, by group
 of voters and prompt, the model behind every response, counted from 0 (seeds §7).
@@ -52,22 +53,34 @@ def read_polls(paths: Sequence[Path], keys: Path) -> list[Poll]:
     if known.fields.get("format") == KEY_FORMAT:
         if len({path.name for path in paths}) < len(paths):
             raise RecordError(f"{', '.join(map(str, paths))}: two groups of voters have one name")
-        return [poll for path in paths for poll in _own(path, known)]
+        models = _models(known)
+        return [poll for path in paths for poll in _own(path, models, known)]
     if len(known.fields) != len(paths):
         raise known.error(f"{len(known.fields)} groups for {len(paths)} files of ballots")
     groups = zip(paths, known.fields.items(), strict=True)
     return [poll for path, (group, prompts) in groups for poll in _of_the_thesis(path, group, prompts, known)]
 
 
-def _own(path: Path, keys: Row) -> Iterator[Poll]:
+def _models(keys: Row) -> dict[str, object]:
+    """Who wrote the responses to every prompt of our own key."""
+    rows = [_object(f"{keys.where}: prompt {i}", of) for i, of in enumerate(keys.get("prompts", list), start=1)]
+    models: dict[str, object] = {row.text("prompt"): row.get("models", dict) for row in rows}
+    if not rows or len(models) < len(rows):
+        raise keys.error("no prompts, or one of them twice")
+    return models
+
+
+def _own(path: Path, models: Mapping[str, object], keys: Row) -> Iterator[Poll]:
     read = Row(str(path), path.stem, json_of(path, dict))
     if read.get("format", str) != FORMAT:
         raise read.error(f"field 'format' is not {FORMAT!r}")
-    prompts, models = read.get("prompts", list), keys.get("prompts", list)
-    if len(prompts) != len(models):
-        raise read.error(f"{len(prompts)} prompts, {keys.where} has {len(models)}")
-    for number, (fields, of) in enumerate(zip(prompts, models, strict=True), start=1):
-        row = _object(f"{path}: prompt {number}", fields)
+    rows = [_object(f"{path}: prompt {i}", fields) for i, fields in enumerate(read.get("prompts", list), start=1)]
+    if sorted(row.text("prompt") for row in rows) != sorted(models):
+        raise read.error(f"field 'prompts': they are not those of {keys.where}, each once")
+    for row in rows:
+        of = _object(f"{keys.where}: {row.text('prompt')[:60]!r}", models[row.text("prompt")]).fields
+        if row.get("responses", dict).keys() != of.keys():
+            raise row.error(f"field 'responses': they are not those of {keys.where}")
         ranks = (
             _object(f"{row.where}: ballot {i}", ballot).get("ranks", dict)
             for i, ballot in enumerate(row.get("ballots", list), start=1)
@@ -78,7 +91,7 @@ def _own(path: Path, keys: Row) -> Iterator[Poll]:
 def _of_the_thesis(path: Path, group: str, prompts: object, keys: Row) -> Iterator[Poll]:
     lists = json_of(path, list)
     known = _object(f"{keys.where}: {group}", prompts)
-    if len(lists) != len(known.fields):
+    if not lists or len(lists) != len(known.fields):
         raise RecordError(f"{path}: ballots on {len(lists)} prompts, {known.where} has {len(known.fields)}")
     for number, ((prompt, models), ballots) in enumerate(zip(known.fields.items(), lists, strict=True), start=1):
         row = Row(f"{path}: prompt {number}", group, {"ballots": ballots})

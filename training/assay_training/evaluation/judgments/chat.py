@@ -14,6 +14,7 @@ from pathlib import Path
 from openai import OpenAI, OpenAIError
 
 RETRIES = 5
+TIMEOUT_S = 120
 ANSWER_TOKENS = 256
 Messages = Sequence[Mapping[str, str]]
 
@@ -53,9 +54,9 @@ class Chat:
         self._known = _read(cache)
         self._lock = threading.Lock()
         try:
-            self._client = OpenAI(base_url=url, max_retries=RETRIES)
+            self._client = OpenAI(base_url=url, max_retries=RETRIES, timeout=TIMEOUT_S)
         except OpenAIError:  # no key in the environment; a server of one's own asks for none
-            self._client = OpenAI(base_url=url, max_retries=RETRIES, api_key="none")
+            self._client = OpenAI(base_url=url, max_retries=RETRIES, timeout=TIMEOUT_S, api_key="none")
 
     def known(self, messages: Messages) -> bool:
         """Whether the answer is there already."""

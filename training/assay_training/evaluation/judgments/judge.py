@@ -1,6 +1,7 @@
 """A language model as the judge of two outputs: what it is asked, and what its answers mean."""
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,8 +81,10 @@ def judge_all(
         Win rates with what they cost, the verdicts in AlpacaEval's form, and how many contests have none.
 
     Raises:
-        ValueError: no such order; or the endpoint did not answer.
+        ValueError: no such order, or prices that are none; or the endpoint did not answer.
     """
+    if prices is not None and not all(math.isfinite(price) and price >= 0 for price in prices):
+        raise ValueError(f"prices: {prices} are not two amounts of money")
     if order not in get_args(Order):
         raise ValueError(f"order: {order!r} is not both or random")
     chat = Chat(url, model, out.with_name(f"{out.name}.answers.jsonl"))

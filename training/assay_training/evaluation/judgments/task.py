@@ -22,7 +22,7 @@ def export(contests: Sequence[Contest]) -> tuple[dict[str, Any], dict[str, Any]]
             if known.setdefault(model, output) != output:
                 raise RecordError(f"{contest.where}: {model!r} has another response to this instruction elsewhere")
     task: list[dict[str, Any]] = []
-    key: list[dict[str, str]] = []
+    key: list[dict[str, Any]] = []
     for instruction, of in responses.items():
         shown = sorted(
             of, key=lambda model: hashlib.sha256("\0".join((instruction, of[model], model)).encode()).digest()
@@ -30,5 +30,5 @@ def export(contests: Sequence[Contest]) -> tuple[dict[str, Any], dict[str, Any]]
         names = [f"response-{number}" for number in range(1, len(shown) + 1)]
         texts = {name: of[model] for name, model in zip(names, shown, strict=True)}
         task.append({"prompt": instruction, "responses": texts, "ballots": []})
-        key.append(dict(zip(names, shown, strict=True)))
+        key.append({"prompt": instruction, "models": dict(zip(names, shown, strict=True))})
     return {"format": FORMAT, "prompts": task}, {"format": KEY_FORMAT, "prompts": key}

@@ -18,15 +18,16 @@ COLUMNS = (
     text("group", "group", missing="all"),
     text("n", "n"),
     number("row wins", "win_rate", ".1%"),
+    interval("95 %", "wilson95", ".0%"),
     number("SE", "se", ".2%", detail=True),
-    interval("95 %", "ci95", ".0%"),
-    interval("Wilson", "wilson95", ".1%", detail=True),
+    interval("normal", "ci95", ".1%", detail=True),
     number("p", "p_value", ".4f"),
     number("longer wins", "longer_wins", ".0%"),
     number("at equal length", "length_controlled", ".1%"),
+    interval("95 %", "length_controlled95", ".0%"),
 )
 NOTES = (
-    "A draw is half a win. SE and 95 %: normal, over instructions; p: two-sided binomial over wins and losses.",
+    "A draw is half a win. 95 %: Wilson's, over instructions; p: two-sided binomial over wins and losses.",
     "Longer wins: how often the longer output (characters) is preferred, whoever wrote it.",
     "At equal length: the win rate that a logistic fit on the length difference leaves (AlpacaEval 2's length term).",
 )
@@ -72,6 +73,7 @@ def _record(pair: tuple[str, str], group: str | None, verdicts: Sequence[Verdict
     scores = np.array([verdict.score for verdict in verdicts])
     longer = np.array([float(len(verdict.outputs[0]) - len(verdict.outputs[1])) for verdict in verdicts])
     rate = win_rate(scores, ddof=ddof)
+    equal = length_controlled(scores, longer)
     return {
         "row": pair[0],
         "column": pair[1],
@@ -86,5 +88,6 @@ def _record(pair: tuple[str, str], group: str | None, verdicts: Sequence[Verdict
         "draws": rate.draws,
         "losses": rate.losses,
         "longer_wins": longer_wins(scores, longer),
-        "length_controlled": length_controlled(scores, longer),
+        "length_controlled": None if equal is None else equal[0],
+        "length_controlled95": None if equal is None else list(equal[1]),
     }

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from assay_training.algorithms.statistics import Floats, bootstrap, clustered_interval, outcomes
+from assay_training.evaluation import plots
 from assay_training.evaluation.results import LENGTH, domains, strengths
 from assay_training.evaluation.rewards.served import lengths
 from assay_training.evaluation.rows import Logits, Rows
-from assay_training.evaluation.table import Table, interval, number, text
+from assay_training.evaluation.table import Picture, Table, interval, number, text
 from assay_training.records.record import Ranking
 
 COLUMNS = (
@@ -55,7 +56,8 @@ def agreement(rankings: Sequence[Ranking], scores: Mapping[str, Logits], *, seed
         for strength, mask in (masks | {name: of & where for name, of in strengths(rows).items()}).items():
             if mask.any():
                 records += _records(rows.where(mask), first[mask], source, strength, seed)
-    return Table("Agreement", tuple(records), COLUMNS, notes=(*NOTES, *_compared(records, list(scores))))
+    notes = (*NOTES, *_compared(records, list(scores)))
+    return Table("Agreement", tuple(records), COLUMNS, notes=notes, pictures=(_picture(records),))
 
 
 def _records(
@@ -126,6 +128,15 @@ def _differences(hits: Mapping[str, Floats], groups: Sequence[str], seed: int) -
         found[a][b] = {"difference": mean, "ci95": None if ends is None else list(ends)}
         found[b][a] = {"difference": -mean, "ci95": None if ends is None else [-ends[1], -ends[0]]}
     return found
+
+
+def _picture(records: Sequence[Mapping[str, Any]]) -> Picture:
+    rows = [
+        (f"{record['model']}, {record['source']}", record["accuracy"], *(record["ci95"] or [record["accuracy"]] * 2))
+        for record in records
+        if record["strength"] is None
+    ]
+    return Picture("How often each agrees, by source.", lambda: plots.intervals(rows, "agrees", 0.5))
 
 
 def _compared(records: Sequence[Mapping[str, Any]], models: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What was judged, as rankings or as candidates with a gold value, from `FORMAT:PATH`."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,11 +36,14 @@ class Candidates:
     gold: tuple[float, ...]
 
 
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
 def locate(given: str) -> tuple[str, Path]:
     """Format and path of `FORMAT:PATH`.
 
     Raises:
-        RecordError: there is no such format or path.
+        RecordError: there is no such format or path, or its name cannot name a source.
     """
     format_, _, path = given.partition(":")
     known = (*get_args(Format), ALPACA_EVAL, COMPLETIONS)
@@ -47,7 +51,24 @@ def locate(given: str) -> tuple[str, Path]:
         raise RecordError(f"{given}: not FORMAT:PATH with one of {', '.join(known)}")
     if not Path(path).exists():
         raise RecordError(f"{given}: no such file or folder")
+    if not _NAME.fullmatch(Path(path).resolve().name):
+        raise RecordError(f"{given}: its last part has to be of letters, digits and . _ -, 64 at most")
     return format_, Path(path)
+
+
+def files_of(given: str) -> list[Path]:
+    """The files of `FORMAT:PATH`, in the order in which they are read.
+
+    Raises:
+        RecordError: there are none.
+    """
+    format_, path = locate(given)
+    if format_ != ALPACA_EVAL or path.is_file():
+        return files(path)
+    found = sorted([*path.glob("*.json"), *path.glob("*.json.gz")])
+    if not found:
+        raise RecordError(f"{path}: no *.json or *.json.gz files")
+    return found
 
 
 def read_comparisons(given: str) -> list[Ranking]:
@@ -60,7 +81,7 @@ def read_comparisons(given: str) -> list[Ranking]:
     """
     format_, path = locate(given)
     if format_ == ALPACA_EVAL:
-        return [_of_verdict(verdict, path) for verdict in read_verdicts(path, None)]
+        return [_of_verdict(verdict, file) for file in files_of(given) for verdict in read_verdicts(file, None)]
     if format_ == COMPLETIONS:
         raise RecordError(f"{given}: nobody has judged them")
     found = read_rankings(*_source(format_, path)).records
@@ -77,7 +98,7 @@ def read_candidates(given: str) -> list[Candidates]:
     if format_ == ALPACA_EVAL:
         raise RecordError(f"{given}: verdicts give no value to a completion")
     if format_ == COMPLETIONS:
-        return [_of_rollouts(row, path.name) for file in files(path) for row in rows_of_any(file)]
+        return [_of_rollouts(row, path.name) for file in files_of(given) for row in rows_of_any(file)]
     read: Read[Ranking | Labelled] = read_labelled(*_source(format_, path))
     by_prompt: dict[tuple[Message, ...], list[Labelled]] = defaultdict(list)
     for record in read.records:

@@ -16,10 +16,12 @@ from assay_training.records.record import Ranking
 
 COLUMNS = (
     text("source", "source"),
+    text("preference", "strength", missing="any"),
     text("model", "model"),
     text("pairs", "n"),
+    number("right", "accuracy", ".1%"),
     number("mean", "mean", ".3f"),
-    number("std", "std", ".3f"),
+    number("std", "std", ".3f", detail=True),
     number("< 0", "share_negative", ".1%"),
     number("skew", "skewness", "+.2f"),
     number("kurtosis", "kurtosis", "+.2f"),
@@ -35,7 +37,7 @@ NOTES = (
 
 
 def margins(rankings: Sequence[Ranking], scores: Mapping[str, Logits]) -> Table:
-    """A record for every source and model, with a plot of each model's margins and of its calibration.
+    """A record for every source, strength of preference (None for any) and model; plots of margins and calibration.
 
     Args:
         rankings: what was judged.
@@ -51,31 +53,39 @@ def margins(rankings: Sequence[Ranking], scores: Mapping[str, Logits]) -> Table:
     sources = np.array([ranking.source for ranking in rankings])
     records: list[dict[str, Any]] = []
     for source, where in {**domains(rows.sources), "all": np.ones(len(rows.sources), dtype=bool)}.items():
-        inside = np.isin(sources, rows.sources[where])
+        inside = np.flatnonzero(np.isin(sources, rows.sources[where]))
         for model, of in scores.items():
-            flat = [(value, chars) for i in np.flatnonzero(inside) for value, chars in zip(of[i], long[i], strict=True)]
-            records.append({"source": source, "model": model, **_numbers(rows.where(where), model, np.array(flat))})
+            flat = np.array([pair for i in inside for pair in zip(of[i], long[i], strict=True)])
+            whole = _margins(rows.where(where), model) | _of_length(flat)
+            records.append({"source": source, "strength": None, "model": model} | whole)
+        for strength, mask in strengths(rows).items():
+            if (mask & where).any():
+                of_it = {model: _margins(rows.where(mask & where), model) | _of_length(None) for model in scores}
+                records += [{"source": source, "strength": strength, "model": model} | of_it[model] for model in scores]
     pictures = [picture for model in scores for picture in _pictures(rows, model, scores[model], long)]
     return Table("Margins", tuple(records), COLUMNS, notes=NOTES, pictures=tuple(pictures))
 
 
-def _numbers(rows: Rows, model: str, scored: Floats) -> dict[str, Any]:
-    """Of one domain; `scored` is `[completions, 2]`: score and characters."""
+def _margins(rows: Rows, model: str) -> dict[str, Any]:
     assert rows.extremes is not None
     values = rows.values[model]
     bins = reliability(values)
     extremes = values[rows.extremes]
-    varied = np.ptp(scored[:, 0]) > 0 and np.ptp(scored[:, 1]) > 0
     return {
         **asdict(moments(values)),
+        "accuracy": float(outcomes(values).mean()),
         "best_minus_worst": float(extremes.mean()) if len(extremes) else None,
         "calibration_error": float(sum(b.n * abs(b.label - b.prediction) for b in bins) / len(values)),
         "calibration": [asdict(b) for b in bins],
-        "length_correlation": float(np.corrcoef(scored.T)[0, 1]) if varied else None,
-        "length_spearman": spearman(scored[:, 0], scored[:, 1]) if varied else None,
-        "accuracy_by_strength": {
-            name: float(outcomes(values[mask]).mean()) for name, mask in strengths(rows).items() if mask.any()
-        },
+    }
+
+
+def _of_length(scored: Floats | None) -> dict[str, float | None]:
+    """Of score and characters, `[completions, 2]`; None for a strength, which pairs have and completions have not."""
+    varied = scored is not None and bool((np.ptp(scored, axis=0) > 0).all())
+    return {
+        "length_correlation": float(np.corrcoef(scored.T)[0, 1]) if scored is not None and varied else None,
+        "length_spearman": spearman(scored[:, 0], scored[:, 1]) if scored is not None and varied else None,
     }
 
 
