@@ -7,13 +7,13 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from training.experiments import sweep
 
 from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer, RenderRules
 from assay_training.config.base import ConfigError, read
 from assay_training.config.reward import RewardConfig
 from assay_training.config.sft import SftConfig
+from experiments import sweep
 from tests import checkpoints
 from tests.training import tiny
 

@@ -57,6 +57,20 @@ def accuracies(rows: Sequence[Numbers], domains: Sequence[str]) -> list[str]:
     return [*lines[:-1], f"| *length* | {' | '.join(length)} |", ""]
 
 
+def differences(rows: Sequence[Numbers], domains: Sequence[str]) -> list[str]:
+    """Accuracies less those of the first variant with the same seed, and so the same held-out part."""
+    first = {row["seed"]: row["results"] for row in rows if row["variant"] == rows[0]["variant"]}
+    others = [row for row in rows if row["variant"] != rows[0]["variant"]]
+    paired = [row | {"results": {"now": row["results"], "first": first[row["seed"]]}} for row in others]
+
+    def less(domain: str) -> Callable[[Numbers], float]:
+        value = at(domain, "accuracy", "model", "value")
+        return lambda of: value(of["now"]) - value(of["first"])
+
+    lines = table(paired, [(domain, less(domain)) for domain in domains])
+    return [f"Accuracy, less that of *{rows[0]['variant']}* with the same seed:", "", *lines]
+
+
 def margins(rows: Sequence[Numbers], domain: str) -> list[str]:
     """The moments of the margins, and the accuracy of best against worst."""
 
@@ -83,7 +97,8 @@ def preference(rows: Sequence[Numbers]) -> list[str]:
     domains = list(rows[0]["results"])
     if len(domains) == 2:  # a single source is all there is
         domains.remove("all")
-    lines = ["Accuracy:", "", *accuracies(rows, domains), *margins(rows, domains[-1] if len(domains) == 1 else "all")]
+    lines = ["Accuracy:", "", *accuracies(rows, domains), *differences(rows, domains)]
+    lines += margins(rows, domains[-1] if len(domains) == 1 else "all")
     return lines + [line for domain in domains if domain != "all" for line in strengths(rows, domain)]
 
 
