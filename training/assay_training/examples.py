@@ -11,7 +11,7 @@ from assay_service.errors import ContentError
 from assay_service.scoring.item import Item
 from assay_service.scoring.layout import Sequence as Ids
 from assay_service.scoring.render import Renderer
-from assay_training.config.model import Optimiser
+from assay_training.config.model import Adam
 from assay_training.records.record import Judged
 
 KEPT_PROMPT_TOKENS = 256  # of a prompt stay where the completion is too long (seeds §4) …
@@ -83,7 +83,7 @@ def token_batches(indices: Sequence[int], examples: Sequence[Tokens], limit_toke
         yield part
 
 
-def autocast(device: torch.device, settings: Optimiser) -> torch.autocast:
+def autocast(device: torch.device, settings: Adam) -> torch.autocast:
     """Matrix products in `settings.compute_dtype`; the head stays in fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.compute_dtype == "bfloat16")
 

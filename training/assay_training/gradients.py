@@ -30,11 +30,12 @@ def add_up(parameters: Sequence[nn.Parameter], together: Accelerator) -> None:
         parameter.grad = part.view_as(parameter).clone()
 
 
-def clip(parameters: Sequence[nn.Parameter], limit: float) -> float:
-    """Scales the gradient down to the norm `limit` where it is longer; returns its norm before."""
+def clip(parameters: Sequence[nn.Parameter], limit: float | None) -> float:
+    """Scales the gradient down to the norm `limit`, if there is one, where it is longer; returns its norm before."""
     kinds = by_kind(parameters)
     norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    for kind in kinds:
-        nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    if limit is not None:
+        for kind in kinds:
+            nn.utils.clip_grads_with_norm_(kind, limit, norm)
     return float(norm)

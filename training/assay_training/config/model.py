@@ -25,19 +25,16 @@ class Lora(Frozen):
     layers: list[Annotated[int, Field(ge=0)]] | None = None
 
 
-class Optimiser(Frozen):
-    """AdamW with warm-up and a cosine to a tenth of the learning rate (Llama-2 recipe, seeds §12).
+class Adam(Frozen):
+    """AdamW, and how a step is cut into forwards.
 
     Attributes:
-        learning_rate: the peak.
+        learning_rate: the peak, where it changes.
         betas: of Adam.
         epsilon: of Adam.
         weight_decay: on all trained parameters.
-        max_grad_norm: the gradient is clipped to this norm.
-        batch_prompts: prompts (for labelled items and dialogues: items) in one optimiser step, over all processes.
+        max_grad_norm: the gradient is clipped to this norm; None for never.
         micro_batch_tokens: tokens in one forward; steps are split to fit, without changing the loss.
-        epochs: passes over the training part.
-        warmup_share: share of all steps, at least 5 steps.
         compute_dtype: what matrix products are computed in while training; weights stay fp32.
         checkpoint_steps: steps between two checkpoints to resume from.
     """
@@ -46,10 +43,21 @@ class Optimiser(Frozen):
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    batch_prompts: int = Field(32, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
     micro_batch_tokens: int = Field(8192, gt=0)
-    epochs: int = Field(1, gt=0)
-    warmup_share: float = Field(0.03, ge=0, lt=1)
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     checkpoint_steps: int = Field(100, gt=0)
+
+
+class Optimiser(Adam):
+    """The same with warm-up and a cosine to a tenth of the learning rate (Llama-2 recipe, seeds §12).
+
+    Attributes:
+        batch_prompts: prompts (for labelled items and dialogues: items) in one optimiser step, over all processes.
+        epochs: passes over the training part.
+        warmup_share: share of all steps, at least 5 steps.
+    """
+
+    batch_prompts: int = Field(32, gt=0)
+    epochs: int = Field(1, gt=0)
+    warmup_share: float = Field(0.03, ge=0, lt=1)

@@ -10,7 +10,7 @@ from assay_training.algorithms import losses
 from assay_training.config.model import Optimiser
 from assay_training.config.objective import AbsoluteObjective, BatchMeanMargin, LabelledMargin, PreferenceObjective
 from assay_training.examples import Example, autocast
-from assay_training.loops.supervised import MicroBatch, Total
+from assay_training.loops.step import MicroBatch, Total
 from assay_training.records.record import Labelled, Ranking
 
 POINTWISE = {

@@ -21,7 +21,8 @@ from assay_training.config.model import Optimiser
 from assay_training.config.sft import SftConfig, Stage
 from assay_training.examples import autocast, token_batches
 from assay_training.loops.checks import check_length
-from assay_training.loops.supervised import MicroBatch, Schedule, Total, train
+from assay_training.loops.step import MicroBatch, Total
+from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
 from assay_training.processes import accelerator
 from assay_training.records.sources import data_hashes, read_spoken
