@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType
 from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer, RenderRules
 from assay_training.config.base import ConfigError, read
+from assay_training.config.ppo import PpoConfig
 from assay_training.config.reward import RewardConfig
 from assay_training.config.sft import SftConfig
 from experiments import sweep
@@ -20,7 +21,8 @@ from tests.training import tiny
 ROOT = Path(__file__).parents[2] / "training" / "configs"
 EVERY = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name != "accelerate")
 SFT = [path for path in EVERY if "stages:" in path.read_text()]
-REWARD = [path for path in EVERY if path not in SFT]
+PPO = [path for path in EVERY if "rollout:" in path.read_text()]
+REWARD = [path for path in EVERY if path not in SFT + PPO]
 EMBEDDED = sorted(ROOT.glob("*.yaml"))
 
 
@@ -28,6 +30,7 @@ def test_there_are_configurations() -> None:
     assert {path.stem for path in EMBEDDED} == {"preference", "absolute"}
     assert {path.stem for path in (ROOT / "seeds").glob("*.yaml")} == {
         *("thesis-sft", "thesis-preference", "thesis-absolute", "margin-paper", "llama2-helpfulness", "llama2-safety"),
+        "thesis-ppo",
     }
     assert {path.stem for path in (ROOT / "pipeline").glob("*.yaml")} == {"sft", "preference", "absolute"}
 
@@ -37,6 +40,13 @@ def test_every_configuration_of_a_policy_loads(path: Path) -> None:
     config = read(path, SftConfig)
     assert config.template.is_absolute()
     assert len({stage.name for stage in config.stages}) == len(config.stages)
+
+
+@pytest.mark.parametrize("path", PPO, ids=lambda path: path.stem)
+def test_every_configuration_of_ppo_loads(path: Path) -> None:
+    config = read(path, PpoConfig)
+    assert config.template.is_absolute()
+    assert config.rollout.completions % config.ppo.mini_batch == 0
 
 
 @pytest.mark.parametrize("path", REWARD, ids=lambda path: f"{path.parent.name} {path.stem}")

@@ -1,10 +1,11 @@
-"""`assay train sft`, `assay train reward`. Imports only typer and the standard library at the top; the rest later."""
+"""`assay train sft`, `reward` and `ppo`. Imports only typer and the standard library at the top; the rest later."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from assay_client.cli import LOCAL, Url
 from assay_training import cli_evaluate
 from assay_training.cli_errors import plain_errors
 
@@ -38,6 +39,17 @@ def train_sft(config: Config, data: Data, out: Out = None) -> None:
     keep_freed_memory()
     with plain_errors("train sft"):
         typer.echo(run(config, data, out))
+
+
+@train.command("ppo")
+def train_ppo(config: Config, data: Data, url: Url = LOCAL, out: Out = None) -> None:
+    """Train a policy on the rewards of a running service."""
+    from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415 - heavy, only when the command runs
+    from assay_training.loops.ppo import run  # noqa: PLC0415
+
+    keep_freed_memory()
+    with plain_errors("train ppo"):
+        typer.echo(run(config, data, out, url))
 
 
 @train.callback()

@@ -4,11 +4,12 @@ The forward is the service's, with gradients; the output layer is applied to the
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
@@ -34,6 +35,12 @@ class Policy:
         lora: the adapter to train; None trains all weights.
         device: where to put it.
 
+    Attributes:
+        device: where it is.
+        head: hidden states to logits.
+        hidden_size: width of the hidden states.
+        vocabulary_size: rows of the embedding.
+
     Raises:
         ConfigError: the architecture is no causal one.
     """
@@ -51,13 +58,13 @@ class Policy:
             trust_remote_code=False,
         )
         self._body = RewardModel(self._model.base_model, device)
-        self._head: nn.Module = self._model.get_output_embeddings().to(device)
+        self.head: nn.Module = self._model.get_output_embeddings().to(device)
         if lora is not None:
             self._model = get_peft_model(self._model, lora_config(lora, self._model, "CAUSAL_LM"))
         self._adapted = lora is not None
         self._model.eval()
         self.device = device
-        self.vocabulary_size = self._body.vocabulary_size
+        self.vocabulary_size, self.hidden_size = self._body.vocabulary_size, self._body.hidden_size
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained, fp32."""
@@ -69,6 +76,11 @@ class Policy:
 
     def logprobs(self, examples: Sequence[SftExample]) -> torch.Tensor:
         """fp32 `[t]`: of the target tokens of all examples, end to end."""
+        hidden, targets = self.before_targets(examples)
+        return -cross_entropy(self.head(hidden).float(), targets, reduction="none")
+
+    def before_targets(self, examples: Sequence[SftExample]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the target tokens of all examples are predicted from, `[t, H]`, and their ids, int64 `[t]`."""
         row = pack([Ids(example.ids, 0, Span(0, len(example.ids))) for example in examples], share_prompts=False)
         starts = [pieces[0].start for pieces in row.spans]
         at = [
@@ -79,8 +91,23 @@ class Policy:
         ]
         targets = torch.tensor(at, device=self.device)
         # A token is predicted from the one before it; the first of a sequence is never a target.
-        logits = self._head(self._body.hidden(row)[0][targets - 1]).float()
-        return -cross_entropy(logits, row.ids[0].to(self.device)[targets], reduction="none")
+        return self._body.hidden(row)[0][targets - 1], row.ids[0].to(self.device)[targets]
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the policy is what it was before its adapter was trained."""
+        assert self._adapted
+        context: AbstractContextManager[None] = self._model.disable_adapter()
+        return context
+
+    def save_adapter(self, directory: Path) -> None:
+        """Writes the adapter alone, in PEFT's format."""
+        assert self._adapted
+        self._model.save_pretrained(directory)
+
+    def load_adapter(self, directory: Path) -> None:
+        """Puts an adapter of the same shape in the place of this one."""
+        assert self._adapted
+        set_peft_model_state_dict(self._model, load_peft_weights(str(directory), device="cpu"))
 
     def save(self, directory: Path) -> None:
         """Writes the whole model in transformers' format; an adapter is merged into it, for good."""

@@ -23,15 +23,30 @@ class ResumePoint:
         self._path = path
 
     def save(
-        self, step: int, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, *, writes: bool
+        self,
+        step: int,
+        parameters: Sequence[nn.Parameter],
+        optimiser: torch.optim.Optimizer,
+        *,
+        writes: bool,
+        kept: Mapping[str, float | str | None] | None = None,
     ) -> None:
-        """Replaces the state by that before `step`. Every process must call it; the one that `writes` does so."""
+        """Replaces the state by that before `step`. Every process must call it; the one that `writes` does so.
+
+        Args:
+            step: that comes next.
+            parameters: what is trained.
+            optimiser: with its moments.
+            writes: whether this process writes.
+            kept: what else changes from step to step.
+        """
         moments = optimiser.state_dict()
         state = {
             "step": step,
             "parameters": [whole(parameter.detach()) for parameter in parameters],
             "optimiser": moments | {"state": {i: _map(whole, of) for i, of in moments["state"].items()}},
             "random": torch.get_rng_state(),
+            "kept": dict(kept or {}),
         }
         if not writes:
             return
@@ -40,10 +55,12 @@ class ResumePoint:
         torch.save(state, temporary)
         temporary.rename(self._path)
 
-    def load(self, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> int:
-        """Puts the stored state into place, if there is one; returns the step that comes next."""
+    def load(
+        self, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer
+    ) -> tuple[int, dict[str, float | str | None]]:
+        """Puts the stored state into place, if there is one; returns the step that comes next, and what was kept."""
         if not self._path.is_file():
-            return 0
+            return 0, {}
         state = torch.load(self._path, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for parameter, stored in zip(parameters, state["parameters"], strict=True):
@@ -52,7 +69,7 @@ class ResumePoint:
         moments["state"] = {i: _map(_part_of(optimised[i]), of) for i, of in moments["state"].items()}
         optimiser.load_state_dict(moments)
         torch.set_rng_state(state["random"])
-        return int(state["step"])
+        return int(state["step"]), state["kept"]
 
 
 def _map(

@@ -109,11 +109,11 @@ class Metrics:
         return bool(row["part"] != self._part or row["step"] < step)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Appends a row, which holds `step` and numbers."""
+        """Appends a row, which holds `step`, numbers, and texts, which are not plotted."""
         with self._file.open("a") as stream:
             stream.write(json.dumps({"part": self._part, **row}) + "\n")
         for name, value in row.items():
-            if name != "step":
+            if name != "step" and not isinstance(value, str):
                 self._writer.add_scalar(name, value, row["step"])
 
     def end(self) -> None:

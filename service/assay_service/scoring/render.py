@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
-from assay_service.scoring.item import PROBE, Item, Truncation
+from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Sequence, Span
 from assay_service.scoring.manifest import EosPolicy, ScorePosition, Unfinished
 from assay_service.scoring.template import Template
@@ -128,6 +128,16 @@ class Renderer:
             text, ids, boundary = self._ids(item)
         rendered = self._rendered(text, ids[: boundary + room], boundary, "prompt_left")
         return replace(rendered, completion_cut=cut)
+
+    def prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """The ids that a policy continues: the conversation so far with the generation prompt.
+
+        Raises:
+            ContentError: as `render`.
+        """
+        item = Item((*messages, PROBE.messages[-1]))
+        self._ids(item)  # refuses what must not stand in a message
+        return self._encode(self.template.render(item).prompt)
 
     def _refuse_unfinished(self, item: Item) -> None:
         if item.finish_reason == "length" and self.rules.unfinished == "error":

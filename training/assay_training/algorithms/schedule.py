@@ -18,6 +18,15 @@ def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:
     return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def passing(count: int, size: int, step: int, seed: int) -> list[int]:
+    """Indices of `size` of `count` things at `step`: one pass after the other without a break, each in a new order."""
+    found = []
+    for place in range(step * size, (step + 1) * size):
+        generator = torch.Generator().manual_seed(seed + 1_000_003 * (place // count))
+        found.append(int(torch.randperm(count, generator=generator)[place % count]))
+    return found
+
+
 def random_batches(count: int, size: int, epochs: int, seed: int) -> Iterator[list[int]]:
     """Indices of each optimiser step: every epoch a new order, the last batch of an epoch may be smaller."""
     generator = torch.Generator().manual_seed(seed)

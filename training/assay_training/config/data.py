@@ -22,6 +22,7 @@ Format = Literal[
     "labels",
     "dialogues",
     "text",
+    "prompts",
 ]
 
 Language = Annotated[str, Field(pattern="^[A-Za-z-]{2,8}$")]

@@ -1,7 +1,6 @@
 """Supervised training of a policy: pretraining on texts, SFT on what the assistant says, in stages."""
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
-from assay_service.scoring.render import Renderer, RenderRules
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.algorithms.losses import next_token_cross_entropy
 from assay_training.config.base import ConfigError, read
@@ -21,6 +18,7 @@ from assay_training.config.model import Optimiser
 from assay_training.config.sft import SftConfig, Stage
 from assay_training.examples import autocast, token_batches
 from assay_training.loops.checks import check_length
+from assay_training.loops.policies import policy_renderer, save_policy
 from assay_training.loops.step import MicroBatch, Total
 from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
@@ -31,7 +29,6 @@ from assay_training.sft_examples import SftExample, SftRenderer
 from assay_training.sharding import asked_for, copy_whole
 
 RELOADED_SAMPLE = 8
-RELOADED_TOLERANCE = 1e-3  # merging an adapter rounds
 
 
 class NextToken:
@@ -78,7 +75,8 @@ class SftRun:
         self.policy.shard()
         self.tokenizer = AutoTokenizer.from_pretrained(self.base)
         self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
-        renderer, reports = self._renderer(), {}
+        rendered = policy_renderer(self.tokenizer, config.template, self.policy.vocabulary_size)
+        renderer, reports = SftRenderer(rendered, self.tokenizer, config.max_length), {}
         for stage, found in zip(config.stages, spoken, strict=True):
             training, report = renderer.examples([r for r in found.records if not self._held_out(r.group)])
             tested, tested_report = renderer.examples([r for r in found.records if self._held_out(r.group)])
@@ -119,7 +117,7 @@ class SftRun:
             whole = Policy(self.base, self.config.lora, self.policy.device)
             copy_whole(self.policy.parameters(), whole.parameters())
         if self.run.writes:
-            self._save(whole, directory)
+            save_policy(whole, directory, self.tokenizer, self.config.template, self.parts[-1][0][:RELOADED_SAMPLE])
         self.run.write_json("results.json", losses)
         self.run.forget()
         return directory
@@ -143,34 +141,6 @@ class SftRun:
             with torch.no_grad(), autocast(self.policy.device, stage.optimiser):
                 total -= float(self.policy.logprobs([examples[i] for i in part]).double().sum())
         return {"targets": targets, "loss": total / targets, "perplexity": math.exp(total / targets)}
-
-    def _save(self, policy: Policy, directory: Path) -> None:
-        sample = self.parts[-1][0][:RELOADED_SAMPLE]
-        with torch.inference_mode():
-            expected = policy.logprobs(sample)
-        unchecked = directory.with_suffix(".tmp")
-        policy.save(unchecked)
-        self.tokenizer.chat_template = self.config.template.read_text()
-        self.tokenizer.save_pretrained(unchecked)
-        with torch.inference_mode():
-            again = Policy(unchecked, None, policy.device).logprobs(sample)
-        apart = float((again - expected).abs().max())
-        if not apart <= RELOADED_TOLERANCE:
-            raise RuntimeError(
-                f"{unchecked}: read back, a log-probability differs by {apart}; it is not what was trained"
-            )
-        shutil.rmtree(directory, ignore_errors=True)
-        unchecked.rename(directory)
-
-    def _renderer(self) -> SftRenderer:
-        rules = RenderRules(self.config.template.read_text(), 2**31, "eos", "template", "score")
-        try:
-            renderer = Renderer(self.tokenizer, rules, self.policy.vocabulary_size)
-        except StartError as error:
-            raise ConfigError(
-                f"template: {self.config.template}: {error} (the tokenizer's EOS is {self.tokenizer.eos_token!r})"
-            ) from error
-        return SftRenderer(renderer, self.tokenizer, self.config.max_length)
 
     def _held_out(self, group: str) -> bool:
         return fold_of(group, folds=1, held_out=self.config.held_out, seed=self.config.seed) == HELD_OUT

@@ -69,7 +69,7 @@ def train(
     """
     together, settings = accelerator(), schedule.settings
     optimiser = optimiser_of(parameters, settings)
-    start, batches, main = resume.load(parameters, optimiser), schedule.batches(), together.is_main_process
+    (start, _), batches, main = resume.load(parameters, optimiser), schedule.batches(), together.is_main_process
     if main:
         metrics.begin(start)
     for step in tqdm(range(start, len(batches)), name, len(batches), initial=start, mininterval=10, disable=not main):

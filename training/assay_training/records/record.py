@@ -1,4 +1,4 @@
-"""What a reward model or a policy is trained on: rankings, labelled items, dialogues and plain texts.
+"""What a reward model or a policy is trained on: rankings, labelled items, dialogues, plain texts and prompts.
 
 Every record carries its `group` (a dialogue, a question, a message tree), by which parts are split, and its `source`,
 by which results are reported.
@@ -121,9 +121,20 @@ class Text(_Sourced):
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt(_Sourced):
+    """What a policy is asked to answer.
+
+    Attributes:
+        messages: one or more; the policy says the next.
+    """
+
+    messages: tuple[Message, ...]
+
+
 Judged = Ranking | Labelled
 Spoken = Dialogue | Text
-Record = Judged | Spoken
+Record = Judged | Spoken | Prompt
 
 
 def group_of(text: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 
 from assay_training.config.data import Format, Source
 from assay_training.config.mixture import Augment, Step
-from assay_training.records import hh, instructions, oasst, plain, ranked, rated
-from assay_training.records.record import Judged, Labelled, LeftOut, Ranking, RecordError, Spoken
+from assay_training.records import hh, instructions, oasst, plain, prompts, ranked, rated
+from assay_training.records.record import Judged, Labelled, LeftOut, Prompt, Ranking, RecordError, Spoken
 from assay_training.records.rows import Row, files, rows_of_files, rows_of_hub, sha256
 
 R = TypeVar("R")
@@ -36,6 +36,13 @@ class _Readers:
     rankings: Reader[Ranking] | None = None
     labelled: Reader[Labelled] | None = None
     spoken: Reader[Spoken] | None = None
+    prompts: Reader[Prompt] | None = None
+
+    def __post_init__(self) -> None:
+        """Whatever is answered was asked."""
+        answered: Reader[Any] | None = self.rankings or self.spoken
+        if self.prompts is None and answered is not None:
+            object.__setattr__(self, "prompts", lambda source, rows: prompts.asked(answered(source, rows)))
 
 
 def _named(reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
@@ -70,6 +77,7 @@ _FORMATS: dict[Format, _Readers] = {
     "labels": _Readers(labelled=_named(plain.labels)),
     "dialogues": _Readers(spoken=_named(plain.dialogues)),
     "text": _Readers(spoken=_named(plain.text)),
+    "prompts": _Readers(prompts=lambda source, rows: prompts.asked(prompts.prompts(source.name, rows))),
 }
 
 
@@ -98,6 +106,15 @@ def read_spoken(data: Path, sources: Sequence[Source]) -> Read[Spoken]:
         RecordError: a file or field is missing, or a format has neither.
     """
     return _read(data, sources, "spoken")
+
+
+def read_prompts(data: Path, sources: Sequence[Source]) -> Read[Prompt]:
+    """All prompts of `sources`: of their own, or those of dialogues and rankings; within a source each once.
+
+    Raises:
+        RecordError: a file or field is missing, or a format has none.
+    """
+    return _read(data, sources, "prompts")
 
 
 def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) -> dict[str, str]:

@@ -1,0 +1,351 @@
+"""`assay train ppo`: a tiny policy, a tiny service on loopback; what must hold at the first step, and after a kill."""
+
+import copy
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import uvicorn
+import yaml
+from transformers import AutoModelForCausalLM
+
+from assay_client.client import RewardClient
+from assay_client.types import Item
+from assay_service import settings
+from assay_service.api.app import create_app
+from assay_training.actor import Actor
+from assay_training.config.base import read
+from assay_training.config.model import Adam, Lora
+from assay_training.config.ppo import Ppo, PpoConfig, Reward
+from assay_training.loops.clipped import NAMES, Clipped
+from assay_training.loops.experience import Experience
+from assay_training.loops.ppo import EngineError, PpoRun
+from assay_training.loops.step import accumulate
+from assay_training.processes import accelerator
+from assay_training.rollout.completion import Completion, Ids
+from assay_training.rollout.engine import Sampling
+from assay_training.rollout.rewards import RewardError, Rewards, Worth
+from assay_training.rollout.with_transformers import TransformersEngine
+from assay_training.sft_examples import SftExample
+from tests import checkpoints
+from tests.service.test_serve_process import free_port
+from tests.training import tiny
+
+CPU = torch.device("cpu")
+LORA = Lora(r=4, alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+FP32 = Adam(learning_rate=1e-3, compute_dtype="float32", max_grad_norm=None)
+PPO = Ppo()
+SERVICE = """
+signals:
+  pref: {base: base, adapter: pref}
+  abs: {base: base, adapter: abs}
+blends:
+  mix: {weights: {pref: 0.25, abs: 0.75}}
+default: mix
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy, prompts, and two reward models with their service's configuration."""
+    root, fast = tmp_path_factory.mktemp("ppo"), checkpoints.decoder_tokenizer()
+    policy = checkpoints.language_model("llama", fast, seed=5, initializer_range=0.3)
+    checkpoints.save(root / "policy", policy, fast)
+    base = checkpoints.classifier("llama", fast)
+    checkpoints.save(root / "base", base, fast)
+    claims: dict[str, Any] = {"score_position": "last_token", "eos": "template", "unfinished": "score"}
+    for seed, (name, kind) in enumerate((("pref", "preference"), ("abs", "absolute")), start=1):
+        checkpoints.save_adapter(root / name, copy.deepcopy(base), seed=seed, kind=kind, max_length=128, **claims)
+    (root / "service.yaml").write_text(SERVICE)
+    tiny.write_rows(root / "data" / "asked" / "p.jsonl.gz", [{"prompt": f"How do I bake {i}?"} for i in range(12)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def url(home: Path) -> Iterator[str]:
+    """The service on loopback, in a thread of this process."""
+    port = free_port()
+    app = create_app(settings.read(home / "service.yaml"), lambda: None)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    with RewardClient(f"http://127.0.0.1:{port}") as client:
+        while not client.ready():
+            time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+def config_of(home: Path, path: Path, **changes: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / "template.jinja").write_text(checkpoints.CHATML)
+    config: dict[str, Any] = {
+        "name": "tiny",
+        "base": str(home / "policy"),
+        "template": "template.jinja",
+        "sources": [{"name": "asked", "format": "prompts"}],
+        "lora": LORA.model_dump(),
+        "reward": {"model": "mix", "failed": "drop", "missing_eos_penalty": 0.0},
+        "rollout": {"engine": "transformers", "completions": 8, "chunk_completions": 4, "max_new_tokens": 8},
+        "kl": {"coef": 0.02, "target": 6},
+        "ppo": {"epochs": 2, "mini_batch": 4},
+        "optimiser": FP32.model_dump() | {"checkpoint_steps": 1},
+        "steps": 3,
+        "seed": 1,
+    }
+    config["rollout"]["max_prompt_tokens"] = 64
+    for key, value in changes.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def go(home: Path, url: str, out: Path, **changes: Any) -> list[dict[str, Any]]:
+    """A whole run; its rows."""
+    config = read(config_of(home, out.parent / f"{out.name}.yaml", **changes), PpoConfig)
+    with RewardClient(url) as client:
+        PpoRun(config, home / "data", out, client).go()
+    return rows(out)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+TIMES = ("rollout_s", "score_s", "score_wait_s", "update_s")
+
+
+def untimed(of: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in of]
+
+
+def examples(count: int = 6) -> list[SftExample]:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [(5 + i % 3, 3 + 2 * (i % 4)) for i in range(count)]
+    ids = [tuple(torch.randint(10, 300, (p + c,), generator=generator).tolist()) for p, c in lengths]
+    return [SftExample(of, (False,) * p + (True,) * c) for of, (p, c) in zip(ids, lengths, strict=True)]
+
+
+def experience(example: SftExample, look: Any, advantage: float) -> Experience:
+    of = torch.full((example.targets,), advantage)
+    return Experience(example, look.logprobs, look.values, of, look.values + of, torch.ones_like(of))
+
+
+def test_before_the_first_update_policy_reference_and_old_policy_are_one(home: Path) -> None:
+    """KL to the reference is 0 exactly; at equal micro-batches the ratio is 1 exactly, at others within 1e-6."""
+    actor = Actor(home / "policy", LORA, CPU, 1.0)
+    given = examples()
+    looks = actor.look_at_all(given, FP32)
+    for look, reference in zip(looks, actor.reference_logprobs(given, FP32), strict=True):
+        assert torch.equal(look.logprobs, reference)
+        assert not look.values.any()
+    objective = Clipped(actor, PPO, FP32)
+    made = [experience(one, look, 1.0) for one, look in zip(given, looks, strict=True)]
+    tokens = objective.begin(made, [], lambda values: values)
+    loss = objective.loss(made, tokens)
+    tally = dict(zip(NAMES, (objective.tally / tokens).tolist(), strict=True))
+    assert (tally["ratio"], tally["clip_fraction"], tally["approx_kl"]) == (1, 0, 0)
+    assert float(loss.detach()) == pytest.approx(-1 + 0.1 * 0.5)
+    for i, one in enumerate(made):
+        alone = actor.look([given[i]], FP32)
+        assert torch.allclose(torch.exp(alone.logprobs - one.logprobs), torch.ones(1), rtol=0, atol=1e-6)
+
+
+def test_a_mini_batch_in_one_forward_or_in_many_has_the_same_gradient(home: Path) -> None:
+    """Accumulation N×1 = 1×N, for policy and values."""
+    found = []
+    for limit in (10_000, 1):
+        torch.manual_seed(0)
+        actor = Actor(home / "policy", LORA, CPU, 0.7)
+        looks = actor.look_at_all(examples(), FP32)
+        made = [experience(one, look, (-1.0) ** i) for i, (one, look) in enumerate(zip(examples(), looks, strict=True))]
+        settings = FP32.model_copy(update={"micro_batch_tokens": limit})
+        accumulate(Clipped(actor, PPO, settings), made, actor.parameters(), settings, accelerator())
+        found.append(torch.cat([p.grad.flatten() for p in actor.parameters() if p.grad is not None]))
+    assert torch.allclose(found[0], found[1], rtol=0, atol=1e-6)
+    assert found[0].abs().max() > 1e-3
+
+
+def adapter_of(home: Path, directory: Path, scale: float) -> Path:
+    """Of the policy, with weights that change what it says."""
+    torch.manual_seed(3)
+    actor = Actor(home / "policy", LORA, CPU, 1.0)
+    with torch.no_grad():
+        for parameter in actor.policy.parameters():
+            parameter.normal_(std=scale)
+    actor.policy.save_adapter(directory)
+    return directory
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_an_engine_samples_from_the_adapter_that_was_pushed(home: Path, tmp_path: Path, temperature: float) -> None:
+    """Its log-probabilities are the trainer's, also of prompts that were filled up, and after another push."""
+    engine = TransformersEngine(home / "policy", Sampling(12, temperature), CPU)
+    prompts: list[Ids] = [(20, 21, 22, 23, 24, 25), (30, 31), (40, 41, 42, 43)]
+    seen = []
+    for scale in (0.05, 0.3):
+        adapter = adapter_of(home, tmp_path / str(scale), scale)
+        engine.push(adapter)
+        completions = engine.generate(prompts, seed=7)
+        assert completions == engine.generate(prompts, seed=7)
+        actor = Actor(home / "policy", LORA, CPU, temperature)
+        actor.policy.load_adapter(adapter)
+        given = [SftExample(c.prompt + c.ids, (False,) * len(c.prompt) + (True,) * len(c.ids)) for c in completions]
+        for completion, look in zip(completions, actor.look_at_all(given, FP32), strict=True):
+            assert look.logprobs.tolist() == pytest.approx(completion.logprobs, abs=1e-4)
+        seen.append([completion.ids for completion in completions])
+    assert seen[0] != seen[1]
+
+
+def test_a_completion_ends_with_its_first_eos(home: Path, tmp_path: Path) -> None:
+    """A policy that ends at once, and one that never does."""
+    fast = checkpoints.decoder_tokenizer()
+    for name, bias, expected in (("at once", 100.0, ("stop", 1)), ("never", -100.0, ("length", 6))):
+        model = checkpoints.language_model("llama", fast, seed=5, tie_word_embeddings=False)
+        with torch.no_grad():
+            for layer in model.model.layers:  # what goes in comes out
+                layer.self_attn.o_proj.weight.zero_()
+                layer.mlp.down_proj.weight.zero_()
+            model.model.embed_tokens.weight.fill_(1.0)
+            model.lm_head.weight.zero_()
+            model.lm_head.weight[fast.eos_token_id] = bias
+        base = checkpoints.save(tmp_path / name, model, fast)
+        engine = TransformersEngine(base, Sampling(6, 1.0), CPU)
+        (completion,) = engine.generate([(20, 21)], seed=1)
+        assert (completion.finish_reason, len(completion.ids)) == expected
+
+
+def test_a_run_learns_over_http_and_tells_everything(home: Path, url: str, tmp_path: Path) -> None:
+    found = go(home, url, tmp_path / "run")
+    assert [row["step"] for row in found] == [0, 1, 2]
+    first = found[0]
+    assert (first["kl"], first["kl_k3"], first["explained_variance"]) == (0, 0, 0)
+    assert first["engine_gap"] < 1e-4
+    assert first["kl_coef"] == 0.02
+    assert found[1]["kl_coef"] < 0.02  # far below the target
+    assert found[2]["kl"] != 0
+    assert len({row["fingerprint"] for row in found}) == 1
+    with RewardClient(url) as client:
+        assert found[0]["fingerprint"] == client.score([("a", "b")], model="mix").fingerprint
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint")
+    before = AutoModelForCausalLM.from_pretrained(home / "policy")
+    assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), before.parameters(), strict=True))
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "run" / "state").exists()
+
+
+class Killed(Exception):
+    """What ends a run in a test."""
+
+
+def test_a_killed_run_goes_on_bit_for_bit(
+    home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = go(home, url, tmp_path / "whole", steps=4)
+    generate = TransformersEngine.generate
+
+    def killing(self: TransformersEngine, prompts: Sequence[Ids], seed: int) -> list[Completion]:
+        calls.append(seed)
+        if len(calls) == 6:  # in the middle of the third step: each has two chunks
+            raise Killed
+        return generate(self, prompts, seed)
+
+    calls: list[int] = []
+    monkeypatch.setattr(TransformersEngine, "generate", killing)
+    with pytest.raises(Killed):
+        go(home, url, tmp_path / "killed", steps=4)
+    assert len(rows(tmp_path / "killed")) == 2
+    resumed = go(home, url, tmp_path / "killed", steps=4)
+    assert untimed(resumed) == untimed(whole)
+    states = [
+        AutoModelForCausalLM.from_pretrained(tmp_path / name / "checkpoint").state_dict()
+        for name in ("whole", "killed")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_optimised_score_rises(home: Path, url: str, tmp_path: Path) -> None:
+    found = go(
+        home, url, tmp_path / "run", steps=20, kl={"coef": 0.0, "target": None},
+        rollout={"completions": 128, "chunk_completions": 128, "max_new_tokens": 2},
+        ppo={"epochs": 4, "mini_batch": 64}, optimiser={"learning_rate": 3e-3},
+    )  # fmt: skip
+    assert found[-1]["score"] > found[0]["score"] + 5 * found[0]["score_std"] / 128**0.5
+
+
+def test_an_engine_that_lags_behind_stops_the_run(
+    home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets the first adapter, and none of those that follow."""
+    push, pushed = TransformersEngine.push, []
+
+    def once(self: TransformersEngine, adapter: Path) -> None:
+        pushed.append(adapter)
+        if len(pushed) == 1:
+            push(self, adapter)
+
+    monkeypatch.setattr(TransformersEngine, "push", once)
+    with pytest.raises(EngineError, match="step 1: log-probabilities of engine and trainer are"):
+        go(home, url, tmp_path / "run", optimiser={"learning_rate": 0.03}, rollout={"max_gap": 0.01})
+    assert len(rows(tmp_path / "run")) == 1
+
+
+def answer(fingerprint: str = "f", failed: bool = False, **prob: float) -> dict[str, Any]:
+    """The service's, to one item."""
+    signal = {"logit": 2.0, **prob, "prompt_tokens": 1, "completion_tokens": 1, "truncated_tokens": 0}
+    error = {"code": "too_long", "message": "it is", "param": None, "retryable": False}
+    row: dict[str, Any] = (
+        {"index": 0, "error": error} if failed else {"index": 0, "score": 2.0, "signals": {"s": signal}}
+    )
+    provenance: dict[str, Any] = {"blend": None, "signals": {}, "fingerprint": fingerprint}
+    return {"object": "list", "data": [row], "model": "s", "provenance": provenance}
+
+
+def rewards(answers: list[dict[str, Any]], **reward: Any) -> Rewards:
+    """Of a service that says this, call by call."""
+    given = iter(answers)
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=next(given)))
+    return Rewards(RewardClient("http://assay.test", transport=transport), Reward(model="s", **reward), None)
+
+
+ITEM = [Item(prompt="q", completion="a")]
+
+
+def test_a_service_that_has_changed_stops_the_run() -> None:
+    subject = rewards([answer("f"), answer("f"), answer("g")])
+    assert [subject.score(ITEM) for _ in range(2)] == [[Worth(2.0, {"s": 2.0})]] * 2
+    with pytest.raises(RewardError, match="scores by g now, and did by f"):
+        subject.score(ITEM)
+
+
+def test_what_cannot_be_scored_stops_the_run_or_is_left_out() -> None:
+    with pytest.raises(RewardError, match="no score for a completion: too_long"):
+        rewards([answer(failed=True)]).score(ITEM)
+    assert rewards([answer(failed=True)], failed="drop").score(ITEM) == ["too_long"]
+
+
+def test_a_bounded_reward_is_a_probability() -> None:
+    assert rewards([answer(prob=0.75)], value="probability").score(ITEM) == [Worth(0.75, {"s": 2.0})]
+    with pytest.raises(RewardError, match="has no probability"):
+        rewards([answer()], value="probability").score(ITEM)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": {"weights": {"pref": 1.0}}}, "reward: Value error, either model or weights"),
+        ({"rollout": {"max_prompt_tokens": 5}}, r"sources: no prompt is left: {'too_long': 12}"),
+        ({"rollout": {"max_new_tokens": 1000}}, "max_length: 1064 is more than the 256 positions"),
+        ({"sources": [{"name": "asked", "format": "labels"}]}, "has no prompts; these have: hh"),
+    ],
+)
+def test_a_wrong_configuration_is_told(changes: dict[str, Any], message: str, home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        go(home, "http://127.0.0.1:9", tmp_path / "run", **changes)

@@ -1,0 +1,58 @@
+"""Rollouts by a real vLLM engine: tokens and log-probabilities are those of the policy that was pushed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from assay_training.actor import Actor
+from assay_training.config.model import Lora
+from assay_training.rollout.completion import Ids
+from assay_training.rollout.engine import Sampling
+from assay_training.rollout.with_vllm import VllmEngine
+from assay_training.sft_examples import SftExample
+from tests.training.test_ppo import FP32
+
+pytestmark = pytest.mark.vllm
+POLICY = Path(__file__).parents[1] / "assets" / "pipeline" / "policy"
+LORA = Lora(
+    r=16, alpha=32, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+)
+CPU = torch.device("cpu")
+
+
+def adapter(directory: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    actor = Actor(POLICY, LORA, CPU, 1.0)
+    with torch.no_grad():
+        for parameter in actor.policy.parameters():
+            parameter.normal_(std=0.03)
+    actor.policy.save_adapter(directory)
+    return directory
+
+
+def test_vllm_samples_from_every_adapter_that_is_pushed(tmp_path: Path) -> None:
+    """Greedy tokens are PEFT's, sampled log-probabilities the trainer's, both after a second push; ends are told."""
+    prompts: list[Ids] = [tuple(range(20, 40)), (50, 51, 52), tuple(range(100, 107))]
+    greedy = VllmEngine(POLICY, Sampling(24, 1e-5), 128, LORA.r)  # vLLM takes so little for 0
+    warm = Sampling(24, 0.8)
+    for seed in (1, 2):
+        path = adapter(tmp_path / f"step-{seed}", seed)
+        greedy.push(path)
+        peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32), path).eval()
+        for prompt, completion in zip(prompts, greedy.generate(prompts, seed=1), strict=True):
+            ids = peft.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24, eos_token_id=greedy.eos)
+            assert completion.ids == tuple(ids[0, len(prompt) :].tolist())
+        greedy.sampling = warm
+        completions = greedy.generate(prompts * 4, seed=seed)
+        greedy.sampling = Sampling(24, 1e-5)
+        assert len({completion.ids for completion in completions}) > len(prompts)  # a seed of its own for each
+        actor = Actor(POLICY, LORA, CPU, warm.temperature)
+        actor.policy.load_adapter(path)
+        given = [SftExample(c.prompt + c.ids, (False,) * len(c.prompt) + (True,) * len(c.ids)) for c in completions]
+        for completion, look in zip(completions, actor.look_at_all(given, FP32), strict=True):
+            assert look.logprobs.tolist() == pytest.approx(completion.logprobs, abs=2e-3)
+            assert completion.finish_reason == ("stop" if completion.ids[-1] == greedy.eos else "length")
+    greedy.close()

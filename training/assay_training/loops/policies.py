@@ -1,0 +1,63 @@
+"""What every training of a policy does alike: its renderer, and the checkpoint that it leaves."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from assay_service.errors import StartError
+from assay_service.scoring.render import Renderer, RenderRules
+from assay_training.config.base import ConfigError
+from assay_training.policy import Policy
+from assay_training.sft_examples import SftExample
+
+RELOADED_TOLERANCE = 1e-3  # merging an adapter rounds
+
+
+def policy_renderer(tokenizer: PreTrainedTokenizerBase, template: Path, vocabulary_size: int) -> Renderer:
+    """Of a policy's template, without a length limit.
+
+    Raises:
+        ConfigError: the template does not work with this tokenizer.
+    """
+    rules = RenderRules(template.read_text(), 2**31, "eos", "template", "score")
+    try:
+        return Renderer(tokenizer, rules, vocabulary_size)
+    except StartError as error:
+        raise ConfigError(f"template: {template}: {error} (the tokenizer's EOS is {tokenizer.eos_token!r})") from error
+
+
+def save_policy(
+    policy: Policy,
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Path,
+    sample: Sequence[SftExample],
+) -> None:
+    """Writes the whole model in transformers' format with tokenizer and template, and reads it back.
+
+    Args:
+        policy: an adapter is merged into it, for good.
+        directory: whole afterwards, or not there.
+        tokenizer: of the policy.
+        template: that it was trained with.
+        sample: whose log-probabilities are compared.
+
+    Raises:
+        RuntimeError: what is read back says something else.
+    """
+    with torch.inference_mode():
+        expected = policy.logprobs(sample)
+    unchecked = directory.with_suffix(".tmp")
+    policy.save(unchecked)
+    tokenizer.chat_template = template.read_text()
+    tokenizer.save_pretrained(unchecked)
+    with torch.inference_mode():
+        again = Policy(unchecked, None, policy.device).logprobs(sample)
+    apart = float((again - expected).abs().max())
+    if not apart <= RELOADED_TOLERANCE:
+        raise RuntimeError(f"{unchecked}: read back, a log-probability differs by {apart}; it is not what was trained")
+    shutil.rmtree(directory, ignore_errors=True)
+    unchecked.rename(directory)

@@ -1,0 +1,216 @@
+"""PPO, top to bottom: sample, score, look, learn; each step from a rollout of its own.
+
+Every process has the whole rollout: it samples and looks at its share, and all of them learn from all of it.
+"""
+
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from assay_client.client import RewardClient
+from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
+from assay_training.actor import Actor
+from assay_training.algorithms.ppo import adapted_kl_coef
+from assay_training.algorithms.schedule import passing, random_batches
+from assay_training.config.base import ConfigError, read
+from assay_training.config.ppo import PpoConfig
+from assay_training.loops.checks import check_length
+from assay_training.loops.clipped import NAMES, Clipped
+from assay_training.loops.experience import Experience, Numbers, example_of, experiences
+from assay_training.loops.policies import policy_renderer, save_policy
+from assay_training.loops.step import accumulate, optimiser_of, update
+from assay_training.processes import accelerator, gathered, mine
+from assay_training.records.sources import data_hashes, read_prompts
+from assay_training.rollout.asked import render_prompts
+from assay_training.rollout.collect import Rollout, Sample, collect
+from assay_training.rollout.completion import Completion
+from assay_training.rollout.engines import engine_of
+from assay_training.rollout.rewards import Rewards
+from assay_training.rundir import RunDirectory
+from assay_training.sft_examples import SftExample
+from assay_training.sharding import asked_for
+
+RELOADED_SAMPLE = 8
+
+
+class EngineError(RuntimeError):
+    """The engine does not sample from the policy that is trained."""
+
+
+class PpoRun:
+    """One configuration with its prompts, a service and an engine.
+
+    Args:
+        config: the run's.
+        data: the folder that holds the sources' folders.
+        out: the run directory.
+        client: of the service.
+
+    Raises:
+        ValueError: the configuration, the prompts or the run directory is wrong.
+    """
+
+    def __init__(self, config: PpoConfig, data: Path, out: Path, client: RewardClient) -> None:
+        if asked_for():
+            raise ConfigError("PPO holds the whole policy in every process; start it without FSDP")
+        self.config, self._client, self._together = config, client, accelerator()
+        base, rollout = resolve(config.base, config.revision, Path.cwd()), config.rollout
+        check_length(rollout.max_prompt_tokens + rollout.max_new_tokens, base)
+        found = read_prompts(data, config.sources)
+        torch.manual_seed(config.seed)
+        self.actor = Actor(base, config.lora, self._together.device, rollout.temperature)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
+        renderer = policy_renderer(self._tokenizer, config.template, self.actor.policy.vocabulary_size)
+        self._asked, left_out = render_prompts(found.records, renderer, rollout.max_prompt_tokens)
+        if not self._asked:
+            raise ConfigError(f"sources: no prompt is left: {dict(left_out)}")
+        self.run = RunDirectory(
+            out,
+            {
+                "config": config.model_dump(mode="json", exclude={"template"}),
+                "template": config.template.read_text(),
+                "base_sha256": sha256_of(weight_files(base)),
+                "data_sha256": data_hashes(data, config.sources, []),
+            },
+            writes=self._together.is_main_process,
+        )
+        self.run.write_json("render.json", {"prompts": len(self._asked), "left_out": found.left_out + left_out})
+        self._engine = engine_of(config, base, self._together.device)
+        self._objective = Clipped(self.actor, config.ppo, config.optimiser)
+        self._optimiser = optimiser_of(self.actor.parameters(), config.optimiser)
+
+    def go(self) -> Path:
+        """All steps from where an interrupted run left off; then the policy, whole. Returns its directory."""
+        directory = self.run.path / "checkpoint"
+        if self.run.read_json("results.json") is not None:
+            return directory
+        metrics, resume, main = self.run.metrics("ppo"), self.run.resume_point("ppo"), self._together.is_main_process
+        start, kept = resume.load(self.actor.parameters(), self._optimiser)
+        kl_coef = float(kept.get("kl_coef") or self.config.kl.coef)
+        fingerprint = kept.get("fingerprint")
+        rewards = Rewards(self._client, self.config.reward, None if fingerprint is None else str(fingerprint))
+        if main:
+            metrics.begin(start)
+        steps, settings = self.config.steps, self.config.optimiser
+        for step in tqdm(range(start, steps), self.config.name, steps, initial=start, disable=not main):
+            numbers, completions = self.step(step, kl_coef, rewards)
+            kl_coef = self._adapted(kl_coef, numbers["kl"], completions)
+            if main:
+                metrics.log({"step": step, **numbers, "fingerprint": str(rewards.fingerprint)})
+            if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == steps:
+                now = {"kl_coef": kl_coef, "fingerprint": rewards.fingerprint}
+                resume.save(step + 1, self.actor.parameters(), self._optimiser, writes=main, kept=now)
+        self._engine.close()
+        if main:
+            metrics.end()
+            self._save(directory)
+        self._together.wait_for_everyone()
+        self.run.write_json("results.json", {"steps": steps, "fingerprint": rewards.fingerprint})
+        self.run.forget()
+        return directory
+
+    def step(self, step: int, kl_coef: float, rewards: Rewards) -> tuple[Numbers, int]:
+        """Sample, score, look, learn; returns the numbers of it and how many completions it learned from.
+
+        Raises:
+            RewardError: see `Rewards.score`.
+            EngineError: the engine samples from something else.
+            FloatingPointError: a loss is not finite.
+        """
+        rollout = self.roll_out(step, rewards)
+        began_s = time.monotonic()
+        made, numbers = self.experiences(rollout.samples, kl_coef)
+        if not numbers["engine_gap"] <= self.config.rollout.max_gap:
+            raise EngineError(f"step {step}: log-probabilities of engine and trainer are {numbers['engine_gap']} apart")
+        numbers |= self.learn(step, made)
+        took = {"rollout_s": rollout.generate_s, "score_s": rollout.score_s, "score_wait_s": rollout.wait_s}
+        dropped = {"dropped": float(rollout.dropped.total())}
+        return numbers | took | dropped | {"update_s": time.monotonic() - began_s}, len(made)
+
+    def roll_out(self, step: int, rewards: Rewards) -> Rollout:
+        """The step's prompts with a completion and a score each, from all processes."""
+        config = self.config.rollout
+        self._push(step)
+        asked = [self._asked[i] for i in passing(len(self._asked), config.completions, step, self.config.seed)]
+        seed = f"{self.config.seed}:{step}:{self._together.process_index}"
+        found = collect(mine(asked), self._engine, rewards, self._text, config.chunk_completions, seed)
+        every = gathered([found], self._together.num_processes)
+        samples = [sample for of in every for sample in of.samples]
+        dropped = sum((of.dropped for of in every), Counter[str]())
+        if not samples:
+            raise ConfigError(f"step {step}: the service could score none of the completions: {dict(dropped)}")
+        return replace(found, samples=samples, dropped=dropped)
+
+    def experiences(self, samples: Sequence[Sample], kl_coef: float) -> tuple[list[Experience], Numbers]:
+        """What the policy, its values and its reference say of the samples, and what is to be learned from that."""
+        share, settings = [example_of(sample) for sample in mine(samples)], self.config.optimiser
+        looked = [look.to("cpu") for look in self.actor.look_at_all(share, settings)]
+        references = [of.cpu() for of in self.actor.reference_logprobs(share, settings)]
+        count, device = len(samples), self._together.device
+        looks = [look.to(device) for look in gathered(looked, count)]
+        return experiences(samples, looks, [of.to(device) for of in gathered(references, count)], kl_coef, self.config)
+
+    def learn(self, step: int, made: Sequence[Experience]) -> Numbers:
+        """The updates of a step, and the mean of their numbers."""
+        settings, optimiser = self.config.ppo, self.config.optimiser
+        parameters, told, skipped = self.actor.parameters(), [], 0
+        order = random_batches(len(made), settings.mini_batch, settings.epochs, self.config.seed + 1_000_003 * step)
+        for indices in order:
+            batch = [made[i] for i in indices]
+            loss, norm = accumulate(self._objective, batch, parameters, optimiser, self._together)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} at step {step}")
+            tally = self._together.reduce(self._objective.tally, reduction="sum")
+            tokens = sum(experience.example.targets for experience in batch)
+            numbers = {name: float(value) / tokens for name, value in zip(NAMES, tally, strict=True)}
+            told.append(numbers | {"loss": loss, "grad_norm": norm})
+            if numbers["ratio"] > settings.ratio_limit:
+                self._optimiser.zero_grad(set_to_none=True)
+                skipped += 1
+                continue
+            update(self._optimiser, optimiser.learning_rate)
+        return {name: sum(of[name] for of in told) / len(told) for name in told[0]} | {"skipped": float(skipped)}
+
+    def _push(self, step: int) -> None:
+        """The adapter as it is now, in a directory that no other step has had."""
+        folder = self.run.path / "state" / f"adapters-{self._together.process_index}"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.actor.policy.save_adapter(folder / f"step-{step}")
+        self._engine.push(folder / f"step-{step}")
+
+    def _adapted(self, kl_coef: float, kl: float, completions: int) -> float:
+        kl_settings = self.config.kl
+        if kl_settings.target is None:
+            return kl_coef
+        return adapted_kl_coef(kl_coef, kl, completions, target=kl_settings.target, horizon=kl_settings.horizon)
+
+    def _text(self, completion: Completion) -> str:
+        ids = completion.ids[:-1] if completion.finish_reason == "stop" else completion.ids
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _save(self, directory: Path) -> None:
+        shutil.rmtree(self.run.path / "adapter", ignore_errors=True)
+        self.actor.policy.save_adapter(self.run.path / "adapter")
+        prompts = [asked.ids for asked in self._asked[:RELOADED_SAMPLE]]
+        sample = [SftExample(ids, (False,) + (True,) * (len(ids) - 1)) for ids in prompts]
+        save_policy(self.actor.policy, directory, self._tokenizer, self.config.template, sample)
+
+
+def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
+    """The whole of `assay train ppo`; returns the checkpoint's directory.
+
+    Raises:
+        ValueError: the configuration, the data or the run directory is wrong.
+    """
+    config = read(config_path, PpoConfig)
+    with RewardClient(url) as client:
+        return PpoRun(config, data, out or Path("runs") / config.name, client).go()

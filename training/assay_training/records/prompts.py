@@ -1,0 +1,41 @@
+"""What a policy is asked: prompts of their own, or those of dialogues and rankings."""
+
+from collections.abc import Iterable, Iterator
+
+from assay_service.scoring.item import Message
+from assay_training.records.plain import prompt_of
+from assay_training.records.record import Dialogue, LeftOut, Prompt, Ranking, Text, group_of
+from assay_training.records.rows import Row
+
+
+def prompts(source: str, rows: Iterable[Row]) -> Iterator[Prompt]:
+    """A prompt per row."""
+    for row in rows:
+        messages = prompt_of(row)
+        yield Prompt(source, group_of(messages[-1].content), messages)
+
+
+def asked(records: Iterable[Ranking | Dialogue | Text | Prompt | LeftOut]) -> Iterator[Prompt | LeftOut]:
+    """What comes before a ranking's completions, or before the last thing that the assistant says; each once."""
+    seen: set[tuple[Message, ...]] = set()
+    for record in records:
+        if isinstance(record, LeftOut):
+            yield record
+            continue
+        messages = _messages(record)
+        if not messages:
+            yield LeftOut("nothing is asked")
+        elif messages not in seen:
+            seen.add(messages)
+            yield Prompt(record.source, record.group, messages)
+
+
+def _messages(record: Ranking | Dialogue | Text | Prompt) -> tuple[Message, ...]:
+    if isinstance(record, Ranking):
+        return record.prompt
+    if isinstance(record, Text):
+        return ()
+    if isinstance(record, Prompt):
+        return record.messages
+    last = max(i for i, message in enumerate(record.messages) if message.role == "assistant")
+    return record.messages[:last]

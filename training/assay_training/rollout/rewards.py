@@ -1,0 +1,71 @@
+"""What completions are worth, from a running service; the only place that rewards come from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from assay_client.client import RewardClient
+from assay_client.types import Item, Score, ScoreFailure
+from assay_training.config.ppo import Reward
+
+
+class RewardError(RuntimeError):
+    """There is no reward to learn from: the service failed, or is another than it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What a completion is worth.
+
+    Attributes:
+        score: on the scale that the run asks for.
+        signals: logits of the signals behind it.
+    """
+
+    score: float
+    signals: dict[str, float]
+
+
+class Rewards:
+    """Scores by one signal, blend or weights.
+
+    Args:
+        client: of the service.
+        reward: what is asked.
+        fingerprint: of the models that scored earlier in the same run; None at its start.
+
+    Attributes:
+        fingerprint: of the models that have scored.
+    """
+
+    def __init__(self, client: RewardClient, reward: Reward, fingerprint: str | None) -> None:
+        self._client, self._reward = client, reward
+        self.fingerprint = fingerprint
+
+    def score(self, items: Sequence[Item]) -> list[Worth | str]:
+        """In order; the code of its error where an item has no score, if the run leaves such items out.
+
+        Raises:
+            RewardError: an item has no score and the run is to stop then; or another model answered than before.
+            AssayError: the service could not be reached, or refused.
+        """
+        result = self._client.score(items, model=self._reward.model, weights=self._reward.weights)
+        if self.fingerprint not in (None, result.fingerprint):
+            raise RewardError(f"the service scores by {result.fingerprint} now, and did by {self.fingerprint}")
+        self.fingerprint = result.fingerprint
+        if result.failures and self._reward.failed == "stop":
+            first = result.failures[0]
+            raise RewardError(f"no score for a completion: {first.error.code}: {first.error.message}")
+        return [self._worth(row) for row in result.data]
+
+    def _worth(self, row: Score | ScoreFailure) -> Worth | str:
+        if isinstance(row, ScoreFailure):
+            return row.error.code
+        signals = {name: value.logit for name, value in row.signals.items()}
+        if self._reward.value == "logit":
+            return Worth(row.score, signals)
+        probability = next(iter(row.signals.values())).prob if len(row.signals) == 1 else None
+        if probability is None:
+            raise RewardError(
+                f"reward: value: {self._reward.model!r} is no single absolute signal, it has no probability"
+            )
+        return Worth(probability, signals)
