@@ -22,7 +22,8 @@ from assay_service.api.app import create_app
 from assay_training.actor import Actor
 from assay_training.config.base import read
 from assay_training.config.model import Adam, Lora
-from assay_training.config.ppo import Ppo, PpoConfig, Reward
+from assay_training.config.ppo import Ppo, PpoConfig
+from assay_training.config.rollout import Reward
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience
 from assay_training.loops.ppo import EngineError, PpoRun

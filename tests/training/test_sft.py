@@ -16,7 +16,8 @@ from assay_training.cli import app
 from assay_training.config.base import ConfigError, read
 from assay_training.config.model import Lora
 from assay_training.config.sft import SftConfig
-from assay_training.loops.sft import NextToken, SftRun, run
+from assay_training.loops.next_token import NextToken
+from assay_training.loops.sft import SftRun, run
 from assay_training.policy import Policy
 from assay_training.records.record import Dialogue, Text
 from assay_training.sft_examples import SftExample, SftRenderer

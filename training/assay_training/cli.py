@@ -1,4 +1,4 @@
-"""`assay train sft`, `reward` and `ppo`. Imports only typer and the standard library at the top; the rest later."""
+"""`assay train …` and `assay report`. Imports only typer and the standard library at the top; the rest later."""
 
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +50,31 @@ def train_ppo(config: Config, data: Data, url: Url = LOCAL, out: Out = None) -> 
     keep_freed_memory()
     with plain_errors("train ppo"):
         typer.echo(run(config, data, out, url))
+
+
+@train.command("rejection")
+def train_rejection(config: Config, data: Data, url: Url = LOCAL, out: Out = None) -> None:
+    """Train a policy on the best of its own samples by a running service, in rounds."""
+    from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415 - heavy, only when the command runs
+    from assay_training.loops.rejection import run  # noqa: PLC0415
+
+    keep_freed_memory()
+    with plain_errors("train rejection"):
+        typer.echo(run(config, data, out, url))
+
+
+@app.command("report")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", exists=True, file_okay=False)],
+    as_json: cli_evaluate.Json = False,
+    html: cli_evaluate.Html = None,
+) -> None:
+    """Lay runs over each other: what they came to, and with --html how they got there."""
+    from assay_training.evaluation.runs import overlay, read_courses  # noqa: PLC0415
+
+    with plain_errors("report"):
+        table = overlay([course for run in runs for course in read_courses(run)])
+        cli_evaluate.finish(table, [run / "metrics.jsonl" for run in runs], as_json, html)
 
 
 @train.callback()

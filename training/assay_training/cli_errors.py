@@ -10,12 +10,14 @@ import typer
 def plain_errors(command: str) -> Iterator[None]:
     """What a user can mend becomes a sentence and exit status 2, not a traceback.
 
-    Wrong configuration, data or directory; files, hubs and services that cannot be reached; a loss that is no number.
+    Wrong configuration, data or directory; files, hubs and services that cannot be reached; a loss that is no number;
+    a run that stopped.
     """
     from assay_client.errors import AssayError  # noqa: PLC0415 - only when the command runs
+    from assay_training.errors import RunStopped  # noqa: PLC0415
 
     try:
         yield
-    except (ValueError, OSError, FloatingPointError, AssayError) as error:
+    except (ValueError, OSError, FloatingPointError, AssayError, RunStopped) as error:
         typer.echo(f"assay {command}: {error}", err=True)
         raise typer.Exit(2) from None

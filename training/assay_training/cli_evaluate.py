@@ -47,7 +47,7 @@ def winrate(
     with plain_errors("evaluate winrate"):
         verdicts = _some([verdict for path in files for verdict in read_verdicts(path, reference)], files)
         table = evaluate(verdicts, {} if groups is None else read_groups(groups), ddof=ddof)
-        _finish(table, [*files, *([groups] if groups else [])], as_json, html)
+        finish(table, [*files, *([groups] if groups else [])], as_json, html)
 
 
 @app.command("vote")
@@ -63,7 +63,7 @@ def vote(
 
     with plain_errors("evaluate vote"):
         table = evaluate(_some(read_polls(files, keys), files))
-        _finish(table, [*files, keys], as_json, html)
+        finish(table, [*files, keys], as_json, html)
 
 
 @app.command("judge")
@@ -90,7 +90,7 @@ def judge(  # noqa: PLR0913, PLR0917 - the options of a command
             raise ValueError(f"{out}: no such folder")
         table, rows, failed = judge_all(contests, url, model, out, order, prices)
         out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-        _finish(table, files, as_json, html)
+        finish(table, files, as_json, html)
     if failed:
         raise typer.Exit(1)
 
@@ -123,7 +123,7 @@ def absolute(files: Files, as_json: Json = False, html: Html = None) -> None:
 
     with plain_errors("evaluate absolute"):
         table = evaluate({str(path): read_qualities(path) for path in files})
-        _finish(table, files, as_json, html)
+        finish(table, files, as_json, html)
 
 
 @app.command("agreement")
@@ -132,7 +132,7 @@ def agreement(judged: Judged, url: Url = LOCAL, model: Models = None, as_json: J
     from assay_training.evaluation.rewards.agreement import agreement as evaluate  # noqa: PLC0415
 
     with plain_errors("evaluate agreement"):
-        _finish(_of_rankings(evaluate, judged, url, model or []), _files(judged), as_json, html)
+        finish(_of_rankings(evaluate, judged, url, model or []), _files(judged), as_json, html)
 
 
 @app.command("margins")
@@ -141,7 +141,7 @@ def margins(judged: Judged, url: Url = LOCAL, model: Models = None, as_json: Jso
     from assay_training.evaluation.rewards.margins import margins as evaluate  # noqa: PLC0415
 
     with plain_errors("evaluate margins"):
-        _finish(_of_rankings(evaluate, judged, url, model or []), _files(judged), as_json, html)
+        finish(_of_rankings(evaluate, judged, url, model or []), _files(judged), as_json, html)
 
 
 @app.command("best-of-n")
@@ -164,7 +164,7 @@ def best_of_n(
         candidates, scores = _scored(read, judged, url, model or [], gold)
         worth = [list(of.gold) for of in candidates] if gold is None else scores.by_model[gold]
         ways = {name: of for name, of in scores.by_model.items() if name != gold}
-        _finish(_with(evaluate(candidates, worth, ways), scores), _files(judged), as_json, html)
+        finish(_with(evaluate(candidates, worth, ways), scores), _files(judged), as_json, html)
 
 
 def _of_rankings(
@@ -214,7 +214,8 @@ def _files(judged: Sequence[str]) -> list[Path]:
     return [path for given in judged for path in files_of(given)]
 
 
-def _finish(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | None) -> None:
+def finish(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | None) -> None:
+    """Shows a table in the forms that were asked for."""
     from rich.console import Console  # noqa: PLC0415
 
     from assay_training.evaluation import report  # noqa: PLC0415

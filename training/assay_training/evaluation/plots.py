@@ -89,3 +89,18 @@ def dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_label: s
     axes.set_xlabel(x_label)
     axes.legend()
     return figure
+
+
+def courses(points: Mapping[str, Sequence[tuple[float, float]]], y_label: str) -> Figure:
+    """A line per run over its steps: every step faint, their running mean on top."""
+    figure = Figure(figsize=(1.4 * SIZE[0], SIZE[1]), layout="constrained")
+    axes = figure.subplots()
+    for name, of in points.items():
+        x, y = np.array(of).T
+        window = max(1, len(y) // 20)
+        (line,) = axes.plot(x, y, alpha=0.25, linewidth=0.8)
+        smooth = np.convolve(y, np.ones(window) / window, mode="valid")
+        axes.plot(x[window - 1 :], smooth, color=line.get_color(), label=name)
+    axes.set(xlabel="step", ylabel=y_label)
+    axes.legend()
+    return figure

@@ -6,43 +6,33 @@ Every process has the whole rollout: it samples and looks at its share, and all 
 import math
 import shutil
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from assay_client.client import RewardClient
-from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
 from assay_training.actor import Actor
 from assay_training.algorithms.ppo import adapted_kl_coef
 from assay_training.algorithms.schedule import passing, random_batches
-from assay_training.config.base import ConfigError, read
+from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
-from assay_training.loops.checks import check_length
+from assay_training.errors import RunStopped
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience, Numbers, example_of, experiences
-from assay_training.loops.policies import policy_renderer, save_policy
+from assay_training.loops.policies import save_policy
+from assay_training.loops.sampler import Sampler, base_of
 from assay_training.loops.step import accumulate, optimiser_of, update
 from assay_training.processes import accelerator, gathered, mine
-from assay_training.records.sources import data_hashes, read_prompts
-from assay_training.rollout.asked import render_prompts
-from assay_training.rollout.collect import Rollout, Sample, collect
-from assay_training.rollout.completion import Completion
-from assay_training.rollout.engines import engine_of
+from assay_training.rollout.collect import Sample
 from assay_training.rollout.rewards import Rewards
-from assay_training.rundir import RunDirectory
 from assay_training.sft_examples import SftExample
-from assay_training.sharding import asked_for
 
 RELOADED_SAMPLE = 8
 
 
-class EngineError(RuntimeError):
+class EngineError(RunStopped):
     """The engine does not sample from the policy that is trained."""
 
 
@@ -60,31 +50,11 @@ class PpoRun:
     """
 
     def __init__(self, config: PpoConfig, data: Path, out: Path, client: RewardClient) -> None:
-        if asked_for():
-            raise ConfigError("PPO holds the whole policy in every process; start it without FSDP")
         self.config, self._client, self._together = config, client, accelerator()
-        base, rollout = resolve(config.base, config.revision, Path.cwd()), config.rollout
-        check_length(rollout.max_prompt_tokens + rollout.max_new_tokens, base)
-        found = read_prompts(data, config.sources)
         torch.manual_seed(config.seed)
-        self.actor = Actor(base, config.lora, self._together.device, rollout.temperature)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
-        renderer = policy_renderer(self._tokenizer, config.template, self.actor.policy.vocabulary_size)
-        self._asked, left_out = render_prompts(found.records, renderer, rollout.max_prompt_tokens)
-        if not self._asked:
-            raise ConfigError(f"sources: no prompt is left: {dict(left_out)}")
-        self.run = RunDirectory(
-            out,
-            {
-                "config": config.model_dump(mode="json", exclude={"template"}),
-                "template": config.template.read_text(),
-                "base_sha256": sha256_of(weight_files(base)),
-                "data_sha256": data_hashes(data, config.sources, []),
-            },
-            writes=self._together.is_main_process,
-        )
-        self.run.write_json("render.json", {"prompts": len(self._asked), "left_out": found.left_out + left_out})
-        self._engine = engine_of(config, base, self._together.device)
+        self.actor = Actor(base_of(config), config.lora, self._together.device, config.rollout.temperature)
+        self.sampler = Sampler(config, self.actor.policy, data, out)
+        self.run = self.sampler.run
         self._objective = Clipped(self.actor, config.ppo, config.optimiser)
         self._optimiser = optimiser_of(self.actor.parameters(), config.optimiser)
 
@@ -109,7 +79,7 @@ class PpoRun:
             if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == steps:
                 now = {"kl_coef": kl_coef, "fingerprint": rewards.fingerprint}
                 resume.save(step + 1, self.actor.parameters(), self._optimiser, writes=main, kept=now)
-        self._engine.close()
+        self.sampler.close()
         if main:
             metrics.end()
             self._save(directory)
@@ -126,7 +96,9 @@ class PpoRun:
             EngineError: the engine samples from something else.
             FloatingPointError: a loss is not finite.
         """
-        rollout = self.roll_out(step, rewards)
+        prompts, count = self.sampler.asked, self.config.rollout.completions
+        asked = [prompts[i] for i in passing(len(prompts), count, step, self.config.seed)]
+        rollout = self.sampler.roll_out(step, asked, rewards)
         began_s = time.monotonic()
         made, numbers = self.experiences(rollout.samples, kl_coef)
         if not numbers["engine_gap"] <= self.config.rollout.max_gap:
@@ -135,20 +107,6 @@ class PpoRun:
         took = {"rollout_s": rollout.generate_s, "score_s": rollout.score_s, "score_wait_s": rollout.wait_s}
         dropped = {"dropped": float(rollout.dropped.total())}
         return numbers | took | dropped | {"update_s": time.monotonic() - began_s}, len(made)
-
-    def roll_out(self, step: int, rewards: Rewards) -> Rollout:
-        """The step's prompts with a completion and a score each, from all processes."""
-        config = self.config.rollout
-        self._push(step)
-        asked = [self._asked[i] for i in passing(len(self._asked), config.completions, step, self.config.seed)]
-        seed = f"{self.config.seed}:{step}:{self._together.process_index}"
-        found = collect(mine(asked), self._engine, rewards, self._text, config.chunk_completions, seed)
-        every = gathered([found], self._together.num_processes)
-        samples = [sample for of in every for sample in of.samples]
-        dropped = sum((of.dropped for of in every), Counter[str]())
-        if not samples:
-            raise ConfigError(f"step {step}: the service could score none of the completions: {dict(dropped)}")
-        return replace(found, samples=samples, dropped=dropped)
 
     def experiences(self, samples: Sequence[Sample], kl_coef: float) -> tuple[list[Experience], Numbers]:
         """What the policy, its values and its reference say of the samples, and what is to be learned from that."""
@@ -180,29 +138,18 @@ class PpoRun:
             update(self._optimiser, optimiser.learning_rate)
         return {name: sum(of[name] for of in told) / len(told) for name in told[0]} | {"skipped": float(skipped)}
 
-    def _push(self, step: int) -> None:
-        """The adapter as it is now, in a directory that no other step has had."""
-        folder = self.run.path / "state" / f"adapters-{self._together.process_index}"
-        shutil.rmtree(folder, ignore_errors=True)
-        self.actor.policy.save_adapter(folder / f"step-{step}")
-        self._engine.push(folder / f"step-{step}")
-
     def _adapted(self, kl_coef: float, kl: float, completions: int) -> float:
         kl_settings = self.config.kl
         if kl_settings.target is None:
             return kl_coef
         return adapted_kl_coef(kl_coef, kl, completions, target=kl_settings.target, horizon=kl_settings.horizon)
 
-    def _text(self, completion: Completion) -> str:
-        ids = completion.ids[:-1] if completion.finish_reason == "stop" else completion.ids
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
     def _save(self, directory: Path) -> None:
         shutil.rmtree(self.run.path / "adapter", ignore_errors=True)
         self.actor.policy.save_adapter(self.run.path / "adapter")
-        prompts = [asked.ids for asked in self._asked[:RELOADED_SAMPLE]]
+        prompts = [asked.ids for asked in self.sampler.asked[:RELOADED_SAMPLE]]
         sample = [SftExample(ids, (False,) + (True,) * (len(ids) - 1)) for ids in prompts]
-        save_policy(self.actor.policy, directory, self._tokenizer, self.config.template, sample)
+        save_policy(self.actor.policy, directory, self.sampler.tokenizer, self.config.template, sample)
 
 
 def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:

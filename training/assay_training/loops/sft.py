@@ -12,14 +12,12 @@ from transformers import AutoTokenizer
 
 from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
 from assay_training.algorithms.folds import HELD_OUT, fold_of
-from assay_training.algorithms.losses import next_token_cross_entropy
 from assay_training.config.base import ConfigError, read
-from assay_training.config.model import Optimiser
 from assay_training.config.sft import SftConfig, Stage
 from assay_training.examples import autocast, token_batches
 from assay_training.loops.checks import check_length
+from assay_training.loops.next_token import NextToken
 from assay_training.loops.policies import policy_renderer, save_policy
-from assay_training.loops.step import MicroBatch, Total
 from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
 from assay_training.processes import accelerator
@@ -29,28 +27,6 @@ from assay_training.sft_examples import SftExample, SftRenderer
 from assay_training.sharding import asked_for, copy_whole
 
 RELOADED_SAMPLE = 8
-
-
-class NextToken:
-    """Cross-entropy of the target tokens, averaged over all of a batch's.
-
-    Args:
-        policy: what is trained.
-        settings: compute dtype.
-    """
-
-    def __init__(self, policy: Policy, settings: Optimiser) -> None:
-        self._policy, self._settings = policy, settings
-
-    def begin(self, batch: Sequence[SftExample], mine: Sequence[MicroBatch], total: Total) -> int:
-        """The batch's target tokens: every token weighs the same, whatever micro-batch it is in."""
-        return sum(example.targets for example in batch)
-
-    def loss(self, part: Sequence[SftExample], shared: int) -> torch.Tensor:
-        """The micro-batch's share of the batch's loss."""
-        with autocast(self._policy.device, self._settings):
-            logprobs = self._policy.logprobs(part)
-        return next_token_cross_entropy(logprobs, torch.full_like(logprobs, 1 / shared))
 
 
 class SftRun:

@@ -7,6 +7,7 @@
 | `labels` | `prompt`, `completion`, `label` in 0..1 |
 | `dialogues` | `messages` |
 | `text` | `text` |
+| `prompts` | `prompt` |
 
 `prompt` is a text or a list of messages, each with `role` and `content`. `group` may say what belongs together; else it
 is the first thing that the user says.

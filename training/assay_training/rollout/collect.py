@@ -1,18 +1,22 @@
-"""Prompts to completions with their scores: while some are generated, those before them are scored."""
+"""Prompts to completions with their scores: while some are generated, those before them are scored.
+
+Several processes share the prompts, each with an engine of its own; afterwards all of them have all.
+"""
 
 import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from assay_client.types import Item
 from assay_client.types import Message as WireMessage
+from assay_training.processes import accelerator, gathered, mine
 from assay_training.rollout.asked import Asked
 from assay_training.rollout.completion import Completion
 from assay_training.rollout.engine import Engine
-from assay_training.rollout.rewards import Rewards, Worth
+from assay_training.rollout.rewards import RewardError, Rewards, Worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ def collect(
     chunk: int,
     seed: str,
 ) -> Rollout:
-    """A completion of each prompt.
+    """A completion of each prompt, from all processes.
 
     Args:
         asked: prompts.
@@ -70,9 +74,26 @@ def collect(
         seed: of everything that is sampled.
 
     Raises:
-        RewardError: see `Rewards.score`.
+        RewardError: see `Rewards.score`; or there is nothing that could be scored.
         AssayError: the service could not be reached, or refused.
     """
+    found = _collect(mine(asked), engine, rewards, text_of, chunk, f"{seed}:{accelerator().process_index}")
+    every = gathered([found], accelerator().num_processes)
+    dropped = sum((of.dropped for of in every), Counter[str]())
+    samples = [sample for of in every for sample in of.samples]
+    if not samples:
+        raise RewardError(f"the service could score none of the completions: {dict(dropped)}")
+    return replace(found, samples=samples, dropped=dropped)
+
+
+def _collect(
+    asked: Sequence[Asked],
+    engine: Engine,
+    rewards: Rewards,
+    text_of: Callable[[Completion], str],
+    chunk: int,
+    seed: str,
+) -> Rollout:
     rollout = Rollout([], Counter(), 0.0, 0.0, 0.0)
     generated, started_s = 0.0, time.monotonic()
     with ThreadPoolExecutor(1) as pool:

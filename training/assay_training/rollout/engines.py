@@ -4,20 +4,25 @@ from pathlib import Path
 
 import torch
 
-from assay_training.config.ppo import PpoConfig
+from assay_training.config.rollout import Sampled
 from assay_training.rollout.engine import Engine, Sampling
 from assay_training.rollout.with_transformers import TransformersEngine
 from assay_training.rollout.with_vllm import VllmEngine
 
 
-def engine_of(config: PpoConfig, base: Path, device: torch.device) -> Engine:
+def engine_of(config: Sampled, rank: int, base: Path, device: torch.device) -> Engine:
     """Loads it.
+
+    Args:
+        config: of the samples.
+        rank: of the adapters that it will get.
+        base: what they are adapters of.
+        device: where to put it.
 
     Raises:
         ConfigError: it is not installed, or the base has no EOS.
     """
-    rollout = config.rollout
-    sampling = Sampling(rollout.max_new_tokens, rollout.temperature)
-    if rollout.engine == "transformers":
+    sampling = Sampling(config.max_new_tokens, config.temperature)
+    if config.engine == "transformers":
         return TransformersEngine(base, sampling, device)
-    return VllmEngine(base, sampling, rollout.max_prompt_tokens + rollout.max_new_tokens, config.lora.r)
+    return VllmEngine(base, sampling, config.max_tokens, rank)

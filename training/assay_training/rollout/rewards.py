@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from assay_client.client import RewardClient
 from assay_client.types import Item, Score, ScoreFailure
-from assay_training.config.ppo import Reward
+from assay_training.config.rollout import Reward
+from assay_training.errors import RunStopped
 
 
-class RewardError(RuntimeError):
+class RewardError(RunStopped):
     """There is no reward to learn from: the service failed, or is another than it was."""
 
 

@@ -1,0 +1,38 @@
+"""The configuration of rejection sampling."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from assay_training.config.base import RunConfig
+from assay_training.config.data import Sources
+from assay_training.config.model import Lora, Optimiser
+from assay_training.config.rollout import Reward, Sampled
+
+
+class RejectionConfig(RunConfig):
+    """A run of `assay train rejection`: rounds of sampling, picking the best by score, and learning to say them.
+
+    Attributes:
+        name: of the run.
+        sources: of prompts.
+        lora: the adapter, which is trained on from round to round and merged in the end.
+        reward: what a completion is worth.
+        rollout: how completions are sampled.
+        rounds: each from the policy that the one before it left.
+        prompts: of a round.
+        samples: of each prompt; the best is kept.
+        optimiser: of a round, over the best completions of this round and of all before it.
+        seed: of everything random.
+    """
+
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    sources: Sources
+    lora: Lora
+    reward: Reward
+    rollout: Sampled
+    rounds: int = Field(gt=0)
+    prompts: int = Field(gt=0)
+    samples: int = Field(gt=1)
+    optimiser: Optimiser
+    seed: int = 0
