@@ -342,11 +342,18 @@ def test_a_bounded_reward_is_a_probability() -> None:
     ("changes", "message"),
     [
         ({"reward": {"weights": {"pref": 1.0}}}, "reward: Value error, either model or weights"),
+        ({"reward": {"model": "pref", "value": "probability"}}, "'pref' is no absolute signal"),
+        ({"reward": {"model": "mix", "value": "probability"}}, "'mix' is no absolute signal"),
+        ({"reward": {"model": "other"}}, "reward: 'other' is not served; served are"),
+        ({"reward": {"model": None, "weights": {"mix": 1.0}}}, "weights: 'mix' is a blend"),
         ({"rollout": {"max_prompt_tokens": 5}}, r"sources: no prompt is left: {'too_long': 12}"),
         ({"rollout": {"max_new_tokens": 1000}}, "max_length: 1064 is more than the 256 positions"),
         ({"sources": [{"name": "asked", "format": "labels"}]}, "has no prompts; these have: hh"),
     ],
 )
-def test_a_wrong_configuration_is_told(changes: dict[str, Any], message: str, home: Path, tmp_path: Path) -> None:
+def test_a_wrong_configuration_is_told(
+    changes: dict[str, Any], message: str, home: Path, url: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
-        go(home, "http://127.0.0.1:9", tmp_path / "run", **changes)
+        go(home, url, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()

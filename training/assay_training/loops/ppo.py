@@ -26,7 +26,7 @@ from assay_training.loops.sampler import Sampler, base_of
 from assay_training.loops.step import accumulate, optimiser_of, update
 from assay_training.processes import accelerator, gathered, mine
 from assay_training.rollout.collect import Sample
-from assay_training.rollout.rewards import Rewards
+from assay_training.rollout.rewards import Rewards, check_served
 from assay_training.sft_examples import SftExample
 
 RELOADED_SAMPLE = 8
@@ -50,6 +50,7 @@ class PpoRun:
     """
 
     def __init__(self, config: PpoConfig, data: Path, out: Path, client: RewardClient) -> None:
+        check_served(client, config.reward)
         self.config, self._client, self._together = config, client, accelerator()
         torch.manual_seed(config.seed)
         self.actor = Actor(base_of(config), config.lora, self._together.device, config.rollout.temperature)

@@ -24,7 +24,7 @@ from assay_training.policy import Policy
 from assay_training.processes import accelerator
 from assay_training.rollout.collect import Sample
 from assay_training.rollout.completion import Ids
-from assay_training.rollout.rewards import Rewards
+from assay_training.rollout.rewards import Rewards, check_served
 from assay_training.sft_examples import SftExample
 
 RELOADED_SAMPLE = 8
@@ -44,6 +44,7 @@ class RejectionRun:
     """
 
     def __init__(self, config: RejectionConfig, data: Path, out: Path, client: RewardClient) -> None:
+        check_served(client, config.reward)
         self.config, self._client = config, client
         torch.manual_seed(config.seed)
         self.policy = Policy(base_of(config), config.lora, accelerator().device)

@@ -5,12 +5,30 @@ from dataclasses import dataclass
 
 from assay_client.client import RewardClient
 from assay_client.types import Item, Score, ScoreFailure
+from assay_training.config.base import ConfigError
 from assay_training.config.rollout import Reward
 from assay_training.errors import RunStopped
 
 
 class RewardError(RunStopped):
     """There is no reward to learn from: the service failed, or is another than it was."""
+
+
+def check_served(client: RewardClient, reward: Reward) -> None:
+    """The service has what the run asks for.
+
+    Raises:
+        ConfigError: it has not.
+        AssayError: the service could not be reached, or refused.
+    """
+    kinds = {card.id: card.kind for card in client.models()}
+    for name in [reward.model] if reward.model is not None else list(reward.weights or {}):
+        if name not in kinds:
+            raise ConfigError(f"reward: {name!r} is not served; served are {', '.join(kinds)}")
+        if reward.weights is not None and kinds[name] == "blend":
+            raise ConfigError(f"reward: weights: {name!r} is a blend, weights are of signals")
+        if reward.value == "probability" and kinds[name] != "absolute":
+            raise ConfigError(f"reward: value: {name!r} is no absolute signal, it has no probability")
 
 
 @dataclass(frozen=True, slots=True)
