@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from tests.training import test_ppo, tiny
 from tests.training import test_sft as policies
-from tests.training import tiny
 from tests.training.test_crossfit import Run, write_data
+from tests.training.test_ppo import home, url
+
+__all__ = ["home", "url"]  # fixtures
 
 SCRIPT = Path(__file__).parent / "together.py"
 
@@ -101,3 +104,22 @@ def test_two_processes_that_share_a_policys_layers_take_the_same_steps(lora: boo
     go(one, 1, kind="sft")
     go(two, 2, "sharded", kind="sft")
     assert_same(one, two, "model.safetensors")
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_a_rollout_take_the_same_steps(home: Path, url: str, tmp_path: Path) -> None:
+    """PPO: each samples and scores half of the prompts; rewards, advantages and updates are those of all of them."""
+    runs = [Run(tmp_path / name / "run.yaml", home / "data", tmp_path / name / "out") for name in ("one", "two")]
+    for processes, run in enumerate(runs, start=1):
+        test_ppo.config_of(home, run.config, optimiser=SETTINGS_PPO)
+        go(run, processes, url, kind="ppo")
+    one, two = (test_ppo.untimed(test_ppo.rows(run.out)) for run in runs)
+    assert len(one) == 3
+    for x, y in zip(one, two, strict=True):
+        for name, value in x.items():
+            assert y[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-5)), name
+    a, b = (load_file(run.out / "adapter" / "adapter_model.safetensors") for run in runs)
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-5
+
+
+SETTINGS_PPO = {"learning_rate": 0.01, "epsilon": 1e-3, "micro_batch_tokens": 60}

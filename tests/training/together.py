@@ -1,11 +1,13 @@
 """Trains a tiny model; started in one process or in two by `test_together.py`.
 
-torchrun --nproc_per_node 2 tests/training/together.py reward|sft CONFIG DATA OUT [sharded] [killed]
+torchrun --nproc_per_node 2 tests/training/together.py reward|sft|ppo CONFIG DATA OUT [sharded] [killed] [http://…]
 
 accelerate takes an FSDP configuration on GPUs only, so `sharded` has it say that it took one; all else is as there.
 """
 
 import sys
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from assay_training.loops import run, sft
+from assay_training.loops import ppo, run, sft
+from assay_training.rollout.completion import Completion, Ids
+from assay_training.rollout.with_transformers import TransformersEngine
 from assay_training.rundir import Metrics
 
 
@@ -38,13 +42,28 @@ def killed(self: Metrics, row: Any) -> None:
         sys.exit("killed at step 4")
 
 
+generate = TransformersEngine.generate
+
+
+def alone(self: TransformersEngine, prompts: Sequence[Ids], seed: int) -> list[Completion]:
+    """Every prompt with a seed of its own, so that it does not matter which process answers it."""
+    return [generate(self, [prompt], zlib.crc32(bytes(str(prompt), "ascii")))[0] for prompt in prompts]
+
+
 if __name__ == "__main__":
-    kind, arguments, sharded = sys.argv[1], map(Path, sys.argv[2:5]), "sharded" in sys.argv[5:]
+    kind, sharded = sys.argv[1], "sharded" in sys.argv[5:]
+    config, data, out = map(Path, sys.argv[2:5])
     torch.optim.AdamW = Watched  # type: ignore[misc, assignment]
     if sharded:
         Accelerator.distributed_type = property(lambda _: DistributedType.FSDP)
     if "killed" in sys.argv[5:]:
         Metrics.log = killed  # type: ignore[method-assign]
-    {"reward": run.run, "sft": sft.run}[kind](*arguments)
+    if kind == "ppo":
+        TransformersEngine.generate = alone  # type: ignore[method-assign]
+        ppo.run(config, data, out, sys.argv[-1])
+    elif kind == "sft":
+        sft.run(config, data, out)
+    else:
+        run.run(config, data, out)
     mine, everybodys = Watched.held
     assert (0 < mine < everybodys) if sharded else everybodys == 0, (mine, everybodys)

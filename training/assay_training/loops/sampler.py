@@ -71,6 +71,7 @@ class Sampler:
             "data_sha256": data_hashes(data, config.sources, []),
         }
         self.run = RunDirectory(out, identity, writes=accelerator().is_main_process)
+        accelerator().wait_for_everyone()  # the first looks for files that are no run's; now the others may write
         self.run.write_json("render.json", {"prompts": len(self.asked), "left_out": found.left_out + left_out})
         self._engine = engine_of(config.rollout, config.lora.r, base, accelerator().device)
 

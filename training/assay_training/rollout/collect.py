@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from assay_client.types import Item
 from assay_client.types import Message as WireMessage
@@ -77,13 +77,23 @@ def collect(
         RewardError: see `Rewards.score`; or there is nothing that could be scored.
         AssayError: the service could not be reached, or refused.
     """
-    found = _collect(mine(asked), engine, rewards, text_of, chunk, f"{seed}:{accelerator().process_index}")
-    every = gathered([found], accelerator().num_processes)
-    dropped = sum((of.dropped for of in every), Counter[str]())
-    samples = [sample for of in every for sample in of.samples]
+    part = _collect(mine(asked), engine, rewards, text_of, chunk, f"{seed}:{accelerator().process_index}")
+    outcomes = gathered(part.outcomes, len(asked))
+    samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
+    dropped = Counter(outcome for outcome in outcomes if isinstance(outcome, str))
     if not samples:
         raise RewardError(f"the service could score none of the completions: {dict(dropped)}")
-    return replace(found, samples=samples, dropped=dropped)
+    return Rollout(samples, dropped, part.generate_s, part.score_s, part.wait_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one process has done: a sample or an error's code for each of its prompts; seconds."""
+
+    outcomes: list[Sample | str]
+    generate_s: float
+    score_s: float
+    wait_s: float
 
 
 def _collect(
@@ -93,8 +103,8 @@ def _collect(
     text_of: Callable[[Completion], str],
     chunk: int,
     seed: str,
-) -> Rollout:
-    rollout = Rollout([], Counter(), 0.0, 0.0, 0.0)
+) -> _Part:
+    outcomes: list[Sample | str] = []
     generated, started_s = 0.0, time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         waiting = []
@@ -110,13 +120,9 @@ def _collect(
         for part, completions, texts, future in waiting:
             worths, took_s = future.result()
             scored += took_s
-            for one, completion, text, worth in zip(part, completions, texts, worths, strict=True):
-                if isinstance(worth, str):
-                    rollout.dropped[worth] += 1
-                else:
-                    rollout.samples.append(Sample(one, completion, text, worth))
-    wait_s = time.monotonic() - started_s - generated
-    return Rollout(rollout.samples, rollout.dropped, generated, scored, wait_s)
+            rows = zip(part, completions, texts, worths, strict=True)
+            outcomes += [of[-1] if isinstance(of[-1], str) else Sample(*of[:-1], of[-1]) for of in rows]
+    return _Part(outcomes, generated, scored, time.monotonic() - started_s - generated)
 
 
 def _timed(rewards: Rewards, items: Sequence[Item]) -> tuple[list[Worth | str], float]:
