@@ -2,6 +2,7 @@
 
 import copy
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ from assay_training.rollout.rewards import RewardError, Rewards, Worth
 from assay_training.rollout.with_transformers import TransformersEngine
 from assay_training.sft_examples import SftExample
 from tests import checkpoints
-from tests.service.test_serve_process import free_port
+from tests.service.test_serve_process import ASSAY, free_port
 from tests.training import tiny
 
 CPU = torch.device("cpu")
@@ -117,7 +118,9 @@ def go(home: Path, url: str, out: Path, **changes: Any) -> list[dict[str, Any]]:
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    """Whole ones: the last may be half written."""
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 TIMES = ("rollout_s", "score_s", "score_wait_s", "update_s")
@@ -270,6 +273,27 @@ def test_a_killed_run_goes_on_bit_for_bit(
         for name in ("whole", "killed")
     ]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_without_warning_goes_on_bit_for_bit(home: Path, url: str, tmp_path: Path) -> None:
+    """SIGKILL wherever the process happens to be, three times; then the same rows and weights as without."""
+    outs = [tmp_path / "whole", tmp_path / "killed"]
+    config = config_of(home, tmp_path / "c.yaml", steps=8)
+    options = ["--config", config, "--data", home / "data", "--url", url, "--out"]
+    command = [*map(str, [ASSAY, "train", "ppo", *options])]
+    subprocess.run([*command, outs[0]], check=True, capture_output=True)
+    for steps in (1, 3, 6):
+        process = subprocess.Popen([*command, outs[1]], stderr=subprocess.DEVNULL)
+        while not (outs[1] / "metrics.jsonl").is_file() or len(rows(outs[1])) < steps:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    subprocess.run([*command, outs[1]], check=True, capture_output=True)
+    assert untimed(rows(outs[1])) == untimed(rows(outs[0]))
+    weights = [(out / "checkpoint" / "model.safetensors").read_bytes() for out in outs]
+    assert weights[0] == weights[1]
 
 
 def test_the_optimised_score_rises(home: Path, url: str, tmp_path: Path) -> None:
