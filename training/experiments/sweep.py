@@ -1,15 +1,17 @@
-"""Variants of a configuration, each with several seeds, each a run of `assay train reward`; and their table.
+"""Variants of a configuration, each with several seeds, each a run of `assay train …`; and their table.
 
-    python training/experiments/sweep.py PLAN --data DIR [--out runs/experiments] [--workers 2]
+    python training/experiments/sweep.py PLAN --data DIR [--url URL] [--out runs/experiments] [--workers 2]
 
-A plan is YAML: `about`, `config` (a configuration of `assay train reward`), `seeds`, and `variants`: by name, what of
-the configuration is replaced. What has been run is kept. Results go to `training/experiments/results/PLAN.json`.
+A plan is YAML: `about`, `command` (of `assay train`: `reward` if it does not say), `config` (of that command), `seeds`,
+and `variants`: by name, what of the configuration is replaced. `--url` is for commands that ask a service. What has
+been run is kept. Results go to `training/experiments/results/PLAN.json`.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +32,13 @@ def variant(config: dict[str, Any], changes: dict[str, Any], seed: int) -> dict[
     return merged | {"seed": seed}
 
 
-def train(config: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:
+def train(config: dict[str, Any], options: Sequence[str], out: Path) -> dict[str, Any]:
     """One run, in a process of its own with one thread; returns its results.
+
+    Args:
+        config: the run's.
+        options: the command, and what it takes besides `--config` and `--out`.
+        out: the run directory.
 
     Raises:
         ValueError: a run of another configuration is there.
@@ -42,8 +49,7 @@ def train(config: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:
     if not (out / "results.json").is_file():
         out.parent.mkdir(parents=True, exist_ok=True)
         written.write_text(yaml.safe_dump(config))
-        command = [Path(sys.executable).with_name("assay"), "train", "reward", "--config", written]
-        command += ["--data", data, "--out", out]
+        command = [Path(sys.executable).with_name("assay"), "train", *options, "--config", written, "--out", out]
         with out.with_suffix(".log").open("w") as log:
             subprocess.run(
                 [str(part) for part in command],
@@ -59,6 +65,7 @@ def train(config: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:
 def main(
     plan: Annotated[Path, typer.Argument(exists=True)],
     data: Annotated[Path, typer.Option(exists=True)],
+    url: str | None = None,
     out: Path = Path("runs/experiments"),
     workers: int = 2,
 ) -> None:
@@ -75,8 +82,9 @@ def main(
         for seed in given["seeds"]
         for name, changes in given["variants"].items()
     ]
+    options = [given.get("command", "reward"), "--data", str(data), *(["--url", url] if url else [])]
     with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(train, config, data, directory) for _, _, config, directory in runs]
+        waiting = [pool.submit(train, config, options, directory) for _, _, config, directory in runs]
         done = [future.result() for future in tqdm(waiting, desc=plan.stem)]
     results = [
         {"variant": name, "seed": seed, "results": of} for (name, seed, _, _), of in zip(runs, done, strict=True)
