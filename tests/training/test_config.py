@@ -210,9 +210,9 @@ def test_results_of_a_plan_that_has_changed_since_are_not_reported(tmp_path: Pat
     (tmp_path / "1.yaml").write_text("seed: 1\n")
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "results.json").write_text("{}")
-    assert sweep.train({"seed": 1}, tmp_path, tmp_path / "1") == {}
+    assert sweep.train({"seed": 1}, ["reward"], tmp_path / "1") == {}
     with pytest.raises(ValueError, match="another configuration"):
-        sweep.train({"seed": 2}, tmp_path, tmp_path / "1")
+        sweep.train({"seed": 2}, ["reward"], tmp_path / "1")
 
 
 OPTIMISER = {"learning_rate": 0.01}
