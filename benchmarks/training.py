@@ -47,7 +47,7 @@ from benchmarks.models import llama
 
 ROUNDS = 3
 BATCH = 16
-STEPS = 4
+STEPS = 2
 MAX_LENGTH = 512
 OURS = "assay, bf16"
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
