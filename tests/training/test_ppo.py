@@ -40,6 +40,7 @@ from tests.service.test_serve_process import ASSAY, free_port
 from tests.training import tiny
 
 CPU = torch.device("cpu")
+EOS = checkpoints.decoder_tokenizer().eos_token_id
 LORA = Lora(r=4, alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
 FP32 = Adam(learning_rate=1e-3, compute_dtype="float32", max_grad_norm=None)
 PPO = Ppo()
@@ -85,24 +86,30 @@ def url(home: Path) -> Iterator[str]:
     thread.join()
 
 
-def config_of(home: Path, path: Path, **changes: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (path.parent / "template.jinja").write_text(checkpoints.CHATML)
-    config: dict[str, Any] = {
+def common(home: Path, directory: Path) -> dict[str, Any]:
+    """What every run on this policy has, with its template in place."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "template.jinja").write_text(checkpoints.CHATML)
+    return {
         "name": "tiny",
         "base": str(home / "policy"),
         "template": "template.jinja",
         "sources": [{"name": "asked", "format": "prompts"}],
         "lora": LORA.model_dump(),
         "reward": {"model": "mix", "failed": "drop", "missing_eos_penalty": 0.0},
-        "rollout": {"engine": "transformers", "completions": 8, "chunk_completions": 4, "max_new_tokens": 8},
+        "rollout": {"engine": "transformers", "max_prompt_tokens": 64},
+        "seed": 1,
+    }
+
+
+def config_of(home: Path, path: Path, **changes: Any) -> Path:
+    config = common(home, path.parent) | {
         "kl": {"coef": 0.02, "target": 6},
         "ppo": {"epochs": 2, "mini_batch": 4},
         "optimiser": FP32.model_dump() | {"checkpoint_steps": 1},
         "steps": 3,
-        "seed": 1,
     }
-    config["rollout"]["max_prompt_tokens"] = 64
+    config["rollout"] |= {"completions": 8, "chunk_completions": 4, "max_new_tokens": 8}
     for key, value in changes.items():
         config[key] = config[key] | value if isinstance(value, dict) else value
     path.write_text(yaml.safe_dump(config))
@@ -134,7 +141,7 @@ def examples(count: int = 6) -> list[SftExample]:
     generator = torch.Generator().manual_seed(0)
     lengths = [(5 + i % 3, 3 + 2 * (i % 4)) for i in range(count)]
     ids = [tuple(torch.randint(10, 300, (p + c,), generator=generator).tolist()) for p, c in lengths]
-    return [SftExample(of, (False,) * p + (True,) * c) for of, (p, c) in zip(ids, lengths, strict=True)]
+    return [SftExample.of(of[:p], of[p:]) for of, (p, _) in zip(ids, lengths, strict=True)]
 
 
 def experience(example: SftExample, look: Any, advantage: float) -> Experience:
@@ -191,7 +198,7 @@ def adapter_of(home: Path, directory: Path, scale: float) -> Path:
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_an_engine_samples_from_the_adapter_that_was_pushed(home: Path, tmp_path: Path, temperature: float) -> None:
     """Its log-probabilities are the trainer's, also of prompts that were filled up, and after another push."""
-    engine = TransformersEngine(home / "policy", Sampling(12, temperature), CPU)
+    engine = TransformersEngine(home / "policy", Sampling(12, temperature, EOS), CPU)
     prompts: list[Ids] = [(20, 21, 22, 23, 24, 25), (30, 31), (40, 41, 42, 43)]
     seen = []
     for scale in (0.05, 0.3):
@@ -201,7 +208,7 @@ def test_an_engine_samples_from_the_adapter_that_was_pushed(home: Path, tmp_path
         assert completions == engine.generate(prompts, seed=7)
         actor = Actor(home / "policy", LORA, CPU, temperature)
         actor.policy.load_adapter(adapter)
-        given = [SftExample(c.prompt + c.ids, (False,) * len(c.prompt) + (True,) * len(c.ids)) for c in completions]
+        given = [SftExample.of(c.prompt, c.ids) for c in completions]
         for completion, look in zip(completions, actor.look_at_all(given, FP32), strict=True):
             assert look.logprobs.tolist() == pytest.approx(completion.logprobs, abs=1e-4)
         seen.append([completion.ids for completion in completions])
@@ -221,7 +228,7 @@ def test_a_completion_ends_with_its_first_eos(home: Path, tmp_path: Path) -> Non
             model.lm_head.weight.zero_()
             model.lm_head.weight[fast.eos_token_id] = bias
         base = checkpoints.save(tmp_path / name, model, fast)
-        engine = TransformersEngine(base, Sampling(6, 1.0), CPU)
+        engine = TransformersEngine(base, Sampling(6, 1.0, EOS), CPU)
         (completion,) = engine.generate([(20, 21)], seed=1)
         assert (completion.finish_reason, len(completion.ids)) == expected
 

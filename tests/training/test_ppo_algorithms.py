@@ -21,6 +21,7 @@ from assay_training.algorithms.ppo import (
     value_losses,
     whiten,
 )
+from assay_training.algorithms.schedule import passing
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 
@@ -138,3 +139,11 @@ def test_the_coefficient_is_steered_to_its_target() -> None:
         coefficient = adapted_kl_coef(coefficient, 600.0, 16, target=6, horizon=10000)
     assert coefficient == pytest.approx(0.02 * 1.00032**562)
     assert coefficient / 0.02 == pytest.approx(1.197, abs=1e-3)
+
+
+def test_prompts_pass_by_one_after_the_other() -> None:
+    """Seven steps of three of seven things are three passes, each over all of them, in orders of their own."""
+    seen = [i for step in range(7) for i in passing(7, 3, step, seed=5)]
+    passes = [seen[start : start + 7] for start in range(0, 21, 7)]
+    assert [sorted(of) for of in passes] == [list(range(7))] * 3
+    assert len({tuple(of) for of in passes}) == 3

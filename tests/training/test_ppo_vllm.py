@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assay_training.actor import Actor
 from assay_training.config.model import Lora
@@ -21,6 +21,7 @@ LORA = Lora(
     r=16, alpha=32, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 )
 CPU = torch.device("cpu")
+EOS = AutoTokenizer.from_pretrained(POLICY).eos_token_id
 
 
 def adapter(directory: Path, seed: int) -> Path:
@@ -36,23 +37,23 @@ def adapter(directory: Path, seed: int) -> Path:
 def test_vllm_samples_from_every_adapter_that_is_pushed(tmp_path: Path) -> None:
     """Greedy tokens are PEFT's, sampled log-probabilities the trainer's, both after a second push; ends are told."""
     prompts: list[Ids] = [tuple(range(20, 40)), (50, 51, 52), tuple(range(100, 107))]
-    greedy = VllmEngine(POLICY, Sampling(24, 1e-5), 128, LORA.r)  # vLLM takes so little for 0
-    warm = Sampling(24, 0.8)
+    greedy = VllmEngine(POLICY, Sampling(24, 1e-5, EOS), 128, LORA.r)  # vLLM takes so little for 0
+    warm = Sampling(24, 0.8, EOS)
     for seed in (1, 2):
         path = adapter(tmp_path / f"step-{seed}", seed)
         greedy.push(path)
         peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32), path).eval()
         for prompt, completion in zip(prompts, greedy.generate(prompts, seed=1), strict=True):
-            ids = peft.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24, eos_token_id=greedy.eos)
+            ids = peft.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24, eos_token_id=EOS)
             assert completion.ids == tuple(ids[0, len(prompt) :].tolist())
         greedy.sampling = warm
         completions = greedy.generate(prompts * 4, seed=seed)
-        greedy.sampling = Sampling(24, 1e-5)
+        greedy.sampling = Sampling(24, 1e-5, EOS)
         assert len({completion.ids for completion in completions}) > len(prompts)  # a seed of its own for each
         actor = Actor(POLICY, LORA, CPU, warm.temperature)
         actor.policy.load_adapter(path)
-        given = [SftExample(c.prompt + c.ids, (False,) * len(c.prompt) + (True,) * len(c.ids)) for c in completions]
+        given = [SftExample.of(c.prompt, c.ids) for c in completions]
         for completion, look in zip(completions, actor.look_at_all(given, FP32), strict=True):
             assert look.logprobs.tolist() == pytest.approx(completion.logprobs, abs=2e-3)
-            assert completion.finish_reason == ("stop" if completion.ids[-1] == greedy.eos else "length")
+            assert completion.finish_reason == ("stop" if completion.ids[-1] == EOS else "length")
     greedy.close()

@@ -13,30 +13,21 @@ from assay_training.cli import app
 from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
 from assay_training.loops.rejection import RejectionRun
-from tests import checkpoints
-from tests.training.test_ppo import LORA, go, home, url
+from tests.training.test_ppo import common, go, home, url
 
 __all__ = ["home", "url"]  # fixtures
 
 
 def config_of(home: Path, path: Path, **changes: Any) -> RejectionConfig:
-    (path.parent / "template.jinja").write_text(checkpoints.CHATML)
-    config: dict[str, Any] = {
-        "name": "tiny",
-        "base": str(home / "policy"),
-        "template": "template.jinja",
-        "sources": [{"name": "asked", "format": "prompts"}],
-        "lora": LORA.model_dump(),
-        "reward": {"model": "mix", "failed": "drop", "missing_eos_penalty": 0.0},
-        "rollout": {"engine": "transformers", "chunk_completions": 64, "max_new_tokens": 2, "max_prompt_tokens": 64},
+    config = common(home, path.parent) | {
         "rounds": 2,
         "prompts": 12,
         "samples": 16,
         "optimiser": {
             "learning_rate": 0.02, "batch_prompts": 6, "epochs": 25, "compute_dtype": "float32", "checkpoint_steps": 4
         },
-        "seed": 1,
     }  # fmt: skip
+    config["rollout"] |= {"chunk_completions": 64, "max_new_tokens": 2}
     path.write_text(yaml.safe_dump(config | changes))
     return read(path, RejectionConfig)
 

@@ -19,21 +19,30 @@ from assay_training.sft_examples import SftExample
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the models say of the tokens of some completions, end to end; all fp32 `[t]`.
+    """What policy and value head say of the tokens of some completions, end to end; fp32 `[t]`.
 
     Attributes:
         logprobs: of the policy, at the temperature of sampling.
-        values: what is still to come before each token, by the value head.
-        entropies: of the distribution that each token is from, in nats; without gradient.
+        values: what is still to come before each token.
     """
 
     logprobs: torch.Tensor
     values: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLook(Look):
+    """The same of one completion before anything is learned from it, without gradient.
+
+    Attributes:
+        entropies: of the distribution that each token is from, in nats; fp32 `[t]`.
+    """
+
     entropies: torch.Tensor
 
-    def to(self, device: torch.device | str) -> "Look":
+    def to(self, device: torch.device | str) -> "FirstLook":
         """The same, there."""
-        return Look(self.logprobs.to(device), self.values.to(device), self.entropies.to(device))
+        return FirstLook(self.logprobs.to(device), self.values.to(device), self.entropies.to(device))
 
 
 class Actor:
@@ -63,31 +72,45 @@ class Actor:
 
     def look(self, examples: Sequence[SftExample], settings: Adam) -> Look:
         """With gradients, of the target tokens of all examples."""
-        with autocast(self.policy.device, settings):
-            hidden, targets = self.policy.before_targets(examples)
-            logits = self.policy.head(hidden)
-        logits = logits.float() / self._temperature
-        with torch.no_grad():
-            entropies = torch.logsumexp(logits, -1) - (logits.softmax(-1) * logits).sum(-1)
-        return Look(
-            logprobs=-cross_entropy(logits, targets, reduction="none"),
-            values=self.value_head(hidden.float()).squeeze(-1),
-            entropies=entropies,
-        )
+        logits, targets, hidden = self._logits(examples, settings)
+        return Look(-cross_entropy(logits, targets, reduction="none"), self._values(hidden))
 
-    def look_at_all(self, examples: Sequence[SftExample], settings: Adam) -> list[Look]:
-        """Of each example, without gradients, in the micro-batches in which they are trained."""
-        return list(self._looks(examples, settings))
+    def look_at_all(self, examples: Sequence[SftExample], settings: Adam) -> list[FirstLook]:
+        """Of each example, in the micro-batches in which they are trained."""
+        found: list[FirstLook] = []
+        for part, counts in _parts(examples, settings):
+            with torch.no_grad():
+                logits, targets, hidden = self._logits(part, settings)
+                logprobs = -cross_entropy(logits, targets, reduction="none")
+                entropies = torch.logsumexp(logits, -1) - (logits.softmax(-1) * logits).sum(-1)
+                columns = [torch.split(of, counts) for of in (logprobs, self._values(hidden), entropies)]
+            found += [FirstLook(*of) for of in zip(*columns, strict=True)]
+        return found
 
     def reference_logprobs(self, examples: Sequence[SftExample], settings: Adam) -> list[torch.Tensor]:
         """Of each example's target tokens under the policy before its adapter."""
-        with self.policy.reference():
-            return [look.logprobs for look in self._looks(examples, settings)]
+        found: list[torch.Tensor] = []
+        for part, counts in _parts(examples, settings):
+            with torch.no_grad(), self.policy.reference():
+                logits, targets, _ = self._logits(part, settings)
+                found += torch.split(-cross_entropy(logits, targets, reduction="none"), counts)
+        return found
 
-    def _looks(self, examples: Sequence[SftExample], settings: Adam) -> Iterator[Look]:
-        for part in token_batches(range(len(examples)), examples, settings.micro_batch_tokens):
-            with torch.no_grad():
-                look = self.look([examples[i] for i in part], settings)
-            counts = [examples[i].targets for i in part]
-            pieces = (torch.split(of, counts) for of in (look.logprobs, look.values, look.entropies))
-            yield from (Look(*of) for of in zip(*pieces, strict=True))
+    def _logits(
+        self, examples: Sequence[SftExample], settings: Adam
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """At the temperature of sampling, of what each target token is one of; their ids; and what they come from."""
+        with autocast(self.policy.device, settings):
+            hidden, targets = self.policy.before_targets(examples)
+            logits = self.policy.head(hidden)
+        return logits.float() / self._temperature, targets, hidden
+
+    def _values(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.value_head(hidden.float()).squeeze(-1))
+
+
+def _parts(examples: Sequence[SftExample], settings: Adam) -> Iterator[tuple[list[SftExample], list[int]]]:
+    """The micro-batches, and how many target tokens each of their examples has."""
+    for indices in token_batches(range(len(examples)), examples, settings.micro_batch_tokens):
+        part = [examples[i] for i in indices]
+        yield part, [example.targets for example in part]

@@ -22,10 +22,8 @@ Out = Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME
 @train.command("reward")
 def train_reward(config: Config, data: Data, out: Out = None) -> None:
     """Train a preference or absolute reward model, and test it on held-out groups or fold by fold."""
-    from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415 - heavy, only when the command runs
-    from assay_training.loops.run import run  # noqa: PLC0415
+    from assay_training.loops.run import run  # noqa: PLC0415 - heavy, only when the command runs
 
-    keep_freed_memory()
     with plain_errors("train reward"):
         run(config, data, out)
 
@@ -33,10 +31,8 @@ def train_reward(config: Config, data: Data, out: Out = None) -> None:
 @train.command("sft")
 def train_sft(config: Config, data: Data, out: Out = None) -> None:
     """Train a policy on dialogues or texts, in one stage or several."""
-    from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415 - heavy, only when the command runs
-    from assay_training.loops.sft import run  # noqa: PLC0415
+    from assay_training.loops.sft import run  # noqa: PLC0415 - heavy, only when the command runs
 
-    keep_freed_memory()
     with plain_errors("train sft"):
         typer.echo(run(config, data, out))
 
@@ -44,10 +40,8 @@ def train_sft(config: Config, data: Data, out: Out = None) -> None:
 @train.command("ppo")
 def train_ppo(config: Config, data: Data, url: Url = LOCAL, out: Out = None) -> None:
     """Train a policy on the rewards of a running service."""
-    from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415 - heavy, only when the command runs
-    from assay_training.loops.ppo import run  # noqa: PLC0415
+    from assay_training.loops.ppo import run  # noqa: PLC0415 - heavy, only when the command runs
 
-    keep_freed_memory()
     with plain_errors("train ppo"):
         typer.echo(run(config, data, out, url))
 
@@ -55,10 +49,8 @@ def train_ppo(config: Config, data: Data, url: Url = LOCAL, out: Out = None) -> 
 @train.command("rejection")
 def train_rejection(config: Config, data: Data, url: Url = LOCAL, out: Out = None) -> None:
     """Train a policy on the best of its own samples by a running service, in rounds."""
-    from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415 - heavy, only when the command runs
-    from assay_training.loops.rejection import run  # noqa: PLC0415
+    from assay_training.loops.rejection import run  # noqa: PLC0415 - heavy, only when the command runs
 
-    keep_freed_memory()
     with plain_errors("train rejection"):
         typer.echo(run(config, data, out, url))
 
@@ -80,3 +72,6 @@ def report(
 @train.callback()
 def _train() -> None:
     """Train models."""
+    from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415 - only for the command
+
+    keep_freed_memory()

@@ -28,6 +28,11 @@ class SftExample:
         if len(self.target_mask) != len(self.ids) or self.target_mask[0] or not any(self.target_mask):
             raise ValueError("the target mask must be as long as the ids, leave out the first token and mark another")
 
+    @classmethod
+    def of(cls, prompt: tuple[int, ...], completion: tuple[int, ...]) -> "SftExample":
+        """The completion's tokens count, the prompt's do not."""
+        return cls(prompt + completion, (False,) * len(prompt) + (True,) * len(completion))
+
     @property
     def tokens(self) -> int:
         """How many there are."""

@@ -20,11 +20,12 @@ def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:
 
 def passing(count: int, size: int, step: int, seed: int) -> list[int]:
     """Indices of `size` of `count` things at `step`: one pass after the other without a break, each in a new order."""
-    found = []
-    for place in range(step * size, (step + 1) * size):
-        generator = torch.Generator().manual_seed(seed + 1_000_003 * (place // count))
-        found.append(int(torch.randperm(count, generator=generator)[place % count]))
-    return found
+    places = range(step * size, (step + 1) * size)
+    orders = {
+        number: torch.randperm(count, generator=torch.Generator().manual_seed(seed + 1_000_003 * number)).tolist()
+        for number in range(places[0] // count, places[-1] // count + 1)
+    }
+    return [orders[place // count][place % count] for place in places]
 
 
 def random_batches(count: int, size: int, epochs: int, seed: int) -> Iterator[list[int]]:

@@ -1,14 +1,17 @@
 """What every configuration has in common: frozen, strict, read from YAML with errors that name file and key."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class ConfigError(ValueError):
     """The configuration is wrong; the message names file and key."""
+
+
+Name = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
 
 
 class Frozen(BaseModel):

@@ -29,6 +29,9 @@ Language = Annotated[str, Field(pattern="^[A-Za-z-]{2,8}$")]
 Unit = Annotated[float, Field(ge=-1, le=1)]
 
 
+SOURCE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
+
+
 class Source(Frozen):
     """A data set.
 
@@ -42,7 +45,7 @@ class Source(Frozen):
         labels: of message trees, weights of the labels that make up the quality; magnitudes sum to 1.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    name: Annotated[str, Field(pattern=SOURCE_NAME)]
     format: Format
     hub: str | None = None
     revision: str | None = None

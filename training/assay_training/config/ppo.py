@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from assay_training.config.base import Frozen, RunConfig
+from assay_training.config.base import Frozen, Name, RunConfig
 from assay_training.config.data import Sources
 from assay_training.config.model import Adam, Lora
 from assay_training.config.rollout import Reward, Sampled
@@ -81,7 +81,7 @@ class PpoConfig(RunConfig):
         seed: of everything random.
     """
 
-    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    name: Name
     sources: Sources
     lora: Lora
     reward: Reward

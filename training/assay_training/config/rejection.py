@@ -1,10 +1,8 @@
 """The configuration of rejection sampling."""
 
-from typing import Annotated
-
 from pydantic import Field
 
-from assay_training.config.base import RunConfig
+from assay_training.config.base import Name, RunConfig
 from assay_training.config.data import Sources
 from assay_training.config.model import Lora, Optimiser
 from assay_training.config.rollout import Reward, Sampled
@@ -26,7 +24,7 @@ class RejectionConfig(RunConfig):
         seed: of everything random.
     """
 
-    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    name: Name
     sources: Sources
     lora: Lora
     reward: Reward

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from assay_service.scoring.manifest import EosPolicy, GoldenRow, ScorePosition, Unfinished
-from assay_training.config.base import RunConfig
+from assay_training.config.base import Name, RunConfig
 from assay_training.config.data import Sources, Split
 from assay_training.config.mixture import Keep, Portion, Repeat, Sample, Step
 from assay_training.config.model import Lora, Optimiser
@@ -37,7 +37,7 @@ class RewardConfig(RunConfig):
         golden: conversations whose logits are stored and checked at load; texts of our own, never data.
     """
 
-    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    name: Name
     objective: Objective
     sources: Sources
     mixture: list[Step] = Field([])

@@ -1,10 +1,8 @@
 """The configuration of a supervised run of a policy: pretraining, SFT in one stage or several."""
 
-from typing import Annotated
-
 from pydantic import Field, field_validator
 
-from assay_training.config.base import Frozen, RunConfig
+from assay_training.config.base import Frozen, Name, RunConfig
 from assay_training.config.data import Sources
 from assay_training.config.model import Lora, Optimiser
 
@@ -18,7 +16,7 @@ class Stage(Frozen):
         optimiser: how it is trained.
     """
 
-    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    name: Name
     sources: Sources
     optimiser: Optimiser
 
@@ -35,7 +33,7 @@ class SftConfig(RunConfig):
         seed: of everything random.
     """
 
-    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    name: Name
     max_length: int = Field(gt=1)
     lora: Lora | None
     stages: list[Stage] = Field(min_length=1)

@@ -1,6 +1,6 @@
 """Logits beside their baselines to the numbers of a run and of its card."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -131,6 +131,14 @@ def domains(sources: NDArray[np.str_]) -> dict[str, NDArray[np.bool_]]:
             if len(several) > 1:
                 found[name] = np.isin(sources, several)
     return found
+
+
+def cuts(rows: Rows) -> Iterator[tuple[str, str | None, NDArray[np.bool_]]]:
+    """Every domain, and `all`; of each every strength of preference that it has, after None for any; and which rows."""
+    by_strength = strengths(rows)
+    for source, where in {**domains(rows.sources), "all": np.ones(len(rows.sources), dtype=bool)}.items():
+        yield source, None, where
+        yield from ((source, name, of & where) for name, of in by_strength.items() if (of & where).any())
 
 
 def _accuracy(hits: Mapping[str, Floats], groups: NDArray[np.str_], mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -79,17 +79,14 @@ def overlay(courses: Sequence[Course]) -> Table:
     """A record for every part of every run, and a picture for everything that they count."""
     names = [name for name in MEANT if any(course.points(name) for course in courses)]
     records = [_record(course, names) for course in courses]
-    several = len({course.part for course in courses}) > 1
-    pictures = [
-        Picture(
-            f"{MEANT[name]}.",
-            lambda name=name: plots.courses(  # type: ignore[misc]
-                {f"{c.run} {c.part}" if several else c.run: c.points(name) for c in courses if c.points(name)}, name
-            ),
-        )
-        for name in names
-    ]
+    pictures = [_picture(name, courses) for name in names]
     return Table("Runs", tuple(records), COLUMNS, notes=(NOTE,), pictures=tuple(pictures))
+
+
+def _picture(name: str, courses: Sequence[Course]) -> Picture:
+    several = len({course.part for course in courses}) > 1
+    found = {f"{c.run} {c.part}" if several else c.run: points for c in courses if (points := c.points(name))}
+    return Picture(f"{MEANT[name]}.", lambda: plots.courses(found, name))
 
 
 def _record(course: Course, names: Sequence[str]) -> dict[str, Any]:

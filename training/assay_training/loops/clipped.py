@@ -51,6 +51,6 @@ class Clipped:
                 (ratio - 1).abs() > settings.clip_range,
                 (look.values - values).abs() > settings.value_clip_range,
             )
-            counted = (ratio, ratio.square(), (look.logprobs - logprobs).square() / 2, *clipped, policy, value)
+            counted = (ratio, ratio.square(), ppo.k2(look.logprobs, logprobs), *clipped, policy, value)
             self.tally += torch.stack([of.double().sum() for of in counted])
         return (policy.sum() + settings.value_coef * value.sum()) / shared

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from assay_training.actor import Look
+from assay_training.actor import FirstLook
 from assay_training.algorithms import ppo
 from assay_training.config.ppo import PpoConfig
+from assay_training.config.rollout import Reward
 from assay_training.rollout.collect import Sample
 from assay_training.sft_examples import SftExample
 
@@ -42,14 +43,21 @@ class Experience:
 
 
 def example_of(sample: Sample) -> SftExample:
-    """The completion's tokens are targets, the prompt's are not."""
-    prompt, ids = sample.completion.prompt, sample.completion.ids
-    return SftExample(prompt + ids, (False,) * len(prompt) + (True,) * len(ids))
+    """A sample as it is looked at and learned from."""
+    return SftExample.of(sample.completion.prompt, sample.completion.ids)
+
+
+def scores_of(samples: Sequence[Sample], reward: Reward) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The samples' scores, whether they ended by themselves, and what they are worth then; each `[B]`."""
+    scores = torch.tensor([sample.worth.score for sample in samples], dtype=torch.float32)
+    finished = torch.tensor([sample.completion.finish_reason == "stop" for sample in samples])
+    shaped = ppo.shaped_scores(scores, finished, clip=reward.clip, missing_eos_penalty=reward.missing_eos_penalty)
+    return scores, finished, shaped
 
 
 def experiences(
     samples: Sequence[Sample],
-    looks: Sequence[Look],
+    looks: Sequence[FirstLook],
     references: Sequence[torch.Tensor],
     kl_coef: float,
     config: PpoConfig,
@@ -68,11 +76,7 @@ def experiences(
     )
     mask = _padded([torch.ones_like(look.logprobs, dtype=torch.bool) for look in looks])
     device = logprobs.device
-    scores = torch.tensor([sample.worth.score for sample in samples], dtype=torch.float32, device=device)
-    finished = torch.tensor([sample.completion.finish_reason == "stop" for sample in samples], device=device)
-    shaped = ppo.shaped_scores(
-        scores, finished, clip=config.reward.clip, missing_eos_penalty=config.reward.missing_eos_penalty
-    )
+    scores, finished, shaped = (of.to(device) for of in scores_of(samples, config.reward))
     rewards = ppo.token_rewards(shaped, logprobs, reference, mask, kl_coef)
     advantages = ppo.generalised_advantages(
         rewards, values, mask, gamma=config.ppo.gamma, gae_lambda=config.ppo.gae_lambda
@@ -82,26 +86,27 @@ def experiences(
     engine = _padded([torch.tensor(sample.completion.logprobs, device=device) for sample in samples])
     cap = config.rollout.importance_cap
     weights = torch.ones_like(logprobs) if cap is None else ppo.importance_weights(logprobs, engine, cap)
+    columns = (logprobs, values, whitened, returns, weights)
     made = [
         Experience(example_of(sample), *(of[i, : len(sample.completion.ids)] for of in columns))
-        for columns in [(logprobs, values, whitened, returns, weights)]
         for i, sample in enumerate(samples)
     ]
     entropies = torch.cat([look.entropies for look in looks])
-    kl = ppo.k1(logprobs, reference)
+    kl = _per_completion(ppo.k1(logprobs, reference), mask)
+    lengths = mask.sum(dim=1).float()
     numbers = {
         "score": float(scores.mean()),
         "score_std": float(scores.std(correction=0)),
         "shaped_score": float(shaped.mean()),
-        "kl": _per_completion(kl, mask),
+        "kl": kl,
         "kl_k3": _per_completion(ppo.k3(logprobs, reference), mask),
-        "kl_reward": -kl_coef * _per_completion(kl, mask),
+        "kl_reward": -kl_coef * kl,
         "kl_coef": kl_coef,
         "entropy": float(entropies.mean()),
         "explained_variance": _explained(values[mask], returns[mask]),
         "eos_rate": float(finished.float().mean()),
-        "length": float(mask.sum(dim=1).float().mean()),
-        "score_length_correlation": _correlation(scores, mask.sum(dim=1).float()),
+        "length": float(lengths.mean()),
+        "score_length_correlation": _correlation(scores, lengths),
         "engine_gap": float((logprobs - engine).abs()[mask].mean()),
         "engine_gap_max": float((logprobs - engine).abs()[mask].max()),
         "importance_ess": _effective(weights[mask]),

@@ -13,6 +13,7 @@ from assay_training.config.base import ConfigError
 from assay_training.policy import Policy
 from assay_training.sft_examples import SftExample
 
+RELOADED_SAMPLE = 8
 RELOADED_TOLERANCE = 1e-3  # merging an adapter rounds
 
 
@@ -43,11 +44,12 @@ def save_policy(
         directory: whole afterwards, or not there.
         tokenizer: of the policy.
         template: that it was trained with.
-        sample: whose log-probabilities are compared.
+        sample: of the first of these log-probabilities are compared.
 
     Raises:
         RuntimeError: what is read back says something else.
     """
+    sample = sample[:RELOADED_SAMPLE]
     with torch.inference_mode():
         expected = policy.logprobs(sample)
     unchecked = directory.with_suffix(".tmp")

@@ -21,15 +21,12 @@ from assay_training.config.ppo import PpoConfig
 from assay_training.errors import RunStopped
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience, Numbers, example_of, experiences
-from assay_training.loops.policies import save_policy
 from assay_training.loops.sampler import Sampler, base_of
 from assay_training.loops.step import accumulate, optimiser_of, update
 from assay_training.processes import accelerator, gathered, mine
 from assay_training.rollout.collect import Sample
-from assay_training.rollout.rewards import Rewards, check_served
+from assay_training.rollout.rewards import Rewards
 from assay_training.sft_examples import SftExample
-
-RELOADED_SAMPLE = 8
 
 
 class EngineError(RunStopped):
@@ -50,20 +47,19 @@ class PpoRun:
     """
 
     def __init__(self, config: PpoConfig, data: Path, out: Path, client: RewardClient) -> None:
-        check_served(client, config.reward)
         self.config, self._client, self._together = config, client, accelerator()
+        base = base_of(config, client)
         torch.manual_seed(config.seed)
-        self.actor = Actor(base_of(config), config.lora, self._together.device, config.rollout.temperature)
-        self.sampler = Sampler(config, self.actor.policy, data, out)
+        self.actor = Actor(base, config.lora, self._together.device, config.rollout.temperature)
+        self.sampler = Sampler(config, base, self.actor.policy, data, out)
         self.run = self.sampler.run
         self._objective = Clipped(self.actor, config.ppo, config.optimiser)
         self._optimiser = optimiser_of(self.actor.parameters(), config.optimiser)
 
     def go(self) -> Path:
         """All steps from where an interrupted run left off; then the policy, whole. Returns its directory."""
-        directory = self.run.path / "checkpoint"
         if self.run.read_json("results.json") is not None:
-            return directory
+            return self.sampler.checkpoint
         metrics, resume, main = self.run.metrics("ppo"), self.run.resume_point("ppo"), self._together.is_main_process
         start, kept = resume.load(self.actor.parameters(), self._optimiser)
         kl_coef = float(kept.get("kl_coef") or self.config.kl.coef)
@@ -80,14 +76,12 @@ class PpoRun:
             if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == steps:
                 now = {"kl_coef": kl_coef, "fingerprint": rewards.fingerprint}
                 resume.save(step + 1, self.actor.parameters(), self._optimiser, writes=main, kept=now)
-        self.sampler.close()
         if main:
             metrics.end()
-            self._save(directory)
-        self._together.wait_for_everyone()
-        self.run.write_json("results.json", {"steps": steps, "fingerprint": rewards.fingerprint})
-        self.run.forget()
-        return directory
+            shutil.rmtree(self.run.path / "adapter", ignore_errors=True)
+            self.actor.policy.save_adapter(self.run.path / "adapter")
+        sample = [SftExample.of(asked.ids[:1], asked.ids[1:]) for asked in self.sampler.asked]
+        return self.sampler.finish({"steps": steps, "fingerprint": rewards.fingerprint}, sample)
 
     def step(self, step: int, kl_coef: float, rewards: Rewards) -> tuple[Numbers, int]:
         """Sample, score, look, learn; returns the numbers of it and how many completions it learned from.
@@ -105,7 +99,11 @@ class PpoRun:
         if not numbers["engine_gap"] <= self.config.rollout.max_gap:
             raise EngineError(f"step {step}: log-probabilities of engine and trainer are {numbers['engine_gap']} apart")
         numbers |= self.learn(step, made)
-        took = {"rollout_s": rollout.generate_s, "score_s": rollout.score_s, "score_wait_s": rollout.wait_s}
+        took = {
+            "rollout_s": rollout.took.generate_s,
+            "score_s": rollout.took.score_s,
+            "score_wait_s": rollout.took.wait_s,
+        }
         dropped = {"dropped": float(rollout.dropped.total())}
         return numbers | took | dropped | {"update_s": time.monotonic() - began_s}, len(made)
 
@@ -144,13 +142,6 @@ class PpoRun:
         if kl_settings.target is None:
             return kl_coef
         return adapted_kl_coef(kl_coef, kl, completions, target=kl_settings.target, horizon=kl_settings.horizon)
-
-    def _save(self, directory: Path) -> None:
-        shutil.rmtree(self.run.path / "adapter", ignore_errors=True)
-        self.actor.policy.save_adapter(self.run.path / "adapter")
-        prompts = [asked.ids for asked in self.sampler.asked[:RELOADED_SAMPLE]]
-        sample = [SftExample(ids, (False,) + (True,) * (len(ids) - 1)) for ids in prompts]
-        save_policy(self.actor.policy, directory, self.sampler.tokenizer, self.config.template, sample)
 
 
 def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:

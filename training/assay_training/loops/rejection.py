@@ -12,22 +12,20 @@ from typing import Any
 import torch
 
 from assay_client.client import RewardClient
-from assay_training.algorithms.ppo import shaped_scores
 from assay_training.algorithms.schedule import passing
 from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
+from assay_training.config.rollout import Reward
+from assay_training.loops.experience import scores_of
 from assay_training.loops.next_token import NextToken
-from assay_training.loops.policies import save_policy
 from assay_training.loops.sampler import Sampler, base_of
 from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
 from assay_training.processes import accelerator
 from assay_training.rollout.collect import Sample
 from assay_training.rollout.completion import Ids
-from assay_training.rollout.rewards import Rewards, check_served
+from assay_training.rollout.rewards import Rewards
 from assay_training.sft_examples import SftExample
-
-RELOADED_SAMPLE = 8
 
 
 class RejectionRun:
@@ -44,18 +42,17 @@ class RejectionRun:
     """
 
     def __init__(self, config: RejectionConfig, data: Path, out: Path, client: RewardClient) -> None:
-        check_served(client, config.reward)
         self.config, self._client = config, client
+        base = base_of(config, client)
         torch.manual_seed(config.seed)
-        self.policy = Policy(base_of(config), config.lora, accelerator().device)
-        self.sampler = Sampler(config, self.policy, data, out)
+        self.policy = Policy(base, config.lora, accelerator().device)
+        self.sampler = Sampler(config, base, self.policy, data, out)
         self.run = self.sampler.run
 
     def go(self) -> Path:
         """All rounds from where an interrupted run left off; then the policy, whole. Returns its directory."""
-        directory = self.run.path / "checkpoint"
         if self.run.read_json("results.json") is not None:
-            return directory
+            return self.sampler.checkpoint
         kept: list[SftExample] = []
         results: list[dict[str, Any]] = []
         fingerprint: str | None = None
@@ -63,15 +60,9 @@ class RejectionRun:
             done = self.run.read_json(f"round-{number}.json") or self._sample(number, fingerprint)
             fingerprint = done["fingerprint"]
             results.append({key: done[key] for key in ("round", "fingerprint", "score", "best_score", "dropped")})
-            kept += [_example(tuple(best["prompt_ids"]), tuple(best["ids"])) for best in done["best"]]
+            kept += [SftExample.of(tuple(best["prompt_ids"]), tuple(best["ids"])) for best in done["best"]]
             self._learn(number, kept)
-        self.sampler.close()
-        if self.run.writes:
-            save_policy(self.policy, directory, self.sampler.tokenizer, self.config.template, kept[:RELOADED_SAMPLE])
-        accelerator().wait_for_everyone()
-        self.run.write_json("results.json", results)
-        self.run.forget()
-        return directory
+        return self.sampler.finish(results, kept)
 
     def _sample(self, number: int, fingerprint: str | None) -> dict[str, Any]:
         """A round's best completions, with what the others were worth; kept in the run directory."""
@@ -79,7 +70,7 @@ class RejectionRun:
         prompts = self.sampler.asked
         chosen = passing(len(prompts), config.prompts, number - 1, config.seed)
         rollout = self.sampler.roll_out(number, [prompts[i] for i in chosen for _ in range(config.samples)], rewards)
-        best = best_of(rollout.samples, config)
+        best = best_of(rollout.samples, config.reward)
         done = {
             "round": number,
             "fingerprint": rewards.fingerprint,
@@ -114,12 +105,9 @@ class RejectionRun:
         accelerator().wait_for_everyone()
 
 
-def best_of(samples: Sequence[Sample], config: RejectionConfig) -> list[Sample]:
+def best_of(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
     """Of each prompt the completion with the best score, as PPO would shape it; the first of equal ones."""
-    scores = torch.tensor([sample.worth.score for sample in samples])
-    finished = torch.tensor([sample.completion.finish_reason == "stop" for sample in samples])
-    reward = config.reward
-    worth = shaped_scores(scores, finished, clip=reward.clip, missing_eos_penalty=reward.missing_eos_penalty).tolist()
+    worth = scores_of(samples, reward)[-1].tolist()
     best: dict[Ids, int] = {}
     for i, sample in enumerate(samples):
         first = best.setdefault(sample.asked.ids, i)
@@ -139,10 +127,6 @@ def _told(sample: Sample) -> dict[str, Any]:
         "prompt_ids": sample.completion.prompt,
         "ids": sample.completion.ids,
     }
-
-
-def _example(prompt: Ids, ids: Ids) -> SftExample:
-    return SftExample(prompt + ids, (False,) * len(prompt) + (True,) * len(ids))
 
 
 def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:

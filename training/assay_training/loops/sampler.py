@@ -7,32 +7,37 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from assay_client.client import RewardClient
 from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
 from assay_training.config.base import ConfigError
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
 from assay_training.loops.checks import check_length
-from assay_training.loops.policies import policy_renderer
+from assay_training.loops.policies import policy_renderer, save_policy
 from assay_training.policy import Policy
 from assay_training.processes import accelerator
 from assay_training.records.sources import data_hashes, read_prompts
 from assay_training.rollout.asked import Asked, render_prompts
-from assay_training.rollout.collect import Rollout, collect
+from assay_training.rollout.collect import Collector, Rollout
 from assay_training.rollout.completion import Completion
 from assay_training.rollout.engines import engine_of
-from assay_training.rollout.rewards import Rewards
+from assay_training.rollout.rewards import Rewards, check_served
 from assay_training.rundir import RunDirectory
+from assay_training.sft_examples import SftExample
 from assay_training.sharding import asked_for
 
 
-def base_of(config: PpoConfig | RejectionConfig) -> Path:
-    """The directory of the policy to start from.
+def base_of(config: PpoConfig | RejectionConfig, client: RewardClient) -> Path:
+    """The directory of the policy to start from, once all that needs no model is seen to fit.
 
     Raises:
-        ConfigError: it has too few positions; or layers are to be spread over processes, each of which samples.
+        ConfigError: the service does not have the reward; the base has too few positions; or layers are to be spread
+            over processes, each of which samples.
+        AssayError: the service could not be reached, or refused.
     """
     if asked_for():
         raise ConfigError("sampling needs the whole policy in every process; start it without FSDP")
+    check_served(client, config.reward)
     base = resolve(config.base, config.revision, Path.cwd())
     check_length(config.rollout.max_tokens, base)
     return base
@@ -43,24 +48,24 @@ class Sampler:
 
     Args:
         config: the run's.
+        base: the policy's directory.
         policy: that is trained; the engine follows it.
         data: the folder that holds the sources' folders.
         out: the run directory.
 
     Attributes:
         run: the run directory.
-        tokenizer: of the policy.
         asked: the prompts.
 
     Raises:
         ValueError: the configuration, the prompts or the run directory is wrong.
     """
 
-    def __init__(self, config: PpoConfig | RejectionConfig, policy: Policy, data: Path, out: Path) -> None:
-        base, self._config, self._policy = base_of(config), config, policy
+    def __init__(self, config: PpoConfig | RejectionConfig, base: Path, policy: Policy, data: Path, out: Path) -> None:
+        self._config, self._policy = config, policy
         found = read_prompts(data, config.sources)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(base)
-        renderer = policy_renderer(self.tokenizer, config.template, policy.vocabulary_size)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
+        renderer = policy_renderer(self._tokenizer, config.template, policy.vocabulary_size)
         self.asked, left_out = render_prompts(found.records, renderer, config.rollout.max_prompt_tokens)
         if not self.asked:
             raise ConfigError(f"sources: no prompt is left: {dict(left_out)}")
@@ -73,7 +78,9 @@ class Sampler:
         self.run = RunDirectory(out, identity, writes=accelerator().is_main_process)
         accelerator().wait_for_everyone()  # the first looks for files that are no run's; now the others may write
         self.run.write_json("render.json", {"prompts": len(self.asked), "left_out": found.left_out + left_out})
-        self._engine = engine_of(config.rollout, config.lora.r, base, accelerator().device)
+        eos, device = self._tokenizer.eos_token_id, accelerator().device
+        engine = engine_of(config.rollout, config.lora.r, eos, base, device)
+        self._collector = Collector(engine, self._text, config.rollout.chunk_completions)
 
     def roll_out(self, number: int, asked: Sequence[Asked], rewards: Rewards) -> Rollout:
         """A completion of each prompt by the policy as it is now, with its score, from all processes.
@@ -85,17 +92,32 @@ class Sampler:
         """
         folder = self.run.path / "state" / f"adapters-{accelerator().process_index}" / f"step-{number}"
         self._policy.save_adapter(folder)
-        self._engine.push(folder)
-        chunk, seed = self._config.rollout.chunk_completions, f"{self._config.seed}:{number}"
-        rollout = collect(asked, self._engine, rewards, self._text, chunk, seed)
+        self._collector.engine.push(folder)
+        rollout = self._collector.collect(asked, rewards, f"{self._config.seed}:{number}")
         shutil.rmtree(folder)  # the engine has it in memory
         return rollout
 
-    def close(self) -> None:
-        """Ends the engine."""
-        self._engine.close()
+    @property
+    def checkpoint(self) -> Path:
+        """Where the policy goes."""
+        return self.run.path / "checkpoint"
+
+    def finish(self, results: Any, sample: Sequence[SftExample]) -> Path:  # noqa: ANN401 - JSON
+        """Ends the engine, and the run: the policy, whole, then the results. Returns the policy's directory.
+
+        Args:
+            results: of the run; with them it is done.
+            sample: what the policy is compared on once it is read back.
+        """
+        self._collector.engine.close()
+        if self.run.writes:
+            save_policy(self._policy, self.checkpoint, self._tokenizer, self._config.template, sample)
+        accelerator().wait_for_everyone()
+        self.run.write_json("results.json", results)
+        self.run.forget()
+        return self.checkpoint
 
     def _text(self, completion: Completion) -> str:
         """What it says, without the EOS that ended it; control tokens inside it stay visible, and are refused."""
         ids = completion.ids[:-1] if completion.finish_reason == "stop" else completion.ids
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

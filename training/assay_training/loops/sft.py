@@ -26,8 +26,6 @@ from assay_training.rundir import RunDirectory
 from assay_training.sft_examples import SftExample, SftRenderer
 from assay_training.sharding import asked_for, copy_whole
 
-RELOADED_SAMPLE = 8
-
 
 class SftRun:
     """One configuration with its data.
@@ -93,7 +91,7 @@ class SftRun:
             whole = Policy(self.base, self.config.lora, self.policy.device)
             copy_whole(self.policy.parameters(), whole.parameters())
         if self.run.writes:
-            save_policy(whole, directory, self.tokenizer, self.config.template, self.parts[-1][0][:RELOADED_SAMPLE])
+            save_policy(whole, directory, self.tokenizer, self.config.template, self.parts[-1][0])
         self.run.write_json("results.json", losses)
         self.run.forget()
         return directory

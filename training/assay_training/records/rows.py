@@ -153,7 +153,7 @@ def json_of(path: Path, kind: type[Kind]) -> Kind:
 
 def _parsed(content: bytes) -> object:
     value: object = json.loads(content)
-    if b"\\ud" in content.lower():  # half of a surrogate pair is no text, and could be written nowhere
+    if b"\\ud" in content or b"\\uD" in content:  # half of a surrogate pair is no text, and could be written nowhere
         json.dumps(value, ensure_ascii=False).encode()
     return value
 

@@ -37,92 +37,91 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Took:
+    """Seconds of one process.
+
+    Attributes:
+        generate_s: in the engine.
+        score_s: in the service's calls.
+        wait_s: those of them in which nothing was generated.
+    """
+
+    generate_s: float
+    score_s: float
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """What a step learns from.
 
     Attributes:
         samples: in the order of the prompts, without those that could not be scored.
         dropped: completions without a score, by the service's error code.
-        generate_s: seconds in the engine.
-        score_s: seconds in the service's calls.
-        wait_s: those of them in which nothing was generated.
+        took: this process' time.
     """
 
     samples: list[Sample]
     dropped: Counter[str]
-    generate_s: float
-    score_s: float
-    wait_s: float
-
-
-def collect(
-    asked: Sequence[Asked],
-    engine: Engine,
-    rewards: Rewards,
-    text_of: Callable[[Completion], str],
-    chunk: int,
-    seed: str,
-) -> Rollout:
-    """A completion of each prompt, from all processes.
-
-    Args:
-        asked: prompts.
-        engine: samples.
-        rewards: scores.
-        text_of: a completion's text, for the service.
-        chunk: completions that are generated together.
-        seed: of everything that is sampled.
-
-    Raises:
-        RewardError: see `Rewards.score`; or there is nothing that could be scored.
-        AssayError: the service could not be reached, or refused.
-    """
-    part = _collect(mine(asked), engine, rewards, text_of, chunk, f"{seed}:{accelerator().process_index}")
-    outcomes = gathered(part.outcomes, len(asked))
-    samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
-    dropped = Counter(outcome for outcome in outcomes if isinstance(outcome, str))
-    if not samples:
-        raise RewardError(f"the service could score none of the completions: {dict(dropped)}")
-    return Rollout(samples, dropped, part.generate_s, part.score_s, part.wait_s)
+    took: Took
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """What one process has done: a sample or an error's code for each of its prompts; seconds."""
+class Collector:
+    """What it takes to get from prompts to scored completions, but for the scores.
 
-    outcomes: list[Sample | str]
-    generate_s: float
-    score_s: float
-    wait_s: float
+    Attributes:
+        engine: samples.
+        text_of: a completion's text, for the service.
+        chunk: completions that are generated together.
+    """
 
+    engine: Engine
+    text_of: Callable[[Completion], str]
+    chunk: int
 
-def _collect(
-    asked: Sequence[Asked],
-    engine: Engine,
-    rewards: Rewards,
-    text_of: Callable[[Completion], str],
-    chunk: int,
-    seed: str,
-) -> _Part:
-    outcomes: list[Sample | str] = []
-    generated, started_s = 0.0, time.monotonic()
-    with ThreadPoolExecutor(1) as pool:
-        waiting = []
-        for start in range(0, len(asked), chunk):
-            part = asked[start : start + chunk]
-            before_s = time.monotonic()
-            completions = engine.generate([one.ids for one in part], _seed(seed, start))
-            generated += time.monotonic() - before_s
-            texts = [text_of(completion) for completion in completions]
-            items = [_item(*of) for of in zip(part, completions, texts, strict=True)]
-            waiting.append((part, completions, texts, pool.submit(_timed, rewards, items)))
-        scored = 0.0
-        for part, completions, texts, future in waiting:
-            worths, took_s = future.result()
-            scored += took_s
-            rows = zip(part, completions, texts, worths, strict=True)
-            outcomes += [of[-1] if isinstance(of[-1], str) else Sample(*of[:-1], of[-1]) for of in rows]
-    return _Part(outcomes, generated, scored, time.monotonic() - started_s - generated)
+    def collect(self, asked: Sequence[Asked], rewards: Rewards, seed: str) -> Rollout:
+        """A completion of each prompt, from all processes.
+
+        Args:
+            asked: prompts.
+            rewards: scores.
+            seed: of everything that is sampled.
+
+        Raises:
+            RewardError: see `Rewards.score`; or there is nothing that could be scored.
+            AssayError: the service could not be reached, or refused.
+        """
+        done, took = self._here(mine(asked), rewards, f"{seed}:{accelerator().process_index}")
+        outcomes = gathered(done, len(asked))
+        samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
+        dropped = Counter(outcome for outcome in outcomes if isinstance(outcome, str))
+        if not samples:
+            raise RewardError(f"the service could score none of the completions: {dict(dropped)}")
+        return Rollout(samples, dropped, took)
+
+    def _here(self, asked: Sequence[Asked], rewards: Rewards, seed: str) -> tuple[list[Sample | str], Took]:
+        """What this process gets: a sample, or an error's code, for each of its prompts."""
+        outcomes: list[Sample | str] = []
+        generate_s, score_s, started_s = 0.0, 0.0, time.monotonic()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = []
+            for start in range(0, len(asked), self.chunk):
+                part = asked[start : start + self.chunk]
+                before_s = time.monotonic()
+                completions = self.engine.generate([one.ids for one in part], _seed(seed, start))
+                generate_s += time.monotonic() - before_s
+                texts = [self.text_of(completion) for completion in completions]
+                items = [_item(*of) for of in zip(part, completions, texts, strict=True)]
+                waiting.append((part, completions, texts, pool.submit(_timed, rewards, items)))
+            for part, completions, texts, future in waiting:
+                worths, took_s = future.result()
+                score_s += took_s
+                outcomes += [
+                    worth if isinstance(worth, str) else Sample(one, completion, text, worth)
+                    for one, completion, text, worth in zip(part, completions, texts, worths, strict=True)
+                ]
+        return outcomes, Took(generate_s, score_s, time.monotonic() - started_s - generate_s)
 
 
 def _timed(rewards: Rewards, items: Sequence[Item]) -> tuple[list[Worth | str], float]:

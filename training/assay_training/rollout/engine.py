@@ -15,10 +15,12 @@ class Sampling:
     Attributes:
         max_new_tokens: of a completion.
         temperature: that logits are divided by.
+        eos: id that ends a completion.
     """
 
     max_new_tokens: int
     temperature: float
+    eos: int
 
 
 class Engine(Protocol):

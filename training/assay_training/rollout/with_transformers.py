@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-from assay_training.config.base import ConfigError
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engine import Sampling
 
@@ -17,12 +16,9 @@ class TransformersEngine:
     """A copy of the policy in memory.
 
     Args:
-        base: a checkpoint with its tokenizer.
+        base: a checkpoint.
         sampling: how.
         device: where.
-
-    Raises:
-        ConfigError: the tokenizer has no EOS.
     """
 
     def __init__(self, base: Path, sampling: Sampling, device: torch.device) -> None:
@@ -31,10 +27,7 @@ class TransformersEngine:
         )
         self._base.to(device).eval()
         self._model = self._base
-        self._device = device
-        self._eos = AutoTokenizer.from_pretrained(base).eos_token_id
-        if self._eos is None:
-            raise ConfigError(f"base: the tokenizer of {base} has no EOS, so no completion would end")
+        self._device, self._eos = device, sampling.eos
         # The checkpoint's own may cut or bend the distribution.
         self._base.generation_config = GenerationConfig(
             do_sample=True,

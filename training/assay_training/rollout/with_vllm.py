@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from assay_training.config.base import ConfigError
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engine import Sampling
@@ -28,10 +26,9 @@ class VllmEngine:
 
     Attributes:
         sampling: of what is generated next.
-        eos: id that ends a completion.
 
     Raises:
-        ConfigError: vLLM is not installed, or the tokenizer has no EOS.
+        ConfigError: vLLM is not installed.
     """
 
     def __init__(self, base: Path, sampling: Sampling, max_length: int, rank: int) -> None:
@@ -42,9 +39,6 @@ class VllmEngine:
             raise ConfigError(f"rollout: engine: vllm is not installed: {error}") from error
         self._params, self._request = SamplingParams, LoRARequest
         self.sampling = sampling
-        self.eos = AutoTokenizer.from_pretrained(base).eos_token_id
-        if self.eos is None:
-            raise ConfigError(f"base: the tokenizer of {base} has no EOS, so no completion would end")
         self._engine: Any = LLM(
             model=str(base),
             dtype="float32",
@@ -75,7 +69,7 @@ class VllmEngine:
                 top_p=1.0,
                 top_k=0,
                 max_tokens=self.sampling.max_new_tokens,
-                stop_token_ids=[self.eos],
+                stop_token_ids=[self.sampling.eos],
                 ignore_eos=True,  # those that the checkpoint names besides are tokens like others here as well
                 logprobs=0,
                 seed=seed + number,
@@ -94,4 +88,4 @@ class VllmEngine:
     def _completion(self, prompt: Ids, sampled: Any) -> Completion:  # noqa: ANN401 - vLLM's
         ids = tuple(sampled.token_ids)
         logprobs = tuple(float(of[token].logprob) for token, of in zip(ids, sampled.logprobs, strict=True))
-        return Completion(prompt, ids, logprobs, "stop" if ids[-1] == self.eos else "length")
+        return Completion(prompt, ids, logprobs, "stop" if ids[-1] == self.sampling.eos else "length")

@@ -11,7 +11,7 @@ from statsmodels.stats.inter_rater import cohens_kappa
 
 from assay_training.algorithms.statistics import Floats, bootstrap, clustered_interval, outcomes
 from assay_training.evaluation import plots
-from assay_training.evaluation.results import LENGTH, domains, strengths
+from assay_training.evaluation.results import LENGTH, cuts
 from assay_training.evaluation.rewards.served import lengths
 from assay_training.evaluation.rows import Logits, Rows
 from assay_training.evaluation.table import Picture, Table, interval, number, text
@@ -51,11 +51,8 @@ def agreement(rankings: Sequence[Ranking], scores: Mapping[str, Logits], *, seed
     rows = Rows.of(rankings, {**scores, LENGTH: lengths(rankings)})
     first = np.array([pair.better < pair.worse for ranking in rankings for pair in ranking.pairs], dtype=bool)
     records = []
-    for source, where in {**domains(rows.sources), "all": np.ones(len(rows.sources), dtype=bool)}.items():
-        masks: dict[str | None, NDArray[np.bool_]] = {None: where}
-        for strength, mask in (masks | {name: of & where for name, of in strengths(rows).items()}).items():
-            if mask.any():
-                records += _records(rows.where(mask), first[mask], source, strength, seed)
+    for source, strength, mask in cuts(rows):
+        records += _records(rows.where(mask), first[mask], source, strength, seed)
     notes = (*NOTES, *_compared(records, list(scores)))
     return Table("Agreement", tuple(records), COLUMNS, notes=notes, pictures=(_picture(records),))
 

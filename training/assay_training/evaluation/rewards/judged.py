@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from assay_service.scoring.item import Item, Message
-from assay_training.config.data import Format, Source
+from assay_training.config.data import SOURCE_NAME, Format, Source
 from assay_training.evaluation.judgments.verdicts import Verdict, read_verdicts
 from assay_training.records.plain import prompt_of
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
@@ -36,9 +36,6 @@ class Candidates:
     gold: tuple[float, ...]
 
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
 def locate(given: str) -> tuple[str, Path]:
     """Format and path of `FORMAT:PATH`.
 
@@ -51,7 +48,7 @@ def locate(given: str) -> tuple[str, Path]:
         raise RecordError(f"{given}: not FORMAT:PATH with one of {', '.join(known)}")
     if not Path(path).exists():
         raise RecordError(f"{given}: no such file or folder")
-    if not _NAME.fullmatch(Path(path).resolve().name):
+    if not re.fullmatch(SOURCE_NAME, Path(path).resolve().name):
         raise RecordError(f"{given}: its last part has to be of letters, digits and . _ -, 64 at most")
     return format_, Path(path)
 

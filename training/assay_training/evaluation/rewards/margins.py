@@ -8,7 +8,7 @@ import numpy as np
 
 from assay_training.algorithms.statistics import Floats, moments, outcomes, reliability, spearman
 from assay_training.evaluation import plots
-from assay_training.evaluation.results import domains, strengths
+from assay_training.evaluation.results import cuts
 from assay_training.evaluation.rewards.served import lengths
 from assay_training.evaluation.rows import Logits, Rows
 from assay_training.evaluation.table import Picture, Table, number, text
@@ -52,16 +52,12 @@ def margins(rankings: Sequence[Ranking], scores: Mapping[str, Logits]) -> Table:
     long = lengths(rankings)
     sources = np.array([ranking.source for ranking in rankings])
     records: list[dict[str, Any]] = []
-    for source, where in {**domains(rows.sources), "all": np.ones(len(rows.sources), dtype=bool)}.items():
-        inside = np.flatnonzero(np.isin(sources, rows.sources[where]))
+    for source, strength, mask in cuts(rows):
+        inside = np.flatnonzero(np.isin(sources, rows.sources[mask]))
         for model, of in scores.items():
-            flat = np.array([pair for i in inside for pair in zip(of[i], long[i], strict=True)])
-            whole = _margins(rows.where(where), model) | _of_length(flat)
-            records.append({"source": source, "strength": None, "model": model} | whole)
-        for strength, mask in strengths(rows).items():
-            if (mask & where).any():
-                of_it = {model: _margins(rows.where(mask & where), model) | _of_length(None) for model in scores}
-                records += [{"source": source, "strength": strength, "model": model} | of_it[model] for model in scores]
+            scored = None if strength else np.array([pair for i in inside for pair in zip(of[i], long[i], strict=True)])
+            numbers = _margins(rows.where(mask), model) | _of_length(scored)
+            records.append({"source": source, "strength": strength, "model": model} | numbers)
     pictures = [picture for model in scores for picture in _pictures(rows, model, scores[model], long)]
     return Table("Margins", tuple(records), COLUMNS, notes=NOTES, pictures=tuple(pictures))
 
@@ -82,10 +78,11 @@ def _margins(rows: Rows, model: str) -> dict[str, Any]:
 
 def _of_length(scored: Floats | None) -> dict[str, float | None]:
     """Of score and characters, `[completions, 2]`; None for a strength, which pairs have and completions have not."""
-    varied = scored is not None and bool((np.ptp(scored, axis=0) > 0).all())
+    if scored is None or not (np.ptp(scored, axis=0) > 0).all():
+        return {"length_correlation": None, "length_spearman": None}
     return {
-        "length_correlation": float(np.corrcoef(scored.T)[0, 1]) if scored is not None and varied else None,
-        "length_spearman": spearman(scored[:, 0], scored[:, 1]) if scored is not None and varied else None,
+        "length_correlation": float(np.corrcoef(scored.T)[0, 1]),
+        "length_spearman": spearman(scored[:, 0], scored[:, 1]),
     }
 
 
