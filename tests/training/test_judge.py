@@ -115,6 +115,10 @@ def test_what_was_answered_is_not_asked_again_and_costs_are_told(tmp_path: Path)
         assert (code, len(asked)) == (0, 8)
         told = " ".join(output.split())
         assert "this time 8 answers, 800 + 16 tokens, 0.0240; in all 8 answers" in told
+        code, output = judge(url, tmp_path, "--prices", 10, 1000, "--json")
+        costs = {"answers": 8, "prompt_tokens": 800, "completion_tokens": 16, "money": 0.024}
+        assert [r["cost"] for r in json.loads(output)] == [costs] * 2
+        assert {(r["judge"], r["no_verdict"]) for r in json.loads(output)} == {("j", 0)}
         answers = tmp_path / "v.json.answers.jsonl"
         answers.write_text(answers.read_text()[:-30])
         code, output = judge(url, tmp_path)

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,15 +15,18 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from assay_client.client import RewardClient
+from assay_client.errors import FingerprintChanged
 from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.best_of_n import chosen, expected, kl_bound, win_rate
 from assay_training.algorithms.statistics import reliability
 from assay_training.cli import app
+from assay_training.evaluation.rewards import served as served_scores
 from assay_training.evaluation.rewards.agreement import agreement, kappa
 from assay_training.evaluation.rewards.best_of_n import best_of_n
 from assay_training.evaluation.rewards.judged import Candidates, read_comparisons
 from assay_training.evaluation.rewards.margins import margins
 from assay_training.records.record import Pair, Ranking
+from tests.client.conftest import Wire
 from tests.service.test_serve_process import served, wait_until_ready
 
 PIPELINE = Path(__file__).parents[1] / "assets" / "pipeline" / "service.yaml"
@@ -243,6 +247,9 @@ def test_best_of_n_with_a_service_and_a_served_gold(url: str, tmp_path: Path) ->
     code, again = run("best-of-n", rollouts, "--url", url, "--model", "preference", "--gold", "absolute", "--json")
     assert code == 0
     assert [r["gold"] for r in json.loads(again)] == [r["gold"] for r in json.loads(output)]
+    assert {(tuple(r["fingerprints"]), len(r["failures"])) for r in json.loads(again)} == {
+        (("preference", "absolute"), 0)
+    }
 
 
 @pytest.mark.slow
@@ -253,8 +260,38 @@ def test_what_cannot_be_scored_is_left_out_and_told(url: str, tmp_path: Path) ->
     code, output = run("agreement", f"pairs:{write(tmp_path / 'x.jsonl', rows)}", "--url", url, "--model", "preference")
     assert code == 0, output
     assert "left out with their prompt: 1 special_tokens" in output
+    code, output = run("margins", f"pairs:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "preference", "--json")
+    assert (code, [r["failures"] for r in json.loads(output)]) == (0, [{"special_tokens": 1}] * 2)
     code, output = run("agreement", f"pairs:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "nobody")
     assert (code, "'nobody' is not served; served are" in output) == (2, True)
+
+
+@pytest.mark.slow
+def test_scores_of_many_calls_are_put_together_in_order(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call's deadline is for at most so many items; here for 7 of 24."""
+    monkeypatch.setattr(served_scores, "CALL_ITEMS", 7)
+    items = [Item.of(q, f"{a} {k}") for q in QUESTIONS for a in ANSWERS for k in range(2)]
+    candidates = [Candidates("s", str(i), tuple(items[i : i + 4]), ()) for i in range(0, len(items), 4)]
+    with RewardClient(url) as client:
+        found = served_scores.score(candidates, client, ["preference", "crs"])
+        together = client.score([(item.prompt[-1].content, item.completion) for item in items], model="crs").scores()
+    assert [score for row in found.by_model["crs"] for score in row] == list(together)
+
+
+def test_a_model_that_changes_between_calls_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that was restarted with other weights between two calls."""
+    monkeypatch.setattr(served_scores, "CALL_ITEMS", 1)
+    fingerprints = iter("ab")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=Wire.scored(json.loads(request.content), next(fingerprints)))
+
+    candidates = [Candidates("s", "g", (Item.of("q", "1"), Item.of("q", "2")), ())]
+    with (
+        RewardClient("http://service", transport=httpx.MockTransport(answer)) as client,
+        pytest.raises(FingerprintChanged),
+    ):
+        served_scores.score(candidates, client, ["p"])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -156,6 +155,7 @@ def best_of_n(
     """What the best of N by served rewards is worth by labels, or by another model."""
     from assay_training.evaluation.rewards.best_of_n import best_of_n as evaluate  # noqa: PLC0415
     from assay_training.evaluation.rewards.judged import read_candidates  # noqa: PLC0415
+    from assay_training.evaluation.rewards.served import told  # noqa: PLC0415
 
     with plain_errors("evaluate best-of-n"):
         read = [record for given in judged for record in read_candidates(given)]
@@ -164,7 +164,7 @@ def best_of_n(
         candidates, scores = _scored(read, judged, url, model or [], gold)
         worth = [list(of.gold) for of in candidates] if gold is None else scores.by_model[gold]
         ways = {name: of for name, of in scores.by_model.items() if name != gold}
-        finish(_with(evaluate(candidates, worth, ways), scores), _files(judged), as_json, html)
+        finish(told(evaluate(candidates, worth, ways), scores), _files(judged), as_json, html)
 
 
 def _of_rankings(
@@ -174,10 +174,11 @@ def _of_rankings(
     models: Sequence[str],
 ) -> "Table":
     from assay_training.evaluation.rewards.judged import read_comparisons  # noqa: PLC0415
+    from assay_training.evaluation.rewards.served import told  # noqa: PLC0415
 
     read = [record for given in judged for record in read_comparisons(given)]
     rankings, scores = _scored(read, judged, url, models)
-    return _with(evaluate(rankings, scores.by_model), scores)
+    return told(evaluate(rankings, scores.by_model), scores)
 
 
 def _scored(
@@ -200,12 +201,6 @@ def _some(rows: list[T], files: Sequence[Path]) -> list[T]:
     if not rows:
         raise ValueError(f"{', '.join(map(str, files))}: no rows")
     return rows
-
-
-def _with(table: "Table", scores: "Scores") -> "Table":
-    from assay_training.evaluation.rewards.served import notes  # noqa: PLC0415
-
-    return replace(table, notes=(*table.notes, *notes(scores)))
 
 
 def _files(judged: Sequence[str]) -> list[Path]:

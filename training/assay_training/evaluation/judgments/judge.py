@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -32,6 +32,26 @@ QUESTION = (
     "Which answer is better for the person? Say A, B, or tie if neither is. Say only that one word."
 )
 _WORD = re.compile(r"\W*(?:answer\s+)?(a|b|tie)\W*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What answers took.
+
+    Attributes:
+        answers: how many.
+        prompt_tokens, completion_tokens: as the endpoint counts them.
+        money: in the prices' currency; None without prices.
+    """
+
+    answers: int
+    prompt_tokens: int
+    completion_tokens: int
+    money: float | None
+
+    def __str__(self) -> str:
+        money = "" if self.money is None else f", {self.money:.4f}"
+        return f"{self.answers} answers, {self.prompt_tokens} + {self.completion_tokens} tokens{money}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +122,19 @@ def judge_all(
     found = [verdict(of, [answers[_text(question)] for question in of]) for of in asked]
     verdicts = [one for one in found if one is not None]
     failed = len(found) - len(verdicts)
-    notes = [f"Judge: {model}, {order} order{'s' * (order == 'both')}.", _cost(list(answers.values()), new, prices)]
+    all_, this_time = list(answers.values()), [of for of, fresh in zip(answers.values(), new, strict=True) if fresh]
+    notes = [
+        f"Judge: {model}, {order} order{'s' * (order == 'both')}.",
+        f"Cost: this time {_cost(this_time, prices)}; in all {_cost(all_, prices)}.",
+    ]
     if failed:
         notes.append(f"{failed} of {len(found)} pairs have no verdict: the judge said neither A, B nor tie.")
     if not verdicts:
         raise ValueError(notes[-1])
     table = winrate(verdicts, {})
-    return replace(table, notes=(*table.notes, *notes)), [one.row() for one in verdicts], failed
+    whole = {"judge": model, "no_verdict": failed, "cost": asdict(_cost(all_, prices))}
+    records = tuple({**record, **whole} for record in table.records)
+    return replace(table, records=records, notes=(*table.notes, *notes)), [one.row() for one in verdicts], failed
 
 
 def _digest(contest: Contest) -> bytes:
@@ -119,14 +145,10 @@ def _text(question: Question) -> str:
     return question.messages[-1]["content"]
 
 
-def _cost(answers: Sequence[Answer], new: Sequence[bool], prices: tuple[float, float] | None) -> str:
-    asked = [answer for answer, fresh in zip(answers, new, strict=True) if fresh]
-    told = []
-    for name, of in (("this time", asked), ("in all", answers)):
-        tokens = (sum(answer.prompt_tokens for answer in of), sum(answer.completion_tokens for answer in of))
-        money = "" if prices is None else f", {sum(t * p for t, p in zip(tokens, prices, strict=True)) / 1e6:.4f}"
-        told.append(f"{name} {len(of)} answers, {tokens[0]} + {tokens[1]} tokens{money}")
-    return f"Cost: {'; '.join(told)}."
+def _cost(answers: Sequence[Answer], prices: tuple[float, float] | None) -> Cost:
+    tokens = (sum(answer.prompt_tokens for answer in answers), sum(answer.completion_tokens for answer in answers))
+    money = None if prices is None else sum(t * p for t, p in zip(tokens, prices, strict=True)) / 1e6
+    return Cost(len(answers), *tokens, money)
 
 
 def questions(contest: Contest, order: str) -> list[Question]:

@@ -1,14 +1,20 @@
 """Scores of conversations from a running service."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from tqdm import tqdm
+
 from assay_client.client import RewardClient
-from assay_client.types import Score
+from assay_client.errors import FingerprintChanged
+from assay_client.types import Score, ScoreFailure
 from assay_service.scoring.item import Item
 from assay_training.evaluation.results import LENGTH
+from assay_training.evaluation.table import Table
+
+CALL_ITEMS = 512  # of one call to the client, whose deadline is for all that it is given
 
 
 class Scored(Protocol):
@@ -64,30 +70,55 @@ def models_of(client: RewardClient, asked: Sequence[str], gold: str | None = Non
 
 
 def score(records: Sequence[Scored], client: RewardClient, models: Sequence[str]) -> Scores:
-    """Every item's score by every model; a failure is counted and never becomes a number."""
+    """Every item's score by every model; a failure is counted and never becomes a number.
+
+    Raises:
+        FingerprintChanged: a model was another in the end than at the start.
+        AssayError: the service could not be reached, or refused.
+    """
     items = [
         {"messages": [{"role": m.role, "content": m.content} for m in item.messages]}
         for record in records
         for item in record.items
     ]
-    answers = {model: client.score(items, model=model) for model in models}
-    failures: Counter[str] = Counter(row.error.code for answer in answers.values() for row in answer.failures)
+    answers, fingerprints = _answers(items, client, models)
+    failures = Counter(row.error.code for rows in answers.values() for row in rows if isinstance(row, ScoreFailure))
     kept: list[int] = []
     by_model: dict[str, list[list[float]]] = {model: [] for model in models}
     start = 0
     for i, record in enumerate(records):
         end = start + len(record.items)
-        rows = {model: [r.score for r in a.data[start:end] if isinstance(r, Score)] for model, a in answers.items()}
-        if all(len(row) == end - start for row in rows.values()):
+        scores = {model: [r.score for r in rows[start:end] if isinstance(r, Score)] for model, rows in answers.items()}
+        if all(len(row) == end - start for row in scores.values()):
             kept.append(i)
-            for model, row in rows.items():
+            for model, row in scores.items():
                 by_model[model].append(row)
         start = end
-    return Scores(tuple(kept), by_model, failures, {model: answer.fingerprint for model, answer in answers.items()})
+    return Scores(tuple(kept), by_model, failures, fingerprints)
 
 
-def notes(scores: Scores) -> tuple[str, ...]:
-    """Which models these were, and what is missing."""
+def _answers(
+    items: Sequence[Mapping[str, object]], client: RewardClient, models: Sequence[str]
+) -> tuple[dict[str, list[Score | ScoreFailure]], dict[str, str]]:
+    """By model what it answered to every item, and its fingerprint."""
+    answers: dict[str, list[Score | ScoreFailure]] = {model: [] for model in models}
+    fingerprints: dict[str, str] = {}
+    with tqdm(total=len(items) * len(models), desc="score", unit="scores", mininterval=5) as progress:
+        for start in range(0, len(items), CALL_ITEMS):
+            for model in models:
+                answer = client.score(items[start : start + CALL_ITEMS], model=model)
+                if fingerprints.setdefault(model, answer.fingerprint) != answer.fingerprint:
+                    raise FingerprintChanged(fingerprints[model], answer.fingerprint)
+                answers[model] += answer.data
+                progress.update(len(answer.data))
+    return answers, fingerprints
+
+
+def told(table: Table, scores: Scores) -> Table:
+    """The same, with which models these were and what is missing, in its records and its notes."""
+    whole = {"fingerprints": scores.fingerprints, "failures": dict(scores.failures)}
+    records = tuple({**record, **whole} for record in table.records)
     lost = ", ".join(f"{count} {code}" for code, count in scores.failures.items())
     models = (f"{model}: fingerprint {fingerprint}" for model, fingerprint in scores.fingerprints.items())
-    return (*models, *((f"Items without a score, left out with their prompt: {lost}.",) if lost else ()))
+    missing = (f"Items without a score, left out with their prompt: {lost}.",) if lost else ()
+    return replace(table, records=records, notes=(*table.notes, *models, *missing))
