@@ -1,0 +1,94 @@
+"""PPO on a reward model of one half of some pairs, judged by a gold model of the other half that it never asked."""
+
+import random
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from assay_client.client import RewardClient
+from assay_training.loops.run import run as train_reward
+from assay_training.rollout.engine import Sampling
+from assay_training.rollout.with_transformers import TransformersEngine
+from tests import checkpoints
+from tests.service.test_serve_process import served, wait_until_ready
+from tests.training import tiny
+from tests.training.test_ppo import LORA, go, home
+
+__all__ = ["home"]  # a fixture
+
+SERVICE = """
+signals:
+  proxy: {base: base, adapter: proxy/checkpoint, dtype: float32, device: cpu}
+  gold: {base: base, adapter: gold/checkpoint, dtype: float32, device: cpu}
+default: proxy
+"""
+TOKENIZER = checkpoints.decoder_tokenizer()
+
+
+def worth(text: str) -> int:
+    """What people want in this little world: letters of the alphabet's first half, and none of its second."""
+    return sum((letter in "abcdefghijklm") - (letter in "nopqrstuvwxyz") for letter in text.lower())
+
+
+def pairs(count: int, seed: int) -> Iterator[dict[str, str]]:
+    """Of random tokens, as the untrained policy says them."""
+    drawn = random.Random(seed)
+    while count:
+        texts = [TOKENIZER.decode(drawn.choices(range(4, len(TOKENIZER)), k=8)) for _ in range(2)]
+        rejected, chosen = sorted(texts, key=worth)
+        if worth(chosen) > worth(rejected) and all(text.strip() for text in texts):
+            yield {"prompt": f"How do I bake {drawn.randrange(500)}?", "chosen": chosen, "rejected": rejected}
+            count -= 1
+
+
+@pytest.fixture(scope="module")
+def world(home: Path) -> Iterator[str]:
+    """A service with both models, which have seen no pair in common."""
+    for seed, name in enumerate(("proxy", "gold"), start=1):
+        tiny.write_rows(home / "data" / name / "p.jsonl.gz", pairs(1000, seed))
+        config = tiny.write_config(
+            home / f"{name}.yaml",
+            home / "base",
+            template_text=checkpoints.CHATML,
+            name=name,
+            sources=[{"name": name, "format": "pairs"}],
+            score_position="completion",
+            lora=LORA.model_dump(),
+            optimiser={"learning_rate": 0.01, "batch_prompts": 16, "epochs": 3, "compute_dtype": "float32"},
+            split={"held_out": 0.1},
+            seed=seed,
+        )
+        train_reward(config, home / "data", home / name)
+    (home / "two.yaml").write_text(SERVICE)
+    with served(home / "two.yaml") as (url, process), RewardClient(url) as client:
+        wait_until_ready(client, process)
+        yield url
+
+
+def judged(policy: Path, url: str) -> list[float]:
+    """Gold scores of what a policy answers to the prompts."""
+    engine = TransformersEngine(policy, Sampling(8, 1.0, TOKENIZER.eos_token_id), torch.device("cpu"))
+    prompts = [f"How do I bake {i % 12}?" for i in range(240)]
+    texts = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    asked = [tuple(TOKENIZER.apply_chat_template(of, add_generation_prompt=True)["input_ids"]) for of in texts]
+    said = [TOKENIZER.decode(of.ids, skip_special_tokens=True) for of in engine.generate(asked, seed=0)]
+    with RewardClient(url) as client:
+        items = [(prompt, text) for prompt, text in zip(prompts, said, strict=True) if text.strip()]
+        return list(client.score(items, model="gold").scores())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_gold_score_rises_though_nobody_optimises_it(home: Path, world: str, seed: int, tmp_path: Path) -> None:
+    """By more than three standard errors, with every seed."""
+    go(
+        home, world, tmp_path / "run", steps=25, seed=seed, reward={"model": "proxy"}, kl={"coef": 0.01, "target": None},
+        rollout={"completions": 64, "chunk_completions": 64}, ppo={"epochs": 4, "mini_batch": 32},
+        optimiser={"learning_rate": 3e-3, "checkpoint_steps": 25},
+    )  # fmt: skip
+    before, after = judged(home / "policy", world), judged(tmp_path / "run" / "checkpoint", world)
+    error = (statistics.variance(before) / len(before) + statistics.variance(after) / len(after)) ** 0.5
+    assert statistics.fmean(after) - statistics.fmean(before) > 3 * error
