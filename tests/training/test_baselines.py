@@ -13,6 +13,7 @@ from assay_training.evaluation.baselines import (
     LinearData,
     frozen_features,
     length_features,
+    length_fit,
     length_logits,
     out_of_fold,
 )
@@ -130,6 +131,27 @@ def test_the_length_baseline_counts_the_completions_characters() -> None:
     examples = [fake_ids(ranking("a long prompt", ["", "yes", "é☃"]), 9, 1, 1)]
     assert length_logits(examples)[0] == pytest.approx([0.0, math.log(4), math.log(3)])
     assert length_features(examples)[0].shape == (3, 1)
+
+
+def test_the_length_is_fitted_to_each_source_apart() -> None:
+    """In both sources the longer is the better; the source of long completions has the worse ones."""
+    sources = (("short", range(1, 9), 0.6), ("long", range(101, 109), 0.0))
+    examples = [
+        fake_ids(labelled(f"{name} {n}", "x" * n, level + 0.05 * i, source=name), 1)
+        for name, counts, level in sources
+        for i, n in enumerate(counts)
+    ]
+    logits = [row[0] for row in length_fit(examples, examples)]
+    assert logits[:8] == sorted(logits[:8])
+    assert logits[8:] == sorted(logits[8:])
+    assert min(logits[:8]) > max(logits[8:])
+    (unknown,) = length_fit(examples, [fake_ids(labelled("q", "x" * 50, 0.5, source="new"), 1)])
+    assert all(map(math.isfinite, unknown))
+
+
+def test_one_record_is_enough_for_a_baseline_that_is_a_number() -> None:
+    examples = [fake_ids(labelled("q", "abc", 0.5), 1)]
+    assert length_fit(examples, examples)[0] == pytest.approx([0.0], abs=1e-6)
 
 
 def test_frozen_features_are_the_mean_hidden_state_of_the_bare_base(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,6 +290,49 @@ def test_another_base_under_the_same_path_is_another_run(tmp_path: Path) -> None
     checkpoints.save(tmp_path / "base", checkpoints.classifier("bert", fast, seed=9).base_model, fast)
     with pytest.raises(RunMismatch):
         done.begin()
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_a_base_that_computes_or_reads_otherwise_is_another_run(file: str, tmp_path: Path) -> None:
+    done = prepare(tmp_path)
+    done.begin()
+    content = json.loads((tmp_path / "base" / file).read_text())
+    (tmp_path / "base" / file).write_text(json.dumps(content))  # the same, written otherwise: nobody can tell
+    with pytest.raises(RunMismatch):
+        done.begin()
+
+
+def test_two_processes_do_not_run_the_same(tmp_path: Path) -> None:
+    """The lock goes with the process that holds it, also where that is killed."""
+    begun = prepare(tmp_path)
+    begun.out.mkdir()
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True)"
+    command = [sys.executable, "-c", f"{code}; time.sleep(600)", begun.out / "run.lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(RunMismatch, match="another process is at work"):
+            begun.begin()
+        other.kill()
+    begun.begin()
+
+
+def test_a_broken_file_of_a_run_is_named(tmp_path: Path) -> None:
+    begun = prepare(tmp_path)
+    begun.begin()
+    (begun.out / "fold0.json").write_text("[1, ")
+    with pytest.raises(RunMismatch, match=r"fold0\.json is broken"):
+        begun.go()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_no_number_after_its_last_step_is_not_saved(kind: str, tmp_path: Path) -> None:
+    optimiser = {"learning_rate": 1e38, "weight_decay": 1e5, "batch_prompts": 100, "compute_dtype": "float32"}
+    done = prepare(tmp_path, kind, split={"held_out": 0.2}, optimiser=optimiser)
+    with pytest.raises(FloatingPointError, match="not finite|no longer finite"):
+        done.go()
+    assert not (done.out / "checkpoint" / "assay.json").exists()
+    assert not (done.out / "results.json").exists()
 
 
 def test_fewer_tested_folds_give_the_results_of_a_run_that_began_so(finished: dict[str, Run], tmp_path: Path) -> None:

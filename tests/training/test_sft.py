@@ -1,12 +1,14 @@
 """Supervised training of a policy: which tokens count, that the packed forward is transformers', and whole runs."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -130,6 +132,16 @@ def test_log_probabilities_are_transformers_own(architecture: str, tied: bool, t
 def test_an_encoder_is_no_policy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a causal language model"):
         Policy(tiny.save_base(tmp_path), None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("lost", ["lm_head.weight", "model.layers.1."])
+def test_a_base_with_weights_missing_is_refused_by_their_names(lost: str, tmp_path: Path) -> None:
+    """Trap 17: transformers would fill them up with random numbers."""
+    base = save(tmp_path / "base")
+    kept = {name: of for name, of in tensors(base).items() if not name.startswith(lost)}
+    save_file(kept, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=f"missing keys: .*{re.escape(lost)}"):
+        Policy(base, LORA, torch.device("cpu"))
 
 
 def test_the_loss_is_the_mean_over_target_tokens_whatever_the_micro_batches(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 The forward is the service's, with gradients; the output layer is applied to the target tokens alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -42,21 +42,23 @@ class Policy:
         vocabulary_size: rows of the embedding.
 
     Raises:
-        ConfigError: the architecture is no causal one.
+        ConfigError: the architecture is no causal one, or weights are missing or of another shape.
     """
 
     def __init__(self, directory: Path, lora: Lora | None, device: torch.device) -> None:
         architecture = architecture_of(read_config(directory), directory)
         if not (architecture.causal and architecture.packed):
             raise ConfigError(f"base: {directory} is not a causal language model that Assay can pack")
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
+        self._model, report = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=torch.float32,
             attn_implementation=ATTENTION,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+        _check_whole(report, directory)
         self._body = RewardModel(self._model.base_model, device)
         self.head: nn.Module = self._model.get_output_embeddings().to(device)
         if lora is not None:
@@ -114,3 +116,14 @@ class Policy:
         if self._adapted:
             self._model, self._adapted = self._model.merge_and_unload(), False
         self._model.save_pretrained(directory)
+
+
+def _check_whole(report: Mapping[str, Any], directory: Path) -> None:
+    """What transformers would fill up with random numbers is an error."""
+    for reason in ("missing_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in report[reason])
+        if names:
+            raise ConfigError(
+                f"base: {directory} is not a whole causal language model: {reason.replace('_', ' ')}: "
+                f"{', '.join(names[:3])}{', …' * (len(names) > 3)}"
+            )

@@ -5,7 +5,9 @@ another name and then renamed, so a killed run leaves whole files or none. Of a 
 a directory without it is not one.
 """
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +19,18 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoConfig, AutoTokenizer
 
 from assay_service.scoring import manifest as manifests
-from assay_service.scoring.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from assay_service.scoring.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, sha256_of, weight_files
 from assay_training.config.reward import RewardConfig
 from assay_training.resume import ResumePoint
 
 TEMPLATE = "chat_template.jinja"
+LOCK = "run.lock"
+
+
+BASE_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
+)  # fmt: skip
 
 
 class RunMismatch(ValueError):
@@ -37,7 +46,7 @@ class RunDirectory:
         writes: whether this process writes; of several that train together one does.
 
     Raises:
-        RunMismatch: a different run is there, or files that are no run's.
+        RunMismatch: a different run is there, or files that are no run's, or another process runs it now.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, writes: bool) -> None:
@@ -47,21 +56,33 @@ class RunDirectory:
         if recorded is not None and recorded != identity:
             raise RunMismatch(f"{path} holds a run of another configuration or of other data; choose another --out")
         # A start that was killed may have left its first file half written.
-        if recorded is None and writes and {file.name for file in path.iterdir()} - {"run.json.tmp"}:
+        if recorded is None and writes and {file.name for file in path.iterdir()} - {"run.json.tmp", LOCK}:
             raise RunMismatch(f"{path} holds files that are no run's; choose another --out")
+        if writes:
+            _lock(path)
         self.write_json("run.json", identity)
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401 - JSON
         """The contents of `name`, or None if the run has not got that far."""
         file = self.path / name
-        return json.loads(file.read_text()) if file.is_file() else None
+        try:
+            return json.loads(file.read_text()) if file.is_file() else None
+        except ValueError as error:
+            raise RunMismatch(f"{file} is broken: {error}; remove it, and what is in it is computed again") from error
 
     def write_json(self, name: str, value: Any) -> None:  # noqa: ANN401 - JSON
-        """Writes `value` as `name`, whole or not at all."""
+        """Writes `value` as `name`, whole or not at all.
+
+        Raises:
+            FloatingPointError: it holds what is no number.
+        """
         if not self.writes:
             return
         temporary = self.path / f"{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        try:
+            temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+        except ValueError as error:
+            raise FloatingPointError(f"{self.path / name}: {error}: the model's outputs are not finite") from error
         temporary.rename(self.path / name)
 
     def resume_point(self, part: str) -> ResumePoint:
@@ -119,6 +140,21 @@ class Metrics:
     def end(self) -> None:
         """Writes what is still held back."""
         self._writer.close()
+
+
+def base_identity(base: Path) -> dict[str, str]:
+    """Hashes of a base: its weights, and what else decides what it computes."""
+    others = [base / name for name in BASE_FILES if (base / name).is_file()]
+    return {"base_sha256": sha256_of(weight_files(base)), "base_files_sha256": sha256_of(others)}
+
+
+def _lock(path: Path) -> None:
+    """Takes the lock of a run directory, until this process ends, however it does; once more in it does no harm."""
+    lock = os.open(path / LOCK, os.O_WRONLY | os.O_CREAT)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise RunMismatch(f"{path}: another process is at work on this run") from error
 
 
 def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], config: RewardConfig, head_name: str) -> None:

@@ -1,7 +1,7 @@
 """What a reward model must beat: the length of the completion, and a linear head on the frozen encoder.
 
-Both are fitted on what the model itself is trained on. Out of fold, the ridge penalty is the one that does best on
-what is held out.
+Both are fitted on what the model itself is trained on: the length source by source, since what it means differs from
+one to the next; the head's ridge penalty is the one that does best on what is held out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -101,9 +101,26 @@ def length_logits(examples: Sequence[Example]) -> list[list[float]]:
 
 
 def length_fit(training: Sequence[Example], test: Sequence[Example]) -> list[list[float]]:
-    """Logits of the length alone, brought to the labels' scale by a logistic fit on `training`."""
-    weight, bias = _fit(LinearData.of(length_features(training), training), PENALTIES[0])
-    return [(rows.double() @ weight + bias).tolist() for rows in length_features(test)]
+    """Logits of the length alone, brought to the labels' scale by a logistic fit on the same source in `training`.
+
+    One fit over several sources would tell them apart by the lengths that are usual in each, and could so put the
+    completions of every one of them in the wrong order. What has no other record of its source gets the fit of all.
+    """
+    fits = {source: _length_fit([e for e in training if e.record.source == source]) for source in _sources(training)}
+    every = _length_fit(training)
+    found: list[list[float]] = []
+    for example, rows in zip(test, length_features(test), strict=True):
+        weight, bias = fits.get(example.record.source, every)
+        found.append((rows @ weight + bias).tolist())
+    return found
+
+
+def _sources(examples: Sequence[Example]) -> list[str]:
+    return list(dict.fromkeys(example.record.source for example in examples))
+
+
+def _length_fit(training: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    return _fit(LinearData.of(length_features(training), training), PENALTIES[0])
 
 
 def out_of_fold(
@@ -131,7 +148,7 @@ def _select(features: list[torch.Tensor], examples: list[Example], mask: list[bo
 
 def _fit(data: LinearData, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Ridge-penalised maximum likelihood on standardised features, by L-BFGS; in the features' own units."""
-    mean, std = data.features.mean(dim=0), data.features.std(dim=0).clamp_min(1e-12)
+    mean, std = data.features.mean(dim=0), data.features.std(dim=0, correction=0).clamp_min(1e-12)
     scaled = LinearData((data.features - mean) / std, data.labels, data.better, data.worse)
     weight = torch.zeros(scaled.features.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)

@@ -1,6 +1,6 @@
 """Out-of-fold logits of a model and its baselines, then the model that is served, each step resumable."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from assay_service.scoring.head import Head
 from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.evaluation import plots
-from assay_training.evaluation.baselines import frozen_features, length_features, length_logits, out_of_fold
+from assay_training.evaluation.baselines import frozen_features, length_fit, length_logits, out_of_fold
 from assay_training.evaluation.card import CardFacts, card
 from assay_training.evaluation.results import FROZEN, LENGTH, MODEL, results
 from assay_training.evaluation.rows import Rows
@@ -35,16 +35,16 @@ class Crossfit:
         """Out-of-fold logits of the model and of its baselines."""
         reward = self.reward
         if reward.config.objective.kind == "absolute":  # labels have a scale, which the length must first be fitted to
-            lengths = out_of_fold(length_features(reward.examples), reward.examples, reward.parts, self.tested)
+            lengths = self._out_of_fold(lambda fold: length_fit(reward.without(HELD_OUT, fold), reward.of(fold)))
         else:
             lengths = self._tested(length_logits(reward.examples))
-        return {MODEL: self.out_of_fold(), FROZEN: self._frozen_head(), LENGTH: lengths}
+        return {MODEL: self._out_of_fold(self._fold), FROZEN: self._frozen_head(), LENGTH: lengths}
 
-    def out_of_fold(self) -> list[list[float] | None]:
-        """Per example the logits of a model that has not seen its group; None for what is held out."""
+    def _out_of_fold(self, logits_of: Callable[[int], list[list[float]]]) -> list[list[float] | None]:
+        """Per example its logits, by what gives those of a fold's examples; None for what is not tested."""
         logits: list[list[float] | None] = [None] * len(self.reward.examples)
         for fold in self.tested:
-            predicted = iter(self._fold(fold))
+            predicted = iter(logits_of(fold))
             for i, part in enumerate(self.reward.parts):
                 if part == fold:
                     logits[i] = next(predicted)

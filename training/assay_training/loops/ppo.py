@@ -22,7 +22,7 @@ from assay_training.errors import RunStopped
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience, Numbers, example_of, experiences
 from assay_training.loops.sampler import Sampler, base_of
-from assay_training.loops.step import accumulate, optimiser_of, update
+from assay_training.loops.step import accumulate, check_finite, optimiser_of, update
 from assay_training.processes import accelerator, gathered, mine
 from assay_training.rollout.collect import Sample
 from assay_training.rollout.rewards import Rewards
@@ -74,6 +74,7 @@ class PpoRun:
             if main:
                 metrics.log({"step": step, **numbers, "fingerprint": str(rewards.fingerprint)})
             if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == steps:
+                check_finite(self.actor.parameters(), f"step {step}")
                 now = {"kl_coef": kl_coef, "fingerprint": rewards.fingerprint}
                 resume.save(step + 1, self.actor.parameters(), self._optimiser, writes=main, kept=now)
         if main:

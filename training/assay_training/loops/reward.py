@@ -1,5 +1,6 @@
 """A reward-model run: data to parts, a part to a trained model, a model to a checkpoint that is served unchanged."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -33,7 +34,7 @@ from assay_training.processes import accelerator
 from assay_training.records.paraphrases import read_paraphrases
 from assay_training.records.rows import rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings
-from assay_training.rundir import RunDirectory, write_adapter, write_whole
+from assay_training.rundir import RunDirectory, base_identity, write_adapter, write_whole
 from assay_training.sharding import asked_for, copy_whole, shard
 
 STATISTICS_SAMPLE = 500
@@ -57,7 +58,6 @@ class RewardRun:
     def __init__(self, config: RewardConfig, data: Path, out: Path) -> None:
         self.config = config
         self.base = resolve(config.base, config.revision, Path.cwd())
-        self.base_sha256 = sha256_of(weight_files(self.base))
         read = read_rankings if config.objective.kind == "preference" else read_labelled
         found = read(data, config.sources)
         self._paraphrases = _paraphrases(config, data)
@@ -73,7 +73,7 @@ class RewardRun:
             {
                 "config": config.model_dump(mode="json", exclude={"template": True, "split": {"test_folds"}}),
                 "template": config.template.read_text(),
-                "base_sha256": self.base_sha256,
+                **base_identity(self.base),
                 "data_sha256": data_hashes(data, config.sources, config.mixture),
             },
             writes=accelerator().is_main_process,
@@ -173,7 +173,9 @@ class RewardRun:
         exact = self.config.optimiser.model_copy(update={"compute_dtype": "float32"})
         pairs = [predict(m, self.config.name, sample, exact) for m in (model, reloaded)]
         apart = max(abs(a - b) for x, y in zip(*pairs, strict=True) for a, b in zip(x, y, strict=True))
-        if not apart <= RELOADED_TOLERANCE:
+        if not math.isfinite(apart):
+            raise FloatingPointError(f"{self.run.path}: the trained model's logits are not finite")
+        if apart > RELOADED_TOLERANCE:
             raise RuntimeError(f"{self.run.path}: read back, a logit differs by {apart}; it is not what was trained")
 
     def _renderer(self, model: RewardModel) -> Renderer:

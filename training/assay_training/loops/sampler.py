@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from assay_client.client import RewardClient
-from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
+from assay_service.scoring.checkpoint import resolve
 from assay_training.config.base import ConfigError
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
@@ -22,7 +22,7 @@ from assay_training.rollout.collect import Collector, Rollout
 from assay_training.rollout.completion import Completion
 from assay_training.rollout.engines import engine_of
 from assay_training.rollout.rewards import Rewards, check_served
-from assay_training.rundir import RunDirectory
+from assay_training.rundir import RunDirectory, base_identity
 from assay_training.sft_examples import SftExample
 from assay_training.sharding import asked_for
 
@@ -72,7 +72,7 @@ class Sampler:
         identity = {
             "config": config.model_dump(mode="json", exclude={"template"}),
             "template": config.template.read_text(),
-            "base_sha256": sha256_of(weight_files(base)),
+            **base_identity(base),
             "data_sha256": data_hashes(data, config.sources, []),
         }
         self.run = RunDirectory(out, identity, writes=accelerator().is_main_process)

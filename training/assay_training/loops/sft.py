@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from assay_service.scoring.checkpoint import resolve, sha256_of, weight_files
+from assay_service.scoring.checkpoint import resolve
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.config.base import ConfigError, read
 from assay_training.config.sft import SftConfig, Stage
@@ -22,7 +22,7 @@ from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
 from assay_training.processes import accelerator
 from assay_training.records.sources import data_hashes, read_spoken
-from assay_training.rundir import RunDirectory
+from assay_training.rundir import RunDirectory, base_identity
 from assay_training.sft_examples import SftExample, SftRenderer
 from assay_training.sharding import asked_for, copy_whole
 
@@ -68,7 +68,7 @@ class SftRun:
             {
                 "config": config.model_dump(mode="json", exclude={"template"}),
                 "template": config.template.read_text(),
-                "base_sha256": sha256_of(weight_files(self.base)),
+                **base_identity(self.base),
                 "data_sha256": hashes,
             },
             writes=accelerator().is_main_process,

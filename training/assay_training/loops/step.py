@@ -15,7 +15,7 @@ from torch import nn
 from assay_training.config.model import Adam
 from assay_training.examples import token_batches
 from assay_training.gradients import add_up, by_kind, clip
-from assay_training.sharding import idle
+from assay_training.sharding import idle, whole
 
 Shared = TypeVar("Shared")
 Total = Callable[[torch.Tensor], torch.Tensor]
@@ -100,3 +100,9 @@ def update(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
         group["lr"] = learning_rate
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
+
+
+def check_finite(parameters: Sequence[nn.Parameter], where: str) -> None:
+    """What has been trained is made of numbers; raises FloatingPointError before anything else is kept."""
+    if not all(bool(whole(torch.isfinite(parameter).all())) for parameter in parameters):
+        raise FloatingPointError(f"{where}: what is trained is no longer finite; a lower learning rate may help")

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from assay_training.algorithms.schedule import learning_rate_share, random_batches
 from assay_training.config.model import Optimiser
-from assay_training.loops.step import Objective, accumulate, optimiser_of, update
+from assay_training.loops.step import Objective, accumulate, check_finite, optimiser_of, update
 from assay_training.processes import accelerator
 from assay_training.resume import ResumePoint
 from assay_training.rundir import Metrics
@@ -65,7 +65,7 @@ def train(
         resume: where the state is kept.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss, or what has been trained, is not finite.
     """
     together, settings = accelerator(), schedule.settings
     optimiser = optimiser_of(parameters, settings)
@@ -82,6 +82,7 @@ def train(
             metrics.log({"step": step, "loss": loss, "learning_rate": rate, "grad_norm": norm})
         update(optimiser, rate)
         if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == len(batches):
+            check_finite(parameters, f"{name}: step {step}")
             resume.save(step + 1, parameters, optimiser, writes=main)
     if main:
         metrics.end()
