@@ -307,7 +307,7 @@ def test_two_processes_do_not_run_the_same(tmp_path: Path) -> None:
     begun = prepare(tmp_path)
     begun.out.mkdir()
     code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True)"
-    command = [sys.executable, "-c", f"{code}; time.sleep(600)", begun.out / "run.lock"]
+    command = [sys.executable, "-c", f"{code}; time.sleep(600)", str(begun.out / "run.lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
@@ -329,7 +329,7 @@ def test_a_broken_file_of_a_run_is_named(tmp_path: Path) -> None:
 def test_a_model_that_is_no_number_after_its_last_step_is_not_saved(kind: str, tmp_path: Path) -> None:
     optimiser = {"learning_rate": 1e38, "weight_decay": 1e5, "batch_prompts": 100, "compute_dtype": "float32"}
     done = prepare(tmp_path, kind, split={"held_out": 0.2}, optimiser=optimiser)
-    with pytest.raises(FloatingPointError, match="not finite|no longer finite"):
+    with pytest.raises(FloatingPointError, match=r"not finite|no longer finite"):
         done.go()
     assert not (done.out / "checkpoint" / "assay.json").exists()
     assert not (done.out / "results.json").exists()
