@@ -140,6 +140,10 @@ def test_languages_are_chosen_and_named(tmp_path: Path) -> None:
         (message("x", "q", "assistant", " "), "'text' is empty"),
         (message("x", "q", "assistant", "?", labels=quality(float("nan"))), "'labels': 'quality' is nan, not in 0..1"),
         (message("x", "q", "assistant", "?", labels=quality(7.0)), "'labels': 'quality' is 7.0, not in 0..1"),
+        (message("x", "q", "assistant", "?", labels=quality(True)), "'labels': 'quality' is not a number"),
+        (message("x", "q", "assistant", "?", labels={"quality": {"value": "0.5"}}), "'labels': 'quality' is not a num"),
+        (message("x", "q", "assistant", "?", rank=-1), "'rank' is -1, and 0 is best"),
+        (message("x", "x", "assistant", "?", rank=0), "'parent_id': the message is its own ancestor"),
         (message("q", "q", "assistant", "?"), "'message_id': 'q' is there twice"),
         (message("x", "absent", "assistant", "?"), "'parent_id': there is no message 'absent'"),
         (message("x", "q", "assistant", "?") | {"parent_id": ["q"]}, "'parent_id' is not a str"),
@@ -164,6 +168,40 @@ def test_trees_that_begin_alike_are_one_group(tmp_path: Path) -> None:
         for row in TREE
     ]
     assert {record.group for record in rankings(tmp_path, "oasst", [*TREE, *renamed])} == {"how"}
+
+
+def test_a_circle_of_messages_is_told_and_what_is_deleted_does_not_count(tmp_path: Path) -> None:
+    circle = [message("x", "y", "prompter", "?"), message("y", "x", "assistant", "!", rank=0)]
+    with pytest.raises(RecordError, match=r"x.jsonl.gz:10: field 'parent_id': the message is its own ancestor"):
+        rankings(tmp_path, "oasst", [*TREE, *circle])
+    gone = [message("x", "absent", "assistant", "?", deleted=True), message("y", "x", "prompter", "!")]
+    assert rankings(tmp_path, "oasst", [*TREE, *gone]) == rankings(tmp_path, "oasst", TREE)
+
+
+def test_a_tree_may_be_of_any_depth(tmp_path: Path) -> None:
+    roles = ("prompter", "assistant")
+    rows = [message(str(i), str(i - 1) if i else None, roles[i % 2], f"turn {i}", rank=0) for i in range(1500)]
+    (record,) = spoken(tmp_path, "oasst", rows)
+    assert isinstance(record, Dialogue)
+    assert len(record.messages) == 1500
+    assert record.messages[-1] == Message("assistant", "turn 1499")
+
+
+def test_prompts_whose_replies_cannot_be_compared_are_counted_and_ties_stay(tmp_path: Path) -> None:
+    rows = [
+        message("q", None, "prompter", "How?"),
+        message("a", "q", "assistant", "So.", rank=0),
+        message("b", "q", "assistant", "Thus.", rank=0),
+        message("c", "a", "prompter", "And then?"),
+        message("d", "c", "assistant", "Alone.", rank=0),
+        message("e", "d", "prompter", "Equal?"),
+        message("f", "e", "assistant", "Same.", rank=0),
+        message("g", "e", "assistant", "Same.", rank=1),
+        message("h", "f", "prompter", "Nobody answers."),
+    ]
+    found = read_rankings(write(tmp_path, rows), source("oasst"))
+    assert found.records == [Ranking("set/en", "how", QUESTION, ("So.", "Thus."), (), ((0, 1),))]
+    assert found.left_out == {"set: fewer than two ranked replies": 1, "set: a pair of equal completions": 1}
 
 
 def test_a_misspelt_label_is_told_with_what_was_left_out_for_it(tmp_path: Path) -> None:
@@ -209,6 +247,24 @@ def test_scores_from_one_to_ten_are_qualities_gaps_and_ties(tmp_path: Path) -> N
     for score in (0, 11, "7", True):
         with pytest.raises(RecordError, match="field 'score' is not a number from 1 to 10"):
             rankings(tmp_path, "arena_bench", [arena(score, "a")])
+
+
+def test_two_equal_answers_with_different_ratings_are_no_pair(tmp_path: Path) -> None:
+    """A model gives both the same logit; the rest of their ranking counts, and so do their labels."""
+    rows = [arena(10, "a"), arena(1, "a"), arena(5.5, "b"), arena(1, "b")]
+    found = read_rankings(write(tmp_path, rows), source("arena_bench"))
+    (record,) = found.records
+    assert isinstance(record, Ranking)
+    assert {(p.better, p.worse): p.gap for p in record.pairs} == {(0, 2): 0.5, (0, 3): 1.0, (2, 1): 0.5}
+    assert record.ties == ((1, 3),)
+    assert found.left_out == {"set: a pair of equal completions": 2}
+    assert len(labelled(tmp_path, "arena_bench", rows)) == 4
+    with pytest.raises(RecordError, match=r"no rankings in it \(set: a pair of equal completions\)"):
+        rankings(tmp_path, "arena_bench", rows[:2])
+    same = ANSWERS | {"prediction 3": "answer 1"}
+    (record,) = rankings(tmp_path, "qa_feedback", [{"question": "Q?", **same, "preference": [0, 1, 2, 1, 0, 2]}])
+    assert isinstance(record, Ranking)
+    assert {(pair.better, pair.worse) for pair in record.pairs} == {(3, 0), (1, 2), (3, 2)}
 
 
 def test_hallucinations_are_the_bad_ones(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ trees that begin alike are one.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from assay_service.scoring.item import Item, Message
-from assay_training.records.record import Dialogue, Labelled, LeftOut, Pair, Ranking, group_of
+from assay_training.records.record import Dialogue, Labelled, LeftOut, Pair, Ranking, group_of, told_apart
 from assay_training.records.rows import Row
 
 MAX_REPLIES = 4
@@ -34,20 +34,24 @@ class _Node:
     path: tuple[Message, ...]
     rank: int | None
     labels: Mapping[str, float]
-    replies: tuple["_Node", ...]
+    replies: list["_Node"] = field(default_factory=list)
 
 
-def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Ranking]:
+def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Ranking | LeftOut]:
     """For every prompt with two ranked replies or more, the best four of them, best first."""
     for group, language, root in _trees(rows, languages):
         for node in _walk(root):
+            if node.path[-1].role != "user" or not node.replies:
+                continue
             ranked = sorted((r for r in node.replies if r.rank is not None), key=lambda r: r.rank or 0)[:MAX_REPLIES]
+            if len(ranked) < 2:
+                yield LeftOut("fewer than two ranked replies")
+                continue
             ranks = [reply.rank or 0 for reply in ranked]
             pairs = tuple(Pair(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b)
-            if node.path[-1].role == "user" and pairs:
-                ties = tuple((i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if i < j and a == b)
-                texts = tuple(reply.path[-1].content for reply in ranked)
-                yield Ranking(f"{source}/{language}", group, node.path, texts, pairs, ties)
+            ties = tuple((i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if i < j and a == b)
+            texts = tuple(reply.path[-1].content for reply in ranked)
+            yield from told_apart(Ranking(f"{source}/{language}", group, node.path, texts, pairs, ties))
 
 
 def labelled(
@@ -96,12 +100,13 @@ def _trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str
     for row in messages.values():
         if row.fields.get("parent_id") is not None and row.fields.get("deleted") is not True:
             children[_parent(row, messages)].append(row)
+    _check_roots(messages)
     for root in messages.values():
         if root.fields.get("parent_id") is not None or root.fields.get("deleted") is True:
             continue
         language = root.get("lang", str)
         if root.get("tree_state", str) == _FINISHED and language in languages:
-            yield group_of(root.text("text")), language, _node(root, (), children)
+            yield group_of(root.text("text")), language, _tree(root, children)
 
 
 def _parent(row: Row, messages: Mapping[str, Row]) -> str:
@@ -109,6 +114,22 @@ def _parent(row: Row, messages: Mapping[str, Row]) -> str:
     if parent not in messages:
         raise row.error(f"field 'parent_id': there is no message {parent!r}")
     return parent
+
+
+def _check_roots(messages: Mapping[str, Row]) -> None:
+    """No message is its own ancestor; it would be in no tree, and nobody would miss it."""
+    rooted: set[str] = set()
+    for name in messages:
+        way: dict[str, None] = {}
+        above: str | None = name
+        while above is not None and above not in rooted:
+            row = messages[above]
+            if above in way:
+                raise row.error("field 'parent_id': the message is its own ancestor")
+            way[above] = None
+            top = row.fields.get("parent_id") is None or row.fields.get("deleted") is True
+            above = None if top else _parent(row, messages)
+        rooted |= way.keys()
 
 
 def _messages(rows: Iterable[Row]) -> Iterator[Row]:
@@ -130,29 +151,44 @@ def _messages(rows: Iterable[Row]) -> Iterator[Row]:
             waiting += [(reply, flat.get("message_id", str)) for reply in replies]
 
 
-def _node(row: Row, before: tuple[Message, ...], children: Mapping[str, list[Row]]) -> _Node:
+def _tree(root: Row, children: Mapping[str, list[Row]]) -> _Node:
+    """A tree of any depth."""
+    top = _node(root, ())
+    waiting = [(root, top)]
+    while waiting:
+        row, node = waiting.pop()
+        for reply in children.get(row.get("message_id", str), ()):
+            node.replies.append(_node(reply, node.path))
+            waiting.append((reply, node.replies[-1]))
+    return top
+
+
+def _node(row: Row, before: tuple[Message, ...]) -> _Node:
     role = row.get("role", str)
     if role not in _ROLES:
         raise row.error("field 'role' is not prompter or assistant")
     path = (*before, Message(_ROLES[role], row.text("text")))
     rank = None if row.fields.get("rank") is None else row.get("rank", int)
-    replies = tuple(_node(reply, path, children) for reply in children.get(row.get("message_id", str), ()))
-    return _Node(path, rank, _labels(row), replies)
+    if rank is not None and rank < 0:
+        raise row.error(f"field 'rank' is {rank}, and 0 is best")
+    return _Node(path, rank, _labels(row))
 
 
 def _labels(row: Row) -> dict[str, float]:
     given = row.fields.get("labels") or {}
     try:
         if "name" in given:
-            labels = dict(zip(given["name"], map(float, given["value"]), strict=True))
+            labels = dict(zip(given["name"], given["value"], strict=True))
         else:
-            labels = {name: float(label["value"]) for name, label in given.items()}
+            labels = {name: label["value"] for name, label in given.items()}
     except (TypeError, ValueError, KeyError, AttributeError):
         raise row.error("field 'labels' is neither names and values nor an object per label") from None
     for name, value in labels.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise row.error(f"field 'labels': {name!r} is not a number")
         if not 0 <= value <= 1:
             raise row.error(f"field 'labels': {name!r} is {value}, not in 0..1")
-    return labels
+    return {name: float(value) for name, value in labels.items()}
 
 
 def _walk(root: _Node) -> Iterator[_Node]:

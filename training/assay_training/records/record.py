@@ -5,7 +5,8 @@ by which results are reported.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from assay_service.scoring.item import Item, Message
 
@@ -135,6 +136,14 @@ class Prompt(_Sourced):
 Judged = Ranking | Labelled
 Spoken = Dialogue | Text
 Record = Judged | Spoken | Prompt
+
+
+def told_apart(ranking: Ranking) -> Iterator[Ranking | LeftOut]:
+    """A ranking without the pairs of two equal texts, each of which is left out: no model can tell those apart."""
+    pairs = tuple(pair for pair in ranking.pairs if ranking.completions[pair.better] != ranking.completions[pair.worse])
+    yield from [LeftOut("a pair of equal completions")] * (len(ranking.pairs) - len(pairs))
+    if pairs or ranking.ties:
+        yield replace(ranking, pairs=pairs)
 
 
 def group_of(text: str) -> str:
