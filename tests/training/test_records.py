@@ -11,7 +11,7 @@ from assay_training.config.data import Source
 from assay_training.records import plain
 from assay_training.records.hh import parse_dialogue
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
-from assay_training.records.rows import Row
+from assay_training.records.rows import Row, rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings, read_spoken
 from tests.training import tiny
 from tests.training.tiny import dialogue, feedback_row, hh_row, safety_row
@@ -244,3 +244,21 @@ def test_a_system_prompt_is_no_group() -> None:
         for question in ("How?", "Why?")
     ]
     assert [record.group for record in plain.pairs("x", rows)] == ["how", "why"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"prompt": "a", "label": 0.1, "label": 0.9}', "field 'label' is there twice"),
+        (b'{"prompt": [{"role": "user", "content": "a", "role": "system"}]}', "field 'role' is there twice"),
+        (b'{"prompt": "a \xed\xa0\x80 b"}', "'utf-8' codec can't decode byte 0xed"),
+        (b'{"prompt": "a \\ud800 b"}', "surrogates not allowed"),
+    ],
+)
+def test_a_line_that_cannot_be_meant_is_told_by_its_number(line: bytes, message: str, tmp_path: Path) -> None:
+    """JSON's last key of a name would win, and half of a surrogate pair is no text."""
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a byte order mark is none of it"}\n' + line + b"\n")
+    rows = rows_of_file(tmp_path / "x.jsonl")
+    assert next(rows).text("prompt")
+    with pytest.raises(RecordError, match=rf"x\.jsonl:2: .*{message}"):
+        next(rows)

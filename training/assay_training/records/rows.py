@@ -151,8 +151,19 @@ def json_of(path: Path, kind: type[Kind]) -> Kind:
     return value
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
 def _parsed(content: bytes) -> object:
-    value: object = json.loads(content)
+    value: object = _DECODER.decode(content.decode("utf-8-sig"))
     if b"\\ud" in content or b"\\uD" in content:  # half of a surrogate pair is no text, and could be written nowhere
         json.dumps(value, ensure_ascii=False).encode()
     return value
