@@ -379,18 +379,60 @@ def test_plain_and_gzipped_files_are_read_in_the_order_of_their_names(tmp_path: 
     assert list(data_hashes(tmp_path, source("text"), [])) == ["set/a.jsonl", "set/b.jsonl.gz"]
 
 
-def test_a_set_that_datasets_loads_is_read_like_a_file(tmp_path: Path) -> None:
+COMMIT = "0123456789" * 4
+PAIR = {"prompt": "Hi.", "chosen": "a", "rejected": "b"}
+
+
+def publish(folder: Path, files: dict[str, list[Any]], readme: str = "") -> str:
     """A local folder stands in for the hub: the library is the same, and so are its rows."""
-    folder = tmp_path / "published"
-    folder.mkdir()
-    (folder / "train.jsonl").write_text(json.dumps({"prompt": "Hi.", "chosen": "a", "rejected": "b"}) + "\n")
-    hub = source("pairs", hub=str(folder), revision="main")
+    for name, rows in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (folder / name).write_text("\n".join(lines) + "\n")
+    if readme:
+        (folder / "README.md").write_text(readme)
+    return str(folder)
+
+
+def test_a_set_that_datasets_loads_is_read_like_a_file(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "published", {"train.jsonl": [PAIR]})
+    hub = source("pairs", hub=folder, revision=COMMIT)
     assert read_rankings(tmp_path, hub).records == [
         Ranking("set", "hi", (Message("user", "Hi."),), ("a", "b"), (Pair(0, 1),))
     ]
-    assert data_hashes(tmp_path, hub, []) == {f"{folder} train": "main"}
-    (row,) = rows_of_hub(str(folder), "main", "train")
-    assert row.where == f"{folder}@main train:1"
+    assert data_hashes(tmp_path, hub, []) == {f"{folder} train": COMMIT}
+    (row,) = rows_of_hub(folder, None, None, COMMIT, "train")
+    assert (row.where, row.subset) == (f"{folder}@{COMMIT} train:1", "train")
+
+
+def test_a_set_with_several_configurations_is_read_by_their_name(tmp_path: Path) -> None:
+    """As `openai/gsm8k` is laid out."""
+    readme = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("main", "socratic"))
+    answers = {f"{name}.jsonl": [{"question": "How many?", "answer": name}] for name in ("main", "socratic")}
+    folder = publish(tmp_path / "published", answers, f"---\nconfigs:\n{readme}---\n")
+    hub = source("gsm8k", hub=folder, hub_config="socratic", revision=COMMIT)
+    (record,) = read_spoken(tmp_path, hub).records
+    assert isinstance(record, Dialogue)
+    assert record.messages[1].content == "socratic"
+    assert data_hashes(tmp_path, hub, []) == {f"{folder} socratic train": COMMIT}
+    with pytest.raises(RecordError, match="Config name is missing"):
+        read_spoken(tmp_path, source("gsm8k", hub=folder, revision=COMMIT))
+
+
+def test_a_folder_of_a_set_is_the_subset(tmp_path: Path) -> None:
+    """As `Anthropic/hh-rlhf` is laid out."""
+    rows = {f"{name}/train.jsonl": [tiny.hh_row(name, "b", "c")] for name in ("harmless-base", "helpful-base")}
+    folder = publish(tmp_path / "published", rows)
+    hub = source("hh", hub=folder, hub_dir="harmless-base", revision=COMMIT)
+    (record,) = read_rankings(tmp_path, hub).records
+    assert (record.source, record.group) == ("set/harmless-base", "harmless base")
+    assert data_hashes(tmp_path, hub, []) == {f"{folder} harmless-base train": COMMIT}
+
+
+def test_a_broken_file_of_a_set_is_told_with_the_set(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "published", {"train.jsonl": [*[PAIR] * 20, '{"prompt": broken']})
+    with pytest.raises(RecordError, match=rf"{folder}@{COMMIT} train: .*JSON parse error.* in row 20"):
+        read_rankings(tmp_path, source("pairs", hub=folder, revision=COMMIT))
 
 
 def test_a_field_inside_objects_is_named_with_its_way() -> None:

@@ -1,5 +1,6 @@
 """What a run learns from: its sources, and how they are split."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -32,6 +33,12 @@ Unit = Annotated[float, Field(ge=-1, le=1)]
 SOURCE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
+def _commit(revision: str) -> str:
+    if not re.fullmatch("[0-9a-f]{40}", revision):
+        raise ValueError("not a commit (40 hexadecimal digits); what a branch or tag means may change")
+    return revision
+
+
 class Source(Frozen):
     """A data set.
 
@@ -39,7 +46,10 @@ class Source(Frozen):
         name: its folder below the data directory, and the records' `source`.
         format: what its rows look like.
         hub: a data set on the hub to read instead of a folder.
-        revision: of the hub's data set; without it a run could not be repeated.
+        hub_config: which configuration of the hub's data set, where it has several (`main` of `openai/gsm8k`).
+        hub_dir: the folder of the hub's data set that is read (`harmless-base` of `Anthropic/hh-rlhf`); it is the
+            records' subset, as a file's name is in a folder. None for the whole set.
+        revision: commit of the hub's data set; what a branch or tag means may change, and a run could not be repeated.
         split: of the hub's data set.
         languages: of message trees (`oasst`), which to keep.
         labels: of message trees, weights of the labels that make up the quality; magnitudes sum to 1.
@@ -48,7 +58,9 @@ class Source(Frozen):
     name: Annotated[str, Field(pattern=SOURCE_NAME)]
     format: Format
     hub: str | None = None
-    revision: str | None = None
+    hub_config: str | None = None
+    hub_dir: str | None = None
+    revision: Annotated[str, AfterValidator(_commit)] | None = None
     split: str = "train"
     languages: tuple[Language, ...] = ("en",)
     labels: dict[str, Unit] = Field({"quality": 1.0})
@@ -65,6 +77,8 @@ class Source(Frozen):
     def _pinned(self) -> "Source":
         if (self.hub is None) != (self.revision is None):
             raise ValueError("hub and revision belong together")
+        if self.hub is None and (self.hub_config or self.hub_dir) is not None:
+            raise ValueError("hub_config and hub_dir are of a set on the hub")
         return self
 
 

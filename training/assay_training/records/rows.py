@@ -177,22 +177,27 @@ def _lines(path: Path) -> Iterator[bytes]:
             raise RecordError(f"{path}: {error}") from error
 
 
-def rows_of_hub(name: str, revision: str, split: str) -> Iterator[Row]:
+def rows_of_hub(name: str, config: str | None, folder: str | None, revision: str, split: str) -> Iterator[Row]:
     """All rows of one split of a data set on the hub, or of a folder that `datasets` can load.
 
     Args:
         name: as `datasets.load_dataset` takes it.
-        revision: commit or tag; a branch would make a run that cannot be repeated.
+        config: which of the set's configurations; None for its only one, or its default.
+        folder: of the set, to which its files are restricted; it is the rows' subset, else the split is.
+        revision: commit.
         split: of the data set.
 
     Raises:
-        RecordError: there is no such set, or it cannot be reached.
+        RecordError: there is no such set, it cannot be reached, or a file of it is broken.
     """
     from datasets import load_dataset  # noqa: PLC0415 - heavy, and few runs need it
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
+    where = " ".join(filter(None, (f"{name}@{revision}", config, folder, split)))
     try:
-        rows = load_dataset(name, revision=revision, split=split)
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{name}@{revision} {split}: {error}") from error
+        rows = load_dataset(name, config, data_dir=folder, revision=revision, split=split)
+    except (OSError, ValueError, DatasetsError) as error:
+        cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
+        raise RecordError(f"{where}: {error}{cause}") from error
     for number, fields in enumerate(rows, start=1):
-        yield Row(f"{name}@{revision} {split}:{number}", split, fields)
+        yield Row(f"{where}:{number}", folder or split, fields)

@@ -118,11 +118,12 @@ def read_prompts(data: Path, sources: Sequence[Source]) -> Read[Prompt]:
 
 
 def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) -> dict[str, str]:
-    """What a run reads: SHA-256 of every file by its path below `data`, the revision of a hub set."""
+    """What a run reads: SHA-256 of every file by its path below `data`, the commit of a hub set."""
     hashes = {str(step.file): sha256(data / step.file) for step in mixture if isinstance(step, Augment)}
     for source in sources:
         if source.hub is not None:
-            hashes[f"{source.hub} {source.split}"] = str(source.revision)
+            name = " ".join(filter(None, (source.hub, source.hub_config, source.hub_dir, source.split)))
+            hashes[name] = str(source.revision)
         else:
             hashes |= {str(path.relative_to(data)): sha256(path) for path in files(data / source.name)}
     return hashes
@@ -150,4 +151,4 @@ def _read(data: Path, sources: Sequence[Source], kind: str) -> Read[Any]:
 def _rows(data: Path, source: Source) -> Iterator[Row]:
     if source.hub is None:
         return rows_of_files(data / source.name)
-    return rows_of_hub(source.hub, str(source.revision), source.split)
+    return rows_of_hub(source.hub, source.hub_config, source.hub_dir, str(source.revision), source.split)
