@@ -12,6 +12,7 @@ import torch
 from assay_training.algorithms.schedule import learning_rate_share, random_batches
 from assay_training.config.model import Optimiser
 from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
+from assay_training.errors import RunStopped
 from assay_training.examples import Example, render_records
 from assay_training.loops.objectives import Pairwise, Pointwise
 from assay_training.loops.reward import predict
@@ -395,6 +396,14 @@ def test_the_weight_of_an_item_multiplies_its_loss_and_divides_nothing(tmp_path:
 
 class Killed(BaseException):
     """A kill at a step."""
+
+
+@pytest.mark.parametrize("content", [b"", b"xx", b"PK\x03\x04 half an archive"])
+def test_a_broken_state_is_told_by_its_name(content: bytes, tmp_path: Path) -> None:
+    state = tmp_path / "state.pt"
+    state.write_bytes(content)
+    with pytest.raises(RunStopped, match=r"state\.pt: not a state that training can go on from; without the file it"):
+        fit(tiny.save_base(tmp_path / "base"), rankings(), tiny.optimiser(), resume=ResumePoint(state))
 
 
 @pytest.mark.parametrize("kill_at", [1, 4, 5, 8])

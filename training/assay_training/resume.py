@@ -3,12 +3,15 @@
 The order of the examples and the learning rate follow from the step; nothing else changes while training.
 """
 
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from assay_training.errors import RunStopped
 from assay_training.sharding import part_of, whole
 
 
@@ -58,10 +61,14 @@ class ResumePoint:
     def load(
         self, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer
     ) -> tuple[int, dict[str, float | str | None]]:
-        """Puts the stored state into place, if there is one; returns the step that comes next, and what was kept."""
+        """Puts the stored state into place, if there is one; returns the step that comes next, and what was kept.
+
+        Raises:
+            RunStopped: the file is broken.
+        """
         if not self._path.is_file():
             return 0, {}
-        state = torch.load(self._path, map_location="cpu", weights_only=True)
+        state = self._read()
         with torch.no_grad():
             for parameter, stored in zip(parameters, state["parameters"], strict=True):
                 parameter.copy_(part_of(stored, parameter))
@@ -70,6 +77,15 @@ class ResumePoint:
         optimiser.load_state_dict(moments)
         torch.set_rng_state(state["random"])
         return int(state["step"]), state["kept"]
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            raise RunStopped(
+                f"{self._path}: not a state that training can go on from; without the file it begins anew"
+            ) from error
+        return state
 
 
 def _map(
