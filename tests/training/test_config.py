@@ -10,8 +10,9 @@ from accelerate.utils import DistributedType
 
 from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer, RenderRules
-from assay_training.config.base import ConfigError, read
+from assay_training.config.base import ConfigError, Frozen, Seed, read
 from assay_training.config.ppo import PpoConfig
+from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
 from assay_training.config.sft import SftConfig
 from experiments import sweep
@@ -224,7 +225,16 @@ OPTIMISER = {"learning_rate": 0.01}
         ({"optimiser": {"learning_rate": float("inf")}}, "optimiser.learning_rate"),
         ({"optimiser": OPTIMISER | {"betas": [1.2, 2]}}, "optimiser.betas.0"),
         ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query"], "layers": [-1]}}, "lora.layers.0"),
+        ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query"], "layers": []}}, "lora.layers"),
+        ({"lora": {"r": 2, "alpha": 4, "target_modules": []}}, "lora.target_modules"),
+        ({"seed": -5}, "seed"),
+        ({"seed": 2**70}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"seed": "7"}, "seed"),
         ({"sources": [tiny.HH, tiny.HH]}, "sources: Value error, hh_rlhf is there twice"),
+        ({"sources": [tiny.HH | {"hub": "a/b", "revision": "main"}]}, "sources.0.revision: Value error, not a commit"),
+        ({"sources": [tiny.HH | {"hub": "a/b", "revision": "v1.0"}]}, "sources.0.revision: Value error, not a commit"),
+        ({"sources": [tiny.HH | {"hub_dir": "helpful-base"}]}, "sources.0: Value error, hub_config and hub_dir"),
     ],
 )
 def test_what_cannot_be_meant_is_told_with_its_key(changes: dict[str, Any], key: str, tmp_path: Path) -> None:
@@ -236,3 +246,25 @@ def test_a_configuration_in_another_encoding_is_told_with_its_file(tmp_path: Pat
     (tmp_path / "run.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(ConfigError, match=r"run\.yaml: .*utf-8"):
         read(tmp_path / "run.yaml", RewardConfig)
+
+
+@pytest.mark.parametrize("kind", [RewardConfig, SftConfig, PpoConfig, RejectionConfig])
+def test_every_run_has_a_seed_of_the_same_kind(kind: type[Frozen]) -> None:
+    assert kind.__annotations__["seed"] is Seed
+
+
+@pytest.mark.parametrize("text", ["seed: 3\nseed: 99\n", "optimiser:\n  learning_rate: 0.1\n  learning_rate: 0.2\n"])
+def test_a_key_that_is_there_twice_is_told_with_its_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.yaml: the key '\w+' is there twice\s+in .*, line [23]"):
+        read(tmp_path / "run.yaml", RewardConfig)
+
+
+def test_an_anchor_may_be_merged_and_overridden(tmp_path: Path) -> None:
+    """That is no key twice: what stands beside `<<` goes before what it brings."""
+    path = tiny.write_config(tmp_path / "run.yaml", tmp_path)
+    raw = yaml.safe_load(path.read_text())
+    del raw["optimiser"]
+    adam = "optimiser:\n  <<: &adam {learning_rate: 0.5, batch_prompts: 8}\n  learning_rate: 0.25\n"
+    path.write_text(yaml.safe_dump(raw) + adam)
+    assert read(path, RewardConfig).optimiser.learning_rate == 0.25

@@ -1,5 +1,6 @@
 """What every configuration has in common: frozen, strict, read from YAML with errors that name file and key."""
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,6 +13,7 @@ class ConfigError(ValueError):
 
 
 Name = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31)]  # what torch and numpy both take
 
 
 class Frozen(BaseModel):
@@ -34,6 +36,27 @@ class RunConfig(Frozen):
     template: Path
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no mapping has a key twice; the last one would win, silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping.
+
+        Raises:
+            yaml.constructor.ConstructorError: naming the key and its line.
+        """
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 Config = TypeVar("Config", bound=RunConfig)
 
 
@@ -44,7 +67,7 @@ def read(path: Path, kind: type[Config]) -> Config:
         ConfigError: naming the file and the key.
     """
     try:
-        raw: Any = yaml.safe_load(path.read_text())
+        raw: Any = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a safe loader
         config = kind.model_validate(raw)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -21,8 +21,8 @@ class Lora(Frozen):
 
     r: int = Field(gt=0)
     alpha: int = Field(gt=0)
-    target_modules: list[str]
-    layers: list[Annotated[int, Field(ge=0)]] | None = None
+    target_modules: list[str] = Field(min_length=1)
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
 
 
 class Adam(Frozen):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from assay_training.config.base import Frozen, Name, RunConfig
+from assay_training.config.base import Frozen, Name, RunConfig, Seed
 from assay_training.config.data import Sources
 from assay_training.config.model import Adam, Lora
 from assay_training.config.rollout import Reward, Sampled
@@ -90,4 +90,4 @@ class PpoConfig(RunConfig):
     ppo: Ppo
     optimiser: Adam
     steps: int = Field(gt=0)
-    seed: int = 0
+    seed: Seed = 0

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from assay_training.config.base import Name, RunConfig
+from assay_training.config.base import Name, RunConfig, Seed
 from assay_training.config.data import Sources
 from assay_training.config.model import Lora, Optimiser
 from assay_training.config.rollout import Reward, Sampled
@@ -33,4 +33,4 @@ class RejectionConfig(RunConfig):
     prompts: int = Field(gt=0)
     samples: int = Field(gt=1)
     optimiser: Optimiser
-    seed: int = 0
+    seed: Seed = 0

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from assay_service.scoring.manifest import EosPolicy, GoldenRow, ScorePosition, Unfinished
-from assay_training.config.base import Name, RunConfig
+from assay_training.config.base import Name, RunConfig, Seed
 from assay_training.config.data import Sources, Split
 from assay_training.config.mixture import Keep, Portion, Repeat, Sample, Step
 from assay_training.config.model import Lora, Optimiser
@@ -48,7 +48,7 @@ class RewardConfig(RunConfig):
     lora: Lora | None
     optimiser: Optimiser
     split: Split
-    seed: int = 0
+    seed: Seed = 0
     golden: list[tuple[str, str]] = Field(min_length=1, description="(prompt, completion) pairs")
 
     @model_validator(mode="after")

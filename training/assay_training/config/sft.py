@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator
 
-from assay_training.config.base import Frozen, Name, RunConfig
+from assay_training.config.base import Frozen, Name, RunConfig, Seed
 from assay_training.config.data import Sources
 from assay_training.config.model import Lora, Optimiser
 
@@ -38,7 +38,7 @@ class SftConfig(RunConfig):
     lora: Lora | None
     stages: list[Stage] = Field(min_length=1)
     held_out: float = Field(gt=0, lt=0.5)
-    seed: int = 0
+    seed: Seed = 0
 
     @field_validator("stages")
     @classmethod
