@@ -7,14 +7,19 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from typer.testing import CliRunner
 
 from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer, RenderRules
+from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.cli import app
 from assay_training.config.base import ConfigError, Frozen, Seed, read
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
 from assay_training.config.sft import SftConfig
+from assay_training.loops.checks import check, check_refused, untaught
+from assay_training.records.record import Judged
 from experiments import sweep
 from tests import checkpoints
 from tests.training import tiny
@@ -268,3 +273,90 @@ def test_an_anchor_may_be_merged_and_overridden(tmp_path: Path) -> None:
     adam = "optimiser:\n  <<: &adam {learning_rate: 0.5, batch_prompts: 8}\n  learning_rate: 0.25\n"
     path.write_text(yaml.safe_dump(raw) + adam)
     assert read(path, RewardConfig).optimiser.learning_rate == 0.25
+
+
+def of_part(part: int, count: int, config: RewardConfig) -> list[str]:
+    """Groups of one part."""
+    split = config.split
+    names = (f"group {i}" for i in range(10_000))
+    found = (
+        n for n in names
+        if fold_of(n, folds=split.folds or 1, held_out=split.held_out, seed=config.seed) == part
+    )  # fmt: skip
+    return [name for name, _ in zip(found, range(count), strict=False)]
+
+
+def absolute(tmp_path: Path, **split: Any) -> RewardConfig:
+    path = tiny.write_config(tmp_path / "run.yaml", tmp_path, objective={"kind": "absolute"}, split=split)
+    return read(path, RewardConfig)
+
+
+@pytest.mark.parametrize("held_out", [0, 1])
+def test_with_folds_too_a_held_out_part_that_is_too_small_is_refused(held_out: int, tmp_path: Path) -> None:
+    """The frozen head's penalty is chosen on it, when all models are trained."""
+    config = absolute(tmp_path, held_out=0.2, folds=2, test_folds=1)
+    groups = of_part(HELD_OUT, held_out, config) + of_part(0, 5, config) + of_part(1, 5, config)
+    records: list[Judged] = [tiny.labelled(group, "a", 0.5) for group in groups]
+    with pytest.raises(ConfigError, match=f"the held-out part has {held_out} groups to choose the frozen head on"):
+        check(config, records, {})
+    check(config, [*records, *(tiny.labelled(group, "a", 0.5) for group in of_part(HELD_OUT, 2, config))], {})
+
+
+@pytest.mark.parametrize("kind", ["preference", "absolute"])
+def test_the_command_refuses_folds_without_a_held_out_part_and_writes_nothing(kind: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q {i}", "completion": "fox", "label": i / 19} for i in range(20)]
+    pairs = [{"prompt": f"q {i}", "chosen": "fox", "rejected": "dog"} for i in range(20)]
+    tiny.write_rows(tmp_path / "data" / "s" / "x.jsonl.gz", rows if kind == "absolute" else pairs)
+    config = tiny.write_config(
+        tmp_path / "run.yaml",
+        tiny.save_base(tmp_path / "base"),
+        objective={"kind": kind},
+        sources=[{"name": "s", "format": "labels" if kind == "absolute" else "pairs"}],
+        split={"held_out": 0.001, "folds": 2, "test_folds": 1},
+    )
+    told = CliRunner().invoke(
+        app,
+        ["train", "reward", "--config", str(config), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "o")],
+    )
+    assert told.exit_code == 2
+    assert "split: the held-out part has 0 groups to choose the frozen head on" in told.output
+    assert not (tmp_path / "o").exists()
+
+
+def test_one_item_to_learn_from_is_refused(tmp_path: Path) -> None:
+    """The length baseline is fitted on it, and one length has no spread: its numbers would be NaN."""
+    config = absolute(tmp_path, held_out=0.2)
+    tested = [tiny.labelled(group, "a", 0.5) for group in of_part(HELD_OUT, 2, config)]
+    learned = [tiny.labelled(group, "a", 0.5) for group in of_part(0, 2, config)]
+    with pytest.raises(ConfigError, match="split: the training part has one record to learn from"):
+        check(config, [*tested, learned[0]], {})
+    check(config, [*tested, *learned], {})
+    folds = absolute(tmp_path, held_out=0.2, folds=2, test_folds=1)
+    groups = of_part(HELD_OUT, 2, folds) + of_part(0, 2, folds) + of_part(1, 1, folds)
+    with pytest.raises(ConfigError, match="split: all but fold 0 has one record to learn from"):
+        check(folds, [tiny.labelled(group, "a", 0.5) for group in groups], {})
+
+
+def test_labels_of_two_sources_with_a_tested_group_each_have_no_numbers(tmp_path: Path) -> None:
+    config = absolute(tmp_path, held_out=0.2)
+    one, other = of_part(HELD_OUT, 2, config)
+    learned = [tiny.labelled(group, "a", 0.5, "s") for group in of_part(0, 5, config)]
+    with pytest.raises(ConfigError, match="split: no source has two groups to test on"):
+        check(config, [*learned, tiny.labelled(one, "a", 0.5, "s"), tiny.labelled(other, "a", 0.5, "t")], {})
+    for sources in (("s", "s"), ("t/a", "t/b")):  # subsets of a data set are a domain together
+        tested = [tiny.labelled(group, "a", 0.5, s) for group, s in zip((one, other), sources, strict=True)]
+        check(config, [*learned, *tested], {})
+
+
+def test_rankings_of_ties_alone_are_counted_by_their_data_set() -> None:
+    tied = [tiny.ranking("q", ["a", "b"], (), source) for source in ("s/x", "s/y", "t")]
+    assert untaught([*tied, tiny.ranking("q", ["a", "b"]), tiny.labelled("q", "a", 0.5)]) == {
+        "s: nothing but ties": 2,
+        "t: nothing but ties": 1,
+    }
+
+
+def test_a_run_that_would_train_on_less_than_half_of_its_data_is_refused() -> None:
+    check_refused({"special": 5}, 10)
+    with pytest.raises(ConfigError, match=r"6 of 10 records cannot be rendered \(long: 1, special: 5\)"):
+        check_refused({"special": 5, "long": 1}, 10)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from assay_service.scoring.item import Item, Message
-from assay_training.config.data import Source
+from assay_training.config.data import Format, Source
+from assay_training.loops.checks import untaught
 from assay_training.records import plain
 from assay_training.records.hh import parse_dialogue
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
@@ -262,3 +263,28 @@ def test_a_line_that_cannot_be_meant_is_told_by_its_number(line: bytes, message:
     assert next(rows).text("prompt")
     with pytest.raises(RecordError, match=rf"x\.jsonl:2: .*{message}"):
         next(rows)
+
+
+@pytest.mark.parametrize(
+    ("folder", "format_", "left_out", "ties_alone"),
+    [
+        ("feedbackqa", "feedbackqa", {"a pair of equal completions": 1}, 50),
+        (
+            "arena_bench_gpt4_scores",
+            "arena_bench",
+            {"no score": 33, "empty answer": 27, "a pair of equal completions": 7, "one answer alone": 2},
+            0,
+        ),
+        ("qa_feedback_dev", "qa_feedback", {}, 12),
+        ("oasst1_sample", "oasst", {"fewer than two ranked replies": 8}, 0),
+    ],
+)
+def test_what_published_rankings_do_not_teach_is_counted(
+    folder: str, format_: Format, left_out: dict[str, int], ties_alone: int, request: pytest.FixtureRequest
+) -> None:
+    data = request.config.getoption("--data")
+    if data is None or not (data / folder).is_dir():
+        pytest.skip(f"the published data are not there (--data=DIR with {folder} in it)")
+    found = read_rankings(data, [Source(name=folder, format=format_)])
+    assert found.left_out == {f"{folder}: {reason}": count for reason, count in left_out.items()}
+    assert sum(untaught(found.records).values()) == ties_alone

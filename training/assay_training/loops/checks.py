@@ -1,18 +1,24 @@
 """What must hold of a run's records and base before anything is written."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from assay_service.scoring.architectures import longest_sequence
 from assay_service.scoring.checkpoint import read_config
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
-from assay_training.config.objective import LabelledMargin, PreferenceObjective
+from assay_training.config.objective import AbsoluteObjective, LabelledMargin, PreferenceObjective
 from assay_training.config.reward import RewardConfig
+from assay_training.evaluation.results import domains
 from assay_training.mixture import Paraphrases, is_low, mix
 from assay_training.records.record import Judged, Labelled, Ranking
+
+LARGEST_REFUSED_SHARE = 0.5
 
 
 def part_of(config: RewardConfig, record: Judged) -> int:
@@ -24,6 +30,26 @@ def part_of(config: RewardConfig, record: Judged) -> int:
 def teaches(record: Judged) -> bool:
     """Whether there is anything to learn from it: a ranking of ties alone has no pair."""
     return not isinstance(record, Ranking) or bool(record.pairs)
+
+
+def untaught(records: Sequence[Judged]) -> Counter[str]:
+    """Rankings of ties alone, which no model is trained on, by source; where they are tested their ties are."""
+    return Counter(f"{record.data_set}: nothing but ties" for record in records if not teaches(record))
+
+
+def check_refused(refused: Mapping[str, int], records: int) -> None:
+    """Most records could be rendered; else a run would learn from a remnant of its data.
+
+    Args:
+        refused: records that the renderer refused, by error code.
+        records: how many there were.
+
+    Raises:
+        ConfigError: more than half were refused.
+    """
+    if sum(refused.values()) > LARGEST_REFUSED_SHARE * records:
+        counts = ", ".join(f"{code}: {count}" for code, count in sorted(refused.items()))
+        raise ConfigError(f"sources: {sum(refused.values())} of {records} records cannot be rendered ({counts})")
 
 
 def check_length(max_length: int, base: Path) -> None:
@@ -50,12 +76,8 @@ def check(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphra
             mixed = [r for r in mix(training, config.mixture, paraphrases, config.seed) if teaches(r)]
         except ConfigError as error:
             raise ConfigError(f"{error} ({name}, {len(training)} of {len(records)} records)") from error
-        _check_lesson(config, name, mixed)
-    for part in [HELD_OUT] if config.split.folds is None else range(config.split.test_folds or 0):
-        groups = {r.group for r, other in zip(records, parts, strict=True) if other == part and teaches(r)}
-        if len(groups) < 2:
-            name = "the held-out part" if part == HELD_OUT else f"fold {part}"
-            raise ConfigError(f"split: {name} has {len(groups)} groups to test on; at least two are needed")
+        _check_lesson(config, name, [r for r in training if teaches(r)], mixed)
+    _check_tests(config, [(record, part) for record, part in zip(records, parts, strict=True) if teaches(record)])
 
 
 def paraphrased(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphrases) -> dict[str, Any]:
@@ -80,11 +102,34 @@ def _trainings(config: RewardConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"all but fold {fold}", (HELD_OUT, fold)
 
 
-def _check_lesson(config: RewardConfig, name: str, mixed: Sequence[Judged]) -> None:
+def _check_lesson(config: RewardConfig, name: str, training: Sequence[Judged], mixed: Sequence[Judged]) -> None:
     if not mixed:
         raise ConfigError(f"sources, mixture: {name}: there is nothing to learn from")
+    if len(training) < 2:  # baselines are fitted on it as well, and a single item has no spread
+        raise ConfigError(f"sources, split: {name} has one record to learn from; at least two are needed")
     objective = config.objective
     if isinstance(objective, PreferenceObjective) and isinstance(objective.margin, LabelledMargin):
         rankings = (record for record in mixed if isinstance(record, Ranking))
         if all(pair.gap is None for record in rankings for pair in record.pairs):
             raise ConfigError(f"objective: margin: labelled, but no source says how much better ({name})")
+
+
+def _check_tests(config: RewardConfig, records: Sequence[tuple[Judged, int]]) -> None:
+    """Every part has two groups, also the held-out one beside folds: the frozen head's penalty is chosen on it."""
+    folds = range(config.split.test_folds or 0)
+    for part in (HELD_OUT, *folds):
+        groups = {record.group for record, other in records if other == part}
+        if len(groups) < 2:
+            name = "the held-out part" if part == HELD_OUT else f"fold {part}"
+            use = "choose the frozen head on" if folds and part == HELD_OUT else "test on"
+            raise ConfigError(f"split: {name} has {len(groups)} groups to {use}; at least two are needed")
+    tested = [record for record, part in records if part in (folds or (HELD_OUT,))]
+    if isinstance(config.objective, AbsoluteObjective) and not _has_domain(tested):
+        raise ConfigError("split: no source has two groups to test on, so there would be no numbers")
+
+
+def _has_domain(records: Sequence[Judged]) -> bool:
+    """Whether there is a domain of two groups; labels of different sources have no numbers in common."""
+    groups = np.asarray([record.group for record in records])
+    sources = np.asarray([record.source for record in records])
+    return any(len(np.unique(groups[mask])) > 1 for mask in domains(sources).values())

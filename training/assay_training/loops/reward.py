@@ -25,7 +25,7 @@ from assay_training.config.model import Optimiser
 from assay_training.config.objective import AbsoluteObjective
 from assay_training.config.reward import RewardConfig
 from assay_training.examples import Example, autocast, render_records, token_batches
-from assay_training.loops.checks import check, check_length, paraphrased, part_of, teaches
+from assay_training.loops.checks import check, check_length, check_refused, paraphrased, part_of, teaches, untaught
 from assay_training.loops.objectives import Pairwise, Pointwise
 from assay_training.loops.supervised import Schedule, train
 from assay_training.lora import lora_config
@@ -67,7 +67,9 @@ class RewardRun:
         self.renderer = self._renderer(model)
         self.golden = [self._golden(*texts) for texts in config.golden]
         self.examples, report = render_records(found.records, self.renderer)
-        check(config, [example.record for example in self.examples], self._paraphrases)
+        check_refused(report.refused, len(found.records))
+        records = [example.record for example in self.examples]
+        check(config, records, self._paraphrases)
         self.run = RunDirectory(
             out,
             {
@@ -78,11 +80,15 @@ class RewardRun:
             },
             writes=accelerator().is_main_process,
         )
-        self.parts = [part_of(config, example.record) for example in self.examples]
+        self.parts = [part_of(config, record) for record in records]
         learned = [example.record for example in self.without(HELD_OUT)]
         self.run.write_json(
             "render.json",
-            {"left_out": found.left_out, **asdict(report), **paraphrased(config, learned, self._paraphrases)},
+            {
+                "left_out": found.left_out + untaught(records),
+                **asdict(report),
+                **paraphrased(config, learned, self._paraphrases),
+            },
         )
 
     def without(self, *parts: int) -> list[Example]:
