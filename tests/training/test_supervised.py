@@ -398,7 +398,7 @@ class Killed(BaseException):
     """A kill at a step."""
 
 
-@pytest.mark.parametrize("content", [b"", b"xx", b"PK\x03\x04 half an archive"])
+@pytest.mark.parametrize("content", [b"", b"xx", b"8", b"\x80\x02h\x01.", b"PK\x03\x04 half an archive"])
 def test_a_broken_state_is_told_by_its_name(content: bytes, tmp_path: Path) -> None:
     state = tmp_path / "state.pt"
     state.write_bytes(content)

@@ -3,7 +3,6 @@
 The order of the examples and the learning rate follow from the step; nothing else changes while training.
 """
 
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,9 @@ class ResumePoint:
     def _read(self) -> dict[str, Any]:
         try:
             state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # a broken pickle may raise anything
             raise RunStopped(
                 f"{self._path}: not a state that training can go on from; without the file it begins anew"
             ) from error
