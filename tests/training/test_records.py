@@ -143,6 +143,10 @@ def test_the_group_of_a_question_is_its_words() -> None:
     assert group_of("Größe: 5") == "größe 5"
 
 
+def test_questions_without_words_are_groups_of_their_own() -> None:
+    assert [group_of(text) for text in ("?!", " … ", "🙂", "⭐")] == ["?!", "…", "🙂", "⭐"]
+
+
 GOOD_HH = hh_row("a", "b", "c")
 GOOD_SAFETY = safety_row("a", "b", "Safe")
 GOOD_FEEDBACK = feedback_row("a", "b", "Bad")

@@ -147,5 +147,5 @@ def told_apart(ranking: Ranking) -> Iterator[Ranking | LeftOut]:
 
 
 def group_of(text: str) -> str:
-    """The split key of a question: its words, without case or punctuation."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    """The split key of a question: its words, without case or punctuation; where there are none, all of it."""
+    return " ".join(re.findall(r"\w+", text.lower())) or text.strip()
