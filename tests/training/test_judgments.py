@@ -269,6 +269,22 @@ def test_errors_by_bucket_of_ten_rows(tmp_path: Path) -> None:
     assert "x.jsonl:1: field 'label' is 1.5" in evaluate("absolute", tmp_path / "x.jsonl")[1]
 
 
+@pytest.mark.parametrize(
+    ("given", "told"), [("1e300", "1e+300"), ("-1e101", "-1e+101"), ("1e999", "inf"), ("NaN", "nan")]
+)
+def test_a_prediction_without_a_finite_square_is_told(tmp_path: Path, given: str, told: str) -> None:
+    rows = f'{{"label": 0.5, "prediction": 1e30}}\n{{"label": 0.5, "prediction": {given}}}\n'
+    (tmp_path / "x.jsonl").write_text(rows)
+    code, output = evaluate("absolute", tmp_path / "x.jsonl")
+    assert (code, f"x.jsonl:2: field 'prediction' is {told}, not a number from -1e+100 to 1e+100" in output) == (
+        2,
+        True,
+    )
+    (tmp_path / "x.jsonl").write_text(rows.splitlines()[0])
+    code, output = evaluate("absolute", tmp_path / "x.jsonl", "--html", tmp_path / "x.html", "--json")
+    assert (code, json.loads(output)[0]["mse"]) == (0, pytest.approx(1e60))
+
+
 @pytest.mark.parametrize("command", ["winrate", "absolute"])
 def test_no_rows_and_endless_nesting_are_told(command: str, tmp_path: Path) -> None:
     for content in ("[]", "[" * 100_000):

@@ -178,7 +178,7 @@ class Bin:
 
 def calibration(labels: Floats, predictions: Floats) -> list[Bin]:
     """Mean label beside mean prediction, by tenths of the prediction; empty tenths are left out. Both `[n]`."""
-    index = np.clip((predictions * BINS).astype(int), 0, BINS - 1)
+    index = np.clip(predictions * BINS, 0, BINS - 1).astype(int)  # in this order: some predictions fit no integer
     return [
         Bin(k / BINS, (k + 1) / BINS, int(mask.sum()), float(predictions[mask].mean()), float(labels[mask].mean()))
         for k in range(BINS)

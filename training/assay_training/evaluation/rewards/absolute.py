@@ -1,6 +1,5 @@
 """How far an absolute model's qualities are from their labels, bucket by bucket (the thesis' Tables 6 and 7)."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ COLUMNS = (
     number("MSE", "mse", ".4f"),
     number("MAE", "mae", ".4f"),
 )
+LARGEST = 1e100  # squares of larger predictions could not be summed
 NOTES = ("Labels: low <= 0.4, high >= 0.9, mid between.",)
 
 
@@ -33,8 +33,8 @@ def read_qualities(path: Path) -> tuple[Floats, Floats]:
         label, prediction = row.get("label", float), row.get("prediction", float)
         if not 0 <= label <= 1:
             raise row.error(f"field 'label' is {label}, not in 0..1")
-        if not math.isfinite(prediction):
-            raise row.error(f"field 'prediction' is {prediction}")
+        if not abs(prediction) <= LARGEST:  # NaN neither
+            raise row.error(f"field 'prediction' is {prediction}, not a number from -{LARGEST:g} to {LARGEST:g}")
         labels.append(label)
         predictions.append(prediction)
     if not labels:
