@@ -284,6 +284,22 @@ def test_ties_are_reported_apart() -> None:
     assert numbers["all"]["accuracy"]["model"]["n"] == 4
 
 
+def test_ties_of_a_source_without_pairs_are_counted_in_all() -> None:
+    tied = replace(ranking("a", "xy", (), "x"), ties=((0, 1),))
+    others = [ranking("b", "xy", source="y"), ranking("c", "xy", source="y")]
+    numbers = results(Rows.of([tied, *others], {"model": [[3.0, 1.0], [1.0, 0.0], [1.0, 0.0]]}), PREFERENCE, seed=0)
+    assert list(numbers) == ["y", "all"]  # one group
+    assert numbers["all"]["ties"] == {"n": 1, "mean |margin|": 2.0}
+    assert numbers["y"]["ties"] == {"n": 0, "mean |margin|": None}
+
+
+def test_an_accuracy_without_a_miss_is_not_certain() -> None:
+    """Four of four: Wilson's interval, from 0.5101."""
+    rows = Rows.of([ranking(name, "xy", source="y") for name in "abcd"], {"model": [[1.0, 0.0]] * 4})
+    accuracy = results(rows, PREFERENCE, seed=0)["all"]["accuracy"]["model"]
+    assert (accuracy["value"], accuracy["low"], accuracy["high"]) == (1.0, pytest.approx(0.510109, abs=1e-6), 1.0)
+
+
 def test_calibration_is_of_the_quality() -> None:
     (low, mid, high) = absolute_results(0)["feedbackqa"]["calibration"]
     assert (low["n"], low["prediction"], low["label"]) == (10, pytest.approx(0.1), 0.0)

@@ -13,6 +13,8 @@ from assay_training.algorithms.statistics import (
     bucket_errors,
     calibration,
     clustered_mean,
+    clustered_share,
+    ends,
     moments,
     outcomes,
     spearman,
@@ -51,6 +53,57 @@ def test_repeating_every_row_in_its_cluster_does_not_narrow_the_interval() -> No
 def test_an_interval_needs_two_clusters(clusters: list[str]) -> None:
     with pytest.raises(ValueError, match="at least two clusters"):
         clustered_mean(np.ones(len(clusters)), clusters)
+
+
+def wilson(p: float, n: float) -> list[float]:
+    """His formula, 1927."""
+    middle, half = p + Z**2 / (2 * n), Z * (p * (1 - p) / n + Z**2 / (4 * n**2)) ** 0.5
+    return [(middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)]
+
+
+def test_a_share_of_rows_that_are_clusters_has_wilsons_interval() -> None:
+    """66 of 100: 56.28 to 74.54 %."""
+    estimate = clustered_share(np.array([1.0] * 66 + [0.0] * 34), [f"prompt {i}" for i in range(100)])
+    assert (estimate.value, estimate.n, estimate.clusters) == (0.66, 100, 100)
+    assert [estimate.low, estimate.high] == pytest.approx([0.56278, 0.74538], abs=5e-6)
+
+
+def test_a_share_over_clusters_has_wilsons_interval_at_the_effective_size() -> None:
+    """Residuals sum to 1, -4/3 and 1/3: 3/2 · 26/9 / 36 = 13/108, 65/24 of 2/45; times (2.570582 / 4.302653)² for 3."""
+    estimate = clustered_share(np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0]), ["a", "b", "a", "c", "b", "a"])
+    assert [estimate.low, estimate.high] == pytest.approx(wilson(2 / 3, 6 * 24 / 65 * 0.3569365), abs=1e-6)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1.0, [0.438503, 1.0]), (0.0, [0.0, 0.561497])])
+def test_all_right_or_all_wrong_is_not_certain(value: float, expected: list[float]) -> None:
+    """As many rows as clusters: 3 of 3, and 0 of 3."""
+    estimate = clustered_share(np.full(12, value), list("aaaabbbbcccc"))
+    assert [estimate.low, estimate.high] == pytest.approx(expected, abs=1e-6)
+
+
+def test_clusters_with_equal_means_count_for_no_more_than_their_rows() -> None:
+    """Ten times a right and a wrong one: Wilson's of 20 rows, less (2.093024 / 2.262157)² for ten clusters."""
+    estimate = clustered_share(np.array([0.0, 1.0] * 10), [str(i // 2) for i in range(20)])
+    assert [estimate.low, estimate.high] == pytest.approx(wilson(0.5, 20 * 0.8560564), abs=1e-6)
+
+
+def test_the_interval_of_a_share_is_within_0_and_1_and_has_a_width() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        count = int(generator.integers(2, 6))
+        clusters = [str(i) for i in [*range(count), *generator.integers(count, size=20).tolist()]]
+        values = (
+            generator.integers(0, 3, size=len(clusters)) / 2 if generator.random() < 0.8 else np.full(count + 20, 0.3)
+        )
+        estimate = clustered_share(values, clusters)
+        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+        assert estimate.high - estimate.low > 0.1
+
+
+def test_one_cluster_has_no_interval() -> None:
+    assert ends(clustered_share, np.ones(3), list("aaa")) is None
+    assert ends(clustered_mean, np.zeros(0), []) is None
+    assert ends(clustered_mean, np.array([1.0, 1.0]), list("ab")) == [1.0, 1.0]
 
 
 def test_a_tie_is_one_half() -> None:
@@ -154,9 +207,18 @@ def test_the_moments_of_margins() -> None:
 
 
 def test_margins_that_are_all_equal_have_no_shape() -> None:
-    of = moments(np.array([2.0, 2.0]))
-    assert (of.mean, of.std, of.skewness, of.kurtosis) == (2.0, 0.0, 0.0, 0.0)
-    assert moments(np.array([2.0])).std == 0.0
+    of = moments(np.full(5, 2.0))
+    assert (of.mean, of.std, of.skewness, of.kurtosis) == (2.0, 0.0, None, None)
+
+
+def test_too_few_margins_have_no_moments() -> None:
+    """Two have a spread, three a skewness (-1 -1 2 have m2 = m3 = 2), four a kurtosis."""
+    found = [moments(np.array([0.0, 0.0, 3.0, 1.0][:n])) for n in range(5)]
+    assert [of.n for of in found] == [0, 1, 2, 3, 4]
+    assert (found[0].mean, found[0].share_negative, found[1].mean, found[1].share_negative) == (None, None, 0.0, 0.0)
+    assert [of.std for of in found[:3]] == [None, None, 0.0]
+    assert [of.skewness for of in found[:4]] == [None, None, None, pytest.approx(2 / 2**1.5)]
+    assert [of.kurtosis is None for of in found] == [True, True, True, True, False]
 
 
 def test_calibration_by_tenths_of_the_prediction() -> None:
@@ -168,3 +230,8 @@ def test_calibration_by_tenths_of_the_prediction() -> None:
     assert low.label == pytest.approx(0.2)
     assert (second.low, second.n, second.label) == (0.1, 1, 0.25)
     assert (high.low, high.n, high.label) == (0.9, 3, 0.5)
+
+
+def test_a_prediction_far_outside_is_in_the_nearest_tenth() -> None:
+    low, high = calibration(np.array([0.0, 1.0]), np.array([-1e30, 1e30]))
+    assert (low.low, low.prediction, high.high, high.prediction) == (0.0, -1e30, 1.0, 1e30)

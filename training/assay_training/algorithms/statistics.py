@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
-from scipy.stats import kurtosis, mannwhitneyu, norm, skew, spearmanr
+from scipy.stats import kurtosis, mannwhitneyu, norm, skew, spearmanr, t
+from statsmodels.stats.proportion import proportion_confint
 
 from assay_training.algorithms.buckets import HIGH, LOW
 
@@ -54,21 +55,55 @@ def clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
     Raises:
         ValueError: there are fewer than two clusters.
     """
+    mean, variance, count = _clustered(values, clusters)
+    half = Z_95 * variance**0.5
+    return Estimate(mean, mean - half, mean + half, len(values), count)
+
+
+def clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate:
+    """The mean of `values` in 0..1 with Wilson's interval, within 0..1, at the effective sample size.
+
+    That size is `n / deff · (t_{n-1} / t_{G-1})²`. The design effect `deff` is `clustered_mean`'s variance over that of
+    n independent rows of 0 or 1, `p (1 - p) / (n - 1)`; the 97.5 % quantiles of t widen what few clusters tell of it
+    (Korn and Graubard 1998, Survey Methodology 24; with Wilson's interval Franco et al. 2019, J. Survey Stat.
+    Methodol. 7). As there, clusters never count for more than rows without clusters would. With clusters of one row of
+    0 or 1 it is Wilson's own interval. Where all rows are equal no variance is seen, and the size is `G`.
+
+    Args:
+        values: `[n]`, 0..1.
+        clusters: the cluster of each row, `[n]`.
+
+    Raises:
+        ValueError: there are fewer than two clusters.
+    """
+    p, variance, count = _clustered(values, clusters)
+    n, size = len(values), float(count)
+    variance = max(variance, float(values.var(ddof=1)) / n)
+    if np.ptp(values) > 1e-9:  # more than rounding leaves
+        narrower = float(t.ppf(0.975, n - 1) / t.ppf(0.975, count - 1)) ** 2
+        size = n / (n - 1) * p * (1 - p) / variance * narrower
+    low, high = proportion_confint(p * size, size, method="wilson")
+    return Estimate(p, float(low), float(high), n, count)
+
+
+def _clustered(values: Floats, clusters: Sequence[str]) -> tuple[float, float, int]:
+    """The mean, its variance, and how many clusters there are."""
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(index.max()) + 1 if len(index) else 0
     if count < 2:
         raise ValueError(f"an interval needs at least two clusters, there are {count}")
     mean = float(values.mean())
     sums = np.bincount(index, weights=values - mean)
-    half = Z_95 * float(np.sqrt(count / (count - 1) * (sums**2).sum())) / len(values)
-    return Estimate(mean, mean - half, mean + half, len(values), count)
+    return mean, float(count / (count - 1) * (sums**2).sum()) / len(values) ** 2, count
 
 
-def clustered_interval(values: Floats, clusters: Sequence[str]) -> list[float] | None:
-    """The ends of `clustered_mean`'s interval; None where there are fewer than two clusters, and so none."""
+def ends(
+    estimator: Callable[[Floats, Sequence[str]], Estimate], values: Floats, clusters: Sequence[str]
+) -> list[float] | None:
+    """The ends of an estimate's interval; None where there are fewer than two clusters, and so none."""
     if len(set(clusters)) < 2:
         return None
-    estimate = clustered_mean(values, clusters)
+    estimate = estimator(values, clusters)
     return [estimate.low, estimate.high]
 
 
@@ -126,35 +161,36 @@ def bucket_errors(labels: Floats, predictions: Floats) -> dict[str, tuple[int, f
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """How reward margins are distributed (the margin paper's section 4).
+    """How reward margins are distributed (the margin paper's section 4); None is what so few, or equal ones, have not.
 
     Attributes:
         n: pairs.
         mean: of the margins.
-        std: sample standard deviation.
+        std: sample standard deviation; of two or more.
         share_negative: pairs that the model has the wrong way round.
-        skewness: Fisher-Pearson, 0 for a symmetric distribution.
-        kurtosis: excess, 0 for a normal distribution.
+        skewness: Fisher-Pearson, 0 for a symmetric distribution; of three or more that differ.
+        kurtosis: excess, 0 for a normal distribution; of four or more that differ.
     """
 
     n: int
-    mean: float
-    std: float
-    share_negative: float
-    skewness: float
-    kurtosis: float
+    mean: float | None
+    std: float | None
+    share_negative: float | None
+    skewness: float | None
+    kurtosis: float | None
 
 
 def moments(margins: Floats) -> Moments:
-    """The moments of reward margins, `[n]` with n > 1; skewness and kurtosis of equal margins are 0."""
-    spread = bool(np.ptp(margins))
+    """The moments of reward margins, `[n]`."""
+    n = len(margins)
+    spread = n > 0 and bool(np.ptp(margins))
     return Moments(
-        n=len(margins),
-        mean=float(margins.mean()),
-        std=float(margins.std(ddof=1)) if len(margins) > 1 else 0.0,
-        share_negative=float((margins < 0).mean()),
-        skewness=float(skew(margins)) if spread else 0.0,
-        kurtosis=float(kurtosis(margins)) if spread else 0.0,
+        n=n,
+        mean=float(margins.mean()) if n else None,
+        std=float(margins.std(ddof=1)) if n > 1 else None,
+        share_negative=float((margins < 0).mean()) if n else None,
+        skewness=float(skew(margins)) if n > 2 and spread else None,
+        kurtosis=float(kurtosis(margins)) if n > 3 and spread else None,
     )
 
 

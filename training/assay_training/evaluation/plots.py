@@ -19,11 +19,12 @@ def margins(rows: Rows, model: str) -> Figure:
     for axes, source in zip(figure.subplots(1, len(sources), squeeze=False)[0], sources, strict=True):
         values = rows.values[model][rows.sources == source]
         of = moments(values)
+        skewness = "–" if of.skewness is None else f"{of.skewness:.2f}"
         axes.hist(values, bins=BINS)
         axes.axvline(0, color="black", linewidth=1)
-        axes.axvline(of.mean, color="tab:red", linewidth=1)
+        axes.axvline(values.mean(), color="tab:red", linewidth=1)
         axes.set_title(f"{source}, {of.n} pairs")
-        axes.set_xlabel(f"margin: mean {of.mean:.2f}, {of.share_negative:.0%} < 0, skewness {of.skewness:.2f}")
+        axes.set_xlabel(f"margin: mean {of.mean:.2f}, {of.share_negative:.0%} < 0, skewness {skewness}")
     return figure
 
 
@@ -46,13 +47,16 @@ def scatter(x: Floats, y: Floats, x_label: str, y_label: str) -> Figure:
     return figure
 
 
-def lines(points: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Figure:
-    """A line per name, over powers of two."""
+def lines(
+    points: Mapping[str, Sequence[tuple[float, float]]], ticks: Mapping[float, str], x_label: str, y_label: str
+) -> Figure:
+    """A line per name, over powers of two, which `ticks` name."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     for name, of in points.items():
         axes.plot([x for x, _ in of], [y for _, y in of], marker="o", label=name)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.legend()
     return figure

@@ -1,6 +1,6 @@
 """Logits beside their baselines to the numbers of a run and of its card."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +17,7 @@ from assay_training.algorithms.statistics import (
     bucket_errors,
     calibration,
     clustered_mean,
+    clustered_share,
     moments,
     outcomes,
     spearman,
@@ -35,11 +36,11 @@ def results(rows: Rows, objective: PreferenceObjective | AbsoluteObjective, seed
 
     A domain of one group is left out: a single group says nothing about others.
     """
-    of = {name: mask for name, mask in domains(rows.sources).items() if len(np.unique(rows.groups[mask])) > 1}
+    parts = {name: rows.of_sources(sources) for name, sources in domains(rows.all_sources).items()}
+    of = {name: part for name, part in parts.items() if len(np.unique(part.groups)) > 1}
     if isinstance(objective, AbsoluteObjective):
-        return {name: absolute_numbers(rows.where(mask), objective, seed) for name, mask in of.items()}
-    of["all"] = np.ones(len(rows.sources), dtype=bool)
-    return {name: preference_numbers(rows.where(mask)) for name, mask in of.items()}
+        return {name: absolute_numbers(part, objective, seed) for name, part in of.items()}
+    return {name: preference_numbers(part) for name, part in {**of, "all": rows}.items()}
 
 
 def preference_numbers(rows: Rows) -> dict[str, Any]:
@@ -121,28 +122,28 @@ def absolute_numbers(rows: Rows, objective: AbsoluteObjective, seed: int) -> dic
     }
 
 
-def domains(sources: NDArray[np.str_]) -> dict[str, NDArray[np.bool_]]:
-    """Which rows are of which source, of which data set with several, and of its helpful ones."""
-    found = {str(source): sources == source for source in np.unique(sources)}
+def domains(sources: Collection[str]) -> dict[str, list[str]]:
+    """The sources of each domain: itself, those of a data set with several, and its helpful ones."""
+    found = {source: [source] for source in sorted(sources)}
     for data_set in sorted({source.split("/")[0] for source in found}):
         subsets = [source for source in found if source.startswith(f"{data_set}/")]
         helpful = [source for source in subsets if source.startswith(f"{data_set}/helpful")]
         for name, several in ((f"{data_set}/helpful (all)", helpful), (f"{data_set} (all)", subsets)):
             if len(several) > 1:
-                found[name] = np.isin(sources, several)
+                found[name] = several
     return found
 
 
-def cuts(rows: Rows) -> Iterator[tuple[str, str | None, NDArray[np.bool_]]]:
-    """Every domain, and `all`; of each every strength of preference that it has, after None for any; and which rows."""
-    by_strength = strengths(rows)
-    for source, where in {**domains(rows.sources), "all": np.ones(len(rows.sources), dtype=bool)}.items():
-        yield source, None, where
-        yield from ((source, name, of & where) for name, of in by_strength.items() if (of & where).any())
+def cuts(rows: Rows) -> Iterator[tuple[str, str | None, Rows]]:
+    """Of every domain, and of `all`, the rows with their ties (None), then those of every strength that it has."""
+    parts = {name: rows.of_sources(sources) for name, sources in domains(rows.all_sources).items()}
+    for source, part in {**parts, "all": rows}.items():
+        yield source, None, part
+        yield from ((source, name, part.where(of)) for name, of in strengths(part).items() if of.any())
 
 
 def _accuracy(hits: Mapping[str, Floats], groups: NDArray[np.str_], mask: NDArray[np.bool_]) -> dict[str, Any]:
     clusters = groups[mask].tolist()
     if len(set(clusters)) < 2:  # no interval
         return {}
-    return {name: asdict(clustered_mean(column[mask], clusters)) for name, column in hits.items()}
+    return {name: asdict(clustered_share(column[mask], clusters)) for name, column in hits.items()}

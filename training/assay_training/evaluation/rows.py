@@ -1,8 +1,8 @@
 """Logits of several contenders, row by row: pairs and ties of rankings, or labelled items."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,8 @@ class Rows:
         labels: of each item; None for preference.
         gaps: of each pair, NaN where its source does not say; None for absolute.
         extremes: whether a pair is its ranking's best against its worst; None for absolute.
-        ties: margins of completions judged equal, as rows of their own; None for absolute.
+        firsts: whether the better one of a pair stands before the other; None for absolute.
+        ties: margins of completions judged equal, as rows of their own; None for absolute, and of some pairs alone.
     """
 
     sources: NDArray[np.str_]
@@ -33,6 +34,7 @@ class Rows:
     labels: Floats | None = None
     gaps: Floats | None = None
     extremes: NDArray[np.bool_] | None = None
+    firsts: NDArray[np.bool_] | None = None
     ties: "Rows | None" = None
 
     @classmethod
@@ -52,21 +54,30 @@ class Rows:
             judged.values,
             gaps=np.asarray([np.nan if pair.gap is None else pair.gap for _, pair in pairs], dtype=np.float64),
             extremes=np.asarray([pair == best[i] for i, pair in pairs], dtype=bool),
+            firsts=np.asarray([pair.better < pair.worse for _, pair in pairs], dtype=bool),
             ties=tied,
         )
 
+    @property
+    def all_sources(self) -> set[str]:
+        """Of rows and of ties: a source may have ties alone."""
+        return {str(source) for source in np.unique(self.sources)} | (self.ties.all_sources if self.ties else set())
+
+    def of_sources(self, sources: Collection[str]) -> "Rows":
+        """The rows of `sources`, and their ties."""
+        rows = self.where(np.isin(self.sources, list(sources)))
+        return rows if self.ties is None else replace(rows, ties=self.ties.of_sources(sources))
+
     def where(self, mask: NDArray[np.bool_]) -> "Rows":
-        """The rows where `mask` is True; of the ties those of the sources that are left."""
-        sources = self.sources[mask]
-        ties = self.ties
+        """The rows where `mask` is True, without ties, which no mask of pairs is about."""
         return Rows(
-            sources,
+            self.sources[mask],
             self.groups[mask],
             {name: column[mask] for name, column in self.values.items()},
             labels=None if self.labels is None else self.labels[mask],
             gaps=None if self.gaps is None else self.gaps[mask],
             extremes=None if self.extremes is None else self.extremes[mask],
-            ties=None if ties is None else ties.where(np.isin(ties.sources, sources)),
+            firsts=None if self.firsts is None else self.firsts[mask],
         )
 
 

@@ -80,6 +80,11 @@ def text(heading: str, key: str, missing: str = MISSING) -> Column:
     return Column(heading, lambda record: missing if record[key] is None else str(record[key]))
 
 
+def cut(heading: str) -> Column:
+    """A column of sources; a strength of preference stands in the place of the source above it, by its first word."""
+    return Column(heading, lambda r: r["source"] if r["strength"] is None else f"… {r['strength'].split()[0]}")
+
+
 def number(heading: str, key: str, format_: str, *, detail: bool = False) -> Column:
     """A column of numbers in a format of `str.format`: `.3f`, `.1%`."""
     return Column(heading, lambda record: MISSING if record[key] is None else format(record[key], format_), detail)

@@ -9,28 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from assay_training.algorithms.statistics import Floats, bootstrap, clustered_interval, outcomes
+from assay_training.algorithms.statistics import Floats, bootstrap, clustered_share, ends, outcomes
 from assay_training.evaluation import plots
 from assay_training.evaluation.results import LENGTH, cuts
 from assay_training.evaluation.rewards.served import lengths
 from assay_training.evaluation.rows import Logits, Rows
-from assay_training.evaluation.table import Picture, Table, interval, number, text
+from assay_training.evaluation.table import Picture, Table, cut, interval, number, text
 from assay_training.records.record import Ranking
 
+FEW = 10  # clusters, of which resampling tells too little
 COLUMNS = (
-    text("source", "source"),
-    text("preference", "strength", missing="any"),
+    cut("source"),
     text("model", "model"),
     text("pairs", "n"),
     number("agrees", "accuracy", ".1%"),
     interval("95 %", "ci95", ".1%"),
     number("kappa", "kappa", ".2f"),
-    number("less length", "difference", "+.1%"),
-    interval("95 %", "difference95", "+.1%"),
+    number("less\nlength", "difference", "+.1%"),
+    interval("95 %", "difference95", "+.1%", detail=True),
     text("ties", "ties"),
 )
 NOTES = (
     "Agrees: the better one has the higher score, over pairs that are no ties; equal scores are half. 95 %: by prompt.",
+    "A line with … is of the pairs of the source above it whose preference is that strong.",
     "Kappa: Cohen's, over which of the two is better. Less length: the difference to preferring the longer one.",
 )
 
@@ -42,24 +43,15 @@ def agreement(rankings: Sequence[Ranking], scores: Mapping[str, Logits], *, seed
         rankings: what was judged; the order of completions says nothing of their ranks.
         scores: by model, of every completion.
         seed: of the bootstrap.
-
-    Raises:
-        ValueError: there is no pair.
     """
-    if not any(ranking.pairs for ranking in rankings):
-        raise ValueError("there are ties alone, and no pair of which one is better")
     rows = Rows.of(rankings, {**scores, LENGTH: lengths(rankings)})
-    first = np.array([pair.better < pair.worse for ranking in rankings for pair in ranking.pairs], dtype=bool)
-    records = []
-    for source, strength, mask in cuts(rows):
-        records += _records(rows.where(mask), first[mask], source, strength, seed)
-    notes = (*NOTES, *_compared(records, list(scores)))
+    records = [record for source, strength, part in cuts(rows) for record in _records(part, source, strength, seed)]
+    notes = (*NOTES, *_compared(records, list(scores)), *_few(records))
     return Table("Agreement", tuple(records), COLUMNS, notes=notes, pictures=(_picture(records),))
 
 
-def _records(
-    rows: Rows, first: NDArray[np.bool_], source: str, strength: str | None, seed: int
-) -> list[dict[str, Any]]:
+def _records(rows: Rows, source: str, strength: str | None, seed: int) -> list[dict[str, Any]]:
+    assert rows.firsts is not None
     groups = rows.groups.tolist()
     hits = {name: outcomes(margins) for name, margins in rows.values.items()}
     records = []
@@ -73,14 +65,14 @@ def _records(
                 "model": name,
                 "n": len(hit),
                 "groups": len(set(groups)),
-                "accuracy": float(hit.mean()),
-                "ci95": clustered_interval(hit, groups),
-                "kappa": kappa(first, rows.values[name]),
+                "accuracy": float(hit.mean()) if len(hit) else None,
+                "ci95": ends(clustered_share, hit, groups),
+                "kappa": kappa(rows.firsts, rows.values[name]),
                 "difference": less_length["difference"],
                 "difference95": less_length["ci95"],
                 "versus": versus[name],
-                "ties": None if strength or rows.ties is None else len(rows.ties.sources),
-                "tied_margin": _tied(rows, name) if strength is None else None,
+                "ties": None if rows.ties is None else len(rows.ties.sources),
+                "tied_margin": _tied(rows, name),
             }
         )
     return records
@@ -117,13 +109,16 @@ def _differences(hits: Mapping[str, Floats], groups: Sequence[str], seed: int) -
     found: dict[str, dict[str, Any]] = {name: {} for name in hits}
     for a, b in combinations(hits, 2):
         apart = hits[a] - hits[b]
-        ends = None
+        if not len(apart):
+            found[a][b] = found[b][a] = {"difference": None, "ci95": None}
+            continue
+        low_high = None
         if len(set(groups)) > 1:
             estimate = bootstrap(_mean_of(apart), groups, seed=seed)
-            ends = (estimate.low, estimate.high)
+            low_high = (estimate.low, estimate.high)
         mean = float(apart.mean())
-        found[a][b] = {"difference": mean, "ci95": None if ends is None else list(ends)}
-        found[b][a] = {"difference": -mean, "ci95": None if ends is None else [-ends[1], -ends[0]]}
+        found[a][b] = {"difference": mean, "ci95": None if low_high is None else list(low_high)}
+        found[b][a] = {"difference": -mean, "ci95": None if low_high is None else [-low_high[1], -low_high[0]]}
     return found
 
 
@@ -131,7 +126,7 @@ def _picture(records: Sequence[Mapping[str, Any]]) -> Picture:
     rows = [
         (f"{record['model']}, {record['source']}", record["accuracy"], *(record["ci95"] or [record["accuracy"]] * 2))
         for record in records
-        if record["strength"] is None
+        if record["strength"] is None and record["accuracy"] is not None
     ]
     return Picture("How often each agrees, by source.", lambda: plots.intervals(rows, "agrees", 0.5))
 
@@ -146,3 +141,11 @@ def _compared(records: Sequence[Mapping[str, Any]], models: Sequence[str]) -> li
             low, high = found["ci95"]
             told.append(f"{a} less {b}, paired bootstrap: {found['difference']:+.1%} ({low:+.1%} to {high:+.1%}).")
     return told
+
+
+def _few(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the bootstrap had too few prompts to draw from."""
+    few = list(dict.fromkeys(r["source"] for r in records if r["strength"] is None and 1 < r["groups"] < FEW))
+    if not few:
+        return []
+    return [f"Fewer than {FEW} prompts, so that intervals of differences are too narrow: {', '.join(few)}."]
