@@ -1,8 +1,11 @@
 """Agreement, margins and best-of-N: literal numbers, and the commands against a real service."""
 
+import io
 import json
 import math
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner
 
 from assay_client.client import RewardClient
@@ -20,12 +24,13 @@ from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.best_of_n import chosen, expected, kl_bound, win_rate
 from assay_training.algorithms.statistics import reliability
 from assay_training.cli import app
+from assay_training.evaluation.report import as_json, show
 from assay_training.evaluation.rewards import served as served_scores
 from assay_training.evaluation.rewards.agreement import agreement, kappa
 from assay_training.evaluation.rewards.best_of_n import best_of_n
-from assay_training.evaluation.rewards.judged import Candidates, read_comparisons
+from assay_training.evaluation.rewards.judged import Candidates, candidates_of, ranking_of, read_comparisons
 from assay_training.evaluation.rewards.margins import margins
-from assay_training.records.record import Pair, Ranking
+from assay_training.records.record import Pair, Ranking, RecordError
 from tests.client.conftest import Wire
 from tests.service.test_serve_process import served, wait_until_ready
 
@@ -97,6 +102,89 @@ def test_agreement_beside_length_by_strength_and_with_ties_apart() -> None:
     assert "<svg" in table.pictures[0].svg
 
 
+def test_a_source_of_ties_alone_is_counted_and_told() -> None:
+    """Two sources, one with five tied verdicts and nothing else."""
+    judged = [ranking(i, Pair(0, 1)) for i in range(3)] + [ranking(i, ties=((0, 1),), source="b") for i in range(3, 8)]
+    scores = [[1.0, 0.0, 0.0]] * 3 + [[2.0, 0.5, 0.0]] * 5
+    table = agreement(judged, {"m": scores})
+    found = {r["source"]: (r["n"], r["accuracy"], r["ties"], r["tied_margin"]) for r in records(table, model="m")}
+    assert found == {"a": (3, 1.0, 0, None), "b": (0, None, 5, 1.5), "all": (3, 1.0, 5, 1.5)}
+    (tied,) = records(table, source="b", model="m")
+    assert [tied[key] for key in ("groups", "ci95", "kappa", "difference", "difference95")] == [0, *[None] * 4]
+    assert tied["versus"] == {"length": {"difference": None, "ci95": None}}
+    assert "m, b" not in table.pictures[0].svg
+    assert "m, a" in table.pictures[0].svg
+    alone = agreement(judged[3:], {"m": scores[3:]})
+    assert [(r["source"], r["accuracy"], r["ties"]) for r in records(alone, model="m")] == [
+        ("b", None, 5),
+        ("all", None, 5),
+    ]
+    as_json(alone)
+    assert "<svg" in alone.pictures[0].svg
+
+
+def test_margins_of_a_source_of_ties_alone() -> None:
+    """It has no margins, but scores and lengths, which count in `all` too."""
+    judged = [ranking(0, Pair(0, 1)), ranking(1, ties=((0, 1),), source="b")]
+    table = margins(judged, {"m": [[1.0, 2.0, 3.0], [3.0, 3.0, 0.0]]})
+    (tied,), (every,) = (records(table, source=name, strength=None) for name in ("b", "all"))
+    nothing = ("mean", "std", "share_negative", "skewness", "kurtosis", "accuracy", "best_minus_worst")
+    assert [tied[key] for key in (*nothing, "calibration_error")] == [None] * 8
+    assert (tied["n"], tied["calibration"], tied["mean_score"], tied["std_score"]) == (0, [], 2.0, 3**0.5)
+    assert tied["length_correlation"] == pytest.approx(-(3**0.5) / 2)
+    assert every["mean_score"] == 2.0
+    assert every["length_correlation"] == pytest.approx(-0.5 / (4 * 8) ** 0.5 * 2)
+    assert all("<svg" in picture.svg for picture in table.pictures)
+    assert len(margins(judged[1:], {"m": [[3.0, 3.0, 0.0]]}).pictures) == 1  # no margins to be shown
+
+
+def test_a_single_pair_has_no_moments() -> None:
+    (found,) = records(margins([ranking(0, Pair(0, 1))], {"m": [[3.0, 1.0, 0.0]]}), source="all", strength=None)
+    assert [found[key] for key in ("n", "mean", "std", "skewness", "kurtosis")] == [1, 2.0, None, None, None]
+
+
+def test_the_mean_score_is_over_completions() -> None:
+    """0.8619 and 2.2569 are the thesis' (Fig. 24); here 0 1 2 and 4 5 6, with a strength that has none."""
+    judged = [ranking(0, Pair(1, 0, 1.0)), ranking(1, Pair(1, 0, 1.0))]
+    table = margins(judged, {"m": [[0.0, 1.0, 2.0], [4.0, 5.0, 6.0]]})
+    found = {r["strength"]: (r["mean_score"], r["std_score"]) for r in records(table, source="all")}
+    assert found == {None: (3.0, pytest.approx(5.6**0.5)), "significantly better": (None, None)}
+
+
+def test_few_prompts_are_told() -> None:
+    def notes(count: int) -> list[str]:
+        table = agreement([ranking(i, Pair(0, 1)) for i in range(count)], {"m": [[1.0, 0.0, 0.0]] * count})
+        return [note for note in table.notes if note.startswith("Fewer than 10 prompts")]
+
+    assert notes(9) == ["Fewer than 10 prompts, so that intervals of differences are too narrow: a, all."]
+    assert notes(10) == []
+
+
+def test_shares_have_intervals_within_0_and_1() -> None:
+    """Three of three, and 2 of 3 by the length: Wilson's intervals."""
+    judged = [ranking(0, Pair(1, 0)), ranking(1, Pair(1, 0)), ranking(2, Pair(0, 1))]
+    table = agreement(judged, {"m": [[0.0, 1.0, 0.0]] * 2 + [[1.0, 0.0, 0.0]]})
+    found = {r["model"]: r["ci95"] for r in records(table, source="all")}
+    assert found["m"] == pytest.approx([0.438503, 1.0], abs=1e-6)
+    assert found["length"] == pytest.approx([0.207660, 0.938508], abs=1e-6)
+
+
+def test_the_table_of_three_models_fits_80_columns() -> None:
+    names = ("hh_rlhf/helpful-base", "feedbackqa")
+    judged = [ranking(i, Pair(0, 1, 1.0), source=names[i % 2]) for i in range(400)]
+    judged += [ranking(400 + i, ties=((0, 1),), source=names[0]) for i in range(1000)]
+    rows = [[1.0, i % 3 / 1.5, 0.0] for i in range(1400)]
+    scores = {name: rows for name in ("preference", "absolute", "crs")}
+    for table in (agreement(judged, scores), margins(judged, scores)):
+        console = Console(width=80, file=io.StringIO(), record=True)
+        show(table, console)
+        text = console.export_text()
+        for word in (*names, "… significantly", "preference", "absolute"):
+            assert text.count(word) > 1, word
+        told = [column.cell(r) for r in table.records for column in table.columns if not column.detail]
+        assert all(cell in text for cell in told)
+
+
 def test_two_models_are_compared_on_the_same_pairs() -> None:
     judged = [ranking(i, Pair(0, 1)) for i in range(20)]
     good = [[1.0, 0.0, 0.0]] * 20
@@ -159,7 +247,7 @@ def test_the_best_of_n_by_the_gold_value_itself_is_the_most_there_is() -> None:
 
     of = [candidates(0, [0.0, 0.5, 1.0, 0.5]), candidates(1, [1.0, 0.0])]
     gold = [list(c.gold) for c in of]
-    table = best_of_n(of, gold, {"backwards": [[-g for g in row] for row in gold]})
+    table = best_of_n(of, None, {"backwards": [[-g for g in row] for row in gold]})
     found = {(r["model"], r["n"]): (r["prompts"], r["gold"]) for r in table.records}
     assert found["gold itself", 1] == found["backwards", 1] == (2, pytest.approx(0.5))
     assert found["gold itself", 2] == (2, pytest.approx(((1 * 3 + 0.5 * 3) / 6 + 1) / 2))
@@ -168,7 +256,99 @@ def test_the_best_of_n_by_the_gold_value_itself_is_the_most_there_is() -> None:
     assert ("gold itself", 8) not in found
     assert records(table, model="gold itself", n=4)[0]["win_rate"] is None  # nobody is left to be compared with
     assert records(table, model="gold itself", n=1)[0]["win_rate"] == pytest.approx(0.5)
-    assert "<svg" in table.pictures[0].svg
+    worth, wins = table.pictures
+    assert worth.caption == "s: gold value of the best of N, over 2 prompts, 1 from N = 4 on."
+    assert wins.caption == "s: how often the best of N beats one more completion, over 2 prompts, 1 from N = 2 on."
+    assert all(text in wins.svg for text in ("win rate", "bound on the KL", "0.19"))  # ln 2 - 1/2
+    prompts = [(r["n"], r["prompts"], r["win_prompts"]) for r in records(table, model="length")]
+    assert prompts == [(1, 2, 2), (2, 2, 1), (4, 1, 0)]
+
+
+def test_the_gold_value_of_a_served_model_is_no_share() -> None:
+    """Logits of 10 and 20: 15 ± 1.96 · 5."""
+    of = [Candidates("s", f"g{i}", tuple(Item.of("q", "x" * k) for k in (1, 2, 3)), ()) for i in range(2)]
+    table = best_of_n(of, [[10.0] * 3, [20.0] * 3], {})
+    (found,) = records(table, model="gold itself", n=2)
+    assert (found["gold"], found["gold95"]) == (15.0, pytest.approx([5.20018, 24.79982]))
+    assert found["win_rate95"] == pytest.approx([0.094531, 0.905469], abs=1e-6)  # all tied: two prompts of one half
+    (one,) = records(table, model="gold itself", n=1)
+    assert (one["win_rate"], one["win_rate95"]) == (0.5, None)  # by definition
+
+
+def test_a_completion_without_a_score_costs_what_involves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four completions the second has no score by one model, the third none by either; each counts once."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked = json.loads(request.content)
+        rows = Wire.scored(asked)
+        for row, item in zip(rows["data"], asked["items"], strict=True):
+            text = item["messages"][-1]["content"]
+            if text == "3" or (text == "2" and asked["model"] == "q"):
+                del row["score"], row["signals"]
+                row["error"] = {"code": f"{asked['model']}_{text}", "message": "", "param": None, "retryable": False}
+        return httpx.Response(200, json=rows)
+
+    first = Ranking(
+        *("a", "g", (Message("user", "x"),), ("1", "2", "3", "4")),
+        *((Pair(0, 1), Pair(3, 0, 0.5), Pair(2, 3)), ((1, 2), (0, 3))),
+    )
+    second = replace(first, completions=("2", "4"), pairs=(Pair(0, 1),), ties=())
+    with RewardClient("http://service", transport=httpx.MockTransport(answer)) as client:
+        found = served_scores.score([first, second, replace(first)], ranking_of, client, ["p", "q"])
+        items = first.items
+        several = [Candidates("s", "g", items, (0.1, 0.2, 0.3, 0.4)), Candidates("s", "g", items[1:], ())]
+        candidates = served_scores.score(several, candidates_of, client, ["p", "q"])
+    assert found.failures == {"q_2": 3, "p_3": 2}
+    assert (found.asked, len(found.records), found.in_part) == (3, 2, 2)
+    assert found.records[0] == found.records[1]
+    assert found.records[0] == replace(first, completions=("1", "4"), pairs=(Pair(1, 0, 0.5),), ties=((0, 1),))
+    assert found.by_model == {"p": [[1.0, 4.0]] * 2, "q": [[1.0, 4.0]] * 2}
+    (kept,) = candidates.records
+    assert (kept.items, kept.gold, candidates.by_model["q"]) == ((items[0], items[3]), (0.1, 0.4), [[1.0, 4.0]])
+    table = served_scores.told(agreement(found.records, found.by_model), found)
+    assert {(r["asked"], r["kept"], r["kept_in_part"]) for r in table.records} == {(3, 2, 2)}
+    assert table.notes[-1] == (
+        "Completions without a score, left out with all comparisons to them: 3 q_2, 2 p_3. "
+        "Left of 3 prompts: 2, 2 of them without some completion."
+    )
+
+
+def test_ballots_are_read_as_pairs_and_ties(tmp_path: Path) -> None:
+    def ballots(**fields: Any) -> Path:
+        ranks = [{"a": 1, "b": 2, "c": 2}, {"c": 1, "a": 3, "b": 2}]
+        of = {
+            "prompt": "Q?",
+            "responses": {"a": "x", "b": "y", "c": "z"},
+            "ballots": [{"voter": str(i), "ranks": r} for i, r in enumerate(ranks)],
+        }
+        path = tmp_path / "group-1.json"
+        path.write_text(json.dumps({"format": "assay-ballots", "prompts": [of | fields]}))
+        return path
+
+    (found,) = read_comparisons(f"ballots:{ballots()}")
+    assert (found.source, found.group, found.completions) == ("group-1", "q", ("x", "y", "z"))
+    assert found.pairs == (Pair(0, 1), Pair(0, 2), Pair(1, 0), Pair(2, 0), Pair(2, 1))
+    assert found.ties == ((1, 2),)
+    for fields, message in (
+        ({"ballots": []}, "prompt 1: field 'ballots': there are none"),
+        ({"ballots": [{"ranks": {"a": 1, "b": 2}}]}, "ballot 1 has not 'ranks' for exactly a, b, c"),
+        ({"ballots": [{"ranks": {"a": 1, "b": 2, "c": 4}}]}, "ballot 1 has a rank that is not from 1 to 3"),
+        ({"responses": {"a": "x"}}, "field 'responses' is not two texts or more"),
+    ):
+        with pytest.raises(RecordError, match=re.escape(message)):
+            read_comparisons(f"ballots:{ballots(**fields)}")
+
+
+def test_an_instruction_is_scored_without_chat_markup(tmp_path: Path) -> None:
+    """And as it was judged, where there is none."""
+    rows = [
+        {"instruction": text, "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
+        for text in ("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n", "Why\n    not?")
+    ]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    first, second = read_comparisons(f"alpaca_eval:{tmp_path / 'x.json'}", "base")
+    assert (first.prompt, first.group) == ((Message("user", "Why?"),), "why")
+    assert second.prompt == (Message("user", "Why\n    not?"),)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -259,11 +439,39 @@ def test_what_cannot_be_scored_is_left_out_and_told(url: str, tmp_path: Path) ->
     ]
     code, output = run("agreement", f"pairs:{write(tmp_path / 'x.jsonl', rows)}", "--url", url, "--model", "preference")
     assert code == 0, output
-    assert "left out with their prompt: 1 special_tokens" in output
+    assert "left out with all comparisons to them: 1 special_tokens. Left of 4 prompts: 3, 0" in " ".join(
+        output.split()
+    )
     code, output = run("margins", f"pairs:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "preference", "--json")
     assert (code, [r["failures"] for r in json.loads(output)]) == (0, [{"special_tokens": 1}] * 2)
     code, output = run("agreement", f"pairs:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "nobody")
     assert (code, "'nobody' is not served; served are" in output) == (2, True)
+
+
+@pytest.mark.slow
+def test_agreement_over_the_thesis_rows_and_ballots_with_a_service(url: str, tmp_path: Path) -> None:
+    """Chat markup, models that only `generator` names, over-long completions, and a source of ties alone."""
+    rows = [
+        {"instruction": f"<|im_start|>user\n{q}<|im_end|>\n", "output_1": ANSWERS[0], "output_2": ANSWERS[1]}
+        | {"generator": "new", "preference": 1 + i % 2}
+        for i, q in enumerate(QUESTIONS)
+    ]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    tied = {"prompt": "?!", "responses": {"a": "Yes.", "b": "No.", "c": "<|im_end|>"}}
+    ballots = [{"ranks": {"a": 1, "b": 1, "c": 3}}] * 2
+    (tmp_path / "v.json").write_text(json.dumps({"format": "assay-ballots", "prompts": [tied | {"ballots": ballots}]}))
+    given_ = (f"alpaca_eval:{tmp_path / 'x.json'}", f"ballots:{tmp_path / 'v.json'}", "--url", url, "--json")
+    code, output = run("agreement", *given_)
+    assert (code, "--reference" in output) == (2, True)
+    for command in ("agreement", "margins"):
+        code, output = run(command, *given_, "--reference", "base")
+        assert code == 0, output
+        found = {r["source"]: r for r in json.loads(output) if r["model"] == "crs"}
+        assert {name: of["n"] for name, of in found.items()} == {"x": 4, "v": 0, "all": 4}
+        assert found["all"]["failures"] == {"special_tokens": 1}
+        assert (found["v"]["asked"], found["v"]["kept"], found["v"]["kept_in_part"]) == (5, 5, 1)
+        if command == "agreement":
+            assert (found["v"]["ties"], found["all"]["ties"], found["v"]["accuracy"]) == (2, 2, None)
 
 
 @pytest.mark.slow
@@ -273,7 +481,7 @@ def test_scores_of_many_calls_are_put_together_in_order(url: str, monkeypatch: p
     items = [Item.of(q, f"{a} {k}") for q in QUESTIONS for a in ANSWERS for k in range(2)]
     candidates = [Candidates("s", str(i), tuple(items[i : i + 4]), ()) for i in range(0, len(items), 4)]
     with RewardClient(url) as client:
-        found = served_scores.score(candidates, client, ["preference", "crs"])
+        found = served_scores.score(candidates, candidates_of, client, ["preference", "crs"])
         together = client.score([(item.prompt[-1].content, item.completion) for item in items], model="crs").scores()
     assert [score for row in found.by_model["crs"] for score in row] == list(together)
 
@@ -291,7 +499,7 @@ def test_a_model_that_changes_between_calls_is_told(monkeypatch: pytest.MonkeyPa
         RewardClient("http://service", transport=httpx.MockTransport(answer)) as client,
         pytest.raises(FingerprintChanged),
     ):
-        served_scores.score(candidates, client, ["p"])
+        served_scores.score(candidates, candidates_of, client, ["p"])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print all numbers as JSON in
 Html = Annotated[Path | None, typer.Option(help="Also write a page with plots, command and data hashes.")]
 Judged = Annotated[list[str], typer.Argument(metavar="FORMAT:PATH...", show_default=False, help="What was judged.")]
 Models = Annotated[list[str] | None, typer.Option(help="Signals and blends; default: all that are served.")]
+Reference = Annotated[str | None, typer.Option(help="Model of output_1 where rows name only `generator`.")]
 
 
 @app.command("winrate")
@@ -126,21 +127,35 @@ def absolute(files: Files, as_json: Json = False, html: Html = None) -> None:
 
 
 @app.command("agreement")
-def agreement(judged: Judged, url: Url = LOCAL, model: Models = None, as_json: Json = False, html: Html = None) -> None:
+def agreement(
+    judged: Judged,
+    url: Url = LOCAL,
+    model: Models = None,
+    reference: Reference = None,
+    as_json: Json = False,
+    html: Html = None,
+) -> None:
     """How often served signals and blends agree with judges or people, beside the length baseline."""
     from assay_training.evaluation.rewards.agreement import agreement as evaluate  # noqa: PLC0415
 
     with plain_errors("evaluate agreement"):
-        finish(_of_rankings(evaluate, judged, url, model or []), _files(judged), as_json, html)
+        finish(_of_rankings(evaluate, judged, reference, url, model or []), _files(judged), as_json, html)
 
 
 @app.command("margins")
-def margins(judged: Judged, url: Url = LOCAL, model: Models = None, as_json: Json = False, html: Html = None) -> None:
+def margins(
+    judged: Judged,
+    url: Url = LOCAL,
+    model: Models = None,
+    reference: Reference = None,
+    as_json: Json = False,
+    html: Html = None,
+) -> None:
     """How served margins are distributed and calibrated, and what length has to do with scores."""
     from assay_training.evaluation.rewards.margins import margins as evaluate  # noqa: PLC0415
 
     with plain_errors("evaluate margins"):
-        finish(_of_rankings(evaluate, judged, url, model or []), _files(judged), as_json, html)
+        finish(_of_rankings(evaluate, judged, reference, url, model or []), _files(judged), as_json, html)
 
 
 @app.command("best-of-n")
@@ -154,47 +169,53 @@ def best_of_n(
 ) -> None:
     """What the best of N by served rewards is worth by labels, or by another model."""
     from assay_training.evaluation.rewards.best_of_n import best_of_n as evaluate  # noqa: PLC0415
-    from assay_training.evaluation.rewards.judged import read_candidates  # noqa: PLC0415
+    from assay_training.evaluation.rewards.judged import candidates_of, read_candidates  # noqa: PLC0415
     from assay_training.evaluation.rewards.served import told  # noqa: PLC0415
 
     with plain_errors("evaluate best-of-n"):
         read = [record for given in judged for record in read_candidates(given)]
         if gold is None and not all(of.gold for of in read):
             raise ValueError("rollouts have no gold value of their own; name a served model to judge by: --gold")
-        candidates, scores = _scored(read, judged, url, model or [], gold)
-        worth = [list(of.gold) for of in candidates] if gold is None else scores.by_model[gold]
+        scores = _scored(read, candidates_of, judged, url, model or [], gold)
+        worth = None if gold is None else scores.by_model[gold]
         ways = {name: of for name, of in scores.by_model.items() if name != gold}
-        finish(told(evaluate(candidates, worth, ways), scores), _files(judged), as_json, html)
+        finish(told(evaluate(scores.records, worth, ways), scores), _files(judged), as_json, html)
 
 
 def _of_rankings(
     evaluate: "Callable[[list[Ranking], dict[str, list[list[float]]]], Table]",
     judged: Sequence[str],
+    reference: str | None,
     url: str,
     models: Sequence[str],
 ) -> "Table":
-    from assay_training.evaluation.rewards.judged import read_comparisons  # noqa: PLC0415
+    from assay_training.evaluation.rewards.judged import ranking_of, read_comparisons  # noqa: PLC0415
     from assay_training.evaluation.rewards.served import told  # noqa: PLC0415
 
-    read = [record for given in judged for record in read_comparisons(given)]
-    rankings, scores = _scored(read, judged, url, models)
-    return told(evaluate(rankings, scores.by_model), scores)
+    read = [record for given in judged for record in read_comparisons(given, reference)]
+    scores = _scored(read, ranking_of, judged, url, models)
+    return told(evaluate(scores.records, scores.by_model), scores)
 
 
 def _scored(
-    records: list[R], judged: Sequence[str], url: str, models: Sequence[str], gold: str | None = None
-) -> "tuple[list[R], Scores]":
-    """What every model that is asked has scored, with its scores."""
+    records: list[R],
+    part: "Callable[[R, Sequence[int]], R | None]",
+    judged: Sequence[str],
+    url: str,
+    models: Sequence[str],
+    gold: str | None = None,
+) -> "Scores[R]":
+    """What every model that is asked has scored."""
     from assay_client.client import RewardClient  # noqa: PLC0415
     from assay_training.evaluation.rewards.served import models_of, score  # noqa: PLC0415
 
     if not records:
         raise ValueError(f"{', '.join(judged)}: nothing in it")
     with RewardClient(url) as client:
-        scores = score(records, client, models_of(client, models, gold))
-    if not scores.kept:
-        raise ValueError(f"nothing could be scored: {dict(scores.failures)}")
-    return [records[i] for i in scores.kept], scores
+        scores = score(records, part, client, models_of(client, models, gold))
+    if not scores.records:
+        raise ValueError(f"nothing could be scored that can be compared: {dict(scores.failures)}")
+    return scores
 
 
 def _some(rows: list[T], files: Sequence[Path]) -> list[T]:

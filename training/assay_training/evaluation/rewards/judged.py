@@ -2,20 +2,24 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import SOURCE_NAME, Format, Source
+from assay_training.evaluation.judgments.ballots import FORMAT
+from assay_training.evaluation.judgments.instructions import plain
 from assay_training.evaluation.judgments.verdicts import Verdict, read_verdicts
 from assay_training.records.plain import prompt_of
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
-from assay_training.records.rows import Row, files, rows_of_any
+from assay_training.records.rows import Row, files, json_of, rows_of_any
 from assay_training.records.sources import Read, read_labelled, read_rankings
 
 ALPACA_EVAL = "alpaca_eval"
+BALLOTS = "ballots"
 COMPLETIONS = "completions"
 
 
@@ -36,6 +40,28 @@ class Candidates:
     gold: tuple[float, ...]
 
 
+def ranking_of(ranking: Ranking, kept: Sequence[int]) -> Ranking | None:
+    """The ranking of some of the completions; None where no two of them were compared."""
+    place = {old: new for new, old in enumerate(kept)}
+    pairs = tuple(
+        replace(pair, better=place[pair.better], worse=place[pair.worse])
+        for pair in ranking.pairs
+        if pair.better in place and pair.worse in place
+    )
+    ties = tuple((place[i], place[j]) for i, j in ranking.ties if i in place and j in place)
+    if not pairs and not ties:
+        return None
+    return replace(ranking, completions=tuple(ranking.completions[k] for k in kept), pairs=pairs, ties=ties)
+
+
+def candidates_of(candidates: Candidates, kept: Sequence[int]) -> Candidates | None:
+    """Some of the completions; None where there are not two."""
+    if len(kept) < 2:
+        return None
+    gold = tuple(candidates.gold[k] for k in kept) if candidates.gold else ()
+    return replace(candidates, items=tuple(candidates.items[k] for k in kept), gold=gold)
+
+
 def locate(given: str) -> tuple[str, Path]:
     """Format and path of `FORMAT:PATH`.
 
@@ -43,7 +69,7 @@ def locate(given: str) -> tuple[str, Path]:
         RecordError: there is no such format or path, or its name cannot name a source.
     """
     format_, _, path = given.partition(":")
-    known = (*get_args(Format), ALPACA_EVAL, COMPLETIONS)
+    known = (*get_args(Format), ALPACA_EVAL, BALLOTS, COMPLETIONS)
     if format_ not in known:
         raise RecordError(f"{given}: not FORMAT:PATH with one of {', '.join(known)}")
     if not Path(path).exists():
@@ -60,7 +86,7 @@ def files_of(given: str) -> list[Path]:
         RecordError: there are none.
     """
     format_, path = locate(given)
-    if format_ != ALPACA_EVAL or path.is_file():
+    if format_ not in (ALPACA_EVAL, BALLOTS) or path.is_file():
         return files(path)
     found = sorted([*path.glob("*.json"), *path.glob("*.json.gz")])
     if not found:
@@ -68,17 +94,24 @@ def files_of(given: str) -> list[Path]:
     return found
 
 
-def read_comparisons(given: str) -> list[Ranking]:
+def read_comparisons(given: str, reference: str | None = None) -> list[Ranking]:
     """Rankings whose completions stand in an order that says nothing of their ranks.
 
-    AlpacaEval's stand as its models do; others, many of which have the better one first, in the order of their text.
+    AlpacaEval's stand as its models do, those of ballots as they were shown; others, many of which have the better one
+    first, in the order of their text.
+
+    Args:
+        given: `FORMAT:PATH`.
+        reference: the model of AlpacaEval's `output_1` where neither rows nor the file's name tell it.
 
     Raises:
         RecordError: naming file, row and field.
     """
     format_, path = locate(given)
     if format_ == ALPACA_EVAL:
-        return [_of_verdict(verdict, file) for file in files_of(given) for verdict in read_verdicts(file, None)]
+        return [_of_verdict(verdict, file) for file in files_of(given) for verdict in read_verdicts(file, reference)]
+    if format_ == BALLOTS:
+        return [ranking for file in files_of(given) for ranking in _of_ballots(file)]
     if format_ == COMPLETIONS:
         raise RecordError(f"{given}: nobody has judged them")
     found = read_rankings(*_source(format_, path)).records
@@ -92,8 +125,8 @@ def read_candidates(given: str) -> list[Candidates]:
         RecordError: naming file, row and field; or no prompt has two.
     """
     format_, path = locate(given)
-    if format_ == ALPACA_EVAL:
-        raise RecordError(f"{given}: verdicts give no value to a completion")
+    if format_ in (ALPACA_EVAL, BALLOTS):
+        raise RecordError(f"{given}: verdicts and ballots give no value to a completion")
     if format_ == COMPLETIONS:
         return [_of_rollouts(row, path.name) for file in files_of(given) for row in rows_of_any(file)]
     read: Read[Ranking | Labelled] = read_labelled(*_source(format_, path))
@@ -123,14 +156,59 @@ def _source(format_: str, path: Path) -> tuple[Path, Sequence[Source]]:
 
 def _of_verdict(verdict: Verdict, path: Path) -> Ranking:
     pairs = () if verdict.score == 0.5 else (Pair(0, 1) if verdict.score > 0.5 else Pair(1, 0),)
+    asked = _asked(verdict.instruction)
     return Ranking(
         source=path.name.split(".json")[0],
-        group=group_of(verdict.instruction),
-        prompt=(Message("user", verdict.instruction),),
+        group=group_of(asked),
+        prompt=(Message("user", asked),),
         completions=verdict.outputs,
         pairs=pairs,
         ties=() if pairs else ((0, 1),),
     )
+
+
+def _asked(instruction: str) -> str:
+    """Without chat markup, which services refuse; where there is none, white space stays as it was judged."""
+    bare = plain(instruction)
+    return instruction if bare == " ".join(instruction.split()) else bare
+
+
+def _of_ballots(path: Path) -> Iterator[Ranking]:
+    """A ranking for every prompt, with the pairs and ties of all its voters."""
+    source = path.name.split(".json")[0]
+    read = Row(str(path), source, json_of(path, dict))
+    if read.get("format", str) != FORMAT:
+        raise read.error(f"field 'format' is not {FORMAT!r}")
+    for number, fields in enumerate(read.get("prompts", list), start=1):
+        where = f"{path}: prompt {number}"
+        if not isinstance(fields, dict):
+            raise RecordError(f"{where}: not an object")
+        row = Row(where, source, fields)
+        prompt, responses = _asked(row.text("prompt")), row.get("responses", dict)
+        if len(responses) < 2 or not all(isinstance(text, str) and text.strip() for text in responses.values()):
+            raise row.error("field 'responses' is not two texts or more, none of them empty")
+        voted = [_ranks(row, i, ballot, list(responses)) for i, ballot in enumerate(row.get("ballots", list), start=1)]
+        if not voted:
+            raise row.error("field 'ballots': there are none")
+        numbers = range(len(responses))
+        yield Ranking(
+            source,
+            group_of(prompt),
+            (Message("user", prompt),),
+            tuple(responses.values()),
+            tuple(Pair(i, j) for ranks in voted for i in numbers for j in numbers if ranks[i] < ranks[j]),
+            tuple((i, j) for ranks in voted for i, j in combinations(numbers, 2) if ranks[i] == ranks[j]),
+        )
+
+
+def _ranks(row: Row, number: int, ballot: object, names: Sequence[str]) -> list[float]:
+    """A voter's ranks, in the order of the responses."""
+    ranks = ballot.get("ranks") if isinstance(ballot, dict) else None
+    if not isinstance(ranks, dict) or set(ranks) != set(names):
+        raise row.error(f"field 'ballots': ballot {number} has not 'ranks' for exactly {', '.join(names)}")
+    if not all(type(rank) in (int, float) and 1 <= rank <= len(names) for rank in ranks.values()):
+        raise row.error(f"field 'ballots': ballot {number} has a rank that is not from 1 to {len(names)}")
+    return [float(ranks[name]) for name in names]
 
 
 def _shuffled(ranking: Ranking) -> Ranking:

@@ -1,9 +1,9 @@
 """Scores of conversations from a running service."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -26,21 +26,29 @@ class Scored(Protocol):
         ...
 
 
+R = TypeVar("R", bound=Scored)
+
+
 @dataclass(frozen=True, slots=True)
-class Scores:
+class Scores(Generic[R]):
     """What a service gave.
 
     Attributes:
-        kept: indices of those of whose items every one was scored by every model.
-        by_model: for each of the kept ones the scores of its items, on the logit scale.
-        failures: items that have no score, by error code; what holds one is not kept.
+        records: what was asked, without the items that not every model has scored; a record of which nothing to compare
+            is left is not there.
+        by_model: for each of these the scores of its items, on the logit scale.
+        failures: items that have no score, each once, by the error code of the first model that gave none.
         fingerprints: of the models.
+        asked: how many records there were.
+        in_part: how many of those left have lost an item.
     """
 
-    kept: tuple[int, ...]
+    records: list[R]
     by_model: dict[str, list[list[float]]]
     failures: Counter[str]
     fingerprints: dict[str, str]
+    asked: int
+    in_part: int
 
 
 GOLD = "gold itself"
@@ -69,8 +77,19 @@ def models_of(client: RewardClient, asked: Sequence[str], gold: str | None = Non
     return models
 
 
-def score(records: Sequence[Scored], client: RewardClient, models: Sequence[str]) -> Scores:
-    """Every item's score by every model; a failure is counted and never becomes a number.
+def score(
+    records: Sequence[R],
+    part: Callable[[R, Sequence[int]], R | None],
+    client: RewardClient,
+    models: Sequence[str],
+) -> Scores[R]:
+    """Every item's score by every model; a failure is counted, and never becomes a number.
+
+    Args:
+        records: whose items are to be scored.
+        part: a record with some of its items alone; None where nothing is left to compare.
+        client: of the service.
+        models: to ask.
 
     Raises:
         FingerprintChanged: a model was another in the end than at the start.
@@ -82,19 +101,29 @@ def score(records: Sequence[Scored], client: RewardClient, models: Sequence[str]
         for item in record.items
     ]
     answers, fingerprints = _answers(items, client, models)
-    failures = Counter(row.error.code for rows in answers.values() for row in rows if isinstance(row, ScoreFailure))
-    kept: list[int] = []
+    faults = [_fault(rows) for rows in zip(*answers.values(), strict=True)]
+    left: list[R] = []
     by_model: dict[str, list[list[float]]] = {model: [] for model in models}
-    start = 0
-    for i, record in enumerate(records):
-        end = start + len(record.items)
-        scores = {model: [r.score for r in rows[start:end] if isinstance(r, Score)] for model, rows in answers.items()}
-        if all(len(row) == end - start for row in scores.values()):
-            kept.append(i)
-            for model, row in scores.items():
-                by_model[model].append(row)
-        start = end
-    return Scores(tuple(kept), by_model, failures, fingerprints)
+    start = in_part = 0
+    for record in records:
+        places = range(start, start + len(record.items))
+        scored = [k for k, place in enumerate(places) if faults[place] is None]
+        found = record if len(scored) == len(places) else part(record, scored)
+        if found is not None:
+            left.append(found)
+            in_part += found is not record
+            for model, rows in answers.items():
+                by_model[model].append(
+                    [row.score for row in (rows[start + k] for k in scored) if isinstance(row, Score)]
+                )
+        start = places.stop
+    failures = Counter(fault for fault in faults if fault is not None)
+    return Scores(left, by_model, failures, fingerprints, len(records), in_part)
+
+
+def _fault(rows: Sequence[Score | ScoreFailure]) -> str | None:
+    """The first error code among the models' answers to an item; a blend has those of its parts once more."""
+    return next((row.error.code for row in rows if isinstance(row, ScoreFailure)), None)
 
 
 def _answers(
@@ -114,11 +143,21 @@ def _answers(
     return answers, fingerprints
 
 
-def told(table: Table, scores: Scores) -> Table:
+def told(table: Table, scores: Scores[R]) -> Table:
     """The same, with which models these were and what is missing, in its records and its notes."""
-    whole = {"fingerprints": scores.fingerprints, "failures": dict(scores.failures)}
+    kept = len(scores.records)
+    whole = {
+        "fingerprints": scores.fingerprints,
+        "failures": dict(scores.failures),
+        "asked": scores.asked,
+        "kept": kept,
+        "kept_in_part": scores.in_part,
+    }
     records = tuple({**record, **whole} for record in table.records)
     lost = ", ".join(f"{count} {code}" for code, count in scores.failures.items())
     models = (f"{model}: fingerprint {fingerprint}" for model, fingerprint in scores.fingerprints.items())
-    missing = (f"Items without a score, left out with their prompt: {lost}.",) if lost else ()
-    return replace(table, records=records, notes=(*table.notes, *models, *missing))
+    missing = (
+        f"Completions without a score, left out with all comparisons to them: {lost}. "
+        f"Left of {scores.asked} prompts: {kept}, {scores.in_part} of them without some completion.",
+    )
+    return replace(table, records=records, notes=(*table.notes, *models, *(missing if lost else ())))
