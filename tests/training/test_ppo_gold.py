@@ -57,7 +57,7 @@ def world(home: Path) -> Iterator[str]:
             sources=[{"name": name, "format": "pairs"}],
             score_position="completion",
             lora=None,
-            optimiser={"learning_rate": 5e-3, "batch_prompts": 32, "epochs": 6, "compute_dtype": "float32"},
+            optimiser={"learning_rate": 0.02, "batch_prompts": 32, "epochs": 8, "compute_dtype": "float32"},
             split={"held_out": 0.1},
             seed=seed,
         )
