@@ -110,3 +110,46 @@ def test_where_length_tells_everything_there_is_no_rate_at_equal_length() -> Non
     assert length_controlled(np.array([0.0, 0.0, 0.5, 1.0, 1.0]), rising) is None
     assert length_controlled(np.array([0.0, 1.0, 0.0, 1.0, 1.0]), rising) is not None
     assert length_controlled(np.full(5, 0.5), rising) is None
+
+
+@pytest.mark.parametrize(
+    ("won", "differences"),
+    [
+        ([0, 0, 1], [285, 333, 296]),  # no two lengths that tanh tells apart: singular
+        ([0.5, 1, 0.5, 0], [-194, 1362, -186, -261]),  # fitted without remainder: errors that are no numbers
+        ([0, 1, 1], [-1007, -525, -1192]),  # no output that is nearly as long as the other: 1.00 ± 0.00
+    ],
+)
+def test_where_the_fit_cannot_be_computed_or_says_nothing_there_is_no_rate(
+    won: list[float], differences: list[float]
+) -> None:
+    assert length_controlled(np.array(won, dtype=float), np.array(differences, dtype=float)) is None
+
+
+def test_small_groups_have_a_rate_with_an_honest_interval_or_none() -> None:
+    """Of 1,500 groups none stops, and no interval is shorter than Wilson's of the plain rate at six verdicts or fewer."""
+    generator = np.random.default_rng(0)
+    found = 0
+    for _ in range(1500):
+        n = int(generator.integers(1, 14))
+        won = generator.choice([0.0, 0.5, 1.0] if generator.random() < 0.5 else [0.0, 1.0], n)
+        differences = np.round(generator.lognormal(6.5, 1, n) - generator.lognormal(6.5, 1, n))
+        equal = length_controlled(won, differences)
+        if equal is None:
+            continue
+        found += 1
+        rate, (low, high) = equal
+        assert 0 <= low <= rate <= high <= 1
+        wilson = win_rate(won).wilson
+        assert n > 6 or high - low > wilson[1] - wilson[0]
+    assert found > 700
+
+
+def test_a_large_group_keeps_the_sandwich_estimator() -> None:
+    """What the interval was of 100 verdicts, 30 of them draws, before small groups had a rule of their own."""
+    generator = np.random.default_rng(1)
+    differences = np.round(generator.normal(50, 300, 100))
+    won = (generator.random(100) < 1 / (1 + np.exp(-differences / 300))).astype(float)
+    won[:30] = 0.5
+    rate, interval = length_controlled(won, differences) or (0, (0, 0))
+    assert [rate, *interval] == pytest.approx([0.50472629, 0.41982518, 0.58935570], abs=1e-6)

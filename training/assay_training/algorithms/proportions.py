@@ -1,5 +1,6 @@
 """A share of wins: its error, intervals and test, and what length has to do with it."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from statsmodels.stats.proportion import proportion_confint
 from assay_training.algorithms.statistics import Z_95, Floats
 
 Interval = tuple[float, float]
+
+FEW = 25  # verdicts: below, the sandwich estimator's interval may be much shorter than Wilson's of the plain rate
+OPEN = 0.01  # an interval from below this to above 1 minus this says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +85,42 @@ def length_controlled(scores: Floats, differences: Floats) -> tuple[float, Inter
 
     The length term of AlpacaEval 2 (Dubois et al. 2024, eq. 2), without the instructions' difficulties, which one pair
     of models does not determine. The interval is normal on θ's scale, by the sandwich estimator, as draws are not
-    binomial. None where all scores are equal, and where the fit has no finite maximum: there is but one length, or some
-    length tells all wins from all losses (Albert and Anderson 1984).
+    binomial; of fewer than `FEW` verdicts, whose residuals say too little, by the binomial error where that is larger.
+
+    None where all scores are equal; where the fit has no finite maximum, as there is but one length, or some length
+    tells all wins from all losses (Albert and Anderson 1984), or where the numbers are too close to that to be
+    computed; and where it leaves everything open, so that the interval is the whole scale.
 
     Args:
         scores: of the first of two, `[n]`, 0..1.
         differences: its length minus the other's, `[n]`.
     """
-    won, lost = differences[scores > 0], differences[scores < 1]
-    if np.ptp(scores) == 0 or won.max() <= lost.min() or lost.max() <= won.min():
+    if np.ptp(scores) == 0 or np.ptp(differences) == 0:
         return None
-    features = add_constant(np.tanh(differences / differences.std()), has_constant="add")
-    fit = GLM(scores, features, family=Binomial()).fit(cov_type="HC0")
-    low, high = fit.conf_int()[0]
-    return float(expit(fit.params[0])), (float(expit(low)), float(expit(high)))
+    terms = np.tanh(differences / differences.std())
+    won, lost = terms[scores > 0], terms[scores < 1]
+    fitted = None if won.max() <= lost.min() or lost.max() <= won.min() else _fit(scores, terms)
+    if fitted is None:
+        return None
+    theta, sandwich, binomial = fitted
+    wide = _interval(theta, max(sandwich, binomial))
+    if wide[0] < OPEN and wide[1] > 1 - OPEN:
+        return None
+    return float(expit(theta)), wide if len(scores) < FEW else _interval(theta, sandwich)
+
+
+def _fit(scores: Floats, terms: Floats) -> tuple[float, float, float] | None:
+    """θ with its two standard errors, or None where there is no fit that could be computed."""
+    features = add_constant(terms, has_constant="add")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what numpy and statsmodels warn of here is a fit that went astray
+        try:
+            fit = GLM(scores, features, family=Binomial()).fit(cov_type="HC0")
+            found = float(fit.params[0]), float(fit.bse[0]), float(np.sqrt(fit.normalized_cov_params[0, 0]))
+        except (Warning, ArithmeticError, ValueError, np.linalg.LinAlgError):
+            return None
+    return found if fit.converged and np.isfinite(found).all() else None
+
+
+def _interval(theta: float, error: float) -> Interval:
+    return float(expit(theta - Z_95 * error)), float(expit(theta + Z_95 * error))
