@@ -2,7 +2,11 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,17 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from assay_training.cli import app
+from assay_training.evaluation.judgments import chat
+from assay_training.evaluation.judgments.chat import Answer
+from assay_training.evaluation.judgments.judge import Question
+from assay_training.evaluation.judgments.verdicts import Contest
 from tests.training.test_judgments import evaluate, record, row, write
 
-Judge = Callable[[str, str], str]
+Reply = str | dict[str, Any]
+Judge = Callable[[str, str], Reply]
 
 
 @contextmanager
 def endpoint(
     judge: Judge, status: int = 200, broken: bytes | None = None
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A chat API whose answers are made by a function of the two outputs; and what it was asked."""
+    """A chat API whose answers are made by a function of the two outputs; and what it was asked.
+
+    A function may also return what its reply has otherwise than a good one has it, and its `status`.
+    """
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -31,11 +45,12 @@ def endpoint(
             a, b = re.findall(
                 r"----- Answer [AB] \w+ -----\n\n(.*?)(?=\n\n----- (?:Answer B|End) \w+ -----)", said, re.DOTALL
             )
-            answer = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": judge(a, b)}}
+            judged = judge(a, b)
+            changes = judged if isinstance(judged, dict) else {"choices": [choice(judged)]}
             usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
-            reply = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
-            content = json.dumps(reply | {"choices": [answer], "usage": usage}).encode() if broken is None else broken
-            self.send_response(status)
+            reply = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"], "usage": usage}
+            content = json.dumps(reply | changes).encode() if broken is None else broken
+            self.send_response(changes.get("status", status))
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -53,6 +68,17 @@ def endpoint(
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def evaluate_despite_refusals(url: str, tmp_path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status and records, also where the status is 1."""
+    options = ["--url", url, "--model", "j", "--out", str(tmp_path / "v.json"), "--json"]
+    result = CliRunner().invoke(app, ["evaluate", "judge", str(tmp_path / "outputs.json"), *options])
+    return result.exit_code, json.loads(result.stdout)
+
+
+def choice(content: str | None, finish_reason: str = "stop") -> dict[str, Any]:
+    return {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": content}}
 
 
 def outputs(tmp_path: Path, count: int = 4) -> Path:
@@ -116,7 +142,7 @@ def test_what_was_answered_is_not_asked_again_and_costs_are_told(tmp_path: Path)
         told = " ".join(output.split())
         assert "this time 8 answers, 800 + 16 tokens, 0.0240; in all 8 answers" in told
         code, output = judge(url, tmp_path, "--prices", 10, 1000, "--json")
-        costs = {"answers": 8, "prompt_tokens": 800, "completion_tokens": 16, "money": 0.024}
+        costs = {"answers": 8, "uncounted": 0, "prompt_tokens": 800, "completion_tokens": 16, "money": 0.024}
         assert [r["cost"] for r in json.loads(output)] == [costs] * 2
         assert {(r["judge"], r["no_verdict"]) for r in json.loads(output)} == {("j", 0)}
         answers = tmp_path / "v.json.answers.jsonl"
@@ -154,8 +180,7 @@ def test_an_endpoint_that_refuses_is_told_and_leaves_no_verdicts(tmp_path: Path)
     [
         b"<html>", b"[]", b"null", b'{"choices": [', b'{"choices": [{"message": null}]}',
         b'{"choices": [{"message": {"content": ["A"]}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}',
-        b'{"choices": [{"message": {"content": "A"}}], "usage": {}}',
-        b'{"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": "x", "completion_tokens": 1}}',
+        b'{"choices": []}', b'{"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}',
     ],
 )  # fmt: skip
 def test_an_answer_of_another_kind_is_told_and_not_kept(broken: bytes, tmp_path: Path) -> None:
@@ -165,6 +190,115 @@ def test_an_answer_of_another_kind_is_told_and_not_kept(broken: bytes, tmp_path:
     assert (code, "assay evaluate judge: http://127.0.0.1" in output) == (2, True), output
     answers = tmp_path / "v.json.answers.jsonl"
     assert not answers.exists() or not answers.read_text()
+
+
+TOO_LONG = {"status": 400, "error": {"message": "context length exceeded", "code": "context_length_exceeded"}}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (TOO_LONG, "context length exceeded"),
+        ({"choices": [choice(None, "content_filter")]}, "answered without a text (finish_reason: content_filter)"),
+        ({"choices": [choice("", "length")]}, "answered without a text (finish_reason: length)"),
+        ({"choices": []}, "answered with something else than a chat completion"),
+    ],
+)
+def test_a_pair_that_is_refused_takes_no_other_with_it(refusal: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    """It is told by file and row, and not kept; the others are."""
+    outputs(tmp_path)
+    with endpoint(lambda a, b: refusal if "long answer" in (a, b) else longer(a, b)) as (url, _):
+        code, output = judge(url, tmp_path)
+    told = "".join(output.split())  # a terminal breaks long names where it likes
+    assert code == 1, output
+    assert "1of4pairshavenoverdict:" in told
+    assert reason.replace(" ", "") in told
+    assert "outputs.json:row1)." in told
+    assert "thistime6answers,600+12tokens" in told
+    assert [one["preference"] for one in json.loads((tmp_path / "v.json").read_text())] == [2, 2, 2]
+    assert len((tmp_path / "v.json.answers.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_pair_that_was_refused_is_asked_again_and_records_say_how_many_were(tmp_path: Path) -> None:
+    outputs(tmp_path)
+    refused = True
+    with endpoint(lambda a, b: TOO_LONG if refused and "long answer" in (a, b) else longer(a, b)) as (url, asked):
+        code, output = evaluate_despite_refusals(url, tmp_path)
+        assert (code, {r["no_verdict"] for r in output}, {r["cost"]["answers"] for r in output}) == (1, {1}, {6})
+        refused = False
+        code, output = evaluate_despite_refusals(url, tmp_path)
+        assert (code, {r["no_verdict"] for r in output}, len(asked)) == (0, {0}, 8 + 2)
+
+
+def test_a_server_that_always_breaks_down_is_not_asked_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "RETRIES", 0)
+    outputs(tmp_path, count=40)
+    with endpoint(longer, status=500) as (url, asked):
+        code, output = judge(url, tmp_path)
+    assert (code, "assay evaluate judge: http://127.0.0.1" in output) == (2, True), output
+    assert len(asked) < 30
+    assert not (tmp_path / "v.json").exists()
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": -5, "completion_tokens": True, "total_tokens": 0}])
+def test_answers_without_a_count_of_tokens_are_counted_as_such(usage: Any, tmp_path: Path) -> None:
+    outputs(tmp_path)
+    bare = {"choices": [choice("A")], "usage": usage}
+    with endpoint(lambda a, b: bare if "long answer" in (a, b) else longer(a, b)) as (url, _):
+        code, output = judge(url, tmp_path, "--prices", 10, 1000)
+        assert code == 0, output
+        told = "8 answers, 600 + 12 tokens, 0.0180 (without 2 answers that came without a count of tokens)"
+        assert told in " ".join(output.split())
+        _, output = judge(url, tmp_path, "--json")  # from the file
+        costs = {"answers": 8, "uncounted": 2, "prompt_tokens": 600, "completion_tokens": 12, "money": None}
+        assert [r["cost"] for r in json.loads(output)] == [costs] * 2
+
+
+def test_tokens_that_were_never_counted_are_unknown(tmp_path: Path) -> None:
+    outputs(tmp_path)
+    with endpoint(lambda a, b: {"choices": [choice("A")], "usage": None}) as (url, _):
+        code, output = judge(url, tmp_path, "--prices", 10, 1000)
+        assert (code, "in all 8 answers, tokens unknown." in " ".join(output.split())) == (0, True), output
+        _, output = judge(url, tmp_path, "--prices", 10, 1000, "--json")
+        costs = {"answers": 8, "uncounted": 8, "prompt_tokens": None, "completion_tokens": None, "money": None}
+        assert [r["cost"] for r in json.loads(output)] == [costs] * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "score"),
+    [
+        ("A", 1), ("b.", 0), ("**Answer A**", 1), ("Answer: B", 0), ("Option A", 1), ("Response B", 0), ("Tie", 0.5),
+        ("_A_", 1), ("<think>\nB is longer.\n</think>\n\nA", 1), ("It is B.</think>A", 1),
+        ("A better answer is B", None), ("Answera", None), ("<think>A", None), ("A or B", None), ("", None),
+    ],
+)  # fmt: skip
+def test_what_is_a_choice(said: str, score: float | None) -> None:
+    question = Question(Contest("x.json: row 1", "q", "new", "base", ("1", "2")), turned=False)
+    assert question.score(Answer(said, 1, 1)) == score
+
+
+def test_an_interruption_does_not_wait_for_an_endpoint_that_hangs(tmp_path: Path) -> None:
+    outputs(tmp_path)
+    hang = threading.Event()
+    with endpoint(lambda a, b: "A" if hang.wait(60) else "") as (url, asked):
+        options = ["--url", url, "--model", "j", "--out", str(tmp_path / "v.json")]
+        command = [sys.executable, "-c", "from assay_training.cli import app; app()", "evaluate", "judge"]
+        process = subprocess.Popen([*command, str(tmp_path / "outputs.json"), *options], stderr=subprocess.DEVNULL)
+        try:
+            until_s = time.monotonic() + 60
+            while not asked:
+                assert process.poll() is None
+                assert time.monotonic() < until_s
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) != 0
+        finally:
+            process.kill()
+            process.wait()
+            hang.set()
+    assert not (tmp_path / "v.json").exists()
 
 
 def test_an_output_cannot_pretend_to_be_the_other_answer(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_where_the_fit_cannot_be_computed_or_says_nothing_there_is_no_rate(
 
 
 def test_small_groups_have_a_rate_with_an_honest_interval_or_none() -> None:
-    """Of 1,500 groups none stops, and no interval is shorter than Wilson's of the plain rate at six verdicts or fewer."""
+    """None of 1,500 stops, and at six verdicts or fewer no interval is shorter than Wilson's of the plain rate."""
     generator = np.random.default_rng(0)
     found = 0
     for _ in range(1500):

@@ -1,26 +1,35 @@
 """A chat endpoint that speaks OpenAI's protocol, and what it has answered already.
 
 Answers are appended to a file of JSON lines as they come, so that nothing is asked, or paid, twice: not after an
-interruption either.
+interruption either. What is refused, or answered without a text, is not kept, and asked again the next time.
 """
 
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
-from openai import OpenAI, OpenAIError
+from openai import APIStatusError, OpenAI, OpenAIError
 
 RETRIES = 5
 TIMEOUT_S = 120
 ANSWER_TOKENS = 256
+CONCURRENCY = 8
+NEVER = frozenset(
+    {401, 404, 408, 409, 429}
+)  # no key, no such model, or no room after all retries: so for every question
 Messages = Sequence[Mapping[str, str]]
 
 
 class ChatError(ValueError):
-    """The endpoint did not answer; what it had answered before is kept."""
+    """The endpoint does not answer; what it had answered before is kept."""
+
+
+class Refused(ChatError):
+    """It does not answer this question, as its text is too long or not wanted; it may answer others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +38,12 @@ class Answer:
 
     Attributes:
         text: of the answer.
-        prompt_tokens, completion_tokens: as the endpoint counts them.
+        prompt_tokens, completion_tokens: as the endpoint counts them; None where it does not.
     """
 
     text: str
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
 
 
 class Chat:
@@ -53,6 +62,7 @@ class Chat:
         self._url, self._model, self._cache = url, model, cache
         self._known = _read(cache)
         self._lock = threading.Lock()
+        self._broken = 0  # how many questions in a row ended in an error of the server's own
         try:
             self._client = OpenAI(base_url=url, max_retries=RETRIES, timeout=TIMEOUT_S)
         except OpenAIError:  # no key in the environment; a server of one's own asks for none
@@ -66,7 +76,8 @@ class Chat:
         """The answer, at temperature 0; from the file if it is there.
 
         Raises:
-            ChatError: the endpoint refused, or was not there, also after retries.
+            Refused: there is none to this question.
+            ChatError: the endpoint was not there, or answers nobody, also after retries.
         """
         key = self._key(messages)
         if key in self._known:
@@ -78,33 +89,91 @@ class Chat:
                 temperature=0,
                 max_completion_tokens=ANSWER_TOKENS,
             )
-        except (OpenAIError, ValueError) as error:  # no answer, or one that is no JSON
+        except APIStatusError as error:
+            raise self._refusal(error) from error
+        except OpenAIError as error:
             raise ChatError(f"{self._url}: {error}") from error
+        except ValueError as error:
+            raise Refused(f"answered with what is no JSON: {error}") from error
         answer = _answer(completion)
-        if answer is None:
-            raise ChatError(f"{self._url}: answered with something else than a chat completion with its usage")
         with self._lock, self._cache.open("a") as stream:
             stream.write(json.dumps({"key": key} | asdict(answer)) + "\n")
             self._known[key] = answer
+            self._broken = 0
         return answer
+
+    def ask_all(self, questions: Sequence[Messages]) -> Iterator[tuple[int, Answer | Refused]]:
+        """Each question's number with its answer, as they come; several are asked at once.
+
+        The threads end with the process, so that an interruption does not wait for an endpoint that hangs.
+
+        Raises:
+            ChatError: as for `ask`.
+        """
+        todo: SimpleQueue[tuple[int, Messages]] = SimpleQueue()
+        done: SimpleQueue[tuple[int, Answer | Exception]] = SimpleQueue()
+        stop = threading.Event()
+        for question in enumerate(questions):
+            todo.put(question)
+        for _ in range(min(CONCURRENCY, len(questions))):
+            threading.Thread(target=self._work, args=(todo, done, stop), daemon=True).start()
+        try:
+            for _ in questions:
+                number, answer = done.get()
+                if isinstance(answer, Exception) and not isinstance(answer, Refused):
+                    raise answer
+                yield number, answer
+        finally:
+            stop.set()
+
+    def _work(
+        self,
+        todo: SimpleQueue[tuple[int, Messages]],
+        done: SimpleQueue[tuple[int, Answer | Exception]],
+        stop: threading.Event,
+    ) -> None:
+        while not stop.is_set():
+            try:
+                number, messages = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                done.put((number, self.ask(messages)))
+            except Exception as error:  # raised where the answer is waited for
+                done.put((number, error))
+
+    def _refusal(self, error: APIStatusError) -> ChatError:
+        """What a status means: of this question, or of all; so do errors of the server's own, many in a row."""
+        if error.status_code in NEVER:
+            return ChatError(f"{self._url}: {error}")
+        with self._lock:
+            self._broken += error.status_code >= 500
+            broken = self._broken >= CONCURRENCY
+        return ChatError(f"{self._url}: {error}") if broken else Refused(str(error))
 
     def _key(self, messages: Messages) -> str:
         asked = [self._url, self._model, list(messages), ANSWER_TOKENS]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def _answer(completion: object) -> Answer | None:
-    """The answer, if everything in it is of the kind that the protocol says."""
+def _answer(completion: object) -> Answer:
+    """The answer, if its text is there; its tokens, if they are counted.
+
+    Raises:
+        Refused: no chat completion, or one without a text.
+    """
     choices, usage = getattr(completion, "choices", None), getattr(completion, "usage", None)
-    text = (
-        getattr(getattr(choices[0], "message", None), "content", None)
-        if isinstance(choices, list) and choices
-        else None
-    )
+    if not isinstance(choices, list) or not choices:
+        raise Refused("answered with something else than a chat completion")
+    text = getattr(getattr(choices[0], "message", None), "content", None)
+    if not isinstance(text, str) or not text.strip():
+        raise Refused(f"answered without a text (finish_reason: {getattr(choices[0], 'finish_reason', None)})")
     asked, said = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
-    if not isinstance(text, str) or not isinstance(asked, int) or not isinstance(said, int):
-        return None
-    return Answer(text, asked, said)
+    return Answer(text, *((asked, said) if _count(asked) and _count(said) else (None, None)))
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _read(cache: Path) -> dict[str, Answer]:

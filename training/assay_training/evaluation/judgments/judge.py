@@ -3,21 +3,20 @@
 import hashlib
 import math
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from tqdm import tqdm
 
-from assay_training.evaluation.judgments.chat import Answer, Chat, Messages
+from assay_training.evaluation.judgments.chat import Answer, Chat, Messages, Refused
 from assay_training.evaluation.judgments.verdicts import Contest, Verdict
 from assay_training.evaluation.judgments.winrate import winrate
 from assay_training.evaluation.table import Table
 
 Order = Literal["both", "random"]
-CONCURRENCY = 8
 
 SYSTEM = (
     "You compare two answers that were given to the same request, for the person who made it. What counts is whether "
@@ -31,7 +30,9 @@ QUESTION = (
     "----- End {mark} -----\n\n"
     "Which answer is better for the person? Say A, B, or tie if neither is. Say only that one word."
 )
-_WORD = re.compile(r"\W*(?:answer\s+)?(a|b|tie)\W*", re.IGNORECASE)
+_WORD = re.compile(r"[\W_]*(?:(?:answer|option|response)[\W_]+)?(a|b|tie)[\W_]*", re.IGNORECASE)
+_THOUGHT = "</think>"  # what stands before it is no answer; its opening mark may stand in the endpoint's template
+NO_CHOICE = "the judge said neither A, B nor tie"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +41,23 @@ class Cost:
 
     Attributes:
         answers: how many.
-        prompt_tokens, completion_tokens: as the endpoint counts them.
-        money: in the prices' currency; None without prices.
+        uncounted: answers whose tokens the endpoint did not count; they are in none of what follows.
+        prompt_tokens, completion_tokens: as the endpoint counts them; None where it counted none.
+        money: in the prices' currency; None without prices, or without tokens.
     """
 
     answers: int
-    prompt_tokens: int
-    completion_tokens: int
+    uncounted: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
     money: float | None
 
     def __str__(self) -> str:
+        if self.prompt_tokens is None:
+            return f"{self.answers} answers, tokens unknown"
         money = "" if self.money is None else f", {self.money:.4f}"
-        return f"{self.answers} answers, {self.prompt_tokens} + {self.completion_tokens} tokens{money}"
+        but = f" (without {self.uncounted} answers that came without a count of tokens)" if self.uncounted else ""
+        return f"{self.answers} answers, {self.prompt_tokens} + {self.completion_tokens} tokens{money}{but}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class Question:
 
     def score(self, answer: Answer) -> float | None:
         """How much of the win is the first model's; None where the answer is no choice."""
-        said = _WORD.fullmatch(answer.text.strip())
+        said = _WORD.fullmatch(answer.text.rpartition(_THOUGHT)[2])
         if said is None:
             return None
         shown_first = {"a": 1.0, "b": 0.0, "tie": 0.5}[said[1].lower()]
@@ -101,7 +107,7 @@ def judge_all(
         Win rates with what they cost, the verdicts in AlpacaEval's form, and how many contests have none.
 
     Raises:
-        ValueError: no such order, or prices that are none; or the endpoint did not answer.
+        ValueError: no such order, or prices that are none; or the endpoint did not answer, or nothing that is a choice.
     """
     if prices is not None and not all(math.isfinite(price) and price >= 0 for price in prices):
         raise ValueError(f"prices: {prices} are not two amounts of money")
@@ -109,32 +115,42 @@ def judge_all(
         raise ValueError(f"order: {order!r} is not both or random")
     chat = Chat(url, model, out.with_name(f"{out.name}.answers.jsonl"))
     asked = [questions(contest, order) for contest in contests]
-    once = {_text(question): question for of in asked for question in of}
-    new = [not chat.known(question.messages) for question in once.values()]
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        waiting = {text: pool.submit(chat.ask, question.messages) for text, question in once.items()}
-        try:
-            progress = tqdm(waiting.items(), desc="judge", unit="answers", mininterval=10)
-            answers = {text: future.result() for text, future in progress}
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    found = [verdict(of, [answers[_text(question)] for question in of]) for of in asked]
-    verdicts = [one for one in found if one is not None]
-    failed = len(found) - len(verdicts)
-    all_, this_time = list(answers.values()), [of for of, fresh in zip(answers.values(), new, strict=True) if fresh]
+    once = {_text(question): question.messages for of in asked for question in of}
+    known = {text for text, messages in once.items() if chat.known(messages)}
+    replies = _replies(chat, once)
+    found = [verdict(of, [replies[_text(question)] for question in of]) for of in asked]
+    verdicts = [one for one in found if isinstance(one, Verdict)]
+    answers = {text: reply for text, reply in replies.items() if isinstance(reply, Answer)}
+    whole = _cost(list(answers.values()), prices)
+    this_time = _cost([answer for text, answer in answers.items() if text not in known], prices)
     notes = [
         f"Judge: {model}, {order} order{'s' * (order == 'both')}.",
-        f"Cost: this time {_cost(this_time, prices)}; in all {_cost(all_, prices)}.",
+        f"Cost: this time {this_time}; in all {whole}.",
+        *_without(contests, found),
     ]
-    if failed:
-        notes.append(f"{failed} of {len(found)} pairs have no verdict: the judge said neither A, B nor tie.")
     if not verdicts:
-        raise ValueError(notes[-1])
+        raise ValueError(f"{url}: {' '.join(notes[2:])}")
     table = winrate(verdicts, {})
-    whole = {"judge": model, "no_verdict": failed, "cost": asdict(_cost(all_, prices))}
-    records = tuple({**record, **whole} for record in table.records)
+    failed = len(found) - len(verdicts)
+    said = {"judge": model, "no_verdict": failed, "cost": asdict(whole)}
+    records = tuple({**record, **said} for record in table.records)
     return replace(table, records=records, notes=(*table.notes, *notes)), [one.row() for one in verdicts], failed
+
+
+def _replies(chat: Chat, once: Mapping[str, Messages]) -> dict[str, Answer | Refused]:
+    """To every text that is asked."""
+    texts = list(once)
+    coming = tqdm(chat.ask_all(list(once.values())), "judge", len(texts), unit="answers", mininterval=10)
+    return {texts[number]: reply for number, reply in coming}
+
+
+def _without(contests: Sequence[Contest], found: Sequence[Verdict | str]) -> list[str]:
+    """A note for every reason why pairs have no verdict: how many, and which."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for contest, one in zip(contests, found, strict=True):
+        if isinstance(one, str):
+            places[one].append(contest.where)
+    return [f"{len(of)} of {len(found)} pairs have no verdict: {why} ({', '.join(of)})." for why, of in places.items()]
 
 
 def _digest(contest: Contest) -> bytes:
@@ -146,9 +162,13 @@ def _text(question: Question) -> str:
 
 
 def _cost(answers: Sequence[Answer], prices: tuple[float, float] | None) -> Cost:
-    tokens = (sum(answer.prompt_tokens for answer in answers), sum(answer.completion_tokens for answer in answers))
+    counted = [a for a in answers if a.prompt_tokens is not None and a.completion_tokens is not None]
+    uncounted = len(answers) - len(counted)
+    if uncounted and not counted:
+        return Cost(len(answers), uncounted, None, None, None)
+    tokens = (sum(a.prompt_tokens or 0 for a in counted), sum(a.completion_tokens or 0 for a in counted))
     money = None if prices is None else sum(t * p for t, p in zip(tokens, prices, strict=True)) / 1e6
-    return Cost(len(answers), *tokens, money)
+    return Cost(len(answers), uncounted, *tokens, money)
 
 
 def questions(contest: Contest, order: str) -> list[Question]:
@@ -158,11 +178,17 @@ def questions(contest: Contest, order: str) -> list[Question]:
     return [Question(contest, turned=bool(_digest(contest)[-1] & 1))]
 
 
-def verdict(asked: Sequence[Question], answers: Sequence[Answer]) -> Verdict | None:
-    """The mean over the orders: a judge that follows the place comes to a draw; None if an answer is no choice."""
-    scores = [question.score(answer) for question, answer in zip(asked, answers, strict=True)]
-    if any(score is None for score in scores):
-        return None
-    mean = sum(score for score in scores if score is not None) / len(scores)
+def verdict(asked: Sequence[Question], replies: Sequence[Answer | Refused]) -> Verdict | str:
+    """The mean over the orders: a judge that follows the place comes to a draw.
+
+    If one of the replies is no choice, why there is no verdict.
+    """
+    scores = []
+    for question, reply in zip(asked, replies, strict=True):
+        score = None if isinstance(reply, Refused) else question.score(reply)
+        if score is None:
+            return str(reply) if isinstance(reply, Refused) else NO_CHOICE
+        scores.append(score)
     contest = asked[0].contest
+    mean = sum(scores) / len(scores)
     return Verdict(contest.where, contest.instruction, contest.first, contest.second, contest.outputs, mean)
