@@ -98,6 +98,55 @@ def test_groups_are_found_without_chat_markup(tmp_path: Path) -> None:
     assert (code, "x.json: row 2: field 'instruction'" in output) == (2, True)
 
 
+def counts_by_group(tmp_path: Path, groups: Any, name: str = "groups.json") -> dict[str | None, int]:
+    """Verdicts on the questions 0, 1 and 2 by group."""
+    files = write(tmp_path / "x.json", [row(2, i) for i in range(3)])
+    found = records("winrate", files, "--groups", write(tmp_path / name, groups))
+    return {r["group"]: r["n"] for r in found if r["row"] == "new"}
+
+
+def test_groupings_that_share_a_word_are_told_apart_in_every_row(tmp_path: Path) -> None:
+    """In one row it is the same word, in another the word of the other way."""
+    of = [("creative", "creative"), ("koala", "creative"), ("koala", "fact")]
+    rows = [{"instruction": f"question {i}", "dataset": d, "category": c} for i, (d, c) in enumerate(of)]
+    assert counts_by_group(tmp_path, rows) == {
+        None: 3, "dataset=creative": 1, "dataset=koala": 2, "category=creative": 2, "category=fact": 1,
+        "dataset=creative / category=creative": 1, "dataset=koala / category=creative": 1,
+        "dataset=koala / category=fact": 1,
+    }  # fmt: skip
+
+
+def test_a_row_may_lack_a_group_and_have_an_id(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": i, "number": 1.5, "input": "", "dataset": "a"} for i in range(3)]
+    rows[0]["id"] = "r0"
+    rows[0]["category"] = None
+    rows[1]["category"] = "c"
+    of = [one | {"instruction": f"question {i}"} for i, one in enumerate(rows)]
+    assert counts_by_group(tmp_path, of) == {None: 3, "a": 3, "c": 1, "a / c": 1}
+
+
+def test_groups_may_be_one_object(tmp_path: Path) -> None:
+    of: dict[str, Any] = {"<s>[INST] question 0 [/INST]": "a", "question 1": ["a", "b"], "question 2": None}
+    assert counts_by_group(tmp_path, of) == {None: 3, "a": 2, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([], "groups.json: no groups in it"),
+        ({}, "groups.json: no groups in it"),
+        ([{"instruction": "q", "id": 3}], "groups.json: no groups in it"),
+        ({"q": 3}, "groups.json: 'q': its group is not a text"),
+        ([{"instruction": "q", "dataset": ["a"]}], "groups.json: row 1: field 'dataset' is no group"),
+        ([{"prompt": "q", "dataset": "a"}], "groups.json: row 1: field 'instruction' is not a str"),
+    ],
+)
+def test_malformed_groups_are_told(groups: Any, message: str, tmp_path: Path) -> None:
+    files = write(tmp_path / "x.json", [row(2)])
+    code, output = evaluate("winrate", files, "--groups", write(tmp_path / "groups.json", groups))
+    assert (code, message in output) == (2, True), output
+
+
 @pytest.mark.parametrize(
     "marked",
     [

@@ -33,7 +33,7 @@ Reference = Annotated[str | None, typer.Option(help="Model of output_1 where row
 @app.command("winrate")
 def winrate(
     files: Files,
-    groups: Annotated[Path | None, typer.Option(help="JSON list: instruction, and its groups.", exists=True)] = None,
+    groups: Annotated[Path | None, typer.Option(help="JSON: instructions and their groups.", exists=True)] = None,
     reference: Annotated[str | None, typer.Option(help="Model of output_1 where rows name only `generator`.")] = None,
     ddof: Annotated[int, typer.Option(help="SE from n - 1 (1) or n (0).", min=0, max=1)] = 1,
     as_json: Json = False,

@@ -1,11 +1,12 @@
 """Instructions without a model's chat markup, and the groups that they belong to."""
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from assay_training.records.record import RecordError
-from assay_training.records.rows import Row, rows_of_list
+from assay_training.records.rows import Row, json_of, rows_of_any
 
 _ROLE = r"(?:system|user|human|assistant|model)"
 _MARKUP = (
@@ -15,7 +16,9 @@ _MARKUP = (
     re.compile(r"<[|｜]/?[\w.▁|-]+[|｜]>"),
     re.compile(r"(?:^|\n)\s*(?:Human|Assistant|USER|ASSISTANT):|(?:^|\n)### (?:Instruction|Response):"),
 )
-_NO_GROUPS = frozenset({"instruction", "output", "output_1", "output_2", "generator", "generator_1", "generator_2"})
+_NO_GROUPS = frozenset(
+    {"instruction", "id", "output", "output_1", "output_2", "generator", "generator_1", "generator_2"}
+)
 _SPACE = re.compile(r"\s+")
 
 
@@ -32,17 +35,22 @@ def plain(instruction: str) -> str:
 def read_groups(path: Path) -> dict[str, tuple[str, ...]]:
     """The groups of each instruction, by its plain text.
 
-    The file is a JSON list of objects with `instruction` and one text or several more, each a way of grouping
-    (`dataset`, `category`); two make a third: both at once.
+    The file is a JSON list (or JSON lines) of objects with `instruction` and one text or several more, each a way of
+    grouping (`dataset`, `category`); all of them together are one more way. What is null, empty, a number or an id is
+    no group. If some word is a group in two ways, every group is named with its way: `category=koala`. Or it is one
+    object: the instructions, each with its group or a list of them.
 
     Raises:
-        RecordError: a row has no `instruction` or no group, or says otherwise than another row.
+        RecordError: a row is of another form, or says otherwise than another row; no row has a group.
     """
+    value = json_of(path, object) if ".jsonl" not in path.suffixes else []
+    named = _of_object(path, value) if isinstance(value, dict) else _of_rows(rows_of_any(path))
     groups: dict[str, tuple[str, ...]] = {}
-    for row in rows_of_list(path):
-        key, found = plain(row.text("instruction")), _groups(row)
-        if groups.setdefault(key, found) != found:
+    for row, found in named:
+        if groups.setdefault(plain(row.text("instruction")), found) != found:
             raise row.error("field 'instruction' is there already, with other groups")
+    if not any(groups.values()):
+        raise RecordError(f"{path}: no groups in it")
     return groups
 
 
@@ -58,10 +66,33 @@ def groups_of(instruction: str, groups: Mapping[str, tuple[str, ...]], where: st
     return groups[key]
 
 
-def _groups(row: Row) -> tuple[str, ...]:
-    names = {field: value for field, value in row.fields.items() if field not in _NO_GROUPS}
-    if not names or not all(isinstance(value, str) and value for value in names.values()):
-        raise row.error("the fields beside 'instruction' are not groups, one text or more")
-    if len(set(names.values())) < len(names):  # one word in two fields
-        names = {field: f"{field}={value}" for field, value in names.items()}
-    return (*names.values(), " / ".join(names.values())) if len(names) > 1 else tuple(names.values())
+def _of_object(path: Path, value: Mapping[str, object]) -> Iterator[tuple[Row, tuple[str, ...]]]:
+    for instruction, of in value.items():
+        row = Row(f"{path}: {instruction[:60]!r}", "", {"instruction": instruction})
+        names = of if isinstance(of, list) else [] if of is None else [of]
+        if not all(isinstance(name, str) and name.strip() for name in names):
+            raise row.error("its group is not a text, or a list of them")
+        yield row, tuple(dict.fromkeys(names))
+
+
+def _of_rows(rows: Iterable[Row]) -> Iterator[tuple[Row, tuple[str, ...]]]:
+    read = [(row, _ways(row)) for row in rows]
+    ways = {way for _, names in read for way in names}
+    words = Counter(word for _, word in {pair for _, names in read for pair in names.items()})
+    shared = any(count > 1 for count in words.values())
+    for row, names in read:
+        named = [f"{way}={word}" if shared else word for way, word in names.items()]
+        yield row, (*named, *([" / ".join(named)] if len(named) == len(ways) > 1 else []))
+
+
+def _ways(row: Row) -> dict[str, str]:
+    """A row's groups by the field that names them."""
+    names = {}
+    for field, value in row.fields.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if field in _NO_GROUPS or field.endswith("_id") or number or value is None or value == "":
+            continue
+        if not isinstance(value, str):
+            raise row.error(f"field {field!r} is no group, which is a text")
+        names[field] = value
+    return names
