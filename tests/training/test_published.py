@@ -75,6 +75,10 @@ def test_the_human_study(thesis: Path) -> None:
     assert {model: of[-1] for model, of in turned.items()} == {"rank": 0.689, "abs": 0.639, "crs": 0.672}
     turned = points("no vote", "by name, reversed")  # the one that seeds §9 prints
     assert {model: of[-1] for model, of in turned.items()} == {"rank": 0.672, "abs": 0.639, "crs": 0.689}
+    level = points("stored order", "no majority")
+    assert {model: of[-1] for model, of in level.items()} == {"rank": 0.611, "abs": 0.714, "crs": 0.675}
+    level = points("no vote", "no majority")
+    assert {model: of[-1] for model, of in level.items()} == {"rank": 0.614, "abs": 0.714, "crs": 0.672}
     assert {model: of[-1] for model, of in points(None, None).items()} == {"rank": 0.623, "abs": 0.692, "crs": 0.685}
 
 

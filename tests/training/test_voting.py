@@ -63,6 +63,13 @@ def test_ties_follow_the_rule_that_is_named() -> None:
     assert [winners(tied, rule, "no vote") for rule in MAJORITY_TIES] == ["a b", "b a", "a=b"]
 
 
+def test_one_that_ties_with_everyone_stands_in_the_middle() -> None:
+    """Of abcd and dabc: d is level with all, and so it is when both are turned round."""
+    assert winners([ballot("abcd"), ballot("dabc")], "no majority") == "a b=d c"
+    assert winners([ballot("dcba"), ballot("cbad")], "no majority") == "c b=d a"
+    assert winners([ballot("abcd"), ballot("dcba")], "no majority") == "a=b=c=d"
+
+
 def test_points_are_the_thesis() -> None:
     assert borda((("a",), ("b",), ("c",))) == pytest.approx({"a": 1, "b": 2 / 3, "c": 1 / 3})
     assert borda((("a", "b"), ("c",))) == pytest.approx({"a": 5 / 6, "b": 5 / 6, "c": 1 / 3})
@@ -98,3 +105,15 @@ def test_without_rules_that_look_at_names_renaming_renames_the_result(ballots: l
     renamed = [{names[c]: rank for c, rank in b.items()} for b in ballots]
     expected = [{names[c] for c in group} for group in ranked_pairs(ballots, "no vote", "no majority")]
     assert [set(group) for group in ranked_pairs(renamed, "no vote", "no majority")] == expected
+
+
+@given(BALLOTS)
+def test_ballots_turned_round_turn_the_result_round(ballots: list[Ballot]) -> None:
+    """Where no two majorities tie in strength, as above, and no vote is a draw's."""
+    votes = support(ballots, "no vote")
+    strengths = [(votes[a, b], votes[b, a]) for a, b in permutations("wxyz", 2) if votes[a, b] > votes[b, a]]
+    if len(set(strengths)) < len(strengths):
+        return
+    turned = [{candidate: 5 - rank for candidate, rank in b.items()} for b in ballots]
+    forth = ranked_pairs(ballots, "no vote", "no majority")
+    assert ranked_pairs(turned, "no vote", "no majority") == forth[::-1]

@@ -45,7 +45,8 @@ def ranked_pairs(ballots: Sequence[Ballot], ballot_ties: BallotTies, majority_ti
         majority_ties: of two candidates with equal support: the first by name wins, the last, or neither.
 
     Returns:
-        Candidates from the best to the worst; those that nothing tells apart together, by name.
+        Candidates from the best to the worst, by how many they beat less how many beat them, which says the same of a
+        ranking without ties; those that nothing tells apart together, by name.
     """
     votes = support(ballots, ballot_ties)
     names = sorted(ballots[0], reverse=majority_ties == "by name, reversed")
@@ -58,8 +59,8 @@ def ranked_pairs(ballots: Sequence[Ballot], ballot_ties: BallotTies, majority_ti
         for candidate, beaten in beats.items():
             if candidate == winner or winner in beaten:
                 beaten.update(below)
-    standings = sorted({len(beaten) for beaten in beats.values()}, reverse=True)
-    return tuple(tuple(sorted(c for c in beats if len(beats[c]) == standing)) for standing in standings)
+    net = {c: len(beats[c]) - sum(c in beaten for beaten in beats.values()) for c in beats}
+    return tuple(tuple(sorted(c for c in net if net[c] == place)) for place in sorted(set(net.values()), reverse=True))
 
 
 def borda(ranking: Ranking) -> dict[str, float]:
