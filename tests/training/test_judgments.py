@@ -62,12 +62,74 @@ def test_the_other_model_is_named_by_the_file_or_the_flag(tmp_path: Path) -> Non
     bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
     by_file = records("winrate", write(tmp_path / "old_vs_new.json.gz", [bare]))
     assert record(by_file, "new", "old")["win_rate"] == 1
-    flagged = records("winrate", write(tmp_path / "final_old_vs_new2.json", [bare]), "--reference", "gpt4")
+    flagged = records("winrate", write(tmp_path / "verdicts.json", [bare]), "--reference", "gpt4")
     assert record(flagged, "new", "gpt4")["win_rate"] == 1
-    code, output = evaluate("winrate", tmp_path / "final_old_vs_new2.json")
+    code, output = evaluate("winrate", write(tmp_path / "final_old_vs_new2.json", [bare]))
     assert (code, "row 1: field 'generator_1' is missing" in output) == (2, True)
     half = write(tmp_path / "x_vs_y.json", [bare | {"generator_1": "base"}])
     assert record(records("winrate", half), "new", "base")["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "generator", "other"),
+    [
+        ("final_rank002_vs_abs002.json.gz", "rank_002", "abs002"),
+        ("final_sft_vs_crs025.json", "crs_025", "final_sft"),
+        ("2024_run_GPT-4o_vs_llama.json", "gpt4o", "llama"),
+        ("a_vs_b.jsonl", "A", "b"),
+    ],
+)
+def test_a_files_name_spells_models_as_it_likes(name: str, generator: str, other: str, tmp_path: Path) -> None:
+    bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": generator, "preference": 2}
+    path = write(tmp_path / name, bare if name.endswith("l") else [bare | {"generator_1": None}])
+    assert record(records("winrate", path), generator, other)["win_rate"] == 1
+    assert record(records("winrate", path, "--reference", other), generator, other)["win_rate"] == 1
+
+
+@pytest.mark.parametrize("name", ["x_vs_y_vs_new.json", "new_vs_new.json", "anew_vs_b.json", "b_vs_x_new.json"])
+def test_a_files_name_that_does_not_say_the_model_is_told(name: str, tmp_path: Path) -> None:
+    bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
+    code, output = evaluate("winrate", write(tmp_path / name, [bare]))
+    assert (code, "row 1: field 'generator_1' is missing" in output) == (2, True), output
+
+
+def test_a_reference_that_the_files_name_contradicts_is_told(tmp_path: Path) -> None:
+    bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
+    code, output = evaluate("winrate", write(tmp_path / "old_vs_new.json", [bare]), "--reference", "gpt4")
+    assert (code, "neither of which is --reference gpt4" in output) == (2, True), output
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.json"])
+def test_json_lines_are_read(name: str, tmp_path: Path) -> None:
+    def lines(*rows: Any) -> Path:
+        content = "".join(json.dumps(one) + "\n" for one in rows).encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        return tmp_path / name
+
+    assert record(records("winrate", lines(row(2), row(1, 1))), "new", "base")["n"] == 2
+    code, output = evaluate("winrate", lines(row(2), row(3, 1)))
+    assert (code, f"{name}:2: field 'preference' is 3" in output) == (2, True), output
+
+
+@pytest.mark.parametrize("command", ["winrate", "vote", "judge", "task"])
+def test_nothing_is_written_over_what_is_read(command: str, tmp_path: Path) -> None:
+    """And no plain text into a .gz; before anything is asked, as no endpoint is there."""
+    read = ballots(tmp_path / "x.json", poll({"a": 1, "b": 2, "c": 3}))
+    options: tuple[Any, ...] = ("--keys", key(tmp_path), "--html") if command == "vote" else ("--html",)
+    if command != "vote":
+        write(tmp_path / "x.json", [row(2)])
+    if command == "judge":
+        options = ("--url", "http://127.0.0.1:9/v1", "--model", "j", "--out")
+    if command == "task":
+        options = ("--keys", tmp_path / "names.json", "--out")
+    before = read.read_bytes()
+    for out, message in ((read, "is read, or written already"), (tmp_path / "y.gz", "is written as plain text")):
+        code, output = evaluate(command, read, *options, out)
+        assert (code, message in output) == (2, True), output
+    if command == "judge":
+        code, output = evaluate(command, read, *options, tmp_path / "v.json", "--html", tmp_path / "v.json")
+        assert (code, "is read, or written already" in output) == (2, True), output
+    assert read.read_bytes() == before
 
 
 def test_groups_are_found_without_chat_markup(tmp_path: Path) -> None:

@@ -85,9 +85,8 @@ def judge(  # noqa: PLR0913, PLR0917 - the options of a command
     from assay_training.evaluation.judgments.verdicts import read_contests  # noqa: PLC0415
 
     with plain_errors("evaluate judge"):
+        _check_outputs(files, out, html)
         contests = _some([contest for path in files for contest in read_contests(path, reference)], files)
-        if not out.parent.is_dir():
-            raise ValueError(f"{out}: no such folder")
         table, rows, failed = judge_all(contests, url, model, out, order, prices)
         out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         finish(table, files, as_json, html)
@@ -107,8 +106,7 @@ def task(
     from assay_training.evaluation.judgments.verdicts import read_contests  # noqa: PLC0415
 
     with plain_errors("evaluate task"):
-        if out.resolve() == keys.resolve() or not (out.parent.is_dir() and keys.parent.is_dir()):
-            raise ValueError(f"{out}, {keys}: not two files in folders that exist")
+        _check_outputs(files, out, keys)
         contests = _some([contest for path in files for contest in read_contests(path, reference)], files)
         made, key = export(contests)
         out.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
@@ -230,6 +228,25 @@ def _files(judged: Sequence[str]) -> list[Path]:
     return [path for given in judged for path in files_of(given)]
 
 
+def _check_outputs(inputs: Sequence[Path], *outputs: Path | None) -> None:
+    """That nothing is written over, or where it could not be read again.
+
+    Raises:
+        ValueError: an output is an input or another output, ends in .gz, or has no folder.
+    """
+    taken = {path.resolve() for path in inputs}
+    for out in outputs:
+        if out is None:
+            continue
+        if out.resolve() in taken:
+            raise ValueError(f"{out}: is read, or written already; name another file")
+        if out.suffix == ".gz":
+            raise ValueError(f"{out}: is written as plain text; name it without .gz")
+        if not out.parent.is_dir():
+            raise ValueError(f"{out}: no such folder")
+        taken.add(out.resolve())
+
+
 def finish(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | None) -> None:
     """Shows a table in the forms that were asked for."""
     from rich.console import Console  # noqa: PLC0415
@@ -237,6 +254,7 @@ def finish(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | No
     from assay_training.evaluation import report  # noqa: PLC0415
 
     numbers = report.as_json(table)  # first, as it refuses what is no number
+    _check_outputs(paths, html)
     if html is not None:
         provenance = report.Provenance.of(shlex.join(["assay", *sys.argv[1:]]), paths)
         html.write_text(report.as_html(table, provenance))

@@ -1,10 +1,15 @@
 """What a judge said of two outputs: the rows of AlpacaEval."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 
-from assay_training.records.rows import Row, rows_of_list
+from assay_training.records.record import RecordError
+from assay_training.records.rows import Row, rows_of_any, rows_of_file
+
+_NO_WORD = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +61,16 @@ def read_verdicts(path: Path, reference: str | None) -> Iterator[Verdict]:
     """The verdicts of a file, for the model of `output_2` (in AlpacaEval the one that is evaluated) first.
 
     Args:
-        path: a JSON list, gzipped or not: `instruction`, `output_1`, `output_2`, `preference` (1 or 2 for the better
-            output, 1.5 or 0 for a draw, between 1 and 2 for a share), and `generator_1` and `generator_2`, or
-            `generator`, the model of `output_2`.
-        reference: the model of `output_1` where rows name `generator` alone; else the file's name must (`a_vs_b.json`).
+        path: a JSON list or JSON lines, gzipped or not: `instruction`, `output_1`, `output_2`, `preference` (1 or 2 for
+            the better output, 1.5 or 0 for a draw, between 1 and 2 for a share), and `generator_1` and `generator_2`,
+            or `generator`, the model of `output_2`.
+        reference: the model of `output_1` where rows name `generator` alone; else the file's name must (`a_vs_b.json`,
+            or with a prefix `x_a_vs_b.json`; case and what is no letter or digit do not matter).
 
     Raises:
         RecordError: naming file, row and field.
     """
-    for row in rows_of_list(path):
+    for row in _rows(path):
         contest = _contest(row, path, reference)
         yield Verdict(contest.where, contest.instruction, contest.first, contest.second, contest.outputs, _score(row))
 
@@ -75,7 +81,7 @@ def read_contests(path: Path, reference: str | None) -> Iterator[Contest]:
     Raises:
         RecordError: naming file, row and field.
     """
-    return (_contest(row, path, reference) for row in rows_of_list(path))
+    return (_contest(row, path, reference) for row in _rows(path))
 
 
 def _contest(row: Row, path: Path, reference: str | None) -> Contest:
@@ -86,20 +92,49 @@ def _contest(row: Row, path: Path, reference: str | None) -> Contest:
     return Contest(row.where, row.text("instruction"), first, second, outputs)
 
 
+def _rows(path: Path) -> list[Row]:
+    """Of a list, or of lines, also where the file's name does not say so."""
+    try:
+        return list(rows_of_any(path))
+    except RecordError as error:
+        several = isinstance(error.__cause__, JSONDecodeError) and error.__cause__.msg == "Extra data"
+        if ".jsonl" in path.suffixes or not several:
+            raise
+    return list(rows_of_file(path))
+
+
 def _models(row: Row, path: Path, reference: str | None) -> tuple[str, str]:
     """The models of `output_2` and of `output_1`."""
-    evaluated = row.text(
-        "generator" if "generator" in row.fields and "generator_2" not in row.fields else "generator_2"
-    )
-    if "generator_1" in row.fields:
+    alone = row.fields.get("generator_2") is None and row.fields.get("generator") is not None
+    evaluated = row.text("generator" if alone else "generator_2")
+    if row.fields.get("generator_1") is not None:
         return evaluated, row.text("generator_1")
-    sides = path.name.split(".json")[0].split("_vs_")
-    if reference is None and (len(sides) != 2 or sides.count(evaluated) != 1):
+    sides = _sides(path)
+    if reference is not None:
+        if sides and not any(_is_side(reference, sides)):
+            raise row.error(f"the file's name says {' and '.join(sides)}, neither of which is --reference {reference}")
+        return evaluated, reference
+    which = _is_side(evaluated, sides) if sides else (False, False)
+    if sides is None or which[0] == which[1]:
         raise row.error(
             f"field 'generator_1' is missing, and the file's name is not A_vs_B with {evaluated!r} on one side; "
             "name the model of output_1 by --reference"
         )
-    return evaluated, reference or next(side for side in sides if side != evaluated)
+    return evaluated, sides[which.index(False)]
+
+
+def _sides(path: Path) -> tuple[str, str] | None:
+    """The two models that a file's name says, if it does."""
+    sides = path.name.split(".json")[0].split("_vs_")
+    return (sides[0], sides[1]) if len(sides) == 2 else None
+
+
+def _is_side(model: str, sides: tuple[str, str]) -> tuple[bool, bool]:
+    """Whether it is the one and whether the other; the first may have something in front (`final_a_vs_b`)."""
+    wanted = _NO_WORD.sub("", model).casefold()
+    first, second = (_NO_WORD.split(side.casefold()) for side in sides)
+    ends = ("".join(first[k:]) for k in range(len(first)))
+    return bool(wanted) and wanted in ends, bool(wanted) and wanted == "".join(second)
 
 
 def _score(row: Row) -> float:
