@@ -295,12 +295,76 @@ def test_the_thesis_form(tmp_path: Path) -> None:
     assert (code, "keys.json: 1 groups for 2 files" in output) == (2, True)
 
 
+def test_files_of_the_thesis_form_are_matched_with_groups_by_the_runs_number(tmp_path: Path) -> None:
+    """Whatever the order of the arguments or of the key; without numbers by their places."""
+    models = ({"0": "abs", "1": "pref"}, {"0": "pref", "1": "abs"})
+    cast = [[{"response-1": 1, "response-2": 2, "user_id": "x"}]]
+
+    def points(*names: str, groups: tuple[str, ...] = ("run_num0", "run_num1")) -> list[float]:
+        by_group = {group: {"Which?": of} for group, of in zip(groups, models, strict=True)}
+        keys = write(tmp_path / "keys.json", by_group)
+        turned = [[{"response-1": 2, "response-2": 1, "user_id": "x"}]]
+        files = [write(tmp_path / name, cast if name.endswith("1.json") else turned) for name in names]
+        found = records("vote", *files, "--keys", keys)[:6]
+        return [r["points"] for r in found if r["model"] == "abs"]
+
+    assert points("run-1.json", "run-2.json") == points("run-2.json", "run-1.json") == [1, 1, 1]
+    assert points("b1.json", "a2.json") == [1, 1, 1]
+    assert points("a2.json", "b1.json") == [0.5, 0.5, 0.5]
+    assert points("run-10.json", "run-1.json", groups=("first", "second")) == [1, 1, 1]
+    assert points("run-2.json", "run-1.json", groups=("run_num1", "run_num0")) == [0.5, 0.5, 0.5]
+    (tmp_path / "copy").mkdir()
+    write(tmp_path / "copy" / "run-1.json", cast)
+    files = (tmp_path / "run-1.json", tmp_path / "copy" / "run-1.json")
+    code, output = evaluate("vote", *files, "--keys", tmp_path / "keys.json")
+    assert (code, "two of them are one, or of one run" in output) == (2, True), output
+
+
+@pytest.mark.parametrize(
+    ("models", "ballot", "message"),
+    [
+        ({"²": "abs", "1": "pref"}, {}, "keys.json: run: prompt 1: field '²': responses are not counted from 0"),
+        ({"1": "abs", "2": "pref"}, {}, "keys.json: run: prompt 1: field '2': responses are not counted from 0"),
+        (
+            {"0": "abs", "1": "pref"},
+            {"response-3": 1},
+            "run.json: prompt 1: ballot 1: field 'response-3' is no response",
+        ),
+        ({"0": "abs", "1": "pref"}, {"user_id": "x"}, "run.json: prompt 1: ballot 2: field 'user_id': 'x' has another"),
+    ],
+)
+def test_a_malformed_file_of_the_thesis_form_is_told(
+    models: dict[str, str], ballot: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    keys = write(tmp_path / "keys.json", {"run": {"Which?": models}})
+    votes = write(tmp_path / "run.json", [[{"response-1": 1, "response-2": 2} | ballot] * 2])
+    code, output = evaluate("vote", votes, "--keys", keys)
+    assert (code, message in output) == (2, True), output
+
+
+def test_prompts_that_nobody_voted_on_are_counted_and_left_out(tmp_path: Path) -> None:
+    ranks = {"a": 1, "b": 2, "c": 3}
+    of = [{"prompt": prompt, "models": {"a": "x", "b": "y", "c": "z"}} for prompt in "PQ"]
+    keys = write(tmp_path / "key.json", {"format": "assay-ballots-key", "prompts": of})
+    votes = ballots(tmp_path / "x.json", poll(prompt="P"), poll(ranks, prompt="Q"))
+    assert [r["points"] for r in records("vote", votes, "--keys", keys)[:6] if r["group"]] == pytest.approx(
+        [1, 2 / 3, 1 / 3]
+    )
+    _, output = evaluate("vote", votes, "--keys", keys)
+    assert "1 of 2 prompts have no ballots and are left out: x: 'P'." in " ".join(output.split())
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (poll({"a": 1, "b": 2}), "x.json: prompt 1: ballot 1: ranks a, b; the responses are a, b, c"),
+        (poll({"a": 1, "b": 2}), "x.json: prompt 1: ballot 1: field 'c' has no rank; the responses are a, b, c"),
         (poll({"a": 0, "b": 2, "c": 3}), "ballot 1: field 'a' is 0, not a rank from 1 to 3"),
-        (poll(), "prompt 1: there are no ballots"),
+        (poll({"a": 1, "b": 2, "c": 3, "d": 3}), "x.json: prompt 1: ballot 1: field 'd' is no response"),
+        (
+            poll({"a": 1, "b": 2, "c": 3}) | {"ballots": [{"voter": "v", "ranks": {"a": 1, "b": 2, "c": 3}}] * 2},
+            "x.json: prompt 1: ballot 2: field 'voter': 'v' has another ballot on this prompt",
+        ),
+        (poll(), "x.json: there are no ballots"),
         (poll({"a": 1, "b": 2, "c": 3}) | {"prompt": ""}, "field 'prompt' is empty"),
         (poll({"a": 1, "b": 2, "c": 3}) | {"ballots": [3]}, "ballot 1: not an object"),
         (poll({"a": 1, "b": 2, "c": 3}, prompt="What?"), "x.json: field 'prompts': they are not those of"),

@@ -84,7 +84,7 @@ def test_the_human_study(thesis: Path) -> None:
 
 def test_the_merged_rankings_are_the_authors(thesis: Path) -> None:
     folder = thesis / "human_study"
-    polls = read_polls(sorted(folder.glob("original-*.json")), folder / "all_keys.json")
+    polls = read_polls(sorted(folder.glob("original-*.json"), reverse=True), folder / "all_keys.json")
     stored = [tuple(order) for path in sorted(folder.glob("final_*.json")) for order in json.loads(path.read_text())]
     rankings = [ranked_pairs(poll.ballots, "stored order", "by name") for poll in polls]
     found = [tuple(model for tied in ranking for model in tied) for ranking in rankings]

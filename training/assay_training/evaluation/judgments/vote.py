@@ -63,14 +63,22 @@ def vote(polls: Sequence[Poll]) -> Table:
     Raises:
         RecordError: a prompt has other models than the others; no mean over prompts is meant then.
     """
-    models = sorted(polls[0].ballots[0])
-    for poll in polls:
+    voted = [poll for poll in polls if poll.ballots]
+    models = sorted(voted[0].ballots[0])
+    for poll in voted:
         if sorted(poll.ballots[0]) != models:
             raise RecordError(f"{poll.group}: {poll.prompt[:60]!r} is not on {', '.join(models)}, like the others")
-    records = [record for rule in RULES for record in _records(rule, polls, models)]
+    records = [record for rule in RULES for record in _records(rule, voted, models)]
     first = len(records) // len(RULES)
     lines = (*records[:first], *(record for record in records[first:] if record["group"] is None))
-    return Table("Votes", tuple(records), COLUMNS, lines, NOTES, (_picture(records, models),))
+    notes = (*NOTES, *_without([poll for poll in polls if not poll.ballots], len(polls)))
+    return Table("Votes", tuple(records), COLUMNS, lines, notes, (_picture(records, models),))
+
+
+def _without(silent: Sequence[Poll], count: int) -> list[str]:
+    """A note on prompts that nobody voted on, if there are any."""
+    which = "; ".join(f"{poll.group}: {poll.prompt[:60]!r}" for poll in silent)
+    return [f"{len(silent)} of {count} prompts have no ballots and are left out: {which}."] if silent else []
 
 
 def _records(rule: Rule, polls: Sequence[Poll], models: Sequence[str]) -> list[dict[str, Any]]:
