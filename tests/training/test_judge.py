@@ -46,7 +46,7 @@ def endpoint(
                 r"----- Answer [AB] \w+ -----\n\n(.*?)(?=\n\n----- (?:Answer B|End) \w+ -----)", said, re.DOTALL
             )
             judged = judge(a, b)
-            changes = judged if isinstance(judged, dict) else {"choices": [choice(judged)]}
+            changes: dict[str, Any] = judged if isinstance(judged, dict) else {"choices": [choice(judged)]}
             usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
             reply = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"], "usage": usage}
             content = json.dumps(reply | changes).encode() if broken is None else broken

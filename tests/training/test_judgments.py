@@ -222,10 +222,48 @@ def test_malformed_groups_are_told(groups: Any, message: str, tmp_path: Path) ->
         "USER: Are you <b>there</b>?\nASSISTANT:",
         "### Instruction:\nAre you <b>there</b>?\n\n### Response:",
         "<bos>Are you <b>there</b>?<eos>",
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nAre you <b>there</b>?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|begin_of_text|><|header_start|>system<|header_end|>\n\nBe brief.<|eot|>"
+        "<|header_start|>user<|header_end|>\n\nAre you <b>there</b>?<|eot|><|header_start|>assistant<|header_end|>",
+        "<|system|>\nBe brief.</s>\n<|user|>\nAre you <b>there</b>?</s>\n<|assistant|>\n",
+        "<|system|>\nBe brief.\n<|user|>\nAre you <b>there</b>?<|end|>\n<|assistant|>\n",
+        "<|start|>system<|message|>You are a model.<|end|><|start|>developer<|message|>Be brief.<|end|>"
+        "<|start|>user<|message|>Are you <b>there</b>?<|end|><|start|>assistant",
+        "<|start|>user<|message|>Are you <b>there</b>?<|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>Are you <b>there</b>?<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>",
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAre you <b>there</b>?\n\n### Response:",
+        "### Human: Are you <b>there</b>? ### Assistant:",
+        "### System:\nBe brief.\n\n### User:\nAre you <b>there</b>?\n\n### Assistant:\n",
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: Are you <b>there</b>? ASSISTANT:",
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nAre you <b>there</b>? [/INST]",
+        "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]Are you <b>there</b>?[/INST]",
+        "<｜begin▁of▁sentence｜><｜User｜>Are you <b>there</b>?<｜Assistant｜>",
     ],
 )
 def test_markup_of_several_templates_is_taken_off(marked: str) -> None:
     assert plain(marked) == "Are you <b>there</b>?"
+
+
+@pytest.mark.parametrize(
+    ("marked", "asked"),
+    [
+        ("<|im_start|>model a car", "model a car"),
+        ("<|im_start|>user\nmodel a car<|im_end|>", "model a car"),
+        ("<|im_start|>system of equations: solve it", "system of equations: solve it"),
+        ("<start_of_turn>user\nuser stories, please", "user stories, please"),
+        ("<|user|>\nsystem</s>", "system"),
+        ("What does ASSISTANT: mean in a prompt?", "What does ASSISTANT: mean in a prompt?"),
+        ("Explain this.\n### System: Linux\n### Files:", "Explain this. ### System: Linux ### Files:"),
+    ],
+)
+def test_words_of_an_instruction_are_no_markup(marked: str, asked: str) -> None:
+    assert plain(marked) == asked
 
 
 @pytest.mark.parametrize(

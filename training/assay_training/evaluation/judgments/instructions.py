@@ -8,14 +8,32 @@ from pathlib import Path
 from assay_training.records.record import RecordError
 from assay_training.records.rows import Row, json_of, rows_of_any
 
-_ROLE = r"(?:system|user|human|assistant|model)"
-_MARKUP = (
-    re.compile(r"<\|im_start\|>\s*system\b.*?<\|im_end\|>|<<SYS>>.*?<</SYS>>", re.DOTALL),  # not what is asked
-    re.compile(rf"<\|(?:im_start|start_header_id)\|>\s*(?:{_ROLE}\b)?(?:<\|end_header_id\|>)?"),
-    re.compile(rf"<(?:start|end)_of_turn>(?:{_ROLE}\b)?|</?s>|\[/?INST\]|<(?:bos|eos|PAD|SEP)>"),
-    re.compile(r"<[|｜]/?[\w.▁|-]+[|｜]>"),
-    re.compile(r"(?:^|\n)\s*(?:Human|Assistant|USER|ASSISTANT):|(?:^|\n)### (?:Instruction|Response):"),
+_TURNS = (  # what begins a turn of a ROLE in somebody's template, and what ends it
+    (r"<\|im_start\|>\s*ROLE\s*?(?:\n|$)", r"<\|im_end\|>"),
+    (r"<\|start_header_id\|>\s*ROLE\s*<\|end_header_id\|>", r"<\|eot_id\|>"),
+    (r"<\|header_start\|>\s*ROLE\s*<\|header_end\|>", r"<\|eot\|>"),
+    (r"<\|start_of_role\|>\s*ROLE\s*<\|end_of_role\|>", r"<\|end_of_text\|>"),
+    (r"<\|start\|>ROLE(?:<\|channel\|>\w+)?(?:<\|message\|>|$)", r"<\|end\|>"),
+    (r"<\|ROLE\|>", r"</s>|<\|end\|>"),
+    (r"<start_of_turn>\s*ROLE\s*?(?:\n|$)", r"<end_of_turn>"),
 )
+_SYSTEM, _OTHERS = "(?:system|developer)", "(?:user|human|assistant|model|tool)"
+_ASIDE = (  # what is told beside the instruction
+    r"<<SYS>>.*?<</SYS>>|\[SYSTEM_PROMPT\].*?\[/SYSTEM_PROMPT\]",
+    r"^\s*### System:.*?(?=### (?:User|Human|Instruction):)",
+    r"^\s*Below is an instruction that describes a task.*?(?=### Instruction:)",
+    r"^\s*A chat between a curious (?:user|human) and an artificial intelligence assistant.*?(?=USER:|### Human:)",
+)
+_MARKS = (
+    r"###\s*(?:Instruction|Input|Response|User|Human|Assistant):",
+    r"(?:^|\n|</s>)\s*(?:Human|Assistant|USER|ASSISTANT):|\sASSISTANT:\s*$",
+    r"<(?:start|end)_of_turn>|</?s>|\[/?INST\]|<(?:bos|eos|PAD|SEP)>|<[|｜]/?[\w.▁|-]+[|｜]>",
+)
+_SYSTEM_TURNS = (
+    f"{begin.replace('ROLE', _SYSTEM)}.*?(?:{end}|(?={begin.replace('ROLE', _OTHERS)}))" for begin, end in _TURNS
+)
+_BEGINNINGS = (begin.replace("ROLE", f"(?:{_SYSTEM}|{_OTHERS})") for begin, _ in _TURNS)
+_MARKUP = tuple(re.compile(mark, re.DOTALL) for mark in (*_ASIDE, *_SYSTEM_TURNS, *_BEGINNINGS, *_MARKS))
 _NO_GROUPS = frozenset(
     {"instruction", "id", "output", "output_1", "output_2", "generator", "generator_1", "generator_2"}
 )
@@ -23,7 +41,7 @@ _SPACE = re.compile(r"\s+")
 
 
 def plain(instruction: str) -> str:
-    """An instruction as its key: control tokens and role marks taken out, white space made one space.
+    """An instruction as its key: control tokens, role marks and system texts taken out, white space made one space.
 
     The thesis' prompts carry ChatML, its judgments do not (seeds §9).
     """
@@ -69,8 +87,9 @@ def groups_of(instruction: str, groups: Mapping[str, tuple[str, ...]], where: st
 def _of_object(path: Path, value: Mapping[str, object]) -> Iterator[tuple[Row, tuple[str, ...]]]:
     for instruction, of in value.items():
         row = Row(f"{path}: {instruction[:60]!r}", "", {"instruction": instruction})
-        names = of if isinstance(of, list) else [] if of is None else [of]
-        if not all(isinstance(name, str) and name.strip() for name in names):
+        given = of if isinstance(of, list) else [] if of is None else [of]
+        names = [name for name in given if isinstance(name, str) and name.strip()]
+        if len(names) < len(given):
             raise row.error("its group is not a text, or a list of them")
         yield row, tuple(dict.fromkeys(names))
 
