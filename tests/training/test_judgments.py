@@ -58,6 +58,22 @@ def test_win_rates_both_ways(name: str, tmp_path: Path) -> None:
     assert forth["longer_wins"] == back["longer_wins"] == pytest.approx(3.75 / 6)
 
 
+def test_a_group_without_a_rate_at_equal_length_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Of one group tanh tells no lengths apart, a singular fit; the other has ten verdicts of both signs."""
+    lengths = [(0, 285), (0, 333), (0, 296), *((200, 100 + 20 * i) for i in range(10))]
+    rows = [
+        row(2 if i in {2, 4, 5, 8, 9, 11} else 1, i, output_1="a" * first, output_2="b" * second)
+        for i, (first, second) in enumerate(lengths)
+    ]
+    groups = {f"question {i}": "small" if i < 3 else "large" for i in range(13)}
+    files = write(tmp_path / "x.json", rows)
+    found = records("winrate", files, "--groups", write(tmp_path / "groups.json", groups))
+    small, large = (record(found, "new", "base", group) for group in ("small", "large"))
+    assert (small["n"], small["win_rate"]) == (3, pytest.approx(1 / 3))
+    assert (small["length_controlled"], small["length_controlled95"]) == (None, None)
+    assert (large["n"], large["win_rate"], large["length_controlled"]) == (10, 0.5, pytest.approx(0.5, abs=0.1))
+
+
 def test_the_other_model_is_named_by_the_file_or_the_flag(tmp_path: Path) -> None:
     bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
     by_file = records("winrate", write(tmp_path / "old_vs_new.json.gz", [bare]))
