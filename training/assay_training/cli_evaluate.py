@@ -34,7 +34,7 @@ Reference = Annotated[str | None, typer.Option(help="Model of output_1 where row
 def winrate(
     files: Files,
     groups: Annotated[Path | None, typer.Option(help="JSON: instructions and their groups.", exists=True)] = None,
-    reference: Annotated[str | None, typer.Option(help="Model of output_1 where rows name only `generator`.")] = None,
+    reference: Reference = None,
     ddof: Annotated[int, typer.Option(help="SE from n - 1 (1) or n (0).", min=0, max=1)] = 1,
     as_json: Json = False,
     html: Html = None,
@@ -76,7 +76,7 @@ def judge(  # noqa: PLR0913, PLR0917 - the options of a command
     prices: Annotated[
         tuple[float, float] | None, typer.Option(help="Of a million tokens of prompt and of answer.")
     ] = None,
-    reference: Annotated[str | None, typer.Option(help="Model of output_1 where rows name only `generator`.")] = None,
+    reference: Reference = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
@@ -99,7 +99,7 @@ def task(
     files: Files,
     out: Annotated[Path, typer.Option(help="Where the task goes, without names of models.", dir_okay=False)],
     keys: Annotated[Path, typer.Option(help="Where the names go.", dir_okay=False)],
-    reference: Annotated[str | None, typer.Option(help="Model of output_1 where rows name only `generator`.")] = None,
+    reference: Reference = None,
 ) -> None:
     """Make a ranking task for people out of outputs; its ballots are for `vote`."""
     from assay_training.evaluation.judgments.task import export  # noqa: PLC0415
@@ -137,6 +137,7 @@ def agreement(
     from assay_training.evaluation.rewards.agreement import agreement as evaluate  # noqa: PLC0415
 
     with plain_errors("evaluate agreement"):
+        _check_outputs(_files(judged), html)
         finish(_of_rankings(evaluate, judged, reference, url, model or []), _files(judged), as_json, html)
 
 
@@ -153,6 +154,7 @@ def margins(
     from assay_training.evaluation.rewards.margins import margins as evaluate  # noqa: PLC0415
 
     with plain_errors("evaluate margins"):
+        _check_outputs(_files(judged), html)
         finish(_of_rankings(evaluate, judged, reference, url, model or []), _files(judged), as_json, html)
 
 
@@ -171,6 +173,7 @@ def best_of_n(
     from assay_training.evaluation.rewards.served import told  # noqa: PLC0415
 
     with plain_errors("evaluate best-of-n"):
+        _check_outputs(_files(judged), html)
         read = [record for given in judged for record in read_candidates(given)]
         if gold is None and not all(of.gold for of in read):
             raise ValueError("rollouts have no gold value of their own; name a served model to judge by: --gold")

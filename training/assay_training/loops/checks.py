@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from assay_service.scoring.architectures import longest_sequence
 from assay_service.scoring.checkpoint import read_config
 from assay_training.algorithms.folds import HELD_OUT, fold_of
@@ -130,6 +128,5 @@ def _check_tests(config: RewardConfig, records: Sequence[tuple[Judged, int]]) ->
 
 def _has_domain(records: Sequence[Judged]) -> bool:
     """Whether there is a domain of two groups; labels of different sources have no numbers in common."""
-    groups = np.asarray([record.group for record in records])
-    sources = np.asarray([record.source for record in records])
-    return any(len(np.unique(groups[mask])) > 1 for mask in domains(sources).values())
+    found = domains({record.source for record in records}).values()
+    return any(len({record.group for record in records if record.source in sources}) > 1 for sources in found)
