@@ -13,7 +13,7 @@ from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer, RenderRules
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.cli import app
-from assay_training.config.base import ConfigError, Frozen, Seed, read
+from assay_training.config.base import ConfigError, Frozen, RunConfig, Seed, read
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
@@ -182,10 +182,22 @@ PLANS = sorted((ROOT.parent / "experiments" / "plans").glob("*.yaml"))
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_every_variant_of_every_experiment_is_a_configuration(path: Path) -> None:
     plan = yaml.safe_load(path.read_text())
-    assert len(plan["seeds"]) == 3
+    kinds: dict[str, type[RunConfig]] = {"reward": RewardConfig, "ppo": PpoConfig, "rejection": RejectionConfig}
+    assert len(plan["seeds"]) in (1, 3)
     for changes in plan["variants"].values():
-        config = RewardConfig.model_validate(sweep.variant(plan["config"], changes, plan["seeds"][0]))
+        raw = sweep.variant(plan["config"], changes, plan["seeds"][0])
+        config = kinds[plan.get("command", "reward")].model_validate(raw)
         assert (path.parent / config.template).is_file()
+
+
+def test_the_gold_model_of_the_experiments_is_a_configuration() -> None:
+    gold = read(ROOT.parent / "experiments" / "gold.yaml", RewardConfig)
+    optimised = {source.name for name in ("preference", "absolute") for source in _pipeline(name).sources}
+    assert not optimised & {source.name for source in gold.sources}
+
+
+def _pipeline(name: str) -> RewardConfig:
+    return read(ROOT / "pipeline" / f"{name}.yaml", RewardConfig)
 
 
 def test_the_pipelines_reward_models_are_tested_on_what_the_policy_has_not_seen() -> None:

@@ -24,9 +24,10 @@ Column = tuple[str, Callable[[Numbers], float]]
 
 
 def cell(values: Iterable[float]) -> str:
-    """Mean ± standard error."""
+    """Mean ± standard error; of a single seed there is none."""
     seen = list(values)
-    return f"{statistics.fmean(seen):.3f} ± {statistics.stdev(seen) / len(seen) ** 0.5:.3f}"
+    error = f" ± {statistics.stdev(seen) / len(seen) ** 0.5:.3f}" if len(seen) > 1 else ""
+    return f"{statistics.fmean(seen):.3f}{error}"
 
 
 def table(rows: Sequence[Numbers], columns: Sequence[Column]) -> list[str]:
@@ -49,26 +50,30 @@ def at(*path: str | int) -> Callable[[Numbers], float]:
     return value
 
 
+def accuracy(domain: str) -> Callable[[Numbers], float]:
+    """Of the model."""
+    return at(domain, "accuracy", "model", "value")
+
+
 def accuracies(rows: Sequence[Numbers], domains: Sequence[str]) -> list[str]:
     """Over all pairs of each domain; the length baseline does not depend on the variant."""
-    lines = table(rows, [(domain, at(domain, "accuracy", "model", "value")) for domain in domains])
+    lines = table(rows, [(domain, accuracy(domain)) for domain in domains])
     seeds = {row["seed"]: row["results"] for row in rows}.values()
     length = [cell(at(domain, "accuracy", "length", "value")(of) for of in seeds) for domain in domains]
     return [*lines[:-1], f"| *length* | {' | '.join(length)} |", ""]
 
 
-def differences(rows: Sequence[Numbers], domains: Sequence[str]) -> list[str]:
-    """Accuracies less those of the first variant with the same seed, and so the same held-out part."""
+def differences(rows: Sequence[Numbers], what: str, columns: Sequence[Column]) -> list[str]:
+    """Numbers less those of the first variant with the same seed, and so the same held-out part."""
     first = {row["seed"]: row["results"] for row in rows if row["variant"] == rows[0]["variant"]}
     others = [row for row in rows if row["variant"] != rows[0]["variant"]]
     paired = [row | {"results": {"now": row["results"], "first": first[row["seed"]]}} for row in others]
 
-    def less(domain: str) -> Callable[[Numbers], float]:
-        value = at(domain, "accuracy", "model", "value")
+    def less(value: Callable[[Numbers], float]) -> Callable[[Numbers], float]:
         return lambda of: value(of["now"]) - value(of["first"])
 
-    lines = table(paired, [(domain, less(domain)) for domain in domains])
-    return [f"Accuracy, less that of *{rows[0]['variant']}* with the same seed:", "", *lines]
+    lines = table(paired, [(name, less(value)) for name, value in columns])
+    return [f"{what}, less that of *{rows[0]['variant']}* with the same seed:", "", *lines]
 
 
 def margins(rows: Sequence[Numbers], domain: str) -> list[str]:
@@ -97,7 +102,8 @@ def preference(rows: Sequence[Numbers]) -> list[str]:
     domains = list(rows[0]["results"])
     if len(domains) == 2:  # a single source is all there is
         domains.remove("all")
-    lines = ["Accuracy:", "", *accuracies(rows, domains), *differences(rows, domains)]
+    lines = ["Accuracy:", "", *accuracies(rows, domains)]
+    lines += differences(rows, "Accuracy", [(domain, accuracy(domain)) for domain in domains])
     lines += margins(rows, domains[-1] if len(domains) == 1 else "all")
     return lines + [line for domain in domains if domain != "all" for line in strengths(rows, domain)]
 
@@ -110,7 +116,19 @@ def absolute(rows: Sequence[Numbers]) -> list[str]:
         (f"{b} {name}", at(domain, "errors", "model", b, i)) for i, name in ((1, "MSE"), (2, "MAE")) for b in buckets
     ]
     ranks = [("Spearman", at(domain, "rank", "model", "value")), ("of length", at(domain, "rank", "length", "value"))]
-    return table(rows, [*errors, *ranks])
+    return [*table(rows, [*errors, *ranks]), *differences(rows, "The same", [*errors, ranks[0]])]
+
+
+POLICY_COLUMNS: list[Column] = [
+    ("KL", at("kl")),
+    ("tokens", at("length")),
+    ("end by themselves", at("ends")),
+    ("preference logit", at("scores", "preference")),
+    ("absolute logit", at("scores", "absolute")),
+    ("gold wins", at("wins", "gold", "value")),
+    ("preference wins", at("wins", "preference", "value")),
+    ("absolute wins", at("wins", "absolute", "value")),
+]
 
 
 def section(plan: Path) -> list[str]:
@@ -119,11 +137,38 @@ def section(plan: Path) -> list[str]:
     rows = json.loads((HERE / "results" / f"{plan.stem}.json").read_text())
     seeds = ", ".join(map(str, given["seeds"]))
     lines = [f"## {plan.stem}", "", given["about"].strip(), ""]
-    lines += [
-        f"`python training/experiments/sweep.py training/experiments/plans/{plan.name} --data DIR`, seeds {seeds}.",
-        "",
-    ]
+    before = f"`{given['before']}`, then " if "before" in given else ""
+    command = f"python training/experiments/sweep.py training/experiments/plans/{plan.name} --data DIR"
+    lines += [f"{before}`{command}`, seeds {seeds}.", ""]
     return lines + (preference if given["config"]["objective"]["kind"] == "preference" else absolute)(rows)
+
+
+POLICIES = (
+    "Policies that were trained on the served rewards of the small pipeline, and the one that they started from. KL: "
+    "log π - log π_first of their own answers, nats. Wins: how often an answer has a higher logit than one of the first "
+    "policy to the same prompt, by the gold model, which nobody optimised, and by those that were."
+)
+
+
+def policies() -> list[str]:
+    """What policies have become, plan by plan, beside the one that they started from."""
+    rows: list[Numbers] = json.loads((HERE / "results" / "policies.json").read_text())
+    lines = ["## policies", "", POLICIES, ""]
+    for plan in dict.fromkeys(row["plan"] for row in rows):
+        of_plan = [row | {"results": row} for row in rows if row["plan"] == plan]
+        if plan:
+            lines += [f"`{plan}`: {yaml.safe_load((HERE / 'plans' / f'{plan}.yaml').read_text())['about'].strip()}", ""]
+        lines += table(of_plan, POLICY_COLUMNS)
+        lines += [line for row in of_plan if plan for line in alone(row, of_plan)]
+    return lines
+
+
+def alone(row: Numbers, of_plan: Sequence[Numbers]) -> list[str]:
+    """The interval of a policy without others of its kind, over prompts."""
+    if sum(other["variant"] == row["variant"] for other in of_plan) > 1:
+        return []
+    gold = row["wins"]["gold"]
+    return [f"{row['variant']}: gold wins {gold['value']:.3f}, 95 % {gold['low']:.3f} to {gold['high']:.3f}.", ""]
 
 
 def probes() -> list[str]:
@@ -132,6 +177,8 @@ def probes() -> list[str]:
         "## probe texts",
         "",
         "Four answers to four prompts (thesis, Tables 24 to 27), from best to worst as each model orders them.",
+        "",
+        "`python training/experiments/probe.py NAME URL --data DIR`, with the models served at URL.",
         "",
     ]
     kept: dict[str, list[Numbers]] = json.loads((HERE / "results" / "probe.json").read_text())
@@ -151,8 +198,11 @@ def main() -> None:
     """Prints the page."""
     plans = sorted((HERE / "plans").glob("*.yaml"))
     done = [plan for plan in plans if (HERE / "results" / f"{plan.stem}.json").is_file()]
+    rewards = [plan for plan in done if "command" not in yaml.safe_load(plan.read_text())]
     sys.stdout.write((HERE / "findings.md").read_text() + "\n")
-    sys.stdout.write("\n".join([line for plan in done for line in section(plan)] + probes()))
+    lines = [line for plan in rewards for line in section(plan)]
+    lines += policies() if (HERE / "results" / "policies.json").is_file() else []
+    sys.stdout.write("\n".join(lines + probes()))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from vllm import LLM, SamplingParams
 
 
 def prompts_of(path: Path, count: int) -> list[str]:
@@ -32,6 +31,8 @@ def main(
     seed: int = 1,
 ) -> None:
     """Samples and writes them."""
+    from vllm import LLM, SamplingParams  # noqa: PLC0415 - `policies.py` reads prompts without it
+
     engine = LLM(model=str(policy), dtype="float32", max_model_len=512, seed=seed, gpu_memory_utilization=0.1)
     asked = prompts_of(prompts, count)
     sampling = SamplingParams(n=samples, temperature=1.0, top_p=1.0, top_k=0, max_tokens=tokens, seed=seed)

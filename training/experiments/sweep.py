@@ -2,17 +2,19 @@
 
     python training/experiments/sweep.py PLAN --data DIR [--url URL] [--out runs/experiments] [--workers 2]
 
-A plan is YAML: `about`, `command` (of `assay train`: `reward` if it does not say), `config` (of that command), `seeds`,
-and `variants`: by name, what of the configuration is replaced. `--url` is for commands that ask a service. What has
-been run is kept. Results go to `training/experiments/results/PLAN.json`.
+A plan is YAML: `about`, `before` (a command that has to be run before, or to be running), `command` (of `assay train`:
+`reward` if it does not say), `config` (of that command), `seeds`, and `variants`: by name, what of the configuration is
+replaced. `--url` is for commands that ask a service. What has been run is kept. Results go to
+`training/experiments/results/PLAN.json`.
 """
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +32,37 @@ def variant(config: dict[str, Any], changes: dict[str, Any], seed: int) -> dict[
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merged[key] | value if both else value
     return merged | {"seed": seed}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant with one seed."""
+
+    variant: str
+    seed: int
+    config: dict[str, Any]
+    directory: Path
+
+
+def read(plan: Path) -> dict[str, Any]:
+    """A plan, whose template does not depend on where a configuration is written."""
+    given: dict[str, Any] = yaml.safe_load(plan.read_text())
+    given["config"]["template"] = str((plan.parent / given["config"]["template"]).resolve())
+    return given
+
+
+def runs_of(plan: Path, given: Mapping[str, Any], out: Path) -> list[Run]:
+    """All of a plan's, seed by seed."""
+    return [
+        Run(
+            name,
+            seed,
+            variant(given["config"], changes or {}, seed),
+            out / plan.stem / name.replace(" ", "_") / str(seed),
+        )
+        for seed in given["seeds"]
+        for name, changes in given["variants"].items()
+    ]
 
 
 def train(config: dict[str, Any], options: Sequence[str], out: Path) -> dict[str, Any]:
@@ -70,25 +103,13 @@ def main(
     workers: int = 2,
 ) -> None:
     """Runs what of a plan has not been run, and writes its results."""
-    given = yaml.safe_load(plan.read_text())
-    given["config"]["template"] = str((plan.parent / given["config"]["template"]).resolve())
-    runs = [
-        (
-            name,
-            seed,
-            variant(given["config"], changes or {}, seed),
-            out / plan.stem / name.replace(" ", "_") / str(seed),
-        )
-        for seed in given["seeds"]
-        for name, changes in given["variants"].items()
-    ]
+    given = read(plan)
+    runs = runs_of(plan, given, out)
     options = [given.get("command", "reward"), "--data", str(data), *(["--url", url] if url else [])]
     with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(train, config, options, directory) for _, _, config, directory in runs]
+        waiting = [pool.submit(train, run.config, options, run.directory) for run in runs]
         done = [future.result() for future in tqdm(waiting, desc=plan.stem)]
-    results = [
-        {"variant": name, "seed": seed, "results": of} for (name, seed, _, _), of in zip(runs, done, strict=True)
-    ]
+    results = [{"variant": run.variant, "seed": run.seed, "results": of} for run, of in zip(runs, done, strict=True)]
     (HERE / "results").mkdir(exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in results)
     (HERE / "results" / f"{plan.stem}.json").write_text(f"[\n{lines}\n]\n")

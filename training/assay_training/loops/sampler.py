@@ -19,7 +19,6 @@ from assay_training.processes import accelerator
 from assay_training.records.sources import data_hashes, read_prompts
 from assay_training.rollout.asked import Asked, render_prompts
 from assay_training.rollout.collect import Collector, Rollout
-from assay_training.rollout.completion import Completion
 from assay_training.rollout.engines import engine_of
 from assay_training.rollout.rewards import Rewards, check_served
 from assay_training.rundir import RunDirectory, base_identity
@@ -80,7 +79,7 @@ class Sampler:
         self.run.write_json("render.json", {"prompts": len(self.asked), "left_out": found.left_out + left_out})
         eos, device = self._tokenizer.eos_token_id, accelerator().device
         engine = engine_of(config.rollout, config.lora.r, eos, base, device)
-        self._collector = Collector(engine, self._text, config.rollout.chunk_completions)
+        self._collector = Collector(engine, lambda of: of.text(self._tokenizer), config.rollout.chunk_completions)
 
     def roll_out(self, number: int, asked: Sequence[Asked], rewards: Rewards) -> Rollout:
         """A completion of each prompt by the policy as it is now, with its score, from all processes.
@@ -116,8 +115,3 @@ class Sampler:
         self.run.write_json("results.json", results)
         self.run.forget()
         return self.checkpoint
-
-    def _text(self, completion: Completion) -> str:
-        """What it says, without the EOS that ended it; control tokens inside it stay visible, and are refused."""
-        ids = completion.ids[:-1] if completion.finish_reason == "stop" else completion.ids
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from assay_service.scoring.item import FinishReason
 
 Ids = tuple[int, ...]
@@ -26,3 +28,8 @@ class Completion:
     def __post_init__(self) -> None:
         if not self.prompt or not self.ids or len(self.ids) != len(self.logprobs):
             raise ValueError("a completion has a prompt, a token or more, and a log-probability for each")
+
+    def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """What it says, without the EOS that ended it; control tokens inside it stay visible, and are refused."""
+        ids = self.ids[:-1] if self.finish_reason == "stop" else self.ids
+        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
