@@ -145,8 +145,8 @@ def section(plan: Path) -> list[str]:
 
 POLICIES = (
     "Policies that were trained on the served rewards of the small pipeline, and the one that they started from. KL: "
-    "log π - log π_first of their own answers, nats. Wins: how often an answer has a higher logit than one of the first "
-    "policy to the same prompt, by the gold model, which nobody optimised, and by those that were."
+    "log π - log π_first of their own answers, nats. Wins: how often an answer has a higher logit than one of the "
+    "first policy to the same prompt, by the gold model, which nobody optimised, and by those that were."
 )
 
 

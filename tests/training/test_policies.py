@@ -1,0 +1,50 @@
+"""How the experiments judge policies: wins against the first policy's answers, and the distance to it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from assay_client.client import RewardClient
+from assay_service.scoring.item import Message
+from assay_training.config.rollout import Reward
+from assay_training.records.record import Prompt
+from assay_training.rollout.asked import Asked
+from assay_training.rollout.collect import Sample
+from assay_training.rollout.completion import Completion, Ids
+from assay_training.rollout.engine import Sampling
+from assay_training.rollout.rewards import Rewards, Worth
+from experiments.policies import Bench, wins
+from tests import checkpoints
+
+FAST = checkpoints.decoder_tokenizer()
+ASKED = [Asked(Prompt("s", text, (Message("user", text),)), (20 + i, 21, 22)) for i, text in enumerate("ab")]
+
+
+def sample(asked: Asked, gold: float, ids: Ids = (30, 31)) -> Sample:
+    return Sample(asked, Completion(asked.ids, ids, (0.0,) * len(ids), "length"), "x", Worth(0.0, {"gold": gold}))
+
+
+def test_an_answer_wins_against_every_one_of_the_first_policy_to_its_prompt() -> None:
+    """Prompt a: 2 and 0 against 1 and 1 are two wins of four. Prompt b: 1 against 1 and 0 is a tie and a win."""
+    own = [sample(ASKED[0], 2.0), sample(ASKED[0], 0.0), sample(ASKED[1], 1.0)]
+    first = [sample(ASKED[0], 1.0), sample(ASKED[0], 1.0), sample(ASKED[1], 1.0), sample(ASKED[1], 0.0)]
+    found = wins(own, first, "gold")
+    assert (found["value"], found["n"]) == (pytest.approx((0.5 + 0.75) / 2), 2)
+    assert wins(first, first, "gold")["value"] == 0.5
+
+
+def test_the_distance_is_what_transformers_own_log_probabilities_say(tmp_path: Path) -> None:
+    models = [checkpoints.language_model("llama", FAST, seed=seed) for seed in (1, 2)]
+    first, other = (checkpoints.save(tmp_path / str(i), model, FAST) for i, model in enumerate(models))
+    samples = [sample(ASKED[0], 0.0, (30, 31, 32)), sample(ASKED[1], 0.0, (40,))]
+    rewards = Rewards(RewardClient("http://assay.test"), Reward(model="gold"), None)
+    bench = Bench(first, ASKED, FAST, Sampling(4, 1.0, FAST.eos_token_id), rewards)
+    assert bench.kl(first, samples) == 0
+    expected = 0.0
+    for one in samples:
+        ids = torch.tensor([one.completion.prompt + one.completion.ids])
+        with torch.no_grad():
+            logprobs = [model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]) for model in models]
+        expected += float((logprobs[1] - logprobs[0])[len(one.completion.prompt) - 1 :].sum()) / len(samples)
+    assert bench.kl(other, samples) == pytest.approx(expected, abs=1e-4)
