@@ -18,9 +18,8 @@ RETRIES = 5
 TIMEOUT_S = 120
 ANSWER_TOKENS = 256
 CONCURRENCY = 8
-NEVER = frozenset(
-    {401, 404, 408, 409, 429}
-)  # no key, no such model, or no room after all retries: so for every question
+# No key, no such model, or no room after all retries: other questions would fare no better.
+NEVER = frozenset({401, 404, 408, 409, 429})
 Messages = Sequence[Mapping[str, str]]
 
 
