@@ -150,7 +150,7 @@ def base_identity(base: Path) -> dict[str, str]:
 
 def _lock(path: Path) -> None:
     """Takes the lock of a run directory, until this process ends, however it does; once more in it does no harm."""
-    lock = os.open(path / LOCK, os.O_WRONLY | os.O_CREAT)
+    lock = os.open(path / LOCK, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

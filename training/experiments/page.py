@@ -143,6 +143,12 @@ def section(plan: Path) -> list[str]:
     return lines + (preference if given["config"]["objective"]["kind"] == "preference" else absolute)(rows)
 
 
+BEST_OF_N = (
+    "Gold value of the best of N by each model, ± half of its 95 % interval by prompt, and how often it beats one more "
+    "completion. `assay evaluate best-of-n FORMAT:PATH --json`, on gsm8k (a model's solutions; right or wrong) and "
+    "arena_bench (GPT-4's scores) by the embedded models, and on answers of the small pipeline's policy "
+    "(`rollouts.py`) by its own two models, with `--gold gold` of `training/experiments/service.yaml`."
+)
 POLICIES = (
     "Policies that were trained on the served rewards of the small pipeline, and the one that they started from. KL: "
     "log π - log π_first of their own answers, nats. Wins: how often an answer has a higher logit than one of the "
@@ -169,6 +175,30 @@ def alone(row: Numbers, of_plan: Sequence[Numbers]) -> list[str]:
         return []
     gold = row["wins"]["gold"]
     return [f"{row['variant']}: gold wins {gold['value']:.3f}, 95 % {gold['low']:.3f} to {gold['high']:.3f}.", ""]
+
+
+def best_of_n() -> list[str]:
+    """Gold value and wins of the best of N, by set, model and N."""
+    lines = ["## best of N", "", BEST_OF_N, ""]
+    for path in sorted((HERE / "results").glob("best-of-n-*.json")):
+        rows: list[Numbers] = json.loads(path.read_text())
+        ns = list(dict.fromkeys(row["n"] for row in rows))
+        prompts = {n: next(row["prompts"] for row in rows if row["n"] == n) for n in ns}
+        bounds = {row["n"]: row["kl_bound"] for row in rows}
+        heads = [f"N = {n} ({prompts[n]} prompts, KL <= {bounds[n]:.2f})" for n in ns]
+        lines += [f"{path.stem.removeprefix('best-of-n-')}:", "", f"| by | {' | '.join(heads)} |"]
+        lines.append("|---" * (len(ns) + 1) + "|")
+        for model in dict.fromkeys(row["model"] for row in rows):
+            of_model = {row["n"]: row for row in rows if row["model"] == model}
+            lines.append(f"| {model} | {' | '.join(picked(of_model[n]) for n in ns)} |")
+        lines.append("")
+    return lines
+
+
+def picked(row: Numbers) -> str:
+    """Gold value with its half width, and wins over one more completion."""
+    wins = "" if row["win_rate"] is None else f"; {row['win_rate']:.3f}"
+    return f"{row['gold']:.3f} ± {(row['gold95'][1] - row['gold95'][0]) / 2:.3f}{wins}"
 
 
 def probes() -> list[str]:
@@ -201,6 +231,7 @@ def main() -> None:
     rewards = [plan for plan in done if "command" not in yaml.safe_load(plan.read_text())]
     sys.stdout.write((HERE / "findings.md").read_text() + "\n")
     lines = [line for plan in rewards for line in section(plan)]
+    lines += best_of_n()
     lines += policies() if (HERE / "results" / "policies.json").is_file() else []
     sys.stdout.write("\n".join(lines + probes()))
 
