@@ -284,7 +284,10 @@ def test_an_interruption_does_not_wait_for_an_endpoint_that_hangs(tmp_path: Path
     hang = threading.Event()
     with endpoint(lambda a, b: "A" if hang.wait(60) else "") as (url, asked):
         options = ["--url", url, "--model", "j", "--out", str(tmp_path / "v.json")]
-        command = [sys.executable, "-c", "from assay_training.cli import app; app()", "evaluate", "judge"]
+        code = (
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background shell ignores it
+        )
+        command = [sys.executable, "-c", f"{code}; from assay_training.cli import app; app()", "evaluate", "judge"]
         process = subprocess.Popen([*command, str(tmp_path / "outputs.json"), *options], stderr=subprocess.DEVNULL)
         try:
             until_s = time.monotonic() + 60

@@ -32,11 +32,19 @@ _LANES = 16
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer whose weight lies in panels; its bias is fp32."""
+    """A linear layer whose weight lies in panels; its bias is fp32.
+
+    Attributes:
+        panels: the weight as the kernels read it; `weight` is the same, or still the layer's own for what reads it.
+        bias32: the bias in fp32, or None.
+    """
+
+    panels: torch.Tensor
+    bias32: torch.Tensor | None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The product, `[..., N]` from `[..., K]`."""
-        product: torch.Tensor = torch.ops.assay.linear(input, self.weight, self.bias, self.out_features)
+        product: torch.Tensor = torch.ops.assay.linear(input, self.panels, self.bias32, self.out_features)
         return product
 
 
@@ -60,7 +68,7 @@ class _GatedMLP(nn.Module):
         """Adds the output for `x` to `hidden`, in place."""
         gate, up = _inner(self.gate_proj), _inner(self.up_proj)
         if type(gate) is PackedLinear and type(up) is PackedLinear and gate.bias is None and up.bias is None:
-            inner = torch.ops.assay.gated(x, gate.weight, up.weight, self.gelu, gate.out_features)
+            inner = torch.ops.assay.gated(x, gate.panels, up.panels, self.gelu, gate.out_features)
         else:
             inner = torch.ops.assay.gate(gate(x), up(x), self.gelu)
         _add(hidden, self.down_proj, inner)
@@ -131,7 +139,7 @@ def _add(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
     """Adds the product to `hidden`, in place."""
     layer = _inner(linear)
     if type(layer) is PackedLinear:
-        torch.ops.assay.linear_add(hidden, x, layer.weight, layer.bias)
+        torch.ops.assay.linear_add(hidden, x, layer.panels, layer.bias32)
     else:
         hidden += layer(x)
 
@@ -171,13 +179,11 @@ def fuse(base: PreTrainedModel) -> bool:
     Returns:
         Whether the last layer now puts out only the tokens that are asked for by `read`.
     """
-    # DoRA reads the weights around it, and not only multiplies with them.
-    doras = [module for module in base.modules() if any(getattr(module, "use_dora", {}).values())]
-    read = {part for dora in doras for part in dora.modules()}
+    own, around = _doras(base)
     for module in list(base.modules()):
         name = type(module).__name__
-        if type(module) is nn.Linear and module not in read:
-            _pack(module)
+        if type(module) is nn.Linear and module not in own:
+            _pack(module, keep=module in around)
         elif name in _RMS_NORMS and module.weight.numel() % _LANES == 0:
             _fuse_norm(module, round_first=_RMS_NORMS[name])
         elif name in _LAYERS and base.config.hidden_act in _GELU_OF:
@@ -186,14 +192,39 @@ def fuse(base: PreTrainedModel) -> bool:
     return any(isinstance(module, _DecoderLayer) for module in base.modules())
 
 
-def _pack(linear: nn.Linear) -> None:
-    """Turns a linear layer into a packed one, in place; one whose width cannot be packed stays."""
+def _doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
+    """What belongs to DoRA adapters, and the layers that they are around, whose weights they read.
+
+    Other adapters around the same layers, and the layers without any, are computed as on a base that has no DoRA.
+    """
+    own: set[nn.Module] = set()
+    around: set[nn.Module] = set()
+    for module in base.modules():
+        doras = {name for name, is_dora in getattr(module, "use_dora", {}).items() if is_dora}
+        parts = (part for part in module.children() if doras and isinstance(part, nn.ModuleDict))
+        own |= {inner for part in parts for name, of in part.items() if name in doras for inner in of.modules()}
+        if doras:
+            around.add(module.base_layer)
+    return own, around
+
+
+def _pack(linear: nn.Linear, *, keep: bool) -> None:
+    """Turns a linear layer into a packed one, in place; one whose width cannot be packed stays.
+
+    Args:
+        linear: the layer.
+        keep: whether its weight and bias stay as they are as well.
+    """
     if linear.weight.element_size() == 2 and linear.in_features % 2:
         return
     linear.__class__ = PackedLinear
-    linear.weight = nn.Parameter(torch.ops.assay.pack(linear.weight.detach()), requires_grad=False)
-    if linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias.detach().float(), requires_grad=False)
+    panels = torch.ops.assay.pack(linear.weight.detach())
+    bias = None if linear.bias is None else linear.bias.detach().float()
+    if not keep:
+        linear.weight = nn.Parameter(panels, requires_grad=False)
+        linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    linear.register_buffer("panels", panels, persistent=False)
+    linear.register_buffer("bias32", bias, persistent=False)
 
 
 def _fuse_layer(layer: Any, config: Any, *, last: bool) -> None:  # noqa: ANN401 - five classes of the same structure
