@@ -203,8 +203,7 @@ def _doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
         doras = {name for name, is_dora in getattr(module, "use_dora", {}).items() if is_dora}
         parts = (part for part in module.children() if doras and isinstance(part, nn.ModuleDict))
         own |= {inner for part in parts for name, of in part.items() if name in doras for inner in of.modules()}
-        if doras:
-            around.add(module.base_layer)
+        around |= {of for name, of in module.named_children() if doras and name == "base_layer"}
     return own, around
 
 
