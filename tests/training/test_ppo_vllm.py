@@ -50,6 +50,7 @@ def test_vllm_samples_from_every_adapter_that_is_pushed(tmp_path: Path) -> None:
         completions = greedy.generate(prompts * 4, seed=seed)
         greedy.sampling = Sampling(24, 1e-5, EOS)
         assert len({completion.ids for completion in completions}) > len(prompts)  # a seed of its own for each
+        assert len(greedy.generate([tuple(range(20, 120))] * 100, seed=1)) == 100  # more than one forward holds
         actor = Actor(POLICY, LORA, CPU, warm.temperature)
         actor.policy.load_adapter(path)
         given = [SftExample.of(c.prompt, c.ids) for c in completions]

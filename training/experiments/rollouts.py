@@ -35,7 +35,7 @@ def main(
 
     engine = LLM(model=str(policy), dtype="float32", max_model_len=512, seed=seed, gpu_memory_utilization=0.1)
     asked = prompts_of(prompts, count)
-    sampling = SamplingParams(n=samples, temperature=1.0, top_p=1.0, top_k=0, max_tokens=tokens, seed=seed)
+    sampling = SamplingParams(n=samples, temperature=1.0, top_p=1.0, top_k=0, max_tokens=tokens)
     answered = engine.chat([[{"role": "user", "content": prompt}] for prompt in asked], sampling)
     whole = [[o.text for o in of.outputs if o.finish_reason == "stop" and o.text.strip()] for of in answered]
     with out.open("w", encoding="utf-8") as stream:

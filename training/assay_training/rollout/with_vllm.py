@@ -9,6 +9,7 @@ from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engine import Sampling
 
 MEMORY_SHARE = 0.3  # of the device's, on CPUs of the machine's, for weights and cache; the trainer needs the rest
+BATCHED_TOKENS = 8192
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 
 
@@ -48,6 +49,9 @@ class VllmEngine:
             max_loras=1,
             max_lora_rank=next(allowed for allowed in _RANKS if allowed >= rank),
             enable_prefix_caching=False,
+            # A prompt that is read in pieces moves its request's seed back, which generators on CPUs refuse.
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(max_length, BATCHED_TOKENS),
             logprobs_mode="processed_logprobs",  # after the temperature
             generation_config="vllm",  # not the checkpoint's
             disable_log_stats=True,
