@@ -146,8 +146,9 @@ def section(plan: Path) -> list[str]:
 BEST_OF_N = (
     "Gold value of the best of N by each model, ± half of its 95 % interval by prompt, and how often it beats one more "
     "completion. `assay evaluate best-of-n FORMAT:PATH --json`, on gsm8k (a model's solutions; right or wrong) and "
-    "arena_bench (GPT-4's scores) by the embedded models, and on answers of the small pipeline's policy "
-    "(`rollouts.py`) by its own two models, with `--gold gold` of `training/experiments/service.yaml`."
+    "arena_bench (GPT-4's scores) by the embedded models; and with `--gold gold` and `--gold larger` of "
+    "`training/experiments/service.yaml` on answers of the small pipeline's policy to prompts of "
+    "`laion_prompt_lottery_en_250_text` (`rollouts.py … --count 40 --samples 80 --tokens 64`) by its own two models."
 )
 POLICIES = (
     "Policies that were trained on the served rewards of the small pipeline, and the one that they started from. KL: "

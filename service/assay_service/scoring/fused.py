@@ -201,9 +201,11 @@ def _doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
     around: set[nn.Module] = set()
     for module in base.modules():
         doras = {name for name, is_dora in getattr(module, "use_dora", {}).items() if is_dora}
-        parts = (part for part in module.children() if doras and isinstance(part, nn.ModuleDict))
-        own |= {inner for part in parts for name, of in part.items() if name in doras for inner in of.modules()}
-        around |= {of for name, of in module.named_children() if doras and name == "base_layer"}
+        for name, part in module.named_children() if doras else ():
+            if name == "base_layer":
+                around.add(part)
+            elif isinstance(part, nn.ModuleDict):  # by adapter
+                own.update(inner for key in doras & set(part) for inner in part[key].modules())
     return own, around
 
 
