@@ -152,11 +152,15 @@ def test_adapters_of_every_served_form_score_as_peft_loads_them(settings: dict[s
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_signal_has_the_same_bits_whichever_others_share_its_base(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Among them an adapter around every layer, and one with DoRA, which reads the weights."""
+    """Among them an adapter around every layer, and two with DoRA, which reads the weights: of some layers, of all."""
     fast = checkpoints.tokenizer_of("llama")
     base = checkpoints.classifier("llama", fast)
     checkpoints.save(tmp_path / "base", base, fast)
-    forms: dict[str, dict[str, Any]] = {"wide": {"target_modules": "all-linear"}, "dora": {"use_dora": True}}
+    forms: dict[str, dict[str, Any]] = {
+        "wide": {"target_modules": "all-linear"},
+        "dora": {"use_dora": True},
+        "wide-dora": {"use_dora": True, "target_modules": "all-linear"},
+    }
     for seed, (name, lora) in enumerate(forms.items()):
         checkpoints.save_adapter(tmp_path / name, copy.deepcopy(base), seed=seed, lora=lora)
     sequences = [renderer_of("llama", fast).render(item).sequence for item in items()]
@@ -170,8 +174,8 @@ def test_a_signal_has_the_same_bits_whichever_others_share_its_base(dtype: torch
         with torch.inference_mode():
             return {name: model.logits(sequences, name).tolist() for name in names}
 
-    together = logits(("wide", "bare", "dora"))
-    assert together["bare"] != together["wide"] != together["dora"]
+    together = logits(("wide", "bare", "dora", "wide-dora"))
+    assert together["bare"] != together["wide"] != together["dora"] != together["wide-dora"]
     for name in together:
         assert logits((name,))[name] == together[name]
 
