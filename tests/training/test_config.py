@@ -184,7 +184,7 @@ def test_every_variant_of_every_experiment_is_a_configuration(path: Path) -> Non
     plan = yaml.safe_load(path.read_text())
     kinds: dict[str, type[RunConfig]] = {"reward": RewardConfig, "ppo": PpoConfig, "rejection": RejectionConfig}
     assert len(plan["seeds"]) in (1, 3)
-    for changes in plan["variants"].values():
+    for changes in (plan["variants"] | plan.get("once", {})).values():
         raw = sweep.variant(plan["config"], changes, plan["seeds"][0])
         config = kinds[plan.get("command", "reward")].model_validate(raw)
         assert (path.parent / config.template).is_file()

@@ -14,15 +14,16 @@ from assay_training.rollout.collect import Sample
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engine import Sampling
 from assay_training.rollout.rewards import Rewards, Worth
-from experiments.policies import Bench, wins
+from experiments.policies import Bench, best_of, told, wins
 from tests import checkpoints
 
 FAST = checkpoints.decoder_tokenizer()
 ASKED = [Asked(Prompt("s", text, (Message("user", text),)), (20 + i, 21, 22)) for i, text in enumerate("ab")]
 
 
-def sample(asked: Asked, gold: float, ids: Ids = (30, 31)) -> Sample:
-    return Sample(asked, Completion(asked.ids, ids, (0.0,) * len(ids), "length"), "x", Worth(0.0, {"gold": gold}))
+def sample(asked: Asked, gold: float, ids: Ids = (30, 31), proxy: float = 0.0) -> Sample:
+    worth = Worth(0.0, {"gold": gold, "proxy": proxy})
+    return Sample(asked, Completion(asked.ids, ids, (0.0,) * len(ids), "length"), "x", worth)
 
 
 def test_an_answer_wins_against_every_one_of_the_first_policy_to_its_prompt() -> None:
@@ -32,6 +33,24 @@ def test_an_answer_wins_against_every_one_of_the_first_policy_to_its_prompt() ->
     found = wins(own, first, "gold")
     assert (found["value"], found["n"]) == (pytest.approx((0.5 + 0.75) / 2), 2)
     assert wins(first, first, "gold")["value"] == 0.5
+
+
+def test_the_best_by_one_score_is_counted_by_the_others() -> None:
+    """Answers of gold value 1, 2, 3 that the proxy has at 3, 1, 2. Of the three pairs the proxy's best have 1, 1 and 3;
+    of each pair against the third answer: 3 against 1 wins, 1 against 2 and 1 against 3 lose."""
+    first = [sample(of, gold, (30,) * 5, proxy) for of in ASKED for gold, proxy in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0))]
+    found = best_of(2, {"proxy": 2.0}, first)
+    assert found["means"] == {"gold": pytest.approx(5 / 3), "proxy": pytest.approx(8 / 3), "length": 5, "ends": 0}
+    rates = {name: rate["value"] for name, rate in found["wins"].items()}
+    assert rates == {"gold": pytest.approx(1 / 3), "proxy": pytest.approx(2 / 3), "length": 0.5, "ends": 0.5}
+    assert found["kl"] == pytest.approx(0.193147, abs=1e-6)  # ln 2 - 1/2
+
+
+def test_a_policy_is_told_by_means_and_by_wins() -> None:
+    own = [sample(of, 1.0, (30,)) for of in ASKED]
+    found = told(1.5, own, [sample(of, 2.0) for of in ASKED])
+    assert (found["kl"], found["means"]["length"], found["answers"]) == (1.5, 1, 2)
+    assert (found["wins"]["gold"]["value"], found["wins"]["length"]["value"]) == (0, 0)
 
 
 def test_the_distance_is_what_transformers_own_log_probabilities_say(tmp_path: Path) -> None:

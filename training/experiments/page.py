@@ -121,13 +121,11 @@ def absolute(rows: Sequence[Numbers]) -> list[str]:
 
 POLICY_COLUMNS: list[Column] = [
     ("KL", at("kl")),
-    ("tokens", at("length")),
-    ("end by themselves", at("ends")),
-    ("preference logit", at("scores", "preference")),
-    ("absolute logit", at("scores", "absolute")),
-    ("gold wins", at("wins", "gold", "value")),
-    ("preference wins", at("wins", "preference", "value")),
-    ("absolute wins", at("wins", "absolute", "value")),
+    ("tokens", at("means", "length")),
+    ("end by themselves", at("means", "ends")),
+    ("preference logit", at("means", "preference")),
+    ("absolute logit", at("means", "absolute")),
+    *((f"{name} wins", at("wins", name, "value")) for name in ("gold", "larger", "preference", "absolute", "length")),
 ]
 
 

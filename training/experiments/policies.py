@@ -4,9 +4,10 @@
     assay serve --config training/experiments/service.yaml
     python training/experiments/policies.py PLAN... --data DIR --url URL
 
-Each policy of the plans (that `sweep.py` has trained) and the one that they start from answer prompts that no run has
-seen, `SAMPLES` times each, at the temperature of training. A policy wins where its answer has the higher score, against
-every answer of the first policy to the same prompt. Results go to `training/experiments/results/policies.json`.
+Each policy of the plans (that `sweep.py` has trained) answers prompts that no run has seen, `SAMPLES` times each, at
+the temperature of training. It wins where its answer has the higher score, or is longer, against every answer of the
+policy that all started from to the same prompt. That one answers `POOL` times, and the best of some of those by the
+optimised scores stand beside the policies. Results go to `training/experiments/results/policies.json`.
 """
 
 import json
@@ -24,7 +25,8 @@ from transformers import AutoTokenizer
 
 from assay_client.client import RewardClient
 from assay_service.scoring.item import Message
-from assay_training.algorithms.statistics import clustered_share
+from assay_training.algorithms.best_of_n import expected, kl_bound, win_rate
+from assay_training.algorithms.statistics import Floats, clustered_share
 from assay_training.config.rollout import Reward
 from assay_training.examples import token_batches
 from assay_training.loops.experience import example_of
@@ -43,6 +45,9 @@ from experiments.sweep import Run, read, runs_of
 HERE = Path(__file__).parent
 PROMPTS = Path("prompts") / "laion_prompt_lottery_en_250_text.jsonl.gz"
 SAMPLES = 4
+POOL = 24
+BEST_OF = (4, 16)
+WEIGHTS = {"pref": {"preference": 1.0}, "abs": {"absolute": 1.0}, "crs 0.25": {"preference": 0.25, "absolute": 0.75}}
 TOGETHER = 64
 FORWARD_TOKENS = 8192
 CPU = torch.device("cpu")
@@ -81,11 +86,11 @@ class Bench:
         sampling = Sampling(rollout["max_new_tokens"], 1.0, tokenizer.eos_token_id)
         return cls(first, asked, tokenizer, sampling, rewards)
 
-    def answers(self, policy: Path) -> list[Sample]:
-        """Those that have scores."""
+    def answers(self, policy: Path, count: int) -> list[Sample]:
+        """Those that have scores, of `count` to each prompt."""
         engine = TransformersEngine(policy, self.sampling, CPU)
         collector = Collector(engine, lambda completion: completion.text(self.tokenizer), TOGETHER)
-        asked = [one for one in self.asked for _ in range(SAMPLES)]
+        asked = [one for one in self.asked for _ in range(count)]
         return collector.collect(asked, self.rewards, "policies").samples
 
     def kl(self, policy: Path, samples: Sequence[Sample]) -> float:
@@ -99,34 +104,52 @@ class Bench:
         return total / len(samples)
 
 
-def by_prompt(samples: Sequence[Sample], signal: str) -> dict[Ids, list[float]]:
-    """The logits of each prompt's answers."""
-    found: dict[Ids, list[float]] = defaultdict(list)
+def numbers_of(sample: Sample) -> dict[str, float]:
+    """The logit of each signal, the length in tokens, and 1 where it ends by itself."""
+    ends, length = sample.completion.finish_reason == "stop", len(sample.completion.ids)
+    return {**sample.worth.signals, "length": float(length), "ends": float(ends)}
+
+
+def by_prompt(samples: Sequence[Sample]) -> dict[Ids, dict[str, Floats]]:
+    """The numbers of each prompt's answers; `[answers]`."""
+    found: dict[Ids, list[dict[str, float]]] = defaultdict(list)
     for sample in samples:
-        found[sample.asked.ids].append(sample.worth.signals[signal])
-    return found
+        found[sample.asked.ids].append(numbers_of(sample))
+    return {prompt: {name: np.array([row[name] for row in rows]) for name in rows[0]} for prompt, rows in found.items()}
 
 
-def wins(samples: Sequence[Sample], first: Sequence[Sample], signal: str) -> dict[str, Any]:
-    """How often an answer's logit is above one of the first policy's to the same prompt; ties are half; by prompt."""
-    own, other = by_prompt(samples, signal), by_prompt(first, signal)
+def share(rates: Mapping[Ids, float]) -> dict[str, Any]:
+    """Over prompts, with its interval."""
+    return asdict(clustered_share(np.array(list(rates.values())), [str(prompt) for prompt in rates]))
+
+
+def wins(samples: Sequence[Sample], first: Sequence[Sample], name: str) -> dict[str, Any]:
+    """How often an answer's number is above that of one of the first policy's to the same prompt; ties are half."""
+    own, other = by_prompt(samples), by_prompt(first)
     both = [prompt for prompt in own if prompt in other]
-    rates = [(np.sign(np.subtract.outer(own[of], other[of])).mean() + 1) / 2 for of in both]
-    return asdict(clustered_share(np.array(rates), [str(prompt) for prompt in both]))
+    return share({of: (np.sign(np.subtract.outer(own[of][name], other[of][name])).mean() + 1) / 2 for of in both})
 
 
-def told(bench: Bench, policy: Path, samples: Sequence[Sample], first: Sequence[Sample]) -> dict[str, Any]:
-    """The numbers of a policy."""
-    signals = list(samples[0].worth.signals)
+def told(kl: float, samples: Sequence[Sample], first: Sequence[Sample]) -> dict[str, Any]:
+    """The numbers of a policy: means, and wins against the first one."""
+    rows = [numbers_of(sample) for sample in samples]
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return {
-        "answers": len(samples),
-        "unscored": len(bench.asked) * SAMPLES - len(samples),
-        "kl": bench.kl(policy, samples),
-        "length": float(np.mean([len(sample.completion.ids) for sample in samples])),
-        "ends": float(np.mean([sample.completion.finish_reason == "stop" for sample in samples])),
-        "scores": {name: float(np.mean([s.worth.signals[name] for s in samples])) for name in signals},
-        "wins": {name: wins(samples, first, name) for name in signals},
+        "answers": len(rows),
+        "kl": kl,
+        "means": means,
+        "wins": {name: wins(samples, first, name) for name in means},
     }
+
+
+def best_of(n: int, by: Mapping[str, float], first: Sequence[Sample]) -> dict[str, Any]:
+    """The numbers of picking the best of n answers of the first policy by weighted logits, against one more."""
+    found = {prompt: numbers for prompt, numbers in by_prompt(first).items() if len(numbers["length"]) > n}
+    scores = {of: np.sum([weight * found[of][name] for name, weight in by.items()], axis=0) for of in found}
+    names = list(numbers_of(first[0]))
+    means = {name: float(np.mean([expected(scores[of], found[of][name], n) for of in found])) for name in names}
+    rates = {name: share({of: win_rate(scores[of], found[of][name], n) for of in found}) for name in names}
+    return {"answers": len(first), "kl": kl_bound(n), "means": means, "wins": rates}
 
 
 def main(
@@ -141,13 +164,18 @@ def main(
     done = [(plan, run) for plan, run in found if (run.directory / "checkpoint" / "config.json").is_file()]
     with RewardClient(url) as client:
         bench = Bench.of(given[plans[0]]["config"], data, client)
-        first = bench.answers(bench.first)
-        rows = [{"plan": None, "variant": "first", "seed": None, **told(bench, bench.first, first, first)}]
+        first = bench.answers(bench.first, POOL)
+        rows = [{"plan": None, "variant": "first", "seed": None, **told(0.0, first, first)}]
+        for name, by in WEIGHTS.items():
+            rows += [
+                {"plan": None, "variant": f"best of {n} by {name}", "seed": None, **best_of(n, by, first)}
+                for n in BEST_OF
+            ]
         for plan, run in tqdm(done, "policies"):
             policy = run.directory / "checkpoint"
-            samples = bench.answers(policy)
+            samples = bench.answers(policy, SAMPLES)
             of_run = {"plan": plan.stem, "variant": run.variant, "seed": run.seed}
-            rows.append(of_run | told(bench, policy, samples, first))
+            rows.append(of_run | told(bench.kl(policy, samples), samples, first))
     lines = ",\n".join(json.dumps(row) for row in rows)
     (HERE / "results" / "policies.json").write_text(f"[\n{lines}\n]\n")
     typer.echo(f"{len(done)} of {len(found)} policies are there and have been judged")

@@ -3,9 +3,9 @@
     python training/experiments/sweep.py PLAN --data DIR [--url URL] [--out runs/experiments] [--workers 2]
 
 A plan is YAML: `about`, `before` (a command that has to be run before, or to be running), `command` (of `assay train`:
-`reward` if it does not say), `config` (of that command), `seeds`, and `variants`: by name, what of the configuration is
-replaced. `--url` is for commands that ask a service. What has been run is kept. Results go to
-`training/experiments/results/PLAN.json`.
+`reward` if it does not say), `config` (of that command), `seeds`, `variants`: by name, what of the configuration is
+replaced, and `once`: variants of the first seed alone. `--url` is for commands that ask a service. What has been run is
+kept. Results go to `training/experiments/results/PLAN.json`.
 """
 
 import json
@@ -52,7 +52,8 @@ def read(plan: Path) -> dict[str, Any]:
 
 
 def runs_of(plan: Path, given: Mapping[str, Any], out: Path) -> list[Run]:
-    """All of a plan's, seed by seed."""
+    """All of a plan's, seed by seed; variants of the first seed alone come with that one."""
+    always, once = given["variants"], given.get("once", {})
     return [
         Run(
             name,
@@ -61,7 +62,7 @@ def runs_of(plan: Path, given: Mapping[str, Any], out: Path) -> list[Run]:
             out / plan.stem / name.replace(" ", "_") / str(seed),
         )
         for seed in given["seeds"]
-        for name, changes in given["variants"].items()
+        for name, changes in (always | once if seed == given["seeds"][0] else always).items()
     ]
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
 from assay_client.types import Item
 from assay_client.types import Message as WireMessage
 from assay_training.processes import accelerator, gathered, mine
@@ -17,6 +19,8 @@ from assay_training.rollout.asked import Asked
 from assay_training.rollout.completion import Completion
 from assay_training.rollout.engine import Engine
 from assay_training.rollout.rewards import RewardError, Rewards, Worth
+
+SHORT_S = 10  # rollouts that take less have no progress to show
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,8 @@ class Collector:
         generate_s, score_s, started_s = 0.0, 0.0, time.monotonic()
         with ThreadPoolExecutor(1) as pool:
             waiting = []
-            for start in range(0, len(asked), self.chunk):
+            starts, main = range(0, len(asked), self.chunk), accelerator().is_main_process
+            for start in tqdm(starts, "chunks", leave=False, delay=SHORT_S, disable=not main):
                 part = asked[start : start + self.chunk]
                 before_s = time.monotonic()
                 completions = self.engine.generate([one.ids for one in part], _seed(seed, start))

@@ -1,0 +1,137 @@
+"""Tokens per second of PPO's rollouts: vLLM against transformers' generation, the engines as a run has them.
+
+    .venv-vllm/bin/python -m benchmarks.rollouts --data DIR [--out benchmarks/results/rollouts]
+
+Both sample from the same base with the same fresh adapter, at temperature 1, for the same HH prompts, and return ids
+and log-probabilities. Counted are the tokens of completions up to their EOS. Rounds alternate, on fresh prompts, after
+one that warms up; medians. Only ratios within one run mean anything.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+from assay_service.scoring.memory import keep_freed_memory
+from assay_training.actor import Actor
+from assay_training.config.data import Source
+from assay_training.config.model import Lora
+from assay_training.loops.policies import policy_renderer
+from assay_training.records.sources import read_prompts
+from assay_training.rollout.asked import render_prompts
+from assay_training.rollout.completion import Ids
+from assay_training.rollout.engine import Engine, Sampling
+from assay_training.rollout.with_transformers import TransformersEngine
+from assay_training.rollout.with_vllm import VllmEngine
+from benchmarks.models import llama, words
+
+ROUNDS = 3
+TOGETHER = (16, 64)
+PROMPT_TOKENS = 128
+NEW_TOKENS = 128
+LORA = Lora(
+    r=16, alpha=32, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+)
+ROOT = Path(__file__).parents[1]
+TEMPLATE = ROOT / "training" / "configs" / "chatml.jinja"
+
+
+def random_policy(directory: Path) -> Path:
+    """The random Llama of the other benchmarks, as a language model."""
+    llama(directory, words())
+    config = AutoConfig.from_pretrained(directory)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    return directory
+
+
+def prompts_of(base: Path, data: Path, count: int) -> list[Ids]:
+    """Those that are short enough; every base has its own ids of them."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    found = read_prompts(data, [Source(name="hh_rlhf", format="hh")])
+    renderer = policy_renderer(tokenizer, TEMPLATE, len(tokenizer))
+    return [asked.ids for asked in render_prompts(found.records, renderer, PROMPT_TOKENS)[0][:count]]
+
+
+def tokens_per_s(engine: Engine, prompts: Sequence[Ids], together: int, seed: int) -> float:
+    """Of all prompts, so many together at a time."""
+    started_s, tokens = time.perf_counter(), 0
+    for start in range(0, len(prompts), together):
+        completions = engine.generate(prompts[start : start + together], seed + start)
+        tokens += sum(len(completion.ids) for completion in completions)
+    return tokens / (time.perf_counter() - started_s)
+
+
+def measure(base: Path, data: Path) -> dict[tuple[str, int], list[float]]:
+    """Tokens per second of every round, by engine and by how many prompts are given together."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    sampling, device = Sampling(NEW_TOKENS, 1.0, tokenizer.eos_token_id), torch.device("cpu")
+    engines: Mapping[str, Callable[[], Engine]] = {
+        "vLLM": lambda: VllmEngine(base, sampling, PROMPT_TOKENS + NEW_TOKENS, LORA.r),
+        "transformers": lambda: TransformersEngine(base, sampling, device),
+    }
+    opened = {name: of() for name, of in engines.items()}
+    lot = max(TOGETHER)
+    prompts = prompts_of(base, data, lot * (1 + ROUNDS))
+    rates: dict[tuple[str, int], list[float]] = {(name, n): [] for n in TOGETHER for name in opened}
+    with tempfile.TemporaryDirectory() as scratch:
+        adapter = Path(scratch) / "adapter"
+        Actor(base, LORA, device, 1.0).policy.save_adapter(adapter)
+        for engine in opened.values():
+            engine.push(adapter)
+        for number in range(1 + ROUNDS):
+            for (name, together), seen in rates.items():
+                rate = tokens_per_s(opened[name], prompts[number * lot : (number + 1) * lot], together, number)
+                if number > 0:  # the first warms up
+                    seen.append(rate)
+    for engine in opened.values():
+        engine.close()
+    return rates
+
+
+def main() -> None:
+    """Measures, prints and writes a JSON and a Markdown file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rollouts")
+    given = parser.parse_args()
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as scratch:
+        bases = {
+            "the pipeline's policy, 5.5M": ROOT / "tests" / "assets" / "pipeline" / "policy",
+            "Llama, 84M": random_policy(Path(scratch) / "llama"),
+        }
+        measured = {name: measure(base, given.data) for name, base in bases.items()}
+    rows = [
+        {"base": base, "engine": name, "together": together, "median": statistics.median(seen)}
+        | {"min": min(seen), "max": max(seen), "unit": "tokens/s"}
+        | {"ratio": statistics.median(rates["vLLM", together]) / statistics.median(seen)}
+        for base, rates in measured.items()
+        for (name, together), seen in rates.items()
+    ]
+    table = ["| base | prompts together | engine | tokens/s | min | max | vLLM / it |", "|---|---|---|---|---|---|---|"]
+    table += [
+        f"| {r['base']} | {r['together']} | {r['engine']} | {r['median']:.0f} | {r['min']:.0f} | {r['max']:.0f} "
+        f"| {r['ratio']:.2f} |"
+        for r in rows
+    ]
+    where = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
+    lot_text = (
+        f"{max(TOGETHER)} HH prompts a round, {ROUNDS} rounds, at most {NEW_TOKENS} new tokens, fp32, LoRA r {LORA.r}"
+    )
+    text = f"# Rollouts\n\n`python -m benchmarks.rollouts --data DIR`; {where}; {lot_text}.\n\n"
+    given.out.with_suffix(".md").write_text(text + "\n".join(table) + "\n")
+    given.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(text + "\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
