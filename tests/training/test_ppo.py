@@ -252,6 +252,12 @@ def test_a_run_learns_over_http_and_tells_everything(home: Path, url: str, tmp_p
     assert not (tmp_path / "run" / "state").exists()
 
 
+def test_what_a_rollout_has_no_number_of_is_left_out(home: Path, url: str, tmp_path: Path) -> None:
+    """Lengths that are all alike have no correlation with anything; 0 would say that there is none."""
+    (found,) = go(home, url, tmp_path / "run", steps=1, rollout={"max_new_tokens": 1})
+    assert (found["length"], "score_length_correlation" in found) == (1, False)
+
+
 class Killed(Exception):
     """What ends a run in a test."""
 

@@ -62,10 +62,12 @@ def report(
     html: cli_evaluate.Html = None,
 ) -> None:
     """Lay runs over each other: what they came to, and with --html how they got there."""
-    from assay_training.evaluation.runs import overlay, read_courses  # noqa: PLC0415
+    from assay_training.evaluation.runs import names_of, overlay, read_courses  # noqa: PLC0415
 
     with plain_errors("report"):
-        table = overlay([course for run in runs for course in read_courses(run)])
+        table = overlay(
+            [course for run, name in zip(runs, names_of(runs), strict=True) for course in read_courses(run, name)]
+        )
         cli_evaluate.finish(table, [run / "metrics.jsonl" for run in runs], as_json, html)
 
 

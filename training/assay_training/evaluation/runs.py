@@ -1,5 +1,6 @@
 """Runs beside each other: what they came to, and how they got there (the thesis' Figures 20 to 23 and 26)."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from assay_training.records.rows import rows_of_file
 LAST_SHARE = 0.1  # of a run's steps is what it came to
 MEANT = {
     "score": "score",
+    "shaped_score": "score within the clip, less the penalty for completions that were cut off",
     "kl": "KL to the reference, nats per completion",
     "kl_reward": "reward that the KL takes away, per completion",
     "kl_coef": "KL coefficient",
@@ -21,11 +23,16 @@ MEANT = {
     "entropy": "entropy, nats per token",
     "ratio": "ratio of new to old probabilities",
     "clip_fraction": "share of ratios that are clipped",
+    "value_clip_fraction": "share of values that are clipped",
     "explained_variance": "explained variance of the values",
     "score_length_correlation": "correlation of score and length",
     "engine_gap": "difference of engine and trainer, nats per token",
     "loss": "loss",
     "grad_norm": "norm of the gradient",
+    "rollout_s": "seconds in the engine, per step",
+    "score_s": "seconds in the service's calls, per step",
+    "score_wait_s": "seconds of those in which nothing was generated, per step",
+    "update_s": "seconds of looking and learning, per step",
 }
 COLUMNS = (
     text("run", "run"),
@@ -46,7 +53,7 @@ class Course:
     """The steps of one part of a run.
 
     Attributes:
-        run: name of its directory.
+        run: its name.
         part: of the run.
         rows: by step.
     """
@@ -60,8 +67,19 @@ class Course:
         return [(float(row["step"]), float(row[name])) for row in self.rows if name in row]
 
 
-def read_courses(directory: Path) -> list[Course]:
+def names_of(directories: Sequence[Path]) -> list[str]:
+    """What tells runs apart: their paths from the folder that holds all of them; the name of a run that is alone."""
+    whole = [directory.resolve() for directory in directories]
+    common = Path(os.path.commonpath([path.parent for path in whole]))
+    return [str(path.relative_to(common)) for path in whole]
+
+
+def read_courses(directory: Path, name: str) -> list[Course]:
     """Every part of a run.
+
+    Args:
+        directory: of the run.
+        name: that it gets.
 
     Raises:
         RecordError: the directory is no run's, or a row is not one of metrics.
@@ -72,7 +90,7 @@ def read_courses(directory: Path) -> list[Course]:
         parts.setdefault(row.text("part"), []).append(row.fields)
     if not parts:
         raise RecordError(f"{directory}: no step is done")
-    return [Course(directory.resolve().name, part, tuple(rows)) for part, rows in parts.items()]
+    return [Course(name, part, tuple(rows)) for part, rows in parts.items()]
 
 
 def overlay(courses: Sequence[Course]) -> Table:

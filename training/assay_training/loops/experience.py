@@ -70,6 +70,9 @@ def experiences(
         references: log-probabilities of the reference, one each.
         kl_coef: of this step.
         config: the run's.
+
+    Returns:
+        One each; and the numbers of the rollout, without those that it has none of.
     """
     logprobs, values, reference = (
         _padded(of) for of in ([o.logprobs for o in looks], [o.values for o in looks], references)
@@ -94,7 +97,7 @@ def experiences(
     entropies = torch.cat([look.entropies for look in looks])
     kl = _per_completion(ppo.k1(logprobs, reference), mask)
     lengths = mask.sum(dim=1).float()
-    numbers = {
+    found = {
         "score": float(scores.mean()),
         "score_std": float(scores.std(correction=0)),
         "shaped_score": float(shaped.mean()),
@@ -112,7 +115,7 @@ def experiences(
         "importance_ess": _effective(weights[mask]),
         "importance_capped": 0.0 if cap is None else float((weights[mask] >= cap).float().mean()),
     }
-    return made, numbers
+    return made, {name: number for name, number in found.items() if number is not None}
 
 
 def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -123,14 +126,15 @@ def _per_completion(values: torch.Tensor, mask: torch.Tensor) -> float:
     return float(torch.where(mask, values, 0.0).sum(dim=1).mean())
 
 
-def _explained(values: torch.Tensor, returns: torch.Tensor) -> float:
+def _explained(values: torch.Tensor, returns: torch.Tensor) -> float | None:
     spread = float(returns.var(correction=0))
-    return 1 - float((returns - values).var(correction=0)) / spread if spread else 0.0
+    return 1 - float((returns - values).var(correction=0)) / spread if spread else None
 
 
-def _correlation(x: torch.Tensor, y: torch.Tensor) -> float:
+def _correlation(x: torch.Tensor, y: torch.Tensor) -> float | None:
+    """None where one of them does not vary, as lengths do not when every completion is cut off."""
     varied = bool(x.std(correction=0) and y.std(correction=0))
-    return float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if varied else 0.0
+    return float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if varied else None
 
 
 def _effective(weights: torch.Tensor) -> float:
