@@ -155,6 +155,45 @@ POLICIES = (
 )
 
 
+COURSES = (
+    "The last tenth of each run's steps, and of all steps how long they took and what share of that was waiting for "
+    "the service. `python training/experiments/courses.py training/experiments/plans/{stem}.yaml`."
+)
+COURSE_COLUMNS: list[Column] = [
+    ("score", lambda course: last(course["score"])),
+    ("KL", lambda course: last(course["kl"])),
+    ("tokens", lambda course: last(course["length"])),
+    ("end by themselves", lambda course: last(course["eos_rate"])),
+    ("entropy", lambda course: last(course["entropy"])),
+    ("s a step", lambda course: statistics.fmean(seconds(course))),
+    ("waiting", lambda course: sum(course["score_wait_s"]) / sum(seconds(course))),
+]
+
+
+def last(values: Sequence[float]) -> float:
+    """The mean of the last tenth."""
+    return statistics.fmean(values[-max(1, round(0.1 * len(values))) :])
+
+
+def seconds(course: Numbers) -> list[float]:
+    """Of every step."""
+    parts = zip(course["rollout_s"], course["score_wait_s"], course["update_s"], strict=True)
+    return [sum(of) for of in parts]
+
+
+def courses() -> list[str]:
+    """How policies got where they are, plan by plan, with the pictures of that."""
+    lines = []
+    for path in sorted((HERE / "results").glob("*-courses.json")):
+        stem = path.stem.removesuffix("-courses")
+        about = yaml.safe_load((HERE / "plans" / f"{stem}.yaml").read_text())["about"].strip()
+        rows = [row | {"results": row["course"]} for row in json.loads(path.read_text())]
+        lines += [f"## {stem}", "", about, "", COURSES.format(stem=stem), "", *table(rows, COURSE_COLUMNS)]
+        pictures = sorted((HERE.parents[1] / "docs" / "figures").glob(f"{stem}-*.svg"))
+        lines += [line for picture in pictures for line in (f"![{picture.stem}](figures/{picture.name})", "")]
+    return lines
+
+
 def policies() -> list[str]:
     """What policies have become, plan by plan, beside the one that they started from."""
     rows: list[Numbers] = json.loads((HERE / "results" / "policies.json").read_text())
@@ -231,6 +270,7 @@ def main() -> None:
     sys.stdout.write((HERE / "findings.md").read_text() + "\n")
     lines = [line for plan in rewards for line in section(plan)]
     lines += best_of_n()
+    lines += courses()
     lines += policies() if (HERE / "results" / "policies.json").is_file() else []
     sys.stdout.write("\n".join(lines + probes()))
 
