@@ -68,5 +68,6 @@ def test_top_level_is_the_prescribed_one() -> None:
 
 
 def test_nothing_reads_the_environment() -> None:
-    readers = [p for p in MODULES if re.search(r"os\.environ|os\.getenv", p.read_text())]
+    """Writing to it is how libraries that have no other switch are told something."""
+    readers = [p for p in MODULES if re.search(r"os\.environ(?!\[\S+\] = )|os\.getenv", p.read_text())]
     assert not readers
