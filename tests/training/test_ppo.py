@@ -6,6 +6,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from assay_training.loops.step import accumulate
 from assay_training.processes import accelerator
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engine import Sampling
-from assay_training.rollout.rewards import RewardError, Rewards, Worth
+from assay_training.rollout.rewards import RewardError, Rewards, Worth, patient_client
 from assay_training.rollout.with_transformers import TransformersEngine
 from assay_training.sft_examples import SftExample
 from tests import checkpoints
@@ -70,10 +72,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def url(home: Path) -> Iterator[str]:
+@contextmanager
+def serving(home: Path, port: int) -> Iterator[str]:
     """The service on loopback, in a thread of this process."""
-    port = free_port()
     app = create_app(settings.read(home / "service.yaml"), lambda: None)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
@@ -84,6 +85,13 @@ def url(home: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def url(home: Path) -> Iterator[str]:
+    """Of a service for all tests."""
+    with serving(home, free_port()) as url:
+        yield url
 
 
 def common(home: Path, directory: Path) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def config_of(home: Path, path: Path, **changes: Any) -> Path:
 def go(home: Path, url: str, out: Path, **changes: Any) -> list[dict[str, Any]]:
     """A whole run; its rows."""
     config = read(config_of(home, out.parent / f"{out.name}.yaml", **changes), PpoConfig)
-    with RewardClient(url) as client:
+    with patient_client(url, config.reward) as client:
         PpoRun(config, home / "data", out, client).go()
     return rows(out)
 
@@ -262,6 +270,36 @@ class Killed(Exception):
     """What ends a run in a test."""
 
 
+def test_a_run_waits_for_a_service_that_is_started_again(home: Path, tmp_path: Path) -> None:
+    """Longer than a client does by itself, which gives up after eight seconds."""
+    port, config = free_port(), read(config_of(home, tmp_path / "c.yaml", steps=1), PpoConfig)
+    with serving(home, port) as url:
+        client = patient_client(url, config.reward)
+    with client, ThreadPoolExecutor(1) as pool:
+        run = PpoRun(config, home / "data", tmp_path / "run", client)
+        going = pool.submit(run.go)
+        time.sleep(12)
+        assert not going.done()
+        with serving(home, port):
+            assert going.result(60) == tmp_path / "run" / "checkpoint"
+
+
+def test_a_run_of_another_configuration_says_what_differs(home: Path, url: str, tmp_path: Path) -> None:
+    go(home, url, tmp_path / "run", steps=1)
+    told = r"choose another --out \(config.kl.coef was 0.02 and is 0.5; config.steps was 1 and is 2\)"
+    with pytest.raises(ValueError, match=told):
+        go(home, url, tmp_path / "run", steps=2, kl={"coef": 0.5})
+
+
+def test_what_a_run_leaves_may_be_read_by_others(home: Path, url: str, tmp_path: Path) -> None:
+    """The service that serves a policy may be another user's."""
+    go(home, url, tmp_path / "run", steps=1)
+    weights = list((tmp_path / "run").rglob("*.safetensors"))
+    assert len(weights) == 2
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in weights)
+    assert not (tmp_path / "run" / "adapter" / "README.md").exists()
+
+
 def test_a_killed_run_goes_on_bit_for_bit(
     home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,8 +421,12 @@ def test_a_bounded_reward_is_a_probability() -> None:
         ({"reward": {"model": "mix", "value": "probability"}}, "'mix' is no absolute signal"),
         ({"reward": {"model": "other"}}, "reward: 'other' is not served; served are"),
         ({"reward": {"model": None, "weights": {"mix": 1.0}}}, "weights: 'mix' is a blend"),
-        ({"rollout": {"max_prompt_tokens": 5}}, r"sources: no prompt is left: {'too_long': 12}"),
-        ({"rollout": {"max_new_tokens": 1000}}, "max_length: 1064 is more than the 256 positions"),
+        ({"reward": {"model": None, "weights": {}}}, "reward.weights: Dictionary should have at least 1 item"),
+        ({"reward": {"modell": "mix"}, "step": 3}, r"^\S+: reward.modell: Extra inputs .*; step: Extra inputs "),
+        ({"rollout": {"max_prompt_tokens": 5}}, r"0 prompts, without 12 too_long \(rollout.max_prompt_tokens is 5\)"),
+        ({"rollout": {"max_new_tokens": 1000}}, r"max_prompt_tokens \+ max_new_tokens: 1064 is more than the 256"),
+        ({"ppo": {"mini_batch": 9}}, "ppo.mini_batch is more than rollout.completions"),
+        ({"sources": [{"name": "elsewhere", "format": "prompts"}]}, "elsewhere: no such folder"),
         ({"sources": [{"name": "asked", "format": "labels"}]}, "has no prompts; these have: hh"),
     ],
 )

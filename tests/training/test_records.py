@@ -194,9 +194,9 @@ def test_a_malformed_label_is_told_by_file_row_and_field(
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"hh_rlhf: no \*\.jsonl"):
+    with pytest.raises(RecordError, match="hh_rlhf: no such folder"):
         read_rankings(tmp_path, sources("hh_rlhf"))
-    with pytest.raises(RecordError, match=r"diasafety: no \*\.jsonl"):
+    with pytest.raises(RecordError, match="diasafety: no such folder"):
         data_hashes(tmp_path, sources("diasafety"), [])
 
 

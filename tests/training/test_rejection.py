@@ -14,6 +14,7 @@ from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
 from assay_training.evaluation.runs import names_of
 from assay_training.loops.rejection import RejectionRun
+from assay_training.rollout.rewards import patient_client
 from tests.training.test_ppo import common, go, home, url
 
 __all__ = ["home", "url"]  # fixtures
@@ -34,8 +35,8 @@ def config_of(home: Path, path: Path, **changes: Any) -> RejectionConfig:
 
 
 def rejection(home: Path, url: str, out: Path, **changes: Any) -> list[dict[str, Any]]:
-    with RewardClient(url) as client:
-        config = config_of(home, out.parent / "c.yaml", **changes)
+    config = config_of(home, out.parent / "c.yaml", **changes)
+    with patient_client(url, config.reward) as client:
         RejectionRun(config, home / "data", out, client).go()
     results: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
     return results
@@ -108,8 +109,15 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert names_of([tmp_path / "a", tmp_path / "a" / "1"]) == ["a", "a/1"]
 
 
+def test_a_round_of_more_prompts_than_there_are_is_refused(home: Path, url: str, tmp_path: Path) -> None:
+    """Some would be asked twice, and the best of them would be of twice as many."""
+    with pytest.raises(ValueError, match="12 prompts; a round is of 13"):
+        rejection(home, url, tmp_path / "run", prompts=13)
+
+
 def test_a_service_that_is_not_there_is_told(home: Path, tmp_path: Path) -> None:
     config_of(home, tmp_path / "c.yaml")
     options = ["--config", tmp_path / "c.yaml", "--data", home / "data", "--out", tmp_path / "run"]
     result = CliRunner().invoke(app, ["train", "rejection", *map(str, options), "--url", "http://127.0.0.1:9"])
     assert (result.exit_code, "assay train rejection: " in result.output) == (2, True), result.output
+    assert "http://127.0.0.1:9" in result.output

@@ -19,5 +19,6 @@ def plain_errors(command: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError, AssayError, RunStopped) as error:
-        typer.echo(f"assay {command}: {error}", err=True)
+        notes = getattr(error, "__notes__", [])
+        typer.echo(f"assay {command}: {error}" + f" ({', '.join(notes)})" * bool(notes), err=True)
         raise typer.Exit(2) from None

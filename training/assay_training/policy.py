@@ -105,6 +105,8 @@ class Policy:
         """Writes the adapter alone, in PEFT's format."""
         assert self._adapted
         self._model.save_pretrained(directory)
+        (directory / "README.md").unlink(missing_ok=True)  # PEFT's, a form that nobody has filled in
+        _make_public(directory)
 
     def load_adapter(self, directory: Path) -> None:
         """Puts an adapter of the same shape in the place of this one."""
@@ -116,6 +118,13 @@ class Policy:
         if self._adapted:
             self._model, self._adapted = self._model.merge_and_unload(), False
         self._model.save_pretrained(directory)
+        _make_public(directory)
+
+
+def _make_public(directory: Path) -> None:
+    """Safetensors makes its files private, and the server may be another user."""
+    for file in directory.glob("*.safetensors"):
+        file.chmod(0o644)
 
 
 def _check_whole(report: Mapping[str, Any], directory: Path) -> None:

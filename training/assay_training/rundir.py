@@ -9,8 +9,10 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -54,7 +56,10 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         recorded = self.read_json("run.json")
         if recorded is not None and recorded != identity:
-            raise RunMismatch(f"{path} holds a run of another configuration or of other data; choose another --out")
+            raise RunMismatch(
+                f"{path} holds a run of another configuration or of other data; choose another --out "
+                f"({'; '.join(islice(_differences(recorded, json.loads(json.dumps(identity))), 3))})"
+            )
         # A start that was killed may have left its first file half written.
         if recorded is None and writes and {file.name for file in path.iterdir()} - {"run.json.tmp", LOCK}:
             raise RunMismatch(f"{path} holds files that are no run's; choose another --out")
@@ -130,9 +135,13 @@ class Metrics:
         return bool(row["part"] != self._part or row["step"] < step)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Appends a row, which holds `step`, numbers, and texts, which are not plotted."""
+        """Appends a row, which holds `step`, numbers, and texts, which are not plotted.
+
+        Raises:
+            ValueError: one is no number.
+        """
         with self._file.open("a") as stream:
-            stream.write(json.dumps({"part": self._part, **row}) + "\n")
+            stream.write(json.dumps({"part": self._part, **row}, allow_nan=False) + "\n")
         for name, value in row.items():
             if name != "step" and not isinstance(value, str):
                 self._writer.add_scalar(name, value, row["step"])
@@ -140,6 +149,17 @@ class Metrics:
     def end(self) -> None:
         """Writes what is still held back."""
         self._writer.close()
+
+
+def _differences(recorded: Any, now: Any, name: str = "") -> Iterator[str]:  # noqa: ANN401 - JSON
+    """What differs, key by key."""
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*recorded, *now]):
+            if recorded.get(key) != now.get(key):
+                yield from _differences(recorded.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
+    else:
+        was, becomes = (shorten(json.dumps(of), 60) for of in (recorded, now))
+        yield f"{name} was {was} and is {becomes}"
 
 
 def base_identity(base: Path) -> dict[str, str]:

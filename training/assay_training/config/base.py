@@ -68,13 +68,20 @@ def read(path: Path, kind: type[Config]) -> Config:
     """
     try:
         raw: Any = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a safe loader
+        if raw is None:
+            raise ConfigError(f"{path} is empty")
         config = kind.model_validate(raw)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ConfigError(f"{path}: {_told(error)}") from error
     template = (path.parent / config.template).resolve()
     if not template.is_file():
         raise ConfigError(f"{path}: template: {template} does not exist")
     return config.model_copy(update={"template": template})
+
+
+def _told(error: ValidationError) -> str:
+    """All that is wrong; keys that there are not come first, as a misspelt one is also missing elsewhere."""
+    found = sorted(error.errors(), key=lambda of: of["type"] != "extra_forbidden")
+    return "; ".join(f"{'.'.join(map(str, of['loc']))}: {of['msg']}" for of in found)

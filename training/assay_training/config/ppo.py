@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from assay_training.config.base import Frozen, Name, RunConfig, Seed
 from assay_training.config.data import Sources
@@ -91,3 +91,9 @@ class PpoConfig(RunConfig):
     optimiser: Adam
     steps: int = Field(gt=0)
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> "PpoConfig":
+        if self.ppo.mini_batch > self.rollout.completions:
+            raise ValueError("ppo.mini_batch is more than rollout.completions")
+        return self

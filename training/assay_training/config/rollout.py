@@ -21,7 +21,7 @@ class Reward(Frozen):
     """
 
     model: str | None = None
-    weights: dict[str, float] | None = None
+    weights: dict[str, float] | None = Field(None, min_length=1)
     value: Literal["logit", "probability"] = "logit"
     clip: float | None = Field(None, gt=0)
     missing_eos_penalty: float = Field(1.0, ge=0)

@@ -50,15 +50,20 @@ def check_refused(refused: Mapping[str, int], records: int) -> None:
         raise ConfigError(f"sources: {sum(refused.values())} of {records} records cannot be rendered ({counts})")
 
 
-def check_length(max_length: int, base: Path) -> None:
+def check_length(name: str, max_length: int, base: Path) -> None:
     """The base has a position for every token; the service would refuse the checkpoint.
+
+    Args:
+        name: of the length in the configuration.
+        max_length: tokens.
+        base: a checkpoint.
 
     Raises:
         ConfigError: it has fewer.
     """
     positions = longest_sequence(read_config(base))
     if positions is not None and max_length > positions:
-        raise ConfigError(f"max_length: {max_length} is more than the {positions} positions of {base}")
+        raise ConfigError(f"{name}: {max_length} is more than the {positions} positions of {base}")
 
 
 def check(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphrases) -> None:

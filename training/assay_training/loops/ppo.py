@@ -25,7 +25,7 @@ from assay_training.loops.sampler import Sampler, base_of
 from assay_training.loops.step import accumulate, check_finite, optimiser_of, update
 from assay_training.processes import accelerator, gathered, mine
 from assay_training.rollout.collect import Sample
-from assay_training.rollout.rewards import Rewards
+from assay_training.rollout.rewards import Rewards, patient_client
 from assay_training.sft_examples import SftExample
 
 
@@ -48,7 +48,7 @@ class PpoRun:
 
     def __init__(self, config: PpoConfig, data: Path, out: Path, client: RewardClient) -> None:
         self.config, self._client, self._together = config, client, accelerator()
-        base = base_of(config, client)
+        base = base_of(config)
         torch.manual_seed(config.seed)
         self.actor = Actor(base, config.lora, self._together.device, config.rollout.temperature)
         self.sampler = Sampler(config, base, self.actor.policy, data, out)
@@ -68,9 +68,11 @@ class PpoRun:
         if main:
             metrics.begin(start)
         steps, settings = self.config.steps, self.config.optimiser
-        for step in tqdm(range(start, steps), self.config.name, steps, initial=start, disable=not main):
+        progress = tqdm(range(start, steps), self.config.name, steps, initial=start, disable=not main)
+        for step in progress:
             numbers, completions = self.step(step, kl_coef, rewards)
             kl_coef = self._adapted(kl_coef, numbers["kl"], completions)
+            progress.set_postfix(score=f"{numbers['score']:.3f}", kl=f"{numbers['kl']:.2f}", refresh=False)
             if main:
                 metrics.log({"step": step, **numbers, "fingerprint": str(rewards.fingerprint)})
             if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == steps:
@@ -149,8 +151,9 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
     """The whole of `assay train ppo`; returns the checkpoint's directory.
 
     Raises:
-        ValueError: the configuration, the data or the run directory is wrong.
+        ValueError: the configuration, the data or the run directory is wrong, or the service does not have the reward.
+        AssayError: the service could not be reached, or refused.
     """
     config = read(config_path, PpoConfig)
-    with RewardClient(url) as client:
+    with patient_client(url, config.reward) as client:
         return PpoRun(config, data, out or Path("runs") / config.name, client).go()

@@ -24,7 +24,7 @@ from assay_training.policy import Policy
 from assay_training.processes import accelerator
 from assay_training.rollout.collect import Sample
 from assay_training.rollout.completion import Ids
-from assay_training.rollout.rewards import Rewards
+from assay_training.rollout.rewards import Rewards, patient_client
 from assay_training.sft_examples import SftExample
 
 
@@ -43,7 +43,7 @@ class RejectionRun:
 
     def __init__(self, config: RejectionConfig, data: Path, out: Path, client: RewardClient) -> None:
         self.config, self._client = config, client
-        base = base_of(config, client)
+        base = base_of(config)
         torch.manual_seed(config.seed)
         self.policy = Policy(base, config.lora, accelerator().device)
         self.sampler = Sampler(config, base, self.policy, data, out)
@@ -133,8 +133,9 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
     """The whole of `assay train rejection`; returns the checkpoint's directory.
 
     Raises:
-        ValueError: the configuration, the data or the run directory is wrong.
+        ValueError: the configuration, the data or the run directory is wrong, or the service does not have the reward.
+        AssayError: the service could not be reached, or refused.
     """
     config = read(config_path, RejectionConfig)
-    with RewardClient(url) as client:
+    with patient_client(url, config.reward) as client:
         return RejectionRun(config, data, out or Path("runs") / config.name, client).go()

@@ -61,7 +61,7 @@ class RewardRun:
         read = read_rankings if config.objective.kind == "preference" else read_labelled
         found = read(data, config.sources)
         self._paraphrases = _paraphrases(config, data)
-        check_length(config.max_length, self.base)
+        check_length("max_length", config.max_length, self.base)
         self.device = accelerator().device
         model = self.fresh_model()
         self.renderer = self._renderer(model)

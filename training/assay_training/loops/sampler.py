@@ -1,13 +1,15 @@
 """What PPO and rejection sampling do alike: prompts, an engine, rollouts of the policy as it is, a run directory."""
 
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from assay_client.client import RewardClient
 from assay_service.scoring.checkpoint import resolve
 from assay_training.config.base import ConfigError
 from assay_training.config.ppo import PpoConfig
@@ -20,25 +22,22 @@ from assay_training.records.sources import data_hashes, read_prompts
 from assay_training.rollout.asked import Asked, render_prompts
 from assay_training.rollout.collect import Collector, Rollout
 from assay_training.rollout.engines import engine_of
-from assay_training.rollout.rewards import Rewards, check_served
+from assay_training.rollout.rewards import Rewards
 from assay_training.rundir import RunDirectory, base_identity
 from assay_training.sft_examples import SftExample
 from assay_training.sharding import asked_for
 
 
-def base_of(config: PpoConfig | RejectionConfig, client: RewardClient) -> Path:
+def base_of(config: PpoConfig | RejectionConfig) -> Path:
     """The directory of the policy to start from, once all that needs no model is seen to fit.
 
     Raises:
-        ConfigError: the service does not have the reward; the base has too few positions; or layers are to be spread
-            over processes, each of which samples.
-        AssayError: the service could not be reached, or refused.
+        ConfigError: the base has too few positions; or layers are to be spread over processes, each of which samples.
     """
     if asked_for():
         raise ConfigError("sampling needs the whole policy in every process; start it without FSDP")
-    check_served(client, config.reward)
     base = resolve(config.base, config.revision, Path.cwd())
-    check_length(config.rollout.max_tokens, base)
+    check_length("rollout: max_prompt_tokens + max_new_tokens", config.rollout.max_tokens, base)
     return base
 
 
@@ -66,8 +65,7 @@ class Sampler:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
         renderer = policy_renderer(self._tokenizer, config.template, policy.vocabulary_size)
         self.asked, left_out = render_prompts(found.records, renderer, config.rollout.max_prompt_tokens)
-        if not self.asked:
-            raise ConfigError(f"sources: no prompt is left: {dict(left_out)}")
+        self._check(found.left_out + left_out)
         identity = {
             "config": config.model_dump(mode="json", exclude={"template"}),
             "template": config.template.read_text(),
@@ -95,6 +93,21 @@ class Sampler:
         rollout = self._collector.collect(asked, rewards, f"{self._config.seed}:{number}")
         shutil.rmtree(folder)  # the engine has it in memory
         return rollout
+
+    def _check(self, left_out: Counter[str]) -> None:
+        """Says how many prompts there are, and why there are not more.
+
+        Raises:
+            ConfigError: there are too few.
+        """
+        limit = f"rollout.max_prompt_tokens is {self._config.rollout.max_prompt_tokens}"
+        without = "".join(f", without {count:,} {reason}" for reason, count in left_out.items())
+        told = f"{len(self.asked):,} prompts{without}" + (f" ({limit})" if left_out["too_long"] else "")
+        wanted = self._config.prompts if isinstance(self._config, RejectionConfig) else 1
+        if len(self.asked) < wanted:
+            raise ConfigError(f"sources: {told}; a round is of {wanted:,}")
+        if accelerator().is_main_process:
+            tqdm.write(told, file=sys.stderr)
 
     @property
     def checkpoint(self) -> Path:

@@ -39,7 +39,7 @@ class SftRun:
     def __init__(self, config: SftConfig, data: Path, out: Path) -> None:
         self.config = config
         self.base = resolve(config.base, config.revision, Path.cwd())
-        check_length(config.max_length, self.base)
+        check_length("max_length", config.max_length, self.base)
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
         hashes: dict[str, str] = {}
         for stage in config.stages:

@@ -92,7 +92,7 @@ def prompt_of(row: Row) -> tuple[Message, ...]:
     """
     prompt = row.fields.get("prompt")
     if isinstance(prompt, str):
-        return (Message("user", prompt),)
+        return (Message("user", row.text("prompt")),)
     if isinstance(prompt, list) and prompt:
         return _messages(row, "prompt", prompt)
     raise row.error("field 'prompt' is neither a text nor a list of messages")

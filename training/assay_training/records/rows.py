@@ -74,6 +74,8 @@ def files(folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
     found = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
+    if not folder.exists():
+        raise RecordError(f"{folder}: no such folder")
     if not found:
         raise RecordError(f"{folder}: no *.jsonl or *.jsonl.gz files")
     return found

