@@ -37,7 +37,7 @@ def test_they_train_on_the_small_pipeline(tmp_path: Path) -> None:
                 url,
             ]
             subprocess.run([ASSAY, "train", kind, *options], check=True, cwd=ROOT, timeout=600)
-    report = [ASSAY, "report", tmp_path / "ppo", tmp_path / "rejection", "--json"]
+    report: list[str | Path] = [ASSAY, "report", tmp_path / "ppo", tmp_path / "rejection", "--json"]
     told = subprocess.run(report, check=True, stdout=subprocess.PIPE).stdout
     runs = {row["run"]: row for row in json.loads(told)}
     assert (runs["ppo"]["steps"], runs["ppo"]["kl"] > 0.1) == (20, True)
