@@ -1,4 +1,4 @@
-"""`assay train rejection`: rounds of sampling, picking and learning, over HTTP; and `assay report`."""
+"""`assay train rejection`: rounds of sampling, picking and learning, over HTTP."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,8 @@ from assay_client.client import RewardClient
 from assay_training.cli import app
 from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
-from assay_training.evaluation.runs import names_of
 from assay_training.loops.rejection import RejectionRun
-from tests.training.test_ppo import common, go, home, url
+from tests.training.test_ppo import common, home, url
 
 __all__ = ["home", "url"]  # fixtures
 
@@ -80,32 +79,6 @@ def test_a_killed_rejection_run_goes_on_bit_for_bit(
     assert rejection(home, url, tmp_path / "killed") == whole
     weights = [(tmp_path / name / "checkpoint" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
-
-
-def test_runs_are_laid_over_each_other(home: Path, url: str, tmp_path: Path) -> None:
-    for seed in (1, 2):
-        go(home, url, tmp_path / f"ppo-{seed}", seed=seed)
-    runs = [str(tmp_path / f"ppo-{seed}") for seed in (1, 2)]
-    result = CliRunner().invoke(app, ["report", *runs, "--json", "--html", str(tmp_path / "page.html")])
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    last = json.loads((tmp_path / "ppo-2" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert [(r["run"], r["part"], r["steps"]) for r in found] == [("ppo-1", "ppo", 3), ("ppo-2", "ppo", 3)]
-    assert (found[1]["score"], found[1]["kl"]) == (last["score"], last["kl"])
-    page = (tmp_path / "page.html").read_text()
-    assert page.count("<svg") == 20
-    assert "KL to the reference, nats per completion." in page
-    assert "seconds in the engine, per step." in page
-    (tmp_path / "empty").mkdir()
-    result = CliRunner().invoke(app, ["report", str(tmp_path / "empty")])
-    assert (result.exit_code, "metrics.jsonl: no such file" in result.output) == (2, True)
-
-
-def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
-    assert names_of([tmp_path / "a" / "1", tmp_path / "b" / "1"]) == ["a/1", "b/1"]
-    assert names_of([tmp_path / "a" / "1", tmp_path / "a" / "2"]) == ["1", "2"]
-    assert names_of([tmp_path / "a" / "1"]) == ["1"]
-    assert names_of([tmp_path / "a", tmp_path / "a" / "1"]) == ["a", "a/1"]
 
 
 def test_a_service_that_is_not_there_is_told(home: Path, tmp_path: Path) -> None:
