@@ -26,18 +26,18 @@ def test_they_train_on_the_small_pipeline(tmp_path: Path) -> None:
         with RewardClient(url) as client:
             wait_until_ready(client, process)
         for kind in ("ppo", "rejection"):
-            options = [
+            given = [
                 "--config",
-                EXAMPLES / f"{kind}.yaml",
+                f"examples/{kind}.yaml",
                 "--data",
-                EXAMPLES,
+                "examples",
                 "--out",
-                tmp_path / kind,
+                str(tmp_path / kind),
                 "--url",
                 url,
             ]
-            subprocess.run([ASSAY, "train", kind, *options], check=True, cwd=ROOT, timeout=600)
-    report: list[str | Path] = [ASSAY, "report", tmp_path / "ppo", tmp_path / "rejection", "--json"]
+            subprocess.run([str(ASSAY), "train", kind, *given], check=True, cwd=ROOT, timeout=600)
+    report = [str(ASSAY), "report", str(tmp_path / "ppo"), str(tmp_path / "rejection"), "--json"]
     told = subprocess.run(report, check=True, stdout=subprocess.PIPE).stdout
     runs = {row["run"]: row for row in json.loads(told)}
     assert (runs["ppo"]["steps"], runs["ppo"]["kl"] > 0.1) == (20, True)

@@ -1,4 +1,4 @@
-"""`assay train rejection`: rounds of sampling, picking and learning, over HTTP; and `assay report`."""
+"""`assay train rejection`: rounds of sampling, picking and learning, over HTTP."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ from assay_client.client import RewardClient
 from assay_training.cli import app
 from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
-from assay_training.evaluation.runs import names_of
 from assay_training.loops.rejection import RejectionRun
 from assay_training.rollout.rewards import patient_client
-from tests.training.test_ppo import common, go, home, url
+from assay_training.rundir import RunDirectory
+from tests.training.test_ppo import TIMES, common, home, rows, url
 
 __all__ = ["home", "url"]  # fixtures
 
@@ -30,7 +30,9 @@ def config_of(home: Path, path: Path, **changes: Any) -> RejectionConfig:
         },
     }  # fmt: skip
     config["rollout"] |= {"chunk_completions": 64, "max_new_tokens": 2}
-    path.write_text(yaml.safe_dump(config | changes))
+    for key, value in changes.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(config))
     return read(path, RejectionConfig)
 
 
@@ -58,55 +60,71 @@ def test_a_round_learns_from_the_best_and_the_next_samples_are_better(home: Path
         )
     assert served.scores() == [best["score"] for best in first["best"]]
     assert served.fingerprint == first["fingerprint"]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [sum(row["part"] == part for row in rows) for part in ("round-1", "round-2")] == [50, 100]  # of 12 and of 24
+    parts = [row["part"] for row in rows(tmp_path / "run")]
+    assert [parts.count(part) for part in ("round-1", "round-2")] == [50, 100]  # of 12 and of 24
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").is_file()
+
+
+def test_every_round_tells_what_was_sampled(home: Path, url: str, tmp_path: Path) -> None:
+    results = rejection(home, url, tmp_path / "run", rollout={"max_new_tokens": 8}, optimiser={"epochs": 2})
+    told = [row for row in rows(tmp_path / "run") if row["part"] == "rounds"]
+    done = [json.loads((tmp_path / "run" / f"round-{number}.json").read_text()) for number in (1, 2)]
+    assert [row["step"] for row in told] == [1, 2]
+    for row, result, of in zip(told, results, done, strict=True):
+        assert {key: row[key] for key in ("score", "best_score", "fingerprint")} == {
+            key: result[key] for key in ("score", "best_score", "fingerprint")
+        }
+        assert row["dropped"] == sum(result["dropped"].values())
+        assert 1 <= row["length"] <= 8
+        assert 0 < row["eos_rate"] < 1
+        assert -1 <= row["score_length_correlation"] <= 1
+        assert row["rollout_s"] > 0
+        assert len(of["scores"]) == len(of["best"])
+        assert [max(scores) for scores in of["scores"]] == [best["score"] for best in of["best"]]
+        every = [score for scores in of["scores"] for score in scores]
+        assert len(every) == 12 * 16 - row["dropped"]
+        assert sum(every) / len(every) == pytest.approx(row["score"])
+
+
+def test_lengths_that_are_all_equal_have_no_correlation(home: Path, url: str, tmp_path: Path) -> None:
+    rejection(home, url, tmp_path / "run", rollout={"max_new_tokens": 1}, optimiser={"epochs": 1}, rounds=1)
+    told = rows(tmp_path / "run")[0]
+    assert (told["part"], told["length"], "score_length_correlation" in told) == ("rounds", 1.0, False)
 
 
 def test_a_killed_rejection_run_goes_on_bit_for_bit(
     home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = rejection(home, url, tmp_path / "whole")
-    sample = RejectionRun._sample
+    """Before its second round; after that was told but not kept; and in the middle of a line."""
+    whole, sample, write = rejection(home, url, tmp_path / "whole"), RejectionRun._sample, RunDirectory.write_json
 
-    def killed(self: RejectionRun, number: int, fingerprint: str | None) -> dict[str, Any]:
+    def before(self: RejectionRun, number: int, fingerprint: str | None) -> dict[str, Any]:
         if number == 2:
             raise KeyboardInterrupt
         return sample(self, number, fingerprint)
 
-    monkeypatch.setattr(RejectionRun, "_sample", killed)
-    with pytest.raises(KeyboardInterrupt):
-        rejection(home, url, tmp_path / "killed")
-    monkeypatch.undo()
+    def told(self: RunDirectory, name: str, value: Any) -> None:
+        if name == "round-2.json":
+            raise KeyboardInterrupt
+        write(self, name, value)
+
+    for place, name, killed in ((RejectionRun, "_sample", before), (RunDirectory, "write_json", told)):
+        monkeypatch.setattr(place, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            rejection(home, url, tmp_path / "killed")
+        monkeypatch.undo()
+    assert rows(tmp_path / "killed")[-1]["part"] == "rounds"
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"part": "rounds", "st')
     assert rejection(home, url, tmp_path / "killed") == whole
+    found = [[untimed(row) for row in rows(tmp_path / name)] for name in ("whole", "killed")]
+    assert found[0] == found[1]
     weights = [(tmp_path / name / "checkpoint" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
 
 
-def test_runs_are_laid_over_each_other(home: Path, url: str, tmp_path: Path) -> None:
-    for seed in (1, 2):
-        go(home, url, tmp_path / f"ppo-{seed}", seed=seed)
-    runs = [str(tmp_path / f"ppo-{seed}") for seed in (1, 2)]
-    result = CliRunner().invoke(app, ["report", *runs, "--json", "--html", str(tmp_path / "page.html")])
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    last = json.loads((tmp_path / "ppo-2" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert [(r["run"], r["part"], r["steps"]) for r in found] == [("ppo-1", "ppo", 3), ("ppo-2", "ppo", 3)]
-    assert (found[1]["score"], found[1]["kl"]) == (last["score"], last["kl"])
-    page = (tmp_path / "page.html").read_text()
-    assert page.count("<svg") == 20
-    assert "KL to the reference, nats per completion." in page
-    assert "seconds in the engine, per step." in page
-    (tmp_path / "empty").mkdir()
-    result = CliRunner().invoke(app, ["report", str(tmp_path / "empty")])
-    assert (result.exit_code, "metrics.jsonl: no such file" in result.output) == (2, True)
-
-
-def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
-    assert names_of([tmp_path / "a" / "1", tmp_path / "b" / "1"]) == ["a/1", "b/1"]
-    assert names_of([tmp_path / "a" / "1", tmp_path / "a" / "2"]) == ["1", "2"]
-    assert names_of([tmp_path / "a" / "1"]) == ["1"]
-    assert names_of([tmp_path / "a", tmp_path / "a" / "1"]) == ["a", "a/1"]
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in TIMES}
 
 
 def test_a_round_of_more_prompts_than_there_are_is_refused(home: Path, url: str, tmp_path: Path) -> None:

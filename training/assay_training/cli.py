@@ -62,13 +62,12 @@ def report(
     html: cli_evaluate.Html = None,
 ) -> None:
     """Lay runs over each other: what they came to, and with --html how they got there."""
-    from assay_training.evaluation.runs import names_of, overlay, read_courses  # noqa: PLC0415
+    from assay_training.evaluation.runs import lay_over  # noqa: PLC0415
 
     with plain_errors("report"):
-        table = overlay(
-            [course for run, name in zip(runs, names_of(runs), strict=True) for course in read_courses(run, name)]
-        )
-        cli_evaluate.finish(table, [run / "metrics.jsonl" for run in runs], as_json, html)
+        table = lay_over(runs)
+        read = [run / name for run in runs for name in ("run.json", "metrics.jsonl")]
+        cli_evaluate.finish(table, [path for path in read if path.is_file()], as_json, html)
 
 
 @train.callback()

@@ -119,11 +119,11 @@ class Metrics:
 
     def begin(self, step: int) -> None:
         """Forgets the rows from `step` on: an interrupted run wrote them and comes by them again."""
-        lines = self._file.read_text().splitlines() if self._file.is_file() else []
-        kept = [line for line in lines if self._stays(line, step)]
-        if len(kept) < len(lines):
+        there = self._file.read_text() if self._file.is_file() else ""
+        kept = "".join(f"{line}\n" for line in there.splitlines() if self._stays(line, step))
+        if kept != there:  # also where only the last newline is missing, without which two rows would be one
             temporary = self._file.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.write_text(kept)
             temporary.rename(self._file)
         self._writer = SummaryWriter(str(self._plots), purge_step=step)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -10,6 +11,8 @@ from assay_training.evaluation.rows import Rows
 
 BINS = 60
 SIZE = (5.0, 3.2)
+MOST_INSIDE = 6  # lines in a legend within the axes; that of more stands beside them
+LETTER, LINE = 0.09, 0.24  # inches in a legend
 
 
 def margins(rows: Rows, model: str) -> Figure:
@@ -96,15 +99,23 @@ def dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_label: s
 
 
 def courses(points: Mapping[str, Sequence[tuple[float, float]]], y_label: str) -> Figure:
-    """A line per run over its steps: every step faint, their running mean on top."""
-    figure = Figure(figsize=(1.4 * SIZE[0], SIZE[1]), layout="constrained")
+    """A line per run over its steps: every step faint, their running mean on top. 20 have colours of their own."""
+    beside = len(points) > MOST_INSIDE
+    wide = 1.4 * SIZE[0] + (LETTER * max(map(len, points)) if beside else 0)
+    figure = Figure(figsize=(wide, max(SIZE[1], LINE * len(points))), layout="constrained")
     axes = figure.subplots()
+    if len(points) > len(mpl.color_sequences["tab10"]):
+        axes.set_prop_cycle(color=mpl.color_sequences["tab20"])
     for name, of in points.items():
         x, y = np.array(of).T
         window = max(1, len(y) // 20)
         (line,) = axes.plot(x, y, alpha=0.25, linewidth=0.8)
         smooth = np.convolve(y, np.ones(window) / window, mode="valid")
-        axes.plot(x[window - 1 :], smooth, color=line.get_color(), label=name)
+        mark = "o" if len(y) == 1 else None  # a line has two ends
+        axes.plot(x[window - 1 :], smooth, color=line.get_color(), label=name, marker=mark)
     axes.set(xlabel="step", ylabel=y_label)
-    axes.legend()
+    if beside:
+        figure.legend(loc="outside right upper")
+    else:
+        axes.legend()
     return figure

@@ -32,7 +32,7 @@ class Picture:
     """A plot.
 
     Attributes:
-        caption: below it.
+        caption: above it; says what it shows.
         draw: makes it; not before it is looked at.
     """
 

@@ -109,7 +109,7 @@ def experiences(
         "explained_variance": _explained(values[mask], returns[mask]),
         "eos_rate": float(finished.float().mean()),
         "length": float(lengths.mean()),
-        "score_length_correlation": _correlation(scores, lengths),
+        "score_length_correlation": correlation(scores, lengths),
         "engine_gap": float((logprobs - engine).abs()[mask].mean()),
         "engine_gap_max": float((logprobs - engine).abs()[mask].max()),
         "importance_ess": _effective(weights[mask]),
@@ -131,8 +131,8 @@ def _explained(values: torch.Tensor, returns: torch.Tensor) -> float | None:
     return 1 - float((returns - values).var(correction=0)) / spread if spread else None
 
 
-def _correlation(x: torch.Tensor, y: torch.Tensor) -> float | None:
-    """None where one of them does not vary, as lengths do not when every completion is cut off."""
+def correlation(x: torch.Tensor, y: torch.Tensor) -> float | None:
+    """Pearson's; None where one of them does not vary, as lengths do not when every completion is cut off."""
     varied = bool(x.std(correction=0) and y.std(correction=0))
     return float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if varied else None
 

@@ -102,13 +102,7 @@ class PpoRun:
         if not numbers["engine_gap"] <= self.config.rollout.max_gap:
             raise EngineError(f"step {step}: log-probabilities of engine and trainer are {numbers['engine_gap']} apart")
         numbers |= self.learn(step, made)
-        took = {
-            "rollout_s": rollout.took.generate_s,
-            "score_s": rollout.took.score_s,
-            "score_wait_s": rollout.took.wait_s,
-        }
-        dropped = {"dropped": float(rollout.dropped.total())}
-        return numbers | took | dropped | {"update_s": time.monotonic() - began_s}, len(made)
+        return numbers | rollout.numbers | {"update_s": time.monotonic() - began_s}, len(made)
 
     def experiences(self, samples: Sequence[Sample], kl_coef: float) -> tuple[list[Experience], Numbers]:
         """What the policy, its values and its reference say of the samples, and what is to be learned from that."""

@@ -4,7 +4,7 @@ The best of earlier rounds are kept and learned from again, so that a round does
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from assay_training.algorithms.schedule import passing
 from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.rollout import Reward
-from assay_training.loops.experience import scores_of
+from assay_training.loops.experience import correlation, scores_of
 from assay_training.loops.next_token import NextToken
 from assay_training.loops.sampler import Sampler, base_of
 from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
 from assay_training.processes import accelerator
-from assay_training.rollout.collect import Sample
+from assay_training.rollout.collect import Rollout, Sample
 from assay_training.rollout.completion import Ids
 from assay_training.rollout.rewards import Rewards, patient_client
 from assay_training.sft_examples import SftExample
@@ -70,18 +70,29 @@ class RejectionRun:
         prompts = self.sampler.asked
         chosen = passing(len(prompts), config.prompts, number - 1, config.seed)
         rollout = self.sampler.roll_out(number, [prompts[i] for i in chosen for _ in range(config.samples)], rewards)
-        best = best_of(rollout.samples, config.reward)
+        answers = by_prompt(rollout.samples)
+        best = [best_of(of, config.reward) for of in answers]
         done = {
             "round": number,
             "fingerprint": rewards.fingerprint,
-            "score": sum(sample.worth.score for sample in rollout.samples) / len(rollout.samples),
-            "best_score": sum(sample.worth.score for sample in best) / len(best),
+            "score": _mean(rollout.samples),
+            "best_score": _mean(best),
             "dropped": rollout.dropped,
             "best": [_told(sample) for sample in best],
+            "scores": [[sample.worth.score for sample in of] for of in answers],
         }
+        if self.run.writes:
+            self._log(number, {**numbers_of(rollout, best), "fingerprint": rewards.fingerprint})
         self.run.write_json(f"round-{number}.json", done)
         again: dict[str, Any] = json.loads(json.dumps(done))  # as a resumed run reads it
         return again
+
+    def _log(self, number: int, row: Mapping[str, Any]) -> None:
+        """The round's row of metrics; before the round counts as sampled, so that a kill between them loses none."""
+        metrics = self.run.metrics("rounds")
+        metrics.begin(number)
+        metrics.log({"step": number, **row})
+        metrics.end()
 
     def _learn(self, number: int, kept: Sequence[SftExample]) -> None:
         """Supervised training of the adapter, from where the round before it left off."""
@@ -105,15 +116,38 @@ class RejectionRun:
         accelerator().wait_for_everyone()
 
 
-def best_of(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
-    """Of each prompt the completion with the best score, as PPO would shape it; the first of equal ones."""
+def by_prompt(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """The completions of each prompt."""
+    found: dict[Ids, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(sample.asked.ids, []).append(sample)
+    return list(found.values())
+
+
+def best_of(samples: Sequence[Sample], reward: Reward) -> Sample:
+    """Of one prompt's completions that with the best score, as PPO would shape it; the first of equal ones."""
     worth = scores_of(samples, reward)[-1].tolist()
-    best: dict[Ids, int] = {}
-    for i, sample in enumerate(samples):
-        first = best.setdefault(sample.asked.ids, i)
-        if worth[i] > worth[first]:
-            best[sample.asked.ids] = i
-    return [samples[i] for i in best.values()]
+    return samples[max(range(len(samples)), key=worth.__getitem__)]
+
+
+def numbers_of(rollout: Rollout, best: Sequence[Sample]) -> dict[str, float]:
+    """What metrics tell of a round; without the correlation of score and length where there is none."""
+    count = len(rollout.samples)
+    scores = torch.tensor([sample.worth.score for sample in rollout.samples])
+    lengths = torch.tensor([float(len(sample.completion.ids)) for sample in rollout.samples])
+    related = correlation(scores, lengths)
+    return {
+        "score": _mean(rollout.samples),
+        "best_score": _mean(best),
+        "length": float(lengths.mean()),
+        "eos_rate": sum(sample.completion.finish_reason == "stop" for sample in rollout.samples) / count,
+        **({} if related is None else {"score_length_correlation": related}),
+        **rollout.numbers,
+    }
+
+
+def _mean(samples: Sequence[Sample]) -> float:
+    return sum(sample.worth.score for sample in samples) / len(samples)
 
 
 def _told(sample: Sample) -> dict[str, Any]:

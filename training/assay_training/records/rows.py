@@ -95,8 +95,12 @@ def rows_of_files(folder: Path) -> Iterator[Row]:
     return (row for path in files(folder) for row in rows_of_file(path))
 
 
-def rows_of_file(path: Path) -> Iterator[Row]:
+def rows_of_file(path: Path, *, growing: bool = False) -> Iterator[Row]:
     """All rows of a file.
+
+    Args:
+        path: of the file.
+        growing: whether somebody writes to it, or was killed while doing so: half a line at its end is no row then.
 
     Raises:
         RecordError: the file is missing or broken, or a line is not a JSON object in UTF-8.
@@ -108,6 +112,8 @@ def rows_of_file(path: Path) -> Iterator[Row]:
         try:
             fields = _parsed(line)
         except (ValueError, RecursionError) as error:
+            if growing and not line.endswith(b"\n"):
+                return
             raise RecordError(f"{where}: {error}") from error
         if not isinstance(fields, dict):
             raise RecordError(f"{where}: not an object")

@@ -69,6 +69,16 @@ class Rollout:
     dropped: Counter[str]
     took: Took
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What metrics tell of it: seconds, and how many completions have no score."""
+        return {
+            "rollout_s": self.took.generate_s,
+            "score_s": self.took.score_s,
+            "score_wait_s": self.took.wait_s,
+            "dropped": float(self.dropped.total()),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Collector:
