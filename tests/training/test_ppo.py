@@ -23,6 +23,7 @@ from assay_client.types import Item
 from assay_service import settings
 from assay_service.api.app import create_app
 from assay_training.actor import Actor
+from assay_training.algorithms.ppo import sums
 from assay_training.config.base import read
 from assay_training.config.model import Adam, Lora
 from assay_training.config.ppo import Ppo, PpoConfig
@@ -289,6 +290,20 @@ def test_a_run_of_another_configuration_says_what_differs(home: Path, url: str, 
     told = r"choose another --out \(config.kl.coef was 0.02 and is 0.5; config.steps was 1 and is 2\)"
     with pytest.raises(ValueError, match=told):
         go(home, url, tmp_path / "run", steps=2, kl={"coef": 0.5})
+
+
+def test_a_run_that_stopped_at_a_completion_goes_on_without_it(home: Path, url: str, tmp_path: Path) -> None:
+    """Sampling is seeded, so that the same completion would stop it for ever."""
+    with pytest.raises(RewardError, match=r"holds the control token .* \(with reward.failed: drop"):
+        go(home, url, tmp_path / "run", steps=3, reward={"failed": "stop"})
+    found = go(home, url, tmp_path / "run", steps=3, reward={"failed": "drop"})
+    assert (len(found), sum(row["dropped"] for row in found) > 0) == (3, True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_advantages_are_whitened_where_they_are() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0], device="cuda")
+    assert sums(values, values > 1).tolist() == [2, 5, 13]
 
 
 def test_what_a_run_leaves_may_be_read_by_others(home: Path, url: str, tmp_path: Path) -> None:

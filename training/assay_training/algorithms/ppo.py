@@ -89,9 +89,7 @@ def generalised_advantages(
 def sums(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """How many count, their sum, and the sum of their squares; float64 `[3]`, which processes may add up."""
     counted = values[mask].double()
-    return torch.stack(
-        [torch.tensor(float(counted.numel()), dtype=torch.float64), counted.sum(), counted.square().sum()]
-    )
+    return torch.stack([torch.ones_like(counted).sum(), counted.sum(), counted.square().sum()])
 
 
 def whiten(values: torch.Tensor, mask: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:

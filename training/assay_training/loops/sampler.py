@@ -14,7 +14,7 @@ from assay_service.scoring.checkpoint import resolve
 from assay_training.config.base import ConfigError
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
-from assay_training.loops.checks import check_length
+from assay_training.loops.checks import check_length, check_refused
 from assay_training.loops.policies import policy_renderer, save_policy
 from assay_training.policy import Policy
 from assay_training.processes import accelerator
@@ -26,6 +26,11 @@ from assay_training.rollout.rewards import Rewards
 from assay_training.rundir import RunDirectory, base_identity
 from assay_training.sft_examples import SftExample
 from assay_training.sharding import asked_for
+
+# The template's text is hashed, not its place; the others may be changed when a run that has stopped is to go on.
+CHANGEABLE: Any = {
+    "template": True, "reward": {"failed"}, "rollout": {"max_gap"}, "optimiser": {"checkpoint_steps"},
+}  # fmt: skip
 
 
 def base_of(config: PpoConfig | RejectionConfig) -> Path:
@@ -65,9 +70,10 @@ class Sampler:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
         renderer = policy_renderer(self._tokenizer, config.template, policy.vocabulary_size)
         self.asked, left_out = render_prompts(found.records, renderer, config.rollout.max_prompt_tokens)
+        check_refused(left_out - Counter(too_long=left_out["too_long"]), len(found.records))
         self._check(found.left_out + left_out)
         identity = {
-            "config": config.model_dump(mode="json", exclude={"template"}),
+            "config": config.model_dump(mode="json", exclude=CHANGEABLE),
             "template": config.template.read_text(),
             **base_identity(base),
             "data_sha256": data_hashes(data, config.sources, []),
