@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from assay_client.client import RewardClient
 from assay_training.actor import Actor
-from assay_training.algorithms.ppo import adapted_kl_coef
+from assay_training.algorithms.ppo import adapted_kl_coef, runs_away
 from assay_training.algorithms.schedule import passing, random_batches
 from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
@@ -92,7 +92,7 @@ class PpoRun:
         Raises:
             RewardError: see `Rewards.score`.
             EngineError: the engine samples from something else.
-            FloatingPointError: a loss is not finite.
+            FloatingPointError: see `learn`.
         """
         prompts, count = self.sampler.asked, self.config.rollout.completions
         asked = [prompts[i] for i in passing(len(prompts), count, step, self.config.seed)]
@@ -114,31 +114,40 @@ class PpoRun:
         return experiences(samples, looks, [of.to(device) for of in gathered(references, count)], kl_coef, self.config)
 
     def learn(self, step: int, made: Sequence[Experience]) -> Numbers:
-        """The updates of a step, and the mean of their numbers."""
+        """The updates of a step, and the means of the numbers of those that were not skipped.
+
+        Raises:
+            FloatingPointError: a loss or a gradient is not finite, where the ratio is within its limit.
+        """
         settings, optimiser = self.config.ppo, self.config.optimiser
         parameters, told, skipped = self.actor.parameters(), [], 0
         order = random_batches(len(made), settings.mini_batch, settings.epochs, self.config.seed + 1_000_003 * step)
         for indices in order:
             batch = [made[i] for i in indices]
             loss, norm = accumulate(self._objective, batch, parameters, optimiser, self._together)
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} at step {step}")
             tally = self._together.reduce(self._objective.tally, reduction="sum")
             tokens = sum(experience.example.targets for experience in batch)
             numbers = {name: float(value) / tokens for name, value in zip(NAMES, tally, strict=True)}
-            told.append(numbers | {"loss": loss, "grad_norm": norm})
-            if numbers["ratio"] > settings.ratio_limit:
+            # First of all: a ratio that overflows takes loss and gradients with it.
+            if runs_away(numbers["ratio"], settings.ratio_limit):
                 self._optimiser.zero_grad(set_to_none=True)
                 skipped += 1
                 continue
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise FloatingPointError(f"step {step}: the loss is {loss}, the norm of its gradient {norm}")
+            told.append(numbers | {"loss": loss, "grad_norm": norm})
             update(self._optimiser, optimiser.learning_rate)
-        return {name: sum(of[name] for of in told) / len(told) for name in told[0]} | {"skipped": float(skipped)}
+        return _means(told) | {"skipped": float(skipped)}
 
     def _adapted(self, kl_coef: float, kl: float, completions: int) -> float:
         kl_settings = self.config.kl
         if kl_settings.target is None:
             return kl_coef
         return adapted_kl_coef(kl_coef, kl, completions, target=kl_settings.target, horizon=kl_settings.horizon)
+
+
+def _means(told: Sequence[Numbers]) -> Numbers:
+    return {name: sum(of[name] for of in told) / len(told) for name in told[0]} if told else {}
 
 
 def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
