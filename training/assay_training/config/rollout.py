@@ -47,6 +47,8 @@ class Sampled(Frozen):
         max_prompt_tokens: longer prompts are left out.
         max_new_tokens: of a completion.
         temperature: of sampling, from the whole distribution; log-probabilities are of it everywhere.
+        max_gap: mean absolute difference of the engine's log-probabilities and the trainer's, in nats, above which the
+            run stops whatever its floor: the engine does not sample from the policy then.
     """
 
     engine: Literal["vllm", "transformers"]

@@ -18,7 +18,6 @@ from assay_training.algorithms.ppo import adapted_kl_coef, runs_away
 from assay_training.algorithms.schedule import passing, random_batches
 from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
-from assay_training.errors import RunStopped
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience, Numbers, example_of, experiences
 from assay_training.loops.sampler import Sampler, base_of
@@ -26,11 +25,6 @@ from assay_training.loops.step import accumulate, check_finite, optimiser_of, up
 from assay_training.processes import accelerator, gathered, mine
 from assay_training.rollout.collect import Sample
 from assay_training.rollout.rewards import Rewards, patient_client
-from assay_training.sft_examples import SftExample
-
-
-class EngineError(RunStopped):
-    """The engine does not sample from the policy that is trained."""
 
 
 class PpoRun:
@@ -59,11 +53,13 @@ class PpoRun:
     def go(self) -> Path:
         """All steps from where an interrupted run left off; then the policy, whole. Returns its directory."""
         if self.run.read_json("results.json") is not None:
+            self.run.forget()  # a kill may have come between the two
             return self.sampler.checkpoint
         metrics, resume, main = self.run.metrics("ppo"), self.run.resume_point("ppo"), self._together.is_main_process
         start, kept = resume.load(self.actor.parameters(), self._optimiser)
         kl_coef = float(kept.get("kl_coef") or self.config.kl.coef)
-        fingerprint = kept.get("fingerprint")
+        fingerprint, floor = kept.get("fingerprint"), kept.get("engine_floor")
+        self.sampler.floor = None if floor is None else float(floor)
         rewards = Rewards(self._client, self.config.reward, None if fingerprint is None else str(fingerprint))
         if main:
             metrics.begin(start)
@@ -77,14 +73,13 @@ class PpoRun:
                 metrics.log({"step": step, **numbers, "fingerprint": str(rewards.fingerprint)})
             if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == steps:
                 check_finite(self.actor.parameters(), f"step {step}")
-                now = {"kl_coef": kl_coef, "fingerprint": rewards.fingerprint}
+                now = {"kl_coef": kl_coef, "fingerprint": rewards.fingerprint, "engine_floor": self.sampler.floor}
                 resume.save(step + 1, self.actor.parameters(), self._optimiser, writes=main, kept=now)
         if main:
             metrics.end()
             shutil.rmtree(self.run.path / "adapter", ignore_errors=True)
             self.actor.policy.save_adapter(self.run.path / "adapter")
-        sample = [SftExample.of(asked.ids[:1], asked.ids[1:]) for asked in self.sampler.asked]
-        return self.sampler.finish({"steps": steps, "fingerprint": rewards.fingerprint}, sample)
+        return self.sampler.finish({"steps": steps, "fingerprint": rewards.fingerprint})
 
     def step(self, step: int, kl_coef: float, rewards: Rewards) -> tuple[Numbers, int]:
         """Sample, score, look, learn; returns the numbers of it and how many completions it learned from.
@@ -99,8 +94,7 @@ class PpoRun:
         rollout = self.sampler.roll_out(step, asked, rewards)
         began_s = time.monotonic()
         made, numbers = self.experiences(rollout.samples, kl_coef)
-        if not numbers["engine_gap"] <= self.config.rollout.max_gap:
-            raise EngineError(f"step {step}: log-probabilities of engine and trainer are {numbers['engine_gap']} apart")
+        numbers |= self.sampler.check_engine(step, numbers["engine_gap"])
         numbers |= self.learn(step, made)
         return numbers | rollout.numbers | {"update_s": time.monotonic() - began_s}, len(made)
 
