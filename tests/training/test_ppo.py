@@ -28,6 +28,7 @@ from assay_training.config.base import read
 from assay_training.config.model import Adam, Lora
 from assay_training.config.ppo import Ppo, PpoConfig
 from assay_training.config.rollout import Reward
+from assay_training.examples import autocast
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience
 from assay_training.loops.ppo import PpoRun
@@ -178,6 +179,17 @@ def test_before_the_first_update_policy_reference_and_old_policy_are_one(home: P
     for i, one in enumerate(made):
         alone = actor.look([given[i]], FP32)
         assert torch.allclose(torch.exp(alone.logprobs - one.logprobs), torch.ones(1), rtol=0, atol=1e-6)
+
+
+def test_logits_are_computed_in_fp32_where_the_trunk_is_in_bf16(home: Path) -> None:
+    """An engine in fp32 is half as far from them."""
+    actor, given = Actor(home / "policy", LORA, CPU, 1.0), examples()
+    settings = FP32.model_copy(update={"compute_dtype": "bfloat16"})
+    with torch.no_grad(), autocast(CPU, settings):
+        hidden, targets = actor.policy.before_targets(given)
+    logprobs = (hidden.float() @ actor.policy.head.get_parameter("weight").T).log_softmax(-1)
+    expected = logprobs.gather(1, targets[:, None])[:, 0].detach()
+    assert torch.allclose(torch.cat([of.logprobs for of in actor.look_at_all(given, settings)]), expected, atol=1e-5)
 
 
 def test_a_mini_batch_in_one_forward_or_in_many_has_the_same_gradient(home: Path) -> None:
