@@ -176,6 +176,19 @@ def test_the_seeds_hyper_parameters_are_those_of_the_sheet() -> None:
     assert [step.model_dump()["share"] for config in (helpful, safe) for step in config.mixture] == [0.5, 0.1]
 
 
+def test_the_hyper_parameters_of_ppo_are_those_of_the_sheet() -> None:
+    """Literals of the thesis' Table 8 and of its appendix."""
+    config = read(ROOT / "seeds" / "thesis-ppo.yaml", PpoConfig)
+    rollout, ppo, optimiser = config.rollout, config.ppo, config.optimiser
+    assert (optimiser.learning_rate, optimiser.betas, optimiser.epsilon) == (1.41e-5, (0.9, 0.95), 1e-8)
+    assert optimiser.weight_decay == 1e-6
+    assert (rollout.completions, rollout.max_prompt_tokens, rollout.max_new_tokens) == (16, 1024, 512)
+    assert (ppo.epochs, ppo.clip_range, ppo.value_clip_range, config.kl.coef) == (4, 0.4, 0.4, 0.02)
+    assert (config.lora.r, config.lora.alpha) == (16, 32)
+    assert (config.reward.clip, config.reward.weights) == (4, {"preference": 0.25, "absolute": 0.75})
+    assert rollout.chunk_completions < rollout.completions  # while some are generated, others are scored
+
+
 PLANS = sorted((ROOT.parent / "experiments" / "plans").glob("*.yaml"))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import threading
 import time
@@ -22,21 +23,24 @@ from assay_client.client import RewardClient
 from assay_client.types import Item
 from assay_service import settings
 from assay_service.api.app import create_app
-from assay_training.actor import Actor
+from assay_training.actor import Actor, Look
 from assay_training.algorithms.ppo import sums
 from assay_training.config.base import read
 from assay_training.config.model import Adam, Lora
 from assay_training.config.ppo import Ppo, PpoConfig
 from assay_training.config.rollout import Reward
+from assay_training.examples import autocast
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience
-from assay_training.loops.ppo import EngineError, PpoRun
+from assay_training.loops.ppo import PpoRun
+from assay_training.loops.sampler import EngineError
 from assay_training.loops.step import accumulate
 from assay_training.processes import accelerator
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engine import Sampling
 from assay_training.rollout.rewards import RewardError, Rewards, Worth, patient_client
 from assay_training.rollout.with_transformers import TransformersEngine
+from assay_training.rundir import RunDirectory
 from assay_training.sft_examples import SftExample
 from tests import checkpoints
 from tests.service.test_serve_process import ASSAY, free_port
@@ -178,6 +182,17 @@ def test_before_the_first_update_policy_reference_and_old_policy_are_one(home: P
         assert torch.allclose(torch.exp(alone.logprobs - one.logprobs), torch.ones(1), rtol=0, atol=1e-6)
 
 
+def test_logits_are_computed_in_fp32_where_the_trunk_is_in_bf16(home: Path) -> None:
+    """An engine in fp32 is half as far from them."""
+    actor, given = Actor(home / "policy", LORA, CPU, 1.0), examples()
+    settings = FP32.model_copy(update={"compute_dtype": "bfloat16"})
+    with torch.no_grad(), autocast(CPU, settings):
+        hidden, targets = actor.policy.before_targets(given)
+    logprobs = (hidden.float() @ actor.policy.head.get_parameter("weight").T).log_softmax(-1)
+    expected = logprobs.gather(1, targets[:, None])[:, 0].detach()
+    assert torch.allclose(torch.cat([of.logprobs for of in actor.look_at_all(given, settings)]), expected, atol=1e-5)
+
+
 def test_a_mini_batch_in_one_forward_or_in_many_has_the_same_gradient(home: Path) -> None:
     """Accumulation N×1 = 1×N, for policy and values."""
     found = []
@@ -248,6 +263,9 @@ def test_a_run_learns_over_http_and_tells_everything(home: Path, url: str, tmp_p
     first = found[0]
     assert (first["kl"], first["kl_k3"], first["explained_variance"]) == (0, 0, 0)
     assert first["engine_gap"] < 1e-4
+    limit = 10 * first["engine_gap"] + 1e-4
+    assert [row["engine_gap_limit"] for row in found] == pytest.approx([0.1, limit, limit], rel=1e-6)
+    assert (first["importance_ess"], first["importance_capped"]) == (1, 0)  # rollouts count as they are
     assert first["kl_coef"] == 0.02
     assert found[1]["kl_coef"] < 0.02  # far below the target
     assert found[2]["kl"] != 0
@@ -374,18 +392,120 @@ def test_the_optimised_score_rises(home: Path, url: str, tmp_path: Path) -> None
 def test_an_engine_that_lags_behind_stops_the_run(
     home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets the first adapter, and none of those that follow."""
-    push, pushed = TransformersEngine.push, []
+    """By one step from the second on, at an ordinary learning rate; also where the run was killed in between."""
+    push = TransformersEngine.push
+    pushed: list[Path] = []
 
-    def once(self: TransformersEngine, adapter: Path) -> None:
-        pushed.append(adapter)
-        if len(pushed) == 1:
-            push(self, adapter)
+    def late(self: TransformersEngine, adapter: Path) -> None:
+        pushed.append(shutil.copytree(adapter, tmp_path / f"late-{len(pushed)}"))
+        push(self, pushed[max(len(pushed) - 2, 0)])
 
-    monkeypatch.setattr(TransformersEngine, "push", once)
-    with pytest.raises(EngineError, match="step 1: log-probabilities of engine and trainer are"):
-        go(home, url, tmp_path / "run", optimiser={"learning_rate": 0.03}, rollout={"max_gap": 0.01})
+    changes: dict[str, Any] = {"optimiser": {"learning_rate": 3e-4}}
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersEngine, "push", late)
+        with pytest.raises(EngineError, match="rollout 1: log-probabilities of engine and trainer are"):
+            go(home, url, tmp_path / "run", **changes)
     assert len(rows(tmp_path / "run")) == 1
+    monkeypatch.setattr(TransformersEngine, "push", lambda self, _: push(self, pushed[0]))
+    with pytest.raises(EngineError, match="rollout 1"):
+        go(home, url, tmp_path / "run", **changes)
+
+
+def test_an_engine_of_another_policy_stops_the_first_rollout(home: Path, url: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"rollout 0: .* the limit is 1e-09"):
+        go(home, url, tmp_path / "run", rollout={"max_gap": 1e-9})
+
+
+def test_a_trainer_in_bf16_has_a_floor_that_a_healthy_run_stays_near(home: Path, url: str, tmp_path: Path) -> None:
+    """Also while the policy becomes surer of itself, and rounding larger with its logits."""
+    found = go(
+        home, url, tmp_path / "run", steps=10, kl={"coef": 0.0, "target": None},
+        rollout={"completions": 64, "chunk_completions": 32, "max_new_tokens": 2}, ppo={"mini_batch": 32, "epochs": 4},
+        optimiser={"learning_rate": 3e-3, "compute_dtype": "bfloat16", "checkpoint_steps": 10},
+    )  # fmt: skip
+    assert found[0]["kl"] == 0
+    assert found[0]["engine_gap"] > 1e-4  # more than an engine in fp32 differs by that is late
+    assert all(row["engine_gap"] < row["engine_gap_limit"] / 2 for row in found)
+    assert found[-1]["entropy"] < found[0]["entropy"]
+
+
+def test_weights_that_correct_for_the_engine_are_told(home: Path, url: str, tmp_path: Path) -> None:
+    found = go(
+        home, url, tmp_path / "run", rollout={"importance_cap": 1.0}, optimiser={"compute_dtype": "bfloat16"}
+    )  # fmt: skip
+    for row in found:
+        assert 0.9 < row["importance_ess"] < 1
+        assert 0 < row["importance_capped"] < 1
+
+
+def test_an_update_whose_ratio_overflows_is_skipped(
+    home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log-ratio of 90 is no fp32 number any more, and neither are its loss and gradients."""
+    look, looks = Actor.look, []
+
+    def far(self: Actor, given: Sequence[SftExample], settings: Adam) -> Look:
+        found = look(self, given, settings)
+        looks.append(found)
+        return Look(found.logprobs + 90 * (len(looks) == 2), found.values)
+
+    monkeypatch.setattr(Actor, "look", far)
+    (found,) = go(home, url, tmp_path / "run", steps=1)
+    assert (found["skipped"], len(looks)) == (1, 4)
+    assert found["ratio"] == pytest.approx(1, abs=0.1)  # of the other updates
+    monkeypatch.setattr(Actor, "look", lambda *of: Look((seen := look(*of)).logprobs + 90, seen.values))
+    (found,) = go(home, url, tmp_path / "none", steps=1)
+    assert (found["skipped"], "ratio" in found) == (4, False)
+
+
+def test_a_gradient_that_is_no_number_changes_nothing(
+    home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Actor.look
+
+    def broken(self: Actor, given: Sequence[SftExample], settings: Adam) -> Look:
+        found = look(self, given, settings)
+        root = (found.logprobs - found.logprobs.detach()).sqrt()  # 0, and its slope infinite
+        return Look(found.logprobs + 0 * root, found.values)
+
+    monkeypatch.setattr(Actor, "look", broken)
+    config = read(config_of(home, tmp_path / "c.yaml"), PpoConfig)
+    with patient_client(url, config.reward) as client:
+        run = PpoRun(config, home / "data", tmp_path / "run", client)
+        before = [parameter.detach().clone() for parameter in run.actor.parameters()]
+        with pytest.raises(FloatingPointError, match=r"step 0: the loss is -?\d\S+, the norm of its gradient nan"):
+            run.go()
+    assert all(torch.equal(*of) for of in zip(before, run.actor.parameters(), strict=True))
+
+
+ONE_TOKEN = "{% for m in messages %}{{ m['content'] }}{% if m['role'] != 'user' %}<|im_end|>{% endif %}{% endfor %}"
+
+
+def test_prompts_of_one_token_are_prompts(home: Path, url: str, tmp_path: Path) -> None:
+    """They have no token that the policy could be compared on when it is read back."""
+    given = config_of(home, tmp_path / "c.yaml", steps=1)
+    (tmp_path / "template.jinja").write_text(ONE_TOKEN)
+    tiny.write_rows(tmp_path / "data" / "asked" / "p.jsonl.gz", [{"prompt": letter} for letter in "abcdefgh"])
+    config = read(given, PpoConfig)
+    with patient_client(url, config.reward) as client:
+        run = PpoRun(config, tmp_path / "data", tmp_path / "run", client)
+        assert {len(asked.ids) for asked in run.sampler.asked} == {1}
+        assert (run.go() / "model.safetensors").is_file()
+
+
+def test_a_run_killed_after_its_results_leaves_no_state_behind(
+    home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: RunDirectory) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "forget", killed)
+        with pytest.raises(Killed):
+            go(home, url, tmp_path / "run", steps=1)
+    assert (tmp_path / "run" / "state").exists()
+    go(home, url, tmp_path / "run", steps=1)
+    assert not (tmp_path / "run" / "state").exists()
 
 
 def answer(fingerprint: str = "f", failed: bool = False, **prob: float) -> dict[str, Any]:
@@ -439,6 +559,9 @@ def test_a_bounded_reward_is_a_probability() -> None:
         ({"reward": {"model": None, "weights": {}}}, "reward.weights: Dictionary should have at least 1 item"),
         ({"reward": {"modell": "mix"}, "step": 3}, r"^\S+: reward.modell: Extra inputs .*; step: Extra inputs "),
         ({"rollout": {"max_prompt_tokens": 5}}, r"0 prompts, without 12 too_long \(rollout.max_prompt_tokens is 5\)"),
+        ({"rollout": {"temperature": 0.005}}, r"rollout.temperature: Value error, vLLM samples at 0.01 where less"),
+        ({"lora": {"target_modules": ["q_proj", "lm_head"]}}, "lora.target_modules: 'lm_head' is the output layer"),
+        ({"lora": {"target_modules": ["embed_tokens"]}}, "lora.target_modules: the base has no linear 'embed_tokens'"),
         ({"rollout": {"max_new_tokens": 1000}}, r"max_prompt_tokens \+ max_new_tokens: 1064 is more than the 256"),
         ({"ppo": {"mini_batch": 9}}, "ppo.mini_batch is more than rollout.completions"),
         ({"sources": [{"name": "elsewhere", "format": "prompts"}]}, "elsewhere: no such folder"),

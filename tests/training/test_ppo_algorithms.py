@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from assay_training.algorithms.ppo import (
     adapted_kl_coef,
+    gap_limit,
     generalised_advantages,
     importance_weights,
     k1,
     k2,
     k3,
     policy_losses,
+    runs_away,
     shaped_scores,
     sums,
     token_rewards,
@@ -128,6 +130,17 @@ def test_the_value_loss_takes_the_worse_of_both() -> None:
 
 def test_importance_weights_are_truncated() -> None:
     assert importance_weights(torch.tensor([0.0, 0.0]), torch.tensor([0.0, -5.0]), 3.0).tolist() == [1, 3]
+
+
+def test_an_update_runs_away_above_the_limit_or_where_it_is_no_number() -> None:
+    given = (1.0, 10.0, 10.1, math.inf, math.nan)
+    assert [runs_away(ratio, 10) for ratio in given] == [False, False, True, True, True]
+
+
+def test_a_gap_may_be_ten_times_its_floor_and_never_more_than_the_most() -> None:
+    assert [gap_limit(floor, 0.1) for floor in (None, 0.0, 1e-6, 8e-3, 0.05)] == pytest.approx(
+        [0.1, 1e-4, 1.1e-4, 0.0801, 0.1]
+    )
 
 
 def test_the_coefficient_is_steered_to_its_target() -> None:

@@ -41,7 +41,7 @@ def adapter(directory: Path, seed: int) -> Path:
 def test_vllm_samples_from_every_adapter_that_is_pushed(tmp_path: Path) -> None:
     """Greedy tokens are PEFT's, sampled log-probabilities the trainer's, both after a second push; ends are told."""
     prompts: list[Ids] = [tuple(range(20, 40)), (50, 51, 52), tuple(range(100, 107))]
-    greedy = VllmEngine(POLICY, Sampling(24, 1e-5, EOS), 128, LORA.r)  # vLLM takes so little for 0
+    greedy = VllmEngine(POLICY, Sampling(24, 0, EOS), 128, LORA.r)
     warm = Sampling(24, 0.8, EOS)
     for seed in (1, 2):
         path = adapter(tmp_path / f"step-{seed}", seed)
@@ -52,7 +52,7 @@ def test_vllm_samples_from_every_adapter_that_is_pushed(tmp_path: Path) -> None:
             assert completion.ids == tuple(ids[0, len(prompt) :].tolist())
         greedy.sampling = warm
         completions = greedy.generate(prompts * 4, seed=seed)
-        greedy.sampling = Sampling(24, 1e-5, EOS)
+        greedy.sampling = Sampling(24, 0, EOS)
         assert len({completion.ids for completion in completions}) > len(prompts)  # a seed of its own for each
         assert len(greedy.generate([tuple(range(20, 120))] * 100, seed=1)) == 100  # more than one forward holds
         actor = Actor(POLICY, LORA, CPU, warm.temperature)

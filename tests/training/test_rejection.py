@@ -13,9 +13,11 @@ from assay_training.cli import app
 from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
 from assay_training.loops.rejection import RejectionRun
+from assay_training.loops.sampler import EngineError
 from assay_training.rollout.rewards import patient_client
+from assay_training.rollout.with_transformers import TransformersEngine
 from assay_training.rundir import RunDirectory
-from tests.training.test_ppo import TIMES, common, home, rows, url
+from tests.training.test_ppo import TIMES, common, go, home, rows, url
 
 __all__ = ["home", "url"]  # fixtures
 
@@ -79,11 +81,55 @@ def test_every_round_tells_what_was_sampled(home: Path, url: str, tmp_path: Path
         assert 0 < row["eos_rate"] < 1
         assert -1 <= row["score_length_correlation"] <= 1
         assert row["rollout_s"] > 0
+        assert row["engine_gap"] < row["engine_gap_limit"]
         assert len(of["scores"]) == len(of["best"])
         assert [max(scores) for scores in of["scores"]] == [best["score"] for best in of["best"]]
         every = [score for scores in of["scores"] for score in scores]
         assert len(every) == 12 * 16 - row["dropped"]
         assert sum(every) / len(every) == pytest.approx(row["score"])
+
+
+def test_a_round_that_is_not_sampled_from_the_round_before_is_refused(
+    home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine keeps the first adapter; also where the second round is sampled by a process of its own."""
+    push, pushed = TransformersEngine.push, []
+
+    def once(self: TransformersEngine, adapter: Path) -> None:
+        pushed.append(adapter)
+        if len(pushed) == 1:
+            push(self, adapter)
+
+    monkeypatch.setattr(TransformersEngine, "push", once)
+    changes: dict[str, Any] = {"optimiser": {"epochs": 1, "learning_rate": 3e-4}}
+    for _ in range(2):
+        with pytest.raises(EngineError, match="rollout 2: log-probabilities of engine and trainer are"):
+            rejection(home, url, tmp_path / "run", **changes)
+    assert not (tmp_path / "run" / "round-2.json").exists()
+
+
+def test_ppo_goes_on_from_what_rejection_sampling_leaves(home: Path, url: str, tmp_path: Path) -> None:
+    """Its reference is the new policy, not the one that rejection sampling began with."""
+    rejection(home, url, tmp_path / "first", optimiser={"epochs": 1}, rounds=1)
+    found = go(home, url, tmp_path / "second", steps=2, base=str(tmp_path / "first" / "checkpoint"))
+    assert (found[0]["kl"], found[0]["kl_k3"], found[1]["kl"] != 0) == (0, 0, True)
+    assert found[0]["engine_gap"] < 1e-4
+
+
+def test_a_run_killed_after_its_results_leaves_no_state_behind(
+    home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: RunDirectory) -> None:
+        raise KeyboardInterrupt
+
+    changes: dict[str, Any] = {"optimiser": {"epochs": 1}, "rounds": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "forget", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rejection(home, url, tmp_path / "run", **changes)
+    assert (tmp_path / "run" / "state").exists()
+    rejection(home, url, tmp_path / "run", **changes)
+    assert not (tmp_path / "run" / "state").exists()
 
 
 def test_lengths_that_are_all_equal_have_no_correlation(home: Path, url: str, tmp_path: Path) -> None:

@@ -134,6 +134,16 @@ def test_an_encoder_is_no_policy(tmp_path: Path) -> None:
         Policy(tiny.save_base(tmp_path), None, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_of_the_output_layer_is_refused(architecture: str, tied: bool, tmp_path: Path) -> None:
+    """Logits are computed without it, so that it would be saved as it began."""
+    base = save(tmp_path, architecture, tie_word_embeddings=tied)
+    lora = LORA.model_copy(update={"target_modules": ["lm_head"]})
+    with pytest.raises(ConfigError, match=r"lora\.target_modules: 'lm_head' is the output layer"):
+        Policy(base, lora, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("lost", ["lm_head.weight", "model.layers.1."])
 def test_a_base_with_weights_missing_is_refused_by_their_names(lost: str, tmp_path: Path) -> None:
     """Trap 17: transformers would fill them up with random numbers."""

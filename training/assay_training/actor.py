@@ -102,8 +102,8 @@ class Actor:
         """At the temperature of sampling, of what each target token is one of; their ids; and what they come from."""
         with autocast(self.policy.device, settings):
             hidden, targets = self.policy.before_targets(examples)
-            logits = self.policy.head(hidden)
-        return logits.float() / self._temperature, targets, hidden
+        # In fp32 whatever is below it computes in: logits in bf16 would be half of the distance to the engine.
+        return self.policy.head(hidden.float()) / self._temperature, targets, hidden
 
     def _values(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(self.value_head(hidden.float()).squeeze(-1))

@@ -13,15 +13,20 @@ def lora_config(lora: Lora, model: Any, task_type: str | None = None) -> LoraCon
     """Without dropout, so that a row is the same function in training and in serving (scoring-traps 20).
 
     Raises:
-        ConfigError: `model` has no linear of a name, or fewer layers; PEFT adapts what it finds and is silent.
+        ConfigError: `model` has no linear of a name, or fewer layers; PEFT adapts what it finds and is silent. Or the
+            linear is the output layer, which is applied by itself, without an adapter.
     """
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    head = model.get_output_embeddings()
     for target in lora.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in linears):
-            raise ConfigError(f"lora: target_modules: the base has no linear {target!r}")
+        found = [module for name, module in model.named_modules() if f".{name}".endswith(f".{target}")]
+        linears = [module for module in found if isinstance(module, nn.Linear)]
+        if not linears:
+            raise ConfigError(f"lora.target_modules: the base has no linear {target!r}")
+        if any(linear is head for linear in linears):
+            raise ConfigError(f"lora.target_modules: {target!r} is the output layer, which gets no adapter")
     count = model.config.num_hidden_layers
     if lora.layers is not None and max(lora.layers, default=0) >= count:
-        raise ConfigError(f"lora: layers: the base has no layer {max(lora.layers)}; its {count} layers count from 0")
+        raise ConfigError(f"lora.layers: the base has no layer {max(lora.layers)}; its {count} layers count from 0")
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

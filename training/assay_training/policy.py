@@ -42,7 +42,8 @@ class Policy:
         vocabulary_size: rows of the embedding.
 
     Raises:
-        ConfigError: the architecture is no causal one, or weights are missing or of another shape.
+        ConfigError: the architecture is no causal one; weights are missing or of another shape; or the adapter does
+            not fit.
     """
 
     def __init__(self, directory: Path, lora: Lora | None, device: torch.device) -> None:
@@ -76,10 +77,10 @@ class Policy:
         """Spreads the layers over the processes, if they were asked to; afterwards it has other parameters."""
         shard(self._body.base)
 
-    def logprobs(self, examples: Sequence[SftExample]) -> torch.Tensor:
+    def logprobs(self, examples: Sequence[SftExample], temperature: float = 1.0) -> torch.Tensor:
         """fp32 `[t]`: of the target tokens of all examples, end to end."""
         hidden, targets = self.before_targets(examples)
-        return -cross_entropy(self.head(hidden).float(), targets, reduction="none")
+        return -cross_entropy(self.head(hidden).float() / temperature, targets, reduction="none")
 
     def before_targets(self, examples: Sequence[SftExample]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the target tokens of all examples are predicted from, `[t, H]`, and their ids, int64 `[t]`."""

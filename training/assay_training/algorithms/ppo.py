@@ -10,6 +10,8 @@ al. 2019 (reward, adaptive coefficient); thesis equations 2.5.3 and 2.11.
 
 import torch
 
+GAP_FACTOR, GAP_SLACK = 10, 1e-4  # rounding grows as a policy gets surer of itself, and a floor may be 0
+
 
 def k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     """KL of policy to reference by a token of the policy's: log π − log π_ref. Unbiased; negative at times."""
@@ -131,6 +133,21 @@ def importance_weights(logprobs: torch.Tensor, engine_logprobs: torch.Tensor, ca
         cap: truncates the weight, and so its variance (Ionides 2008).
     """
     return torch.exp(logprobs - engine_logprobs).clamp(max=cap)
+
+
+def runs_away(ratio: float, limit: float) -> bool:
+    """Whether an update is skipped: its mean π/π_old is above the limit, or has overflowed."""
+    return not ratio <= limit
+
+
+def gap_limit(floor: float | None, max_gap: float) -> float:
+    """How far apart log-probabilities of engine and trainer may be, in nats per token.
+
+    Args:
+        floor: how far they were when the adapter was the identity, which rounding alone explains; None before that.
+        max_gap: the most that it may be at any time.
+    """
+    return max_gap if floor is None else min(GAP_FACTOR * floor + GAP_SLACK, max_gap)
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, completions: int, *, target: float, horizon: int) -> float:

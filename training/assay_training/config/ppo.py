@@ -17,13 +17,10 @@ class Rollout(Sampled):
 
     Attributes:
         completions: of one step, each of a prompt of its own.
-        max_gap: mean absolute difference of the engine's log-probabilities and the trainer's, in nats, at which the
-            run stops: the engine does not sample from the policy then.
-        importance_cap: truncates the weight that corrects for that difference; None for no correction.
+        importance_cap: truncates the weight that corrects for the gap of engine and trainer; None for no correction.
     """
 
     completions: int = Field(16, gt=0)
-    max_gap: float = Field(0.1, gt=0)
     importance_cap: float | None = Field(None, ge=1)
 
 

@@ -2,9 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from assay_training.config.base import Frozen
+
+LEAST_TEMPERATURE = 0.01  # vLLM samples at this where less is asked for
 
 
 class Reward(Frozen):
@@ -45,6 +47,8 @@ class Sampled(Frozen):
         max_prompt_tokens: longer prompts are left out.
         max_new_tokens: of a completion.
         temperature: of sampling, from the whole distribution; log-probabilities are of it everywhere.
+        max_gap: mean absolute difference of the engine's log-probabilities and the trainer's, in nats, above which the
+            run stops whatever its floor: the engine does not sample from the policy then.
     """
 
     engine: Literal["vllm", "transformers"]
@@ -52,6 +56,14 @@ class Sampled(Frozen):
     max_prompt_tokens: int = Field(1024, gt=0)
     max_new_tokens: int = Field(512, gt=0)
     temperature: float = Field(1.0, gt=0)
+    max_gap: float = Field(0.1, gt=0)
+
+    @field_validator("temperature")
+    @classmethod
+    def _sampled_at(cls, temperature: float) -> float:
+        if temperature < LEAST_TEMPERATURE:
+            raise ValueError(f"vLLM samples at {LEAST_TEMPERATURE} where less is asked for; ask for no less")
+        return temperature
 
     @property
     def max_tokens(self) -> int:

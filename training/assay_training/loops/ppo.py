@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from assay_client.client import RewardClient
 from assay_training.actor import Actor
-from assay_training.algorithms.ppo import adapted_kl_coef
+from assay_training.algorithms.ppo import adapted_kl_coef, runs_away
 from assay_training.algorithms.schedule import passing, random_batches
 from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
-from assay_training.errors import RunStopped
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience, Numbers, example_of, experiences
 from assay_training.loops.sampler import Sampler, base_of
@@ -26,11 +25,6 @@ from assay_training.loops.step import accumulate, check_finite, optimiser_of, up
 from assay_training.processes import accelerator, gathered, mine
 from assay_training.rollout.collect import Sample
 from assay_training.rollout.rewards import Rewards, patient_client
-from assay_training.sft_examples import SftExample
-
-
-class EngineError(RunStopped):
-    """The engine does not sample from the policy that is trained."""
 
 
 class PpoRun:
@@ -59,11 +53,13 @@ class PpoRun:
     def go(self) -> Path:
         """All steps from where an interrupted run left off; then the policy, whole. Returns its directory."""
         if self.run.read_json("results.json") is not None:
+            self.run.forget()  # a kill may have come between the two
             return self.sampler.checkpoint
         metrics, resume, main = self.run.metrics("ppo"), self.run.resume_point("ppo"), self._together.is_main_process
         start, kept = resume.load(self.actor.parameters(), self._optimiser)
         kl_coef = float(kept.get("kl_coef") or self.config.kl.coef)
-        fingerprint = kept.get("fingerprint")
+        fingerprint, floor = kept.get("fingerprint"), kept.get("engine_floor")
+        self.sampler.floor = None if floor is None else float(floor)
         rewards = Rewards(self._client, self.config.reward, None if fingerprint is None else str(fingerprint))
         if main:
             metrics.begin(start)
@@ -77,14 +73,13 @@ class PpoRun:
                 metrics.log({"step": step, **numbers, "fingerprint": str(rewards.fingerprint)})
             if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == steps:
                 check_finite(self.actor.parameters(), f"step {step}")
-                now = {"kl_coef": kl_coef, "fingerprint": rewards.fingerprint}
+                now = {"kl_coef": kl_coef, "fingerprint": rewards.fingerprint, "engine_floor": self.sampler.floor}
                 resume.save(step + 1, self.actor.parameters(), self._optimiser, writes=main, kept=now)
         if main:
             metrics.end()
             shutil.rmtree(self.run.path / "adapter", ignore_errors=True)
             self.actor.policy.save_adapter(self.run.path / "adapter")
-        sample = [SftExample.of(asked.ids[:1], asked.ids[1:]) for asked in self.sampler.asked]
-        return self.sampler.finish({"steps": steps, "fingerprint": rewards.fingerprint}, sample)
+        return self.sampler.finish({"steps": steps, "fingerprint": rewards.fingerprint})
 
     def step(self, step: int, kl_coef: float, rewards: Rewards) -> tuple[Numbers, int]:
         """Sample, score, look, learn; returns the numbers of it and how many completions it learned from.
@@ -92,15 +87,14 @@ class PpoRun:
         Raises:
             RewardError: see `Rewards.score`.
             EngineError: the engine samples from something else.
-            FloatingPointError: a loss is not finite.
+            FloatingPointError: see `learn`.
         """
         prompts, count = self.sampler.asked, self.config.rollout.completions
         asked = [prompts[i] for i in passing(len(prompts), count, step, self.config.seed)]
         rollout = self.sampler.roll_out(step, asked, rewards)
         began_s = time.monotonic()
         made, numbers = self.experiences(rollout.samples, kl_coef)
-        if not numbers["engine_gap"] <= self.config.rollout.max_gap:
-            raise EngineError(f"step {step}: log-probabilities of engine and trainer are {numbers['engine_gap']} apart")
+        numbers |= self.sampler.check_engine(step, numbers["engine_gap"])
         numbers |= self.learn(step, made)
         return numbers | rollout.numbers | {"update_s": time.monotonic() - began_s}, len(made)
 
@@ -114,31 +108,40 @@ class PpoRun:
         return experiences(samples, looks, [of.to(device) for of in gathered(references, count)], kl_coef, self.config)
 
     def learn(self, step: int, made: Sequence[Experience]) -> Numbers:
-        """The updates of a step, and the mean of their numbers."""
+        """The updates of a step, and the means of the numbers of those that were not skipped.
+
+        Raises:
+            FloatingPointError: a loss or a gradient is not finite, where the ratio is within its limit.
+        """
         settings, optimiser = self.config.ppo, self.config.optimiser
         parameters, told, skipped = self.actor.parameters(), [], 0
         order = random_batches(len(made), settings.mini_batch, settings.epochs, self.config.seed + 1_000_003 * step)
         for indices in order:
             batch = [made[i] for i in indices]
             loss, norm = accumulate(self._objective, batch, parameters, optimiser, self._together)
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} at step {step}")
             tally = self._together.reduce(self._objective.tally, reduction="sum")
             tokens = sum(experience.example.targets for experience in batch)
             numbers = {name: float(value) / tokens for name, value in zip(NAMES, tally, strict=True)}
-            told.append(numbers | {"loss": loss, "grad_norm": norm})
-            if numbers["ratio"] > settings.ratio_limit:
+            # First of all: a ratio that overflows takes loss and gradients with it.
+            if runs_away(numbers["ratio"], settings.ratio_limit):
                 self._optimiser.zero_grad(set_to_none=True)
                 skipped += 1
                 continue
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise FloatingPointError(f"step {step}: the loss is {loss}, the norm of its gradient {norm}")
+            told.append(numbers | {"loss": loss, "grad_norm": norm})
             update(self._optimiser, optimiser.learning_rate)
-        return {name: sum(of[name] for of in told) / len(told) for name in told[0]} | {"skipped": float(skipped)}
+        return _means(told) | {"skipped": float(skipped)}
 
     def _adapted(self, kl_coef: float, kl: float, completions: int) -> float:
         kl_settings = self.config.kl
         if kl_settings.target is None:
             return kl_coef
         return adapted_kl_coef(kl_coef, kl, completions, target=kl_settings.target, horizon=kl_settings.horizon)
+
+
+def _means(told: Sequence[Numbers]) -> Numbers:
+    return {name: sum(of[name] for of in told) / len(told) for name in told[0]} if told else {}
 
 
 def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:

@@ -16,7 +16,8 @@ from assay_training.algorithms.schedule import passing
 from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.rollout import Reward
-from assay_training.loops.experience import correlation, scores_of
+from assay_training.examples import token_batches
+from assay_training.loops.experience import correlation, example_of, scores_of
 from assay_training.loops.next_token import NextToken
 from assay_training.loops.sampler import Sampler, base_of
 from assay_training.loops.supervised import Schedule, train
@@ -52,17 +53,18 @@ class RejectionRun:
     def go(self) -> Path:
         """All rounds from where an interrupted run left off; then the policy, whole. Returns its directory."""
         if self.run.read_json("results.json") is not None:
+            self.run.forget()  # a kill may have come between the two
             return self.sampler.checkpoint
         kept: list[SftExample] = []
         results: list[dict[str, Any]] = []
         fingerprint: str | None = None
         for number in range(1, self.config.rounds + 1):
             done = self.run.read_json(f"round-{number}.json") or self._sample(number, fingerprint)
-            fingerprint = done["fingerprint"]
+            fingerprint, self.sampler.floor = done["fingerprint"], done["engine_floor"]
             results.append({key: done[key] for key in ("round", "fingerprint", "score", "best_score", "dropped")})
             kept += [SftExample.of(tuple(best["prompt_ids"]), tuple(best["ids"])) for best in done["best"]]
             self._learn(number, kept)
-        return self.sampler.finish(results, kept)
+        return self.sampler.finish(results)
 
     def _sample(self, number: int, fingerprint: str | None) -> dict[str, Any]:
         """A round's best completions, with what the others were worth; kept in the run directory."""
@@ -70,11 +72,13 @@ class RejectionRun:
         prompts = self.sampler.asked
         chosen = passing(len(prompts), config.prompts, number - 1, config.seed)
         rollout = self.sampler.roll_out(number, [prompts[i] for i in chosen for _ in range(config.samples)], rewards)
+        probed = self.sampler.check_engine(number, self._gap(rollout.samples[: config.rollout.chunk_completions]))
         answers = by_prompt(rollout.samples)
         best = [best_of(of, config.reward) for of in answers]
         done = {
             "round": number,
             "fingerprint": rewards.fingerprint,
+            "engine_floor": self.sampler.floor,
             "score": _mean(rollout.samples),
             "best_score": _mean(best),
             "dropped": rollout.dropped,
@@ -82,10 +86,19 @@ class RejectionRun:
             "scores": [[sample.worth.score for sample in of] for of in answers],
         }
         if self.run.writes:
-            self._log(number, {**numbers_of(rollout, best), "fingerprint": rewards.fingerprint})
+            self._log(number, {**numbers_of(rollout, best), **probed, "fingerprint": rewards.fingerprint})
         self.run.write_json(f"round-{number}.json", done)
         again: dict[str, Any] = json.loads(json.dumps(done))  # as a resumed run reads it
         return again
+
+    def _gap(self, samples: Sequence[Sample]) -> float:
+        """How far the engine's log-probabilities are from the policy's; in fp32, where rounding hides least."""
+        settings, examples, found = self.config, [example_of(sample) for sample in samples], []
+        for part in token_batches(range(len(examples)), examples, settings.optimiser.micro_batch_tokens):
+            with torch.no_grad():
+                found.append(self.policy.logprobs([examples[i] for i in part], settings.rollout.temperature).cpu())
+        engine = torch.tensor([logprob for sample in samples for logprob in sample.completion.logprobs])
+        return float((torch.cat(found) - engine).abs().mean())
 
     def _log(self, number: int, row: Mapping[str, Any]) -> None:
         """The round's row of metrics; before the round counts as sampled, so that a kill between them loses none."""

@@ -11,11 +11,13 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from assay_service.scoring.checkpoint import resolve
+from assay_training.algorithms.ppo import gap_limit
 from assay_training.config.base import ConfigError
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
+from assay_training.errors import RunStopped
 from assay_training.loops.checks import check_length, check_refused
-from assay_training.loops.policies import policy_renderer, save_policy
+from assay_training.loops.policies import RELOADED_SAMPLE, policy_renderer, save_policy
 from assay_training.policy import Policy
 from assay_training.processes import accelerator
 from assay_training.records.sources import data_hashes, read_prompts
@@ -31,6 +33,10 @@ from assay_training.sharding import asked_for
 CHANGEABLE: Any = {
     "template": True, "reward": {"failed"}, "rollout": {"max_gap"}, "optimiser": {"checkpoint_steps"},
 }  # fmt: skip
+
+
+class EngineError(RunStopped):
+    """The engine does not sample from the policy that is trained."""
 
 
 def base_of(config: PpoConfig | RejectionConfig) -> Path:
@@ -59,6 +65,8 @@ class Sampler:
     Attributes:
         run: the run directory.
         asked: the prompts.
+        floor: how far apart log-probabilities of engine and trainer were in the run's first rollout, when the adapter
+            was the identity; None before it.
 
     Raises:
         ValueError: the configuration, the prompts or the run directory is wrong.
@@ -66,6 +74,7 @@ class Sampler:
 
     def __init__(self, config: PpoConfig | RejectionConfig, base: Path, policy: Policy, data: Path, out: Path) -> None:
         self._config, self._policy = config, policy
+        self.floor: float | None = None
         found = read_prompts(data, config.sources)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
         renderer = policy_renderer(self._tokenizer, config.template, policy.vocabulary_size)
@@ -100,6 +109,25 @@ class Sampler:
         shutil.rmtree(folder)  # the engine has it in memory
         return rollout
 
+    def check_engine(self, number: int, gap: float) -> dict[str, float]:
+        """The gap of a rollout and its limit, for metrics; that of the first is the floor of all others.
+
+        Args:
+            number: of the step or round.
+            gap: mean absolute difference of the engine's log-probabilities and the trainer's, in nats.
+
+        Raises:
+            EngineError: it is more than this engine and this trainer differ by where they have the same policy.
+        """
+        limit = gap_limit(self.floor, self._config.rollout.max_gap)
+        if not gap <= limit:
+            raise EngineError(
+                f"rollout {number}: log-probabilities of engine and trainer are {gap:.2g} apart, the limit is "
+                f"{limit:.2g}: the engine lags behind, or computes something else"
+            )
+        self.floor = gap if self.floor is None else self.floor
+        return {"engine_gap": gap, "engine_gap_limit": limit}
+
     def _check(self, left_out: Counter[str]) -> None:
         """Says how many prompts there are, and why there are not more.
 
@@ -120,15 +148,16 @@ class Sampler:
         """Where the policy goes."""
         return self.run.path / "checkpoint"
 
-    def finish(self, results: Any, sample: Sequence[SftExample]) -> Path:  # noqa: ANN401 - JSON
+    def finish(self, results: Any) -> Path:  # noqa: ANN401 - JSON
         """Ends the engine, and the run: the policy, whole, then the results. Returns the policy's directory.
 
         Args:
             results: of the run; with them it is done.
-            sample: what the policy is compared on once it is read back.
         """
         self._collector.engine.close()
         if self.run.writes:
+            end = (self._tokenizer.eos_token_id,)  # so that there is something to predict after one token, too
+            sample = [SftExample.of(asked.ids[:1], asked.ids[1:] + end) for asked in self.asked[:RELOADED_SAMPLE]]
             save_policy(self._policy, self.checkpoint, self._tokenizer, self._config.template, sample)
         accelerator().wait_for_everyone()
         self.run.write_json("results.json", results)

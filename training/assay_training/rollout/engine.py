@@ -14,7 +14,7 @@ class Sampling:
 
     Attributes:
         max_new_tokens: of a completion.
-        temperature: that logits are divided by.
+        temperature: that logits are divided by; 0, which vLLM alone takes, for the likeliest token.
         eos: id that ends a completion.
     """
 
