@@ -155,7 +155,7 @@ def best_of(n: int, by: Mapping[str, float], first: Sequence[Sample]) -> dict[st
 def main(
     plans: Annotated[list[Path], typer.Argument(exists=True)],
     data: Annotated[Path, typer.Option(exists=True)],
-    url: str,
+    url: Annotated[str, typer.Option()],
     runs: Path = Path("runs/experiments"),
 ) -> None:
     """Judges all policies of the plans that are there."""
