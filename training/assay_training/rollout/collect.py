@@ -7,8 +7,9 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Self
 
 from tqdm import tqdm
 
@@ -103,45 +104,81 @@ class Collector:
             seed: of everything that is sampled.
 
         Raises:
-            RewardError: see `Rewards.score`; or there is nothing that could be scored.
+            RewardError: see `Rewards.score`; or nothing could be scored, or not by the same models in all processes.
             AssayError: the service could not be reached, or refused.
         """
         done, took = self._here(mine(asked), rewards, f"{seed}:{accelerator().process_index}")
-        outcomes = gathered(done, len(asked))
+        told = gathered([(outcome, rewards.fingerprint) for outcome in done], len(asked))
+        outcomes = [outcome for outcome, _ in told]
+        fingerprints = {fingerprint for _, fingerprint in told}
+        if len(fingerprints) > 1:
+            shown = ", ".join(sorted(str(fingerprint)[:12] for fingerprint in fingerprints))
+            raise RewardError(
+                f"processes had their scores from different models ({shown}): give all of them one service"
+            )
         samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
         dropped = Counter(outcome for outcome in outcomes if isinstance(outcome, str))
         if not samples:
             raise RewardError(f"the service could score none of the completions: {dict(dropped)}")
+        (rewards.fingerprint,) = fingerprints  # a process that had no prompts has none of its own
         return Rollout(samples, dropped, took)
 
     def _here(self, asked: Sequence[Asked], rewards: Rewards, seed: str) -> tuple[list[Sample | str], Took]:
         """What this process gets: a sample, or an error's code, for each of its prompts."""
-        outcomes: list[Sample | str] = []
-        generate_s, score_s, started_s = 0.0, 0.0, time.monotonic()
-        with ThreadPoolExecutor(1) as pool:
-            waiting = []
-            starts, main = range(0, len(asked), self.chunk), accelerator().is_main_process
+        sampled: list[tuple[Asked, Completion, str]] = []
+        generate_s, started_s = 0.0, time.monotonic()
+        starts, main = range(0, len(asked), self.chunk), accelerator().is_main_process
+        with _Scoring(rewards) as scoring:
             for start in tqdm(starts, "chunks", leave=False, delay=SHORT_S, disable=not main):
+                scoring.check()
                 part = asked[start : start + self.chunk]
                 before_s = time.monotonic()
                 completions = self.engine.generate([one.ids for one in part], _seed(seed, start))
                 generate_s += time.monotonic() - before_s
                 texts = [self.text_of(completion) for completion in completions]
-                items = [_item(*of) for of in zip(part, completions, texts, strict=True)]
-                waiting.append((part, completions, texts, pool.submit(_timed, rewards, items)))
-            for part, completions, texts, future in waiting:
-                worths, took_s = future.result()
-                score_s += took_s
-                outcomes += [
-                    worth if isinstance(worth, str) else Sample(one, completion, text, worth)
-                    for one, completion, text, worth in zip(part, completions, texts, worths, strict=True)
-                ]
+                of = list(zip(part, completions, texts, strict=True))
+                scoring.begin([_item(*one) for one in of])
+                sampled += of
+            worths, score_s = scoring.finish()
+        outcomes = [
+            worth if isinstance(worth, str) else Sample(*of, worth) for of, worth in zip(sampled, worths, strict=True)
+        ]
         return outcomes, Took(generate_s, score_s, time.monotonic() - started_s - generate_s)
 
 
-def _timed(rewards: Rewards, items: Sequence[Item]) -> tuple[list[Worth | str], float]:
-    started_s = time.monotonic()
-    return rewards.score(items), time.monotonic() - started_s
+class _Scoring:
+    """Scores in a thread of its own, call after call; once one has failed no other is made."""
+
+    def __init__(self, rewards: Rewards) -> None:
+        self._rewards, self._thread = rewards, ThreadPoolExecutor(1, "assay-scoring")
+        self._calls: list[Future[tuple[list[Worth | str], float]]] = []
+
+    def begin(self, items: Sequence[Item]) -> None:
+        """Scores these after those before them."""
+        self._calls.append(self._thread.submit(self._timed, items))
+
+    def check(self) -> None:
+        """Raises what a call has failed with."""
+        for call in self._calls:
+            if call.done():
+                call.result()
+
+    def finish(self) -> tuple[list[Worth | str], float]:
+        """All scores, in order, and the seconds that the calls took; raises what one has failed with."""
+        done = [call.result() for call in self._calls]
+        return [worth for worths, _ in done for worth in worths], sum(took_s for _, took_s in done)
+
+    def _timed(self, items: Sequence[Item]) -> tuple[list[Worth | str], float]:
+        self.check()
+        started_s = time.monotonic()
+        return self._rewards.score(items), time.monotonic() - started_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Does not wait: the call in flight may be one that waits for a service, and ends with its client.
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _item(asked: Asked, completion: Completion, text: str) -> Item:

@@ -1,5 +1,6 @@
 """What completions are worth, from a running service; the only place that rewards come from."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ class RewardError(RunStopped):
 
 TRIES = 1_000  # the deadline decides
 PATIENCE_S = 600.0  # a service that is started again compiles, loads and proves itself first
+ROUNDS = 3  # in which items that may succeed later are asked again
+PAUSE_S = 1.0  # before the first of them; each pause is twice the one before
 
 
 def patient_client(url: str, reward: Reward) -> RewardClient:
@@ -72,22 +75,43 @@ class Rewards:
         client: of the service.
         reward: what is asked.
         fingerprint: of the models that scored earlier in the same run; None at its start.
+        pause_s: before items that failed are asked again for the first time.
 
     Attributes:
         fingerprint: of the models that have scored.
     """
 
-    def __init__(self, client: RewardClient, reward: Reward, fingerprint: str | None) -> None:
-        self._client, self._reward = client, reward
+    def __init__(self, client: RewardClient, reward: Reward, fingerprint: str | None, pause_s: float = PAUSE_S) -> None:
+        self._client, self._reward, self._pause_s = client, reward, pause_s
         self.fingerprint = fingerprint
 
     def score(self, items: Sequence[Item]) -> list[Worth | str]:
         """In order; the code of its error where an item has no score, if the run leaves such items out.
 
+        Items that failed and may succeed later are asked again first.
+
         Raises:
             RewardError: an item has no score and the run is to stop then; or another model answered than before.
             AssayError: the service could not be reached, or refused.
         """
+        rows = self._answers(items)
+        for before in range(ROUNDS):
+            again = [i for i, row in enumerate(rows) if isinstance(row, ScoreFailure) and row.error.retryable]
+            if not again:
+                break
+            time.sleep(self._pause_s * 2**before)
+            for i, row in zip(again, self._answers([items[i] for i in again]), strict=True):
+                rows[i] = row
+        failed = next((row for row in rows if isinstance(row, ScoreFailure)), None)
+        if failed is not None and self._reward.failed == "stop":
+            raise RewardError(
+                f"no score for a completion: {failed.error.code}: {failed.error.message} "
+                "(with reward.failed: drop it is left out and counted)"
+            )
+        return [self._worth(row) for row in rows]
+
+    def _answers(self, items: Sequence[Item]) -> list[Score | ScoreFailure]:
+        """What the service says now, if it still is the one that it was."""
         result = self._client.score(items, model=self._reward.model, weights=self._reward.weights)
         if self.fingerprint not in (None, result.fingerprint):
             now, before = result.fingerprint[:12], str(self.fingerprint)[:12]
@@ -96,13 +120,7 @@ class Rewards:
                 "had, or begin another run"
             )
         self.fingerprint = result.fingerprint
-        if result.failures and self._reward.failed == "stop":
-            first = result.failures[0]
-            raise RewardError(
-                f"no score for a completion: {first.error.code}: {first.error.message} "
-                "(with reward.failed: drop it is left out and counted)"
-            )
-        return [self._worth(row) for row in result.data]
+        return list(result.data)
 
     def _worth(self, row: Score | ScoreFailure) -> Worth | str:
         if isinstance(row, ScoreFailure):
