@@ -20,6 +20,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from assay_client.client import RewardClient
+from assay_client.in_process import AppTransport
 from assay_client.types import Item
 from assay_service import settings
 from assay_service.api.app import create_app
@@ -279,10 +280,29 @@ def test_a_run_learns_over_http_and_tells_everything(home: Path, url: str, tmp_p
     assert not (tmp_path / "run" / "state").exists()
 
 
+def test_a_run_over_a_service_in_its_own_process_is_the_same(home: Path, url: str, tmp_path: Path) -> None:
+    served = go(home, url, tmp_path / "served")
+    config = read(tmp_path / "served.yaml", PpoConfig)
+    app = create_app(settings.read(home / "service.yaml"), lambda: None)
+    with RewardClient("http://assay", transport=AppTransport(app)) as client:
+        PpoRun(config, home / "data", tmp_path / "run", client).go()
+    assert untimed(rows(tmp_path / "run")) == untimed(served)
+    assert not app.state.scorer.engine.alive
+
+
 def test_what_a_rollout_has_no_number_of_is_left_out(home: Path, url: str, tmp_path: Path) -> None:
-    """Lengths that are all alike have no correlation with anything; 0 would say that there is none."""
+    """Lengths that are all alike have no correlation with anything; 0 would say that there is none. Nor are there
+    weights without a cap for them."""
     (found,) = go(home, url, tmp_path / "run", steps=1, rollout={"max_new_tokens": 1})
-    assert (found["length"], "score_length_correlation" in found) == (1, False)
+    assert found["length"] == 1
+    assert not {"score_length_correlation", "importance_ess", "importance_capped"} & set(found)
+
+
+def test_a_cap_has_weights_and_tells_of_them(home: Path, url: str, tmp_path: Path) -> None:
+    """An engine that samples from what is trained has weights of 1, and none of them at a cap of 2."""
+    (found,) = go(home, url, tmp_path / "run", steps=1, rollout={"importance_cap": 2.0})
+    assert found["importance_ess"] == pytest.approx(1)
+    assert found["importance_capped"] == 0
 
 
 class Killed(Exception):

@@ -112,8 +112,8 @@ def experiences(
         "score_length_correlation": correlation(scores, lengths),
         "engine_gap": float((logprobs - engine).abs()[mask].mean()),
         "engine_gap_max": float((logprobs - engine).abs()[mask].max()),
-        "importance_ess": _effective(weights[mask]),
-        "importance_capped": 0.0 if cap is None else float((weights[mask] >= cap).float().mean()),
+        "importance_ess": None if cap is None else _effective(weights[mask]),
+        "importance_capped": None if cap is None else float((weights[mask] >= cap).float().mean()),
     }
     return made, {name: number for name, number in found.items() if number is not None}
 
