@@ -65,7 +65,7 @@ def test_runs_are_laid_over_each_other(home: Path, url: str, tmp_path: Path) -> 
     assert (found[1]["score"], found[1]["kl"]) == (last["score"], last["kl"])
     page = (tmp_path / "page.html").read_text()
     captions = re.findall(r"<figure><figcaption>([^<]+)\.</figcaption><svg", page)
-    assert len(captions) == page.count("<svg") == 26
+    assert len(captions) == page.count("<svg") == 25
     assert {
         "score, the mean of all completions",
         "KL to the reference, nats per completion",
