@@ -266,7 +266,7 @@ def test_a_run_learns_over_http_and_tells_everything(home: Path, url: str, tmp_p
     assert first["engine_gap"] < 1e-4
     limit = 10 * first["engine_gap"] + 1e-4
     assert [row["engine_gap_limit"] for row in found] == pytest.approx([0.1, limit, limit], rel=1e-6)
-    assert (first["importance_ess"], first["importance_capped"]) == (1, 0)  # rollouts count as they are
+    assert not {"importance_ess", "importance_capped"} & first.keys()  # rollouts count as they are
     assert first["kl_coef"] == 0.02
     assert found[1]["kl_coef"] < 0.02  # far below the target
     assert found[2]["kl"] != 0
