@@ -125,7 +125,8 @@ POLICY_COLUMNS: list[Column] = [
     ("end by themselves", at("means", "ends")),
     ("preference logit", at("means", "preference")),
     ("absolute logit", at("means", "absolute")),
-    *((f"{name} wins", at("wins", name, "value")) for name in ("gold", "larger", "preference", "absolute", "length")),
+    *((f"{name} wins", at("wins", name, "value")) for name in ("gold", "larger", "preference", "absolute")),
+    ("longer", at("wins", "length", "value")),
 ]
 
 
@@ -151,7 +152,8 @@ BEST_OF_N = (
 POLICIES = (
     "Policies that were trained on the served rewards of the small pipeline, and the one that they started from. KL: "
     "log π - log π_first of their own answers, nats. Wins: how often an answer has a higher logit than one of the "
-    "first policy to the same prompt, by the gold model, which nobody optimised, and by those that were."
+    "first policy to the same prompt, by the gold model, which nobody optimised, by a larger model of the preference "
+    "data, and by those that were; longer: how often it is. Of the best of N the KL is a bound."
 )
 
 
