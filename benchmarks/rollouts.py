@@ -2,8 +2,8 @@
 
     .venv-vllm/bin/python -m benchmarks.rollouts --data DIR [--out benchmarks/results/rollouts]
 
-Both sample from the same base with the same fresh adapter, at temperature 1, for the same HH prompts, and return ids
-and log-probabilities. Counted are the tokens of completions up to their EOS. Rounds alternate, on fresh prompts, after
+Both sample from the small pipeline's policy (5.5 million parameters) with the same fresh adapter, at temperature 1, for
+the same HH prompts, and return ids and log-probabilities. Counted are the tokens of completions up to their EOS. Rounds alternate, on fresh prompts, after
 one that warms up; medians. Only ratios within one run mean anything.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from assay_service.scoring.memory import keep_freed_memory
 from assay_training.actor import Actor
@@ -31,30 +31,21 @@ from assay_training.rollout.completion import Ids
 from assay_training.rollout.engine import Engine, Sampling
 from assay_training.rollout.with_transformers import TransformersEngine
 from assay_training.rollout.with_vllm import VllmEngine
-from benchmarks.models import llama, words
 
 ROUNDS = 3
-TOGETHER = (16, 64)
+TOGETHER = (8, 32)
 PROMPT_TOKENS = 128
-NEW_TOKENS = 128
+NEW_TOKENS = 64
 LORA = Lora(
     r=16, alpha=32, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 )
 ROOT = Path(__file__).parents[1]
+POLICY = ROOT / "tests" / "assets" / "pipeline" / "policy"
 TEMPLATE = ROOT / "training" / "configs" / "chatml.jinja"
 
 
-def random_policy(directory: Path) -> Path:
-    """The random Llama of the other benchmarks, as a language model."""
-    llama(directory, words())
-    config = AutoConfig.from_pretrained(directory)
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    return directory
-
-
 def prompts_of(base: Path, data: Path, count: int) -> list[Ids]:
-    """Those that are short enough; every base has its own ids of them."""
+    """The first that are short enough."""
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     found = read_prompts(data, [Source(name="hh_rlhf", format="hh")])
     renderer = policy_renderer(tokenizer, TEMPLATE, len(tokenizer))
@@ -104,29 +95,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rollouts")
     given = parser.parse_args()
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as scratch:
-        bases = {
-            "the pipeline's policy, 5.5M": ROOT / "tests" / "assets" / "pipeline" / "policy",
-            "Llama, 84M": random_policy(Path(scratch) / "llama"),
-        }
-        measured = {name: measure(base, given.data) for name, base in bases.items()}
+    rates = measure(POLICY, given.data)
     rows = [
-        {"base": base, "engine": name, "together": together, "median": statistics.median(seen)}
-        | {"min": min(seen), "max": max(seen), "unit": "tokens/s"}
-        | {"ratio": statistics.median(rates["vLLM", together]) / statistics.median(seen)}
-        for base, rates in measured.items()
+        {"engine": name, "together": together, "median": statistics.median(seen), "min": min(seen), "max": max(seen)}
+        | {"unit": "tokens/s", "ratio": statistics.median(rates["vLLM", together]) / statistics.median(seen)}
         for (name, together), seen in rates.items()
     ]
-    table = ["| base | prompts together | engine | tokens/s | min | max | vLLM / it |", "|---|---|---|---|---|---|---|"]
+    table = ["| prompts together | engine | tokens/s | min | max | vLLM / it |", "|---|---|---|---|---|---|"]
     table += [
-        f"| {r['base']} | {r['together']} | {r['engine']} | {r['median']:.0f} | {r['min']:.0f} | {r['max']:.0f} "
-        f"| {r['ratio']:.2f} |"
+        f"| {r['together']} | {r['engine']} | {r['median']:.0f} | {r['min']:.0f} | {r['max']:.0f} | {r['ratio']:.2f} |"
         for r in rows
     ]
     where = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
-    lot_text = (
-        f"{max(TOGETHER)} HH prompts a round, {ROUNDS} rounds, at most {NEW_TOKENS} new tokens, fp32, LoRA r {LORA.r}"
-    )
+    sampled = f"at most {NEW_TOKENS} new tokens, fp32, LoRA r {LORA.r}, 5.5M parameters"
+    lot_text = f"{max(TOGETHER)} HH prompts a round, {ROUNDS} rounds, {sampled}"
     text = f"# Rollouts\n\n`python -m benchmarks.rollouts --data DIR`; {where}; {lot_text}.\n\n"
     given.out.with_suffix(".md").write_text(text + "\n".join(table) + "\n")
     given.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
