@@ -51,7 +51,7 @@ $(PIPELINE)/%/results.json: $(PIPELINE)/policy/model.safetensors
 
 bench: $(VLLM)/.installed
 	$(VLLM)/bin/python -m benchmarks.bench $(OUT)
-	$(VLLM)/bin/python benchmarks/throughput.py $(if $(OUT),--out $(basename $(OUT))-encoder)
+	$(VLLM)/bin/python -m benchmarks.throughput $(if $(OUT),--out $(basename $(OUT))-encoder)
 
 # vLLM for CPUs, in an environment of its own.
 $(VLLM)/.installed: pyproject.toml constraints.txt

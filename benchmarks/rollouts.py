@@ -8,9 +8,6 @@ alternate, on fresh prompts, after one that warms up; medians. Only ratios withi
 """
 
 import argparse
-import json
-import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +28,7 @@ from assay_training.rollout.completion import Ids
 from assay_training.rollout.engine import Engine, Sampling
 from assay_training.rollout.with_transformers import TransformersEngine
 from assay_training.rollout.with_vllm import VllmEngine
+from benchmarks.written import machine, spread, table, write
 
 ROUNDS = 3
 TOGETHER = (8, 32)
@@ -97,22 +95,13 @@ def main() -> None:
     keep_freed_memory()
     rates = measure(POLICY, given.data)
     rows = [
-        {"engine": name, "together": together, "median": statistics.median(seen), "min": min(seen), "max": max(seen)}
-        | {"unit": "tokens/s", "ratio": statistics.median(rates["vLLM", together]) / statistics.median(seen)}
+        {"engine": name, "together": together} | spread(seen, rates["vLLM", together], "tokens/s")
         for (name, together), seen in rates.items()
     ]
-    table = ["| prompts together | engine | tokens/s | min | max | vLLM / it |", "|---|---|---|---|---|---|"]
-    table += [
-        f"| {r['together']} | {r['engine']} | {r['median']:.0f} | {r['min']:.0f} | {r['max']:.0f} | {r['ratio']:.2f} |"
-        for r in rows
-    ]
-    where = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
     sampled = f"at most {NEW_TOKENS} new tokens, fp32, LoRA r {LORA.r}, 5.5M parameters"
-    lot_text = f"{max(TOGETHER)} HH prompts a round, {ROUNDS} rounds, {sampled}"
-    text = f"# Rollouts\n\n`python -m benchmarks.rollouts --data DIR`; {where}; {lot_text}.\n\n"
-    given.out.with_suffix(".md").write_text(text + "\n".join(table) + "\n")
-    given.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(text + "\n".join(table))
+    lot = f"{max(TOGETHER)} HH prompts a round, {ROUNDS} rounds, {sampled}"
+    text = f"# Rollouts\n\n`python -m benchmarks.rollouts --data DIR`; {machine()}; {lot}.\n\n"
+    write(given.out, text, table(rows, {"prompts together": "together", "engine": "engine"}, "vLLM / it", 0), rows)
 
 
 if __name__ == "__main__":

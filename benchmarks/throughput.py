@@ -1,16 +1,13 @@
 """Items per second of the embedded encoder: packed rows against transformers' own ways of running it.
 
-    python benchmarks/throughput.py [--out benchmarks/results/throughput]
+    python -m benchmarks.throughput [--out benchmarks/results/throughput]
 
 All contenders score the same fresh items in one run, alternating, tokenisation included; medians of five. The items are
 made up, with the lengths of HH dialogues. Only ratios within one run mean anything.
 """
 
 import argparse
-import json
-import platform
 import random
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from assay_service import loader, settings
 from assay_service.scoring.checkpoint import resolve
 from assay_service.scoring.item import Item
+from benchmarks.written import machine, spread, table, write
 
 REPEATS = 5
 ITEMS = 128
@@ -110,18 +108,9 @@ def measure() -> list[dict[str, object]]:
                 started_s = time.perf_counter()
                 scorer(fresh)
                 rates[name].append(ITEMS / (time.perf_counter() - started_s))
-    ours = statistics.median(next(iter(rates.values())))
+    ours = next(iter(rates.values()))
     return [
-        {
-            "workload": "HH-like items",
-            "contender": name,
-            "median": statistics.median(seen),
-            "min": min(seen),
-            "max": max(seen),
-            "unit": "items/s",
-            "ratio": ours / statistics.median(seen),
-        }
-        for name, seen in rates.items()
+        {"workload": "HH-like items", "contender": name} | spread(seen, ours, "items/s") for name, seen in rates.items()
     ]
 
 
@@ -131,15 +120,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "throughput")
     out: Path = parser.parse_args().out
     rows = measure()
-    table = ["| contender | items/s | min | max | ours / it |", "|---|---|---|---|---|"]
-    table += [
-        f"| {r['contender']} | {r['median']:.1f} | {r['min']:.1f} | {r['max']:.1f} | {r['ratio']:.2f} |" for r in rows
-    ]
-    where = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, fp32"
-    text = f"# Throughput\n\n`make bench`; {where}; {ITEMS} items a round, {REPEATS} rounds.\n\n"
-    out.with_suffix(".md").write_text(text + "\n".join(table) + "\n")
-    out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(text + "\n".join(table))
+    text = f"# Throughput\n\n`make bench`; {machine()}, fp32; {ITEMS} items a round, {REPEATS} rounds.\n\n"
+    write(out, text, table(rows, {"contender": "contender"}, "ours / it", 1), rows)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ warms up; medians. Only ratios within one run mean anything.
 """
 
 import argparse
-import json
-import platform
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +41,7 @@ from assay_training.records.record import Text
 from assay_training.records.sources import read_rankings, read_spoken
 from assay_training.rundir import RunDirectory
 from benchmarks.models import llama
+from benchmarks.written import machine, spread, table, write
 
 ROUNDS = 3
 BATCH = 16
@@ -209,22 +207,13 @@ def main() -> None:
             for name, (base, template, targets) in bases(given.data, Path(scratch)).items()
         }
     rows = [
-        {"base": base, "contender": name, "median": statistics.median(seen), "min": min(seen), "max": max(seen)}
-        | {"unit": "tokens/s", "ratio": statistics.median(rates[OURS]) / statistics.median(seen)}
+        {"base": base, "contender": name} | spread(seen, rates[OURS], "tokens/s")
         for base, rates in measured.items()
         for name, seen in rates.items()
     ]
-    table = ["| base | contender | tokens/s | min | max | ours / it |", "|---|---|---|---|---|---|"]
-    table += [
-        f"| {r['base']} | {r['contender']} | {r['median']:.0f} | {r['min']:.0f} | {r['max']:.0f} | {r['ratio']:.2f} |"
-        for r in rows
-    ]
-    where = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
     lot = f"{STEPS} steps of {BATCH} HH pairs a round, {ROUNDS} rounds, at most {MAX_LENGTH} tokens"
-    text = f"# Training\n\n`python -m benchmarks.training --data DIR`; {where}; {lot}.\n\n"
-    given.out.with_suffix(".md").write_text(text + "\n".join(table) + "\n")
-    given.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(text + "\n".join(table))
+    text = f"# Training\n\n`python -m benchmarks.training --data DIR`; {machine()}; {lot}.\n\n"
+    write(given.out, text, table(rows, {"base": "base", "contender": "contender"}, "ours / it", 0), rows)
 
 
 if __name__ == "__main__":

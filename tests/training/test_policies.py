@@ -30,9 +30,9 @@ def test_an_answer_wins_against_every_one_of_the_first_policy_to_its_prompt() ->
     """Prompt a: 2 and 0 against 1 and 1 are two wins of four. Prompt b: 1 against 1 and 0 is a tie and a win."""
     own = [sample(ASKED[0], 2.0), sample(ASKED[0], 0.0), sample(ASKED[1], 1.0)]
     first = [sample(ASKED[0], 1.0), sample(ASKED[0], 1.0), sample(ASKED[1], 1.0), sample(ASKED[1], 0.0)]
-    found = wins(own, first, "gold")
+    found = wins(own, first)["gold"]
     assert (found["value"], found["n"]) == (pytest.approx((0.5 + 0.75) / 2), 2)
-    assert wins(first, first, "gold")["value"] == 0.5
+    assert wins(first, first)["gold"]["value"] == 0.5
 
 
 def test_the_best_by_one_score_is_counted_by_the_others() -> None:

@@ -17,10 +17,9 @@ import numpy as np
 import typer
 
 from assay_training.evaluation import plots
-from experiments.sweep import read, runs_of
+from experiments.sweep import read, runs_of, write_rows
 
-HERE = Path(__file__).parent
-FIGURES = HERE.parents[1] / "docs" / "figures"
+FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 KEPT = ("score", "kl", "length", "eos_rate", "entropy", "rollout_s", "score_s", "score_wait_s", "update_s")
 DIGITS = 4
 
@@ -73,8 +72,7 @@ def main(plan: Annotated[Path, typer.Argument(exists=True)], runs: Path = Path("
     rows = [
         {"variant": run.variant, "seed": run.seed, "course": course(run.directory / "metrics.jsonl")} for run in done
     ]
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    (HERE / "results" / f"{plan.stem}-courses.json").write_text(f"[\n{lines}\n]\n")
+    write_rows(f"{plan.stem}-courses", rows)
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "assay"})
     FIGURES.mkdir(exist_ok=True)
     for figure in DRAWN:

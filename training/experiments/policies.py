@@ -10,7 +10,6 @@ policy that all started from to the same prompt. That one answers `POOL` times, 
 optimised scores stand beside the policies. Results go to `training/experiments/results/policies.json`.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,9 +39,8 @@ from assay_training.rollout.engine import Sampling
 from assay_training.rollout.rewards import Rewards
 from assay_training.rollout.with_transformers import TransformersEngine
 from experiments.rollouts import prompts_of
-from experiments.sweep import Run, read, runs_of
+from experiments.sweep import Run, read, runs_of, write_rows
 
-HERE = Path(__file__).parent
 PROMPTS = Path("prompts") / "laion_prompt_lottery_en_250_text.jsonl.gz"
 SAMPLES = 4
 POOL = 24
@@ -123,11 +121,14 @@ def share(rates: Mapping[Ids, float]) -> dict[str, Any]:
     return asdict(clustered_share(np.array(list(rates.values())), [str(prompt) for prompt in rates]))
 
 
-def wins(samples: Sequence[Sample], first: Sequence[Sample], name: str) -> dict[str, Any]:
-    """How often an answer's number is above that of one of the first policy's to the same prompt; ties are half."""
+def wins(samples: Sequence[Sample], first: Sequence[Sample]) -> dict[str, dict[str, Any]]:
+    """How often each number of an answer is above that of one of the first policy's to its prompt; ties are half."""
     own, other = by_prompt(samples), by_prompt(first)
     both = [prompt for prompt in own if prompt in other]
-    return share({of: (np.sign(np.subtract.outer(own[of][name], other[of][name])).mean() + 1) / 2 for of in both})
+    return {
+        name: share({of: (np.sign(np.subtract.outer(own[of][name], other[of][name])).mean() + 1) / 2 for of in both})
+        for name in numbers_of(samples[0])
+    }
 
 
 def told(kl: float, samples: Sequence[Sample], first: Sequence[Sample]) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def told(kl: float, samples: Sequence[Sample], first: Sequence[Sample]) -> dict[
         "answers": len(rows),
         "kl": kl,
         "means": means,
-        "wins": {name: wins(samples, first, name) for name in means},
+        "wins": wins(samples, first),
     }
 
 
@@ -176,8 +177,7 @@ def main(
             samples = bench.answers(policy, SAMPLES)
             of_run = {"plan": plan.stem, "variant": run.variant, "seed": run.seed}
             rows.append(of_run | told(bench.kl(policy, samples), samples, first))
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    (HERE / "results" / "policies.json").write_text(f"[\n{lines}\n]\n")
+    write_rows("policies", rows)
     typer.echo(f"{len(done)} of {len(found)} policies are there and have been judged")
 
 

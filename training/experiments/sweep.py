@@ -96,6 +96,13 @@ def train(config: dict[str, Any], options: Sequence[str], out: Path) -> dict[str
     return results
 
 
+def write_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The results of that name, a line each."""
+    (HERE / "results").mkdir(exist_ok=True)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    (HERE / "results" / f"{name}.json").write_text(f"[\n{lines}\n]\n")
+
+
 def main(
     plan: Annotated[Path, typer.Argument(exists=True)],
     data: Annotated[Path, typer.Option(exists=True)],
@@ -111,9 +118,7 @@ def main(
         waiting = [pool.submit(train, run.config, options, run.directory) for run in runs]
         done = [future.result() for future in tqdm(waiting, desc=plan.stem)]
     results = [{"variant": run.variant, "seed": run.seed, "results": of} for run, of in zip(runs, done, strict=True)]
-    (HERE / "results").mkdir(exist_ok=True)
-    lines = ",\n".join(json.dumps(row) for row in results)
-    (HERE / "results" / f"{plan.stem}.json").write_text(f"[\n{lines}\n]\n")
+    write_rows(plan.stem, results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""How contenders' rates become numbers, a Markdown table and JSON."""
+
+import json
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def spread(seen: Sequence[float], other: Sequence[float], unit: str) -> dict[str, Any]:
+    """Median and ends of a contender's rounds, and how many times as fast the `other` was."""
+    median = statistics.median(seen)
+    ends = {"median": median, "min": min(seen), "max": max(seen), "unit": unit}
+    return ends | {"ratio": statistics.median(other) / median}
+
+
+def machine() -> str:
+    """What torch runs on here."""
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def table(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], ratio: str, digits: int) -> list[str]:
+    """Lines of Markdown.
+
+    Args:
+        rows: with what they are called by, and a `spread`.
+        names: heading -> key of what a row is called by.
+        ratio: heading of the ratio.
+        digits: after the point, of rates.
+    """
+    heads = [*names, rows[0]["unit"], "min", "max", ratio]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [str(row[key]) for key in names.values()]
+        cells += [f"{row[key]:.{digits}f}" for key in ("median", "min", "max")]
+        cells.append(f"{row['ratio']:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def write(out: Path, text: str, lines: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the table below its text, and writes both beside the rows as JSON."""
+    page = text + "\n".join(lines)
+    out.with_suffix(".md").write_text(page + "\n")
+    out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(page)
