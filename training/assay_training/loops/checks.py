@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from assay_service.scoring.architectures import longest_sequence
-from assay_service.scoring.checkpoint import read_config
+from assay_service.scoring.files import read_config
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from assay_service.scoring.checkpoint import resolve
+from assay_service.scoring.files import resolve
 from assay_training.algorithms.ppo import gap_limit
 from assay_training.config.base import ConfigError
 from assay_training.config.ppo import PpoConfig

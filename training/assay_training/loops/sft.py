@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from assay_service.scoring.checkpoint import resolve
+from assay_service.scoring.files import resolve
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.config.base import ConfigError, read
 from assay_training.config.sft import SftConfig, Stage
