@@ -18,6 +18,7 @@ TOP_LEVEL = {
     "docs",
     "benchmarks",
     "examples",
+    "findings",
 }
 TOP_LEVEL |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile", "constraints.txt"}
 
