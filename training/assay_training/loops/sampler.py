@@ -1,13 +1,11 @@
 """What PPO and rejection sampling do alike: prompts, an engine, rollouts of the policy as it is, a run directory."""
 
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from assay_service.scoring.checkpoint import resolve
@@ -19,7 +17,7 @@ from assay_training.errors import RunStopped
 from assay_training.loops.checks import check_length, check_refused
 from assay_training.loops.policies import RELOADED_SAMPLE, policy_renderer, save_policy
 from assay_training.policy import Policy
-from assay_training.processes import accelerator
+from assay_training.processes import accelerator, tell
 from assay_training.records.sources import data_hashes, read_prompts
 from assay_training.rollout.asked import Asked, render_prompts
 from assay_training.rollout.collect import Collector, Rollout
@@ -140,8 +138,7 @@ class Sampler:
         wanted = self._config.prompts if isinstance(self._config, RejectionConfig) else 1
         if len(self.asked) < wanted:
             raise ConfigError(f"sources: {told}; a round is of {wanted:,}")
-        if accelerator().is_main_process:
-            tqdm.write(told, file=sys.stderr)
+        tell(told)
 
     @property
     def checkpoint(self) -> Path:
