@@ -184,6 +184,7 @@ def test_a_run_leaves_results_predictions_and_a_card(kind: str, finished: dict[s
     parts = {row["part"] for row in done.logged()}
     assert parts == {"final", "fold0", "fold1"}
     clean: dict[str, Any] = {"left_out": {}, "truncated_prompts": 0, "cut_completions": 0, "refused": {}}
+    clean |= {"understood": {}, "equal_ids": {}}
     assert done.json("render.json") == clean
     assert (done.out / "margins.png").is_file() is (kind == "preference")
     expected = {

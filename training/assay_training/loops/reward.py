@@ -69,6 +69,8 @@ class RewardRun:
         self.base = resolve(config.base, config.revision, Path.cwd())
         read = read_rankings if config.objective.kind == "preference" else read_labelled
         found = read(data, config.sources)
+        for line in found.told():
+            tell(line)
         self._paraphrases = _paraphrases(config, data)
         check_length("max_length", config.max_length, self.base)
         self.device = accelerator().device
@@ -96,6 +98,7 @@ class RewardRun:
         self.run.write_json(
             "render.json",
             {
+                "understood": found.understood,
                 "left_out": found.left_out + untaught(records),
                 **asdict(report),
                 **paraphrased(config, learned, self._paraphrases),

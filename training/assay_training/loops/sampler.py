@@ -74,6 +74,8 @@ class Sampler:
         self._config, self._policy = config, policy
         self.floor: float | None = None
         found = read_prompts(data, config.sources)
+        for line in found.told():
+            tell(line)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
         renderer = policy_renderer(self._tokenizer, config.template, policy.vocabulary_size)
         self.asked, left_out = render_prompts(found.records, renderer, config.rollout.max_prompt_tokens)
@@ -87,7 +89,8 @@ class Sampler:
         }
         self.run = RunDirectory(out, identity, writes=accelerator().is_main_process)
         accelerator().wait_for_everyone()  # the first looks for files that are no run's; now the others may write
-        self.run.write_json("render.json", {"prompts": len(self.asked), "left_out": found.left_out + left_out})
+        counts = {"prompts": len(self.asked), "understood": found.understood, "left_out": found.left_out + left_out}
+        self.run.write_json("render.json", counts)
         eos, device = self._tokenizer.eos_token_id, accelerator().device
         engine = engine_of(config.rollout, config.lora.r, eos, base, device)
         self._collector = Collector(engine, lambda of: of.text(self._tokenizer), config.rollout.chunk_completions)

@@ -20,7 +20,7 @@ from assay_training.loops.next_token import NextToken
 from assay_training.loops.policies import policy_renderer, save_policy
 from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
-from assay_training.processes import accelerator
+from assay_training.processes import accelerator, tell
 from assay_training.records.sources import data_hashes, read_spoken
 from assay_training.rundir import RunDirectory, base_identity
 from assay_training.sft_examples import SftExample, SftRenderer
@@ -41,6 +41,8 @@ class SftRun:
         self.base = resolve(config.base, config.revision, Path.cwd())
         check_length("max_length", config.max_length, self.base)
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
+        for line in (line for found in spoken for line in found.told()):
+            tell(line)
         hashes: dict[str, str] = {}
         for stage in config.stages:
             hashes |= data_hashes(data, stage.sources, [])
@@ -56,6 +58,7 @@ class SftRun:
             tested, tested_report = renderer.examples([r for r in found.records if self._held_out(r.group)])
             self.parts.append((training, tested))
             reports[stage.name] = {
+                "understood": found.understood,
                 "left_out": found.left_out,
                 "training": asdict(report),
                 "held_out": asdict(tested_report),
