@@ -26,6 +26,8 @@ from assay_training.rundir import RunDirectory, base_identity
 from assay_training.sft_examples import SftExample, SftRenderer
 from assay_training.sharding import asked_for, copy_whole
 
+LARGEST_LOSS = 700.0  # nats per token; the exponential of more is no float64
+
 
 class SftRun:
     """One configuration with its data.
@@ -117,7 +119,13 @@ class SftRun:
             # Not in inference mode, whose tensors could not be trained on where layers are shared.
             with torch.no_grad(), autocast(self.policy.device, stage.optimiser):
                 total -= float(self.policy.logprobs([examples[i] for i in part]).double().sum())
-        return {"targets": targets, "loss": total / targets, "perplexity": math.exp(total / targets)}
+        loss = total / targets
+        if not loss < LARGEST_LOSS:
+            raise FloatingPointError(
+                f"{stage.name}: the loss on what is held out is {loss} per token: the training diverges; lower "
+                f"optimiser.learning_rate (it is {stage.optimiser.learning_rate:g})"
+            )
+        return {"targets": targets, "loss": loss, "perplexity": math.exp(loss)}
 
     def _held_out(self, group: str) -> bool:
         return fold_of(group, folds=1, held_out=self.config.held_out, seed=self.config.seed) == HELD_OUT
