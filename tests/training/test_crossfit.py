@@ -639,7 +639,7 @@ def test_the_command_tells_a_file_in_the_way_and_a_loss_that_is_no_number(tmp_pa
     assert (result.exit_code, "loss is nan" in result.output) == (2, True)
 
 
-@pytest.mark.parametrize("rate", [1e6, 1e12, 1e20])
+@pytest.mark.parametrize("rate", [1e12, 1e20])
 def test_a_run_that_diverges_says_so_and_what_to_do(rate: float, tmp_path: Path) -> None:
     begun = prepare(tmp_path, split={"held_out": 0.2})
     begun.change(
