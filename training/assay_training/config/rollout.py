@@ -1,12 +1,43 @@
 """How completions are sampled, and what they are worth."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from assay_training.config.base import Frozen
 
 LEAST_TEMPERATURE = 0.01  # vLLM samples at this where less is asked for
+
+
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{8,64}$", description="a SHA-256, or the first eight digits or more")]
+
+
+class ExpectedSignal(Frozen):
+    """What a signal behind the reward must be; what is not named may be anything.
+
+    Attributes:
+        kind: preference or absolute.
+        model: the base, as the service's configuration names it.
+        revision: commit of the base, or the SHA-256 of its weights; the first eight digits or more.
+        adapter_sha256: of the adapter's weights, as the run's first lines print it; the first eight digits or more.
+    """
+
+    kind: Literal["preference", "absolute"] | None = None
+    model: str | None = None
+    revision: Hash | None = None
+    adapter_sha256: Hash | None = None
+
+
+class Expected(Frozen):
+    """What the service must score by; a run stops before its first step where it does not.
+
+    Attributes:
+        fingerprint: of models, blend and libraries, as the run's first lines print it; the first eight digits or more.
+        signals: by name, what each must be.
+    """
+
+    fingerprint: Hash | None = None
+    signals: dict[str, ExpectedSignal] = Field({})
 
 
 class Reward(Frozen):
@@ -20,6 +51,7 @@ class Reward(Frozen):
         missing_eos_penalty: subtracted from the score of a completion that was cut off.
         failed: what happens to a completion that the service could not score: the run stops, or the completion is left
             out and counted. It never gets a number.
+        expect: what the service must score by.
     """
 
     model: str | None = None
@@ -28,6 +60,7 @@ class Reward(Frozen):
     clip: float | None = Field(None, gt=0)
     missing_eos_penalty: float = Field(1.0, ge=0)
     failed: Literal["stop", "drop"] = "stop"
+    expect: Expected = Expected()
 
     @model_validator(mode="after")
     def _one_rule(self) -> "Reward":

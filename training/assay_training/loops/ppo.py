@@ -21,9 +21,9 @@ from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience, Numbers, example_of, experiences
 from assay_training.loops.sampler import Sampler, base_of
 from assay_training.loops.step import accumulate, check_finite, check_numbers, optimiser_of, update
-from assay_training.processes import accelerator, gathered, mine
+from assay_training.processes import accelerator, gathered, mine, tell
 from assay_training.rollout.collect import Sample
-from assay_training.rollout.rewards import Rewards, patient_client
+from assay_training.rollout.rewards import Rewards, patient_client, served_by
 
 
 class PpoRun:
@@ -50,10 +50,16 @@ class PpoRun:
         self._optimiser = optimiser_of(self.actor.parameters(), config.optimiser)
 
     def go(self) -> Path:
-        """All steps from where an interrupted run left off; then the policy, whole. Returns its directory."""
+        """All steps from where an interrupted run left off; then the policy, whole. Returns its directory.
+
+        Raises:
+            ConfigError: the service is not the one that the run expects; nothing has been sampled then.
+        """
         if self.run.read_json("results.json") is not None:
             self.run.forget()  # a kill may have come between the two
             return self.sampler.checkpoint
+        for line in served_by(self._client, self.config.reward):
+            tell(line)
         metrics, resume, main = self.run.metrics("ppo"), self.run.resume_point("ppo"), self._together.is_main_process
         start, kept = resume.load(self.actor.parameters(), self._optimiser)
         kl_coef = float(kept.get("kl_coef") or self.config.kl.coef)

@@ -22,10 +22,10 @@ from assay_training.loops.next_token import NextToken
 from assay_training.loops.sampler import Sampler, base_of
 from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
-from assay_training.processes import accelerator
+from assay_training.processes import accelerator, tell
 from assay_training.rollout.collect import Rollout, Sample
 from assay_training.rollout.completion import Ids
-from assay_training.rollout.rewards import Rewards, patient_client
+from assay_training.rollout.rewards import Rewards, patient_client, served_by
 from assay_training.sft_examples import SftExample
 
 
@@ -51,10 +51,16 @@ class RejectionRun:
         self.run = self.sampler.run
 
     def go(self) -> Path:
-        """All rounds from where an interrupted run left off; then the policy, whole. Returns its directory."""
+        """All rounds from where an interrupted run left off; then the policy, whole. Returns its directory.
+
+        Raises:
+            ConfigError: the service is not the one that the run expects; nothing has been sampled then.
+        """
         if self.run.read_json("results.json") is not None:
             self.run.forget()  # a kill may have come between the two
             return self.sampler.checkpoint
+        for line in served_by(self._client, self.config.reward):
+            tell(line)
         kept: list[SftExample] = []
         results: list[dict[str, Any]] = []
         fingerprint: str | None = None

@@ -29,7 +29,7 @@ from assay_training.sharding import asked_for
 
 # The template's text is hashed, not its place; the others may be changed when a run that has stopped is to go on.
 CHANGEABLE: Any = {
-    "template": True, "reward": {"failed"}, "rollout": {"max_gap"}, "optimiser": {"checkpoint_steps"},
+    "template": True, "reward": {"failed", "expect"}, "rollout": {"max_gap"}, "optimiser": {"checkpoint_steps"},
 }  # fmt: skip
 
 
