@@ -487,6 +487,29 @@ def test_a_classifier_serves_as_a_base(tmp_path: Path) -> None:
     begun.begin()
 
 
+def test_without_golden_rows_and_template_the_data_and_the_base_have_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first rows of the data that fit whole; what is served is checked against them."""
+    begun = prepare(tmp_path, split={"held_out": 0.2})
+    long = tiny.hh_row("first", "flour " * 100, "no")
+    rows = [long, *(tiny.hh_row(f"q {i}", f"a fox {i}", "no") for i in range(30))]
+    shutil.rmtree(begun.data / "hh_rlhf")
+    tiny.write_rows(begun.data / "hh_rlhf" / "x.jsonl.gz", rows)
+    begun.change(golden=None, template=None, sources=[tiny.HH])
+    base = Path(yaml.safe_load(begun.config.read_text())["base"])
+    (base / "chat_template.jinja").write_text(checkpoints.ENCODER)
+    begun.go()
+    claims = json.loads((begun.out / "checkpoint" / "assay.json").read_text())
+    assert [row["messages"] for row in claims["golden"]] == [
+        [["user", f"q {i}"], ["assistant", f"a fox {i}"]] for i in range(3)
+    ]
+    assert "golden: the first 3 rows of the data are stored in the checkpoint" in capsys.readouterr().err
+    assert (begun.out / "checkpoint" / "chat_template.jinja").read_text() == checkpoints.ENCODER
+    (tmp_path / "s.yaml").write_text(f"signals: {{s: {{base: {base}, adapter: {begun.out}/checkpoint}}}}\ndefault: s\n")
+    assert loader.load(settings.read(tmp_path / "s.yaml")).signals["s"].kind == "preference"
+
+
 def test_a_golden_row_that_does_not_fit_is_told_before_training(tmp_path: Path) -> None:
     begun = prepare(tmp_path, golden=[["bread " * 100, "yes"]])
     with pytest.raises(ValueError, match="golden"):

@@ -195,7 +195,9 @@ def _lock(path: Path) -> None:
         raise RunMismatch(f"{path}: another process is at work on this run") from error
 
 
-def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], config: RewardConfig, head_name: str) -> None:
+def write_adapter(
+    directory: Path, tensors: Mapping[str, torch.Tensor], config: RewardConfig, head_name: str, template: str
+) -> None:
     """Writes an adapter with its head in PEFT's format, and the template.
 
     Args:
@@ -203,13 +205,14 @@ def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], config: 
         tensors: LoRA and head tensors under PEFT's names.
         config: the run's.
         head_name: the module that PEFT calls `modules_to_save`.
+        template: the run's.
     """
     assert config.lora is not None
-    _write_tensors(directory, ADAPTER_WEIGHTS, tensors, config)
+    _write_tensors(directory, ADAPTER_WEIGHTS, tensors, template)
     adapter = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
-        "base_model_name_or_path": config.base,
+        "base_model_name_or_path": config.base_reference,
         "revision": config.revision,
         "r": config.lora.r,
         "lora_alpha": config.lora.alpha,
@@ -223,24 +226,24 @@ def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], config: 
     (directory / ADAPTER_CONFIG).write_text(json.dumps(adapter, indent=1) + "\n")
 
 
-def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], config: RewardConfig, base: Path) -> None:
+def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], template: str, base: Path) -> None:
     """Writes a base with its head in transformers' format, the base's tokenizer, and the template.
 
     Args:
         directory: is created if need be; a manifest of an older checkpoint in it is removed.
         tensors: all of them, under transformers' names.
-        config: the run's.
+        template: the run's.
         base: where `config.json` and the tokenizer are copied from.
     """
-    _write_tensors(directory, "model.safetensors", tensors, config)
+    _write_tensors(directory, "model.safetensors", tensors, template)
     AutoConfig.from_pretrained(base, num_labels=1).save_pretrained(directory)
     AutoTokenizer.from_pretrained(base).save_pretrained(directory)
-    (directory / TEMPLATE).write_text(config.template.read_text())  # the tokenizer may have brought one of its own
+    (directory / TEMPLATE).write_text(template)  # the tokenizer may have brought one of its own
 
 
-def _write_tensors(directory: Path, name: str, tensors: Mapping[str, torch.Tensor], config: RewardConfig) -> None:
+def _write_tensors(directory: Path, name: str, tensors: Mapping[str, torch.Tensor], template: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / manifests.FILE_NAME).unlink(missing_ok=True)
     save_file(dict(tensors), directory / name, metadata={"format": "pt"})
     (directory / name).chmod(0o644)  # safetensors makes it private, and the server may be another user
-    (directory / TEMPLATE).write_text(config.template.read_text())
+    (directory / TEMPLATE).write_text(template)

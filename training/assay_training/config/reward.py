@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from assay_service.scoring.manifest import EosPolicy, GoldenRow, ScorePosition, Unfinished
+from assay_service.scoring.manifest import EosPolicy, ScorePosition, Unfinished
 from assay_training.config.base import Name, RunConfig, Seed
 from assay_training.config.data import Sources, Split
 from assay_training.config.mixture import Keep, Portion, Repeat, Sample, Step
@@ -34,7 +34,8 @@ class RewardConfig(RunConfig):
         optimiser: how it is trained.
         split: how it is judged.
         seed: of everything random.
-        golden: conversations whose logits are stored and checked at load; texts of our own, never data.
+        golden: (prompt, completion) pairs whose texts and logits are stored in the checkpoint, and checked whenever it
+            is loaded. None for the first rows of the data, which the checkpoint then holds.
     """
 
     name: Name
@@ -49,7 +50,7 @@ class RewardConfig(RunConfig):
     optimiser: Optimiser
     split: Split
     seed: Seed = 0
-    golden: list[tuple[str, str]] = Field(min_length=1, description="(prompt, completion) pairs")
+    golden: Annotated[list[tuple[str, str]], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _steps_fit(self) -> "RewardConfig":
@@ -59,7 +60,3 @@ class RewardConfig(RunConfig):
             if self.objective.kind == "preference" and not isinstance(step, Repeat | Portion | Keep | Sample):
                 raise ValueError(f"mixture: {step.step} is for labelled items, this run learns from rankings")
         return self
-
-    def golden_row(self, prompt: str, completion: str, logit: float) -> GoldenRow:
-        """A golden row of the manifest."""
-        return GoldenRow(messages=(("user", prompt), ("assistant", completion)), logit=logit)

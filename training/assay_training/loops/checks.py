@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from assay_service.errors import StartError
 from assay_service.scoring.architectures import longest_sequence
-from assay_service.scoring.checkpoint import read_config
+from assay_service.scoring.checkpoint import read_config, resolve
 from assay_training.algorithms.folds import HELD_OUT, fold_of
-from assay_training.config.base import ConfigError
+from assay_training.config.base import ConfigError, RunConfig
 from assay_training.config.mixture import Augment
 from assay_training.config.objective import AbsoluteObjective, LabelledMargin, PreferenceObjective
 from assay_training.config.reward import RewardConfig
@@ -72,6 +73,18 @@ def check_told_apart(equal_ids: Mapping[str, int], examples: Sequence[Judged], m
         f"{name}: {count:,} pairs left out, as their completions have equal ids: {cause}"
         for name, count in sorted(equal_ids.items())
     ]
+
+
+def base_of(config: RunConfig) -> Path:
+    """Return the directory of the base, which is fetched if it is on the hub.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    try:
+        return resolve(config.base_reference, config.revision, Path("/"))
+    except StartError as error:
+        raise ConfigError(f"base: {error}") from error
 
 
 def check_length(name: str, max_length: int, base: Path) -> None:

@@ -19,7 +19,7 @@ from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience, Numbers, example_of, experiences
-from assay_training.loops.sampler import Sampler, base_of
+from assay_training.loops.sampler import Sampler, sampled_base
 from assay_training.loops.step import accumulate, check_finite, check_numbers, optimiser_of, update
 from assay_training.processes import accelerator, gathered, mine, tell
 from assay_training.rollout.collect import Sample
@@ -41,7 +41,7 @@ class PpoRun:
 
     def __init__(self, config: PpoConfig, data: Path, out: Path, client: RewardClient) -> None:
         self.config, self._client, self._together = config, client, accelerator()
-        base = base_of(config)
+        base = sampled_base(config)
         torch.manual_seed(config.seed)
         self.actor = Actor(base, config.lora, self._together.device, config.rollout.temperature)
         self.sampler = Sampler(config, base, self.actor.policy, data, out)

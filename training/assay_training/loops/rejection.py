@@ -19,7 +19,7 @@ from assay_training.config.rollout import Reward
 from assay_training.examples import token_batches
 from assay_training.loops.experience import correlation, example_of, scores_of
 from assay_training.loops.next_token import NextToken
-from assay_training.loops.sampler import Sampler, base_of
+from assay_training.loops.sampler import Sampler, sampled_base
 from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
 from assay_training.processes import accelerator, tell
@@ -44,7 +44,7 @@ class RejectionRun:
 
     def __init__(self, config: RejectionConfig, data: Path, out: Path, client: RewardClient) -> None:
         self.config, self._client = config, client
-        base = base_of(config)
+        base = sampled_base(config)
         torch.manual_seed(config.seed)
         self.policy = Policy(base, config.lora, accelerator().device)
         self.sampler = Sampler(config, base, self.policy, data, out)

@@ -10,12 +10,12 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from assay_service.scoring.checkpoint import resolve
 from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.chat_template import template_of
 from assay_training.config.base import ConfigError, read
 from assay_training.config.sft import SftConfig, Stage
 from assay_training.examples import autocast, token_batches
-from assay_training.loops.checks import check_length
+from assay_training.loops.checks import base_of, check_length
 from assay_training.loops.next_token import NextToken
 from assay_training.loops.policies import policy_renderer, save_policy
 from assay_training.loops.supervised import Schedule, train
@@ -40,7 +40,8 @@ class SftRun:
 
     def __init__(self, config: SftConfig, data: Path, out: Path) -> None:
         self.config = config
-        self.base = resolve(config.base, config.revision, Path.cwd())
+        self.base = base_of(config)
+        self.template = template_of(config, self.base)
         check_length("max_length", config.max_length, self.base)
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
         for line in (line for found in spoken for line in found.told()):
@@ -53,7 +54,7 @@ class SftRun:
         self.policy.shard()
         self.tokenizer = AutoTokenizer.from_pretrained(self.base)
         self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
-        rendered = policy_renderer(self.tokenizer, config.template, self.policy.vocabulary_size)
+        rendered = policy_renderer(self.tokenizer, self.template, self.policy.vocabulary_size)
         renderer, reports = SftRenderer(rendered, self.tokenizer, config.max_length), {}
         for stage, found in zip(config.stages, spoken, strict=True):
             training, report = renderer.examples([r for r in found.records if not self._held_out(r.group)])
@@ -71,8 +72,8 @@ class SftRun:
         self.run = RunDirectory(
             out,
             {
-                "config": config.model_dump(mode="json", exclude={"template"}),
-                "template": config.template.read_text(),
+                "config": config.model_dump(mode="json", exclude={"template", "base"}),
+                "template": self.template,
                 **base_identity(self.base),
                 "data_sha256": hashes,
             },
@@ -96,7 +97,7 @@ class SftRun:
             whole = Policy(self.base, self.config.lora, self.policy.device)
             copy_whole(self.policy.parameters(), whole.parameters())
         if self.run.writes:
-            save_policy(whole, directory, self.tokenizer, self.config.template, self.parts[-1][0])
+            save_policy(whole, directory, self.tokenizer, self.template, self.parts[-1][0])
         self.run.write_json("results.json", losses)
         self.run.forget()
         return directory
