@@ -31,9 +31,9 @@ class RunConfig(Frozen):
     """The configuration of a run. Paths are relative to the folder of the YAML file; `~` is the home directory.
 
     Attributes:
-        base: the model to start from: a path, `package:NAME`, or a hub id.
-        revision: commit, tag or branch of a hub id.
-        template: file with the Jinja chat template; absolute once it is read. None for the base's own.
+        base: The model to start from: a path, `package:NAME` for weights that a Python package carries, or a hub id.
+        revision: The commit, tag or branch of a hub id.
+        template: A file with the Jinja chat template; null takes the base's own.
     """
 
     base: str

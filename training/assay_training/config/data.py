@@ -63,19 +63,19 @@ class Source(Frozen):
     """A data set.
 
     Attributes:
-        name: its folder below the data directory, and the records' `source`.
-        format: what its rows look like.
-        hub: a data set on the hub to read instead of a folder.
-        hub_config: which configuration of the hub's data set, where it has several (`main` of `openai/gsm8k`).
-        hub_dir: the folder of the hub's data set that is read (`harmless-base` of `Anthropic/hh-rlhf`); it is the
-            records' subset, as a file's name is in a folder. None for the whole set.
-        revision: commit of the hub's data set; what a branch or tag means may change, and a run could not be repeated.
-        split: of the hub's data set.
-        languages: of message trees (`oasst`), which to keep.
-        labels: of message trees, weights of the labels that make up the quality; magnitudes sum to 1.
-        fields: of our own formats, which field of a row is read as which: `{prompt: question, rejected: [bad1, bad2]}`
-            puts two fields together as a list, and `{margin: null}` leaves one out.
-        largest_gap: of `preferences`, the margin or difference of scores that counts as a gap of 1: 9 for scores of 1
+        name: The folder below `--data`, and the name of the source in results.
+        format: The form of its rows.
+        hub: A data set on the hub to read in the place of a folder.
+        hub_config: The configuration of the hub's data set, where it has several (`main` of `openai/gsm8k`).
+        hub_dir: The folder of the hub's data set that is read (`harmless-base` of `Anthropic/hh-rlhf`), whose name is
+            the subset of its records; null reads the whole set.
+        revision: The commit of the hub's data set, 40 digits; what a branch or tag means may change.
+        split: The split of the hub's data set.
+        languages: The languages of message trees (`oasst`) that are kept.
+        labels: The weights of the labels of message trees that make up the quality; their magnitudes sum to 1.
+        fields: Which field of a row is read as which, of `preferences` and our own formats. A list puts several
+            fields together, and null leaves a field out.
+        largest_gap: The margin or difference of scores that counts as a gap of 1, of `preferences`; 9 for scores of 1
             to 10.
     """
 
@@ -136,10 +136,10 @@ class Split(Frozen):
     """Who is tested on what; groups are questions, first human turns or message trees.
 
     Attributes:
-        held_out: share of the groups that no training sees. Without folds they are what a run is tested on; with folds,
-            what hyper-parameters were chosen on, and no number is reported on them.
-        folds: every other group belongs to exactly one fold; None for a single model.
-        test_folds: how many folds are tested, each by a model trained without it.
+        held_out: The share of the groups that no training sees. Without folds a run is tested on them; with folds they
+            are for choosing hyper-parameters, and no number is reported on them.
+        folds: The number of folds that the other groups are divided into; null trains a single model.
+        test_folds: How many of the folds are tested, each by a model trained without it.
     """
 
     held_out: float = Field(gt=0, lt=0.5)
