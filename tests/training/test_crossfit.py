@@ -522,7 +522,7 @@ def test_missing_data_and_a_missing_base_are_told_before_training(tmp_path: Path
     with pytest.raises(RecordError, match="hh_rlhf"):
         run(begun.config, tmp_path / "base", begun.out)
     begun.change(base=str(tmp_path / "absent"))
-    with pytest.raises(ConfigError, match="base: .*/absent: no such directory"):
+    with pytest.raises(ConfigError, match=r"base: .*/absent: no such directory"):
         begun.go()
     assert not (begun.out / "metrics.jsonl").exists()
 

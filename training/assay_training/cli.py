@@ -47,7 +47,9 @@ def train_reward(
     from assay_training.loops.run import run  # noqa: PLC0415 - heavy, only when the command runs
 
     with plain_errors("train reward"):
-        run(config, data, out)
+        checkpoint = run(config, data, out)
+        if checkpoint is not None:
+            typer.echo(checkpoint)
 
 
 @train.command("sft")

@@ -17,11 +17,13 @@ from assay_training.algorithms.ppo import adapted_kl_coef, runs_away
 from assay_training.algorithms.schedule import passing, random_batches
 from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
+from assay_training.loops import summary
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience, Numbers, example_of, experiences
 from assay_training.loops.sampler import Sampler, sampled_base
 from assay_training.loops.step import accumulate, check_finite, check_numbers, optimiser_of, update
 from assay_training.processes import accelerator, gathered, mine, tell
+from assay_training.records.rows import rows_of_file
 from assay_training.rollout.collect import Sample
 from assay_training.rollout.rewards import Rewards, patient_client, served_by
 
@@ -158,4 +160,9 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
     """
     config = read(config_path, PpoConfig)
     with patient_client(url, config.reward) as client:
-        return PpoRun(config, data, out or Path("runs") / config.name, client).go()
+        ppo = PpoRun(config, data, out or Path("runs") / config.name, client)
+        checkpoint = ppo.go()
+    rows = [row.fields for row in rows_of_file(ppo.run.path / "metrics.jsonl")]
+    for line in summary.of_ppo([row for row in rows if row["part"] == "ppo"], checkpoint):
+        tell(line)
+    return checkpoint

@@ -17,6 +17,7 @@ from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.rollout import Reward
 from assay_training.examples import token_batches
+from assay_training.loops import summary
 from assay_training.loops.experience import correlation, example_of, scores_of
 from assay_training.loops.next_token import NextToken
 from assay_training.loops.sampler import Sampler, sampled_base
@@ -191,4 +192,8 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
     """
     config = read(config_path, RejectionConfig)
     with patient_client(url, config.reward) as client:
-        return RejectionRun(config, data, out or Path("runs") / config.name, client).go()
+        rejection = RejectionRun(config, data, out or Path("runs") / config.name, client)
+        checkpoint = rejection.go()
+    for line in summary.of_rejection(rejection.run.read_json("results.json") or [], config.samples, checkpoint):
+        tell(line)
+    return checkpoint

@@ -15,6 +15,7 @@ from assay_training.chat_template import template_of
 from assay_training.config.base import ConfigError, read
 from assay_training.config.sft import SftConfig, Stage
 from assay_training.examples import autocast, token_batches
+from assay_training.loops import summary
 from assay_training.loops.checks import base_of, check_length
 from assay_training.loops.next_token import NextToken
 from assay_training.loops.policies import policy_renderer, save_policy
@@ -139,4 +140,8 @@ def run(config_path: Path, data: Path, out: Path | None) -> Path:
         ValueError: the configuration, the data or the run directory is wrong.
     """
     config = read(config_path, SftConfig)
-    return SftRun(config, data, out or Path("runs") / config.name).go()
+    sft = SftRun(config, data, out or Path("runs") / config.name)
+    checkpoint = sft.go()
+    for line in summary.of_sft(sft.run.read_json("results.json") or {}, checkpoint):
+        tell(line)
+    return checkpoint
