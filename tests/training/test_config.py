@@ -313,6 +313,21 @@ def test_every_variant_of_every_experiment_is_a_configuration(path: Path) -> Non
         assert (path.parent / config.template).is_file()
 
 
+def test_the_bases_of_plans_and_pipeline_are_where_the_documents_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they are read from; what is made by a run need not be there yet."""
+    monkeypatch.chdir("/")
+    repository = ROOT.parents[1]
+    plan = sweep.read(ROOT.parent / "experiments" / "plans" / "ppo.yaml")
+    assert Path(plan["config"]["base"]) == repository / "tests" / "assets" / "pipeline" / "policy"
+    assert Path(plan["config"]["template"]) == ROOT / "chatml.jinja"
+    assert Path(plan["once"]["crs 0.25 after rejection sampling"]["base"]).is_relative_to(repository / "runs")
+    for name in ("preference", "absolute"):
+        assert _pipeline(name).base_reference == str(repository / "runs" / "pipeline" / "policy")
+    for name, kind in (("ppo", PpoConfig), ("rejection", RejectionConfig)):
+        config: RunConfig = read(repository / "examples" / f"{name}.yaml", kind)
+        assert base_of(config) == repository / "tests" / "assets" / "pipeline" / "policy"
+
+
 def test_the_gold_model_of_the_experiments_is_a_configuration() -> None:
     gold = read(ROOT.parent / "experiments" / "gold.yaml", RewardConfig)
     optimised = {source.name for name in ("preference", "absolute") for source in _pipeline(name).sources}

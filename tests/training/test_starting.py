@@ -1,5 +1,7 @@
 """What a new user starts from: the page of keys, and the configurations that `--example` prints."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -55,6 +57,16 @@ def test_an_example_is_a_configuration(command: str, tmp_path: Path) -> None:
     config = read(tmp_path / "run.yaml", KINDS[command])
     assert config.template is None
     assert config.base_reference in {str(tmp_path / "my-model"), str(tmp_path / "my-policy")}
+
+
+@pytest.mark.parametrize("command", KINDS)
+def test_a_wrong_configuration_is_told_before_torch_is_imported(command: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(printed(command).replace("seed: 0", "sead: 0"))
+    without = "import sys; sys.modules['torch'] = None; from assay_training.cli import app; app()"
+    options = ["train", command, "--config", str(tmp_path / "run.yaml"), "--data", str(tmp_path)]
+    ended = subprocess.run([sys.executable, "-c", without, *options], check=False, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert f"assay train {command}: {tmp_path}/run.yaml: sead: there is no such key; the keys here are" in ended.stderr
 
 
 def test_a_reward_model_is_trained_from_the_example(tmp_path: Path) -> None:

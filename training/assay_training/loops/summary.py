@@ -76,7 +76,7 @@ def of_ppo(rows: Sequence[Mapping[str, Any]], checkpoint: Path) -> list[str]:
 def of_rejection(rounds: Sequence[Mapping[str, Any]], samples: int, checkpoint: Path) -> list[str]:
     """Return the scores of the rounds, and where the policy is."""
     lines = [
-        f"round {of['round']}: score {of['score']:.3f}; {of['best_score']:.3f} of the best of {samples}"
+        f"round {of['round']}: score {of['score']:.3f}, of the best of {samples} {of['best_score']:.3f}"
         for of in rounds
     ]
     return [*lines, *_policy(checkpoint)]
