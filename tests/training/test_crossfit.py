@@ -560,7 +560,7 @@ def test_a_base_on_the_hub_is_read_at_its_revision(tmp_path: Path, monkeypatch: 
     adapter = asked.json("checkpoint/adapter_config.json")
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("someone/encoder", "0" * 40)
     asked.change(revision=None)
-    with pytest.raises(ConfigError, match="declare its `revision`"):
+    with pytest.raises(ConfigError, match="a hub id needs its `revision`"):
         asked.begin()
 
 

@@ -200,7 +200,10 @@ def test_equal_pairs_are_counted_by_source_and_do_not_move_the_batch_mean_margin
     losses = []
     for name, rows in (("with", [*good, *equal]), ("without", good)):
         tiny.write_rows(tmp_path / name / "hh_rlhf" / "x.jsonl.gz", rows)
-        changes = {"objective": {"kind": "preference", "margin": {"kind": "batch_mean"}}, "split": {"held_out": 0.2}}
+        changes: dict[str, Any] = {
+            "objective": {"kind": "preference", "margin": {"kind": "batch_mean"}},
+            "split": {"held_out": 0.2},
+        }
         path = tiny.write_config(tmp_path / f"{name}.yaml", tiny.save_base(tmp_path / "base"), **changes)
         run(path, tmp_path / name, tmp_path / f"{name}.run")
         rendered = json.loads((tmp_path / f"{name}.run" / "render.json").read_text())
@@ -211,7 +214,7 @@ def test_equal_pairs_are_counted_by_source_and_do_not_move_the_batch_mean_margin
         losses.append([results["all"]["accuracy"]["model"]])
     assert losses[:2] == losses[2:]
     assert (
-        "hh_rlhf: 20 pairs left out, as their completions have equal ids: both are cut at max_length 48"
+        "hh_rlhf: 20 pairs or ties left out, as their completions have equal ids: both are cut at max_length 48"
         in capsys.readouterr().err
     )
 

@@ -359,7 +359,8 @@ def test_a_service_that_is_not_the_expected_one_stops_the_run_before_its_first_s
     given["reward"]["expect"] = {"signals": {"pref": {"model": "package:x"}}}
     config.write_text(yaml.safe_dump(given))
     options = ["--config", config, "--data", home / "data", "--url", url, "--out", tmp_path / "run"]
-    ended = subprocess.run([ASSAY, "train", "ppo", *options], check=False, capture_output=True, text=True)
+    command = [str(ASSAY), "train", "ppo", *map(str, options)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "reward: the service is not the one that the run expects: pref: model is base, not package:x" in ended.stderr
     assert not (tmp_path / "run").exists()

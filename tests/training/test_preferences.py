@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -254,7 +253,7 @@ def test_every_kind_of_file_is_read_and_blank_lines_are_skipped(tmp_path: Path) 
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
     (folder / "c.json").write_text(json.dumps([row, row], indent=1))
     (folder / "d.json").write_text(f"{json.dumps(row)}\n{json.dumps(row)}\n")  # lines under the name of a list
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "e-00000-of-00001.parquet")
+    Dataset.from_list([row]).to_parquet(folder / "e-00000-of-00001.parquet")
     (folder / "dataset_info.json").write_text("{}")
     found = read_rankings(tmp_path, [Source(name="set", format="preferences")])
     assert found.records == [EXPECTED] * 8

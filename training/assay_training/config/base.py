@@ -43,11 +43,12 @@ class RunConfig(Frozen):
 
     @property
     def base_reference(self) -> str:
-        """The base, a path made absolute; hub ids and `package:NAME` as they are written."""
+        """The base, a path made absolute; `package:NAME` and a hub id, which has a revision, as they are written."""
         if self.base.startswith(PACKAGE_SCHEME):
             return self.base
         place = (self._folder / Path(self.base).expanduser()).resolve()
-        return self.base if _HUB_ID.fullmatch(self.base) and not place.is_dir() else str(place)
+        on_hub = self.revision is not None and _HUB_ID.fullmatch(self.base) and not place.is_dir()
+        return self.base if on_hub else str(place)
 
 
 class _Loader(yaml.SafeLoader):

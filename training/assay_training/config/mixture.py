@@ -42,7 +42,7 @@ class WeightLow(Frozen):
     """`wgt_s`: low labelled items weigh rows / low rows, times a share (seeds §5).
 
     Attributes:
-        share: What the weight rows / low rows is multiplied by.
+        share: What the weight rows / low rows is multiplied by; the thesis has 0.5 and 0.75.
     """
 
     step: Literal["weight_low"]
@@ -53,7 +53,7 @@ class WeightExtremes(Frozen):
     """`wgt_1_4`: low and high labelled items weigh a constant (seeds §5).
 
     Attributes:
-        weight: The weight of items with a label <= 0.4 or >= 0.9.
+        weight: The weight of items with a label <= 0.4 or >= 0.9; the thesis has 1.4.
     """
 
     step: Literal["weight_extremes"]
@@ -65,7 +65,7 @@ class Portion(Frozen):
 
     Attributes:
         sources: The data sets or subsets that are drawn from; the others stay whole.
-        share: Their share of the result.
+        share: Their share of the result; Llama-2 has 0.5 for helpfulness and 0.1 for safety.
     """
 
     step: Literal["portion"]

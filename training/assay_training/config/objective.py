@@ -12,7 +12,8 @@ class LabelledMargin(Frozen):
 
     Attributes:
         kind: `labelled`.
-        scale: What a pair's gap (0..1) is multiplied by to give its target margin, in logits.
+        scale: What a pair's gap (0..1) is multiplied by to give its target margin, in logits; Llama-2's two
+            schemes are 1 and 3.
     """
 
     kind: Literal["labelled"]
@@ -35,7 +36,7 @@ class PreferenceObjective(Frozen):
     Attributes:
         kind: `preference`.
         margin: The target margins of pairs; null sets none.
-        l2: The weight of the squared logits in the loss.
+        l2: The weight of the squared logits in the loss; the code of the thesis has 0.001.
         centring: The weight of the squared sum of a pair's two logits in the loss.
     """
 

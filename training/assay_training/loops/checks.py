@@ -70,7 +70,7 @@ def check_told_apart(equal_ids: Mapping[str, int], examples: Sequence[Judged], m
             f"{cause}; raise max_length, or change the template"
         )
     return [
-        f"{name}: {count:,} pairs left out, as their completions have equal ids: {cause}"
+        f"{name}: {count:,} pairs or ties left out, as their completions have equal ids: {cause}"
         for name, count in sorted(equal_ids.items())
     ]
 
@@ -84,7 +84,8 @@ def base_of(config: RunConfig) -> Path:
     try:
         return resolve(config.base_reference, config.revision, Path("/"))
     except StartError as error:
-        raise ConfigError(f"base: {error}") from error
+        hint = "" if config.revision is not None else " (a hub id needs its `revision`)"
+        raise ConfigError(f"base: {error}{hint}") from error
 
 
 def check_length(name: str, max_length: int, base: Path) -> None:
