@@ -97,6 +97,12 @@ def test_a_conversation_of_several_turns_keeps_them(tmp_path: Path) -> None:
     assert (implicit.completions, implicit.group) == (("Take the wheel off.", "No."), "flat tyre")
 
 
+def test_a_conversation_that_the_assistant_begins_needs_no_prompt(tmp_path: Path) -> None:
+    hello = {"role": "assistant", "content": "Hello."}
+    (record,) = read(tmp_path, [{"chosen": [hello, USER, GOOD], "rejected": [hello, USER, BAD]}]).records
+    assert record.prompt == (Message("assistant", "Hello."), *ASKED)
+
+
 def test_several_replies_make_a_pair_each(tmp_path: Path) -> None:
     (record,) = read(tmp_path, [{"prompt": "Flat tyre?", "chosen": ["a", "b"], "rejected": ["c", "d"]}]).records
     assert record.completions == ("a", "b", "c", "d")

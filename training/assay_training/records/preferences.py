@@ -141,10 +141,10 @@ def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) 
     before = conversations[0][:-1]
     if any(conversation[:-1] != before for conversation in conversations):
         return LeftOut("chosen and rejected differ before the last reply")
-    if conversations[0][0].role == "assistant":
-        if given is None:
-            hint = "; use `format: hh`" if conversations[0][-1].content.startswith(_HH_START) else ""
-            raise row.error(f"field {row.named('prompt')} is missing, and 'chosen' holds replies alone{hint}")
+    if not before and given is None:
+        hint = "; use `format: hh`" if conversations[0][-1].content.startswith(_HH_START) else ""
+        raise row.error(f"field {row.named('prompt')} is missing, and 'chosen' holds replies alone{hint}")
+    if given is not None and conversations[0][0].role == "assistant":  # the conversations go on where the prompt ends
         prompt = (*given, *before)
         said[f"prompt from {row.named('prompt')}: {_kind(row)}"] += 1
     else:
