@@ -46,7 +46,7 @@ def prompts_of(base: Path, data: Path, count: int) -> list[Ids]:
     """The first that are short enough."""
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     found = read_prompts(data, [Source(name="hh_rlhf", format="hh")])
-    renderer = policy_renderer(tokenizer, TEMPLATE, len(tokenizer))
+    renderer = policy_renderer(tokenizer, TEMPLATE.read_text(), len(tokenizer))
     return [asked.ids for asked in render_prompts(found.records, renderer, PROMPT_TOKENS)[0][:count]]
 
 

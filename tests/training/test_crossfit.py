@@ -1,6 +1,7 @@
 """Whole runs on tiny data: what they leave behind, that the service serves it unchanged, and that they resume."""
 
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -184,6 +185,7 @@ def test_a_run_leaves_results_predictions_and_a_card(kind: str, finished: dict[s
     parts = {row["part"] for row in done.logged()}
     assert parts == {"final", "fold0", "fold1"}
     clean: dict[str, Any] = {"left_out": {}, "truncated_prompts": 0, "cut_completions": 0, "refused": {}}
+    clean |= {"understood": {}, "equal_ids": {}}
     assert done.json("render.json") == clean
     assert (done.out / "margins.png").is_file() is (kind == "preference")
     expected = {
@@ -485,6 +487,29 @@ def test_a_classifier_serves_as_a_base(tmp_path: Path) -> None:
     begun.begin()
 
 
+def test_without_golden_rows_and_template_the_data_and_the_base_have_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first rows of the data that fit whole; what is served is checked against them."""
+    begun = prepare(tmp_path, split={"held_out": 0.2})
+    long = tiny.hh_row("first", "flour " * 100, "no")
+    rows = [long, *(tiny.hh_row(f"q {i}", f"a fox {i}", "no") for i in range(30))]
+    shutil.rmtree(begun.data / "hh_rlhf")
+    tiny.write_rows(begun.data / "hh_rlhf" / "x.jsonl.gz", rows)
+    begun.change(golden=None, template=None, sources=[tiny.HH])
+    base = Path(yaml.safe_load(begun.config.read_text())["base"])
+    (base / "chat_template.jinja").write_text(checkpoints.ENCODER)
+    begun.go()
+    claims = json.loads((begun.out / "checkpoint" / "assay.json").read_text())
+    assert [row["messages"] for row in claims["golden"]] == [
+        [["user", f"q {i}"], ["assistant", f"a fox {i}"]] for i in range(3)
+    ]
+    assert "golden: the first 3 rows of the data are stored in the checkpoint" in capsys.readouterr().err
+    assert (begun.out / "checkpoint" / "chat_template.jinja").read_text() == checkpoints.ENCODER
+    (tmp_path / "s.yaml").write_text(f"signals: {{s: {{base: {base}, adapter: {begun.out}/checkpoint}}}}\ndefault: s\n")
+    assert loader.load(settings.read(tmp_path / "s.yaml")).signals["s"].kind == "preference"
+
+
 def test_a_golden_row_that_does_not_fit_is_told_before_training(tmp_path: Path) -> None:
     begun = prepare(tmp_path, golden=[["bread " * 100, "yes"]])
     with pytest.raises(ValueError, match="golden"):
@@ -497,7 +522,7 @@ def test_missing_data_and_a_missing_base_are_told_before_training(tmp_path: Path
     with pytest.raises(RecordError, match="hh_rlhf"):
         run(begun.config, tmp_path / "base", begun.out)
     begun.change(base=str(tmp_path / "absent"))
-    with pytest.raises(StartError, match="absent"):
+    with pytest.raises(ConfigError, match=r"base: .*/absent: no such directory"):
         begun.go()
     assert not (begun.out / "metrics.jsonl").exists()
 
@@ -535,7 +560,7 @@ def test_a_base_on_the_hub_is_read_at_its_revision(tmp_path: Path, monkeypatch: 
     adapter = asked.json("checkpoint/adapter_config.json")
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("someone/encoder", "0" * 40)
     asked.change(revision=None)
-    with pytest.raises(StartError, match="declare its `revision`"):
+    with pytest.raises(ConfigError, match="a hub id needs its `revision`"):
         asked.begin()
 
 
@@ -634,7 +659,27 @@ def test_the_command_tells_a_file_in_the_way_and_a_loss_that_is_no_number(tmp_pa
     begun.out.unlink()
     begun.change(optimiser={"learning_rate": 1e30, "batch_prompts": 8, "compute_dtype": "float32", "epochs": 3})
     result = CliRunner().invoke(app, options)
-    assert (result.exit_code, "the loss is nan" in result.output) == (2, True)
+    assert (result.exit_code, "loss is nan" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize("rate", [1e12, 1e20])
+def test_a_run_that_diverges_says_so_and_what_to_do(rate: float, tmp_path: Path) -> None:
+    begun = prepare(tmp_path, split={"held_out": 0.2})
+    begun.change(
+        optimiser={
+            "learning_rate": rate,
+            "batch_prompts": 4,
+            "compute_dtype": "float32",
+            "max_grad_norm": None,
+            "epochs": 8,
+        }
+    )
+    options = ["train", "reward", "--config", str(begun.config), "--data", str(begun.data), "--out", str(begun.out)]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 2
+    last = result.output.strip().splitlines()[-1]
+    assert "Out of range" not in last
+    assert re.search(r"finite|diverges; lower optimiser.learning_rate", last)
 
 
 def test_a_mixture_must_fit_the_part_that_is_trained_on(tmp_path: Path) -> None:

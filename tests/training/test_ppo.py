@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -26,7 +27,7 @@ from assay_service import settings
 from assay_service.api.app import create_app
 from assay_training.actor import Actor, Look
 from assay_training.algorithms.ppo import sums
-from assay_training.config.base import read
+from assay_training.config.base import ConfigError, read
 from assay_training.config.model import Adam, Lora
 from assay_training.config.ppo import Ppo, PpoConfig
 from assay_training.config.rollout import Reward
@@ -39,7 +40,7 @@ from assay_training.loops.step import accumulate
 from assay_training.processes import accelerator
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engine import Sampling
-from assay_training.rollout.rewards import RewardError, Rewards, Worth, patient_client
+from assay_training.rollout.rewards import RewardError, Rewards, Worth, patient_client, served_by
 from assay_training.rollout.with_transformers import TransformersEngine
 from assay_training.rundir import RunDirectory
 from assay_training.sft_examples import SftExample
@@ -323,6 +324,48 @@ def test_a_run_waits_for_a_service_that_is_started_again(home: Path, tmp_path: P
             assert going.result(60) == tmp_path / "run" / "checkpoint"
 
 
+def test_a_run_tells_which_models_it_trains_on(
+    home: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (found,) = go(home, url, tmp_path / "run", steps=1)
+    told = capsys.readouterr().err
+    assert f"rewards: mix = 0.25 pref + 0.75 abs; fingerprint {found['fingerprint']}" in told
+    assert re.search(r"  pref: preference, model base, revision [0-9a-f]{16}, adapter [0-9a-f]{16}\n", told)
+
+
+def test_a_service_that_is_not_the_expected_one_stops_the_run_before_its_first_step(
+    home: Path, url: str, tmp_path: Path
+) -> None:
+    with RewardClient(url) as client:
+        lines = served_by(client, Reward(model="mix"))
+        fingerprint = lines[0].rpartition(" ")[2]
+        right = {"fingerprint": fingerprint[:12], "signals": {"pref": {"kind": "preference", "model": "base"}}}
+        assert served_by(client, Reward.model_validate({"model": "mix", "expect": right})) == lines
+        mine = Reward.model_validate(
+            {"weights": {"pref": 1.0}, "expect": {"signals": {"pref": {"kind": "preference"}}}}
+        )
+        assert served_by(client, mine)[0].startswith("rewards: weights of the run = 1 pref; fingerprint ")
+        for expect, told in (
+            ({"fingerprint": "0" * 64}, f"fingerprint is {fingerprint[:16]}, not 000"),
+            ({"signals": {"pref": {"kind": "absolute"}}}, "pref: kind is preference, not absolute"),
+            ({"signals": {"pref": {"model": "package:x"}}}, "pref: model is base, not package:x"),
+            ({"signals": {"abs": {"adapter_sha256": "01234567"}}}, "abs: adapter_sha256 is [0-9a-f]{16}, not 01234567"),
+            ({"signals": {"other": {}}}, "other is no signal of this reward, which has abs, pref|pref, abs"),
+        ):
+            with pytest.raises(ConfigError, match=told):
+                served_by(client, Reward.model_validate({"model": "mix", "expect": expect}))
+    config = config_of(home, tmp_path / "c.yaml")
+    given = yaml.safe_load(config.read_text())
+    given["reward"]["expect"] = {"signals": {"pref": {"model": "package:x"}}}
+    config.write_text(yaml.safe_dump(given))
+    options = ["--config", config, "--data", home / "data", "--url", url, "--out", tmp_path / "run"]
+    command = [str(ASSAY), "train", "ppo", *map(str, options)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "reward: the service is not the one that the run expects: pref: model is base, not package:x" in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_of_another_configuration_says_what_differs(home: Path, url: str, tmp_path: Path) -> None:
     go(home, url, tmp_path / "run", steps=1)
     told = r"choose another --out \(config.kl.coef was 0.02 and is 0.5; config.steps was 1 and is 2\)"
@@ -493,7 +536,7 @@ def test_a_gradient_that_is_no_number_changes_nothing(
     with patient_client(url, config.reward) as client:
         run = PpoRun(config, home / "data", tmp_path / "run", client)
         before = [parameter.detach().clone() for parameter in run.actor.parameters()]
-        with pytest.raises(FloatingPointError, match=r"step 0: the loss is -?\d\S+, the norm of its gradient nan"):
+        with pytest.raises(FloatingPointError, match=r"step 0: grad_norm is nan: the training diverges"):
             run.go()
     assert all(torch.equal(*of) for of in zip(before, run.actor.parameters(), strict=True))
 

@@ -3,13 +3,20 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from assay_client.client import RewardClient
-from assay_training.config.base import read
+from assay_client.in_process import AppTransport
+from assay_service import settings
+from assay_service.api.app import create_app
+from assay_service.scoring.checkpoint import read_adapter
+from assay_training.config.base import ConfigError, read
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
+from assay_training.loops.ppo import PpoRun
+from assay_training.loops.rejection import RejectionRun
 from tests.service.test_serve_process import ASSAY, served, wait_until_ready
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +25,27 @@ EXAMPLES = ROOT / "examples"
 
 def test_they_are_configurations() -> None:
     assert read(EXAMPLES / "ppo.yaml", PpoConfig).reward == read(EXAMPLES / "rejection.yaml", RejectionConfig).reward
+
+
+def test_they_name_the_adapters_of_the_small_pipeline() -> None:
+    expected = read(EXAMPLES / "ppo.yaml", PpoConfig).reward.expect.signals
+    assert set(expected) == {"preference", "absolute"}
+    for name, signal in expected.items():
+        assert signal.adapter_sha256 is not None
+        for folder, equal in ((ROOT / "tests/assets/pipeline", True), (ROOT / "service/assay_service/embedded", False)):
+            adapter, _ = read_adapter(folder / name)
+            assert adapter.sha256.startswith(signal.adapter_sha256) is equal
+
+
+def test_against_the_embedded_service_they_stop_before_anything_is_sampled(tmp_path: Path) -> None:
+    """It serves a blend of the same name, of other models."""
+    app = create_app(settings.read(settings.EMBEDDED), lambda: None)
+    with RewardClient("http://assay.test", transport=AppTransport(app)) as client:
+        for kind, run in (("ppo", PpoRun), ("rejection", RejectionRun)):
+            config: Any = read(EXAMPLES / f"{kind}.yaml", PpoConfig if kind == "ppo" else RejectionConfig)
+            with pytest.raises(ConfigError, match="preference: adapter_sha256 is 89afa757c45c28e6, not 38a5e97d5bcb"):
+                run(config, EXAMPLES, tmp_path / kind, client).go()
+            assert not (tmp_path / kind / "metrics.jsonl").exists()
 
 
 @pytest.mark.slow

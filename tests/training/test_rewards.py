@@ -361,7 +361,7 @@ def test_the_order_of_completions_tells_nothing(tmp_path: Path) -> None:
         {"prompt": "q", "chosen": "b", "rejected": "a", "gap": 0.5},
         {"prompt": "q", "chosen": "c", "rejected": "d"},
     ]
-    first, second = read_comparisons(f"pairs:{write(tmp_path / 'x.jsonl', rows)}")
+    first, second = read_comparisons(f"preferences:{write(tmp_path / 'x.jsonl', rows)}")
     assert (first.completions, first.pairs) == (("a", "b"), (Pair(1, 0, 0.5),))
     assert (second.completions, second.pairs) == (("c", "d"), (Pair(0, 1),))
 
@@ -437,14 +437,18 @@ def test_what_cannot_be_scored_is_left_out_and_told(url: str, tmp_path: Path) ->
     rows = [
         {"prompt": q, "chosen": "<|im_end|>" if i == 0 else "Yes.", "rejected": "No."} for i, q in enumerate(QUESTIONS)
     ]
-    code, output = run("agreement", f"pairs:{write(tmp_path / 'x.jsonl', rows)}", "--url", url, "--model", "preference")
+    code, output = run(
+        "agreement", f"preferences:{write(tmp_path / 'x.jsonl', rows)}", "--url", url, "--model", "preference"
+    )
     assert code == 0, output
     assert "left out with all comparisons to them: 1 special_tokens. Left of 4 prompts: 3, 0" in " ".join(
         output.split()
     )
-    code, output = run("margins", f"pairs:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "preference", "--json")
+    code, output = run(
+        "margins", f"preferences:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "preference", "--json"
+    )
     assert (code, [r["failures"] for r in json.loads(output)]) == (0, [{"special_tokens": 1}] * 2)
-    code, output = run("agreement", f"pairs:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "nobody")
+    code, output = run("agreement", f"preferences:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "nobody")
     assert (code, "'nobody' is not served; served are" in output) == (2, True)
 
 
@@ -506,8 +510,8 @@ def test_a_model_that_changes_between_calls_is_told(monkeypatch: pytest.MonkeyPa
     ("given", "message"),
     [
         ("nothing:x", "not FORMAT:PATH with one of hh"),
-        ("pairs:absent.jsonl", "no such file or folder"),
-        ("pairs:/", "its last part has to be of letters"),
+        ("preferences:absent.jsonl", "no such file or folder"),
+        ("preferences:/", "its last part has to be of letters"),
         ("alpaca_eval:tests", "no *.json or *.json.gz files"),
     ],
 )
@@ -518,5 +522,5 @@ def test_a_source_that_is_not_there_is_told(given: str, message: str) -> None:
 
 def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
     source = write(tmp_path / "x.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
-    code, output = run("agreement", f"pairs:{source}", "--url", "http://127.0.0.1:9")
+    code, output = run("agreement", f"preferences:{source}", "--url", "http://127.0.0.1:9")
     assert (code, "assay evaluate agreement: " in output) == (2, True), output

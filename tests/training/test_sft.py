@@ -281,7 +281,7 @@ def test_a_template_without_the_tokenizers_end_is_no_template_for_a_policy(tmp_p
     config, data, out = prepare(tmp_path)
     endless = checkpoints.CHATML.replace("<|im_end|>", "")
     (tmp_path / "template.jinja").write_text(endless)
-    with pytest.raises(ConfigError, match=r"template\.jinja: .*prints no EOS .*the tokenizer's EOS is '<\|im_end\|>'"):
+    with pytest.raises(ConfigError, match=r"template: .*prints no EOS .*the tokenizer's EOS is '<\|im_end\|>'"):
         SftRun(read(config, SftConfig), data, out)
     assert not out.exists()
 

@@ -7,6 +7,7 @@ a directory without it is not one.
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -79,15 +80,16 @@ class RunDirectory:
         """Writes `value` as `name`, whole or not at all.
 
         Raises:
-            FloatingPointError: it holds what is no number.
+            FloatingPointError: it holds a number that is not finite.
         """
         if not self.writes:
             return
         temporary = self.path / f"{name}.tmp"
-        try:
-            temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-        except ValueError as error:
-            raise FloatingPointError(f"{self.path / name}: {error}: the model's outputs are not finite") from error
+        lost = next(not_finite(value), None)
+        if lost is not None:
+            where = f"{self.path / name}: {lost[0]}".removesuffix(": ")
+            raise FloatingPointError(f"{where} is {lost[1]}: what the model gives is not finite")
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
         temporary.rename(self.path / name)
 
     def resume_point(self, part: str) -> ResumePoint:
@@ -138,8 +140,11 @@ class Metrics:
         """Appends a row, which holds `step`, numbers, and texts, which are not plotted.
 
         Raises:
-            ValueError: one is no number.
+            FloatingPointError: a number is not finite; names step and metric.
         """
+        lost = next(not_finite(row), None)
+        if lost is not None:
+            raise FloatingPointError(f"{self._part}: step {row['step']}: {lost[0]} is {lost[1]}")
         with self._file.open("a") as stream:
             stream.write(json.dumps({"part": self._part, **row}, allow_nan=False) + "\n")
         for name, value in row.items():
@@ -149,6 +154,19 @@ class Metrics:
     def end(self) -> None:
         """Writes what is still held back."""
         self._writer.close()
+
+
+def not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:  # noqa: ANN401 - JSON
+    """Yield the numbers of a JSON value that are not finite, each with the keys and indices that lead to it."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            yield name, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from not_finite(part, f"{name}.{key}".removeprefix("."))
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from not_finite(part, f"{name}[{number}]")
 
 
 def _differences(recorded: Any, now: Any, name: str = "") -> Iterator[str]:  # noqa: ANN401 - JSON
@@ -177,7 +195,9 @@ def _lock(path: Path) -> None:
         raise RunMismatch(f"{path}: another process is at work on this run") from error
 
 
-def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], config: RewardConfig, head_name: str) -> None:
+def write_adapter(
+    directory: Path, tensors: Mapping[str, torch.Tensor], config: RewardConfig, head_name: str, template: str
+) -> None:
     """Writes an adapter with its head in PEFT's format, and the template.
 
     Args:
@@ -185,13 +205,14 @@ def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], config: 
         tensors: LoRA and head tensors under PEFT's names.
         config: the run's.
         head_name: the module that PEFT calls `modules_to_save`.
+        template: the run's.
     """
     assert config.lora is not None
-    _write_tensors(directory, ADAPTER_WEIGHTS, tensors, config)
+    _write_tensors(directory, ADAPTER_WEIGHTS, tensors, template)
     adapter = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
-        "base_model_name_or_path": config.base,
+        "base_model_name_or_path": config.base_reference,
         "revision": config.revision,
         "r": config.lora.r,
         "lora_alpha": config.lora.alpha,
@@ -205,24 +226,24 @@ def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], config: 
     (directory / ADAPTER_CONFIG).write_text(json.dumps(adapter, indent=1) + "\n")
 
 
-def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], config: RewardConfig, base: Path) -> None:
+def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], template: str, base: Path) -> None:
     """Writes a base with its head in transformers' format, the base's tokenizer, and the template.
 
     Args:
         directory: is created if need be; a manifest of an older checkpoint in it is removed.
         tensors: all of them, under transformers' names.
-        config: the run's.
+        template: the run's.
         base: where `config.json` and the tokenizer are copied from.
     """
-    _write_tensors(directory, "model.safetensors", tensors, config)
+    _write_tensors(directory, "model.safetensors", tensors, template)
     AutoConfig.from_pretrained(base, num_labels=1).save_pretrained(directory)
     AutoTokenizer.from_pretrained(base).save_pretrained(directory)
-    (directory / TEMPLATE).write_text(config.template.read_text())  # the tokenizer may have brought one of its own
+    (directory / TEMPLATE).write_text(template)  # the tokenizer may have brought one of its own
 
 
-def _write_tensors(directory: Path, name: str, tensors: Mapping[str, torch.Tensor], config: RewardConfig) -> None:
+def _write_tensors(directory: Path, name: str, tensors: Mapping[str, torch.Tensor], template: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / manifests.FILE_NAME).unlink(missing_ok=True)
     save_file(dict(tensors), directory / name, metadata={"format": "pt"})
     (directory / name).chmod(0o644)  # safetensors makes it private, and the server may be another user
-    (directory / TEMPLATE).write_text(config.template.read_text())
+    (directory / TEMPLATE).write_text(template)

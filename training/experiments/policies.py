@@ -77,7 +77,7 @@ class Bench:
         prompts = [
             Prompt("laion", group_of(text), (Message("user", text),)) for text in prompts_of(data / PROMPTS, 250)
         ]
-        renderer = policy_renderer(tokenizer, Path(config["template"]), len(tokenizer))
+        renderer = policy_renderer(tokenizer, Path(config["template"]).read_text(), len(tokenizer))
         asked, _ = render_prompts(prompts, renderer, rollout["max_prompt_tokens"])
         signals = [card.id for card in client.models() if card.kind != "blend"]
         rewards = Rewards(client, Reward(weights=dict.fromkeys(signals, 1.0), failed="drop"), None)

@@ -45,9 +45,12 @@ class Run:
 
 
 def read(plan: Path) -> dict[str, Any]:
-    """A plan, whose template does not depend on where a configuration is written."""
+    """A plan, whose paths are relative to it and do not depend on where a configuration is written."""
     given: dict[str, Any] = yaml.safe_load(plan.read_text())
-    given["config"]["template"] = str((plan.parent / given["config"]["template"]).resolve())
+    for config in (given["config"], *given["variants"].values(), *given.get("once", {}).values()):
+        for key in {"base", "template"} & (config or {}).keys():
+            if not config[key].startswith("package:"):
+                config[key] = str((plan.parent / config[key]).resolve())
     return given
 
 

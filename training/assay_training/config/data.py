@@ -1,9 +1,10 @@
 """What a run learns from: its sources, and how they are split."""
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from assay_training.config.base import Frozen
 
@@ -18,7 +19,7 @@ Format = Literal[
     "alpaca",
     "dolly",
     "gsm8k",
-    "pairs",
+    "preferences",
     "rankings",
     "labels",
     "dialogues",
@@ -26,11 +27,30 @@ Format = Literal[
     "prompts",
 ]
 
+# The fields of our own formats, under whose names `fields` puts others.
+OWN_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "preferences": (
+        "prompt", "chosen", "rejected", "system", "gap", "margin", "score_chosen", "score_rejected", "group",
+    ),
+    "rankings": ("prompt", "completions", "ranks", "group"),
+    "labels": ("prompt", "completion", "label", "group"),
+    "dialogues": ("messages", "group"),
+    "text": ("text",),
+    "prompts": ("prompt",),
+}  # fmt: skip
+_LISTS = ("chosen", "rejected", "completions")  # which can be put together from several fields
+
 Language = Annotated[str, Field(pattern="^[A-Za-z-]{2,8}$")]
 Unit = Annotated[float, Field(ge=-1, le=1)]
 
 
 SOURCE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
+
+
+def _renamed(format_: Any) -> Any:  # noqa: ANN401 - what YAML holds
+    if format_ == "pairs":
+        raise ValueError("'pairs' is called 'preferences' now, and reads the same rows; write format: preferences")
+    return format_
 
 
 def _commit(revision: str) -> str:
@@ -43,20 +63,24 @@ class Source(Frozen):
     """A data set.
 
     Attributes:
-        name: its folder below the data directory, and the records' `source`.
-        format: what its rows look like.
-        hub: a data set on the hub to read instead of a folder.
-        hub_config: which configuration of the hub's data set, where it has several (`main` of `openai/gsm8k`).
-        hub_dir: the folder of the hub's data set that is read (`harmless-base` of `Anthropic/hh-rlhf`); it is the
-            records' subset, as a file's name is in a folder. None for the whole set.
-        revision: commit of the hub's data set; what a branch or tag means may change, and a run could not be repeated.
-        split: of the hub's data set.
-        languages: of message trees (`oasst`), which to keep.
-        labels: of message trees, weights of the labels that make up the quality; magnitudes sum to 1.
+        name: The folder below `--data`, and the name of the source in results.
+        format: The form of its rows.
+        hub: A data set on the hub to read in the place of a folder.
+        hub_config: The configuration of the hub's data set, where it has several (`main` of `openai/gsm8k`).
+        hub_dir: The folder of the hub's data set that is read (`harmless-base` of `Anthropic/hh-rlhf`), whose name is
+            the subset of its records; null reads the whole set.
+        revision: The commit of the hub's data set, 40 digits; what a branch or tag means may change.
+        split: The split of the hub's data set.
+        languages: The languages of message trees (`oasst`) that are kept.
+        labels: The weights of the labels of message trees that make up the quality; their magnitudes sum to 1.
+        fields: Which field of a row is read as which, of `preferences` and our own formats. A list puts several
+            fields together, and null leaves a field out.
+        largest_gap: The margin or difference of scores that counts as a gap of 1, of `preferences`; 9 for scores of 1
+            to 10.
     """
 
     name: Annotated[str, Field(pattern=SOURCE_NAME)]
-    format: Format
+    format: Annotated[Format, BeforeValidator(_renamed)]
     hub: str | None = None
     hub_config: str | None = None
     hub_dir: str | None = None
@@ -64,6 +88,8 @@ class Source(Frozen):
     split: str = "train"
     languages: tuple[Language, ...] = ("en",)
     labels: dict[str, Unit] = Field({"quality": 1.0})
+    fields: dict[str, str | list[str] | None] = Field({})
+    largest_gap: float | None = Field(None, gt=0)
 
     @field_validator("labels")
     @classmethod
@@ -79,6 +105,19 @@ class Source(Frozen):
             raise ValueError("hub and revision belong together")
         if self.hub is None and (self.hub_config or self.hub_dir) is not None:
             raise ValueError("hub_config and hub_dir are of a set on the hub")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> "Source":
+        if self.largest_gap is not None and self.format != "preferences":
+            raise ValueError(f"largest_gap is for format preferences, not {self.format}")
+        if self.fields and self.format not in OWN_FIELDS:
+            raise ValueError(f"fields is for {', '.join(OWN_FIELDS)}; the names in {self.format} are fixed")
+        for name, origin in self.fields.items():
+            if origin is not None and name not in OWN_FIELDS[self.format]:
+                raise ValueError(f"fields: {name} is no field of {self.format}: {', '.join(OWN_FIELDS[self.format])}")
+            if isinstance(origin, list) and name not in _LISTS:
+                raise ValueError(f"fields: {name} comes from one field; only {', '.join(_LISTS)} are lists")
         return self
 
 
@@ -97,10 +136,10 @@ class Split(Frozen):
     """Who is tested on what; groups are questions, first human turns or message trees.
 
     Attributes:
-        held_out: share of the groups that no training sees. Without folds they are what a run is tested on; with folds,
-            what hyper-parameters were chosen on, and no number is reported on them.
-        folds: every other group belongs to exactly one fold; None for a single model.
-        test_folds: how many folds are tested, each by a model trained without it.
+        held_out: The share of the groups that no training sees. Without folds a run is tested on them; with folds they
+            are for choosing hyper-parameters, and no number is reported on them.
+        folds: The number of folds that the other groups are divided into; null trains a single model.
+        test_folds: How many of the folds are tested, each by a model trained without it.
     """
 
     held_out: float = Field(gt=0, lt=0.5)

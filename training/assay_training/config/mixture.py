@@ -20,7 +20,7 @@ class UnderSample(Frozen):
     """`under_s`: of the mid labelled items, equally many from each of five equal label ranges (seeds §5).
 
     Attributes:
-        rows: how many mid items stay; a multiple of five.
+        rows: How many items with a label between 0.4 and 0.9 stay; a multiple of five.
     """
 
     step: Literal["under_sample"]
@@ -31,7 +31,7 @@ class Augment(Frozen):
     """`augment`: a paraphrase of each low labelled item is added, with the score of Algorithm 1 (seeds §5).
 
     Attributes:
-        file: JSON lines below the data directory: `prompt`, `completion`, `paraphrase`, `similarity`.
+        file: JSON lines below `--data`, with `prompt`, `completion`, `paraphrase` and `similarity`.
     """
 
     step: Literal["augment"]
@@ -42,7 +42,7 @@ class WeightLow(Frozen):
     """`wgt_s`: low labelled items weigh rows / low rows, times a share (seeds §5).
 
     Attributes:
-        share: 0.5 is the thesis' wgt_s_05, 0.75 its wgt_s_075.
+        share: What the weight rows / low rows is multiplied by; the thesis has 0.5 and 0.75.
     """
 
     step: Literal["weight_low"]
@@ -53,7 +53,7 @@ class WeightExtremes(Frozen):
     """`wgt_1_4`: low and high labelled items weigh a constant (seeds §5).
 
     Attributes:
-        weight: 1.4 in the thesis.
+        weight: The weight of items with a label <= 0.4 or >= 0.9; the thesis has 1.4.
     """
 
     step: Literal["weight_extremes"]
@@ -64,8 +64,8 @@ class Portion(Frozen):
     """Llama-2's mixes: of some sources only so many records, drawn uniformly, that they are a share of the result.
 
     Attributes:
-        sources: data sets or subsets that are drawn from; the others stay whole.
-        share: of the result: 0.5 for the helpfulness model's equal part, 0.1 for the safety model's 90/10 (seeds §12).
+        sources: The data sets or subsets that are drawn from; the others stay whole.
+        share: Their share of the result; Llama-2 has 0.5 for helpfulness and 0.1 for safety.
     """
 
     step: Literal["portion"]
@@ -77,7 +77,7 @@ class Keep(Frozen):
     """Only the records of some sources; what is tested on stays whole (Llama-2's helpful against safe, seeds §12).
 
     Attributes:
-        sources: data sets or subsets.
+        sources: The data sets or subsets that are kept.
     """
 
     step: Literal["keep"]
@@ -88,7 +88,7 @@ class Sample(Frozen):
     """A share of the groups; a smaller share is part of a larger one (accuracy against data size, Llama-2's Fig. 6).
 
     Attributes:
-        share: of the groups.
+        share: The share of the groups that is kept.
     """
 
     step: Literal["sample"]
@@ -99,8 +99,8 @@ class Proportions(Frozen):
     """As many labelled items as have these shares of low and high labels, the rest being mid (the thesis': 0.11, 0.20).
 
     Attributes:
-        low: share of labels <= 0.4.
-        high: share of labels >= 0.9.
+        low: The share of labels <= 0.4.
+        high: The share of labels >= 0.9.
     """
 
     step: Literal["proportions"]
@@ -123,7 +123,7 @@ class Mismatched(Frozen):
     """Prompts with the completion of another prompt of the same source, labelled 0, are added.
 
     Attributes:
-        share: of the labelled items that are given such a twin.
+        share: The share of the labelled items that get such a twin.
     """
 
     step: Literal["mismatched"]
@@ -134,8 +134,8 @@ class Repeat(Frozen):
     """Records that occur more than once in an epoch.
 
     Attributes:
-        times: by data set, or by subset (`hh_rlhf/harmless-base`), which then goes before its data set. Of 1.5, half of
-            the groups occur twice and the others once.
+        times: How often a data set occurs, or a subset (`hh_rlhf/harmless-base`), which goes before its data set. Of
+            1.5, half of the groups occur twice and the others once.
     """
 
     step: Literal["repeat"]

@@ -13,10 +13,11 @@ class Lora(Frozen):
     """The adapter.
 
     Attributes:
-        r: rank.
-        alpha: scale; the update is multiplied by alpha / r.
-        target_modules: names of the linears that get an adapter.
-        layers: indices of the layers that get one; None means all. Layers below the lowest need no backward pass.
+        r: The rank.
+        alpha: The scale: the update is multiplied by alpha / r.
+        target_modules: The names of the linear layers that get an adapter, such as `q_proj`.
+        layers: The indices of the layers that get one, counted from 0; null means all of them. Layers below the lowest
+            index need no backward pass.
     """
 
     r: int = Field(gt=0)
@@ -29,14 +30,14 @@ class Adam(Frozen):
     """AdamW, and how a step is cut into forwards.
 
     Attributes:
-        learning_rate: the peak, where it changes.
-        betas: of Adam.
-        epsilon: of Adam.
-        weight_decay: on all trained parameters.
-        max_grad_norm: the gradient is clipped to this norm; None for never.
-        micro_batch_tokens: tokens in one forward; steps are split to fit, without changing the loss.
-        compute_dtype: what matrix products are computed in while training; weights stay fp32.
-        checkpoint_steps: steps between two checkpoints to resume from.
+        learning_rate: The learning rate; its peak, where there is a schedule.
+        betas: Adam's two decay rates.
+        epsilon: Adam's epsilon.
+        weight_decay: The decoupled weight decay on all trained parameters.
+        max_grad_norm: The norm that gradients are clipped to; null never clips.
+        micro_batch_tokens: The tokens in one forward; steps are split to fit, without changing the loss.
+        compute_dtype: The dtype of matrix products while training; weights stay in float32.
+        checkpoint_steps: The steps between two states that a killed run can resume from.
     """
 
     learning_rate: float = Field(gt=0)
@@ -53,9 +54,9 @@ class Optimiser(Adam):
     """The same with warm-up and a cosine to a tenth of the learning rate (Llama-2 recipe, seeds §12).
 
     Attributes:
-        batch_prompts: prompts (for labelled items and dialogues: items) in one optimiser step, over all processes.
-        epochs: passes over the training part.
-        warmup_share: share of all steps, at least 5 steps.
+        batch_prompts: The prompts in one step over all processes; of labels and dialogues, the items.
+        epochs: The passes over the training part.
+        warmup_share: The share of all steps in which the learning rate rises, at least 5 steps.
     """
 
     batch_prompts: int = Field(32, gt=0)

@@ -11,7 +11,9 @@ class LabelledMargin(Frozen):
     """Target margins from the records: `scale` times a pair's gap; 0 where there is none (margin paper (3)).
 
     Attributes:
-        scale: of the gaps, which are in 0..1. Llama-2's two schemes are 1 and 3 for gaps of 0, 1/3, 2/3 and 1.
+        kind: `labelled`.
+        scale: What a pair's gap (0..1) is multiplied by to give its target margin, in logits; Llama-2's two
+            schemes are 1 and 3.
     """
 
     kind: Literal["labelled"]
@@ -19,7 +21,11 @@ class LabelledMargin(Frozen):
 
 
 class BatchMeanMargin(Frozen):
-    """The batch's mean margin is the target of the pairs below it (margin paper (5) to (7))."""
+    """The batch's mean margin is the target of the pairs below it (margin paper (5) to (7)).
+
+    Attributes:
+        kind: `batch_mean`.
+    """
 
     kind: Literal["batch_mean"]
 
@@ -28,10 +34,10 @@ class PreferenceObjective(Frozen):
     """Bradley-Terry over all pairs of a prompt, averaged per prompt, then over prompts (thesis 2.12).
 
     Attributes:
-        kind: preference.
-        margin: target margins; None for none.
-        l2: weight of the squared logits; 0.001 in the thesis author's code.
-        centring: weight of the squared sums of a pair's logits.
+        kind: `preference`.
+        margin: The target margins of pairs; null sets none.
+        l2: The weight of the squared logits in the loss; the code of the thesis has 0.001.
+        centring: The weight of the squared sum of a pair's two logits in the loss.
     """
 
     kind: Literal["preference"]
@@ -49,9 +55,9 @@ class AbsoluteObjective(Frozen):
     """A quality in 0..1 for each item (thesis 5.3).
 
     Attributes:
-        kind: absolute.
-        loss: `logistic`: cross-entropy of σ(logit); `sig+mse`: squared error of σ(logit); `mse+penalty`: squared error
-            of the raw output, which is then no logit, so such a model is measured and not served.
+        kind: `absolute`.
+        loss: `logistic` is the cross-entropy of σ(logit) against the label, `sig+mse` the squared error of σ(logit),
+            `mse+penalty` the squared error of the raw output. The last is no logit: it is measured, not served.
     """
 
     kind: Literal["absolute"]

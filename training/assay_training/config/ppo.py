@@ -16,8 +16,8 @@ class Rollout(Sampled):
     """The same, for a step of PPO.
 
     Attributes:
-        completions: of one step, each of a prompt of its own.
-        importance_cap: truncates the weight that corrects for the gap of engine and trainer; None for no correction.
+        completions: The completions of one step, each of a prompt of its own.
+        importance_cap: The largest weight that corrects for the gap of engine and trainer; null does not correct.
     """
 
     completions: int = Field(16, gt=0)
@@ -28,9 +28,9 @@ class Kl(Frozen):
     """The penalty for going away from the reference.
 
     Attributes:
-        coef: at the start.
-        target: nats per completion that `coef` is adapted towards; None keeps it.
-        horizon: completions over which it is adapted.
+        coef: The coefficient of the penalty at the start.
+        target: The nats per completion that the coefficient is adapted towards; null keeps it.
+        horizon: The completions over which it is adapted.
     """
 
     coef: float = Field(ge=0)
@@ -42,14 +42,14 @@ class Ppo(Frozen):
     """The clipped objective.
 
     Attributes:
-        epochs: passes over the completions of a step.
-        mini_batch: completions of one update.
-        clip_range: of the ratio of new to old probabilities.
-        value_clip_range: of values around old ones.
-        value_coef: weight of the values' loss.
-        gamma: discount.
-        gae_lambda: of the advantages.
-        ratio_limit: an update whose mean ratio is larger is skipped and counted.
+        epochs: The passes over the completions of a step.
+        mini_batch: The completions of one update.
+        clip_range: How far the ratio of new to old probabilities may be from 1.
+        value_clip_range: How far values may be from the old ones.
+        value_coef: The weight of the values' loss.
+        gamma: The discount per token.
+        gae_lambda: The λ of generalised advantage estimation.
+        ratio_limit: The mean ratio above which an update is skipped and counted.
     """
 
     epochs: int = Field(4, gt=0)
@@ -66,16 +66,16 @@ class PpoConfig(RunConfig):
     """A run of `assay train ppo`; `base` is the policy to start from, which is the reference as well.
 
     Attributes:
-        name: of the run.
-        sources: of prompts.
-        lora: the adapter that is trained; without it the policy is the reference.
-        reward: what a completion is worth.
-        rollout: how completions are sampled.
-        kl: the penalty.
-        ppo: the objective.
-        optimiser: of the adapter and the value head; the learning rate is constant.
-        steps: rollouts, each followed by `ppo.epochs` passes.
-        seed: of everything random.
+        name: The name of the run; the run directory is `runs/NAME` unless `--out` says otherwise.
+        sources: The data sets that prompts are taken from.
+        lora: The adapter that is trained; without it the policy is the reference.
+        reward: What a completion is worth.
+        rollout: How completions are sampled.
+        kl: The penalty for going away from the reference.
+        ppo: The clipped objective.
+        optimiser: The optimiser of the adapter and the value head; the learning rate is constant.
+        steps: The rollouts, each followed by `ppo.epochs` passes.
+        seed: The seed of everything random.
     """
 
     name: Name

@@ -12,16 +12,16 @@ class RejectionConfig(RunConfig):
     """A run of `assay train rejection`: rounds of sampling, picking the best by score, and learning to say them.
 
     Attributes:
-        name: of the run.
-        sources: of prompts.
-        lora: the adapter, which is trained on from round to round and merged in the end.
-        reward: what a completion is worth.
-        rollout: how completions are sampled.
-        rounds: each from the policy that the one before it left.
-        prompts: of a round.
-        samples: of each prompt; the best is kept.
-        optimiser: of a round, over the best completions of this round and of all before it.
-        seed: of everything random.
+        name: The name of the run; the run directory is `runs/NAME` unless `--out` says otherwise.
+        sources: The data sets that prompts are taken from.
+        lora: The adapter, which is trained on from round to round and merged in the end.
+        reward: What a completion is worth.
+        rollout: How completions are sampled.
+        rounds: The rounds, each from the policy that the one before it left.
+        prompts: The prompts of a round.
+        samples: The completions of each prompt, the best of which is kept.
+        optimiser: The optimiser of a round, over the best completions of this round and of all before it.
+        seed: The seed of everything random.
     """
 
     name: Name

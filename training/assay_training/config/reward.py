@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from assay_service.scoring.manifest import EosPolicy, GoldenRow, ScorePosition, Unfinished
+from assay_service.scoring.manifest import EosPolicy, ScorePosition, Unfinished
 from assay_training.config.base import Name, RunConfig, Seed
 from assay_training.config.data import Sources, Split
 from assay_training.config.mixture import Keep, Portion, Repeat, Sample, Step
@@ -22,19 +22,22 @@ class RewardConfig(RunConfig):
     """A run of `assay train reward`.
 
     Attributes:
-        name: of the signal.
-        objective: preference (Bradley-Terry on rankings) or absolute (labels in 0..1).
-        sources: what is learned from.
-        mixture: steps from the records of a training part to what is trained on.
-        max_length: tokens of prompt and completion together; longer prompts are cut from the left.
-        score_position: which tokens the head reads.
-        eos: where the end of turn comes from.
-        unfinished: how the served model treats completions that were cut off.
-        lora: the adapter; None trains all weights.
-        optimiser: how it is trained.
-        split: how it is judged.
-        seed: of everything random.
-        golden: conversations whose logits are stored and checked at load; texts of our own, never data.
+        name: The name of the run and of the signal; the run directory is `runs/NAME` unless `--out` says otherwise.
+        objective: What is learned: `preference` (Bradley-Terry on rankings) or `absolute` (labels in 0..1).
+        sources: The data sets.
+        mixture: The steps from the records of a training part to what is trained on, in order.
+        max_length: The tokens of prompt and completion together; longer prompts are cut from the left.
+        score_position: Which tokens the head reads: `last_token`, `eos` and `last_non_pad_id` are for decoders;
+            `first_token`, `mean` (of all tokens) and `completion` (the mean of the completion's) are for encoders.
+            `pooler` cannot be trained.
+        eos: Where the end of turn comes from: the chat template prints it, or it is appended.
+        unfinished: What the served model does with a completion that was cut off.
+        lora: The adapter; null trains all weights.
+        optimiser: The optimiser and its schedule.
+        split: Which part of the data is tested on.
+        seed: The seed of everything random.
+        golden: Pairs of a prompt and a completion whose texts and logits are stored in the checkpoint and checked
+            whenever it is loaded; null takes the first rows of the data, which the checkpoint then holds.
     """
 
     name: Name
@@ -49,7 +52,7 @@ class RewardConfig(RunConfig):
     optimiser: Optimiser
     split: Split
     seed: Seed = 0
-    golden: list[tuple[str, str]] = Field(min_length=1, description="(prompt, completion) pairs")
+    golden: Annotated[list[tuple[str, str]], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _steps_fit(self) -> "RewardConfig":
@@ -59,7 +62,3 @@ class RewardConfig(RunConfig):
             if self.objective.kind == "preference" and not isinstance(step, Repeat | Portion | Keep | Sample):
                 raise ValueError(f"mixture: {step.step} is for labelled items, this run learns from rankings")
         return self
-
-    def golden_row(self, prompt: str, completion: str, logit: float) -> GoldenRow:
-        """A golden row of the manifest."""
-        return GoldenRow(messages=(("user", prompt), ("assistant", completion)), logit=logit)

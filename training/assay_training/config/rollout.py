@@ -1,6 +1,6 @@
 """How completions are sampled, and what they are worth."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -9,17 +9,51 @@ from assay_training.config.base import Frozen
 LEAST_TEMPERATURE = 0.01  # vLLM samples at this where less is asked for
 
 
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{8,64}$", description="a SHA-256, or the first eight digits or more")]
+
+
+class ExpectedSignal(Frozen):
+    """What a signal behind the reward must be; what is not named may be anything.
+
+    Attributes:
+        kind: The kind of the signal.
+        model: The base, as the service's configuration names it.
+        revision: The commit of the base, or the SHA-256 of its weights; the first eight digits or more.
+        adapter_sha256: The SHA-256 of the adapter's weights, as the run's first lines print it; the first eight digits
+            or more.
+    """
+
+    kind: Literal["preference", "absolute"] | None = None
+    model: str | None = None
+    revision: Hash | None = None
+    adapter_sha256: Hash | None = None
+
+
+class Expected(Frozen):
+    """What the service must score by; a run stops before its first step where it does not.
+
+    Attributes:
+        fingerprint: The hash of models, blend and libraries, as the run's first lines print it; the first eight digits
+            or more.
+        signals: What each signal must be, by its name.
+    """
+
+    fingerprint: Hash | None = None
+    signals: dict[str, ExpectedSignal] = Field({})
+
+
 class Reward(Frozen):
     """What a completion is worth, as a running service says.
 
     Attributes:
-        model: signal or blend; None where `weights` say.
-        weights: signal -> weight, for a blend of the run's own.
-        value: "logit", or "probability" of a single absolute signal (the thesis' bounded reward).
-        clip: scores beyond ± this count as this much; after blending.
-        missing_eos_penalty: subtracted from the score of a completion that was cut off.
-        failed: what happens to a completion that the service could not score: the run stops, or the completion is left
+        model: The served signal or blend; null where `weights` are given.
+        weights: The weight of each signal, for a blend of the run's own.
+        value: What of a score is the reward: its logit, or the probability of a single absolute signal.
+        clip: The largest magnitude of a score, after blending; null keeps scores as they are.
+        missing_eos_penalty: What is subtracted from the score of a completion that was cut off, in logits.
+        failed: What happens to a completion that the service could not score: the run stops, or the completion is left
             out and counted. It never gets a number.
+        expect: What the service must score by; otherwise the run stops before it samples.
     """
 
     model: str | None = None
@@ -28,6 +62,7 @@ class Reward(Frozen):
     clip: float | None = Field(None, gt=0)
     missing_eos_penalty: float = Field(1.0, ge=0)
     failed: Literal["stop", "drop"] = "stop"
+    expect: Expected = Expected()
 
     @model_validator(mode="after")
     def _one_rule(self) -> "Reward":
@@ -42,13 +77,13 @@ class Sampled(Frozen):
     """How completions are sampled.
 
     Attributes:
-        engine: "vllm", or "transformers" where that is absent.
-        chunk_completions: generated together; while the next are, these are scored.
-        max_prompt_tokens: longer prompts are left out.
-        max_new_tokens: of a completion.
-        temperature: of sampling, from the whole distribution; log-probabilities are of it everywhere.
-        max_gap: mean absolute difference of the engine's log-probabilities and the trainer's, in nats, above which the
-            run stops whatever its floor: the engine does not sample from the policy then.
+        engine: What generates: vLLM, or transformers where that is not installed.
+        chunk_completions: The completions that are generated together; while the next are, these are scored.
+        max_prompt_tokens: The tokens of a prompt; longer ones are left out and counted.
+        max_new_tokens: The tokens of a completion, at most.
+        temperature: The temperature of sampling, from the whole distribution; 0.01 at least.
+        max_gap: The mean absolute difference of the engine's and the trainer's log-probabilities, in nats per token,
+            above which the run stops: the engine does not sample from the policy then.
     """
 
     engine: Literal["vllm", "transformers"]

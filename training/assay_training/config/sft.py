@@ -11,9 +11,9 @@ class Stage(Frozen):
     """One pass of training; stages follow each other on the same weights, each with an optimiser of its own.
 
     Attributes:
-        name: for metrics.
-        sources: of dialogues or texts.
-        optimiser: how it is trained.
+        name: The name of the stage in metrics.
+        sources: The data sets, of dialogues or texts.
+        optimiser: The optimiser and its schedule.
     """
 
     name: Name
@@ -25,12 +25,12 @@ class SftConfig(RunConfig):
     """A run of `assay train sft`.
 
     Attributes:
-        name: of the run.
-        max_length: tokens of a dialogue; longer ones are cut on the right.
-        lora: the adapter, which is merged in the end; None trains all weights.
-        stages: in order; the thesis has `pre_sft` and `sft`.
-        held_out: share of the groups that no stage sees; the loss on them is reported.
-        seed: of everything random.
+        name: The name of the run; the run directory is `runs/NAME` unless `--out` says otherwise.
+        max_length: The tokens of a dialogue or text; longer ones are cut on the right.
+        lora: The adapter, which is merged in the end; null trains all weights.
+        stages: One or more stages, in order, each on the weights that the one before it left.
+        held_out: The share of the groups that no stage sees; the loss on them is reported.
+        seed: The seed of everything random.
     """
 
     name: Name

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from assay_service.errors import StartError
 from assay_service.scoring.architectures import longest_sequence
-from assay_service.scoring.files import read_config
+from assay_service.scoring.files import read_config, resolve
 from assay_training.algorithms.folds import HELD_OUT, fold_of
-from assay_training.config.base import ConfigError
+from assay_training.config.base import ConfigError, RunConfig
 from assay_training.config.mixture import Augment
 from assay_training.config.objective import AbsoluteObjective, LabelledMargin, PreferenceObjective
 from assay_training.config.reward import RewardConfig
@@ -48,6 +49,43 @@ def check_refused(refused: Mapping[str, int], records: int) -> None:
     if sum(refused.values()) > LARGEST_REFUSED_SHARE * records:
         counts = ", ".join(f"{code}: {count}" for code, count in sorted(refused.items()))
         raise ConfigError(f"sources: {sum(refused.values())} of {records} records cannot be rendered ({counts})")
+
+
+def check_told_apart(equal_ids: Mapping[str, int], examples: Sequence[Judged], max_length: int) -> list[str]:
+    """Return what to tell about pairs that were left out because the ids of their completions are equal.
+
+    Args:
+        equal_ids: pairs and ties that were left out, by data set.
+        examples: the records that are left.
+        max_length: tokens of prompt and completion together.
+
+    Raises:
+        ConfigError: no pair is left.
+    """
+    cause = f"both are cut at max_length {max_length}, or the template or the tokenizer drops what differs"
+    if equal_ids and not any(teaches(record) for record in examples):
+        counts = ", ".join(f"{name}: {count}" for name, count in sorted(equal_ids.items()))
+        raise ConfigError(
+            f"sources: the two completions of every pair have equal ids ({counts}): "
+            f"{cause}; raise max_length, or change the template"
+        )
+    return [
+        f"{name}: {count:,} pairs or ties left out, as their completions have equal ids: {cause}"
+        for name, count in sorted(equal_ids.items())
+    ]
+
+
+def base_of(config: RunConfig) -> Path:
+    """Return the directory of the base, which is fetched if it is on the hub.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    try:
+        return resolve(config.base_reference, config.revision, Path("/"))
+    except StartError as error:
+        hint = "" if config.revision is not None else " (a hub id needs its `revision`)"
+        raise ConfigError(f"base: {error}{hint}") from error
 
 
 def check_length(name: str, max_length: int, base: Path) -> None:

@@ -18,24 +18,24 @@ RELOADED_SAMPLE = 8
 RELOADED_TOLERANCE = 1e-3  # merging an adapter rounds
 
 
-def policy_renderer(tokenizer: PreTrainedTokenizerBase, template: Path, vocabulary_size: int) -> Renderer:
+def policy_renderer(tokenizer: PreTrainedTokenizerBase, template: str, vocabulary_size: int) -> Renderer:
     """Of a policy's template, without a length limit.
 
     Raises:
         ConfigError: the template does not work with this tokenizer.
     """
-    rules = RenderRules(template.read_text(), 2**31, "eos", "template", "score")
+    rules = RenderRules(template, 2**31, "eos", "template", "score")
     try:
         return Renderer(tokenizer, rules, vocabulary_size)
     except StartError as error:
-        raise ConfigError(f"template: {template}: {error} (the tokenizer's EOS is {tokenizer.eos_token!r})") from error
+        raise ConfigError(f"template: {error} (the tokenizer's EOS is {tokenizer.eos_token!r})") from error
 
 
 def save_policy(
     policy: Policy,
     directory: Path,
     tokenizer: PreTrainedTokenizerBase,
-    template: Path,
+    template: str,
     sample: Sequence[SftExample],
 ) -> None:
     """Writes the whole model in transformers' format with tokenizer and template, and reads it back.
@@ -55,7 +55,7 @@ def save_policy(
         expected = policy.logprobs(sample)
     unchecked = directory.with_suffix(".tmp")
     policy.save(unchecked)
-    tokenizer.chat_template = template.read_text()
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(unchecked)
     with torch.inference_mode():
         again = Policy(unchecked, None, policy.device).logprobs(sample)

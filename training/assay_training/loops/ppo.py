@@ -3,7 +3,6 @@
 Every process has the whole rollout: it samples and looks at its share, and all of them learn from all of it.
 """
 
-import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,13 +17,15 @@ from assay_training.algorithms.ppo import adapted_kl_coef, runs_away
 from assay_training.algorithms.schedule import passing, random_batches
 from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
+from assay_training.loops import summary
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience, Numbers, example_of, experiences
-from assay_training.loops.sampler import Sampler, base_of
-from assay_training.loops.step import accumulate, check_finite, optimiser_of, update
-from assay_training.processes import accelerator, gathered, mine
+from assay_training.loops.sampler import Sampler, sampled_base
+from assay_training.loops.step import accumulate, check_finite, check_numbers, optimiser_of, update
+from assay_training.processes import accelerator, gathered, mine, tell
+from assay_training.records.rows import rows_of_file
 from assay_training.rollout.collect import Sample
-from assay_training.rollout.rewards import Rewards, patient_client
+from assay_training.rollout.rewards import Rewards, patient_client, served_by
 
 
 class PpoRun:
@@ -42,7 +43,7 @@ class PpoRun:
 
     def __init__(self, config: PpoConfig, data: Path, out: Path, client: RewardClient) -> None:
         self.config, self._client, self._together = config, client, accelerator()
-        base = base_of(config)
+        base = sampled_base(config)
         torch.manual_seed(config.seed)
         self.actor = Actor(base, config.lora, self._together.device, config.rollout.temperature)
         self.sampler = Sampler(config, base, self.actor.policy, data, out)
@@ -51,10 +52,16 @@ class PpoRun:
         self._optimiser = optimiser_of(self.actor.parameters(), config.optimiser)
 
     def go(self) -> Path:
-        """All steps from where an interrupted run left off; then the policy, whole. Returns its directory."""
+        """All steps from where an interrupted run left off; then the policy, whole. Returns its directory.
+
+        Raises:
+            ConfigError: the service is not the one that the run expects; nothing has been sampled then.
+        """
         if self.run.read_json("results.json") is not None:
             self.run.forget()  # a kill may have come between the two
             return self.sampler.checkpoint
+        for line in served_by(self._client, self.config.reward):
+            tell(line)
         metrics, resume, main = self.run.metrics("ppo"), self.run.resume_point("ppo"), self._together.is_main_process
         start, kept = resume.load(self.actor.parameters(), self._optimiser)
         kl_coef = float(kept.get("kl_coef") or self.config.kl.coef)
@@ -67,6 +74,7 @@ class PpoRun:
         progress = tqdm(range(start, steps), self.config.name, steps, initial=start, disable=not main)
         for step in progress:
             numbers, completions = self.step(step, kl_coef, rewards)
+            check_numbers(f"step {step}", numbers, settings)
             kl_coef = self._adapted(kl_coef, numbers["kl"], completions)
             progress.set_postfix(score=f"{numbers['score']:.3f}", kl=f"{numbers['kl']:.2f}", refresh=False)
             if main:
@@ -127,8 +135,7 @@ class PpoRun:
                 self._optimiser.zero_grad(set_to_none=True)
                 skipped += 1
                 continue
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise FloatingPointError(f"step {step}: the loss is {loss}, the norm of its gradient {norm}")
+            check_numbers(f"step {step}", {"loss": loss, "grad_norm": norm}, optimiser)
             told.append(numbers | {"loss": loss, "grad_norm": norm})
             update(self._optimiser, optimiser.learning_rate)
         return _means(told) | {"skipped": float(skipped)}
@@ -153,4 +160,9 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
     """
     config = read(config_path, PpoConfig)
     with patient_client(url, config.reward) as client:
-        return PpoRun(config, data, out or Path("runs") / config.name, client).go()
+        ppo = PpoRun(config, data, out or Path("runs") / config.name, client)
+        checkpoint = ppo.go()
+    rows = [row.fields for row in rows_of_file(ppo.run.path / "metrics.jsonl")]
+    for line in summary.of_ppo([row for row in rows if row["part"] == "ppo"], checkpoint):
+        tell(line)
+    return checkpoint

@@ -17,15 +17,16 @@ from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.rollout import Reward
 from assay_training.examples import token_batches
+from assay_training.loops import summary
 from assay_training.loops.experience import correlation, example_of, scores_of
 from assay_training.loops.next_token import NextToken
-from assay_training.loops.sampler import Sampler, base_of
+from assay_training.loops.sampler import Sampler, sampled_base
 from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
-from assay_training.processes import accelerator
+from assay_training.processes import accelerator, tell
 from assay_training.rollout.collect import Rollout, Sample
 from assay_training.rollout.completion import Ids
-from assay_training.rollout.rewards import Rewards, patient_client
+from assay_training.rollout.rewards import Rewards, patient_client, served_by
 from assay_training.sft_examples import SftExample
 
 
@@ -44,17 +45,23 @@ class RejectionRun:
 
     def __init__(self, config: RejectionConfig, data: Path, out: Path, client: RewardClient) -> None:
         self.config, self._client = config, client
-        base = base_of(config)
+        base = sampled_base(config)
         torch.manual_seed(config.seed)
         self.policy = Policy(base, config.lora, accelerator().device)
         self.sampler = Sampler(config, base, self.policy, data, out)
         self.run = self.sampler.run
 
     def go(self) -> Path:
-        """All rounds from where an interrupted run left off; then the policy, whole. Returns its directory."""
+        """All rounds from where an interrupted run left off; then the policy, whole. Returns its directory.
+
+        Raises:
+            ConfigError: the service is not the one that the run expects; nothing has been sampled then.
+        """
         if self.run.read_json("results.json") is not None:
             self.run.forget()  # a kill may have come between the two
             return self.sampler.checkpoint
+        for line in served_by(self._client, self.config.reward):
+            tell(line)
         kept: list[SftExample] = []
         results: list[dict[str, Any]] = []
         fingerprint: str | None = None
@@ -185,4 +192,8 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
     """
     config = read(config_path, RejectionConfig)
     with patient_client(url, config.reward) as client:
-        return RejectionRun(config, data, out or Path("runs") / config.name, client).go()
+        rejection = RejectionRun(config, data, out or Path("runs") / config.name, client)
+        checkpoint = rejection.go()
+    for line in summary.of_rejection(rejection.run.read_json("results.json") or [], config.samples, checkpoint):
+        tell(line)
+    return checkpoint

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 from assay_service.errors import ContentError
 from assay_service.scoring import manifest as manifests
 from assay_service.scoring.checkpoint import read_adapter, read_head
-from assay_service.scoring.files import resolve, sha256_of, weight_files
+from assay_service.scoring.files import sha256_of, weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item
 from assay_service.scoring.layout import Sequence as Ids
@@ -21,18 +22,29 @@ from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_training.algorithms.folds import HELD_OUT
+from assay_training.chat_template import template_of
 from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
 from assay_training.config.model import Optimiser
 from assay_training.config.objective import AbsoluteObjective
 from assay_training.config.reward import RewardConfig
 from assay_training.examples import Example, autocast, render_records, token_batches
-from assay_training.loops.checks import check, check_length, check_refused, paraphrased, part_of, teaches, untaught
+from assay_training.loops.checks import (
+    base_of,
+    check,
+    check_length,
+    check_refused,
+    check_told_apart,
+    paraphrased,
+    part_of,
+    teaches,
+    untaught,
+)
 from assay_training.loops.objectives import Pairwise, Pointwise
 from assay_training.loops.supervised import Schedule, train
 from assay_training.lora import lora_config
 from assay_training.mixture import Paraphrases, mix
-from assay_training.processes import accelerator
+from assay_training.processes import accelerator, tell
 from assay_training.records.paraphrases import read_paraphrases
 from assay_training.records.rows import rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings
@@ -40,8 +52,12 @@ from assay_training.rundir import RunDirectory, base_identity, write_adapter, wr
 from assay_training.sharding import asked_for, copy_whole, shard
 
 STATISTICS_SAMPLE = 500
+GOLDEN_ROWS = 3
 RELOADED_SAMPLE = 16
 RELOADED_TOLERANCE = 1e-5
+
+
+Golden = tuple[Item, Ids]
 
 
 class RewardRun:
@@ -59,24 +75,32 @@ class RewardRun:
 
     def __init__(self, config: RewardConfig, data: Path, out: Path) -> None:
         self.config = config
-        self.base = resolve(config.base, config.revision, Path.cwd())
+        self.base = base_of(config)
+        self.template = template_of(config, self.base)
         read = read_rankings if config.objective.kind == "preference" else read_labelled
         found = read(data, config.sources)
+        for line in found.told():
+            tell(line)
         self._paraphrases = _paraphrases(config, data)
         check_length("max_length", config.max_length, self.base)
         self.device = accelerator().device
         model = self.fresh_model()
         self.renderer = self._renderer(model)
-        self.golden = [self._golden(*texts) for texts in config.golden]
+        declared = [self._golden(*texts) for texts in config.golden or ()]
         self.examples, report = render_records(found.records, self.renderer)
         check_refused(report.refused, len(found.records))
+        self.golden = declared or self._first_rows()
         records = [example.record for example in self.examples]
+        for line in check_told_apart(report.equal_ids, records, config.max_length):
+            tell(line)
         check(config, records, self._paraphrases)
         self.run = RunDirectory(
             out,
             {
-                "config": config.model_dump(mode="json", exclude={"template": True, "split": {"test_folds"}}),
-                "template": config.template.read_text(),
+                "config": config.model_dump(
+                    mode="json", exclude={"template": True, "base": True, "split": {"test_folds"}}
+                ),
+                "template": self.template,
                 **base_identity(self.base),
                 "data_sha256": data_hashes(data, config.sources, config.mixture),
             },
@@ -87,6 +111,7 @@ class RewardRun:
         self.run.write_json(
             "render.json",
             {
+                "understood": found.understood,
                 "left_out": found.left_out + untaught(records),
                 **asdict(report),
                 **paraphrased(config, learned, self._paraphrases),
@@ -140,10 +165,11 @@ class RewardRun:
         sample = self.examples[:: max(1, len(self.examples) // STATISTICS_SAMPLE)]
         logits = [logit for row in self.predict(model, sample) for logit in row]
         if self.config.lora is None:
-            write_whole(directory, model.whole_tensors(self.config.name), self.config, self.base)
+            write_whole(directory, model.whole_tensors(self.config.name), self.template, self.base)
             base, adapter, head = directory, None, read_head(weight_files(directory))
         else:
-            write_adapter(directory, model.adapter_tensors(self.config.name), self.config, model.architecture.head)
+            tensors, head_name = model.adapter_tensors(self.config.name), model.architecture.head
+            write_adapter(directory, tensors, self.config, head_name, self.template)
             base, (adapter, head) = self.base, read_adapter(directory)
         assert head is not None
         reloaded = RewardModel.load(base, torch.float32, self.device)
@@ -190,7 +216,7 @@ class RewardRun:
         """The renderer that serving will use."""
         config = self.config
         rules = RenderRules(
-            config.template.read_text(),
+            self.template,
             config.max_length,
             config.score_position,
             config.eos,
@@ -202,10 +228,11 @@ class RewardRun:
     def _manifest(self, model: RewardModel, base_sha256: str, mean: float, std: float) -> manifests.Manifest:
         config = self.config
         golden = []
-        for (prompt, completion), sequence in zip(config.golden, self.golden, strict=True):
+        for item, sequence in self.golden:
             with torch.inference_mode():
                 logit = model.logits([sequence], config.name).item()
-            golden.append(config.golden_row(prompt, completion, logit))
+            messages = tuple((message.role, message.content) for message in item.messages)
+            golden.append(manifests.GoldenRow(messages=messages, logit=logit))
         return manifests.Manifest(
             kind=config.objective.kind,
             base_sha256=base_sha256,
@@ -219,11 +246,29 @@ class RewardRun:
             golden=tuple(golden),
         )
 
-    def _golden(self, prompt: str, completion: str) -> Ids:
+    def _golden(self, prompt: str, completion: str) -> Golden:
+        item = Item.of(prompt, completion)
         try:
-            return self.renderer.render(Item.of(prompt, completion)).sequence
+            return item, self.renderer.render(item).sequence
         except ContentError as error:
             raise ConfigError(f"golden: {prompt[:40]!r}: {error.message}") from error
+
+    def _first_rows(self) -> list[Golden]:
+        """The first items of the data that fit whole, one of a record, in the place of golden rows of the run's own.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        found: list[Golden] = []
+        for example in self.examples:
+            with suppress(ContentError):
+                found.append((example.record.items[0], self.renderer.render(example.record.items[0]).sequence))
+            if len(found) == GOLDEN_ROWS:
+                break
+        if self.examples and not found:
+            raise ConfigError("golden: is missing, and no row of the data fits max_length whole; name a short text")
+        tell(f"golden: the first {len(found)} rows of the data are stored in the checkpoint, to be checked at its load")
+        return found
 
 
 def predict(model: RewardModel, signal: str, examples: Sequence[Example], settings: Optimiser) -> list[list[float]]:

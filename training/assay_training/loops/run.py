@@ -9,12 +9,17 @@ from assay_training.evaluation import plots
 from assay_training.evaluation.baselines import length_fit, length_logits
 from assay_training.evaluation.results import LENGTH, MODEL, results
 from assay_training.evaluation.rows import Rows
+from assay_training.loops import summary
 from assay_training.loops.crossfit import judge
 from assay_training.loops.reward import RewardRun
+from assay_training.processes import tell
 
 
-def run(config_path: Path, data: Path, out: Path | None) -> None:
-    """Trains, tests and saves.
+def run(config_path: Path, data: Path, out: Path | None) -> Path | None:
+    """Train, test and save; tell what came of it, and how it is served.
+
+    Returns:
+        The directory of the checkpoint; None where the objective leaves none.
 
     Raises:
         ValueError: the configuration, the data or the run directory is wrong.
@@ -25,6 +30,13 @@ def run(config_path: Path, data: Path, out: Path | None) -> None:
         single(reward)
     else:
         judge(reward, config_path)
+    directory, results = reward.run.path, reward.run.read_json("results.json")
+    served = config.objective.served
+    if served and reward.run.writes:
+        (directory / summary.SERVICE).write_text(summary.service_yaml(config))
+    for line in summary.of_reward(config, results or {}, directory):
+        tell(line)
+    return directory / "checkpoint" if served else None
 
 
 def single(reward: RewardRun) -> None:

@@ -1,25 +1,23 @@
 """What PPO and rejection sampling do alike: prompts, an engine, rollouts of the policy as it is, a run directory."""
 
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from assay_service.scoring.files import resolve
 from assay_training.algorithms.ppo import gap_limit
+from assay_training.chat_template import template_of
 from assay_training.config.base import ConfigError
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
 from assay_training.errors import RunStopped
-from assay_training.loops.checks import check_length, check_refused
+from assay_training.loops.checks import base_of, check_length, check_refused
 from assay_training.loops.policies import RELOADED_SAMPLE, policy_renderer, save_policy
 from assay_training.policy import Policy
-from assay_training.processes import accelerator
+from assay_training.processes import accelerator, tell
 from assay_training.records.sources import data_hashes, read_prompts
 from assay_training.rollout.asked import Asked, render_prompts
 from assay_training.rollout.collect import Collector, Rollout
@@ -29,17 +27,22 @@ from assay_training.rundir import RunDirectory, base_identity
 from assay_training.sft_examples import SftExample
 from assay_training.sharding import asked_for
 
-# The template's text is hashed, not its place; the others may be changed when a run that has stopped is to go on.
+# The template's text and the base's files are hashed, not their places. The others may be changed when a run that has
+# stopped is to go on.
 CHANGEABLE: Any = {
-    "template": True, "reward": {"failed"}, "rollout": {"max_gap"}, "optimiser": {"checkpoint_steps"},
-}  # fmt: skip
+    "template": True,
+    "base": True,
+    "reward": {"failed", "expect"},
+    "rollout": {"max_gap"},
+    "optimiser": {"checkpoint_steps"},
+}
 
 
 class EngineError(RunStopped):
     """The engine does not sample from the policy that is trained."""
 
 
-def base_of(config: PpoConfig | RejectionConfig) -> Path:
+def sampled_base(config: PpoConfig | RejectionConfig) -> Path:
     """The directory of the policy to start from, once all that needs no model is seen to fit.
 
     Raises:
@@ -47,7 +50,7 @@ def base_of(config: PpoConfig | RejectionConfig) -> Path:
     """
     if asked_for():
         raise ConfigError("sampling needs the whole policy in every process; start it without FSDP")
-    base = resolve(config.base, config.revision, Path.cwd())
+    base = base_of(config)
     check_length("rollout: max_prompt_tokens + max_new_tokens", config.rollout.max_tokens, base)
     return base
 
@@ -73,23 +76,26 @@ class Sampler:
     """
 
     def __init__(self, config: PpoConfig | RejectionConfig, base: Path, policy: Policy, data: Path, out: Path) -> None:
-        self._config, self._policy = config, policy
+        self._config, self._policy, self._template = config, policy, template_of(config, base)
         self.floor: float | None = None
         found = read_prompts(data, config.sources)
+        for line in found.told():
+            tell(line)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
-        renderer = policy_renderer(self._tokenizer, config.template, policy.vocabulary_size)
+        renderer = policy_renderer(self._tokenizer, self._template, policy.vocabulary_size)
         self.asked, left_out = render_prompts(found.records, renderer, config.rollout.max_prompt_tokens)
         check_refused(left_out - Counter(too_long=left_out["too_long"]), len(found.records))
         self._check(found.left_out + left_out)
         identity = {
             "config": config.model_dump(mode="json", exclude=CHANGEABLE),
-            "template": config.template.read_text(),
+            "template": self._template,
             **base_identity(base),
             "data_sha256": data_hashes(data, config.sources, []),
         }
         self.run = RunDirectory(out, identity, writes=accelerator().is_main_process)
         accelerator().wait_for_everyone()  # the first looks for files that are no run's; now the others may write
-        self.run.write_json("render.json", {"prompts": len(self.asked), "left_out": found.left_out + left_out})
+        counts = {"prompts": len(self.asked), "understood": found.understood, "left_out": found.left_out + left_out}
+        self.run.write_json("render.json", counts)
         eos, device = self._tokenizer.eos_token_id, accelerator().device
         engine = engine_of(config.rollout, config.lora.r, eos, base, device)
         self._collector = Collector(engine, lambda of: of.text(self._tokenizer), config.rollout.chunk_completions)
@@ -140,8 +146,7 @@ class Sampler:
         wanted = self._config.prompts if isinstance(self._config, RejectionConfig) else 1
         if len(self.asked) < wanted:
             raise ConfigError(f"sources: {told}; a round is of {wanted:,}")
-        if accelerator().is_main_process:
-            tqdm.write(told, file=sys.stderr)
+        tell(told)
 
     @property
     def checkpoint(self) -> Path:
@@ -158,7 +163,7 @@ class Sampler:
         if self.run.writes:
             end = (self._tokenizer.eos_token_id,)  # so that there is something to predict after one token, too
             sample = [SftExample.of(asked.ids[:1], asked.ids[1:] + end) for asked in self.asked[:RELOADED_SAMPLE]]
-            save_policy(self._policy, self.checkpoint, self._tokenizer, self._config.template, sample)
+            save_policy(self._policy, self.checkpoint, self._tokenizer, self._template, sample)
         accelerator().wait_for_everyone()
         self.run.write_json("results.json", results)
         self.run.forget()

@@ -10,21 +10,24 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from assay_service.scoring.files import resolve
 from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.chat_template import template_of
 from assay_training.config.base import ConfigError, read
 from assay_training.config.sft import SftConfig, Stage
 from assay_training.examples import autocast, token_batches
-from assay_training.loops.checks import check_length
+from assay_training.loops import summary
+from assay_training.loops.checks import base_of, check_length
 from assay_training.loops.next_token import NextToken
 from assay_training.loops.policies import policy_renderer, save_policy
 from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
-from assay_training.processes import accelerator
+from assay_training.processes import accelerator, tell
 from assay_training.records.sources import data_hashes, read_spoken
 from assay_training.rundir import RunDirectory, base_identity
 from assay_training.sft_examples import SftExample, SftRenderer
 from assay_training.sharding import asked_for, copy_whole
+
+LARGEST_LOSS = 700.0  # nats per token; the exponential of more is no float64
 
 
 class SftRun:
@@ -38,9 +41,12 @@ class SftRun:
 
     def __init__(self, config: SftConfig, data: Path, out: Path) -> None:
         self.config = config
-        self.base = resolve(config.base, config.revision, Path.cwd())
+        self.base = base_of(config)
+        self.template = template_of(config, self.base)
         check_length("max_length", config.max_length, self.base)
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
+        for line in (line for found in spoken for line in found.told()):
+            tell(line)
         hashes: dict[str, str] = {}
         for stage in config.stages:
             hashes |= data_hashes(data, stage.sources, [])
@@ -49,13 +55,14 @@ class SftRun:
         self.policy.shard()
         self.tokenizer = AutoTokenizer.from_pretrained(self.base)
         self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
-        rendered = policy_renderer(self.tokenizer, config.template, self.policy.vocabulary_size)
+        rendered = policy_renderer(self.tokenizer, self.template, self.policy.vocabulary_size)
         renderer, reports = SftRenderer(rendered, self.tokenizer, config.max_length), {}
         for stage, found in zip(config.stages, spoken, strict=True):
             training, report = renderer.examples([r for r in found.records if not self._held_out(r.group)])
             tested, tested_report = renderer.examples([r for r in found.records if self._held_out(r.group)])
             self.parts.append((training, tested))
             reports[stage.name] = {
+                "understood": found.understood,
                 "left_out": found.left_out,
                 "training": asdict(report),
                 "held_out": asdict(tested_report),
@@ -66,8 +73,8 @@ class SftRun:
         self.run = RunDirectory(
             out,
             {
-                "config": config.model_dump(mode="json", exclude={"template"}),
-                "template": config.template.read_text(),
+                "config": config.model_dump(mode="json", exclude={"template", "base"}),
+                "template": self.template,
                 **base_identity(self.base),
                 "data_sha256": hashes,
             },
@@ -91,7 +98,7 @@ class SftRun:
             whole = Policy(self.base, self.config.lora, self.policy.device)
             copy_whole(self.policy.parameters(), whole.parameters())
         if self.run.writes:
-            save_policy(whole, directory, self.tokenizer, self.config.template, self.parts[-1][0])
+            save_policy(whole, directory, self.tokenizer, self.template, self.parts[-1][0])
         self.run.write_json("results.json", losses)
         self.run.forget()
         return directory
@@ -114,7 +121,13 @@ class SftRun:
             # Not in inference mode, whose tensors could not be trained on where layers are shared.
             with torch.no_grad(), autocast(self.policy.device, stage.optimiser):
                 total -= float(self.policy.logprobs([examples[i] for i in part]).double().sum())
-        return {"targets": targets, "loss": total / targets, "perplexity": math.exp(total / targets)}
+        loss = total / targets
+        if not loss < LARGEST_LOSS:
+            raise FloatingPointError(
+                f"{stage.name}: the loss on what is held out is {loss} per token: the training diverges; lower "
+                f"optimiser.learning_rate (it is {stage.optimiser.learning_rate:g})"
+            )
+        return {"targets": targets, "loss": loss, "perplexity": math.exp(loss)}
 
     def _held_out(self, group: str) -> bool:
         return fold_of(group, folds=1, held_out=self.config.held_out, seed=self.config.seed) == HELD_OUT
@@ -127,4 +140,8 @@ def run(config_path: Path, data: Path, out: Path | None) -> Path:
         ValueError: the configuration, the data or the run directory is wrong.
     """
     config = read(config_path, SftConfig)
-    return SftRun(config, data, out or Path("runs") / config.name).go()
+    sft = SftRun(config, data, out or Path("runs") / config.name)
+    checkpoint = sft.go()
+    for line in summary.of_sft(sft.run.read_json("results.json") or {}, checkpoint):
+        tell(line)
+    return checkpoint

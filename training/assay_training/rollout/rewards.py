@@ -1,12 +1,12 @@
 """What completions are worth, from a running service; the only place that rewards come from."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from assay_client.client import RewardClient
 from assay_client.errors import AssayError
-from assay_client.types import Item, Score, ScoreFailure
+from assay_client.types import Item, Provenance, Score, ScoreFailure
 from assay_training.config.base import ConfigError
 from assay_training.config.rollout import Reward
 from assay_training.errors import RunStopped
@@ -18,6 +18,7 @@ class RewardError(RunStopped):
 
 TRIES = 1_000  # the deadline decides
 PATIENCE_S = 600.0  # a service that is started again compiles, loads and proves itself first
+PROBE = Item(prompt="Hello?", completion="Hello.")
 ROUNDS = 3  # in which items that may succeed later are asked again
 PAUSE_S = 1.0  # before the first of them; each pause is twice the one before
 
@@ -26,12 +27,13 @@ def patient_client(url: str, reward: Reward) -> RewardClient:
     """A client that waits for a service that is started again while a run goes on, but not for one that is not there.
 
     Raises:
-        ConfigError: the service does not have what the run asks for.
+        ConfigError: the service does not have what the run asks for, or is not the one that it expects.
         AssayError: it could not be reached, or refused.
     """
     try:
         with RewardClient(url) as client:
             check_served(client, reward)
+            served_by(client, reward)
     except AssayError as error:
         error.add_note(url)
         raise
@@ -53,6 +55,55 @@ def check_served(client: RewardClient, reward: Reward) -> None:
             raise ConfigError(f"reward: weights: {name!r} is a blend, weights are of signals")
         if reward.value == "probability" and kinds[name] != "absolute":
             raise ConfigError(f"reward: value: {name!r} is no absolute signal, it has no probability")
+
+
+def served_by(client: RewardClient, reward: Reward) -> list[str]:
+    """Return lines that tell by which models and weights the service scores, once it is what the run expects.
+
+    The service is asked for one score, as only an answer names the fingerprint of a blend of the run's own.
+
+    Raises:
+        ConfigError: the service scores by something else than `reward.expect` names.
+        AssayError: it could not be reached, or refused.
+    """
+    kinds = {card.id: card.kind for card in client.models()}
+    found = client.score([PROBE], model=reward.model, weights=reward.weights).provenance
+    wrong = list(_unexpected(reward, found, kinds))
+    lines = [f"rewards: {_rule(reward, found)}; fingerprint {found.fingerprint}"]
+    for name, signal in found.signals.items():
+        adapter = "no adapter" if signal.adapter_sha256 is None else f"adapter {signal.adapter_sha256[:16]}"
+        lines.append(f"  {name}: {kinds[name]}, model {signal.model}, revision {signal.revision[:16]}, {adapter}")
+    if wrong:
+        raise ConfigError(
+            f"reward: the service is not the one that the run expects: {'; '.join(wrong)}. Start the service that the "
+            "configuration was written for, name it with --url, or change reward.expect. It scores by\n"
+            + "\n".join(lines)
+        )
+    return lines
+
+
+def _rule(reward: Reward, found: Provenance) -> str:
+    rule = found.blend
+    weights = " + ".join(f"{weight:g} {name}" for name, weight in rule.weights.items()) if rule is not None else "?"
+    how = f", standardised by {rule.standardise}" if rule is not None and rule.standardise != "none" else ""
+    return f"{reward.model or 'weights of the run'} = {weights}{how}"
+
+
+def _unexpected(reward: Reward, found: Provenance, kinds: Mapping[str, str]) -> Iterator[str]:
+    """What differs from what the run expects."""
+    fingerprint = reward.expect.fingerprint
+    if fingerprint is not None and not found.fingerprint.startswith(fingerprint):
+        yield f"fingerprint is {found.fingerprint[:16]}, not {fingerprint}"
+    for name, expected in reward.expect.signals.items():
+        signal = found.signals.get(name)
+        if signal is None:
+            yield f"{name} is no signal of this reward, which has {', '.join(found.signals)}"
+            continue
+        there = {"kind": kinds[name], **{key: getattr(signal, key) for key in ("model", "revision", "adapter_sha256")}}
+        for key, wanted in expected.model_dump(exclude_none=True).items():
+            whole = key in ("kind", "model")
+            if there[key] != wanted if whole else not str(there[key]).startswith(wanted):
+                yield f"{name}: {key} is {str(there[key]) if whole else str(there[key])[:16]}, not {wanted}"
 
 
 @dataclass(frozen=True, slots=True)
