@@ -2,8 +2,11 @@
 
 import json
 import shlex
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from assay_training.evaluation.rewards.served import Scored, Scores
     from assay_training.evaluation.table import Table
     from assay_training.records.record import Ranking
+    from assay_training.records.sources import Read
 
 R = TypeVar("R", bound="Scored")
 T = TypeVar("T")
@@ -27,6 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print all numbers as JSON in
 Html = Annotated[Path | None, typer.Option(help="Also write a page with plots, command and data hashes.")]
 Judged = Annotated[list[str], typer.Argument(metavar="FORMAT:PATH...", show_default=False, help="What was judged.")]
 Models = Annotated[list[str] | None, typer.Option(help="Signals and blends; default: all that are served.")]
+GroupBy = Annotated[str | None, typer.Option(help="A field of the rows (subset) by which lines are split.")]
 Reference = Annotated[str | None, typer.Option(help="Model of output_1 where rows name only `generator`.")]
 
 
@@ -34,19 +39,26 @@ Reference = Annotated[str | None, typer.Option(help="Model of output_1 where row
 def winrate(
     files: Files,
     groups: Annotated[Path | None, typer.Option(help="JSON: instructions and their groups.", exists=True)] = None,
+    group_by: Annotated[
+        list[str] | None, typer.Option(help="A field that is a group (dataset): of --groups, else of the rows.")
+    ] = None,
     reference: Reference = None,
     ddof: Annotated[int, typer.Option(help="SE from n - 1 (1) or n (0).", min=0, max=1)] = 1,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
     """Win rates from AlpacaEval's rows."""
-    from assay_training.evaluation.judgments.instructions import read_groups  # noqa: PLC0415
+    from assay_training.evaluation.judgments.instructions import in_groups, read_groups  # noqa: PLC0415
     from assay_training.evaluation.judgments.verdicts import read_verdicts  # noqa: PLC0415
     from assay_training.evaluation.judgments.winrate import winrate as evaluate  # noqa: PLC0415
 
     with plain_errors("evaluate winrate"):
-        verdicts = _some([verdict for path in files for verdict in read_verdicts(path, reference)], files)
-        table = evaluate(verdicts, {} if groups is None else read_groups(groups), ddof=ddof)
+        verdicts = read_verdicts(files, reference, () if groups else group_by or ())
+        found = _some(verdicts.records, files)
+        if groups is not None:
+            of = read_groups(groups, group_by or ())
+            found = [in_groups(verdict, of) for verdict in found]
+        table = evaluate(replace(verdicts, records=found), ddof=ddof)
         finish(table, [*files, *([groups] if groups else [])], as_json, html)
 
 
@@ -86,7 +98,7 @@ def judge(  # noqa: PLR0913, PLR0917 - the options of a command
 
     with plain_errors("evaluate judge"):
         _check_outputs(files, out, html)
-        contests = _some([contest for path in files for contest in read_contests(path, reference)], files)
+        contests = _some(read_contests(files, reference), files)
         table, rows, failed = judge_all(contests, url, model, out, order, prices)
         out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         finish(table, files, as_json, html)
@@ -107,7 +119,7 @@ def task(
 
     with plain_errors("evaluate task"):
         _check_outputs(files, out, keys)
-        contests = _some([contest for path in files for contest in read_contests(path, reference)], files)
+        contests = _some(read_contests(files, reference), files)
         made, key = export(contests)
         out.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
         keys.write_text(json.dumps(key, indent=1, ensure_ascii=False) + "\n")
@@ -130,6 +142,7 @@ def agreement(
     url: Url = LOCAL,
     model: Models = None,
     reference: Reference = None,
+    group_by: GroupBy = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
@@ -138,7 +151,7 @@ def agreement(
 
     with plain_errors("evaluate agreement"):
         _check_outputs(_files(judged), html)
-        finish(_of_rankings(evaluate, judged, reference, url, model or []), _files(judged), as_json, html)
+        finish(_of_rankings(evaluate, judged, (reference, group_by), url, model or []), _files(judged), as_json, html)
 
 
 @app.command("margins")
@@ -147,6 +160,7 @@ def margins(
     url: Url = LOCAL,
     model: Models = None,
     reference: Reference = None,
+    group_by: GroupBy = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
@@ -155,7 +169,7 @@ def margins(
 
     with plain_errors("evaluate margins"):
         _check_outputs(_files(judged), html)
-        finish(_of_rankings(evaluate, judged, reference, url, model or []), _files(judged), as_json, html)
+        finish(_of_rankings(evaluate, judged, (reference, group_by), url, model or []), _files(judged), as_json, html)
 
 
 @app.command("best-of-n")
@@ -164,6 +178,7 @@ def best_of_n(
     url: Url = LOCAL,
     model: Models = None,
     gold: Annotated[str | None, typer.Option(help="A served model to judge by, instead of the labels.")] = None,
+    group_by: GroupBy = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
@@ -174,28 +189,35 @@ def best_of_n(
 
     with plain_errors("evaluate best-of-n"):
         _check_outputs(_files(judged), html)
-        read = [record for given in judged for record in read_candidates(given)]
-        if gold is None and not all(of.gold for of in read):
+        read = _together([read_candidates(given, group_by) for given in judged])
+        if gold is None and not all(of.gold for of in read.records):
             raise ValueError("rollouts have no gold value of their own; name a served model to judge by: --gold")
-        scores = _scored(read, candidates_of, judged, url, model or [], gold)
+        scores = _scored(read.records, candidates_of, judged, url, model or [], gold)
         worth = None if gold is None else scores.by_model[gold]
         ways = {name: of for name, of in scores.by_model.items() if name != gold}
-        finish(told(evaluate(scores.records, worth, ways), scores), _files(judged), as_json, html)
+        finish(told(evaluate(scores.records, worth, ways), scores, read.left_out), _files(judged), as_json, html)
+
+
+def _together(reads: "Sequence[Read[T]]") -> "Read[T]":
+    from assay_training.records.sources import Read  # noqa: PLC0415
+
+    left_out = sum((read.left_out for read in reads), Counter[str]())
+    return Read([record for read in reads for record in read.records], left_out)
 
 
 def _of_rankings(
     evaluate: "Callable[[list[Ranking], dict[str, list[list[float]]]], Table]",
     judged: Sequence[str],
-    reference: str | None,
+    named: tuple[str | None, str | None],
     url: str,
     models: Sequence[str],
 ) -> "Table":
     from assay_training.evaluation.rewards.judged import ranking_of, read_comparisons  # noqa: PLC0415
     from assay_training.evaluation.rewards.served import told  # noqa: PLC0415
 
-    read = [record for given in judged for record in read_comparisons(given, reference)]
-    scores = _scored(read, ranking_of, judged, url, models)
-    return told(evaluate(scores.records, scores.by_model), scores)
+    read = _together([read_comparisons(given, *named) for given in judged])
+    scores = _scored(read.records, ranking_of, judged, url, models)
+    return told(evaluate(scores.records, scores.by_model), scores, read.left_out)
 
 
 def _scored(
@@ -266,4 +288,5 @@ def finish(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | No
         for note in table.notes:
             typer.echo(note, err=True)
     else:
-        report.show(table, Console())
+        # COLUMNS if it is set, else the terminal's width; a pipe has none
+        report.show(table, Console(), shutil.get_terminal_size((0, 0)).columns or None)

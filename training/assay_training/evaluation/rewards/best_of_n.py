@@ -14,14 +14,14 @@ from assay_training.evaluation.results import LENGTH
 from assay_training.evaluation.rewards.judged import Candidates
 from assay_training.evaluation.rewards.served import GOLD, lengths
 from assay_training.evaluation.rows import Logits
-from assay_training.evaluation.table import Picture, Table, interval, number, text
+from assay_training.evaluation.table import Picture, Table, interval, number, text, whole
 
 NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 COLUMNS = (
     text("source", "source"),
     text("by", "model"),
-    text("N", "n"),
-    text("prompts", "prompts"),
+    whole("N", "n"),
+    whole("prompts", "prompts"),
     number("KL <=", "kl_bound", ".2f"),
     number("gold", "gold", ".3f"),
     interval("95 %", "gold95", ".3f"),

@@ -1,22 +1,24 @@
 """What was judged, as rankings or as candidates with a gold value, from `FORMAT:PATH`."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import SOURCE_NAME, Format, Source
+from assay_training.evaluation import grouping
 from assay_training.evaluation.judgments.ballots import FORMAT
 from assay_training.evaluation.judgments.instructions import plain
 from assay_training.evaluation.judgments.verdicts import Verdict, read_verdicts
 from assay_training.records.plain import prompt_of
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
-from assay_training.records.rows import Row, files, json_of, rows_of_any
-from assay_training.records.sources import Read, read_labelled, read_rankings
+from assay_training.records.rows import Row, files, json_of, rows_of_any, rows_of_files
+from assay_training.records.sources import Part, Read, read_labelled, read_rankings
 
 ALPACA_EVAL = "alpaca_eval"
 BALLOTS = "ballots"
@@ -94,8 +96,8 @@ def files_of(given: str) -> list[Path]:
     return found
 
 
-def read_comparisons(given: str, reference: str | None = None) -> list[Ranking]:
-    """Rankings whose completions stand in an order that says nothing of their ranks.
+def read_comparisons(given: str, reference: str | None = None, by: str | None = None) -> Read[Ranking]:
+    """Rankings whose completions stand in an order that says nothing of their ranks, and how many rows gave none.
 
     AlpacaEval's stand as its models do, those of ballots as they were shown; others, many of which have the better one
     first, in the order of their text.
@@ -103,23 +105,30 @@ def read_comparisons(given: str, reference: str | None = None) -> list[Ranking]:
     Args:
         given: `FORMAT:PATH`.
         reference: the model of AlpacaEval's `output_1` where neither rows nor the file's name tell it.
+        by: a field of the rows; every value of it is a source of its own, `NAME/VALUE`.
 
     Raises:
         RecordError: naming file, row and field.
     """
     format_, path = locate(given)
     if format_ == ALPACA_EVAL:
-        return [_of_verdict(verdict, file) for file in files_of(given) for verdict in read_verdicts(file, reference)]
+        return _of_verdicts(files_of(given), reference, by)
     if format_ == BALLOTS:
-        return [ranking for file in files_of(given) for ranking in _of_ballots(file)]
+        if by is not None:
+            raise RecordError(f"{given}: ballots have no fields to group by; leave out --group-by")
+        return Read([ranking for file in files_of(given) for ranking in _of_ballots(file)], Counter())
     if format_ == COMPLETIONS:
         raise RecordError(f"{given}: nobody has judged them")
-    found = read_rankings(*_source(format_, path)).records
-    return [_shuffled(record) for record in found if isinstance(record, Ranking)]
+    read: Read[Ranking | Labelled] = read_rankings(*_source(format_, path), _part(path, by))
+    return Read([_shuffled(record) for record in read.records if isinstance(record, Ranking)], read.left_out)
 
 
-def read_candidates(given: str) -> list[Candidates]:
+def read_candidates(given: str, by: str | None = None) -> Read[Candidates]:
     """Labelled items by prompt, for prompts that have two or more; or rollouts (`prompt`, `completions`), without gold.
+
+    Args:
+        given: `FORMAT:PATH`.
+        by: a field of the rows; every value of it is a source of its own, `NAME/VALUE`.
 
     Raises:
         RecordError: naming file, row and field; or no prompt has two.
@@ -128,18 +137,34 @@ def read_candidates(given: str) -> list[Candidates]:
     if format_ in (ALPACA_EVAL, BALLOTS):
         raise RecordError(f"{given}: verdicts and ballots give no value to a completion")
     if format_ == COMPLETIONS:
-        return [_of_rollouts(row, path.name) for file in files_of(given) for row in rows_of_any(file)]
-    read: Read[Ranking | Labelled] = read_labelled(*_source(format_, path))
-    by_prompt: dict[tuple[Message, ...], list[Labelled]] = defaultdict(list)
+        rows = [row for file in files_of(given) for row in rows_of_any(file)]
+        if by is not None:
+            grouping.require(rows, by)
+        return Read([_of_rollouts(row, _named(path.name, row, by)) for row in rows], Counter())
+    read: Read[Ranking | Labelled] = read_labelled(*_source(format_, path), _part(path, by))
+    by_prompt: dict[tuple[str, tuple[Message, ...]], list[Labelled]] = defaultdict(list)
     for record in read.records:
         assert isinstance(record, Labelled)
-        by_prompt[record.item.prompt].append(record)
+        by_prompt[record.source, record.item.prompt].append(record)
     several = [of for of in by_prompt.values() if len(of) > 1]
     if not several:
         raise RecordError(f"{given}: no prompt has two completions")
-    return [
+    found = [
         Candidates(of[0].source, of[0].group, tuple(r.item for r in of), tuple(r.label for r in of)) for of in several
     ]
+    return Read(found, read.left_out)
+
+
+def _part(path: Path, by: str | None) -> Part | None:
+    """Return what says which part of its source a row is of."""
+    if by is None:
+        return None
+    grouping.require(rows_of_files(path), by)
+    return partial(grouping.group, field=by)
+
+
+def _named(source: str, row: Row, by: str | None) -> str:
+    return source if by is None else f"{source}/{grouping.group(row, by)}"
 
 
 def _of_rollouts(row: Row, source: str) -> Candidates:
@@ -154,11 +179,20 @@ def _source(format_: str, path: Path) -> tuple[Path, Sequence[Source]]:
     return path.resolve().parent, [Source.model_validate({"name": path.resolve().name, "format": format_})]
 
 
+def _of_verdicts(paths: Sequence[Path], reference: str | None, by: str | None) -> Read[Ranking]:
+    read: Read[Ranking] = Read([], Counter())
+    for path in paths:
+        verdicts = read_verdicts([path], reference, () if by is None else (by,))
+        read.records.extend(_of_verdict(verdict, path) for verdict in verdicts.records)
+        read.left_out.update(verdicts.left_out)
+    return read
+
+
 def _of_verdict(verdict: Verdict, path: Path) -> Ranking:
     pairs = () if verdict.score == 0.5 else (Pair(0, 1) if verdict.score > 0.5 else Pair(1, 0),)
     asked = _asked(verdict.instruction)
     return Ranking(
-        source=path.name.split(".json")[0],
+        source="/".join((path.name.split(".json")[0], *verdict.groups)),
         group=group_of(asked),
         prompt=(Message("user", asked),),
         completions=verdict.outputs,

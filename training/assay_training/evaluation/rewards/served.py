@@ -12,7 +12,7 @@ from assay_client.errors import FingerprintChanged
 from assay_client.types import Score, ScoreFailure
 from assay_service.scoring.item import Item
 from assay_training.evaluation.results import LENGTH
-from assay_training.evaluation.table import Table
+from assay_training.evaluation.table import Table, left_out_note
 
 CALL_ITEMS = 512  # of one call to the client, whose deadline is for all that it is given
 
@@ -143,8 +143,14 @@ def _answers(
     return answers, fingerprints
 
 
-def told(table: Table, scores: Scores[R]) -> Table:
-    """The same, with which models these were and what is missing, in its records and its notes."""
+def told(table: Table, scores: Scores[R], left_out: Mapping[str, int]) -> Table:
+    """The same, with which models these were and what is missing, in its records and its notes.
+
+    Args:
+        table: of the scores.
+        scores: what the service gave.
+        left_out: how many rows of the files could not be used, by `SOURCE: REASON`.
+    """
     kept = len(scores.records)
     whole = {
         "fingerprints": scores.fingerprints,
@@ -152,6 +158,7 @@ def told(table: Table, scores: Scores[R]) -> Table:
         "asked": scores.asked,
         "kept": kept,
         "kept_in_part": scores.in_part,
+        "left_out": dict(left_out),
     }
     records = tuple({**record, **whole} for record in table.records)
     lost = ", ".join(f"{count} {code}" for code, count in scores.failures.items())
@@ -160,4 +167,5 @@ def told(table: Table, scores: Scores[R]) -> Table:
         f"Completions without a score, left out with all comparisons to them: {lost}. "
         f"Left of {scores.asked} prompts: {kept}, {scores.in_part} of them without some completion.",
     )
-    return replace(table, records=records, notes=(*table.notes, *models, *(missing if lost else ())))
+    notes = (*table.notes, *models, *left_out_note(left_out), *(missing if lost else ()))
+    return replace(table, records=records, notes=notes)
