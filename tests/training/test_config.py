@@ -336,7 +336,7 @@ def test_the_command_refuses_folds_without_a_held_out_part_and_writes_nothing(ki
         tmp_path / "run.yaml",
         tiny.save_base(tmp_path / "base"),
         objective={"kind": kind},
-        sources=[{"name": "s", "format": "labels" if kind == "absolute" else "pairs"}],
+        sources=[{"name": "s", "format": "labels" if kind == "absolute" else "preferences"}],
         split={"held_out": 0.001, "folds": 2, "test_folds": 1},
     )
     told = CliRunner().invoke(

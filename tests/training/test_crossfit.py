@@ -1,6 +1,7 @@
 """Whole runs on tiny data: what they leave behind, that the service serves it unchanged, and that they resume."""
 
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -184,6 +185,7 @@ def test_a_run_leaves_results_predictions_and_a_card(kind: str, finished: dict[s
     parts = {row["part"] for row in done.logged()}
     assert parts == {"final", "fold0", "fold1"}
     clean: dict[str, Any] = {"left_out": {}, "truncated_prompts": 0, "cut_completions": 0, "refused": {}}
+    clean |= {"understood": {}, "equal_ids": {}}
     assert done.json("render.json") == clean
     assert (done.out / "margins.png").is_file() is (kind == "preference")
     expected = {
@@ -634,7 +636,27 @@ def test_the_command_tells_a_file_in_the_way_and_a_loss_that_is_no_number(tmp_pa
     begun.out.unlink()
     begun.change(optimiser={"learning_rate": 1e30, "batch_prompts": 8, "compute_dtype": "float32", "epochs": 3})
     result = CliRunner().invoke(app, options)
-    assert (result.exit_code, "the loss is nan" in result.output) == (2, True)
+    assert (result.exit_code, "loss is nan" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize("rate", [1e12, 1e20])
+def test_a_run_that_diverges_says_so_and_what_to_do(rate: float, tmp_path: Path) -> None:
+    begun = prepare(tmp_path, split={"held_out": 0.2})
+    begun.change(
+        optimiser={
+            "learning_rate": rate,
+            "batch_prompts": 4,
+            "compute_dtype": "float32",
+            "max_grad_norm": None,
+            "epochs": 8,
+        }
+    )
+    options = ["train", "reward", "--config", str(begun.config), "--data", str(begun.data), "--out", str(begun.out)]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 2
+    last = result.output.strip().splitlines()[-1]
+    assert "Out of range" not in last
+    assert re.search(r"finite|diverges; lower optimiser.learning_rate", last)
 
 
 def test_a_mixture_must_fit_the_part_that_is_trained_on(tmp_path: Path) -> None:

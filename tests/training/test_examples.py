@@ -1,5 +1,6 @@
 """Records as ids: what is trained on is id for id what is served (scoring-traps 6), and no cut goes uncounted."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 
 from assay_service import loader, registry, settings
 from assay_service.scoring.item import Item, Message
-from assay_training.config.base import read
+from assay_service.scoring.render import Renderer, RenderRules
+from assay_training.config.base import ConfigError, read
 from assay_training.config.reward import RewardConfig
 from assay_training.examples import Example, render_records, token_batches
 from assay_training.loops.reward import RewardRun
-from assay_training.records.record import Judged, Pair
+from assay_training.loops.run import run
+from assay_training.records.record import Judged, Pair, Ranking
 from tests import checkpoints
 from tests.training import tiny
 from tests.training.tiny import labelled, ranking
@@ -135,6 +138,82 @@ def test_every_reason_to_refuse_is_counted_by_its_code() -> None:
     examples, report = render_records(records, tiny.renderer(unfinished="error"))
     assert [example.record for example in examples] == [system]
     assert report.refused == {"template_error": 1, "unfinished": 1, "special_tokens": 1}
+
+
+def test_a_pair_whose_completions_are_equal_after_the_cut_is_left_out_and_counted() -> None:
+    """Both completions are cut at 32 tokens, before they differ."""
+    equal = ranking("hi", ["bread " * 60 + "fox", "bread " * 60 + "dog"], source="a/x")
+    apart = ranking("hi", ["yes", "no"], source="a/x")
+    examples, report = render_records([equal, apart, equal], tiny.renderer(max_length=32))
+    assert [example.record for example in examples] == [apart]
+    assert report.equal_ids == {"a": 2}
+
+
+def test_only_the_equal_pairs_of_a_ranking_are_left_out() -> None:
+    """Of four completions the first two are equal after the cut; the tie of the last two stays."""
+    texts_ = ["bread " * 60 + "fox", "bread " * 60 + "dog", "yes", "no"]
+    record = Ranking(
+        "b", "hi", (Message("user", "hi"),), tuple(texts_), (Pair(0, 1), Pair(0, 2), Pair(1, 3, 0.5)), ((2, 3), (0, 1))
+    )
+    (example,), report = render_records([record], tiny.renderer(max_length=32))
+    assert isinstance(example.record, Ranking)
+    assert (example.record.pairs, example.record.ties) == ((Pair(0, 2), Pair(1, 3, 0.5)), ((2, 3),))
+    assert (len(example.sequences), report.equal_ids) == (4, {"b": 2})
+
+
+def trimming() -> Renderer:
+    """A renderer whose template trims what a message says, as many published templates do."""
+    fast = checkpoints.encoder_tokenizer()
+    template = checkpoints.ENCODER.replace("m['content']", "m['content'] | trim")
+    return Renderer(fast, RenderRules(template, 48, "mean", "template", "score", fast.pad_token_id), len(fast))
+
+
+def test_a_pair_that_the_template_makes_equal_is_left_out() -> None:
+    examples, report = render_records([ranking("hi", ["yes", "yes\n"])], trimming())
+    assert (examples, report.equal_ids) == ([], {"hh_rlhf": 1})
+
+
+def test_labelled_items_with_equal_ids_stay() -> None:
+    """Two labels of one text are learned as their mean, as the opinions of two raters are."""
+    items: list[Judged] = [labelled("hi", "yes", 1.0), labelled("hi", "yes\n", 0.0)]
+    examples, report = render_records(items, trimming())
+    assert ([example.record for example in examples], report.equal_ids) == (items, {})
+
+
+def test_a_run_whose_pairs_are_all_equal_after_the_cut_is_refused(tmp_path: Path) -> None:
+    start = "bread " * 60
+    rows = [tiny.hh_row(f"q {i}", f"{start} fox", f"{start} dog") for i in range(30)]
+    tiny.write_rows(tmp_path / "data" / "hh_rlhf" / "x.jsonl.gz", rows)
+    config = read(tiny.write_config(tmp_path / "run.yaml", tiny.save_base(tmp_path / "base")), RewardConfig)
+    with pytest.raises(ConfigError, match=r"equal ids \(hh_rlhf: 30\): both are cut at max_length 48.*raise max_le"):
+        RewardRun(config, tmp_path / "data", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_equal_pairs_are_counted_by_source_and_do_not_move_the_batch_mean_margin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The losses with such pairs among the rows are those without them, number for number."""
+    start = "bread " * 60
+    good = [tiny.hh_row(f"q {i}", "a fox jumps", "a lazy dog") for i in range(40)]
+    equal = [tiny.hh_row(f"q {i}", f"{start} fox", f"{start} dog") for i in range(0, 40, 2)]
+    losses = []
+    for name, rows in (("with", [*good, *equal]), ("without", good)):
+        tiny.write_rows(tmp_path / name / "hh_rlhf" / "x.jsonl.gz", rows)
+        changes = {"objective": {"kind": "preference", "margin": {"kind": "batch_mean"}}, "split": {"held_out": 0.2}}
+        path = tiny.write_config(tmp_path / f"{name}.yaml", tiny.save_base(tmp_path / "base"), **changes)
+        run(path, tmp_path / name, tmp_path / f"{name}.run")
+        rendered = json.loads((tmp_path / f"{name}.run" / "render.json").read_text())
+        assert rendered["equal_ids"] == ({"hh_rlhf": 20} if name == "with" else {})
+        lines = (tmp_path / f"{name}.run" / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+        results = json.loads((tmp_path / f"{name}.run" / "results.json").read_text())
+        losses.append([results["all"]["accuracy"]["model"]])
+    assert losses[:2] == losses[2:]
+    assert (
+        "hh_rlhf: 20 pairs left out, as their completions have equal ids: both are cut at max_length 48"
+        in capsys.readouterr().err
+    )
 
 
 @given(

@@ -303,9 +303,9 @@ def test_gsm8k_answers_lose_their_calculator_marks_and_its_solutions_are_labelle
 def test_our_own_lines(tmp_path: Path) -> None:
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]
     messages = (Message("system", "Be brief."), Message("user", "Hi."))
-    assert rankings(tmp_path, "pairs", [{"prompt": chat, "chosen": "a", "rejected": "b", "gap": 1, "group": "g"}]) == [
-        Ranking("set", "g", messages, ("a", "b"), (Pair(0, 1, 1.0),))
-    ]
+    assert rankings(
+        tmp_path, "preferences", [{"prompt": chat, "chosen": "a", "rejected": "b", "gap": 1, "group": "g"}]
+    ) == [Ranking("set", "g", messages, ("a", "b"), (Pair(0, 1, 1.0),))]
     assert rankings(tmp_path, "rankings", [{"prompt": "Hi.", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]}]) == [
         Ranking("set", "hi", (Message("user", "Hi."),), ("a", "b", "c"), (Pair(1, 0), Pair(1, 2)), ((0, 2),))
     ]
@@ -323,21 +323,19 @@ def test_our_own_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("format_", "row", "message_"),
     [
-        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "c", "gap": 1.5}, "field 'gap' is 1.5, not in"),
-        ("pairs", {"prompt": [], "chosen": "b", "rejected": "c"}, "field 'prompt' is neither"),
-        ("pairs", {"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}, "field 'prompt' is not a list"),
-        ("pairs", {"prompt": "a", "chosen": "b"}, "field 'rejected' is not a str"),
+        ("preferences", {"prompt": "a", "chosen": "b", "rejected": "c", "gap": 1.5}, "field 'gap' is 1.5, not in"),
+        ("preferences", {"prompt": 5, "chosen": "b", "rejected": "c"}, "field 'prompt' is neither"),
+        ("preferences", {"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}, "field 'prompt' is not a list"),
+        ("preferences", {"prompt": "a", "chosen": "b"}, "field 'rejected' is missing, not a text, a list of"),
         ("rankings", {"prompt": "a", "completions": ["b"], "ranks": [1]}, "two texts or more"),
         ("rankings", {"prompt": "a", "completions": ["b", "c"], "ranks": [1]}, "field 'ranks'"),
         ("rankings", {"prompt": "a", "completions": ["b", "c"], "ranks": [0, 1]}, "field 'ranks'"),
         ("rankings", {"prompt": "a", "completions": ["b", "c"], "ranks": [1, True]}, "field 'ranks'"),
-        ("pairs", {"prompt": "a", "chosen": "b", "rejected": " \n"}, "field 'rejected' is empty"),
-        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "b"}, "fields 'chosen' and 'rejected' are equal"),
         ("rankings", {"prompt": "a", "completions": ["b", "c"], "ranks": [2, 2]}, "'ranks': all completions are tied"),
         ("rankings", {"prompt": "a", "completions": ["b", ""], "ranks": [1, 2]}, "none of them empty"),
         ("rankings", {"prompt": "a", "completions": ["b", "b"], "ranks": [1, 2]}, "holds a text twice"),
         (
-            "pairs",
+            "preferences",
             {"prompt": [{"role": "usr", "content": "a"}], "chosen": "b", "rejected": "c"},
             "field 'prompt': role 'usr' is not one of assistant, system, tool, user",
         ),
@@ -396,7 +394,7 @@ def publish(folder: Path, files: dict[str, list[Any]], readme: str = "") -> str:
 
 def test_a_set_that_datasets_loads_is_read_like_a_file(tmp_path: Path) -> None:
     folder = publish(tmp_path / "published", {"train.jsonl": [PAIR]})
-    hub = source("pairs", hub=folder, revision=COMMIT)
+    hub = source("preferences", hub=folder, revision=COMMIT)
     assert read_rankings(tmp_path, hub).records == [
         Ranking("set", "hi", (Message("user", "Hi."),), ("a", "b"), (Pair(0, 1),))
     ]
@@ -432,7 +430,7 @@ def test_a_folder_of_a_set_is_the_subset(tmp_path: Path) -> None:
 def test_a_broken_file_of_a_set_is_told_with_the_set(tmp_path: Path) -> None:
     folder = publish(tmp_path / "published", {"train.jsonl": [*[PAIR] * 20, '{"prompt": broken']})
     with pytest.raises(RecordError, match=rf"{folder}@{COMMIT} train: .*JSON parse error.* in row 20"):
-        read_rankings(tmp_path, source("pairs", hub=folder, revision=COMMIT))
+        read_rankings(tmp_path, source("preferences", hub=folder, revision=COMMIT))
 
 
 def test_a_field_inside_objects_is_named_with_its_way() -> None:

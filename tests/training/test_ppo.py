@@ -493,7 +493,7 @@ def test_a_gradient_that_is_no_number_changes_nothing(
     with patient_client(url, config.reward) as client:
         run = PpoRun(config, home / "data", tmp_path / "run", client)
         before = [parameter.detach().clone() for parameter in run.actor.parameters()]
-        with pytest.raises(FloatingPointError, match=r"step 0: the loss is -?\d\S+, the norm of its gradient nan"):
+        with pytest.raises(FloatingPointError, match=r"step 0: grad_norm is nan: the training diverges"):
             run.go()
     assert all(torch.equal(*of) for of in zip(before, run.actor.parameters(), strict=True))
 

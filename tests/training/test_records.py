@@ -158,7 +158,6 @@ GOOD_FEEDBACK = feedback_row("a", "b", "Bad")
         ("hh_rlhf", [GOOD_HH, {"chosen": dialogue("a", "b")}], 2, "rejected"),
         ("hh_rlhf", [{"chosen": "Human: Tea?\n\nAssistant: Yes.", "rejected": "x"}], 1, "'chosen' does not begin with"),
         ("hh_rlhf", [GOOD_HH, GOOD_HH, '{"chosen": '], 3, "Expecting value"),
-        ("hh_rlhf", [""], 1, "Expecting value"),
         ("feedbackqa", [GOOD_FEEDBACK, {"question": "a", "rating": ["Bad"]}], 2, "passage"),
         ("feedbackqa", [GOOD_FEEDBACK, feedback_row("a", "b")], 2, "'rating' is empty"),
         ("feedbackqa", [feedback_row("a", "b", "Bad", "Poor")], 1, "'rating'"),
@@ -244,11 +243,11 @@ def test_a_system_prompt_is_no_group() -> None:
             "here",
             "x",
             {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]}
-            | {"chosen": "a", "rejected": "b"},
+            | {"completion": "a", "label": 1},
         )
         for question in ("How?", "Why?")
     ]
-    assert [record.group for record in plain.pairs("x", rows)] == ["how", "why"]
+    assert [record.group for record in plain.labels("x", rows)] == ["how", "why"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -31,6 +32,7 @@ from assay_training.evaluation.rewards.best_of_n import best_of_n
 from assay_training.evaluation.rewards.judged import Candidates, candidates_of, ranking_of, read_comparisons
 from assay_training.evaluation.rewards.margins import margins
 from assay_training.records.record import Pair, Ranking, RecordError
+from assay_training.records.sources import Read
 from tests.client.conftest import Wire
 from tests.service.test_serve_process import served, wait_until_ready
 
@@ -305,10 +307,11 @@ def test_a_completion_without_a_score_costs_what_involves_it(monkeypatch: pytest
     assert found.by_model == {"p": [[1.0, 4.0]] * 2, "q": [[1.0, 4.0]] * 2}
     (kept,) = candidates.records
     assert (kept.items, kept.gold, candidates.by_model["q"]) == ((items[0], items[3]), (0.1, 0.4), [[1.0, 4.0]])
-    table = served_scores.told(agreement(found.records, found.by_model), found, {"x: no verdict": 2})
+    read: Read[Ranking] = Read([], Counter({"x: no verdict": 2}), {})
+    table = served_scores.told(agreement(found.records, found.by_model), found, read)
     assert {(r["asked"], r["kept"], r["kept_in_part"]) for r in table.records} == {(3, 2, 2)}
     assert {str(r["left_out"]) for r in table.records} == {"{'x: no verdict': 2}"}
-    assert table.notes[-2] == "Rows left out: 2 of x: no verdict."
+    assert table.notes[-2] == "x: no verdict: 2 left out"
     assert table.notes[-1] == (
         "Completions without a score, left out with all comparisons to them: 3 q_2, 2 p_3. "
         "Left of 3 prompts: 2, 2 of them without some completion."
@@ -363,7 +366,7 @@ def test_the_order_of_completions_tells_nothing(tmp_path: Path) -> None:
         {"prompt": "q", "chosen": "b", "rejected": "a", "gap": 0.5},
         {"prompt": "q", "chosen": "c", "rejected": "d"},
     ]
-    first, second = read_comparisons(f"pairs:{write(tmp_path / 'x.jsonl', rows)}").records
+    first, second = read_comparisons(f"preferences:{write(tmp_path / 'x.jsonl', rows)}").records
     assert (first.completions, first.pairs) == (("a", "b"), (Pair(1, 0, 0.5),))
     assert (second.completions, second.pairs) == (("c", "d"), (Pair(0, 1),))
 
@@ -439,14 +442,18 @@ def test_what_cannot_be_scored_is_left_out_and_told(url: str, tmp_path: Path) ->
     rows = [
         {"prompt": q, "chosen": "<|im_end|>" if i == 0 else "Yes.", "rejected": "No."} for i, q in enumerate(QUESTIONS)
     ]
-    code, output = run("agreement", f"pairs:{write(tmp_path / 'x.jsonl', rows)}", "--url", url, "--model", "preference")
+    code, output = run(
+        "agreement", f"preferences:{write(tmp_path / 'x.jsonl', rows)}", "--url", url, "--model", "preference"
+    )
     assert code == 0, output
     assert "left out with all comparisons to them: 1 special_tokens. Left of 4 prompts: 3, 0" in " ".join(
         output.split()
     )
-    code, output = run("margins", f"pairs:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "preference", "--json")
+    code, output = run(
+        "margins", f"preferences:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "preference", "--json"
+    )
     assert (code, [r["failures"] for r in json.loads(output)]) == (0, [{"special_tokens": 1}] * 2)
-    code, output = run("agreement", f"pairs:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "nobody")
+    code, output = run("agreement", f"preferences:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "nobody")
     assert (code, "'nobody' is not served; served are" in output) == (2, True)
 
 
@@ -506,9 +513,9 @@ def test_a_model_that_changes_between_calls_is_told(monkeypatch: pytest.MonkeyPa
     ("given", "message"),
     [
         ("nothing:x", "not FORMAT:PATH with one of hh"),
-        ("pairs:absent.jsonl", "no such file or folder"),
-        ("pairs:/", "its last part has to be of letters"),
-        ("alpaca_eval:tests", "no *.json or *.json.gz files"),
+        ("preferences:absent.jsonl", "no such file or folder"),
+        ("preferences:/", "its last part has to be of letters"),
+        ("alpaca_eval:tests/client", "tests/client: no *.jsonl, *.jsonl.gz, *.json, *.json.gz, *.parquet files"),
     ],
 )
 def test_a_source_that_is_not_there_is_told(given: str, message: str) -> None:
@@ -518,5 +525,5 @@ def test_a_source_that_is_not_there_is_told(given: str, message: str) -> None:
 
 def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
     source = write(tmp_path / "x.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
-    code, output = run("agreement", f"pairs:{source}", "--url", "http://127.0.0.1:9")
+    code, output = run("agreement", f"preferences:{source}", "--url", "http://127.0.0.1:9")
     assert (code, "assay evaluate agreement: " in output) == (2, True), output

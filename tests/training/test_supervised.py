@@ -19,7 +19,7 @@ from assay_training.loops.reward import predict
 from assay_training.loops.supervised import Schedule, train
 from assay_training.records.record import Judged, Labelled, Ranking
 from assay_training.resume import ResumePoint
-from assay_training.rundir import Metrics
+from assay_training.rundir import Metrics, RunDirectory
 from tests.training import tiny
 from tests.training.tiny import labelled, ranking
 
@@ -281,10 +281,53 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         parameters[-1].fill_(math.nan)
     log = Log()
     before = parameters[0].detach().clone()
-    with pytest.raises(FloatingPointError, match="nan at step 0"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 0: loss is nan: the training diverges; lower optimiser\.learning_rate"
+    ):
         go(model, parameters, rendered(labels()), tiny.optimiser(), log=log)
     assert log.rows == []
     assert torch.equal(parameters[0], before)
+
+
+def test_a_gradient_whose_norm_is_infinite_stops_the_run_before_it_is_applied(tmp_path: Path) -> None:
+    """The loss of such a step is still finite: the slope of a square root at 0."""
+
+    class Steep(Pointwise):
+        def loss(self, part: Sequence[Example], shared: int) -> torch.Tensor:
+            found = super().loss(part, shared)
+            return found + (found - found.detach()).sqrt()
+
+    model, parameters = tiny.trainable(tiny.save_base(tmp_path / "base"))
+    before, log, settings = parameters[0].detach().clone(), Log(), tiny.optimiser(max_grad_norm=None)
+    with pytest.raises(
+        FloatingPointError, match=r"s: step 0: grad_norm is \w+: .* lower optimiser.max_grad_norm \(it is n"
+    ):
+        train(
+            Steep(model, "s", AbsoluteObjective(kind="absolute"), settings),
+            parameters,
+            Schedule(rendered(labels()), settings, 0),
+            name="s",
+            metrics=log,
+            resume=ResumePoint(tmp_path / "state.pt"),
+        )
+    assert log.rows == []
+    assert torch.equal(parameters[0], before)
+
+
+def test_a_metric_that_is_not_finite_is_told_by_step_and_name(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, "ppo")
+    metrics.begin(0)
+    with pytest.raises(FloatingPointError, match=r"^ppo: step 3: kl_k3 is inf$"):
+        metrics.log({"step": 3, "kl": 1.0, "kl_k3": math.inf, "fingerprint": "a"})
+    metrics.end()
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_result_that_is_not_finite_is_told_by_file_and_key(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run", {}, writes=True)
+    with pytest.raises(FloatingPointError, match=r"held_out\.json: all\.rows\[1\]\[0\] is nan: what the model gives"):
+        directory.write_json("held_out.json", {"all": {"rows": [[1.0], [math.nan]]}})
+    assert not list((tmp_path / "run").glob("held_out*"))
 
 
 def test_predictions_are_those_of_each_example_alone_and_in_order(tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def test_tables_of_a_service(url: str, tmp_path: Path) -> None:
     ]
     labels = [{"prompt": q, "completion": a, "label": k / 2} for q in asked for k, a in enumerate(answers)]
     for command, format_, rows in (
-        ("agreement", "pairs", pairs),
-        ("margins", "pairs", pairs),
+        ("agreement", "preferences", pairs),
+        ("margins", "preferences", pairs),
         ("best-of-n", "labels", labels),
     ):
         path = tmp_path / f"{format_}-of-a-set-with-a-name.jsonl"
@@ -122,7 +122,7 @@ def test_tables_of_a_service(url: str, tmp_path: Path) -> None:
     check(
         "evaluate",
         "agreement",
-        f"pairs:{tmp_path / 'pairs-of-a-set-with-a-name.jsonl'}",
+        f"preferences:{tmp_path / 'preferences-of-a-set-with-a-name.jsonl'}",
         "--url",
         url,
         "--group-by",

@@ -195,14 +195,15 @@ def best_of_n(
         scores = _scored(read.records, candidates_of, judged, url, model or [], gold)
         worth = None if gold is None else scores.by_model[gold]
         ways = {name: of for name, of in scores.by_model.items() if name != gold}
-        finish(told(evaluate(scores.records, worth, ways), scores, read.left_out), _files(judged), as_json, html)
+        finish(told(evaluate(scores.records, worth, ways), scores, read), _files(judged), as_json, html)
 
 
 def _together(reads: "Sequence[Read[T]]") -> "Read[T]":
     from assay_training.records.sources import Read  # noqa: PLC0415
 
     left_out = sum((read.left_out for read in reads), Counter[str]())
-    return Read([record for read in reads for record in read.records], left_out)
+    understood = {name: said for read in reads for name, said in read.understood.items()}
+    return Read([record for read in reads for record in read.records], left_out, understood)
 
 
 def _of_rankings(
@@ -217,7 +218,7 @@ def _of_rankings(
 
     read = _together([read_comparisons(given, *named) for given in judged])
     scores = _scored(read.records, ranking_of, judged, url, models)
-    return told(evaluate(scores.records, scores.by_model), scores, read.left_out)
+    return told(evaluate(scores.records, scores.by_model), scores, read)
 
 
 def _scored(

@@ -1,11 +1,13 @@
 """The processes that train together."""
 
+import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -13,6 +15,12 @@ T = TypeVar("T")
 def accelerator() -> Accelerator:
     """On GPUs where there are any, else on CPUs, over gloo; left to itself accelerate takes each for the only one."""
     return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def tell(line: str) -> None:
+    """Write a line to the terminal, once for all processes, without breaking a progress bar."""
+    if accelerator().is_main_process:
+        tqdm.write(line, file=sys.stderr)
 
 
 def mine(things: Sequence[T]) -> list[T]:

@@ -7,6 +7,7 @@ a directory without it is not one.
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -79,15 +80,16 @@ class RunDirectory:
         """Writes `value` as `name`, whole or not at all.
 
         Raises:
-            FloatingPointError: it holds what is no number.
+            FloatingPointError: it holds a number that is not finite.
         """
         if not self.writes:
             return
         temporary = self.path / f"{name}.tmp"
-        try:
-            temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-        except ValueError as error:
-            raise FloatingPointError(f"{self.path / name}: {error}: the model's outputs are not finite") from error
+        lost = next(not_finite(value), None)
+        if lost is not None:
+            where = f"{self.path / name}: {lost[0]}".removesuffix(": ")
+            raise FloatingPointError(f"{where} is {lost[1]}: what the model gives is not finite")
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
         temporary.rename(self.path / name)
 
     def resume_point(self, part: str) -> ResumePoint:
@@ -138,8 +140,11 @@ class Metrics:
         """Appends a row, which holds `step`, numbers, and texts, which are not plotted.
 
         Raises:
-            ValueError: one is no number.
+            FloatingPointError: a number is not finite; names step and metric.
         """
+        lost = next(not_finite(row), None)
+        if lost is not None:
+            raise FloatingPointError(f"{self._part}: step {row['step']}: {lost[0]} is {lost[1]}")
         with self._file.open("a") as stream:
             stream.write(json.dumps({"part": self._part, **row}, allow_nan=False) + "\n")
         for name, value in row.items():
@@ -149,6 +154,19 @@ class Metrics:
     def end(self) -> None:
         """Writes what is still held back."""
         self._writer.close()
+
+
+def not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:  # noqa: ANN401 - JSON
+    """Yield the numbers of a JSON value that are not finite, each with the keys and indices that lead to it."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            yield name, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from not_finite(part, f"{name}.{key}".removeprefix("."))
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from not_finite(part, f"{name}[{number}]")
 
 
 def _differences(recorded: Any, now: Any, name: str = "") -> Iterator[str]:  # noqa: ANN401 - JSON

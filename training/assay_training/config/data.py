@@ -1,9 +1,10 @@
 """What a run learns from: its sources, and how they are split."""
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from assay_training.config.base import Frozen
 
@@ -18,7 +19,7 @@ Format = Literal[
     "alpaca",
     "dolly",
     "gsm8k",
-    "pairs",
+    "preferences",
     "rankings",
     "labels",
     "dialogues",
@@ -26,11 +27,30 @@ Format = Literal[
     "prompts",
 ]
 
+# The fields of our own formats, under whose names `fields` puts others.
+OWN_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "preferences": (
+        "prompt", "chosen", "rejected", "system", "gap", "margin", "score_chosen", "score_rejected", "group",
+    ),
+    "rankings": ("prompt", "completions", "ranks", "group"),
+    "labels": ("prompt", "completion", "label", "group"),
+    "dialogues": ("messages", "group"),
+    "text": ("text",),
+    "prompts": ("prompt",),
+}  # fmt: skip
+_LISTS = ("chosen", "rejected", "completions")  # which can be put together from several fields
+
 Language = Annotated[str, Field(pattern="^[A-Za-z-]{2,8}$")]
 Unit = Annotated[float, Field(ge=-1, le=1)]
 
 
 SOURCE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
+
+
+def _renamed(format_: Any) -> Any:  # noqa: ANN401 - what YAML holds
+    if format_ == "pairs":
+        raise ValueError("'pairs' is called 'preferences' now, and reads the same rows; write format: preferences")
+    return format_
 
 
 def _commit(revision: str) -> str:
@@ -53,10 +73,14 @@ class Source(Frozen):
         split: of the hub's data set.
         languages: of message trees (`oasst`), which to keep.
         labels: of message trees, weights of the labels that make up the quality; magnitudes sum to 1.
+        fields: of our own formats, which field of a row is read as which: `{prompt: question, rejected: [bad1, bad2]}`
+            puts two fields together as a list, and `{margin: null}` leaves one out.
+        largest_gap: of `preferences`, the margin or difference of scores that counts as a gap of 1: 9 for scores of 1
+            to 10.
     """
 
     name: Annotated[str, Field(pattern=SOURCE_NAME)]
-    format: Format
+    format: Annotated[Format, BeforeValidator(_renamed)]
     hub: str | None = None
     hub_config: str | None = None
     hub_dir: str | None = None
@@ -64,6 +88,8 @@ class Source(Frozen):
     split: str = "train"
     languages: tuple[Language, ...] = ("en",)
     labels: dict[str, Unit] = Field({"quality": 1.0})
+    fields: dict[str, str | list[str] | None] = Field({})
+    largest_gap: float | None = Field(None, gt=0)
 
     @field_validator("labels")
     @classmethod
@@ -79,6 +105,19 @@ class Source(Frozen):
             raise ValueError("hub and revision belong together")
         if self.hub is None and (self.hub_config or self.hub_dir) is not None:
             raise ValueError("hub_config and hub_dir are of a set on the hub")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> "Source":
+        if self.largest_gap is not None and self.format != "preferences":
+            raise ValueError(f"largest_gap is for format preferences, not {self.format}")
+        if self.fields and self.format not in OWN_FIELDS:
+            raise ValueError(f"fields is for {', '.join(OWN_FIELDS)}; the names in {self.format} are fixed")
+        for name, origin in self.fields.items():
+            if origin is not None and name not in OWN_FIELDS[self.format]:
+                raise ValueError(f"fields: {name} is no field of {self.format}: {', '.join(OWN_FIELDS[self.format])}")
+            if isinstance(origin, list) and name not in _LISTS:
+                raise ValueError(f"fields: {name} comes from one field; only {', '.join(_LISTS)} are lists")
         return self
 
 

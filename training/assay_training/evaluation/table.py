@@ -107,9 +107,3 @@ def interval(heading: str, key: str, format_: str, *, detail: bool = False) -> C
         return MISSING if ends is None else f"{ends[0]:{format_}}–{ends[1]:{format_}}"
 
     return Column(heading, cell, detail)
-
-
-def left_out_note(left_out: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the note that says how many rows were left out, by `FILE: REASON`; none where there are no such rows."""
-    told = ", ".join(f"{rows} of {where}" for where, rows in left_out.items())
-    return (f"Rows left out: {told}.",) if told else ()

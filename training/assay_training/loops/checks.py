@@ -50,6 +50,30 @@ def check_refused(refused: Mapping[str, int], records: int) -> None:
         raise ConfigError(f"sources: {sum(refused.values())} of {records} records cannot be rendered ({counts})")
 
 
+def check_told_apart(equal_ids: Mapping[str, int], examples: Sequence[Judged], max_length: int) -> list[str]:
+    """Return what to tell about pairs that were left out because the ids of their completions are equal.
+
+    Args:
+        equal_ids: pairs and ties that were left out, by data set.
+        examples: the records that are left.
+        max_length: tokens of prompt and completion together.
+
+    Raises:
+        ConfigError: no pair is left.
+    """
+    cause = f"both are cut at max_length {max_length}, or the template or the tokenizer drops what differs"
+    if equal_ids and not any(teaches(record) for record in examples):
+        counts = ", ".join(f"{name}: {count}" for name, count in sorted(equal_ids.items()))
+        raise ConfigError(
+            f"sources: the two completions of every pair have equal ids ({counts}): "
+            f"{cause}; raise max_length, or change the template"
+        )
+    return [
+        f"{name}: {count:,} pairs left out, as their completions have equal ids: {cause}"
+        for name, count in sorted(equal_ids.items())
+    ]
+
+
 def check_length(name: str, max_length: int, base: Path) -> None:
     """The base has a position for every token; the service would refuse the checkpoint.
 

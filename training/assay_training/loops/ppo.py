@@ -3,7 +3,6 @@
 Every process has the whole rollout: it samples and looks at its share, and all of them learn from all of it.
 """
 
-import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from assay_training.config.ppo import PpoConfig
 from assay_training.loops.clipped import NAMES, Clipped
 from assay_training.loops.experience import Experience, Numbers, example_of, experiences
 from assay_training.loops.sampler import Sampler, base_of
-from assay_training.loops.step import accumulate, check_finite, optimiser_of, update
+from assay_training.loops.step import accumulate, check_finite, check_numbers, optimiser_of, update
 from assay_training.processes import accelerator, gathered, mine
 from assay_training.rollout.collect import Sample
 from assay_training.rollout.rewards import Rewards, patient_client
@@ -67,6 +66,7 @@ class PpoRun:
         progress = tqdm(range(start, steps), self.config.name, steps, initial=start, disable=not main)
         for step in progress:
             numbers, completions = self.step(step, kl_coef, rewards)
+            check_numbers(f"step {step}", numbers, settings)
             kl_coef = self._adapted(kl_coef, numbers["kl"], completions)
             progress.set_postfix(score=f"{numbers['score']:.3f}", kl=f"{numbers['kl']:.2f}", refresh=False)
             if main:
@@ -127,8 +127,7 @@ class PpoRun:
                 self._optimiser.zero_grad(set_to_none=True)
                 skipped += 1
                 continue
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise FloatingPointError(f"step {step}: the loss is {loss}, the norm of its gradient {norm}")
+            check_numbers(f"step {step}", {"loss": loss, "grad_norm": norm}, optimiser)
             told.append(numbers | {"loss": loss, "grad_norm": norm})
             update(self._optimiser, optimiser.learning_rate)
         return _means(told) | {"skipped": float(skipped)}

@@ -25,12 +25,21 @@ from assay_training.config.model import Optimiser
 from assay_training.config.objective import AbsoluteObjective
 from assay_training.config.reward import RewardConfig
 from assay_training.examples import Example, autocast, render_records, token_batches
-from assay_training.loops.checks import check, check_length, check_refused, paraphrased, part_of, teaches, untaught
+from assay_training.loops.checks import (
+    check,
+    check_length,
+    check_refused,
+    check_told_apart,
+    paraphrased,
+    part_of,
+    teaches,
+    untaught,
+)
 from assay_training.loops.objectives import Pairwise, Pointwise
 from assay_training.loops.supervised import Schedule, train
 from assay_training.lora import lora_config
 from assay_training.mixture import Paraphrases, mix
-from assay_training.processes import accelerator
+from assay_training.processes import accelerator, tell
 from assay_training.records.paraphrases import read_paraphrases
 from assay_training.records.rows import rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings
@@ -60,6 +69,8 @@ class RewardRun:
         self.base = resolve(config.base, config.revision, Path.cwd())
         read = read_rankings if config.objective.kind == "preference" else read_labelled
         found = read(data, config.sources)
+        for line in found.told():
+            tell(line)
         self._paraphrases = _paraphrases(config, data)
         check_length("max_length", config.max_length, self.base)
         self.device = accelerator().device
@@ -69,6 +80,8 @@ class RewardRun:
         self.examples, report = render_records(found.records, self.renderer)
         check_refused(report.refused, len(found.records))
         records = [example.record for example in self.examples]
+        for line in check_told_apart(report.equal_ids, records, config.max_length):
+            tell(line)
         check(config, records, self._paraphrases)
         self.run = RunDirectory(
             out,
@@ -85,6 +98,7 @@ class RewardRun:
         self.run.write_json(
             "render.json",
             {
+                "understood": found.understood,
                 "left_out": found.left_out + untaught(records),
                 **asdict(report),
                 **paraphrased(config, learned, self._paraphrases),

@@ -1,13 +1,11 @@
 """What PPO and rejection sampling do alike: prompts, an engine, rollouts of the policy as it is, a run directory."""
 
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from assay_service.scoring.checkpoint import resolve
@@ -19,7 +17,7 @@ from assay_training.errors import RunStopped
 from assay_training.loops.checks import check_length, check_refused
 from assay_training.loops.policies import RELOADED_SAMPLE, policy_renderer, save_policy
 from assay_training.policy import Policy
-from assay_training.processes import accelerator
+from assay_training.processes import accelerator, tell
 from assay_training.records.sources import data_hashes, read_prompts
 from assay_training.rollout.asked import Asked, render_prompts
 from assay_training.rollout.collect import Collector, Rollout
@@ -76,6 +74,8 @@ class Sampler:
         self._config, self._policy = config, policy
         self.floor: float | None = None
         found = read_prompts(data, config.sources)
+        for line in found.told():
+            tell(line)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
         renderer = policy_renderer(self._tokenizer, config.template, policy.vocabulary_size)
         self.asked, left_out = render_prompts(found.records, renderer, config.rollout.max_prompt_tokens)
@@ -89,7 +89,8 @@ class Sampler:
         }
         self.run = RunDirectory(out, identity, writes=accelerator().is_main_process)
         accelerator().wait_for_everyone()  # the first looks for files that are no run's; now the others may write
-        self.run.write_json("render.json", {"prompts": len(self.asked), "left_out": found.left_out + left_out})
+        counts = {"prompts": len(self.asked), "understood": found.understood, "left_out": found.left_out + left_out}
+        self.run.write_json("render.json", counts)
         eos, device = self._tokenizer.eos_token_id, accelerator().device
         engine = engine_of(config.rollout, config.lora.r, eos, base, device)
         self._collector = Collector(engine, lambda of: of.text(self._tokenizer), config.rollout.chunk_completions)
@@ -140,8 +141,7 @@ class Sampler:
         wanted = self._config.prompts if isinstance(self._config, RejectionConfig) else 1
         if len(self.asked) < wanted:
             raise ConfigError(f"sources: {told}; a round is of {wanted:,}")
-        if accelerator().is_main_process:
-            tqdm.write(told, file=sys.stderr)
+        tell(told)
 
     @property
     def checkpoint(self) -> Path:

@@ -20,11 +20,13 @@ from assay_training.loops.next_token import NextToken
 from assay_training.loops.policies import policy_renderer, save_policy
 from assay_training.loops.supervised import Schedule, train
 from assay_training.policy import Policy
-from assay_training.processes import accelerator
+from assay_training.processes import accelerator, tell
 from assay_training.records.sources import data_hashes, read_spoken
 from assay_training.rundir import RunDirectory, base_identity
 from assay_training.sft_examples import SftExample, SftRenderer
 from assay_training.sharding import asked_for, copy_whole
+
+LARGEST_LOSS = 700.0  # nats per token; the exponential of more is no float64
 
 
 class SftRun:
@@ -41,6 +43,8 @@ class SftRun:
         self.base = resolve(config.base, config.revision, Path.cwd())
         check_length("max_length", config.max_length, self.base)
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
+        for line in (line for found in spoken for line in found.told()):
+            tell(line)
         hashes: dict[str, str] = {}
         for stage in config.stages:
             hashes |= data_hashes(data, stage.sources, [])
@@ -56,6 +60,7 @@ class SftRun:
             tested, tested_report = renderer.examples([r for r in found.records if self._held_out(r.group)])
             self.parts.append((training, tested))
             reports[stage.name] = {
+                "understood": found.understood,
                 "left_out": found.left_out,
                 "training": asdict(report),
                 "held_out": asdict(tested_report),
@@ -114,7 +119,13 @@ class SftRun:
             # Not in inference mode, whose tensors could not be trained on where layers are shared.
             with torch.no_grad(), autocast(self.policy.device, stage.optimiser):
                 total -= float(self.policy.logprobs([examples[i] for i in part]).double().sum())
-        return {"targets": targets, "loss": total / targets, "perplexity": math.exp(total / targets)}
+        loss = total / targets
+        if not loss < LARGEST_LOSS:
+            raise FloatingPointError(
+                f"{stage.name}: the loss on what is held out is {loss} per token: the training diverges; lower "
+                f"optimiser.learning_rate (it is {stage.optimiser.learning_rate:g})"
+            )
+        return {"targets": targets, "loss": loss, "perplexity": math.exp(loss)}
 
     def _held_out(self, group: str) -> bool:
         return fold_of(group, folds=1, held_out=self.config.held_out, seed=self.config.seed) == HELD_OUT

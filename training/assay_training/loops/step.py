@@ -4,7 +4,7 @@ Every micro-batch's loss is its share of the whole batch's, so neither the cut i
 processes changes a step. There is no dropout: a row is the same function in training and in serving (scoring-traps 20).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from torch import nn
 from assay_training.config.model import Adam
 from assay_training.examples import token_batches
 from assay_training.gradients import add_up, by_kind, clip
+from assay_training.rundir import not_finite
 from assay_training.sharding import idle, whole
 
 Shared = TypeVar("Shared")
@@ -102,7 +103,22 @@ def update(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
     optimiser.zero_grad(set_to_none=True)
 
 
+def check_numbers(where: str, numbers: Mapping[str, float], settings: Adam) -> None:
+    """Check that the numbers of a step are finite, on every process, before anything of it is kept.
+
+    Raises:
+        FloatingPointError: naming the step, the number, and what may help.
+    """
+    lost = next(not_finite(numbers), None)
+    if lost is not None:
+        norm = "it is not set" if settings.max_grad_norm is None else f"it is {settings.max_grad_norm:g}"
+        raise FloatingPointError(
+            f"{where}: {lost[0]} is {lost[1]}: the training diverges; lower optimiser.learning_rate (it is "
+            f"{settings.learning_rate:g}), or lower optimiser.max_grad_norm ({norm})"
+        )
+
+
 def check_finite(parameters: Sequence[nn.Parameter], where: str) -> None:
     """What has been trained is made of numbers; raises FloatingPointError before anything else is kept."""
     if not all(bool(whole(torch.isfinite(parameter).all())) for parameter in parameters):
-        raise FloatingPointError(f"{where}: what is trained is no longer finite; a lower learning rate may help")
+        raise FloatingPointError(f"{where}: what is trained is no longer finite; lower optimiser.learning_rate")

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from assay_training.algorithms.schedule import learning_rate_share, random_batches
 from assay_training.config.model import Optimiser
-from assay_training.loops.step import Objective, accumulate, check_finite, optimiser_of, update
+from assay_training.loops.step import Objective, accumulate, check_finite, check_numbers, optimiser_of, update
 from assay_training.processes import accelerator
 from assay_training.resume import ResumePoint
 from assay_training.rundir import Metrics
@@ -65,7 +65,7 @@ def train(
         resume: where the state is kept.
 
     Raises:
-        FloatingPointError: the loss, or what has been trained, is not finite.
+        FloatingPointError: the loss, the gradient's norm, or what has been trained is not finite.
     """
     together, settings = accelerator(), schedule.settings
     optimiser = optimiser_of(parameters, settings)
@@ -75,8 +75,7 @@ def train(
     for step in tqdm(range(start, len(batches)), name, len(batches), initial=start, mininterval=10, disable=not main):
         batch = [schedule.examples[i] for i in batches[step]]
         loss, norm = accumulate(objective, batch, parameters, settings, together)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"{name}: the loss is {loss} at step {step}")
+        check_numbers(f"{name}: step {step}", {"loss": loss, "grad_norm": norm}, settings)
         rate = schedule.learning_rate(step)
         if main:
             metrics.log({"step": step, "loss": loss, "learning_rate": rate, "grad_norm": norm})

@@ -1,8 +1,7 @@
-"""Assay's own JSON lines, one format per kind of record.
+"""Assay's own rows, one format per kind of record; pairs are in `preferences.py`.
 
 | format | fields |
 |---|---|
-| `pairs` | `prompt`, `chosen`, `rejected`, perhaps `gap`: how much better, 0..1 |
 | `rankings` | `prompt`, `completions`, `ranks`: 1 is best, equal ranks are ties |
 | `labels` | `prompt`, `completion`, `label` in 0..1 |
 | `dialogues` | `messages` |
@@ -15,28 +14,21 @@ is the first thing that the user says.
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from assay_service.scoring.item import Item, Message
+from assay_training.config.data import OWN_FIELDS
 from assay_training.records.record import Dialogue, Labelled, Pair, Ranking, Text, group_of
 from assay_training.records.rows import Row
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
-
-
-def pairs(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
-    """A ranking of two per row."""
-    for row in rows:
-        prompt, gap = prompt_of(row), None
-        if row.fields.get("gap") is not None:
-            gap = row.get("gap", float)
-            if not 0 <= gap <= 1:
-                raise row.error(f"field 'gap' is {gap}, not in 0..1")
-        texts = (row.text("chosen"), row.text("rejected"))
-        if texts[0] == texts[1]:
-            raise row.error("fields 'chosen' and 'rejected' are equal")
-        yield Ranking(source, _group(row, prompt), prompt, texts, (Pair(0, 1, gap),))
+# What would change the text that is scored, or the loss, and what no reader here takes into account.
+_UNSUPPORTED = frozenset(
+    {"tools", "images", "image", "videos", "audio", "history", "chat_template_kwargs", "weight", "sample_weight"}
+)
+_LOST = ("tool_calls", "function_call", "reasoning_content", "thinking")  # parts of a message besides its content
 
 
 def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
@@ -53,7 +45,7 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
         ties = tuple((i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if i < j and a == b)
         if any(texts[pair.better] == texts[pair.worse] for pair in beats):
             raise row.error("field 'completions' holds a text twice, at different ranks")
-        yield Ranking(source, _group(row, prompt), prompt, tuple(texts), beats, ties)
+        yield Ranking(source, group_in(row, prompt), prompt, tuple(texts), beats, ties)
 
 
 def labels(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
@@ -63,18 +55,18 @@ def labels(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
         if not (math.isfinite(label) and 0 <= label <= 1):
             raise row.error(f"field 'label' is {label}, not in 0..1")
         item = Item((*prompt, Message("assistant", row.text("completion"))))
-        yield Labelled(source, _group(row, prompt), item, label)
+        yield Labelled(source, group_in(row, prompt), item, label)
 
 
 def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
     """A dialogue per row; one of its messages must be the assistant's."""
     for row in rows:
-        messages = _messages(row, "messages", row.get("messages", list))
+        messages = messages_in(row, "messages", row.get("messages", list))
         if not any(message.role == "assistant" for message in messages):
             raise row.error("field 'messages' holds nothing that the assistant says")
         if not all(message.content.strip() for message in messages if message.role == "assistant"):
             raise row.error("field 'messages': the assistant says something empty")
-        yield Dialogue(source, _group(row, messages), messages)
+        yield Dialogue(source, group_in(row, messages), messages)
 
 
 def text(source: str, rows: Iterable[Row]) -> Iterator[Text]:
@@ -84,8 +76,25 @@ def text(source: str, rows: Iterable[Row]) -> Iterator[Text]:
         yield Text(source, hashlib.sha256(value.encode()).hexdigest(), value)
 
 
+def say_ignored(row: Row, format_: str, said: Counter[str]) -> None:
+    """Count the fields of a row that its format does not read.
+
+    Raises:
+        RecordError: one of them would change what is learned.
+    """
+    for name, value in row.fields.items():
+        if name in OWN_FIELDS[format_] or value is None or value in ([], {}, ""):
+            continue
+        if name in _UNSUPPORTED:
+            raise row.error(
+                f"field {name!r} would change what is learned, and is not supported; `fields: {{{name}: null}}` of "
+                "the source leaves it out"
+            )
+        said[f"ignored: {name}"] += 1
+
+
 def prompt_of(row: Row) -> tuple[Message, ...]:
-    """The messages before the completion.
+    """Return the messages before the completion.
 
     Raises:
         RecordError: the field `prompt` is neither a text nor a list of messages.
@@ -94,24 +103,33 @@ def prompt_of(row: Row) -> tuple[Message, ...]:
     if isinstance(prompt, str):
         return (Message("user", row.text("prompt")),)
     if isinstance(prompt, list) and prompt:
-        return _messages(row, "prompt", prompt)
-    raise row.error("field 'prompt' is neither a text nor a list of messages")
+        return messages_in(row, "prompt", prompt)
+    raise row.error(f"field {row.named('prompt')} is neither a text nor a list of messages with 'role' and 'content'")
 
 
-def _messages(row: Row, field: str, messages: Sequence[Any]) -> tuple[Message, ...]:
+def messages_in(row: Row, field: str, messages: Sequence[Any]) -> tuple[Message, ...]:
+    """Return messages from their JSON form.
+
+    Raises:
+        RecordError: one has no `role` or `content`, a role that no template knows, or a part that would be lost.
+    """
     if not all(
         isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
         for message in messages
     ):
-        raise row.error(f"field {field!r} is not a list of messages with 'role' and 'content'")
+        raise row.error(f"field {row.named(field)} is not a list of messages with 'role' and 'content', both texts")
+    lost = sorted({key for message in messages for key in _LOST if message.get(key)})
+    if lost:
+        raise row.error(f"field {row.named(field)}: {lost[0]!r} of a message would be lost; only its content is read")
     unknown = {message["role"] for message in messages} - ROLES
     if unknown:
-        raise row.error(f"field {field!r}: role {min(unknown)!r} is not one of {', '.join(sorted(ROLES))}")
+        raise row.error(f"field {row.named(field)}: role {min(unknown)!r} is not one of {', '.join(sorted(ROLES))}")
     return tuple(Message(message["role"], message["content"]) for message in messages)
 
 
-def _group(row: Row, messages: Sequence[Message]) -> str:
-    if "group" in row.fields:
+def group_in(row: Row, messages: Sequence[Message]) -> str:
+    """Return the split key of a row: its field `group`, else the first thing that the user says."""
+    if row.fields.get("group") is not None:
         return row.get("group", str)
     # Not the first message: a system prompt is the same for a whole data set.
     return group_of(next((message for message in messages if message.role == "user"), messages[0]).content)

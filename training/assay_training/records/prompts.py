@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from assay_service.scoring.item import Message
 from assay_training.records.plain import prompt_of
-from assay_training.records.record import Dialogue, LeftOut, Prompt, Ranking, Text, group_of
+from assay_training.records.record import Dialogue, LeftOut, Prompt, Ranking, Text, Understood, group_of
 from assay_training.records.rows import Row
 
 
@@ -15,11 +15,13 @@ def prompts(source: str, rows: Iterable[Row]) -> Iterator[Prompt]:
         yield Prompt(source, group_of(messages[-1].content), messages)
 
 
-def asked(records: Iterable[Ranking | Dialogue | Text | Prompt | LeftOut]) -> Iterator[Prompt | LeftOut]:
+def asked(
+    records: Iterable[Ranking | Dialogue | Text | Prompt | LeftOut | Understood],
+) -> Iterator[Prompt | LeftOut | Understood]:
     """What comes before a ranking's completions, or before the last thing that the assistant says; each once."""
     seen: set[tuple[Message, ...]] = set()
     for record in records:
-        if isinstance(record, LeftOut):
+        if isinstance(record, LeftOut | Understood):
             yield record
             continue
         messages = _messages(record)

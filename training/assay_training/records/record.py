@@ -5,6 +5,7 @@ by which results are reported.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,19 @@ class LeftOut:
     """
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """What a reader made of the fields of its rows; it comes after them.
+
+    Attributes:
+        rows: how many there were.
+        said: phrases such as `prompt from 'question': text` or `ignored: id`, with the number of rows of each.
+    """
+
+    rows: int
+    said: Counter[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Rows of a data set, from files or from the hub, as mappings that know where they stand.
 
-Files are JSON lines (`*.jsonl`, gzipped or not), and are read in the order of their names.
+Files are JSON lines (`*.jsonl`) or JSON lists (`*.json`), gzipped or not, or Parquet (`*.parquet`). They are read in
+the order of their names; blank lines are skipped.
 """
 
 import gzip
@@ -8,7 +9,8 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +27,43 @@ class Row:
         where: file and line, or data set and number, for messages.
         subset: file name without endings: `harmless-base` of `harmless-base.test.jsonl.gz`.
         fields: what it holds.
+        origins: how the row itself calls fields that have been renamed, for messages.
     """
 
     where: str
     subset: str
     fields: Mapping[str, Any]
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def named(self, name: str) -> str:
+        """Return the name of a field for a message, in quotes, with the row's own name if that is another."""
+        return f"{name!r} (mapped from {self.origins[name]})" if name in self.origins else repr(name)
+
+    def renamed(self, fields: Mapping[str, str | list[str] | None]) -> "Row":
+        """Return the row with its fields under other names.
+
+        Args:
+            fields: new name -> the row's own name, several of them for a list without its nulls, or None to leave the
+                field `new name` out.
+
+        Raises:
+            RecordError: the row has no field of that name.
+        """
+        taken = {
+            one for origin in fields.values() if origin for one in ([origin] if isinstance(origin, str) else origin)
+        }
+        missing = sorted(taken - self.fields.keys())
+        if missing:
+            there = ", ".join(self.fields)
+            raise self.error(f"there is no field {missing[0]!r}, which `fields` of the source names; there are {there}")
+        found = {name: value for name, value in self.fields.items() if name not in taken and name not in fields}
+        for name, origin in fields.items():
+            if isinstance(origin, str):
+                found[name] = self.fields[origin]
+            elif origin is not None:
+                found[name] = [self.fields[one] for one in origin if self.fields[one] is not None]
+        origins = {n: o if isinstance(o, str) else " and ".join(o) for n, o in fields.items() if o is not None}
+        return Row(self.where, self.subset, found, origins)
 
     def get(self, name: str, kind: type[Kind]) -> Kind:
         """The field `name`, which may lead into nested objects by dots.
@@ -44,9 +78,9 @@ class Row:
             try:
                 value = float(value)
             except OverflowError:
-                raise self.error(f"field {name!r} is too large a number") from None
+                raise self.error(f"field {self.named(name)} is too large a number") from None
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.error(f"field {name!r} is not a {kind.__name__}")
+            raise self.error(f"field {self.named(name)} is not a {kind.__name__}")
         return value
 
     def text(self, name: str) -> str:
@@ -57,12 +91,18 @@ class Row:
         """
         value = self.get(name, str)
         if not value.strip():
-            raise self.error(f"field {name!r} is empty")
+            raise self.error(f"field {self.named(name)} is empty")
         return value
 
     def error(self, reason: str) -> RecordError:
         """An error that says where."""
         return RecordError(f"{self.where}: {reason}")
+
+
+_ENDINGS = ("*.jsonl", "*.jsonl.gz", "*.json", "*.json.gz", "*.parquet")
+_NO_ROWS = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "state.json"}
+)  # what `datasets` writes beside its rows
 
 
 def files(folder: Path) -> list[Path]:
@@ -73,11 +113,11 @@ def files(folder: Path) -> list[Path]:
     """
     if folder.is_file():
         return [folder]
-    found = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
+    found = sorted(path for ending in _ENDINGS for path in folder.glob(ending) if path.name not in _NO_ROWS)
     if not folder.exists():
         raise RecordError(f"{folder}: no such folder")
     if not found:
-        raise RecordError(f"{folder}: no *.jsonl or *.jsonl.gz files")
+        raise RecordError(f"{folder}: no {', '.join(_ENDINGS)} files")
     return found
 
 
@@ -87,12 +127,12 @@ def sha256(path: Path) -> str:
 
 
 def rows_of_files(folder: Path) -> Iterator[Row]:
-    """All rows of a folder.
+    """Return all rows of a folder.
 
     Raises:
-        RecordError: a line is not a JSON object.
+        RecordError: a file is broken, or a row is not an object.
     """
-    return (row for path in files(folder) for row in rows_of_file(path))
+    return (row for path in files(folder) for row in rows_of_any(path))
 
 
 def rows_of_file(path: Path, *, growing: bool = False) -> Iterator[Row]:
@@ -108,6 +148,8 @@ def rows_of_file(path: Path, *, growing: bool = False) -> Iterator[Row]:
     if not path.is_file():
         raise RecordError(f"{path}: no such file")
     for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
         where = f"{path}:{number}"
         try:
             fields = _parsed(line)
@@ -121,12 +163,46 @@ def rows_of_file(path: Path, *, growing: bool = False) -> Iterator[Row]:
 
 
 def rows_of_any(path: Path) -> Iterator[Row]:
-    """All rows of a file of JSON lines (`.jsonl`), or of one that is a JSON list; gzipped or not.
+    """Return all rows of a file: JSON lines, a JSON list or Parquet, as its name says.
+
+    A file `*.json` that holds JSON lines, as published sets do, is read as those.
 
     Raises:
-        RecordError: as the one or the other.
+        RecordError: the file is missing or broken, or a row is not an object.
     """
-    return rows_of_file(path) if ".jsonl" in path.suffixes else rows_of_list(path)
+    if path.suffix == ".parquet":
+        return rows_of_parquet(path)
+    return rows_of_file(path) if ".jsonl" in path.suffixes or _holds_lines(path) else rows_of_list(path)
+
+
+def _holds_lines(path: Path) -> bool:
+    """Return whether the first line is an object of its own, and others follow."""
+    if not path.is_file():
+        return False
+    first = list(islice((line for line in _lines(path) if line.strip()), 2))
+    try:
+        return len(first) == 2 and isinstance(_parsed(first[0]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def rows_of_parquet(path: Path) -> Iterator[Row]:
+    """Return all rows of a Parquet file, by `datasets`.
+
+    Raises:
+        RecordError: the file is missing or broken.
+    """
+    from datasets import load_dataset  # noqa: PLC0415 - heavy, and few runs need it
+
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file")
+    try:
+        for number, fields in enumerate(
+            load_dataset("parquet", data_files=str(path), split="train", streaming=True), 1
+        ):
+            yield Row(f"{path}: row {number}", path.name.split(".")[0], fields)
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, RecordError) else RecordError(f"{path}: {error}") from error
 
 
 def rows_of_list(path: Path) -> Iterator[Row]:

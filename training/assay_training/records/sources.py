@@ -1,19 +1,19 @@
 """Which formats there are, what kinds of records each holds, and a run's sources to records."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from assay_training.config.data import Format, Source
 from assay_training.config.mixture import Augment, Step
-from assay_training.records import hh, instructions, oasst, plain, prompts, ranked, rated
-from assay_training.records.record import Judged, Labelled, LeftOut, Prompt, Ranking, RecordError, Spoken
+from assay_training.records import hh, instructions, oasst, plain, preferences, prompts, ranked, rated
+from assay_training.records.record import Judged, Labelled, LeftOut, Prompt, Ranking, RecordError, Spoken, Understood
 from assay_training.records.rows import Row, files, rows_of_files, rows_of_hub, sha256
 
 R = TypeVar("R")
-Reader = Callable[[Source, Iterable[Row]], Iterator[R | LeftOut]]
+Reader = Callable[[Source, Iterable[Row]], Iterator[R | LeftOut | Understood]]
 Part = Callable[[Row], str]
 
 
@@ -24,10 +24,32 @@ class Read(Generic[R]):
     Attributes:
         records: in the order of the sources.
         left_out: rows that are known to be faulty, by source and reason.
+        understood: by source, what was read from which field and what was ignored, with the number of rows.
     """
 
     records: list[R]
     left_out: Counter[str]
+    understood: dict[str, dict[str, int]]
+
+    def told(self) -> list[str]:
+        """Return a line per source whose fields were understood, and one per reason to leave something out."""
+        return [
+            *(f"{name}: {'; '.join(_counted(said))}" for name, said in self.understood.items()),
+            *(f"{reason}: {count:,} left out" for reason, count in self.left_out.items()),
+        ]
+
+
+def _counted(said: Mapping[str, int]) -> Iterator[str]:
+    """What was said of the rows, with a count where it does not hold of all."""
+    yield f"{said[_ROWS]:,} rows"
+    yield from (
+        phrase if count == said[_ROWS] else f"{phrase} ({count:,} rows)"
+        for phrase, count in said.items()
+        if phrase != _ROWS
+    )
+
+
+_ROWS = "rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +71,25 @@ class _Readers:
 def _named(reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
     """A reader that needs of its source only the name."""
     return lambda source, rows: reader(source.name, rows)
+
+
+def _own(format_: Format, reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
+    """Return a reader of one of our own formats, which says at the end which fields it ignored."""
+
+    def read(source: Source, rows: Iterable[Row]) -> Iterator[Any]:
+        said, count = Counter[str](), 0
+
+        def seen() -> Iterator[Row]:
+            nonlocal count
+            for row in rows:
+                count += 1
+                plain.say_ignored(row, format_, said)
+                yield row
+
+        yield from reader(source.name, seen())
+        yield Understood(count, said)
+
+    return read
 
 
 def _rated(reader: rated.Reader) -> _Readers:
@@ -73,12 +114,12 @@ _FORMATS: dict[Format, _Readers] = {
     "alpaca": _Readers(spoken=_named(instructions.alpaca)),
     "dolly": _Readers(spoken=_named(instructions.dolly)),
     "gsm8k": _Readers(labelled=_rated(rated.gsm8k_solutions).labelled, spoken=_named(instructions.gsm8k)),
-    "pairs": _Readers(rankings=_named(plain.pairs)),
-    "rankings": _Readers(rankings=_named(plain.rankings)),
-    "labels": _Readers(labelled=_named(plain.labels)),
-    "dialogues": _Readers(spoken=_named(plain.dialogues)),
-    "text": _Readers(spoken=_named(plain.text)),
-    "prompts": _Readers(prompts=lambda source, rows: prompts.asked(prompts.prompts(source.name, rows))),
+    "preferences": _Readers(rankings=preferences.rankings),
+    "rankings": _Readers(rankings=_own("rankings", plain.rankings)),
+    "labels": _Readers(labelled=_own("labels", plain.labels)),
+    "dialogues": _Readers(spoken=_own("dialogues", plain.dialogues)),
+    "text": _Readers(spoken=_own("text", plain.text)),
+    "prompts": _Readers(prompts=_own("prompts", lambda source, rows: prompts.asked(prompts.prompts(source, rows)))),
 }
 
 
@@ -137,7 +178,7 @@ def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) 
 
 
 def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = None) -> Read[Any]:
-    read: Read[Any] = Read([], Counter())
+    read: Read[Any] = Read([], Counter(), {})
     for source in sources:
         reader = getattr(_FORMATS[source.format], kind)
         if reader is None:
@@ -148,6 +189,10 @@ def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = 
         for found in (found for of, rows in parts for found in reader(of, rows)):
             if isinstance(found, LeftOut):
                 read.left_out[f"{source.name}: {found.reason}"] += 1
+            elif isinstance(found, Understood):
+                said = read.understood.setdefault(source.name, {})
+                for phrase, count in {_ROWS: found.rows, **found.said}.items():
+                    said[phrase] = said.get(phrase, 0) + count
             else:
                 read.records.append(found)
         if len(read.records) == before:
@@ -169,5 +214,7 @@ def _parts(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[t
 
 def _rows(data: Path, source: Source) -> Iterator[Row]:
     if source.hub is None:
-        return rows_of_files(data / source.name)
-    return rows_of_hub(source.hub, source.hub_config, source.hub_dir, str(source.revision), source.split)
+        rows = rows_of_files(data / source.name)
+    else:
+        rows = rows_of_hub(source.hub, source.hub_config, source.hub_dir, str(source.revision), source.split)
+    return (row.renamed(source.fields) for row in rows) if source.fields else rows

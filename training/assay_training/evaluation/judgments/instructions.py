@@ -70,10 +70,10 @@ def read_groups(path: Path, by: Sequence[str] = ()) -> dict[str, tuple[str, ...]
     Raises:
         RecordError: a row is of another form, or says otherwise than another row; no row has a group.
     """
-    value = json_of(path, object) if ".jsonl" not in path.suffixes else []
-    if isinstance(value, dict) and by:
+    whole = _whole(path)
+    if whole is not None and by:
         raise RecordError(f"{path}: one object of instructions has no fields to group by; leave out --group-by")
-    named = _of_object(path, value) if isinstance(value, dict) else _of_rows(path, list(rows_of_any(path)), by)
+    named = _of_rows(path, list(rows_of_any(path)), by) if whole is None else _of_object(path, whole)
     groups: dict[str, tuple[str, ...]] = {}
     for row, found in named:
         if groups.setdefault(plain(row.text("instruction")), found) != found:
@@ -93,6 +93,16 @@ def in_groups(verdict: Verdict, groups: Mapping[str, tuple[str, ...]]) -> Verdic
     if key not in groups:
         raise RecordError(f"{verdict.where}: field 'instruction': the groups have no {key[:60]!r}")
     return replace(verdict, groups=groups[key])
+
+
+def _whole(path: Path) -> dict[str, object] | None:
+    """Return the object that a file is, `None` where it holds rows or is broken."""
+    if ".jsonl" in path.suffixes:
+        return None
+    try:
+        return json_of(path, dict)
+    except RecordError:
+        return None
 
 
 def _of_object(path: Path, value: Mapping[str, object]) -> Iterator[tuple[Row, tuple[str, ...]]]:

@@ -131,7 +131,7 @@ def judge_all(
     ]
     if not verdicts:
         raise ValueError(f"{url}: {' '.join(notes[2:])}")
-    table = winrate(Read(verdicts, Counter()))
+    table = winrate(Read(verdicts, Counter(), {}))
     failed = len(found) - len(verdicts)
     said = {"judge": model, "no_verdict": failed, "cost": asdict(whole)}
     records = tuple({**record, **said} for record in table.records)

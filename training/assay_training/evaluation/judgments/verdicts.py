@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from json import JSONDecodeError
 from pathlib import Path
 
 from assay_training.evaluation import grouping
 from assay_training.evaluation.judgments.names import OneFileEach, names_of
 from assay_training.records.record import RecordError
-from assay_training.records.rows import Row, rows_of_any, rows_of_file
+from assay_training.records.rows import Row, rows_of_any
 from assay_training.records.sources import Read
 
 NO_VERDICT = "no verdict"
@@ -97,7 +96,7 @@ def read_verdicts(paths: Sequence[Path], reference: str | None, by: Sequence[str
     for field in by:
         grouping.require((row for row, _ in found), field)
     groups = grouping.names([{field: grouping.group(row, field) for field in by} for row, _ in found])
-    return Read([replace(one, groups=of) for (_, one), of in zip(found, groups, strict=True)], left_out)
+    return Read([replace(one, groups=of) for (_, one), of in zip(found, groups, strict=True)], left_out, {})
 
 
 def read_contests(paths: Sequence[Path], reference: str | None) -> list[Contest]:
@@ -113,7 +112,7 @@ def _contests(paths: Sequence[Path], reference: str | None) -> Iterator[tuple[Pa
     one_each = OneFileEach()
     for path in paths:
         found = []
-        for row in _rows(path):
+        for row in rows_of_any(path):
             names = names_of(row, path, reference)
             one_each.check(row, path, names)
             if "output" in row.fields and not {"output_1", "output_2"} & row.fields.keys():
@@ -124,17 +123,6 @@ def _contests(paths: Sequence[Path], reference: str | None) -> Iterator[tuple[Pa
             contest = Contest(row.where, row.text("instruction"), names.evaluated, names.reference, outputs)
             found.append((row, contest))
         yield path, found
-
-
-def _rows(path: Path) -> list[Row]:
-    """Of a list, or of lines, also where the file's name does not say so."""
-    try:
-        return list(rows_of_any(path))
-    except RecordError as error:
-        several = isinstance(error.__cause__, JSONDecodeError) and error.__cause__.msg == "Extra data"
-        if ".jsonl" in path.suffixes or not several:
-            raise
-    return list(rows_of_file(path))
 
 
 def _score(row: Row) -> float | None:

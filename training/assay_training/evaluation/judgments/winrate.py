@@ -10,7 +10,7 @@ from assay_training.algorithms.proportions import length_controlled, longer_wins
 from assay_training.evaluation import plots
 from assay_training.evaluation.judgments.instructions import plain
 from assay_training.evaluation.judgments.verdicts import Verdict
-from assay_training.evaluation.table import Picture, Table, interval, left_out_note, number, text, whole
+from assay_training.evaluation.table import Picture, Table, interval, number, text, whole
 from assay_training.records.sources import Read
 
 COLUMNS = (
@@ -61,7 +61,7 @@ def winrate(verdicts: Read[Verdict], *, ddof: int = 1) -> Table:
     total = [record for record in lines if record["group"] is None]
     rows = [(f"{r['row']} over {r['column']}", r["win_rate"], *r["wilson95"]) for r in total]
     picture = Picture("Win rates with Wilson's intervals.", lambda: plots.intervals(rows, "win rate", 0.5))
-    notes = (*NOTES, *again, *left_out_note(verdicts.left_out))
+    notes = (*NOTES, *again, *verdicts.told())
     return Table("Win rates", tuple(records), COLUMNS, lines, notes, (picture,))
 
 

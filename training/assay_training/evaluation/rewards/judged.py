@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import SOURCE_NAME, Format, Source
@@ -20,6 +20,7 @@ from assay_training.records.record import Labelled, Pair, Ranking, RecordError, 
 from assay_training.records.rows import Row, files, json_of, rows_of_any, rows_of_files
 from assay_training.records.sources import Part, Read, read_labelled, read_rankings
 
+R = TypeVar("R")
 ALPACA_EVAL = "alpaca_eval"
 BALLOTS = "ballots"
 COMPLETIONS = "completions"
@@ -87,13 +88,7 @@ def files_of(given: str) -> list[Path]:
     Raises:
         RecordError: there are none.
     """
-    format_, path = locate(given)
-    if format_ not in (ALPACA_EVAL, BALLOTS) or path.is_file():
-        return files(path)
-    found = sorted([*path.glob("*.json"), *path.glob("*.json.gz")])
-    if not found:
-        raise RecordError(f"{path}: no *.json or *.json.gz files")
-    return found
+    return files(locate(given)[1])
 
 
 def read_comparisons(given: str, reference: str | None = None, by: str | None = None) -> Read[Ranking]:
@@ -116,11 +111,11 @@ def read_comparisons(given: str, reference: str | None = None, by: str | None = 
     if format_ == BALLOTS:
         if by is not None:
             raise RecordError(f"{given}: ballots have no fields to group by; leave out --group-by")
-        return Read([ranking for file in files_of(given) for ranking in _of_ballots(file)], Counter())
+        return Read([ranking for file in files_of(given) for ranking in _of_ballots(file)], Counter(), {})
     if format_ == COMPLETIONS:
         raise RecordError(f"{given}: nobody has judged them")
     read: Read[Ranking | Labelled] = read_rankings(*_source(format_, path), _part(path, by))
-    return Read([_shuffled(record) for record in read.records if isinstance(record, Ranking)], read.left_out)
+    return _of(read, [_shuffled(record) for record in read.records if isinstance(record, Ranking)], by)
 
 
 def read_candidates(given: str, by: str | None = None) -> Read[Candidates]:
@@ -140,7 +135,7 @@ def read_candidates(given: str, by: str | None = None) -> Read[Candidates]:
         rows = [row for file in files_of(given) for row in rows_of_any(file)]
         if by is not None:
             grouping.require(rows, by)
-        return Read([_of_rollouts(row, _named(path.name, row, by)) for row in rows], Counter())
+        return Read([_of_rollouts(row, _named(path.name, row, by)) for row in rows], Counter(), {})
     read: Read[Ranking | Labelled] = read_labelled(*_source(format_, path), _part(path, by))
     by_prompt: dict[tuple[str, tuple[Message, ...]], list[Labelled]] = defaultdict(list)
     for record in read.records:
@@ -152,7 +147,16 @@ def read_candidates(given: str, by: str | None = None) -> Read[Candidates]:
     found = [
         Candidates(of[0].source, of[0].group, tuple(r.item for r in of), tuple(r.label for r in of)) for of in several
     ]
-    return Read(found, read.left_out)
+    return _of(read, found, by)
+
+
+def _of(read: Read[Any], records: list[R], by: str | None) -> Read[R]:
+    """Return what has become of the records that were read; the field to group by was not ignored."""
+    understood = {
+        name: {phrase: rows for phrase, rows in said.items() if phrase != f"ignored: {by}"}
+        for name, said in read.understood.items()
+    }
+    return Read(records, read.left_out, understood)
 
 
 def _part(path: Path, by: str | None) -> Part | None:
@@ -180,7 +184,7 @@ def _source(format_: str, path: Path) -> tuple[Path, Sequence[Source]]:
 
 
 def _of_verdicts(paths: Sequence[Path], reference: str | None, by: str | None) -> Read[Ranking]:
-    read: Read[Ranking] = Read([], Counter())
+    read: Read[Ranking] = Read([], Counter(), {})
     for path in paths:
         verdicts = read_verdicts([path], reference, () if by is None else (by,))
         read.records.extend(_of_verdict(verdict, path) for verdict in verdicts.records)

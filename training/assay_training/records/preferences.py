@@ -1,0 +1,178 @@
+"""Preference sets in the shapes in which they are published: the format `preferences`.
+
+| shape | `prompt` | `chosen`, `rejected` |
+|---|---|---|
+| texts | a text, or messages | texts |
+| messages, explicit prompt (TRL) | a text, or messages | messages, the first of which is the assistant's |
+| messages, implicit prompt (TRL, Skywork) | none | conversations that differ in their last message |
+| messages and prompt (UltraFeedback) | a text or messages that the conversations begin with | the same |
+
+`chosen` and `rejected` may each be a list of several replies (RewardBench 2); every chosen reply beats every rejected
+one. TRL's shapes: https://huggingface.co/docs/trl/dataset_formats#preference
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from assay_service.scoring.item import Message
+from assay_training.config.data import Source
+from assay_training.records.gaps import Gaps, gaps_of
+from assay_training.records.plain import group_in, messages_in, prompt_of, say_ignored
+from assay_training.records.record import LeftOut, Pair, Ranking, Understood
+from assay_training.records.rows import Row
+
+_SHAPES = "a text, a list of messages with 'role' and 'content', or a list of several of these"
+_HH_START = "\n\nHuman:"
+
+
+@dataclass(frozen=True, slots=True)
+class _Replies:
+    """The field `chosen` or `rejected` of a row.
+
+    Attributes:
+        shape: for what is told: `text`, `messages`, `list of texts`, `list of conversations`.
+        conversations: one per reply; a text is a single message of the assistant.
+    """
+
+    shape: str
+    conversations: list[tuple[Message, ...]]
+
+    @property
+    def texts(self) -> bool:
+        """Whether the replies are texts."""
+        return "text" in self.shape
+
+    @property
+    def last(self) -> list[str]:
+        """What the assistant says last in each."""
+        return [conversation[-1].content for conversation in self.conversations]
+
+
+def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut | Understood]:
+    """Yield a ranking per row, what is left out of it, and at the end what was understood of which field.
+
+    Left out are replies that are empty, pairs of equal replies, pairs that the ratings contradict, and rows whose
+    conversations differ before the last message or end with another role than the assistant: published sets have
+    such rows.
+
+    Raises:
+        RecordError: naming file, row and field, for a field that is missing, of another shape, or not supported.
+    """
+    count, said = 0, Counter[str]()
+    for row in rows:
+        count += 1
+        say_ignored(row, "preferences", said)
+        chosen, rejected = _replies(row, "chosen"), _replies(row, "rejected")
+        said.update(f"{name} from {row.named(name)}: {of.shape}" for name, of in _both(chosen, rejected))
+        prompt = _prompt(row, chosen, rejected, said)
+        if isinstance(prompt, LeftOut):
+            yield prompt
+            continue
+        gaps = gaps_of(row, source.largest_gap, (len(chosen.last), len(rejected.last)), said)
+        ranking = Ranking(source.name, group_in(row, prompt), prompt, (), ())
+        yield from _compared(ranking, chosen.last, rejected.last, gaps)
+    yield Understood(count, said)
+
+
+def _compared(
+    ranking: Ranking, chosen: Sequence[str], rejected: Sequence[str], gaps: Gaps
+) -> Iterator[Ranking | LeftOut]:
+    """Yield the ranking of the replies, preceded by what is left out of it."""
+    texts, pairs = (*chosen, *rejected), []
+    yield from [LeftOut("empty reply")] * sum(not text.strip() for text in texts)
+    for i, better in enumerate(chosen):
+        for j, worse in enumerate(rejected):
+            gap = gaps(i, j)
+            if not (better.strip() and worse.strip()):
+                continue
+            if better == worse:
+                yield LeftOut("chosen and rejected are equal")
+            elif gap is not None and gap < 0:
+                yield LeftOut("the ratings say that rejected is better")
+            else:
+                pairs.append(Pair(i, len(chosen) + j, gap))
+    kept = sorted({index for pair in pairs for index in (pair.better, pair.worse)})
+    place = {old: new for new, old in enumerate(kept)}
+    if pairs:
+        yield Ranking(
+            ranking.source,
+            ranking.group,
+            ranking.prompt,
+            tuple(texts[index] for index in kept),
+            tuple(Pair(place[pair.better], place[pair.worse], pair.gap) for pair in pairs),
+        )
+
+
+def _both(chosen: _Replies, rejected: _Replies) -> Iterator[tuple[str, _Replies]]:
+    yield "chosen", chosen
+    yield "rejected", rejected
+
+
+def _replies(row: Row, field: str) -> _Replies:
+    value = row.fields.get(field)
+    if isinstance(value, str):
+        return _Replies("text", [(Message("assistant", value),)])
+    given = [one for one in value if one is not None] if isinstance(value, list) else []
+    if given and all(isinstance(one, str) for one in given):
+        return _Replies("list of texts", [(Message("assistant", one),) for one in given])
+    if given and all(isinstance(one, list) and one for one in given):
+        return _Replies("list of conversations", [messages_in(row, field, one) for one in given])
+    if given and all(isinstance(one, dict) for one in given):
+        return _Replies("messages", [messages_in(row, field, given)])
+    raise row.error(f"field {row.named(field)} is {_shape(value)}, not {_SHAPES}")
+
+
+def _shape(value: Any) -> str:  # noqa: ANN401 - JSON
+    if value is None:
+        return "missing"
+    return "an empty list" if value == [] else f"of another shape ({type(value).__name__})"
+
+
+def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) -> tuple[Message, ...] | LeftOut:
+    """Return the messages before the replies, wherever the row has them."""
+    if chosen.texts != rejected.texts:
+        raise row.error(f"fields 'chosen' and 'rejected' have different shapes: {chosen.shape}, {rejected.shape}")
+    given = prompt_of(row) if row.fields.get("prompt") not in (None, []) else None
+    conversations = [*chosen.conversations, *rejected.conversations]
+    if any(conversation[-1].role != "assistant" for conversation in conversations):
+        return LeftOut("does not end with the assistant")
+    before = conversations[0][:-1]
+    if any(conversation[:-1] != before for conversation in conversations):
+        return LeftOut("chosen and rejected differ before the last reply")
+    if conversations[0][0].role == "assistant":
+        if given is None:
+            hint = "; use `format: hh`" if conversations[0][-1].content.startswith(_HH_START) else ""
+            raise row.error(f"field {row.named('prompt')} is missing, and 'chosen' holds replies alone{hint}")
+        prompt = (*given, *before)
+        said[f"prompt from {row.named('prompt')}: {_kind(row)}"] += 1
+    else:
+        prompt = before
+        said["prompt from the common beginning of 'chosen' and 'rejected'"] += 1
+        if given is not None and not _begins(before, given, whole=isinstance(row.fields["prompt"], list)):
+            raise row.error(f"field {row.named('prompt')} is not what 'chosen' and 'rejected' begin with")
+    return _with_system(row, prompt, said)
+
+
+def _kind(row: Row) -> str:
+    return "text" if isinstance(row.fields["prompt"], str) else "messages"
+
+
+def _begins(before: tuple[Message, ...], given: tuple[Message, ...], *, whole: bool) -> bool:
+    """Return whether conversations begin with the row's prompt: with its messages, or with a user who says its text."""
+    if whole:
+        return before[: len(given)] == given
+    return any(message.role == "user" and message.content.strip() == given[0].content.strip() for message in before)
+
+
+def _with_system(row: Row, prompt: tuple[Message, ...], said: Counter[str]) -> tuple[Message, ...]:
+    if not row.fields.get("system"):
+        return prompt
+    system = Message("system", row.text("system"))
+    if prompt[0].role == "system":
+        if prompt[0] != system:
+            raise row.error(f"field {row.named('system')} is not the system message that the prompt has")
+        return prompt
+    said[f"system message from {row.named('system')}: text"] += 1
+    return (system, *prompt)
