@@ -31,6 +31,7 @@ from assay_training.evaluation.rewards.agreement import agreement, kappa
 from assay_training.evaluation.rewards.best_of_n import best_of_n
 from assay_training.evaluation.rewards.judged import Candidates, candidates_of, ranking_of, read_comparisons
 from assay_training.evaluation.rewards.margins import margins
+from assay_training.evaluation.rewards.reading import Reading
 from assay_training.records.record import Pair, Ranking, RecordError
 from assay_training.records.sources import Read
 from tests.client.conftest import Wire
@@ -351,7 +352,7 @@ def test_an_instruction_is_scored_without_chat_markup(tmp_path: Path) -> None:
         for text in ("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n", "Why\n    not?")
     ]
     (tmp_path / "x.json").write_text(json.dumps(rows))
-    first, second = read_comparisons(f"alpaca_eval:{tmp_path / 'x.json'}", "base").records
+    first, second = read_comparisons(f"alpaca_eval:{tmp_path / 'x.json'}", Reading(reference="base")).records
     assert (first.prompt, first.group) == ((Message("user", "Why?"),), "why")
     assert second.prompt == (Message("user", "Why\n    not?"),)
 

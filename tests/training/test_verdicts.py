@@ -136,7 +136,7 @@ def test_outputs_of_one_model_are_told_apart_from_pairs(tmp_path: Path) -> None:
     path = write(tmp_path / "model_outputs.json", [{"instruction": "q", "output": "a", "generator": "new"}])
     for command in (("winrate", path), ("task", path, "--out", tmp_path / "t.json", "--keys", tmp_path / "k.json")):
         code, output = evaluate(*command)
-        assert (code, "row 1: field 'output' is that of one model; a row needs the outputs of two" in output) == (
+        assert (code, "row 1: field 'output' is that of one model; a row of AlpacaEval has those of two" in output) == (
             2,
             True,
         ), output

@@ -4,8 +4,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -16,12 +15,8 @@ from assay_client.cli import LOCAL, Url
 from assay_training.cli_errors import plain_errors
 
 if TYPE_CHECKING:
-    from assay_training.evaluation.rewards.served import Scored, Scores
     from assay_training.evaluation.table import Table
-    from assay_training.records.record import Ranking
-    from assay_training.records.sources import Read
 
-R = TypeVar("R", bound="Scored")
 T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate judgments and rewards.")
@@ -32,6 +27,10 @@ Html = Annotated[Path | None, typer.Option(help="Also write a page with plots, c
 Judged = Annotated[list[str], typer.Argument(metavar="FORMAT:PATH...", show_default=False, help="What was judged.")]
 Models = Annotated[list[str] | None, typer.Option(help="Signals and blends; default: all that are served.")]
 GroupBy = Annotated[str | None, typer.Option(help="A field of the rows (subset) by which lines are split.")]
+Fields = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=FIELD", help="Read a row's FIELD as NAME (prompt=question).")
+]
+LargestGap = Annotated[float | None, typer.Option(help="Of preferences: the margin that counts as a gap of 1.")]
 Reference = Annotated[str | None, typer.Option(help="Model of output_1 where rows name only `generator`.")]
 
 
@@ -137,109 +136,70 @@ def absolute(files: Files, as_json: Json = False, html: Html = None) -> None:
 
 
 @app.command("agreement")
-def agreement(
+def agreement(  # noqa: PLR0913, PLR0917 - the options of a command
     judged: Judged,
     url: Url = LOCAL,
     model: Models = None,
     reference: Reference = None,
     group_by: GroupBy = None,
+    field: Fields = None,
+    largest_gap: LargestGap = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
     """How often served signals and blends agree with judges or people, beside the length baseline."""
     from assay_training.evaluation.rewards.agreement import agreement as evaluate  # noqa: PLC0415
+    from assay_training.evaluation.rewards.asked import of_rankings  # noqa: PLC0415
+    from assay_training.evaluation.rewards.reading import Reading, fields_of  # noqa: PLC0415
 
     with plain_errors("evaluate agreement"):
         _check_outputs(_files(judged), html)
-        finish(_of_rankings(evaluate, judged, (reference, group_by), url, model or []), _files(judged), as_json, html)
+        reading = Reading(reference, group_by, largest_gap, fields_of(field or []))
+        finish(of_rankings(evaluate, judged, reading, url, model or []), _files(judged), as_json, html)
 
 
 @app.command("margins")
-def margins(
+def margins(  # noqa: PLR0913, PLR0917 - the options of a command
     judged: Judged,
     url: Url = LOCAL,
     model: Models = None,
     reference: Reference = None,
     group_by: GroupBy = None,
+    field: Fields = None,
+    largest_gap: LargestGap = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
     """How served margins are distributed and calibrated, and what length has to do with scores."""
+    from assay_training.evaluation.rewards.asked import of_rankings  # noqa: PLC0415
     from assay_training.evaluation.rewards.margins import margins as evaluate  # noqa: PLC0415
+    from assay_training.evaluation.rewards.reading import Reading, fields_of  # noqa: PLC0415
 
     with plain_errors("evaluate margins"):
         _check_outputs(_files(judged), html)
-        finish(_of_rankings(evaluate, judged, (reference, group_by), url, model or []), _files(judged), as_json, html)
+        reading = Reading(reference, group_by, largest_gap, fields_of(field or []))
+        finish(of_rankings(evaluate, judged, reading, url, model or []), _files(judged), as_json, html)
 
 
 @app.command("best-of-n")
-def best_of_n(
+def best_of_n(  # noqa: PLR0913, PLR0917 - the options of a command
     judged: Judged,
     url: Url = LOCAL,
     model: Models = None,
     gold: Annotated[str | None, typer.Option(help="A served model to judge by, instead of the labels.")] = None,
     group_by: GroupBy = None,
+    field: Fields = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
     """What the best of N by served rewards is worth by labels, or by another model."""
-    from assay_training.evaluation.rewards.best_of_n import best_of_n as evaluate  # noqa: PLC0415
-    from assay_training.evaluation.rewards.judged import candidates_of, read_candidates  # noqa: PLC0415
-    from assay_training.evaluation.rewards.served import told  # noqa: PLC0415
+    from assay_training.evaluation.rewards.asked import of_candidates  # noqa: PLC0415
+    from assay_training.evaluation.rewards.reading import Reading, fields_of  # noqa: PLC0415
 
     with plain_errors("evaluate best-of-n"):
         _check_outputs(_files(judged), html)
-        read = _together([read_candidates(given, group_by) for given in judged])
-        if gold is None and not all(of.gold for of in read.records):
-            raise ValueError("rollouts have no gold value of their own; name a served model to judge by: --gold")
-        scores = _scored(read.records, candidates_of, judged, url, model or [], gold)
-        worth = None if gold is None else scores.by_model[gold]
-        ways = {name: of for name, of in scores.by_model.items() if name != gold}
-        finish(told(evaluate(scores.records, worth, ways), scores, read), _files(judged), as_json, html)
-
-
-def _together(reads: "Sequence[Read[T]]") -> "Read[T]":
-    from assay_training.records.sources import Read  # noqa: PLC0415
-
-    left_out = sum((read.left_out for read in reads), Counter[str]())
-    understood = {name: said for read in reads for name, said in read.understood.items()}
-    return Read([record for read in reads for record in read.records], left_out, understood)
-
-
-def _of_rankings(
-    evaluate: "Callable[[list[Ranking], dict[str, list[list[float]]]], Table]",
-    judged: Sequence[str],
-    named: tuple[str | None, str | None],
-    url: str,
-    models: Sequence[str],
-) -> "Table":
-    from assay_training.evaluation.rewards.judged import ranking_of, read_comparisons  # noqa: PLC0415
-    from assay_training.evaluation.rewards.served import told  # noqa: PLC0415
-
-    read = _together([read_comparisons(given, *named) for given in judged])
-    scores = _scored(read.records, ranking_of, judged, url, models)
-    return told(evaluate(scores.records, scores.by_model), scores, read)
-
-
-def _scored(
-    records: list[R],
-    part: "Callable[[R, Sequence[int]], R | None]",
-    judged: Sequence[str],
-    url: str,
-    models: Sequence[str],
-    gold: str | None = None,
-) -> "Scores[R]":
-    """What every model that is asked has scored."""
-    from assay_client.client import RewardClient  # noqa: PLC0415
-    from assay_training.evaluation.rewards.served import models_of, score  # noqa: PLC0415
-
-    if not records:
-        raise ValueError(f"{', '.join(judged)}: nothing in it")
-    with RewardClient(url) as client:
-        scores = score(records, part, client, models_of(client, models, gold))
-    if not scores.records:
-        raise ValueError(f"nothing could be scored that can be compared: {dict(scores.failures)}")
-    return scores
+        reading = Reading(by=group_by, fields=fields_of(field or []))
+        finish(of_candidates(judged, reading, url, model or [], gold), _files(judged), as_json, html)
 
 
 def _some(rows: list[T], files: Sequence[Path]) -> list[T]:

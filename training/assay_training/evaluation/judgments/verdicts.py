@@ -115,10 +115,9 @@ def _contests(paths: Sequence[Path], reference: str | None) -> Iterator[tuple[Pa
         for row in rows_of_any(path):
             names = names_of(row, path, reference)
             one_each.check(row, path, names)
-            if "output" in row.fields and not {"output_1", "output_2"} & row.fields.keys():
-                raise row.error(
-                    "field 'output' is that of one model; a row needs the outputs of two, 'output_1' and 'output_2'"
-                )
+            if not {"output_1", "output_2"} & row.fields.keys():
+                alone = "field 'output' is that of one model" if "output" in row.fields else "no output is there"
+                raise row.error(f"{alone}; a row of AlpacaEval has those of two models, 'output_1' and 'output_2'")
             outputs = (row.get("output_2", str), row.get("output_1", str))
             contest = Contest(row.where, row.text("instruction"), names.evaluated, names.reference, outputs)
             found.append((row, contest))

@@ -4,21 +4,21 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from assay_service.scoring.item import Item, Message
-from assay_training.config.data import SOURCE_NAME, Format, Source
+from assay_training.config.data import SOURCE_NAME, Format
 from assay_training.evaluation import grouping
 from assay_training.evaluation.judgments.ballots import FORMAT
 from assay_training.evaluation.judgments.instructions import plain
 from assay_training.evaluation.judgments.verdicts import Verdict, read_verdicts
+from assay_training.evaluation.rewards.reading import NOTHING_DECLARED, Reading
 from assay_training.records.plain import prompt_of
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
-from assay_training.records.rows import Row, files, json_of, rows_of_any, rows_of_files
-from assay_training.records.sources import Part, Read, read_labelled, read_rankings
+from assay_training.records.rows import Row, files, json_of, rows_of_any
+from assay_training.records.sources import Read, read_labelled, read_rankings
 
 R = TypeVar("R")
 ALPACA_EVAL = "alpaca_eval"
@@ -73,8 +73,11 @@ def locate(given: str) -> tuple[str, Path]:
     """
     format_, _, path = given.partition(":")
     known = (*get_args(Format), ALPACA_EVAL, BALLOTS, COMPLETIONS)
+    if format_ == "pairs":
+        raise RecordError(f"{given}: 'pairs' is called 'preferences' now, and reads the same rows: preferences:{path}")
     if format_ not in known:
-        raise RecordError(f"{given}: not FORMAT:PATH with one of {', '.join(known)}")
+        example = "" if ":" in given else f" (as in preferences:{given})"
+        raise RecordError(f"{given}: not FORMAT:PATH{example} with one of {', '.join(known)}")
     if not Path(path).exists():
         raise RecordError(f"{given}: no such file or folder")
     if not re.fullmatch(SOURCE_NAME, Path(path).resolve().name):
@@ -91,7 +94,7 @@ def files_of(given: str) -> list[Path]:
     return files(locate(given)[1])
 
 
-def read_comparisons(given: str, reference: str | None = None, by: str | None = None) -> Read[Ranking]:
+def read_comparisons(given: str, reading: Reading = NOTHING_DECLARED) -> Read[Ranking]:
     """Rankings whose completions stand in an order that says nothing of their ranks, and how many rows gave none.
 
     AlpacaEval's stand as its models do, those of ballots as they were shown; others, many of which have the better one
@@ -99,31 +102,32 @@ def read_comparisons(given: str, reference: str | None = None, by: str | None = 
 
     Args:
         given: `FORMAT:PATH`.
-        reference: the model of AlpacaEval's `output_1` where neither rows nor the file's name tell it.
-        by: a field of the rows; every value of it is a source of its own, `NAME/VALUE`.
+        reading: how its rows are read.
 
     Raises:
         RecordError: naming file, row and field.
     """
     format_, path = locate(given)
     if format_ == ALPACA_EVAL:
-        return _of_verdicts(files_of(given), reference, by)
+        return _of_verdicts(files_of(given), reading)
     if format_ == BALLOTS:
-        if by is not None:
+        if reading.by is not None:
             raise RecordError(f"{given}: ballots have no fields to group by; leave out --group-by")
         return Read([ranking for file in files_of(given) for ranking in _of_ballots(file)], Counter(), {})
     if format_ == COMPLETIONS:
         raise RecordError(f"{given}: nobody has judged them")
-    read: Read[Ranking | Labelled] = read_rankings(*_source(format_, path), _part(path, by))
-    return _of(read, [_shuffled(record) for record in read.records if isinstance(record, Ranking)], by)
+    read: Read[Ranking | Labelled] = read_rankings(
+        path.resolve().parent, [reading.source(format_, path)], reading.part(path)
+    )
+    return _of(read, [_shuffled(record) for record in read.records if isinstance(record, Ranking)], reading.by)
 
 
-def read_candidates(given: str, by: str | None = None) -> Read[Candidates]:
+def read_candidates(given: str, reading: Reading = NOTHING_DECLARED) -> Read[Candidates]:
     """Labelled items by prompt, for prompts that have two or more; or rollouts (`prompt`, `completions`), without gold.
 
     Args:
         given: `FORMAT:PATH`.
-        by: a field of the rows; every value of it is a source of its own, `NAME/VALUE`.
+        reading: how its rows are read.
 
     Raises:
         RecordError: naming file, row and field; or no prompt has two.
@@ -133,10 +137,12 @@ def read_candidates(given: str, by: str | None = None) -> Read[Candidates]:
         raise RecordError(f"{given}: verdicts and ballots give no value to a completion")
     if format_ == COMPLETIONS:
         rows = [row for file in files_of(given) for row in rows_of_any(file)]
-        if by is not None:
-            grouping.require(rows, by)
-        return Read([_of_rollouts(row, _named(path.name, row, by)) for row in rows], Counter(), {})
-    read: Read[Ranking | Labelled] = read_labelled(*_source(format_, path), _part(path, by))
+        if reading.by is not None:
+            grouping.require(rows, reading.by)
+        return Read([_of_rollouts(row, _named(path.name, row, reading.by)) for row in rows], Counter(), {})
+    read: Read[Ranking | Labelled] = read_labelled(
+        path.resolve().parent, [reading.source(format_, path)], reading.part(path)
+    )
     by_prompt: dict[tuple[str, tuple[Message, ...]], list[Labelled]] = defaultdict(list)
     for record in read.records:
         assert isinstance(record, Labelled)
@@ -147,7 +153,7 @@ def read_candidates(given: str, by: str | None = None) -> Read[Candidates]:
     found = [
         Candidates(of[0].source, of[0].group, tuple(r.item for r in of), tuple(r.label for r in of)) for of in several
     ]
-    return _of(read, found, by)
+    return _of(read, found, reading.by)
 
 
 def _of(read: Read[Any], records: list[R], by: str | None) -> Read[R]:
@@ -157,14 +163,6 @@ def _of(read: Read[Any], records: list[R], by: str | None) -> Read[R]:
         for name, said in read.understood.items()
     }
     return Read(records, read.left_out, understood)
-
-
-def _part(path: Path, by: str | None) -> Part | None:
-    """Return what says which part of its source a row is of."""
-    if by is None:
-        return None
-    grouping.require(rows_of_files(path), by)
-    return partial(grouping.group, field=by)
 
 
 def _named(source: str, row: Row, by: str | None) -> str:
@@ -179,14 +177,10 @@ def _of_rollouts(row: Row, source: str) -> Candidates:
     return Candidates(source, group_of(prompt[-1].content), items, ())
 
 
-def _source(format_: str, path: Path) -> tuple[Path, Sequence[Source]]:
-    return path.resolve().parent, [Source.model_validate({"name": path.resolve().name, "format": format_})]
-
-
-def _of_verdicts(paths: Sequence[Path], reference: str | None, by: str | None) -> Read[Ranking]:
+def _of_verdicts(paths: Sequence[Path], reading: Reading) -> Read[Ranking]:
     read: Read[Ranking] = Read([], Counter(), {})
     for path in paths:
-        verdicts = read_verdicts([path], reference, () if by is None else (by,))
+        verdicts = read_verdicts([path], reading.reference, () if reading.by is None else (reading.by,))
         read.records.extend(_of_verdict(verdict, path) for verdict in verdicts.records)
         read.left_out.update(verdicts.left_out)
     return read
