@@ -47,8 +47,9 @@ def winrate(
     html: Html = None,
 ) -> None:
     """Win rates from AlpacaEval's rows."""
-    from assay_training.evaluation.judgments.instructions import in_groups, read_groups  # noqa: PLC0415
+    from assay_training.evaluation.judgments.instructions import read_groups  # noqa: PLC0415
     from assay_training.evaluation.judgments.verdicts import read_verdicts  # noqa: PLC0415
+    from assay_training.evaluation.judgments.winrate import in_groups  # noqa: PLC0415
     from assay_training.evaluation.judgments.winrate import winrate as evaluate  # noqa: PLC0415
 
     with plain_errors("evaluate winrate"):

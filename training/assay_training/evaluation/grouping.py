@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from assay_training.records.record import RecordError
 from assay_training.records.rows import Row
 
+LONGEST = 80  # characters of a group's name; a text that is longer, or has several lines, is no name
+
 
 def require(rows: Iterable[Row], field: str) -> None:
     """Check that a field to group by is there at all.
@@ -31,14 +33,19 @@ def group(row: Row, field: str) -> str:
         field: its name, which may lead into nested objects by dots.
 
     Raises:
-        RecordError: the field holds a list or an object.
+        RecordError: the field holds a long text, a list or an object.
     """
     value = _found(row, field)
     if value is None:
         return f"no {field}"
-    if not isinstance(value, str | int | float):
-        raise row.error(f"field {field!r} is no group; a group is a text or a number")
-    return spelled(value)
+    if isinstance(value, int | float) or (isinstance(value, str) and is_short(value)):
+        return spelled(value)
+    raise row.error(f"field {field!r} is no group; a group is a number, or one line of at most {LONGEST} characters")
+
+
+def is_short(value: object) -> bool:
+    """Return whether a value can be the name of a group."""
+    return isinstance(value, str) and len(value) <= LONGEST and len(value.splitlines()) == 1
 
 
 def spelled(value: str | float) -> str:

@@ -2,11 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from assay_training.evaluation import grouping
-from assay_training.evaluation.judgments.verdicts import Verdict
 from assay_training.records.record import RecordError
 from assay_training.records.rows import Row, json_of, rows_of_any
 
@@ -41,7 +39,6 @@ _NO_GROUPS = frozenset(
     {"instruction", "input", "id", "output", "output_1", "output_2", "generator", "generator_1", "generator_2"}
     | {"preference", "annotator", "raw_completion", "raw_completions", "referenced_models", "version", "date"}
 )
-_LONGEST = 80  # characters of a group's name; what is longer, or has several lines, is free text
 _SPACE = re.compile(r"\s+")
 
 
@@ -83,18 +80,6 @@ def read_groups(path: Path, by: Sequence[str] = ()) -> dict[str, tuple[str, ...]
     return groups
 
 
-def in_groups(verdict: Verdict, groups: Mapping[str, tuple[str, ...]]) -> Verdict:
-    """Return a verdict in the groups of its instruction.
-
-    Raises:
-        RecordError: the instruction has none.
-    """
-    key = plain(verdict.instruction)
-    if key not in groups:
-        raise RecordError(f"{verdict.where}: field 'instruction': the groups have no {key[:60]!r}")
-    return replace(verdict, groups=groups[key])
-
-
 def _whole(path: Path) -> dict[str, object] | None:
     """Return the object that a file is, `None` where it holds rows or is broken."""
     if ".jsonl" in path.suffixes:
@@ -128,13 +113,13 @@ def _short_texts(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
     ways: list[dict[str, str]] = []
     for row in rows:
         said = {field: value for field, value in row.fields.items() if not _is_no_group(field, value)}
-        short = {field: value for field, value in said.items() if _is_short(value)}
+        short = {field: value for field, value in said.items() if grouping.is_short(value)}
         free |= said.keys() - short.keys()
         ways.append(short)
     if free and not any(way.keys() - free for way in ways):
         told = ", ".join(sorted(free))
         raise RecordError(
-            f"{path}: no groups in it: a group is one line of at most {_LONGEST} characters, which {told} "
+            f"{path}: no groups in it: a group is one line of at most {grouping.LONGEST} characters, which {told} "
             "is not in every row; name a field by --group-by"
         )
     return [{field: word for field, word in way.items() if field not in free} for way in ways]
@@ -144,7 +129,3 @@ def _is_no_group(field: str, value: object) -> bool:
     """Return whether a value is missing, a number or an id, or its field is known to hold something else."""
     known = field in _NO_GROUPS or field.endswith(("_id", "_per_example"))
     return known or isinstance(value, int | float) or grouping.missing(value)
-
-
-def _is_short(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _LONGEST and len(value.splitlines()) == 1

@@ -1,7 +1,8 @@
 """Win rates of every two models that were compared, with errors, intervals, and what length explains."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from assay_training.evaluation import plots
 from assay_training.evaluation.judgments.instructions import plain
 from assay_training.evaluation.judgments.verdicts import Verdict
 from assay_training.evaluation.table import Picture, Table, interval, number, text, whole
+from assay_training.records.record import RecordError
 from assay_training.records.sources import Read
 
 COLUMNS = (
@@ -63,6 +65,18 @@ def winrate(verdicts: Read[Verdict], *, ddof: int = 1) -> Table:
     picture = Picture("Win rates with Wilson's intervals.", lambda: plots.intervals(rows, "win rate", 0.5))
     notes = (*NOTES, *again, *verdicts.told())
     return Table("Win rates", tuple(records), COLUMNS, lines, notes, (picture,))
+
+
+def in_groups(verdict: Verdict, groups: Mapping[str, tuple[str, ...]]) -> Verdict:
+    """Return a verdict in the groups of its instruction.
+
+    Raises:
+        RecordError: the instruction has none.
+    """
+    key = plain(verdict.instruction)
+    if key not in groups:
+        raise RecordError(f"{verdict.where}: field 'instruction': the groups have no {key[:60]!r}")
+    return replace(verdict, groups=groups[key])
 
 
 def _record(pair: tuple[str, str], group: str | None, verdicts: Sequence[Verdict], ddof: int) -> dict[str, Any]:
