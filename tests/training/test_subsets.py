@@ -122,6 +122,24 @@ def test_fields_have_other_names_and_margins_are_gaps(tmp_path: Path) -> None:
         assert (code, message in output) == (2, True), output
 
 
+def test_what_a_format_does_not_take_is_told(tmp_path: Path) -> None:
+    """It would change nothing, without a word."""
+    verdicts = write(tmp_path / "v.json", [row(2)])
+    rollouts = write(tmp_path / "c.json", [{"prompt": q, "completions": ["a", "b"]} for q in "qr"])
+    for command, given in (("agreement", f"alpaca_eval:{verdicts}"), ("best-of-n", f"completions:{rollouts}")):
+        code, output = evaluate(command, given, "--field", "prompt=question")
+        assert (code, "--field and --largest-gap are not for this format; evaluate it by itself" in output) == (2, True)
+    code, output = evaluate("agreement", f"hh:{verdicts}", "--largest-gap", "9")
+    assert (code, "largest_gap is for format preferences, not hh" in output) == (2, True), output
+
+
+def test_a_prompt_with_one_completion_is_counted(tmp_path: Path) -> None:
+    labels = [{"prompt": p, "completion": c, "label": 0.5} for p, c in (("q", "a"), ("q", "b"), ("r", "a"))]
+    read = read_candidates(f"labels:{write(tmp_path / 'l.json', labels)}")
+    assert len(read.records) == 1
+    assert read.left_out == {"l.json: the only completion of its prompt": 1}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -108,6 +108,8 @@ def read_comparisons(given: str, reading: Reading = NOTHING_DECLARED) -> Read[Ra
         RecordError: naming file, row and field.
     """
     format_, path = locate(given)
+    if format_ in (ALPACA_EVAL, BALLOTS):
+        reading.check_fixed(given)
     if format_ == ALPACA_EVAL:
         return _of_verdicts(files_of(given), reading)
     if format_ == BALLOTS:
@@ -136,6 +138,7 @@ def read_candidates(given: str, reading: Reading = NOTHING_DECLARED) -> Read[Can
     if format_ in (ALPACA_EVAL, BALLOTS):
         raise RecordError(f"{given}: verdicts and ballots give no value to a completion")
     if format_ == COMPLETIONS:
+        reading.check_fixed(given)
         rows = [row for file in files_of(given) for row in rows_of_any(file)]
         if reading.by is not None:
             grouping.require(rows, reading.by)
@@ -150,6 +153,8 @@ def read_candidates(given: str, reading: Reading = NOTHING_DECLARED) -> Read[Can
     several = [of for of in by_prompt.values() if len(of) > 1]
     if not several:
         raise RecordError(f"{given}: no prompt has two completions")
+    if len(several) < len(by_prompt):
+        read.left_out[f"{path.name}: the only completion of its prompt"] += len(by_prompt) - len(several)
     found = [
         Candidates(of[0].source, of[0].group, tuple(r.item for r in of), tuple(r.label for r in of)) for of in several
     ]

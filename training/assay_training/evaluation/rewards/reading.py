@@ -43,6 +43,15 @@ class Reading:
             said = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
             raise RecordError(f"{format_}:{path}: {said}") from None
 
+    def check_fixed(self, given: str) -> None:
+        """Check that nothing is declared for rows whose fields have fixed names and meanings.
+
+        Raises:
+            RecordError: fields or a largest gap are declared.
+        """
+        if self.fields or self.largest_gap is not None:
+            raise RecordError(f"{given}: --field and --largest-gap are not for this format; evaluate it by itself")
+
     def part(self, path: Path) -> Part | None:
         """Return what says which part of its source a row is of.
 
