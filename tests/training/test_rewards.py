@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -30,7 +31,9 @@ from assay_training.evaluation.rewards.agreement import agreement, kappa
 from assay_training.evaluation.rewards.best_of_n import best_of_n
 from assay_training.evaluation.rewards.judged import Candidates, candidates_of, ranking_of, read_comparisons
 from assay_training.evaluation.rewards.margins import margins
+from assay_training.evaluation.rewards.reading import Reading
 from assay_training.records.record import Pair, Ranking, RecordError
+from assay_training.records.sources import Read
 from tests.client.conftest import Wire
 from tests.service.test_serve_process import served, wait_until_ready
 
@@ -177,7 +180,7 @@ def test_the_table_of_three_models_fits_80_columns() -> None:
     scores = {name: rows for name in ("preference", "absolute", "crs")}
     for table in (agreement(judged, scores), margins(judged, scores)):
         console = Console(width=80, file=io.StringIO(), record=True)
-        show(table, console)
+        show(table, console, 80)
         text = console.export_text()
         for word in (*names, "… significantly", "preference", "absolute"):
             assert text.count(word) > 1, word
@@ -305,8 +308,11 @@ def test_a_completion_without_a_score_costs_what_involves_it(monkeypatch: pytest
     assert found.by_model == {"p": [[1.0, 4.0]] * 2, "q": [[1.0, 4.0]] * 2}
     (kept,) = candidates.records
     assert (kept.items, kept.gold, candidates.by_model["q"]) == ((items[0], items[3]), (0.1, 0.4), [[1.0, 4.0]])
-    table = served_scores.told(agreement(found.records, found.by_model), found)
+    read: Read[Ranking] = Read([], Counter({"x: no verdict": 2}), {})
+    table = served_scores.told(agreement(found.records, found.by_model), found, read)
     assert {(r["asked"], r["kept"], r["kept_in_part"]) for r in table.records} == {(3, 2, 2)}
+    assert {str(r["left_out"]) for r in table.records} == {"{'x: no verdict': 2}"}
+    assert table.notes[-2] == "x: no verdict: 2 left out"
     assert table.notes[-1] == (
         "Completions without a score, left out with all comparisons to them: 3 q_2, 2 p_3. "
         "Left of 3 prompts: 2, 2 of them without some completion."
@@ -325,7 +331,7 @@ def test_ballots_are_read_as_pairs_and_ties(tmp_path: Path) -> None:
         path.write_text(json.dumps({"format": "assay-ballots", "prompts": [of | fields]}))
         return path
 
-    (found,) = read_comparisons(f"ballots:{ballots()}")
+    (found,) = read_comparisons(f"ballots:{ballots()}").records
     assert (found.source, found.group, found.completions) == ("group-1", "q", ("x", "y", "z"))
     assert found.pairs == (Pair(0, 1), Pair(0, 2), Pair(1, 0), Pair(2, 0), Pair(2, 1))
     assert found.ties == ((1, 2),)
@@ -346,7 +352,7 @@ def test_an_instruction_is_scored_without_chat_markup(tmp_path: Path) -> None:
         for text in ("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n", "Why\n    not?")
     ]
     (tmp_path / "x.json").write_text(json.dumps(rows))
-    first, second = read_comparisons(f"alpaca_eval:{tmp_path / 'x.json'}", "base")
+    first, second = read_comparisons(f"alpaca_eval:{tmp_path / 'x.json'}", Reading(reference="base")).records
     assert (first.prompt, first.group) == ((Message("user", "Why?"),), "why")
     assert second.prompt == (Message("user", "Why\n    not?"),)
 
@@ -361,7 +367,7 @@ def test_the_order_of_completions_tells_nothing(tmp_path: Path) -> None:
         {"prompt": "q", "chosen": "b", "rejected": "a", "gap": 0.5},
         {"prompt": "q", "chosen": "c", "rejected": "d"},
     ]
-    first, second = read_comparisons(f"preferences:{write(tmp_path / 'x.jsonl', rows)}")
+    first, second = read_comparisons(f"preferences:{write(tmp_path / 'x.jsonl', rows)}").records
     assert (first.completions, first.pairs) == (("a", "b"), (Pair(1, 0, 0.5),))
     assert (second.completions, second.pairs) == (("c", "d"), (Pair(0, 1),))
 
@@ -370,7 +376,7 @@ def test_a_folder_of_verdicts(tmp_path: Path) -> None:
     bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
     for name in ("b_vs_new.json", "a_vs_new.json"):
         (tmp_path / name).write_text(json.dumps([bare]))
-    assert [r.source for r in read_comparisons(f"alpaca_eval:{tmp_path}")] == ["a_vs_new", "b_vs_new"]
+    assert [r.source for r in read_comparisons(f"alpaca_eval:{tmp_path}").records] == ["a_vs_new", "b_vs_new"]
 
 
 @pytest.fixture(scope="module")
@@ -465,8 +471,6 @@ def test_agreement_over_the_thesis_rows_and_ballots_with_a_service(url: str, tmp
     ballots = [{"ranks": {"a": 1, "b": 1, "c": 3}}] * 2
     (tmp_path / "v.json").write_text(json.dumps({"format": "assay-ballots", "prompts": [tied | {"ballots": ballots}]}))
     given_ = (f"alpaca_eval:{tmp_path / 'x.json'}", f"ballots:{tmp_path / 'v.json'}", "--url", url, "--json")
-    code, output = run("agreement", *given_)
-    assert (code, "--reference" in output) == (2, True)
     for command in ("agreement", "margins"):
         code, output = run(command, *given_, "--reference", "base")
         assert code == 0, output
@@ -512,7 +516,7 @@ def test_a_model_that_changes_between_calls_is_told(monkeypatch: pytest.MonkeyPa
         ("nothing:x", "not FORMAT:PATH with one of hh"),
         ("preferences:absent.jsonl", "no such file or folder"),
         ("preferences:/", "its last part has to be of letters"),
-        ("alpaca_eval:tests", "no *.json or *.json.gz files"),
+        ("alpaca_eval:tests/client", "tests/client: no *.jsonl, *.jsonl.gz, *.json, *.json.gz, *.parquet files"),
     ],
 )
 def test_a_source_that_is_not_there_is_told(given: str, message: str) -> None:

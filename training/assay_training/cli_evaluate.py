@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -13,11 +15,8 @@ from assay_client.cli import LOCAL, Url
 from assay_training.cli_errors import plain_errors
 
 if TYPE_CHECKING:
-    from assay_training.evaluation.rewards.served import Scored, Scores
     from assay_training.evaluation.table import Table
-    from assay_training.records.record import Ranking
 
-R = TypeVar("R", bound="Scored")
 T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate judgments and rewards.")
@@ -27,6 +26,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print all numbers as JSON in
 Html = Annotated[Path | None, typer.Option(help="Also write a page with plots, command and data hashes.")]
 Judged = Annotated[list[str], typer.Argument(metavar="FORMAT:PATH...", show_default=False, help="What was judged.")]
 Models = Annotated[list[str] | None, typer.Option(help="Signals and blends; default: all that are served.")]
+GroupBy = Annotated[str | None, typer.Option(help="A field of the rows (subset) by which lines are split.")]
+Fields = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=FIELD", help="Read a row's FIELD as NAME (prompt=question).")
+]
+LargestGap = Annotated[float | None, typer.Option(help="Of preferences: the margin that counts as a gap of 1.")]
 Reference = Annotated[str | None, typer.Option(help="Model of output_1 where rows name only `generator`.")]
 
 
@@ -34,6 +38,9 @@ Reference = Annotated[str | None, typer.Option(help="Model of output_1 where row
 def winrate(
     files: Files,
     groups: Annotated[Path | None, typer.Option(help="JSON: instructions and their groups.", exists=True)] = None,
+    group_by: Annotated[
+        list[str] | None, typer.Option(help="A field that is a group (dataset): of --groups, else of the rows.")
+    ] = None,
     reference: Reference = None,
     ddof: Annotated[int, typer.Option(help="SE from n - 1 (1) or n (0).", min=0, max=1)] = 1,
     as_json: Json = False,
@@ -42,11 +49,16 @@ def winrate(
     """Win rates from AlpacaEval's rows."""
     from assay_training.evaluation.judgments.instructions import read_groups  # noqa: PLC0415
     from assay_training.evaluation.judgments.verdicts import read_verdicts  # noqa: PLC0415
+    from assay_training.evaluation.judgments.winrate import in_groups  # noqa: PLC0415
     from assay_training.evaluation.judgments.winrate import winrate as evaluate  # noqa: PLC0415
 
     with plain_errors("evaluate winrate"):
-        verdicts = _some([verdict for path in files for verdict in read_verdicts(path, reference)], files)
-        table = evaluate(verdicts, {} if groups is None else read_groups(groups), ddof=ddof)
+        verdicts = read_verdicts(files, reference, () if groups else group_by or ())
+        found = _some(verdicts.records, files)
+        if groups is not None:
+            of = read_groups(groups, group_by or ())
+            found = [in_groups(verdict, of) for verdict in found]
+        table = evaluate(replace(verdicts, records=found), ddof=ddof)
         finish(table, [*files, *([groups] if groups else [])], as_json, html)
 
 
@@ -86,7 +98,7 @@ def judge(  # noqa: PLR0913, PLR0917 - the options of a command
 
     with plain_errors("evaluate judge"):
         _check_outputs(files, out, html)
-        contests = _some([contest for path in files for contest in read_contests(path, reference)], files)
+        contests = _some(read_contests(files, reference), files)
         table, rows, failed = judge_all(contests, url, model, out, order, prices)
         out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         finish(table, files, as_json, html)
@@ -107,7 +119,7 @@ def task(
 
     with plain_errors("evaluate task"):
         _check_outputs(files, out, keys)
-        contests = _some([contest for path in files for contest in read_contests(path, reference)], files)
+        contests = _some(read_contests(files, reference), files)
         made, key = export(contests)
         out.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
         keys.write_text(json.dumps(key, indent=1, ensure_ascii=False) + "\n")
@@ -125,98 +137,70 @@ def absolute(files: Files, as_json: Json = False, html: Html = None) -> None:
 
 
 @app.command("agreement")
-def agreement(
+def agreement(  # noqa: PLR0913, PLR0917 - the options of a command
     judged: Judged,
     url: Url = LOCAL,
     model: Models = None,
     reference: Reference = None,
+    group_by: GroupBy = None,
+    field: Fields = None,
+    largest_gap: LargestGap = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
     """How often served signals and blends agree with judges or people, beside the length baseline."""
     from assay_training.evaluation.rewards.agreement import agreement as evaluate  # noqa: PLC0415
+    from assay_training.evaluation.rewards.asked import of_rankings  # noqa: PLC0415
+    from assay_training.evaluation.rewards.reading import Reading, fields_of  # noqa: PLC0415
 
     with plain_errors("evaluate agreement"):
         _check_outputs(_files(judged), html)
-        finish(_of_rankings(evaluate, judged, reference, url, model or []), _files(judged), as_json, html)
+        reading = Reading(reference, group_by, largest_gap, fields_of(field or []))
+        finish(of_rankings(evaluate, judged, reading, url, model or []), _files(judged), as_json, html)
 
 
 @app.command("margins")
-def margins(
+def margins(  # noqa: PLR0913, PLR0917 - the options of a command
     judged: Judged,
     url: Url = LOCAL,
     model: Models = None,
     reference: Reference = None,
+    group_by: GroupBy = None,
+    field: Fields = None,
+    largest_gap: LargestGap = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
     """How served margins are distributed and calibrated, and what length has to do with scores."""
+    from assay_training.evaluation.rewards.asked import of_rankings  # noqa: PLC0415
     from assay_training.evaluation.rewards.margins import margins as evaluate  # noqa: PLC0415
+    from assay_training.evaluation.rewards.reading import Reading, fields_of  # noqa: PLC0415
 
     with plain_errors("evaluate margins"):
         _check_outputs(_files(judged), html)
-        finish(_of_rankings(evaluate, judged, reference, url, model or []), _files(judged), as_json, html)
+        reading = Reading(reference, group_by, largest_gap, fields_of(field or []))
+        finish(of_rankings(evaluate, judged, reading, url, model or []), _files(judged), as_json, html)
 
 
 @app.command("best-of-n")
-def best_of_n(
+def best_of_n(  # noqa: PLR0913, PLR0917 - the options of a command
     judged: Judged,
     url: Url = LOCAL,
     model: Models = None,
     gold: Annotated[str | None, typer.Option(help="A served model to judge by, instead of the labels.")] = None,
+    group_by: GroupBy = None,
+    field: Fields = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
     """What the best of N by served rewards is worth by labels, or by another model."""
-    from assay_training.evaluation.rewards.best_of_n import best_of_n as evaluate  # noqa: PLC0415
-    from assay_training.evaluation.rewards.judged import candidates_of, read_candidates  # noqa: PLC0415
-    from assay_training.evaluation.rewards.served import told  # noqa: PLC0415
+    from assay_training.evaluation.rewards.asked import of_candidates  # noqa: PLC0415
+    from assay_training.evaluation.rewards.reading import Reading, fields_of  # noqa: PLC0415
 
     with plain_errors("evaluate best-of-n"):
         _check_outputs(_files(judged), html)
-        read = [record for given in judged for record in read_candidates(given)]
-        if gold is None and not all(of.gold for of in read):
-            raise ValueError("rollouts have no gold value of their own; name a served model to judge by: --gold")
-        scores = _scored(read, candidates_of, judged, url, model or [], gold)
-        worth = None if gold is None else scores.by_model[gold]
-        ways = {name: of for name, of in scores.by_model.items() if name != gold}
-        finish(told(evaluate(scores.records, worth, ways), scores), _files(judged), as_json, html)
-
-
-def _of_rankings(
-    evaluate: "Callable[[list[Ranking], dict[str, list[list[float]]]], Table]",
-    judged: Sequence[str],
-    reference: str | None,
-    url: str,
-    models: Sequence[str],
-) -> "Table":
-    from assay_training.evaluation.rewards.judged import ranking_of, read_comparisons  # noqa: PLC0415
-    from assay_training.evaluation.rewards.served import told  # noqa: PLC0415
-
-    read = [record for given in judged for record in read_comparisons(given, reference)]
-    scores = _scored(read, ranking_of, judged, url, models)
-    return told(evaluate(scores.records, scores.by_model), scores)
-
-
-def _scored(
-    records: list[R],
-    part: "Callable[[R, Sequence[int]], R | None]",
-    judged: Sequence[str],
-    url: str,
-    models: Sequence[str],
-    gold: str | None = None,
-) -> "Scores[R]":
-    """What every model that is asked has scored."""
-    from assay_client.client import RewardClient  # noqa: PLC0415
-    from assay_training.evaluation.rewards.served import models_of, score  # noqa: PLC0415
-
-    if not records:
-        raise ValueError(f"{', '.join(judged)}: nothing in it")
-    with RewardClient(url) as client:
-        scores = score(records, part, client, models_of(client, models, gold))
-    if not scores.records:
-        raise ValueError(f"nothing could be scored that can be compared: {dict(scores.failures)}")
-    return scores
+        reading = Reading(by=group_by, fields=fields_of(field or []))
+        finish(of_candidates(judged, reading, url, model or [], gold), _files(judged), as_json, html)
 
 
 def _some(rows: list[T], files: Sequence[Path]) -> list[T]:
@@ -266,4 +250,5 @@ def finish(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | No
         for note in table.notes:
             typer.echo(note, err=True)
     else:
-        report.show(table, Console())
+        # COLUMNS if it is set, else the terminal's width; a pipe has none
+        report.show(table, Console(), shutil.get_terminal_size((0, 0)).columns or None)

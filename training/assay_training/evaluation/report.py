@@ -13,6 +13,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 
+from assay_training.evaluation.layout import Extent, fit, line
 from assay_training.evaluation.table import Table
 
 
@@ -34,17 +35,30 @@ class Provenance:
         return cls(command, {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths})
 
 
-def show(table: Table, console: Console) -> None:
-    """Prints the columns that are meant to be looked at, and the notes."""
-    shown = rich.table.Table(title=table.title, box=SIMPLE, title_justify="left", padding=0, collapse_padding=True)
+def show(table: Table, console: Console, room: int | None) -> None:
+    """Print the columns that are meant to be looked at, and the notes.
+
+    Args:
+        table: what to print.
+        console: where to; it is made as wide as the lines of the table have to be.
+        room: the width of the terminal in cells, or `None` where lines may have any length, as in a pipe.
+    """
     columns = [column for column in table.columns if not column.detail]
-    for number, column in enumerate(columns):
-        shown.add_column(column.heading, justify="left" if number == 0 else "right", overflow="fold")
-    for record in table.shown:
-        shown.add_row(*(escape(column.cell(record)) for column in columns))
+    cells = [[column.cell(record) for record in table.shown] for column in columns]
+    widths = fit([Extent.of(c.heading, of, wraps=c.wraps) for c, of in zip(columns, cells, strict=True)], room)
+    shown = rich.table.Table(title=table.title, box=SIMPLE, title_justify="left", padding=0, collapse_padding=True)
+    for number, (column, width) in enumerate(zip(columns, widths, strict=True)):
+        if width is not None:
+            shown.add_column(column.heading, justify="right" if number else "left", overflow="fold", width=width)
+    kept = [of for of, width in zip(cells, widths, strict=True) if width is not None]
+    for row in zip(*kept, strict=True):
+        shown.add_row(*map(escape, row))
+    console.width = max(room or 0, line([width for width in widths if width is not None]))
     console.print(shown)
-    for note in table.notes:
-        console.print(f"  {note}", markup=False, highlight=False)
+    left_out = [" ".join(c.heading.split()) for c, width in zip(columns, widths, strict=True) if width is None]
+    narrow = (f"Too narrow for {', '.join(left_out)}: use a wider terminal, a pipe or --json.",) if left_out else ()
+    for note in (*table.notes, *narrow):
+        console.print(f"  {note}", markup=False, highlight=False, soft_wrap=room is None)
 
 
 def as_json(table: Table) -> str:

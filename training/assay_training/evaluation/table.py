@@ -20,11 +20,13 @@ class Column:
         heading: above it.
         cell: a record's text in it.
         detail: whether it is shown on a page alone, for want of room on a terminal.
+        wraps: whether its cells may be broken over lines on a narrow terminal; numbers never are.
     """
 
     heading: str
     cell: Callable[[Record], str]
     detail: bool = False
+    wraps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +78,20 @@ class Table:
 
 
 def text(heading: str, key: str, missing: str = MISSING) -> Column:
-    """A column of texts or whole numbers."""
-    return Column(heading, lambda record: missing if record[key] is None else str(record[key]))
+    """Return a column of texts."""
+    return Column(heading, lambda record: missing if record[key] is None else str(record[key]), wraps=True)
+
+
+def whole(heading: str, key: str) -> Column:
+    """Return a column of whole numbers."""
+    return Column(heading, lambda record: MISSING if record[key] is None else str(record[key]))
 
 
 def cut(heading: str) -> Column:
     """A column of sources; a strength of preference stands in the place of the source above it, by its first word."""
-    return Column(heading, lambda r: r["source"] if r["strength"] is None else f"… {r['strength'].split()[0]}")
+    return Column(
+        heading, lambda r: r["source"] if r["strength"] is None else f"… {r['strength'].split()[0]}", wraps=True
+    )
 
 
 def number(heading: str, key: str, format_: str, *, detail: bool = False) -> Column:

@@ -14,6 +14,7 @@ from assay_training.records.rows import Row, files, rows_of_files, rows_of_hub, 
 
 R = TypeVar("R")
 Reader = Callable[[Source, Iterable[Row]], Iterator[R | LeftOut | Understood]]
+Part = Callable[[Row], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,22 +123,28 @@ _FORMATS: dict[Format, _Readers] = {
 }
 
 
-def read_rankings(data: Path, sources: Sequence[Source]) -> Read[Judged]:
+def read_rankings(data: Path, sources: Sequence[Source], part: Part | None = None) -> Read[Judged]:
     """All rankings of `sources`, whose folders are below `data`.
+
+    Args:
+        data: the directory.
+        sources: to read.
+        part: which part of its source a row is of, `None` for undivided sources. Every part is read by itself, and its
+            records' source is `SOURCE/PART`.
 
     Raises:
         RecordError: a file or field is missing, or a format has no rankings.
     """
-    return _read(data, sources, "rankings")
+    return _read(data, sources, "rankings", part)
 
 
-def read_labelled(data: Path, sources: Sequence[Source]) -> Read[Judged]:
-    """All labelled items of `sources`.
+def read_labelled(data: Path, sources: Sequence[Source], part: Part | None = None) -> Read[Judged]:
+    """All labelled items of `sources`; `part` is as for `read_rankings`.
 
     Raises:
         RecordError: a file or field is missing, or a format has no labels.
     """
-    return _read(data, sources, "labelled")
+    return _read(data, sources, "labelled", part)
 
 
 def read_spoken(data: Path, sources: Sequence[Source]) -> Read[Spoken]:
@@ -170,7 +177,7 @@ def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) 
     return hashes
 
 
-def _read(data: Path, sources: Sequence[Source], kind: str) -> Read[Any]:
+def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = None) -> Read[Any]:
     read: Read[Any] = Read([], Counter(), {})
     for source in sources:
         reader = getattr(_FORMATS[source.format], kind)
@@ -178,17 +185,31 @@ def _read(data: Path, sources: Sequence[Source], kind: str) -> Read[Any]:
             able = ", ".join(name for name, readers in _FORMATS.items() if getattr(readers, kind) is not None)
             raise RecordError(f"sources: {source.name}: format {source.format!r} has no {kind}; these have: {able}")
         before = len(read.records)
-        for found in reader(source, _rows(data, source)):
+        parts = _parts(source, _rows(data, source), part)
+        for found in (found for of, rows in parts for found in reader(of, rows)):
             if isinstance(found, LeftOut):
                 read.left_out[f"{source.name}: {found.reason}"] += 1
             elif isinstance(found, Understood):
-                read.understood[source.name] = {_ROWS: found.rows, **found.said}
+                said = read.understood.setdefault(source.name, {})
+                for phrase, count in {_ROWS: found.rows, **found.said}.items():
+                    said[phrase] = said.get(phrase, 0) + count
             else:
                 read.records.append(found)
         if len(read.records) == before:
             reasons = ", ".join(reason for reason in read.left_out if reason.startswith(f"{source.name}: "))
             raise RecordError(f"sources: {source.name}: no {kind} in it{reasons and f' ({reasons})'}")
     return read
+
+
+def _parts(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[tuple[Source, Iterable[Row]]]:
+    if part is None:
+        yield source, rows
+        return
+    by_part: dict[str, list[Row]] = {}
+    for row in rows:
+        by_part.setdefault(part(row), []).append(row)
+    for name, of in by_part.items():
+        yield source.model_copy(update={"name": f"{source.name}/{name}"}), of
 
 
 def _rows(data: Path, source: Source) -> Iterator[Row]:

@@ -1,10 +1,10 @@
 """Instructions without a model's chat markup, and the groups that they belong to."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from assay_training.evaluation import grouping
 from assay_training.records.record import RecordError
 from assay_training.records.rows import Row, json_of, rows_of_any
 
@@ -34,8 +34,10 @@ _SYSTEM_TURNS = (
 )
 _BEGINNINGS = (begin.replace("ROLE", f"(?:{_SYSTEM}|{_OTHERS})") for begin, _ in _TURNS)
 _MARKUP = tuple(re.compile(mark, re.DOTALL) for mark in (*_ASIDE, *_SYSTEM_TURNS, *_BEGINNINGS, *_MARKS))
+# What AlpacaEval's own files hold besides groups (alpaca_eval 0.6.6: outputs, annotations and their costs).
 _NO_GROUPS = frozenset(
-    {"instruction", "id", "output", "output_1", "output_2", "generator", "generator_1", "generator_2"}
+    {"instruction", "input", "id", "output", "output_1", "output_2", "generator", "generator_1", "generator_2"}
+    | {"preference", "annotator", "raw_completion", "raw_completions", "referenced_models", "version", "date"}
 )
 _SPACE = re.compile(r"\s+")
 
@@ -50,19 +52,25 @@ def plain(instruction: str) -> str:
     return _SPACE.sub(" ", instruction).strip()
 
 
-def read_groups(path: Path) -> dict[str, tuple[str, ...]]:
-    """The groups of each instruction, by its plain text.
+def read_groups(path: Path, by: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Return the groups of each instruction, by its plain text.
 
-    The file is a JSON list (or JSON lines) of objects with `instruction` and one text or several more, each a way of
-    grouping (`dataset`, `category`); all of them together are one more way. What is null, empty, a number or an id is
-    no group. If some word is a group in two ways, every group is named with its way: `category=koala`. Or it is one
-    object: the instructions, each with its group or a list of them.
+    The file is a JSON list (or JSON lines) of objects with `instruction` and fields that are groups (`dataset`,
+    `category`); all of them together are one more way of grouping. If some word is a group in two ways, every group is
+    named with its way: `category=koala`. Or it is one object: the instructions, each with its group or a list of them.
+
+    Args:
+        path: of the file.
+        by: the fields that are groups; none for all that hold short texts, one line of at most 80 characters, and are
+            not among AlpacaEval's other fields.
 
     Raises:
         RecordError: a row is of another form, or says otherwise than another row; no row has a group.
     """
-    value = json_of(path, object) if ".jsonl" not in path.suffixes else []
-    named = _of_object(path, value) if isinstance(value, dict) else _of_rows(rows_of_any(path))
+    whole = _whole(path)
+    if whole is not None and by:
+        raise RecordError(f"{path}: one object of instructions has no fields to group by; leave out --group-by")
+    named = _of_rows(path, list(rows_of_any(path)), by) if whole is None else _of_object(path, whole)
     groups: dict[str, tuple[str, ...]] = {}
     for row, found in named:
         if groups.setdefault(plain(row.text("instruction")), found) != found:
@@ -72,16 +80,14 @@ def read_groups(path: Path) -> dict[str, tuple[str, ...]]:
     return groups
 
 
-def groups_of(instruction: str, groups: Mapping[str, tuple[str, ...]], where: str) -> tuple[str, ...]:
-    """The groups of an instruction.
-
-    Raises:
-        RecordError: it has none.
-    """
-    key = plain(instruction)
-    if key not in groups:
-        raise RecordError(f"{where}: field 'instruction': the groups have no {key[:60]!r}")
-    return groups[key]
+def _whole(path: Path) -> dict[str, object] | None:
+    """Return the object that a file is, `None` where it holds rows or is broken."""
+    if ".jsonl" in path.suffixes:
+        return None
+    try:
+        return json_of(path, dict)
+    except RecordError:
+        return None
 
 
 def _of_object(path: Path, value: Mapping[str, object]) -> Iterator[tuple[Row, tuple[str, ...]]]:
@@ -94,24 +100,32 @@ def _of_object(path: Path, value: Mapping[str, object]) -> Iterator[tuple[Row, t
         yield row, tuple(dict.fromkeys(names))
 
 
-def _of_rows(rows: Iterable[Row]) -> Iterator[tuple[Row, tuple[str, ...]]]:
-    read = [(row, _ways(row)) for row in rows]
-    ways = {way for _, names in read for way in names}
-    words = Counter(word for _, word in {pair for _, names in read for pair in names.items()})
-    shared = any(count > 1 for count in words.values())
-    for row, names in read:
-        named = [f"{way}={word}" if shared else word for way, word in names.items()]
-        yield row, (*named, *([" / ".join(named)] if len(named) == len(ways) > 1 else []))
+def _of_rows(path: Path, rows: Sequence[Row], by: Sequence[str]) -> Iterator[tuple[Row, tuple[str, ...]]]:
+    for field in by:
+        grouping.require(rows, field)
+    ways = [{field: grouping.group(row, field) for field in by} for row in rows] if by else _short_texts(path, rows)
+    yield from zip(rows, grouping.names(ways), strict=True)
 
 
-def _ways(row: Row) -> dict[str, str]:
-    """A row's groups by the field that names them."""
-    names = {}
-    for field, value in row.fields.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if field in _NO_GROUPS or field.endswith("_id") or number or value is None or value == "":
-            continue
-        if not isinstance(value, str):
-            raise row.error(f"field {field!r} is no group, which is a text")
-        names[field] = value
-    return names
+def _short_texts(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return every row's groups by field, for those fields whose values are all short texts or missing."""
+    free: set[str] = set()
+    ways: list[dict[str, str]] = []
+    for row in rows:
+        said = {field: value for field, value in row.fields.items() if not _is_no_group(field, value)}
+        short = {field: value for field, value in said.items() if grouping.is_short(value)}
+        free |= said.keys() - short.keys()
+        ways.append(short)
+    if free and not any(way.keys() - free for way in ways):
+        told = ", ".join(sorted(free))
+        raise RecordError(
+            f"{path}: no groups in it: a group is one line of at most {grouping.LONGEST} characters, which {told} "
+            "is not in every row; name a field by --group-by"
+        )
+    return [{field: word for field, word in way.items() if field not in free} for way in ways]
+
+
+def _is_no_group(field: str, value: object) -> bool:
+    """Return whether a value is missing, a number or an id, or its field is known to hold something else."""
+    known = field in _NO_GROUPS or field.endswith(("_id", "_per_example"))
+    return known or isinstance(value, int | float) or grouping.missing(value)

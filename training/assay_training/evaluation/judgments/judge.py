@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from assay_training.evaluation.judgments.chat import Answer, Chat, Messages, Ref
 from assay_training.evaluation.judgments.verdicts import Contest, Verdict
 from assay_training.evaluation.judgments.winrate import winrate
 from assay_training.evaluation.table import Table
+from assay_training.records.sources import Read
 
 Order = Literal["both", "random"]
 
@@ -130,7 +131,7 @@ def judge_all(
     ]
     if not verdicts:
         raise ValueError(f"{url}: {' '.join(notes[2:])}")
-    table = winrate(verdicts, {})
+    table = winrate(Read(verdicts, Counter(), {}))
     failed = len(found) - len(verdicts)
     said = {"judge": model, "no_verdict": failed, "cost": asdict(whole)}
     records = tuple({**record, **said} for record in table.records)
@@ -189,6 +190,4 @@ def verdict(asked: Sequence[Question], replies: Sequence[Answer | Refused]) -> V
         if score is None:
             return str(reply) if isinstance(reply, Refused) else NO_CHOICE
         scores.append(score)
-    contest = asked[0].contest
-    mean = sum(scores) / len(scores)
-    return Verdict(contest.where, contest.instruction, contest.first, contest.second, contest.outputs, mean)
+    return asked[0].contest.judged(sum(scores) / len(scores))

@@ -1,15 +1,18 @@
 """What a judge said of two outputs: the rows of AlpacaEval."""
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from json import JSONDecodeError
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from assay_training.evaluation import grouping
+from assay_training.evaluation.judgments.names import OneFileEach, names_of
 from assay_training.records.record import RecordError
-from assay_training.records.rows import Row, rows_of_any, rows_of_file
+from assay_training.records.rows import Row, rows_of_any
+from assay_training.records.sources import Read
 
-_NO_WORD = re.compile(r"[\W_]+")
+NO_VERDICT = "no verdict"
+_MISSING = frozenset({"nan", "none", "null", "<na>"})  # what Python and pandas write into text for a missing value
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,10 @@ class Contest:
     second: str
     outputs: tuple[str, str]
 
+    def judged(self, score: float) -> "Verdict":
+        """Return the verdict on it; `score` is how much of the win is the first's."""
+        return Verdict(self.where, self.instruction, self.first, self.second, self.outputs, score)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict(Contest):
@@ -36,14 +43,16 @@ class Verdict(Contest):
 
     Attributes:
         score: how much of the win is the first's: 1, 0, or 0.5 for a draw.
+        groups: that it is in, besides all.
     """
 
     score: float
+    groups: tuple[str, ...] = ()
 
     def turned(self) -> "Verdict":
         """The same, the other way round."""
         outputs = (self.outputs[1], self.outputs[0])
-        return Verdict(self.where, self.instruction, self.second, self.first, outputs, 1 - self.score)
+        return Verdict(self.where, self.instruction, self.second, self.first, outputs, 1 - self.score, self.groups)
 
     def row(self) -> dict[str, str | float]:
         """As AlpacaEval writes it."""
@@ -57,89 +66,69 @@ class Verdict(Contest):
         }
 
 
-def read_verdicts(path: Path, reference: str | None) -> Iterator[Verdict]:
-    """The verdicts of a file, for the model of `output_2` (in AlpacaEval the one that is evaluated) first.
+def read_verdicts(paths: Sequence[Path], reference: str | None, by: Sequence[str] = ()) -> Read[Verdict]:
+    """Return the verdicts of files, for the model of `output_2` (in AlpacaEval the one that is evaluated) first.
+
+    Rows whose `preference` is missing, null, NaN or blank are left out and counted, as AlpacaEval does with answers of
+    the judge that it could not parse (`describe_head2head` in alpaca_eval 0.6.6).
 
     Args:
-        path: a JSON list or JSON lines, gzipped or not: `instruction`, `output_1`, `output_2`, `preference` (1 or 2 for
-            the better output, 1.5 or 0 for a draw, between 1 and 2 for a share), and `generator_1` and `generator_2`,
-            or `generator`, the model of `output_2`.
-        reference: the model of `output_1` where rows name `generator` alone; else the file's name must (`a_vs_b.json`,
-            or with a prefix `x_a_vs_b.json`; case and what is no letter or digit do not matter).
+        paths: of JSON lists or JSON lines, gzipped or not: `instruction`, `output_1`, `output_2`, `preference` (1 or 2
+            for the better output, 1.5 or 0 for a draw, between 1 and 2 for a share), and the models' names.
+        reference: the model of `output_1` where rows do not name it.
+        by: fields of the rows that are groups.
+
+    Raises:
+        RecordError: naming file, row and field; or a file has rows, but no verdict.
+    """
+    found: list[tuple[Row, Verdict]] = []
+    left_out: Counter[str] = Counter()
+    for path, contests in _contests(paths, reference):
+        judged = [(row, contest.judged(score)) for row, contest in contests if (score := _score(row)) is not None]
+        if contests and not judged:
+            raise RecordError(
+                f"{path}: none of its {len(contests)} rows has a verdict: 'preference' is missing, null or NaN in "
+                "every one; `assay evaluate judge` has a language model judge them"
+            )
+        if len(judged) < len(contests):
+            left_out[f"{path.name}: {NO_VERDICT}"] += len(contests) - len(judged)
+        found += judged
+    for field in by:
+        grouping.require((row for row, _ in found), field)
+    groups = grouping.names([{field: grouping.group(row, field) for field in by} for row, _ in found])
+    return Read([replace(one, groups=of) for (_, one), of in zip(found, groups, strict=True)], left_out, {})
+
+
+def read_contests(paths: Sequence[Path], reference: str | None) -> list[Contest]:
+    """Return the outputs of files that are still to be judged: the same rows without `preference`.
 
     Raises:
         RecordError: naming file, row and field.
     """
-    for row in _rows(path):
-        contest = _contest(row, path, reference)
-        yield Verdict(contest.where, contest.instruction, contest.first, contest.second, contest.outputs, _score(row))
+    return [contest for _, contests in _contests(paths, reference) for _, contest in contests]
 
 
-def read_contests(path: Path, reference: str | None) -> Iterator[Contest]:
-    """The outputs of a file that are still to be judged: the same rows without `preference`.
-
-    Raises:
-        RecordError: naming file, row and field.
-    """
-    return (_contest(row, path, reference) for row in _rows(path))
-
-
-def _contest(row: Row, path: Path, reference: str | None) -> Contest:
-    first, second = _models(row, path, reference)
-    if first == second:
-        raise row.error(f"field 'generator': {first!r} is compared with itself")
-    outputs = (row.get("output_2", str), row.get("output_1", str))
-    return Contest(row.where, row.text("instruction"), first, second, outputs)
-
-
-def _rows(path: Path) -> list[Row]:
-    """Of a list, or of lines, also where the file's name does not say so."""
-    try:
-        return list(rows_of_any(path))
-    except RecordError as error:
-        several = isinstance(error.__cause__, JSONDecodeError) and error.__cause__.msg == "Extra data"
-        if ".jsonl" in path.suffixes or not several:
-            raise
-    return list(rows_of_file(path))
+def _contests(paths: Sequence[Path], reference: str | None) -> Iterator[tuple[Path, list[tuple[Row, Contest]]]]:
+    one_each = OneFileEach()
+    for path in paths:
+        found = []
+        for row in rows_of_any(path):
+            names = names_of(row, path, reference)
+            one_each.check(row, path, names)
+            if not {"output_1", "output_2"} & row.fields.keys():
+                alone = "field 'output' is that of one model" if "output" in row.fields else "no output is there"
+                raise row.error(f"{alone}; a row of AlpacaEval has those of two models, 'output_1' and 'output_2'")
+            outputs = (row.get("output_2", str), row.get("output_1", str))
+            contest = Contest(row.where, row.text("instruction"), names.evaluated, names.reference, outputs)
+            found.append((row, contest))
+        yield path, found
 
 
-def _models(row: Row, path: Path, reference: str | None) -> tuple[str, str]:
-    """The models of `output_2` and of `output_1`."""
-    alone = row.fields.get("generator_2") is None and row.fields.get("generator") is not None
-    evaluated = row.text("generator" if alone else "generator_2")
-    if row.fields.get("generator_1") is not None:
-        return evaluated, row.text("generator_1")
-    sides = _sides(path)
-    if reference is not None:
-        if sides and not any(_is_side(reference, sides)):
-            raise row.error(f"the file's name says {' and '.join(sides)}, neither of which is --reference {reference}")
-        return evaluated, reference
-    which = _is_side(evaluated, sides) if sides else (False, False)
-    if sides is None or which[0] == which[1]:
-        raise row.error(
-            f"field 'generator_1' is missing, and the file's name is not A_vs_B with {evaluated!r} on one side; "
-            "name the model of output_1 by --reference"
-        )
-    return evaluated, sides[which.index(False)]
-
-
-def _sides(path: Path) -> tuple[str, str] | None:
-    """The two models that a file's name says, if it does."""
-    sides = path.name.split(".json")[0].split("_vs_")
-    return (sides[0], sides[1]) if len(sides) == 2 else None
-
-
-def _is_side(model: str, sides: tuple[str, str]) -> tuple[bool, bool]:
-    """Whether it is the one and whether the other; the first may have something in front (`final_a_vs_b`)."""
-    wanted = _NO_WORD.sub("", model).casefold()
-    first, second = (_NO_WORD.split(side.casefold()) for side in sides)
-    ends = ("".join(first[k:]) for k in range(len(first)))
-    return bool(wanted) and wanted in ends, bool(wanted) and wanted == "".join(second)
-
-
-def _score(row: Row) -> float:
-    """The share of the win that is `output_2`'s."""
+def _score(row: Row) -> float | None:
+    """Return the share of the win that is `output_2`'s; `None` where the row has no verdict."""
     given = row.fields.get("preference")
+    if grouping.missing(given) or (isinstance(given, str) and given.strip().casefold() in _MISSING):
+        return None
     try:
         preference = float(given) if isinstance(given, str | int | float) and not isinstance(given, bool) else None
     except (ValueError, OverflowError):

@@ -2,21 +2,24 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from assay_training.algorithms.proportions import length_controlled, longer_wins, win_rate
 from assay_training.evaluation import plots
-from assay_training.evaluation.judgments.instructions import groups_of, plain
+from assay_training.evaluation.judgments.instructions import plain
 from assay_training.evaluation.judgments.verdicts import Verdict
-from assay_training.evaluation.table import Picture, Table, interval, number, text
+from assay_training.evaluation.table import Picture, Table, interval, number, text, whole
+from assay_training.records.record import RecordError
+from assay_training.records.sources import Read
 
 COLUMNS = (
     text("row", "row"),
     text("column", "column"),
     text("group", "group", missing="all"),
-    text("n", "n"),
+    whole("n", "n"),
     number("row wins", "win_rate", ".1%"),
     interval("95 %", "wilson95", ".0%"),
     number("SE", "se", ".2%", detail=True),
@@ -33,30 +36,24 @@ NOTES = (
 )
 
 
-def winrate(verdicts: Sequence[Verdict], groups: Mapping[str, tuple[str, ...]], *, ddof: int = 1) -> Table:
+def winrate(verdicts: Read[Verdict], *, ddof: int = 1) -> Table:
     """A record for every two models, in both directions, over all instructions (`group` None) and by group.
 
     Args:
-        verdicts: of any number of pairs of models.
-        groups: by plain instruction; empty for none.
+        verdicts: of any number of pairs of models, with their groups; and the rows that had none.
         ddof: of the standard error, see `proportions.win_rate`.
-
-    Raises:
-        RecordError: an instruction has no group.
     """
     compared: dict[tuple[str, str], dict[str | None, list[Verdict]]] = defaultdict(lambda: defaultdict(list))
     judged: Counter[tuple[frozenset[str], str]] = Counter()
-    for verdict in verdicts:
+    for verdict in verdicts.records:
         judged[frozenset((verdict.first, verdict.second)), plain(verdict.instruction)] += 1
-        names: tuple[str | None, ...] = (None,)
-        if groups:
-            names += groups_of(verdict.instruction, groups, verdict.where)
         for either in (verdict, verdict.turned()):
-            for name in names:
+            for name in (None, *verdict.groups):
                 compared[either.first, either.second][name].append(either)
-    forth = {(verdict.first, verdict.second) for verdict in verdicts}
+    forth = {(verdict.first, verdict.second) for verdict in verdicts.records}
+    without = {"no_verdict": verdicts.left_out.total()}
     records = [
-        _record(pair, name, of, ddof)
+        _record(pair, name, of, ddof) | without
         for pair, by_group in compared.items()
         for name, of in sorted(by_group.items(), key=lambda item: (item[0] is not None, item[0] or ""))
     ]
@@ -66,7 +63,20 @@ def winrate(verdicts: Sequence[Verdict], groups: Mapping[str, tuple[str, ...]], 
     total = [record for record in lines if record["group"] is None]
     rows = [(f"{r['row']} over {r['column']}", r["win_rate"], *r["wilson95"]) for r in total]
     picture = Picture("Win rates with Wilson's intervals.", lambda: plots.intervals(rows, "win rate", 0.5))
-    return Table("Win rates", tuple(records), COLUMNS, lines, NOTES + again, (picture,))
+    notes = (*NOTES, *again, *verdicts.told())
+    return Table("Win rates", tuple(records), COLUMNS, lines, notes, (picture,))
+
+
+def in_groups(verdict: Verdict, groups: Mapping[str, tuple[str, ...]]) -> Verdict:
+    """Return a verdict in the groups of its instruction.
+
+    Raises:
+        RecordError: the instruction has none.
+    """
+    key = plain(verdict.instruction)
+    if key not in groups:
+        raise RecordError(f"{verdict.where}: field 'instruction': the groups have no {key[:60]!r}")
+    return replace(verdict, groups=groups[key])
 
 
 def _record(pair: tuple[str, str], group: str | None, verdicts: Sequence[Verdict], ddof: int) -> dict[str, Any]:

@@ -7,14 +7,14 @@ import numpy as np
 
 from assay_training.algorithms.statistics import Floats, bucket_errors, calibration
 from assay_training.evaluation import plots
-from assay_training.evaluation.table import Picture, Table, number, text
+from assay_training.evaluation.table import Picture, Table, number, text, whole
 from assay_training.records.record import RecordError
 from assay_training.records.rows import rows_of_any
 
 COLUMNS = (
     text("file", "file"),
     text("labels", "bucket"),
-    text("n", "n"),
+    whole("n", "n"),
     number("MSE", "mse", ".4f"),
     number("MAE", "mae", ".4f"),
 )

@@ -14,20 +14,20 @@ from assay_training.evaluation import plots
 from assay_training.evaluation.results import LENGTH, cuts
 from assay_training.evaluation.rewards.served import lengths
 from assay_training.evaluation.rows import Logits, Rows
-from assay_training.evaluation.table import Picture, Table, cut, interval, number, text
+from assay_training.evaluation.table import Picture, Table, cut, interval, number, text, whole
 from assay_training.records.record import Ranking
 
 FEW = 10  # clusters, of which resampling tells too little
 COLUMNS = (
     cut("source"),
     text("model", "model"),
-    text("pairs", "n"),
+    whole("pairs", "n"),
     number("agrees", "accuracy", ".1%"),
     interval("95 %", "ci95", ".1%"),
     number("kappa", "kappa", ".2f"),
     number("less\nlength", "difference", "+.1%"),
     interval("95 %", "difference95", "+.1%", detail=True),
-    text("ties", "ties"),
+    whole("ties", "ties"),
 )
 NOTES = (
     "Agrees: the better one has the higher score, over pairs that are no ties; equal scores are half. 95 %: by prompt.",

@@ -10,18 +10,18 @@ from matplotlib.figure import Figure
 from assay_training.algorithms.best_of_n import expected, kl_bound, win_rate
 from assay_training.algorithms.statistics import Estimate, Floats, clustered_mean, clustered_share, ends
 from assay_training.evaluation import plots
-from assay_training.evaluation.results import LENGTH
+from assay_training.evaluation.results import LENGTH, domains
 from assay_training.evaluation.rewards.judged import Candidates
 from assay_training.evaluation.rewards.served import GOLD, lengths
 from assay_training.evaluation.rows import Logits
-from assay_training.evaluation.table import Picture, Table, interval, number, text
+from assay_training.evaluation.table import Picture, Table, interval, number, text, whole
 
 NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 COLUMNS = (
     text("source", "source"),
     text("by", "model"),
-    text("N", "n"),
-    text("prompts", "prompts"),
+    whole("N", "n"),
+    whole("prompts", "prompts"),
     number("KL <=", "kl_bound", ".2f"),
     number("gold", "gold", ".3f"),
     interval("95 %", "gold95", ".3f"),
@@ -59,10 +59,9 @@ def best_of_n(candidates: Sequence[Candidates], gold: Logits | None, scores: Map
 
 
 def _by_source(candidates: Sequence[Candidates]) -> dict[str, list[int]]:
-    sources: dict[str, list[int]] = {}
-    for i, of in enumerate(candidates):
-        sources.setdefault(of.source, []).append(i)
-    return sources
+    """Return the places of every source's prompts, and of a data set's whose sources are several."""
+    found = domains({of.source for of in candidates})
+    return {name: [i for i, of in enumerate(candidates) if of.source in sources] for name, sources in found.items()}
 
 
 def _record(

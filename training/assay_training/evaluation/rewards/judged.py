@@ -1,23 +1,26 @@
 """What was judged, as rankings or as candidates with a gold value, from `FORMAT:PATH`."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
 from assay_service.scoring.item import Item, Message
-from assay_training.config.data import SOURCE_NAME, Format, Source
+from assay_training.config.data import SOURCE_NAME, Format
+from assay_training.evaluation import grouping
 from assay_training.evaluation.judgments.ballots import FORMAT
 from assay_training.evaluation.judgments.instructions import plain
 from assay_training.evaluation.judgments.verdicts import Verdict, read_verdicts
+from assay_training.evaluation.rewards.reading import NOTHING_DECLARED, Reading
 from assay_training.records.plain import prompt_of
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
 from assay_training.records.rows import Row, files, json_of, rows_of_any
 from assay_training.records.sources import Read, read_labelled, read_rankings
 
+R = TypeVar("R")
 ALPACA_EVAL = "alpaca_eval"
 BALLOTS = "ballots"
 COMPLETIONS = "completions"
@@ -70,8 +73,11 @@ def locate(given: str) -> tuple[str, Path]:
     """
     format_, _, path = given.partition(":")
     known = (*get_args(Format), ALPACA_EVAL, BALLOTS, COMPLETIONS)
+    if format_ == "pairs":
+        raise RecordError(f"{given}: 'pairs' is called 'preferences' now, and reads the same rows: preferences:{path}")
     if format_ not in known:
-        raise RecordError(f"{given}: not FORMAT:PATH with one of {', '.join(known)}")
+        example = "" if ":" in given else f" (as in preferences:{given})"
+        raise RecordError(f"{given}: not FORMAT:PATH{example} with one of {', '.join(known)}")
     if not Path(path).exists():
         raise RecordError(f"{given}: no such file or folder")
     if not re.fullmatch(SOURCE_NAME, Path(path).resolve().name):
@@ -85,41 +91,45 @@ def files_of(given: str) -> list[Path]:
     Raises:
         RecordError: there are none.
     """
-    format_, path = locate(given)
-    if format_ not in (ALPACA_EVAL, BALLOTS) or path.is_file():
-        return files(path)
-    found = sorted([*path.glob("*.json"), *path.glob("*.json.gz")])
-    if not found:
-        raise RecordError(f"{path}: no *.json or *.json.gz files")
-    return found
+    return files(locate(given)[1])
 
 
-def read_comparisons(given: str, reference: str | None = None) -> list[Ranking]:
-    """Rankings whose completions stand in an order that says nothing of their ranks.
+def read_comparisons(given: str, reading: Reading = NOTHING_DECLARED) -> Read[Ranking]:
+    """Rankings whose completions stand in an order that says nothing of their ranks, and how many rows gave none.
 
     AlpacaEval's stand as its models do, those of ballots as they were shown; others, many of which have the better one
     first, in the order of their text.
 
     Args:
         given: `FORMAT:PATH`.
-        reference: the model of AlpacaEval's `output_1` where neither rows nor the file's name tell it.
+        reading: how its rows are read.
 
     Raises:
         RecordError: naming file, row and field.
     """
     format_, path = locate(given)
+    if format_ in (ALPACA_EVAL, BALLOTS):
+        reading.check_fixed(given)
     if format_ == ALPACA_EVAL:
-        return [_of_verdict(verdict, file) for file in files_of(given) for verdict in read_verdicts(file, reference)]
+        return _of_verdicts(files_of(given), reading)
     if format_ == BALLOTS:
-        return [ranking for file in files_of(given) for ranking in _of_ballots(file)]
+        if reading.by is not None:
+            raise RecordError(f"{given}: ballots have no fields to group by; leave out --group-by")
+        return Read([ranking for file in files_of(given) for ranking in _of_ballots(file)], Counter(), {})
     if format_ == COMPLETIONS:
         raise RecordError(f"{given}: nobody has judged them")
-    found = read_rankings(*_source(format_, path)).records
-    return [_shuffled(record) for record in found if isinstance(record, Ranking)]
+    read: Read[Ranking | Labelled] = read_rankings(
+        path.resolve().parent, [reading.source(format_, path)], reading.part(path)
+    )
+    return _of(read, [_shuffled(record) for record in read.records if isinstance(record, Ranking)], reading.by)
 
 
-def read_candidates(given: str) -> list[Candidates]:
+def read_candidates(given: str, reading: Reading = NOTHING_DECLARED) -> Read[Candidates]:
     """Labelled items by prompt, for prompts that have two or more; or rollouts (`prompt`, `completions`), without gold.
+
+    Args:
+        given: `FORMAT:PATH`.
+        reading: how its rows are read.
 
     Raises:
         RecordError: naming file, row and field; or no prompt has two.
@@ -128,18 +138,40 @@ def read_candidates(given: str) -> list[Candidates]:
     if format_ in (ALPACA_EVAL, BALLOTS):
         raise RecordError(f"{given}: verdicts and ballots give no value to a completion")
     if format_ == COMPLETIONS:
-        return [_of_rollouts(row, path.name) for file in files_of(given) for row in rows_of_any(file)]
-    read: Read[Ranking | Labelled] = read_labelled(*_source(format_, path))
-    by_prompt: dict[tuple[Message, ...], list[Labelled]] = defaultdict(list)
+        reading.check_fixed(given)
+        rows = [row for file in files_of(given) for row in rows_of_any(file)]
+        if reading.by is not None:
+            grouping.require(rows, reading.by)
+        return Read([_of_rollouts(row, _named(path.name, row, reading.by)) for row in rows], Counter(), {})
+    read: Read[Ranking | Labelled] = read_labelled(
+        path.resolve().parent, [reading.source(format_, path)], reading.part(path)
+    )
+    by_prompt: dict[tuple[str, tuple[Message, ...]], list[Labelled]] = defaultdict(list)
     for record in read.records:
         assert isinstance(record, Labelled)
-        by_prompt[record.item.prompt].append(record)
+        by_prompt[record.source, record.item.prompt].append(record)
     several = [of for of in by_prompt.values() if len(of) > 1]
     if not several:
         raise RecordError(f"{given}: no prompt has two completions")
-    return [
+    if len(several) < len(by_prompt):
+        read.left_out[f"{path.name}: the only completion of its prompt"] += len(by_prompt) - len(several)
+    found = [
         Candidates(of[0].source, of[0].group, tuple(r.item for r in of), tuple(r.label for r in of)) for of in several
     ]
+    return _of(read, found, reading.by)
+
+
+def _of(read: Read[Any], records: list[R], by: str | None) -> Read[R]:
+    """Return what has become of the records that were read; the field to group by was not ignored."""
+    understood = {
+        name: {phrase: rows for phrase, rows in said.items() if phrase != f"ignored: {by}"}
+        for name, said in read.understood.items()
+    }
+    return Read(records, read.left_out, understood)
+
+
+def _named(source: str, row: Row, by: str | None) -> str:
+    return source if by is None else f"{source}/{grouping.group(row, by)}"
 
 
 def _of_rollouts(row: Row, source: str) -> Candidates:
@@ -150,15 +182,20 @@ def _of_rollouts(row: Row, source: str) -> Candidates:
     return Candidates(source, group_of(prompt[-1].content), items, ())
 
 
-def _source(format_: str, path: Path) -> tuple[Path, Sequence[Source]]:
-    return path.resolve().parent, [Source.model_validate({"name": path.resolve().name, "format": format_})]
+def _of_verdicts(paths: Sequence[Path], reading: Reading) -> Read[Ranking]:
+    read: Read[Ranking] = Read([], Counter(), {})
+    for path in paths:
+        verdicts = read_verdicts([path], reading.reference, () if reading.by is None else (reading.by,))
+        read.records.extend(_of_verdict(verdict, path) for verdict in verdicts.records)
+        read.left_out.update(verdicts.left_out)
+    return read
 
 
 def _of_verdict(verdict: Verdict, path: Path) -> Ranking:
     pairs = () if verdict.score == 0.5 else (Pair(0, 1) if verdict.score > 0.5 else Pair(1, 0),)
     asked = _asked(verdict.instruction)
     return Ranking(
-        source=path.name.split(".json")[0],
+        source="/".join((path.name.split(".json")[0], *verdict.groups)),
         group=group_of(asked),
         prompt=(Message("user", asked),),
         completions=verdict.outputs,

@@ -11,13 +11,13 @@ from assay_training.evaluation import plots
 from assay_training.evaluation.results import cuts
 from assay_training.evaluation.rewards.served import lengths
 from assay_training.evaluation.rows import Logits, Rows
-from assay_training.evaluation.table import Picture, Table, cut, number, text
+from assay_training.evaluation.table import Picture, Table, cut, number, text, whole
 from assay_training.records.record import Ranking
 
 COLUMNS = (
     cut("source"),
     text("model", "model"),
-    text("pairs", "n"),
+    whole("pairs", "n"),
     number("right", "accuracy", ".1%"),
     number("mean", "mean", ".3f"),
     number("std", "std", ".3f", detail=True),

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -13,6 +13,7 @@ from assay_client.types import Score, ScoreFailure
 from assay_service.scoring.item import Item
 from assay_training.evaluation.results import LENGTH
 from assay_training.evaluation.table import Table
+from assay_training.records.sources import Read
 
 CALL_ITEMS = 512  # of one call to the client, whose deadline is for all that it is given
 
@@ -143,8 +144,14 @@ def _answers(
     return answers, fingerprints
 
 
-def told(table: Table, scores: Scores[R]) -> Table:
-    """The same, with which models these were and what is missing, in its records and its notes."""
+def told(table: Table, scores: Scores[R], read: Read[Any]) -> Table:
+    """The same, with which models these were and what is missing, in its records and its notes.
+
+    Args:
+        table: of the scores.
+        scores: what the service gave.
+        read: what the files held: what was understood of their fields, and how many rows could not be used.
+    """
     kept = len(scores.records)
     whole = {
         "fingerprints": scores.fingerprints,
@@ -152,6 +159,7 @@ def told(table: Table, scores: Scores[R]) -> Table:
         "asked": scores.asked,
         "kept": kept,
         "kept_in_part": scores.in_part,
+        "left_out": dict(read.left_out),
     }
     records = tuple({**record, **whole} for record in table.records)
     lost = ", ".join(f"{count} {code}" for code, count in scores.failures.items())
@@ -160,4 +168,5 @@ def told(table: Table, scores: Scores[R]) -> Table:
         f"Completions without a score, left out with all comparisons to them: {lost}. "
         f"Left of {scores.asked} prompts: {kept}, {scores.in_part} of them without some completion.",
     )
-    return replace(table, records=records, notes=(*table.notes, *models, *(missing if lost else ())))
+    notes = (*table.notes, *models, *read.told(), *(missing if lost else ()))
+    return replace(table, records=records, notes=notes)
