@@ -122,8 +122,37 @@ class Wire:
 
     @classmethod
     def honest(cls, path: str, asked: dict[str, Any]) -> dict[str, Any]:
-        makers = {"/v1/score": cls.scored, "/v1/rank": cls.ranked, "/v1/compare": cls.compared}
+        makers = {
+            "/v1/score": cls.scored,
+            "/v1/rank": cls.ranked,
+            "/v1/compare": cls.compared,
+            "/v1/render": cls.rendered,
+            "/info": lambda asked: {"version": "1"},
+        }
         return makers[path](asked)
+
+    @classmethod
+    def rendered(cls, asked: dict[str, Any]) -> dict[str, Any]:
+        signal = {
+            "text": "<user>p</user>1.5",
+            "ids": [5, 6, 7, 8],
+            "boundary": 2,
+            "score_position": {"policy": "last_token", "start": 3, "end": 4},
+            "truncated_tokens": 1,
+        }
+        scored = [cls.row(index, item) for index, item in enumerate(asked["items"])]
+        keys = ("index", "id", "error")
+        rows = [{key: row[key] for key in keys if key in row} for row in scored]
+        return {
+            "object": "list",
+            "data": [row if "error" in row else {**row, "signals": {"preference": signal}} for row in rows],
+        }
+
+    @staticmethod
+    def answer(request: httpx.Request, status: int = 200, **content: Any) -> httpx.Response:
+        """An answer with the request's id, as the service sends it."""
+        headers = {"X-Request-ID": request.headers["x-request-id"], **content.pop("headers", {})}
+        return httpx.Response(status, headers=headers, **content)
 
     @staticmethod
     def refusal(code: str, *, retryable: bool, param: str | None = None) -> dict[str, Any]:
@@ -133,11 +162,14 @@ class Wire:
 
 @dataclass
 class Reply:
-    """What the loopback server does with one request; `cut_at` sends that many bytes and then resets."""
+    """What the loopback server does with one request; `cut_at` sends that many bytes and then resets.
+
+    The request's id is sent back with every answer; a header of that name replaces it, or with None leaves it out.
+    """
 
     body: dict[str, Any] | bytes
     status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str | None] = field(default_factory=dict)
     delay_s: float = 0.0
     cut_at: int | None = None
     drip_s: float = 0.0
@@ -175,17 +207,18 @@ class Loopback:
                 with lock:
                     number = len(loopback.asked)
                     loopback.asked.append(asked)
-                self.answer(script(asked, number))
+                self.answer(script(asked, number), asked.request_id)
 
             do_GET = do_POST
 
-            def answer(self, reply: Reply) -> None:
+            def answer(self, reply: Reply, request_id: str | None) -> None:
                 body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
                 time.sleep(reply.delay_s)
                 try:
                     self.send_response(reply.status)
-                    for name, value in reply.headers.items():
-                        self.send_header(name, value)
+                    for name, value in {"X-Request-ID": request_id, **reply.headers}.items():
+                        if value is not None:
+                            self.send_header(name, value)
                     self.send_header("Content-Length", str(len(body)))
                     self.end_headers()
                     if reply.drip_s:
@@ -278,6 +311,6 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def honest(wire: type[Wire]) -> httpx.MockTransport:
     def handler(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json=wire.honest(request.url.path, json.loads(request.content)))
+        return wire.answer(request, json=wire.honest(request.url.path, json.loads(request.content)))
 
     return httpx.MockTransport(handler)

@@ -103,7 +103,7 @@ def test_the_model_may_not_change_within_a_file(wire: "type[Wire]", tmp_path: Pa
     def handler(request: httpx.Request) -> httpx.Response:
         asked = json.loads(request.content)
         late = asked["items"][0]["completion"] == "9"
-        return httpx.Response(200, json=wire.scored(asked, "f2" if late else "f1"))
+        return wire.answer(request, json=wire.scored(asked, "f2" if late else "f1"))
 
     source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": str(n)} for n in range(10)])
     transport = httpx.MockTransport(handler)

@@ -42,8 +42,9 @@ def scripted(wire: "type[Wire]", *answers: httpx.Response | Exception) -> tuple[
             answer = answers[len(seen) - 1]
             if isinstance(answer, Exception):
                 raise answer
+            answer.headers.setdefault("X-Request-ID", request.headers["x-request-id"])
             return answer
-        return httpx.Response(200, json=wire.honest(request.url.path, json.loads(request.content)))
+        return wire.answer(request, json=wire.honest(request.url.path, json.loads(request.content)))
 
     return httpx.MockTransport(handler), seen
 
@@ -164,7 +165,7 @@ def test_the_deadline_covers_all_tries_together(either: "Either", wire: "type[Wi
 def test_a_model_that_changes_between_chunks_fails_the_call(either: "Either", wire: "type[Wire]") -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         asked = json.loads(request.content)
-        return httpx.Response(200, json=wire.scored(asked, "f2" if asked["items"][0]["completion"] == "2" else "f1"))
+        return wire.answer(request, json=wire.scored(asked, "f2" if asked["items"][0]["completion"] == "2" else "f1"))
 
     with pytest.raises(FingerprintChanged):
         either.score([("p", "1"), ("p", "2")], transport=httpx.MockTransport(handler), chunk_size=1)
