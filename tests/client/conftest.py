@@ -182,6 +182,8 @@ class Asked:
     path: str
     request_id: str | None
     body: dict[str, Any]
+    port: int  # of the client's end of the connection
+    team: str | None  # a header of the caller's own
 
 
 Script = Callable[[Asked, int], Reply]
@@ -192,18 +194,28 @@ class Loopback:
 
     def __init__(self, script: Script) -> None:
         self.asked: list[Asked] = []
+        self.open = 0  # connections
         lock = threading.Lock()
         loopback = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self) -> None:
+                super().setup()
+                loopback.open += 1
+
+            def finish(self) -> None:
+                super().finish()
+                loopback.open -= 1
+
             def log_message(self, *args: object) -> None:
                 pass
 
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-                asked = Asked(self.path, self.headers.get("X-Request-ID"), json.loads(raw or b"{}"))
+                body, get = json.loads(raw or b"{}"), self.headers.get
+                asked = Asked(self.path, get("X-Request-ID"), body, self.client_address[1], get("X-Team"))
                 with lock:
                     number = len(loopback.asked)
                     loopback.asked.append(asked)
@@ -239,6 +251,13 @@ class Loopback:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def wait_until_open(self, count: int) -> bool:
+        """Whether `count` connections are open within two seconds."""
+        until_s = time.monotonic() + 2
+        while self.open != count and time.monotonic() < until_s:
+            time.sleep(0.01)
+        return self.open == count
 
     def close(self) -> None:
         self._server.shutdown()

@@ -77,11 +77,11 @@ def test_rank_and_compare(either: "Either", honest: httpx.MockTransport) -> None
     assert compared.signals["preference"].margin == 2.0
 
 
-def test_models_and_info(either: "Either") -> None:
+def test_models_and_info(either: "Either", wire: "type[Wire]") -> None:
     cards = {"object": "list", "data": [{"id": "crs", "object": "model", "kind": "blend"}]}
 
     def handler(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json=cards if request.url.path == "/v1/models" else {"version": "1"})
+        return wire.answer(request, json=cards if request.url.path == "/v1/models" else {"version": "1"})
 
     options = {"transport": httpx.MockTransport(handler)}
     assert [card.id for card in either.call("models", options=dict(options))] == ["crs"]
@@ -89,8 +89,8 @@ def test_models_and_info(either: "Either") -> None:
 
 
 @pytest.mark.parametrize(("status", "ready"), [(200, True), (503, False)])
-def test_ready_says_what_the_service_says(either: "Either", status: int, ready: bool) -> None:
-    transport = httpx.MockTransport(lambda request: httpx.Response(status, json={}))
+def test_ready_says_what_the_service_says(either: "Either", wire: "type[Wire]", status: int, ready: bool) -> None:
+    transport = httpx.MockTransport(lambda request: wire.answer(request, status, json={}))
     assert either.call("ready", options={"transport": transport}) is ready
 
 
@@ -328,7 +328,8 @@ def test_an_asgi_application_is_scored_in_process_and_its_silence_times_out(wire
         if body.get("model") == "silent":
             await asyncio.sleep(60)
         answer = json.dumps(wire.scored(body)).encode()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        headers = [(name, value) for name, value in scope["headers"] if name == b"x-request-id"]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
     async def run() -> None:
