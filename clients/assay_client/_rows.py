@@ -7,7 +7,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
@@ -215,10 +215,18 @@ def _object(value: object) -> Row:
     return value
 
 
+def _stdin() -> AbstractContextManager[BinaryIO]:
+    """Stdin under a reader of its own. Python ends in an abort if a thread still reads `sys.stdin` then."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except OSError:  # no file: whoever runs this in a process of theirs gave something else
+        return nullcontext(sys.stdin.buffer)
+
+
 @contextmanager
 def _opened(source: str) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed where it begins as gzip does."""
-    with nullcontext(sys.stdin.buffer) if source == STANDARD else open(source, "rb") as raw:
+    with _stdin() if source == STANDARD else open(source, "rb") as raw:
         file = raw if hasattr(raw, "peek") else io.BufferedReader(cast("io.RawIOBase", raw))
         packed = file.peek(len(GZIP_MAGIC))[: len(GZIP_MAGIC)] == GZIP_MAGIC
         yield cast("BinaryIO", gzip.GzipFile(fileobj=file) if packed else file)

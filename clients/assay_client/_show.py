@@ -139,7 +139,7 @@ def plain_errors(target: str | None = None) -> Iterator[None]:
         raise typer.Exit(EXIT_PIPE) from None
     except KeyboardInterrupt:
         kept = _output.kept(target) if target else None
-        failed("; ".join(["interrupted", *([kept] if kept else [])]))
+        failed(f"interrupted; {kept}" if kept else "interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except FingerprintChanged as error:
         part = _output.part_of(Path(target).resolve()) if target else None
@@ -147,8 +147,7 @@ def plain_errors(target: str | None = None) -> Iterator[None]:
         raise failed(f"{error}{advice}") from error
     except (AssayError, OSError) as error:
         kept = _output.kept(target) if target else None
-        notes = [*getattr(error, "__notes__", []), *([kept] if kept else [])]
-        raise failed(f"{error}" + f" ({'; '.join(notes)})" * bool(notes)) from error
+        raise failed(f"{error}; {kept}" if kept else str(error)) from error
 
 
 def failed(message: str) -> typer.Exit:

@@ -127,9 +127,8 @@ class Wire:
             "/v1/rank": cls.ranked,
             "/v1/compare": cls.compared,
             "/v1/render": cls.rendered,
-            "/info": lambda asked: {"version": "1"},
         }
-        return makers[path](asked)
+        return {"version": "1"} if path == "/info" else makers[path](asked)
 
     @classmethod
     def rendered(cls, asked: dict[str, Any]) -> dict[str, Any]:
