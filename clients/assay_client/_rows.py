@@ -6,8 +6,8 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
@@ -148,14 +148,15 @@ def survey(source: str, make: Callable[[Row], ExtraT]) -> Survey | None:
     if source == STANDARD or not Path(source).is_file():
         return None
     count, extra = 0, dict[str, None]()
-    for row in read_rows(source, make):
-        count += 1
-        extra |= dict.fromkeys(row.extra)
+    with closing(read_rows(source, make)) as rows:
+        for row in rows:
+            count += 1
+            extra |= dict.fromkeys(row.extra)
     with open(source, "rb") as file:
         return Survey(count, hashlib.file_digest(file, "sha256").hexdigest(), tuple(extra))
 
 
-def read_rows(source: str, make: Callable[[Row], Made]) -> Iterator[Made]:
+def read_rows(source: str, make: Callable[[Row], Made]) -> Generator[Made, None, None]:
     """One value per row of a file, made when it is asked for. Blank lines are skipped.
 
     Args:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -199,7 +199,8 @@ async def _run(
             tally.add(row)
         done = len(sink.earlier) if sink else 0
         tally.fingerprint = sink.fingerprint if sink else None
-        rows = islice(read_rows(source, job.make), done, None)
+        whole = read_rows(source, job.make)
+        rows = islice(whole, done, None)
 
         async def ask(part: list[RowT]) -> Result:
             begun_s = asyncio.get_running_loop().time()
@@ -221,14 +222,18 @@ async def _run(
             on_rows(done, total)
 
         on_rows(done, total)
-        await in_order(
-            take=lambda: pace.take(rows),
-            ask=ask,
-            put=put,
-            alive=partial(_answers, client, silence_s / LOOKS),
-            width=client.max_concurrency,
-            silence_s=silence_s,
-        )
+        try:
+            await in_order(
+                take=lambda: pace.take(rows),
+                ask=ask,
+                put=put,
+                alive=partial(_answers, client, silence_s / LOOKS),
+                width=client.max_concurrency,
+                silence_s=silence_s,
+            )
+        finally:
+            with suppress(ValueError):  # a thread waits for rows in it
+                whole.close()
     return tally
 
 

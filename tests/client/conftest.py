@@ -173,6 +173,15 @@ class Reply:
     cut_at: int | None = None
     drip_s: float = 0.0
 
+    def sent_headers(self, request_id: str | None) -> dict[str, str]:
+        headers = {"X-Request-ID": request_id, **self.headers}
+        return {name: value for name, value in headers.items() if value is not None}
+
+    def parts(self) -> list[bytes]:
+        """The body as it is written: whole, up to its cut, or byte by byte."""
+        body = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+        return [bytes([byte]) for byte in body] if self.drip_s else [body]
+
 
 @dataclass
 class Asked:
@@ -223,21 +232,17 @@ class Loopback:
             do_GET = do_POST
 
             def answer(self, reply: Reply, request_id: str | None) -> None:
-                body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+                parts = reply.parts()
                 time.sleep(reply.delay_s)
                 try:
                     self.send_response(reply.status)
-                    for name, value in {"X-Request-ID": request_id, **reply.headers}.items():
-                        if value is not None:
-                            self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(body)))
+                    for name, value in reply.sent_headers(request_id).items():
+                        self.send_header(name, value)
+                    self.send_header("Content-Length", str(sum(map(len, parts))))
                     self.end_headers()
-                    if reply.drip_s:
-                        for byte in body:
-                            self.wfile.write(bytes([byte]))
-                            time.sleep(reply.drip_s)
-                    else:
-                        self.wfile.write(body[: reply.cut_at])
+                    for part in parts:
+                        self.wfile.write(part[: reply.cut_at])
+                        time.sleep(reply.drip_s)
                 except OSError:  # the client hung up; some scripts want that
                     self.close_connection = True
                 if reply.cut_at is not None:
