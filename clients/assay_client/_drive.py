@@ -85,27 +85,37 @@ async def in_order(
         Timeout: the service was silent for `silence_s`.
     """
     window: deque[tuple[Given, asyncio.Task[Made]]] = deque()
-    heard_s, more = asyncio.get_running_loop().time(), True
+    now_s, silent_s, more = asyncio.get_running_loop().time, 0.0, True
     try:
-        while True:
-            while more and len(window) < AHEAD * width and len(_busy(window)) < width:
-                given = await _off_loop(take)
-                more = given is not None
-                if given is not None:
-                    window.append((given, asyncio.ensure_future(_awaited(ask, given))))
-            if not window:
-                return
-            answered = await _answered(window, silence_s / LOOKS)
-            now_s = asyncio.get_running_loop().time()
-            if answered or await alive():
-                heard_s = now_s
-            elif now_s - heard_s >= silence_s:
+        while more or window:
+            more = more and await _fill(window, take, ask, width)
+            begun_s = now_s()
+            if await _answered(window, silence_s / LOOKS) or await alive():
+                silent_s = 0.0
+            else:
+                silent_s += now_s() - begun_s
+            if silent_s >= silence_s:
                 raise Timeout(f"no sign of life from the service for {silence_s:g} s")
             _put_answered(window, put)
     finally:
         for _, task in window:
             task.cancel()
         await asyncio.gather(*(task for _, task in window), return_exceptions=True)
+
+
+async def _fill(
+    window: deque[tuple[Given, asyncio.Task[Made]]],
+    take: Callable[[], Given | None],
+    ask: Callable[[Given], Awaitable[Made]],
+    width: int,
+) -> bool:
+    """Ask until `width` questions are in flight or enough answers wait; False at the last question."""
+    while len(window) < AHEAD * width and len(_busy(window)) < width:
+        given = await off_loop(take)
+        if given is None:
+            return False
+        window.append((given, asyncio.ensure_future(_awaited(ask, given))))
+    return True
 
 
 async def _answered(window: deque[tuple[Given, asyncio.Task[Made]]], within_s: float) -> bool:
@@ -132,7 +142,7 @@ def _busy(window: deque[tuple[Given, asyncio.Task[Made]]]) -> list[asyncio.Task[
     return [task for _, task in window if not task.done()]
 
 
-async def _off_loop(work: Callable[[], Made]) -> Made:
+async def off_loop(work: Callable[[], Made]) -> Made:
     """What `work` returns, from a thread that nobody waits for: a pipe that is silent cannot hold up the end."""
     future: Future[Made] = Future()
 

@@ -3,9 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -24,14 +24,14 @@ class Sink:
         file: takes one JSON object per line.
         state: the file beside it that says which run the rows belong to; None where no run goes on.
         run: what tells this run from others, None if its input cannot be read twice.
-        earlier: rows that an earlier run wrote.
+        earlier: how many rows an earlier run wrote.
         fingerprint: of all rows so far; None before the first.
     """
 
     file: TextIO
     state: Path | None = None
     run: Row | None = None
-    earlier: list[Row] = field(default_factory=list)
+    earlier: int = 0
     fingerprint: str | None = None
 
     def write(self, rows: list[Row], fingerprint: str | None) -> None:
@@ -71,7 +71,7 @@ def kept(target: str) -> str | None:
 
 
 @contextmanager
-def written(target: str, run: Row | None) -> Iterator[Sink]:
+def written(target: str, run: Row | None, on_earlier: Callable[[Row], None] = lambda row: None) -> Iterator[Sink]:
     """A sink whose rows appear under `target` only when all are written; "-" is stdout.
 
     Until then they are in `TARGET.part`, which stays if the run ends early. The same run goes on there. Devices and
@@ -80,6 +80,7 @@ def written(target: str, run: Row | None) -> Iterator[Sink]:
     Args:
         target: path or "-".
         run: what tells this run from others; None if the input cannot be read twice, so that nothing goes on.
+        on_earlier: is given each row that an earlier run wrote.
 
     Raises:
         InvalidInput: the part belongs to another run, or another process writes it.
@@ -97,7 +98,7 @@ def written(target: str, run: Row | None) -> Iterator[Sink]:
     with part.open("a+", encoding="utf-8") as file:
         _lock(file, part)
         sink = Sink(file, _state_of(part), run)
-        _continue(sink, part)
+        _continue(sink, part, on_earlier)
         sink.note()
         try:
             yield sink
@@ -110,7 +111,7 @@ def written(target: str, run: Row | None) -> Iterator[Sink]:
                 _state_of(part).unlink(missing_ok=True)
 
 
-def _continue(sink: Sink, part: Path) -> None:
+def _continue(sink: Sink, part: Path, on_earlier: Callable[[Row], None]) -> None:
     """Read what an earlier run wrote; its last line is dropped if it was cut off."""
     assert sink.state is not None
     if part.stat().st_size == 0:
@@ -128,9 +129,13 @@ def _continue(sink: Sink, part: Path) -> None:
             f"Delete {part} to start over, or give another output"
         )
     sink.file.seek(0)  # read by the handle that is locked: closing another one would give up the lock
-    lines, end, _ = sink.file.read().rpartition("\n")
-    sink.file.truncate(len(lines) + len(end))  # bytes: the lines are ASCII
-    sink.earlier = [json.loads(line) for line in lines.splitlines()]
+    whole_bytes = 0
+    for line in sink.file:
+        if line.endswith("\n"):
+            on_earlier(json.loads(line))
+            sink.earlier += 1
+            whole_bytes += len(line)  # the lines are ASCII
+    sink.file.truncate(whole_bytes)
     sink.fingerprint = state["fingerprint"]
 
 

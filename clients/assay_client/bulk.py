@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from assay_client._answers import outcome_to_wire, same_fingerprint
-from assay_client._drive import LOOKS, Pace, in_order
+from assay_client._drive import LOOKS, Pace, in_order, off_loop
 from assay_client._output import written
 from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
 from assay_client.client import AsyncRewardClient
@@ -190,14 +190,12 @@ async def _run(
     on_rows: Callable[[int, int | None], None] = lambda done, total: None,
     most_rows: int | None = None,
 ) -> Tally:
-    known = survey(source, job.make)
+    known = await off_loop(partial(survey, source, job.make))
     tally = Tally(extra=known.extra if known else ())
     total, run = (known.rows, {"input": known.sha256, **job.options}) if known else (None, None)
     pace = Pace(most_rows or client.chunk_size)
-    with written(target, run) if target is not None else nullcontext() as sink:
-        for row in sink.earlier if sink else ():
-            tally.add(row)
-        done = len(sink.earlier) if sink else 0
+    with written(target, run, tally.add) if target is not None else nullcontext() as sink:
+        done = sink.earlier if sink else 0
         tally.fingerprint = sink.fingerprint if sink else None
         whole = read_rows(source, job.make)
         rows = islice(whole, done, None)

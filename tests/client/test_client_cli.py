@@ -220,7 +220,7 @@ def test_where_nobody_listens_a_command_says_so_at_once(file: Path, words: list[
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
     begun = time.monotonic()
     done = RUN.invoke(cli.app, [*words, *([str(file)] if len(words) == 1 else []), "--url", url])
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 4
     assert done.exit_code == 2
     assert done.stderr == (
         f"assay: no service at {url} (start one with `assay serve`, or give --url or ASSAY_URL): "
