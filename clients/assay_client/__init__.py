@@ -1,0 +1,104 @@
+"""Assay's client: `RewardClient`, `AsyncRewardClient`, what they take and answer, and their errors.
+
+Names are imported when they are used, so that `assay --help` need not wait for an HTTP library.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from assay_client.client import AsyncRewardClient, RewardClient
+    from assay_client.errors import (
+        AssayError,
+        ConnectError,
+        DeadlineExceeded,
+        FingerprintChanged,
+        InvalidAnswer,
+        InvalidInput,
+        ItemFailed,
+        ItemsFailed,
+        ServerError,
+        Timeout,
+        TransportError,
+    )
+    from assay_client.in_process import AppTransport
+    from assay_client.results import (
+        Comparison,
+        ModelCard,
+        RankedCompletion,
+        RankResult,
+        RenderedItem,
+        RenderedSignal,
+        RenderResult,
+        SignalComparison,
+    )
+    from assay_client.types import (
+        Blend,
+        Item,
+        ItemError,
+        Message,
+        Provenance,
+        Score,
+        ScoreFailure,
+        ScoreResult,
+        SignalProvenance,
+        SignalValue,
+    )
+
+    __version__: str
+
+__all__ = [
+    "AppTransport",
+    "AssayError",
+    "AsyncRewardClient",
+    "Blend",
+    "Comparison",
+    "ConnectError",
+    "DeadlineExceeded",
+    "FingerprintChanged",
+    "InvalidAnswer",
+    "InvalidInput",
+    "Item",
+    "ItemError",
+    "ItemFailed",
+    "ItemsFailed",
+    "Message",
+    "ModelCard",
+    "Provenance",
+    "RankResult",
+    "RankedCompletion",
+    "RenderResult",
+    "RenderedItem",
+    "RenderedSignal",
+    "RewardClient",
+    "Score",
+    "ScoreFailure",
+    "ScoreResult",
+    "ServerError",
+    "SignalComparison",
+    "SignalProvenance",
+    "SignalValue",
+    "Timeout",
+    "TransportError",
+    "__version__",
+]
+
+_MODULES = ("client", "errors", "in_process", "results", "types")
+
+
+def __getattr__(name: str) -> object:
+    """Return a public name, imported when it is first asked for."""
+    if name == "__version__":
+        return version("assay-rewards")
+    if name in __all__:
+        for module in _MODULES:
+            found = vars(import_module(f"assay_client.{module}")).get(name)
+            if found is not None and found.__module__ == f"assay_client.{module}":
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module 'assay_client' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

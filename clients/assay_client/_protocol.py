@@ -1,24 +1,30 @@
-"""The wire without a socket: questions to bytes, bytes to checked answers, chunks put together."""
+"""Requests as bytes, without a socket; each knows how its answer is read."""
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from types import NoneType
 from typing import Generic, TypeAlias, TypeVar, get_args
 
+from assay_client import results as r
 from assay_client import types as t
-from assay_client.errors import FingerprintChanged, InvalidAnswer, InvalidInput
+from assay_client._answers import (
+    Row,
+    finite,
+    parse_comparison,
+    parse_models,
+    parse_object,
+    parse_rank,
+    parse_render,
+    parse_score,
+)
+from assay_client.errors import InvalidInput
 
-EXCERPT_CHARS = 80  # of a wrong value, in an error message
-
-ItemLike: TypeAlias = t.Item | tuple[t.Prompt, str] | Mapping[str, object]
-CompletionLike: TypeAlias = str | Mapping[str, str]
-Row: TypeAlias = Mapping[str, object]
+ItemLike: TypeAlias = (
+    t.Item | tuple[t.Prompt, t.Completion] | tuple[t.Prompt, t.Completion, t.FinishReason | None] | Mapping[str, object]
+)
+CompletionLike: TypeAlias = t.Completion | Mapping[str, object]
 T = TypeVar("T")
-ScoreT = TypeVar("ScoreT", bound=t.Score)
 
 
 @dataclass(frozen=True)
@@ -41,22 +47,32 @@ class Call(Generic[T]):
 
 def score_calls(items: Iterable[ItemLike], options: Row, chunk_size: int) -> list[Call[t.ScoreResult]]:
     """One call per `chunk_size` items, in order; one without items if there are none; raises InvalidInput."""
+    return _item_calls("/v1/score", parse_score, items, options, chunk_size)
+
+
+def render_calls(items: Iterable[ItemLike], options: Row, chunk_size: int) -> list[Call[r.RenderResult]]:
+    """Return the calls that show how items are read, in chunks as `score_calls`; raises InvalidInput."""
+    return _item_calls("/v1/render", parse_render, items, options, chunk_size)
+
+
+def _item_calls(
+    path: str, parse: Callable[..., T], items: Iterable[ItemLike], options: Row, chunk_size: int
+) -> list[Call[T]]:
     rows = [_item(item, index) for index, item in enumerate(items)]
     calls = []
     for start in range(0, max(len(rows), 1), chunk_size):
         part = rows[start : start + chunk_size]
         payload = {**options, "items": [item.to_wire() for item in part]}
-        parse = partial(parse_score, ids=[item.id for item in part], offset=start)
-        calls.append(Call("/v1/score", payload, parse))
+        calls.append(Call(path, payload, partial(parse, ids=[item.id for item in part], offset=start)))
     return calls
 
 
-def rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], options: Row) -> Call[t.RankResult]:
+def rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], options: Row) -> Call[r.RankResult]:
     """The call that ranks `completions`; raises InvalidInput as `score_calls` does."""
     items = []
     for index, completion in enumerate(completions):
-        row = {"completion": completion} if isinstance(completion, str) else completion
-        if not isinstance(row, Mapping) or not row.keys() <= {"completion", "finish_reason", "id"}:
+        row = completion if isinstance(completion, Mapping) else {"completion": completion}
+        if not row.keys() <= {"completion", "finish_reason", "id"}:
             raise InvalidInput(f"completions[{index}]: text or {{`completion`, `finish_reason`?, `id`?}}")
         items.append(_item({"prompt": "", **row}, index, "completions"))
     rows = [{name: value for name, value in item.to_wire().items() if name != "prompt"} for item in items]
@@ -66,7 +82,7 @@ def rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], options: 
     return Call("/v1/rank", payload, partial(parse_rank, ids=[item.id for item in items], top_n=top_n))
 
 
-def compare_call(prompt: t.Prompt, a: str, b: str) -> Call[t.Comparison]:
+def compare_call(prompt: t.Prompt, a: str, b: str) -> Call[r.Comparison]:
     """The call that compares completion `a` with `b`."""
     return Call("/v1/compare", {"prompt": t.prompt_to_wire(prompt), "a": a, "b": b}, parse_comparison)
 
@@ -85,7 +101,7 @@ def options(
     if model is not None and weights is not None:
         raise InvalidInput("`model` and `weights` exclude each other")
     for name, weight in (weights or {}).items():
-        if _finite(weight) is None:
+        if finite(weight) is None:
             raise InvalidInput(f"weight of `{name}` must be a finite number")
     if truncation is not None and truncation not in get_args(t.Truncation):
         raise InvalidInput('`truncation` must be "error" or "prompt_left"')
@@ -100,193 +116,6 @@ def _item(value: object, index: int, name: str = "items") -> t.Item:
         return t.Item.of(value)
     except InvalidInput as error:
         raise InvalidInput(f"{name}[{index}]: {error}") from None
-
-
-# --- Answers. Unknown fields are ignored, so that an older client reads a newer server; wrong ones never are.
-
-
-def _finite(value: object) -> float | None:
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # an int beyond any float
-        pass
-    return None
-
-
-def _value(value: object, hint: object, what: str) -> object:
-    """`value`, which must be what `hint` says: str, int (a count), float (finite), bool, or that or None."""
-    kinds = get_args(hint) or (hint,)
-    if value is None and NoneType in kinds:
-        return None
-    if float in kinds:
-        return _number(value, what)
-    if any(kind in kinds and isinstance(value, kind) for kind in (str, bool)):
-        return value
-    if int in kinds and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    names = " or ".join("count" if kind is int else kind.__name__ for kind in kinds)
-    raise InvalidAnswer(f"{what}: expected {names}, got {str(value)[:EXCERPT_CHARS]!r}")
-
-
-def _number(value: object, what: str) -> float:
-    number = _finite(value)
-    if number is None:
-        raise InvalidAnswer(f"{what}: expected a finite number, got {str(value)[:EXCERPT_CHARS]!r}")
-    return number
-
-
-def _read(kind: type[T], value: object, what: str, **known: object) -> T:
-    """A dataclass from an object, each field checked against its annotation; `known` ones are not."""
-    row = _row(value, what)
-    for field in fields(kind):  # type: ignore[arg-type]  # every `kind` here is a dataclass
-        if field.name not in known:
-            known[field.name] = _value(row.get(field.name), field.type, f"{what}.{field.name}")
-    return kind(**known)
-
-
-def _row(value: object, what: str) -> Row:
-    if isinstance(value, dict):
-        return value
-    raise InvalidAnswer(f"{what}: expected an object, got {type(value).__name__}")
-
-
-def _rows(answer: Row, name: str) -> list[Row]:
-    value = answer.get(name)
-    if not isinstance(value, list):
-        raise InvalidAnswer(f"{name}: expected a list, got {type(value).__name__}")
-    return [_row(row, f"{name}[{index}]") for index, row in enumerate(value)]
-
-
-def _each(kind: type[T], value: object, what: str) -> dict[str, T]:
-    return {name: _read(kind, row, f"{what}.{name}") for name, row in _row(value, what).items()}
-
-
-def parse_object(body: bytes, kind: str | None = None) -> Row:
-    """The answer's JSON object, whose `object` is `kind`; raises InvalidAnswer for all else, NaN included."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        value = json.loads(body, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise InvalidAnswer(f"the answer is not JSON: {error}") from error
-    answer = _row(value, "answer")
-    if kind is not None and answer.get("object") != kind:
-        raise InvalidAnswer(f"expected an answer of type {kind}, got {str(answer.get('object'))[:EXCERPT_CHARS]}")
-    return answer
-
-
-def _numbers(value: object, what: str) -> dict[str, float]:
-    return {name: _number(each, f"{what}.{name}") for name, each in _row(value, what).items()}
-
-
-def _provenance(answer: Row) -> t.Provenance:
-    row = _row(answer.get("provenance"), "provenance")
-    blend = row.get("blend")
-    if blend is not None:
-        weights = _numbers(_row(blend, "provenance.blend").get("weights"), "provenance.blend.weights")
-        blend = _read(t.Blend, blend, "provenance.blend", weights=weights)
-    signals = _each(t.SignalProvenance, row.get("signals"), "provenance.signals")
-    return _read(t.Provenance, row, "provenance", blend=blend, signals=signals)
-
-
-def _outcomes(kind: type[ScoreT], answer: Row, name: str, ids: Sequence[str | None]) -> list[ScoreT | t.ScoreFailure]:
-    """The rows under `name`, scored or failed, each about an item that was asked for."""
-    return [_outcome(kind, row, ids, f"{name}[{n}]") for n, row in enumerate(_rows(answer, name))]
-
-
-def _outcome(kind: type[ScoreT], row: Row, ids: Sequence[str | None], what: str) -> ScoreT | t.ScoreFailure:
-    index = row.get("index")
-    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(ids):
-        raise InvalidAnswer(f"{what}: index {str(index)[:EXCERPT_CHARS]!r} of {len(ids)} items")
-    if row.get("id") != ids[index]:
-        raise InvalidAnswer(f"{what}: the id of item {index} came back changed")
-    if row.get("error") is None:
-        return _read(kind, row, what, signals=_each(t.SignalValue, row.get("signals"), f"{what}.signals"))
-    if row.get("score") is not None:
-        raise InvalidAnswer(f"{what}: both a score and an error")
-    return t.ScoreFailure(index, ids[index], _read(t.ItemError, row["error"], f"{what}.error"))
-
-
-def parse_score(body: bytes, ids: Sequence[str | None], offset: int) -> t.ScoreResult:
-    """The answer about items `offset` … `offset + len(ids) - 1` of a call, in their order.
-
-    Args:
-        body: the answer.
-        ids: the id of each item that was sent, None where it had none.
-        offset: what is added to every index, so that it counts from the start of the call.
-
-    Raises:
-        InvalidAnswer: not exactly one row per item, or a row that breaks the wire.
-    """
-    answer = parse_object(body, "list")
-    rows = sorted(_outcomes(t.Score, answer, "data", ids), key=lambda row: row.index)
-    if [row.index for row in rows] != list(range(len(ids))):
-        raise InvalidAnswer(f"data: {len(rows)} rows, and not one for each of {len(ids)} items")
-    data = tuple(replace(row, index=row.index + offset) for row in rows)
-    return _read(t.ScoreResult, answer, "answer", data=data, provenance=_provenance(answer))
-
-
-def merge(results: Iterable[t.ScoreResult]) -> t.ScoreResult:
-    """The chunks of one call as one result, by index; at least one chunk.
-
-    Raises:
-        FingerprintChanged: two chunks were scored by different models.
-    """
-    parts = list(results)
-    for part in parts:
-        same_fingerprint(parts[0].fingerprint, part.fingerprint)
-    data = sorted((row for part in parts for row in part.data), key=lambda row: row.index)
-    return replace(parts[0], data=tuple(data))
-
-
-def same_fingerprint(first: str | None, second: str) -> str:
-    """`second`; raises FingerprintChanged if there is a `first` and it differs."""
-    if first is not None and first != second:
-        raise FingerprintChanged(first, second)
-    return second
-
-
-def parse_rank(body: bytes, ids: Sequence[str | None], top_n: int | None) -> t.RankResult:
-    """The ranking of `len(ids)` completions.
-
-    Raises:
-        InvalidAnswer: a completion is missing or there twice, the order is wrong, or a row breaks the wire.
-    """
-    answer = parse_object(body, "rank")
-    ranked = _outcomes(t.RankedCompletion, answer, "results", ids)
-    failed = _outcomes(t.RankedCompletion, answer, "errors", ids)
-    results = tuple(row for row in ranked if isinstance(row, t.RankedCompletion))
-    errors = tuple(row for row in failed if isinstance(row, t.ScoreFailure))
-    expected = min(len(ids) - len(errors), len(ids) if top_n is None else top_n)
-    once = len({row.index for row in results} | {row.index for row in errors}) == len(results) + len(errors)
-    if not once or (len(ranked), len(failed), len(results)) != (len(results), len(errors), expected):
-        raise InvalidAnswer(f"{len(ranked)} results, {len(failed)} errors do not fit {len(ids)} completions")
-    if any(above.score < below.score for above, below in pairwise(results)):
-        raise InvalidAnswer("results: not sorted by score")
-    known = {"results": results, "errors": errors, "provenance": _provenance(answer)}
-    return _read(t.RankResult, answer, "answer", **known)
-
-
-def parse_comparison(body: bytes) -> t.Comparison:
-    """The comparison of two completions; raises InvalidAnswer where it breaks the wire."""
-    answer = parse_object(body, "comparison")
-    signals = {}
-    for name, value in _row(answer.get("signals"), "signals").items():
-        row, what = _row(value, f"signals.{name}"), f"signals.{name}"
-        a, b = (_read(t.SignalValue, row.get(side), f"{what}.{side}") for side in ("a", "b"))
-        signals[name] = _read(t.SignalComparison, row, what, a=a, b=b)
-    blends = _row(answer.get("blends"), "blends")
-    margins = _numbers({name: _row(row, "blends").get("margin") for name, row in blends.items()}, "blends")
-    return t.Comparison(signals, margins, _provenance(answer))
-
-
-def parse_models(body: bytes) -> tuple[t.ModelCard, ...]:
-    """The signals and blends that are served; raises InvalidAnswer where it breaks the wire."""
-    rows = _rows(parse_object(body, "list"), "data")
-    return tuple(_read(t.ModelCard, row, f"data[{n}]", details=row) for n, row in enumerate(rows))
 
 
 MODELS = Call("/v1/models", None, parse_models)

@@ -1,25 +1,27 @@
 """What both clients are made of, all that needs no `await`: settings, the clock, requests, httpx's errors."""
 
 import asyncio
+import os
 import random
 import threading
 import time
 import uuid
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Generic, Self, TypeVar
 
 import httpx
 
 from assay_client._protocol import Call
-from assay_client._retry import Event, Policy, Reply, Steps, exchange, refusal
-from assay_client.errors import ConnectError, InvalidInput, Timeout, TransportError
+from assay_client._retry import OK, Event, Policy, Reply, Steps, exchange, refusal
+from assay_client.errors import ConnectError, InvalidAnswer, InvalidInput, Timeout, TransportError
 
 T = TypeVar("T")
-HttpT = TypeVar("HttpT", httpx.Client, httpx.AsyncClient)
+MineT = TypeVar("MineT")
 TransportT = TypeVar("TransportT", httpx.BaseTransport, httpx.AsyncBaseTransport)
 
 NOT_READY = 503
+REQUEST_ID = "X-Request-ID"
 
 
 class Clock:
@@ -42,7 +44,7 @@ class Clock:
         await asyncio.sleep(delay_s)
 
 
-class Shell(ABC, Generic[HttpT, TransportT]):
+class Shell(Generic[MineT, TransportT]):
     """A client without its I/O.
 
     Args:
@@ -58,6 +60,9 @@ class Shell(ABC, Generic[HttpT, TransportT]):
 
     Close it, or use it as a context manager. Every method raises `TransportError` or `ServerError` when there
     is no use in trying again, `InvalidAnswer` when the answer breaks the wire, `InvalidInput` before sending.
+
+    A client may be used in a forked process, and can be pickled: each process opens connections of its own. A client
+    that was given a `transport` cannot do either, because the transport belongs to the process that made it.
 
     Raises:
         InvalidInput: a number out of range, or `base_url` is no http(s) address.
@@ -80,34 +85,74 @@ class Shell(ABC, Generic[HttpT, TransportT]):
             raise InvalidInput("`chunk_size` and `max_concurrency` must be at least 1")
         self.chunk_size = chunk_size
         self.max_concurrency = max_concurrency
-        if not base_url.startswith(("http://", "https://")):
-            raise InvalidInput(f"the service's address must begin with http:// or https://, not {base_url!r}")
+        self.base_url = base_url
+        self._headers = dict(headers or {})
         self._policy = Policy(timeout_s, deadline_s, max_retries)
+        self._transport: TransportT | None = transport
+        self._made_in = os.getpid()
+        self._by_pid: dict[int, MineT] = {}
+        self._fixed = transport is not None or clock is not None
         self._clock = clock or Clock()
-        self._http: HttpT = self._open(base_url, transport, headers or {})
+        _check_url(base_url)
 
-    @abstractmethod
-    def _open(self, base_url: str, transport: TransportT | None, headers: Mapping[str, str]) -> HttpT:
-        """The httpx client that carries the requests."""
+    def __reduce__(self) -> tuple[partial[Self], tuple[()]]:
+        """Return the client's settings: a copy opens connections of its own.
 
-    def _limits(self) -> httpx.Limits:
+        Raises:
+            TypeError: the client was given a `transport` or a `clock`.
+        """
+        if self._fixed:
+            raise TypeError(
+                "a client that was given `transport` or `clock` cannot be pickled; make one where it is used"
+            )
+        settings: dict[str, Any] = {
+            "timeout_s": self._policy.timeout_s,
+            "deadline_s": self._policy.deadline_s,
+            "max_retries": self._policy.max_retries,
+            "chunk_size": self.chunk_size,
+            "max_concurrency": self.max_concurrency,
+            "headers": self._headers,
+        }
+        return partial(type(self), self.base_url, **settings), ()
+
+    def _mine(self, make: Callable[[], MineT]) -> MineT:
+        """Return what this process has, made if it is missing.
+
+        A fork copies sockets, and two processes on one connection would read each other's answers. So each process
+        opens its own, and leaves those of its parent alone: closing them could end the parent's. No lock is taken,
+        as a fork could leave it locked for ever.
+        """
+        mine = self._by_pid.get(os.getpid())
+        return self._by_pid.setdefault(os.getpid(), make()) if mine is None else mine
+
+    def _http_settings(self) -> dict[str, Any]:
+        """Return the arguments of a new httpx client.
+
+        Raises:
+            TransportError: the transport belongs to another process.
+        """
+        if self._transport is not None and self._made_in != os.getpid():
+            raise TransportError(
+                "this client was given a `transport` in another process, where it stays; make a client in this process"
+            )
         # The call limits its concurrency; a limit here too would let tries time out while they wait in line.
-        return httpx.Limits(max_connections=None, max_keepalive_connections=self.max_concurrency)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.max_concurrency)
+        return {"base_url": self.base_url, "transport": self._transport, "headers": self._headers, "limits": limits}
 
-    def _request(self, call: Call[T]) -> httpx.Request:
+    def _request(self, call: Call[T], http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """The request of a call; its id is the same in all tries."""
-        headers = {"X-Request-ID": uuid.uuid4().hex}
+        headers = {REQUEST_ID: uuid.uuid4().hex}
         body = call.body()
         if body is None:
-            return self._http.build_request("GET", call.path, headers=headers)
+            return http.build_request("GET", call.path, headers=headers)
         headers["Content-Type"] = "application/json"
-        return self._http.build_request("POST", call.path, headers=headers, content=body)
+        return http.build_request("POST", call.path, headers=headers, content=body)
 
     def _steps(self, call: Call[T], request: httpx.Request, deadline_at_s: float) -> Steps[T]:
         return exchange(
             call.parse,
             self._policy,
-            request_id=request.headers["X-Request-ID"],
+            request_id=request.headers[REQUEST_ID],
             deadline_at_s=deadline_at_s,
             now_s=self._clock.now_s(),
         )
@@ -119,6 +164,35 @@ class Shell(ABC, Generic[HttpT, TransportT]):
         return Event(self._clock.now_s(), self._clock.draw(), outcome)
 
 
+def _check_url(base_url: str) -> None:
+    try:
+        host = httpx.URL(base_url).host if base_url.startswith(("http://", "https://")) else ""
+    except httpx.InvalidURL as error:
+        raise InvalidInput(f"the service's address {base_url!r} cannot be read: {error}") from error
+    if not host:
+        raise InvalidInput(f"the service's address must begin with http:// or https:// and a host, not {base_url!r}")
+
+
+def check_answers(request: httpx.Request, response: httpx.Response) -> None:
+    """Check that an answer is to this request: it carries the id that was sent.
+
+    The service repeats `X-Request-ID` in every answer. An error page of a proxy may have none.
+
+    Raises:
+        InvalidAnswer: the id is another one, or an answer with status 200 has none.
+    """
+    sent, got = request.headers[REQUEST_ID], response.headers.get(REQUEST_ID)
+    if got == sent or (got is None and response.status_code != OK):
+        return
+    if got is None:
+        why = f"it has no {REQUEST_ID}; the address is not Assay's, or a proxy drops that header"
+    else:
+        why = f"it is to {REQUEST_ID} {got!r}; processes share a connection, or a proxy replaces that header"
+    error = InvalidAnswer(f"the answer is not to this request: {why}")
+    error.request_id = sent
+    raise error
+
+
 def is_ready(outcome: Reply | TransportError) -> bool:
     """What `/ready` says; a service that is not there is not ready. Raises ServerError for other statuses."""
     if isinstance(outcome, TransportError) or outcome.status == NOT_READY:
@@ -128,12 +202,13 @@ def is_ready(outcome: Reply | TransportError) -> bool:
     return True
 
 
-def transport_error(error: httpx.RequestError) -> TransportError:
-    """Our name for httpx's error, with the original as its cause.
+def transport_error(error: httpx.RequestError, request: httpx.Request) -> TransportError:
+    """Our name for httpx's error, with the address and with the original as its cause.
 
     `httpx.DecodingError`, a body that is not what its `Content-Encoding` says, counts as a broken connection.
     """
     kind = Timeout if isinstance(error, httpx.TimeoutException) else ConnectError
-    ours = kind(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    ours = kind(f"{what} ({request.url})")
     ours.__cause__ = error
     return ours

@@ -12,20 +12,22 @@ from typing import Self, TypeVar
 import httpx
 
 from assay_client import _protocol as p
+from assay_client._answers import merge_renders, merge_scores
+from assay_client._connections import Loops, Process, close_at_end
 from assay_client._retry import Done, Reply, Send
-from assay_client._shell import Shell, is_ready, transport_error
+from assay_client._shell import Shell, check_answers, is_ready, transport_error
 from assay_client.errors import Timeout, TransportError
-from assay_client.types import Comparison, ModelCard, Prompt, RankResult, ScoreResult, Truncation
+from assay_client.results import Comparison, ModelCard, RankResult, RenderResult
+from assay_client.types import Prompt, ScoreResult, Truncation
 
 T = TypeVar("T")
 
 
-class RewardClient(Shell[httpx.Client, httpx.BaseTransport]):
-    """Scores completions over HTTP. May be used from several threads at once."""
+class RewardClient(Shell[Process, httpx.BaseTransport]):
+    """Scores completions over HTTP. May be used from several threads and in forked processes at once."""
 
-    def _open(self, base_url: str, transport: httpx.BaseTransport | None, headers: Mapping[str, str]) -> httpx.Client:
-        self._running: set[threading.Event] = set()  # one per call; setting it stops the call
-        return httpx.Client(base_url=base_url, transport=transport, headers=headers, limits=self._limits())
+    def _here(self) -> Process:
+        return self._mine(lambda: Process(httpx.Client(**self._http_settings())))
 
     def score(
         self,
@@ -41,7 +43,8 @@ class RewardClient(Shell[httpx.Client, httpx.BaseTransport]):
         whether a second try is worth it is for the caller to say.
 
         Args:
-            items: `Item`s, `(prompt, completion)` tuples, or mappings in wire form.
+            items: `Item`s, mappings in wire form, or tuples `(prompt, completion)` and
+                `(prompt, completion, finish_reason)`; "length" says that the completion was cut off.
             model: signal or blend to score by; the server's default if neither this nor `weights` is given.
             weights: signal -> weight, instead of a model.
             truncation: "error" or "prompt_left"; the server's default if None.
@@ -50,7 +53,7 @@ class RewardClient(Shell[httpx.Client, httpx.BaseTransport]):
             FingerprintChanged: chunks were scored by different models.
         """
         calls = p.score_calls(items, p.options(model, weights, truncation), self.chunk_size)
-        return p.merge(self._run_all(calls))
+        return merge_scores(self._run_all(calls))
 
     def rank(
         self,
@@ -68,6 +71,13 @@ class RewardClient(Shell[httpx.Client, httpx.BaseTransport]):
         """Compares two completions of one prompt under every signal and blend."""
         return self._run_one(p.compare_call(prompt, a, b))
 
+    def render(self, items: Iterable[p.ItemLike], *, truncation: Truncation | None = None) -> RenderResult:
+        """Return what every signal reads of each item: text, token ids, and where the score is read.
+
+        Raises as `score` does.
+        """
+        return merge_renders(self._run_all(p.render_calls(items, p.options(truncation=truncation), self.chunk_size)))
+
     def models(self) -> tuple[ModelCard, ...]:
         """The signals and blends that are served."""
         return self._run_one(p.MODELS)
@@ -78,13 +88,15 @@ class RewardClient(Shell[httpx.Client, httpx.BaseTransport]):
 
     def ready(self) -> bool:
         """True if the service would score now, False if not or if it is not there; one try."""
-        return is_ready(self._try(self._request(p.READY), self._policy.timeout_s))
+        http = self._here().http
+        return is_ready(self._try(http, self._request(p.READY, http), self._policy.timeout_s))
 
     def close(self) -> None:
-        """Stops calls that run in other threads and closes the connections."""
-        for stop in list(self._running):
+        """Stops calls that run in other threads and closes the connections of this process."""
+        here = self._here()
+        for stop in list(here.running):
             stop.set()
-        self._http.close()
+        here.http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -97,13 +109,13 @@ class RewardClient(Shell[httpx.Client, httpx.BaseTransport]):
 
     def _run_all(self, calls: Sequence[p.Call[T]]) -> list[T]:
         deadline_at_s = self._deadline_at_s()
-        stop = threading.Event()
-        self._running.add(stop)
+        here, stop = self._here(), threading.Event()
+        here.running.add(stop)
         pool = ThreadPoolExecutor(self.max_concurrency, "assay-client")
         try:
             if len(calls) == 1:
-                return [self._run(calls[0], deadline_at_s, stop)]
-            futures = [pool.submit(self._run, call, deadline_at_s, stop) for call in calls]
+                return [self._run(here.http, calls[0], deadline_at_s, stop)]
+            futures = [pool.submit(self._run, here.http, call, deadline_at_s, stop) for call in calls]
             # Asking them in order would hide a failure behind a slow chunk.
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
@@ -111,11 +123,11 @@ class RewardClient(Shell[httpx.Client, httpx.BaseTransport]):
         finally:
             # After a failure: wake the sleepers, and do not wait for tries in flight; nobody reads them.
             stop.set()
-            self._running.discard(stop)
+            here.running.discard(stop)
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, call: p.Call[T], deadline_at_s: float, stop: threading.Event) -> T:
-        request = self._request(call)
+    def _run(self, http: httpx.Client, call: p.Call[T], deadline_at_s: float, stop: threading.Event) -> T:
+        request = self._request(call, http)
         steps = self._steps(call, request, deadline_at_s)
         step = next(steps)
         while not isinstance(step, Done):
@@ -123,18 +135,19 @@ class RewardClient(Shell[httpx.Client, httpx.BaseTransport]):
                 raise TransportError("stopped: the client was closed, or another chunk failed")
             outcome = None
             if isinstance(step, Send):
-                outcome = self._try(request, step.timeout_s)
+                outcome = self._try(http, request, step.timeout_s)
             else:
                 self._clock.sleep(step.delay_s, stop)
             step = steps.send(self._event(outcome))
         return step.value
 
-    def _try(self, request: httpx.Request, timeout_s: float) -> Reply | TransportError:
+    def _try(self, http: httpx.Client, request: httpx.Request, timeout_s: float) -> Reply | TransportError:
         until_s = self._clock.now_s() + timeout_s
         request.extensions["timeout"] = httpx.Timeout(timeout_s).as_dict()
         try:
-            response = self._http.send(request, stream=True)
+            response = http.send(request, stream=True)
             try:
+                check_answers(request, response)  # before the body is read, so that the connection is not used again
                 body = bytearray()
                 for part in response.iter_bytes():
                     body += part
@@ -145,16 +158,26 @@ class RewardClient(Shell[httpx.Client, httpx.BaseTransport]):
             finally:
                 response.close()
         except httpx.RequestError as error:
-            return transport_error(error)
+            return transport_error(error, request)
 
 
-class AsyncRewardClient(Shell[httpx.AsyncClient, httpx.AsyncBaseTransport]):
-    """`RewardClient` for asyncio; the methods are the same. A call that is cancelled stops its requests."""
+class AsyncRewardClient(Shell[Loops, httpx.AsyncBaseTransport]):
+    """`RewardClient` for asyncio; the methods are the same. A call that is cancelled stops its requests.
 
-    def _open(
-        self, base_url: str, transport: httpx.AsyncBaseTransport | None, headers: Mapping[str, str]
-    ) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=base_url, transport=transport, headers=headers, limits=self._limits())
+    May be used in one event loop after another, in several at once, and in forked processes: each loop has connections
+    of its own, which are closed when the client is closed in it, or when `asyncio.run` ends it.
+    """
+
+    async def _here(self) -> httpx.AsyncClient:
+        """Return the connections of the running loop."""
+        loop, loops = asyncio.get_running_loop(), self._mine(dict)
+        if loop not in loops:
+            for ended in [one for one in loops if one.is_closed()]:
+                del loops[ended]
+            http = httpx.AsyncClient(**self._http_settings())
+            loops[loop] = http, close_at_end(http)
+            await anext(loops[loop][1])
+        return loops[loop][0]
 
     async def score(
         self,
@@ -166,7 +189,7 @@ class AsyncRewardClient(Shell[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     ) -> ScoreResult:
         """Scores each item, in chunks; see `RewardClient.score`."""
         calls = p.score_calls(items, p.options(model, weights, truncation), self.chunk_size)
-        return p.merge(await self._run_all(calls))
+        return merge_scores(await self._run_all(calls))
 
     async def rank(
         self,
@@ -185,6 +208,11 @@ class AsyncRewardClient(Shell[httpx.AsyncClient, httpx.AsyncBaseTransport]):
         """Compares two completions of one prompt under every signal and blend."""
         return await self._run(p.compare_call(prompt, a, b), self._deadline_at_s())
 
+    async def render(self, items: Iterable[p.ItemLike], *, truncation: Truncation | None = None) -> RenderResult:
+        """Return what every signal reads of each item; see `RewardClient.render`."""
+        calls = p.render_calls(items, p.options(truncation=truncation), self.chunk_size)
+        return merge_renders(await self._run_all(calls))
+
     async def models(self) -> tuple[ModelCard, ...]:
         """The signals and blends that are served."""
         return await self._run(p.MODELS, self._deadline_at_s())
@@ -195,11 +223,13 @@ class AsyncRewardClient(Shell[httpx.AsyncClient, httpx.AsyncBaseTransport]):
 
     async def ready(self) -> bool:
         """True if the service would score now, False if not or if it is not there; one try."""
-        return is_ready(await self._try(self._request(p.READY), self._policy.timeout_s))
+        http = await self._here()
+        return is_ready(await self._try(http, self._request(p.READY, http), self._policy.timeout_s))
 
     async def close(self) -> None:
-        """Closes the connections."""
-        await self._http.aclose()
+        """Closes the connections of the running event loop."""
+        await self._here()
+        await self._mine(dict)[asyncio.get_running_loop()][1].aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -226,26 +256,31 @@ class AsyncRewardClient(Shell[httpx.AsyncClient, httpx.AsyncBaseTransport]):
             answers[n] = await self._run(call, deadline_at_s)
 
     async def _run(self, call: p.Call[T], deadline_at_s: float) -> T:
-        request = self._request(call)
+        http = await self._here()
+        request = self._request(call, http)
         steps = self._steps(call, request, deadline_at_s)
         step = next(steps)
         while not isinstance(step, Done):
             outcome = None
             if isinstance(step, Send):
-                outcome = await self._try(request, step.timeout_s)
+                outcome = await self._try(http, request, step.timeout_s)
             else:
                 await self._clock.async_sleep(step.delay_s)
             step = steps.send(self._event(outcome))
         return step.value
 
-    async def _try(self, request: httpx.Request, timeout_s: float) -> Reply | TransportError:
+    async def _try(self, http: httpx.AsyncClient, request: httpx.Request, timeout_s: float) -> Reply | TransportError:
         request.extensions["timeout"] = httpx.Timeout(None).as_dict()
         try:
             # Around the whole try, so that it also holds for transports that know no time, as ASGI's.
             async with asyncio.timeout(timeout_s):
-                response = await self._http.send(request)
+                response = await http.send(request, stream=True)
+                try:
+                    check_answers(request, response)  # before the body is read, as in `RewardClient`
+                    return Reply(response.status_code, response.headers, await response.aread())
+                finally:
+                    await response.aclose()
         except TimeoutError:
             return Timeout(f"no whole answer after {timeout_s:g} s")
         except httpx.RequestError as error:
-            return transport_error(error)
-        return Reply(response.status_code, response.headers, response.content)
+            return transport_error(error, request)

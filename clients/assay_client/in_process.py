@@ -1,6 +1,7 @@
 """`AppTransport`: a service in this process instead of the network, for `RewardClient`."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, asynccontextmanager
@@ -17,6 +18,7 @@ class AppTransport(httpx.BaseTransport):
 
     `httpx.ASGITransport` is for `AsyncRewardClient`, and leaves starting the application to its caller. What the
     application raises is raised to the client's caller. Close it, or the client that has it, to stop the application.
+    A forked process does not have the application's thread: requests from there raise, and closing there does nothing.
 
     Args:
         app: as `create_app` makes it; it is started here.
@@ -26,6 +28,7 @@ class AppTransport(httpx.BaseTransport):
     """
 
     def __init__(self, app: App) -> None:
+        self._made_in = os.getpid()
         self._inner = httpx.ASGITransport(app)
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal(name="assay-app"))
@@ -34,7 +37,13 @@ class AppTransport(httpx.BaseTransport):
             self._stack = stack.pop_all()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """The application's answer, whole; the request's read timeout is for all of it."""
+        """The application's answer, whole; the request's read timeout is for all of it.
+
+        Raises:
+            RuntimeError: the application runs in the process that this one was forked from.
+        """
+        if self._made_in != os.getpid():
+            raise RuntimeError("the application runs in another process; start one, and its client, in this process")
         request.read()
         try:
             return self._portal.call(self._answer, request)
@@ -43,7 +52,8 @@ class AppTransport(httpx.BaseTransport):
 
     def close(self) -> None:
         """Stops the application, which may finish what it has begun, and ends the thread."""
-        self._stack.close()
+        if self._made_in == os.getpid():
+            self._stack.close()
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:
         limit = asyncio.timeout(request.extensions.get("timeout", {}).get("read"))

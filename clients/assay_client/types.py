@@ -1,19 +1,20 @@
-"""What is asked and what is answered, as frozen values.
+"""Items that are scored and the scores of them, as frozen values.
 
-Requests (`Message`, `Item`) check themselves when they are made. `_protocol` makes answers and checks that
+Requests (`Message`, `Item`) check themselves when they are made. `_answers` makes answers and checks that
 every float is finite and every index is the position in the caller's own list.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args, overload
 
 from assay_client.errors import InvalidInput, ItemFailed, ItemsFailed
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Truncation: TypeAlias = Literal["error", "prompt_left"]
 
-_ITEM_KEYS = frozenset({"prompt", "messages", "completion", "finish_reason", "id"})
+ITEM_KEYS = frozenset({"prompt", "messages", "completion", "finish_reason", "id"})
+RAISE = object()  # the default of `ScoreResult.scores`
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class Message:
 Prompt: TypeAlias = str | Sequence[Message | Mapping[str, str]]
 
 
+Completion: TypeAlias = str | Sequence[Message | Mapping[str, str]]
+
+
 def as_messages(value: object, name: str) -> tuple[Message, ...]:
     """Messages from a sequence of them or of their wire forms.
 
@@ -61,6 +65,20 @@ def as_messages(value: object, name: str) -> tuple[Message, ...]:
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise InvalidInput(f"`{name}` must be {'text or ' * (name == 'prompt')}a list of messages")
     return tuple(Message.of(message) for message in value)
+
+
+def completion_text(completion: object) -> str:
+    """Return the text of a completion: text as it is, or the content of a list of one assistant message.
+
+    Raises:
+        InvalidInput: another shape. A list of several messages has no one text.
+    """
+    if isinstance(completion, str):
+        return completion
+    messages = () if isinstance(completion, bytes) or not isinstance(completion, Sequence) else completion
+    if len(messages) != 1 or (message := Message.of(messages[0])).role != "assistant":
+        raise InvalidInput("`completion` must be text, or a list of exactly one assistant message")
+    return message.content
 
 
 def prompt_to_wire(prompt: object) -> str | list[dict[str, str]]:
@@ -76,7 +94,7 @@ class Item:
 
     Attributes:
         prompt: text (one user turn) or messages; goes with `completion`.
-        completion: the text that is judged.
+        completion: the text that is judged; a list of one assistant message becomes its content.
         messages: the whole conversation instead; the last message is judged.
         finish_reason: "stop" if generation ended, "length" if it was cut off, None for the server's default.
         id: the caller's name for the item; comes back with its score.
@@ -86,7 +104,7 @@ class Item:
     """
 
     prompt: Prompt | None = None
-    completion: str | None = None
+    completion: Completion | None = None
     messages: Sequence[Message | Mapping[str, str]] | None = None
     finish_reason: FinishReason | None = None
     id: str | None = None
@@ -96,8 +114,8 @@ class Item:
         chat = self.prompt is None and self.completion is None and self.messages is not None
         if not (pair or chat):
             raise InvalidInput("an item has exactly one of `prompt` with `completion`, or `messages`")
-        if pair and not isinstance(self.completion, str):
-            raise InvalidInput("`completion` must be text")
+        if pair:
+            object.__setattr__(self, "completion", completion_text(self.completion))
         if self.finish_reason is not None and self.finish_reason not in get_args(FinishReason):
             raise InvalidInput('`finish_reason` must be "stop" or "length"')
         if self.id is not None and not isinstance(self.id, str):
@@ -110,7 +128,9 @@ class Item:
 
     @classmethod
     def of(cls, value: object) -> "Item":
-        """An item from an `Item`, a `(prompt, completion)` tuple, or a mapping in wire form.
+        """Return an item from an `Item`, a tuple, or a mapping in wire form.
+
+        A tuple is `(prompt, completion)` or `(prompt, completion, finish_reason)`.
 
         Raises:
             InvalidInput: another shape, or keys that the wire does not know.
@@ -118,14 +138,15 @@ class Item:
         if isinstance(value, Item):
             return value
         if isinstance(value, tuple):
-            if len(value) != 2:
-                raise InvalidInput(f"an item as a tuple is (prompt, completion), got {len(value)} values")
-            return cls(prompt=value[0], completion=value[1])
+            if len(value) not in (2, 3):
+                shape = "(prompt, completion) or (prompt, completion, finish_reason)"
+                raise InvalidInput(f"an item as a tuple is {shape}, got {len(value)} values")
+            return cls(prompt=value[0], completion=value[1], finish_reason=value[2] if len(value) == 3 else None)
         if not isinstance(value, Mapping):
             raise InvalidInput(f"an item is an Item, a tuple or an object, not {type(value).__name__}")
-        unknown = sorted(str(key) for key in value if key not in _ITEM_KEYS)
+        unknown = sorted(str(key) for key in value if key not in ITEM_KEYS)
         if unknown:
-            raise InvalidInput(f"unknown key `{unknown[0]}`; an item has {', '.join(sorted(_ITEM_KEYS))}")
+            raise InvalidInput(f"unknown key `{unknown[0]}`; an item has {', '.join(sorted(ITEM_KEYS))}")
         return cls(**value)
 
     def to_wire(self) -> dict[str, object]:
@@ -241,57 +262,25 @@ class ScoreResult:
         """The items without a score, by index."""
         return tuple(row for row in self.data if isinstance(row, ScoreFailure))
 
-    def scores(self) -> list[float]:
-        """One finite float per item, in order.
+    @overload
+    def scores(self) -> list[float]: ...
+    @overload
+    def scores(self, *, missing: None) -> list[float | None]: ...
+    def scores(self, *, missing: object = RAISE) -> list[float] | list[float | None]:
+        """Return one finite float per item, in order.
+
+        Args:
+            missing: None puts None in the place of each item that failed. Nothing else is taken: no number can
+                stand for a score that does not exist.
 
         Raises:
-            ItemsFailed: any item has no score. There is no number that could stand for it.
+            ItemsFailed: an item has no score, and `missing` was not given.
+            InvalidInput: `missing` is something else than None.
         """
+        if missing is None:
+            return [row.score if isinstance(row, Score) else None for row in self.data]
+        if missing is not RAISE:
+            raise InvalidInput(f"`missing` can only be None, not {missing!r}: a failure has no score")
         if self.failures:
             raise ItemsFailed(tuple(row.to_exception() for row in self.failures), len(self.data))
         return [row.score for row in self.data if isinstance(row, Score)]
-
-
-@dataclass(frozen=True, slots=True)
-class RankedCompletion(Score):
-    """A scored completion in its rank; `margin` is the distance to the next place, None for the last."""
-
-    margin: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class RankResult:
-    """Completions of one prompt: `results` best first, at most `top_n`; `errors` have no rank."""
-
-    results: tuple[RankedCompletion, ...]
-    errors: tuple[ScoreFailure, ...]
-    model: str | None
-    provenance: Provenance
-
-
-@dataclass(frozen=True, slots=True)
-class SignalComparison:
-    """One signal's view: margin = logit(a) − logit(b); `prob_a` = P(a preferred), kind "preference" only."""
-
-    margin: float
-    prob_a: float | None
-    a: SignalValue
-    b: SignalValue
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two completions of one prompt: every signal's view, and score(a) − score(b) under every blend."""
-
-    signals: Mapping[str, SignalComparison]
-    blends: Mapping[str, float]
-    provenance: Provenance
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """A signal or blend that is served; `details` is all that the server says about it."""
-
-    id: str
-    kind: str
-    details: Mapping[str, object]

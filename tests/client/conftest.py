@@ -122,8 +122,36 @@ class Wire:
 
     @classmethod
     def honest(cls, path: str, asked: dict[str, Any]) -> dict[str, Any]:
-        makers = {"/v1/score": cls.scored, "/v1/rank": cls.ranked, "/v1/compare": cls.compared}
-        return makers[path](asked)
+        makers = {
+            "/v1/score": cls.scored,
+            "/v1/rank": cls.ranked,
+            "/v1/compare": cls.compared,
+            "/v1/render": cls.rendered,
+        }
+        return {"version": "1"} if path == "/info" else makers[path](asked)
+
+    @classmethod
+    def rendered(cls, asked: dict[str, Any]) -> dict[str, Any]:
+        signal = {
+            "text": "<user>p</user>1.5",
+            "ids": [5, 6, 7, 8],
+            "boundary": 2,
+            "score_position": {"policy": "last_token", "start": 3, "end": 4},
+            "truncated_tokens": 1,
+        }
+        scored = [cls.row(index, item) for index, item in enumerate(asked["items"])]
+        keys = ("index", "id", "error")
+        rows = [{key: row[key] for key in keys if key in row} for row in scored]
+        return {
+            "object": "list",
+            "data": [row if "error" in row else {**row, "signals": {"preference": signal}} for row in rows],
+        }
+
+    @staticmethod
+    def answer(request: httpx.Request, status: int = 200, **content: Any) -> httpx.Response:
+        """An answer with the request's id, as the service sends it."""
+        headers = {"X-Request-ID": request.headers["x-request-id"], **content.pop("headers", {})}
+        return httpx.Response(status, headers=headers, **content)
 
     @staticmethod
     def refusal(code: str, *, retryable: bool, param: str | None = None) -> dict[str, Any]:
@@ -133,14 +161,26 @@ class Wire:
 
 @dataclass
 class Reply:
-    """What the loopback server does with one request; `cut_at` sends that many bytes and then resets."""
+    """What the loopback server does with one request; `cut_at` sends that many bytes and then resets.
+
+    The request's id is sent back with every answer; a header of that name replaces it, or with None leaves it out.
+    """
 
     body: dict[str, Any] | bytes
     status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str | None] = field(default_factory=dict)
     delay_s: float = 0.0
     cut_at: int | None = None
     drip_s: float = 0.0
+
+    def sent_headers(self, request_id: str | None) -> dict[str, str]:
+        headers = {"X-Request-ID": request_id, **self.headers}
+        return {name: value for name, value in headers.items() if value is not None}
+
+    def parts(self) -> list[bytes]:
+        """The body as it is written: whole, up to its cut, or byte by byte."""
+        body = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+        return [bytes([byte]) for byte in body] if self.drip_s else [body]
 
 
 @dataclass
@@ -150,6 +190,8 @@ class Asked:
     path: str
     request_id: str | None
     body: dict[str, Any]
+    port: int  # of the client's end of the connection
+    team: str | None  # a header of the caller's own
 
 
 Script = Callable[[Asked, int], Reply]
@@ -160,40 +202,47 @@ class Loopback:
 
     def __init__(self, script: Script) -> None:
         self.asked: list[Asked] = []
+        self.open = 0  # connections
         lock = threading.Lock()
         loopback = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self) -> None:
+                super().setup()
+                loopback.open += 1
+
+            def finish(self) -> None:
+                super().finish()
+                loopback.open -= 1
+
             def log_message(self, *args: object) -> None:
                 pass
 
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-                asked = Asked(self.path, self.headers.get("X-Request-ID"), json.loads(raw or b"{}"))
+                body, get = json.loads(raw or b"{}"), self.headers.get
+                asked = Asked(self.path, get("X-Request-ID"), body, self.client_address[1], get("X-Team"))
                 with lock:
                     number = len(loopback.asked)
                     loopback.asked.append(asked)
-                self.answer(script(asked, number))
+                self.answer(script(asked, number), asked.request_id)
 
             do_GET = do_POST
 
-            def answer(self, reply: Reply) -> None:
-                body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+            def answer(self, reply: Reply, request_id: str | None) -> None:
+                parts = reply.parts()
                 time.sleep(reply.delay_s)
                 try:
                     self.send_response(reply.status)
-                    for name, value in reply.headers.items():
+                    for name, value in reply.sent_headers(request_id).items():
                         self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(body)))
+                    self.send_header("Content-Length", str(sum(map(len, parts))))
                     self.end_headers()
-                    if reply.drip_s:
-                        for byte in body:
-                            self.wfile.write(bytes([byte]))
-                            time.sleep(reply.drip_s)
-                    else:
-                        self.wfile.write(body[: reply.cut_at])
+                    for part in parts:
+                        self.wfile.write(part[: reply.cut_at])
+                        time.sleep(reply.drip_s)
                 except OSError:  # the client hung up; some scripts want that
                     self.close_connection = True
                 if reply.cut_at is not None:
@@ -206,6 +255,13 @@ class Loopback:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def wait_until_open(self, count: int) -> bool:
+        """Whether `count` connections are open within two seconds."""
+        until_s = time.monotonic() + 2
+        while self.open != count and time.monotonic() < until_s:
+            time.sleep(0.01)
+        return self.open == count
 
     def close(self) -> None:
         self._server.shutdown()
@@ -278,6 +334,6 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def honest(wire: type[Wire]) -> httpx.MockTransport:
     def handler(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json=wire.honest(request.url.path, json.loads(request.content)))
+        return wire.answer(request, json=wire.honest(request.url.path, json.loads(request.content)))
 
     return httpx.MockTransport(handler)

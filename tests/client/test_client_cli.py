@@ -1,18 +1,25 @@
 """The command line against a loopback server: what it prints, writes and exits with."""
 
 import json
+import os
+import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from assay_client import cli
+from assay_client import _commands, _show, cli
+from assay_client._rows import RankRow
+from assay_client.results import RankedCompletion, RankResult
+from assay_client.types import Provenance, SignalValue
 
 if TYPE_CHECKING:
     from tests.client.conftest import Asked, Loopback, Reply, Script, Wire
@@ -28,6 +35,11 @@ def server(loopback: "Start", wire: "type[Wire]", reply: "type[Reply]") -> "Loop
         return reply(wire.honest(asked.path, asked.body))
 
     return loopback(script)
+
+
+def scored(server: "Loopback") -> list[dict[str, Any]]:
+    """What the server was asked to score."""
+    return [asked.body for asked in server.asked if asked.path == "/v1/score"]
 
 
 @pytest.fixture
@@ -61,9 +73,10 @@ def test_failed_items_are_written_and_exit_with_1(server: "Loopback", file: Path
 def test_flags_reach_the_wire(server: "Loopback", file: Path) -> None:
     flags = ["--weights", "preference=1, absolute=-0.5", "--truncation", "prompt_left"]
     assert RUN.invoke(cli.app, ["score", str(file), *flags, "--url", server.url]).exit_code == 0
-    assert server.asked[0].body["weights"] == {"preference": 1.0, "absolute": -0.5}
-    assert server.asked[0].body["truncation"] == "prompt_left"
-    assert "model" not in server.asked[0].body
+    (asked,) = scored(server)
+    assert asked["weights"] == {"preference": 1.0, "absolute": -0.5}
+    assert asked["truncation"] == "prompt_left"
+    assert "model" not in asked
 
 
 @pytest.mark.parametrize(
@@ -76,6 +89,9 @@ def test_flags_reach_the_wire(server: "Loopback", file: Path) -> None:
         (["--truncation", "right"], "assay: `truncation` must be"),
         (["--url", "localhost"], "assay: the service's address must begin with"),
         (["-o", "/nowhere/out.jsonl"], "assay: [Errno 2]"),
+        (["--timeout", "0"], "--timeout"),
+        (["--chunk-size", "0"], "--chunk-size"),
+        (["--concurrency", "0"], "--concurrency"),
     ],
 )
 def test_what_cannot_be_meant_exits_with_2(server: "Loopback", file: Path, flags: list[str], says: str) -> None:
@@ -83,7 +99,7 @@ def test_what_cannot_be_meant_exits_with_2(server: "Loopback", file: Path, flags
     assert done.exit_code == 2
     assert says in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
-    assert server.asked == []
+    assert scored(server) == []
 
 
 def test_a_refusal_is_one_line_and_exits_with_2(
@@ -126,12 +142,121 @@ def test_compare_prints_every_signal_and_blend(server: "Loopback") -> None:
     assert "crs (blend) +0.5000" in lines
 
 
+def test_comparisons_and_rankings_as_json(server: "Loopback", file: Path, tmp_path: Path) -> None:
+    words = ["compare", "--prompt", "p", "--a", "3", "--b", "1", "--url", server.url]
+    done = RUN.invoke(cli.app, [*words, "--json"])
+    shown = json.loads(done.stdout)
+    counts = {"prompt_tokens": 7, "completion_tokens": 2, "truncated_tokens": 0}
+    assert shown["signals"]["absolute"] == {
+        "margin": 2.0,
+        "a": {"logit": 3.0, "prob": 0.5, **counts},
+        "b": {"logit": 1.0, "prob": 0.25, **counts},
+    }
+    assert shown["signals"]["preference"]["prob_a"] == 0.75
+    assert (shown["blends"], shown["provenance"]["fingerprint"]) == ({"crs": {"margin": 0.5}}, "f1")
+    out = tmp_path / "out.json"
+    assert RUN.invoke(cli.app, [*words, "-o", str(out)]).stdout == ""
+    assert json.loads(out.read_text()) == shown
+    file.write_text('{"prompt": "p", "completions": ["1", "3"]}\n')
+    ranked = RUN.invoke(cli.app, ["rank", str(file), "--json", "--url", server.url]).stdout
+    assert [one["index"] for one in json.loads(ranked)["results"]] == [1, 0]
+
+
+def test_a_comparison_by_one_name(server: "Loopback") -> None:
+    words = ["compare", "--prompt", "p", "--a", "3", "--b", "1", "--url", server.url, "--json", "--model"]
+    one, blend = (json.loads(RUN.invoke(cli.app, [*words, name]).stdout) for name in ("preference", "crs"))
+    assert (list(one["signals"]), one["blends"]) == (["preference"], {})
+    assert (blend["signals"], blend["blends"]) == ({}, {"crs": {"margin": 0.5}})
+    done = RUN.invoke(cli.app, [*words, "nope"])
+    assert done.exit_code == 2
+    assert done.stderr == ("assay: 'nope' is neither a signal nor a blend; served are preference, absolute, crs\n")
+
+
+def test_json_goes_to_one_place(server: "Loopback") -> None:
+    done = RUN.invoke(cli.app, ["compare", "--prompt", "p", "--a", "3", "--b", "1", "--json", "-o", "x"])
+    assert done.exit_code == 2
+    assert "--json writes to stdout" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_render_shows_what_is_read(server: "Loopback", file: Path) -> None:
+    file.write_text('{"prompt": "p", "completion": "1.5", "id": "a"}\n{"prompt": "p", "completion": "bad"}\n')
+    done = RUN.invoke(cli.app, ["render", str(file), "--url", server.url, "--truncation", "prompt_left"])
+    assert done.stdout == (
+        "row 0: a\n"
+        "  preference: 4 tokens, 1 cut from the prompt; completion from token 2; "
+        "score (last_token) from tokens 3 to 3\n"
+        "    '<user>p</user>1.5'\n"
+        "row 1\n"
+        "  special_token: holds <s>\n"
+    )
+    assert done.stderr == "1 rendered, 1 failed\nfirst: row 1: special_token: holds <s>\n"
+    assert done.exit_code == 1
+    assert [asked.body["truncation"] for asked in server.asked if asked.path == "/v1/render"] == ["prompt_left"]
+    shown = RUN.invoke(cli.app, ["render", str(file), "--url", server.url, "--json"]).stdout.splitlines()
+    assert json.loads(shown[0])["signals"]["preference"]["ids"] == [5, 6, 7, 8]
+
+
+def test_keys_that_are_no_part_of_an_item_are_copied_and_told(server: "Loopback", file: Path) -> None:
+    file.write_text('{"question": "p", "answer": "1.5", "finsh_reason": "length"}\n')
+    flags = ["--prompt-field", "question", "--completion-field", "answer", "--url", server.url]
+    done = RUN.invoke(cli.app, ["score", str(file), *flags])
+    assert json.loads(done.stdout)["extra"] == {"finsh_reason": "length"}
+    assert "not part of an item, copied to `extra`: finsh_reason" in done.stderr
+
+
+def test_the_url_comes_from_the_environment_unless_it_is_given(
+    server: "Loopback", file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSAY_URL", server.url)
+    assert RUN.invoke(cli.app, ["score", str(file)]).exit_code == 0
+    assert RUN.invoke(cli.app, ["score", str(file), "--url", "http://127.0.0.1:9"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["score"], ["rank"], ["render"], ["compare", "--prompt", "p", "--a", "x", "--b", "y"]]
+)
+def test_where_nobody_listens_a_command_says_so_at_once(file: Path, words: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    begun = time.monotonic()
+    done = RUN.invoke(cli.app, [*words, *([str(file)] if len(words) == 1 else []), "--url", url])
+    assert time.monotonic() - begun < 4
+    assert done.exit_code == 2
+    assert done.stderr == (
+        f"assay: no service at {url} (start one with `assay serve`, or give --url or ASSAY_URL): "
+        "[Errno 111] Connection refused\n"
+    )
+
+
+@pytest.mark.parametrize(("columns", "longest"), [(None, 400), (30, 73), (120, 120)])
+def test_numbers_are_never_broken(monkeypatch: pytest.MonkeyPatch, columns: int | None, longest: int) -> None:
+    """In a pipe a table is as wide as it needs; on a terminal at least as wide as its numbers."""
+    import pty  # noqa: PLC0415
+
+    value = SignalValue(-1.25, None, 1, 1, 0)
+    names = [f"signal_{n}" for n in range(6)] if columns != 30 else ["one", "two"]
+    ranked = RankedCompletion(0, None, -1234.5678, dict.fromkeys(names, value), None)
+    result = RankResult((ranked,), (), "crs", Provenance(None, {}, "f"))
+    row = RankRow("p", ("some words " * 20,), None, {})
+    reader, writer = pty.openpty() if columns else os.pipe()
+    with open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setenv("COLUMNS", str(columns or 80))
+        _show.show_rank(0, row, result)
+        stream.flush()
+        text = re.sub(r"\x1b\[[0-9;]*m", "", os.read(reader, 100_000).decode())
+    assert text.count("-1234.5678") == 1
+    assert text.count("-1.2500") == len(names)
+    assert all(name in text for name in names)
+    assert max(len(line) for line in text.splitlines()) <= longest
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [("a\n b\tc", "a b c"), ("\x1b[31mred\x07", "[31mred"), ("x" * 61, "x" * 59 + "…"), ("x" * 60, "x" * 60)],
 )
 def test_a_completion_is_shown_on_one_line_without_control_characters(text: str, shown: str) -> None:
-    assert cli._start(text) == shown
+    assert _show.start(text) == shown
 
 
 # --- Commands of other parts
@@ -156,7 +281,7 @@ def run_main(
         (tmp_path / "coffee_part.py").write_text(text)
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "coffee_part", raising=False)
-        entry = EntryPoint("coffee", "coffee_part:app", cli.GROUP)
+        entry = EntryPoint("coffee", "coffee_part:app", _commands.GROUP)
         monkeypatch.setattr(cli, "entry_points", lambda group: [entry])
         monkeypatch.setattr(sys, "argv", ["assay", *words])
         with pytest.raises(SystemExit) as ended:
@@ -167,7 +292,10 @@ def run_main(
     return run
 
 
-HINT = 'this command needs: pip install "assay-rewards[coffee]"\n'
+HINT = (
+    "this command needs no_such_library: pip install '.[coffee]' in a checkout, or pip install "
+    "'assay-rewards[coffee] @ git+URL' with the URL of the repository (it is not on PyPI)\n"
+)
 
 
 def test_commands_of_an_extra_stand_beside_the_own(run_main: Callable[..., tuple[object, str, str]]) -> None:
@@ -191,7 +319,7 @@ def test_a_library_missing_at_the_top_names_the_extra_and_spares_the_others(
     broken = "import no_such_library\n" + PART.format(library="json")
     assert run_main(broken, "brew") == (2, "", f"assay: brew: {HINT}")
     code, out, _ = run_main(broken, "score", "--help")
-    assert (code, "FILE.jsonl" in out) == (0, True)
+    assert (code, "FILE" in out) == (0, True)
 
 
 def test_a_missing_module_of_our_own_is_not_blamed_on_an_extra(
@@ -205,9 +333,9 @@ def test_a_missing_module_of_our_own_is_not_blamed_on_an_extra(
 
 def test_the_own_commands_are_not_changed_by_merging() -> None:
     before = len(cli.app.registered_commands)
-    whole = cli.Commands.of([])
+    whole = _commands.Commands.of(cli.app, [])
     assert len(cli.app.registered_commands) == before
-    assert set(typer.main.get_group(whole.app).commands) == {"score", "rank", "compare"}
+    assert set(typer.main.get_group(whole.app).commands) == {"score", "rank", "compare", "render"}
 
 
 def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:

@@ -42,8 +42,9 @@ def scripted(wire: "type[Wire]", *answers: httpx.Response | Exception) -> tuple[
             answer = answers[len(seen) - 1]
             if isinstance(answer, Exception):
                 raise answer
+            answer.headers.setdefault("X-Request-ID", request.headers["x-request-id"])
             return answer
-        return httpx.Response(200, json=wire.honest(request.url.path, json.loads(request.content)))
+        return wire.answer(request, json=wire.honest(request.url.path, json.loads(request.content)))
 
     return httpx.MockTransport(handler), seen
 
@@ -76,11 +77,11 @@ def test_rank_and_compare(either: "Either", honest: httpx.MockTransport) -> None
     assert compared.signals["preference"].margin == 2.0
 
 
-def test_models_and_info(either: "Either") -> None:
+def test_models_and_info(either: "Either", wire: "type[Wire]") -> None:
     cards = {"object": "list", "data": [{"id": "crs", "object": "model", "kind": "blend"}]}
 
     def handler(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json=cards if request.url.path == "/v1/models" else {"version": "1"})
+        return wire.answer(request, json=cards if request.url.path == "/v1/models" else {"version": "1"})
 
     options = {"transport": httpx.MockTransport(handler)}
     assert [card.id for card in either.call("models", options=dict(options))] == ["crs"]
@@ -88,8 +89,8 @@ def test_models_and_info(either: "Either") -> None:
 
 
 @pytest.mark.parametrize(("status", "ready"), [(200, True), (503, False)])
-def test_ready_says_what_the_service_says(either: "Either", status: int, ready: bool) -> None:
-    transport = httpx.MockTransport(lambda request: httpx.Response(status, json={}))
+def test_ready_says_what_the_service_says(either: "Either", wire: "type[Wire]", status: int, ready: bool) -> None:
+    transport = httpx.MockTransport(lambda request: wire.answer(request, status, json={}))
     assert either.call("ready", options={"transport": transport}) is ready
 
 
@@ -164,7 +165,7 @@ def test_the_deadline_covers_all_tries_together(either: "Either", wire: "type[Wi
 def test_a_model_that_changes_between_chunks_fails_the_call(either: "Either", wire: "type[Wire]") -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         asked = json.loads(request.content)
-        return httpx.Response(200, json=wire.scored(asked, "f2" if asked["items"][0]["completion"] == "2" else "f1"))
+        return wire.answer(request, json=wire.scored(asked, "f2" if asked["items"][0]["completion"] == "2" else "f1"))
 
     with pytest.raises(FingerprintChanged):
         either.score([("p", "1"), ("p", "2")], transport=httpx.MockTransport(handler), chunk_size=1)
@@ -327,7 +328,8 @@ def test_an_asgi_application_is_scored_in_process_and_its_silence_times_out(wire
         if body.get("model") == "silent":
             await asyncio.sleep(60)
         answer = json.dumps(wire.scored(body)).encode()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        headers = [(name, value) for name, value in scope["headers"] if name == b"x-request-id"]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
     async def run() -> None:

@@ -34,7 +34,8 @@ class App:
             self.asked.set()
             await asyncio.Event().wait()
         body = (await receive())["body"]
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-path", scope["raw_path"])]})
+        headers = [(b"x-path", scope["raw_path"]), (b"x-request-id", dict(scope["headers"]).get(b"x-request-id", b""))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         for part in (body, b" ", str(self.said).encode()):
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

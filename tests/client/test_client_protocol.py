@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from assay_client import _answers as answers
 from assay_client import _protocol as p
 from assay_client.errors import FingerprintChanged, InvalidAnswer, InvalidInput
-from assay_client.types import Item, RankResult, Score, ScoreFailure, ScoreResult
+from assay_client.results import RankResult
+from assay_client.types import Item, Score, ScoreFailure, ScoreResult
 
 if TYPE_CHECKING:
     from tests.client.conftest import Wire
@@ -28,7 +30,7 @@ def answered(wire: "type[Wire]") -> dict[str, Any]:
 
 
 def parse(body: dict[str, Any], count: int = 3) -> ScoreResult:
-    return p.parse_score(json.dumps(body).encode(), [None] * count, 0)
+    return answers.parse_score(json.dumps(body).encode(), [None] * count, 0)
 
 
 def test_a_request_says_what_was_asked_and_nothing_else() -> None:
@@ -119,7 +121,7 @@ def test_an_answer_that_breaks_the_wire_is_refused(name: str, wire: "type[Wire]"
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"null", b"[" * 100_000], ids=repr)
 def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidAnswer):
-        p.parse_score(body, [], 0)
+        answers.parse_score(body, [], 0)
 
 
 @given(
@@ -142,7 +144,7 @@ def test_chunks_merged_lose_nothing_and_keep_the_order(
         random.shuffle(body["data"])
         parts.append(call.parse(json.dumps(body).encode()))
     random.shuffle(parts)
-    data = p.merge(parts).data
+    data = answers.merge_scores(parts).data
     assert [row.index for row in data] == list(range(len(items)))
     assert [row.id for row in data] == [name for _, name in given_items]
     assert [repr(row.score) if isinstance(row, Score) else "bad" for row in data] == [text for text, _ in given_items]
@@ -155,7 +157,7 @@ def test_chunks_of_two_models_are_not_merged(wire: "type[Wire]") -> None:
         second.parse(json.dumps(wire.scored(asked(second), "f2")).encode()),
     ]
     with pytest.raises(FingerprintChanged) as raised:
-        p.merge(parts)
+        answers.merge_scores(parts)
     assert (raised.value.first, raised.value.second) == ("f1", "f2")
 
 
@@ -254,5 +256,5 @@ def test_models_keep_what_else_the_server_says() -> None:
         "object": "list",
         "data": [{"id": "crs", "object": "model", "kind": "blend", "weights": {"a": 1}}],
     }
-    (card,) = p.parse_models(json.dumps(body).encode())
+    (card,) = answers.parse_models(json.dumps(body).encode())
     assert (card.id, card.kind, card.details["weights"]) == ("crs", "blend", {"a": 1})

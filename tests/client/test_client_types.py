@@ -52,13 +52,29 @@ def test_a_list_changed_later_does_not_change_the_item() -> None:
         ({"prompt": "p", "completion": "c", "finish_reason": ["stop"]}, '"stop" or "length"'),
         ({"prompt": "p", "completion": "c", "id": 7}, "`id` must be text"),
         ({"prompt": "p", "completion": "c", "label": 1}, "unknown key `label`"),
-        (("p", "c", "x"), "got 3 values"),
+        (("p", "c", "x"), '"stop" or "length"'),
+        (("p", "c", "stop", "id"), "got 4 values"),
+        (("p", [{"role": "user", "content": "c"}]), "exactly one assistant message"),
+        (("p", [{"role": "assistant", "content": "c"}] * 2), "exactly one assistant message"),
+        (("p", []), "exactly one assistant message"),
+        (("p", b"c"), "`completion` must be text"),
         ("p", "not str"),
     ],
 )
 def test_a_malformed_item_says_what_is_wrong(value: Any, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         Item.of(value)
+
+
+def test_a_tuple_of_three_says_why_generation_ended() -> None:
+    assert Item.of(("p", "c", "length")) == Item(prompt="p", completion="c", finish_reason="length")
+    assert Item.of(("p", "c", None)) == Item.of(("p", "c")) == Item(prompt="p", completion="c")
+
+
+@pytest.mark.parametrize("message", [{"role": "assistant", "content": "c"}, Message("assistant", "c")])
+def test_a_completion_of_one_assistant_message_is_its_text(message: Any) -> None:
+    assert Item(prompt="p", completion=[message]).to_wire() == {"prompt": "p", "completion": "c"}
+    assert Item.of(("p", (message,), "stop")) == Item(prompt="p", completion="c", finish_reason="stop")
 
 
 def result(*data: Score | ScoreFailure) -> ScoreResult:
@@ -70,6 +86,12 @@ def test_scores_are_a_list_in_order() -> None:
     assert result().scores() == []
 
 
+@pytest.mark.parametrize("number", [0.0, float("nan"), False])
+def test_no_number_can_stand_for_a_missing_score(number: Any) -> None:
+    with pytest.raises(InvalidInput, match="can only be None"):
+        result(Score(0, None, 2.0, {})).scores(missing=number)
+
+
 def test_scores_raise_where_an_item_has_none() -> None:
     failure = ScoreFailure(1, "b", ItemError("special_token", "holds <s>", "completion", False))
     scored = result(Score(0, None, 2.0, {}), failure)
@@ -77,4 +99,5 @@ def test_scores_raise_where_an_item_has_none() -> None:
         scored.scores()
     assert [(one.index, one.id, one.code) for one in raised.value.failures] == [(1, "b", "special_token")]
     assert raised.value.total == 2
+    assert scored.scores(missing=None) == [2.0, None]
     assert scored.failures == (failure,)

@@ -1,16 +1,21 @@
 """The real client against the real application."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from pydantic import BaseModel
 
-from assay_client.client import AsyncRewardClient
+from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.errors import ServerError
-from assay_client.types import Score
+from assay_client.in_process import AppTransport
+from assay_client.results import RenderedItem
+from assay_client.types import Score, ScoreFailure
+from assay_service import settings
 from assay_service.api import answers
 from assay_service.api.app import create_app
 
@@ -52,6 +57,16 @@ def test_every_method_reads_the_real_answers(tiny: dict[str, Any]) -> None:
         assert [failure.id for failure in result.failures] == ["bad"]
         ranking = await client.rank("hi", ["yes", "no"], weights={"pref": 1.0})
         assert ranking.results[0].score >= ranking.results[1].score
+        rendered = await client.render([("hi", "yes", "stop"), ("hi", "<|im_end|>")])
+        first, second = rendered.data
+        assert isinstance(first, RenderedItem)
+        assert set(first.signals) == {"pref", "abs", "enc"}
+        one = first.signals["pref"]
+        assert "yes" in one.text
+        assert one.score_policy == "last_token"
+        assert (one.score_start, one.score_end) == (len(one.ids) - 1, len(one.ids))
+        assert isinstance(second, ScoreFailure)
+        assert second.error.code == "special_tokens"
         comparison = await client.compare("hi", "yes", "no")
         assert set(comparison.signals) == {"pref", "abs", "enc"}
         assert {card.id for card in await client.models()} == {"pref", "abs", "enc", "mix", "mix_std"}
@@ -77,3 +92,26 @@ def test_the_two_sides_name_the_same_fields() -> None:
     ]
     for wire, own in pairs:
         assert set(wire.model_fields) == {field.name for field in fields(own)}
+
+
+def test_the_examples_of_the_page_run(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are, but for the address and the models: a service in this process, with tiny models."""
+    page = (Path(__file__).parents[2] / "docs/client.md").read_text()
+    first, trainer, embedded = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    monkeypatch.setattr(settings, "EMBEDDED", tiny["root"] / "service.yaml")
+    exec(embedded, {})
+    with RewardClient("http://assay", transport=AppTransport(create_app(tiny["settings"], lambda: None))) as client:
+        ran: dict[str, Any] = {"client": client, "EOS": 2}
+        address = 'RewardClient("http://127.0.0.1:8000")'
+        assert address in first
+        here = {address: "client", "with client as client": "if True", '"crs"': '"mix"'}
+        for theirs, ours in here.items():
+            first = first.replace(theirs, ours)
+        exec(first, ran)
+        assert [type(one).__name__ for one in ran["result"].data] == ["Score", "Score"]
+        exec(trainer, ran)
+        chats = [[{"role": "assistant", "content": text}] for text in ("bread", "bread", "<|im_end|>")]
+        rewards = ran["assay"]([[{"role": "user", "content": "bake?"}]] * 3, chats, [[5, 2], [5], [5, 2]], other=1)
+        finished, cut = client.score([("bake?", "bread", "stop"), ("bake?", "bread", "length")], model="mix").scores()
+    assert rewards == [finished, cut, None]
+    assert finished != cut

@@ -19,6 +19,7 @@ from assay_training.rollout.asked import Asked
 from assay_training.rollout.collect import Collector
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.rewards import RewardError, Rewards, Worth
+from tests.client.conftest import Wire
 
 LONG_S = 2  # nothing here takes so long, unless something waits for what never comes
 CHUNK = 2
@@ -76,7 +77,8 @@ class Service:
         data = [row(i, self._errors(number, item)) for i, item in enumerate(items)]
         fingerprint = self._fingerprints[min(number, len(self._fingerprints)) - 1]
         provenance: dict[str, Any] = {"blend": None, "signals": {}, "fingerprint": fingerprint}
-        return httpx.Response(200, json={"object": "list", "data": data, "model": "s", "provenance": provenance})
+        answer = {"object": "list", "data": data, "model": "s", "provenance": provenance}
+        return Wire.answer(request, json=answer)
 
 
 def test_a_chunk_is_scored_while_the_next_is_generated() -> None:

@@ -45,6 +45,7 @@ from assay_training.rollout.with_transformers import TransformersEngine
 from assay_training.rundir import RunDirectory
 from assay_training.sft_examples import SftExample
 from tests import checkpoints
+from tests.client.conftest import Wire
 from tests.service.test_serve_process import ASSAY, free_port
 from tests.training import tiny
 
@@ -585,7 +586,7 @@ def answer(fingerprint: str = "f", failed: bool = False, **prob: float) -> dict[
 def rewards(answers: list[dict[str, Any]], **reward: Any) -> Rewards:
     """Of a service that says this, call by call."""
     given = iter(answers)
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=next(given)))
+    transport = httpx.MockTransport(lambda request: Wire.answer(request, json=next(given)))
     return Rewards(RewardClient("http://assay.test", transport=transport), Reward(model="s", **reward), None)
 
 

@@ -289,7 +289,7 @@ def test_a_completion_without_a_score_costs_what_involves_it(monkeypatch: pytest
             if text == "3" or (text == "2" and asked["model"] == "q"):
                 del row["score"], row["signals"]
                 row["error"] = {"code": f"{asked['model']}_{text}", "message": "", "param": None, "retryable": False}
-        return httpx.Response(200, json=rows)
+        return Wire.answer(request, json=rows)
 
     first = Ranking(
         *("a", "g", (Message("user", "x"),), ("1", "2", "3", "4")),
@@ -500,7 +500,7 @@ def test_a_model_that_changes_between_calls_is_told(monkeypatch: pytest.MonkeyPa
     fingerprints = iter("ab")
 
     def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json=Wire.scored(json.loads(request.content), next(fingerprints)))
+        return Wire.answer(request, json=Wire.scored(json.loads(request.content), next(fingerprints)))
 
     candidates = [Candidates("s", "g", (Item.of("q", "1"), Item.of("q", "2")), ())]
     with (
