@@ -6,6 +6,7 @@ can be lost that way without a warning (https://github.com/huggingface/transform
 """
 
 import json
+import logging
 import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from assay_service.scoring.files import TOKENIZER_FILE, read_config
 
 Ids = tuple[int, ...]
 
+_LOG = logging.getLogger("assay")
 TEMPLATE_FILE = "chat_template.jinja"
 _CONFIG_FILE = "tokenizer_config.json"
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -137,7 +139,7 @@ def unprinted(tokenizer: PreTrainedTokenizerFast, directory: Path, ids: Ids, bou
     return tuple(tokenizer.convert_ids_to_tokens(missing))
 
 
-def write(source: Path, directory: Path, template: str) -> None:
+def write(source: Path, directory: Path, template: str | None) -> None:
     """Write the tokenizer of a checkpoint into another directory, for Assay and for transformers and vLLM.
 
     `tokenizer.json` is copied byte for byte. The class becomes `PreTrainedTokenizerFast`, with which transformers reads
@@ -145,8 +147,9 @@ def write(source: Path, directory: Path, template: str) -> None:
 
     Args:
         source: the checkpoint's directory, which `load` has read.
-        directory: exists.
-        template: Jinja source of the chat template that goes with it.
+        directory: a checkpoint with its `config.json`. Where its model type makes transformers rebuild the tokenizer
+            nevertheless, a warning is logged: transformers 5 does so for qwen2, whatever class is named.
+        template: Jinja source of the chat template that goes with it; None writes none.
     """
     special, config = _special_tokens(source), _read_json(source, _CONFIG_FILE)
     written = {
@@ -160,24 +163,28 @@ def write(source: Path, directory: Path, template: str) -> None:
     }
     shutil.copyfile(source / TOKENIZER_FILE, directory / TOKENIZER_FILE)
     (directory / _CONFIG_FILE).write_text(json.dumps(written, indent=1) + "\n")
-    (directory / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    if template is not None:
+        (directory / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    misread = _misread_by_transformers(directory)
+    if misread is not None:
+        _LOG.warning(
+            "%s: Assay reads this tokenizer as it is, but AutoTokenizer and vLLM do not, because of the model type in "
+            "config.json (%s). Give them a copy of tokenizer.json, tokenizer_config.json and %s in a directory alone.",
+            directory,
+            misread,
+            TEMPLATE_FILE,
+        )
 
 
-def misread_by_transformers(directory: Path) -> str | None:
-    """Return why `AutoTokenizer`, and so vLLM, would read a checkpoint with other ids; None if it reads it right.
-
-    transformers 5 keeps a class per model type for some types, as qwen2's, whatever the files say.
-
-    Args:
-        directory: a whole checkpoint, with `config.json`.
-    """
-    encoder = AutoTokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
-    encoder.no_truncation()
-    encoder.no_padding()
+def _misread_by_transformers(directory: Path) -> str | None:
+    """Return why `AutoTokenizer`, and so vLLM, reads a checkpoint with other ids; None if it gives the file's."""
     try:
+        encoder = AutoTokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
+        encoder.no_truncation()
+        encoder.no_padding()
         check_ids(encoder, _from_file(directory))
-    except StartError as error:
-        return error.message
+    except Exception as error:  # nothing that a reader of the checkpoint meets may end the run that writes it
+        return str(error)
     return None
 
 
