@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tokenizers import (
-    AddedToken,
     Regex,
     Tokenizer,
     decoders,
@@ -211,7 +209,7 @@ def test_ids_are_the_files_for_any_text(kind: str, made: dict[str, str], tmp_pat
 
 
 def test_special_tokens_are_read_from_every_place_that_transformers_reads(made: dict[str, str], tmp_path: Path) -> None:
-    """As strings and objects, with names of the model's own, from an older file beside; the file decides their flags."""
+    """As strings and objects, with names of the model's own, from an older file beside; the file decides on flags."""
     flags = {"__type": "AddedToken", "content": "</s>", "lstrip": True, "rstrip": True, "normalized": True}
     directory = put(tmp_path / "objects", made["byte-level BPE"], eos_token=flags, image_token="<|im_start|>")
     loaded = tokenizer.load(directory)
@@ -277,6 +275,16 @@ def test_files_that_contradict_each_other_are_refused(
         (directory / name).write_text(json.dumps(content))
     with pytest.raises(StartError, match=message):
         tokenizer.load(directory)
+
+
+def test_the_advice_for_a_missing_token_works(made: dict[str, str], tmp_path: Path) -> None:
+    directory = put(tmp_path, made["byte-level BPE"], additional_special_tokens=["<|im_end|>"])
+    with pytest.raises(StartError, match=r"PreTrainedTokenizerFast\.from_pretrained\(DIR\)\.save_pretrained\(DIR\)"):
+        tokenizer.load(directory)
+    PreTrainedTokenizerFast.from_pretrained(directory).save_pretrained(directory)
+    assert tokenizer.load(directory).encode("<|im_end|>") == [
+        Tokenizer.from_str(made["byte-level BPE"]).get_vocab_size()
+    ]
 
 
 RULES = {"kind": "preference", "eos": "template", "unfinished": "score"}
@@ -346,4 +354,133 @@ def test_what_is_written_is_the_file_and_transformers_reads_it(
         if ids_of(auto) != law_of(source):
             wrong.append(model_type)
         assert bool(caplog.records) == (ids_of(auto) != law_of(source))
-    assert wrong == ([] if kind == "byte-level BPE" else ["qwen2"])
+    assert wrong == ["qwen2"]
+
+
+def retold(directory: Path, post_processor: Any = None, **config: Any) -> None:
+    """Change what a checkpoint's tokenizer says besides its vocabulary."""
+    law = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    if post_processor is not None:
+        law.post_processor = post_processor
+        law.save(str(directory / "tokenizer.json"))
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+
+
+@pytest.mark.parametrize("position", ["pooler", "first_token"])
+def test_an_encoder_that_reads_no_class_token_refuses_to_start(position: str, tmp_path: Path) -> None:
+    fast = checkpoints.encoder_tokenizer()
+    checkpoints.save(tmp_path, checkpoints.classifier("bert", fast), fast)
+    assert load(tmp_path, score_position=position).signals
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{{ messages[0].content }}{% if not add_generation_prompt %} {{ messages[-1].content }}{% endif %}"
+    )
+    with pytest.raises(
+        StartError, match=rf"score_position: {position} reads .*must be the tokenizer's cls_token \('\[CLS"
+    ):
+        load(tmp_path, score_position=position, template=str(template))
+    assert load(tmp_path, score_position="mean", template=str(template)).signals
+    retold(tmp_path, cls_token=None, bos_token="[MASK]")  # where there is no class token, the first one of any text
+    with pytest.raises(StartError, match=r"'\[CLS\]'; it must be the tokenizer's bos_token \('\[MASK\]'\)"):
+        load(tmp_path, score_position=position)
+    template.write_text("[MASK]" + checkpoints.ENCODER.replace("[CLS]", ""))
+    assert load(tmp_path, score_position=position, template=str(template)).signals
+
+
+BOS_FIRST = processors.TemplateProcessing(single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", 0)])
+BOS_AND_EOS = processors.TemplateProcessing(
+    single="<|bos|> $A <|pad|>", pair="<|bos|> $A $B <|pad|>", special_tokens=[("<|bos|>", 0), ("<|pad|>", 2)]
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "post_processor", "config", "missing"),
+    [
+        (checkpoints.CHATML, None, {}, []),
+        (checkpoints.CHATML, BOS_FIRST, {}, ["<|bos|>"]),
+        (checkpoints.LLAMA3, BOS_FIRST, {}, []),
+        (checkpoints.CHATML, None, {"add_bos_token": True}, ["<|bos|>"]),
+        (checkpoints.LLAMA3, None, {"add_bos_token": True, "add_eos_token": True}, []),
+        (checkpoints.LLAMA3, BOS_AND_EOS, {}, ["<|pad|>"]),
+        (checkpoints.CHATML, BOS_AND_EOS, {}, ["<|bos|>", "<|pad|>"]),
+    ],
+)
+def test_tokens_that_a_tokenizer_adds_and_a_template_does_not_print_are_told_at_start(
+    template: str,
+    post_processor: Any,
+    config: dict[str, Any],
+    missing: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whether the model was trained with them is not known; where our own training wrote the template, it is."""
+    fast = checkpoints.decoder_tokenizer(template)
+    checkpoints.save(tmp_path, checkpoints.classifier("llama", fast), fast)
+    retold(tmp_path, post_processor, **config)
+    renderer = load(tmp_path).signals["s"].renderer
+    told = [record.getMessage() for record in caplog.records if record.name == "assay"]
+    assert [message.split("'")[1] for message in told] == missing
+    assert all("signals.s: the tokenizer by itself puts" in message for message in told)
+    caplog.clear()
+    (tmp_path / "assay.json").write_text(json.dumps({"template_sha256": renderer.template.sha256}))
+    assert load(tmp_path).signals
+    assert not caplog.records
+
+
+def test_spaces_count_where_a_class_name_would_drop_them(tmp_path: Path) -> None:
+    """DeepSeek's files: a byte-level tokenizer under the name of Llama's class. Served over HTTP."""
+    fast = checkpoints.decoder_tokenizer()
+    checkpoints.save(tmp_path, checkpoints.classifier("llama", fast), fast)
+    checkpoints.name_tokenizer(tmp_path, "LlamaTokenizerFast")
+    rebuilt = AutoTokenizer.from_pretrained(tmp_path)
+    assert ids_of(rebuilt, ["the rapist"]) == ids_of(rebuilt, ["therapist"])
+    (tmp_path / "service.yaml").write_text(
+        "signals: {s: {base: ., kind: preference, eos: template, unfinished: score, device: cpu}}\ndefault: s\n"
+    )
+    law = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    prompt = "<|im_start|>user\nWho\t did  it?\n<|im_end|>\n<|im_start|>assistant\n"
+    with served(tmp_path / "service.yaml") as (url, process), RewardClient(url) as client:
+        wait_until_ready(client, process)
+        replies = ["the rapist", "therapist"]
+        scores = client.score([("Who\t did  it?\n", reply) for reply in replies]).scores()
+        items = [{"prompt": "Who\t did  it?\n", "completion": reply} for reply in replies]
+        shown = httpx.post(f"{url}/v1/render", json={"items": items}, timeout=60).json()["data"]
+    assert scores[0] != scores[1]
+    for reply, row in zip(replies, shown, strict=True):
+        expected = law.encode(f"{prompt}{reply}<|im_end|>\n", add_special_tokens=False).ids
+        assert row["signals"]["s"]["ids"] == expected
+
+
+# Of `tokenizers.Tokenizer.from_file` on the published files.
+PUBLISHED = {
+    "deepseek_v3": ("Hello world, it's me.\n\nI", [19923, 2058, 14, 436, 734, 678, 339, 43]),
+    "llama2": ("q</s> two", [4256, 2, 28705, 989]),
+    "llama3": ("2023 and 1234567", [2366, 18, 323, 220, 4513, 10961, 22]),
+    "qwen2_5": ("2023 and 1234567", [17, 15, 17, 18, 323, 220, 16, 17, 18, 19, 20, 21, 22]),
+    "gemma": ("<bos> two  spaces", [2, 1378, 139, 46633]),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("deepseek_v3", "llama2") else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED],
+)
+def test_published_tokenizers_keep_their_ids(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Loaded, and written into a checkpoint that transformers reads."""
+    source = real_tokenizer(name)
+    text, expected = PUBLISHED[name]
+    loaded = tokenizer.load(source)
+    assert loaded.encode(text, add_special_tokens=False) == expected
+    model_type = {"qwen2_5": "qwen2", "gemma": "gemma"}.get(name, "llama")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    tokenizer.write(source, tmp_path, "{{ messages }}")
+    assert not caplog.records  # Qwen2's own tokenizer is read rightly under qwen2 as well
+    assert (tmp_path / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    auto = AutoTokenizer.from_pretrained(tmp_path)
+    assert auto.encode(text, add_special_tokens=False) == expected
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    named = {key: config[key] for key in ("bos_token", "eos_token", "pad_token") if config.get(key) is not None}
+    contents = {key: of["content"] if isinstance(of, dict) else of for key, of in named.items()}
+    for read in (loaded, auto):
+        assert {key: getattr(read, key) for key in named} == contents
