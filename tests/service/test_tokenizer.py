@@ -232,6 +232,8 @@ def test_special_tokens_are_read_from_every_place_that_transformers_reads(made: 
     (directory / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<s>"}))
     assert tokenizer.load(directory).eos_token is PreTrainedTokenizerFast.from_pretrained(directory).eos_token is None
 
+    directory = put(tmp_path / "empty", made["byte-level BPE"], bos_token="", image_token=None, extra_special_tokens={})
+    assert tokenizer.load(directory).bos_token is None  # as LLaMA's first conversions have it
     extra = put(tmp_path / "extra", made["byte-level BPE"], additional_special_tokens=["<|im_start|>"])
     assert tokenizer.load(extra).all_special_tokens == [*SPECIALS.values(), "<|im_start|>"]
     (put(tmp_path / "none", made["byte-level BPE"]) / "tokenizer_config.json").unlink()
@@ -313,6 +315,8 @@ def test_other_formats_are_refused_with_the_way_to_convert_them(name: str, reade
     (tmp_path / "base" / name).write_bytes(b"{}")
     with pytest.raises(StartError, match=f"has no tokenizer.json; {name}, which {reader} reads.*save_pretrained"):
         load(tmp_path / "base")
+    with pytest.raises(StartError, match=f"has no tokenizer.json; {name}"):  # training asks this one
+        tokenizer.load(tmp_path / "base")
     (tmp_path / "base" / name).unlink()
     with pytest.raises(StartError, match=r"has no tokenizer\.json; a base brings its tokenizer"):
         load(tmp_path / "base")

@@ -12,15 +12,16 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from assay_service.errors import StartError
-from assay_service.scoring.files import TOKENIZER_FILE, read_config
+from assay_service.scoring.files import TOKENIZER_FILE, read_config, tokenizer_directory
 
 Ids = tuple[int, ...]
+_Key = TypeVar("_Key")
 
 _LOG = logging.getLogger("assay")
 TEMPLATE_FILE = "chat_template.jinja"
@@ -193,7 +194,7 @@ def _misread_by_transformers(directory: Path) -> str | None:
 
 def _from_file(directory: Path) -> Tokenizer:
     """Return the tokenizer of `tokenizer.json`; without truncation and padding, which would cut or fill texts."""
-    path = directory / TOKENIZER_FILE
+    path = tokenizer_directory(directory, None) / TOKENIZER_FILE
     try:
         encoder = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no class of its own
@@ -216,24 +217,26 @@ def _probes(encoder: Tokenizer) -> Iterator[tuple[str, str]]:
 def _special_tokens(directory: Path) -> _SpecialTokens:
     """Return what the files declare, by transformers' order of precedence."""
     config = _read_json(directory, _CONFIG_FILE)
-    ids = {_text(token): int(number) for number, token in (config.get("added_tokens_decoder") or {}).items()}
+    ids = {text: int(number) for number, text in _texts(config.get("added_tokens_decoder") or {}).items()}
     if "added_tokens_decoder" not in config:
         config = {**config, **_read_json(directory, "special_tokens_map.json")}
         ids = _read_json(directory, "added_tokens.json")
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    declared = {name: _text(token) for name, token in config.items() if name in _NAMES and token is not None}
-    of_model = {
-        name: token for name, token in config.items() if name.endswith("_token") and isinstance(token, str | dict)
-    }
+    by_name = _texts({name: token for name, token in config.items() if name.endswith("_token")})
     if isinstance(extra, dict):
-        of_model, extra = {**of_model, **extra}, []
-    models = {name: _text(token) for name, token in of_model.items() if name not in _NAMES}
-    return _SpecialTokens(declared, models, tuple(_text(token) for token in extra), ids)
+        by_name, extra = by_name | _texts(extra), []
+    return _SpecialTokens(
+        named={name: text for name, text in by_name.items() if name in _NAMES},
+        models={name: text for name, text in by_name.items() if name not in _NAMES},
+        extra=tuple(_texts(dict(enumerate(extra))).values()),
+        ids=ids,
+    )
 
 
-def _text(token: Any) -> str:  # noqa: ANN401 - JSON
-    """Return the text of a token that is written as a string or as an object."""
-    return str(token["content"] if isinstance(token, dict) else token)
+def _texts(tokens: Mapping[_Key, Any]) -> dict[_Key, str]:
+    """Return the texts of tokens that are written as strings or objects; what is null or empty is none."""
+    texts = {key: token.get("content") if isinstance(token, dict) else token for key, token in tokens.items()}
+    return {key: text for key, text in texts.items() if isinstance(text, str) and text}
 
 
 def _check_special(encoder: Tokenizer, special: _SpecialTokens, directory: Path) -> None:
