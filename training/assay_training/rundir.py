@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from assay_service.scoring import manifest as manifests
+from assay_service.scoring import tokenizer
 from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, sha256_of, weight_files
 from assay_training.config.reward import RewardConfig
 from assay_training.resume import ResumePoint
 
-TEMPLATE = "chat_template.jinja"
 LOCK = "run.lock"
 
 
@@ -237,8 +237,7 @@ def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], template: 
     """
     _write_tensors(directory, "model.safetensors", tensors, template)
     AutoConfig.from_pretrained(base, num_labels=1).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(base).save_pretrained(directory)
-    (directory / TEMPLATE).write_text(template)  # the tokenizer may have brought one of its own
+    tokenizer.write(base, directory, template)
 
 
 def _write_tensors(directory: Path, name: str, tensors: Mapping[str, torch.Tensor], template: str) -> None:
@@ -246,4 +245,4 @@ def _write_tensors(directory: Path, name: str, tensors: Mapping[str, torch.Tenso
     (directory / manifests.FILE_NAME).unlink(missing_ok=True)
     save_file(dict(tensors), directory / name, metadata={"format": "pt"})
     (directory / name).chmod(0o644)  # safetensors makes it private, and the server may be another user
-    (directory / TEMPLATE).write_text(template)
+    (directory / tokenizer.TEMPLATE_FILE).write_text(template)

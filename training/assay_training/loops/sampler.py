@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
+from assay_service.scoring import tokenizer
 from assay_training.algorithms.ppo import gap_limit
 from assay_training.chat_template import template_of
 from assay_training.config.base import ConfigError
@@ -76,12 +75,13 @@ class Sampler:
     """
 
     def __init__(self, config: PpoConfig | RejectionConfig, base: Path, policy: Policy, data: Path, out: Path) -> None:
-        self._config, self._policy, self._template = config, policy, template_of(config, base)
+        self._config, self._policy, self._base = config, policy, base
+        self._template = template_of(config, base)
         self.floor: float | None = None
         found = read_prompts(data, config.sources)
         for line in found.told():
             tell(line)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
+        self._tokenizer: Any = tokenizer.load(base)
         renderer = policy_renderer(self._tokenizer, self._template, policy.vocabulary_size)
         self.asked, left_out = render_prompts(found.records, renderer, config.rollout.max_prompt_tokens)
         check_refused(left_out - Counter(too_long=left_out["too_long"]), len(found.records))
@@ -163,7 +163,7 @@ class Sampler:
         if self.run.writes:
             end = (self._tokenizer.eos_token_id,)  # so that there is something to predict after one token, too
             sample = [SftExample.of(asked.ids[:1], asked.ids[1:] + end) for asked in self.asked[:RELOADED_SAMPLE]]
-            save_policy(self._policy, self.checkpoint, self._tokenizer, self._template, sample)
+            save_policy(self._policy, self.checkpoint, self._base, self._template, sample)
         accelerator().wait_for_everyone()
         self.run.write_json("results.json", results)
         self.run.forget()
