@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from assay_service.scoring.memory import keep_freed_memory
+from assay_service.scoring.tokenizer import load
 from assay_training.actor import Actor
 from assay_training.config.data import Source
 from assay_training.config.model import Lora
@@ -44,7 +44,7 @@ TEMPLATE = ROOT / "training" / "configs" / "chatml.jinja"
 
 def prompts_of(base: Path, data: Path, count: int) -> list[Ids]:
     """The first that are short enough."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    tokenizer: Any = load(base)
     found = read_prompts(data, [Source(name="hh_rlhf", format="hh")])
     renderer = policy_renderer(tokenizer, TEMPLATE, len(tokenizer))
     return [asked.ids for asked in render_prompts(found.records, renderer, PROMPT_TOKENS)[0][:count]]
@@ -61,7 +61,7 @@ def tokens_per_s(engine: Engine, prompts: Sequence[Ids], together: int, seed: in
 
 def measure(base: Path, data: Path) -> dict[tuple[str, int], list[float]]:
     """Tokens per second of every round, by engine and by how many prompts are given together."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    tokenizer: Any = load(base)
     sampling, device = Sampling(NEW_TOKENS, 1.0, tokenizer.eos_token_id), torch.device("cpu")
     engines: Mapping[str, Callable[[], Engine]] = {
         "vLLM": lambda: VllmEngine(base, sampling, PROMPT_TOKENS + NEW_TOKENS, LORA.r),

@@ -22,7 +22,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from torch import nn
 from torch.nn.functional import logsigmoid
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from assay_service.scoring.files import resolve
@@ -31,6 +31,7 @@ from assay_service.scoring.memory import keep_freed_memory
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
+from assay_service.scoring.tokenizer import load
 from assay_training.config.data import Source
 from assay_training.config.model import Lora, Optimiser
 from assay_training.config.objective import PreferenceObjective
@@ -126,7 +127,7 @@ def ours(base: Path, targets: list[str]) -> Contender:
 def trainer(base: Path, targets: list[str], sampling: str, *, bf16: bool) -> Contender:
     """A Trainer on transformers' own model with PEFT."""
     plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
-    plain.config.pad_token_id = pad_id = AutoTokenizer.from_pretrained(base).pad_token_id
+    plain.config.pad_token_id = pad_id = load(base).pad_token_id
     model = get_peft_model(plain, lora_config(adapter(targets), plain, "SEQ_CLS"))
 
     def run(examples: Sequence[Example]) -> None:
@@ -152,7 +153,7 @@ def trainer(base: Path, targets: list[str], sampling: str, *, bf16: bool) -> Con
 
 def rounds(base: Path, template: Path, data: Path) -> Iterator[list[Example]]:
     """A lot of pairs for one step, then `ROUNDS` for `STEPS`; none of them twice."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load(base)
     rules = RenderRules(template.read_text(), MAX_LENGTH, "completion", "template", "score", tokenizer.pad_token_id)
     records = read_rankings(data, [Source(name="hh_rlhf", format="hh")]).records
     chosen = iter(random.Random(0).sample(records, (1 + ROUNDS * STEPS) * BATCH))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from assay_service.scoring.tokenizer import write
 from assay_training.records.rows import rows_of_files
 
 VOCABULARY = 4096
@@ -65,8 +66,10 @@ def new(data: Path, out: Path) -> None:
 
 def rounded(source: Path, out: Path) -> None:
     """The same model with bf16 weights."""
-    AutoTokenizer.from_pretrained(source).save_pretrained(out)
-    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(out)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    model.config.save_pretrained(out)
+    write(source, out, (source / "chat_template.jinja").read_text())
+    model.save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Load every signal of a configuration into a registry, and check it against what its checkpoint claims."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from assay_service.errors import StartError
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
-from assay_service.scoring import checkpoint, files, manifest
+from assay_service.scoring import checkpoint, files, manifest, tokenizer
 from assay_service.scoring.architectures import Architecture, activation_of
 from assay_service.scoring.head import Dense, Head, checked
 from assay_service.scoring.item import PROBE, Item, Message
@@ -25,6 +25,7 @@ from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_service.settings import Settings
 
+_LOG = logging.getLogger("assay")
 # A golden row may differ from training by what another machine's kernels do, not by another model.
 _GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 
@@ -76,7 +77,7 @@ class _Loader:
     def __init__(self) -> None:
         self._models: dict[tuple[Path, torch.dtype, str], RewardModel] = {}
         self._hashes: dict[Path, str] = {}
-        self._renderers: dict[tuple[Path, RenderRules, int], Renderer] = {}
+        self._renderers: dict[tuple[Path, RenderRules, int], tuple[Renderer, tuple[str, ...]]] = {}
 
     def signal(self, name: str, resolved: ResolvedSignal) -> Signal:
         """Load one signal and check it as far as its files go."""
@@ -89,9 +90,11 @@ class _Loader:
         if resolved.rules.score_position == "pooler":
             head = replace(head, dense=_dense(resolved.adapter or base, base, model.architecture))
         model.add_signal(name, checked(_head(head, resolved.config), model.hidden_size, head.name), adapter)
-        renderer = self._renderer(resolved.tokenizer, resolved.rules, model.vocabulary_size)
+        renderer, unprinted = self._renderer(resolved.tokenizer, resolved.rules, model.vocabulary_size)
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError("template: not the one that the checkpoint was trained with (template_sha256 differs)")
+        if resolved.claims.template_sha256 is None:
+            _warn_of_unprinted(name, unprinted)
         provenance = Provenance(
             model=settings.base,
             revision=base.name if settings.revision else base_sha256,
@@ -116,11 +119,18 @@ class _Loader:
             self._models[key] = RewardModel.load(base, dtype, device)
         return self._models[key]
 
-    def _renderer(self, source: Path, rules: RenderRules, vocabulary_size: int) -> Renderer:
-        """Return the renderer of these rules; signals that share it have each item rendered once."""
+    def _renderer(self, source: Path, rules: RenderRules, vocabulary_size: int) -> tuple[Renderer, tuple[str, ...]]:
+        """Return the renderer of these rules, and the special tokens that the tokenizer adds and the template lacks.
+
+        Signals that share a renderer have each item rendered once.
+        """
         key = (source, rules, vocabulary_size)
         if key not in self._renderers:
-            self._renderers[key] = Renderer(_tokenizer(source), rules, vocabulary_size)
+            loaded = tokenizer.load(source)
+            renderer = Renderer(loaded, rules, vocabulary_size)
+            probe = renderer.render(PROBE).sequence
+            unprinted = tokenizer.unprinted(loaded, source, probe.ids, probe.boundary)
+            self._renderers[key] = renderer, unprinted
         return self._renderers[key]
 
 
@@ -172,8 +182,19 @@ def _head(tensors: checkpoint.HeadTensors, config: Mapping[str, Any]) -> Head:
     return Head(tensors.weight, tensors.bias, dense)
 
 
-def _tokenizer(source: Path) -> Any:  # noqa: ANN401 - transformers' tokenizers have no common static type
-    return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
+    """Log the tokens that a signal's tokenizer adds by itself and its template does not print.
+
+    Whether the model was trained with them is not known: trainers differ in whether they tokenise a rendered
+    conversation with or without them. So this is no error.
+    """
+    for token in tokens:
+        _LOG.warning(
+            "signals.%s: the tokenizer by itself puts %r around a text, but the template does not print it, so the "
+            "model does not read it. If the model was trained with it, scores are wrong: print it in the template.",
+            name,
+            token,
+        )
 
 
 def _logit(signal: Signal, item: Item) -> float:

@@ -73,7 +73,7 @@ def _resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSign
     directory = adapter or base
     claims = manifest.read(directory)
     config = files.read_config(base)
-    tokenizer = directory if (directory / "tokenizer.json").is_file() else base
+    tokenizer = files.tokenizer_directory(base, adapter)
     declared = None if settings.template is None else relative_to / Path(settings.template).expanduser()
     template = read_template(declared, directory, tokenizer, settings.template_name)
     return ResolvedSignal(

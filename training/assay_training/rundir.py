@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from assay_service.scoring import manifest as manifests
+from assay_service.scoring import tokenizer
 from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, sha256_of, weight_files
 from assay_training.config.reward import RewardConfig
 from assay_training.resume import ResumePoint
 
-TEMPLATE = "chat_template.jinja"
 LOCK = "run.lock"
 
 
@@ -216,8 +216,7 @@ def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], config: Re
     """
     _write_tensors(directory, "model.safetensors", tensors, config)
     AutoConfig.from_pretrained(base, num_labels=1).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(base).save_pretrained(directory)
-    (directory / TEMPLATE).write_text(config.template.read_text())  # the tokenizer may have brought one of its own
+    tokenizer.write(base, directory, config.template.read_text())
 
 
 def _write_tensors(directory: Path, name: str, tensors: Mapping[str, torch.Tensor], config: RewardConfig) -> None:
@@ -225,4 +224,4 @@ def _write_tensors(directory: Path, name: str, tensors: Mapping[str, torch.Tenso
     (directory / manifests.FILE_NAME).unlink(missing_ok=True)
     save_file(dict(tensors), directory / name, metadata={"format": "pt"})
     (directory / name).chmod(0o644)  # safetensors makes it private, and the server may be another user
-    (directory / TEMPLATE).write_text(config.template.read_text())
+    (directory / tokenizer.TEMPLATE_FILE).write_text(config.template.read_text())

@@ -6,9 +6,10 @@ python training/experiments/bases.py [runs/experiments/bases]
 import sys
 from pathlib import Path
 
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from assay_service.scoring.files import resolve
+from assay_service.scoring.tokenizer import write
 
 LAYERS = (1, 2, 4)
 
@@ -21,7 +22,7 @@ def main(out: Path) -> None:
         model.encoder.layer = model.encoder.layer[:layers]
         model.config.num_hidden_layers = layers
         model.save_pretrained(out / f"minilm-{layers}")
-        AutoTokenizer.from_pretrained(whole).save_pretrained(out / f"minilm-{layers}")
+        write(whole, out / f"minilm-{layers}", None)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import typer
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from assay_client.client import RewardClient
 from assay_service.scoring.item import Message
+from assay_service.scoring.tokenizer import load
 from assay_training.algorithms.best_of_n import expected, kl_bound, win_rate
 from assay_training.algorithms.statistics import Floats, clustered_share
 from assay_training.config.rollout import Reward
@@ -73,7 +73,7 @@ class Bench:
     def of(cls, config: Mapping[str, Any], data: Path, client: RewardClient) -> "Bench":
         """As a run of that configuration answers and is scored."""
         first, rollout = Path(config["base"]), config["rollout"]
-        tokenizer: Any = AutoTokenizer.from_pretrained(first)
+        tokenizer: Any = load(first)
         prompts = [
             Prompt("laion", group_of(text), (Message("user", text),)) for text in prompts_of(data / PROMPTS, 250)
         ]

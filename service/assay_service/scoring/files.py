@@ -18,6 +18,20 @@ from assay_service.errors import StartError
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER_FILE = "tokenizer.json"
+# Vocabularies in other formats, each with what reads it; from none of them follows every step from text to ids.
+_OTHER_TOKENIZERS = {
+    "tokenizer.model": "SentencePiece or tiktoken",
+    "spiece.model": "SentencePiece",
+    "spm.model": "SentencePiece",
+    "sentencepiece.bpe.model": "SentencePiece",
+    "*.tiktoken": "tiktoken",
+    "tiktoken.model": "tiktoken",
+    "tekken.json": "mistral-common",
+    "vocab.json": "transformers' Python tokenizers",
+    "vocab.txt": "transformers' Python tokenizers",
+    "added_tokens.json": "transformers' Python tokenizers",
+}
 PACKAGE_SCHEME = "package:"
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
@@ -48,6 +62,28 @@ def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
         return Path(snapshot_download(reference, revision=revision, allow_patterns=list(_HUB_FILES)))
     except OSError as error:
         raise StartError(f"{reference} at {revision}: {error}") from error
+
+
+def tokenizer_directory(base: Path, adapter: Path | None) -> Path:
+    """Return the directory whose `tokenizer.json` turns a signal's text into ids: the adapter's, else the base's.
+
+    Raises:
+        StartError: there is none, or the adapter brings a tokenizer in a format that is not read, whose tokens may be
+            others than the base's.
+    """
+    for directory in (base,) if adapter is None else (adapter, base):
+        if (directory / TOKENIZER_FILE).is_file():
+            return directory
+        others = [(path, by) for name, by in _OTHER_TOKENIZERS.items() for path in sorted(directory.glob(name))]
+        if others:
+            path, by = others[0]
+            raise StartError(
+                f"{directory}: has no {TOKENIZER_FILE}; {path.name}, which {by} reads, is not read. Make the file with "
+                '`pip install sentencepiece protobuf tiktoken; python -c "from transformers import AutoTokenizer as T; '
+                f"T.from_pretrained('{directory}').save_pretrained('{directory}')\"`"
+                + (f", or delete {path.name} if the adapter has the base's tokenizer" if directory != base else "")
+            )
+    raise StartError(f"{base}: has no {TOKENIZER_FILE}; a base brings its tokenizer")
 
 
 def weight_files(directory: Path) -> list[Path]:

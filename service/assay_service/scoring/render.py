@@ -201,6 +201,19 @@ class Renderer:
             and self._tokenizer.eos_token_id not in probe.sequence.ids[probe.boundary :]
         ):
             raise StartError("score_position: eos, but the template prints no EOS after the completion")
+        if self.rules.score_position in ("pooler", "first_token"):
+            self._check_first(probe.sequence.ids[0])
+
+    def _check_first(self, first: int) -> None:
+        """Refuse to read a first token that the model was not trained to put the whole text into."""
+        name = "cls_token" if self._tokenizer.cls_token is not None else "bos_token"
+        token = getattr(self._tokenizer, name)
+        if token is None or first != getattr(self._tokenizer, f"{name}_id"):
+            raise StartError(
+                f"score_position: {self.rules.score_position} reads the first token, which is "
+                f"{self._tokenizer.convert_ids_to_tokens(first)!r}; it must be the tokenizer's {name} ({token!r}): "
+                "print it at the start of the template"
+            )
 
 
 def _common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:

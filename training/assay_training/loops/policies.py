@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import StartError
+from assay_service.scoring import tokenizer
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_training.config.base import ConfigError
@@ -18,7 +19,7 @@ RELOADED_SAMPLE = 8
 RELOADED_TOLERANCE = 1e-3  # merging an adapter rounds
 
 
-def policy_renderer(tokenizer: PreTrainedTokenizerBase, template: Path, vocabulary_size: int) -> Renderer:
+def policy_renderer(loaded: PreTrainedTokenizerBase, template: Path, vocabulary_size: int) -> Renderer:
     """Of a policy's template, without a length limit.
 
     Raises:
@@ -26,15 +27,15 @@ def policy_renderer(tokenizer: PreTrainedTokenizerBase, template: Path, vocabula
     """
     rules = RenderRules(template.read_text(), 2**31, "eos", "template", "score")
     try:
-        return Renderer(tokenizer, rules, vocabulary_size)
+        return Renderer(loaded, rules, vocabulary_size)
     except StartError as error:
-        raise ConfigError(f"template: {template}: {error} (the tokenizer's EOS is {tokenizer.eos_token!r})") from error
+        raise ConfigError(f"template: {template}: {error} (the tokenizer's EOS is {loaded.eos_token!r})") from error
 
 
 def save_policy(
     policy: Policy,
     directory: Path,
-    tokenizer: PreTrainedTokenizerBase,
+    base: Path,
     template: Path,
     sample: Sequence[SftExample],
 ) -> None:
@@ -43,7 +44,7 @@ def save_policy(
     Args:
         policy: an adapter is merged into it, for good.
         directory: whole afterwards, or not there.
-        tokenizer: of the policy.
+        base: the checkpoint that training started from, whose tokenizer the policy has.
         template: that it was trained with.
         sample: of the first of these log-probabilities are compared.
 
@@ -55,8 +56,7 @@ def save_policy(
         expected = policy.logprobs(sample)
     unchecked = directory.with_suffix(".tmp")
     policy.save(unchecked)
-    tokenizer.chat_template = template.read_text()
-    tokenizer.save_pretrained(unchecked)
+    tokenizer.write(base, unchecked, template.read_text())
     with torch.inference_mode():
         again = Policy(unchecked, None, policy.device).logprobs(sample)
     apart = float((again - expected).abs().max())

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from assay_service.errors import ContentError
 from assay_service.scoring import manifest as manifests
+from assay_service.scoring import tokenizer
 from assay_service.scoring.checkpoint import read_adapter, read_head
 from assay_service.scoring.files import resolve, sha256_of, weight_files
 from assay_service.scoring.head import Head
@@ -197,7 +197,7 @@ class RewardRun:
             config.unfinished,
             model.base.config.pad_token_id,
         )
-        return Renderer(AutoTokenizer.from_pretrained(self.base), rules, model.vocabulary_size)
+        return Renderer(tokenizer.load(self.base), rules, model.vocabulary_size)
 
     def _manifest(self, model: RewardModel, base_sha256: str, mean: float, std: float) -> manifests.Manifest:
         config = self.config

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
+from assay_service.scoring import tokenizer
 from assay_service.scoring.files import resolve
 from assay_training.algorithms.ppo import gap_limit
 from assay_training.config.base import ConfigError
@@ -73,10 +73,10 @@ class Sampler:
     """
 
     def __init__(self, config: PpoConfig | RejectionConfig, base: Path, policy: Policy, data: Path, out: Path) -> None:
-        self._config, self._policy = config, policy
+        self._config, self._policy, self._base = config, policy, base
         self.floor: float | None = None
         found = read_prompts(data, config.sources)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
+        self._tokenizer: Any = tokenizer.load(base)
         renderer = policy_renderer(self._tokenizer, config.template, policy.vocabulary_size)
         self.asked, left_out = render_prompts(found.records, renderer, config.rollout.max_prompt_tokens)
         check_refused(left_out - Counter(too_long=left_out["too_long"]), len(found.records))
@@ -158,7 +158,7 @@ class Sampler:
         if self.run.writes:
             end = (self._tokenizer.eos_token_id,)  # so that there is something to predict after one token, too
             sample = [SftExample.of(asked.ids[:1], asked.ids[1:] + end) for asked in self.asked[:RELOADED_SAMPLE]]
-            save_policy(self._policy, self.checkpoint, self._tokenizer, self._config.template, sample)
+            save_policy(self._policy, self.checkpoint, self._base, self._config.template, sample)
         accelerator().wait_for_everyone()
         self.run.write_json("results.json", results)
         self.run.forget()

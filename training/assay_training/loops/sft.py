@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
+from assay_service.scoring import tokenizer
 from assay_service.scoring.files import resolve
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.config.base import ConfigError, read
@@ -47,10 +47,10 @@ class SftRun:
         torch.manual_seed(config.seed)
         self.policy = Policy(self.base, config.lora, accelerator().device)
         self.policy.shard()
-        self.tokenizer = AutoTokenizer.from_pretrained(self.base)
         self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
-        rendered = policy_renderer(self.tokenizer, config.template, self.policy.vocabulary_size)
-        renderer, reports = SftRenderer(rendered, self.tokenizer, config.max_length), {}
+        loaded = tokenizer.load(self.base)
+        rendered = policy_renderer(loaded, config.template, self.policy.vocabulary_size)
+        renderer, reports = SftRenderer(rendered, loaded, config.max_length), {}
         for stage, found in zip(config.stages, spoken, strict=True):
             training, report = renderer.examples([r for r in found.records if not self._held_out(r.group)])
             tested, tested_report = renderer.examples([r for r in found.records if self._held_out(r.group)])
@@ -91,7 +91,7 @@ class SftRun:
             whole = Policy(self.base, self.config.lora, self.policy.device)
             copy_whole(self.policy.parameters(), whole.parameters())
         if self.run.writes:
-            save_policy(whole, directory, self.tokenizer, self.config.template, self.parts[-1][0])
+            save_policy(whole, directory, self.base, self.config.template, self.parts[-1][0])
         self.run.write_json("results.json", losses)
         self.run.forget()
         return directory

@@ -63,6 +63,7 @@ class VllmEngine:
             max_num_batched_tokens=max(max_length, BATCHED_TOKENS),
             logprobs_mode="processed_logprobs",  # after the temperature
             generation_config="vllm",  # not the checkpoint's
+            skip_tokenizer_init=True,  # ids go in and come out; its tokenizer may be another than the policy's
             disable_log_stats=True,
         )
         self._adapter: Any = None
