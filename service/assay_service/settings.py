@@ -8,7 +8,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from assay_service.errors import StartError
-from assay_service.scoring.manifest import ControlTokenPolicy, DroppedContent, EosPolicy, Kind, ScorePosition, Unfinished
+from assay_service.scoring.manifest import (
+    ControlTokenPolicy,
+    DroppedContent,
+    EosPolicy,
+    Kind,
+    ScorePosition,
+    Unfinished,
+)
 from assay_service.scoring.mix import Standardise
 
 EMBEDDED = Path(__file__).parent / "embedded" / "service.yaml"

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 
 from tokenizers import Tokenizer
@@ -20,11 +19,12 @@ class ControlTokens:
     """The control tokens of a tokenizer.
 
     Args:
-        ids: the ids by text.
+        texts: how they are written.
     """
 
-    def __init__(self, ids: Mapping[str, int]) -> None:
-        self._texts = sorted(ids, key=len, reverse=True)
+    def __init__(self, texts: frozenset[str]) -> None:
+        self.texts = texts
+        self._texts = sorted(texts, key=lambda text: (-len(text), text))
         # Without any control token the pattern matches nothing.
         self._pattern = re.compile("|".join(map(re.escape, self._texts)) or "(?!)")
         self._number = {text: number for number, text in enumerate(self._texts)}
@@ -74,30 +74,30 @@ class PlainEncoder:
 
     Args:
         encoder: the tokenizer.
-        ids: its control tokens by text.
+        tokens: its control tokens.
 
     Raises:
         StartError: the tokenizer cannot be changed so.
     """
 
-    def __init__(self, encoder: Tokenizer, ids: Mapping[str, int]) -> None:
-        self._tokens = ControlTokens(ids)
+    def __init__(self, encoder: Tokenizer, tokens: ControlTokens) -> None:
+        self._tokens = tokens
         state = json.loads(encoder.to_str())
         state["post_processor"] = None  # it names control tokens, and no token is added here
         known = {token["content"]: token["id"] for token in state["added_tokens"]}
         for token in state["added_tokens"]:
-            if token["content"] in ids:
+            if token["content"] in tokens.texts:
                 token["content"] = self._tokens.spelling(token["content"])
         self._encoder = Tokenizer.from_str(json.dumps(state))
         self._encoder.no_truncation()
         self._encoder.no_padding()
         # Loading gave new ids to the respelled tokens, and perhaps to those after them.
         self._ids = {
-            self._encoder.token_to_id(self._tokens.spelling(text) if text in ids else text): number
+            self._encoder.token_to_id(self._tokens.spelling(text) if text in tokens.texts else text): number
             for text, number in known.items()
         }
         clash = self._ids.keys() & set(encoder.get_vocab(with_added_tokens=False).values()) - set(known.values())
-        if clash or not known.keys() >= ids.keys():
+        if clash or not known.keys() >= tokens.texts:
             raise StartError("control_tokens: this tokenizer cannot take them as text; declare control_tokens: error")
 
     def encode(self, text: str) -> tuple[int, ...]:

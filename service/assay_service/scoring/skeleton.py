@@ -82,9 +82,7 @@ def shape_of(messages: Iterable[Message]) -> Shape:
 
 def slots_of(shape: Shape) -> tuple[Slot, ...]:
     """Return the slots of a conversation in the order of its messages."""
-    return tuple(
-        Slot(i, role, field) for i, (role, fields) in enumerate(shape) for field in ("content", *fields)
-    )
+    return tuple(Slot(i, role, field) for i, (role, fields) in enumerate(shape) for field in ("content", *fields))
 
 
 def texts_of(messages: Iterable[Message]) -> dict[Slot, str]:

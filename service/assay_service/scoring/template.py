@@ -60,7 +60,8 @@ def read_template(declared: Path | None, checkpoint: Path, tokenizer: Path, name
     found = _configured(tokenizer / "tokenizer_config.json")
     for directory in dict.fromkeys((tokenizer, checkpoint)):
         files = {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
-        files |= {_DEFAULT: path for path in (directory / "chat_template.jinja",) if path.is_file()}
+        if (single := directory / "chat_template.jinja").is_file():
+            files[_DEFAULT] = single
         found |= {stem: path.read_text(encoding="utf-8") for stem, path in files.items()}
     if not found:
         raise StartError(f"template: {checkpoint} has no chat template; declare the path of a Jinja file")
@@ -200,7 +201,9 @@ class Template:
         """Return `full` up to the end of the completion, which the template printed as it is or stripped."""
         head, tail = self._around(item.messages, _completion_slot(item.messages))
         printed = _between(full, head, tail, item.completion)
-        if printed is None:  # nothing of what the template prints before neutral texts: the generation prompt is certain
+        if (
+            printed is None
+        ):  # nothing of what the template prints before neutral texts: the generation prompt is certain
             head, printed = prompt, _between(full, prompt, tail, item.completion)
         elif not self._same_lead(skeleton.shape_of(item.messages)):
             raise ContentError(
