@@ -128,7 +128,7 @@ class Template:
         self._text = text
         self._skeleton = lru_cache(maxsize=256)(self._render_skeleton)
         self._neutral = lru_cache(maxsize=256)(self._render_neutral)
-        self._same_lead = lru_cache(maxsize=256)(self._has_same_lead)
+        self._lead = lru_cache(maxsize=256)(self._find_lead)
         self._prompt = lru_cache(maxsize=_KEPT)(self._render_prompt)
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
 
@@ -201,14 +201,12 @@ class Template:
         """Return `full` up to the end of the completion, which the template printed as it is or stripped."""
         head, tail = self._around(item.messages, _completion_slot(item.messages))
         printed = _between(full, head, tail, item.completion)
-        if (
-            printed is None
-        ):  # nothing of what the template prints before neutral texts: the generation prompt is certain
+        if printed is None:  # the completion stands behind something else than neutral ones: the generation prompt?
             head, printed = prompt, _between(full, prompt, tail, item.completion)
-        elif not self._same_lead(skeleton.shape_of(item.messages)):
+        elif not _is_certain(self._lead(skeleton.shape_of(item.messages)), item.completion):
             raise ContentError(
                 "what the template prints before a completion depends on how the completion goes on; declare a "
-                "template whose generation prompt ends as it prints finished completions, or send finished ones",
+                "template whose generation prompt is what it prints before finished completions",
                 code="unfinished_unsupported",
                 param="finish_reason",
             )
@@ -222,23 +220,26 @@ class Template:
             raise ContentError("the completion is empty", code="empty_completion", param="completion")
         return head + printed
 
-    def _has_same_lead(self, shape: Shape) -> bool:
-        """Whether the template prints the same before every completion, and begins with the generation prompt.
+    def _find_lead(self, shape: Shape) -> tuple[str, ...] | None:
+        """Return the words that the template prints between the generation prompt and a completion.
 
-        Qwen3's opens neutral replies with an empty, closed `<think>` block, which it leaves out if the reply has its
-        own. So what stands before an unfinished reply is not known. It is tried with what the template itself prints.
+        None if they depend on the completion, or close what the generation prompt opened. Qwen3's template opens
+        replies without reasoning by an empty, closed `<think>` block; which of them will have reasoning is not known
+        before they are finished. It is tried with the template's own words.
         """
         messages = skeleton.marked(shape)
         prompt = self._prompt(messages[:-1]).rstrip()
         head, _ = self._around(messages, _completion_slot(messages))
-        if not head.startswith(prompt):
-            return False
-        for word in dict.fromkeys(_WORD.findall(head[len(prompt) :])):
+        words = tuple(dict.fromkeys(_WORD.findall(head[len(prompt) :])))
+        closed = [word.replace("/", "", 1) for word in words if word.startswith(("</", "[/"))]
+        if not head.startswith(prompt) or not set(words).issuperset(closed):
+            return None
+        for word in words:
             for start, more in ((_NEUTRAL, word), (word, _NEUTRAL)):
                 reply = replace(messages[-1], content=f"{start}{more}")
                 if not self._apply((*messages[:-1], reply)).startswith(f"{head}{start}"):
-                    return False
-        return True
+                    return None
+        return words
 
     def _apply(self, messages: tuple[Message, ...], *, add_generation_prompt: bool = False) -> str:
         conversation = [{"role": m.role, "content": m.content, **dict(m.fields)} for m in messages]
@@ -266,3 +267,12 @@ def _between(full: str, head: str, tail: str, completion: str) -> str | None:
     """Return what stands between `head` and `tail`; None unless it is the completion, stripped or not."""
     printed = full[len(head) : len(full) - len(tail)]
     return printed if full == head + printed + tail and printed.strip() == completion.strip() else None
+
+
+def _is_certain(lead: tuple[str, ...] | None, completion: str) -> bool:
+    """Whether an unfinished completion stands behind `lead` however it goes on, and does not begin with it itself."""
+    if lead is None:
+        return False
+    start = completion.strip()
+    tags = [word for word in lead if word[0] in "<["]
+    return not any(start.startswith(tag) or (start and tag.startswith(start)) for tag in tags)
