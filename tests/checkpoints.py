@@ -141,6 +141,12 @@ def save(directory: Path, model: Any, fast: PreTrainedTokenizerFast, **manifest:
     return directory
 
 
+def name_tokenizer(directory: Path, name: str) -> None:
+    """Change the class that a checkpoint names for its tokenizer."""
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": name}))
+
+
 def save_adapter(
     directory: Path, base: Any, *, seed: int = 1, lora: dict[str, Any] | None = None, **manifest: Any
 ) -> tuple[Path, Any]:

@@ -209,12 +209,12 @@ def test_truncation_to_exactly_the_completion_and_bos() -> None:
 
 @pytest.mark.parametrize(
     ("position", "finished", "unfinished"),
-    [("last_token", "\n", "s"), ("eos", TURN_END, "s"), ("first_token", "<|im_start|>", "<|im_start|>")],
+    [("last_token", "\n", "s"), ("eos", TURN_END, "s"), ("first_token", "<|bos|>", "<|bos|>")],
 )
 def test_score_positions(position: ScorePosition, finished: str, unfinished: str) -> None:
     """Trap 1: the declared token is read, whatever the template prints after it."""
     fast = checkpoints.decoder_tokenizer()
-    subject = renderer(fast, score_position=position)
+    subject = renderer(fast, template="<|bos|>" + checkpoints.CHATML, score_position=position)
     for finish_reason, expected in (("stop", finished), ("length", unfinished)):
         sequence = subject.render(Item.of("hi", "yes", finish_reason)).sequence  # type: ignore[arg-type]
         assert sequence.score.end - sequence.score.start == 1

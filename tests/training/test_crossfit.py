@@ -444,8 +444,11 @@ def test_a_model_of_all_weights_is_saved_whole_and_served(architecture: str, tmp
     template = checkpoints.ENCODER if architecture == "bert" else checkpoints.CHATML
     whole = prepare(tmp_path, split={"held_out": 0.2}, lora=None)
     tiny.save_base(tmp_path / "base", architecture)
+    checkpoints.name_tokenizer(tmp_path / "base", "LlamaTokenizerFast")
     (tmp_path / "template.jinja").write_text(template)
     whole.go()
+    law, written = ((at / "tokenizer.json").read_bytes() for at in (tmp_path / "base", whole.out / "checkpoint"))
+    assert written == law
     (tmp_path / "service.yaml").write_text(
         yaml.safe_dump({"signals": {"s": {"base": str(whole.out / "checkpoint"), "device": "cpu"}}, "default": "s"})
     )

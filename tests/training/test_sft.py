@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -213,6 +214,7 @@ def tensors(directory: Path) -> dict[str, torch.Tensor]:
 def test_two_stages_learn_and_leave_a_model_that_transformers_loads(lora: bool, tmp_path: Path) -> None:
     changes: dict[str, Any] = {} if lora else {"lora": None}
     inputs = prepare(tmp_path, **changes)
+    checkpoints.name_tokenizer(tmp_path / "base", "LlamaTokenizerFast")
     directory = run(*inputs)
     assert not (inputs[2] / "state").exists()
     results = json.loads((inputs[2] / "results.json").read_text())
@@ -227,7 +229,11 @@ def test_two_stages_learn_and_leave_a_model_that_transformers_loads(lora: bool, 
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     if lora:  # merged into the linears that had adapters, and nothing else
         assert changed == {name for name in before if any(part in name for part in ("q_proj", "v_proj", "up_proj"))}
-    assert AutoTokenizer.from_pretrained(directory).chat_template == checkpoints.CHATML
+    law, text = (tmp_path / "base" / "tokenizer.json").read_bytes(), "the rapist met\n\n the therapist"
+    assert (directory / "tokenizer.json").read_bytes() == law
+    written = AutoTokenizer.from_pretrained(directory)
+    assert written.chat_template == checkpoints.CHATML
+    assert written.encode(text) == Tokenizer.from_buffer(law).encode(text).ids == FAST.encode(text)
     assert not (directory / "adapter_config.json").exists()
 
 

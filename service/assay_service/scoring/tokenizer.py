@@ -102,15 +102,18 @@ def check_ids(encoder: Tokenizer, law: Tokenizer) -> None:
         law: `tokenizers.Tokenizer.from_file` of that file; without truncation and padding.
 
     Raises:
-        StartError: naming the kind of text whose ids differ.
+        StartError: naming the kinds of text whose ids differ.
     """
-    for kind, text in _probes(law):
-        ids, right = (of.encode(text, add_special_tokens=False).ids for of in (encoder, law))
-        if ids != right:
-            raise StartError(
-                f"the loaded tokenizer gives other ids than its {TOKENIZER_FILE} for {kind}; "
-                "transformers.PreTrainedTokenizerFast keeps the file's normaliser and pre-tokenizer"
-            )
+    wrong = [
+        kind
+        for kind, text in _probes(law)
+        if encoder.encode(text, add_special_tokens=False).ids != law.encode(text, add_special_tokens=False).ids
+    ]
+    if wrong:
+        raise StartError(
+            f"the loaded tokenizer gives other ids than its {TOKENIZER_FILE} for {', '.join(wrong)}; "
+            "transformers.PreTrainedTokenizerFast keeps the file's normaliser and pre-tokenizer"
+        )
 
 
 def unprinted(tokenizer: PreTrainedTokenizerFast, directory: Path, ids: Ids, boundary: int) -> tuple[str, ...]:
