@@ -15,6 +15,7 @@ from assay_service.scoring.item import Message
 
 # Marks are letters only, so that no template trims, splits or escapes them.
 _MARK = re.compile("AssaySentinel([A-J]+)q")
+NEUTRAL = "AssaySentinelq"  # stands in for one text beside others, which may be marks
 _PLAIN_ROLE = re.compile(r"[\w-]{1,64}")  # other roles are not repeated in an error, which never quotes a text
 
 # A role with the names of its further fields: all that a skeleton depends on.
@@ -90,7 +91,7 @@ def texts_of(messages: Iterable[Message]) -> dict[Slot, str]:
     return {Slot(i, m.role, field): text for i, m in enumerate(messages) for field, text in m.texts()}
 
 
-def mark(number: int) -> str:
+def _mark(number: int) -> str:
     """Return the mark that stands for the text with this number."""
     return f"AssaySentinel{str(number).translate(_LETTERS)}q"
 
@@ -99,7 +100,7 @@ def marked(shape: Shape) -> tuple[Message, ...]:
     """Return a conversation of this shape with a mark in the place of every text."""
     messages, number = [], 0
     for role, fields in shape:
-        content, *others = (mark(number + i) for i in range(len(fields) + 1))
+        content, *others = (_mark(number + i) for i in range(len(fields) + 1))
         number += len(fields) + 1
         messages.append(Message(role, content, tuple(zip(fields, others, strict=True))))
     return tuple(messages)

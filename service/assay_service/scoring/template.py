@@ -20,7 +20,7 @@ from jinja2.exceptions import TemplateError
 from assay_service.errors import ContentError, StartError
 from assay_service.scoring import skeleton
 from assay_service.scoring.item import FinishReason, Item, Message
-from assay_service.scoring.skeleton import Dropped, Shape, Skeleton, Slot
+from assay_service.scoring.skeleton import NEUTRAL, Dropped, Shape, Skeleton, Slot
 
 # Templates that print today's date would give another score tomorrow. They all see this day: Llama 3.1's own default.
 _PINNED_DAY = datetime(2024, 7, 26)
@@ -31,8 +31,6 @@ _KEPT = 16  # prompts that several completions share
 # To find what a template left out, the conversation is rendered once per text in question. Their product with the
 # number of messages is limited, so that one request cannot keep the service busy for minutes.
 _MOST_RENDERED = 4096
-
-_NEUTRAL = skeleton.mark(10**9)  # stands in for one text beside others
 
 # Words and tags that a template prints before a completion, such as `<think>`.
 _WORD = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|[^\s<>\[\]]+")
@@ -158,7 +156,7 @@ class Template:
 
     def _render_neutral(self, shape: Shape, finish_reason: FinishReason) -> str:
         frame = self._skeleton(shape)
-        neutral = dict.fromkeys(frame.slots, _NEUTRAL)
+        neutral = dict.fromkeys(frame.slots, NEUTRAL)
         if finish_reason == "stop":
             return frame.filled(neutral)
         end = frame.slots.index(_completion_slot(skeleton.marked(shape))) + 1
@@ -187,10 +185,10 @@ class Template:
         """Return the text before and after a neutral text in the place of `slot`."""
         message = messages[slot.index]
         if slot.field == "content":
-            message = replace(message, content=_NEUTRAL)
+            message = replace(message, content=NEUTRAL)
         else:
-            message = replace(message, fields=tuple({**dict(message.fields), slot.field: _NEUTRAL}.items()))
-        head, *rest = self._apply((*messages[: slot.index], message, *messages[slot.index + 1 :])).split(_NEUTRAL)
+            message = replace(message, fields=tuple({**dict(message.fields), slot.field: NEUTRAL}.items()))
+        head, *rest = self._apply((*messages[: slot.index], message, *messages[slot.index + 1 :])).split(NEUTRAL)
         if len(rest) != 1:
             raise ContentError(
                 f"beside the other messages, the template does not print {slot} once", code="template_error"
@@ -235,7 +233,7 @@ class Template:
         if not head.startswith(prompt) or not set(words).issuperset(closed):
             return None
         for word in words:
-            for start, more in ((_NEUTRAL, word), (word, _NEUTRAL)):
+            for start, more in ((NEUTRAL, word), (word, NEUTRAL)):
                 reply = replace(messages[-1], content=f"{start}{more}")
                 if not self._apply((*messages[:-1], reply)).startswith(f"{head}{start}"):
                     return None
