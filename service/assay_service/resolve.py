@@ -75,7 +75,7 @@ def _resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSign
     config = files.read_config(base)
     tokenizer = files.tokenizer_directory(base, adapter)
     declared = None if settings.template is None else relative_to / Path(settings.template).expanduser()
-    template = read_template(declared, directory, tokenizer)
+    template = read_template(declared, directory, tokenizer, settings.template_name)
     return ResolvedSignal(
         settings=settings,
         kind=_settle("kind", settings.kind, claims.kind),
@@ -105,6 +105,8 @@ def _rules(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]
         eos=_settle("eos", settings.eos, claims.eos),
         unfinished=_settle("unfinished", settings.unfinished or claims.unfinished, None),
         pad_token_id=config.get("pad_token_id"),
+        dropped_content=settings.dropped_content,
+        control_tokens=settings.control_tokens,
     )
 
 

@@ -8,7 +8,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from assay_service.errors import StartError
-from assay_service.scoring.manifest import EosPolicy, Kind, ScorePosition, Unfinished
+from assay_service.scoring.manifest import (
+    ControlTokenPolicy,
+    DroppedContent,
+    EosPolicy,
+    Kind,
+    ScorePosition,
+    Unfinished,
+)
 from assay_service.scoring.mix import Standardise
 
 EMBEDDED = Path(__file__).parent / "embedded" / "service.yaml"
@@ -37,6 +44,9 @@ class SignalSettings(_Frozen):
         eos: where the end of turn comes from.
         mean: of the logits, for blends that standardise.
         std: likewise.
+        template_name: which of the checkpoint's named chat templates; None means the one called "default".
+        dropped_content: whether an item is an error, or scored and reported, if the template leaves out a part of it.
+        control_tokens: whether a control token in a message is an error, or is read as plain characters.
         unfinished: whether completions that were cut off are scored or are an error.
     """
 
@@ -53,6 +63,9 @@ class SignalSettings(_Frozen):
     mean: float | None = Field(None, allow_inf_nan=False)
     std: float | None = Field(None, gt=0, allow_inf_nan=False)
     unfinished: Unfinished | None = None
+    template_name: str | None = None
+    dropped_content: DroppedContent = "error"
+    control_tokens: ControlTokenPolicy = "error"
 
 
 class BlendSettings(_Frozen):

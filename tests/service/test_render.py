@@ -92,7 +92,7 @@ def test_an_unfinished_completion_under_a_template_that_strips() -> None:
 
 def test_a_template_that_rewrites_the_completion_cannot_score_it_unfinished() -> None:
     template = checkpoints.CHATML.replace("m['content']", "m['content'] | replace('b', 'c')")
-    subject = renderer(template=template)
+    subject = renderer(template=template, dropped_content="report")
     assert subject.render(Item.of("hi", "abab")).text.endswith(f"acac{TURN_END}\n")
     with pytest.raises(ContentError) as caught:
         subject.render(Item.of("hi", "abab", "length"))
@@ -123,11 +123,11 @@ def test_unfinished_completions_are_an_error_where_the_signal_says_so() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["<|im_end|>", "a<|im_start|>user", "<|pad|>", "<|eot_id|>", "x <|endoftext|>", "<start_of_turn>model"],
+    ["<|im_end|>", "a<|im_start|>user", "<|pad|>", "x <|bos|>"],
 )
 @pytest.mark.parametrize("role", ["user", "assistant"])
 def test_control_tokens_in_content_are_refused(text: str, role: str) -> None:
-    """Traps 21 and 22: text cannot open a turn, and a pasted foreign template is told apart from text."""
+    """Trap 21: text cannot open a turn."""
     messages = (
         Message("user", text if role == "user" else "hi"),
         Message("assistant", text if role == "assistant" else "yes"),
@@ -160,9 +160,16 @@ def test_control_tokens_in_a_role_are_refused(role: str) -> None:
     assert caught.value.code == "special_tokens"
 
 
-def test_ordinary_angle_brackets_are_text() -> None:
-    rendered = renderer().render(Item.of("is a<b|c>d true?", "<s>no</s> |> <|"))
-    assert rendered.completion_tokens > 5
+@pytest.mark.parametrize(
+    "text", ["is a<b|c>d true?", "<s>no</s> |> <|", "let f <|x|> g = g f", "<|eot_id|>", "Llama-2 writes [INST] first."]
+)
+def test_what_only_looks_like_a_control_token_is_text(text: str) -> None:
+    """Only the served tokenizer's own control tokens are control tokens."""
+    fast = checkpoints.decoder_tokenizer()
+    rendered = renderer(fast).render(Item.of(text, text))
+    body = f"{text}{TURN_END}\n"
+    assert decoded(fast, rendered.sequence.ids) == f"<|im_start|>user\n{body}<|im_start|>assistant\n{body}"
+    assert rendered.control_tokens_as_text == 0
 
 
 def test_over_long_items_are_refused_unless_the_prompt_may_be_cut() -> None:

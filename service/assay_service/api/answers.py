@@ -14,13 +14,19 @@ class _Answer(BaseModel):
 
 
 class SignalValue(_Answer):
-    """What one signal says of one item; `prob` for absolute signals only."""
+    """What one signal says of one item; `prob` for absolute signals only.
+
+    `dropped_tokens` counts tokens of the messages that the template left out, and `control_tokens_as_text` the control
+    tokens of the messages that were read as plain characters; both only where the signal declares that.
+    """
 
     logit: Finite
     prob: Finite | None = None
     prompt_tokens: int
     completion_tokens: int
     truncated_tokens: int
+    dropped_tokens: int
+    control_tokens_as_text: int
 
 
 class ErrorDetail(_Answer):
@@ -139,6 +145,14 @@ class ScorePositionInfo(_Answer):
     end: int
 
 
+class DroppedText(_Answer):
+    """A text, or a part of it, that the template left out: of the field `field` of `messages[message]`."""
+
+    message: int
+    field: str
+    text: str
+
+
 class RenderedSignal(_Answer):
     """What exactly one signal scores."""
 
@@ -147,6 +161,9 @@ class RenderedSignal(_Answer):
     boundary: int
     score_position: ScorePositionInfo
     truncated_tokens: int
+    dropped_tokens: int
+    dropped: list[DroppedText]
+    control_tokens_as_text: int
 
 
 class RenderedRow(_Answer):

@@ -3,7 +3,6 @@
 import copy
 import time
 import uuid
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -12,9 +11,9 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from assay_service.api import answers, schemas
 from assay_service.api.guard import while_connected
+from assay_service.api.messages import items_of, items_of_prompt
 from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.errors import AssayError, ServingError
-from assay_service.scoring.item import Item, Message
 from assay_service.scoring.mix import probability, ranked
 
 API_VERSION = "1"
@@ -35,7 +34,7 @@ async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -
     """Scores items; an item that cannot be scored has an error in its place."""
     _check_count(request, len(body.items), "items")
     blend = scorer.registry.blend(body.model, body.weights)
-    items = [_item(item) for item in body.items]
+    items = items_of(body.items)
     scores = await while_connected(request, scorer.score(items, list(blend.weights), body.truncation))
     rows: list[answers.ScoredRow | answers.FailedRow] = []
     for index, (item, result) in enumerate(zip(body.items, scores, strict=True)):
@@ -60,9 +59,9 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
     """Ranks the completions of one prompt; margins are those of the whole ranking, also where `top_n` cuts it."""
     _check_count(request, len(body.completions), "completions")
     blend = scorer.registry.blend(body.model, body.weights)
-    prompt = _prompt(body.messages if body.prompt is None else body.prompt)
+    prompt, field = (body.messages or [], "messages") if body.prompt is None else (body.prompt, "prompt")
     entries = [schemas.RankCompletion(completion=c) if isinstance(c, str) else c for c in body.completions]
-    items = [Item((*prompt, Message("assistant", e.completion)), e.finish_reason) for e in entries]
+    items = items_of_prompt(prompt, entries, field)
     scores = await while_connected(request, scorer.score(items, list(blend.weights)))
     totals = [scorer.blended(blend, result) for result in scores]
     places = ranked({i: total for i, total in enumerate(totals) if not isinstance(total, AssayError)})
@@ -90,13 +89,13 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
 async def compare(body: schemas.CompareRequest, request: Request, scorer: Scoring) -> answers.CompareAnswer:
     """Compares two completions by every signal and every blend."""
     registry = scorer.registry
-    prompt = _prompt(body.prompt)
-    items = [Item((*prompt, Message("assistant", text))) for text in (body.a, body.b)]
+    sides = [schemas.RankCompletion(completion=text) for text in (body.a, body.b)]
+    items = items_of_prompt(body.prompt, sides, "prompt")
     results = await while_connected(request, scorer.score(items, list(registry.signals)))
     for param, result in zip(("a", "b"), results, strict=True):
         if isinstance(result, AssayError):
             error = copy.copy(result)  # other requests may hold the same one
-            error.param = param
+            error.param = error.param if error.code == "invalid_message" else param
             raise error
     a, b = (_scored(result) for result in results)
     signals = {}
@@ -125,26 +124,13 @@ async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring)
     _check_count(request, len(body.items), "items")
     signals = list(scorer.registry.signals)
     rows: list[answers.RenderedRow | answers.FailedRow] = []
-    items = [_item(item) for item in body.items]
+    items = items_of(body.items)
     rendered = await while_connected(request, scorer.render(items, signals, body.truncation))
     for index, (item, result) in enumerate(zip(body.items, rendered, strict=True)):
         if isinstance(result, AssayError):
             rows.append(_failed(index, item.id, result))
             continue
-        shown = {
-            name: answers.RenderedSignal(
-                text=rendering.text,
-                ids=list(rendering.sequence.ids),
-                boundary=rendering.boundary,
-                score_position=answers.ScorePositionInfo(
-                    policy=scorer.registry.signals[name].renderer.rules.score_position,
-                    start=rendering.sequence.score.start,
-                    end=rendering.sequence.score.end,
-                ),
-                truncated_tokens=rendering.truncated_tokens,
-            )
-            for name, rendering in result.items()
-        }
+        shown = {name: scorer.shown(name, rendering) for name, rendering in result.items()}
         rows.append(answers.RenderedRow(index=index, signals=shown, **_id(item.id)))
     return answers.RenderAnswer(object="list", data=rows)
 
@@ -198,6 +184,8 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "score_position": signal.renderer.rules.score_position,
                 "eos": signal.renderer.rules.eos,
                 "unfinished": signal.renderer.rules.unfinished,
+                "dropped_content": signal.renderer.rules.dropped_content,
+                "control_tokens": signal.renderer.rules.control_tokens,
                 "mean": None if signal.moments is None else signal.moments.mean,
                 "std": None if signal.moments is None else signal.moments.std,
             }
@@ -216,20 +204,6 @@ def _check_count(request: Request, count: int, param: str) -> None:
     most = request.app.state.settings.limits.max_items
     if count > most:
         raise ServingError(f"{count} {param}, at most {most} in one request", code="too_many_items", param=param)
-
-
-def _prompt(prompt: str | Sequence[schemas.ChatMessage] | None) -> tuple[Message, ...]:
-    if isinstance(prompt, str):
-        return (Message("user", prompt),)
-    return tuple(Message(message.role, message.content) for message in prompt or ())
-
-
-def _item(item: schemas.ScoreItem) -> Item:
-    """Both forms of the wire as the one `Item`."""
-    if item.messages is not None:
-        return Item(_prompt(item.messages), item.finish_reason)
-    assert item.completion is not None
-    return Item((*_prompt(item.prompt), Message("assistant", item.completion)), item.finish_reason)
 
 
 def _failed(index: int, item_id: str | None, error: object) -> answers.FailedRow:

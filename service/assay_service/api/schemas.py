@@ -44,10 +44,15 @@ class _Request(BaseModel):
 
 
 class ChatMessage(_Request):
-    """One turn; which roles exist is the template's to say."""
+    """One turn; which roles and further fields exist is the template's to say.
+
+    `content` is a text, null, or a list with one text part. What is wrong in it is the item's error.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     role: Annotated[Text, Field(min_length=1, max_length=64)]
-    content: Text
+    content: str | list[Any] | dict[str, Any] | int | float | bool | None
 
 
 # Which of a union's forms is meant is decided by its JSON type, so that an error names one form's field. The tags

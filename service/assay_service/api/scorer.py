@@ -59,12 +59,17 @@ class Scorer:
         self._render_thread.shutdown(wait=False, cancel_futures=True)
 
     async def score(
-        self, items: Sequence[Item], signals: Sequence[str], truncation: Truncation = "error", *, fresh: bool = False
+        self,
+        items: Sequence[Item | ContentError],
+        signals: Sequence[str],
+        truncation: Truncation = "error",
+        *,
+        fresh: bool = False,
     ) -> list[ItemScore | AssayError]:
         """The logits of every item, or why it has none, in order.
 
         Args:
-            items: what to score.
+            items: what to score, or why it is no item.
             signals: by which signals.
             truncation: of prompts that are too long.
             fresh: run the models even for what is remembered.
@@ -92,7 +97,7 @@ class Scorer:
         return results
 
     async def render(
-        self, items: Sequence[Item], signals: Sequence[str], truncation: Truncation
+        self, items: Sequence[Item | ContentError], signals: Sequence[str], truncation: Truncation
     ) -> list[Renderings | AssayError]:
         """Every item as every signal sees it, or why that cannot be."""
         loop = asyncio.get_running_loop()
@@ -109,10 +114,30 @@ class Scorer:
             "prompt_tokens": rendered.boundary,
             "completion_tokens": rendered.completion_tokens,
             "truncated_tokens": rendered.truncated_tokens,
+            "dropped_tokens": rendered.dropped_tokens,
+            "control_tokens_as_text": rendered.control_tokens_as_text,
         }
         if self.registry.signals[name].kind == "absolute":
             fields["prob"] = probability(score.logits[name])
         return answers.SignalValue.model_validate(fields)
+
+    def shown(self, name: str, rendered: Rendered) -> answers.RenderedSignal:
+        """What exactly one signal scores."""
+        span = rendered.sequence.score
+        policy = self.registry.signals[name].renderer.rules.score_position
+        return answers.RenderedSignal(
+            text=rendered.text,
+            ids=list(rendered.sequence.ids),
+            boundary=rendered.boundary,
+            score_position=answers.ScorePositionInfo(policy=policy, start=span.start, end=span.end),
+            truncated_tokens=rendered.truncated_tokens,
+            dropped_tokens=rendered.dropped_tokens,
+            dropped=[
+                answers.DroppedText(message=part.slot.index, field=part.slot.field, text=part.text)
+                for part in rendered.dropped
+            ],
+            control_tokens_as_text=rendered.control_tokens_as_text,
+        )
 
     def blended(self, blend: Blend, score: ItemScore | AssayError) -> float | AssayError:
         """The score of an item, or why it has none."""
@@ -135,11 +160,13 @@ class Scorer:
         return answers.ProvenanceInfo.model_validate(fields)
 
     def _render_slice(
-        self, items: Sequence[Item], signals: Sequence[str], truncation: Truncation
+        self, items: Sequence[Item | ContentError], signals: Sequence[str], truncation: Truncation
     ) -> list[Renderings | AssayError]:
         rendered: list[Renderings | AssayError] = []
         for item in items:
             try:
+                if isinstance(item, ContentError):
+                    raise item
                 self._check_size(item)
                 rendered.append(self._rendered(item, signals, truncation))
             except ContentError as error:
@@ -166,14 +193,17 @@ class Scorer:
                 self._metrics.logits.labels(name).observe(logit)
 
 
-def _chars(item: Item) -> int:
+def _chars(item: Item | ContentError) -> int:
     """What rendering has to write at least: also a message without content takes a template's words."""
-    return sum(len(message.content) + len(message.role) + MESSAGE_CHARS for message in item.messages)
+    if isinstance(item, ContentError):
+        return 0
+    texts = (text for message in item.messages for _, text in message.texts())
+    return sum(map(len, texts)) + sum(len(message.role) + MESSAGE_CHARS for message in item.messages)
 
 
-def _slices(items: Sequence[Item]) -> Iterator[list[Item]]:
+def _slices(items: Sequence[Item | ContentError]) -> Iterator[list[Item | ContentError]]:
     """Cuts `items` into turns of the render thread; an item that is long by itself is a turn of its own."""
-    part: list[Item] = []
+    part: list[Item | ContentError] = []
     chars = 0
     for item in items:
         if part and (len(part) == SLICE_ITEMS or chars + _chars(item) > SLICE_CHARS):

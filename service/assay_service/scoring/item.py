@@ -1,5 +1,6 @@
 """What is scored: a conversation whose last message is the completion."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +12,23 @@ Truncation = Literal["error", "prompt_left"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `role` is whatever the signal's template knows."""
+    """Hold one turn of a conversation.
+
+    Attributes:
+        role: whatever the signal's template knows.
+        content: the text of the turn.
+        fields: further texts of the turn by name, such as `name` or `reasoning_content`. An item is refused if the
+            template does not print one of them.
+    """
 
     role: str
     content: str
+    fields: tuple[tuple[str, str], ...] = ()
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Yield every text that the template has to print, by the name of its field."""
+        yield "content", self.content
+        yield from self.fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ Kind = Literal["preference", "absolute"]
 ScorePosition = Literal["last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean", "completion"]
 EosPolicy = Literal["template", "append"]
 Unfinished = Literal["score", "error"]
+DroppedContent = Literal["error", "report"]
+ControlTokenPolicy = Literal["error", "text"]
 
 
 class GoldenRow(BaseModel):

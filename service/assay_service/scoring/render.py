@@ -1,10 +1,5 @@
-"""An item to ids, boundary and score span: exactly what is scored.
+"""An item to ids, boundary and score span: exactly what is scored."""
 
-The full text is tokenised once, without adding special tokens. The boundary is the longest common prefix, in ids, with
-the tokenised generation prompt; a token that merges across the border belongs to the completion.
-"""
-
-import functools
 import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +7,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
+from assay_service.scoring.encoding import Encoded, ItemEncoder
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Sequence, Span
 from assay_service.scoring.rules import RenderRules
+from assay_service.scoring.skeleton import Dropped
 from assay_service.scoring.template import Template
-
-_KEPT = 16  # ids of texts that items share
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +23,18 @@ class Rendered:
         text: the rendered conversation before tokenising; of a truncated item, the whole of it.
         sequence: the ids after truncation, the boundary and the score span.
         truncated_tokens: prompt tokens that were cut.
+        dropped: what the template left out of the messages; only where the rules allow it.
+        dropped_tokens: tokens of these texts, each by itself.
+        control_tokens_as_text: control tokens in the messages that were read as plain characters.
         completion_cut: whether the completion was cut as well, which only training does.
     """
 
     text: str
     sequence: Sequence
     truncated_tokens: int
+    dropped: tuple[Dropped, ...] = ()
+    dropped_tokens: int = 0
+    control_tokens_as_text: int = 0
     completion_cut: bool = False
 
     @property
@@ -64,17 +65,16 @@ class Renderer:
         self._tokenizer: Any = tokenizer
         self._vocabulary_size = vocabulary_size
         # Tokenizer files may carry truncation and padding (all-MiniLM: 128 tokens), which would cut silently.
-        self._encoder: Any = self._tokenizer.backend_tokenizer
-        self._encoder.no_truncation()
-        self._encoder.no_padding()
-        # Completions of one prompt come one after the other, and conversations of one form have one skeleton.
-        self._encode_kept = functools.lru_cache(maxsize=_KEPT)(self._encode)
+        encoder = self._tokenizer.backend_tokenizer
+        encoder.no_truncation()
+        encoder.no_padding()
         ids = [getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "cls", "unk")]
-        self.tokenizer_sha256 = hashlib.sha256(f"{ids}{self._encoder.to_str()}".encode()).hexdigest()
+        self.tokenizer_sha256 = hashlib.sha256(f"{ids}{encoder.to_str()}".encode()).hexdigest()
         special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
         special |= {t: self._tokenizer.convert_tokens_to_ids(t) for t in self._tokenizer.all_special_tokens}
-        self._control_ids = frozenset(special.values()) - {self._tokenizer.unk_token_id}
-        self.template = Template(self._tokenizer, rules.template, frozenset(special))
+        self.template = Template(self._tokenizer, rules.template)
+        control_ids = frozenset(special.values()) - {self._tokenizer.unk_token_id}
+        self._items = ItemEncoder(self.template, encoder, frozenset(special), control_ids, rules.control_tokens)
         self._check_rules()
 
     def render(self, item: Item, truncation: Truncation = "error") -> Rendered:
@@ -82,11 +82,11 @@ class Renderer:
 
         Raises:
             ContentError: with code `unfinished`, `empty_completion`, `special_tokens`, `template_error`,
-                `unfinished_unsupported`, `too_long` or `completion_too_long`.
+                `dropped_content`, `unfinished_unsupported`, `too_long` or `completion_too_long`.
         """
         self._refuse_unfinished(item)
-        text, ids, boundary = self._ids(item)
-        return self._rendered(text, ids, boundary, truncation)
+        encoded = self._encoded(item)
+        return self._rendered(encoded, encoded.ids, truncation)
 
     def render_within(self, item: Item, kept_prompt_tokens: int) -> Rendered:
         """The ids of `item`, cut on both sides as far as needed; how training treats what is too long (seeds §4).
@@ -97,14 +97,14 @@ class Renderer:
         Raises:
             ContentError: as `render`, without `too_long` and `completion_too_long`.
         """
-        text, ids, boundary = self._ids(item)
-        room = self.rules.max_length - min(boundary, kept_prompt_tokens)
-        cut = len(ids) - boundary > room
+        encoded = self._encoded(item)
+        room = self.rules.max_length - min(encoded.boundary, kept_prompt_tokens)
+        cut = len(encoded.ids) - encoded.boundary > room
         if cut:
             item = replace(item, finish_reason="length")
             self._refuse_unfinished(item)
-            text, ids, boundary = self._ids(item)
-        rendered = self._rendered(text, ids[: boundary + room], boundary, "prompt_left")
+            encoded = self._encoded(item)
+        rendered = self._rendered(encoded, encoded.ids[: encoded.boundary + room], "prompt_left")
         return replace(rendered, completion_cut=cut)
 
     def prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
@@ -113,9 +113,7 @@ class Renderer:
         Raises:
             ContentError: as `render`.
         """
-        item = Item((*messages, PROBE.messages[-1]))
-        self._ids(item)  # refuses what must not stand in a message
-        return self._encode(self.template.render(item).prompt)
+        return self._encoded(Item((*messages, PROBE.messages[-1]))).prompt
 
     def _refuse_unfinished(self, item: Item) -> None:
         if item.finish_reason == "length" and self.rules.unfinished == "error":
@@ -123,31 +121,37 @@ class Renderer:
                 "this signal does not score unfinished completions", code="unfinished", param="finish_reason"
             )
 
-    def _ids(self, item: Item) -> tuple[str, tuple[int, ...], int]:
+    def _encoded(self, item: Item) -> Encoded:
         """The text of `item`, all its ids and the boundary."""
-        text = self.template.render(item)
-        ids = self._encode(text.full)
-        if self._control_count(ids) != self._control_count(self._encode_kept(self.template.skeleton(item))):
-            raise ContentError("a message tokenises to a control token", code="special_tokens")
-        boundary = _common_prefix(ids, self._encode_kept(text.prompt))
+        encoded = self._items.encode(item)
+        if self.rules.dropped_content == "error" and encoded.text.dropped:
+            dropped = encoded.text.dropped[0]
+            raise ContentError(
+                f"the template leaves out a part of {dropped.slot} ({len(dropped.text)} characters); "
+                "declare dropped_content: report to score what is left",
+                code="dropped_content",
+            )
+        ids = encoded.ids
         if self.rules.eos == "append" and item.finish_reason == "stop" and ids[-1:] != (self._tokenizer.eos_token_id,):
             ids = (*ids, self._tokenizer.eos_token_id)
-        if not ids or (item.finish_reason == "length" and boundary == len(ids)):
+        if not ids or (item.finish_reason == "length" and encoded.boundary == len(ids)):
             raise ContentError("the completion has no tokens", code="empty_completion", param="completion")
         if max(ids) >= self._vocabulary_size:
             raise ContentError("a token id lies outside the model's vocabulary", code="token_out_of_range")
-        return text.full, ids, boundary
+        return replace(encoded, ids=ids)
 
-    def _rendered(self, text: str, ids: tuple[int, ...], boundary: int, truncation: Truncation) -> Rendered:
-        kept, cut = self._truncate(ids, boundary, truncation)
-        span = self._score_span(kept, boundary - cut)
-        return Rendered(text, Sequence(kept, boundary - cut, span), cut)
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._encoder.encode(text, add_special_tokens=False).ids)
-
-    def _control_count(self, ids: tuple[int, ...]) -> int:
-        return sum(token in self._control_ids for token in ids)
+    def _rendered(self, encoded: Encoded, ids: tuple[int, ...], truncation: Truncation) -> Rendered:
+        kept, cut = self._truncate(ids, encoded.boundary, truncation)
+        boundary = encoded.boundary - cut
+        dropped = encoded.text.dropped
+        return Rendered(
+            text=encoded.text.full,
+            sequence=Sequence(kept, boundary, self._score_span(kept, boundary)),
+            truncated_tokens=cut,
+            dropped=dropped,
+            dropped_tokens=sum(len(self._items.encode_text(part.text)) for part in dropped),
+            control_tokens_as_text=encoded.control_tokens_as_text,
+        )
 
     def _truncate(self, ids: tuple[int, ...], boundary: int, truncation: Truncation) -> tuple[tuple[int, ...], int]:
         """The ids within the length limit, and how many prompt tokens were cut from the front (a leading BOS stays)."""
@@ -214,11 +218,3 @@ class Renderer:
                 f"{self._tokenizer.convert_ids_to_tokens(first)!r}; it must be the tokenizer's {name} ({token!r}): "
                 "print it at the start of the template"
             )
-
-
-def _common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Length of the longest common prefix."""
-    for index, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return index
-    return min(len(a), len(b))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from assay_service.scoring.manifest import EosPolicy, ScorePosition, Unfinished
+from assay_service.scoring.manifest import ControlTokenPolicy, DroppedContent, EosPolicy, ScorePosition, Unfinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,8 @@ class RenderRules:
         eos: "template": what the template prints is the end of turn; "append": the tokenizer's EOS is added to a
             finished completion that does not end with it.
         unfinished: whether `finish_reason` "length" is scored or is an item error.
+        dropped_content: whether an item of which the template leaves out a text is an error, or is scored and reported.
+        control_tokens: whether a control token in a message is an error, or plain characters.
         pad_token_id: the base's, which `last_non_pad_id` skips; None where the base declares none.
     """
 
@@ -25,3 +27,5 @@ class RenderRules:
     eos: EosPolicy
     unfinished: Unfinished
     pad_token_id: int | None = None
+    dropped_content: DroppedContent = "error"
+    control_tokens: ControlTokenPolicy = "error"

@@ -8,8 +8,8 @@ tokenised without adding any (scoring-traps 5-7).
 import hashlib
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -18,45 +18,68 @@ from typing import Protocol
 from jinja2.exceptions import TemplateError
 
 from assay_service.errors import ContentError, StartError
+from assay_service.scoring import skeleton
 from assay_service.scoring.item import FinishReason, Item, Message
-
-# Stands in for a completion; letters only, so that no template trims, splits or escapes it.
-_SENTINEL = "AssaySentinelForTheCompletion"
-
-# Control tokens of other people's templates: <|im_start|>, <|fim-prefix|>, <start_of_turn>, [INST], <<SYS>> …
-# Not <s> and </s>, which are HTML as well; a tokenizer that has them as its own refuses them.
-_FOREIGN_TOKEN = re.compile(
-    r"<\|[\w-]+\|>|<(?:start|end)_of_turn>|<(?:bos|eos)>|\[/?INST\]|<</?SYS>>|<\uff5c[^\uff5c]{1,40}\uff5c>"
-)
+from assay_service.scoring.skeleton import NEUTRAL, Dropped, Shape, Skeleton, Slot
 
 # Templates that print today's date would give another score tomorrow. They all see this day: Llama 3.1's own default.
 _PINNED_DAY = datetime(2024, 7, 26)
 
+_DEFAULT = "default"
+_KEPT = 16  # prompts that several completions share
 
-def read_template(declared: Path | None, checkpoint: Path, tokenizer: Path) -> str:
+# To find what a template left out, the conversation is rendered once per text in question. Their product with the
+# number of messages is limited, so that one request cannot keep the service busy for minutes.
+_MOST_RENDERED = 4096
+
+# Words and tags that a template prints before a completion, such as `<think>`.
+_WORD = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|[^\s<>\[\]]+")
+
+
+def read_template(declared: Path | None, checkpoint: Path, tokenizer: Path, name: str | None = None) -> str:
     """Return the Jinja source of a signal's chat template.
 
     Args:
         declared: the file that the configuration names; None takes the checkpoint's own.
-        checkpoint: directory of the adapter or base; its `chat_template.jinja` comes first.
-        tokenizer: directory of the tokenizer, whose `tokenizer_config.json` may hold a template.
+        checkpoint: directory of the adapter or base; its files come first.
+        tokenizer: directory of the tokenizer, whose `tokenizer_config.json` may hold templates.
+        name: which of the checkpoint's named templates; None takes the one called "default", as transformers does.
+            `chat_template.jinja` and a single text in `tokenizer_config.json` have this name.
 
     Raises:
-        StartError: the declared file is missing, or the checkpoint has no single template.
+        StartError: the declared file is missing, or the checkpoint has no template of this name.
     """
     if declared is not None:
+        if name is not None:
+            raise StartError("template, template_name: declare one of them")
         if not declared.is_file():
             raise StartError(f"template: {declared}: no such file")
         return declared.read_text(encoding="utf-8")
-    for directory in dict.fromkeys((checkpoint, tokenizer)):
-        beside = directory / "chat_template.jinja"
-        if beside.is_file():
-            return beside.read_text(encoding="utf-8")
-    config = tokenizer / "tokenizer_config.json"
-    own = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
-    if not isinstance(own, str):
-        raise StartError("template: not declared, and the checkpoint has no single chat template")
-    return own
+    found = _configured(tokenizer / "tokenizer_config.json")
+    for directory in dict.fromkeys((tokenizer, checkpoint)):
+        files = {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
+        if (single := directory / "chat_template.jinja").is_file():
+            files[_DEFAULT] = single
+        found |= {stem: path.read_text(encoding="utf-8") for stem, path in files.items()}
+    if not found:
+        raise StartError(f"template: {checkpoint} has no chat template; declare the path of a Jinja file")
+    if (name or _DEFAULT) not in found:
+        names = ", ".join(sorted(found))
+        missing = "no chat template is called 'default'" if name is None else f"no chat template is called {name!r}"
+        raise StartError(f"template_name: {missing}; declare one of: {names}")
+    return found[name or _DEFAULT]
+
+
+def _configured(path: Path) -> dict[str, str]:
+    """Return the chat templates of a `tokenizer_config.json` by name; none where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        own = json.loads(path.read_bytes()).get("chat_template")
+        named = {entry["name"]: entry["template"] for entry in own} if isinstance(own, list) else {_DEFAULT: own}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise StartError(f"{path}: chat_template is neither a text nor a list of name and template") from error
+    return {name: template for name, template in named.items() if isinstance(template, str)}
 
 
 class ChatTokenizer(Protocol):
@@ -82,64 +105,142 @@ class RenderedText:
     Attributes:
         prompt: the prompt's text with the generation prompt that a policy would continue from.
         full: the whole conversation; for `finish_reason` "length" it ends with the completion.
+        dropped: texts of the messages that `full` does not show.
     """
 
     prompt: str
     full: str
+    dropped: tuple[Dropped, ...]
 
 
 class Template:
     """A chat template with the tokenizer that renders it.
 
     Args:
-        tokenizer: renders the template; its special tokens are refused in content.
+        tokenizer: renders the template.
         text: the Jinja source.
-        special_tokens: texts that the tokenizer turns into control tokens.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, text: str, special_tokens: frozenset[str]) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, text: str) -> None:
         self._tokenizer = tokenizer
         self._text = text
-        alternatives = [re.escape(token) for token in sorted(special_tokens, key=len, reverse=True)]
-        self._forbidden = re.compile("|".join([*alternatives, _FOREIGN_TOKEN.pattern]))
         self._skeleton = lru_cache(maxsize=256)(self._render_skeleton)
+        self._neutral = lru_cache(maxsize=256)(self._render_neutral)
+        self._lead = lru_cache(maxsize=256)(self._find_lead)
+        self._prompt = lru_cache(maxsize=_KEPT)(self._render_prompt)
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
 
     def render(self, item: Item) -> RenderedText:
-        """The text of `item`.
+        """Return the text of `item`.
 
         Raises:
-            ContentError: `no_prompt`; `special_tokens` if a message holds a control token, ours or a foreign one;
-                `template_error` if the template refuses the conversation; `unfinished_unsupported` if the template
-                changes the completion so that its end cannot be found and `finish_reason` is "length".
+            ContentError: `no_prompt`; `template_error` if the template refuses the conversation, does not print a
+                message at all or prints it twice; `unfinished_unsupported` if `finish_reason` is "length" and it is
+                not certain what stands before the completion, or where the completion ends.
         """
         if not item.prompt:
             raise ContentError("there is no message before the completion", code="no_prompt")
-        self._refuse_special_tokens(item)
-        prompt = self._apply(item.prompt, add_generation_prompt=True)
+        frame = self._skeleton(skeleton.shape_of(item.messages))
+        prompt = self._prompt(item.prompt)
         full = self._apply(item.messages)
+        texts = skeleton.texts_of(item.messages)
+        suspects = frame.suspects(full, texts)
+        dropped = tuple(self._dropped(item.messages, texts, suspects, full))
         if item.finish_reason == "length":
-            head, tail = self._around_completion(item.prompt)
-            full = _without_tail(full, head, tail, item.completion)
-        return RenderedText(prompt=prompt, full=full)
+            full = self._unfinished(item, prompt, full)
+        return RenderedText(prompt, full, dropped)
 
     def skeleton(self, item: Item) -> str:
-        """The text of a conversation with the same roles and neutral contents: the control tokens that belong there."""
-        return self._skeleton(tuple(message.role for message in item.prompt), item.finish_reason)
+        """The text of a conversation of the same shape and neutral texts: the control tokens that belong there."""
+        return self._neutral(skeleton.shape_of(item.messages), item.finish_reason)
 
-    def _around_completion(self, prompt: tuple[Message, ...]) -> tuple[str, str]:
-        framed = self._apply((*prompt, Message("assistant", _SENTINEL)))
-        head, found, tail = framed.rpartition(_SENTINEL)
-        if not found:
-            raise ContentError("the template does not print the completion", code="template_error")
-        return head, tail
+    def _render_neutral(self, shape: Shape, finish_reason: FinishReason) -> str:
+        frame = self._skeleton(shape)
+        neutral = dict.fromkeys(frame.slots, NEUTRAL)
+        if finish_reason == "stop":
+            return frame.filled(neutral)
+        end = frame.slots.index(_completion_slot(skeleton.marked(shape))) + 1
+        return Skeleton((*frame.literals[:end], ""), frame.slots[:end]).filled(neutral)
 
-    def _render_skeleton(self, roles: tuple[str, ...], finish_reason: FinishReason) -> str:
-        head, tail = self._around_completion(tuple(Message(role, _SENTINEL) for role in roles))
-        return head + _SENTINEL + ("" if finish_reason == "length" else tail)
+    def _render_skeleton(self, shape: Shape) -> Skeleton:
+        return skeleton.skeleton_of(shape, self._apply(skeleton.marked(shape)))
+
+    def _render_prompt(self, messages: tuple[Message, ...]) -> str:
+        return self._apply(messages, add_generation_prompt=True)
+
+    def _dropped(
+        self, messages: tuple[Message, ...], texts: dict[Slot, str], suspects: Sequence[Slot], full: str
+    ) -> list[Dropped]:
+        """Return what `full` does not show of the suspects' texts, by rendering each once with a mark in its place."""
+        if len(suspects) * len(messages) > _MOST_RENDERED:
+            raise ContentError("the template rewrites too many messages to tell what it drops", code="template_error")
+        dropped = []
+        for slot in suspects:
+            head, tail = self._around(messages, slot)
+            if text := skeleton.lost(texts[slot], head, tail, full):
+                dropped.append(Dropped(slot, text))
+        return dropped
+
+    def _around(self, messages: tuple[Message, ...], slot: Slot) -> tuple[str, str]:
+        """Return the text before and after a neutral text in the place of `slot`."""
+        message = messages[slot.index]
+        if slot.field == "content":
+            message = replace(message, content=NEUTRAL)
+        else:
+            message = replace(message, fields=tuple({**dict(message.fields), slot.field: NEUTRAL}.items()))
+        head, *rest = self._apply((*messages[: slot.index], message, *messages[slot.index + 1 :])).split(NEUTRAL)
+        if len(rest) != 1:
+            raise ContentError(
+                f"beside the other messages, the template does not print {slot} once", code="template_error"
+            )
+        return head, rest[0]
+
+    def _unfinished(self, item: Item, prompt: str, full: str) -> str:
+        """Return `full` up to the end of the completion, which the template printed as it is or stripped."""
+        head, tail = self._around(item.messages, _completion_slot(item.messages))
+        printed = _between(full, head, tail, item.completion)
+        if printed is None:  # the completion stands behind something else than neutral ones: the generation prompt?
+            head, printed = prompt, _between(full, prompt, tail, item.completion)
+        elif not _is_certain(self._lead(skeleton.shape_of(item.messages)), item.completion):
+            raise ContentError(
+                "what the template prints before a completion depends on how the completion goes on; declare a "
+                "template whose generation prompt is what it prints before finished completions",
+                code="unfinished_unsupported",
+                param="finish_reason",
+            )
+        if printed is None:
+            raise ContentError(
+                "the template changes the completion, so its end cannot be told from the end of turn",
+                code="unfinished_unsupported",
+                param="finish_reason",
+            )
+        if not printed:
+            raise ContentError("the completion is empty", code="empty_completion", param="completion")
+        return head + printed
+
+    def _find_lead(self, shape: Shape) -> tuple[str, ...] | None:
+        """Return the words that the template prints between the generation prompt and a completion.
+
+        None if they depend on the completion, or close what the generation prompt opened. Qwen3's template opens
+        replies without reasoning by an empty, closed `<think>` block; which of them will have reasoning is not known
+        before they are finished. It is tried with the template's own words.
+        """
+        messages = skeleton.marked(shape)
+        prompt = self._prompt(messages[:-1]).rstrip()
+        head, _ = self._around(messages, _completion_slot(messages))
+        words = tuple(dict.fromkeys(_WORD.findall(head[len(prompt) :])))
+        closed = [word.replace("/", "", 1) for word in words if word.startswith(("</", "[/"))]
+        if not head.startswith(prompt) or not set(words).issuperset(closed):
+            return None
+        for word in words:
+            for start, more in ((NEUTRAL, word), (word, NEUTRAL)):
+                reply = replace(messages[-1], content=f"{start}{more}")
+                if not self._apply((*messages[:-1], reply)).startswith(f"{head}{start}"):
+                    return None
+        return words
 
     def _apply(self, messages: tuple[Message, ...], *, add_generation_prompt: bool = False) -> str:
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
+        conversation = [{"role": m.role, "content": m.content, **dict(m.fields)} for m in messages]
         try:
             return self._tokenizer.apply_chat_template(
                 conversation,
@@ -155,25 +256,21 @@ class Template:
                 f"the chat template refuses this conversation: {reason}", code="template_error"
             ) from None
 
-    def _refuse_special_tokens(self, item: Item) -> None:
-        for message in item.messages:
-            found = self._forbidden.search(message.content) or self._forbidden.search(message.role)
-            if found:
-                raise ContentError(
-                    f"a message holds the control token {found.group()!r}; send plain text, the service renders it",
-                    code="special_tokens",
-                )
+
+def _completion_slot(messages: tuple[Message, ...]) -> Slot:
+    return Slot(len(messages) - 1, messages[-1].role, "content")
 
 
-def _without_tail(full: str, head: str, tail: str, completion: str) -> str:
-    """`full` cut right after the completion, which the template printed as it is or stripped."""
+def _between(full: str, head: str, tail: str, completion: str) -> str | None:
+    """Return what stands between `head` and `tail`; None unless it is the completion, stripped or not."""
     printed = full[len(head) : len(full) - len(tail)]
-    if full != head + printed + tail or printed.strip() != completion.strip():
-        raise ContentError(
-            "the template changes the completion, so its end cannot be told from the end of turn",
-            code="unfinished_unsupported",
-            param="finish_reason",
-        )
-    if not printed:
-        raise ContentError("the completion is empty", code="empty_completion", param="completion")
-    return head + printed
+    return printed if full == head + printed + tail and printed.strip() == completion.strip() else None
+
+
+def _is_certain(lead: tuple[str, ...] | None, completion: str) -> bool:
+    """Whether an unfinished completion stands behind `lead` however it goes on, and does not begin with it itself."""
+    if lead is None:
+        return False
+    start = completion.strip()
+    tags = [word for word in lead if word[0] in "<["]
+    return not any(start.startswith(tag) or (start and tag.startswith(start)) for tag in tags)

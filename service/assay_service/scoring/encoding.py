@@ -1,0 +1,131 @@
+"""An item to ids by a template and a tokenizer: the whole text, tokenised once, and where the completion begins.
+
+No special tokens are added. The boundary is the longest common prefix, in ids, with the tokenised generation prompt; a
+token that merges across the border belongs to the completion.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+
+from tokenizers import Tokenizer
+
+from assay_service.errors import ContentError
+from assay_service.scoring.control import ControlTokens, PlainEncoder
+from assay_service.scoring.item import Item
+from assay_service.scoring.manifest import ControlTokenPolicy
+from assay_service.scoring.template import RenderedText, Template
+
+_KEPT = 16  # ids of texts that items share
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Hold an item as ids.
+
+    Attributes:
+        text: what the template printed.
+        ids: of the whole text.
+        prompt: ids of the prompt's text alone.
+        boundary: number of ids that `ids` and `prompt` have in common at their start.
+        control_tokens_as_text: control tokens in the messages that were read as plain characters.
+    """
+
+    text: RenderedText
+    ids: tuple[int, ...]
+    prompt: tuple[int, ...]
+    boundary: int
+    control_tokens_as_text: int
+
+
+class ItemEncoder:
+    """Encodes items. Not safe for concurrent use: the tokenizer's settings are shared.
+
+    Args:
+        template: prints the text.
+        encoder: the tokenizer; without truncation and padding.
+        control_tokens: texts of the tokens that only the template may print.
+        control_ids: the ids of those whose number is compared with that of a neutral text.
+        policy: what a control token in a message is.
+
+    Raises:
+        StartError: the policy does not work with this tokenizer.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        encoder: Tokenizer,
+        control_tokens: frozenset[str],
+        control_ids: frozenset[int],
+        policy: ControlTokenPolicy,
+    ) -> None:
+        self._template = template
+        self._encoder = encoder
+        # Completions of one prompt come one after the other, and conversations of one form have one skeleton.
+        self._encode_kept = functools.lru_cache(maxsize=_KEPT)(self.encode_text)
+        self._control = ControlTokens(control_tokens)
+        self._control_ids = control_ids
+        self._plain = PlainEncoder(encoder, self._control) if policy == "text" else None
+
+    def encode(self, item: Item) -> Encoded:
+        """Return the ids of `item`.
+
+        Raises:
+            ContentError: `special_tokens`, or as `Template.render`.
+        """
+        for message in item.messages:
+            if token := self._control.first(message.role):
+                raise ContentError(f"a role holds the control token {token!r}", code="special_tokens")
+        found = self._first_control_token(item)
+        if found is not None and self._plain is None:
+            raise ContentError(
+                f"a message holds the control token {found!r}; send plain text, the service renders it, or declare "
+                "control_tokens: text",
+                code="special_tokens",
+            )
+        if found is None:
+            text = self._template.render(item)
+            ids = self.encode_text(text.full)
+            if self._has_own_control_tokens(ids, item):
+                prompt = self._encode_kept(text.prompt)
+                return Encoded(text, ids, prompt, _common_prefix(ids, prompt), 0)
+        if self._plain is None:
+            raise ContentError("a message tokenises to a control token", code="special_tokens")
+        return self._encode_as_text(item, self._plain)
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a text, without adding special tokens."""
+        return tuple(self._encoder.encode(text, add_special_tokens=False).ids)
+
+    def _encode_as_text(self, item: Item, plain: PlainEncoder) -> Encoded:
+        rendered = self._template.render(self._control.quoted(item))
+        ids, prompt = plain.encode(rendered.full), plain.encode(rendered.prompt)
+        if not self._has_own_control_tokens(ids, item):
+            raise ContentError(
+                "a message tokenises to a control token even as plain characters; remove it", code="special_tokens"
+            )
+        shown = self._control.unquoted
+        dropped = tuple(replace(part, text=shown(part.text)) for part in rendered.dropped)
+        texts = (text for message in item.messages for _, text in message.texts())
+        count = sum(self._control_count(self.encode_text(text)) for text in texts)
+        text = RenderedText(shown(rendered.prompt), shown(rendered.full), dropped)
+        return Encoded(text, ids, prompt, _common_prefix(ids, prompt), count)
+
+    def _first_control_token(self, item: Item) -> str | None:
+        found = (self._control.first(text) for message in item.messages for _, text in message.texts())
+        return next((token for token in found if token is not None), None)
+
+    def _has_own_control_tokens(self, ids: tuple[int, ...], item: Item) -> bool:
+        """Whether there are as many control tokens as in a neutral conversation of the same shape."""
+        return self._control_count(ids) == self._control_count(self._encode_kept(self._template.skeleton(item)))
+
+    def _control_count(self, ids: tuple[int, ...]) -> int:
+        return sum(token in self._control_ids for token in ids)
+
+
+def _common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Length of the longest common prefix."""
+    for index, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return index
+    return min(len(a), len(b))

@@ -1,0 +1,190 @@
+"""Find where a chat template prints each text of a conversation, and what it leaves out. Pure.
+
+A skeleton is the conversation with a unique mark in the place of every text. White space is not compared: templates
+trim texts and put line breaks around reasoning, and models are trained on the result.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from assay_service.errors import ContentError
+from assay_service.scoring.item import Message
+
+# Marks are letters only, so that no template trims, splits or escapes them.
+_MARK = re.compile("AssaySentinel([A-J]+)q")
+NEUTRAL = "AssaySentinelq"  # stands in for one text beside others, which may be marks
+_PLAIN_ROLE = re.compile(r"[\w-]{1,64}")  # other roles are not repeated in an error, which never quotes a text
+
+# A role with the names of its further fields: all that a skeleton depends on.
+Shape = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Name one text of a conversation: the field `field` of the message at `index`."""
+
+    index: int
+    role: str
+    field: str
+
+    def __str__(self) -> str:
+        where = f"messages[{self.index}]" + ("" if self.field == "content" else f".{self.field}")
+        return where + (f" (role '{self.role}')" if _PLAIN_ROLE.fullmatch(self.role) else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Hold a text that a template did not print: all of the text at `slot`, or a part of it."""
+
+    slot: Slot
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """Hold what a template prints around the texts of a conversation.
+
+    Attributes:
+        literals: what stands before the first text, between the texts and after the last one.
+        slots: the texts in the order in which they are printed; one fewer than `literals`.
+    """
+
+    literals: tuple[str, ...]
+    slots: tuple[Slot, ...]
+
+    def filled(self, texts: Mapping[Slot, str]) -> str:
+        """Return the conversation with `texts` put in as they are."""
+        pieces = [self.literals[0]]
+        for slot, literal in zip(self.slots, self.literals[1:], strict=True):
+            pieces += (texts[slot], literal)
+        return "".join(pieces)
+
+    def suspects(self, printed: str, texts: Mapping[Slot, str]) -> Sequence[Slot]:
+        """Return the slots whose texts `printed` may not show as they are; none if it shows all of them."""
+        if printed == self.filled(texts):
+            return ()
+        packed = _packed(printed)
+        literals, contents = [_packed(literal) for literal in self.literals], [_packed(texts[s]) for s in self.slots]
+        around = [f"{text}{after}" for text, after in zip(contents, literals[1:], strict=True)]
+        if packed == literals[0] + "".join(around):
+            return ()
+        first = _matching(packed, literals[0], contents, literals[1:])
+        last = _matching(packed[::-1], literals[-1][::-1], *_reversed(contents, literals[:-1]))
+        return self.slots[first : max(len(self.slots) - last, first)] or self.slots
+
+
+def shape_of(messages: Iterable[Message]) -> Shape:
+    """Return what the skeleton of `messages` depends on."""
+    return tuple((message.role, tuple(name for name, _ in message.fields)) for message in messages)
+
+
+def slots_of(shape: Shape) -> tuple[Slot, ...]:
+    """Return the slots of a conversation in the order of its messages."""
+    return tuple(Slot(i, role, field) for i, (role, fields) in enumerate(shape) for field in ("content", *fields))
+
+
+def texts_of(messages: Iterable[Message]) -> dict[Slot, str]:
+    """Return the texts of a conversation by slot."""
+    return {Slot(i, m.role, field): text for i, m in enumerate(messages) for field, text in m.texts()}
+
+
+def _mark(number: int) -> str:
+    """Return the mark that stands for the text with this number."""
+    return f"AssaySentinel{str(number).translate(_LETTERS)}q"
+
+
+def marked(shape: Shape) -> tuple[Message, ...]:
+    """Return a conversation of this shape with a mark in the place of every text."""
+    messages, number = [], 0
+    for role, fields in shape:
+        content, *others = (_mark(number + i) for i in range(len(fields) + 1))
+        number += len(fields) + 1
+        messages.append(Message(role, content, tuple(zip(fields, others, strict=True))))
+    return tuple(messages)
+
+
+def skeleton_of(shape: Shape, text: str) -> Skeleton:
+    """Return the skeleton that `text`, the rendered conversation of marks, shows.
+
+    Raises:
+        ContentError: `template_error` if a text of the conversation is not printed, or more than once.
+    """
+    slots = slots_of(shape)
+    parts = _MARK.split(text)
+    numbers = [int(letters.translate(_DIGITS)) for letters in parts[1::2]]
+    counts = Counter(numbers)
+    for number, slot in enumerate(slots):
+        if counts[number] == 0:
+            raise ContentError(f"the template does not print {slot}; {_ADVICE}", code="template_error")
+        if counts[number] > 1:
+            raise ContentError(f"the template prints {slot} {counts[number]} times", code="template_error")
+    return Skeleton(tuple(parts[::2]), tuple(slots[number] for number in numbers))
+
+
+def lost(text: str, head: str, tail: str, printed: str) -> str:
+    """Return the part of `text` that `printed` does not show; "" if it shows all of it.
+
+    Args:
+        text: what should stand between `head` and `tail`.
+        head: what the template prints before a neutral text in this place.
+        tail: what it prints after it.
+        printed: what it printed for `text`.
+    """
+    wanted, head, tail, printed = _packed(text), _packed(head), _packed(tail), _packed(printed)
+    start = _common(head, printed)
+    end = len(printed) - _common(tail[::-1], printed[start:][::-1])
+    # Where the template leaves out a part of what it prints around neutral texts (an empty `<think></think>`), the
+    # same characters may be those of the text.
+    if start < len(head):
+        start -= _overlap(printed[:start], wanted)
+    if len(printed) - end < len(tail):
+        end += _overlap(printed[end:][::-1], wanted[::-1])
+    shown = printed[start:end]
+    remaining = iter(shown)
+    if wanted in shown or all(character in remaining for character in wanted):
+        return ""
+    before = _common(wanted, shown)
+    after = _common(wanted[before:][::-1], shown[before:][::-1])
+    places = [place for place, character in enumerate(text) if not character.isspace()]
+    return text[places[before] : places[len(wanted) - after - 1] + 1]
+
+
+_LONGEST_MARKER = 256  # characters of what a template prints around a text
+_ADVICE = "remove it, or declare a template that prints it"
+_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
+_DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
+
+
+def _packed(text: str) -> str:
+    """Return `text` without white space."""
+    return "".join(text.split())
+
+
+def _matching(packed: str, lead: str, contents: Sequence[str], literals: Sequence[str]) -> int:
+    """Return how many contents stand at the start of `packed`, each followed by its literal."""
+    if not packed.startswith(lead):
+        return 0
+    place, count = len(lead), 0
+    for content, literal in zip(contents, literals, strict=True):
+        if not packed.startswith(content + literal, place):
+            break
+        place, count = place + len(content) + len(literal), count + 1
+    return count
+
+
+def _reversed(contents: Sequence[str], literals: Sequence[str]) -> tuple[list[str], list[str]]:
+    return [text[::-1] for text in reversed(contents)], [text[::-1] for text in reversed(literals)]
+
+
+def _common(a: str, b: str) -> int:
+    """Return the length of the longest common prefix."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _overlap(before: str, text: str) -> int:
+    """Return the length of the longest end of `before` that is a start of `text`, up to `_LONGEST_MARKER`."""
+    longest = min(len(before), len(text), _LONGEST_MARKER)
+    return next((n for n in range(longest, 0, -1) if before.endswith(text[:n])), 0)
