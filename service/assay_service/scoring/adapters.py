@@ -23,7 +23,7 @@ def attach(base: PreTrainedModel, dense: str | None, adapters: Mapping[str, Adap
 
     Args:
         base: a bare base; other signals' adapters may be on it.
-        dense: the layer before the head, which is read with the head; None for none.
+        dense: the layer before the head, which is read with the head, from the last adapter; None for none.
         adapters: by the name that PEFT is to know them by, in the order in which they are applied.
 
     Returns:
@@ -32,7 +32,8 @@ def attach(base: PreTrainedModel, dense: str | None, adapters: Mapping[str, Adap
     Raises:
         StartError: an adapter does not fit, or would change the base, naming a tensor or setting.
     """
-    parts = {key: parts_of(adapter, base, dense) for key, adapter in adapters.items()}
+    last = list(adapters)[-1:]
+    parts = {key: parts_of(adapter, base, dense if key in last else None) for key, adapter in adapters.items()}
     for part in list(parts.values())[1:]:
         if part.adapter.config.get("use_dora"):
             raise StartError(

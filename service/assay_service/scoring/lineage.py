@@ -40,8 +40,9 @@ def check_lineage(adapters: Sequence[Path], base: Path, hub_id: str | None, decl
         certain = declared is not None or manifest.read(adapter).base_sha256 is not None
         if number == 0 and not certain and _is_another(trained_on, base, hub_id):
             raise StartError(
-                f"{adapter}: was trained on {trained_on}, but `base` is {hub_id or base}; declare the right `base`, "
-                f"or, if both have the same weights, `adapter_base: {trained_on}`"
+                f"{adapter}: was trained on {trained_on}, but `base` is {hub_id or base}; declare the right `base`; "
+                f"if that is the base with another adapter merged into it, `adapter: [FIRST, {adapter}]`; "
+                f"if both have the same weights, `adapter_base: {trained_on}`"
             )
 
 

@@ -148,7 +148,7 @@ def parts_of(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> Part
     change = EmbeddingChange(
         source=adapter.directory,
         whole=next((tensor for tensor in whole if tensor is not None), None),
-        indices=() if rows is None else _token_indices(adapter, embedding),
+        indices=() if rows is None else _token_indices(adapter, f"{base.base_model_prefix}.{embedding}"),
         rows=rows,
     )
     return Parts(adapter, lora, trained, change)
@@ -200,7 +200,8 @@ def _check_settings(adapter: Adapter) -> None:
         raise StartError(
             f"{where}: init_lora_weights {config['init_lora_weights']!r} changes the base's weights. {_CONVERSION}"
         )
-    named = [(module, f".{module}.") for module in config.get("modules_to_save") or () if module not in _HEADS]
+    modules = [module for module in config.get("modules_to_save") or () if f"{module}." not in _OUTPUTS]
+    named = [(module, f".{module}.") for module in modules if module not in _HEADS]
     named += [("trainable_token_indices", f".{_DELTA}")] if config.get("trainable_token_indices") else []
     for what, part in named:
         if not any(part in f".{name}" for name in adapter.tensors):
@@ -215,8 +216,8 @@ def _alpha(adapter: Adapter, trained: str) -> float:
     found = set(_matching(adapter, "alpha_pattern", trained))
     if len(found) > 1:
         raise StartError(
-            f"{adapter.directory}: alpha_pattern has {sorted(found)} for {trained}, and the file does not keep which came "
-            f"first in training; change the patterns in {ADAPTER_CONFIG} so that one of them matches"
+            f"{adapter.directory}: alpha_pattern has {sorted(found)} for {trained}, and the file does not keep which "
+            f"came first in training; change the patterns in {ADAPTER_CONFIG} so that one of them matches"
         )
     alpha: float = next(iter(found), adapter.config.get("lora_alpha", LoraConfig.lora_alpha))
     return alpha

@@ -180,10 +180,10 @@ class RewardModel:
     def own_bytes(self, name: str) -> int:
         """Return the bytes that signal `name` holds besides the base: LoRA, embedded tokens of its own, the head."""
         signal = self._signals[name]
-        keys = [f".{key}" for key in signal.adapters]
-        lora = [p for n, p in self.base.named_parameters() if any(f"{key}." in n or n.endswith(key) for key in keys)]
-        parameters = sum(p.numel() * p.element_size() for p in (*lora, *signal.head.parameters()))
-        return parameters + (0 if signal.embedding is None else signal.embedding.bytes)
+        lora = [p for n, p in self.base.named_parameters() if set(n.split(".")) & set(signal.adapters)]
+        held = [*lora, *signal.head.parameters()]
+        embedding = 0 if signal.embedding is None else signal.embedding.bytes
+        return embedding + sum(int(p.numel()) * int(p.element_size()) for p in held)
 
     def make_invariant(self) -> None:
         """Makes the logit of a sequence independent of what it is computed with; after all signals were added.
