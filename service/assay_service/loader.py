@@ -84,7 +84,8 @@ class _Loader:
     def signal(self, name: str, resolved: ResolvedSignal) -> Signal:
         """Load one signal and check it as far as its files go."""
         base, settings = resolved.base, resolved.settings
-        base_sha256 = self._checked_hash(base, resolved.claims)
+        first = manifest.read(resolved.adapters[0]) if resolved.adapters else resolved.claims
+        base_sha256 = self._checked_hash(base, first)
         device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = self._model(base, getattr(torch, resolved.dtype), device)
         adapters, head = _weights(resolved)

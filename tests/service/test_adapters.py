@@ -506,6 +506,12 @@ def test_a_stack_is_declared_as_a_list_and_its_order_is_part_of_the_fingerprint(
     assert logits(signal.model, "s", made) != logits(alone.model, "s", made)
     with pytest.raises(StartError, match="sft: the adapter has no head"):
         load(tmp_path, adapter=["reward", "sft"])
+    (tmp_path / "sft/assay.json").write_text(json.dumps({"base_sha256": "0" * 64}))
+    with pytest.raises(StartError, match="base_sha256 differs"):
+        load(tmp_path, adapter=["sft", "reward"])
+    (tmp_path / "sft/assay.json").rename(tmp_path / "reward/assay.json")
+    with pytest.raises(StartError, match="trained on a whole base, not on top of another adapter"):
+        load(tmp_path, adapter=["sft", "reward"])
 
 
 def test_an_adapter_that_names_another_adapter_as_its_base_asks_for_both(tmp_path: Path) -> None:
@@ -530,6 +536,8 @@ def test_an_adapter_of_another_directory_is_refused_unless_it_is_declared_the_sa
     with pytest.raises(StartError, match=rf"was trained on {other}, but `base` is .*`adapter_base: {other}`"):
         resolve.resolve(configuration(tmp_path, adapter="adapter"))
     assert resolve.resolve(configuration(tmp_path, adapter="adapter", adapter_base=other))
+    with pytest.raises(StartError, match="adapter_base: declared, but there is no `adapter`"):
+        resolve.resolve(configuration(tmp_path, adapter_base="x"))
     with pytest.raises(StartError, match=r"adapter_base: declared 'x', but .* says"):
         resolve.resolve(configuration(tmp_path, adapter="adapter", adapter_base="x"))
 

@@ -30,15 +30,21 @@ def check_lineage(adapters: Sequence[Path], base: Path, hub_id: str | None, decl
     Raises:
         StartError: naming both bases and what to declare.
     """
+    if declared is not None and not adapters:
+        raise StartError("adapter_base: declared, but there is no `adapter`")
     for number, adapter in enumerate(adapters):
-        trained_on = read_config(adapter, ADAPTER_CONFIG).get("base_model_name_or_path")
-        if not isinstance(trained_on, str) or not trained_on:
-            continue
+        trained_on = read_config(adapter, ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+        hashed = manifest.read(adapter).base_sha256 is not None
         _check_stack(adapter, trained_on, adapters[:number])
+        if number > 0 and hashed:
+            raise StartError(
+                f"{adapter}: its {manifest.FILE_NAME} says that it was trained on a whole base, not on top of another "
+                "adapter; serve it on that base alone"
+            )
         if number == 0 and declared not in (None, trained_on):
             raise StartError(f"adapter_base: declared {declared!r}, but {adapter / ADAPTER_CONFIG} says {trained_on!r}")
-        certain = declared is not None or manifest.read(adapter).base_sha256 is not None
-        if number == 0 and not certain and _is_another(trained_on, base, hub_id):
+        certain = number > 0 or hashed or declared is not None
+        if not certain and _is_another(trained_on, base, hub_id):
             raise StartError(
                 f"{adapter}: was trained on {trained_on}, but `base` is {hub_id or base}; declare the right `base`; "
                 f"if that is the base with another adapter merged into it, `adapter: [FIRST, {adapter}]`; "
@@ -48,7 +54,7 @@ def check_lineage(adapters: Sequence[Path], base: Path, hub_id: str | None, decl
 
 def _check_stack(adapter: Path, trained_on: str, before: Sequence[Path]) -> None:
     found = Path(trained_on).expanduser()
-    if (found / ADAPTER_CONFIG).is_file() and found.resolve() not in before:
+    if trained_on and (found / ADAPTER_CONFIG).is_file() and found.resolve() not in before:
         raise StartError(
             f"{adapter}: was trained on top of the adapter {trained_on}; declare both, in that order: "
             f"`adapter: [{trained_on}, {adapter}]`, and the base of the first as `base`"
@@ -58,7 +64,7 @@ def _check_stack(adapter: Path, trained_on: str, before: Sequence[Path]) -> None
 def _is_another(trained_on: str, base: Path, hub_id: str | None) -> bool:
     """Return whether a name and a base are certainly not the same. Owners of hub ids differ where models are copied."""
     path = Path(trained_on).expanduser()
-    if path.is_dir():
+    if trained_on and path.is_dir():
         return path.is_absolute() and path.resolve() != base
     if hub_id is None or not _HUB_ID.fullmatch(trained_on):
         return False
