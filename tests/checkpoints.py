@@ -156,6 +156,7 @@ def save_adapter(
         "bert": ["query", "value"],
         "roberta": ["query", "value"],
         "deberta-v2": ["query_proj", "value_proj"],
+        "gpt_neox": ["query_key_value", "dense"],
     }.get(base.config.model_type, ["q_proj", "v_proj"])
     settings = {"r": 4, "lora_alpha": 8, "target_modules": targets, **(lora or {})}
     wrapped = get_peft_model(base, LoraConfig(task_type=TaskType.SEQ_CLS, **settings))

@@ -26,6 +26,7 @@ from assay_service.scoring.rules import RenderRules
 from assay_service.settings import Settings
 
 _LOG = logging.getLogger("assay")
+
 # A golden row may differ from training by what another machine's kernels do, not by another model.
 _GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 
@@ -82,15 +83,17 @@ class _Loader:
     def signal(self, name: str, resolved: ResolvedSignal) -> Signal:
         """Load one signal and check it as far as its files go."""
         base, settings = resolved.base, resolved.settings
-        base_sha256 = self._checked_hash(base, resolved.claims)
+        first = manifest.read(resolved.adapters[0]) if resolved.adapters else resolved.claims
+        base_sha256 = self._checked_hash(base, first)
         device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = self._model(base, getattr(torch, resolved.dtype), device)
-        adapter, head = _weights(resolved)
+        adapters, head = _weights(resolved)
         _check_head(head.name, resolved.rules.score_position, model.architecture)
         if resolved.rules.score_position == "pooler":
             head = replace(head, dense=_dense(resolved.adapter or base, base, model.architecture))
-        model.add_signal(name, checked(_head(head, resolved.config), model.hidden_size, head.name), adapter)
-        renderer, unprinted = self._renderer(resolved.tokenizer, resolved.rules, model.vocabulary_size)
+        model.add_signal(name, checked(_head(head, resolved.config), model.hidden_size, head.name), *adapters)
+        _LOG.info("signals.%s: %.1f MiB beside its base", name, model.own_bytes(name) / 2**20)
+        renderer, unprinted = self._renderer(resolved.tokenizer, resolved.rules, model.vocabulary_size_of(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError("template: not the one that the checkpoint was trained with (template_sha256 differs)")
         if resolved.claims.template_sha256 is None:
@@ -98,7 +101,7 @@ class _Loader:
         provenance = Provenance(
             model=settings.base,
             revision=base.name if settings.revision else base_sha256,
-            adapter_sha256=None if adapter is None else adapter.sha256,
+            adapter_sha256=checkpoint.sha256_of_adapters(adapters),
             head_sha256=head.sha256,
             template_sha256=renderer.template.sha256,
             dtype=resolved.dtype,
@@ -134,21 +137,23 @@ class _Loader:
         return self._renderers[key]
 
 
-def _weights(resolved: ResolvedSignal) -> tuple[checkpoint.Adapter | None, checkpoint.HeadTensors]:
+def _weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
+    """Return the adapters in the order in which they are applied, and the head: the last adapter's, else the base's."""
     if resolved.adapter is None:
         head = checkpoint.read_head(files.weight_files(resolved.base))
         if head is None:
             raise StartError(
                 f"{resolved.base}: no head; looked for score.weight, classifier.weight, v_head.*, value_head.*"
             )
-        return None, head
-    adapter, head = checkpoint.read_adapter(resolved.adapter)
+        return [], head
+    read = [checkpoint.read_adapter(directory) for directory in resolved.adapters]
+    head = read[-1][1]
     if head is None:
         raise StartError(
             f"{resolved.adapter}: the adapter has no head (score.weight, classifier.weight); "
             "train it with modules_to_save"
         )
-    return adapter, head
+    return [adapter for adapter, _ in read], head
 
 
 def _made_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:

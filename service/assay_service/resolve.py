@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from assay_service.errors import StartError
 from assay_service.scoring import files, manifest
 from assay_service.scoring.architectures import ARCHITECTURES, longest_sequence
+from assay_service.scoring.lineage import check_lineage
 from assay_service.scoring.manifest import Kind, Manifest, ScorePosition
 from assay_service.scoring.mix import Moments
 from assay_service.scoring.rules import RenderRules
@@ -31,7 +32,7 @@ class ResolvedSignal:
         settings: what the configuration declares.
         kind: what the logit means.
         base: directory of the base.
-        adapter: directory of the LoRA adapter with its head; None serves the base's own head.
+        adapters: directories of LoRA adapters in the order in which they are applied; none serves the base's own head.
         tokenizer: directory that holds the tokenizer's files: the adapter's, if it brings one, else the base's.
         config: the base's `config.json`.
         dtype: what the base computes in.
@@ -43,13 +44,18 @@ class ResolvedSignal:
     settings: SignalSettings
     kind: Kind
     base: Path
-    adapter: Path | None
+    adapters: tuple[Path, ...]
     tokenizer: Path
     config: Mapping[str, Any]
     dtype: str
     rules: RenderRules
     moments: Moments | None
     claims: Manifest
+
+    @property
+    def adapter(self) -> Path | None:
+        """Return the directory of the adapter that brings the head: the last one; None serves the base's own head."""
+        return self.adapters[-1] if self.adapters else None
 
 
 def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
@@ -69,18 +75,20 @@ def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
 
 def _resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSignal:
     base = files.resolve(settings.base, settings.revision, relative_to)
-    adapter = None if settings.adapter is None else files.resolve(settings.adapter, None, relative_to)
-    directory = adapter or base
+    declared_adapters = [settings.adapter] if isinstance(settings.adapter, str) else settings.adapter or []
+    adapters = tuple(files.resolve(adapter, None, relative_to) for adapter in declared_adapters)
+    directory = adapters[-1] if adapters else base
     claims = manifest.read(directory)
     config = files.read_config(base)
-    tokenizer = files.tokenizer_directory(base, adapter)
+    check_lineage(adapters, base, settings.base if settings.revision else None, settings.adapter_base)
+    tokenizer = files.tokenizer_directory(base, *adapters)
     declared = None if settings.template is None else relative_to / Path(settings.template).expanduser()
     template = read_template(declared, directory, tokenizer, settings.template_name)
     return ResolvedSignal(
         settings=settings,
         kind=_settle("kind", settings.kind, claims.kind),
         base=base,
-        adapter=adapter,
+        adapters=adapters,
         tokenizer=tokenizer,
         config=config,
         dtype=settings.dtype or _dtype(config),

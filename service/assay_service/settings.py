@@ -35,7 +35,9 @@ class SignalSettings(_Frozen):
         kind: what the logit means.
         base: a path, `package:NAME`, or a hub id.
         revision: commit, tag or branch of a hub id.
-        adapter: path of a LoRA adapter with its head; None serves the base's own head.
+        adapter: path of a LoRA adapter with its head; None serves the base's own head. A list is applied in order, each
+            adapter trained on the base with those before it; the last one brings the head.
+        adapter_base: the name by which the adapter knows its base, where that is another name for the same weights.
         dtype: what the base computes in; None means the checkpoint's own.
         device: as torch names it; None means CUDA where there is one.
         max_length: tokens of prompt and completion together.
@@ -53,7 +55,8 @@ class SignalSettings(_Frozen):
     kind: Kind | None = None
     base: str
     revision: str | None = None
-    adapter: str | None = None
+    adapter: str | Annotated[list[str], Field(min_length=1)] | None = None
+    adapter_base: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
     max_length: int | None = Field(None, gt=0)

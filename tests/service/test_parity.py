@@ -170,8 +170,8 @@ def test_a_signal_has_the_same_bits_whichever_others_share_its_base(dtype: torch
     def logits(names: tuple[str, ...]) -> dict[str, list[float]]:
         model = RewardModel.load(tmp_path / "base", dtype, torch.device("cpu"))
         for name in names:
-            adapter = None if name == "bare" else read_adapter(tmp_path / name)[0]
-            model.add_signal(name, head_of(tmp_path / "base", model), adapter)
+            adapters = [] if name == "bare" else [read_adapter(tmp_path / name)[0]]
+            model.add_signal(name, head_of(tmp_path / "base", model), *adapters)
         model.make_invariant()
         with torch.inference_mode():
             return {name: model.logits(sequences, name).tolist() for name in names}

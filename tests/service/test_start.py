@@ -400,16 +400,6 @@ def test_the_fingerprint_covers_what_changes_a_score(tmp_path: Path) -> None:
     assert load(directory).fingerprint() == prints[-1]
 
 
-def test_an_adapter_that_brings_an_embedding_refuses_to_start(tmp_path: Path) -> None:
-    """PEFT saves the whole embedding beside LoRA where tokens were added; ours would stay the base's."""
-    base, directory = adapter(tmp_path)
-    path = directory / "adapter_model.safetensors"
-    embedding = {"base_model.model.model.embed_tokens.weight": torch.zeros(300, 48)}
-    save_file(load_file(path) | embedding, path)
-    with pytest.raises(StartError, match=r"embed_tokens\.weight"):
-        load(base, adapter=str(directory))
-
-
 @pytest.mark.parametrize(
     ("changes", "key"),
     [

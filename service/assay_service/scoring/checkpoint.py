@@ -6,7 +6,7 @@ Nothing here executes what a checkpoint brings: no pickles (CVE-2025-32434).
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,14 @@ _HEAD_MODULES = (
 _HEAD_WEIGHT = re.compile(
     rf"^(?:base_model\.model\.)?(?:{'|'.join(map(re.escape, _HEAD_MODULES))})(?:\.modules_to_save\.\w+)?\.weight$"
 )
+
+# Keys of a PEFT model's raw `state_dict`: with the adapter's name in them, and what the adapter stands beside.
+_NAMED = re.compile(
+    r"^(.+\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta))"
+    r"\.(?!(?:weight|bias)$)(\w+)((?:\.weight|\.bias)?)$"
+)
+_MODULE_TO_SAVE = re.compile(r"\.modules_to_save\.(\w+)(?=\.)")
+_ORIGINAL = re.compile(r"\.original_module\.|\.trainable_tokens_original\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class Adapter:
     Attributes:
         directory: where it was read.
         config: the parsed `adapter_config.json`.
-        tensors: LoRA tensors under their file names, heads left out.
+        tensors: under the names that PEFT saves them by, the head left out.
     """
 
     directory: Path
@@ -68,11 +76,13 @@ class Adapter:
 
     @property
     def sha256(self) -> str:
-        """Hash of the LoRA values and of the settings that scale them."""
+        """Hash of the tensors and of the settings that decide what they do."""
         scale = {
             k: self.config.get(k)
             for k in ("r", "fan_in_fan_out", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
         }
+        if indices := self.config.get("trainable_token_indices"):
+            scale["trainable_token_indices"] = indices
         return hashlib.sha256((_hash_tensors(self.tensors) + json.dumps(scale, sort_keys=True)).encode()).hexdigest()
 
 
@@ -125,16 +135,49 @@ def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     head = read_head([path, *value_head_files(directory)])
+    tensors = _as_saved_by_peft(tensors, path)
     if head is not None:
-        beside = head.name.removesuffix(".weight").removesuffix(".out_proj")  # of RoBERTa's also the dense layer
+        name = _MODULE_TO_SAVE.sub("", head.name)
+        beside = name.removesuffix(".weight").removesuffix(".out_proj")  # of RoBERTa's also the dense layer
         lost = sorted(n for n in tensors if n.startswith(f"{beside}.") and "lora_" in n)
         if lost:
             raise StartError(f"{path}: {lost[0]} adapts the head itself, which is not served")
         tensors = {n: t for n, t in tensors.items() if not n.startswith(f"{beside}.")}
-    outputs = [tensor for name, tensor in tensors.items() if "lora_B" in name or "lora_embedding_B" in name]
+    zero = "lora_A" if config.get("init_lora_weights") == "mica" else "lora_B"
+    outputs = [tensor for name, tensor in tensors.items() if zero in name or "lora_embedding_A" in name]
     if not any(bool(torch.count_nonzero(tensor)) for tensor in outputs):
-        raise StartError(f"{path}: every lora_B is zero; the adapter was never trained")
+        raise StartError(f"{path}: every {zero} is zero; the adapter was never trained")
     return Adapter(directory, config, tensors), head
+
+
+def sha256_of_adapters(adapters: Sequence[Adapter]) -> str | None:
+    """Return the hash of adapters that are applied in this order; of one, its own; None where there are none."""
+    digests = [adapter.sha256 for adapter in adapters]
+    if len(digests) < 2:
+        return digests[0] if digests else None
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _as_saved_by_peft(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model's raw `state_dict` under the names of `save_pretrained`, which leaves the name out.
+
+    A raw one has the adapter's name in every key, and the untouched original beside a head or embedding.
+
+    Raises:
+        StartError: it holds several adapters.
+    """
+    names = {match[2] for name in tensors if (match := _NAMED.match(name))}
+    names |= {match[1] for name in tensors if (match := _MODULE_TO_SAVE.search(name))}
+    if len(names) > 1:
+        raise StartError(
+            f"{path}: holds several adapters ({', '.join(sorted(names))}); save the one to be served alone"
+        )
+    kept = {name: tensor for name, tensor in tensors.items() if not _ORIGINAL.search(name)}
+    return {_MODULE_TO_SAVE.sub("", _NAMED.sub(_without_name, name)): tensor for name, tensor in kept.items()}
+
+
+def _without_name(match: re.Match[str]) -> str:
+    return match[1] if match[1].endswith("lora_magnitude_vector") else match[1] + match[3]
 
 
 def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

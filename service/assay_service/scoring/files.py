@@ -64,14 +64,14 @@ def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
         raise StartError(f"{reference} at {revision}: {error}") from error
 
 
-def tokenizer_directory(base: Path, adapter: Path | None) -> Path:
-    """Return the directory whose `tokenizer.json` turns a signal's text into ids: the adapter's, else the base's.
+def tokenizer_directory(base: Path, *adapters: Path) -> Path:
+    """Return the directory whose `tokenizer.json` turns a signal's text into ids: the last adapter's, else the base's.
 
     Raises:
         StartError: there is none, or the adapter brings a tokenizer in a format that is not read, whose tokens may be
             others than the base's.
     """
-    for directory in (base,) if adapter is None else (adapter, base):
+    for directory in (*reversed(adapters), base):
         if (directory / TOKENIZER_FILE).is_file():
             return directory
         others = [(path, by) for name, by in _OTHER_TOKENIZERS.items() for path in sorted(directory.glob(name))]

@@ -1,66 +1,248 @@
-"""A PEFT adapter's configuration, as far as it shapes a forward. What is not understood is refused, not ignored."""
+"""Read what a PEFT adapter changes: LoRA, the token embedding, nothing else. What is not understood is refused.
+
+A base is shared by every signal on it, so a tensor that would change it is refused by name, unless it equals the
+base's own (PEFT saves such copies beside LoRA on an embedding).
+"""
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+from transformers import PreTrainedModel
 
 from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import Adapter
+from assay_service.scoring.embedding import EmbeddingChange
+from assay_service.scoring.files import ADAPTER_CONFIG
 
 # What shapes the forward and is handed to PEFT. Which modules are adapted is read off the tensors.
 _SHAPING = ("r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out")
-_PATTERNS = ("rank_pattern", "alpha_pattern")
 
-# What says how the adapter was made or found, and does not shape the forward of trained weights.
+# What says how the adapter was made or found, and does not shape the forward of trained weights. EVA's new ranks and
+# scales are in the patterns; `ensure_weight_tying` is about output layers, which a reward never reads.
 _HISTORY = frozenset(
     {"peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "auto_mapping"}
     | {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "peft_version", "modules_to_save"}
-    | {"init_lora_weights"}
+    | {"init_lora_weights", "eva_config", "ensure_weight_tying", "trainable_token_indices"}
+    | {"rank_pattern", "alpha_pattern"}
 )
 
-# Other initialisations (PiSSA, OLoRA, CorDA, LoftQ) change the base's weights, which this base does not have.
-_HARMLESS_INITS = (True, False, "gaussian", "orthogonal")
-_HEADS = ("score", "classifier", "v_head", "value_head")
+# Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) change its weights.
+_HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
+_CONVERSION = (
+    "Convert it to plain LoRA by peft's save_pretrained(path_initial_model_for_weight_conversion=…). If `base` is "
+    "the changed base that training saved, set init_lora_weights to true in adapter_config.json"
+)
+_MERGE = "Merge the adapter into its base (PEFT: merge_and_unload, then save_pretrained) and serve that as `base`"
+
+# Modules of `modules_to_save` that PEFT names for every classifier, whether or not the model has them.
+_HEADS = ("score", "classifier", "v_head", "value_head", "pooler")
+
+# Output layers of language models, which a reward never reads.
+_OUTPUTS = ("lm_head.", "embed_out.", "cls.", "lm_predictions.", "mask_predictions.")
+
+_LORA = re.compile(r"^(.+)\.(?:lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)$")
+_DELTA = "token_adapter.trainable_tokens_delta"
 
 
-def bare_tensors(adapter: Adapter, base_model_prefix: str) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under the names of a bare base, whatever wrapped it in training."""
-    return {_bare(name, base_model_prefix): tensor for name, tensor in adapter.tensors.items()}
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What one adapter changes, under the names of a bare base.
+
+    Attributes:
+        adapter: where it comes from.
+        lora: LoRA tensors.
+        trained_names: by adapted module, its name in training, which patterns of ranks and alphas go by.
+        embedding: what else is done to the token embedding.
+    """
+
+    adapter: Adapter
+    lora: Mapping[str, torch.Tensor]
+    trained_names: Mapping[str, str]
+    embedding: EmbeddingChange
+
+    def config(self) -> LoraConfig:
+        """Return the configuration to inject on a bare base, with one exact entry for every module that needs one."""
+        given = self.adapter.config
+        config = LoraConfig(
+            **{key: given[key] for key in _SHAPING if key in given},
+            target_modules=sorted(self.trained_names),
+            inference_mode=True,
+        )
+        exact = {module: f"^{re.escape(module)}" for module in self.trained_names}
+        ranks = {exact[module]: self._rank(module) for module in exact}
+        alphas = {exact[module]: _alpha(self.adapter, trained) for module, trained in self.trained_names.items()}
+        # PEFT tries every entry for every module, so only those that differ from the rest are entries.
+        config.rank_pattern = {module: rank for module, rank in ranks.items() if rank != config.r}
+        config.alpha_pattern = {module: alpha for module, alpha in alphas.items() if alpha != config.lora_alpha}
+        return config
+
+    def with_embedding_folded(self, embedding: str) -> "Parts":
+        """Return the same parts with LoRA on the token embedding turned into the sum that it adds to the table.
+
+        Raises:
+            StartError: it is a DoRA, whose norms depend on the table that it was trained on.
+        """
+        if embedding not in self.trained_names:
+            return self
+        if self.adapter.config.get("use_dora"):
+            raise StartError(
+                f"{self.adapter.directory}: DoRA on an embedding of the signal's own is not served. {_MERGE}"
+            )
+        rank, alpha = self._rank(embedding), _alpha(self.adapter, self.trained_names[embedding])
+        scaling = alpha / (rank**0.5 if self.adapter.config.get("use_rslora") else rank)
+        a, b = (self.lora[f"{embedding}.lora_embedding_{side}"].float() for side in "AB")
+        return replace(
+            self,
+            lora={name: tensor for name, tensor in self.lora.items() if not name.startswith(f"{embedding}.")},
+            trained_names={module: name for module, name in self.trained_names.items() if module != embedding},
+            embedding=replace(self.embedding, delta=(b @ a).T * scaling),
+        )
+
+    def _rank(self, module: str) -> int:
+        """Return the rank that the tensors of a module have; the order of overlapping patterns is not in the file."""
+        sides = (self.lora.get(f"{module}.{name}") for name in ("lora_A.weight", "lora_embedding_A"))
+        first = next((side for side in sides if side is not None), None)
+        if first is None:
+            raise StartError(f"{self.adapter.directory}: the adapter does not fit its base at {module}: no lora_A")
+        _check_rank(self.adapter, self.trained_names[module], len(first))
+        return len(first)
 
 
-def lora_config(adapter: Adapter, base_model_prefix: str) -> LoraConfig:
-    """The configuration to inject on a bare base.
+def parts_of(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> Parts:
+    """Sort the tensors of an adapter.
+
+    Args:
+        adapter: as it was read.
+        base: the bare base that it goes on; other adapters may be on it already.
+        dense: the layer before the head, which is read with the head; None for none.
 
     Raises:
-        StartError: naming the key, if the adapter asks for something that is not served.
+        StartError: naming the setting or tensor, if the adapter asks for something that is not served, or if it would
+            change the base.
     """
-    _refuse_what_is_not_understood(adapter)
-    patterns = {
-        key: {_bare(pattern.removeprefix("^"), base_model_prefix): value for pattern, value in given.items()}
-        for key in _PATTERNS
-        if (given := adapter.config.get(key))
-    }
-    modules = sorted({name.rpartition(".lora_")[0] for name in bare_tensors(adapter, base_model_prefix)})
-    shaping = {key: adapter.config[key] for key in _SHAPING if key in adapter.config}
-    return LoraConfig(**shaping, **patterns, target_modules=modules, inference_mode=True)
+    _check_settings(adapter)
+    lora, trained, rest = {}, {}, {}
+    for name, tensor in adapter.tensors.items():
+        bare = _bare(name, base.base_model_prefix)
+        if bare.startswith(_OUTPUTS) or (dense is not None and bare in (f"{dense}.weight", f"{dense}.bias")):
+            continue
+        if (match := _LORA.match(bare)) is None:
+            rest[bare] = tensor
+        else:
+            lora[bare] = tensor
+            trained[match[1]] = name.removeprefix("base_model.model.")[: len(match[1]) - len(bare)]
+    embedding = name_of_embedding(base)
+    whole = [rest.pop(name, None) for name in _whole_names(embedding)]
+    rows = rest.pop(f"{embedding}.{_DELTA}", None)
+    _check_rest(rest, adapter, base)
+    missing = sorted(set(trained) - {_plain(name) for name, _ in base.named_modules()})
+    if missing:
+        raise StartError(
+            f"{adapter.directory}: the adapter does not fit its base: it adapts {missing[0]}, which is not there"
+        )
+    change = EmbeddingChange(
+        source=adapter.directory,
+        whole=next((tensor for tensor in whole if tensor is not None), None),
+        indices=() if rows is None else _token_indices(adapter, f"{base.base_model_prefix}.{embedding}"),
+        rows=rows,
+    )
+    return Parts(adapter, lora, trained, change)
 
 
-def _refuse_what_is_not_understood(adapter: Adapter) -> None:
-    config: Mapping[str, Any] = adapter.config
+def name_of_embedding(base: PreTrainedModel) -> str:
+    """Return the name of the token embedding among the modules of a bare base."""
+    found = base.get_input_embeddings()
+    return next(_plain(name) for name, module in base.named_modules() if module is found)
+
+
+def _whole_names(embedding: str) -> tuple[str, ...]:
+    """Return the names under which PEFT saves a whole embedding: plain, below LoRA, below trained rows."""
+    return tuple(f"{embedding}.{part}weight" for part in ("", "base_layer.", "token_adapter.base_layer."))
+
+
+def _token_indices(adapter: Adapter, embedding: str) -> tuple[int, ...]:
+    indices = adapter.config.get("trainable_token_indices")
+    if isinstance(indices, Mapping):
+        indices = next((ids for module, ids in indices.items() if f".{embedding}".endswith(f".{module}")), None)
+    if not isinstance(indices, list) or not indices or not all(type(index) is int for index in indices):
+        raise StartError(f"{adapter.directory}: trainable_token_indices do not say which tokens have rows of their own")
+    return tuple(indices)
+
+
+def _check_rest(rest: Mapping[str, torch.Tensor], adapter: Adapter, base: PreTrainedModel) -> None:
+    """Refuse tensors that would change the base; copies of its own are left alone."""
+    own = {_plain(name): tensor for name, tensor in base.state_dict().items()} if rest else {}
+    for name, tensor in sorted(rest.items()):
+        mine = own.get(_plain(name))
+        if mine is not None and mine.shape == tensor.shape and torch.equal(tensor.to(mine), mine):
+            continue
+        why = "is not a tensor of its base" if mine is None else "differs from the base's own tensor"
+        raise StartError(
+            f"{adapter.directory}: {name} is neither LoRA nor a head nor the token embedding, and {why}; "
+            f"an adapter must not change the base, which other signals share. {_MERGE}"
+        )
+
+
+def _check_settings(adapter: Adapter) -> None:
+    config, where = adapter.config, adapter.directory
     defaults = LoraConfig().to_dict()
     for key, value in config.items():
-        if key in _HISTORY or key in _SHAPING or key in _PATTERNS or not value:
+        if key in _HISTORY or key in _SHAPING or not value:
             continue
         if key not in defaults or value != defaults[key]:
-            raise StartError(f"{adapter.directory}: LoRA setting {key!r} is not served")
+            raise StartError(f"{where}: LoRA setting {key!r} is not served. {_MERGE}")
     if config.get("init_lora_weights", True) not in _HARMLESS_INITS:
-        raise StartError(f"{adapter.directory}: init_lora_weights {config['init_lora_weights']!r} changes the base")
-    for module in config.get("modules_to_save") or ():
-        if module not in _HEADS:
-            raise StartError(f"{adapter.directory}: modules_to_save {module!r} is not served, only heads are")
+        raise StartError(
+            f"{where}: init_lora_weights {config['init_lora_weights']!r} changes the base's weights. {_CONVERSION}"
+        )
+    modules = [module for module in config.get("modules_to_save") or () if f"{module}." not in _OUTPUTS]
+    named = [(module, f".{module}.") for module in modules if module not in _HEADS]
+    named += [("trainable_token_indices", f".{_DELTA}")] if config.get("trainable_token_indices") else []
+    for what, part in named:
+        if not any(part in f".{name}" for name in adapter.tensors):
+            raise StartError(f"{where}: {what!r} was trained, as {ADAPTER_CONFIG} says, but its tensors are missing")
+
+
+def _alpha(adapter: Adapter, trained: str) -> float:
+    """Return what PEFT scaled a module by in training: the value of the pattern that matches the end of its name.
+
+    PEFT takes the first that matches, but sorts the patterns when it saves them, so the first is not known any more.
+    """
+    found = set(_matching(adapter, "alpha_pattern", trained))
+    if len(found) > 1:
+        raise StartError(
+            f"{adapter.directory}: alpha_pattern has {sorted(found)} for {trained}, and the file does not keep which "
+            f"came first in training; change the patterns in {ADAPTER_CONFIG} so that one of them matches"
+        )
+    alpha: float = next(iter(found), adapter.config.get("lora_alpha", LoraConfig.lora_alpha))
+    return alpha
+
+
+def _check_rank(adapter: Adapter, trained: str, rank: int) -> None:
+    """Refuse a tensor whose rank is none that the configuration has for its module."""
+    known = _matching(adapter, "rank_pattern", trained) or [adapter.config.get("r", LoraConfig.r)]
+    if rank not in known:
+        raise StartError(
+            f"{adapter.directory}: the LoRA tensors of {trained} have rank {rank}, but {ADAPTER_CONFIG} says {known[0]}"
+        )
+
+
+def _matching(adapter: Adapter, patterns: str, trained: str) -> list[Any]:
+    given = adapter.config.get(patterns) or {}
+    try:
+        return [value for key, value in given.items() if get_pattern_key([key], trained) == key]
+    except re.error as error:
+        raise StartError(f"{adapter.directory}: {patterns}: not a regular expression: {error}") from error
+
+
+def _plain(name: str) -> str:
+    """Return the name of a module or tensor as it was before PEFT put a layer around it."""
+    return name.removesuffix(".base_layer").replace(".base_layer.", ".")
 
 
 def _bare(name: str, base_model_prefix: str) -> str:

@@ -6,7 +6,6 @@ base serves many signals, each an adapter (or none) with a head. Switching adapt
 torch's operators.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -14,21 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from assay_service.errors import StartError
+from assay_service.scoring.adapters import attach
 from assay_service.scoring.architectures import ARCHITECTURES, ROPE_TYPES, architecture_of, first_position
 from assay_service.scoring.attention import NAME as ATTENTION
 from assay_service.scoring.checkpoint import Adapter
+from assay_service.scoring.embedding import OwnEmbedding
 from assay_service.scoring.files import ADAPTER_CONFIG, read_config, weight_files
 from assay_service.scoring.fused import fuse, segment_table
 from assay_service.scoring.head import Head, pool
 from assay_service.scoring.layout import Layout, Sequence, narrowed, pack
-from assay_service.scoring.lora import bare_tensors, lora_config
 from assay_service.scoring.native import missing
 from assay_service.scoring.rows import make_invariant
 from assay_service.scoring.varlen import NAME as VARLEN
@@ -44,8 +44,9 @@ _UNUSED = (
 
 @dataclass(frozen=True, slots=True)
 class _Signal:
-    adapter: str | None
+    adapters: tuple[str, ...]  # names that PEFT knows them by, in the order in which they are applied
     head: Head
+    embedding: OwnEmbedding | None = None
 
 
 class RewardModel:
@@ -57,7 +58,7 @@ class RewardModel:
 
     Attributes:
         hidden_size: width of the hidden states.
-        vocabulary_size: rows of the embedding.
+        vocabulary_size: rows of the base's embedding; a signal may have its own (`vocabulary_size_of`).
         architecture: what scoring must know of the base.
         kernels: what the base computes with: `assay` (see `native.py`), or torch's operators, and why.
     """
@@ -70,6 +71,7 @@ class RewardModel:
         self.device = device
         self._first_position = first_position(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
+        self._embedding: OwnEmbedding | None = None  # of the active signal
         self.kernels = "torch"
         self._segments: Callable[[Layout], Any] = lambda row: row.segments
         self._narrows = False
@@ -113,27 +115,27 @@ class RewardModel:
             )
         return cls(base, device)
 
-    def add_signal(self, name: str, head: Head, adapter: Adapter | None = None) -> None:
-        """Adds a signal.
+    def add_signal(self, name: str, head: Head, *adapters: Adapter) -> None:
+        """Add a signal.
 
         Args:
             name: its name, new to this model.
             head: reads the logit.
-            adapter: LoRA weights to load onto the base; None reads the bare base.
+            adapters: are put on the base in this order, each trained on what is there before it; none reads the bare
+                base.
 
         Raises:
-            StartError: the adapter does not fit the base, naming a tensor.
+            StartError: an adapter does not fit the base or would change it, naming a tensor.
         """
-        key = None if adapter is None else f"signal{len(self._signals)}"
-        if adapter is not None and key is not None:
-            self._load_adapter(adapter, key)
-        self._signals[name] = _Signal(key, head.to(self.device))
+        keys = tuple(f"signal{len(self._signals)}_{number}" for number in range(len(adapters)))
+        embedding = attach(self.base, self.architecture.dense, dict(zip(keys, adapters, strict=True)))
+        self._signals[name] = _Signal(keys, head.to(self.device), embedding)
         self.base.eval()
 
     def add_fresh_signal(self, name: str, head: Head, lora: LoraConfig | None) -> None:
         """Adds a signal to be trained, with an adapter, or for None with the whole base."""
         if lora is None:
-            self._signals[name] = _Signal(None, head.to(self.device))
+            self._signals[name] = _Signal((), head.to(self.device))
             return
         key = f"signal{len(self._signals)}"
         inject_adapter_in_model(lora, self.base, adapter_name=key)
@@ -141,14 +143,14 @@ class RewardModel:
         for module in self.base.modules():
             if isinstance(module, BaseTunerLayer):  # in mixed precision it would copy its input to fp32 for nothing
                 module.cast_input_dtype_enabled = False
-        self._signals[name] = _Signal(key, head.to(self.device))
-        self._activate(key)
+        self._signals[name] = _Signal((key,), head.to(self.device))
+        self._activate(name)
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
         """What is trained of a fresh signal: LoRA weights, or the whole base's, and the head's."""
         signal = self._signals[name]
         of_base = self.base.named_parameters()
-        mine = [p for n, p in of_base if signal.adapter is None or f".{signal.adapter}." in n]
+        mine = [p for n, p in of_base if not signal.adapters or f".{signal.adapters[0]}." in n]
         return [*mine, *signal.head.parameters()]
 
     def adapter_tensors(self, name: str) -> dict[str, torch.Tensor]:
@@ -156,9 +158,9 @@ class RewardModel:
         signal = self._signals[name]
         prefix = f"base_model.model.{self.base.base_model_prefix}."
         tensors = {
-            prefix + parameter_name.replace(f".{signal.adapter}.", "."): parameter
+            prefix + parameter_name.replace(f".{signal.adapters[0]}.", "."): parameter
             for parameter_name, parameter in self.base.named_parameters()
-            if f".{signal.adapter}." in parameter_name
+            if f".{signal.adapters[0]}." in parameter_name
         }
         head = {f"base_model.model.{self.architecture.head}.{n}": p for n, p in signal.head.named_parameters()}
         return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (tensors | head).items()}
@@ -169,6 +171,19 @@ class RewardModel:
         base = {prefix + n: p for n, p in self.base.state_dict().items()}
         head = {f"{self.architecture.head}.{n}": p for n, p in self._signals[name].head.named_parameters()}
         return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (base | head).items()}
+
+    def vocabulary_size_of(self, name: str) -> int:
+        """Return how many token ids signal `name` embeds: the base's, or those of its own embedding."""
+        embedding = self._signals[name].embedding
+        return self.vocabulary_size if embedding is None else embedding.vocabulary_size
+
+    def own_bytes(self, name: str) -> int:
+        """Return the bytes that signal `name` holds besides the base: LoRA, embedded tokens of its own, the head."""
+        signal = self._signals[name]
+        lora = [p for n, p in self.base.named_parameters() if set(n.split(".")) & set(signal.adapters)]
+        held = [*lora, *signal.head.parameters()]
+        embedding = 0 if signal.embedding is None else signal.embedding.bytes
+        return embedding + sum(int(p.numel()) * int(p.element_size()) for p in held)
 
     def make_invariant(self) -> None:
         """Makes the logit of a sequence independent of what it is computed with; after all signals were added.
@@ -193,7 +208,7 @@ class RewardModel:
 
     def pooled(self, sequences: Seq[Sequence], name: str) -> torch.Tensor:
         """What the head of signal `name` reads: fp32 `[n, H]`, in the order of `sequences`."""
-        self._activate(self._signals[name].adapter)
+        self._activate(name)
         if not self.architecture.packed:
             return torch.cat([self._pooled_alone(sequence) for sequence in sequences])
         row = pack(sequences, share_prompts=self.architecture.causal)
@@ -210,7 +225,7 @@ class RewardModel:
             read: where the kernels' layers serve, `read`: the tokens that are asked for, int64 `[R]`; then `[1, R, H]`.
         """
         output = self.base(
-            input_ids=row.ids.to(self.device),
+            **self._inputs(row.ids.to(self.device)),
             position_ids=row.positions.to(self.device) + self._first_position,
             segments=self._segments(row),
             masks={},
@@ -225,32 +240,21 @@ class RewardModel:
 
     def _pooled_alone(self, sequence: Sequence) -> torch.Tensor:
         ids = torch.tensor([sequence.ids], device=self.device)
-        return pool(self.base(input_ids=ids).last_hidden_state, ((sequence.score,),))
+        return pool(self.base(**self._inputs(ids)).last_hidden_state, ((sequence.score,),))
 
-    def _activate(self, adapter: str | None) -> None:
-        """Makes `adapter`, or the bare base, what the next forward computes."""
+    def _inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what the base is called with: ids, or tokens embedded by the active signal's own embedding."""
+        return {"input_ids": ids} if self._embedding is None else {"inputs_embeds": self._embedding(ids)}
+
+    def _activate(self, name: str) -> None:
+        """Make what signal `name` reads the next forward's: its adapters, or the bare base, and its embedding."""
+        signal = self._signals[name]
+        self._embedding = signal.embedding
         for module in self.base.modules():
             if hasattr(module, "lora_A"):
-                module.enable_adapters(adapter is not None)
-                if adapter is not None and module.active_adapters != [adapter]:
-                    module.set_adapter(adapter)
-
-    def _load_adapter(self, adapter: Adapter, key: str) -> None:
-        prefix = self.base.base_model_prefix
-        tensors = bare_tensors(adapter, prefix)
-        config = lora_config(adapter, prefix)
-        try:
-            with warnings.catch_warnings():
-                # Several adapters on one base is what we mean.
-                warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-                inject_adapter_in_model(config, self.base, adapter_name=key)
-            result = set_peft_model_state_dict(self.base, tensors, adapter_name=key)
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise StartError(f"{adapter.directory}: the adapter does not fit its base: {error}") from error
-        unknown = sorted(result.unexpected_keys)
-        missing = sorted(name for name in result.missing_keys if f".{key}" in name)
-        if unknown or missing:
-            raise StartError(f"{adapter.directory}: the adapter does not fit its base at {(unknown + missing)[0]}")
+                module.enable_adapters(bool(signal.adapters))
+                if signal.adapters and module.active_adapters != list(signal.adapters):
+                    module.set_adapter(list(signal.adapters))
 
 
 def _head_size(config: Any) -> int:  # noqa: ANN401 - transformers' configurations

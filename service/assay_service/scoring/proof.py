@@ -25,7 +25,7 @@ def is_invariant(model: RewardModel, name: str, longest_tokens: int) -> bool:
         longest_tokens: tokens that a sequence may have.
     """
     generator = random.Random(0)  # noqa: S311 - a draw, not a secret
-    sequences = _sequences(generator, model.vocabulary_size, longest_tokens)
+    sequences = _sequences(generator, model.vocabulary_size_of(name), longest_tokens)
     order = generator.sample(range(len(sequences)), len(sequences))
     half = len(sequences) // 2
     with torch.inference_mode():

@@ -194,7 +194,7 @@ def _misread_by_transformers(directory: Path) -> str | None:
 
 def _from_file(directory: Path) -> Tokenizer:
     """Return the tokenizer of `tokenizer.json`; without truncation and padding, which would cut or fill texts."""
-    path = tokenizer_directory(directory, None) / TOKENIZER_FILE
+    path = tokenizer_directory(directory) / TOKENIZER_FILE
     try:
         encoder = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no class of its own

@@ -1,0 +1,78 @@
+"""Put the adapters of one signal on a base: LoRA through PEFT, embedded tokens into the signal's own copy.
+
+No tensor of the base is written: what PEFT is handed are LoRA tensors alone (`lora.py` refuses the others by name).
+"""
+
+import warnings
+from collections.abc import Mapping
+
+from peft import inject_adapter_in_model, set_peft_model_state_dict
+from transformers import PreTrainedModel
+
+from assay_service.errors import StartError
+from assay_service.scoring.checkpoint import Adapter
+from assay_service.scoring.embedding import OwnEmbedding, own_embedding
+from assay_service.scoring.lora import Parts, name_of_embedding, parts_of
+
+
+def attach(base: PreTrainedModel, dense: str | None, adapters: Mapping[str, Adapter]) -> OwnEmbedding | None:
+    """Load adapters onto a base; which of them a forward uses is decided later.
+
+    Several are applied together, which is what merging one after the other comes to: LoRA adds to a layer's output.
+    DoRA scales what is there, by norms of the weight that it was trained on, so it can only be the first.
+
+    Args:
+        base: a bare base; other signals' adapters may be on it.
+        dense: the layer before the head, which is read with the head, from the last adapter; None for none.
+        adapters: by the name that PEFT is to know them by, in the order in which they are applied.
+
+    Returns:
+        The token embedding of a signal with these adapters; None where it is the base's.
+
+    Raises:
+        StartError: an adapter does not fit, or would change the base, naming a tensor or setting.
+    """
+    last = list(adapters)[-1:]
+    parts = {key: parts_of(adapter, base, dense if key in last else None) for key, adapter in adapters.items()}
+    for part in list(parts.values())[1:]:
+        if part.adapter.config.get("use_dora"):
+            raise StartError(
+                f"{part.adapter.directory}: DoRA on top of another adapter is not served; merge the adapters before it "
+                "into the base (PEFT: merge_and_unload, then save_pretrained) and serve that as `base`"
+            )
+    embedding, parts = _embedding(base, parts)
+    for key, part in parts.items():
+        if part.trained_names:
+            _inject(base, key, part)
+    return embedding
+
+
+def _embedding(base: PreTrainedModel, parts: dict[str, Parts]) -> tuple[OwnEmbedding | None, dict[str, Parts]]:
+    """Return the embedding that the adapters make, and the adapters without what is in it.
+
+    LoRA on an embedding stays with PEFT where nothing else changes it, since it takes less memory than a table.
+    """
+    shared = base.get_input_embeddings()
+    shared = getattr(shared, "base_layer", shared)
+    name = name_of_embedding(base)
+    own = own_embedding(shared, [part.embedding for part in parts.values()])
+    if not any(name in part.trained_names for part in parts.values()) or (own is None and len(parts) == 1):
+        return own, parts
+    folded = {key: part.with_embedding_folded(name) for key, part in parts.items()}
+    return own_embedding(shared, [part.embedding for part in folded.values()]), folded
+
+
+def _inject(base: PreTrainedModel, key: str, part: Parts) -> None:
+    where, config = part.adapter.directory, part.config()
+    try:
+        with warnings.catch_warnings():
+            # Several adapters on one base is what we mean.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            inject_adapter_in_model(config, base, adapter_name=key)
+        result = set_peft_model_state_dict(base, dict(part.lora), adapter_name=key)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise StartError(f"{where}: the adapter does not fit its base: {error}") from error
+    missing = sorted(name for name in result.missing_keys if f".{key}." in name or name.endswith(f".{key}"))
+    wrong = [*sorted(result.unexpected_keys), *missing]
+    if wrong:
+        raise StartError(f"{where}: the adapter does not fit its base at {wrong[0]}")

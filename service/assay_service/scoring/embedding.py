@@ -1,0 +1,126 @@
+"""A signal's own token embedding: the rows that differ from the base's, and the base's for every other token.
+
+Runs that add tokens train an embedding, or some of its rows. The base's embedding is shared by every signal on it, so
+such rows live in the signal's own copy.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from assay_service.errors import StartError
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingChange:
+    """What one adapter's file does to the token embedding.
+
+    Attributes:
+        source: the adapter's directory, for errors.
+        whole: `[V, H]`, in the place of the embedding; V may differ from the base's. None keeps what was there.
+        delta: fp32 `[V, H]`, added to it (LoRA on the embedding). None adds nothing.
+        indices: token ids that have rows of their own.
+        rows: `[k, H]`, the rows of `indices`; they replace, although PEFT calls them a delta.
+    """
+
+    source: Path
+    whole: torch.Tensor | None = None
+    delta: torch.Tensor | None = None
+    indices: tuple[int, ...] = ()
+    rows: torch.Tensor | None = None
+
+    def applied_to(self, table: torch.Tensor) -> torch.Tensor:
+        """Return the embedding `[V', H]` after this change of `table`, `[V, H]`.
+
+        Raises:
+            StartError: a shape does not fit, or ids between the table's end and the last trained row have no row.
+        """
+        if self.whole is not None:
+            self._check_width(self.whole, table)
+            table = self.whole.to(table.device)
+        if self.delta is not None:
+            if self.delta.shape != table.shape:
+                raise StartError(
+                    f"LoRA on an embedding of {list(self.delta.shape)}, but the embedding is {list(table.shape)}"
+                )
+            table = table.float() + self.delta.to(table.device)
+        return table if self.rows is None else self._with_rows(self.rows, table)
+
+    def _with_rows(self, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        self._check_width(rows, table)
+        if len(set(self.indices)) != len(rows) or min(self.indices) < 0:
+            raise StartError(
+                f"{self.source}: trainable_token_indices {list(self.indices)} are not {len(rows)} different ids, one "
+                "for each row"
+            )
+        missing = sorted(set(range(len(table), max(self.indices) + 1)) - set(self.indices))
+        if missing:
+            raise StartError(
+                f"{self.source}: token {missing[0]} lies beyond the base's embedding and has no row; "
+                "save the adapter with save_embedding_layers=True"
+            )
+        added = table.new_zeros(max(0, max(self.indices) + 1 - len(table)), table.shape[1])
+        table = torch.cat([table, added])  # a copy in any case
+        table[torch.tensor(self.indices, device=table.device)] = rows.to(table)
+        return table
+
+    def _check_width(self, rows: torch.Tensor, table: torch.Tensor) -> None:
+        if rows.ndim != 2 or rows.shape[1] != table.shape[1]:
+            raise StartError(
+                f"{self.source}: embedding of shape {list(rows.shape)}, but tokens of this base have "
+                f"{table.shape[1]} numbers"
+            )
+
+
+class OwnEmbedding:
+    """The token embedding of one signal, which stores the rows that the base does not have.
+
+    Args:
+        shared: the base's embedding; is read at every call and never written.
+        table: `[V, H]`, the signal's embedding.
+
+    Attributes:
+        vocabulary_size: V.
+        own_rows: rows that are stored here.
+        bytes: what they take, with the table that finds them.
+    """
+
+    def __init__(self, shared: nn.Embedding, table: torch.Tensor) -> None:
+        weight = shared.weight.detach()
+        common = min(len(table), len(weight))
+        own = torch.ones(len(table), dtype=torch.bool, device=weight.device)
+        own[:common] = (table[:common] != weight[:common]).any(dim=1)
+        places = torch.full((len(table),), -1, dtype=torch.int32, device=weight.device)
+        places[own] = torch.arange(int(own.sum()), dtype=torch.int32, device=weight.device)
+        self._shared, self._places, self._rows = shared, places, table[own].contiguous()
+        self.vocabulary_size = len(table)
+        self.own_rows = len(self._rows)
+        self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in (self._rows, self._places))
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the embedded tokens, `[..., H]`, of int64 ids `[...]`. Rows are copied, so no neighbour matters."""
+        places = self._places[ids].long()
+        own = places >= 0
+        embedded: torch.Tensor = self._shared(ids.masked_fill(own, 0))
+        if not self.own_rows:
+            return embedded
+        mine = self._rows[places.clamp(min=0)]
+        scale = getattr(self._shared, "embed_scale", None)  # Gemma's embedding multiplies what it looks up
+        mine = mine if scale is None else mine * scale.to(mine.dtype)
+        return torch.where(own[..., None], mine, embedded)
+
+
+def own_embedding(shared: nn.Embedding, changes: Iterable[EmbeddingChange]) -> OwnEmbedding | None:
+    """Return the embedding that `changes`, in order, make of the base's; None where they change nothing.
+
+    Raises:
+        StartError: a change does not fit the embedding.
+    """
+    table = weight = shared.weight.detach()
+    for change in changes:
+        table = change.applied_to(table)
+    table = table.to(weight)
+    return None if torch.equal(table, weight) else OwnEmbedding(shared, table)
