@@ -1,7 +1,7 @@
 """Load every signal of a configuration into a registry, and check it against what its checkpoint claims."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from assay_service.errors import StartError
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
-from assay_service.scoring import checkpoint, files, manifest
+from assay_service.scoring import checkpoint, files, manifest, names
 from assay_service.scoring.architectures import Architecture, activation_of
 from assay_service.scoring.head import Dense, Head, checked
 from assay_service.scoring.item import PROBE, Item, Message
@@ -93,8 +93,8 @@ class _Loader:
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError("template: not the one that the checkpoint was trained with (template_sha256 differs)")
         provenance = Provenance(
-            model=settings.base,
-            revision=base.name if settings.revision else base_sha256,
+            model=resolved.model,
+            revision=base.name if resolved.revision else base_sha256,
             adapter_sha256=None if adapter is None else adapter.sha256,
             head_sha256=head.sha256,
             template_sha256=renderer.template.sha256,
@@ -126,19 +126,24 @@ class _Loader:
 
 def _weights(resolved: ResolvedSignal) -> tuple[checkpoint.Adapter | None, checkpoint.HeadTensors]:
     if resolved.adapter is None:
-        head = checkpoint.read_head(files.weight_files(resolved.base))
+        weights = files.weight_files(resolved.base)
+        head = checkpoint.read_head(weights, resolved.config.get("value_head_prefix"))
         if head is None:
-            raise StartError(
-                f"{resolved.base}: no head; looked for score.weight, classifier.weight, v_head.*, value_head.*"
-            )
+            raise StartError(f"{resolved.base}: {_why_no_head(resolved.base, weights)}")
         return None, head
     adapter, head = checkpoint.read_adapter(resolved.adapter)
     if head is None:
+        weights = [resolved.adapter / files.ADAPTER_WEIGHTS]
         raise StartError(
-            f"{resolved.adapter}: the adapter has no head (score.weight, classifier.weight); "
-            "train it with modules_to_save"
+            f"{resolved.adapter}: the adapter has no head: {_why_no_head(resolved.adapter, weights)}. PEFT saves a "
+            "head that was trained with `modules_to_save`"
         )
     return adapter, head
+
+
+def _why_no_head(directory: Path, weights: Sequence[Path]) -> str:
+    pickle = files.pickled(directory, files.VALUE_HEAD)
+    return f"no head{pickle}" if pickle else names.why_no_head(names.shapes_of(weights))
 
 
 def _made_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:

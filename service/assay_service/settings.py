@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from assay_service.errors import StartError
-from assay_service.scoring.manifest import EosPolicy, Kind, ScorePosition, Unfinished
+from assay_service.scoring.manifest import EosPolicy, Kind, ScorePosition, TokenTypes, Unfinished
 from assay_service.scoring.mix import Standardise
 
 EMBEDDED = Path(__file__).parent / "embedded" / "service.yaml"
@@ -26,7 +26,7 @@ class SignalSettings(_Frozen):
 
     Attributes:
         kind: what the logit means.
-        base: a path, `package:NAME`, or a hub id.
+        base: a path, `package:NAME`, or a hub id; None takes the one that the adapter's `adapter_config.json` names.
         revision: commit, tag or branch of a hub id.
         adapter: path of a LoRA adapter with its head; None serves the base's own head.
         dtype: what the base computes in; None means the checkpoint's own.
@@ -38,10 +38,12 @@ class SignalSettings(_Frozen):
         mean: of the logits, for blends that standardise.
         std: likewise.
         unfinished: whether completions that were cut off are scored or are an error.
+        pad_token_id: the id that `score_position: last_non_pad_id` skips.
+        token_types: the types (segments) of tokens, for bases that tell several apart.
     """
 
     kind: Kind | None = None
-    base: str
+    base: str | None = None
     revision: str | None = None
     adapter: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -53,6 +55,14 @@ class SignalSettings(_Frozen):
     mean: float | None = Field(None, allow_inf_nan=False)
     std: float | None = Field(None, gt=0, allow_inf_nan=False)
     unfinished: Unfinished | None = None
+    pad_token_id: int | None = Field(None, ge=0)
+    token_types: TokenTypes | None = None
+
+    @model_validator(mode="after")
+    def _some_weights(self) -> "SignalSettings":
+        if self.base is None and self.adapter is None:
+            raise ValueError("base: declare the directory or hub id of the model, or an `adapter` that names its base")
+        return self
 
 
 class BlendSettings(_Frozen):

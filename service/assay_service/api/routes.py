@@ -16,6 +16,7 @@ from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.errors import AssayError, ServingError
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.mix import probability, ranked
+from assay_service.scoring.render import Rendered
 
 API_VERSION = "1"
 
@@ -142,6 +143,7 @@ async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring)
                     end=rendering.sequence.score.end,
                 ),
                 truncated_tokens=rendering.truncated_tokens,
+                **_types(scorer, name, rendering),
             )
             for name, rendering in result.items()
         }
@@ -198,6 +200,7 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "score_position": signal.renderer.rules.score_position,
                 "eos": signal.renderer.rules.eos,
                 "unfinished": signal.renderer.rules.unfinished,
+                "token_types": signal.renderer.rules.token_types,
                 "mean": None if signal.moments is None else signal.moments.mean,
                 "std": None if signal.moments is None else signal.moments.std,
             }
@@ -210,6 +213,13 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     return Response(request.app.state.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _types(scorer: Scorer, name: str, rendering: Rendered) -> dict[str, list[int]]:
+    """Return the token types of a rendering, for a signal whose base tells several apart."""
+    if scorer.registry.signals[name].renderer.rules.token_types is None:
+        return {}
+    return {"token_types": rendering.sequence.types}
 
 
 def _check_count(request: Request, count: int, param: str) -> None:
