@@ -11,7 +11,13 @@ from typing import Any, TypeVar
 
 from assay_service.errors import StartError
 from assay_service.scoring import files, manifest
-from assay_service.scoring.architectures import ARCHITECTURES, longest_scaled, longest_sequence, token_types
+from assay_service.scoring.architectures import (
+    ARCHITECTURES,
+    architecture_of,
+    longest_scaled,
+    longest_sequence,
+    token_types,
+)
 from assay_service.scoring.manifest import Kind, Manifest, ScorePosition, TokenTypes
 from assay_service.scoring.mix import Moments
 from assay_service.scoring.pads import Pads
@@ -79,6 +85,7 @@ def _resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSign
     directory = adapter or base
     claims = manifest.read(directory)
     config = files.read_config(base)
+    architecture_of(config, base)
     tokenizer = directory if (directory / "tokenizer.json").is_file() else base
     declared = None if settings.template is None else relative_to / Path(settings.template).expanduser()
     template = read_template(declared, directory, tokenizer)
