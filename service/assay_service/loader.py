@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from assay_service.errors import StartError
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
-from assay_service.scoring import checkpoint, files, manifest, tokenizer
+from assay_service.scoring import checkpoint, files, manifest, names, tokenizer
 from assay_service.scoring.architectures import Architecture, activation_of
 from assay_service.scoring.head import Dense, Head, checked
 from assay_service.scoring.item import PROBE, Item, Message
@@ -99,8 +99,8 @@ class _Loader:
         if resolved.claims.template_sha256 is None:
             _warn_of_unprinted(name, unprinted)
         provenance = Provenance(
-            model=settings.base,
-            revision=base.name if settings.revision else base_sha256,
+            model=resolved.model,
+            revision=base.name if resolved.revision else base_sha256,
             adapter_sha256=checkpoint.sha256_of_adapters(adapters),
             head_sha256=head.sha256,
             template_sha256=renderer.template.sha256,
@@ -140,20 +140,25 @@ class _Loader:
 def _weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
     """Return the adapters in the order in which they are applied, and the head: the last adapter's, else the base's."""
     if resolved.adapter is None:
-        head = checkpoint.read_head(files.weight_files(resolved.base))
+        weights = files.weight_files(resolved.base)
+        head = checkpoint.read_head(weights, resolved.config.get("value_head_prefix"))
         if head is None:
-            raise StartError(
-                f"{resolved.base}: no head; looked for score.weight, classifier.weight, v_head.*, value_head.*"
-            )
+            raise StartError(f"{resolved.base}: {_why_no_head(resolved.base, weights)}")
         return [], head
     read = [checkpoint.read_adapter(directory) for directory in resolved.adapters]
     head = read[-1][1]
     if head is None:
+        weights = [resolved.adapter / files.ADAPTER_WEIGHTS]
         raise StartError(
-            f"{resolved.adapter}: the adapter has no head (score.weight, classifier.weight); "
-            "train it with modules_to_save"
+            f"{resolved.adapter}: the adapter has no head: {_why_no_head(resolved.adapter, weights)}. PEFT saves a "
+            "head that was trained with `modules_to_save`"
         )
     return [adapter for adapter, _ in read], head
+
+
+def _why_no_head(directory: Path, weights: Sequence[Path]) -> str:
+    pickle = files.pickled(directory, files.VALUE_HEAD)
+    return f"no head{pickle}" if pickle else names.why_no_head(names.shapes_of(weights))
 
 
 def _made_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:

@@ -14,6 +14,7 @@ from assay_service.scoring.manifest import (
     EosPolicy,
     Kind,
     ScorePosition,
+    TokenTypes,
     Unfinished,
 )
 from assay_service.scoring.mix import Standardise
@@ -33,7 +34,7 @@ class SignalSettings(_Frozen):
 
     Attributes:
         kind: what the logit means.
-        base: a path, `package:NAME`, or a hub id.
+        base: a path, `package:NAME`, or a hub id; None takes the one that the adapter's `adapter_config.json` names.
         revision: commit, tag or branch of a hub id.
         adapter: path of a LoRA adapter with its head; None serves the base's own head. A list is applied in order, each
             adapter trained on the base with those before it; the last one brings the head.
@@ -50,10 +51,12 @@ class SignalSettings(_Frozen):
         dropped_content: whether an item is an error, or scored and reported, if the template leaves out a part of it.
         control_tokens: whether a control token in a message is an error, or is read as plain characters.
         unfinished: whether completions that were cut off are scored or are an error.
+        pad_token_id: the id that `score_position: last_non_pad_id` skips.
+        token_types: the types (segments) of tokens, for bases that tell several apart.
     """
 
     kind: Kind | None = None
-    base: str
+    base: str | None = None
     revision: str | None = None
     adapter: str | Annotated[list[str], Field(min_length=1)] | None = None
     adapter_base: str | None = None
@@ -69,6 +72,14 @@ class SignalSettings(_Frozen):
     template_name: str | None = None
     dropped_content: DroppedContent = "error"
     control_tokens: ControlTokenPolicy = "error"
+    pad_token_id: int | None = Field(None, ge=0)
+    token_types: TokenTypes | None = None
+
+    @model_validator(mode="after")
+    def _some_weights(self) -> "SignalSettings":
+        if self.base is None and self.adapter is None:
+            raise ValueError("base: declare the directory or hub id of the model, or an `adapter` that names its base")
+        return self
 
 
 class BlendSettings(_Frozen):

@@ -50,7 +50,7 @@ CONFIG = """
 signals:
   pref: {base: base, adapter: pref}
   abs: {base: base, adapter: abs}
-  enc: {base: enc, kind: preference, eos: template, unfinished: error}
+  enc: {base: enc, kind: preference, eos: template, unfinished: error, token_types: zero}
 blends:
   mix: {weights: {pref: 0.25, abs: 0.75}}
   mix_std: {weights: {pref: 0.25, abs: 0.75}, standardise: manifest}

@@ -15,18 +15,20 @@ def sequences(draw: st.DrawFn) -> Sequence:
     completion = tuple(draw(st.lists(st.integers(5, 9), min_size=0 if prompt else 1, max_size=6)))
     ids = prompt + completion
     start = draw(st.integers(0, len(ids) - 1))
-    return Sequence(ids, len(prompt), Span(start, draw(st.integers(start + 1, len(ids)))))
+    second = draw(st.none() | st.integers(0, len(ids) - 1))
+    return Sequence(ids, len(prompt), Span(start, draw(st.integers(start + 1, len(ids)))), second)
 
 
 @given(st.lists(sequences(), min_size=1, max_size=12), st.booleans())
 def test_every_sequence_is_there_whole_and_read_where_it_says(given: list[Sequence], share: bool) -> None:
     row = pack(given, share_prompts=share)
-    ids, positions = row.ids[0].tolist(), row.positions[0].tolist()
+    ids, positions, types = row.ids[0].tolist(), row.positions[0].tolist(), row.types[0].tolist()
     whole = {segment.own: segment for segment in row.segments}
     for sequence, pieces in zip(given, row.spans, strict=True):
-        read = [(ids[i], positions[i]) for piece in pieces for i in range(piece.start, piece.end)]
+        read = [(ids[i], positions[i], types[i]) for piece in pieces for i in range(piece.start, piece.end)]
         span = sequence.score
-        assert read == [(sequence.ids[i], i) for i in range(span.start, span.end)]
+        first = len(sequence.ids) if sequence.second_segment is None else sequence.second_segment
+        assert read == [(sequence.ids[i], i, int(i >= first)) for i in range(span.start, span.end)]
         last = next(own for own in whole if own.start <= pieces[-1].start < own.end)
         seen = [whole[last].prefix, last] if whole[last].prefix else [last]
         text = [ids[i] for part in seen if part for i in range(part.start, part.end)]
@@ -36,8 +38,8 @@ def test_every_sequence_is_there_whole_and_read_where_it_says(given: list[Sequen
 @given(st.lists(sequences(), min_size=1, max_size=12))
 def test_a_prompt_is_computed_once(given: list[Sequence]) -> None:
     row = pack(given, share_prompts=True)
-    prompts = {sequence.prompt for sequence in given}
-    assert row.tokens == sum(map(len, prompts)) + sum(len(s.ids) - s.boundary for s in given)
+    prompts = {(s.prompt, tuple(s.types[: s.boundary])) for s in given}
+    assert row.tokens == sum(len(prompt) for prompt, _ in prompts) + sum(len(s.ids) - s.boundary for s in given)
     assert row.ids.shape == row.positions.shape == (1, -(-row.tokens // STEP_TOKENS) * STEP_TOKENS)
 
 
@@ -60,6 +62,8 @@ def test_nothing_cannot_be_packed_and_a_boundary_lies_inside() -> None:
         pack([], share_prompts=True)
     with pytest.raises(ValueError, match="boundary 3"):
         Sequence((1, 2), 3, Span(0, 1))
+    with pytest.raises(ValueError, match="second segment 2"):
+        Sequence((1, 2), 1, Span(0, 1), 2)
 
 
 @given(given=st.lists(sequences(), min_size=1, max_size=6), share=st.booleans())

@@ -154,12 +154,13 @@ class DroppedText(_Answer):
 
 
 class RenderedSignal(_Answer):
-    """What exactly one signal scores."""
+    """What exactly one signal scores; `token_types` for bases that have more than one."""
 
     text: str
     ids: list[int]
     boundary: int
     score_position: ScorePositionInfo
+    token_types: list[int] | None = None
     truncated_tokens: int
     dropped_tokens: int
     dropped: list[DroppedText]

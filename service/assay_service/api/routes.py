@@ -186,6 +186,7 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "unfinished": signal.renderer.rules.unfinished,
                 "dropped_content": signal.renderer.rules.dropped_content,
                 "control_tokens": signal.renderer.rules.control_tokens,
+                "token_types": signal.renderer.rules.token_types,
                 "mean": None if signal.moments is None else signal.moments.mean,
                 "std": None if signal.moments is None else signal.moments.std,
             }

@@ -124,12 +124,13 @@ class Scorer:
     def shown(self, name: str, rendered: Rendered) -> answers.RenderedSignal:
         """What exactly one signal scores."""
         span = rendered.sequence.score
-        policy = self.registry.signals[name].renderer.rules.score_position
+        rules = self.registry.signals[name].renderer.rules
+        types = {} if rules.token_types is None else {"token_types": rendered.sequence.types}
         return answers.RenderedSignal(
             text=rendered.text,
             ids=list(rendered.sequence.ids),
             boundary=rendered.boundary,
-            score_position=answers.ScorePositionInfo(policy=policy, start=span.start, end=span.end),
+            score_position=answers.ScorePositionInfo(policy=rules.score_position, start=span.start, end=span.end),
             truncated_tokens=rendered.truncated_tokens,
             dropped_tokens=rendered.dropped_tokens,
             dropped=[
@@ -137,6 +138,7 @@ class Scorer:
                 for part in rendered.dropped
             ],
             control_tokens_as_text=rendered.control_tokens_as_text,
+            **types,
         )
 
     def blended(self, blend: Blend, score: ItemScore | AssayError) -> float | AssayError:

@@ -16,13 +16,15 @@ ENTRY_BYTES = 300
 def key_of(identity: str, sequence: Sequence) -> bytes:
     """What decides a logit, as 32 bytes.
 
-    Prompt, completion, truncation and finish reason are all in the ids, the boundary and the score span.
+    Prompt, completion, truncation and finish reason are all in the ids, the boundary, the score span and the place
+    where the second segment begins.
 
     Args:
         identity: all that decides a logit of the signal besides the sequence.
-        sequence: ids, boundary and score span.
+        sequence: ids, boundary, score span and second segment.
     """
-    numbers = array("q", (sequence.boundary, sequence.score.start, sequence.score.end, *sequence.ids))
+    second = -1 if sequence.second_segment is None else sequence.second_segment
+    numbers = array("q", (sequence.boundary, sequence.score.start, sequence.score.end, second, *sequence.ids))
     return hashlib.sha256(f"{identity}\n".encode() + numbers.tobytes()).digest()
 
 

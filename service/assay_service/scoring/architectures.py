@@ -1,5 +1,6 @@
 """The architectures that are served, each held to a parity test, and what scoring must know of them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ class Architecture:
         head_bias: whether that has a bias.
         dense: what transformers calls the layer that a classifier has between hidden state and head; None for none.
         positions_after_pad: positions count from behind the pad token's id (fairseq's convention).
+        type_vocab_size: what transformers assumes where `config.json` has no such key; None where the architecture's
+            tokenizers never set token types, so that every token has type 0.
     """
 
     causal: bool
@@ -26,21 +29,30 @@ class Architecture:
     head_bias: bool = False
     dense: str | None = None
     positions_after_pad: bool = False
+    type_vocab_size: int | None = None
 
 
 _DECODER = Architecture(causal=True)
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt_neox"), _DECODER),
-    "bert": Architecture(causal=False, head="classifier", head_bias=True, dense="pooler.dense"),
+    "bert": Architecture(causal=False, head="classifier", head_bias=True, dense="pooler.dense", type_vocab_size=2),
     "roberta": Architecture(
         causal=False, head="classifier", head_bias=True, dense="classifier.dense", positions_after_pad=True
     ),
-    "deberta-v2": Architecture(causal=False, packed=False, head="classifier", head_bias=True, dense="pooler.dense"),
+    "deberta-v2": Architecture(
+        causal=False, packed=False, head="classifier", head_bias=True, dense="pooler.dense", type_vocab_size=0
+    ),
 }
 
 # longrope and dynamic pick their frequencies by the longest sequence of the row: neighbours would matter.
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
+
+# Those that stretch positions by a factor.
+_SCALED_ROPES = frozenset({"linear", "llama3", "yarn"})
+
+# The pad of a RoBERTa whose configuration names none, in transformers.
+_ROBERTA_PAD = 1
 
 
 def architecture_of(config: Mapping[str, Any], where: object) -> Architecture:
@@ -67,13 +79,44 @@ def architecture_of(config: Mapping[str, Any], where: object) -> Architecture:
 def first_position(config: Mapping[str, Any]) -> int:
     """The position of a sequence's first token."""
     architecture = ARCHITECTURES.get(config.get("model_type", ""))
-    return config["pad_token_id"] + 1 if architecture is not None and architecture.positions_after_pad else 0
+    if architecture is None or not architecture.positions_after_pad:
+        return 0
+    return int(config.get("pad_token_id", _ROBERTA_PAD)) + 1
 
 
 def longest_sequence(config: Mapping[str, Any]) -> int | None:
     """Tokens for which there are positions; None where the configuration does not say."""
     positions = config.get("max_position_embeddings")
     return positions - first_position(config) if isinstance(positions, int) else None
+
+
+def longest_scaled(config: Mapping[str, Any]) -> int | None:
+    """Return the tokens that a scaling of rotary positions reaches; None where the configuration has none.
+
+    Qwen's way to declare yarn keeps `max_position_embeddings` at the length before scaling. The scaling then reaches
+    `factor` times `original_max_position_embeddings`. Both spellings are read: `rope_parameters` of transformers 5 and
+    the older `rope_scaling`.
+
+    Raises:
+        StartError: the scaling's numbers are not numbers.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) not in _SCALED_ROPES:
+        return None
+    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
+    if factor is None or original is None:
+        return None
+    if not all(isinstance(number, int | float) and 0 < number < math.inf for number in (factor, original)):
+        raise StartError(f"config.json: rope scaling: factor {factor!r} of {original!r} positions is not a length")
+    return int(factor * original)
+
+
+def token_types(config: Mapping[str, Any]) -> int:
+    """Return how many token types (segments) a base tells apart; 1 where it has none or never gets any but 0."""
+    architecture = ARCHITECTURES.get(config.get("model_type", ""))
+    if architecture is None or architecture.type_vocab_size is None:
+        return 1
+    return max(1, int(config.get("type_vocab_size", architecture.type_vocab_size)))
 
 
 def activation_of(config: Mapping[str, Any]) -> str:

@@ -15,17 +15,8 @@ import torch
 from safetensors import safe_open
 
 from assay_service.errors import StartError
-from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_config, value_head_files
-
-# Where trainers put the head: transformers' ForSequenceClassification (`score`, `classifier`), TRL and LLaMA-Factory
-# (`v_head.summary`), OpenRLHF (`value_head`). PEFT's modules_to_save adds `base_model.model.` in front.
-_HEAD_MODULES = (
-    *("score", "classifier", "classifier.out_proj"),
-    *("v_head.summary", "v_head", "value_head.summary", "value_head"),
-)
-_HEAD_WEIGHT = re.compile(
-    rf"^(?:base_model\.model\.)?(?:{'|'.join(map(re.escape, _HEAD_MODULES))})(?:\.modules_to_save\.\w+)?\.weight$"
-)
+from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, pickled, read_config, value_head_files
+from assay_service.scoring.names import head_weight, unwrapped
 
 # Keys of a PEFT model's raw `state_dict`: with the adapter's name in them, and what the adapter stands beside.
 _NAMED = re.compile(
@@ -86,22 +77,30 @@ class Adapter:
         return hashlib.sha256((_hash_tensors(self.tensors) + json.dumps(scale, sort_keys=True)).encode()).hexdigest()
 
 
-def read_head(files: Iterable[Path]) -> HeadTensors | None:
-    """The head in `files`, or None if they hold none.
+def read_head(files: Iterable[Path], also: str | None = None) -> HeadTensors | None:
+    """Return the head in `files`, or None if they hold none.
+
+    Args:
+        files: safetensors files.
+        also: the name of one more module that is a head, as `value_head_prefix` in `config.json` says.
 
     Raises:
         StartError: naming the tensors, if there are several.
     """
     found: list[HeadTensors] = []
+    pattern = head_weight(also)
     for path in files:
         with safe_open(path, framework="pt") as tensors:
             names = set(tensors.keys())
-            for name in sorted(filter(_HEAD_WEIGHT.match, names)):
+            for name in sorted(name for name in names if pattern.match(unwrapped(name))):
                 bias = name.removesuffix("weight") + "bias"
                 own = tensors.get_tensor(bias) if bias in names else None
                 found.append(HeadTensors(name, tensors.get_tensor(name), own))
     if len(found) > 1:
-        raise StartError(f"several heads: {', '.join(sorted(head.name for head in found))}; a signal has one")
+        raise StartError(
+            f"several heads: {', '.join(sorted(head.name for head in found))}; a signal has one. Save the checkpoint "
+            "with the one that was trained"
+        )
     return found[0] if found else None
 
 
@@ -115,7 +114,7 @@ def read_dense(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch.
     name = re.compile(rf"^(?:base_model\.model\.)?(?:\w+\.)?{re.escape(module)}(?:\.modules_to_save\.\w+)?\.weight$")
     for path in files:
         with safe_open(path, framework="pt") as tensors:
-            for weight in filter(name.match, tensors.keys()):
+            for weight in (found for found in tensors.keys() if name.match(unwrapped(found))):  # noqa: SIM118
                 return tensors.get_tensor(weight), tensors.get_tensor(weight.removesuffix("weight") + "bias")
     return None
 
@@ -131,7 +130,7 @@ def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
         raise StartError(f"{directory}: peft_type {config.get('peft_type')!r}; only LORA adapters are served")
     path = directory / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise StartError(f"{directory}: no {ADAPTER_WEIGHTS}")
+        raise StartError(f"{directory}: no {ADAPTER_WEIGHTS}{pickled(directory, ADAPTER_WEIGHTS)}")
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     head = read_head([path, *value_head_files(directory)])

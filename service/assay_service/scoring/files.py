@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ _OTHER_TOKENIZERS = {
     "vocab.txt": "transformers' Python tokenizers",
     "added_tokens.json": "transformers' Python tokenizers",
 }
+VALUE_HEAD = "value_head.safetensors"
 PACKAGE_SCHEME = "package:"
+_NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "trainer_state", "value_head", "adapter_model")
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -99,9 +102,7 @@ def weight_files(directory: Path) -> list[Path]:
         shards = read_config(directory, index.name).get("weight_map", {})
         files = [directory / name for name in sorted(set(shards.values()))]
     else:
-        pickles = sorted(p.name for p in directory.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".pkl"})
-        hint = f"; {pickles[0]} is a pickle and is not read" if pickles else ""
-        raise StartError(f"{directory}: neither model.safetensors nor its index{hint}")
+        raise StartError(f"{directory}: neither model.safetensors nor its index{pickled(directory, single.name)}")
     missing = [path.name for path in files if not path.is_file()]
     if missing or not files:
         raise StartError(f"{directory}: {missing[0] if missing else 'every shard'} is missing")
@@ -124,15 +125,56 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
         StartError: it is missing, malformed, or asks for remote code.
     """
     path = directory / file_name
+    if not path.is_file():
+        raise StartError(f"{path}: no such file{_instead(directory, file_name)}")
+    config = read_json(path)
+    if "auto_map" in config:
+        raise StartError(
+            f"{path}: `auto_map` asks for remote code, which Assay never runs; if the model is of a served class "
+            "without that code, remove `auto_map` from a copy of the file"
+        )
+    return config
+
+
+def pickled(directory: Path, wanted: str) -> str:
+    """Return what to do about weights that are pickled where `wanted` should be; "" where there are none.
+
+    Args:
+        directory: of the checkpoint.
+        wanted: name of the safetensors file that is missing.
+    """
+    stem = "pytorch_model" if wanted == "model.safetensors" else wanted.removesuffix(".safetensors")
+    found = sorted(path.name for path in directory.glob(f"{stem}*.bin"))
+    if not found and wanted == "model.safetensors":
+        others = (path.name for path in directory.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".pkl"})
+        found = sorted(name for name in others if not name.startswith(_NOT_WEIGHTS))
+    if not found:
+        return ""
+    pattern = f"{stem}*.bin" if found[0].startswith(stem) else found[0]
+    code = (
+        f"import glob, torch; from safetensors.torch import save_file; w = {{}}; "
+        f"[w.update(torch.load(p, map_location='cpu', weights_only=True)) for p in sorted(glob.glob('{pattern}'))]; "
+        f"save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{wanted}', metadata={{'format': 'pt'}})"
+    )
+    return (
+        f"; {found[0]} is a pickle and is not read, because reading one can run code. "
+        f'Convert it once: cd {shlex.quote(str(directory))} && python -c "{code}"'
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`.
+
+    Raises:
+        StartError: it cannot be read, or is not a JSON object.
+    """
     try:
-        config = json.loads(path.read_bytes())
+        read = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StartError(f"{path}: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(read, dict):
         raise StartError(f"{path}: not a JSON object")
-    if "auto_map" in config:
-        raise StartError(f"{path}: `auto_map` asks for remote code, which Assay never runs")
-    return config
+    return read
 
 
 def _package_directory(name: str) -> Path:
@@ -146,7 +188,18 @@ def _package_directory(name: str) -> Path:
     return directory
 
 
+def _instead(directory: Path, file_name: str) -> str:
+    """Return what a directory without `file_name` is instead, and how to declare it; "" where that is not known."""
+    if (directory / "run.json").is_file() and (directory / "checkpoint").is_dir():
+        return f"; this is the directory of a training run: declare its checkpoint, {directory / 'checkpoint'}"
+    if file_name == "config.json" and (directory / ADAPTER_CONFIG).is_file():
+        return "; this is a LoRA adapter: declare it as `adapter`, not as `base`"
+    if file_name == ADAPTER_CONFIG and (directory / "config.json").is_file():
+        return "; this is a whole model: declare it as `base`, not as `adapter`"
+    return ""
+
+
 def value_head_files(directory: Path) -> list[Path]:
     """Return the file that LLaMA-Factory keeps the head in, if there is one."""
-    path = directory / "value_head.safetensors"
+    path = directory / VALUE_HEAD
     return [path] if path.is_file() else []

@@ -92,7 +92,9 @@ def checked(head: Head, hidden_size: int, where: str) -> Head:
         StartError: naming the tensor, if its shape does not fit the base, it is all zero, or it is not finite.
     """
     if tuple(head.weight.shape) != (1, hidden_size):
-        raise StartError(f"{where}: shape {list(head.weight.shape)}, a head on this base is [1, {hidden_size}]")
+        several = head.weight.shape[0] if head.weight.dim() == 2 and head.weight.shape[1] == hidden_size else 0
+        hint = f"; it has {several} labels, and Assay serves heads with one (num_labels: 1)" if several > 1 else ""
+        raise StartError(f"{where}: shape {list(head.weight.shape)}, a head on this base is [1, {hidden_size}]{hint}")
     if head.bias is not None and tuple(head.bias.shape) != (1,):
         raise StartError(f"{where}: bias of shape {list(head.bias.shape)}, expected [1]")
     if not torch.count_nonzero(head.weight):

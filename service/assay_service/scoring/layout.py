@@ -40,22 +40,32 @@ class Sequence:
         ids: prompt and completion.
         boundary: number of prompt tokens.
         score: counted from the start of the sequence.
+        second_segment: index of the first token of type 1, the second text of a pair; None where all have type 0.
     """
 
     ids: tuple[int, ...]
     boundary: int
     score: Span
+    second_segment: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.boundary <= len(self.ids):
             raise ValueError(f"boundary {self.boundary} lies outside the sequence of {len(self.ids)} tokens")
         if self.score.end > len(self.ids):
             raise ValueError(f"score span ends at {self.score.end}, the sequence has {len(self.ids)} tokens")
+        if self.second_segment is not None and not 0 <= self.second_segment < len(self.ids):
+            raise ValueError(f"second segment {self.second_segment} lies outside the sequence")
 
     @property
     def prompt(self) -> tuple[int, ...]:
         """The ids before the boundary."""
         return self.ids[: self.boundary]
+
+    @property
+    def types(self) -> list[int]:
+        """The token type of every id: 0, and 1 from `second_segment` on."""
+        zeros = len(self.ids) if self.second_segment is None else self.second_segment
+        return [0] * zeros + [1] * (len(self.ids) - zeros)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,7 @@ class Layout:
     Attributes:
         ids: int64 `[1, T]`, `T` a multiple of `STEP_TOKENS`; what fills it up is 0.
         positions: int64 `[1, T]`, counted from the start of each sequence.
+        types: int64 `[1, T]`, the token type of each; of what fills the row up, 0.
         segments: they cover the row from its start without gaps; what fills it up belongs to none.
         spans: for each sequence where its score span lies in the row, in one or two pieces.
         tokens: how many are computed: `T` without what fills it up.
@@ -85,6 +96,7 @@ class Layout:
 
     ids: torch.Tensor
     positions: torch.Tensor
+    types: torch.Tensor
     segments: tuple[Segment, ...]
     spans: tuple[tuple[Span, ...], ...]
     tokens: int
@@ -112,6 +124,7 @@ def pack(sequences: Seq[Sequence], *, share_prompts: bool) -> Layout:
     return Layout(
         ids=torch.tensor([row.ids + fill], dtype=torch.int64),
         positions=torch.tensor([row.positions + fill], dtype=torch.int64),
+        types=torch.tensor([row.types + fill], dtype=torch.int64),
         segments=tuple(row.segments),
         spans=spans,
         tokens=tokens,
@@ -143,24 +156,27 @@ class _Row:
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
-    prompts: dict[tuple[int, ...], Span] = field(default_factory=dict)
+    prompts: dict[tuple[tuple[int, ...], tuple[int, ...]], Span] = field(default_factory=dict)
 
     def add(self, sequence: Sequence, boundary: int) -> tuple[Span, ...]:
         """Lays out what is not there yet, and returns the pieces of the score span."""
-        prompt = sequence.ids[:boundary]
+        types = sequence.types
+        prompt = sequence.ids[:boundary], tuple(types[:boundary])
         prefix = self.prompts.get(prompt)
-        if prompt and prefix is None:
-            prefix = self.prompts[prompt] = self._append(prompt, 0, None)
+        if boundary and prefix is None:
+            prefix = self.prompts[prompt] = self._append(*prompt, 0, None)
         pieces = [] if prefix is None else [_piece(sequence.score, Span(0, boundary), prefix.start)]
         if boundary < len(sequence.ids):
-            own = self._append(sequence.ids[boundary:], boundary, prefix)
+            own = self._append(sequence.ids[boundary:], types[boundary:], boundary, prefix)
             pieces.append(_piece(sequence.score, Span(boundary, len(sequence.ids)), own.start))
         return tuple(piece for piece in pieces if piece is not None)
 
-    def _append(self, ids: tuple[int, ...], position: int, prefix: Span | None) -> Span:
+    def _append(self, ids: tuple[int, ...], types: Seq[int], position: int, prefix: Span | None) -> Span:
         own = Span(len(self.ids), len(self.ids) + len(ids))
         self.ids += ids
+        self.types += types
         self.positions += range(position, position + len(ids))
         self.segments.append(Segment(own, prefix))
         return own

@@ -19,6 +19,7 @@ EosPolicy = Literal["template", "append"]
 Unfinished = Literal["score", "error"]
 DroppedContent = Literal["error", "report"]
 ControlTokenPolicy = Literal["error", "text"]
+TokenTypes = Literal["zero", "second_after_sep"]
 
 
 class GoldenRow(BaseModel):
@@ -44,6 +45,9 @@ class Manifest(BaseModel):
         unfinished: whether a completion cut off by a length limit is scored or is an error.
         mean, std: of the logits over the training completions; for blends that standardise.
         golden: rows to recompute after loading.
+        token_types: of bases that tell token types apart. A manifest without this key means "zero", because
+            `assay train reward` trains so.
+        pad_token_id: the id that `last_non_pad_id` skips.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +62,8 @@ class Manifest(BaseModel):
     mean: float | None = Field(None, allow_inf_nan=False)
     std: float | None = Field(None, gt=0, allow_inf_nan=False)
     golden: tuple[GoldenRow, ...] = ()
+    token_types: TokenTypes | None = "zero"
+    pad_token_id: int | None = Field(None, ge=0)
 
 
 def read(directory: Path) -> Manifest:
@@ -68,7 +74,7 @@ def read(directory: Path) -> Manifest:
     """
     path = directory / FILE_NAME
     if not path.is_file():
-        return Manifest()
+        return Manifest(token_types=None)
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:

@@ -20,8 +20,9 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from assay_service.errors import StartError
+from assay_service.scoring import names
 from assay_service.scoring.adapters import attach
-from assay_service.scoring.architectures import ARCHITECTURES, ROPE_TYPES, architecture_of, first_position
+from assay_service.scoring.architectures import ARCHITECTURES, ROPE_TYPES, architecture_of, first_position, token_types
 from assay_service.scoring.attention import NAME as ATTENTION
 from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import OwnEmbedding
@@ -36,8 +37,8 @@ from assay_service.scoring.varlen import gather, usable
 
 # Tensors of a checkpoint that a bare base does not use: heads, language-model outputs, buffers of old versions.
 _UNUSED = (
-    *("score.", "classifier.", "v_head.", "value_head.", "lm_head.", "embed_out.", "cls.", "pooler."),
-    *("lm_predictions.", "mask_predictions."),
+    *(f"{module}." for module in names.HEAD_MODULES),
+    *("lm_head.", "embed_out.", "cls.", "pooler.", "lm_predictions.", "mask_predictions."),
     *("embeddings.position_ids", "rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
 )
 
@@ -60,6 +61,7 @@ class RewardModel:
         hidden_size: width of the hidden states.
         vocabulary_size: rows of the base's embedding; a signal may have its own (`vocabulary_size_of`).
         architecture: what scoring must know of the base.
+        token_types: how many token types the base tells apart.
         kernels: what the base computes with: `assay` (see `native.py`), or torch's operators, and why.
     """
 
@@ -70,6 +72,7 @@ class RewardModel:
         self.architecture = ARCHITECTURES[base.config.model_type]
         self.device = device
         self._first_position = first_position(base.config.to_dict())
+        self.token_types = token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
         self._embedding: OwnEmbedding | None = None  # of the active signal
         self.kernels = "torch"
@@ -90,10 +93,13 @@ class RewardModel:
         """
         config = read_config(directory)
         architecture = architecture_of(config, directory)
-        weight_files(directory)
+        tensors = names.shapes_of(weight_files(directory))
+        names.check_unwrapping(tensors, directory)
         if (directory / ADAPTER_CONFIG).is_file():
             raise StartError(f"{directory}: a base with an {ADAPTER_CONFIG} in it; declare the adapter as `adapter`")
-        options = {"add_pooling_layer": False} if config["model_type"] in ("bert", "roberta") else {}
+        options: dict[str, Any] = {"add_pooling_layer": False} if config["model_type"] in ("bert", "roberta") else {}
+        if any(name != names.unwrapped(name) for name in tensors):
+            options["key_mapping"] = {names.WRAPPER.pattern: ""}
         # Quiet: its report of unused tensors is replaced by ours, which is an error or nothing.
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
@@ -107,7 +113,7 @@ class RewardModel:
             output_loading_info=True,
             **options,
         )
-        _check_report(report, directory, f"{base.base_model_prefix}.")
+        _check_report(report, directory, f"{base.base_model_prefix}.", tensors, config.get("value_head_prefix"))
         rope = (getattr(base.config, "rope_parameters", None) or {}).get("rope_type", "default")
         if rope not in ROPE_TYPES:
             raise StartError(
@@ -230,6 +236,7 @@ class RewardModel:
             segments=self._segments(row),
             masks={},
             **read,
+            **self._types(row.types),
             **({"use_cache": False} if self.architecture.causal else {}),
         )
         return torch.as_tensor(output.last_hidden_state)
@@ -240,7 +247,11 @@ class RewardModel:
 
     def _pooled_alone(self, sequence: Sequence) -> torch.Tensor:
         ids = torch.tensor([sequence.ids], device=self.device)
-        return pool(self.base(**self._inputs(ids)).last_hidden_state, ((sequence.score,),))
+        types = self._types(torch.tensor([sequence.types]))
+        return pool(self.base(**self._inputs(ids), **types).last_hidden_state, ((sequence.score,),))
+
+    def _types(self, types: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"token_type_ids": types.to(self.device)} if self.token_types > 1 else {}
 
     def _inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what the base is called with: ids, or tokens embedded by the active signal's own embedding."""
@@ -261,14 +272,32 @@ def _head_size(config: Any) -> int:  # noqa: ANN401 - transformers' configuratio
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def _check_report(report: Mapping[str, Any], directory: Path, prefix: str) -> None:
+def _check_report(
+    report: Mapping[str, Any], directory: Path, prefix: str, tensors: names.Shapes, head: str | None
+) -> None:
+    """Refuse a base of which transformers reports tensors that are missing, unknown or of the wrong shape.
+
+    Args:
+        report: transformers' own, of loading.
+        directory: of the base.
+        prefix: what transformers puts in front of the base's names.
+        tensors: shapes of all tensors in the files.
+        head: one more module that is a head, as `config.json` says.
+    """
     missing = sorted(report["missing_keys"])
     if missing:
-        raise StartError(f"{directory}: tensor {missing[0]} is missing, so it would be random ({len(missing)} missing)")
+        raise StartError(
+            f"{directory}: tensor {missing[0]} is missing, so it would be random ({len(missing)} missing)"
+            f"{names.why_missing(missing[0].removeprefix(prefix), tensors)}"
+        )
     mismatched = sorted(str(entry) for entry in report["mismatched_keys"])
     if mismatched:
         raise StartError(f"{directory}: tensor of the wrong shape: {mismatched[0]}")
-    names = (name.removeprefix(prefix) for name in report["unexpected_keys"])
-    unknown = sorted(name for name in names if not name.startswith(_UNUSED) and not name.endswith(_UNUSED))
+    unused = (*_UNUSED, *([f"{head}."] if head else []))
+    unexpected = (names.unwrapped(name).removeprefix(prefix) for name in report["unexpected_keys"])
+    unknown = sorted(name for name in unexpected if not name.startswith(unused) and not name.endswith(_UNUSED))
     if unknown:
-        raise StartError(f"{directory}: tensor {unknown[0]} has no place in the architecture ({len(unknown)} unknown)")
+        raise StartError(
+            f"{directory}: tensor {unknown[0]} has no place in the architecture ({len(unknown)} unknown)"
+            f"{names.why_unknown(unknown[0])}"
+        )

@@ -25,7 +25,7 @@ def is_invariant(model: RewardModel, name: str, longest_tokens: int) -> bool:
         longest_tokens: tokens that a sequence may have.
     """
     generator = random.Random(0)  # noqa: S311 - a draw, not a secret
-    sequences = _sequences(generator, model.vocabulary_size_of(name), longest_tokens)
+    sequences = _sequences(generator, model.vocabulary_size_of(name), longest_tokens, pairs=model.token_types > 1)
     order = generator.sample(range(len(sequences)), len(sequences))
     half = len(sequences) // 2
     with torch.inference_mode():
@@ -51,12 +51,14 @@ def made_invariant(model: RewardModel, longest_tokens: dict[str, int]) -> dict[s
     return {name: is_invariant(model, name, longest) for name, longest in longest_tokens.items()}
 
 
-def _sequences(generator: random.Random, vocabulary_size: int, longest_tokens: int) -> list[Sequence]:
+def _sequences(generator: random.Random, vocabulary_size: int, longest_tokens: int, *, pairs: bool) -> list[Sequence]:
+    """Return random sequences; with `pairs` their completions have token type 1."""
     sequences = []
     for prompt_tokens, completions in _GROUPS:
         ids = [generator.randrange(vocabulary_size) for _ in range(prompt_tokens)]
         for completion_tokens in completions:
             row = (*ids, *(generator.randrange(vocabulary_size) for _ in range(completion_tokens)))[:longest_tokens]
             boundary = min(prompt_tokens, len(row) - 1)
-            sequences.append(Sequence(row, boundary, Span(len(row) - 1, len(row))))
+            second = boundary if pairs and boundary else None
+            sequences.append(Sequence(row, boundary, Span(len(row) - 1, len(row)), second))
     return sequences

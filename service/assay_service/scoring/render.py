@@ -68,7 +68,8 @@ class Renderer:
         encoder = self._tokenizer.backend_tokenizer
         encoder.no_truncation()
         encoder.no_padding()
-        ids = [getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "cls", "unk")]
+        roles = ["bos", "eos", "pad", "cls", "unk", *(["sep"] if rules.token_types == "second_after_sep" else [])]
+        ids = [getattr(self._tokenizer, f"{name}_token_id") for name in roles]
         self.tokenizer_sha256 = hashlib.sha256(f"{ids}{encoder.to_str()}".encode()).hexdigest()
         special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
         special |= {t: self._tokenizer.convert_tokens_to_ids(t) for t in self._tokenizer.all_special_tokens}
@@ -143,15 +144,30 @@ class Renderer:
     def _rendered(self, encoded: Encoded, ids: tuple[int, ...], truncation: Truncation) -> Rendered:
         kept, cut = self._truncate(ids, encoded.boundary, truncation)
         boundary = encoded.boundary - cut
+        second = self._second_segment(ids, encoded.boundary, cut)
         dropped = encoded.text.dropped
         return Rendered(
             text=encoded.text.full,
-            sequence=Sequence(kept, boundary, self._score_span(kept, boundary)),
+            sequence=Sequence(kept, boundary, self._score_span(kept, boundary), second),
             truncated_tokens=cut,
             dropped=dropped,
             dropped_tokens=sum(len(self._items.encode_text(part.text)) for part in dropped),
             control_tokens_as_text=encoded.control_tokens_as_text,
         )
+
+    def _second_segment(self, ids: tuple[int, ...], boundary: int, cut: int) -> int | None:
+        """Return where tokens of type 1 begin after `cut` prompt tokens were removed; None if there are none.
+
+        A separator that was cut still ends the first segment: the completion keeps the type that it has in training.
+        """
+        separator = self._tokenizer.sep_token_id
+        if self.rules.token_types != "second_after_sep" or separator not in ids[:-1]:
+            return None
+        return max(ids.index(separator) + 1 - cut, self._lead(ids, boundary))
+
+    def _lead(self, ids: tuple[int, ...], boundary: int) -> int:
+        """Return how many tokens at the front are never cut: a leading BOS or CLS, else none."""
+        return int(ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id) and boundary > 0)
 
     def _truncate(self, ids: tuple[int, ...], boundary: int, truncation: Truncation) -> tuple[tuple[int, ...], int]:
         """The ids within the length limit, and how many prompt tokens were cut from the front (a leading BOS stays)."""
@@ -160,7 +176,7 @@ class Renderer:
             return ids, 0
         if truncation == "error":
             raise ContentError(f"{len(ids)} tokens, at most {self.rules.max_length} fit", code="too_long")
-        lead = int(ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id) and boundary > 0)
+        lead = self._lead(ids, boundary)
         if excess > boundary - lead:
             raise ContentError(
                 f"the completion alone has {len(ids) - boundary} tokens, at most {self.rules.max_length - lead} fit",
@@ -195,7 +211,10 @@ class Renderer:
         if (self.rules.eos == "append" or self.rules.score_position == "eos") and self._tokenizer.eos_token_id is None:
             raise StartError("eos: the tokenizer has no EOS token")
         if self.rules.score_position == "last_non_pad_id" and self.rules.pad_token_id is None:
-            raise StartError("score_position: last_non_pad_id needs a base that declares a pad_token_id")
+            raise StartError(
+                "score_position: last_non_pad_id skips a pad, and no file of the checkpoint names one; declare the "
+                "`pad_token_id` that the head was trained with, or `score_position: last_token`"
+            )
         try:
             probe = self.render(PROBE)
         except ContentError as error:
@@ -205,6 +224,12 @@ class Renderer:
             and self._tokenizer.eos_token_id not in probe.sequence.ids[probe.boundary :]
         ):
             raise StartError("score_position: eos, but the template prints no EOS after the completion")
+        second = probe.sequence.second_segment
+        if self.rules.token_types == "second_after_sep" and (second is None or second > probe.boundary):
+            raise StartError(
+                "token_types: second_after_sep, but the template prints no separator token of the tokenizer "
+                f"({self._tokenizer.sep_token!r}) before the completion; print it, or declare `token_types: zero`"
+            )
         if self.rules.score_position in ("pooler", "first_token"):
             self._check_first(probe.sequence.ids[0])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from assay_service.errors import StartError
-from assay_service.scoring.architectures import longest_sequence
+from assay_service.scoring.architectures import longest_scaled, longest_sequence
 from assay_service.scoring.files import read_config, resolve
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.config.base import ConfigError, RunConfig
@@ -99,8 +99,9 @@ def check_length(name: str, max_length: int, base: Path) -> None:
     Raises:
         ConfigError: it has fewer.
     """
-    positions = longest_sequence(read_config(base))
-    if positions is not None and max_length > positions:
+    config = read_config(base)
+    positions = longest_sequence(config)
+    if positions is not None and max_length > max(positions, longest_scaled(config) or 0):
         raise ConfigError(f"{name}: {max_length} is more than the {positions} positions of {base}")
 
 

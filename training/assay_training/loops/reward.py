@@ -244,6 +244,8 @@ class RewardRun:
             mean=mean,
             std=std,
             golden=tuple(golden),
+            token_types="zero" if model.token_types > 1 else None,
+            pad_token_id=self.renderer.rules.pad_token_id if config.score_position == "last_non_pad_id" else None,
         )
 
     def _golden(self, prompt: str, completion: str) -> Golden:

@@ -1,0 +1,107 @@
+"""Find the pad that a head was trained with in the files of base and adapter, without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assay_service.errors import StartError
+from assay_service.scoring.files import read_json
+
+
+@dataclass(frozen=True, slots=True)
+class Pads:
+    """The pads that the files of a checkpoint name.
+
+    Trainers set the classifier's `pad_token_id` to their tokenizer's pad. A saved model has it in `config.json`. A
+    saved adapter has no `config.json`, and its tokenizer's files are the only record.
+
+    Attributes:
+        config: `pad_token_id` of the base's `config.json`.
+        base: directory of the base.
+        adapter: directory of the adapter; None for a whole model.
+    """
+
+    config: int | None
+    base: Path
+    adapter: Path | None
+
+    @property
+    def known(self) -> bool:
+        """Whether the classifier has a pad: of a whole model, what `config.json` says; of an adapter, any record.
+
+        Raises:
+            StartError: a tokenizer's pad is not in its vocabulary.
+        """
+        return self.config is not None or (self.adapter is not None and self._of_tokenizers() is not None)
+
+    def agreed(self) -> int | None:
+        """Return the pad that the head was trained with; None where no file names one.
+
+        Raises:
+            StartError: the base's `config.json` and the adapter's tokenizer name different ones.
+        """
+        of_adapter = self._of_adapter()
+        if of_adapter is not None and self.config is not None and of_adapter[0] != self.config:
+            raise StartError(
+                f"pad_token_id: declare it; the base's config.json says {self.config} "
+                f"({token_text(self.base, self.config)!r}), the adapter's tokenizer {of_adapter[0]} "
+                f"({of_adapter[1]!r}). TRL trains with the tokenizer's; transformers' Trainer with the configuration's"
+            )
+        return self._of_tokenizers() if self.config is None else self.config
+
+    def _of_adapter(self) -> tuple[int, str] | None:
+        if self.adapter is None:
+            return None
+        return pad_token(self.adapter, self.adapter if (self.adapter / "tokenizer.json").is_file() else self.base)
+
+    def _of_tokenizers(self) -> int | None:
+        named = self._of_adapter() or pad_token(self.base, self.base)
+        return None if named is None else named[0]
+
+
+def pad_token(directory: Path, vocabulary: Path) -> tuple[int, str] | None:
+    """Return id and text of the pad that a tokenizer's own files name; None where they name none.
+
+    Args:
+        directory: holds `tokenizer_config.json` or `special_tokens_map.json`.
+        vocabulary: holds `tokenizer.json`, in which the token is looked up.
+
+    Raises:
+        StartError: the token is not in the vocabulary.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        named = read_json(directory / name).get("pad_token") if (directory / name).is_file() else None
+        token = named.get("content") if isinstance(named, dict) else named
+        if isinstance(token, str) and token and (vocabulary / "tokenizer.json").is_file():
+            token_id = _token_id(read_json(vocabulary / "tokenizer.json"), token)
+            if token_id is None:
+                raise StartError(
+                    f"{directory / name}: pad_token {token!r} is not in {vocabulary / 'tokenizer.json'}; "
+                    "declare the `pad_token_id` that the head was trained with"
+                )
+            return token_id, token
+    return None
+
+
+def token_text(vocabulary: Path, token_id: int) -> str | None:
+    """Return the text of a token in a `tokenizer.json`; None where there is no such token."""
+    tokenizer = read_json(vocabulary / "tokenizer.json")
+    texts = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])}
+    if token_id not in texts:
+        texts = {number: text for text, number in _vocabulary(tokenizer).items()}
+    return texts.get(token_id)
+
+
+def _token_id(tokenizer: dict[str, Any], token: str) -> int | None:
+    for entry in tokenizer.get("added_tokens", []):
+        if entry["content"] == token:
+            return int(entry["id"])
+    return _vocabulary(tokenizer).get(token)
+
+
+def _vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
+    """Return ids by text: most models map texts to ids, Unigram lists texts with their scores."""
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    if isinstance(vocabulary, list):
+        return {text: number for number, (text, _) in enumerate(vocabulary)}
+    return dict(vocabulary)
