@@ -22,7 +22,7 @@ def run(tiny: dict[str, Any]) -> Run:
 
     def go(talk: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
         async def inner() -> Any:
-            app = create_app(tiny["settings"], lambda: None)
+            app = create_app(tiny["settings"])
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with (
                 app.router.lifespan_context(app),
@@ -165,7 +165,7 @@ def test_an_empty_model_name_is_not_the_default(run: Run) -> None:
 
 def test_work_of_a_client_that_left_is_dropped(tiny: dict[str, Any]) -> None:
     """Trap 28: Starlette lets an endpoint run on after the disconnect."""
-    app = create_app(tiny["settings"], lambda: None)
+    app = create_app(tiny["settings"])
     body = json.dumps({"items": [{"prompt": "a", "completion": "b " * 50}] * 64}).encode()
     scope = {
         "type": "http", "method": "POST", "path": "/v1/score", "raw_path": b"/v1/score", "query_string": b"",
@@ -454,7 +454,7 @@ def test_request_ids_are_echoed_if_plain_and_made_if_not(run: Run) -> None:
 
 def test_a_poisoned_head_gives_item_errors_and_not_ready(tiny: dict[str, Any]) -> None:
     """Trap 13: never 0, never a 200 with null; the healthy signal still answers."""
-    app = create_app(tiny["settings"], lambda: None)
+    app = create_app(tiny["settings"])
     model = app.state.scorer.registry.signals["pref"].model
     with torch.no_grad():
         model._signals["pref"].head.weight.fill_(float("nan"))

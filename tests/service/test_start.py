@@ -315,7 +315,7 @@ def test_configuration_errors_name_file_and_key(text: str, message: str, tmp_pat
     path = tmp_path / "service.yaml"
     path.write_text(text)
     with pytest.raises(StartError, match=r"service\.yaml") as caught:
-        settings.read(path)
+        settings.read_settings(path)
     assert message in caught.value.message
 
 
