@@ -141,7 +141,7 @@ def _facts(located: SignalFiles) -> Iterator[tuple[str, str]]:
         yield "base", str(located.base)
     yield "architecture", f"{config.get('model_type')}, {', '.join(config.get('architectures') or ['no class named'])}"
     paths = sorted(located.checkpoint.glob("*.safetensors"))
-    yield "size", f"{sum(path.stat().st_size for path in paths) / 1e9:.3f} GB in {len(paths)} safetensors files"
+    yield "size", f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB in {len(paths)} safetensors files"
     heads = [f"{name} {shape}" for path in paths for name, shape in _shapes(path).items() if _is_head(name)]
     yield "head", ", ".join(heads) or "none found"
     templates = [p for d in (located.checkpoint, located.tokenizer) if (p := d / "chat_template.jinja").is_file()]

@@ -223,7 +223,8 @@ def _problem(error: ErrorDetails) -> str:
     """Return one error of pydantic as a line: the key, what is wrong, what was given, and what to do."""
     location = error["loc"]
     if location[-1] == "[key]":
-        return f"{_key(location[:-1])}: a name must be 1 to 64 letters, digits, dots, underscores or hyphens, as text"
+        key, name = _key(location[:-2]), repr(error["input"])[:80]
+        return f"{key}: the name {name} must be 1 to 64 letters, digits, dots, underscores or hyphens, as text"
     key, text, last = _key(location), explain(error), str(location[-1])
     if error["type"] == "extra_forbidden":
         known = _keys_at(location)

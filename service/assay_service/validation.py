@@ -13,6 +13,7 @@ _LIST = "must be a list"
 # By pydantic's error type; `{…}` are the fields of the error's context.
 _TEXTS: Mapping[str, str] = {
     "missing": "is required",
+    "invalid_key": "a key must be text",
     "extra_forbidden": "unknown key",
     "none_required": "must be left out",
     "string_type": "must be text",
