@@ -37,7 +37,7 @@ def peak_mib(model: Path, count: int) -> float:
     signals = {f"s{n}": SETTINGS | {"base": str(model), "adapter": str(model / f"adapter-{n}")} for n in range(count)}
     path = model / f"service-adapters-{count}.yaml"
     path.write_text(yaml.safe_dump({"signals": signals, "default": "s0"}))
-    served = loader.load(settings.read(path))
+    served = loader.load(settings.read_settings(path))
     assert all(served.invariant.values())
     groups = groups_of(WORKLOADS[0], 0)[:8]
     items = [Item.of(group.prompt, completion) for group in groups for completion in group.completions]

@@ -63,7 +63,7 @@ def items(seed: int) -> list[Item]:
 
 def contenders() -> dict[str, Scorer]:
     """Each takes items and runs one signal's base and head, or the bare base where it has no head."""
-    served = loader.load(settings.read(settings.EMBEDDED))
+    served = loader.load(settings.read_settings(settings.EMBEDDED))
     assert all(served.invariant.values()), "a score that depends on the batch is not worth timing"
     signal = served.signals["preference"]
     base = resolve(signal.provenance.model, None, Path())

@@ -16,7 +16,7 @@ TRIPLES = Path(__file__).parent / "clear_triples.jsonl"
 @pytest.fixture(scope="module")
 def served() -> registry.Registry:
     """Loading checks base hash, template hash, heads and golden rows."""
-    return loader.load(settings.read(settings.EMBEDDED))
+    return loader.load(settings.read_settings(settings.EMBEDDED))
 
 
 def score(served: registry.Registry, model: str, prompt: str, completion: str) -> float:

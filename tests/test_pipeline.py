@@ -25,7 +25,7 @@ COMPLETIONS = [triple[side] for triple in TRIPLES for side in ("chosen", "reject
 @pytest.fixture(scope="module")
 def served() -> registry.Registry:
     """Loading checks base hash, template hash, heads and golden rows, and proves that the batch does not matter."""
-    return loader.load(settings.read(PIPELINE / "service.yaml"))
+    return loader.load(settings.read_settings(PIPELINE / "service.yaml"))
 
 
 def test_both_are_served_from_one_base(served: registry.Registry) -> None:

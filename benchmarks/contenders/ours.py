@@ -36,7 +36,7 @@ class Offline(Contender):
     def __init__(self, model: Path) -> None:
         super().__init__(model)
         keep_freed_memory()  # as `assay serve` does
-        given = settings.read(configuration(model, 0))
+        given = settings.read_settings(configuration(model, 0))
         served = loader.load(given)
         assert served.invariant == {"s": True}, "a score that depends on the batch is not worth timing"
         self._renderer = served.signals["s"].renderer

@@ -1,51 +1,181 @@
-"""`assay serve`. Imports only typer and the standard library at the top; the rest when the command runs."""
+"""`assay serve` and `assay inspect`. Imports only typer and the standard library at the top; the rest when they run."""
 
 import contextlib
 import gc
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from socket import socket
+
+    from assay_service.resolve import ResolvedSignal
+    from assay_service.settings import Settings
 
 app = typer.Typer()
 
 DRAIN_S = 30  # after SIGTERM: for requests in flight; a client that never finishes its body cannot hold up the end
+EXIT_WRONG = 2
+
+Kind = Annotated[Literal["preference", "absolute"] | None, typer.Option(help="What the logit means.")]
+Base = Annotated[str | None, typer.Option(help="Base of an adapter, where its files do not lead to it.")]
+Position = Annotated[
+    Literal["last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean", "completion"] | None,
+    typer.Option(help="Which tokens the head reads."),
+]
+Eos = Annotated[Literal["template", "append"] | None, typer.Option(help="Where the end of turn comes from.")]
+Unfinished = Annotated[Literal["score", "error"] | None, typer.Option(help="Replies that were cut off.")]
+Template = Annotated[str | None, typer.Option(help="Jinja file of the chat template.")]
+TokenTypes = Annotated[
+    Literal["zero", "second_after_sep"] | None, typer.Option(help="Segments of a pair, for BERT and DeBERTa-v2.")
+]
+Pad = Annotated[int | None, typer.Option("--pad-token-id", help="Id that last_non_pad_id skips.", min=0)]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="What the base computes in.")]
 
 
 @app.command()
-def serve(
+def serve(  # noqa: PLR0913, PLR0917 - the options of a command
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A model, adapter or training run to serve.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="YAML configuration; default: the two embedded models.", exists=True, dir_okay=False),
     ] = None,
+    kind: Kind = None,
+    eos: Eos = None,
+    unfinished: Unfinished = None,
+    score_position: Position = None,
+    base: Base = None,
+    template: Template = None,
+    dtype: Dtype = None,
+    token_types: TokenTypes = None,
+    pad: Pad = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="The least that is logged.")
+    ] = "info",
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="For people, or a JSON object per line.")
+    ] = "text",
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log a line per request.")] = False,
 ) -> None:
-    """Serve reward models over HTTP."""
+    """Serve reward models over HTTP: those of a YAML file, or the one in DIR.
+
+    What the files in DIR do not say is declared by options; `assay inspect DIR` says which. Exits with 2 where the
+    configuration, a checkpoint or the address is wrong, 1 where the service failed later.
+    """
     # Heavy libraries only when the command runs, so that `assay --help` is quick and the client needs none of them.
-    import uvicorn  # noqa: PLC0415
+    from assay_service import logs, resolve  # noqa: PLC0415
+    from assay_service.inspection import declaration  # noqa: PLC0415
+    from assay_service.listen import listen  # noqa: PLC0415
+    from assay_service.settings import EMBEDDED  # noqa: PLC0415
+    from assay_service.yaml_file import read_yaml  # noqa: PLC0415
 
-    from assay_service import settings  # noqa: PLC0415
-    from assay_service.api.app import create_app  # noqa: PLC0415
+    declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
+    declared |= {"score_position": score_position, "template": template, "token_types": token_types}
+    declared["pad_token_id"] = pad
+    logs.configure(log_level, log_format, access=access_log)
+    with _plain_errors("serve"):
+        if directory is None:
+            _refuse_options_without_directory(declared)
+            path = config or EMBEDDED
+            settings, signals = resolve.read_resolved(read_yaml(path), path.resolve().parent, str(path))
+        else:
+            if config is not None:
+                raise typer.BadParameter("give DIR or --config, not both")
+            raw = declaration(directory, declared)
+            settings, signals = resolve.read_resolved(raw, Path.cwd(), str(directory))
+        listening = listen(host, port)
+    _run(settings, signals, listening, host)
+
+
+@app.command("inspect")
+def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model, adapter or training run.")],
+    kind: Kind = None,
+    eos: Eos = None,
+    unfinished: Unfinished = None,
+    score_position: Position = None,
+    base: Base = None,
+    template: Template = None,
+    dtype: Dtype = None,
+    token_types: TokenTypes = None,
+    pad: Pad = None,
+) -> None:
+    """Say what is in DIR, without loading it, and print the YAML that serves it.
+
+    The output as a whole is a YAML file: `assay inspect DIR > service.yaml`, fill in what is empty, and
+    `assay serve --config service.yaml`. Exits with 1 where DIR cannot be served whatever is declared.
+    """
+    from assay_service.inspection import inspect  # noqa: PLC0415
+
+    declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
+    declared |= {"score_position": score_position, "template": template, "token_types": token_types}
+    declared["pad_token_id"] = pad
+    with _plain_errors("inspect"):
+        inspection = inspect(directory, declared)
+    typer.echo(inspection.text, nl=False)
+    if inspection.problems:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _plain_errors(command: str) -> Iterator[None]:
+    """What is wrong with a configuration is told on stderr, and the command ends with 2."""
     from assay_service.errors import StartError  # noqa: PLC0415
-    from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415
-
-    keep_freed_memory()
-
-    def end() -> None:
-        server.should_exit = True
 
     try:
-        application = create_app(settings.read(config or settings.EMBEDDED), on_failure=end)
+        yield
     except StartError as error:
-        typer.echo(f"assay serve: {error.message}", err=True)
-        raise typer.Exit(2) from None
-    server = uvicorn.Server(
-        uvicorn.Config(application, host=host, port=port, access_log=False, timeout_graceful_shutdown=DRAIN_S)
-    )
+        typer.echo(f"assay {command}: {error.message}", err=True)
+        raise typer.Exit(EXIT_WRONG) from None
+
+
+def _refuse_options_without_directory(declared: "Mapping[str, object]") -> None:
+    for key, value in declared.items():
+        if value is not None:
+            raise typer.BadParameter(f"--{key.replace('_', '-')} is for DIR; in a YAML file declare `{key}`")
+
+
+def _run(settings: "Settings", signals: "Mapping[str, ResolvedSignal]", listening: "socket", host: str) -> None:
+    """Load the models and serve until the process is told to end."""
+    from assay_service.listen import answering_not_ready, url_of  # noqa: PLC0415
+    from assay_service.logs import START, stage  # noqa: PLC0415
+
+    url, log = url_of(listening, host), logging.getLogger(START)
+    started_s = time.monotonic()
+    with answering_not_ready(listening), _plain_errors("serve"):
+        log.info("%s is taken, and answers 503 until the models are loaded", url)
+        with stage("importing torch and transformers"):
+            import uvicorn  # noqa: PLC0415
+
+            from assay_service.api.app import create_app  # noqa: PLC0415
+            from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415
+        keep_freed_memory()
+        application = create_app(settings, resolved=signals, on_failure=lambda: setattr(server, "should_exit", True))
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: "list[socket] | None" = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                log.info("ready in %.1f s: %s", time.monotonic() - started_s, url)
+
+        async def shutdown(self, sockets: "list[socket] | None" = None) -> None:
+            log.info("ending: requests in flight are finished, for at most %d s", DRAIN_S)
+            await super().shutdown(sockets)
+
+    server = Server(uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S))
     gc.collect()
     gc.freeze()  # what is loaded now stays: collections need not walk through it again
     with contextlib.suppress(KeyboardInterrupt):
-        server.run()
+        server.run(sockets=[listening])
     if not server.started or application.state.scorer.engine.failed:
         raise typer.Exit(1)

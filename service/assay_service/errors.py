@@ -5,9 +5,14 @@
     ├── ContentError               one item cannot be scored; its neighbours can
     └── ServingError               the whole request cannot be answered now
 
+`Problems` collects what is wrong with a configuration, so that all of it is reported at once.
+
 A `code` is stable and part of the wire. `param` names the offending field ("items[3].prompt") where there is one.
 The table from codes to HTTP statuses is in `api/schemas.py`; nothing below `api` knows a status.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class AssayError(Exception):
@@ -31,9 +36,40 @@ class AssayError(Exception):
 
 
 class StartError(AssayError, ValueError):
-    """The configuration or a checkpoint is wrong; the message names the key, file or tensor and the mend."""
+    """The configuration or a checkpoint is wrong.
+
+    Args:
+        problems: one line each: the key, file or tensor, what is wrong with it, and what to do.
+        source: the file or directory that all of them are about; None where each line says it.
+    """
 
     code = "start"
+
+    def __init__(self, *problems: str, source: str | None = None) -> None:
+        start = "" if source is None else f"{source}: "
+        lines = problems if len(problems) == 1 else [f"{len(problems)} problems", *(f"  {line}" for line in problems)]
+        super().__init__(start + "\n".join(lines))
+        self.problems = problems
+
+
+class Problems:
+    """Collects what is wrong with a configuration, so that one report names all of it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    @contextmanager
+    def collected(self, where: str = "") -> Iterator[None]:
+        """Keep the problems of a `StartError`, each behind `where`, and go on after the block."""
+        try:
+            yield
+        except StartError as error:
+            self.lines += [f"{where}: {line}" if where else line for line in error.problems]
+
+    def raise_any(self, source: str | None = None) -> None:
+        """Raise all problems as one `StartError`, if there are any."""
+        if self.lines:
+            raise StartError(*self.lines, source=source)
 
 
 class ContentError(AssayError, ValueError):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from assay_service.errors import StartError
+from assay_service.logs import START, stage
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, files, manifest, names, tokenizer
@@ -20,12 +21,13 @@ from assay_service.scoring.item import PROBE, Item, Message
 from assay_service.scoring.manifest import GoldenRow, Manifest
 from assay_service.scoring.mix import Blend
 from assay_service.scoring.model import RewardModel
+from assay_service.scoring.native import slow_dtype
 from assay_service.scoring.proof import made_invariant
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_service.settings import Settings
 
-_LOG = logging.getLogger("assay")
+_log = logging.getLogger("assay")
 
 # A golden row may differ from training by what another machine's kernels do, not by another model.
 _GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
@@ -51,12 +53,13 @@ def load_resolved(settings: Settings, resolved: Mapping[str, ResolvedSignal]) ->
     for name, signal in resolved.items():
         with _naming(f"signals.{name}"):
             signals[name] = loader.signal(name, signal)
-    with _naming("making scores invariant"):
+    with _naming("making scores invariant"), stage("proving that scores do not depend on what is scored together"):
         invariant = _made_invariant(signals)
     for name, checked_signal in signals.items():  # only now is the forward the one that serves
-        with _naming(f"signals.{name}"):
+        with _naming(f"signals.{name}"), stage("scoring a plain item and the golden rows of signal %s", name):
             _check_forward(checked_signal)
             _check_golden(checked_signal, resolved[name].claims.golden)
+        _say_how_served(checked_signal, is_invariant=invariant[name])
     blends = {name: Blend(name, dict(b.weights), b.standardise) for name, b in settings.blends.items()}
     return Registry(signals, blends, settings.default, invariant)
 
@@ -85,14 +88,14 @@ class _Loader:
         base, settings = resolved.base, resolved.settings
         first = manifest.read(resolved.adapters[0]) if resolved.adapters else resolved.claims
         base_sha256 = self._checked_hash(base, first)
-        device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _device(settings.device)
         model = self._model(base, getattr(torch, resolved.dtype), device)
         adapters, head = _weights(resolved)
         _check_head(head.name, resolved.rules.score_position, model.architecture)
         if resolved.rules.score_position == "pooler":
             head = replace(head, dense=_dense(resolved.adapter or base, base, model.architecture))
         model.add_signal(name, checked(_head(head, resolved.config), model.hidden_size, head.name), *adapters)
-        _LOG.info("signals.%s: %.1f MiB beside its base", name, model.own_bytes(name) / 2**20)
+        _log.info("signals.%s: %.1f MiB beside its base", name, model.own_bytes(name) / 2**20)
         renderer, unprinted = self._renderer(resolved.tokenizer, resolved.rules, model.vocabulary_size_of(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError("template: not the one that the checkpoint was trained with (template_sha256 differs)")
@@ -111,7 +114,9 @@ class _Loader:
 
     def _checked_hash(self, base: Path, claims: Manifest) -> str:
         if base not in self._hashes:
-            self._hashes[base] = files.sha256_of(files.weight_files(base))
+            weights = files.weight_files(base)
+            with stage("hashing the weights of %s (%.2f GB)", base, sum(p.stat().st_size for p in weights) / 1e9):
+                self._hashes[base] = files.sha256_of(weights)
         if claims.base_sha256 not in (None, self._hashes[base]):
             raise StartError(f"{base}: the weights are not those that the adapter was trained on (base_sha256 differs)")
         return self._hashes[base]
@@ -119,7 +124,10 @@ class _Loader:
     def _model(self, base: Path, dtype: torch.dtype, device: torch.device) -> RewardModel:
         key = (base, dtype, str(device))
         if key not in self._models:
-            self._models[key] = RewardModel.load(base, dtype, device)
+            if (slow := slow_dtype(dtype, device)) is not None:
+                _log.warning("base %s: %s", base, slow)
+            with stage("loading base %s (%s, %s)", base, str(dtype).removeprefix("torch."), device):
+                self._models[key] = RewardModel.load(base, dtype, device)
         return self._models[key]
 
     def _renderer(self, source: Path, rules: RenderRules, vocabulary_size: int) -> tuple[Renderer, tuple[str, ...]]:
@@ -135,6 +143,29 @@ class _Loader:
             unprinted = tokenizer.unprinted(loaded, source, probe.ids, probe.boundary)
             self._renderers[key] = renderer, unprinted
         return self._renderers[key]
+
+
+def _device(declared: str | None) -> torch.device:
+    """Return the device of a base: declared, else CUDA where there is one."""
+    device = torch.device(declared or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise StartError(
+            f"device: {device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; check the "
+            "driver and that torch is built for CUDA, or declare `device: cpu`"
+        )
+    return device
+
+
+def _say_how_served(signal: Signal, *, is_invariant: bool) -> None:
+    """Log what a signal is served as, and a warning where its scores may depend on the batch."""
+    rules = signal.renderer.rules
+    logging.getLogger(START).info(
+        "signal %s: %s, reads %s, up to %d tokens, %s on %s, kernels %s",
+        *(signal.name, signal.kind, rules.score_position, rules.max_length),
+        *(signal.provenance.dtype, signal.model.device, signal.model.kernels),
+    )
+    if not is_invariant:
+        _log.warning("signal %s: its scores may depend on what is scored together; /info says so too", signal.name)
 
 
 def _weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
@@ -199,7 +230,7 @@ def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
     conversation with or without them. So this is no error.
     """
     for token in tokens:
-        _LOG.warning(
+        _log.warning(
             "signals.%s: the tokenizer by itself puts %r around a text, but the template does not print it, so the "
             "model does not read it. If the model was trained with it, scores are wrong: print it in the template.",
             name,

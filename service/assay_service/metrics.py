@@ -1,6 +1,6 @@
 """Every Prometheus metric of the service, with its labels. Units are in the names."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -13,6 +13,8 @@ class Metrics:
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self._registry = registry
+        ProcessCollector(registry=registry)  # process_cpu_seconds_total, process_resident_memory_bytes, …
+        self.build = Info("assay_build", "What serves: versions, and the fingerprint of /info.", registry=registry)
         self.requests = Counter("assay_requests_total", "Answered requests.", ["route", "status"], registry=registry)
         self.request_s = Histogram(
             "assay_request_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=registry

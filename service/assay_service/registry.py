@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from assay_service.errors import StartError, UnknownModel
+from assay_service.errors import UnknownModel
 from assay_service.scoring import manifest
 from assay_service.scoring.mix import Blend, Moments
 from assay_service.scoring.model import RewardModel
@@ -82,8 +82,6 @@ class Registry:
         # Once, not with every answer: reading the versions opens files.
         self._libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers", "peft")}
         self._described = {name: _described(signal) for name, signal in signals.items()}
-        for blend in blends.values():
-            self._check_moments(blend)
 
     @property
     def moments(self) -> dict[str, Moments]:
@@ -103,14 +101,17 @@ class Registry:
         if weights is not None:
             unknown = sorted(weights.keys() - self.signals.keys())
             if unknown:
-                raise UnknownModel("not a served signal", param=f"weights.{unknown[0]}")
+                raise UnknownModel(
+                    f"not a served signal; signals are {', '.join(self.signals)}", param=f"weights.{unknown[0]}"
+                )
             return Blend(CUSTOM, dict(weights))
         name = self.default if model is None else model
         if name in self.blends:
             return self.blends[name]
         if name in self.signals:
             return Blend(name, {name: 1.0})
-        raise UnknownModel("neither a signal nor a blend", param="model")
+        served = ", ".join([*self.signals, *self.blends])
+        raise UnknownModel(f"neither a signal nor a blend; served are {served}", param="model")
 
     @property
     def identities(self) -> dict[str, str]:
@@ -133,14 +134,6 @@ class Registry:
         )
         text = json.dumps({"signals": described, "blend": rule, **self._libraries}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def _check_moments(self, blend: Blend) -> None:
-        for name in blend.weights if blend.standardise == "manifest" else ():
-            if self.signals[name].moments is None:
-                raise StartError(
-                    f"blends.{blend.name}: standardise needs mean and std of {name!r}, and neither the configuration "
-                    "nor the manifest has them"
-                )
 
 
 def _described(signal: Signal) -> dict[str, Any]:

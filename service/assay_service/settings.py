@@ -1,12 +1,15 @@
 """The configuration of a service: one frozen object, read from YAML, checked before anything is loaded."""
 
-from collections.abc import Hashable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+from assay_service.advice import advice
 from assay_service.errors import StartError
 from assay_service.scoring.manifest import (
     ControlTokenPolicy,
@@ -18,10 +21,12 @@ from assay_service.scoring.manifest import (
     Unfinished,
 )
 from assay_service.scoring.mix import Standardise
+from assay_service.validation import DEVICE_PATTERN, NAME_PATTERN, explain, key_of
+from assay_service.yaml_file import read_yaml
 
 EMBEDDED = Path(__file__).parent / "embedded" / "service.yaml"
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
@@ -61,7 +66,7 @@ class SignalSettings(_Frozen):
     adapter: str | Annotated[list[str], Field(min_length=1)] | None = None
     adapter_base: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    device: str | None = None
+    device: str | None = Field(None, pattern=DEVICE_PATTERN)
     max_length: int | None = Field(None, gt=0)
     template: str | None = None
     score_position: ScorePosition | None = None
@@ -127,7 +132,7 @@ class Settings(_Frozen):
     Attributes:
         signals: by served name.
         blends: by served name; names are not those of signals.
-        default: the signal or blend of a request that names none.
+        default: the signal or blend of a request that names none; a single signal without blends is it by itself.
         limits: caps.
         directory: where relative paths start: the configuration file's folder.
     """
@@ -138,48 +143,159 @@ class Settings(_Frozen):
     limits: Limits = Limits()
     directory: Path = Field(exclude=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_only_signal(cls, raw: object) -> object:
+        if isinstance(raw, dict) and raw.get("default") is None and not raw.get("blends"):
+            signals = raw.get("signals")
+            if isinstance(signals, dict) and len(signals) == 1:
+                return {**raw, "default": next(iter(signals))}
+        return raw
+
     @model_validator(mode="after")
-    def _names_exist(self) -> "Settings":
-        clash = self.signals.keys() & self.blends.keys()
-        if clash:
-            raise ValueError(f"{min(clash)!r} names a signal and a blend")
-        if self.default not in self.signals.keys() | self.blends.keys():
-            raise ValueError(f"default: {self.default!r} is neither a signal nor a blend")
-        for name, blend in self.blends.items():
-            unknown = blend.weights.keys() - self.signals.keys()
-            if unknown:
-                raise ValueError(f"blends.{name}.weights: {min(unknown)!r} is not a signal")
+    def _check_names(self) -> "Settings":
+        wrong = _wrong_names(self.signals, {n: b.weights for n, b in self.blends.items()}, self.default)
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that occurs twice, of which YAML would silently take the last."""
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A configuration as far as it is right.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """As SafeLoader's, after a look at the keys."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for key in keys if keys.count(key) > 1]
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} occurs twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    Attributes:
+        settings: the whole; None where anything is wrong.
+        signals: the signals, without those of their keys that are wrong.
+        problems: what is wrong, one line each, beginning with the key.
+    """
+
+    settings: Settings | None
+    signals: Mapping[str, SignalSettings]
+    problems: tuple[str, ...] = ()
 
 
-def read(path: Path) -> Settings:
-    """Reads a configuration file.
+def allowed_values(key: str) -> tuple[str, ...]:
+    """Return the values that a key of a signal may have; none where they cannot be listed."""
+    annotations: list[Any] = [SignalSettings.model_fields[key].annotation]
+    values: list[str] = []
+    for annotation in annotations:
+        if get_origin(annotation) is Literal:
+            values += get_args(annotation)
+        else:
+            annotations += get_args(annotation)
+    return tuple(values)
+
+
+def parse(raw: object, directory: Path) -> Parsed:
+    """Check a configuration, and collect everything that is wrong with it.
+
+    Args:
+        raw: what the YAML file holds.
+        directory: where relative paths start.
+    """
+    if not isinstance(raw, dict):
+        return Parsed(None, {}, ("not a mapping of keys to values; it begins with `signals:`",))
+    if "directory" in raw:
+        return Parsed(None, {}, ("directory: is the file's own folder and cannot be set; remove it",))
+    try:
+        settings = Settings.model_validate({**raw, "directory": directory})
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        # Names are checked apart, so that they are also where something else is wrong.
+        problems = [_problem(one) for one in errors if one["loc"] not in ((), ("default",))]
+        return Parsed(None, _usable_signals(raw, errors), (*problems, *_wrong_names_of(raw)))
+    return Parsed(settings, settings.signals)
+
+
+def read_settings(path: Path) -> Settings:
+    """Read a configuration file.
 
     Raises:
-        StartError: naming the file and the key.
+        StartError: with everything that is wrong, by key.
     """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
-        if not isinstance(raw, dict):
-            raise StartError(f"{path}: not a mapping")
-        if "directory" in raw:
-            raise StartError(f"{path}: directory: is the file's own folder and cannot be set")
-        return Settings.model_validate({**raw, "directory": path.resolve().parent})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StartError(f"{path}: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StartError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
+    parsed = parse(read_yaml(path), path.resolve().parent)
+    if parsed.settings is None:
+        raise StartError(*parsed.problems, source=str(path))
+    return parsed.settings
+
+
+def _problem(error: ErrorDetails) -> str:
+    """Return one error of pydantic as a line: the key, what is wrong, what was given, and what to do."""
+    location = error["loc"]
+    if location[-1] == "[key]":
+        key, name = _key(location[:-2]), repr(error["input"])[:80]
+        return f"{key}: the name {name} must be 1 to 64 letters, digits, dots, underscores or hyphens, as text"
+    key, text, last = _key(location), explain(error), str(location[-1])
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(location)
+        close = get_close_matches(last, known, n=1)
+        return f"{key}: unknown key" + (f"; did you mean `{close[0]}`?" if close else "") + f" Keys are {_list(known)}"
+    if error["type"] == "missing":
+        return f"{key}: is required" + (f": {advice(last)}" if advice(last) else "")
+    given = error["input"]
+    shown = f", not {given!r}" if isinstance(given, (str, int, float)) and len(repr(given)) <= 60 else ""
+    return f"{key}: {text}{shown}" + (f": {advice(last)}" if error["type"] == "literal_error" and advice(last) else "")
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """Return where an error is, in the form of those that the checkpoints' files give: "signals.rm: eos"."""
+    if location[0] == "signals" and len(location) > 2:
+        return f"{key_of(location[:2])}: {key_of(location[2:])}"
+    return key_of(location)
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that are known where an unknown one stands."""
+    models: Mapping[tuple[int, int | str], type[BaseModel]] = {
+        (3, "signals"): SignalSettings,
+        (3, "blends"): BlendSettings,
+        (2, "limits"): Limits,
+    }
+    model = models.get((len(location), location[0]), Settings)
+    return [name for name in model.model_fields if name != "directory"]
+
+
+def _usable_signals(raw: Mapping[str, Any], errors: Iterable[ErrorDetails]) -> dict[str, SignalSettings]:
+    """Return the signals without their wrong keys, so that the rest of them can be checked as well."""
+    given = raw.get("signals")
+    wrong = {error["loc"][1:3] for error in errors if error["loc"][:1] == ("signals",)}
+    usable = {}
+    for name, signal in given.items() if isinstance(given, dict) else ():
+        if (name,) in wrong or (name, "[key]") in wrong:
+            continue
+        right = {key: value for key, value in signal.items() if (name, key) not in wrong}
+        try:
+            usable[name] = SignalSettings.model_validate(right)
+        except ValidationError:  # without a key that every signal must have
+            continue
+    return usable
+
+
+def _wrong_names_of(raw: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the names in a configuration that may be wrong otherwise too."""
+    signals, blends = (part if isinstance(part := raw.get(key), dict) else {} for key in ("signals", "blends"))
+    weights = {n: w for n, b in blends.items() if isinstance(b, dict) and isinstance(w := b.get("weights"), dict)}
+    default = raw.get("default")
+    wrong = _wrong_names(signals, weights, None if default is None else str(default))
+    if default is None and (blends or len(signals) > 1):
+        wrong.append(f"default: is required: {advice('default')}; one of {_list(map(str, [*signals, *blends]))}")
+    return wrong
+
+
+def _wrong_names(signals: Iterable[str], blend_weights: Mapping[str, Iterable[str]], default: str | None) -> list[str]:
+    signals = dict.fromkeys(signals)
+    names = [*map(str, signals), *map(str, blend_weights)]
+    wrong = [
+        f"blends.{n}: a signal has this name too; rename one" for n in sorted(signals.keys() & blend_weights.keys())
+    ]
+    if default is not None and default not in names:
+        wrong.append(f"default: {default!r} is neither a signal nor a blend; served are {_list(names)}")
+    for name, weights in blend_weights.items():
+        unknown = sorted({str(signal) for signal in weights if signal not in signals})
+        wrong += [f"blends.{name}.weights: {u!r} is no signal; signals are {_list(map(str, signals))}" for u in unknown]
+    return wrong
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -43,7 +43,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     oracles["enc"] = checkpoints.classifier("bert", encoder, seed=3)
     checkpoints.save(root / "enc", oracles["enc"], encoder)
     (root / "service.yaml").write_text(CONFIG)
-    return {"settings": settings.read(root / "service.yaml"), "oracles": oracles, "root": root}
+    return {"settings": settings.read_settings(root / "service.yaml"), "oracles": oracles, "root": root}
 
 
 CONFIG = """

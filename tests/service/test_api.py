@@ -22,7 +22,7 @@ def run(tiny: dict[str, Any]) -> Run:
 
     def go(talk: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
         async def inner() -> Any:
-            app = create_app(tiny["settings"], lambda: None)
+            app = create_app(tiny["settings"])
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with (
                 app.router.lifespan_context(app),
@@ -163,9 +163,11 @@ def test_an_empty_model_name_is_not_the_default(run: Run) -> None:
     assert post(run, "/v1/score", {"items": [], "model": ""}).status_code == 422
 
 
-def test_work_of_a_client_that_left_is_dropped(tiny: dict[str, Any]) -> None:
+def test_work_of_a_client_that_left_is_dropped_and_logged(
+    tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     """Trap 28: Starlette lets an endpoint run on after the disconnect."""
-    app = create_app(tiny["settings"], lambda: None)
+    app = create_app(tiny["settings"])
     body = json.dumps({"items": [{"prompt": "a", "completion": "b " * 50}] * 64}).encode()
     scope = {
         "type": "http", "method": "POST", "path": "/v1/score", "raw_path": b"/v1/score", "query_string": b"",
@@ -189,8 +191,11 @@ def test_work_of_a_client_that_left_is_dropped(tiny: dict[str, Any]) -> None:
         scored = app.state.metrics._registry.get_sample_value("assay_items_total", {"model": "pref"})
         return statuses, scored or 0.0
 
-    statuses, scored = asyncio.run(talk())
+    with caplog.at_level("WARNING", "assay"):
+        statuses, scored = asyncio.run(talk())
     assert statuses == [499]
+    (warned,) = [record for record in caplog.records if "clients close their connections" in record.getMessage()]
+    assert vars(warned)["fields"]["items"] == 64
     assert scored == 0.0
 
 
@@ -443,6 +448,55 @@ def test_models_health_ready_info_metrics_and_docs(run: Run) -> None:
     assert got["/nowhere"].json()["error"]["request_id"]
 
 
+@pytest.mark.parametrize(
+    "header", [{}, {"content-type": "application/x-www-form-urlencoded"}, {"content-type": "text/plain"}]
+)
+def test_a_body_without_the_json_header_is_told_which_header_is_missing(run: Run, header: dict[str, str]) -> None:
+    """As curl sends it with `-d` alone."""
+    response = run(lambda http: http.post("/v1/score", content=b'{"items": []}', headers=header))
+    assert response.status_code == 422
+    assert response.json()["error"]["message"] == (
+        "the body was not read as JSON: send the header `content-type: application/json`"
+    )
+
+
+def test_a_body_that_is_json_and_no_object_is_not_told_about_headers(run: Run) -> None:
+    error = post(run, "/v1/score", [1]).json()["error"]
+    assert error["message"] == "must be a mapping of keys to values (a JSON object)"
+
+
+def test_an_unknown_model_is_told_what_is_served(run: Run) -> None:
+    error = post(run, "/v1/score", {"items": [], "model": "nope"}).json()["error"]
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert error["message"] == "neither a signal nor a blend; served are pref, abs, enc, mix, mix_std"
+    error = post(run, "/v1/score", {"items": [], "weights": {"mix": 1.0}}).json()["error"]
+    assert (error["code"], error["param"]) == ("model_not_found", "weights.mix")
+    assert error["message"] == "not a served signal; signals are pref, abs, enc"
+
+
+def test_metrics_say_what_serves(run: Run) -> None:
+    async def talk(http: httpx.AsyncClient) -> tuple[str, dict[str, Any]]:
+        return (await http.get("/metrics")).text, (await http.get("/info")).json()
+
+    text, info = run(talk)
+    (build,) = [line for line in text.splitlines() if line.startswith("assay_build_info{")]
+    assert f'fingerprint="{info["fingerprint"]}"' in build
+    assert f'version="{info["version"]}"' in build
+    assert "\nprocess_resident_memory_bytes " in text
+
+
+def test_requests_are_logged_without_their_text(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    item = {"prompt": "a secret question", "completion": "a secret answer", "id": "a secret id"}
+    with caplog.at_level("INFO", "assay.access"):
+        post(run, "/v1/score", {"items": [item, item]}, **{"x-request-id": "mine"})
+    (record,) = [record for record in caplog.records if record.name == "assay.access"]
+    fields = vars(record)["fields"]
+    assert fields | {"ms": 0} == {
+        "method": "POST", "route": "/v1/score", "status": 200, "ms": 0, "request_id": "mine", "items": 2,
+    }  # fmt: skip
+    assert "secret" not in str(fields) + record.getMessage()
+
+
 def test_request_ids_are_echoed_if_plain_and_made_if_not(run: Run) -> None:
     assert (
         post(run, "/v1/score", {"items": []}, **{"x-request-id": "run-7.step_3"}).headers["x-request-id"]
@@ -454,7 +508,7 @@ def test_request_ids_are_echoed_if_plain_and_made_if_not(run: Run) -> None:
 
 def test_a_poisoned_head_gives_item_errors_and_not_ready(tiny: dict[str, Any]) -> None:
     """Trap 13: never 0, never a 200 with null; the healthy signal still answers."""
-    app = create_app(tiny["settings"], lambda: None)
+    app = create_app(tiny["settings"])
     model = app.state.scorer.registry.signals["pref"].model
     with torch.no_grad():
         model._signals["pref"].head.weight.fill_(float("nan"))

@@ -22,7 +22,7 @@ from assay_service.api.app import create_app
 
 def talk_to(tiny: dict[str, Any], talk: Callable[[AsyncRewardClient], Awaitable[Any]], **client: Any) -> Any:
     async def inner() -> Any:
-        app = create_app(tiny["settings"], lambda: None)
+        app = create_app(tiny["settings"])
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),

@@ -94,12 +94,62 @@ def test_a_process_serves_drains_and_ends(tiny: dict[str, Any], tmp_path: Path) 
             late.score(items[:1])
 
 
-def test_a_configuration_that_is_wrong_ends_with_one_line(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = tmp_path / "service.yaml"
-    config.write_text(f"signals: {{a: {{base: {tiny['root']}/base, kind: preference, eos: template}}}}\ndefault: a\n")
-    done = subprocess.run([ASSAY, "serve", "--config", config], check=False, capture_output=True, text=True)
+def test_a_port_that_is_taken_ends_the_command_before_anything_is_loaded() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = subprocess.run([ASSAY, "serve", "--port", str(port)], check=False, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("assay serve: signals.a: unfinished: declare it")
+    assert done.stderr == (
+        f"assay serve: address already in use: is another service running on 127.0.0.1:{port}? Stop it, or use --port\n"
+    )
+
+
+@pytest.mark.slow
+def test_what_inspect_writes_is_served_and_the_log_says_how_without_any_text(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """From a directory to scores, as a new user goes; with logs for machines."""
+    declared = ["--kind", "preference", "--eos", "template", "--unfinished", "error"]
+    inspected = subprocess.run(
+        [ASSAY, "inspect", tiny["root"] / "enc", *declared], check=True, capture_output=True, text=True
+    )
+    (tmp_path / "service.yaml").write_text(inspected.stdout)
+    log = tmp_path / "log"
+    port = free_port()
+    command = [ASSAY, "serve", "--config", tmp_path / "service.yaml", "--port", str(port)]
+    with log.open("wb") as stream:
+        process = subprocess.Popen([*command, "--access-log", "--log-format", "json"], stderr=stream)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with RewardClient(url) as client:
+            until_s = time.monotonic() + START_S
+            while True:  # taken at once, and not ready for as long as torch is being imported
+                with contextlib.suppress(httpx.TransportError):
+                    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+                    first = httpx.post(f"{url}/v1/score", content=b"{}")
+                    break
+                assert time.monotonic() < until_s
+            assert (first.status_code, first.json()["error"]["code"]) == (503, "not_ready")
+            assert first.headers["retry-after"] == "5"
+            wait_until_ready(client, process)
+            client.score([("a secret question", "a secret answer")] * 3)
+    finally:
+        process.terminate()
+        process.wait(START_S)
+    text = log.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    said = [line["message"] for line in lines if line["logger"] == "assay.start"]
+    for number, beginning in enumerate((url, "importing torch", "hashing the weights", "loading base", "proving that")):
+        assert [s for s in said if not s.startswith("still ")][number].startswith(beginning)
+    assert any(s.startswith("signal enc: preference, reads pooler, up to 256 tokens, float32 on cpu") for s in said)
+    assert any(s.startswith("ready in ") and s.endswith(url) for s in said)
+    (scored,) = [line for line in lines if line.get("route") == "/v1/score"]
+    assert (scored["method"], scored["status"], scored["items"]) == ("POST", 200, 3)
+    assert len(scored["request_id"]) == 32
+    assert scored["ms"] > 0
+    assert "secret" not in text
 
 
 def test_a_failed_device_ends_the_service_with_an_error(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +181,7 @@ def test_a_failed_device_ends_the_service_with_an_error(tiny: dict[str, Any], mo
     with ThreadPoolExecutor(1) as pool:
         talked = pool.submit(talk)
         with pytest.raises(typer.Exit) as ended:
-            cli.serve(tiny["root"] / "service.yaml", "127.0.0.1", port)
+            cli.serve(config=tiny["root"] / "service.yaml", port=port)
         score, answer = talked.result(START_S)
     assert ended.value.exit_code == 1
     assert answer["data"][0]["score"] == score

@@ -128,7 +128,7 @@ def served(finished_run: Run, root: Path) -> registry.Signal:
     base = yaml.safe_load(finished_run.config.read_text())["base"]
     signal = {"base": base, "adapter": str(finished_run.out / "checkpoint"), "device": "cpu"}
     (root / "service.yaml").write_text(yaml.safe_dump({"signals": {"s": signal}, "default": "s"}))
-    return loader.load(settings.read(root / "service.yaml")).signals["s"]
+    return loader.load(settings.read_settings(root / "service.yaml")).signals["s"]
 
 
 def logit(signal: registry.Signal, item: Item) -> float:
@@ -454,7 +454,7 @@ def test_a_model_of_all_weights_is_saved_whole_and_served(architecture: str, tmp
     (tmp_path / "service.yaml").write_text(
         yaml.safe_dump({"signals": {"s": {"base": str(whole.out / "checkpoint"), "device": "cpu"}}, "default": "s"})
     )
-    signal = loader.load(settings.read(tmp_path / "service.yaml")).signals["s"]
+    signal = loader.load(settings.read_settings(tmp_path / "service.yaml")).signals["s"]
     rows = zip(whole.begin().of(HELD_OUT), whole.json("held_out.json"), strict=True)
     for example, row in rows:
         assert [logit(signal, item) for item in example.record.items] == pytest.approx(row, abs=1e-5)

@@ -48,7 +48,7 @@ def serve(root: Path, architecture: str, template: str, position: str, eos: str)
     checkpoints.save(root / "base", model.base_model, fast)
     checkpoints.save_adapter(root / "adapter", model, **claims)
     (root / "service.yaml").write_text("signals: {s: {base: base, adapter: adapter}}\ndefault: s\n")
-    return loader.load(settings.read(root / "service.yaml")).signals["s"]
+    return loader.load(settings.read_settings(root / "service.yaml")).signals["s"]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def serving(home: Path, port: int) -> Iterator[str]:
     """The service on loopback, in a thread of this process."""
-    app = create_app(settings.read(home / "service.yaml"), lambda: None)
+    app = create_app(settings.read_settings(home / "service.yaml"))
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -285,7 +285,7 @@ def test_a_run_learns_over_http_and_tells_everything(home: Path, url: str, tmp_p
 def test_a_run_over_a_service_in_its_own_process_is_the_same(home: Path, url: str, tmp_path: Path) -> None:
     served = go(home, url, tmp_path / "served")
     config = read(tmp_path / "served.yaml", PpoConfig)
-    app = create_app(settings.read(home / "service.yaml"), lambda: None)
+    app = create_app(settings.read_settings(home / "service.yaml"))
     with RewardClient("http://assay", transport=AppTransport(app)) as client:
         PpoRun(config, home / "data", tmp_path / "run", client).go()
     assert untimed(rows(tmp_path / "run")) == untimed(served)

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import platform
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -21,8 +22,10 @@ from assay_service.api.scorer import Scorer
 from assay_service.engine.engine import Engine
 from assay_service.errors import AssayError, ContentError, NotReady, Overloaded, ServingError
 from assay_service.metrics import Metrics
+from assay_service.resolve import ResolvedSignal
 from assay_service.scoring.item import PROBE
 from assay_service.settings import Settings
+from assay_service.validation import explain, key_of
 
 # /ready trusts a forward this recent, and otherwise runs one within the time limit.
 RECENT_FORWARD_S = 30.0
@@ -34,18 +37,34 @@ _PLAIN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 _log = logging.getLogger("assay")
 
 
-def create_app(settings: Settings, on_failure: Callable[[], None]) -> FastAPI:
-    """The application that serves `settings`, with its models loaded and checked.
+def create_app(
+    settings: Settings,
+    *,
+    resolved: Mapping[str, ResolvedSignal] | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """Load and check the models of a configuration, and return the application that serves them.
+
+    `create_app(read_settings(EMBEDDED))` serves the embedded models.
 
     Args:
         settings: what to serve.
+        resolved: its signals, where they were resolved already.
         on_failure: is called once when a device has failed; only a new process can serve again.
 
     Raises:
         StartError: the configuration or a checkpoint is wrong.
     """
-    registry = loader.load(settings)
+    registry = loader.load(settings) if resolved is None else loader.load_resolved(settings, resolved)
     metrics = Metrics()
+    metrics.build.info(
+        {
+            "version": version("assay-rewards"),
+            "fingerprint": registry.fingerprint(),
+            "torch": version("torch"),
+            "python": platform.python_version(),
+        }
+    )
     engine = Engine(
         {name: signal.model for name, signal in registry.signals.items()},
         registry.identities,
@@ -118,7 +137,9 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = _param(first["loc"])
-    message = str(first["msg"]) if first["type"] != "json_invalid" else _NOT_JSON
+    message = explain(first) if first["type"] != "json_invalid" else _NOT_JSON
+    if first["loc"] == ("body",) and not _says_json(request):
+        message = "the body was not read as JSON: send the header `content-type: application/json`"
     return _error(request, 422, code="invalid_request", message=message, param=param, retryable=False)
 
 
@@ -158,10 +179,10 @@ def _param(loc: tuple[Any, ...]) -> str | None:
 
     Left out: union tags, and names that are not plain, which would be an echo of the input.
     """
-    path = ""
-    for part in loc[1:]:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part not in schemas.UNION_TAGS and _PLAIN.match(part):
-            path += f".{part}" if path else str(part)
-    return path or None
+    return key_of(loc[1:], lambda part: part not in schemas.UNION_TAGS and bool(_PLAIN.match(part))) or None
+
+
+def _says_json(request: Request) -> bool:
+    """Whether the request's `content-type` is JSON; curl's `-d` alone sends that of a form."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))

@@ -1,6 +1,7 @@
 """Around every request: its id, the cap on its body, its count and time. Pure ASGI: holds for chunked bodies too."""
 
 import asyncio
+import logging
 import re
 import time
 import uuid
@@ -13,11 +14,22 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from assay_service.errors import ClientGone
+from assay_service.logs import ACCESS, Limited
 from assay_service.metrics import Metrics
 
 T = TypeVar("T")
 
 HEADER = "x-request-id"
+
+# What people who run the service should hear of, and what to do about it.
+_WARNINGS = {
+    429: "requests are refused, because the queue is full: fewer at once, more replicas, or a larger max_queue_tokens",
+    499: "clients close their connections before the answer: longer timeouts or smaller requests on their side",
+    500: "requests fail",
+    503: "requests are refused, because the service is not ready",
+}
+
+_access = logging.getLogger(ACCESS)
 _VALID_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 
 
@@ -29,7 +41,7 @@ class BodyTooLarge(HTTPException):
 
 
 class Guard:
-    """Gives every request an id, echoes it, stops reading a body that is too large, and measures.
+    """Gives every request an id, echoes it, stops reading a body that is too large, measures, and logs.
 
     Args:
         app: the application behind it.
@@ -41,6 +53,7 @@ class Guard:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
+        self._limited = Limited()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on."""
@@ -71,9 +84,20 @@ class Guard:
         try:
             await self._app(scope, counted_receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "unknown")
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.request_s.labels(route).observe(time.monotonic() - started_s)
+            self._record(scope, status, time.monotonic() - started_s)
+
+    def _record(self, scope: Scope, status: int, duration_s: float) -> None:
+        """Count and log a request; of its content only how many items it asked for."""
+        route = getattr(scope.get("route"), "path", "unknown")
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.request_s.labels(route).observe(duration_s)
+        fields: dict[str, object] = {"method": scope["method"], "route": route, "status": status}
+        fields |= {"ms": round(duration_s * 1000, 1), "request_id": scope["state"]["request_id"]}
+        if "items" in scope["state"]:
+            fields["items"] = scope["state"]["items"]
+        _access.info("request", extra={"fields": fields})
+        if status in _WARNINGS:
+            self._limited.warning(str(status), _WARNINGS[status], **fields)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -202,6 +202,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _check_count(request: Request, count: int, param: str) -> None:
+    request.state.items = count  # for the log
     most = request.app.state.settings.limits.max_items
     if count > most:
         raise ServingError(f"{count} {param}, at most {most} in one request", code="too_many_items", param=param)

@@ -58,9 +58,11 @@ def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
     if path.is_dir():
         return path.resolve()
     if reference.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
-        raise StartError(f"{reference}: no such directory; looked at {path}")
+        raise StartError(f"{reference}: no such directory; looked at {path.resolve()}")
     if revision is None:
-        raise StartError(f"{reference}: no such directory; looked at {path}; if it is a hub id, declare its `revision`")
+        raise StartError(
+            f"{reference}: no such directory; looked at {path.resolve()}; if it is a hub id, declare its `revision`"
+        )
     try:
         return Path(snapshot_download(reference, revision=revision, allow_patterns=list(_HUB_FILES)))
     except OSError as error:

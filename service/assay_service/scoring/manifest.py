@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from assay_service.errors import StartError
+from assay_service.validation import SHA256_PATTERN, explain, key_of
 
 FILE_NAME = "assay.json"
 
@@ -53,8 +54,8 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Kind | None = None
-    base_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    template_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    base_sha256: str | None = Field(None, pattern=SHA256_PATTERN)
+    template_sha256: str | None = Field(None, pattern=SHA256_PATTERN)
     score_position: ScorePosition | None = None
     eos: EosPolicy | None = None
     max_length: int | None = Field(None, gt=0)
@@ -78,9 +79,8 @@ def read(directory: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StartError(f"{path}: {where}: {first['msg']}") from error
+        errors = error.errors(include_url=False)
+        raise StartError(*(f"{path}: {key_of(e['loc']) or 'the file'}: {explain(e)}" for e in errors)) from error
 
 
 def write(manifest: Manifest, directory: Path) -> None:

@@ -5,9 +5,11 @@ same whatever stands beside it, at any number of rows, and sooner than out of to
 compiler; without, and for other devices and dtypes, torch's own operators do the work (see `rows.py`).
 """
 
+import errno
 import functools
 import hashlib
 import logging
+import platform
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -24,12 +26,15 @@ _ISA = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 _FLAGS = ("-O3", *_ISA, "-fopenmp", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512")
 
 _log = logging.getLogger("assay")
+_start_log = logging.getLogger("assay.start")
+
+_SLOWER = "torch's operators serve instead, more slowly"
 
 
 def missing(dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the kernels cannot be used; None if they can, and then they are loaded: `torch.ops.assay` has them."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        return f"there are none for {str(dtype).removeprefix('torch.')} on {device.type}"
+        return f"there are none for {_name(dtype)} on {device.type}"
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[no-untyped-call]
         return "they need oneDNN, which is missing or switched off"
     return _loaded() or _tried(dtype)
@@ -47,13 +52,21 @@ def _loaded() -> str | None:
         except OSError:  # kept from another installation of the compiler or its libraries
             library.unlink()
             torch.ops.load_library(_library(flags))  # type: ignore[no-untyped-call]
-    except subprocess.CalledProcessError as error:
-        _log.warning("building the kernels failed: %s", error.stderr)
-        return f"they could not be built: {error.cmd[0]} returned {error.returncode}"
-    except OSError as error:
-        _log.warning("building or loading the kernels failed: %s", error)
-        return f"they could not be built or loaded: {error}"
+    except (subprocess.CalledProcessError, OSError) as error:
+        reason = _why_not_built(error)
+        _log.warning("no CPU kernels; %s: %s", _SLOWER, reason)
+        return reason
     return None
+
+
+def _why_not_built(error: subprocess.CalledProcessError | OSError) -> str:
+    """Return why the kernels could not be built, with what to do about it."""
+    if isinstance(error, subprocess.CalledProcessError):
+        said = " ".join(error.stderr.split())[:2000] or "nothing"
+        return f"they could not be built: {error.cmd[0]} returned {error.returncode} and printed {said}"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC):
+        return f"they could not be built: {error}; set XDG_CACHE_HOME to a directory that can be written"
+    return f"they could not be built or loaded: {error}; a C++ compiler (g++, or what CXX names) builds them"
 
 
 def _library(flags: list[str]) -> Path:
@@ -63,7 +76,7 @@ def _library(flags: list[str]) -> Path:
         digest.update(path.read_bytes())
     kept = Path(cpp_extension.get_default_build_root()) / f"assay_native_{digest.hexdigest()[:16]}.so"
     if not kept.is_file():
-        _log.info("building the kernels, once for this installation")
+        _start_log.info("building the CPU kernels, once for this installation, in %s", kept.parent)
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as directory:
             _build(flags, Path(directory) / kept.name)
@@ -94,5 +107,32 @@ def _tried(dtype: torch.dtype) -> str | None:
     try:
         torch.ops.assay.linear(ones, torch.ops.assay.pack(ones), None, 16)
     except RuntimeError as error:
-        return str(error).splitlines()[0]
+        needed = ": it needs a CPU with AVX512-BF16 or AMX" if dtype == torch.bfloat16 else ""
+        return f"oneDNN has none for {_name(dtype)} on this CPU{needed} ({str(error).splitlines()[0]})"
     return None
+
+
+def slow_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Return why a dtype is slow on this machine, and what to do; None where it is not known to be.
+
+    Args:
+        dtype: what a base computes in.
+        device: where it computes.
+    """
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    has_units = {
+        torch.bfloat16: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        torch.float16: torch.cpu._is_amx_fp16_supported(),
+    }
+    if has_units.get(dtype, True):
+        return None
+    units = "AVX512-BF16 or AMX" if dtype == torch.bfloat16 else "AMX-FP16"
+    return (
+        f"this CPU has no units for {_name(dtype)} ({units}), so torch emulates it: declare `dtype: float32`, which is "
+        "several times faster here, rounds less, and takes twice the memory"
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,128 @@
+"""Take the port before any model is loaded, and answer on it until the service does.
+
+A second service on one port so fails at once, and whoever asks meanwhile (a probe of Kubernetes, a client) hears that
+the models are loading. Imports no torch.
+"""
+
+import errno
+import json
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from assay_service.errors import StartError
+
+_BACKLOG = 2048  # as uvicorn's
+_MAX_BODY_BYTES = 16 * 2**20
+_RETRY_AFTER_S = 5
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on `host` and `port`; of port 0 the system picks one.
+
+    Raises:
+        StartError: the port is taken or not allowed, or this machine has no such address.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise StartError(
+            f"--host {host}: no such address ({error.strerror}); 127.0.0.1 is this machine only, 0.0.0.0 all its "
+            "addresses"
+        ) from error
+    taken = socket.socket(family, kind, protocol)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+        taken.listen(_BACKLOG)
+    except OSError as error:
+        taken.close()
+        raise StartError(_why(error, host, port)) from error
+    return taken
+
+
+def url_of(listening: socket.socket, host: str) -> str:
+    """Return the URL of a listening socket, with the host as the user wrote it."""
+    port = listening.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def answering_not_ready(listening: socket.socket) -> Iterator[None]:
+    """Answer on a listening socket while the models load, and leave it open for the service.
+
+    `GET /health` is 200, since the process is well; everything else is 503 `not_ready` with `Retry-After`.
+    """
+    server = ThreadingHTTPServer(listening.getsockname()[:2], _NotReady, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listening
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="assay-not-ready", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+def _why(error: OSError, host: str, port: int) -> str:
+    """Return what is wrong with an address that cannot be listened on, and what to do."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"address already in use: is another service running on {host}:{port}? Stop it, or use --port"
+        case errno.EADDRNOTAVAIL:
+            return (
+                f"--host {host}: not an address of this machine; 127.0.0.1 is this machine only, 0.0.0.0 all its "
+                "addresses"
+            )
+        case errno.EACCES | errno.EPERM:
+            return f"--port {port}: not allowed for this user; ports from 1024 on are"
+    return f"cannot listen on {host}:{port}: {error.strerror}"
+
+
+class _NotReady(BaseHTTPRequestHandler):
+    """Answers every request while the models load; one request per connection."""
+
+    timeout = 10  # seconds for a client that does not send what it announced
+    server_version = "assay"
+    sys_version = ""
+
+    def _answer(self) -> None:
+        self._read_body()
+        request_id = uuid.uuid4().hex
+        is_health = self.command in ("GET", "HEAD") and self.path.partition("?")[0] == "/health"
+        body: dict[str, Any] = {"status": "ok"}
+        if not is_health:
+            message = "the service is loading its models; try again in a few seconds"
+            error = {"code": "not_ready", "message": message, "param": None}
+            body = {"error": {**error, "request_id": request_id, "retryable": True}}
+        payload = json.dumps(body).encode()
+        self.send_response(200 if is_health else 503)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(payload)))
+        self.send_header("x-request-id", request_id)
+        if not is_health:
+            self.send_header("retry-after", str(_RETRY_AFTER_S))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(payload)
+
+    do_GET = do_POST = do_HEAD = do_PUT = do_DELETE = do_OPTIONS = _answer
+
+    def _read_body(self) -> None:
+        """Take in what the client sends: a connection that is closed on unread bytes loses the answer."""
+        length = self.headers.get("content-length", "0")
+        left = min(int(length), _MAX_BODY_BYTES) if length.isdecimal() else 0
+        while left > 0 and (part := self.rfile.read(min(left, 65536))):
+            left -= len(part)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Write nothing: these requests were not served."""

@@ -1,0 +1,116 @@
+"""Find the files of one signal and read their JSON, before torch is imported."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assay_service.errors import Problems, StartError
+from assay_service.scoring import files, manifest
+from assay_service.scoring.lineage import check_lineage
+from assay_service.scoring.manifest import Manifest
+from assay_service.settings import SignalSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SignalFiles:
+    """The files of a signal, and what their JSON says.
+
+    Attributes:
+        base: directory of the base.
+        model: the base as the configuration or the adapter names it.
+        revision: commit, tag or branch of a hub id; None for files.
+        adapters: directories of LoRA adapters in the order in which they are applied; none serves the base's own head.
+        tokenizer: directory of the tokenizer's files.
+        config: the base's `config.json`.
+        claims: the checkpoint's manifest.
+        is_classifier: whether the checkpoint was trained as transformers' classifier of its architecture.
+    """
+
+    base: Path
+    model: str
+    revision: str | None
+    adapters: tuple[Path, ...]
+    tokenizer: Path
+    config: Mapping[str, Any]
+    claims: Manifest
+    is_classifier: bool
+
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter that has the head; None where the base has it."""
+        return self.adapters[-1] if self.adapters else None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The directory that has the head: the last adapter's, else the base's."""
+        return self.adapter or self.base
+
+
+def locate(settings: SignalSettings, relative_to: Path) -> SignalFiles:
+    """Find the files of a signal and read their JSON.
+
+    Raises:
+        StartError: naming every key that leads to no checkpoint.
+    """
+    found = Problems()
+    declared = [settings.adapter] if isinstance(settings.adapter, str) else settings.adapter or []
+    adapters: tuple[Path, ...] = ()
+    configs: list[dict[str, Any]] = []
+    with found.collected("adapter"):
+        adapters = tuple(files.resolve(adapter, None, relative_to) for adapter in declared)
+        configs = [files.read_config(adapter, files.ADAPTER_CONFIG) for adapter in adapters]
+    if settings.base is None:
+        found.raise_any()  # an adapter that is not there names no base
+    with found.collected("base"):
+        reference, revision, base = _base(settings, configs, adapters, relative_to)
+        config = files.read_config(base)
+    found.raise_any()
+    with found.collected():
+        claims = manifest.read(adapters[-1] if adapters else base)
+    with found.collected():
+        check_lineage(adapters, base, reference if revision else None, settings.adapter_base)
+    with found.collected("base"):
+        tokenizer = files.tokenizer_directory(base, *adapters)
+    found.raise_any()
+    return SignalFiles(
+        base=base,
+        model=reference,
+        revision=revision,
+        adapters=adapters,
+        tokenizer=tokenizer,
+        config=config,
+        claims=claims,
+        is_classifier=_is_classifier(config, configs),
+    )
+
+
+def _base(
+    settings: SignalSettings, adapter_configs: Sequence[Mapping[str, Any]], adapters: Sequence[Path], relative_to: Path
+) -> tuple[str, str | None, Path]:
+    """Return the base as it is named, its revision and its directory: declared, else named by the first adapter."""
+    if settings.base is not None:
+        directory = files.resolve(settings.base, settings.revision, relative_to)
+        if (directory / "config.json").is_file() and (directory / files.ADAPTER_CONFIG).is_file():
+            raise StartError(
+                f"{directory}: a base with an {files.ADAPTER_CONFIG} in it; declare the adapter as `adapter`"
+            )
+        return settings.base, settings.revision, directory
+    reference = str(adapter_configs[0].get("base_model_name_or_path") or "")
+    if not reference:
+        raise StartError(f"declare it; {adapters[0] / files.ADAPTER_CONFIG} has no base_model_name_or_path")
+    # PEFT writes the path that the trainer was given: relative to where it ran, or to the adapter if it was moved.
+    starts = [start for start in (adapters[0], relative_to) if (start / Path(reference).expanduser()).is_dir()]
+    revision = settings.revision or (None if starts else adapter_configs[0].get("revision"))
+    try:
+        return reference, revision, files.resolve(reference, revision, starts[0] if starts else adapters[0])
+    except StartError as error:
+        raise StartError(
+            f"declare it; the adapter's base_model_name_or_path does not lead to it: {error.message}"
+        ) from error
+
+
+def _is_classifier(config: Mapping[str, Any], adapter_configs: Sequence[Mapping[str, Any]]) -> bool:
+    architecture = (config.get("architectures") or [""])[0]
+    of_adapter = bool(adapter_configs) and adapter_configs[-1].get("task_type") == "SEQ_CLS"
+    return architecture.endswith("ForSequenceClassification") or of_adapter

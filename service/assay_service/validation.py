@@ -1,0 +1,88 @@
+"""Say in plain words what is wrong with a value, from pydantic's errors. A text never repeats the value."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+_KEYS = "must be a mapping of keys to values (a JSON object)"
+_NUMBER = "must be a number"
+_WHOLE = "must be a whole number"
+_LIST = "must be a list"
+
+# By pydantic's error type; `{…}` are the fields of the error's context.
+_TEXTS: Mapping[str, str] = {
+    "missing": "is required",
+    "invalid_key": "a key must be text",
+    "extra_forbidden": "unknown key",
+    "none_required": "must be left out",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
+    "literal_error": "must be one of {expected}",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_from_float": _WHOLE,
+    "int_parsing_size": "is too large",
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": "must be a finite number",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "dict_type": _KEYS,
+    "mapping_type": _KEYS,
+    "model_type": _KEYS,
+    "model_attributes_type": _KEYS,
+    "list_type": _LIST,
+    "tuple_type": _LIST,
+    "too_short": "must not be empty",
+    "too_long": "must have at most {max_length} elements",
+    "json_invalid": "is not valid JSON",
+    "json_type": "must be JSON",
+}
+
+# Patterns that people should not have to read.
+NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
+SHA256_PATTERN = "^[0-9a-f]{64}$"
+DEVICE_PATTERN = r"^(cpu|mps|(cuda|xpu)(:\d+)?)$"
+_PATTERNS: Mapping[str, str] = {
+    NAME_PATTERN: "must be 1 to 64 letters, digits, dots, underscores or hyphens",
+    SHA256_PATTERN: "must be 64 hexadecimal digits",
+    DEVICE_PATTERN: "must be cpu, cuda, cuda:0, cuda:1, …, mps or xpu",
+}
+
+
+def explain(error: ErrorDetails) -> str:
+    """Return what is wrong, as a predicate for the key that has the value ("must be a whole number")."""
+    context: dict[str, Any] = dict(error.get("ctx") or {})
+    if "error" in context:  # a ValueError of a validator of ours
+        return str(context["error"])
+    if context.get("pattern") in _PATTERNS:
+        return _PATTERNS[context["pattern"]]
+    if "expected" in context:
+        context["expected"] = str(context["expected"]).replace("'", "").replace(" or ", ", ")
+    text = _TEXTS.get(error["type"])
+    if text is None:
+        return error["msg"].replace("Input should", "must")
+    return text.format_map(context)
+
+
+def key_of(location: tuple[int | str, ...], keep: Callable[[str], bool] = lambda _: True) -> str:
+    """Return a pydantic location as a path: ("items", 3, "prompt") is "items[3].prompt".
+
+    Args:
+        location: keys and list indices.
+        keep: says of a key whether it belongs into the path.
+    """
+    path = ""
+    for part in location:
+        if isinstance(part, int) and not isinstance(part, bool):
+            path += f"[{part}]"
+        elif keep(str(part)):
+            path += f".{part}" if path else str(part)
+    return path

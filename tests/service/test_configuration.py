@@ -1,0 +1,352 @@
+"""A wrong configuration is reported as a whole, in plain words, before torch is imported."""
+
+import json
+import math
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from assay_service import settings
+from assay_service.errors import StartError
+from assay_service.inspection import declaration, inspect
+from assay_service.resolve import ResolvedSignal, read_resolved
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "service-configuration.md"
+
+
+def model(directory: Path, **config: Any) -> Path:
+    """The files of a reward model as far as they are read before torch: JSON, and the header of its weights."""
+    directory.mkdir(parents=True)
+    llama = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"], "pad_token_id": 2}
+    (directory / "config.json").write_text(json.dumps(llama | {"max_position_embeddings": 256} | config))
+    header = json.dumps({"score.weight": {"dtype": "F32", "shape": [1, 0], "data_offsets": [0, 0]}}).encode()
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+def problems(raw: Any, directory: Path) -> tuple[str, ...]:
+    with pytest.raises(StartError) as caught:
+        read_resolved(raw, directory, "service.yaml")
+    return caught.value.problems
+
+
+def beginnings(raw: Any, directory: Path) -> list[str]:
+    """The problems without their advice."""
+    return [line.partition("; no file")[0].partition(": `")[0] for line in problems(raw, directory)]
+
+
+def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path) -> None:
+    model(tmp_path / "rm")
+    model(tmp_path / "opt", model_type="opt")
+    raw = {
+        "signals": {
+            "a": {"base": "rm", "kind": "reward", "max_length": 999},
+            "b": {"base": "../nowhere", "eos": "template"},
+            "c": {"base": "opt", "kind": "absolute", "eos": "append", "unfinished": "error", "scoreposition": "eos"},
+        },
+        "blends": {"mix": {"weights": {"a": 1, "z": 1}}},
+        "limits": {"max_items": 0},
+    }
+    assert beginnings(raw, tmp_path) == [
+        "signals.a: kind: must be one of preference, absolute, not 'reward'",
+        "signals.c: scoreposition: unknown key; did you mean `score_position`? Keys are kind, base, revision, adapter, "
+        "dtype, device, max_length, template, score_position, eos, mean, std, unfinished",
+        "limits.max_items: must be more than 0, not 0",
+        "blends.mix.weights: 'z' is no signal; signals are a, b, c",
+        "default: is required: the signal or blend that answers requests which name none; one of a, b, c, mix",
+        "signals.a: max_length: 999 is more than the checkpoint's 256; declare at most that",
+        "signals.a: eos: declare it, one of template, append",
+        "signals.a: unfinished: declare it, one of score, error",
+        f"signals.b: base: ../nowhere: no such directory; looked at {tmp_path.parent / 'nowhere'}",
+        f"signals.c: base: {tmp_path / 'opt'}: architecture 'opt' is not served; served are bert, deberta-v2, gemma, "
+        "gpt_neox, llama, mistral, qwen2, qwen3, roberta",
+    ]
+
+
+def test_each_key_that_must_be_declared_has_its_values_and_how_to_find_out(tmp_path: Path) -> None:
+    model(tmp_path / "rm", architectures=["LlamaForCausalLM"])
+    found = problems({"signals": {"rm": {"base": "rm"}}}, tmp_path)
+    assert [line.split(": ")[1] for line in found] == ["kind", "score_position", "eos", "unfinished"]
+    for line, clue in zip(found, ("Bradley-Terry", "/v1/render", "/v1/render", "finish_reason"), strict=True):
+        assert "declare it, one of" in line
+        assert clue in line
+
+
+def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> None:
+    """In a process of its own, through the command as it is installed."""
+    model(tmp_path / "rm")
+    (tmp_path / "service.yaml").write_text("signals: {rm: {base: rm, kind: reward}}\n")
+    code = (
+        "import sys, time; from assay_client.cli import main\n"
+        f"sys.argv = ['assay', 'serve', '--config', {str(tmp_path / 'service.yaml')!r}, '--port', '1']\n"
+        "try: main()\n"
+        "except SystemExit as end: code = end.code\n"
+        "heavy = {'torch', 'transformers', 'peft', 'uvicorn'} & sys.modules.keys()\n"
+        "print(code, sorted(heavy), time.process_time())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    code_of_exit, modules, seconds = done.stdout.split()
+    assert (code_of_exit, modules) == ("2", "[]")
+    assert float(seconds) < 2
+    lines = done.stderr.splitlines()
+    assert lines[0] == f"assay serve: {tmp_path / 'service.yaml'}: 3 problems"
+    assert lines[1].startswith(
+        "  signals.rm: kind: must be one of preference, absolute, not 'reward': `preference` for"
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        ([1], "not a mapping of keys to values; it begins with `signals:`"),
+        ({}, "signals: is required"),
+        ({"signals": {}}, "signals: must not be empty"),
+        ({"signals": {"a": 3}}, "signals.a: must be a mapping of keys to values (a JSON object), not 3"),
+        ({"signals": {"a": {"kind": "absolute"}}}, "signals.a: base: is required"),
+        ({"signals": {"a": {"base": 3}}}, "signals.a: base: must be text, not 3"),
+        ({"signals": {"a": {"base": "rm", "mean": "x"}}}, "signals.a: mean: must be a number, not 'x'"),
+        ({"signals": {"a": {"base": "rm", "std": 0}}}, "signals.a: std: must be more than 0.0, not 0"),
+        ({"signals": {"a": {"base": "rm", "mean": math.inf}}}, "signals.a: mean: must be a finite number, not inf"),
+        (
+            {"signals": {"a": {"base": "rm", "max_length": 0.5}}},
+            "signals.a: max_length: must be a whole number, not 0.5",
+        ),
+        (
+            {"signals": {"a": {"base": "rm", "device": "gpu"}}},
+            "signals.a: device: must be cpu, cuda, cuda:0, cuda:1, …, mps or xpu, not 'gpu'",
+        ),
+        (
+            {"signals": {"a b": {"base": "rm"}}},
+            "signals: the name 'a b' must be 1 to 64 letters, digits, dots, underscores or hyphens, as text",
+        ),
+        (
+            {"signals": {True: {"base": "rm"}}},
+            "signals: the name True must be 1 to 64 letters, digits, dots, underscores or hyphens, as text",
+        ),
+        (
+            {"signals": {"a": {"base": "rm"}}, "default": "b"},
+            "default: 'b' is neither a signal nor a blend; served are a",
+        ),
+        (
+            {"signals": {"a": {"base": "rm"}}, "blends": {"a": {"weights": {"a": 1}}}, "default": "a"},
+            "blends.a: a signal has this name too; rename one",
+        ),
+        (
+            {"signals": {"a": {"base": "rm"}}, "blends": {"b": {"weights": {"a": 0}}}, "default": "a"},
+            "blends.b: at least one weight must be above zero",
+        ),
+        (
+            {"signals": {"a": {"base": "rm"}}, "directory": "/"},
+            "directory: is the file's own folder and cannot be set; remove it",
+        ),
+        (
+            {"signals": {"a": {"base": "rm"}}, "defaults": "a"},
+            "defaults: unknown key; did you mean `default`? Keys are signals, blends, default, limits",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_plain_words(raw: Any, line: str, tmp_path: Path) -> None:
+    model(tmp_path / "rm")
+    found = problems(raw, tmp_path)
+    assert line in [one.partition(": `")[0] if "must be one of" in one else one for one in found]
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+_signals = st.dictionaries(st.sampled_from(list(settings.SignalSettings.model_fields)), _values, max_size=4)
+_blends = st.dictionaries(st.sampled_from(["weights", "standardise"]), _values, max_size=2)
+_files = st.fixed_dictionaries(
+    {},
+    optional={
+        "signals": st.dictionaries(st.text(max_size=2), _signals | _values, max_size=2) | _values,
+        "blends": st.dictionaries(st.text(max_size=2), _blends | _values, max_size=2) | _values,
+        "limits": st.dictionaries(st.sampled_from(list(settings.Limits.model_fields)), _values, max_size=2) | _values,
+        "default": _values,
+    },
+)
+
+
+@given(_files)
+def test_no_wrong_file_shows_pydantics_own_words_or_breaks_the_report(raw: dict[str, Any]) -> None:
+    parsed = settings.parse(raw, Path("/"))
+    assert (parsed.settings is None) == bool(parsed.problems)
+    for line in parsed.problems:
+        assert ": " in line
+        assert not any(words in line for words in ("Input should", "Value error", "Extra inputs", "Field required"))
+        assert "valid" not in line
+
+
+def test_a_single_signal_is_the_default_and_a_blend_must_be_chosen(tmp_path: Path) -> None:
+    model(tmp_path / "rm")
+    signal = {"base": "rm", "kind": "preference", "eos": "template", "unfinished": "score"}
+    assert read_resolved({"signals": {"rm": signal}}, tmp_path, "x")[0].default == "rm"
+    raw = {"signals": {"rm": signal}, "blends": {"b": {"weights": {"rm": 1}}}}
+    assert beginnings(raw, tmp_path) == [
+        "default: is required: the signal or blend that answers requests which name none; one of rm, b"
+    ]
+
+
+def test_paths_are_relative_to_the_file_and_a_tilde_is_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model(tmp_path / "home" / "rm")
+    (tmp_path / "t.jinja").write_text("own")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir("/")
+    signal = {"base": "~/rm", "template": "../t.jinja", "kind": "preference", "eos": "template", "unfinished": "score"}
+    found = read_resolved({"signals": {"rm": signal}}, tmp_path / "home", "x")[1]["rm"]
+    assert (found.base, found.rules.template) == (tmp_path / "home" / "rm", "own")
+
+
+def test_a_blend_that_standardises_unknown_moments_is_named_with_the_rest(tmp_path: Path) -> None:
+    model(tmp_path / "rm")
+    signal = {"base": "rm", "kind": "preference", "eos": "template", "unfinished": "score"}
+    raw = {
+        "signals": {"rm": signal},
+        "blends": {"b": {"weights": {"rm": 1}, "standardise": "manifest"}},
+        "default": "b",
+    }
+    (line,) = problems(raw, tmp_path)
+    assert line.startswith("blends.b: standardise needs mean and std of 'rm'")
+
+
+def test_a_manifest_that_is_wrong_is_told_by_key(tmp_path: Path) -> None:
+    directory = model(tmp_path / "rm")
+    (directory / "assay.json").write_text('{"kind": "reward", "max_length": 0, "base_sha256": "x"}')
+    lines = problems({"signals": {"rm": {"base": "rm"}}}, tmp_path)
+    assert [line.removeprefix(f"signals.rm: {directory / 'assay.json'}: ") for line in lines] == [
+        "kind: must be one of preference, absolute",
+        "base_sha256: must be 64 hexadecimal digits",
+        "max_length: must be more than 0",
+    ]
+
+
+# --- a directory -----------------------------------------------------------------------------------------------------
+
+DECLARED = {"kind": "preference", "eos": "template", "unfinished": "error"}
+
+
+def adapter(directory: Path, **config: Any) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | config))
+    return directory
+
+
+def served(text: str, directory: Path) -> ResolvedSignal:
+    """What the YAML of a report serves."""
+    (signal,) = read_resolved(yaml.safe_load(text), directory, "x")[1].values()
+    return signal
+
+
+def test_what_inspect_proposes_for_a_model_is_served(tmp_path: Path) -> None:
+    report = inspect(model(tmp_path / "My RM"), DECLARED)
+    assert not report.problems
+    assert "score.weight [1, 0]" in report.text
+    assert "score_position  last_non_pad_id (certain: config.json)" in report.text
+    signal = served(report.text, tmp_path)
+    assert (signal.base, signal.kind, signal.rules.eos, signal.rules.unfinished) == (
+        tmp_path / "My RM", "preference", "template", "error",
+    )  # fmt: skip
+    assert list(yaml.safe_load(report.text)["signals"]) == ["My-RM"]
+
+
+def test_inspect_leaves_empty_what_must_be_declared_and_the_yaml_is_refused_until_it_is(tmp_path: Path) -> None:
+    report = inspect(model(tmp_path / "rm"), {})
+    assert yaml.safe_load(report.text)["signals"]["rm"] == {
+        "base": str(tmp_path / "rm"), "kind": None, "eos": None, "unfinished": None,
+    }  # fmt: skip
+    assert "# preference, absolute: `preference` for a head trained on pairs" in report.text
+    keys = [line.split(": ")[1] for line in problems(yaml.safe_load(report.text), tmp_path)]
+    assert keys == ["kind", "eos", "unfinished"]
+
+
+@pytest.mark.parametrize("reference", ["../../base", "{absolute}"])
+def test_a_training_run_is_served_by_its_checkpoint_on_the_base_that_it_names(reference: str, tmp_path: Path) -> None:
+    base = model(tmp_path / "base")
+    named = reference.format(absolute=base)
+    checkpoint = adapter(tmp_path / "mine" / "checkpoint", base_model_name_or_path=named)
+    (checkpoint / "assay.json").write_text(json.dumps(DECLARED | {"score_position": "last_token", "max_length": 99}))
+    report = inspect(tmp_path / "mine", {})
+    signal = served(report.text, Path("/"))
+    assert (signal.base, signal.adapter, signal.rules.max_length) == (base, checkpoint, 99)
+    assert "kind            preference (certain: assay.json)" in report.text
+    assert list(yaml.safe_load(report.text)["signals"]) == ["mine"]
+
+
+def test_an_adapter_of_a_hub_base_asks_for_its_revision(tmp_path: Path) -> None:
+    directory = adapter(tmp_path / "a", base_model_name_or_path="somebody/some-model")
+    with pytest.raises(StartError, match="declare its `revision`"):
+        inspect(directory, DECLARED)
+    assert declaration(directory, {"base": "elsewhere"})["signals"]["a"]["base"] == "elsewhere"
+
+
+def test_what_cannot_be_served_whatever_is_declared_is_a_problem_of_the_report(tmp_path: Path) -> None:
+    report = inspect(model(tmp_path / "rm", model_type="opt"), {})
+    assert len(report.problems) == 1
+    assert "architecture 'opt' is not served" in report.problems[0]
+    assert f"# {'  problem':<18}{report.problems[0]}" in report.text
+
+
+def test_a_directory_without_checkpoint_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"neither a model \(config\.json\) nor a LoRA adapter"):
+        inspect(tmp_path, {})
+    with pytest.raises(StartError, match="no such directory; looked at"):
+        inspect(tmp_path / "nowhere", {})
+
+
+# --- the reference page ----------------------------------------------------------------------------------------------
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "The file": settings.Settings,
+    "A signal": settings.SignalSettings,
+    "A blend": settings.BlendSettings,
+    "Limits": settings.Limits,
+}
+
+
+def rows_of(section: str) -> dict[str, list[str]]:
+    """The rows of a section's table, by key."""
+    text = PAGE.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_reference_page_has_every_key_with_its_values_and_default(section: str) -> None:
+    fields = {name: field for name, field in SECTIONS[section].model_fields.items() if name != "directory"}
+    rows = rows_of(section)
+    assert list(rows) == list(fields)
+    for name, field in fields.items():
+        kind, default, sentence = rows[name]
+        assert sentence.endswith(".")
+        if field.is_required():
+            assert default == "required"
+        elif isinstance(field.default, (int, str)):
+            assert default == f"`{field.default}`"
+        if section == "A signal" and (values := settings.allowed_values(name)):
+            assert kind == ", ".join(f"`{value}`" for value in values)
+
+
+def test_the_annotated_example_of_the_reference_page_is_a_configuration(tmp_path: Path) -> None:
+    text = PAGE.read_text().split("```yaml\n")[1].split("```")[0]
+    parsed = settings.parse(yaml.safe_load(text), tmp_path)
+    assert parsed.problems == ()
+    assert parsed.settings is not None
+    assert parsed.settings.default == "crs"
+    assert set(parsed.settings.limits.model_fields_set) <= set(settings.Limits.model_fields)
