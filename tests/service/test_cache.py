@@ -93,7 +93,7 @@ def test_truncation_finish_reason_and_score_position_give_other_sequences() -> N
         render(long, length=24),
         render(cut),
         render(Item.of("fox", "yes")),
-        render(Item.of("fox", "yes"), position="first_token"),
+        render(Item.of("fox", "yes"), position="mean"),
         render(
             Item((Message("user", "fox"), Message("assistant", "y"), Message("user", "e"), Message("assistant", "s")))
         ),
