@@ -1,5 +1,6 @@
 """What a new user starts from: the page of keys, and the configurations that `--example` prints."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ from typer.testing import CliRunner
 
 from assay_training.cli import app
 from assay_training.config.base import RunConfig, read
+from assay_training.config.data import Format, Source
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
+from assay_training.config.rollout import Reward
 from assay_training.config.sft import SftConfig
 from assay_training.loops.run import run
+from assay_training.records.sources import read_labelled, read_prompts, read_rankings, read_spoken
 from tests import checkpoints
 from tests.training import reference, tiny
 
@@ -79,3 +83,33 @@ def test_a_reward_model_is_trained_from_the_example(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     run(tmp_path / "run.yaml", tmp_path / "data", tmp_path / "out")
     assert (tmp_path / "out" / "checkpoint" / "assay.json").is_file()
+
+
+def test_the_example_rows_of_the_documentation_are_read(tmp_path: Path) -> None:
+    page = (reference.PAGE.parent / "train.md").read_text()
+    shapes, others = (block.splitlines() for block in re.findall(r"```json\n(.*?)\n```", page, re.DOTALL))
+    for row in shapes:
+        tiny.write_rows(tmp_path / "set" / "a.jsonl.gz", [row])
+        (record,) = read_rankings(tmp_path, [Source(name="set", format="preferences")]).records
+        assert record.items[0].completion == "Take the wheel off."
+    readers: dict[Format, Any] = {
+        "rankings": read_rankings,
+        "labels": read_labelled,
+        "dialogues": read_spoken,
+        "text": read_spoken,
+        "prompts": read_prompts,
+    }
+    for row, (format_, reader) in zip(others, readers.items(), strict=True):
+        tiny.write_rows(tmp_path / "set" / "a.jsonl.gz", [row])
+        assert len(reader(tmp_path, [Source(name="set", format=format_)]).records) == 1
+
+
+def test_the_example_sources_and_expectations_of_the_documentation_are_valid() -> None:
+    train, ppo = ((reference.PAGE.parent / name).read_text() for name in ("train.md", "ppo.md"))
+    blocks = [
+        yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", train.replace("COMMIT", "a1" * 20), re.DOTALL)
+    ]
+    sources = [Source.model_validate(source) for block in blocks for source in block.get("sources", [])]
+    assert {source.format for source in sources} >= {"preferences", "hh", "gsm8k"}
+    (given,) = re.findall(r"```yaml\n(reward:.*?)```", ppo, re.DOTALL)
+    assert Reward.model_validate(yaml.safe_load(given)["reward"]).expect.signals["preference"].kind == "preference"
