@@ -219,7 +219,7 @@ def test_no_items_no_data(run: Run) -> None:
         ({"items": [{"prompt": "a", "completion": "b", "finish_reason": "eos"}]}, "items[0].finish_reason"),
         ({"items": [{"messages": [{"role": "user", "content": "x"}]}]}, "items[0]"),
         ({"items": [{"messages": []}]}, "items[0]"),
-        ({"items": [{"messages": [{"role": "assistant", "content": "x", "name": "y"}]}]}, "items[0].messages[0].name"),
+        ({"items": [{"messages": [{"role": 3, "content": "x"}]}]}, "items[0].messages[0].role"),
         ({"items": [{"prompt": [{"role": "user"}], "completion": "b"}]}, "items[0].prompt[0].content"),
         ({"items": [{"prompt": "a", "completion": "b", "id": 7}]}, "items[0].id"),
         ({"items": "x"}, "items"),

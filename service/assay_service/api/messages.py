@@ -63,7 +63,8 @@ def _message(message: ChatMessage, where: str) -> Message:
     for name, value in sorted((message.model_extra or {}).items()):
         if _is_empty(value):
             continue
-        named = f"{where}.{name}" if name.isidentifier() else f"a field of {where}"
+        # The path of an error never quotes what is no plain name.
+        named = f"{where}.{name}" if name.isidentifier() and name.isascii() else where
         if not isinstance(value, str):
             raise _invalid(named, "is no text, so it cannot be scored; leave it out or write it into `content`")
         fields.append((name, _valid(value, named)))

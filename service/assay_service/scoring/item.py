@@ -1,6 +1,5 @@
 """What is scored: a conversation whose last message is the completion."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,10 +24,9 @@ class Message:
     content: str
     fields: tuple[tuple[str, str], ...] = ()
 
-    def texts(self) -> Iterator[tuple[str, str]]:
-        """Yield every text that the template has to print, by the name of its field."""
-        yield "content", self.content
-        yield from self.fields
+    def texts(self) -> tuple[tuple[str, str], ...]:
+        """Return every text that the template has to print, after the name of its field."""
+        return (("content", self.content), *self.fields)
 
 
 @dataclass(frozen=True, slots=True)

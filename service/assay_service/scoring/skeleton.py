@@ -6,7 +6,7 @@ trim texts and put line breaks around reasoning, and models are trained on the r
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -49,36 +49,39 @@ class Skeleton:
 
     Attributes:
         literals: what stands before the first text, between the texts and after the last one.
-        slots: the texts in the order in which they are printed; one fewer than `literals`.
+        order: the numbers of the texts in the order in which they are printed; one fewer than `literals`.
     """
 
     literals: tuple[str, ...]
-    slots: tuple[Slot, ...]
+    order: tuple[int, ...]
 
-    def filled(self, texts: Mapping[Slot, str]) -> str:
-        """Return the conversation with `texts` put in as they are."""
+    def filled(self, texts: Sequence[str]) -> str:
+        """Return the conversation with `texts`, by number, put in as they are."""
         pieces = [self.literals[0]]
-        for slot, literal in zip(self.slots, self.literals[1:], strict=True):
-            pieces += (texts[slot], literal)
+        for number, literal in zip(self.order, self.literals[1:], strict=True):
+            pieces += (texts[number], literal)
         return "".join(pieces)
 
-    def suspects(self, printed: str, texts: Mapping[Slot, str]) -> Sequence[Slot]:
-        """Return the slots whose texts `printed` may not show as they are; none if it shows all of them."""
+    def suspects(self, printed: str, texts: Sequence[str]) -> Sequence[int]:
+        """Return the numbers of the texts that `printed` may not show as they are; none if it shows all of them."""
         if printed == self.filled(texts):
             return ()
         packed = _packed(printed)
-        literals, contents = [_packed(literal) for literal in self.literals], [_packed(texts[s]) for s in self.slots]
+        literals, contents = (
+            [_packed(literal) for literal in self.literals],
+            [_packed(texts[number]) for number in self.order],
+        )
         around = [f"{text}{after}" for text, after in zip(contents, literals[1:], strict=True)]
         if packed == literals[0] + "".join(around):
             return ()
         first = _matching(packed, literals[0], contents, literals[1:])
         last = _matching(packed[::-1], literals[-1][::-1], *_reversed(contents, literals[:-1]))
-        return self.slots[first : max(len(self.slots) - last, first)] or self.slots
+        return self.order[first : max(len(self.order) - last, first)] or self.order
 
 
 def shape_of(messages: Iterable[Message]) -> Shape:
     """Return what the skeleton of `messages` depends on."""
-    return tuple((message.role, tuple(name for name, _ in message.fields)) for message in messages)
+    return tuple((m.role, tuple(name for name, _ in m.fields) if m.fields else ()) for m in messages)
 
 
 def slots_of(shape: Shape) -> tuple[Slot, ...]:
@@ -86,9 +89,9 @@ def slots_of(shape: Shape) -> tuple[Slot, ...]:
     return tuple(Slot(i, role, field) for i, (role, fields) in enumerate(shape) for field in ("content", *fields))
 
 
-def texts_of(messages: Iterable[Message]) -> dict[Slot, str]:
-    """Return the texts of a conversation by slot."""
-    return {Slot(i, m.role, field): text for i, m in enumerate(messages) for field, text in m.texts()}
+def texts_of(messages: Iterable[Message]) -> list[str]:
+    """Return the texts of a conversation, in the order of `slots_of`."""
+    return [text for message in messages for _, text in message.texts()]
 
 
 def _mark(number: int) -> str:
@@ -121,7 +124,7 @@ def skeleton_of(shape: Shape, text: str) -> Skeleton:
             raise ContentError(f"the template does not print {slot}; {_ADVICE}", code="template_error")
         if counts[number] > 1:
             raise ContentError(f"the template prints {slot} {counts[number]} times", code="template_error")
-    return Skeleton(tuple(parts[::2]), tuple(slots[number] for number in numbers))
+    return Skeleton(tuple(parts[::2]), tuple(numbers))
 
 
 def lost(text: str, head: str, tail: str, printed: str) -> str:

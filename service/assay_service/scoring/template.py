@@ -145,7 +145,7 @@ class Template:
         full = self._apply(item.messages)
         texts = skeleton.texts_of(item.messages)
         suspects = frame.suspects(full, texts)
-        dropped = tuple(self._dropped(item.messages, texts, suspects, full))
+        dropped = tuple(self._dropped(item.messages, texts, suspects, full)) if suspects else ()
         if item.finish_reason == "length":
             full = self._unfinished(item, prompt, full)
         return RenderedText(prompt, full, dropped)
@@ -156,11 +156,12 @@ class Template:
 
     def _render_neutral(self, shape: Shape, finish_reason: FinishReason) -> str:
         frame = self._skeleton(shape)
-        neutral = dict.fromkeys(frame.slots, NEUTRAL)
+        slots = skeleton.slots_of(shape)
+        neutral = [NEUTRAL] * len(slots)
         if finish_reason == "stop":
             return frame.filled(neutral)
-        end = frame.slots.index(_completion_slot(skeleton.marked(shape))) + 1
-        return Skeleton((*frame.literals[:end], ""), frame.slots[:end]).filled(neutral)
+        end = frame.order.index(slots.index(_completion_slot(skeleton.marked(shape)))) + 1
+        return Skeleton((*frame.literals[:end], ""), frame.order[:end]).filled(neutral)
 
     def _render_skeleton(self, shape: Shape) -> Skeleton:
         return skeleton.skeleton_of(shape, self._apply(skeleton.marked(shape)))
@@ -169,16 +170,16 @@ class Template:
         return self._apply(messages, add_generation_prompt=True)
 
     def _dropped(
-        self, messages: tuple[Message, ...], texts: dict[Slot, str], suspects: Sequence[Slot], full: str
+        self, messages: tuple[Message, ...], texts: Sequence[str], suspects: Sequence[int], full: str
     ) -> list[Dropped]:
         """Return what `full` does not show of the suspects' texts, by rendering each once with a mark in its place."""
         if len(suspects) * len(messages) > _MOST_RENDERED:
             raise ContentError("the template rewrites too many messages to tell what it drops", code="template_error")
-        dropped = []
-        for slot in suspects:
-            head, tail = self._around(messages, slot)
-            if text := skeleton.lost(texts[slot], head, tail, full):
-                dropped.append(Dropped(slot, text))
+        slots, dropped = skeleton.slots_of(skeleton.shape_of(messages)), []
+        for number in sorted(suspects):
+            head, tail = self._around(messages, slots[number])
+            if text := skeleton.lost(texts[number], head, tail, full):
+                dropped.append(Dropped(slots[number], text))
         return dropped
 
     def _around(self, messages: tuple[Message, ...], slot: Slot) -> tuple[str, str]:
