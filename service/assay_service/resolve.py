@@ -199,7 +199,7 @@ def _position_and_pad(
         claimed = pads.config  # trained by `assay train reward`, which takes the pad of the base's config.json
     pad = claimed if settings.pad_token_id is None else settings.pad_token_id
     inferred = _position(config, pads, pad) if is_classifier else None
-    position = _settle("score_position", settings.score_position, claims.score_position, inferred)
+    position: ScorePosition = _settle("score_position", settings.score_position, claims.score_position, inferred)
     if position != "last_non_pad_id":
         if settings.pad_token_id is not None:
             raise StartError(f"pad_token_id: remove it; score_position {position} skips no pad")
