@@ -135,6 +135,8 @@ def _base(
     reference = str(adapter_config.get("base_model_name_or_path") or "")
     if not reference:
         raise StartError(f"base: declare it; {adapter / files.ADAPTER_CONFIG} has no base_model_name_or_path")
+    if reference.startswith(files.PACKAGE_SCHEME):  # would import a module that a checkpoint names
+        raise StartError(f"base: declare `base: {reference}`; a package is taken from the configuration only")
     is_path = (adapter / Path(reference).expanduser()).is_dir()
     revision = settings.revision or (None if is_path else adapter_config.get("revision"))
     try:

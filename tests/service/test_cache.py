@@ -36,7 +36,16 @@ SEQUENCE = Sequence((1, 2, 3, 4), 2, Span(3, 4))
         Sequence((1, 2, 3, 4, 4), 2, Span(3, 4)),
         Sequence((2, 3, 4, 1, 2, 3, 4), 2, Span(3, 4)),
     ],
-    ids=["prompt ids", "completion ids", "boundary", "position", "span", "second segment", "longer", "numbers that run together"],
+    ids=[
+        "prompt ids",
+        "completion ids",
+        "boundary",
+        "position",
+        "span",
+        "second segment",
+        "longer",
+        "numbers that run together",
+    ],
 )
 def test_another_sequence_has_another_key(other: Sequence) -> None:
     assert key_of("signal", SEQUENCE) == key_of("signal", replace(SEQUENCE))
