@@ -7,7 +7,7 @@ torch's operators.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
