@@ -1,5 +1,6 @@
 """Pairs of texts for encoders with token types, against `tokenizer(prompt, reply)` and transformers' classifiers."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ PAIR = (
     "{{ '[CLS]' + messages[0]['content'] + '[SEP]' }}"
     "{% if not add_generation_prompt %}{{ messages[-1]['content'] + '[SEP]' }}{% endif %}"
 )
-PAIRS = [("How do I bake bread?", "Mix flour and water."), ("bread?", "I wait for the fox."), ("Hi", "No"), ("1 2", "")]
+PAIRS = [
+    ("How do I bake bread?", "Mix flour and water."),
+    ("bread?", "I wait for it."),
+    ("Hi", "No"),
+    ("1 2", "0"),
+]
 
 
 def pair_tokenizer() -> PreTrainedTokenizerFast:
@@ -57,8 +63,10 @@ def test_a_pair_scores_as_transformers_scores_tokenizer_of_prompt_and_reply(
     assert max(abs(a - b) for a, b in zip(expected, zeros, strict=True)) > 0.01  # the types matter at all
     items = [{"prompt": prompt, "completion": reply} for prompt, reply in PAIRS]
     with TestClient(create_app(configured, on_failure=lambda: None)) as client:
+        deadline = time.monotonic() + 120
         while client.get("/ready").status_code != 200:
-            pass
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         rows = client.post("/v1/score", json={"items": items}).json()["data"]
         rendered = client.post("/v1/render", json={"items": items}).json()["data"]
         info = client.get("/info").json()["signals"]["s"]
