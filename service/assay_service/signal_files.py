@@ -99,6 +99,8 @@ def _base(
     reference = str(adapter_configs[0].get("base_model_name_or_path") or "")
     if not reference:
         raise StartError(f"declare it; {adapters[0] / files.ADAPTER_CONFIG} has no base_model_name_or_path")
+    if reference.startswith(files.PACKAGE_SCHEME):  # would import a module that a checkpoint names
+        raise StartError(f"declare `base: {reference}`; a package is taken from the configuration only")
     # PEFT writes the path that the trainer was given: relative to where it ran, or to the adapter if it was moved.
     starts = [start for start in (adapters[0], relative_to) if (start / Path(reference).expanduser()).is_dir()]
     revision = settings.revision or (None if starts else adapter_configs[0].get("revision"))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ Tensors = dict[str, torch.Tensor]
 LORA = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.ones(2, 32)}
 
 
-def rewritten(directory: Path, change: Callable[[Tensors], Tensors], **config: str) -> float:
+def rewritten(directory: Path, change: Callable[[Tensors], Tensors], **config: Any) -> float:
     """Write a tiny Llama reward model whose tensors `change` renames; return transformers' logit before that."""
     fast = checkpoints.decoder_tokenizer()
     model = checkpoints.classifier("llama", fast, **config)

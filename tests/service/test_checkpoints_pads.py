@@ -117,6 +117,9 @@ def test_what_is_declared_in_the_wrong_place_is_named(trl: tuple[Path, Any]) -> 
     edit(directory / "adapter" / "adapter_config.json", base_model_name_or_path="nobody/nothing")
     with pytest.raises(StartError, match=r"base: declare it; .* nobody/nothing: no such directory.*`revision`"):
         resolved(directory, adapter="adapter")
+    edit(directory / "adapter" / "adapter_config.json", base_model_name_or_path="package:antigravity")
+    with pytest.raises(StartError, match="base: declare `base: package:antigravity`"):
+        resolved(directory, adapter="adapter")  # and no module is imported on an adapter's word
     run = directory / "run"
     (run / "checkpoint").mkdir(parents=True)
     (run / "run.json").write_text("{}")

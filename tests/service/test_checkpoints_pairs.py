@@ -1,5 +1,6 @@
 """Pairs of texts for encoders with token types, against `tokenizer(prompt, reply)` and transformers' classifiers."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ PAIR = (
     "{{ '[CLS]' + messages[0]['content'] + '[SEP]' }}"
     "{% if not add_generation_prompt %}{{ messages[-1]['content'] + '[SEP]' }}{% endif %}"
 )
-PAIRS = [("How do I bake bread?", "Mix flour and water."), ("bread?", "I wait for the fox."), ("Hi", "No"), ("1 2", "")]
+PAIRS = [
+    ("How do I bake bread?", "Mix flour and water."),
+    ("bread?", "I wait for it."),
+    ("Hi", "No"),
+    ("1 2", "0"),
+]
 
 
 def pair_tokenizer() -> PreTrainedTokenizerFast:
@@ -50,15 +56,17 @@ def test_a_pair_scores_as_transformers_scores_tokenizer_of_prompt_and_reply(
     reference = checkpoints.classifier(architecture, fast, **more)
     configured = configuration(checkpoints.save(tmp_path, reference, fast), token_types="second_after_sep")
     reference.set_attn_implementation("eager")
-    encoded = [fast(prompt, reply, return_tensors="pt") for prompt, reply in PAIRS]
+    encoded = [fast(prompt, reply, return_tensors="pt", return_token_type_ids=True) for prompt, reply in PAIRS]
     with torch.inference_mode():
         expected = [reference(**pair).logits.item() for pair in encoded]
         zeros = [checkpoints.oracle(reference, tuple(pair["input_ids"][0].tolist())) for pair in encoded]
     assert max(abs(a - b) for a, b in zip(expected, zeros, strict=True)) > 0.01  # the types matter at all
     items = [{"prompt": prompt, "completion": reply} for prompt, reply in PAIRS]
     with TestClient(create_app(configured, on_failure=lambda: None)) as client:
+        deadline = time.monotonic() + 120
         while client.get("/ready").status_code != 200:
-            pass
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         rows = client.post("/v1/score", json={"items": items}).json()["data"]
         rendered = client.post("/v1/render", json={"items": items}).json()["data"]
         info = client.get("/info").json()["signals"]["s"]
@@ -118,15 +126,15 @@ def test_the_embedded_models_claim_zero_by_their_manifests() -> None:
 
 def test_the_reply_keeps_its_type_when_the_separator_is_cut() -> None:
     fast = pair_tokenizer()
-    rules = RenderRules(PAIR, 5, "pooler", "template", "score", token_types="second_after_sep")
+    rules = RenderRules(PAIR, 10, "pooler", "template", "score", token_types="second_after_sep")
     renderer = Renderer(fast, rules, len(fast))
-    item = Item.of("1 2 3", "0")  # [CLS] 1 ␣ 2 ␣ 3 [SEP] 0 [SEP]
-    whole = renderer.render(Item.of("1", "0")).sequence
-    assert whole.types == [0, 0, 0, 1, 1]
-    cut = renderer.render(item, "prompt_left").sequence
-    assert (len(cut.ids), cut.types[-2:], cut.types[0]) == (5, [1, 1], 0)
-    shorter = Renderer(fast, RenderRules(PAIR, 3, "pooler", "template", "score", token_types="second_after_sep"), 400)
-    assert shorter.render(item, "prompt_left").sequence.types == [0, 1, 1]
+    assert renderer.render(Item.of("1", "0")).sequence.types == [0, 0, 0, 1, 1]  # [CLS] 1 [SEP] 0 [SEP]
+    whole_reply = renderer.render(Item.of("12345", "0123456"), "prompt_left").sequence
+    assert whole_reply.ids[:2] == (fast.cls_token_id, fast.sep_token_id)
+    assert whole_reply.types == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
+    without_separator = renderer.render(Item.of("12345", "01234567"), "prompt_left").sequence
+    assert without_separator.ids.count(fast.sep_token_id) == 1
+    assert without_separator.types == [0, 1, 1, 1, 1, 1, 1, 1, 1, 1]
 
 
 def test_a_template_without_separator_refuses_second_after_sep() -> None:

@@ -25,7 +25,6 @@ from assay_service.scoring.adapters import attach
 from assay_service.scoring.architectures import ARCHITECTURES, ROPE_TYPES, architecture_of, first_position, token_types
 from assay_service.scoring.attention import NAME as ATTENTION
 from assay_service.scoring.checkpoint import Adapter
-from assay_service.scoring.completeness import check_report
 from assay_service.scoring.embedding import OwnEmbedding
 from assay_service.scoring.files import ADAPTER_CONFIG, read_config, weight_files
 from assay_service.scoring.fused import fuse, segment_table
@@ -107,7 +106,7 @@ class RewardModel:
             output_loading_info=True,
             **options,
         )
-        check_report(report, directory, f"{base.base_model_prefix}.", tensors, config.get("value_head_prefix"))
+        names.check_loaded(report, directory, f"{base.base_model_prefix}.", tensors, config.get("value_head_prefix"))
         rope = (getattr(base.config, "rope_parameters", None) or {}).get("rope_type", "default")
         if rope not in ROPE_TYPES:
             raise StartError(
