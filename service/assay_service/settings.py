@@ -261,7 +261,7 @@ def _usable_signals(raw: Mapping[str, Any], errors: Iterable[ErrorDetails]) -> d
     wrong = {error["loc"][1:3] for error in errors if error["loc"][:1] == ("signals",)}
     usable = {}
     for name, signal in given.items() if isinstance(given, dict) else ():
-        if (name,) in wrong or (name, "[key]") in wrong:
+        if not (isinstance(name, str) and isinstance(signal, dict)) or (name, "[key]") in wrong:
             continue
         right = {key: value for key, value in signal.items() if (name, key) not in wrong}
         try:

@@ -131,6 +131,10 @@ def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> 
             "signals: the name 'a b' must be 1 to 64 letters, digits, dots, underscores or hyphens, as text",
         ),
         (
+            {"signals": {None: 3}},
+            "signals: the name None must be 1 to 64 letters, digits, dots, underscores or hyphens, as text",
+        ),
+        (
             {"signals": {True: {"base": "rm"}}},
             "signals: the name True must be 1 to 64 letters, digits, dots, underscores or hyphens, as text",
         ),
