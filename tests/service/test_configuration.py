@@ -130,6 +130,7 @@ def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> 
             {"signals": {"a b": {"base": "rm"}}},
             "signals: the name 'a b' must be 1 to 64 letters, digits, dots, underscores or hyphens, as text",
         ),
+        ({"signals": {"3": {"base": "rm"}}, "default": 3}, "default: must be text, not 3"),
         (
             {"signals": {None: 3}},
             "signals: the name None must be 1 to 64 letters, digits, dots, underscores or hyphens, as text",
