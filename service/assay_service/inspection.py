@@ -146,12 +146,13 @@ def _facts(located: SignalFiles) -> Iterator[tuple[str, str]]:
     yield "head", ", ".join(heads) or "none found"
     templates = [p for d in (located.checkpoint, located.tokenizer) if (p := d / "chat_template.jinja").is_file()]
     tokens = _json(located.tokenizer / "tokenizer_config.json")
-    inline = "tokenizer_config.json" if tokens.get("chat_template") else "none"
-    yield "template", str(templates[0]) if templates else inline
+    inline = tokens.get("chat_template")
+    yield "template", str(templates[0]) if templates else "tokenizer_config.json" if inline else "none"
     yield "tokenizer", f"{located.tokenizer}, {tokens.get('tokenizer_class', 'no class named')}"
-    pad = tokens.get("pad_token")
-    shown = pad.get("content") if isinstance(pad, dict) else pad
-    yield "pads", f"config.json {config.get('pad_token_id')}, tokenizer {shown!r}"
+    yield "pads", f"config.json {config.get('pad_token_id')}, tokenizer {_token(tokens.get('pad_token'))!r}"
+    eos, text = _token(tokens.get("eos_token")), templates[0].read_text(encoding="utf-8") if templates else str(inline)
+    prints = eos is not None and (eos in text or "eos_token" in text)
+    yield "eos", f"tokenizer {eos!r}, which the template {'names' if prints else 'does not name'}"
     yield "manifest", "assay.json" if (located.checkpoint / "assay.json").is_file() else "none"
 
 
@@ -185,6 +186,12 @@ def _shapes(path: Path) -> dict[str, list[int]]:
         return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise StartError(f"{path}: not a whole safetensors file ({error}); download or save it again") from error
+
+
+def _token(value: object) -> str | None:
+    """Return the text of a token as `tokenizer_config.json` has it: plain, or with its settings."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
 
 
 def _json(path: Path) -> dict[str, Any]:

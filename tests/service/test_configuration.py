@@ -279,6 +279,26 @@ def test_inspect_leaves_empty_what_must_be_declared_and_the_yaml_is_refused_unti
     assert keys == ["kind", "eos", "unfinished"]
 
 
+@pytest.mark.parametrize(
+    ("eos", "template", "said"),
+    [
+        ("<|im_end|>", "{{ m }}<|im_end|>", "eos             tokenizer '<|im_end|>', which the template names"),
+        ({"content": "</s>"}, "{{ m + eos_token }}", "eos             tokenizer '</s>', which the template names"),
+        ("</s>", "{{ m }}<|im_end|>", "eos             tokenizer '</s>', which the template does not name"),
+    ],
+)
+def test_inspect_says_whether_the_template_names_the_tokenizers_eos(
+    eos: Any, template: str, said: str, tmp_path: Path
+) -> None:
+    """The evidence for the key `eos`."""
+    directory = model(tmp_path / "rm")
+    (directory / "chat_template.jinja").write_text(template)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "pad_token": "<pad>"}))
+    text = inspect(directory, {}).text
+    assert said in text
+    assert "pads            config.json 2, tokenizer '<pad>'" in text
+
+
 @pytest.mark.parametrize("reference", ["../../base", "{absolute}"])
 def test_a_training_run_is_served_by_its_checkpoint_on_the_base_that_it_names(reference: str, tmp_path: Path) -> None:
     base = model(tmp_path / "base")
