@@ -79,7 +79,7 @@ def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
     located = locate(signal, Path.cwd())
     missing, resolved, problems = _settled(signal)
     lines = [f"{located.checkpoint}: {'a LoRA adapter' if located.adapter else 'a whole model'}"]
-    lines += [f"  {what:<15} {said}" for what, said in _facts(located)]
+    lines += [f"  {what:<15} {said}" for what, said in _facts(located, signal.template)]
     if resolved is not None:
         lines += [f"  {key:<15} {value} (certain: {source})" for key, value, source in _certain(resolved, missing)]
     lines += [f"  problem         {problem}" for problem in problems]
@@ -135,7 +135,7 @@ def _base_of(adapter: Path) -> dict[str, str]:
     return {"base": reference, **({"revision": revision} if isinstance(revision, str) else {})}
 
 
-def _facts(located: SignalFiles) -> Iterator[tuple[str, str]]:
+def _facts(located: SignalFiles, declared_template: str | None) -> Iterator[tuple[str, str]]:
     config = located.config
     if located.adapter is not None:
         yield "base", str(located.base)
@@ -144,7 +144,9 @@ def _facts(located: SignalFiles) -> Iterator[tuple[str, str]]:
     yield "size", f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB in {len(paths)} safetensors files"
     heads = [f"{name} {shape}" for path in paths for name, shape in _shapes(path).items() if _is_head(name)]
     yield "head", ", ".join(heads) or "none found"
-    templates = [p for d in (located.checkpoint, located.tokenizer) if (p := d / "chat_template.jinja").is_file()]
+    own = (directory / "chat_template.jinja" for directory in (located.checkpoint, located.tokenizer))
+    candidates = own if declared_template is None else [Path(declared_template).expanduser()]
+    templates = [path for path in candidates if path.is_file()]
     tokens = _json(located.tokenizer / "tokenizer_config.json")
     inline = tokens.get("chat_template")
     yield "template", str(templates[0]) if templates else "tokenizer_config.json" if inline else "none"
