@@ -15,6 +15,7 @@ from assay_service.advice import advice
 from assay_service.errors import StartError
 from assay_service.resolve import ResolvedSignal, resolve_signal
 from assay_service.scoring import files, names, pads
+from assay_service.scoring.template import read_template
 from assay_service.settings import SignalSettings, allowed_values, parse
 from assay_service.signal_files import SignalFiles, locate
 from assay_service.validation import NAME_PATTERN
@@ -75,7 +76,7 @@ def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
     located = locate(signal, Path.cwd())
     missing, resolved, problems = _settled(signal)
     lines = [f"{located.checkpoint}: {'a LoRA adapter' if located.adapter else 'a whole model'}"]
-    lines += [f"  {what:<15} {said}" for what, said in _facts(located)]
+    lines += [f"  {what:<15} {said}" for what, said in _facts(located, _template_of(signal, located))]
     if resolved is not None:
         lines += [f"  {key:<15} {value} (certain: {source})" for key, value, source in _certain(resolved, missing)]
     lines += [f"  problem         {problem}" for problem in problems]
@@ -125,7 +126,7 @@ def _base_of(located: SignalFiles) -> dict[str, str]:
     return {"base": str(located.base)}
 
 
-def _facts(located: SignalFiles) -> Iterator[tuple[str, str]]:
+def _facts(located: SignalFiles, template: str) -> Iterator[tuple[str, str]]:
     config = located.config
     if located.adapter is not None:
         yield "base", str(located.base)
@@ -133,15 +134,16 @@ def _facts(located: SignalFiles) -> Iterator[tuple[str, str]]:
     paths = sorted(located.checkpoint.glob("*.safetensors"))
     yield "size", f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB in {len(paths)} safetensors files"
     yield "head", _head_in(names.shapes_of(paths), located.config.get("value_head_prefix"))
-    templates = [p for d in (located.checkpoint, located.tokenizer) if (p := d / "chat_template.jinja").is_file()]
-    path = located.tokenizer / "tokenizer_config.json"
-    tokens = files.read_json(path) if path.is_file() else {}
-    inline = "tokenizer_config.json" if tokens.get("chat_template") else "none"
-    yield "template", str(templates[0]) if templates else inline
+    tokens = _tokenizer_config(located.tokenizer)
+    yield "template", f"{len(template)} characters" if template else "none"
     yield "tokenizer", f"{located.tokenizer}, {tokens.get('tokenizer_class', 'no class named')}"
     pad = pads.pad_token(located.tokenizer, located.tokenizer)
     shown = "none" if pad is None else f"{pad[0]} ({pad[1]!r})"
     yield "pads", f"config.json {config.get('pad_token_id')}, tokenizer {shown}"
+    eos = tokens.get("eos_token")
+    text = eos.get("content") if isinstance(eos, dict) else eos
+    prints = isinstance(text, str) and (text in template or "eos_token" in template)
+    yield "eos", f"tokenizer {text!r}, which the template {'names' if prints else 'does not name'}"
     yield "manifest", "assay.json" if (located.checkpoint / "assay.json").is_file() else "none"
 
 
@@ -167,3 +169,17 @@ def _yaml(name: str, keys: Mapping[str, object], missing: list[str]) -> str:
     for key in missing:
         lines += f"    # {', '.join(allowed_values(key))}: {advice(key)}\n    {key}:\n"
     return lines
+
+
+def _tokenizer_config(directory: Path) -> dict[str, Any]:
+    path = directory / "tokenizer_config.json"
+    return files.read_json(path) if path.is_file() else {}
+
+
+def _template_of(signal: SignalSettings, located: SignalFiles) -> str:
+    """Return the chat template; "" where there is none, which is one of the problems."""
+    declared = None if signal.template is None else Path(signal.template).expanduser()
+    try:
+        return read_template(declared, located.checkpoint, located.tokenizer, signal.template_name)
+    except StartError:
+        return ""

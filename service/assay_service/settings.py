@@ -203,7 +203,8 @@ def parse(raw: object, directory: Path) -> Parsed:
     except ValidationError as error:
         errors = error.errors(include_url=False)
         # Names are checked apart, so that they are also where something else is wrong.
-        problems = [_problem(one) for one in errors if one["loc"] not in ((), ("default",))]
+        apart = ((), ("default",)) if raw.get("default") is None else ((),)
+        problems = [_problem(one) for one in errors if one["loc"] not in apart]
         return Parsed(None, _usable_signals(raw, errors), (*problems, *_wrong_names_of(raw)))
     return Parsed(settings, settings.signals)
 
@@ -262,7 +263,7 @@ def _usable_signals(raw: Mapping[str, Any], errors: Iterable[ErrorDetails]) -> d
     wrong = {error["loc"][1:3] for error in errors if error["loc"][:1] == ("signals",)}
     usable = {}
     for name, signal in given.items() if isinstance(given, dict) else ():
-        if (name,) in wrong or (name, "[key]") in wrong:
+        if not (isinstance(name, str) and isinstance(signal, dict)) or (name, "[key]") in wrong:
             continue
         right = {key: value for key, value in signal.items() if (name, key) not in wrong}
         try:
@@ -277,7 +278,7 @@ def _wrong_names_of(raw: Mapping[str, Any]) -> list[str]:
     signals, blends = (part if isinstance(part := raw.get(key), dict) else {} for key in ("signals", "blends"))
     weights = {n: w for n, b in blends.items() if isinstance(b, dict) and isinstance(w := b.get("weights"), dict)}
     default = raw.get("default")
-    wrong = _wrong_names(signals, weights, None if default is None else str(default))
+    wrong = _wrong_names(signals, weights, default if isinstance(default, str) else None)
     if default is None and (blends or len(signals) > 1):
         wrong.append(f"default: is required: {advice('default')}; one of {_list(map(str, [*signals, *blends]))}")
     return wrong

@@ -130,6 +130,11 @@ def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> 
             {"signals": {"a b": {"base": "rm"}}},
             "signals: the name 'a b' must be 1 to 64 letters, digits, dots, underscores or hyphens, as text",
         ),
+        ({"signals": {"3": {"base": "rm"}}, "default": 3}, "default: must be text, not 3"),
+        (
+            {"signals": {None: 3}},
+            "signals: the name None must be 1 to 64 letters, digits, dots, underscores or hyphens, as text",
+        ),
         (
             {"signals": {True: {"base": "rm"}}},
             "signals: the name True must be 1 to 64 letters, digits, dots, underscores or hyphens, as text",
@@ -272,6 +277,26 @@ def test_inspect_leaves_empty_what_must_be_declared_and_the_yaml_is_refused_unti
     assert "# preference, absolute: `preference` for a head trained on pairs" in report.text
     keys = [line.split(": ")[1] for line in problems(yaml.safe_load(report.text), tmp_path)]
     assert keys == ["kind", "eos", "unfinished"]
+
+
+@pytest.mark.parametrize(
+    ("eos", "template", "said"),
+    [
+        ("<|im_end|>", "{{ m }}<|im_end|>", "eos             tokenizer '<|im_end|>', which the template names"),
+        ({"content": "</s>"}, "{{ m + eos_token }}", "eos             tokenizer '</s>', which the template names"),
+        ("</s>", "{{ m }}<|im_end|>", "eos             tokenizer '</s>', which the template does not name"),
+    ],
+)
+def test_inspect_says_whether_the_template_names_the_tokenizers_eos(
+    eos: Any, template: str, said: str, tmp_path: Path
+) -> None:
+    """The evidence for the key `eos`."""
+    directory = model(tmp_path / "rm")
+    (directory / "chat_template.jinja").write_text(template)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "pad_token": "<pad>"}))
+    text = inspect(directory, {}).text
+    assert said in text
+    assert "pads            config.json 2, tokenizer '<pad>'" in text
 
 
 @pytest.mark.parametrize("reference", ["../../base", "{absolute}"])
