@@ -119,10 +119,11 @@ def _continue(sink: Sink, part: Path, on_earlier: Callable[[Row], None]) -> None
     if not sink.state.exists():
         raise InvalidInput(f"{part} is in the way and was not written by this command; move it")
     state = json.loads(sink.state.read_text())
-    if state["run"] is None or sink.run is None:
-        sink.file.truncate(0)
+    theirs, ours = state["run"], sink.run or {}
+    if theirs is None:
+        sink.file.truncate(0)  # of standard input: no run can go on there
         return
-    other = sorted(key for key in sink.run if sink.run[key] != state["run"].get(key))
+    other = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     if other:
         raise InvalidInput(
             f"{part} holds rows of another run: {', '.join(other)} differ. "
@@ -147,5 +148,8 @@ def _lock(file: TextIO, part: Path) -> None:
 
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), part.stat()):
+            return
     except OSError as error:
         raise InvalidInput(f"another process writes {part}") from error
+    raise InvalidInput(f"another process has just finished {part}")

@@ -125,13 +125,17 @@ class Shell(Generic[MineT, TransportT]):
         mine = self._by_pid.get(os.getpid())
         return self._by_pid.setdefault(os.getpid(), make()) if mine is None else mine
 
+    def _is_elsewhere(self) -> bool:
+        """Whether the transport that was given belongs to another process."""
+        return self._transport is not None and self._made_in != os.getpid()
+
     def _http_settings(self) -> dict[str, Any]:
         """Return the arguments of a new httpx client.
 
         Raises:
             TransportError: the transport belongs to another process.
         """
-        if self._transport is not None and self._made_in != os.getpid():
+        if self._is_elsewhere():
             raise TransportError(
                 "this client was given a `transport` in another process, where it stays; make a client in this process"
             )

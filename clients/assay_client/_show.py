@@ -128,7 +128,7 @@ def plain_errors(target: str | None = None) -> Iterator[None]:
         target: the output, of which an unfinished part may be left; the line says how to go on.
     """
     from assay_client import _output  # noqa: PLC0415
-    from assay_client.errors import AssayError, FingerprintChanged  # noqa: PLC0415
+    from assay_client.errors import AssayError, FingerprintChanged, InvalidInput  # noqa: PLC0415
 
     try:
         yield
@@ -146,7 +146,8 @@ def plain_errors(target: str | None = None) -> Iterator[None]:
         advice = f"; delete {part} to score every row by the new model" if part and part.exists() else ""
         raise failed(f"{error}{advice}") from error
     except (AssayError, OSError) as error:
-        kept = _output.kept(target) if target else None
+        # What is malformed stays malformed, so that the same command would not go on.
+        kept = _output.kept(target) if target and not isinstance(error, InvalidInput) else None
         raise failed(f"{error}; {kept}" if kept else str(error)) from error
 
 

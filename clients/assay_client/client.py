@@ -93,6 +93,8 @@ class RewardClient(Shell[Process, httpx.BaseTransport]):
 
     def close(self) -> None:
         """Stops calls that run in other threads and closes the connections of this process."""
+        if self._is_elsewhere():
+            return
         here = self._here()
         for stop in list(here.running):
             stop.set()
@@ -172,8 +174,8 @@ class AsyncRewardClient(Shell[Loops, httpx.AsyncBaseTransport]):
         """Return the connections of the running loop."""
         loop, loops = asyncio.get_running_loop(), self._mine(dict)
         if loop not in loops:
-            for ended in [one for one in loops if one.is_closed()]:
-                del loops[ended]
+            for ended in [one for one in list(loops) if one.is_closed()]:
+                loops.pop(ended, None)  # another thread may have been here
             http = httpx.AsyncClient(**self._http_settings())
             loops[loop] = http, close_at_end(http)
             await anext(loops[loop][1])
@@ -228,6 +230,8 @@ class AsyncRewardClient(Shell[Loops, httpx.AsyncBaseTransport]):
 
     async def close(self) -> None:
         """Closes the connections of the running event loop."""
+        if self._is_elsewhere():
+            return
         await self._here()
         await self._mine(dict)[asyncio.get_running_loop()][1].aclose()
 

@@ -1,8 +1,10 @@
 """Files: one row out per row in, in order; an unfinished run leaves its rows in a part, and goes on there."""
 
 import asyncio
+import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,6 +172,33 @@ def test_rows_of_another_run_are_not_continued(
     with pytest.raises(InvalidInput, match=rf"out\.part holds rows of another run: {differs} differ\. Delete "):
         run(honest, bulk.score_file, source, out, **({} if change == "input" else change))
     assert (tmp_path / "out.part").read_text() == before
+
+
+def test_standard_input_does_not_overwrite_what_can_be_continued(
+    honest: httpx.MockTransport, wire: "type[Wire]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = jsonl(tmp_path / "in.jsonl", numbered(50)), tmp_path / "out"
+    with pytest.raises(ServerError):
+        run(failing_at(wire, "30", status=503)[0], bulk.score_file, source, out)
+    before = (tmp_path / "out.part").read_text()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(source).read_bytes())))
+    with pytest.raises(InvalidInput, match=r"holds rows of another run: .*input.* differ"):
+        run(honest, bulk.score_file, "-", out)
+    assert (tmp_path / "out.part").read_text() == before
+
+
+def test_standard_input_starts_over_where_standard_input_stopped(
+    honest: httpx.MockTransport, wire: "type[Wire]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Path(jsonl(tmp_path / "in.jsonl", numbered(50))).read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    with pytest.raises(ServerError):
+        run(failing_at(wire, "30", status=503)[0], bulk.score_file, "-", tmp_path / "out")
+    assert kept(str(tmp_path / "out")) == f"{len(rows_of(tmp_path / 'out.part'))} rows are in {tmp_path / 'out.part'}"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    run(honest, bulk.score_file, "-", tmp_path / "out")
+    assert [row["score"] for row in rows_of(tmp_path / "out")] == [float(n) for n in range(50)]
+    assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out"]
 
 
 def test_another_model_does_not_continue_a_run(wire: "type[Wire]", tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ if not os.fork():
             ask()
         except Exception as error:
             told.append([type(error).__name__, str(error)])
+    client.close()
     transport.close()
     os.write(into, json.dumps(told).encode())
     os._exit(0)
