@@ -23,7 +23,7 @@ class Provenance:
     Attributes:
         model: the base as configured.
         revision: commit of a hub id, else SHA-256 of the base's weights.
-        adapter_sha256: of the LoRA values; None without adapter.
+        adapter_sha256: of the adapters' tensors and settings, in their order; None without adapter.
         head_sha256: of the head's values.
         template_sha256: of the chat template.
         dtype: what the base computes in.

@@ -44,14 +44,15 @@ class EmbeddingChange:
         if self.delta is not None:
             if self.delta.shape != table.shape:
                 raise StartError(
-                    f"LoRA on an embedding of {list(self.delta.shape)}, but the embedding is {list(table.shape)}"
+                    f"{self.source}: LoRA on an embedding of {list(self.delta.shape)}, but the embedding is "
+                    f"{list(table.shape)}"
                 )
             table = table.float() + self.delta.to(table.device)
         return table if self.rows is None else self._with_rows(self.rows, table)
 
     def _with_rows(self, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         self._check_width(rows, table)
-        if len(set(self.indices)) != len(rows) or min(self.indices) < 0:
+        if not len(self.indices) == len(set(self.indices)) == len(rows) or min(self.indices) < 0:
             raise StartError(
                 f"{self.source}: trainable_token_indices {list(self.indices)} are not {len(rows)} different ids, one "
                 "for each row"
