@@ -30,8 +30,8 @@ _BOUNDS = {
 _OTHERS = {
     "missing": "is missing",
     "union_tag_not_found": "needs {discriminator}, which says which of its forms it has",
-    "too_short": "must have at least {min_length} entries, and has {actual_length}",
-    "too_long": "must have at most {max_length} entries, and has {actual_length}",
+    "too_short": "must have {min_length} or more entries, and has {actual_length}",
+    "too_long": "must have {max_length} or fewer entries, and has {actual_length}",
     "string_pattern_mismatch": "{given!r} does not match {pattern}",
     "value_error": "{error}",
 }
