@@ -21,7 +21,15 @@ from assay_service.scoring.manifest import (
     Unfinished,
 )
 from assay_service.scoring.mix import Standardise
-from assay_service.validation import DEVICE_PATTERN, NAME_PATTERN, explain, key_of
+from assay_service.validation import (
+    DEVICE_PATTERN,
+    NAME_PATTERN,
+    explain,
+    key_of,
+    listed,
+    wrong_names,
+    wrong_names_of,
+)
 from assay_service.yaml_file import read_yaml
 
 EMBEDDED = Path(__file__).parent / "embedded" / "service.yaml"
@@ -154,7 +162,7 @@ class Settings(_Frozen):
 
     @model_validator(mode="after")
     def _check_names(self) -> "Settings":
-        wrong = _wrong_names(self.signals, {n: b.weights for n, b in self.blends.items()}, self.default)
+        wrong = wrong_names(self.signals, {n: b.weights for n, b in self.blends.items()}, self.default)
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -205,7 +213,7 @@ def parse(raw: object, directory: Path) -> Parsed:
         # Names are checked apart, so that they are also where something else is wrong.
         apart = ((), ("default",)) if raw.get("default") is None else ((),)
         problems = [_problem(one) for one in errors if one["loc"] not in apart]
-        return Parsed(None, _usable_signals(raw, errors), (*problems, *_wrong_names_of(raw)))
+        return Parsed(None, _usable_signals(raw, errors), (*problems, *wrong_names_of(raw)))
     return Parsed(settings, settings.signals)
 
 
@@ -231,7 +239,7 @@ def _problem(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         known = _keys_at(location)
         close = get_close_matches(last, known, n=1)
-        return f"{key}: unknown key" + (f"; did you mean `{close[0]}`?" if close else "") + f" Keys are {_list(known)}"
+        return f"{key}: unknown key" + (f"; did you mean `{close[0]}`?" if close else "") + f" Keys are {listed(known)}"
     if error["type"] == "missing":
         return f"{key}: is required" + (f": {advice(last)}" if advice(last) else "")
     given = error["input"]
@@ -271,32 +279,3 @@ def _usable_signals(raw: Mapping[str, Any], errors: Iterable[ErrorDetails]) -> d
         except ValidationError:  # without a key that every signal must have
             continue
     return usable
-
-
-def _wrong_names_of(raw: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the names in a configuration that may be wrong otherwise too."""
-    signals, blends = (part if isinstance(part := raw.get(key), dict) else {} for key in ("signals", "blends"))
-    weights = {n: w for n, b in blends.items() if isinstance(b, dict) and isinstance(w := b.get("weights"), dict)}
-    default = raw.get("default")
-    wrong = _wrong_names(signals, weights, default if isinstance(default, str) else None)
-    if default is None and (blends or len(signals) > 1):
-        wrong.append(f"default: is required: {advice('default')}; one of {_list(map(str, [*signals, *blends]))}")
-    return wrong
-
-
-def _wrong_names(signals: Iterable[str], blend_weights: Mapping[str, Iterable[str]], default: str | None) -> list[str]:
-    signals = dict.fromkeys(signals)
-    names = [*map(str, signals), *map(str, blend_weights)]
-    wrong = [
-        f"blends.{n}: a signal has this name too; rename one" for n in sorted(signals.keys() & blend_weights.keys())
-    ]
-    if default is not None and default not in names:
-        wrong.append(f"default: {default!r} is neither a signal nor a blend; served are {_list(names)}")
-    for name, weights in blend_weights.items():
-        unknown = sorted({str(signal) for signal in weights if signal not in signals})
-        wrong += [f"blends.{name}.weights: {u!r} is no signal; signals are {_list(map(str, signals))}" for u in unknown]
-    return wrong
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -1,9 +1,11 @@
 """Say in plain words what is wrong with a value, from pydantic's errors. A text never repeats the value."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic_core import ErrorDetails
+
+from assay_service.advice import advice
 
 _KEYS = "must be a mapping of keys to values (a JSON object)"
 _NUMBER = "must be a number"
@@ -86,3 +88,41 @@ def key_of(location: tuple[int | str, ...], keep: Callable[[str], bool] = lambda
         elif keep(str(part)):
             path += f".{part}" if path else str(part)
     return path
+
+
+def wrong_names_of(raw: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the names in a configuration that may be wrong otherwise too."""
+    signals, blends = (part if isinstance(part := raw.get(key), dict) else {} for key in ("signals", "blends"))
+    weights = {n: w for n, b in blends.items() if isinstance(b, dict) and isinstance(w := b.get("weights"), dict)}
+    default = raw.get("default")
+    wrong = wrong_names(signals, weights, default if isinstance(default, str) else None)
+    if default is None and (blends or len(signals) > 1):
+        wrong.append(f"default: is required: {advice('default')}; one of {listed(map(str, [*signals, *blends]))}")
+    return wrong
+
+
+def wrong_names(signals: Iterable[str], blend_weights: Mapping[str, Iterable[str]], default: str | None) -> list[str]:
+    """Return what is wrong with the names of signals and blends.
+
+    Args:
+        signals: names of signals.
+        blend_weights: the names of signals that each blend weighs, by name of the blend.
+        default: the default's name; None is not checked.
+    """
+    signals = dict.fromkeys(signals)
+    names = [*map(str, signals), *map(str, blend_weights)]
+    wrong = [
+        f"blends.{n}: a signal has this name too; rename one" for n in sorted(signals.keys() & blend_weights.keys())
+    ]
+    if default is not None and default not in names:
+        wrong.append(f"default: {default!r} is neither a signal nor a blend; served are {listed(names)}")
+    for name, weights in blend_weights.items():
+        known = listed(map(str, signals))
+        unknown = sorted({str(signal) for signal in weights if signal not in signals})
+        wrong += [f"blends.{name}.weights: {one!r} is not a signal; signals are {known}" for one in unknown]
+    return wrong
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as they stand in an error."""
+    return ", ".join(names)

@@ -100,7 +100,7 @@ def test_the_examples_of_the_page_run(tiny: dict[str, Any], monkeypatch: pytest.
     first, trainer, embedded = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     monkeypatch.setattr(settings, "EMBEDDED", tiny["root"] / "service.yaml")
     exec(embedded, {})
-    with RewardClient("http://assay", transport=AppTransport(create_app(tiny["settings"], lambda: None))) as client:
+    with RewardClient("http://assay", transport=AppTransport(create_app(tiny["settings"]))) as client:
         ran: dict[str, Any] = {"client": client, "EOS": 2}
         address = 'RewardClient("http://127.0.0.1:8000")'
         assert address in first

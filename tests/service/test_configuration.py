@@ -63,7 +63,7 @@ def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path
         "signals.c: scoreposition: unknown key; did you mean `score_position`? Keys are kind, base, revision, adapter, "
         "dtype, device, max_length, template, score_position, eos, mean, std, unfinished",
         "limits.max_items: must be more than 0, not 0",
-        "blends.mix.weights: 'z' is no signal; signals are a, b, c",
+        "blends.mix.weights: 'z' is not a signal; signals are a, b, c",
         "default: is required: the signal or blend that answers requests which name none; one of a, b, c, mix",
         "signals.a: max_length: 999 is more than the checkpoint's 256; declare at most that",
         "signals.a: eos: declare it, one of template, append",

@@ -32,14 +32,14 @@ def service(tiny: dict[str, Any]) -> settings.Settings:
     (root / "named.jinja").write_text(NAMED)
     (root / "qwen3.jinja").write_text(trl_templates()["qwen3"])
     (root / "messages.yaml").write_text(CONFIG)
-    return settings.read(root / "messages.yaml")
+    return settings.read_settings(root / "messages.yaml")
 
 
 def answers(service: settings.Settings, *requests: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The bodies of several answers of one service."""
 
     async def talk() -> list[dict[str, Any]]:
-        app = create_app(service, lambda: None)
+        app = create_app(service)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
@@ -113,7 +113,7 @@ def test_what_sdks_write_scores_as_the_plain_messages_and_faults_are_the_items_o
 
 
 def test_an_assistants_message_without_text_is_an_empty_turn_of_the_prompt(service: settings.Settings) -> None:
-    silent = {"role": "assistant", "content": None, "tool_calls": []}
+    silent: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": []}
     tool = {"role": "tool", "content": "42"}
     (answer,) = answers(service, scored([USER, silent, tool, REPLY], [USER, silent | {"content": ""}, tool, REPLY]))
     first, second = answer["data"]

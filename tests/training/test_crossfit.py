@@ -510,7 +510,7 @@ def test_without_golden_rows_and_template_the_data_and_the_base_have_them(
     assert "golden: the first 3 rows of the data are stored in the checkpoint" in capsys.readouterr().err
     assert (begun.out / "checkpoint" / "chat_template.jinja").read_text() == checkpoints.ENCODER
     (tmp_path / "s.yaml").write_text(f"signals: {{s: {{base: {base}, adapter: {begun.out}/checkpoint}}}}\ndefault: s\n")
-    assert loader.load(settings.read(tmp_path / "s.yaml")).signals["s"].kind == "preference"
+    assert loader.load(settings.read_settings(tmp_path / "s.yaml")).signals["s"].kind == "preference"
 
 
 def test_a_golden_row_that_does_not_fit_is_told_before_training(tmp_path: Path) -> None:

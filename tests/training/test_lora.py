@@ -103,7 +103,7 @@ def test_a_trained_adapter_of_some_layers_is_served_and_read_by_peft(architectur
     )
     run(path, tmp_path / "data", tmp_path / "out")
     (tmp_path / "s.yaml").write_text("signals: {s: {base: base, adapter: out/checkpoint, device: cpu}}\ndefault: s\n")
-    signal = loader.load(settings.read(tmp_path / "s.yaml")).signals["s"]  # compares the golden rows
+    signal = loader.load(settings.read_settings(tmp_path / "s.yaml")).signals["s"]  # compares the golden rows
     rendered = signal.renderer.render(Item.of("How do I bake bread?", "Mix flour and water.")).sequence
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=None)
     loaded = PeftModel.from_pretrained(model, tmp_path / "out" / "checkpoint").eval()

@@ -39,7 +39,7 @@ def test_they_name_the_adapters_of_the_small_pipeline() -> None:
 
 def test_against_the_embedded_service_they_stop_before_anything_is_sampled(tmp_path: Path) -> None:
     """It serves a blend of the same name, of other models."""
-    app = create_app(settings.read(settings.EMBEDDED), lambda: None)
+    app = create_app(settings.read_settings(settings.EMBEDDED))
     with RewardClient("http://assay.test", transport=AppTransport(app)) as client:
         for kind, run in (("ppo", PpoRun), ("rejection", RejectionRun)):
             config: Any = read(EXAMPLES / f"{kind}.yaml", PpoConfig if kind == "ppo" else RejectionConfig)

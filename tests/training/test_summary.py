@@ -114,5 +114,5 @@ def test_the_lines_of_a_run_serve_its_checkpoint(whole: bool, tmp_path: Path) ->
     assert f"to serve it: assay serve --config {tmp_path}/out/service.yaml" in told
     lines = told[told.index(f"to serve it: assay serve --config {tmp_path}/out/service.yaml") + 1 :]
     assert yaml.safe_load("\n".join(lines)) == yaml.safe_load((tmp_path / "out" / "service.yaml").read_text())
-    registry = loader.load(settings.read(tmp_path / "out" / "service.yaml"))
+    registry = loader.load(settings.read_settings(tmp_path / "out" / "service.yaml"))
     assert registry.signals["tiny"].kind == "preference"

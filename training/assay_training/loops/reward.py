@@ -166,14 +166,15 @@ class RewardRun:
         logits = [logit for row in self.predict(model, sample) for logit in row]
         if self.config.lora is None:
             write_whole(directory, model.whole_tensors(self.config.name), self.template, self.base)
-            base, adapter, head = directory, None, read_head(weight_files(directory))
+            base, adapters, head = directory, [], read_head(weight_files(directory))
         else:
             tensors, head_name = model.adapter_tensors(self.config.name), model.architecture.head
             write_adapter(directory, tensors, self.config, head_name, self.template)
-            base, (adapter, head) = self.base, read_adapter(directory)
+            adapter, head = read_adapter(directory)
+            base, adapters = self.base, [adapter]
         assert head is not None
         reloaded = RewardModel.load(base, torch.float32, self.device)
-        reloaded.add_signal(self.config.name, Head(head.weight, head.bias), adapter)
+        reloaded.add_signal(self.config.name, Head(head.weight, head.bias), *adapters)
         self._compare(model, reloaded, sample[:RELOADED_SAMPLE])
         base_sha256 = sha256_of(weight_files(base))
         statistics_ = (statistics.fmean(logits), statistics.stdev(logits))
