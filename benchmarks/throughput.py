@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from assay_service import loader, settings
-from assay_service.scoring.checkpoint import resolve
+from assay_service.scoring.files import resolve
 from assay_service.scoring.item import Item
 from benchmarks.written import machine, spread, table, write
 

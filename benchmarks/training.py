@@ -25,11 +25,12 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from assay_service.scoring.checkpoint import resolve
+from assay_service.scoring.files import resolve
 from assay_service.scoring.head import Head
 from assay_service.scoring.memory import keep_freed_memory
 from assay_service.scoring.model import RewardModel
-from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from assay_training.config.data import Source
 from assay_training.config.model import Lora, Optimiser
 from assay_training.config.objective import PreferenceObjective

@@ -1,8 +1,4 @@
-"""From a configuration to a registry: every signal loaded and checked against what its checkpoint claims.
-
-What the configuration does not declare comes from the checkpoint's manifest; what neither says is inferred where that
-is certain, and otherwise the service refuses to start. What both say must agree.
-"""
+"""Load every signal of a configuration into a registry, and check it against what its checkpoint claims."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,8 +12,8 @@ from transformers import AutoTokenizer
 
 from assay_service.errors import StartError
 from assay_service.registry import Provenance, Registry, Signal
-from assay_service.rules import dtype_of, moments_of, render_rules, settled
-from assay_service.scoring import checkpoint, manifest
+from assay_service.resolve import ResolvedSignal, resolve
+from assay_service.scoring import checkpoint, files, manifest
 from assay_service.scoring.architectures import Architecture, activation_of
 from assay_service.scoring.head import Dense, Head, checked
 from assay_service.scoring.item import PROBE, Item, Message
@@ -25,22 +21,32 @@ from assay_service.scoring.manifest import GoldenRow, Manifest
 from assay_service.scoring.mix import Blend
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.proof import made_invariant
-from assay_service.scoring.render import Renderer, RenderRules
-from assay_service.settings import Settings, SignalSettings
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
+from assay_service.settings import Settings
 
 # A golden row may differ from training by what another machine's kernels do, not by another model.
 _GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 
 
 def load(settings: Settings) -> Registry:
-    """Loads everything that `settings` names.
+    """Load everything that `settings` names.
 
     Raises:
         StartError: naming the signal and the key, file or tensor.
     """
-    loader = _Loader(settings.directory)
+    return load_resolved(settings, resolve(settings))
+
+
+def load_resolved(settings: Settings, resolved: Mapping[str, ResolvedSignal]) -> Registry:
+    """Load the weights of signals that are resolved already.
+
+    Raises:
+        StartError: naming the signal and the file or tensor.
+    """
+    loader = _Loader()
     signals = {}
-    for name, signal in settings.signals.items():
+    for name, signal in resolved.items():
         with _naming(f"signals.{name}"):
             signals[name] = loader.signal(name, signal)
     with _naming("making scores invariant"):
@@ -48,7 +54,7 @@ def load(settings: Settings) -> Registry:
     for name, checked_signal in signals.items():  # only now is the forward the one that serves
         with _naming(f"signals.{name}"):
             _check_forward(checked_signal)
-            _check_golden(checked_signal, loader.golden[name])
+            _check_golden(checked_signal, resolved[name].claims.golden)
     blends = {name: Blend(name, dict(b.weights), b.standardise) for name, b in settings.blends.items()}
     return Registry(signals, blends, settings.default, invariant)
 
@@ -65,39 +71,26 @@ def _naming(where: str) -> Iterator[None]:
 
 
 class _Loader:
-    """Loads signals one by one; signals on the same base share it in memory.
+    """Load signals one by one; signals on the same base share it in memory."""
 
-    Attributes:
-        golden: what each signal's checkpoint claims to score.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.golden: dict[str, tuple[GoldenRow, ...]] = {}
-        self._directory = directory
+    def __init__(self) -> None:
         self._models: dict[tuple[Path, torch.dtype, str], RewardModel] = {}
         self._hashes: dict[Path, str] = {}
         self._renderers: dict[tuple[Path, RenderRules, int], Renderer] = {}
 
-    def signal(self, name: str, settings: SignalSettings) -> Signal:
-        """Loads one signal and checks it as far as its files go."""
-        base = checkpoint.resolve(settings.base, settings.revision, self._directory)
-        directory = base if settings.adapter is None else checkpoint.resolve(settings.adapter, None, self._directory)
-        claims = manifest.read(directory)
-        config = checkpoint.read_config(base)
-        base_sha256 = self._checked_hash(base, claims)
-        template = self._template(settings, directory, base)
-        rules = render_rules(settings, claims, config, template)
-        kind: manifest.Kind = settled("kind", settings.kind, claims.kind)
-        dtype = settings.dtype or dtype_of(config)
+    def signal(self, name: str, resolved: ResolvedSignal) -> Signal:
+        """Load one signal and check it as far as its files go."""
+        base, settings = resolved.base, resolved.settings
+        base_sha256 = self._checked_hash(base, resolved.claims)
         device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model = self._model(base, getattr(torch, dtype), device)
-        adapter, head = self._weights(settings, directory, base)
-        _check_head(head.name, rules.score_position, model.architecture)
-        if rules.score_position == "pooler":
-            head = replace(head, dense=_dense(directory, base, model.architecture))
-        model.add_signal(name, checked(_head(head, config), model.hidden_size, head.name), adapter)
-        renderer = self._renderer(_tokenizer_source(directory, base), rules, model.vocabulary_size)
-        if claims.template_sha256 not in (None, renderer.template.sha256):
+        model = self._model(base, getattr(torch, resolved.dtype), device)
+        adapter, head = _weights(resolved)
+        _check_head(head.name, resolved.rules.score_position, model.architecture)
+        if resolved.rules.score_position == "pooler":
+            head = replace(head, dense=_dense(resolved.adapter or base, base, model.architecture))
+        model.add_signal(name, checked(_head(head, resolved.config), model.hidden_size, head.name), adapter)
+        renderer = self._renderer(resolved.tokenizer, resolved.rules, model.vocabulary_size)
+        if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError("template: not the one that the checkpoint was trained with (template_sha256 differs)")
         provenance = Provenance(
             model=settings.base,
@@ -105,16 +98,14 @@ class _Loader:
             adapter_sha256=None if adapter is None else adapter.sha256,
             head_sha256=head.sha256,
             template_sha256=renderer.template.sha256,
-            dtype=dtype,
+            dtype=resolved.dtype,
         )
-        config_sha256 = checkpoint.sha256_of([base / "config.json"])
-        moments = moments_of(settings, claims)
-        self.golden[name] = claims.golden
-        return Signal(name, kind, renderer, model, moments, provenance, base_sha256, config_sha256)
+        config_sha256 = files.sha256_of([base / "config.json"])
+        return Signal(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256)
 
     def _checked_hash(self, base: Path, claims: Manifest) -> str:
         if base not in self._hashes:
-            self._hashes[base] = checkpoint.sha256_of(checkpoint.weight_files(base))
+            self._hashes[base] = files.sha256_of(files.weight_files(base))
         if claims.base_sha256 not in (None, self._hashes[base]):
             raise StartError(f"{base}: the weights are not those that the adapter was trained on (base_sha256 differs)")
         return self._hashes[base]
@@ -126,40 +117,28 @@ class _Loader:
         return self._models[key]
 
     def _renderer(self, source: Path, rules: RenderRules, vocabulary_size: int) -> Renderer:
-        """Signals that render alike share a renderer, and each item is then rendered once for them."""
+        """Return the renderer of these rules; signals that share it have each item rendered once."""
         key = (source, rules, vocabulary_size)
         if key not in self._renderers:
             self._renderers[key] = Renderer(_tokenizer(source), rules, vocabulary_size)
         return self._renderers[key]
 
-    def _weights(
-        self, settings: SignalSettings, directory: Path, base: Path
-    ) -> tuple[checkpoint.Adapter | None, checkpoint.HeadTensors]:
-        if settings.adapter is None:
-            head = checkpoint.read_head(checkpoint.weight_files(base))
-            if head is None:
-                raise StartError(f"{base}: no head; looked for score.weight, classifier.weight, v_head.*, value_head.*")
-            return None, head
-        adapter, head = checkpoint.read_adapter(directory)
+
+def _weights(resolved: ResolvedSignal) -> tuple[checkpoint.Adapter | None, checkpoint.HeadTensors]:
+    if resolved.adapter is None:
+        head = checkpoint.read_head(files.weight_files(resolved.base))
         if head is None:
             raise StartError(
-                f"{directory}: the adapter has no head (score.weight, classifier.weight); train it with modules_to_save"
+                f"{resolved.base}: no head; looked for score.weight, classifier.weight, v_head.*, value_head.*"
             )
-        return adapter, head
-
-    def _template(self, settings: SignalSettings, directory: Path, base: Path) -> str:
-        if settings.template is not None:
-            path = self._directory / settings.template
-            if not path.is_file():
-                raise StartError(f"template: {path}: no such file")
-            return path.read_text()
-        beside = directory / "chat_template.jinja"
-        if beside.is_file():
-            return beside.read_text()
-        own = getattr(_tokenizer(_tokenizer_source(directory, base)), "chat_template", None)
-        if not isinstance(own, str):
-            raise StartError("template: not declared, and the checkpoint has no single chat template")
-        return own
+        return None, head
+    adapter, head = checkpoint.read_adapter(resolved.adapter)
+    if head is None:
+        raise StartError(
+            f"{resolved.adapter}: the adapter has no head (score.weight, classifier.weight); "
+            "train it with modules_to_save"
+        )
+    return adapter, head
 
 
 def _made_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
@@ -174,9 +153,9 @@ def _dense(directory: Path, base: Path, architecture: Architecture) -> tuple[tor
     """The layer before the head: the adapter's own where it was trained with the head, else the base's."""
     if architecture.dense is None:
         raise StartError("score_position: pooler is for encoders whose classifiers have a layer before the head")
-    adapter = directory / checkpoint.ADAPTER_WEIGHTS
-    files = [*([adapter] if adapter.is_file() else []), *checkpoint.weight_files(base)]
-    dense = checkpoint.read_dense(files, architecture.dense)
+    adapter = directory / files.ADAPTER_WEIGHTS
+    sources = [*([adapter] if adapter.is_file() else []), *files.weight_files(base)]
+    dense = checkpoint.read_dense(sources, architecture.dense)
     if dense is None:
         raise StartError(f"{base}: no {architecture.dense}.weight, which score_position pooler reads")
     return dense
@@ -191,11 +170,6 @@ def _check_head(name: str, position: manifest.ScorePosition, architecture: Archi
 def _head(tensors: checkpoint.HeadTensors, config: Mapping[str, Any]) -> Head:
     dense = None if tensors.dense is None else Dense(*tensors.dense, activation_of(config))
     return Head(tensors.weight, tensors.bias, dense)
-
-
-def _tokenizer_source(directory: Path, base: Path) -> Path:
-    """An adapter may bring a tokenizer of its own."""
-    return directory if (directory / "tokenizer.json").is_file() else base
 
 
 def _tokenizer(source: Path) -> Any:  # noqa: ANN401 - transformers' tokenizers have no common static type

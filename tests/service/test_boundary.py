@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from assay_service.scoring.item import Item
 from assay_service.scoring.layout import pack
-from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from tests import checkpoints
 
 # Patterns of the published tokenizers: GPT-2's is tokenizers' own ByteLevel; Llama-3's and Qwen2's differ in how many

@@ -11,7 +11,8 @@ from assay_service.engine.cache import ENTRY_BYTES, ResultCache, key_of
 from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.layout import Sequence, Span
-from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from tests import checkpoints
 
 

@@ -10,12 +10,14 @@ from transformers import PreTrainedTokenizerFast
 
 from assay_service.errors import StartError
 from assay_service.scoring.architectures import activation_of
-from assay_service.scoring.checkpoint import read_adapter, read_config, read_dense, read_head, weight_files
+from assay_service.scoring.checkpoint import read_adapter, read_dense, read_head
+from assay_service.scoring.files import read_config, weight_files
 from assay_service.scoring.head import Dense, Head
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.manifest import ScorePosition
 from assay_service.scoring.model import RewardModel
-from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from tests import checkpoints
 
 LENGTHS = (1, 2, 3, 7, 20, 31, 57, 90)

@@ -7,7 +7,8 @@ import pytest
 from assay_service.errors import ContentError, StartError
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.manifest import ScorePosition
-from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from tests import checkpoints
 
 TURN_END = "<|im_end|>"

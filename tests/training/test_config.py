@@ -10,7 +10,8 @@ from accelerate.utils import DistributedType
 from typer.testing import CliRunner
 
 from assay_service.scoring.item import Item
-from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.chat_template import template_of
 from assay_training.cli import app

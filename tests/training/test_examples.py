@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from assay_service import loader, registry, settings
 from assay_service.scoring.item import Item, Message
-from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from assay_training.config.base import ConfigError, read
 from assay_training.config.reward import RewardConfig
 from assay_training.examples import Example, render_records, token_batches

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from assay_service.scoring.item import Message
-from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from assay_training.cli import app
 from assay_training.config.base import ConfigError, read
 from assay_training.config.model import Lora

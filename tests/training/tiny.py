@@ -11,13 +11,14 @@ import yaml
 from peft import LoraConfig
 from torch import nn
 
-from assay_service.scoring.checkpoint import sha256_of, weight_files
+from assay_service.scoring.files import sha256_of, weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.layout import Sequence, Span
 from assay_service.scoring.manifest import ScorePosition
 from assay_service.scoring.model import RewardModel
-from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from assay_training.config.model import Optimiser
 from assay_training.examples import Example
 from assay_training.records.record import Judged, Labelled, Pair, Ranking

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from assay_service.scoring.architectures import architecture_of
 from assay_service.scoring.attention import NAME as ATTENTION
-from assay_service.scoring.checkpoint import read_config
+from assay_service.scoring.files import read_config
 from assay_service.scoring.layout import Sequence as Ids
 from assay_service.scoring.layout import Span, pack
 from assay_service.scoring.model import RewardModel

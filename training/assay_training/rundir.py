@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoConfig, AutoTokenizer
 
 from assay_service.scoring import manifest as manifests
-from assay_service.scoring.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, sha256_of, weight_files
+from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, sha256_of, weight_files
 from assay_training.config.reward import RewardConfig
 from assay_training.resume import ResumePoint
 

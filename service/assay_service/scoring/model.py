@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 from assay_service.errors import StartError
 from assay_service.scoring.architectures import ARCHITECTURES, ROPE_TYPES, architecture_of, first_position
 from assay_service.scoring.attention import NAME as ATTENTION
-from assay_service.scoring.checkpoint import ADAPTER_CONFIG, Adapter, read_config, weight_files
+from assay_service.scoring.checkpoint import Adapter
+from assay_service.scoring.files import ADAPTER_CONFIG, read_config, weight_files
 from assay_service.scoring.fused import fuse, segment_table
 from assay_service.scoring.head import Head, pool
 from assay_service.scoring.layout import Layout, Sequence, narrowed, pack

@@ -6,16 +6,18 @@ tokenised without adding any (scoring-traps 5-7).
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 from jinja2.exceptions import TemplateError
 
-from assay_service.errors import ContentError
+from assay_service.errors import ContentError, StartError
 from assay_service.scoring.item import FinishReason, Item, Message
 
 # Stands in for a completion; letters only, so that no template trims, splits or escapes it.
@@ -29,6 +31,32 @@ _FOREIGN_TOKEN = re.compile(
 
 # Templates that print today's date would give another score tomorrow. They all see this day: Llama 3.1's own default.
 _PINNED_DAY = datetime(2024, 7, 26)
+
+
+def read_template(declared: Path | None, checkpoint: Path, tokenizer: Path) -> str:
+    """Return the Jinja source of a signal's chat template.
+
+    Args:
+        declared: the file that the configuration names; None takes the checkpoint's own.
+        checkpoint: directory of the adapter or base; its `chat_template.jinja` comes first.
+        tokenizer: directory of the tokenizer, whose `tokenizer_config.json` may hold a template.
+
+    Raises:
+        StartError: the declared file is missing, or the checkpoint has no single template.
+    """
+    if declared is not None:
+        if not declared.is_file():
+            raise StartError(f"template: {declared}: no such file")
+        return declared.read_text(encoding="utf-8")
+    for directory in dict.fromkeys((checkpoint, tokenizer)):
+        beside = directory / "chat_template.jinja"
+        if beside.is_file():
+            return beside.read_text(encoding="utf-8")
+    config = tokenizer / "tokenizer_config.json"
+    own = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
+    if not isinstance(own, str):
+        raise StartError("template: not declared, and the checkpoint has no single chat template")
+    return own
 
 
 class ChatTokenizer(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 
 from assay_service.errors import StartError
 from assay_service.scoring.architectures import longest_sequence
-from assay_service.scoring.checkpoint import read_config, resolve
+from assay_service.scoring.files import read_config, resolve
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.config.base import ConfigError, RunConfig
 from assay_training.config.mixture import Augment

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import StartError
-from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from assay_training.config.base import ConfigError
 from assay_training.policy import Policy
 from assay_training.sft_examples import SftExample

@@ -13,12 +13,14 @@ from transformers import AutoTokenizer
 
 from assay_service.errors import ContentError
 from assay_service.scoring import manifest as manifests
-from assay_service.scoring.checkpoint import read_adapter, read_head, sha256_of, weight_files
+from assay_service.scoring.checkpoint import read_adapter, read_head
+from assay_service.scoring.files import sha256_of, weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item
 from assay_service.scoring.layout import Sequence as Ids
 from assay_service.scoring.model import RewardModel
-from assay_service.scoring.render import Renderer, RenderRules
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.chat_template import template_of
 from assay_training.config.base import ConfigError
