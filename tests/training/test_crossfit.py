@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from assay_service import loader, registry, settings
 from assay_service.errors import StartError
-from assay_service.scoring import checkpoint
+from assay_service.scoring import files
 from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.cli import app
@@ -557,7 +557,7 @@ def test_a_base_on_the_hub_is_read_at_its_revision(tmp_path: Path, monkeypatch: 
         seen.append((name, revision))
         return str(tmp_path / "base")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(files, "snapshot_download", download)
     asked.go()
     assert seen == [("someone/encoder", "0" * 40)]
     adapter = asked.json("checkpoint/adapter_config.json")
