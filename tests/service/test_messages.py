@@ -113,7 +113,7 @@ def test_what_sdks_write_scores_as_the_plain_messages_and_faults_are_the_items_o
 
 
 def test_an_assistants_message_without_text_is_an_empty_turn_of_the_prompt(service: settings.Settings) -> None:
-    silent = {"role": "assistant", "content": None, "tool_calls": []}
+    silent: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": []}
     tool = {"role": "tool", "content": "42"}
     (answer,) = answers(service, scored([USER, silent, tool, REPLY], [USER, silent | {"content": ""}, tool, REPLY]))
     first, second = answer["data"]
