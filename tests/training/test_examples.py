@@ -123,7 +123,7 @@ def test_a_completion_that_does_not_fit_alone_is_cut_on_the_right_and_counted_on
     assert (report.cut_completions, report.refused) == (1, {})
 
 
-@pytest.mark.parametrize("text", ["[SEP]", "yes [CLS] no", "<|im_start|>user", "<|eot_id|>", "[MASK]"])
+@pytest.mark.parametrize("text", ["[SEP]", "yes [CLS] no", "[MASK]"])
 def test_special_tokens_in_data_are_refused_and_counted(text: str) -> None:
     records: list[Judged] = [ranking("hi", ["yes", text]), ranking(text, ["yes", "no"]), labelled("hi", "yes", 1.0)]
     examples, report = render_records(records, tiny.renderer())

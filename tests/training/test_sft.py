@@ -95,15 +95,20 @@ def test_control_tokens_in_data_are_refused_and_counted() -> None:
     assert (examples, report.refused) == ([], {"special_tokens": 2})
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("earlier", "code"),
+    [("", "template_error"), ("{{ m['content'] }} (earlier)", "template_not_stable")],
+    ids=["dropped", "changed"],
+)
+def test_a_template_that_rewrites_earlier_turns_is_refused(earlier: str, code: str) -> None:
     """Some drop the reasoning of all turns but the last; the loss would be on what nobody sees."""
     template = (
-        "{%- for m in messages -%}<|im_start|>{{ m['role'] }}\n"
-        "{% if m['role'] == 'user' or loop.last %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor -%}"
+        "{%- for m in messages -%}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'user' or loop.last %}"
+        "{{ m['content'] }}{% else %}" + earlier + "{% endif %}<|im_end|>\n{% endfor -%}"
         "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
     )
     examples, report = renderer(template).examples([dialogue("a", "b", "c", "d")])
-    assert (examples, report.refused) == ([], {"template_not_stable": 1})
+    assert (examples, report.refused) == ([], {code: 1})
 
 
 @pytest.mark.parametrize("mask", [(True, False), (False, False), (False,)])
