@@ -70,10 +70,11 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     from assay_service import logs, resolve  # noqa: PLC0415
     from assay_service.inspection import declaration  # noqa: PLC0415
     from assay_service.listen import listen  # noqa: PLC0415
-    from assay_service.settings import EMBEDDED, read_yaml  # noqa: PLC0415
+    from assay_service.settings import EMBEDDED  # noqa: PLC0415
+    from assay_service.yaml_file import read_yaml  # noqa: PLC0415
 
-    declared = {"kind": kind, "eos": eos, "unfinished": unfinished, "score_position": score_position}
-    declared |= {"base": base, "template": template, "dtype": dtype}
+    declared: dict[str, str | None] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base}
+    declared |= {"score_position": score_position, "template": template, "dtype": dtype}
     logs.configure(log_level, log_format, access=access_log)
     with _plain_errors("serve"):
         if directory is None:
@@ -107,8 +108,8 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
     """
     from assay_service.inspection import inspect  # noqa: PLC0415
 
-    declared = {"kind": kind, "eos": eos, "unfinished": unfinished, "score_position": score_position}
-    declared |= {"base": base, "template": template, "dtype": dtype}
+    declared: dict[str, str | None] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base}
+    declared |= {"score_position": score_position, "template": template, "dtype": dtype}
     with _plain_errors("inspect"):
         inspection = inspect(directory, declared)
     typer.echo(inspection.text, nl=False)

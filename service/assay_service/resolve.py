@@ -13,7 +13,7 @@ from assay_service.advice import advice
 from assay_service.errors import Problems, StartError
 from assay_service.scoring import files, manifest
 from assay_service.scoring.architectures import ARCHITECTURES, architecture_of, longest_sequence
-from assay_service.scoring.manifest import Kind, Manifest, ScorePosition
+from assay_service.scoring.manifest import EosPolicy, Kind, Manifest, ScorePosition, Unfinished
 from assay_service.scoring.mix import Moments
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.template import read_template
@@ -176,15 +176,17 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     with found.collected():
         dtype = settings.dtype or _dtype(config)
     with found.collected():
-        kind = _settle("kind", settings.kind, claims.kind)
+        kind: Kind = _settle("kind", settings.kind, claims.kind)
     with found.collected():
         max_length = _max_length(settings, claims, config)
     with found.collected():
-        position = _settle("score_position", settings.score_position, claims.score_position, _position(config))
+        position: ScorePosition = _settle(
+            "score_position", settings.score_position, claims.score_position, _position(config)
+        )
     with found.collected():
-        eos = _settle("eos", settings.eos, claims.eos)
+        eos: EosPolicy = _settle("eos", settings.eos, claims.eos)
     with found.collected():
-        unfinished = _settle("unfinished", settings.unfinished or claims.unfinished, None)
+        unfinished: Unfinished = _settle("unfinished", settings.unfinished or claims.unfinished, None)
     found.raise_any()
     return ResolvedSignal(
         settings=settings,

@@ -1,12 +1,11 @@
 """The configuration of a service: one frozen object, read from YAML, checked before anything is loaded."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
@@ -15,6 +14,7 @@ from assay_service.errors import StartError
 from assay_service.scoring.manifest import EosPolicy, Kind, ScorePosition, Unfinished
 from assay_service.scoring.mix import Standardise
 from assay_service.validation import DEVICE_PATTERN, NAME_PATTERN, explain, key_of
+from assay_service.yaml_file import read_yaml
 
 EMBEDDED = Path(__file__).parent / "embedded" / "service.yaml"
 
@@ -192,32 +192,6 @@ def read_settings(path: Path) -> Settings:
     if parsed.settings is None:
         raise StartError(*parsed.problems, source=str(path))
     return parsed.settings
-
-
-def read_yaml(path: Path) -> object:
-    """Read a YAML file in which no key occurs twice.
-
-    Raises:
-        StartError: it cannot be read.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise StartError(f"cannot be read: {error.strerror}", source=str(path)) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StartError(f"not valid YAML: {' '.join(str(error).split())}", source=str(path)) from error
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that occurs twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """As SafeLoader's, after a look at the keys."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for key in keys if keys.count(key) > 1]
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} occurs twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def _problem(error: ErrorDetails) -> str:
