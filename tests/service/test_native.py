@@ -1,8 +1,6 @@
 """The C++ kernels, each against the same in torch and double precision, and a row of each against itself alone."""
 
 import math
-import platform
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -277,51 +275,6 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
             ops.linear(x, packed, None, outputs)
     with pytest.raises(RuntimeError, match="odd"):
         ops.pack(torch.randn(8, 5).bfloat16())
-
-
-@pytest.mark.parametrize(
-    ("compiler", "reason"),
-    [
-        ("no-such-compiler", r"No such file .*; a C\+\+ compiler"),
-        ("false", "false returned 1 and printed nothing"),
-    ],
-)
-def test_a_machine_without_a_compiler_says_so(
-    compiler: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
-    monkeypatch.setenv("CXX", compiler)
-    native._loaded.cache_clear()
-    assert re.search(reason, str(native.missing(torch.float32, CPU)))
-    assert not list(tmp_path.iterdir())  # nothing half built is left
-    (warned,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warned.startswith("no CPU kernels; torch's operators serve instead, more slowly: they could not be built")
-    native._loaded.cache_clear()
-
-
-def test_a_cache_that_cannot_be_written_is_told_with_the_variable_that_moves_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: "/proc/none")  # nobody can write there
-    native._loaded.cache_clear()
-    reason = str(native.missing(torch.float32, CPU))
-    native._loaded.cache_clear()
-    assert reason.endswith("set XDG_CACHE_HOME to a directory that can be written")
-
-
-@pytest.mark.parametrize(("bf16", "amx"), [(False, False), (True, False), (False, True)])
-def test_bf16_without_units_of_the_cpu_is_called_slow(bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    slow = native.slow_dtype(torch.bfloat16, CPU)
-    if bf16 or amx:
-        assert slow is None
-    else:
-        assert slow is not None
-        assert "declare `dtype: float32`" in slow
-    assert native.slow_dtype(torch.float32, CPU) is None
-    assert native.slow_dtype(torch.bfloat16, torch.device("cuda")) is None
 
 
 def test_kernels_that_do_not_load_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

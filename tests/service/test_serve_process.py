@@ -118,7 +118,7 @@ def test_what_inspect_writes_is_served_and_the_log_says_how_without_any_text(
     (tmp_path / "service.yaml").write_text(inspected.stdout)
     log = tmp_path / "log"
     port = free_port()
-    command: list[str | Path] = [ASSAY, "serve", "--config", tmp_path / "service.yaml", "--port", str(port)]
+    command = [str(ASSAY), "serve", "--config", str(tmp_path / "service.yaml"), "--port", str(port)]
     with log.open("wb") as stream:
         process = subprocess.Popen([*command, "--access-log", "--log-format", "json"], stderr=stream)
     url = f"http://127.0.0.1:{port}"

@@ -64,9 +64,15 @@ def _why_not_built(error: subprocess.CalledProcessError | OSError) -> str:
     if isinstance(error, subprocess.CalledProcessError):
         said = " ".join(error.stderr.split())[:2000] or "nothing"
         return f"they could not be built: {error.cmd[0]} returned {error.returncode} and printed {said}"
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC):
+    if isinstance(error, FileNotFoundError) and error.filename == _compiler():
+        return f"they could not be built: there is no C++ compiler {error.filename}; install g++, or set CXX to another"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.ENOENT, errno.ENOTDIR):
         return f"they could not be built: {error}; set XDG_CACHE_HOME to a directory that can be written"
-    return f"they could not be built or loaded: {error}; a C++ compiler (g++, or what CXX names) builds them"
+    return f"they could not be built or loaded: {error}"
+
+
+def _compiler() -> str:
+    return str(cpp_extension.get_cxx_compiler())  # type: ignore[no-untyped-call]
 
 
 def _library(flags: list[str]) -> Path:
@@ -88,7 +94,7 @@ def _build(flags: list[str], library: Path) -> None:
     sources = [path for path in _FILES if path.suffix == ".cpp"]
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
     linked = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-lc10", "-ltorch_cpu"]
-    compiler = [cpp_extension.get_cxx_compiler(), "-std=c++20", "-fPIC", *flags, *includes]  # type: ignore[no-untyped-call]
+    compiler = [_compiler(), "-std=c++20", "-fPIC", *flags, *includes]
     objects = [library.with_name(f"{path.stem}.o") for path in sources]
     with ThreadPoolExecutor() as at_once:
         commands = [[*compiler, "-c", path, "-o", built] for path, built in zip(sources, objects, strict=True)]
