@@ -8,13 +8,13 @@ import errno
 import json
 import socket
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from assay_service.errors import StartError
+from assay_service.request_id import HEADER, request_id
 
 _BACKLOG = 2048  # as uvicorn's
 _MAX_BODY_BYTES = 16 * 2**20
@@ -97,18 +97,18 @@ class _NotReady(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         self._read_body()
-        request_id = uuid.uuid4().hex
+        answered = request_id(self.headers.get(HEADER))
         is_health = self.command in ("GET", "HEAD") and self.path.partition("?")[0] == "/health"
         body: dict[str, Any] = {"status": "ok"}
         if not is_health:
             message = "the service is loading its models; try again in a few seconds"
             error = {"code": "not_ready", "message": message, "param": None}
-            body = {"error": {**error, "request_id": request_id, "retryable": True}}
+            body = {"error": {**error, "request_id": answered, "retryable": True}}
         payload = json.dumps(body).encode()
         self.send_response(200 if is_health else 503)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(payload)))
-        self.send_header("x-request-id", request_id)
+        self.send_header(HEADER, answered)
         if not is_health:
             self.send_header("retry-after", str(_RETRY_AFTER_S))
         self.end_headers()

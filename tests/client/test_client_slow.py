@@ -131,7 +131,8 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(slow: Any, assay: Any,
     second = assay(*words)
     assert second.communicate(timeout=30)[1] == "40 scored, 0 failed, fingerprint f1\n"
     assert scores(tmp_path / "out.jsonl") == [float(n) for n in range(40)]
-    assert list(itertools.chain(*chunks(server)[before:]))[:1] == [str(len(done))]
+    # Two requests are sent at once, so either may be read first.
+    assert min(int(number) for number in itertools.chain(*chunks(server)[before:])) == len(done)
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
 
 

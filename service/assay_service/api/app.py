@@ -16,12 +16,13 @@ from starlette.exceptions import HTTPException
 
 from assay_service import loader
 from assay_service.api import schemas
-from assay_service.api.guard import HEADER, BodyTooLarge, Guard
+from assay_service.api.guard import BodyTooLarge, Guard
 from assay_service.api.routes import router
 from assay_service.api.scorer import Scorer
 from assay_service.engine.engine import Engine
 from assay_service.errors import AssayError, ContentError, NotReady, Overloaded, ServingError
 from assay_service.metrics import Metrics
+from assay_service.request_id import HEADER
 from assay_service.resolve import ResolvedSignal
 from assay_service.scoring.item import PROBE
 from assay_service.settings import Settings

@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import re
 import time
-import uuid
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -16,10 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from assay_service.errors import ClientGone
 from assay_service.logs import ACCESS, Limited
 from assay_service.metrics import Metrics
+from assay_service.request_id import HEADER, request_id
 
 T = TypeVar("T")
 
-HEADER = "x-request-id"
 
 # What people who run the service should hear of, and what to do about it.
 _WARNINGS = {
@@ -30,7 +28,6 @@ _WARNINGS = {
 }
 
 _access = logging.getLogger(ACCESS)
-_VALID_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 
 
 class BodyTooLarge(HTTPException):
@@ -60,8 +57,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        answered = request_id(_sent_id(scope))
+        scope.setdefault("state", {})["request_id"] = answered
         started_s = time.monotonic()
         received = 0
         status = 500  # of an exception that nothing handled
@@ -78,7 +75,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = request_id
+                MutableHeaders(scope=message)[HEADER] = answered
             await send(message)
 
         try:
@@ -124,9 +121,9 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _request_id(scope: Scope) -> str:
-    """The client's id if it is short and plain, else a new one."""
+def _sent_id(scope: Scope) -> str | None:
+    """Return the value of the header with the request's id; None where there is none or it is not text."""
     for name, value in scope["headers"]:
-        if name == HEADER.encode() and _VALID_ID.match(value):
+        if name == HEADER.encode() and value.isascii():
             return str(value.decode())
-    return uuid.uuid4().hex
+    return None

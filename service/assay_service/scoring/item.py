@@ -28,6 +28,10 @@ class Message:
         """Return every text that the template has to print, after the name of its field."""
         return (("content", self.content), *self.fields)
 
+    def as_dict(self) -> dict[str, str]:
+        """Return the message in the form of chat templates and of requests."""
+        return {"role": self.role, "content": self.content, **dict(self.fields)}
+
 
 @dataclass(frozen=True, slots=True)
 class Item:

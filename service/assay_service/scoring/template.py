@@ -241,7 +241,7 @@ class Template:
         return words
 
     def _apply(self, messages: tuple[Message, ...], *, add_generation_prompt: bool = False) -> str:
-        conversation = [{"role": m.role, "content": m.content, **dict(m.fields)} for m in messages]
+        conversation = [message.as_dict() for message in messages]
         try:
             return self._tokenizer.apply_chat_template(
                 conversation,

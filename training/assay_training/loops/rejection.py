@@ -5,7 +5,6 @@ The best of earlier rounds are kept and learned from again, so that a round does
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +170,7 @@ def _mean(samples: Sequence[Sample]) -> float:
 
 
 def _told(sample: Sample) -> dict[str, Any]:
-    messages = [asdict(message) for message in sample.asked.prompt.messages]
+    messages = [message.as_dict() for message in sample.asked.prompt.messages]
     return {
         "prompt": messages,
         "completion": sample.text,

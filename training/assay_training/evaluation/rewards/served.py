@@ -97,7 +97,7 @@ def score(
         AssayError: the service could not be reached, or refused.
     """
     items = [
-        {"messages": [{"role": m.role, "content": m.content} for m in item.messages]}
+        {"messages": [m.as_dict() for m in item.messages]}
         for record in records
         for item in record.items
     ]
