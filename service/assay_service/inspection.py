@@ -137,14 +137,21 @@ def _facts(located: SignalFiles, template: str) -> Iterator[tuple[str, str]]:
     tokens = _tokenizer_config(located.tokenizer)
     yield "template", f"{len(template)} characters" if template else "none"
     yield "tokenizer", f"{located.tokenizer}, {tokens.get('tokenizer_class', 'no class named')}"
-    pad = pads.pad_token(located.tokenizer, located.tokenizer)
-    shown = "none" if pad is None else f"{pad[0]} ({pad[1]!r})"
-    yield "pads", f"config.json {config.get('pad_token_id')}, tokenizer {shown}"
+    yield "pads", f"config.json {config.get('pad_token_id')}, tokenizer {_pad_in(located.tokenizer)}"
     eos = tokens.get("eos_token")
     text = eos.get("content") if isinstance(eos, dict) else eos
     prints = isinstance(text, str) and (text in template or "eos_token" in template)
     yield "eos", f"tokenizer {text!r}, which the template {'names' if prints else 'does not name'}"
     yield "manifest", "assay.json" if (located.checkpoint / "assay.json").is_file() else "none"
+
+
+def _pad_in(tokenizer: Path) -> str:
+    """Return id and text of a tokenizer's pad, or why it has none."""
+    try:
+        pad = pads.pad_token(tokenizer, tokenizer)
+    except StartError as error:
+        return error.message
+    return "none" if pad is None else f"{pad[0]} ({pad[1]!r})"
 
 
 def _head_in(shapes: names.Shapes, also: str | None) -> str:

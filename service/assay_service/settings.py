@@ -56,16 +56,16 @@ class SignalSettings(_Frozen):
         device: as torch names it; None means CUDA where there is one.
         max_length: tokens of prompt and completion together.
         template: path of a Jinja chat template; None means the checkpoint's own.
+        template_name: which of the checkpoint's named chat templates; None means the one called "default".
         score_position: which tokens the head reads.
+        pad_token_id: the id that `score_position: last_non_pad_id` skips.
+        token_types: the types (segments) of tokens, for bases that tell several apart.
         eos: where the end of turn comes from.
         mean: of the logits, for blends that standardise.
         std: likewise.
-        template_name: which of the checkpoint's named chat templates; None means the one called "default".
+        unfinished: whether completions that were cut off are scored or are an error.
         dropped_content: whether an item is an error, or scored and reported, if the template leaves out a part of it.
         control_tokens: whether a control token in a message is an error, or is read as plain characters.
-        unfinished: whether completions that were cut off are scored or are an error.
-        pad_token_id: the id that `score_position: last_non_pad_id` skips.
-        token_types: the types (segments) of tokens, for bases that tell several apart.
     """
 
     kind: Kind | None = None
@@ -77,16 +77,16 @@ class SignalSettings(_Frozen):
     device: str | None = Field(None, pattern=DEVICE_PATTERN)
     max_length: int | None = Field(None, gt=0)
     template: str | None = None
+    template_name: str | None = None
     score_position: ScorePosition | None = None
+    pad_token_id: int | None = Field(None, ge=0)
+    token_types: TokenTypes | None = None
     eos: EosPolicy | None = None
     mean: float | None = Field(None, allow_inf_nan=False)
     std: float | None = Field(None, gt=0, allow_inf_nan=False)
     unfinished: Unfinished | None = None
-    template_name: str | None = None
     dropped_content: DroppedContent = "error"
     control_tokens: ControlTokenPolicy = "error"
-    pad_token_id: int | None = Field(None, ge=0)
-    token_types: TokenTypes | None = None
 
     @model_validator(mode="after")
     def _some_weights(self) -> "SignalSettings":

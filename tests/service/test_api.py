@@ -93,6 +93,8 @@ def test_the_answer_has_the_promised_shape(run: Run) -> None:
         "prompt_tokens",
         "completion_tokens",
         "truncated_tokens",
+        "dropped_tokens",
+        "control_tokens_as_text",
     }
     provenance = body["provenance"]
     assert provenance["blend"] == {"name": "mix", "weights": {"pref": 0.25, "abs": 0.75}, "standardise": "none"}

@@ -61,7 +61,8 @@ def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path
     assert beginnings(raw, tmp_path) == [
         "signals.a: kind: must be one of preference, absolute, not 'reward'",
         "signals.c: scoreposition: unknown key; did you mean `score_position`? Keys are kind, base, revision, adapter, "
-        "dtype, device, max_length, template, score_position, eos, mean, std, unfinished",
+        "adapter_base, dtype, device, max_length, template, template_name, score_position, pad_token_id, token_types, "
+        "eos, mean, std, unfinished, dropped_content, control_tokens",
         "limits.max_items: must be more than 0, not 0",
         "blends.mix.weights: 'z' is not a signal; signals are a, b, c",
         "default: is required: the signal or blend that answers requests which name none; one of a, b, c, mix",
@@ -113,7 +114,10 @@ def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> 
         ({}, "signals: is required"),
         ({"signals": {}}, "signals: must not be empty"),
         ({"signals": {"a": 3}}, "signals.a: must be a mapping of keys to values (a JSON object), not 3"),
-        ({"signals": {"a": {"kind": "absolute"}}}, "signals.a: base: is required"),
+        (
+            {"signals": {"a": {"kind": "absolute"}}},
+            "signals.a: base: declare the directory or hub id of the model, or an `adapter` that names its base",
+        ),
         ({"signals": {"a": {"base": 3}}}, "signals.a: base: must be text, not 3"),
         ({"signals": {"a": {"base": "rm", "mean": "x"}}}, "signals.a: mean: must be a number, not 'x'"),
         ({"signals": {"a": {"base": "rm", "std": 0}}}, "signals.a: std: must be more than 0.0, not 0"),
@@ -294,9 +298,11 @@ def test_inspect_says_whether_the_template_names_the_tokenizers_eos(
     directory = model(tmp_path / "rm")
     (directory / "chat_template.jinja").write_text(template)
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "pad_token": "<pad>"}))
+    added = [{"id": 3, "content": "<pad>", "special": True}]
+    (directory / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     text = inspect(directory, {}).text
     assert said in text
-    assert "pads            config.json 2, tokenizer '<pad>'" in text
+    assert "pads            config.json 2, tokenizer 3 ('<pad>')" in text
 
 
 @pytest.mark.parametrize("reference", ["../../base", "{absolute}"])

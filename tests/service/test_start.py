@@ -100,7 +100,7 @@ def test_what_nobody_declares_refuses_to_start(key: str, tmp_path: Path) -> None
 def test_a_checkpoint_without_template_refuses_to_start(tmp_path: Path) -> None:
     directory, _ = plain(tmp_path)
     (directory / "chat_template.jinja").unlink()
-    with pytest.raises(StartError, match="template: not declared"):
+    with pytest.raises(StartError, match="has no chat template; declare the path of a Jinja file"):
         load(directory)
 
 

@@ -375,7 +375,7 @@ def retold(directory: Path, post_processor: Any = None, **config: Any) -> None:
 def test_an_encoder_that_reads_no_class_token_refuses_to_start(position: str, tmp_path: Path) -> None:
     fast = checkpoints.encoder_tokenizer()
     checkpoints.save(tmp_path, checkpoints.classifier("bert", fast), fast)
-    assert load(tmp_path, score_position=position).signals
+    assert load(tmp_path, score_position=position, token_types="zero").signals
     template = tmp_path / "own.jinja"
     template.write_text(
         "{{ messages[0].content }}{% if not add_generation_prompt %} {{ messages[-1].content }}{% endif %}"
@@ -383,13 +383,13 @@ def test_an_encoder_that_reads_no_class_token_refuses_to_start(position: str, tm
     with pytest.raises(
         StartError, match=rf"score_position: {position} reads .*must be the tokenizer's cls_token \('\[CLS"
     ):
-        load(tmp_path, score_position=position, template=str(template))
-    assert load(tmp_path, score_position="mean", template=str(template)).signals
+        load(tmp_path, score_position=position, template=str(template), token_types="zero")
+    assert load(tmp_path, score_position="mean", template=str(template), token_types="zero").signals
     retold(tmp_path, cls_token=None, bos_token="[MASK]")  # where there is no class token, the first one of any text
     with pytest.raises(StartError, match=r"'\[CLS\]'; it must be the tokenizer's bos_token \('\[MASK\]'\)"):
-        load(tmp_path, score_position=position)
+        load(tmp_path, score_position=position, token_types="zero")
     template.write_text("[MASK]" + checkpoints.ENCODER.replace("[CLS]", ""))
-    assert load(tmp_path, score_position=position, template=str(template)).signals
+    assert load(tmp_path, score_position=position, template=str(template), token_types="zero").signals
 
 
 BOS_FIRST = processors.TemplateProcessing(single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", 0)])
@@ -423,7 +423,7 @@ def test_tokens_that_a_tokenizer_adds_and_a_template_does_not_print_are_told_at_
     checkpoints.save(tmp_path, checkpoints.classifier("llama", fast), fast)
     retold(tmp_path, post_processor, **config)
     renderer = load(tmp_path).signals["s"].renderer
-    told = [record.getMessage() for record in caplog.records if record.name == "assay"]
+    told = [text for record in caplog.records if "the tokenizer by itself puts" in (text := record.getMessage())]
     assert [message.split("'")[1] for message in told] == missing
     assert all("signals.s: the tokenizer by itself puts" in message for message in told)
     caplog.clear()

@@ -211,7 +211,7 @@ def test_without_a_template_the_bases_own_is_taken(files: dict[str, str], found:
     if found is not None:
         assert template_of(config, tmp_path) == found
         return
-    with pytest.raises(ConfigError, match=r"template: is missing, and .* has none of its own .*; name a Jinja file"):
+    with pytest.raises(ConfigError, match=r"template: declare the path .* of the base: .*no chat template"):
         template_of(config, tmp_path)
 
 

@@ -20,4 +20,4 @@ def template_of(config: RunConfig, base: Path) -> str:
     try:
         return read_template(config.template, base, base)
     except StartError as error:
-        raise ConfigError(error.message) from error
+        raise ConfigError(f"template: declare the path of a Jinja file; of the base: {error.message}") from error

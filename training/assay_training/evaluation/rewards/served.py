@@ -96,11 +96,7 @@ def score(
         FingerprintChanged: a model was another in the end than at the start.
         AssayError: the service could not be reached, or refused.
     """
-    items = [
-        {"messages": [m.as_dict() for m in item.messages]}
-        for record in records
-        for item in record.items
-    ]
+    items = [{"messages": [m.as_dict() for m in item.messages]} for record in records for item in record.items]
     answers, fingerprints = _answers(items, client, models)
     faults = [_fault(rows) for rows in zip(*answers.values(), strict=True)]
     left: list[R] = []
