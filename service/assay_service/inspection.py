@@ -167,6 +167,8 @@ def _certain(resolved: ResolvedSignal, missing: list[str]) -> Iterator[tuple[str
         value = getattr(resolved.rules, key, None) if hasattr(resolved.rules, key) else getattr(resolved, key, None)
         if key in missing or key in resolved.settings.model_fields_set or value is None or key == "template":
             continue
+        if value == SignalSettings.model_fields[key].default:  # a policy of the service, which no file says
+            continue
         if isinstance(value, (str, int, float)):
             yield key, value, "assay.json" if getattr(resolved.claims, key, None) is not None else "config.json"
 

@@ -266,6 +266,7 @@ def test_what_inspect_proposes_for_a_model_is_served(tmp_path: Path) -> None:
     assert not report.problems
     assert "score.weight [1, 0]" in report.text
     assert "score_position  last_non_pad_id (certain: config.json)" in report.text
+    assert "dropped_content" not in report.text  # no file says it, so it is not certain
     signal = served(report.text, tmp_path)
     assert (signal.base, signal.kind, signal.rules.eos, signal.rules.unfinished) == (
         tmp_path / "My RM", "preference", "template", "error",
