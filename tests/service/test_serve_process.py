@@ -111,7 +111,7 @@ def test_what_inspect_writes_is_served_and_the_log_says_how_without_any_text(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     """From a directory to scores, as a new user goes; with logs for machines."""
-    declared = ["--kind", "preference", "--eos", "template", "--unfinished", "error"]
+    declared = ["--kind", "preference", "--eos", "template", "--unfinished", "error", "--token-types", "zero"]
     inspected = subprocess.run(
         [ASSAY, "inspect", tiny["root"] / "enc", *declared], check=True, capture_output=True, text=True
     )

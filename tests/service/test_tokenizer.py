@@ -479,7 +479,8 @@ def test_published_tokenizers_keep_their_ids(name: str, tmp_path: Path, caplog: 
     model_type = {"qwen2_5": "qwen2", "gemma": "gemma"}.get(name, "llama")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     tokenizer.write(source, tmp_path, "{{ messages }}")
-    assert not caplog.records  # Qwen2's own tokenizer is read rightly under qwen2 as well
+    # Qwen2's own tokenizer is read rightly under qwen2 as well. transformers may warn of Mistral's regular expression.
+    assert not [record for record in caplog.records if record.name == "assay"]
     assert (tmp_path / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     auto = AutoTokenizer.from_pretrained(tmp_path)
     assert auto.encode(text, add_special_tokens=False) == expected
