@@ -76,6 +76,8 @@ class RenderedSignal:
         score_start: first index in `ids` that the score is read from.
         score_end: index behind the last one.
         truncated_tokens: tokens cut from the prompt's left.
+        dropped_tokens: tokens that the template left out of the messages.
+        control_tokens_as_text: control tokens of the messages that were read as plain characters.
     """
 
     text: str
@@ -85,6 +87,8 @@ class RenderedSignal:
     score_start: int
     score_end: int
     truncated_tokens: int
+    dropped_tokens: int
+    control_tokens_as_text: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,9 @@ class SignalValue:
         prompt_tokens: tokens before the completion, after truncation.
         completion_tokens: tokens of the completion.
         truncated_tokens: tokens cut from the prompt's left; 0 unless `truncation="prompt_left"` was sent.
+        dropped_tokens: tokens that the signal's template left out; 0 unless it declares `dropped_content: report`.
+        control_tokens_as_text: control tokens of the messages that were read as plain characters; 0 unless the signal
+            declares `control_tokens: text`.
     """
 
     logit: float
@@ -178,6 +181,8 @@ class SignalValue:
     prompt_tokens: int
     completion_tokens: int
     truncated_tokens: int
+    dropped_tokens: int
+    control_tokens_as_text: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,13 @@ class Wire:
 
     @staticmethod
     def value(logit: float, prob: float | None = None) -> dict[str, Any]:
-        counts = {"prompt_tokens": 7, "completion_tokens": 2, "truncated_tokens": 0}
+        counts = {
+            "prompt_tokens": 7,
+            "completion_tokens": 2,
+            "truncated_tokens": 0,
+            "dropped_tokens": 0,
+            "control_tokens_as_text": 0,
+        }
         return {"logit": logit, **({} if prob is None else {"prob": prob}), **counts}
 
     @staticmethod
@@ -138,6 +144,8 @@ class Wire:
             "boundary": 2,
             "score_position": {"policy": "last_token", "start": 3, "end": 4},
             "truncated_tokens": 1,
+            "dropped_tokens": 0,
+            "control_tokens_as_text": 0,
         }
         scored = [cls.row(index, item) for index, item in enumerate(asked["items"])]
         keys = ("index", "id", "error")

@@ -67,7 +67,13 @@ def test_a_row_out_is_the_servers_row_and_what_else_the_row_held(honest: httpx.M
         {"prompt": "p", "completion": "bad", "id": 17},
     ]
     tally = run(honest, bulk.score_file, jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
-    counts = {"prompt_tokens": 7, "completion_tokens": 2, "truncated_tokens": 0}
+    counts = {
+        "prompt_tokens": 7,
+        "completion_tokens": 2,
+        "truncated_tokens": 0,
+        "dropped_tokens": 0,
+        "control_tokens_as_text": 0,
+    }
     error = {"code": "special_token", "message": "holds <s>", "param": "completion", "retryable": False}
     assert rows_of(tmp_path / "out.jsonl") == [
         {
@@ -323,6 +329,8 @@ def test_rendered_rows(honest: httpx.MockTransport, tmp_path: Path) -> None:
         "score_start": 3,
         "score_end": 4,
         "truncated_tokens": 1,
+        "dropped_tokens": 0,
+        "control_tokens_as_text": 0,
     }
     first, second = rows_of(tmp_path / "out.jsonl")
     assert first == {"index": 0, "id": "a", "signals": {"preference": signal}, "extra": {"label": 0}}

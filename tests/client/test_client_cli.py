@@ -146,7 +146,13 @@ def test_comparisons_and_rankings_as_json(server: "Loopback", file: Path, tmp_pa
     words = ["compare", "--prompt", "p", "--a", "3", "--b", "1", "--url", server.url]
     done = RUN.invoke(cli.app, [*words, "--json"])
     shown = json.loads(done.stdout)
-    counts = {"prompt_tokens": 7, "completion_tokens": 2, "truncated_tokens": 0}
+    counts = {
+        "prompt_tokens": 7,
+        "completion_tokens": 2,
+        "truncated_tokens": 0,
+        "dropped_tokens": 0,
+        "control_tokens_as_text": 0,
+    }
     assert shown["signals"]["absolute"] == {
         "margin": 2.0,
         "a": {"logit": 3.0, "prob": 0.5, **counts},
@@ -233,7 +239,7 @@ def test_numbers_are_never_broken(monkeypatch: pytest.MonkeyPatch, columns: int 
     """In a pipe a table is as wide as it needs; on a terminal at least as wide as its numbers."""
     import pty  # noqa: PLC0415
 
-    value = SignalValue(-1.25, None, 1, 1, 0)
+    value = SignalValue(-1.25, None, 1, 1, 0, 0, 0)
     names = [f"signal_{n}" for n in range(6)] if columns != 30 else ["one", "two"]
     ranked = RankedCompletion(0, None, -1234.5678, dict.fromkeys(names, value), None)
     result = RankResult((ranked,), (), "crs", Provenance(None, {}, "f"))

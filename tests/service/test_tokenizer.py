@@ -429,7 +429,7 @@ def test_tokens_that_a_tokenizer_adds_and_a_template_does_not_print_are_told_at_
     caplog.clear()
     (tmp_path / "assay.json").write_text(json.dumps({"template_sha256": renderer.template.sha256}))
     assert load(tmp_path).signals
-    assert not caplog.records
+    assert not any("the tokenizer by itself puts" in record.getMessage() for record in caplog.records)
 
 
 def test_spaces_count_where_a_class_name_would_drop_them(tmp_path: Path) -> None:

@@ -50,7 +50,14 @@ def roll_out(engine: Told, rewards: Rewards, chunks: int) -> collect.Rollout:
 
 
 def row(index: int, error: str | None) -> dict[str, Any]:
-    signal = {"logit": 2.0, "prompt_tokens": 1, "completion_tokens": 1, "truncated_tokens": 0}
+    signal = {
+        "logit": 2.0,
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "truncated_tokens": 0,
+        "dropped_tokens": 0,
+        "control_tokens_as_text": 0,
+    }
     if error is None:
         return {"index": index, "score": 2.0, "signals": {"s": signal}}
     told = {"code": error, "message": "it is", "param": None, "retryable": error in ("forward_failed", "overloaded")}

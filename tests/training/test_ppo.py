@@ -574,7 +574,15 @@ def test_a_run_killed_after_its_results_leaves_no_state_behind(
 
 def answer(fingerprint: str = "f", failed: bool = False, **prob: float) -> dict[str, Any]:
     """The service's, to one item."""
-    signal = {"logit": 2.0, **prob, "prompt_tokens": 1, "completion_tokens": 1, "truncated_tokens": 0}
+    signal = {
+        "logit": 2.0,
+        **prob,
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "truncated_tokens": 0,
+        "dropped_tokens": 0,
+        "control_tokens_as_text": 0,
+    }
     error = {"code": "too_long", "message": "it is", "param": None, "retryable": False}
     row: dict[str, Any] = (
         {"index": 0, "error": error} if failed else {"index": 0, "score": 2.0, "signals": {"s": signal}}
