@@ -82,9 +82,9 @@ def rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], options: 
     return Call("/v1/rank", payload, partial(parse_rank, ids=[item.id for item in items], top_n=top_n))
 
 
-def compare_call(prompt: t.Prompt, a: str, b: str) -> Call[r.Comparison]:
+def compare_call(prompt: t.Prompt, a: str, b: str, options: Row) -> Call[r.Comparison]:
     """The call that compares completion `a` with `b`."""
-    return Call("/v1/compare", {"prompt": t.prompt_to_wire(prompt), "a": a, "b": b}, parse_comparison)
+    return Call("/v1/compare", {**options, "prompt": t.prompt_to_wire(prompt), "a": a, "b": b}, parse_comparison)
 
 
 def options(

@@ -153,11 +153,12 @@ async def rank_file(  # noqa: PLR0913  # options of one command, all by name
     return await _run(job, client, source, target, silence_s, on_rows, most_rows=1)
 
 
-async def render_file(
+async def render_file(  # noqa: PLR0913  # the options of the command
     client: AsyncRewardClient,
     source: str,
     target: str | None,
     *,
+    model: str | None = None,
     truncation: Truncation | None = None,
     fields: Fields = OWN_NAMES,
     silence_s: float = SILENCE_S,
@@ -169,14 +170,14 @@ async def render_file(
     """
 
     async def ask(part: list[ItemRow]) -> RenderResult:
-        return await client.render([row.item for row in part], truncation=truncation)
+        return await client.render([row.item for row in part], model=model, truncation=truncation)
 
     def show(start: int, part: list[ItemRow], result: RenderResult) -> list[Row]:
         for item in result.data:
             on_item(replace(item, index=start + item.index))
         return _shown(start, part, result)
 
-    options: Row = {"command": "render", "truncation": truncation, "fields": asdict(fields)}
+    options: Row = {"command": "render", "model": model, "truncation": truncation, "fields": asdict(fields)}
     job = _Job(partial(ItemRow.of, fields=fields), ask, show, lambda result: None, options)
     return await _run(job, client, source, target, silence_s)
 

@@ -168,7 +168,7 @@ def compare(
     b: Annotated[str, typer.Option(help="The other.")],
     output: Output = None,
     json: Json = False,
-    model: Annotated[str | None, typer.Option(help="Show only this signal or blend.")] = None,
+    model: Annotated[str | None, typer.Option(help="Compare by this signal or blend alone.")] = None,
     url: Url = LOCAL,
 ) -> None:
     """Compare two completions under every signal and blend; a positive margin is for A."""
@@ -180,9 +180,7 @@ def compare(
     with plain_errors(target):
         reach(url)
         with client.RewardClient(url) as service:
-            result = service.compare(prompt, a, b)
-        if model is not None:
-            result = result.only(model)
+            result = service.compare(prompt, a, b, model=model)
         if target is None:
             show_comparison(result)
         else:
@@ -196,6 +194,7 @@ def render(  # noqa: PLR0913  # the options of one command
     *,
     output: Output = None,
     json: Json = False,
+    model: Annotated[str | None, typer.Option(help="Show only the signals of this signal or blend.")] = None,
     truncation: Truncation = None,
     url: Url = LOCAL,
     timeout: Timeout = 60.0,
@@ -215,6 +214,7 @@ def render(  # noqa: PLR0913  # the options of one command
                 service,
                 file,
                 target,
+                model=model,
                 truncation=cast("TruncationName | None", truncation),
                 fields=Fields(prompt_field, completion_field, messages_field),
                 silence_s=timeout,

@@ -67,16 +67,19 @@ class RewardClient(Shell[Process, httpx.BaseTransport]):
         """Orders completions of one prompt, best first. One request, however many completions."""
         return self._run_one(p.rank_call(prompt, completions, p.options(model, weights, top_n=top_n)))
 
-    def compare(self, prompt: Prompt, a: str, b: str) -> Comparison:
-        """Compares two completions of one prompt under every signal and blend."""
-        return self._run_one(p.compare_call(prompt, a, b))
+    def compare(self, prompt: Prompt, a: str, b: str, *, model: str | None = None) -> Comparison:
+        """Compare two completions of one prompt under every signal and blend, or under `model` alone."""
+        return self._run_one(p.compare_call(prompt, a, b, p.options(model)))
 
-    def render(self, items: Iterable[p.ItemLike], *, truncation: Truncation | None = None) -> RenderResult:
-        """Return what every signal reads of each item: text, token ids, and where the score is read.
+    def render(
+        self, items: Iterable[p.ItemLike], *, model: str | None = None, truncation: Truncation | None = None
+    ) -> RenderResult:
+        """Return what every signal, or those of `model`, read of each item: text, ids, and where the score is read.
 
         Raises as `score` does.
         """
-        return merge_renders(self._run_all(p.render_calls(items, p.options(truncation=truncation), self.chunk_size)))
+        calls = p.render_calls(items, p.options(model, truncation=truncation), self.chunk_size)
+        return merge_renders(self._run_all(calls))
 
     def models(self) -> tuple[ModelCard, ...]:
         """The signals and blends that are served."""
@@ -206,13 +209,15 @@ class AsyncRewardClient(Shell[Loops, httpx.AsyncBaseTransport]):
         call = p.rank_call(prompt, completions, p.options(model, weights, top_n=top_n))
         return await self._run(call, self._deadline_at_s())
 
-    async def compare(self, prompt: Prompt, a: str, b: str) -> Comparison:
-        """Compares two completions of one prompt under every signal and blend."""
-        return await self._run(p.compare_call(prompt, a, b), self._deadline_at_s())
+    async def compare(self, prompt: Prompt, a: str, b: str, *, model: str | None = None) -> Comparison:
+        """Compare two completions of one prompt under every signal and blend, or under `model` alone."""
+        return await self._run(p.compare_call(prompt, a, b, p.options(model)), self._deadline_at_s())
 
-    async def render(self, items: Iterable[p.ItemLike], *, truncation: Truncation | None = None) -> RenderResult:
-        """Return what every signal reads of each item; see `RewardClient.render`."""
-        calls = p.render_calls(items, p.options(truncation=truncation), self.chunk_size)
+    async def render(
+        self, items: Iterable[p.ItemLike], *, model: str | None = None, truncation: Truncation | None = None
+    ) -> RenderResult:
+        """Return what signals read of each item; see `RewardClient.render`."""
+        calls = p.render_calls(items, p.options(model, truncation=truncation), self.chunk_size)
         return merge_renders(await self._run_all(calls))
 
     async def models(self) -> tuple[ModelCard, ...]:

@@ -1,9 +1,8 @@
 """What ranking, comparing, rendering and listing answer, as frozen values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from assay_client.errors import InvalidInput
 from assay_client.types import Provenance, Score, ScoreFailure, SignalValue
 
 
@@ -41,18 +40,6 @@ class Comparison:
     signals: Mapping[str, SignalComparison]
     blends: Mapping[str, float]
     provenance: Provenance
-
-    def only(self, name: str) -> "Comparison":
-        """Return the part of one signal or blend.
-
-        Raises:
-            InvalidInput: neither a signal nor a blend has this name.
-        """
-        if name not in {*self.signals, *self.blends}:
-            served = ", ".join([*self.signals, *self.blends])
-            raise InvalidInput(f"{name!r} is neither a signal nor a blend; served are {served}")
-        signals = {key: signal for key, signal in self.signals.items() if key == name}
-        return replace(self, signals=signals, blends={key: one for key, one in self.blends.items() if key == name})
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,14 +168,14 @@ def test_comparisons_and_rankings_as_json(server: "Loopback", file: Path, tmp_pa
     assert [one["index"] for one in json.loads(ranked)["results"]] == [1, 0]
 
 
-def test_a_comparison_by_one_name(server: "Loopback") -> None:
-    words = ["compare", "--prompt", "p", "--a", "3", "--b", "1", "--url", server.url, "--json", "--model"]
-    one, blend = (json.loads(RUN.invoke(cli.app, [*words, name]).stdout) for name in ("preference", "crs"))
-    assert (list(one["signals"]), one["blends"]) == (["preference"], {})
-    assert (blend["signals"], blend["blends"]) == ({}, {"crs": {"margin": 0.5}})
-    done = RUN.invoke(cli.app, [*words, "nope"])
-    assert done.exit_code == 2
-    assert done.stderr == ("assay: 'nope' is neither a signal nor a blend; served are preference, absolute, crs\n")
+@pytest.mark.parametrize("words", [["compare", "--prompt", "p", "--a", "3", "--b", "1"], ["render", "FILE"]])
+def test_a_model_is_asked_for_by_name(server: "Loopback", file: Path, words: list[str]) -> None:
+    file.write_text('{"prompt": "p", "completion": "1.5"}\n')
+    words = [str(file) if word == "FILE" else word for word in words]
+    assert RUN.invoke(cli.app, [*words, "--url", server.url, "--model", "crs"]).exit_code == 0
+    assert server.asked[-1].body["model"] == "crs"
+    assert RUN.invoke(cli.app, [*words, "--url", server.url]).exit_code == 0
+    assert "model" not in server.asked[-1].body
 
 
 def test_json_goes_to_one_place(server: "Loopback") -> None:

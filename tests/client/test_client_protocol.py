@@ -241,7 +241,7 @@ def test_a_ranking_that_breaks_the_wire_is_refused(breaks: Any, wire: "type[Wire
 
 
 def test_a_comparison_is_read_whole(wire: "type[Wire]") -> None:
-    call = p.compare_call([{"role": "user", "content": "p"}], "3", "1")
+    call = p.compare_call([{"role": "user", "content": "p"}], "3", "1", {})
     result = call.parse(json.dumps(wire.compared(asked(call))).encode())
     assert result.signals["preference"].margin == 2.0
     assert result.signals["preference"].prob_a == 0.75

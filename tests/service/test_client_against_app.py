@@ -69,6 +69,17 @@ def test_every_method_reads_the_real_answers(tiny: dict[str, Any]) -> None:
         assert second.error.code == "special_tokens"
         comparison = await client.compare("hi", "yes", "no")
         assert set(comparison.signals) == {"pref", "abs", "enc"}
+        by_abs = await client.compare("hi", "yes", "no", model="abs")
+        assert (list(by_abs.signals), by_abs.blends) == (["abs"], {})
+        assert by_abs.signals["abs"] == comparison.signals["abs"]
+        mix = await client.compare("hi", "yes", "no", model="mix")
+        assert (set(mix.signals), mix.blends) == ({"pref", "abs"}, {"mix": comparison.blends["mix"]})
+        assert mix.provenance.fingerprint == (await client.score([("hi", "yes")], model="mix")).fingerprint
+        (shown,) = (await client.render([("hi", "yes")], model="mix")).data
+        assert isinstance(shown, RenderedItem)
+        assert set(shown.signals) == {"pref", "abs"}
+        with pytest.raises(ServerError, match="served are pref, abs, enc, mix, mix_std"):
+            await client.compare("hi", "yes", "no", model="nope")
         assert {card.id for card in await client.models()} == {"pref", "abs", "enc", "mix", "mix_std"}
         assert (await client.info())["api_version"] == "1"
         assert (await client.score([])).data == ()

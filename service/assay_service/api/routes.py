@@ -87,11 +87,13 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
 
 @router.post("/v1/compare", response_model=answers.CompareAnswer, response_model_exclude_unset=True)
 async def compare(body: schemas.CompareRequest, request: Request, scorer: Scoring) -> answers.CompareAnswer:
-    """Compares two completions by every signal and every blend."""
+    """Compare two completions by every signal and every blend, or by one of them."""
     registry = scorer.registry
+    blend = None if body.model is None else registry.blend(body.model, None)
+    names = list(registry.signals if blend is None else blend.weights)
     sides = [schemas.RankCompletion(completion=text) for text in (body.a, body.b)]
     items = items_of_prompt(body.prompt, sides, "prompt")
-    results = await while_connected(request, scorer.score(items, list(registry.signals)))
+    results = await while_connected(request, scorer.score(items, names))
     for param, result in zip(("a", "b"), results, strict=True):
         if isinstance(result, AssayError):
             error = copy.copy(result)  # other requests may hold the same one
@@ -99,9 +101,9 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
             raise error
     a, b = (_scored(result) for result in results)
     signals = {}
-    for name, signal in registry.signals.items():
+    for name in names:
         margin = a.logits[name] - b.logits[name]
-        chance = {"prob_a": probability(margin)} if signal.kind == "preference" else {}
+        chance = {"prob_a": probability(margin)} if registry.signals[name].kind == "preference" else {}
         signals[name] = answers.ComparedSignal(
             margin=margin, a=scorer.value(name, a), b=scorer.value(name, b), **chance
         )
@@ -111,18 +113,20 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
         created=int(time.time()),
         signals=signals,
         blends={
-            name: answers.ComparedBlend(margin=_number(scorer.blended(blend, a)) - _number(scorer.blended(blend, b)))
-            for name, blend in registry.blends.items()
+            name: answers.ComparedBlend(margin=_number(scorer.blended(rule, a)) - _number(scorer.blended(rule, b)))
+            for name, rule in registry.blends.items()
+            if body.model in (None, name)
         },
-        provenance=scorer.provenance(registry.signals, None),
+        provenance=scorer.provenance(names, blend),
     )
 
 
 @router.post("/v1/render", response_model=answers.RenderAnswer, response_model_exclude_unset=True)
 async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring) -> answers.RenderAnswer:
-    """Shows what exactly every signal would score."""
+    """Show what exactly every signal would score, or those of one signal or blend."""
     _check_count(request, len(body.items), "items")
-    signals = list(scorer.registry.signals)
+    registry = scorer.registry
+    signals = list(registry.signals if body.model is None else registry.blend(body.model, None).weights)
     rows: list[answers.RenderedRow | answers.FailedRow] = []
     items = items_of(body.items)
     rendered = await while_connected(request, scorer.render(items, signals, body.truncation))

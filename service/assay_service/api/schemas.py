@@ -139,16 +139,18 @@ class RankRequest(_Chooses):
 
 
 class CompareRequest(_Request):
-    """Body of `POST /v1/compare`."""
+    """Body of `POST /v1/compare`; without `model` every signal and blend compares."""
 
+    model: Name | None = None
     prompt: Prompt
     a: Text
     b: Text
 
 
 class RenderRequest(_Request):
-    """Body of `POST /v1/render`."""
+    """Body of `POST /v1/render`; without `model` every signal shows what it reads."""
 
+    model: Name | None = None
     truncation: Truncation = "error"
     items: Annotated[list[ScoreItem], Field(fail_fast=True)]
 
