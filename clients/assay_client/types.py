@@ -21,39 +21,46 @@ RAISE = object()  # the default of `ScoreResult.scores`
 class Message:
     """One turn of a conversation; `role` is whatever the signal's template knows.
 
+    Attributes:
+        role: who speaks.
+        content: text, or what OpenAI's SDKs write: None, or a list of parts. The service judges it, item by item.
+        others: further fields of the turn, such as `name`, in the form that the wire has.
+
     Raises:
-        InvalidInput: a field is not text.
+        InvalidInput: the role is not text.
     """
 
     role: str
-    content: str
+    content: object
+    others: tuple[tuple[str, object], ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.role, str) or not isinstance(self.content, str):
-            raise InvalidInput("a message needs a `role` and a `content`, both text")
+        if not isinstance(self.role, str):
+            raise InvalidInput("a message needs a `role`, which is text")
 
     @classmethod
     def of(cls, value: object) -> "Message":
-        """A message from its wire form, `{"role": …, "content": …}`; a `Message` is returned as it is.
+        """Return a message from its wire form, as OpenAI's SDKs write it; a `Message` is returned as it is.
 
         Raises:
-            InvalidInput: another shape, or other keys.
+            InvalidInput: another shape.
         """
         if isinstance(value, Message):
             return value
-        if not isinstance(value, Mapping) or set(value) != {"role", "content"}:
-            raise InvalidInput("a message is an object with exactly `role` and `content`")
-        return cls(value["role"], value["content"])
+        if not isinstance(value, Mapping) or not {"role", "content"} <= set(value):
+            raise InvalidInput("a message is an object with `role` and `content`")
+        others = tuple((str(key), field) for key, field in value.items() if key not in ("role", "content"))
+        return cls(value["role"], value["content"], others)
 
-    def to_wire(self) -> dict[str, str]:
+    def to_wire(self) -> dict[str, object]:
         """The message as the wire has it."""
-        return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": self.content, **dict(self.others)}
 
 
-Prompt: TypeAlias = str | Sequence[Message | Mapping[str, str]]
+Prompt: TypeAlias = str | Sequence[Message | Mapping[str, object]]
 
 
-Completion: TypeAlias = str | Sequence[Message | Mapping[str, str]]
+Completion: TypeAlias = str | Sequence[Message | Mapping[str, object]]
 
 
 def as_messages(value: object, name: str) -> tuple[Message, ...]:
@@ -76,12 +83,16 @@ def completion_text(completion: object) -> str:
     if isinstance(completion, str):
         return completion
     messages = () if isinstance(completion, bytes) or not isinstance(completion, Sequence) else completion
-    if len(messages) != 1 or (message := Message.of(messages[0])).role != "assistant":
+    message = Message.of(messages[0]) if len(messages) == 1 else None
+    if message is None or message.role != "assistant" or not isinstance(message.content, str):
         raise InvalidInput("`completion` must be text, or a list of exactly one assistant message")
+    lost = [name for name, field in message.others if field not in (None, [], {}, "")]
+    if lost:
+        raise InvalidInput(f"`completion`: `{lost[0]}` of its message would be lost; send the item as `messages`")
     return message.content
 
 
-def prompt_to_wire(prompt: object) -> str | list[dict[str, str]]:
+def prompt_to_wire(prompt: object) -> str | list[dict[str, object]]:
     """A prompt as the wire has it: text, or a list of messages; raises InvalidInput if it is neither."""
     if isinstance(prompt, str):
         return prompt
@@ -105,7 +116,7 @@ class Item:
 
     prompt: Prompt | None = None
     completion: Completion | None = None
-    messages: Sequence[Message | Mapping[str, str]] | None = None
+    messages: Sequence[Message | Mapping[str, object]] | None = None
     finish_reason: FinishReason | None = None
     id: str | None = None
 

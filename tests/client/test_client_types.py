@@ -46,8 +46,13 @@ def test_a_list_changed_later_does_not_change_the_item() -> None:
         ({"prompt": "p", "completion": 3}, "`completion` must be text"),
         ({"prompt": 3, "completion": "c"}, "`prompt` must be text or a list of messages"),
         ({"messages": "hello"}, "`messages` must be a list of messages"),
-        ({"messages": [{"role": "user"}]}, "exactly `role` and `content`"),
-        ({"messages": [{"role": "user", "content": None}]}, "both text"),
+        ({"messages": [{"role": "user"}]}, "an object with `role` and `content`"),
+        ({"messages": [{"role": 3, "content": "p"}]}, "needs a `role`"),
+        (("p", [{"role": "assistant", "content": None}]), "exactly one assistant message"),
+        (
+            ("p", [{"role": "assistant", "content": "c", "reasoning_content": "r"}]),
+            "`reasoning_content` of its message",
+        ),
         ({"prompt": "p", "completion": "c", "finish_reason": "eos"}, '"stop" or "length"'),
         ({"prompt": "p", "completion": "c", "finish_reason": ["stop"]}, '"stop" or "length"'),
         ({"prompt": "p", "completion": "c", "id": 7}, "`id` must be text"),
@@ -71,7 +76,20 @@ def test_a_tuple_of_three_says_why_generation_ended() -> None:
     assert Item.of(("p", "c", None)) == Item.of(("p", "c")) == Item(prompt="p", completion="c")
 
 
-@pytest.mark.parametrize("message", [{"role": "assistant", "content": "c"}, Message("assistant", "c")])
+def test_messages_of_an_sdk_reach_the_wire_as_they_are() -> None:
+    parts = {"role": "user", "content": [{"type": "text", "text": "p"}], "name": "kim"}
+    reply = {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None}
+    assert Item(messages=[parts, reply]).to_wire() == {"messages": [parts, reply]}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": "c"},
+        {"role": "assistant", "content": "c", "refusal": None},
+        Message("assistant", "c"),
+    ],
+)
 def test_a_completion_of_one_assistant_message_is_its_text(message: Any) -> None:
     assert Item(prompt="p", completion=[message]).to_wire() == {"prompt": "p", "completion": "c"}
     assert Item.of(("p", (message,), "stop")) == Item(prompt="p", completion="c", finish_reason="stop")

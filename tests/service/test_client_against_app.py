@@ -69,6 +69,29 @@ def test_every_method_reads_the_real_answers(tiny: dict[str, Any]) -> None:
         assert second.error.code == "special_tokens"
         comparison = await client.compare("hi", "yes", "no")
         assert set(comparison.signals) == {"pref", "abs", "enc"}
+        assert {card.id for card in await client.models()} == {"pref", "abs", "enc", "mix", "mix_std"}
+        assert (await client.info())["api_version"] == "1"
+        assert (await client.score([])).data == ()
+        with pytest.raises(ServerError) as caught:
+            await client.score([("a", "b")], model="nope")
+        assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
+
+    talk_to(tiny, talk)
+
+
+def test_messages_of_an_sdk_score_as_plain_ones(tiny: dict[str, Any]) -> None:
+    async def talk(client: AsyncRewardClient) -> None:
+        written = {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": None}
+        reply = {"role": "assistant", "content": "yes", "refusal": None, "tool_calls": None}
+        sent = await client.score([{"messages": [written, reply]}, ("hi", "yes")], model="abs")
+        assert len(set(sent.scores())) == 1
+
+    talk_to(tiny, talk)
+
+
+def test_comparisons_and_renderings_of_one_model(tiny: dict[str, Any]) -> None:
+    async def talk(client: AsyncRewardClient) -> None:
+        comparison = await client.compare("hi", "yes", "no")
         by_abs = await client.compare("hi", "yes", "no", model="abs")
         assert (list(by_abs.signals), by_abs.blends) == (["abs"], {})
         assert by_abs.signals["abs"] == comparison.signals["abs"]
@@ -80,12 +103,6 @@ def test_every_method_reads_the_real_answers(tiny: dict[str, Any]) -> None:
         assert set(shown.signals) == {"pref", "abs"}
         with pytest.raises(ServerError, match="served are pref, abs, enc, mix, mix_std"):
             await client.compare("hi", "yes", "no", model="nope")
-        assert {card.id for card in await client.models()} == {"pref", "abs", "enc", "mix", "mix_std"}
-        assert (await client.info())["api_version"] == "1"
-        assert (await client.score([])).data == ()
-        with pytest.raises(ServerError) as caught:
-            await client.score([("a", "b")], model="nope")
-        assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
 
     talk_to(tiny, talk)
 

