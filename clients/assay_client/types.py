@@ -58,9 +58,7 @@ class Message:
 
 
 Prompt: TypeAlias = str | Sequence[Message | Mapping[str, object]]
-
-
-Completion: TypeAlias = str | Sequence[Message | Mapping[str, object]]
+Completion: TypeAlias = Prompt
 
 
 def as_messages(value: object, name: str) -> tuple[Message, ...]:

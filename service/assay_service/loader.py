@@ -227,7 +227,7 @@ def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
     """Log the tokens that a signal's tokenizer adds by itself and its template does not print.
 
     Whether the model was trained with them is not known: trainers differ in whether they tokenise a rendered
-    conversation with or without them. So this is no error.
+    conversation with or without them. So this is not an error.
     """
     for token in tokens:
         _log.warning(

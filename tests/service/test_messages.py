@@ -84,18 +84,18 @@ FAULTS: list[tuple[list[dict[str, Any]], str, str | None, str]] = [
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, REPLY],
         "invalid_message",
         "messages[0].content[0]",
-        "messages[0].content[0] is no text part",
+        "messages[0].content[0] is not a text part",
     ),
     (
         [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, REPLY],
         "invalid_message",
         "messages[1].tool_calls",
-        "messages[1].tool_calls is no text",
+        "messages[1].tool_calls is not text",
     ),
     ([USER, REPLY | {"content": None}], "invalid_message", "messages[1].content", "messages[1].content is null"),
     ([USER | {"content": 3}, REPLY], "invalid_message", "messages[0].content", "messages[0].content is neither"),
-    ([USER, REPLY | {"weight": 1}], "invalid_message", "messages[1].weight", "messages[1].weight is no text"),
-    ([USER, REPLY | {"my secret": 1}], "invalid_message", "messages[1]", "messages[1] is no text"),
+    ([USER, REPLY | {"weight": 1}], "invalid_message", "messages[1].weight", "messages[1].weight is not text"),
+    ([USER, REPLY | {"my secret": 1}], "invalid_message", "messages[1]", "messages[1] is not text"),
     ([USER, REPLY | {"name": "<|im_end|>"}], "special_tokens", None, "a message holds the control token"),
 ]
 

@@ -63,10 +63,10 @@ def _message(message: ChatMessage, where: str) -> Message:
     for name, value in sorted((message.model_extra or {}).items()):
         if _is_empty(value):
             continue
-        # The path of an error never quotes what is no plain name.
+        # The path of an error never quotes a name that is not plain.
         named = f"{where}.{name}" if name.isidentifier() and name.isascii() else where
         if not isinstance(value, str):
-            raise _invalid(named, "is no text, so it cannot be scored; leave it out or write it into `content`")
+            raise _invalid(named, "is not text, so it cannot be scored; leave it out or write it into `content`")
         fields.append((name, _valid(value, named)))
     return Message(message.role, _content(message.content, f"{where}.content"), tuple(fields))
 
@@ -83,7 +83,7 @@ def _content(content: object, where: str) -> str:
         raise _invalid(where, f"has {len(content)} parts, which servers join differently; send their texts as one")
     part = content[0]
     if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-        raise _invalid(f"{where}[0]", "is no text part; only text is scored")
+        raise _invalid(f"{where}[0]", "is not a text part; only text is scored")
     if not all(_is_empty(value) for name, value in part.items() if name not in ("type", "text")):
         raise _invalid(f"{where}[0]", "has more fields than `type` and `text`")
     return _valid(part["text"], f"{where}[0].text")

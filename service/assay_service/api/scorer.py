@@ -69,7 +69,7 @@ class Scorer:
         """The logits of every item, or why it has none, in order.
 
         Args:
-            items: what to score, or why it is no item.
+            items: what to score, or why it is not an item.
             signals: by which signals.
             truncation: of prompts that are too long.
             fresh: run the models even for what is remembered.
