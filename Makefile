@@ -39,13 +39,13 @@ TRAIN = $(if $(DATA),,$(error DATA is not set: make pipeline DATA=DIR, the folde
 pipeline: $(PIPELINE)/preference/results.json $(PIPELINE)/absolute/results.json
 
 $(PIPELINE)/base/model.safetensors: | install
-	$(BIN)/python examples/pipeline/base.py new $(DATA) $(@D)
+	$(BIN)/python training/pipeline/base.py new $(DATA) $(@D)
 
 $(PIPELINE)/sft/results.json: $(PIPELINE)/base/model.safetensors
 	$(TRAIN) sft --config training/configs/pipeline/sft.yaml --data $(DATA) --out $(PIPELINE)/sft
 
 $(PIPELINE)/policy/model.safetensors: $(PIPELINE)/sft/results.json
-	$(BIN)/python examples/pipeline/base.py round $(<D)/checkpoint $(@D)
+	$(BIN)/python training/pipeline/base.py round $(<D)/checkpoint $(@D)
 
 $(PIPELINE)/%/results.json: $(PIPELINE)/policy/model.safetensors
 	$(TRAIN) reward --config training/configs/pipeline/$*.yaml --data $(DATA) --out $(@D)

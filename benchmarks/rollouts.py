@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 
-from assay_service.scoring.memory import keep_freed_memory
+from assay_service.memory import keep_freed_memory
 from assay_service.scoring.tokenizer import load
-from assay_training.actor import Actor
 from assay_training.config.data import Source
 from assay_training.config.model import Lora
-from assay_training.loops.policies import policy_renderer
+from assay_training.models.actor import Actor
+from assay_training.models.checkpoint import policy_renderer
 from assay_training.records.sources import read_prompts
-from assay_training.rollout.asked import render_prompts
 from assay_training.rollout.completion import Ids
-from assay_training.rollout.engine import Engine, Sampling
-from assay_training.rollout.with_transformers import TransformersEngine
-from assay_training.rollout.with_vllm import VllmEngine
+from assay_training.rollout.engines.base import Engine, Sampling
+from assay_training.rollout.engines.transformers import TransformersEngine
+from assay_training.rollout.engines.vllm import VllmEngine
+from assay_training.rollout.prompts import render_prompts
 from benchmarks.written import machine, spread, table, write
 
 ROUNDS = 3

@@ -25,9 +25,9 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from assay_service.memory import keep_freed_memory
 from assay_service.scoring.files import resolve
 from assay_service.scoring.head import Head
-from assay_service.scoring.memory import keep_freed_memory
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
@@ -35,13 +35,13 @@ from assay_service.scoring.tokenizer import load
 from assay_training.config.data import Source
 from assay_training.config.model import Lora, Optimiser
 from assay_training.config.objective import PreferenceObjective
-from assay_training.examples import Example, render_records
-from assay_training.loops.objectives import Pairwise
-from assay_training.loops.supervised import Schedule, train
-from assay_training.lora import lora_config
+from assay_training.data.examples import Example, render_records
+from assay_training.loop.supervised import Schedule, train
+from assay_training.models.lora import lora_config
 from assay_training.records.record import Text
 from assay_training.records.sources import read_rankings, read_spoken
-from assay_training.rundir import RunDirectory
+from assay_training.reward_model.objectives import Pairwise
+from assay_training.runs.directory import RunDirectory
 from benchmarks.models import llama
 from benchmarks.written import machine, spread, table, write
 

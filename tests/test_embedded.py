@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from assay_service import loader, registry, settings
+from assay_service.scoring.blend import blended
 from assay_service.scoring.item import Item
-from assay_service.scoring.mix import blended
 
 EMBEDDED = settings.EMBEDDED.parent
 TRIPLES = Path(__file__).parent / "clear_triples.jsonl"

@@ -14,7 +14,7 @@ from assay_service.scoring.item import Item
 from tests.service.test_serve_process import served as server
 from tests.service.test_serve_process import wait_until_ready
 
-PIPELINE = Path(__file__).parent / "assets" / "pipeline"
+PIPELINE = Path(__file__).parents[1] / "examples" / "pipeline"
 POLICY = PIPELINE / "policy"
 SIGNALS = ("preference", "absolute")
 TRIPLES = [json.loads(line) for line in (Path(__file__).parent / "clear_triples.jsonl").read_text().splitlines()]

@@ -11,9 +11,9 @@ from assay_client.client import RewardClient
 from assay_service import loader, settings
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
+from assay_service.memory import keep_freed_memory
 from assay_service.metrics import Metrics
 from assay_service.scoring.item import Item
-from assay_service.scoring.memory import keep_freed_memory
 from benchmarks.contenders.base import Contender, free_port
 from benchmarks.workloads import Group
 

@@ -13,9 +13,9 @@ import httpx
 
 from assay_client import _protocol as p
 from assay_client._answers import merge_renders, merge_scores
+from assay_client._base_client import Shell, check_answers, is_ready, transport_error
 from assay_client._connections import Loops, Process, close_at_end
 from assay_client._retry import Done, Reply, Send
-from assay_client._shell import Shell, check_answers, is_ready, transport_error
 from assay_client.errors import Timeout, TransportError
 from assay_client.results import Comparison, ModelCard, RankResult, RenderResult
 from assay_client.types import Prompt, ScoreResult, Truncation

@@ -158,7 +158,7 @@ def _run(settings: "Settings", signals: "Mapping[str, ResolvedSignal]", listenin
             import uvicorn  # noqa: PLC0415
 
             from assay_service.api.app import create_app  # noqa: PLC0415
-            from assay_service.scoring.memory import keep_freed_memory  # noqa: PLC0415
+            from assay_service.memory import keep_freed_memory  # noqa: PLC0415
         keep_freed_memory()
         application = create_app(settings, resolved=signals, on_failure=lambda: setattr(server, "should_exit", True))
 

@@ -16,13 +16,13 @@ from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, files, manifest, names, tokenizer
 from assay_service.scoring.architectures import Architecture, activation_of
+from assay_service.scoring.blend import Blend
 from assay_service.scoring.head import Dense, Head, checked
+from assay_service.scoring.invariance import made_invariant
 from assay_service.scoring.item import PROBE, Item, Message
+from assay_service.scoring.kernels.build import slow_dtype
 from assay_service.scoring.manifest import GoldenRow, Manifest
-from assay_service.scoring.mix import Blend
 from assay_service.scoring.model import RewardModel
-from assay_service.scoring.native import slow_dtype
-from assay_service.scoring.proof import made_invariant
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_service.settings import Settings

@@ -9,7 +9,7 @@ from typing import Any
 
 from assay_service.errors import UnknownModel
 from assay_service.scoring import manifest
-from assay_service.scoring.mix import Blend, Moments
+from assay_service.scoring.blend import Blend, Moments
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
 
@@ -147,6 +147,6 @@ def _described(signal: Signal) -> dict[str, Any]:
         "base_sha256": signal.base_sha256,
         "config_sha256": signal.config_sha256,
         "device": signal.model.device.type,
-        "kernels": signal.model.kernels.partition(";")[0],
+        "kernels": signal.model.kernels.name,
         "moments": None if signal.moments is None else asdict(signal.moments),
     }

@@ -11,8 +11,8 @@ from typing import Any
 from assay_service.errors import Problems
 from assay_service.scoring import files
 from assay_service.scoring.architectures import architecture_of
+from assay_service.scoring.blend import Moments
 from assay_service.scoring.manifest import Kind, Manifest
-from assay_service.scoring.mix import Moments
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.template import read_template
 from assay_service.settings import BlendSettings, Settings, SignalSettings, parse

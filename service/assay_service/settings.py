@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from assay_service.advice import advice
 from assay_service.errors import StartError
+from assay_service.scoring.blend import Standardise
 from assay_service.scoring.manifest import (
     ControlTokenPolicy,
     DroppedContent,
@@ -20,7 +21,6 @@ from assay_service.scoring.manifest import (
     TokenTypes,
     Unfinished,
 )
-from assay_service.scoring.mix import Standardise
 from assay_service.validation import (
     DEVICE_PATTERN,
     NAME_PATTERN,

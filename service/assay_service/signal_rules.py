@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 from assay_service.advice import advice
 from assay_service.errors import Problems, StartError
 from assay_service.scoring.architectures import ARCHITECTURES, longest_scaled, longest_sequence, token_types
+from assay_service.scoring.blend import Moments
 from assay_service.scoring.manifest import EosPolicy, Manifest, ScorePosition, TokenTypes, Unfinished
-from assay_service.scoring.mix import Moments
 from assay_service.scoring.pads import Pads
 from assay_service.scoring.rules import RenderRules
 from assay_service.settings import SignalSettings, allowed_values

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from assay_client._shell import Clock
+from assay_client._base_client import Clock
 from assay_client.client import AsyncRewardClient, RewardClient
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from assay_service.api.app import create_app
-from assay_service.scoring.mix import probability
+from assay_service.scoring.blend import probability
 from tests import checkpoints
 
 Run = Callable[[Callable[[httpx.AsyncClient], Awaitable[Any]]], Any]

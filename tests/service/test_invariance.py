@@ -10,9 +10,9 @@ import torch
 
 from assay_service.scoring.checkpoint import read_adapter
 from assay_service.scoring.head import Head
+from assay_service.scoring.invariance import is_invariant, made_invariant
 from assay_service.scoring.layout import Sequence, Span
 from assay_service.scoring.model import RewardModel
-from assay_service.scoring.proof import is_invariant, made_invariant
 from tests import checkpoints
 
 BOTH = pytest.mark.usefixtures("kernels")

@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import resource
 import torch
-from assay_service.scoring.memory import keep_freed_memory
+from assay_service.memory import keep_freed_memory
 keep_freed_memory()
 for _ in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

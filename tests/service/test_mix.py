@@ -5,7 +5,7 @@ import math
 import pytest
 
 from assay_service.errors import NotFinite
-from assay_service.scoring.mix import Blend, Moments, Place, blended, probability, ranked
+from assay_service.scoring.blend import Blend, Moments, Place, blended, probability, ranked
 
 LOGITS = {"preference": 2.0, "absolute": -1.0}
 

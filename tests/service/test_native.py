@@ -9,13 +9,13 @@ import torch
 from torch.nn.functional import gelu, linear, silu
 from torch.utils import cpp_extension
 
-from assay_service.scoring import native
-from assay_service.scoring.fused import segment_table
+from assay_service.scoring.kernels import build
+from assay_service.scoring.kernels.fused import segment_table
 from assay_service.scoring.layout import Layout, Sequence, Span, pack
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
-    native.missing(torch.bfloat16, CPU) is not None, reason=str(native.missing(torch.bfloat16, CPU))
+    build.missing(torch.bfloat16, CPU) is not None, reason=str(build.missing(torch.bfloat16, CPU))
 )
 ops = torch.ops.assay
 DTYPES = (torch.float32, torch.bfloat16)
@@ -280,18 +280,18 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
 def test_kernels_that_do_not_load_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
     built = []
-    monkeypatch.setattr(native, "_build", lambda _, library: built.append(library.write_bytes(b"no library")))
-    native._loaded.cache_clear()
-    assert "could not be built or loaded" in str(native.missing(torch.float32, CPU))
+    monkeypatch.setattr(build, "_build", lambda _, library: built.append(library.write_bytes(b"no library")))
+    build._loaded.cache_clear()
+    assert "could not be built or loaded" in str(build.missing(torch.float32, CPU))
     assert len(built) == 2
-    native._loaded.cache_clear()
+    build._loaded.cache_clear()
 
 
 def test_without_onednn_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert "oneDNN" in str(native.missing(torch.float32, CPU))
+    assert "oneDNN" in str(build.missing(torch.float32, CPU))
 
 
 def test_other_dtypes_and_devices_have_no_kernels() -> None:
-    assert native.missing(torch.float16, CPU) == "there are none for float16 on cpu"
-    assert native.missing(torch.bfloat16, torch.device("cuda")) == "there are none for bfloat16 on cuda"
+    assert build.missing(torch.float16, CPU) == "there are none for float16 on cpu"
+    assert build.missing(torch.bfloat16, torch.device("cuda")) == "there are none for bfloat16 on cuda"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from assay_service.scoring import native
+from assay_service.scoring.kernels import build
 
 CPU = torch.device("cpu")
 avx512 = pytest.mark.skipif(
@@ -29,12 +29,12 @@ def test_a_machine_without_a_compiler_says_so(
 ) -> None:
     monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
-    native._loaded.cache_clear()
-    assert re.search(reason, str(native.missing(torch.float32, CPU)))
+    build._loaded.cache_clear()
+    assert re.search(reason, str(build.missing(torch.float32, CPU)))
     assert not list(tmp_path.iterdir())  # nothing half built is left
     (warned,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warned.startswith("no CPU kernels; torch's operators serve instead, more slowly: they could not be built")
-    native._loaded.cache_clear()
+    build._loaded.cache_clear()
 
 
 @avx512
@@ -42,9 +42,9 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_variable_that_moves_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: "/proc/none")  # nobody can write there
-    native._loaded.cache_clear()
-    reason = str(native.missing(torch.float32, CPU))
-    native._loaded.cache_clear()
+    build._loaded.cache_clear()
+    reason = str(build.missing(torch.float32, CPU))
+    build._loaded.cache_clear()
     assert reason.endswith("set XDG_CACHE_HOME to a directory that can be written")
 
 
@@ -53,11 +53,11 @@ def test_bf16_without_units_of_the_cpu_is_called_slow(bf16: bool, amx: bool, mon
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    slow = native.slow_dtype(torch.bfloat16, CPU)
+    slow = build.slow_dtype(torch.bfloat16, CPU)
     if bf16 or amx:
         assert slow is None
     else:
         assert slow is not None
         assert "declare `dtype: float32`" in slow
-    assert native.slow_dtype(torch.float32, CPU) is None
-    assert native.slow_dtype(torch.bfloat16, torch.device("cuda")) is None
+    assert build.slow_dtype(torch.float32, CPU) is None
+    assert build.slow_dtype(torch.bfloat16, torch.device("cuda")) is None

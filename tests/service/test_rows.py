@@ -9,9 +9,16 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.activations import ACT2FN
 
-from assay_service.scoring import rows
+from assay_service.scoring.kernels import row_invariant
+from assay_service.scoring.kernels.row_invariant import (
+    LARGEST_TOKENS,
+    Block,
+    NotInvariant,
+    agreeing_blocks,
+    cover,
+    make_invariant,
+)
 from assay_service.scoring.layout import STEP_TOKENS
-from assay_service.scoring.rows import LARGEST_TOKENS, Block, NotInvariant, agreeing_blocks, cover, make_invariant
 
 SHAPES = [(96, 64), (77, 33), (768, 16), (16, 768), (768, 768)]
 
@@ -50,7 +57,7 @@ def test_counts_that_disagree_are_left_out(monkeypatch: pytest.MonkeyPatch) -> N
         product = honest(given, weight, bias)
         return product + 1e-3 if given.shape[0] < 256 else product
 
-    monkeypatch.setattr(rows, "linear", by_count)
+    monkeypatch.setattr(row_invariant, "linear", by_count)
     wide = agreeing_blocks(torch.randn(512, 64), None)
     assert {count: block.transposed for count, block in wide.items() if count < 256} == {64: True, 128: True, 192: True}
     narrow = agreeing_blocks(torch.randn(128, 64), torch.randn(128))
@@ -61,7 +68,7 @@ def test_rows_that_depend_on_their_position_are_reported(monkeypatch: pytest.Mon
     def by_position(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return nn.functional.linear(given, weight, bias) + torch.arange(given.shape[0])[:, None] % 2
 
-    monkeypatch.setattr(rows, "linear", by_position)
+    monkeypatch.setattr(row_invariant, "linear", by_position)
     with pytest.raises(NotInvariant, match=r"\[8, 4\] torch.float32 depend on their position"):
         agreeing_blocks(torch.randn(8, 4), None)
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from assay_service.scoring import model as models
-from assay_service.scoring import varlen
 from assay_service.scoring.head import Head
+from assay_service.scoring.invariance import made_invariant
+from assay_service.scoring.kernels import build, varlen
+from assay_service.scoring.kernels.backend import Kernels
 from assay_service.scoring.layout import Sequence, Span
 from assay_service.scoring.model import RewardModel
-from assay_service.scoring.proof import made_invariant
 from tests import checkpoints
 
 GROUPS = ((40, (1, 30, 7)), (1, (5,)), (0, (20,)), (70, (64, 3)))
@@ -71,8 +71,8 @@ def test_gathered_keys_give_the_oracle_logit(
 ) -> None:
     monkeypatch.setattr(varlen, "varlen_attn", flash_attention)
     monkeypatch.setattr(varlen, "_PARAMETERS", parameters)
-    monkeypatch.setattr(models, "missing", lambda *_: "a GPU has none")
-    monkeypatch.setattr(models, "usable", lambda *_: True)
+    monkeypatch.setattr(build, "missing", lambda *_: "a GPU has none")
+    monkeypatch.setattr(varlen, "usable", lambda *_: True)
     fast = checkpoints.tokenizer_of(architecture)
     reference = checkpoints.classifier(architecture, fast)
     model = RewardModel.load(checkpoints.save(tmp_path, reference, fast), torch.float32, torch.device("cpu"))
@@ -80,7 +80,7 @@ def test_gathered_keys_give_the_oracle_logit(
     with torch.inference_mode():
         expected = [model.logits([sequence], "s").item() for sequence in sequences()]  # as test_parity has it
         model.make_invariant()
-        assert model.kernels == "torch, varlen_attn"
+        assert model.kernels == Kernels("varlen")
         assert model.logits(sequences(), "s").tolist() == pytest.approx(expected, abs=1e-4)
 
 

@@ -9,7 +9,9 @@ import torch
 from assay_service.scoring.head import Head
 from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import HELD_OUT
-from assay_training.evaluation.baselines import (
+from assay_training.data.examples import Example, render_records
+from assay_training.records.record import Judged, Labelled, Ranking
+from assay_training.reward_model.baselines import (
     LinearData,
     frozen_features,
     length_features,
@@ -17,8 +19,6 @@ from assay_training.evaluation.baselines import (
     length_logits,
     out_of_fold,
 )
-from assay_training.examples import Example, render_records
-from assay_training.records.record import Judged, Labelled, Ranking
 from tests import checkpoints
 from tests.training import tiny
 from tests.training.tiny import fake_ids, labelled, ranking

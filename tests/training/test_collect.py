@@ -15,9 +15,9 @@ from assay_service.scoring.item import Message
 from assay_training.config.rollout import Reward
 from assay_training.records.record import Prompt
 from assay_training.rollout import collect
-from assay_training.rollout.asked import Asked
 from assay_training.rollout.collect import Collector
 from assay_training.rollout.completion import Completion, Ids
+from assay_training.rollout.prompts import Asked
 from assay_training.rollout.rewards import RewardError, Rewards, Worth
 from tests.client.conftest import Wire
 

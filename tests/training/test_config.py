@@ -9,20 +9,21 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from typer.testing import CliRunner
 
+from assay_experiments import sweep
 from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_training.algorithms.folds import HELD_OUT, fold_of
-from assay_training.chat_template import template_of
-from assay_training.cli import app
+from assay_training.cli.main import app
 from assay_training.config.base import ConfigError, Frozen, RunConfig, Seed, read
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
 from assay_training.config.sft import SftConfig
-from assay_training.loops.checks import base_of, check, check_refused, untaught
+from assay_training.data.chat_template import template_of
+from assay_training.data.checks import base_of, check_refused
 from assay_training.records.record import Judged
-from experiments import sweep
+from assay_training.reward_model.checks import check, untaught
 from tests import checkpoints
 from tests.training import tiny
 
@@ -36,9 +37,9 @@ EMBEDDED = sorted(ROOT.glob("*.yaml"))
 
 def test_there_are_configurations() -> None:
     assert {path.stem for path in EMBEDDED} == {"preference", "absolute"}
-    assert {path.stem for path in (ROOT / "seeds").glob("*.yaml")} == {
-        *("thesis-sft", "thesis-preference", "thesis-absolute", "margin-paper", "llama2-helpfulness", "llama2-safety"),
-        "thesis-ppo",
+    assert {path.stem for path in (ROOT / "published").glob("*.yaml")} == {
+        *("crs-sft", "crs-preference", "crs-absolute", "reward-margin", "llama2-helpfulness", "llama2-safety"),
+        "crs-ppo",
     }
     assert {path.stem for path in (ROOT / "pipeline").glob("*.yaml")} == {"sft", "preference", "absolute"}
 
@@ -252,8 +253,8 @@ def test_a_score_position_that_cannot_be_trained_is_refused(tmp_path: Path) -> N
 
 
 def test_the_seeds_hyper_parameters_are_those_of_the_sheet() -> None:
-    """Literals of seeds §3 to §5, §11 and §12."""
-    sft = read(ROOT / "seeds" / "thesis-sft.yaml", SftConfig)
+    """Literals of [CRS] tables 3, 5 and 8, of [Margin] section 6.1 and of [Llama 2] section 3.2.2."""
+    sft = read(ROOT / "published" / "crs-sft.yaml", SftConfig)
     first, second = (stage.optimiser for stage in sft.stages)
     assert (first.epochs, second.epochs, first.learning_rate, first.epsilon, first.betas) == (
         1,
@@ -266,8 +267,8 @@ def test_the_seeds_hyper_parameters_are_those_of_the_sheet() -> None:
     assert sft.lora is not None
     assert (sft.lora.r, sft.lora.alpha) == (16, 32)
     preference, absolute, margin, helpful, safe = (
-        read(ROOT / "seeds" / f"{name}.yaml", RewardConfig)
-        for name in ("thesis-preference", "thesis-absolute", "margin-paper", "llama2-helpfulness", "llama2-safety")
+        read(ROOT / "published" / f"{name}.yaml", RewardConfig)
+        for name in ("crs-preference", "crs-absolute", "reward-margin", "llama2-helpfulness", "llama2-safety")
     )
     for config, batch, rate in (
         (preference, 32, 5e-5),
@@ -287,8 +288,8 @@ def test_the_seeds_hyper_parameters_are_those_of_the_sheet() -> None:
 
 
 def test_the_hyper_parameters_of_ppo_are_those_of_the_sheet() -> None:
-    """Literals of the thesis' Table 8 and of its appendix."""
-    config = read(ROOT / "seeds" / "thesis-ppo.yaml", PpoConfig)
+    """Literals of [CRS] table 8 and of its appendix."""
+    config = read(ROOT / "published" / "crs-ppo.yaml", PpoConfig)
     rollout, ppo, optimiser = config.rollout, config.ppo, config.optimiser
     assert (optimiser.learning_rate, optimiser.betas, optimiser.epsilon) == (1.41e-5, (0.9, 0.95), 1e-8)
     assert optimiser.weight_decay == 1e-6
@@ -299,7 +300,7 @@ def test_the_hyper_parameters_of_ppo_are_those_of_the_sheet() -> None:
     assert rollout.chunk_completions < rollout.completions  # while some are generated, others are scored
 
 
-PLANS = sorted((ROOT.parent / "experiments" / "plans").glob("*.yaml"))
+PLANS = sorted((ROOT.parent / "assay_experiments" / "plans").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
@@ -318,19 +319,19 @@ def test_the_bases_of_plans_and_pipeline_are_where_the_documents_say(monkeypatch
     """Wherever they are read from; what is made by a run need not be there yet."""
     monkeypatch.chdir("/")
     repository = ROOT.parents[1]
-    plan = sweep.read(ROOT.parent / "experiments" / "plans" / "ppo.yaml")
-    assert Path(plan["config"]["base"]) == repository / "tests" / "assets" / "pipeline" / "policy"
+    plan = sweep.read(ROOT.parent / "assay_experiments" / "plans" / "ppo.yaml")
+    assert Path(plan["config"]["base"]) == repository / "examples" / "pipeline" / "policy"
     assert Path(plan["config"]["template"]) == ROOT / "chatml.jinja"
     assert Path(plan["once"]["crs 0.25 after rejection sampling"]["base"]).is_relative_to(repository / "runs")
     for name in ("preference", "absolute"):
         assert _pipeline(name).base_reference == str(repository / "runs" / "pipeline" / "policy")
     for name, kind in (("ppo", PpoConfig), ("rejection", RejectionConfig)):
         config: RunConfig = read(repository / "examples" / f"{name}.yaml", kind)
-        assert base_of(config) == repository / "tests" / "assets" / "pipeline" / "policy"
+        assert base_of(config) == repository / "examples" / "pipeline" / "policy"
 
 
 def test_the_gold_model_of_the_experiments_is_a_configuration() -> None:
-    gold = read(ROOT.parent / "experiments" / "gold.yaml", RewardConfig)
+    gold = read(ROOT.parent / "assay_experiments" / "gold.yaml", RewardConfig)
     optimised = {source.name for name in ("preference", "absolute") for source in _pipeline(name).sources}
     assert not optimised & {source.name for source in gold.sources}
 

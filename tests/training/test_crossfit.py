@@ -22,14 +22,14 @@ from assay_service.errors import StartError
 from assay_service.scoring import files
 from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.folds import HELD_OUT, fold_of
-from assay_training.cli import app
+from assay_training.cli.main import app
 from assay_training.config.base import ConfigError, read
 from assay_training.config.reward import RewardConfig
-from assay_training.loops.crossfit import Crossfit
-from assay_training.loops.reward import RewardRun
-from assay_training.loops.run import run
 from assay_training.records.record import RecordError, group_of
-from assay_training.rundir import RunMismatch
+from assay_training.reward_model.command import run
+from assay_training.reward_model.cross_validation import Crossfit
+from assay_training.reward_model.run import RewardRun
+from assay_training.runs.directory import RunMismatch
 from tests import checkpoints
 from tests.training import tiny
 

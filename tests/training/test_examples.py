@@ -15,10 +15,11 @@ from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_training.config.base import ConfigError, read
 from assay_training.config.reward import RewardConfig
-from assay_training.examples import Example, render_records, token_batches
-from assay_training.loops.reward import RewardRun
-from assay_training.loops.run import run
+from assay_training.data.examples import Example, render_records
+from assay_training.models.batches import token_batches
 from assay_training.records.record import Judged, Pair, Ranking
+from assay_training.reward_model.command import run
+from assay_training.reward_model.run import RewardRun
 from tests import checkpoints
 from tests.training import tiny
 from tests.training.tiny import labelled, ranking

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from assay_training.cli import app
+from assay_training.cli.main import app
 from assay_training.evaluation.judgments import chat
 from assay_training.evaluation.judgments.chat import Answer
 from assay_training.evaluation.judgments.judge import Question
@@ -287,7 +287,7 @@ def test_an_interruption_does_not_wait_for_an_endpoint_that_hangs(tmp_path: Path
         code = (
             "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background shell ignores it
         )
-        command = [sys.executable, "-c", f"{code}; from assay_training.cli import app; app()", "evaluate", "judge"]
+        command = [sys.executable, "-c", f"{code}; from assay_training.cli.main import app; app()", "evaluate", "judge"]
         process = subprocess.Popen([*command, str(tmp_path / "outputs.json"), *options], stderr=subprocess.DEVNULL)
         try:
             until_s = time.monotonic() + 60

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from assay_training.cli import app
+from assay_training.cli.main import app
 from assay_training.evaluation.judgments.instructions import plain
 
 

@@ -14,9 +14,9 @@ from assay_service.scoring.item import Item
 from assay_service.scoring.model import RewardModel
 from assay_training.config.base import ConfigError
 from assay_training.config.model import Lora
-from assay_training.loops.run import run
-from assay_training.lora import lora_config
-from assay_training.policy import Policy
+from assay_training.models.lora import lora_config
+from assay_training.models.policy import Policy
+from assay_training.reward_model.command import run
 from tests import checkpoints
 from tests.training import tiny
 

@@ -1,4 +1,4 @@
-"""Steps from records to records, with the counts and weights of the thesis' data (seeds §5)."""
+"""Steps from records to records, with the counts and weights of the data of [CRS] section 5.3."""
 
 import random
 from collections import Counter
@@ -10,7 +10,7 @@ from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.adjustment import adjusted_label
 from assay_training.config import mixture as steps
 from assay_training.config.base import ConfigError
-from assay_training.mixture import (
+from assay_training.data.mixture import (
     augment,
     mismatched,
     mix,
@@ -38,7 +38,7 @@ RECORDS: list[Judged] = [record(source, i, i / 100) for source in ("a", "b") for
 
 @pytest.fixture(scope="module")
 def thesis() -> list[Judged]:
-    """As many rows of each bucket as the thesis has, the mid ones spread evenly."""
+    """As many rows of each bucket as [CRS] has, the mid ones spread evenly."""
     labels = [0.2] * LOW + [0.95] * HIGH + [0.405 + 0.49 * i / MID for i in range(MID)]
     return [record("oasst", i, label) for i, label in enumerate(labels)]
 
@@ -119,7 +119,7 @@ def test_too_few_rows_to_under_sample_are_told_with_their_range() -> None:
     ("label", "similarity", "adjusted"), [(0.333, 0.468, 0.20), (0.25, 0.68, 0.17), (0.1, -1.0, 0.0), (0.4, 1.0, 0.4)]
 )
 def test_algorithm_1(label: float, similarity: float, adjusted: float) -> None:
-    """The first two are the thesis' Table 4."""
+    """The first two are [CRS] table 4."""
     assert adjusted_label(label, similarity) == pytest.approx(adjusted, abs=1e-3)
 
 
@@ -154,7 +154,7 @@ def test_extremes_weigh_a_constant(thesis: list[Judged]) -> None:
 
 @pytest.mark.parametrize(("share", "drawn"), [(0.5, 100), (0.1, 11), (0.25, 33)])
 def test_a_portion_is_a_share_of_the_result(share: float, drawn: int) -> None:
-    """Llama-2's helpfulness mix has an equal part of other data, its safety mix a tenth (seeds §12)."""
+    """Llama-2's helpfulness mix has an equal part of other data, its safety mix a tenth ([Llama 2] section 3.2.2)."""
     mixed = portion(RECORDS, ["b"], share, draw())
     assert Counter(r.source for r in mixed) == {"a": 100, "b": drawn}
     assert len(set(mixed)) == len(mixed)

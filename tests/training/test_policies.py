@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from assay_client.client import RewardClient
+from assay_experiments.policies import Bench, best_of, told, wins
 from assay_service.scoring.item import Message
 from assay_training.config.rollout import Reward
 from assay_training.records.record import Prompt
-from assay_training.rollout.asked import Asked
 from assay_training.rollout.collect import Sample
 from assay_training.rollout.completion import Completion, Ids
-from assay_training.rollout.engine import Sampling
+from assay_training.rollout.engines.base import Sampling
+from assay_training.rollout.prompts import Asked
 from assay_training.rollout.rewards import Rewards, Worth
-from experiments.policies import Bench, best_of, told, wins
 from tests import checkpoints
 
 FAST = checkpoints.decoder_tokenizer()

@@ -25,25 +25,25 @@ from assay_client.in_process import AppTransport
 from assay_client.types import Item
 from assay_service import settings
 from assay_service.api.app import create_app
-from assay_training.actor import Actor, Look
 from assay_training.algorithms.ppo import sums
 from assay_training.config.base import ConfigError, read
 from assay_training.config.model import Adam, Lora
 from assay_training.config.ppo import Ppo, PpoConfig
 from assay_training.config.rollout import Reward
-from assay_training.examples import autocast
-from assay_training.loops.clipped import NAMES, Clipped
-from assay_training.loops.experience import Experience
-from assay_training.loops.ppo import PpoRun
-from assay_training.loops.sampler import EngineError
-from assay_training.loops.step import accumulate
-from assay_training.processes import accelerator
+from assay_training.data.sft_examples import SftExample
+from assay_training.distributed.processes import accelerator
+from assay_training.loop.step import accumulate
+from assay_training.models.actor import Actor, Look
+from assay_training.models.batches import autocast
+from assay_training.rl.clipped import NAMES, Clipped
+from assay_training.rl.engine_check import EngineError
+from assay_training.rl.experience import Experience
+from assay_training.rl.ppo import PpoRun
 from assay_training.rollout.completion import Completion, Ids
-from assay_training.rollout.engine import Sampling
+from assay_training.rollout.engines.base import Sampling
+from assay_training.rollout.engines.transformers import TransformersEngine
 from assay_training.rollout.rewards import RewardError, Rewards, Worth, patient_client, served_by
-from assay_training.rollout.with_transformers import TransformersEngine
-from assay_training.rundir import RunDirectory
-from assay_training.sft_examples import SftExample
+from assay_training.runs.directory import RunDirectory
 from tests import checkpoints
 from tests.client.conftest import Wire
 from tests.service.test_serve_process import ASSAY, free_port
@@ -265,9 +265,9 @@ def test_a_run_learns_over_http_and_tells_everything(home: Path, url: str, tmp_p
     assert [row["step"] for row in found] == [0, 1, 2]
     first = found[0]
     assert (first["kl"], first["kl_k3"], first["explained_variance"]) == (0, 0, 0)
-    assert first["engine_gap"] < 1e-4
-    limit = 10 * first["engine_gap"] + 1e-4
-    assert [row["engine_gap_limit"] for row in found] == pytest.approx([0.1, limit, limit], rel=1e-6)
+    assert first["logprob_mismatch"] < 1e-4
+    limit = 10 * first["logprob_mismatch"] + 1e-4
+    assert [row["logprob_mismatch_limit"] for row in found] == pytest.approx([0.1, limit, limit], rel=1e-6)
     assert not {"importance_ess", "importance_capped"} & first.keys()  # rollouts count as they are
     assert first["kl_coef"] == 0.02
     assert found[1]["kl_coef"] < 0.02  # far below the target
@@ -488,8 +488,8 @@ def test_a_trainer_in_bf16_has_a_floor_that_a_healthy_run_stays_near(home: Path,
         optimiser={"learning_rate": 3e-3, "compute_dtype": "bfloat16", "checkpoint_steps": 10},
     )  # fmt: skip
     assert found[0]["kl"] == 0
-    assert found[0]["engine_gap"] > 1e-4  # more than an engine in fp32 differs by that is late
-    assert all(row["engine_gap"] < row["engine_gap_limit"] / 2 for row in found)
+    assert found[0]["logprob_mismatch"] > 1e-4  # more than an engine in fp32 differs by that is late
+    assert all(row["logprob_mismatch"] < row["logprob_mismatch_limit"] / 2 for row in found)
     assert found[-1]["entropy"] < found[0]["entropy"]
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from assay_training.algorithms.ppo import (
     adapted_kl_coef,
-    gap_limit,
     generalised_advantages,
     importance_weights,
     k1,
@@ -24,6 +23,7 @@ from assay_training.algorithms.ppo import (
     whiten,
 )
 from assay_training.algorithms.schedule import passing
+from assay_training.rl.engine_check import mismatch_limit
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 
@@ -138,7 +138,7 @@ def test_an_update_runs_away_above_the_limit_or_where_it_is_no_number() -> None:
 
 
 def test_a_gap_may_be_ten_times_its_floor_and_never_more_than_the_most() -> None:
-    assert [gap_limit(floor, 0.1) for floor in (None, 0.0, 1e-6, 8e-3, 0.05)] == pytest.approx(
+    assert [mismatch_limit(floor, 0.1) for floor in (None, 0.0, 1e-6, 8e-3, 0.05)] == pytest.approx(
         [0.1, 1e-4, 1.1e-4, 0.0801, 0.1]
     )
 

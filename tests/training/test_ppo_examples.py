@@ -15,8 +15,8 @@ from assay_service.scoring.checkpoint import read_adapter
 from assay_training.config.base import ConfigError, read
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
-from assay_training.loops.ppo import PpoRun
-from assay_training.loops.rejection import RejectionRun
+from assay_training.rl.ppo import PpoRun
+from assay_training.rl.rejection import RejectionRun
 from tests.service.test_serve_process import ASSAY, served, wait_until_ready
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def test_they_name_the_adapters_of_the_small_pipeline() -> None:
     assert set(expected) == {"preference", "absolute"}
     for name, signal in expected.items():
         assert signal.adapter_sha256 is not None
-        for folder, equal in ((ROOT / "tests/assets/pipeline", True), (ROOT / "service/assay_service/embedded", False)):
+        for folder, equal in ((ROOT / "examples/pipeline", True), (ROOT / "service/assay_service/embedded", False)):
             adapter, _ = read_adapter(folder / name)
             assert adapter.sha256.startswith(signal.adapter_sha256) is equal
 
@@ -50,7 +50,7 @@ def test_against_the_embedded_service_they_stop_before_anything_is_sampled(tmp_p
 
 @pytest.mark.slow
 def test_they_train_on_the_small_pipeline(tmp_path: Path) -> None:
-    with served(ROOT / "tests" / "assets" / "pipeline" / "service.yaml") as (url, process):
+    with served(ROOT / "examples" / "pipeline" / "service.yaml") as (url, process):
         with RewardClient(url) as client:
             wait_until_ready(client, process)
         for kind in ("ppo", "rejection"):

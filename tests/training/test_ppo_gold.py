@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from assay_client.client import RewardClient
-from assay_training.loops.run import run as train_reward
-from assay_training.rollout.engine import Sampling
-from assay_training.rollout.with_transformers import TransformersEngine
+from assay_training.reward_model.command import run as train_reward
+from assay_training.rollout.engines.base import Sampling
+from assay_training.rollout.engines.transformers import TransformersEngine
 from tests import checkpoints
 from tests.service.test_serve_process import served, wait_until_ready
 from tests.training import tiny

@@ -12,16 +12,16 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from assay_training.actor import Actor
 from assay_training.config.model import Lora
+from assay_training.data.sft_examples import SftExample
+from assay_training.models.actor import Actor
 from assay_training.rollout.completion import Ids
-from assay_training.rollout.engine import Sampling
-from assay_training.rollout.with_vllm import VllmEngine
-from assay_training.sft_examples import SftExample
+from assay_training.rollout.engines.base import Sampling
+from assay_training.rollout.engines.vllm import VllmEngine
 from tests.training.test_ppo import FP32
 
 pytestmark = pytest.mark.vllm
-POLICY = Path(__file__).parents[1] / "assets" / "pipeline" / "policy"
+POLICY = Path(__file__).parents[2] / "examples" / "pipeline" / "policy"
 LORA = Lora(
     r=16, alpha=32, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 )
@@ -72,8 +72,8 @@ def test_vllm_samples_from_every_adapter_that_is_pushed(tmp_path: Path) -> None:
 HOLDS_AN_ENGINE = f"""
 import time
 from pathlib import Path
-from assay_training.rollout.engine import Sampling
-from assay_training.rollout.with_vllm import VllmEngine
+from assay_training.rollout.engines.base import Sampling
+from assay_training.rollout.engines.vllm import VllmEngine
 engine = VllmEngine(Path({str(POLICY)!r}), Sampling(4, 1.0, {EOS}), 64, 8)
 engine.generate([(20, 21)], 1)
 print("ready", flush=True)

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from assay_service.scoring.item import Message
 from assay_training.config.data import Source
-from assay_training.loops.run import run
 from assay_training.records.record import Pair, Prompt, Ranking, RecordError
 from assay_training.records.rows import rows_of_any
 from assay_training.records.sources import Read, read_labelled, read_prompts, read_rankings
+from assay_training.reward_model.command import run
 from tests.training import tiny
 
 USER = {"role": "user", "content": "Flat tyre?"}

@@ -15,7 +15,7 @@ def scores(wins: int, losses: int, draws: int = 0) -> np.ndarray[tuple[int], np.
 
 @pytest.mark.parametrize(
     ("wins", "se", "half", "p"),
-    [  # seeds §8 and §9: Table 23, the printed intervals, and the binomial p-values
+    [  # [CRS] table 23, the printed intervals, and the binomial p-values
         (66, 4.76, 9.33, 0.0018),
         (61, 4.90, 9.6, 0.035),
         (71, 4.56, 8.93, 0.0000),

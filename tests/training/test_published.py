@@ -21,11 +21,11 @@ ERRORS = {  # Table 23
     ("abs", "crs_025"): 4.85, ("abs", "sft"): 5.0, ("crs_025", "sft"): 4.90,
 }  # fmt: skip
 SUBSETS = ("helpful_base", "koala", "vicuna", "oasst")
-BY_SUBSET = {  # Tables 15, 20 and 21; of the last the other column is a misprint (seeds §8)
+BY_SUBSET = {  # [CRS] tables 15, 20 and 21; of the last the other column is a misprint
     ("abs", "rank_002"): (64, 76, 84, 40), ("crs_025", "rank_002"): (56, 76, 68, 44),
     ("crs_0625", "rank_002"): (60, 64, 52, 48), ("rank_002", "crs_0625"): (40, 36, 48, 52),
 }  # fmt: skip
-LONGER = {  # seeds §9, trap 3
+LONGER = {  # recomputed from the verdicts of [CRS]
     ("abs", "rank_002"): 67, ("crs_025", "rank_002"): 55, ("abs", "crs_025"): 58,
     ("abs", "sft"): 60, ("rank_002", "sft"): 65, ("crs_025", "sft"): 67,
 }  # fmt: skip
@@ -56,7 +56,7 @@ def test_how_often_the_longer_one_wins(rates: dict[tuple[str, str, str | None], 
 
 
 def test_the_human_study(thesis: Path) -> None:
-    """Table 17, and what other rules for ties make of it (seeds §9, trap 1)."""
+    """[CRS] table 17, and what other rules for ties make of it."""
     files = sorted((thesis / "human_study").glob("original-*.json"))
     found = records("vote", *files, "--keys", thesis / "human_study" / "all_keys.json")
     groups = ["run_num0", "run_num1", "run_num2", None]
@@ -73,7 +73,7 @@ def test_the_human_study(thesis: Path) -> None:
     assert {model: round(pstdev(of), 3) for model, of in rounded.items()} == {"rank": 0.063, "abs": 0.058, "crs": 0.029}
     turned = points("stored order", "by name, reversed")
     assert {model: of[-1] for model, of in turned.items()} == {"rank": 0.689, "abs": 0.639, "crs": 0.672}
-    turned = points("no vote", "by name, reversed")  # the one that seeds §9 prints
+    turned = points("no vote", "by name, reversed")  # the one that [CRS] prints
     assert {model: of[-1] for model, of in turned.items()} == {"rank": 0.672, "abs": 0.639, "crs": 0.689}
     level = points("stored order", "no majority")
     assert {model: of[-1] for model, of in level.items()} == {"rank": 0.611, "abs": 0.714, "crs": 0.675}
@@ -116,8 +116,8 @@ TABLES = """
 def test_the_stored_errors_are_the_printed_ones(thesis: Path) -> None:
     """All rows of Tables 6 and 7: MSE and MAE of labels <= 0.4, >= 0.9 and between.
 
-    Table 6's first row is printed as the model with wgt_s_075; its numbers are those of wgt_s_05 (seeds §9). Files that
-    cut at 0.8 are others.
+    Table 6's first row is printed as the model with wgt_s_075; its numbers are those of wgt_s_05 in the author's data.
+    Files that cut at 0.8 are others.
     """
     stored: dict[str, list[float]] = {}
     for path in sorted((thesis / "reward_model_metrics").glob("*.json")):

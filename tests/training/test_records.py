@@ -8,12 +8,12 @@ import pytest
 
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import Format, Source
-from assay_training.loops.checks import untaught
 from assay_training.records import plain
 from assay_training.records.hh import parse_dialogue
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
 from assay_training.records.rows import Row, rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings, read_spoken
+from assay_training.reward_model.checks import untaught
 from tests.training import tiny
 from tests.training.tiny import dialogue, feedback_row, hh_row, safety_row
 

@@ -9,14 +9,14 @@ import yaml
 from typer.testing import CliRunner
 
 from assay_client.client import RewardClient
-from assay_training.cli import app
+from assay_training.cli.main import app
 from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
-from assay_training.loops.rejection import RejectionRun
-from assay_training.loops.sampler import EngineError
+from assay_training.rl.engine_check import EngineError
+from assay_training.rl.rejection import RejectionRun
+from assay_training.rollout.engines.transformers import TransformersEngine
 from assay_training.rollout.rewards import patient_client
-from assay_training.rollout.with_transformers import TransformersEngine
-from assay_training.rundir import RunDirectory
+from assay_training.runs.directory import RunDirectory
 from tests.training.test_ppo import TIMES, common, go, home, rows, url
 
 __all__ = ["home", "url"]  # fixtures
@@ -81,7 +81,7 @@ def test_every_round_tells_what_was_sampled(home: Path, url: str, tmp_path: Path
         assert 0 < row["eos_rate"] < 1
         assert -1 <= row["score_length_correlation"] <= 1
         assert row["rollout_s"] > 0
-        assert row["engine_gap"] < row["engine_gap_limit"]
+        assert row["logprob_mismatch"] < row["logprob_mismatch_limit"]
         assert len(of["scores"]) == len(of["best"])
         assert [max(scores) for scores in of["scores"]] == [best["score"] for best in of["best"]]
         every = [score for scores in of["scores"] for score in scores]
@@ -113,7 +113,7 @@ def test_ppo_goes_on_from_what_rejection_sampling_leaves(home: Path, url: str, t
     rejection(home, url, tmp_path / "first", optimiser={"epochs": 1}, rounds=1)
     found = go(home, url, tmp_path / "second", steps=2, base=str(tmp_path / "first" / "checkpoint"))
     assert (found[0]["kl"], found[0]["kl_k3"], found[1]["kl"] != 0) == (0, 0, True)
-    assert found[0]["engine_gap"] < 1e-4
+    assert found[0]["logprob_mismatch"] < 1e-4
 
 
 def test_a_run_killed_after_its_results_leaves_no_state_behind(

@@ -11,10 +11,10 @@ import pytest
 from assay_training.config.base import read
 from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
 from assay_training.config.reward import RewardConfig
-from assay_training.evaluation.card import CardFacts, card
 from assay_training.evaluation.results import results
 from assay_training.evaluation.rows import Rows
 from assay_training.records.record import Pair
+from assay_training.reward_model.card import CardFacts, card
 from tests.training.tiny import fake_ids, labelled, ranking
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
@@ -238,7 +238,7 @@ def test_a_card_of_real_results_is_made_of_both_kinds() -> None:
 
 
 def test_accuracy_by_strength_counts_pairs_by_quarters_of_the_gap() -> None:
-    """Llama-2's Table 8; a strength with fewer than two groups has no interval and is left out."""
+    """[Llama 2] table 8; a strength with fewer than two groups has no interval and is left out."""
     examples, logits = [], []
     gaps = [1 / 6, 0.25, 1 / 3, 0.5, 2 / 3, 0.75, 5 / 6, 1.0]
     for i, gap in enumerate(gaps):

@@ -24,7 +24,7 @@ from assay_client.errors import FingerprintChanged
 from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.best_of_n import chosen, expected, kl_bound, win_rate
 from assay_training.algorithms.statistics import reliability
-from assay_training.cli import app
+from assay_training.cli.main import app
 from assay_training.evaluation.report import as_json, show
 from assay_training.evaluation.rewards import served as served_scores
 from assay_training.evaluation.rewards.agreement import agreement, kappa
@@ -37,7 +37,7 @@ from assay_training.records.sources import Read
 from tests.client.conftest import Wire
 from tests.service.test_serve_process import served, wait_until_ready
 
-PIPELINE = Path(__file__).parents[1] / "assets" / "pipeline" / "service.yaml"
+PIPELINE = Path(__file__).parents[2] / "examples" / "pipeline" / "service.yaml"
 
 values = st.lists(st.integers(0, 4), min_size=2, max_size=7)
 

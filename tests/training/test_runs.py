@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from assay_training.cli import app
+from assay_training.cli.main import app
 from assay_training.evaluation import plots
 from assay_training.evaluation.runs import names_of
 from assay_training.records.record import RecordError
 from assay_training.records.rows import rows_of_file
-from assay_training.rundir import Metrics
+from assay_training.runs.metrics import Metrics
 from tests.training.test_ppo import go, home, url
 
 __all__ = ["home", "url"]  # fixtures

@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 from assay_service.scoring.item import Message
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
-from assay_training.cli import app
+from assay_training.cli.main import app
 from assay_training.config.base import ConfigError, read
 from assay_training.config.model import Lora
 from assay_training.config.sft import SftConfig
-from assay_training.loops.next_token import NextToken
-from assay_training.loops.sft import SftRun, run
-from assay_training.policy import Policy
+from assay_training.data.sft_examples import SftExample, SftRenderer
+from assay_training.loop.next_token import NextToken
+from assay_training.models.policy import Policy
 from assay_training.records.record import Dialogue, Text
-from assay_training.sft_examples import SftExample, SftRenderer
+from assay_training.sft import SftRun, run
 from tests import checkpoints
 from tests.training import tiny
 
@@ -253,7 +253,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     whole = run(*prepare(tmp_path / "whole"))
     inputs = prepare(tmp_path / "killed")
     with monkeypatch.context() as patch:
-        from assay_training.rundir import Metrics  # noqa: PLC0415
+        from assay_training.runs.metrics import Metrics  # noqa: PLC0415
 
         log = Metrics.log
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from assay_training.cli import app
+from assay_training.cli.main import app
 from assay_training.config.base import RunConfig, read
 from assay_training.config.data import Format, Source
 from assay_training.config.ppo import PpoConfig
@@ -19,8 +19,8 @@ from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
 from assay_training.config.rollout import Reward
 from assay_training.config.sft import SftConfig
-from assay_training.loops.run import run
 from assay_training.records.sources import read_labelled, read_prompts, read_rankings, read_spoken
+from assay_training.reward_model.command import run
 from tests import checkpoints
 from tests.training import reference, tiny
 
@@ -66,7 +66,7 @@ def test_an_example_is_a_configuration(command: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", KINDS)
 def test_a_wrong_configuration_is_told_before_torch_is_imported(command: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(printed(command).replace("seed: 0", "sead: 0"))
-    without = "import sys; sys.modules['torch'] = None; from assay_training.cli import app; app()"
+    without = "import sys; sys.modules['torch'] = None; from assay_training.cli.main import app; app()"
     options = ["train", command, "--config", str(tmp_path / "run.yaml"), "--data", str(tmp_path)]
     ended = subprocess.run([sys.executable, "-c", without, *options], check=False, capture_output=True, text=True)
     assert ended.returncode == 2

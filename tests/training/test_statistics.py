@@ -24,7 +24,7 @@ Z = 1.959964
 
 
 def test_with_clusters_of_one_it_is_the_sample_sem() -> None:
-    """66 wins of 100 have an SEM of 4.761 % (seeds §9, Table 23), not the 4.737 % of the formula with n."""
+    """66 wins of 100 have an SEM of 4.761 % ([CRS] table 23), not the 4.737 % of the formula with n."""
     wins = np.array([1.0] * 66 + [0.0] * 34)
     estimate = clustered_mean(wins, [f"prompt {i}" for i in range(100)])
     assert estimate.value == pytest.approx(0.66)

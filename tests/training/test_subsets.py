@@ -18,7 +18,7 @@ from assay_training.records.record import Ranking, RecordError
 from tests.service.test_serve_process import served, wait_until_ready
 from tests.training.test_judgments import evaluate, row, write
 
-PIPELINE = Path(__file__).parents[1] / "assets" / "pipeline" / "service.yaml"
+PIPELINE = Path(__file__).parents[2] / "examples" / "pipeline" / "service.yaml"
 
 
 def reward_bench(count: int = 12) -> list[dict[str, Any]]:

@@ -9,10 +9,12 @@ import yaml
 from typer.testing import CliRunner
 
 from assay_service import loader, settings
-from assay_training.cli import app
+from assay_training import sft
+from assay_training.cli.main import app
 from assay_training.config.base import read
 from assay_training.config.reward import RewardConfig
-from assay_training.loops import summary
+from assay_training.reward_model import summary
+from assay_training.rl import summary as rl_summary
 from tests.training import tiny
 
 ESTIMATE = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 1200, "clusters": 90}
@@ -29,7 +31,7 @@ def test_a_preference_model_is_told_beside_its_length_baseline(tmp_path: Path) -
         "all": {"accuracy": {"model": ESTIMATE, "length": ESTIMATE | {"value": 0.65}}},
         "few": {"accuracy": {}},
     }
-    assert summary.of_reward(config_of(tmp_path, split={"held_out": 0.1}), results, Path("runs/tiny")) == [
+    assert summary.summary_lines(config_of(tmp_path, split={"held_out": 0.1}), results, Path("runs/tiny")) == [
         "tiny, on held-out groups:",
         "  hh_rlhf: 0.700 [0.600, 0.800] of 1,200 pairs right; the longer reply is better in 0.550 [0.500, 0.600]",
         "  all: 0.700 [0.600, 0.800] of 1,200 pairs right; the longer reply is better in 0.650 [0.600, 0.800]; "
@@ -52,12 +54,12 @@ def test_an_absolute_model_is_told_by_source(tmp_path: Path) -> None:
         "rank": {"model": ESTIMATE, "length": None},
     }
     config = config_of(tmp_path, objective={"kind": "absolute"})
-    assert summary.of_reward(config, {"diasafety": numbers}, Path("r"))[:2] == [
+    assert summary.summary_lines(config, {"diasafety": numbers}, Path("r"))[:2] == [
         "tiny, on groups out of fold; the checkpoint learned from all:",
         "  diasafety: AUC of 602 items: model 0.700 [0.600, 0.800], by length -; MSE 0.2500, MAE 0.5000",
     ]
     raw = config_of(tmp_path, objective={"kind": "absolute", "loss": "mse+penalty"}, split={"held_out": 0.1})
-    assert summary.of_reward(raw, {}, Path("r"))[-1] == "no checkpoint: the output of this objective is no logit"
+    assert summary.summary_lines(raw, {}, Path("r"))[-1] == "no checkpoint: the output of this objective is no logit"
 
 
 def test_a_whole_model_of_the_hub_is_served_by_its_checkpoint(tmp_path: Path) -> None:
@@ -79,19 +81,21 @@ def test_policies_are_told_by_stages_steps_and_rounds() -> None:
         "policy: runs/p/checkpoint",
         "to use it: as any model of transformers or vLLM, or as `base` of another run",
     ]
-    assert summary.of_sft(losses, Path("runs/p/checkpoint")) == [
+    assert sft.summary_lines(losses, Path("runs/p/checkpoint")) == [
         "sft: perplexity on 9,000 held-out tokens 132 before, 37.1 after",
         *policy,
     ]
     rows = [{"score": float(score), "kl": score / 10} for score in range(20)]
-    assert summary.of_ppo(rows, Path("runs/p/checkpoint")) == [
+    assert rl_summary.ppo_lines(rows, Path("runs/p/checkpoint")) == [
         "score: 2.000 in the first 5 of 20 steps, 17.000 in the last 5; KL to the reference 1.90 nats per completion",
         *policy,
     ]
-    assert summary.of_ppo(rows[:1], Path("x"))[0].startswith(
+    assert rl_summary.ppo_lines(rows[:1], Path("x"))[0].startswith(
         "score: 0.000 in the first 1 of 1 steps, 0.000 in the last 1;"
     )
-    assert summary.of_rejection([{"round": 1, "score": 0.5, "best_score": 1.25}], 8, Path("runs/p/checkpoint")) == [
+    assert rl_summary.rejection_lines(
+        [{"round": 1, "score": 0.5, "best_score": 1.25}], 8, Path("runs/p/checkpoint")
+    ) == [
         "round 1: score 0.500, of the best of 8 1.250",
         *policy,
     ]

@@ -12,14 +12,15 @@ import torch
 from assay_training.algorithms.schedule import learning_rate_share, random_batches
 from assay_training.config.model import Optimiser
 from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
+from assay_training.data.examples import Example, render_records
 from assay_training.errors import RunStopped
-from assay_training.examples import Example, render_records
-from assay_training.loops.objectives import Pairwise, Pointwise
-from assay_training.loops.reward import predict
-from assay_training.loops.supervised import Schedule, train
+from assay_training.loop.supervised import Schedule, train
 from assay_training.records.record import Judged, Labelled, Ranking
-from assay_training.resume import ResumePoint
-from assay_training.rundir import Metrics, RunDirectory
+from assay_training.reward_model.objectives import Pairwise, Pointwise
+from assay_training.reward_model.run import predict
+from assay_training.runs.directory import RunDirectory
+from assay_training.runs.metrics import Metrics
+from assay_training.runs.resume import ResumePoint
 from tests.training import tiny
 from tests.training.tiny import labelled, ranking
 
@@ -382,7 +383,7 @@ def test_dropout_is_off_when_scoring(tmp_path: Path) -> None:
 
 
 def test_the_batch_mean_margin_is_that_of_the_whole_batch_whatever_the_micro_batches(tmp_path: Path) -> None:
-    """Against the margin paper's (5) to (7), one pair after the other; and the mean is over prompts, not over pairs."""
+    """Against [Margin] equations 5 to 7, one pair after the other; and the mean is over prompts, not over pairs."""
     model, _ = tiny.trainable(tiny.save_base(tmp_path))
     examples = rendered(rankings())
     logits = predict(model, "s", examples, tiny.optimiser())

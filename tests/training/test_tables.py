@@ -19,7 +19,7 @@ from tests.service.test_serve_process import ASSAY, served, wait_until_ready
 from tests.training.test_judgments import ballots, key, poll, row, write
 from tests.training.test_runs import CRS, written
 
-PIPELINE = Path(__file__).parents[1] / "assets" / "pipeline" / "service.yaml"
+PIPELINE = Path(__file__).parents[2] / "examples" / "pipeline" / "service.yaml"
 LONG = "a-model-whose-name-is-as-long-as-those-on-the-hub-are"
 
 

@@ -20,7 +20,7 @@ from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_training.config.model import Optimiser
-from assay_training.examples import Example
+from assay_training.data.examples import Example
 from assay_training.records.record import Judged, Labelled, Pair, Ranking
 from tests import checkpoints
 

@@ -16,10 +16,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from assay_training.loops import ppo, run, sft
+from assay_training import sft
+from assay_training.reward_model import command
+from assay_training.rl import ppo
 from assay_training.rollout.completion import Completion, Ids
-from assay_training.rollout.with_transformers import TransformersEngine
-from assay_training.rundir import Metrics
+from assay_training.rollout.engines.transformers import TransformersEngine
+from assay_training.runs.metrics import Metrics
 
 
 class Watched(torch.optim.AdamW):
@@ -64,6 +66,6 @@ if __name__ == "__main__":
     elif kind == "sft":
         sft.run(config, data, out)
     else:
-        run.run(config, data, out)
+        command.run(config, data, out)
     mine, everybodys = Watched.held
     assert (0 < mine < everybodys) if sharded else everybodys == 0, (mine, everybodys)

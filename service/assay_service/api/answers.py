@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from assay_service.scoring.mix import Standardise
+from assay_service.scoring.blend import Standardise
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -3,6 +3,7 @@
 import copy
 import time
 import uuid
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from assay_service.api.guard import while_connected
 from assay_service.api.messages import items_of, items_of_prompt
 from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.errors import AssayError, ServingError
-from assay_service.scoring.mix import probability, ranked
+from assay_service.scoring.blend import probability, ranked
 
 API_VERSION = "1"
 
@@ -182,7 +183,7 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "device": str(signal.model.device),
                 "dtype": signal.provenance.dtype,
                 "invariant": registry.invariant[name],
-                "kernels": signal.model.kernels,
+                "kernels": asdict(signal.model.kernels),
                 "forward": "packed" if signal.model.architecture.packed else "one item at a time",
                 "max_length": signal.renderer.rules.max_length,
                 "score_position": signal.renderer.rules.score_position,

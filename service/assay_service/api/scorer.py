@@ -15,8 +15,8 @@ from assay_service.engine.job import Task
 from assay_service.errors import AssayError, ContentError
 from assay_service.metrics import Metrics
 from assay_service.registry import Provenance, Registry
+from assay_service.scoring.blend import Blend, blended, probability
 from assay_service.scoring.item import Item, Truncation
-from assay_service.scoring.mix import Blend, blended, probability
 from assay_service.scoring.render import Rendered
 
 # One turn of the render thread: whichever of items and characters is used up first.

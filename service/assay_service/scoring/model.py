@@ -1,12 +1,11 @@
 """A base in memory with its adapters and heads: sequences in, fp32 logits out.
 
-The model code is transformers'; its attention is ours, and where kernels serve, more of its layers (`fused.py`). One
+The model code is transformers'; its attention is ours, and where kernels serve, more of its layers (`kernels/`). One
 base serves many signals, each an adapter (or none) with a head. Switching adapters changes the base's state, so a
 `RewardModel` belongs to one thread at a time (scoring-traps 18). Training uses the same forward, with gradients, on
 torch's operators.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +22,16 @@ from assay_service.errors import StartError
 from assay_service.scoring import names
 from assay_service.scoring.adapters import attach
 from assay_service.scoring.architectures import ARCHITECTURES, ROPE_TYPES, architecture_of, first_position, token_types
-from assay_service.scoring.attention import NAME as ATTENTION
 from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import OwnEmbedding
 from assay_service.scoring.files import ADAPTER_CONFIG, read_config, weight_files
-from assay_service.scoring.fused import fuse, segment_table
 from assay_service.scoring.head import Head, pool
+from assay_service.scoring.kernels.backend import Backend, Kernels
+from assay_service.scoring.kernels.choose import choose_backend
+from assay_service.scoring.kernels.row_invariant import make_invariant
+from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
+from assay_service.scoring.kernels.torch_segments import TorchSegments
 from assay_service.scoring.layout import Layout, Sequence, narrowed, pack
-from assay_service.scoring.native import missing
-from assay_service.scoring.rows import make_invariant
-from assay_service.scoring.varlen import NAME as VARLEN
-from assay_service.scoring.varlen import gather, usable
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class RewardModel:
         vocabulary_size: rows of the base's embedding; a signal may have its own (`vocabulary_size_of`).
         architecture: what scoring must know of the base.
         token_types: how many token types the base tells apart.
-        kernels: what the base computes with: `assay` (see `native.py`), or torch's operators, and why.
+        kernels: the back end that computes the base.
     """
 
     def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
@@ -68,9 +66,8 @@ class RewardModel:
         self.token_types = token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
         self._embedding: OwnEmbedding | None = None  # of the active signal
-        self.kernels = "torch"
-        self._segments: Callable[[Layout], Any] = lambda row: row.segments
-        self._narrows = False
+        self._backend: Backend = TorchSegments()
+        self.kernels = Kernels(TorchSegments.name)
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "RewardModel":
@@ -191,16 +188,8 @@ class RewardModel:
             NotInvariant: this machine has no way of computing a layer's product like that.
         """
         if self.architecture.packed:  # the others run alone, and alone is always the same
-            head_size = _head_size(self.base.config)
-            reason = "they need heads of even size" if head_size % 2 else missing(self.base.dtype, self.device)
-            if reason is None:
-                self._narrows = fuse(self.base)
-                self.kernels, self._segments = "assay", lambda row: segment_table(row.segments)
-            elif usable(self.base.dtype, self.device, head_size):
-                self.base.set_attn_implementation(VARLEN)
-                self.kernels, self._segments = "torch, varlen_attn", lambda row: gather(row, self.device)
-            else:
-                self.kernels = f"torch; no others: {reason}"
+            self._backend, self.kernels = choose_backend(self.base)
+            self._backend.prepare(self.base)
             make_invariant(self.base)
         for signal in self._signals.values():
             make_invariant(signal.head)
@@ -211,7 +200,7 @@ class RewardModel:
         if not self.architecture.packed:
             return torch.cat([self._pooled_alone(sequence) for sequence in sequences])
         row = pack(sequences, share_prompts=self.architecture.causal)
-        if not self._narrows:
+        if not self._backend.reads_subset:
             return pool(self.hidden(row), row.spans)
         read, spans = narrowed(row)
         return pool(self.hidden(row, read=read), spans)
@@ -226,7 +215,7 @@ class RewardModel:
         output = self.base(
             **self._inputs(row.ids.to(self.device)),
             position_ids=row.positions.to(self.device) + self._first_position,
-            segments=self._segments(row),
+            segments=self._backend.segments(row),
             masks={},
             **read,
             **self._types(row.types),
@@ -259,7 +248,3 @@ class RewardModel:
                 module.enable_adapters(bool(signal.adapters))
                 if signal.adapters and module.active_adapters != list(signal.adapters):
                     module.set_adapter(list(signal.adapters))
-
-
-def _head_size(config: Any) -> int:  # noqa: ANN401 - transformers' configurations
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -90,7 +90,7 @@ class Renderer:
         return self._rendered(encoded, encoded.ids, truncation)
 
     def render_within(self, item: Item, kept_prompt_tokens: int) -> Rendered:
-        """The ids of `item`, cut on both sides as far as needed; how training treats what is too long (seeds §4).
+        """Return the ids of `item`, cut on both sides as far as needed, as in training ([CRS] section 5.3).
 
         The prompt is cut from the front, but `kept_prompt_tokens` of it stay; a completion that has no room beside them
         is cut on the right, and then has no end of turn.

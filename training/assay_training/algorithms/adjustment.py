@@ -1,4 +1,4 @@
-"""The label of a paraphrase (the thesis' Algorithm 1, with the constants of its author's code; seeds §5)."""
+"""The label of a paraphrase ([CRS] Algorithm 1, with the constants of its author's code)."""
 
 
 def adjusted_label(label: float, similarity: float) -> float:

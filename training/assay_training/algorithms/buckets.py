@@ -1,4 +1,4 @@
-"""The thesis' buckets of labels: low, mid, high (its Tables 6 and 7)."""
+"""The thesis' buckets of labels: low, mid, high ([CRS] tables 6 and 7)."""
 
 from typing import Literal
 

@@ -7,15 +7,15 @@ processes, add up to the batch's loss.
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-EXCESS = 0.02  # weight of what a raw prediction exceeds 0..1 by (seeds §5)
+EXCESS = 0.02  # weight of what a raw prediction exceeds 0..1 by ([CRS] section 5.3)
 
 
 def bradley_terry(margins: torch.Tensor, target_margins: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of the Bradley-Terry model over weighted pairs, with target margins.
 
     `-Σ_p weights_p · log σ(margins_p - target_margins_p)`. With weights `1 / (pairs of the prompt · prompts)` and no
-    target margins it is the thesis' (2.12): all C(K, 2) pairs averaged per prompt, then over prompts; with labelled
-    ones the margin paper's (3), and with `batch_mean_margins` its (4) to (7).
+    target margins it is [CRS] equation 2.12: all C(K, 2) pairs averaged per prompt, then over prompts; with labelled
+    ones [Margin] equation 3, and with `batch_mean_margins` equations 4 to 7.
 
     Args:
         margins: fp32 `[p]`, logit of the better completion minus logit of the worse.
@@ -30,7 +30,7 @@ def bradley_terry(margins: torch.Tensor, target_margins: torch.Tensor, weights: 
 
 
 def batch_mean_margins(margins: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """The margin paper's adaptive target margins with threshold, (6) and (7).
+    """Return the adaptive target margins with threshold of [Margin] equations 6 and 7.
 
     The batch's mean margin μ for pairs below it, 0 for the others. The paper does not say whether μ is detached; it has
     to be: otherwise the gradient of (4) sums to exactly zero over the batch, so that no step raises the mean.
@@ -63,7 +63,7 @@ def squared_sums(better: torch.Tensor, worse: torch.Tensor, weights: torch.Tenso
 
 
 def soft_label_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of σ(logit) against labels in 0..1 (the thesis' `logistic`, seeds §5).
+    """Binary cross-entropy of σ(logit) against labels in 0..1 (`logistic` in [CRS] section 5.3).
 
     Args:
         logits: fp32 `[n]`.
@@ -78,13 +78,13 @@ def soft_label_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights
 
 
 def sigmoid_squared_error(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Squared error of σ(logit) (the thesis' `sig+mse`, seeds §5); shapes as in `soft_label_cross_entropy`."""
+    """Squared error of σ(logit) (`sig+mse` in [CRS] section 5.3); shapes as in `soft_label_cross_entropy`."""
     _check_shapes(logits, labels, weights)
     return (weights * (torch.sigmoid(logits) - labels).square()).sum()
 
 
 def raw_squared_error(predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Squared error of the raw output, plus 0.02 times what it exceeds 0..1 by (the thesis' `mse`, seeds §5).
+    """Squared error of the raw output, plus 0.02 times what it exceeds 0..1 by (`mse` in [CRS] section 5.3).
 
     Here the head's output is the quality itself and not a logit; shapes as in `soft_label_cross_entropy`.
     """

@@ -5,12 +5,10 @@ counts; every completion has one at least, and its tokens come first in its row.
 anything that is finite, and an output holds 0.
 
 Sources: Schulman et al. 2017 (PPO), 2016 (GAE), 2020 (http://joschu.net/blog/kl-approx.html: k1, k2, k3); Ziegler et
-al. 2019 (reward, adaptive coefficient); thesis equations 2.5.3 and 2.11.
+al. 2019 (reward, adaptive coefficient); [CRS] equations 2.5.3 and 2.11.
 """
 
 import torch
-
-GAP_FACTOR, GAP_SLACK = 10, 1e-4  # rounding grows as a policy gets surer of itself, and a floor may be 0
 
 
 def k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
@@ -37,7 +35,7 @@ def shaped_scores(
     Args:
         scores: of the service, `[B]`.
         finished: bool `[B]`, True where generation ended by itself.
-        clip: None for none; the thesis has 4.
+        clip: None for none; [CRS] has 4.
         missing_eos_penalty: subtracted, not put in the score's place, so that the score still counts.
     """
     worth = scores if clip is None else scores.clamp(-clip, clip)
@@ -138,16 +136,6 @@ def importance_weights(logprobs: torch.Tensor, engine_logprobs: torch.Tensor, ca
 def runs_away(ratio: float, limit: float) -> bool:
     """Whether an update is skipped: its mean π/π_old is above the limit, or has overflowed."""
     return not ratio <= limit
-
-
-def gap_limit(floor: float | None, max_gap: float) -> float:
-    """How far apart log-probabilities of engine and trainer may be, in nats per token.
-
-    Args:
-        floor: how far they were when the adapter was the identity, which rounding alone explains; None before that.
-        max_gap: the most that it may be at any time.
-    """
-    return max_gap if floor is None else min(GAP_FACTOR * floor + GAP_SLACK, max_gap)
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, completions: int, *, target: float, horizon: int) -> float:

@@ -48,7 +48,7 @@ def win_rate(scores: Floats, *, ddof: int = 1) -> WinRate:
 
     Args:
         scores: 0..1.
-        ddof: 1 for the sample's standard error, as in the thesis' Table 23; 0 for its equation 7.1, √(p(1−p)/n).
+        ddof: 1 for the sample's standard error, as in [CRS] table 23; 0 for its equation 7.1, √(p(1−p)/n).
     """
     value, n = float(scores.mean()), len(scores)
     se = float(scores.std(ddof=ddof)) / n**0.5 if n > ddof else None

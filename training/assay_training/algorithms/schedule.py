@@ -10,7 +10,7 @@ FINAL_SHARE = 0.1
 
 
 def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:
-    """Share of the peak learning rate at `step` of `steps`: linear warm-up, then a cosine to a tenth (seeds §12)."""
+    """Return the share of the peak learning rate: linear warm-up, then a cosine to a tenth ([Llama 2] 3.2.2)."""
     warmup = max(MIN_WARMUP_STEPS, round(steps * warmup_share))
     if step < warmup:
         return (step + 1) / warmup

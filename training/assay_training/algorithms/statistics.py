@@ -144,7 +144,7 @@ def outcomes(margins: Floats) -> Floats:
 
 
 def bucket_errors(labels: Floats, predictions: Floats) -> dict[str, tuple[int, float, float]]:
-    """Rows, MSE and MAE by the label's bucket, as in the thesis' Tables 6-7: low <= 0.4, high >= 0.9, mid between."""
+    """Rows, MSE and MAE by the label's bucket, as in [CRS] tables 6-7: low <= 0.4, high >= 0.9, mid between."""
     buckets = {
         "low": labels <= LOW,
         "mid": (labels > LOW) & (labels < HIGH),
@@ -161,7 +161,7 @@ def bucket_errors(labels: Floats, predictions: Floats) -> dict[str, tuple[int, f
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """How reward margins are distributed (the margin paper's section 4); None is what so few, or equal ones, have not.
+    """How reward margins are distributed ([Margin] section 4); None is what so few, or equal ones, have not.
 
     Attributes:
         n: pairs.

@@ -1,7 +1,7 @@
 """Rankings of many voters into one: Tideman's ranked pairs, and Borda points.
 
 A ballot gives every candidate a rank, 1 for the best; equal ranks are ties. How ties are broken decides results
-(seeds §9, trap 1), so every function takes its rule by name.
+([CRS] table 17), so every function takes its rule by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ def ranked_pairs(ballots: Sequence[Ballot], ballot_ties: BallotTies, majority_ti
 def borda(ranking: Ranking) -> dict[str, float]:
     """Points of a ranking of K: 1 for the best, (K - 1) / K for the second, 1 / K for the last; tied ones share theirs.
 
-    The thesis' 1, 0.67 and 0.33 (seeds §7).
+    The thesis' 1, 0.67 and 0.33 ([CRS] chapter 7).
     """
     count = sum(len(tied) for tied in ranking)
     points: dict[str, float] = {}

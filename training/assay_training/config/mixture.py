@@ -11,13 +11,13 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class OverSample(Frozen):
-    """`over_s`: the low labelled items are replaced by twice as many draws from them, with replacement (seeds §5)."""
+    """`over_s`: low labelled items are replaced by twice as many draws, with replacement ([CRS] section 5.3)."""
 
     step: Literal["over_sample"]
 
 
 class UnderSample(Frozen):
-    """`under_s`: of the mid labelled items, equally many from each of five equal label ranges (seeds §5).
+    """`under_s`: of the mid labelled items, equally many from each of five equal label ranges ([CRS] section 5.3).
 
     Attributes:
         rows: How many items with a label between 0.4 and 0.9 stay; a multiple of five.
@@ -28,7 +28,7 @@ class UnderSample(Frozen):
 
 
 class Augment(Frozen):
-    """`augment`: a paraphrase of each low labelled item is added, with the score of Algorithm 1 (seeds §5).
+    """`augment`: a paraphrase of each low labelled item is added, with the score of Algorithm 1 ([CRS] section 5.3).
 
     Attributes:
         file: JSON lines below `--data`, with `prompt`, `completion`, `paraphrase` and `similarity`.
@@ -39,10 +39,10 @@ class Augment(Frozen):
 
 
 class WeightLow(Frozen):
-    """`wgt_s`: low labelled items weigh rows / low rows, times a share (seeds §5).
+    """`wgt_s`: low labelled items weigh rows / low rows, times a share ([CRS] section 5.3).
 
     Attributes:
-        share: What the weight rows / low rows is multiplied by; the thesis has 0.5 and 0.75.
+        share: What the weight rows / low rows is multiplied by; [CRS] has 0.5 and 0.75.
     """
 
     step: Literal["weight_low"]
@@ -50,10 +50,10 @@ class WeightLow(Frozen):
 
 
 class WeightExtremes(Frozen):
-    """`wgt_1_4`: low and high labelled items weigh a constant (seeds §5).
+    """`wgt_1_4`: low and high labelled items weigh a constant ([CRS] section 5.3).
 
     Attributes:
-        weight: The weight of items with a label <= 0.4 or >= 0.9; the thesis has 1.4.
+        weight: The weight of items with a label <= 0.4 or >= 0.9; [CRS] has 1.4.
     """
 
     step: Literal["weight_extremes"]
@@ -74,7 +74,7 @@ class Portion(Frozen):
 
 
 class Keep(Frozen):
-    """Only the records of some sources; what is tested on stays whole (Llama-2's helpful against safe, seeds §12).
+    """Keep only the records of some sources; the test data stay whole ([Llama 2] section 3.2.2).
 
     Attributes:
         sources: The data sets or subsets that are kept.
@@ -85,7 +85,7 @@ class Keep(Frozen):
 
 
 class Sample(Frozen):
-    """A share of the groups; a smaller share is part of a larger one (accuracy against data size, Llama-2's Fig. 6).
+    """A share of the groups; a smaller share is part of a larger one (accuracy against data size, [Llama 2] figure 6).
 
     Attributes:
         share: The share of the groups that is kept.
@@ -96,7 +96,7 @@ class Sample(Frozen):
 
 
 class Proportions(Frozen):
-    """As many labelled items as have these shares of low and high labels, the rest being mid (the thesis': 0.11, 0.20).
+    """As many labelled items as have these shares of low and high labels, the rest being mid ([CRS]: 0.11, 0.20).
 
     Attributes:
         low: The share of labels <= 0.4.

@@ -51,7 +51,7 @@ class Adam(Frozen):
 
 
 class Optimiser(Adam):
-    """The same with warm-up and a cosine to a tenth of the learning rate (Llama-2 recipe, seeds §12).
+    """The same with warm-up and a cosine to a tenth of the learning rate ([Llama 2] section 3.2.2).
 
     Attributes:
         batch_prompts: The prompts in one step over all processes; of labels and dialogues, the items.

@@ -8,7 +8,7 @@ from assay_training.config.base import Frozen
 
 
 class LabelledMargin(Frozen):
-    """Target margins from the records: `scale` times a pair's gap; 0 where there is none (margin paper (3)).
+    """Target margins from the records: `scale` times a pair's gap; 0 where there is none ([Margin] equation 3).
 
     Attributes:
         kind: `labelled`.
@@ -21,7 +21,7 @@ class LabelledMargin(Frozen):
 
 
 class BatchMeanMargin(Frozen):
-    """The batch's mean margin is the target of the pairs below it (margin paper (5) to (7)).
+    """The batch's mean margin is the target of the pairs below it ([Margin] equations 5 to 7).
 
     Attributes:
         kind: `batch_mean`.
@@ -36,7 +36,7 @@ class PreferenceObjective(Frozen):
     Attributes:
         kind: `preference`.
         margin: The target margins of pairs; null sets none.
-        l2: The weight of the squared logits in the loss; the code of the thesis has 0.001.
+        l2: The weight of the squared logits in the loss; the code of [CRS] has 0.001.
         centring: The weight of the squared sum of a pair's two logits in the loss.
     """
 

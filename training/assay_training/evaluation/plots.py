@@ -16,7 +16,7 @@ LETTER, LINE = 0.09, 0.24  # inches in a legend
 
 
 def margins(rows: Rows, model: str) -> Figure:
-    """The distribution of a model's reward margins, a panel per source (the margin paper's Fig. 1)."""
+    """The distribution of a model's reward margins, a panel per source ([Margin] figure 1)."""
     sources = [str(source) for source in np.unique(rows.sources)]
     figure = Figure(figsize=(4 * len(sources), 3.2), layout="constrained")
     for axes, source in zip(figure.subplots(1, len(sources), squeeze=False)[0], sources, strict=True):

@@ -27,7 +27,7 @@ from assay_training.evaluation.rows import Rows
 
 MODEL, FROZEN, LENGTH = "model", "frozen head", "length"
 
-# Llama-2's four preference strengths (its Table 8), by quarters of the scale that a source rates on.
+# Llama-2's four preference strengths ([Llama 2] table 8), by quarters of the scale that a source rates on.
 STRENGTHS = {"negligibly better": 0.25, "slightly better": 0.5, "better": 0.75, "significantly better": 1.0}
 
 

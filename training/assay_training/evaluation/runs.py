@@ -1,4 +1,4 @@
-"""Runs beside each other: what they came to, and how they got there (the thesis' Figures 20 to 23 and 26)."""
+"""Runs beside each other: what they came to, and how they got there ([CRS] figures 20 to 23 and 26)."""
 
 import os
 from collections import Counter
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from assay_training.evaluation import plots
-from assay_training.evaluation.course import Course, Run, read_run
+from assay_training.evaluation.history import Course, Run, read_run
 from assay_training.evaluation.table import Column, Picture, Record, Table, number, text
 from assay_training.records.record import RecordError
 
@@ -28,7 +28,7 @@ MEANT = {
     "value_clip_fraction": "share of values that are clipped",
     "explained_variance": "explained variance of the values",
     "score_length_correlation": "correlation of score and length",
-    "engine_gap": "difference of engine and trainer, nats per token",
+    "logprob_mismatch": "difference of engine and trainer, nats per token",
     "importance_ess": "share of the tokens that is left by the weights that correct for that",
     "loss": "loss that is made smaller",
     "policy_loss": "loss of the policy",

@@ -2,7 +2,7 @@
 
 Rows are messages with their parent, as in the published exports (`labels` either lists of names and values, or an
 object per label); whole trees with nested `replies` are taken apart first. Only trees that were finished
-(`ready_for_export`) and messages that were not deleted count, as in the thesis author's code. The group is the tree;
+(`ready_for_export`) and messages that were not deleted count, as in the code of [CRS]. The group is the tree;
 trees that begin alike are one.
 """
 
@@ -63,7 +63,7 @@ def labelled(
         source: name of the records' source.
         rows: messages.
         languages: which to keep.
-        weights: of the labels; their magnitudes sum to 1, so that the sum stays within 1 (seeds §5).
+        weights: of the labels; their magnitudes sum to 1, so that the sum stays within 1 ([CRS] section 5.3).
     """
     for group, language, root in _trees(rows, languages):
         for node in _walk(root):

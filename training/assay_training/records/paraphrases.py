@@ -7,7 +7,7 @@ from assay_service.scoring.item import Item, Message
 from assay_training.records.plain import prompt_of
 from assay_training.records.rows import Row
 
-OTHER_LANGUAGE = 0.2  # what counts as similarity where the paraphrase came out in another language (seeds §5)
+OTHER_LANGUAGE = 0.2  # what counts as similarity where the paraphrase came out in another language ([CRS] section 5.3)
 
 
 @dataclass(frozen=True, slots=True)

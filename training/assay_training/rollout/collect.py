@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from assay_client.types import Item
 from assay_client.types import Message as WireMessage
-from assay_training.processes import accelerator, gathered, mine
-from assay_training.rollout.asked import Asked
+from assay_training.distributed.processes import accelerator, gathered, mine
 from assay_training.rollout.completion import Completion
-from assay_training.rollout.engine import Engine
+from assay_training.rollout.engines.base import Engine
+from assay_training.rollout.prompts import Asked
 from assay_training.rollout.rewards import RewardError, Rewards, Worth
 
 SHORT_S = 10  # rollouts that take less have no progress to show

@@ -8,9 +8,9 @@ Our own form is one JSON object per group of voters, and one key for all of them
     {"format": "assay-ballots-key", "prompts": [
         {"prompt": "…", "models": {"response-1": "model-x", "response-2": "model-y"}}]}
 
-The thesis' form is a list of prompts, each a list of ballots (`response-1`, … with their ranks, and `user_id`); its key
-has, by group of voters and prompt, the model behind every response, counted from 0 (seeds §7). Which file is which
-group is said by the run's number in its name (`…run-1.json`, where the key has `run_num0`), and otherwise by its place.
+[CRS]'s form is a list of prompts, each a list of ballots (`response-1`, … with their ranks, and `user_id`); its key
+has, by group of voters and prompt, the model behind every response, counted from 0, as in the data of [CRS]. The
+run's number in a file's name gives its group (`…run-1.json` is `run_num0` of the key), else the file's place does.
 """
 
 import re
@@ -46,7 +46,7 @@ def read_polls(paths: Sequence[Path], keys: Path) -> list[Poll]:
     """The polls of all files; each file is a group of voters.
 
     Args:
-        paths: of ballots; in the thesis' form in the order of the key's groups, unless all names have a run's number.
+        paths: of ballots; in [CRS]'s form in the order of the key's groups, unless all names have a run's number.
         keys: which model wrote which response.
 
     Raises:

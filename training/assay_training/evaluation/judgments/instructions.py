@@ -45,7 +45,7 @@ _SPACE = re.compile(r"\s+")
 def plain(instruction: str) -> str:
     """An instruction as its key: control tokens, role marks and system texts taken out, white space made one space.
 
-    The thesis' prompts carry ChatML, its judgments do not (seeds §9).
+    The thesis' prompts carry ChatML, its judgments do not ([CRS], the author's data).
     """
     for mark in _MARKUP:
         instruction = mark.sub(" ", instruction)

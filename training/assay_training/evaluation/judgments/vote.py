@@ -32,7 +32,7 @@ COLUMNS = (
 )
 NOTES = (
     "Points: 1 for the first of K, (K - 1)/K for the second, 1/K for the last; mean over prompts, then over groups.",
-    "std: over groups, of the population. The first rule is the thesis'; what another turns round rests on the rule.",
+    "std: over groups, of the population. The first rule is that of [CRS]; what another turns round rests on the rule.",
 )
 
 

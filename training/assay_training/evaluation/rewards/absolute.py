@@ -1,4 +1,4 @@
-"""How far an absolute model's qualities are from their labels, bucket by bucket (the thesis' Tables 6 and 7)."""
+"""How far an absolute model's qualities are from their labels, bucket by bucket ([CRS] tables 6 and 7)."""
 
 from collections.abc import Mapping
 from pathlib import Path

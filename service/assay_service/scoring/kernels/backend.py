@@ -1,0 +1,45 @@
+"""The protocol that every implementation of a base's layers and attention follows."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel
+
+from assay_service.scoring.layout import Layout
+
+
+class Backend(Protocol):
+    """Computes the layers of a base on packed rows.
+
+    Attributes:
+        name: a stable name, which is part of every fingerprint.
+        reads_subset: whether the last layer computes only the tokens that a head reads.
+    """
+
+    name: str
+    reads_subset: bool
+
+    def prepare(self, base: PreTrainedModel) -> None:
+        """Replace layers and attention of a base in place, once all adapters are on it."""
+        ...
+
+    def segments(self, row: Layout) -> Any:  # noqa: ANN401 - each attention function defines its own type
+        """Return the segments of a packed row in the form that the attention function of `prepare` reads."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """Describes what computes a base.
+
+    Attributes:
+        name: the name of the back end.
+        reason: why the CPU kernels are not used; None where they are, or where FlashAttention serves.
+    """
+
+    name: str
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        """Return the description as one phrase, for logs."""
+        return self.name if self.reason is None else f"{self.name} ({self.reason})"

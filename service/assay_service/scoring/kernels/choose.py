@@ -1,0 +1,24 @@
+"""Choose the back end that computes a base on a device."""
+
+from transformers import PreTrainedModel
+
+from assay_service.scoring.kernels import build, varlen
+from assay_service.scoring.kernels.backend import Backend, Kernels
+from assay_service.scoring.kernels.fused import Native
+from assay_service.scoring.kernels.torch_segments import TorchSegments
+
+
+def choose_backend(base: PreTrainedModel) -> tuple[Backend, Kernels]:
+    """Return the fastest back end whose rows do not depend on each other, and its description.
+
+    Args:
+        base: the base on its device and in its dtype; both decide.
+    """
+    config = base.config
+    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    reason = "they need heads of even size" if head_size % 2 else build.missing(base.dtype, base.device)
+    if reason is None:
+        return Native(), Kernels(Native.name)
+    if varlen.usable(base.dtype, base.device, head_size):
+        return varlen.Varlen(base.device), Kernels(varlen.Varlen.name)
+    return TorchSegments(), Kernels(TorchSegments.name, f"no CPU kernels: {reason}")

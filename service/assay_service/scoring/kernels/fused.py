@@ -1,0 +1,262 @@
+"""Run the layers of a base on the C++ kernels: products, gated products, norms, and attention with rotary positions.
+
+Each takes the place of one of transformers' layers of the same name and parameters, by class, in place; adapters around
+a layer stay around it. What is not known here stays transformers' own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from assay_service.scoring.layout import Layout, Segment
+
+NAME = "assay_native"
+
+# Llama rounds what was normed before the weight, Gemma multiplies with 1 + weight and rounds once.
+_RMS_NORMS: Mapping[str, bool] = {
+    **dict.fromkeys(("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "MistralRMSNorm"), True),
+    "GemmaRMSNorm": False,
+}
+_LAYERS = tuple(f"{name}DecoderLayer" for name in ("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma"))
+_GELU_OF = {"silu": False, "gelu_pytorch_tanh": True}
+
+# Rows of an MLP that are computed at once. What lies between its products is several times as wide as all else, and
+# buffers beyond 32 MiB come from the system each time, which costs more than the products gain from more rows.
+_MLP_ROWS = 2048
+
+# The kernels' vectors: a norm's width is a multiple of this.
+_LANES = 16
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer whose weight lies in panels; its bias is fp32.
+
+    Attributes:
+        panels: the weight as the kernels read it; `weight` is the same, or still the layer's own for what reads it.
+        bias32: the bias in fp32, or None.
+    """
+
+    panels: torch.Tensor
+    bias32: torch.Tensor | None
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The product, `[..., N]` from `[..., K]`."""
+        product: torch.Tensor = torch.ops.assay.linear(input, self.panels, self.bias32, self.out_features)
+        return product
+
+
+class _RMSNorm(nn.Module):
+    weight32: torch.Tensor
+    epsilon: float
+    round_first: bool
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = torch.ops.assay.rms_norm(hidden_states, self.weight32, self.epsilon, self.round_first)
+        return normed
+
+
+class _GatedMLP(nn.Module):
+    gate_proj: Any
+    up_proj: Any
+    down_proj: Any
+    gelu: bool
+
+    def add_to(self, hidden: torch.Tensor, x: torch.Tensor) -> None:
+        """Adds the output for `x` to `hidden`, in place."""
+        gate, up = _inner(self.gate_proj), _inner(self.up_proj)
+        if type(gate) is PackedLinear and type(up) is PackedLinear and gate.bias is None and up.bias is None:
+            inner = torch.ops.assay.gated(x, gate.panels, up.panels, self.gelu, gate.out_features)
+        else:
+            inner = torch.ops.assay.gate(gate(x), up(x), self.gelu)
+        _add(hidden, self.down_proj, inner)
+
+
+class _Attention(nn.Module):
+    q_proj: Any
+    k_proj: Any
+    v_proj: Any
+    q_norm: Any
+    k_norm: Any
+    head_dim: int
+    scaling: float
+    window: int
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        segments: torch.Tensor,
+    ) -> torch.Tensor:
+        """What `o_proj` is applied to."""
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key = self.q_proj(hidden_states).view(shape), self.k_proj(hidden_states).view(shape)
+        value = self.v_proj(hidden_states).view(shape)
+        if hasattr(self, "q_norm"):
+            query, key = self.q_norm(query), self.k_norm(key)
+        heads = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        attended = torch.ops.assay.attention(*heads, *position_embeddings, segments, self.scaling, self.window, True)
+        heads_side_by_side: torch.Tensor = attended.flatten(2)
+        return heads_side_by_side
+
+
+class _DecoderLayer(nn.Module):
+    input_layernorm: Any
+    self_attn: Any
+    post_attention_layernorm: Any
+    mlp: Any
+    last: bool
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        segments: torch.Tensor,
+        read: torch.Tensor,
+        **_: Any,  # noqa: ANN401 - what transformers passes to every layer
+    ) -> torch.Tensor:
+        attended = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, segments)
+        if self.last:  # nobody reads the other tokens any more
+            hidden_states, attended = hidden_states[:, read], attended[:, read]
+        _add(hidden_states, self.self_attn.o_proj, attended)
+        for part in torch.split(hidden_states, _MLP_ROWS, dim=1):
+            self.mlp.add_to(part, self.post_attention_layernorm(part))
+        return hidden_states
+
+
+def _inner(linear: Any) -> nn.Module:  # noqa: ANN401 - a layer, or PEFT's around it
+    """The layer itself where no adapter around it is active: then it computes as if there were none on this base."""
+    layer: nn.Module = linear
+    if hasattr(linear, "base_layer"):
+        idle = linear.disable_adapters or not any(name in linear.lora_A for name in linear.active_adapters)
+        layer = linear.base_layer if idle else linear
+    return layer
+
+
+def _add(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
+    """Adds the product to `hidden`, in place."""
+    layer = _inner(linear)
+    if type(layer) is PackedLinear:
+        torch.ops.assay.linear_add(hidden, x, layer.panels, layer.bias32)
+    else:
+        hidden += layer(x)
+
+
+def native_attention(  # noqa: PLR0913 - the signature is transformers'
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    segments: torch.Tensor,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,  # noqa: ANN401 - what transformers passes to every attention function
+) -> tuple[torch.Tensor, None]:
+    """As `attention.packed_attention`, by one kernel call; `segments` is `segment_table`'s."""
+    if attention_mask is not None:
+        raise ValueError("packed attention takes no mask")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    causal = getattr(module, "is_causal", True)
+    attended = torch.ops.assay.attention(query, key, value, None, None, segments, scale, sliding_window or 0, causal)
+    return attended, None
+
+
+def segment_table(segments: tuple[Segment, ...]) -> torch.Tensor:
+    """Segments as the kernel reads them: int64 `[n, 4]`, start and end, and those of the prefix or zeros."""
+    rows = [
+        (s.own.start, s.own.end, *((0, 0) if s.prefix is None else (s.prefix.start, s.prefix.end))) for s in segments
+    ]
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+class Native:
+    """Computes a base on the C++ kernels; training is not possible afterwards."""
+
+    name = "assay"
+
+    def __init__(self) -> None:
+        self.reads_subset = False
+
+    def prepare(self, base: PreTrainedModel) -> None:
+        """Replace transformers' layers by the layers of this module, in place.
+
+        Afterwards `reads_subset` says whether the last layer computes only the tokens that `read` asks for.
+        """
+        self.reads_subset = _fuse(base)
+
+    def segments(self, row: Layout) -> torch.Tensor:
+        """Return the segments as the kernel reads them, int64 `[n, 4]`."""
+        return segment_table(row.segments)
+
+
+def _fuse(base: PreTrainedModel) -> bool:
+    """Replace the layers that the kernels compute, and return whether the last one puts out only what is read."""
+    own, around = _doras(base)
+    for module in list(base.modules()):
+        name = type(module).__name__
+        if type(module) is nn.Linear and module not in own:
+            _pack(module, keep=module in around)
+        elif name in _RMS_NORMS and module.weight.numel() % _LANES == 0:
+            _fuse_norm(module, round_first=_RMS_NORMS[name])
+        elif name in _LAYERS and base.config.hidden_act in _GELU_OF:
+            _fuse_layer(module, base.config, last=module is base.layers[-1])
+    base.set_attn_implementation(NAME)
+    return any(isinstance(module, _DecoderLayer) for module in base.modules())
+
+
+def _doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
+    """What belongs to DoRA adapters, and the layers that they are around, whose weights they read.
+
+    Other adapters around the same layers, and the layers without any, are computed as on a base that has no DoRA.
+    """
+    own: set[nn.Module] = set()
+    around: set[nn.Module] = set()
+    for module in base.modules():
+        doras = {name for name, is_dora in getattr(module, "use_dora", {}).items() if is_dora}
+        for name, part in module.named_children() if doras else ():
+            if name == "base_layer":
+                around.add(part)
+            elif isinstance(part, nn.ModuleDict):  # by adapter
+                own.update(inner for key in doras & set(part) for inner in part[key].modules())
+    return own, around
+
+
+def _pack(linear: nn.Linear, *, keep: bool) -> None:
+    """Turns a linear layer into a packed one, in place; one whose width cannot be packed stays.
+
+    Args:
+        linear: the layer.
+        keep: whether its weight and bias stay as they are as well.
+    """
+    if linear.weight.element_size() == 2 and linear.in_features % 2:
+        return
+    linear.__class__ = PackedLinear
+    panels = torch.ops.assay.pack(linear.weight.detach())
+    bias = None if linear.bias is None else linear.bias.detach().float()
+    if not keep:
+        linear.weight = nn.Parameter(panels, requires_grad=False)
+        linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    linear.register_buffer("panels", panels, persistent=False)
+    linear.register_buffer("bias32", bias, persistent=False)
+
+
+def _fuse_layer(layer: Any, config: Any, *, last: bool) -> None:  # noqa: ANN401 - five classes of the same structure
+    attention, mlp = layer.self_attn, layer.mlp
+    holder = config if type(attention).__name__ == "MistralAttention" else attention  # as transformers' own
+    attention.window = getattr(holder, "sliding_window", None) or 0
+    mlp.gelu, layer.last = _GELU_OF[config.hidden_act], last
+    layer.__class__, attention.__class__, mlp.__class__ = _DecoderLayer, _Attention, _GatedMLP
+
+
+def _fuse_norm(norm: Any, *, round_first: bool) -> None:  # noqa: ANN401 - five classes with the same parameters
+    weight = norm.weight.detach().float()
+    norm.register_buffer("weight32", weight if round_first else 1 + weight, persistent=False)
+    norm.epsilon, norm.round_first = (norm.variance_epsilon if round_first else norm.eps), round_first
+    norm.__class__ = _RMSNorm
+
+
+AttentionInterface.register(NAME, native_attention)

@@ -1,0 +1,148 @@
+"""Attention within each segment of a packed row, registered with transformers' attention interface.
+
+Transformers builds no mask for an attention function whose name its mask table does not know, so neither padding masks
+nor its own detection of packed rows (by jumps in position ids) are at work. Each segment is a call of its own, whose
+shape depends on its item only: that is half of why a score does not depend on the
+batch (`row_invariant.py` is the other).
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from assay_service.scoring.layout import Layout, Segment, Span
+
+NAME = "assay_packed"
+
+_CACHE_LINE_BYTES = 64
+
+# Additive masks by (queries, keys, window): made by the first layer of a forward and used by the others.
+Masks = dict[tuple[int, int, int | None], torch.Tensor | None]
+
+
+class TorchSegments:
+    """Computes attention by one call of torch's for each segment, and products by row-invariant layers."""
+
+    name = "torch"
+    reads_subset = False
+
+    def prepare(self, base: PreTrainedModel) -> None:
+        """Make the base's attention layers call `packed_attention`."""
+        base.set_attn_implementation(NAME)
+
+    def segments(self, row: Layout) -> tuple[Segment, ...]:
+        """Return the segments of a packed row."""
+        return row.segments
+
+
+def packed_attention(  # noqa: PLR0913 - the signature is transformers'
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    segments: tuple[Segment, ...],
+    masks: Masks,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **unused: Any,  # noqa: ANN401 - what transformers passes to every attention function
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention, each segment by itself and its prefix.
+
+    Args:
+        module: the attention layer; its `is_causal` says decoder or encoder unless the argument does.
+        query: `[1, heads, T, head_dim]`.
+        key: `[1, kv_heads, T, head_dim]`.
+        value: as `key`.
+        attention_mask: must be None, segments are the mask.
+        segments: of the row; what they do not cover comes out as zeros.
+        masks: those already made in this forward; is added to.
+        scaling: factor on the dot products; None means `head_dim ** -0.5`.
+        dropout: probability, from the layer; 0 in eval mode.
+        sliding_window: a token sees so many, itself included (causal layers only); None means all.
+        is_causal: None means the module's own.
+        unused: ignored.
+
+    Returns:
+        `[1, T, heads, head_dim]`, and None for the attention weights.
+
+    Raises:
+        ValueError: a mask was passed, or the row is shorter than its segments.
+    """
+    if attention_mask is not None:
+        raise ValueError("packed attention takes no mask")
+    rows = query.shape[2]
+    if query.shape[0] != 1 or segments[-1].own.end > rows:
+        raise ValueError(f"segments up to {segments[-1].own.end} do not lie in the row {tuple(query.shape)}")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    mixed = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    tensors = (tensor.float() if mixed else tensor for tensor in (query, key, value))
+    queries, keys, values = (_pieces(tensor, segments) for tensor in tensors)
+    outputs = []
+    # Of training in mixed precision: on CPUs torch's kernel of the gradient takes 1.2 to 5 times as long in bf16.
+    with torch.autocast("cpu", enabled=False) if mixed else nullcontext():
+        for segment in segments:
+            query_piece = _aligned(queries[segment.own])
+            mask = _mask(segment, sliding_window, query_piece, masks) if causal else None
+            attended = scaled_dot_product_attention(
+                query_piece,
+                _seen(keys, segment),
+                _seen(values, segment),
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=causal and mask is None,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+            outputs.append(attended.transpose(1, 2))
+    if (rest := rows - segments[-1].own.end) > 0:
+        outputs.append(outputs[0].new_zeros(1, rest, query.shape[1], value.shape[3]))
+    return torch.cat(outputs, dim=1), None
+
+
+def _reach(segment: Segment) -> int:
+    """Tokens that the segment's last token may see."""
+    return segment.own.tokens + (0 if segment.prefix is None else segment.prefix.tokens)
+
+
+def _pieces(tensor: torch.Tensor, segments: tuple[Segment, ...]) -> dict[Span, torch.Tensor]:
+    """The tokens of every segment, by one split: slices would each cost the backward pass a tensor of the whole row."""
+    lengths = [segment.own.tokens for segment in segments]
+    parts = torch.split(tensor, [*lengths, tensor.shape[2] - sum(lengths)], dim=2)
+    return {segment.own: part for segment, part in zip(segments, parts, strict=False)}
+
+
+def _aligned(part: torch.Tensor) -> torch.Tensor:
+    """Copied where tokens would not begin on a cache line, which a kernel may depend on."""
+    return part if part.stride(2) * part.element_size() % _CACHE_LINE_BYTES == 0 else part.contiguous()
+
+
+def _seen(pieces: dict[Span, torch.Tensor], segment: Segment) -> torch.Tensor:
+    """Keys or values that the segment sees: its prefix, then its own."""
+    if segment.prefix is None:
+        return _aligned(pieces[segment.own])
+    # Tokens are the slowest dimension in memory, so that they are joined, and not transposed, by copying.
+    return torch.cat([pieces[span].transpose(1, 2) for span in (segment.prefix, segment.own)], dim=1).transpose(1, 2)
+
+
+def _mask(segment: Segment, sliding_window: int | None, like: torch.Tensor, masks: Masks) -> torch.Tensor | None:
+    """What the segment's tokens see: additive `[queries, keys]`; None where plain causality says it."""
+    queries, keys = segment.own.tokens, _reach(segment)
+    window = None if sliding_window is None or sliding_window >= keys else sliding_window
+    if queries == keys and window is None:
+        return None
+    if (queries, keys, window) not in masks:
+        ages = torch.arange(keys - queries, keys, device=like.device)[:, None] - torch.arange(keys, device=like.device)
+        hidden = ages < 0 if window is None else (ages < 0) | (ages >= window)
+        masks[queries, keys, window] = like.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
+    return masks[queries, keys, window]
+
+
+AttentionInterface.register(NAME, packed_attention)

