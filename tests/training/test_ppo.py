@@ -33,7 +33,7 @@ from assay_training.config.rollout import Reward
 from assay_training.data.sft_examples import SftExample
 from assay_training.distributed.processes import accelerator
 from assay_training.loop.step import accumulate
-from assay_training.models.actor import Actor, Look
+from assay_training.models.actor import Actor, PolicyOutputs
 from assay_training.models.batches import autocast
 from assay_training.rl.clipped import NAMES, Clipped
 from assay_training.rl.engine_check import EngineError
@@ -169,19 +169,19 @@ def test_before_the_first_update_policy_reference_and_old_policy_are_one(home: P
     """KL to the reference is 0 exactly; at equal micro-batches the ratio is 1 exactly, at others within 1e-6."""
     actor = Actor(home / "policy", LORA, CPU, 1.0)
     given = examples()
-    looks = actor.look_at_all(given, FP32)
-    for look, reference in zip(looks, actor.reference_logprobs(given, FP32), strict=True):
+    outputs = actor.old_outputs(given, FP32)
+    for look, reference in zip(outputs, actor.reference_logprobs(given, FP32), strict=True):
         assert torch.equal(look.logprobs, reference)
         assert not look.values.any()
     objective = Clipped(actor, PPO, FP32)
-    made = [experience(one, look, 1.0) for one, look in zip(given, looks, strict=True)]
+    made = [experience(one, look, 1.0) for one, look in zip(given, outputs, strict=True)]
     tokens = objective.begin(made, [], lambda values: values)
     loss = objective.loss(made, tokens)
     tally = dict(zip(NAMES, (objective.tally / tokens).tolist(), strict=True))
     assert (tally["ratio"], tally["clip_fraction"], tally["approx_kl"]) == (1, 0, 0)
     assert float(loss.detach()) == pytest.approx(-1 + 0.1 * 0.5)
     for i, one in enumerate(made):
-        alone = actor.look([given[i]], FP32)
+        alone = actor.forward([given[i]], FP32)
         assert torch.allclose(torch.exp(alone.logprobs - one.logprobs), torch.ones(1), rtol=0, atol=1e-6)
 
 
@@ -193,7 +193,7 @@ def test_logits_are_computed_in_fp32_where_the_trunk_is_in_bf16(home: Path) -> N
         hidden, targets = actor.policy.before_targets(given)
     logprobs = (hidden.float() @ actor.policy.head.get_parameter("weight").T).log_softmax(-1)
     expected = logprobs.gather(1, targets[:, None])[:, 0].detach()
-    assert torch.allclose(torch.cat([of.logprobs for of in actor.look_at_all(given, settings)]), expected, atol=1e-5)
+    assert torch.allclose(torch.cat([of.logprobs for of in actor.old_outputs(given, settings)]), expected, atol=1e-5)
 
 
 def test_a_mini_batch_in_one_forward_or_in_many_has_the_same_gradient(home: Path) -> None:
@@ -202,8 +202,10 @@ def test_a_mini_batch_in_one_forward_or_in_many_has_the_same_gradient(home: Path
     for limit in (10_000, 1):
         torch.manual_seed(0)
         actor = Actor(home / "policy", LORA, CPU, 0.7)
-        looks = actor.look_at_all(examples(), FP32)
-        made = [experience(one, look, (-1.0) ** i) for i, (one, look) in enumerate(zip(examples(), looks, strict=True))]
+        outputs = actor.old_outputs(examples(), FP32)
+        made = [
+            experience(one, look, (-1.0) ** i) for i, (one, look) in enumerate(zip(examples(), outputs, strict=True))
+        ]
         settings = FP32.model_copy(update={"micro_batch_tokens": limit})
         accumulate(Clipped(actor, PPO, settings), made, actor.parameters(), settings, accelerator())
         found.append(torch.cat([p.grad.flatten() for p in actor.parameters() if p.grad is not None]))
@@ -236,7 +238,7 @@ def test_an_engine_samples_from_the_adapter_that_was_pushed(home: Path, tmp_path
         actor = Actor(home / "policy", LORA, CPU, temperature)
         actor.policy.load_adapter(adapter)
         given = [SftExample.of(c.prompt, c.ids) for c in completions]
-        for completion, look in zip(completions, actor.look_at_all(given, FP32), strict=True):
+        for completion, look in zip(completions, actor.old_outputs(given, FP32), strict=True):
             assert look.logprobs.tolist() == pytest.approx(completion.logprobs, abs=1e-4)
         seen.append([completion.ids for completion in completions])
     assert seen[0] != seen[1]
@@ -506,18 +508,18 @@ def test_an_update_whose_ratio_overflows_is_skipped(
     home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A log-ratio of 90 is no fp32 number any more, and neither are its loss and gradients."""
-    look, looks = Actor.look, []
+    look, outputs = Actor.forward, []
 
-    def far(self: Actor, given: Sequence[SftExample], settings: Adam) -> Look:
+    def far(self: Actor, given: Sequence[SftExample], settings: Adam) -> PolicyOutputs:
         found = look(self, given, settings)
-        looks.append(found)
-        return Look(found.logprobs + 90 * (len(looks) == 2), found.values)
+        outputs.append(found)
+        return PolicyOutputs(found.logprobs + 90 * (len(outputs) == 2), found.values)
 
     monkeypatch.setattr(Actor, "look", far)
     (found,) = go(home, url, tmp_path / "run", steps=1)
-    assert (found["skipped"], len(looks)) == (1, 4)
+    assert (found["skipped"], len(outputs)) == (1, 4)
     assert found["ratio"] == pytest.approx(1, abs=0.1)  # of the other updates
-    monkeypatch.setattr(Actor, "look", lambda *of: Look((seen := look(*of)).logprobs + 90, seen.values))
+    monkeypatch.setattr(Actor, "look", lambda *of: PolicyOutputs((seen := look(*of)).logprobs + 90, seen.values))
     (found,) = go(home, url, tmp_path / "none", steps=1)
     assert (found["skipped"], "ratio" in found) == (4, False)
 
@@ -525,12 +527,12 @@ def test_an_update_whose_ratio_overflows_is_skipped(
 def test_a_gradient_that_is_no_number_changes_nothing(
     home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = Actor.look
+    look = Actor.forward
 
-    def broken(self: Actor, given: Sequence[SftExample], settings: Adam) -> Look:
+    def broken(self: Actor, given: Sequence[SftExample], settings: Adam) -> PolicyOutputs:
         found = look(self, given, settings)
         root = (found.logprobs - found.logprobs.detach()).sqrt()  # 0, and its slope infinite
-        return Look(found.logprobs + 0 * root, found.values)
+        return PolicyOutputs(found.logprobs + 0 * root, found.values)
 
     monkeypatch.setattr(Actor, "look", broken)
     config = read(config_of(home, tmp_path / "c.yaml"), PpoConfig)

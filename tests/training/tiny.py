@@ -123,7 +123,7 @@ def labelled(prompt: str, completion: str, label: float, source: str = "feedback
 
 
 def fake_ids(record: Judged, *lengths: int) -> Example:
-    """An example whose sequences have the given lengths; for what never looks at the ids."""
+    """An example whose sequences have the given lengths; for what never outputs at the ids."""
     return Example(record, tuple(Sequence((1,) * length, 0, Span(0, 1)) for length in lengths))
 
 

@@ -18,7 +18,7 @@ from assay_training.models.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PolicyOutputs:
     """What policy and value head say of the tokens of some completions, end to end; fp32 `[t]`.
 
     Attributes:
@@ -31,7 +31,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class FirstLook(Look):
+class OldPolicyOutputs(PolicyOutputs):
     """The same of one completion before anything is learned from it, without gradient.
 
     Attributes:
@@ -40,9 +40,9 @@ class FirstLook(Look):
 
     entropies: torch.Tensor
 
-    def to(self, device: torch.device | str) -> "FirstLook":
+    def to(self, device: torch.device | str) -> "OldPolicyOutputs":
         """The same, there."""
-        return FirstLook(self.logprobs.to(device), self.values.to(device), self.entropies.to(device))
+        return OldPolicyOutputs(self.logprobs.to(device), self.values.to(device), self.entropies.to(device))
 
 
 class Actor:
@@ -70,21 +70,21 @@ class Actor:
         """What is trained."""
         return [*self.policy.parameters(), *self.value_head.parameters()]
 
-    def look(self, examples: Sequence[SftExample], settings: Adam) -> Look:
+    def forward(self, examples: Sequence[SftExample], settings: Adam) -> PolicyOutputs:
         """With gradients, of the target tokens of all examples."""
         logits, targets, hidden = self._logits(examples, settings)
-        return Look(-cross_entropy(logits, targets, reduction="none"), self._values(hidden))
+        return PolicyOutputs(-cross_entropy(logits, targets, reduction="none"), self._values(hidden))
 
-    def look_at_all(self, examples: Sequence[SftExample], settings: Adam) -> list[FirstLook]:
+    def old_outputs(self, examples: Sequence[SftExample], settings: Adam) -> list[OldPolicyOutputs]:
         """Of each example, in the micro-batches in which they are trained."""
-        found: list[FirstLook] = []
+        found: list[OldPolicyOutputs] = []
         for part, counts in _parts(examples, settings):
             with torch.no_grad():
                 logits, targets, hidden = self._logits(part, settings)
                 logprobs = -cross_entropy(logits, targets, reduction="none")
                 entropies = torch.logsumexp(logits, -1) - (logits.softmax(-1) * logits).sum(-1)
                 columns = [torch.split(of, counts) for of in (logprobs, self._values(hidden), entropies)]
-            found += [FirstLook(*of) for of in zip(*columns, strict=True)]
+            found += [OldPolicyOutputs(*of) for of in zip(*columns, strict=True)]
         return found
 
     def reference_logprobs(self, examples: Sequence[SftExample], settings: Adam) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ def lora_config(lora: Lora, model: Any, task_type: str | None = None) -> LoraCon
     """Return PEFT's configuration, without dropout: a row is the same function in training and in serving.
 
     With `lora.layers` the adapted modules are listed one by one under their whole names. PEFT's own
-    `layers_to_transform` looks for the index behind a prefix, which the names of a bare decoder do not have.
+    `layers_to_transform` outputs for the index behind a prefix, which the names of a bare decoder do not have.
 
     Args:
         lora: the run's.

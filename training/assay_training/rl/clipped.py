@@ -37,7 +37,7 @@ class Clipped:
 
     def loss(self, part: Sequence[Experience], shared: int) -> torch.Tensor:
         """The micro-batch's share of the mini-batch's loss."""
-        look = self._actor.look([experience.example for experience in part], self._optimiser)
+        look = self._actor.forward([experience.example for experience in part], self._optimiser)
         logprobs, values, advantages, returns, weights = (
             torch.cat([getattr(experience, name) for experience in part])
             for name in ("logprobs", "values", "advantages", "returns", "weights")

@@ -10,7 +10,7 @@ from assay_training.algorithms import ppo
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rollout import Reward
 from assay_training.data.sft_examples import SftExample
-from assay_training.models.actor import FirstLook
+from assay_training.models.actor import OldPolicyOutputs
 from assay_training.rollout.collect import Sample
 
 Numbers = dict[str, float]
@@ -57,7 +57,7 @@ def scores_of(samples: Sequence[Sample], reward: Reward) -> tuple[torch.Tensor, 
 
 def experiences(
     samples: Sequence[Sample],
-    looks: Sequence[FirstLook],
+    outputs: Sequence[OldPolicyOutputs],
     references: Sequence[torch.Tensor],
     kl_coef: float,
     config: PpoConfig,
@@ -66,7 +66,7 @@ def experiences(
 
     Args:
         samples: completions with scores.
-        looks: of the policy that sampled them, one each.
+        outputs: of the policy that sampled them, one each.
         references: log-probabilities of the reference, one each.
         kl_coef: of this step.
         config: the run's.
@@ -75,9 +75,9 @@ def experiences(
         One each; and the numbers of the rollout, without those that it has none of.
     """
     logprobs, values, reference = (
-        _padded(of) for of in ([o.logprobs for o in looks], [o.values for o in looks], references)
+        _padded(of) for of in ([o.logprobs for o in outputs], [o.values for o in outputs], references)
     )
-    mask = _padded([torch.ones_like(look.logprobs, dtype=torch.bool) for look in looks])
+    mask = _padded([torch.ones_like(look.logprobs, dtype=torch.bool) for look in outputs])
     device = logprobs.device
     scores, finished, shaped = (of.to(device) for of in scores_of(samples, config.reward))
     rewards = ppo.token_rewards(shaped, logprobs, reference, mask, kl_coef)
@@ -94,7 +94,7 @@ def experiences(
         Experience(example_of(sample), *(of[i, : len(sample.completion.ids)] for of in columns))
         for i, sample in enumerate(samples)
     ]
-    entropies = torch.cat([look.entropies for look in looks])
+    entropies = torch.cat([look.entropies for look in outputs])
     kl = _per_completion(ppo.k1(logprobs, reference), mask)
     lengths = mask.sum(dim=1).float()
     found = {

@@ -1,6 +1,6 @@
 """PPO, top to bottom: sample, score, look, learn; each step from a rollout of its own.
 
-Every process has the whole rollout: it samples and looks at its share, and all of them learn from all of it.
+Every process has the whole rollout: it samples and outputs at its share, and all of them learn from all of it.
 """
 
 import shutil
@@ -113,11 +113,13 @@ class PpoRun:
     def experiences(self, samples: Sequence[Sample], kl_coef: float) -> tuple[list[Experience], Numbers]:
         """What the policy, its values and its reference say of the samples, and what is to be learned from that."""
         share, settings = [example_of(sample) for sample in mine(samples)], self.config.optimiser
-        looked = [look.to("cpu") for look in self.actor.look_at_all(share, settings)]
+        looked = [look.to("cpu") for look in self.actor.old_outputs(share, settings)]
         references = [of.cpu() for of in self.actor.reference_logprobs(share, settings)]
         count, device = len(samples), self._together.device
-        looks = [look.to(device) for look in gathered(looked, count)]
-        return experiences(samples, looks, [of.to(device) for of in gathered(references, count)], kl_coef, self.config)
+        outputs = [look.to(device) for look in gathered(looked, count)]
+        return experiences(
+            samples, outputs, [of.to(device) for of in gathered(references, count)], kl_coef, self.config
+        )
 
     def learn(self, step: int, made: Sequence[Experience]) -> Numbers:
         """The updates of a step, and the means of the numbers of those that were not skipped.

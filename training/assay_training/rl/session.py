@@ -87,7 +87,7 @@ class Sampler:
             "data_sha256": data_hashes(data, config.sources, []),
         }
         self.run = RunDirectory(out, identity, writes=accelerator().is_main_process)
-        accelerator().wait_for_everyone()  # the first looks for files that are no run's; now the others may write
+        accelerator().wait_for_everyone()  # the first outputs for files that are no run's; now the others may write
         counts = {"prompts": len(self.asked), "understood": found.understood, "left_out": found.left_out + left_out}
         self.run.write_json("render.json", counts)
         eos, device = self._tokenizer.eos_token_id, accelerator().device
