@@ -14,7 +14,7 @@ from assay_training.evaluation import plots
 from assay_training.evaluation.runs import names_of
 from assay_training.records.record import RecordError
 from assay_training.records.rows import rows_of_file
-from assay_training.runs.metrics import Metrics
+from assay_training.runs.metrics import MetricsWriter
 from tests.training.test_ppo import go, home, url
 
 __all__ = ["home", "url"]  # fixtures
@@ -105,7 +105,7 @@ def test_a_whole_line_without_its_newline_is_a_step(tmp_path: Path) -> None:
 def test_a_row_after_a_line_without_its_newline_is_a_row_of_its_own(tmp_path: Path) -> None:
     run = written(tmp_path / "run", [1.0, 2.0], {"reward": CRS}, finished=False)
     (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().rstrip("\n"))
-    metrics = Metrics(run, "ppo")
+    metrics = MetricsWriter(run, "ppo")
     metrics.begin(2)
     metrics.log({"step": 2, "score": 3.0})
     metrics.end()

@@ -253,16 +253,16 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     whole = run(*prepare(tmp_path / "whole"))
     inputs = prepare(tmp_path / "killed")
     with monkeypatch.context() as patch:
-        from assay_training.runs.metrics import Metrics  # noqa: PLC0415
+        from assay_training.runs.metrics import MetricsWriter  # noqa: PLC0415
 
-        log = Metrics.log
+        log = MetricsWriter.log
 
-        def kill(self: Metrics, row: dict[str, Any]) -> None:
+        def kill(self: MetricsWriter, row: dict[str, Any]) -> None:
             log(self, row)
             if (self._part, row["step"]) == (stage, step):
                 raise Killed
 
-        patch.setattr(Metrics, "log", kill)
+        patch.setattr(MetricsWriter, "log", kill)
         with pytest.raises(Killed):
             run(*inputs)
     again = run(*inputs)

@@ -19,7 +19,7 @@ from assay_training.records.record import Judged, Labelled, Ranking
 from assay_training.reward_model.objectives import Pairwise, Pointwise
 from assay_training.reward_model.run import predict
 from assay_training.runs.directory import RunDirectory
-from assay_training.runs.metrics import Metrics
+from assay_training.runs.metrics import MetricsWriter
 from assay_training.runs.resume import ResumePoint
 from tests.training import tiny
 from tests.training.tiny import labelled, ranking
@@ -46,7 +46,7 @@ def rendered(records: Sequence[Judged]) -> list[Example]:
     return render_records(records, tiny.renderer())[0]
 
 
-class Log(Metrics):
+class Log(MetricsWriter):
     """Keeps the rows of a training in memory, and does what a test wants to do at each step, before its update."""
 
     def __init__(self, also: Callable[[Mapping[str, Any]], None] = lambda _: None) -> None:
@@ -316,7 +316,7 @@ def test_a_gradient_whose_norm_is_infinite_stops_the_run_before_it_is_applied(tm
 
 
 def test_a_metric_that_is_not_finite_is_told_by_step_and_name(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path, "ppo")
+    metrics = MetricsWriter(tmp_path, "ppo")
     metrics.begin(0)
     with pytest.raises(FloatingPointError, match=r"^ppo: step 3: kl_k3 is inf$"):
         metrics.log({"step": 3, "kl": 1.0, "kl_k3": math.inf, "fingerprint": "a"})

@@ -21,7 +21,7 @@ from assay_training.reward_model import command
 from assay_training.rl import ppo
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engines.transformers import TransformersEngine
-from assay_training.runs.metrics import Metrics
+from assay_training.runs.metrics import MetricsWriter
 
 
 class Watched(torch.optim.AdamW):
@@ -39,7 +39,7 @@ class Watched(torch.optim.AdamW):
         Watched.held = sum(p.to_local().numel() for p in spread), sum(p.numel() for p in spread)
 
 
-def killed(self: Metrics, row: Any) -> None:
+def killed(self: MetricsWriter, row: Any) -> None:
     if row["step"] == 4:
         sys.exit("killed at step 4")
 
@@ -59,7 +59,7 @@ if __name__ == "__main__":
     if sharded:
         Accelerator.distributed_type = property(lambda _: DistributedType.FSDP)
     if "killed" in sys.argv[5:]:
-        Metrics.log = killed  # type: ignore[method-assign]
+        MetricsWriter.log = killed  # type: ignore[method-assign]
     if kind == "ppo":
         TransformersEngine.generate = alone  # type: ignore[method-assign]
         ppo.run(config, data, out, sys.argv[-1])

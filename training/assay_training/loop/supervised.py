@@ -12,7 +12,7 @@ from assay_training.algorithms.schedule import learning_rate_share, random_batch
 from assay_training.config.model import Optimiser
 from assay_training.distributed.processes import accelerator
 from assay_training.loop.step import Objective, accumulate, check_finite, check_numbers, optimiser_of, update
-from assay_training.runs.metrics import Metrics
+from assay_training.runs.metrics import MetricsWriter
 from assay_training.runs.resume import ResumePoint
 
 
@@ -51,7 +51,7 @@ def train(
     schedule: Schedule,
     *,
     name: str,
-    metrics: Metrics,
+    metrics: MetricsWriter,
     resume: ResumePoint,
 ) -> None:
     """Trains `parameters` in place, from where an interrupted run left off.

@@ -16,7 +16,7 @@ from textwrap import shorten
 from typing import Any
 
 from assay_service.scoring.files import sha256_of, weight_files
-from assay_training.runs.metrics import Metrics, not_finite
+from assay_training.runs.metrics import MetricsWriter, not_finite
 from assay_training.runs.resume import ResumePoint
 
 LOCK = "run.lock"
@@ -93,9 +93,9 @@ class RunDirectory:
         if self.writes:
             shutil.rmtree(self.path / "state", ignore_errors=True)
 
-    def metrics(self, part: str) -> Metrics:
+    def metrics(self, part: str) -> MetricsWriter:
         """Where the training of a part writes its steps."""
-        return Metrics(self.path, part)
+        return MetricsWriter(self.path, part)
 
 
 def _differences(recorded: Any, now: Any, name: str = "") -> Iterator[str]:  # noqa: ANN401 - JSON

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 
-class Metrics:
+class MetricsWriter:
     """The rows of one part of a run, a row per step.
 
     Args:
