@@ -13,7 +13,7 @@ from assay_training.data.sft_examples import SftExample
 from assay_training.models.actor import OldPolicyOutputs
 from assay_training.rollout.collect import Sample
 
-Numbers = dict[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def experiences(
     references: Sequence[torch.Tensor],
     kl_coef: float,
     config: PpoConfig,
-) -> tuple[list[Experience], Numbers]:
+) -> tuple[list[Experience], Metrics]:
     """Of a whole rollout.
 
     Args:

@@ -22,7 +22,7 @@ from assay_training.models.actor import Actor
 from assay_training.records.rows import rows_of_file
 from assay_training.rl import summary
 from assay_training.rl.clipped import NAMES, Clipped
-from assay_training.rl.experience import Experience, Numbers, example_of, experiences
+from assay_training.rl.experience import Experience, Metrics, example_of, experiences
 from assay_training.rl.session import Sampler, sampled_base
 from assay_training.rollout.collect import Sample
 from assay_training.rollout.rewards import Rewards, patient_client, served_by
@@ -93,7 +93,7 @@ class PpoRun:
             self.actor.policy.save_adapter(self.run.path / "adapter")
         return self.sampler.finish({"steps": steps, "fingerprint": rewards.fingerprint})
 
-    def step(self, step: int, kl_coef: float, rewards: Rewards) -> tuple[Numbers, int]:
+    def step(self, step: int, kl_coef: float, rewards: Rewards) -> tuple[Metrics, int]:
         """Sample, score, look, learn; returns the numbers of it and how many completions it learned from.
 
         Raises:
@@ -110,7 +110,7 @@ class PpoRun:
         numbers |= self.learn(step, made)
         return numbers | rollout.numbers | {"update_s": time.monotonic() - began_s}, len(made)
 
-    def experiences(self, samples: Sequence[Sample], kl_coef: float) -> tuple[list[Experience], Numbers]:
+    def experiences(self, samples: Sequence[Sample], kl_coef: float) -> tuple[list[Experience], Metrics]:
         """What the policy, its values and its reference say of the samples, and what is to be learned from that."""
         share, settings = [example_of(sample) for sample in mine(samples)], self.config.optimiser
         looked = [look.to("cpu") for look in self.actor.old_outputs(share, settings)]
@@ -121,7 +121,7 @@ class PpoRun:
             samples, outputs, [of.to(device) for of in gathered(references, count)], kl_coef, self.config
         )
 
-    def learn(self, step: int, made: Sequence[Experience]) -> Numbers:
+    def learn(self, step: int, made: Sequence[Experience]) -> Metrics:
         """The updates of a step, and the means of the numbers of those that were not skipped.
 
         Raises:
@@ -153,7 +153,7 @@ class PpoRun:
         return adapted_kl_coef(kl_coef, kl, completions, target=kl_settings.target, horizon=kl_settings.horizon)
 
 
-def _means(told: Sequence[Numbers]) -> Numbers:
+def _means(told: Sequence[Metrics]) -> Metrics:
     return {name: sum(of[name] for of in told) / len(told) for name in told[0]} if told else {}
 
 
