@@ -18,7 +18,7 @@ from assay_training.rollout import collect
 from assay_training.rollout.collect import Collector
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.prompts import Asked
-from assay_training.rollout.rewards import RewardError, Rewards, Worth
+from assay_training.rollout.rewards import CompletionScore, RewardError, Rewards
 from tests.client.conftest import Wire
 
 LONG_S = 2  # nothing here takes so long, unless something waits for what never comes
@@ -106,7 +106,7 @@ def test_a_chunk_is_scored_while_the_next_is_generated() -> None:
     rollout = roll_out(Told(before), Service(errors).rewards(), chunks=2)
     assert set(seen) == {True}
     assert [sample.asked.ids for sample in rollout.samples] == [(1,), (2,), (3,), (4,)]
-    assert [sample.worth for sample in rollout.samples] == [Worth(2.0, {"s": 2.0})] * 4
+    assert [sample.score for sample in rollout.samples] == [CompletionScore(2.0, {"s": 2.0})] * 4
 
 
 def test_a_failure_is_noticed_before_another_chunk_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,9 @@ def test_processes_with_scores_of_different_models_stop(there: str, monkeypatch:
 
 def test_a_process_without_prompts_knows_what_scored_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """It compares with it in the next step."""
-    sample = collect.Sample(asked(1)[0], Completion((1,), (7,), (-0.5,), "stop"), "text", Worth(2.0, {}))
+    sample = collect.ScoredCompletion(
+        asked(1)[0], Completion((1,), (7,), (-0.5,), "stop"), "text", CompletionScore(2.0, {})
+    )
     monkeypatch.setattr(collect, "mine", lambda _: [])
     monkeypatch.setattr(collect, "gathered", lambda *_: [(sample, "f")])
     rewards = Service().rewards()

@@ -42,7 +42,7 @@ from assay_training.rl.ppo import PpoRun
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engines.base import Sampling
 from assay_training.rollout.engines.transformers import TransformersEngine
-from assay_training.rollout.rewards import RewardError, Rewards, Worth, patient_client, served_by
+from assay_training.rollout.rewards import CompletionScore, RewardError, Rewards, patient_client, served_by
 from assay_training.runs.directory import RunDirectory
 from tests import checkpoints
 from tests.client.conftest import Wire
@@ -605,7 +605,7 @@ ITEM = [Item(prompt="q", completion="a")]
 
 def test_a_service_that_has_changed_stops_the_run() -> None:
     subject = rewards([answer("f"), answer("f"), answer("g")])
-    assert [subject.score(ITEM) for _ in range(2)] == [[Worth(2.0, {"s": 2.0})]] * 2
+    assert [subject.score(ITEM) for _ in range(2)] == [[CompletionScore(2.0, {"s": 2.0})]] * 2
     with pytest.raises(RewardError, match="scores by g now, and did by f"):
         subject.score(ITEM)
 
@@ -617,7 +617,7 @@ def test_what_cannot_be_scored_stops_the_run_or_is_left_out() -> None:
 
 
 def test_a_bounded_reward_is_a_probability() -> None:
-    assert rewards([answer(prob=0.75)], value="probability").score(ITEM) == [Worth(0.75, {"s": 2.0})]
+    assert rewards([answer(prob=0.75)], value="probability").score(ITEM) == [CompletionScore(0.75, {"s": 2.0})]
     with pytest.raises(RewardError, match="has no probability"):
         rewards([answer()], value="probability").score(ITEM)
 

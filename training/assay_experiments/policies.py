@@ -34,7 +34,7 @@ from assay_training.models.checkpoint import policy_renderer
 from assay_training.models.policy import Policy
 from assay_training.records.record import Prompt, group_of
 from assay_training.rl.experience import example_of
-from assay_training.rollout.collect import Collector, Sample
+from assay_training.rollout.collect import Collector, ScoredCompletion
 from assay_training.rollout.completion import Ids
 from assay_training.rollout.engines.base import Sampling
 from assay_training.rollout.engines.transformers import TransformersEngine
@@ -84,14 +84,14 @@ class Bench:
         sampling = Sampling(rollout["max_new_tokens"], 1.0, tokenizer.eos_token_id)
         return cls(first, asked, tokenizer, sampling, rewards)
 
-    def answers(self, policy: Path, count: int) -> list[Sample]:
+    def answers(self, policy: Path, count: int) -> list[ScoredCompletion]:
         """Those that have scores, of `count` to each prompt."""
         engine = TransformersEngine(policy, self.sampling, CPU)
         collector = Collector(engine, lambda completion: completion.text(self.tokenizer), TOGETHER)
         asked = [one for one in self.asked for _ in range(count)]
         return collector.collect(asked, self.rewards, "policies").samples
 
-    def kl(self, policy: Path, samples: Sequence[Sample]) -> float:
+    def kl(self, policy: Path, samples: Sequence[ScoredCompletion]) -> float:
         """Log π - log π_first of what the policy said, nats per answer."""
         examples, total = [example_of(sample) for sample in samples], 0.0
         models = (Policy(policy, None, CPU), Policy(self.first, None, CPU))
@@ -102,13 +102,13 @@ class Bench:
         return total / len(samples)
 
 
-def numbers_of(sample: Sample) -> dict[str, float]:
+def numbers_of(sample: ScoredCompletion) -> dict[str, float]:
     """The logit of each signal, the length in tokens, and 1 where it ends by itself."""
     ends, length = sample.completion.finish_reason == "stop", len(sample.completion.ids)
-    return {**sample.worth.signals, "length": float(length), "ends": float(ends)}
+    return {**sample.score.signals, "length": float(length), "ends": float(ends)}
 
 
-def by_prompt(samples: Sequence[Sample]) -> dict[Ids, dict[str, Floats]]:
+def by_prompt(samples: Sequence[ScoredCompletion]) -> dict[Ids, dict[str, Floats]]:
     """The numbers of each prompt's answers; `[answers]`."""
     found: dict[Ids, list[dict[str, float]]] = defaultdict(list)
     for sample in samples:
@@ -121,7 +121,7 @@ def share(rates: Mapping[Ids, float]) -> dict[str, Any]:
     return asdict(clustered_share(np.array(list(rates.values())), [str(prompt) for prompt in rates]))
 
 
-def wins(samples: Sequence[Sample], first: Sequence[Sample]) -> dict[str, dict[str, Any]]:
+def wins(samples: Sequence[ScoredCompletion], first: Sequence[ScoredCompletion]) -> dict[str, dict[str, Any]]:
     """How often each number of an answer is above that of one of the first policy's to its prompt; ties are half."""
     own, other = by_prompt(samples), by_prompt(first)
     both = [prompt for prompt in own if prompt in other]
@@ -131,7 +131,7 @@ def wins(samples: Sequence[Sample], first: Sequence[Sample]) -> dict[str, dict[s
     }
 
 
-def told(kl: float, samples: Sequence[Sample], first: Sequence[Sample]) -> dict[str, Any]:
+def told(kl: float, samples: Sequence[ScoredCompletion], first: Sequence[ScoredCompletion]) -> dict[str, Any]:
     """The numbers of a policy: means, and wins against the first one."""
     rows = [numbers_of(sample) for sample in samples]
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -143,7 +143,7 @@ def told(kl: float, samples: Sequence[Sample], first: Sequence[Sample]) -> dict[
     }
 
 
-def best_of(n: int, by: Mapping[str, float], first: Sequence[Sample]) -> dict[str, Any]:
+def best_of(n: int, by: Mapping[str, float], first: Sequence[ScoredCompletion]) -> dict[str, Any]:
     """The numbers of picking the best of n answers of the first policy by weighted logits, against one more."""
     found = {prompt: numbers for prompt, numbers in by_prompt(first).items() if len(numbers["length"]) > n}
     scores = {of: np.sum([weight * found[of][name] for name, weight in by.items()], axis=0) for of in found}

@@ -11,7 +11,7 @@ from assay_training.config.ppo import PpoConfig
 from assay_training.config.rollout import Reward
 from assay_training.data.sft_examples import SftExample
 from assay_training.models.actor import OldPolicyOutputs
-from assay_training.rollout.collect import Sample
+from assay_training.rollout.collect import ScoredCompletion
 
 Metrics = dict[str, float]
 
@@ -42,21 +42,21 @@ class Experience:
         return self.example.tokens
 
 
-def example_of(sample: Sample) -> SftExample:
+def example_of(sample: ScoredCompletion) -> SftExample:
     """A sample as it is looked at and learned from."""
     return SftExample.of(sample.completion.prompt, sample.completion.ids)
 
 
-def scores_of(samples: Sequence[Sample], reward: Reward) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def scores_of(samples: Sequence[ScoredCompletion], reward: Reward) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The samples' scores, whether they ended by themselves, and what they are worth then; each `[B]`."""
-    scores = torch.tensor([sample.worth.score for sample in samples], dtype=torch.float32)
+    scores = torch.tensor([sample.score.value for sample in samples], dtype=torch.float32)
     finished = torch.tensor([sample.completion.finish_reason == "stop" for sample in samples])
     shaped = ppo.shaped_scores(scores, finished, clip=reward.clip, missing_eos_penalty=reward.missing_eos_penalty)
     return scores, finished, shaped
 
 
 def experiences(
-    samples: Sequence[Sample],
+    samples: Sequence[ScoredCompletion],
     outputs: Sequence[OldPolicyOutputs],
     references: Sequence[torch.Tensor],
     kl_coef: float,

@@ -24,7 +24,7 @@ from assay_training.rl import summary
 from assay_training.rl.clipped import NAMES, Clipped
 from assay_training.rl.experience import Experience, Metrics, example_of, experiences
 from assay_training.rl.session import Sampler, sampled_base
-from assay_training.rollout.collect import Sample
+from assay_training.rollout.collect import ScoredCompletion
 from assay_training.rollout.rewards import Rewards, patient_client, served_by
 
 
@@ -94,7 +94,7 @@ class PpoRun:
         return self.sampler.finish({"steps": steps, "fingerprint": rewards.fingerprint})
 
     def step(self, step: int, kl_coef: float, rewards: Rewards) -> tuple[Metrics, int]:
-        """Sample, score, look, learn; returns the numbers of it and how many completions it learned from.
+        """ScoredCompletion, score, look, learn; returns the numbers of it and how many completions it learned from.
 
         Raises:
             RewardError: see `Rewards.score`.
@@ -110,7 +110,7 @@ class PpoRun:
         numbers |= self.learn(step, made)
         return numbers | rollout.numbers | {"update_s": time.monotonic() - began_s}, len(made)
 
-    def experiences(self, samples: Sequence[Sample], kl_coef: float) -> tuple[list[Experience], Metrics]:
+    def experiences(self, samples: Sequence[ScoredCompletion], kl_coef: float) -> tuple[list[Experience], Metrics]:
         """What the policy, its values and its reference say of the samples, and what is to be learned from that."""
         share, settings = [example_of(sample) for sample in mine(samples)], self.config.optimiser
         looked = [look.to("cpu") for look in self.actor.old_outputs(share, settings)]

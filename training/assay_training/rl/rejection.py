@@ -24,7 +24,7 @@ from assay_training.models.policy import Policy
 from assay_training.rl import summary
 from assay_training.rl.experience import correlation, example_of, scores_of
 from assay_training.rl.session import Sampler, sampled_base
-from assay_training.rollout.collect import Rollout, Sample
+from assay_training.rollout.collect import Rollout, ScoredCompletion
 from assay_training.rollout.completion import Ids
 from assay_training.rollout.rewards import Rewards, patient_client, served_by
 
@@ -89,7 +89,7 @@ class RejectionRun:
             "best_score": _mean(best),
             "dropped": rollout.dropped,
             "best": [_told(sample) for sample in best],
-            "scores": [[sample.worth.score for sample in of] for of in answers],
+            "scores": [[sample.score.value for sample in of] for of in answers],
         }
         if self.run.writes:
             self._log(number, {**numbers_of(rollout, best), **probed, "fingerprint": rewards.fingerprint})
@@ -97,7 +97,7 @@ class RejectionRun:
         again: dict[str, Any] = json.loads(json.dumps(done))  # as a resumed run reads it
         return again
 
-    def _gap(self, samples: Sequence[Sample]) -> float:
+    def _gap(self, samples: Sequence[ScoredCompletion]) -> float:
         """How far the engine's log-probabilities are from the policy's; in fp32, where rounding hides least."""
         settings, examples, found = self.config, [example_of(sample) for sample in samples], []
         for part in token_batches(range(len(examples)), examples, settings.optimiser.micro_batch_tokens):
@@ -135,24 +135,24 @@ class RejectionRun:
         accelerator().wait_for_everyone()
 
 
-def by_prompt(samples: Sequence[Sample]) -> list[list[Sample]]:
+def by_prompt(samples: Sequence[ScoredCompletion]) -> list[list[ScoredCompletion]]:
     """The completions of each prompt."""
-    found: dict[Ids, list[Sample]] = {}
+    found: dict[Ids, list[ScoredCompletion]] = {}
     for sample in samples:
         found.setdefault(sample.asked.ids, []).append(sample)
     return list(found.values())
 
 
-def best_of(samples: Sequence[Sample], reward: Reward) -> Sample:
+def best_of(samples: Sequence[ScoredCompletion], reward: Reward) -> ScoredCompletion:
     """Of one prompt's completions that with the best score, as PPO would shape it; the first of equal ones."""
     worth = scores_of(samples, reward)[-1].tolist()
     return samples[max(range(len(samples)), key=worth.__getitem__)]
 
 
-def numbers_of(rollout: Rollout, best: Sequence[Sample]) -> dict[str, float]:
+def numbers_of(rollout: Rollout, best: Sequence[ScoredCompletion]) -> dict[str, float]:
     """What metrics tell of a round; without the correlation of score and length where there is none."""
     count = len(rollout.samples)
-    scores = torch.tensor([sample.worth.score for sample in rollout.samples])
+    scores = torch.tensor([sample.score.value for sample in rollout.samples])
     lengths = torch.tensor([float(len(sample.completion.ids)) for sample in rollout.samples])
     related = correlation(scores, lengths)
     return {
@@ -165,18 +165,18 @@ def numbers_of(rollout: Rollout, best: Sequence[Sample]) -> dict[str, float]:
     }
 
 
-def _mean(samples: Sequence[Sample]) -> float:
-    return sum(sample.worth.score for sample in samples) / len(samples)
+def _mean(samples: Sequence[ScoredCompletion]) -> float:
+    return sum(sample.score.value for sample in samples) / len(samples)
 
 
-def _told(sample: Sample) -> dict[str, Any]:
+def _told(sample: ScoredCompletion) -> dict[str, Any]:
     messages = [message.as_dict() for message in sample.asked.prompt.messages]
     return {
         "prompt": messages,
         "completion": sample.text,
         "finish_reason": sample.completion.finish_reason,
-        "score": sample.worth.score,
-        "signals": sample.worth.signals,
+        "score": sample.score.value,
+        "signals": sample.score.signals,
         "prompt_ids": sample.completion.prompt,
         "ids": sample.completion.ids,
     }

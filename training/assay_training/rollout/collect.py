@@ -19,26 +19,26 @@ from assay_training.distributed.processes import accelerator, gathered, mine
 from assay_training.rollout.completion import Completion
 from assay_training.rollout.engines.base import Engine
 from assay_training.rollout.prompts import Asked
-from assay_training.rollout.rewards import RewardError, Rewards, Worth
+from assay_training.rollout.rewards import CompletionScore, RewardError, Rewards
 
 SHORT_S = 10  # rollouts that take less have no progress to show
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ScoredCompletion:
     """A completion that has a score.
 
     Attributes:
         asked: its prompt.
         completion: as it was sampled.
         text: as it was scored: without its EOS.
-        worth: its score.
+        score: its score.
     """
 
     asked: Asked
     completion: Completion
     text: str
-    worth: Worth
+    score: CompletionScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Rollout:
         took: this process' time.
     """
 
-    samples: list[Sample]
+    samples: list[ScoredCompletion]
     dropped: Counter[str]
     took: Took
 
@@ -116,14 +116,14 @@ class Collector:
             raise RewardError(
                 f"processes had their scores from different models ({shown}): give all of them one service"
             )
-        samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
+        samples = [outcome for outcome in outcomes if isinstance(outcome, ScoredCompletion)]
         dropped = Counter(outcome for outcome in outcomes if isinstance(outcome, str))
         if not samples:
             raise RewardError(f"the service could score none of the completions: {dict(dropped)}")
         (rewards.fingerprint,) = fingerprints  # a process that had no prompts has none of its own
         return Rollout(samples, dropped, took)
 
-    def _here(self, asked: Sequence[Asked], rewards: Rewards, seed: str) -> tuple[list[Sample | str], Took]:
+    def _here(self, asked: Sequence[Asked], rewards: Rewards, seed: str) -> tuple[list[ScoredCompletion | str], Took]:
         """What this process gets: a sample, or an error's code, for each of its prompts."""
         sampled: list[tuple[Asked, Completion, str]] = []
         generate_s, started_s = 0.0, time.monotonic()
@@ -141,7 +141,8 @@ class Collector:
                 sampled += of
             worths, score_s = scoring.finish()
         outcomes = [
-            worth if isinstance(worth, str) else Sample(*of, worth) for of, worth in zip(sampled, worths, strict=True)
+            worth if isinstance(worth, str) else ScoredCompletion(*of, worth)
+            for of, worth in zip(sampled, worths, strict=True)
         ]
         return outcomes, Took(generate_s, score_s, time.monotonic() - started_s - generate_s)
 
@@ -151,7 +152,7 @@ class _Scoring:
 
     def __init__(self, rewards: Rewards) -> None:
         self._rewards, self._thread = rewards, ThreadPoolExecutor(1, "assay-scoring")
-        self._calls: list[Future[tuple[list[Worth | str], float]]] = []
+        self._calls: list[Future[tuple[list[CompletionScore | str], float]]] = []
 
     def begin(self, items: Sequence[Item]) -> None:
         """Scores these after those before them."""
@@ -163,12 +164,12 @@ class _Scoring:
             if call.done():
                 call.result()
 
-    def finish(self) -> tuple[list[Worth | str], float]:
+    def finish(self) -> tuple[list[CompletionScore | str], float]:
         """All scores, in order, and the seconds that the calls took; raises what one has failed with."""
         done = [call.result() for call in self._calls]
         return [worth for worths, _ in done for worth in worths], sum(took_s for _, took_s in done)
 
-    def _timed(self, items: Sequence[Item]) -> tuple[list[Worth | str], float]:
+    def _timed(self, items: Sequence[Item]) -> tuple[list[CompletionScore | str], float]:
         self.check()
         started_s = time.monotonic()
         return self._rewards.score(items), time.monotonic() - started_s

@@ -107,15 +107,15 @@ def _unexpected(reward: Reward, found: Provenance, kinds: Mapping[str, str]) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
+class CompletionScore:
     """What a completion is worth.
 
     Attributes:
-        score: on the scale that the run asks for.
+        value: the score, on the scale that the run asks for.
         signals: logits of the signals behind it.
     """
 
-    score: float
+    value: float
     signals: dict[str, float]
 
 
@@ -136,7 +136,7 @@ class Rewards:
         self._client, self._reward, self._pause_s = client, reward, pause_s
         self.fingerprint = fingerprint
 
-    def score(self, items: Sequence[Item]) -> list[Worth | str]:
+    def score(self, items: Sequence[Item]) -> list[CompletionScore | str]:
         """In order; the code of its error where an item has no score, if the run leaves such items out.
 
         Items that failed and may succeed later are asked again first.
@@ -173,15 +173,15 @@ class Rewards:
         self.fingerprint = result.fingerprint
         return list(result.data)
 
-    def _worth(self, row: Score | ScoreFailure) -> Worth | str:
+    def _worth(self, row: Score | ScoreFailure) -> CompletionScore | str:
         if isinstance(row, ScoreFailure):
             return row.error.code
         signals = {name: value.logit for name, value in row.signals.items()}
         if self._reward.value == "logit":
-            return Worth(row.score, signals)
+            return CompletionScore(row.score, signals)
         probability = next(iter(row.signals.values())).prob if len(row.signals) == 1 else None
         if probability is None:
             raise RewardError(
                 f"reward: value: {self._reward.model!r} is no single absolute signal, it has no probability"
             )
-        return Worth(probability, signals)
+        return CompletionScore(probability, signals)
