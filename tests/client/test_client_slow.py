@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.client.conftest import Asked, Loopback, Reply, Script, Wire
+    from tests.client.conftest import Loopback, Reply, Script, TokenizedPrompt, Wire
 
     Start = Callable[[Script], Loopback]
 
@@ -31,7 +31,7 @@ def slow(loopback: "Start", wire: "type[Wire]", reply: "type[Reply]") -> "Callab
     def start(item_s: float) -> "Loopback":
         lock = threading.Lock()
 
-        def script(asked: "Asked", number: int) -> "Reply":
+        def script(asked: "TokenizedPrompt", number: int) -> "Reply":
             if asked.path == "/v1/score":
                 with lock:
                     time.sleep(item_s * len(asked.body["items"]))
@@ -166,7 +166,7 @@ def test_a_service_that_says_nothing_is_given_up_and_the_error_says_how_to_go_on
 ) -> None:
     hung, awake = threading.Event(), threading.Event()
 
-    def script(asked: "Asked", number: int) -> "Reply":
+    def script(asked: "TokenizedPrompt", number: int) -> "Reply":
         if number > 12:
             hung.set()
         if hung.is_set():

@@ -17,7 +17,7 @@ from assay_training.records.record import Prompt
 from assay_training.rollout import collect
 from assay_training.rollout.collect import Collector
 from assay_training.rollout.completion import Completion, Ids
-from assay_training.rollout.prompts import Asked
+from assay_training.rollout.prompts import TokenizedPrompt
 from assay_training.rollout.rewards import CompletionScore, RewardError, Rewards
 from tests.client.conftest import Wire
 
@@ -41,8 +41,8 @@ class Told:
         return [Completion(ids, (7,), (-0.5,), "stop") for ids in prompts]
 
 
-def asked(count: int) -> list[Asked]:
-    return [Asked(Prompt("source", str(i), (Message("user", f"{i}"),)), (i + 1,)) for i in range(count)]
+def asked(count: int) -> list[TokenizedPrompt]:
+    return [TokenizedPrompt(Prompt("source", str(i), (Message("user", f"{i}"),)), (i + 1,)) for i in range(count)]
 
 
 def roll_out(engine: Told, rewards: Rewards, chunks: int) -> collect.Rollout:
@@ -105,7 +105,7 @@ def test_a_chunk_is_scored_while_the_next_is_generated() -> None:
 
     rollout = roll_out(Told(before), Service(errors).rewards(), chunks=2)
     assert set(seen) == {True}
-    assert [sample.asked.ids for sample in rollout.samples] == [(1,), (2,), (3,), (4,)]
+    assert [sample.prompt.ids for sample in rollout.samples] == [(1,), (2,), (3,), (4,)]
     assert [sample.score for sample in rollout.samples] == [CompletionScore(2.0, {"s": 2.0})] * 4
 
 
@@ -183,7 +183,7 @@ def test_what_may_succeed_later_is_asked_again_and_nothing_else() -> None:
     rewards = service.rewards(failed="drop")
     rollout = Collector(Told(lambda _: None), lambda _: "text", 4).collect(asked(4), rewards, "seed")
     assert service.calls == [["0", "1", "2", "3"], ["0"], ["0"]]
-    assert [sample.asked.ids for sample in rollout.samples] == [(1,), (2,), (4,)]
+    assert [sample.prompt.ids for sample in rollout.samples] == [(1,), (2,), (4,)]
     assert rollout.dropped == {"too_long": 1}
 
 

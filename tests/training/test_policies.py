@@ -13,15 +13,15 @@ from assay_training.records.record import Prompt
 from assay_training.rollout.collect import ScoredCompletion
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engines.base import Sampling
-from assay_training.rollout.prompts import Asked
+from assay_training.rollout.prompts import TokenizedPrompt
 from assay_training.rollout.rewards import CompletionScore, Rewards
 from tests import checkpoints
 
 FAST = checkpoints.decoder_tokenizer()
-ASKED = [Asked(Prompt("s", text, (Message("user", text),)), (20 + i, 21, 22)) for i, text in enumerate("ab")]
+ASKED = [TokenizedPrompt(Prompt("s", text, (Message("user", text),)), (20 + i, 21, 22)) for i, text in enumerate("ab")]
 
 
-def sample(asked: Asked, gold: float, ids: Ids = (30, 31), proxy: float = 0.0) -> ScoredCompletion:
+def sample(asked: TokenizedPrompt, gold: float, ids: Ids = (30, 31), proxy: float = 0.0) -> ScoredCompletion:
     worth = CompletionScore(0.0, {"gold": gold, "proxy": proxy})
     return ScoredCompletion(asked, Completion(asked.ids, ids, (0.0,) * len(ids), "length"), "x", worth)
 

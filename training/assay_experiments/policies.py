@@ -38,7 +38,7 @@ from assay_training.rollout.collect import Collector, ScoredCompletion
 from assay_training.rollout.completion import Ids
 from assay_training.rollout.engines.base import Sampling
 from assay_training.rollout.engines.transformers import TransformersEngine
-from assay_training.rollout.prompts import Asked, render_prompts
+from assay_training.rollout.prompts import TokenizedPrompt, render_prompts
 from assay_training.rollout.rewards import Rewards
 
 PROMPTS = Path("prompts") / "laion_prompt_lottery_en_250_text.jsonl.gz"
@@ -64,7 +64,7 @@ class Bench:
     """
 
     first: Path
-    asked: Sequence[Asked]
+    asked: Sequence[TokenizedPrompt]
     tokenizer: Any
     sampling: Sampling
     rewards: Rewards
@@ -112,7 +112,7 @@ def by_prompt(samples: Sequence[ScoredCompletion]) -> dict[Ids, dict[str, Floats
     """The numbers of each prompt's answers; `[answers]`."""
     found: dict[Ids, list[dict[str, float]]] = defaultdict(list)
     for sample in samples:
-        found[sample.asked.ids].append(numbers_of(sample))
+        found[sample.prompt.ids].append(numbers_of(sample))
     return {prompt: {name: np.array([row[name] for row in rows]) for name in rows[0]} for prompt, rows in found.items()}
 
 

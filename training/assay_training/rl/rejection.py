@@ -139,7 +139,7 @@ def by_prompt(samples: Sequence[ScoredCompletion]) -> list[list[ScoredCompletion
     """The completions of each prompt."""
     found: dict[Ids, list[ScoredCompletion]] = {}
     for sample in samples:
-        found.setdefault(sample.asked.ids, []).append(sample)
+        found.setdefault(sample.prompt.ids, []).append(sample)
     return list(found.values())
 
 
@@ -170,7 +170,7 @@ def _mean(samples: Sequence[ScoredCompletion]) -> float:
 
 
 def _told(sample: ScoredCompletion) -> dict[str, Any]:
-    messages = [message.as_dict() for message in sample.asked.prompt.messages]
+    messages = [message.as_dict() for message in sample.prompt.prompt.messages]
     return {
         "prompt": messages,
         "completion": sample.text,

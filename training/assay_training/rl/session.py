@@ -21,7 +21,7 @@ from assay_training.records.sources import data_hashes, read_prompts
 from assay_training.rl.engine_check import EngineCheck
 from assay_training.rollout.collect import Collector, Rollout
 from assay_training.rollout.engines.load import engine_of
-from assay_training.rollout.prompts import Asked, render_prompts
+from assay_training.rollout.prompts import TokenizedPrompt, render_prompts
 from assay_training.rollout.rewards import Rewards
 from assay_training.runs.directory import RunDirectory, base_identity
 
@@ -94,7 +94,7 @@ class Sampler:
         engine = engine_of(config.rollout, config.lora.r, eos, base, device)
         self._collector = Collector(engine, lambda of: of.text(self._tokenizer), config.rollout.chunk_completions)
 
-    def roll_out(self, number: int, asked: Sequence[Asked], rewards: Rewards) -> Rollout:
+    def roll_out(self, number: int, asked: Sequence[TokenizedPrompt], rewards: Rewards) -> Rollout:
         """A completion of each prompt by the policy as it is now, with its score, from all processes.
 
         Args:

@@ -18,7 +18,7 @@ from assay_client.types import Message as WireMessage
 from assay_training.distributed.processes import accelerator, gathered, mine
 from assay_training.rollout.completion import Completion
 from assay_training.rollout.engines.base import Engine
-from assay_training.rollout.prompts import Asked
+from assay_training.rollout.prompts import TokenizedPrompt
 from assay_training.rollout.rewards import CompletionScore, RewardError, Rewards
 
 SHORT_S = 10  # rollouts that take less have no progress to show
@@ -35,7 +35,7 @@ class ScoredCompletion:
         score: its score.
     """
 
-    asked: Asked
+    prompt: TokenizedPrompt
     completion: Completion
     text: str
     score: CompletionScore
@@ -95,7 +95,7 @@ class Collector:
     text_of: Callable[[Completion], str]
     chunk: int
 
-    def collect(self, asked: Sequence[Asked], rewards: Rewards, seed: str) -> Rollout:
+    def collect(self, asked: Sequence[TokenizedPrompt], rewards: Rewards, seed: str) -> Rollout:
         """A completion of each prompt, from all processes.
 
         Args:
@@ -123,9 +123,11 @@ class Collector:
         (rewards.fingerprint,) = fingerprints  # a process that had no prompts has none of its own
         return Rollout(samples, dropped, took)
 
-    def _here(self, asked: Sequence[Asked], rewards: Rewards, seed: str) -> tuple[list[ScoredCompletion | str], Took]:
+    def _here(
+        self, asked: Sequence[TokenizedPrompt], rewards: Rewards, seed: str
+    ) -> tuple[list[ScoredCompletion | str], Took]:
         """What this process gets: a sample, or an error's code, for each of its prompts."""
-        sampled: list[tuple[Asked, Completion, str]] = []
+        sampled: list[tuple[TokenizedPrompt, Completion, str]] = []
         generate_s, started_s = 0.0, time.monotonic()
         starts, main = range(0, len(asked), self.chunk), accelerator().is_main_process
         with _Scoring(rewards) as scoring:
@@ -182,7 +184,7 @@ class _Scoring:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _item(asked: Asked, completion: Completion, text: str) -> Item:
+def _item(asked: TokenizedPrompt, completion: Completion, text: str) -> Item:
     messages = [WireMessage(message.role, message.content) for message in asked.prompt.messages]
     return Item(prompt=messages, completion=text, finish_reason=completion.finish_reason)
 

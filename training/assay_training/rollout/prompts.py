@@ -13,7 +13,7 @@ from assay_training.rollout.completion import Ids
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TokenizedPrompt:
     """A prompt as the policy reads it.
 
     Attributes:
@@ -25,9 +25,11 @@ class Asked:
     ids: Ids
 
 
-def render_prompts(prompts: Sequence[Prompt], renderer: Renderer, max_tokens: int) -> tuple[list[Asked], Counter[str]]:
+def render_prompts(
+    prompts: Sequence[Prompt], renderer: Renderer, max_tokens: int
+) -> tuple[list[TokenizedPrompt], Counter[str]]:
     """The prompts as ids; what is longer than `max_tokens`, or cannot be rendered, is left out and counted."""
-    asked: list[Asked] = []
+    asked: list[TokenizedPrompt] = []
     left_out: Counter[str] = Counter()
     for prompt in tqdm(prompts, "render", unit="prompts", mininterval=10):
         try:
@@ -38,5 +40,5 @@ def render_prompts(prompts: Sequence[Prompt], renderer: Renderer, max_tokens: in
         if len(ids) > max_tokens:
             left_out["too_long"] += 1
         else:
-            asked.append(Asked(prompt, ids))
+            asked.append(TokenizedPrompt(prompt, ids))
     return asked, left_out
