@@ -42,7 +42,7 @@ class ScoredCompletion:
 
 
 @dataclass(frozen=True, slots=True)
-class Took:
+class RolloutTimings:
     """Seconds of one process.
 
     Attributes:
@@ -63,20 +63,20 @@ class Rollout:
     Attributes:
         samples: in the order of the prompts, without those that could not be scored.
         dropped: completions without a score, by the service's error code.
-        took: this process' time.
+        timings: this process' time.
     """
 
     samples: list[ScoredCompletion]
     dropped: Counter[str]
-    took: Took
+    timings: RolloutTimings
 
     @property
     def numbers(self) -> dict[str, float]:
         """What metrics tell of it: seconds, and how many completions have no score."""
         return {
-            "rollout_s": self.took.generate_s,
-            "score_s": self.took.score_s,
-            "score_wait_s": self.took.wait_s,
+            "rollout_s": self.timings.generate_s,
+            "score_s": self.timings.score_s,
+            "score_wait_s": self.timings.wait_s,
             "dropped": float(self.dropped.total()),
         }
 
@@ -125,7 +125,7 @@ class Collector:
 
     def _here(
         self, asked: Sequence[TokenizedPrompt], rewards: Rewards, seed: str
-    ) -> tuple[list[ScoredCompletion | str], Took]:
+    ) -> tuple[list[ScoredCompletion | str], RolloutTimings]:
         """What this process gets: a sample, or an error's code, for each of its prompts."""
         sampled: list[tuple[TokenizedPrompt, Completion, str]] = []
         generate_s, started_s = 0.0, time.monotonic()
@@ -146,7 +146,7 @@ class Collector:
             worth if isinstance(worth, str) else ScoredCompletion(*of, worth)
             for of, worth in zip(sampled, worths, strict=True)
         ]
-        return outcomes, Took(generate_s, score_s, time.monotonic() - started_s - generate_s)
+        return outcomes, RolloutTimings(generate_s, score_s, time.monotonic() - started_s - generate_s)
 
 
 class _Scoring:
