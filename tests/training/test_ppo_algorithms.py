@@ -22,7 +22,7 @@ from assay_training.algorithms.ppo import (
     value_losses,
     whiten,
 )
-from assay_training.algorithms.schedule import passing
+from assay_training.algorithms.schedule import cyclic_batch
 from assay_training.rl.engine_check import mismatch_limit
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
@@ -156,7 +156,7 @@ def test_the_coefficient_is_steered_to_its_target() -> None:
 
 def test_prompts_pass_by_one_after_the_other() -> None:
     """Seven steps of three of seven things are three passes, each over all of them, in orders of their own."""
-    seen = [i for step in range(7) for i in passing(7, 3, step, seed=5)]
+    seen = [i for step in range(7) for i in cyclic_batch(7, 3, step, seed=5)]
     passes = [seen[start : start + 7] for start in range(0, 21, 7)]
     assert [sorted(of) for of in passes] == [list(range(7))] * 3
     assert len({tuple(of) for of in passes}) == 3

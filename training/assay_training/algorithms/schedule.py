@@ -18,7 +18,7 @@ def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:
     return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def passing(count: int, size: int, step: int, seed: int) -> list[int]:
+def cyclic_batch(count: int, size: int, step: int, seed: int) -> list[int]:
     """Indices of `size` of `count` things at `step`: one pass after the other without a break, each in a new order."""
     places = range(step * size, (step + 1) * size)
     orders = {

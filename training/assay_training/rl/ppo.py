@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from assay_client.client import RewardClient
 from assay_training.algorithms.ppo import adapted_kl_coef, runs_away
-from assay_training.algorithms.schedule import passing, random_batches
+from assay_training.algorithms.schedule import cyclic_batch, random_batches
 from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
 from assay_training.distributed.processes import accelerator, gathered, mine, tell
@@ -102,7 +102,7 @@ class PpoRun:
             FloatingPointError: see `learn`.
         """
         prompts, count = self.sampler.asked, self.config.rollout.completions
-        asked = [prompts[i] for i in passing(len(prompts), count, step, self.config.seed)]
+        asked = [prompts[i] for i in cyclic_batch(len(prompts), count, step, self.config.seed)]
         rollout = self.sampler.roll_out(step, asked, rewards)
         began_s = time.monotonic()
         made, numbers = self.experiences(rollout.samples, kl_coef)

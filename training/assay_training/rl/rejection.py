@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from assay_client.client import RewardClient
-from assay_training.algorithms.schedule import passing
+from assay_training.algorithms.schedule import cyclic_batch
 from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.rollout import Reward
@@ -76,7 +76,7 @@ class RejectionRun:
         """A round's best completions, with what the others were worth; kept in the run directory."""
         config, rewards = self.config, Rewards(self._client, self.config.reward, fingerprint)
         prompts = self.sampler.asked
-        chosen = passing(len(prompts), config.prompts, number - 1, config.seed)
+        chosen = cyclic_batch(len(prompts), config.prompts, number - 1, config.seed)
         rollout = self.sampler.roll_out(number, [prompts[i] for i in chosen for _ in range(config.samples)], rewards)
         probed = self.sampler.engine_check.check(number, self._gap(rollout.samples[: config.rollout.chunk_completions]))
         answers = by_prompt(rollout.samples)
