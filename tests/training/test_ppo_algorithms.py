@@ -15,7 +15,7 @@ from assay_training.algorithms.ppo import (
     k2,
     k3,
     policy_losses,
-    runs_away,
+    ratio_too_large,
     shaped_scores,
     sums,
     token_rewards,
@@ -134,7 +134,7 @@ def test_importance_weights_are_truncated() -> None:
 
 def test_an_update_runs_away_above_the_limit_or_where_it_is_no_number() -> None:
     given = (1.0, 10.0, 10.1, math.inf, math.nan)
-    assert [runs_away(ratio, 10) for ratio in given] == [False, False, True, True, True]
+    assert [ratio_too_large(ratio, 10) for ratio in given] == [False, False, True, True, True]
 
 
 def test_a_gap_may_be_ten_times_its_floor_and_never_more_than_the_most() -> None:

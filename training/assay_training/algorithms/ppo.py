@@ -133,7 +133,7 @@ def importance_weights(logprobs: torch.Tensor, engine_logprobs: torch.Tensor, ca
     return torch.exp(logprobs - engine_logprobs).clamp(max=cap)
 
 
-def runs_away(ratio: float, limit: float) -> bool:
+def ratio_too_large(ratio: float, limit: float) -> bool:
     """Whether an update is skipped: its mean π/π_old is above the limit, or has overflowed."""
     return not ratio <= limit
 

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from assay_client.client import RewardClient
-from assay_training.algorithms.ppo import adapted_kl_coef, runs_away
+from assay_training.algorithms.ppo import adapted_kl_coef, ratio_too_large
 from assay_training.algorithms.schedule import cyclic_batch, random_batches
 from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
@@ -137,7 +137,7 @@ class PpoRun:
             tokens = sum(experience.example.targets for experience in batch)
             numbers = {name: float(value) / tokens for name, value in zip(NAMES, tally, strict=True)}
             # First of all: a ratio that overflows takes loss and gradients with it.
-            if runs_away(numbers["ratio"], settings.ratio_limit):
+            if ratio_too_large(numbers["ratio"], settings.ratio_limit):
                 self._optimiser.zero_grad(set_to_none=True)
                 skipped += 1
                 continue
