@@ -555,7 +555,7 @@ def test_prompts_of_one_token_are_prompts(home: Path, url: str, tmp_path: Path) 
     config = read(given, PpoConfig)
     with patient_client(url, config.reward) as client:
         run = PpoRun(config, tmp_path / "data", tmp_path / "run", client)
-        assert {len(asked.ids) for asked in run.sampler.asked} == {1}
+        assert {len(asked.ids) for asked in run.session.asked} == {1}
         assert (run.go() / "model.safetensors").is_file()
 
 

@@ -23,7 +23,7 @@ from assay_training.records.rows import rows_of_file
 from assay_training.rl import summary
 from assay_training.rl.clipped import NAMES, Clipped
 from assay_training.rl.experience import Experience, Metrics, example_of, experiences
-from assay_training.rl.session import Sampler, sampled_base
+from assay_training.rl.session import RolloutSession, sampled_base
 from assay_training.rollout.collect import ScoredCompletion
 from assay_training.rollout.rewards import Rewards, patient_client, served_by
 
@@ -46,8 +46,8 @@ class PpoRun:
         base = sampled_base(config)
         torch.manual_seed(config.seed)
         self.actor = Actor(base, config.lora, self._together.device, config.rollout.temperature)
-        self.sampler = Sampler(config, base, self.actor.policy, data, out)
-        self.run = self.sampler.run
+        self.session = RolloutSession(config, base, self.actor.policy, data, out)
+        self.run = self.session.run
         self._objective = Clipped(self.actor, config.ppo, config.optimiser)
         self._optimiser = optimiser_of(self.actor.parameters(), config.optimiser)
 
@@ -59,14 +59,14 @@ class PpoRun:
         """
         if self.run.read_json("results.json") is not None:
             self.run.forget()  # a kill may have come between the two
-            return self.sampler.checkpoint
+            return self.session.checkpoint
         for line in served_by(self._client, self.config.reward):
             tell(line)
         metrics, resume, main = self.run.metrics("ppo"), self.run.resume_point("ppo"), self._together.is_main_process
         start, kept = resume.load(self.actor.parameters(), self._optimiser)
         kl_coef = float(kept.get("kl_coef") or self.config.kl.coef)
         fingerprint, floor = kept.get("fingerprint"), kept.get("mismatch_floor")
-        self.sampler.engine_check.floor = None if floor is None else float(floor)
+        self.session.engine_check.floor = None if floor is None else float(floor)
         rewards = Rewards(self._client, self.config.reward, None if fingerprint is None else str(fingerprint))
         if main:
             metrics.begin(start)
@@ -84,14 +84,14 @@ class PpoRun:
                 now = {
                     "kl_coef": kl_coef,
                     "fingerprint": rewards.fingerprint,
-                    "mismatch_floor": self.sampler.engine_check.floor,
+                    "mismatch_floor": self.session.engine_check.floor,
                 }
                 resume.save(step + 1, self.actor.parameters(), self._optimiser, writes=main, kept=now)
         if main:
             metrics.end()
             shutil.rmtree(self.run.path / "adapter", ignore_errors=True)
             self.actor.policy.save_adapter(self.run.path / "adapter")
-        return self.sampler.finish({"steps": steps, "fingerprint": rewards.fingerprint})
+        return self.session.finish({"steps": steps, "fingerprint": rewards.fingerprint})
 
     def step(self, step: int, kl_coef: float, rewards: Rewards) -> tuple[Metrics, int]:
         """ScoredCompletion, score, look, learn; returns the numbers of it and how many completions it learned from.
@@ -101,12 +101,12 @@ class PpoRun:
             EngineError: the engine samples from something else.
             FloatingPointError: see `learn`.
         """
-        prompts, count = self.sampler.asked, self.config.rollout.completions
+        prompts, count = self.session.asked, self.config.rollout.completions
         asked = [prompts[i] for i in cyclic_batch(len(prompts), count, step, self.config.seed)]
-        rollout = self.sampler.roll_out(step, asked, rewards)
+        rollout = self.session.roll_out(step, asked, rewards)
         began_s = time.monotonic()
         made, numbers = self.experiences(rollout.samples, kl_coef)
-        numbers |= self.sampler.engine_check.check(step, numbers["logprob_mismatch"])
+        numbers |= self.session.engine_check.check(step, numbers["logprob_mismatch"])
         numbers |= self.learn(step, made)
         return numbers | rollout.numbers | {"update_s": time.monotonic() - began_s}, len(made)
 

@@ -23,7 +23,7 @@ from assay_training.models.batches import token_batches
 from assay_training.models.policy import Policy
 from assay_training.rl import summary
 from assay_training.rl.experience import correlation, example_of, scores_of
-from assay_training.rl.session import Sampler, sampled_base
+from assay_training.rl.session import RolloutSession, sampled_base
 from assay_training.rollout.collect import Rollout, ScoredCompletion
 from assay_training.rollout.completion import Ids
 from assay_training.rollout.rewards import Rewards, patient_client, served_by
@@ -47,8 +47,8 @@ class RejectionRun:
         base = sampled_base(config)
         torch.manual_seed(config.seed)
         self.policy = Policy(base, config.lora, accelerator().device)
-        self.sampler = Sampler(config, base, self.policy, data, out)
-        self.run = self.sampler.run
+        self.session = RolloutSession(config, base, self.policy, data, out)
+        self.run = self.session.run
 
     def go(self) -> Path:
         """All rounds from where an interrupted run left off; then the policy, whole. Returns its directory.
@@ -58,7 +58,7 @@ class RejectionRun:
         """
         if self.run.read_json("results.json") is not None:
             self.run.forget()  # a kill may have come between the two
-            return self.sampler.checkpoint
+            return self.session.checkpoint
         for line in served_by(self._client, self.config.reward):
             tell(line)
         kept: list[SftExample] = []
@@ -66,25 +66,25 @@ class RejectionRun:
         fingerprint: str | None = None
         for number in range(1, self.config.rounds + 1):
             done = self.run.read_json(f"round-{number}.json") or self._sample(number, fingerprint)
-            fingerprint, self.sampler.engine_check.floor = done["fingerprint"], done["mismatch_floor"]
+            fingerprint, self.session.engine_check.floor = done["fingerprint"], done["mismatch_floor"]
             results.append({key: done[key] for key in ("round", "fingerprint", "score", "best_score", "dropped")})
             kept += [SftExample.of(tuple(best["prompt_ids"]), tuple(best["ids"])) for best in done["best"]]
             self._learn(number, kept)
-        return self.sampler.finish(results)
+        return self.session.finish(results)
 
     def _sample(self, number: int, fingerprint: str | None) -> dict[str, Any]:
         """A round's best completions, with what the others were worth; kept in the run directory."""
         config, rewards = self.config, Rewards(self._client, self.config.reward, fingerprint)
-        prompts = self.sampler.asked
+        prompts = self.session.asked
         chosen = cyclic_batch(len(prompts), config.prompts, number - 1, config.seed)
-        rollout = self.sampler.roll_out(number, [prompts[i] for i in chosen for _ in range(config.samples)], rewards)
-        probed = self.sampler.engine_check.check(number, self._gap(rollout.samples[: config.rollout.chunk_completions]))
+        rollout = self.session.roll_out(number, [prompts[i] for i in chosen for _ in range(config.samples)], rewards)
+        probed = self.session.engine_check.check(number, self._gap(rollout.samples[: config.rollout.chunk_completions]))
         answers = by_prompt(rollout.samples)
         best = [best_of(of, config.reward) for of in answers]
         done = {
             "round": number,
             "fingerprint": rewards.fingerprint,
-            "mismatch_floor": self.sampler.engine_check.floor,
+            "mismatch_floor": self.session.engine_check.floor,
             "score": _mean(rollout.samples),
             "best_score": _mean(best),
             "dropped": rollout.dropped,

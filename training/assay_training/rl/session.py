@@ -49,7 +49,7 @@ def sampled_base(config: PpoConfig | RejectionConfig) -> Path:
     return base
 
 
-class Sampler:
+class RolloutSession:
     """The prompts of a run and an engine that answers them.
 
     Args:
