@@ -28,7 +28,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class RunHistory:
     """The steps of one part of a run.
 
     Attributes:
@@ -72,7 +72,7 @@ class Course:
         return [(row, row.get(name, float)) for row in self.rows if name in row.fields]
 
 
-def read_run(directory: Path, name: str) -> tuple[Run, list[Course]]:
+def read_run(directory: Path, name: str) -> tuple[Run, list[RunHistory]]:
     """A run and every part of it that has a step.
 
     Args:
@@ -93,7 +93,7 @@ def read_run(directory: Path, name: str) -> tuple[Run, list[Course]]:
         row.get("step", int)
         parts.setdefault(row.text("part"), []).append(row)
     run = Run(name, _reward(Row(str(recorded), "run", config)), (directory / "results.json").is_file())
-    return run, [Course(run, part, config.get(TOTALS.get(part, "")), tuple(rows)) for part, rows in parts.items()]
+    return run, [RunHistory(run, part, config.get(TOTALS.get(part, "")), tuple(rows)) for part, rows in parts.items()]
 
 
 def _reward(config: Row) -> str | None:

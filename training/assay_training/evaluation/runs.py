@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from assay_training.evaluation import plots
-from assay_training.evaluation.history import Course, Run, read_run
+from assay_training.evaluation.history import Run, RunHistory, read_run
 from assay_training.evaluation.table import Column, Picture, Record, Table, number, text
 from assay_training.records.record import RecordError
 
@@ -102,7 +102,7 @@ def lay_over(directories: Sequence[Path]) -> Table:
     )
 
 
-def _notes(courses: Sequence[Course]) -> Iterator[str]:
+def _notes(courses: Sequence[RunHistory]) -> Iterator[str]:
     """What must be known before scores are compared."""
     if _differ(courses):
         yield APART
@@ -117,7 +117,7 @@ def _notes(courses: Sequence[Course]) -> Iterator[str]:
             yield f"{reward} was given by different models, and its scores are not to be compared: {told}."
 
 
-def _left_out(courses: Sequence[Course], without_steps: Sequence[Run]) -> Iterator[str]:
+def _left_out(courses: Sequence[RunHistory], without_steps: Sequence[Run]) -> Iterator[str]:
     if without_steps:
         yield f"Left out, as no step is done: {', '.join(run.name for run in without_steps)}."
     for course in courses:
@@ -126,11 +126,11 @@ def _left_out(courses: Sequence[Course], without_steps: Sequence[Run]) -> Iterat
             yield f"Left out of {course.run.name} {course.part}, as they are not finite: values of {', '.join(lost)}."
 
 
-def _differ(courses: Sequence[Course]) -> bool:
+def _differ(courses: Sequence[RunHistory]) -> bool:
     return len({course.run.reward for course in courses if course.points("score")} - {None}) > 1
 
 
-def _picture(name: str, courses: Sequence[Course]) -> Picture:
+def _picture(name: str, courses: Sequence[RunHistory]) -> Picture:
     several, differ = len({course.part for course in courses}) > 1, name in SCORES and _differ(courses)
     found = {}
     for course in courses:
@@ -140,7 +140,7 @@ def _picture(name: str, courses: Sequence[Course]) -> Picture:
     return Picture(f"{MEANT[name]}.", lambda: plots.courses(found, name))
 
 
-def _record(course: Course, names: Sequence[str]) -> dict[str, Any]:
+def _record(course: RunHistory, names: Sequence[str]) -> dict[str, Any]:
     last = max(1, round(LAST_SHARE * len(course.rows)))
     found: dict[str, Any] = {
         "run": course.run.name,
