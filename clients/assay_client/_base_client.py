@@ -44,7 +44,7 @@ class Clock:
         await asyncio.sleep(delay_s)
 
 
-class Shell(Generic[MineT, TransportT]):
+class BaseClient(Generic[MineT, TransportT]):
     """A client without its I/O.
 
     Args:

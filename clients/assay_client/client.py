@@ -13,7 +13,7 @@ import httpx
 
 from assay_client import _protocol as p
 from assay_client._answers import merge_renders, merge_scores
-from assay_client._base_client import Shell, check_answers, is_ready, transport_error
+from assay_client._base_client import BaseClient, check_answers, is_ready, transport_error
 from assay_client._connections import Loops, Process, close_at_end
 from assay_client._retry import Done, Reply, Send
 from assay_client.errors import Timeout, TransportError
@@ -23,7 +23,7 @@ from assay_client.types import Prompt, ScoreResult, Truncation
 T = TypeVar("T")
 
 
-class RewardClient(Shell[Process, httpx.BaseTransport]):
+class RewardClient(BaseClient[Process, httpx.BaseTransport]):
     """Scores completions over HTTP. May be used from several threads and in forked processes at once."""
 
     def _here(self) -> Process:
@@ -166,7 +166,7 @@ class RewardClient(Shell[Process, httpx.BaseTransport]):
             return transport_error(error, request)
 
 
-class AsyncRewardClient(Shell[Loops, httpx.AsyncBaseTransport]):
+class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
     """`RewardClient` for asyncio; the methods are the same. A call that is cancelled stops its requests.
 
     May be used in one event loop after another, in several at once, and in forked processes: each loop has connections
