@@ -124,10 +124,10 @@ def report(
     html: evaluate.Html = None,
 ) -> None:
     """Lay runs over each other: what they came to, and with --html how they got there."""
-    from assay_training.evaluation.runs import lay_over  # noqa: PLC0415
+    from assay_training.evaluation.runs import compare_runs  # noqa: PLC0415
 
     with plain_errors("report"):
-        table = lay_over(runs)
+        table = compare_runs(runs)
         read = [run / name for run in runs for name in ("run.json", "metrics.jsonl")]
         evaluate.finish(table, [path for path in read if path.is_file()], as_json, html)
 

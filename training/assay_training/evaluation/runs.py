@@ -82,7 +82,7 @@ def names_of(directories: Sequence[Path]) -> list[str]:
     return [str(path.relative_to(common)) for path in whole]
 
 
-def lay_over(directories: Sequence[Path]) -> Table:
+def compare_runs(directories: Sequence[Path]) -> Table:
     """A record for every part of every run, and a picture for everything that they count.
 
     Raises:
