@@ -14,7 +14,7 @@ from assay_training.algorithms.statistics import (
     calibration,
     clustered_mean,
     clustered_share,
-    ends,
+    interval_bounds,
     moments,
     outcomes,
     spearman,
@@ -101,9 +101,9 @@ def test_the_interval_of_a_share_is_within_0_and_1_and_has_a_width() -> None:
 
 
 def test_one_cluster_has_no_interval() -> None:
-    assert ends(clustered_share, np.ones(3), list("aaa")) is None
-    assert ends(clustered_mean, np.zeros(0), []) is None
-    assert ends(clustered_mean, np.array([1.0, 1.0]), list("ab")) == [1.0, 1.0]
+    assert interval_bounds(clustered_share, np.ones(3), list("aaa")) is None
+    assert interval_bounds(clustered_mean, np.zeros(0), []) is None
+    assert interval_bounds(clustered_mean, np.array([1.0, 1.0]), list("ab")) == [1.0, 1.0]
 
 
 def test_a_tie_is_one_half() -> None:

@@ -97,7 +97,7 @@ def _clustered(values: Floats, clusters: Sequence[str]) -> tuple[float, float, i
     return mean, float(count / (count - 1) * (sums**2).sum()) / len(values) ** 2, count
 
 
-def ends(
+def interval_bounds(
     estimator: Callable[[Floats, Sequence[str]], Estimate], values: Floats, clusters: Sequence[str]
 ) -> list[float] | None:
     """The ends of an estimate's interval; None where there are fewer than two clusters, and so none."""

@@ -134,7 +134,7 @@ def domains(sources: Collection[str]) -> dict[str, list[str]]:
     return found
 
 
-def cuts(rows: Rows) -> Iterator[tuple[str, str | None, Rows]]:
+def slices(rows: Rows) -> Iterator[tuple[str, str | None, Rows]]:
     """Of every domain, and of `all`, the rows with their ties (None), then those of every strength that it has."""
     parts = {name: rows.of_sources(sources) for name, sources in domains(rows.all_sources).items()}
     for source, part in {**parts, "all": rows}.items():

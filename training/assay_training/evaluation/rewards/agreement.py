@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from assay_training.algorithms.statistics import Floats, bootstrap, clustered_share, ends, outcomes
+from assay_training.algorithms.statistics import Floats, bootstrap, clustered_share, interval_bounds, outcomes
 from assay_training.evaluation import plots
-from assay_training.evaluation.results import LENGTH, cuts
+from assay_training.evaluation.results import LENGTH, slices
 from assay_training.evaluation.rewards.served import lengths
 from assay_training.evaluation.rows import Logits, Rows
 from assay_training.evaluation.table import Picture, Table, cut, interval, number, text, whole
@@ -45,7 +45,7 @@ def agreement(rankings: Sequence[Ranking], scores: Mapping[str, Logits], *, seed
         seed: of the bootstrap.
     """
     rows = Rows.of(rankings, {**scores, LENGTH: lengths(rankings)})
-    records = [record for source, strength, part in cuts(rows) for record in _records(part, source, strength, seed)]
+    records = [record for source, strength, part in slices(rows) for record in _records(part, source, strength, seed)]
     notes = (*NOTES, *_compared(records, list(scores)), *_few(records))
     return Table("Agreement", tuple(records), COLUMNS, notes=notes, pictures=(_picture(records),))
 
@@ -66,7 +66,7 @@ def _records(rows: Rows, source: str, strength: str | None, seed: int) -> list[d
                 "n": len(hit),
                 "groups": len(set(groups)),
                 "accuracy": float(hit.mean()) if len(hit) else None,
-                "ci95": ends(clustered_share, hit, groups),
+                "ci95": interval_bounds(clustered_share, hit, groups),
                 "kappa": kappa(rows.firsts, rows.values[name]),
                 "difference": less_length["difference"],
                 "difference95": less_length["ci95"],

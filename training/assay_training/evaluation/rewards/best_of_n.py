@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from assay_training.algorithms.best_of_n import expected, kl_bound, win_rate
-from assay_training.algorithms.statistics import Estimate, Floats, clustered_mean, clustered_share, ends
+from assay_training.algorithms.statistics import Estimate, Floats, clustered_mean, clustered_share, interval_bounds
 from assay_training.evaluation import plots
 from assay_training.evaluation.results import LENGTH, domains
 from assay_training.evaluation.rewards.judged import Candidates
@@ -84,11 +84,11 @@ def _record(
         "prompts": len(rows),
         "kl_bound": kl_bound(n),
         "gold": float(values.mean()),
-        "gold95": ends(mean, values, groups),
+        "gold95": interval_bounds(mean, values, groups),
         "win_prompts": len(spare),
         "win_rate": float(wins.mean()) if len(wins) else None,
         # The best of one is a sample like its opponent: one half, whatever the scores are.
-        "win_rate95": None if n == 1 else ends(clustered_share, wins, [groups[i] for i in spare]),
+        "win_rate95": None if n == 1 else interval_bounds(clustered_share, wins, [groups[i] for i in spare]),
     }
 
 

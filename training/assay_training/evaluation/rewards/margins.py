@@ -8,7 +8,7 @@ import numpy as np
 
 from assay_training.algorithms.statistics import Floats, moments, outcomes, reliability, spearman
 from assay_training.evaluation import plots
-from assay_training.evaluation.results import cuts
+from assay_training.evaluation.results import slices
 from assay_training.evaluation.rewards.served import lengths
 from assay_training.evaluation.rows import Logits, Rows
 from assay_training.evaluation.table import Picture, Table, cut, number, text, whole
@@ -49,7 +49,7 @@ def margins(rankings: Sequence[Ranking], scores: Mapping[str, Logits]) -> Table:
     long = lengths(rankings)
     sources = np.array([ranking.source for ranking in rankings])
     records: list[dict[str, Any]] = []
-    for source, strength, part in cuts(rows):
+    for source, strength, part in slices(rows):
         inside = np.flatnonzero(np.isin(sources, list(part.all_sources)))
         for model, of in scores.items():
             scored = None if strength else np.array([pair for i in inside for pair in zip(of[i], long[i], strict=True)])
