@@ -60,9 +60,9 @@ def render_records(records: Sequence[Judged], renderer: Renderer) -> tuple[list[
         except ContentError as error:
             report.refused[error.code] = report.refused.get(error.code, 0) + 1
             continue
-        told_apart = _without_equal_ids(record, sequences, report) if isinstance(record, Ranking) else record
-        if told_apart is not None:
-            examples.append(Example(told_apart, sequences))
+        kept = _without_equal_ids(record, sequences, report) if isinstance(record, Ranking) else record
+        if kept is not None:
+            examples.append(Example(kept, sequences))
     return examples, report
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from assay_service.scoring.item import Item, Message
-from assay_training.records.record import Dialogue, Labelled, LeftOut, Pair, Ranking, group_of, told_apart
+from assay_training.records.record import Dialogue, Labelled, LeftOut, Pair, Ranking, drop_equal_pairs, group_of
 from assay_training.records.rows import Row
 
 MAX_REPLIES = 4
@@ -51,7 +51,7 @@ def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Ite
             pairs = tuple(Pair(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b)
             ties = tuple((i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if i < j and a == b)
             texts = tuple(reply.path[-1].content for reply in ranked)
-            yield from told_apart(Ranking(f"{source}/{language}", group, node.path, texts, pairs, ties))
+            yield from drop_equal_pairs(Ranking(f"{source}/{language}", group, node.path, texts, pairs, ties))
 
 
 def labelled(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 from assay_service.scoring.item import Message
-from assay_training.records.record import LeftOut, Pair, Ranking, group_of, told_apart
+from assay_training.records.record import LeftOut, Pair, Ranking, drop_equal_pairs, group_of
 from assay_training.records.rows import Row
 
 _ANSWERS = 4
@@ -25,4 +25,6 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut]:
         if not all(text.strip() for text in texts):
             yield LeftOut("empty answer")
             continue
-        yield from told_apart(Ranking(source, group_of(question), (Message("user", question),), texts, pairs, ties))
+        yield from drop_equal_pairs(
+            Ranking(source, group_of(question), (Message("user", question),), texts, pairs, ties)
+        )

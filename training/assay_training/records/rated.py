@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from assay_service.scoring.item import Item, Message
-from assay_training.records.record import Labelled, LeftOut, Pair, Ranking, group_of, told_apart
+from assay_training.records.record import Labelled, LeftOut, Pair, Ranking, drop_equal_pairs, group_of
 from assay_training.records.rows import Row
 
 _FEEDBACKQA = {"Bad": 0, "Could be Improved": 1, "Acceptable": 2, "Excellent": 3}
@@ -57,7 +57,9 @@ def rankings(source: str, rated: Iterable[Rated | LeftOut]) -> Iterator[Ranking 
         ties = tuple((i, j) for i, a in enumerate(ratings) for j, b in enumerate(ratings) if i < j and a == b)
         if pairs or ties:
             texts = tuple(row.answer for row in of)
-            yield from told_apart(Ranking(source, group_of(question), (Message("user", question),), texts, pairs, ties))
+            yield from drop_equal_pairs(
+                Ranking(source, group_of(question), (Message("user", question),), texts, pairs, ties)
+            )
         else:
             yield LeftOut("one answer alone")
 

@@ -152,7 +152,7 @@ Spoken = Dialogue | Text
 Record = Judged | Spoken | Prompt
 
 
-def told_apart(ranking: Ranking) -> Iterator[Ranking | LeftOut]:
+def drop_equal_pairs(ranking: Ranking) -> Iterator[Ranking | LeftOut]:
     """A ranking without the pairs of two equal texts, each of which is left out: no model can tell those apart."""
     pairs = tuple(pair for pair in ranking.pairs if ranking.completions[pair.better] != ranking.completions[pair.worse])
     yield from [LeftOut("a pair of equal completions")] * (len(ranking.pairs) - len(pairs))

@@ -30,7 +30,7 @@ def untaught(records: Sequence[Judged]) -> Counter[str]:
     return Counter(f"{record.data_set}: nothing but ties" for record in records if not teaches(record))
 
 
-def check_told_apart(equal_ids: Mapping[str, int], examples: Sequence[Judged], max_length: int) -> list[str]:
+def check_equal_ids(equal_ids: Mapping[str, int], examples: Sequence[Judged], max_length: int) -> list[str]:
     """Return what to tell about pairs that were left out because the ids of their completions are equal.
 
     Args:

@@ -40,7 +40,7 @@ from assay_training.records.paraphrases import read_paraphrases
 from assay_training.records.rows import rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings
 from assay_training.reward_model.checkpoint import write_adapter, write_whole
-from assay_training.reward_model.checks import check, check_told_apart, paraphrased, part_of, teaches, untaught
+from assay_training.reward_model.checks import check, check_equal_ids, paraphrased, part_of, teaches, untaught
 from assay_training.reward_model.objectives import Pairwise, Pointwise
 from assay_training.runs.directory import RunDirectory, base_identity
 
@@ -84,7 +84,7 @@ class RewardRun:
         check_refused(report.refused, len(found.records))
         self.golden = declared or self._first_rows()
         records = [example.record for example in self.examples]
-        for line in check_told_apart(report.equal_ids, records, config.max_length):
+        for line in check_equal_ids(report.equal_ids, records, config.max_length):
             tell(line)
         check(config, records, self._paraphrases)
         self.run = RunDirectory(
