@@ -81,7 +81,7 @@ def test_what_was_understood_is_told_by_field(tmp_path: Path) -> None:
             "ignored: source": 1,
         }
     }
-    (line,) = found.told()
+    (line,) = found.report_lines()
     assert line.startswith("set: 3 rows; ignored: prompt_id (2 rows); ignored: messages (2 rows); chosen from 'chosen'")
     assert "ignored: source (1 rows)" in line
 
@@ -242,7 +242,7 @@ def test_what_teaches_nothing_is_left_out_and_counted(tmp_path: Path) -> None:
         "set: does not end with the assistant": 1,
         "set: the ratings say that rejected is better": 1,
     }
-    assert "set: empty reply: 1 left out" in found.told()
+    assert "set: empty reply: 1 left out" in found.report_lines()
 
 
 def test_a_system_field_comes_before_the_prompt(tmp_path: Path) -> None:

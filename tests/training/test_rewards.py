@@ -309,7 +309,7 @@ def test_a_completion_without_a_score_costs_what_involves_it(monkeypatch: pytest
     (kept,) = candidates.records
     assert (kept.items, kept.gold, candidates.by_model["q"]) == ((items[0], items[3]), (0.1, 0.4), [[1.0, 4.0]])
     read: Read[Ranking] = Read([], Counter({"x: no verdict": 2}), {})
-    table = served_scores.told(agreement(found.records, found.by_model), found, read)
+    table = served_scores.annotate(agreement(found.records, found.by_model), found, read)
     assert {(r["asked"], r["kept"], r["kept_in_part"]) for r in table.records} == {(3, 2, 2)}
     assert {str(r["left_out"]) for r in table.records} == {"{'x: no verdict': 2}"}
     assert table.notes[-2] == "x: no verdict: 2 left out"

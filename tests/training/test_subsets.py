@@ -36,7 +36,7 @@ def test_every_value_of_the_field_is_a_source(tmp_path: Path) -> None:
     assert [(r.source, r.group) for r in read.records[:5]] == [
         ("rb.json/alpacaeval-easy", f"how do i keep {i}") for i in (0, 3, 6, 9)
     ] + [("rb.json/hep-cpp", "how do i keep 1")]
-    (told,) = read.told()
+    (told,) = read.report_lines()
     assert told.startswith("rb.json: 12 rows;")  # of all parts together
     assert "ignored: id" in told
     assert "subset" not in told  # it is not ignored here

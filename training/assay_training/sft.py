@@ -44,7 +44,7 @@ class SftRun:
         self.template = template_of(config, self.base)
         check_length("max_length", config.max_length, self.base)
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
-        for line in (line for found in spoken for line in found.told()):
+        for line in (line for found in spoken for line in found.report_lines()):
             tell(line)
         hashes: dict[str, str] = {}
         for stage in config.stages:

@@ -31,7 +31,7 @@ class Read(Generic[R]):
     left_out: Counter[str]
     understood: dict[str, dict[str, int]]
 
-    def told(self) -> list[str]:
+    def report_lines(self) -> list[str]:
         """Return a line per source whose fields were understood, and one per reason to leave something out."""
         return [
             *(f"{name}: {'; '.join(_counted(said))}" for name, said in self.understood.items()),

@@ -72,7 +72,7 @@ class RewardRun:
         self.template = template_of(config, self.base)
         read = read_rankings if config.objective.kind == "preference" else read_labelled
         found = read(data, config.sources)
-        for line in found.told():
+        for line in found.report_lines():
             tell(line)
         self._paraphrases = _paraphrases(config, data)
         check_length("max_length", config.max_length, self.base)

@@ -88,7 +88,7 @@ class RejectionRun:
             "score": _mean(rollout.samples),
             "best_score": _mean(best),
             "dropped": rollout.dropped,
-            "best": [_told(sample) for sample in best],
+            "best": [_record(sample) for sample in best],
             "scores": [[sample.score.value for sample in of] for of in answers],
         }
         if self.run.writes:
@@ -169,7 +169,7 @@ def _mean(samples: Sequence[ScoredCompletion]) -> float:
     return sum(sample.score.value for sample in samples) / len(samples)
 
 
-def _told(sample: ScoredCompletion) -> dict[str, Any]:
+def _record(sample: ScoredCompletion) -> dict[str, Any]:
     messages = [message.as_dict() for message in sample.prompt.prompt.messages]
     return {
         "prompt": messages,

@@ -73,7 +73,7 @@ class RolloutSession:
         self._template = template_of(config, base)
         self.engine_check = EngineCheck(config.rollout.max_gap)
         found = read_prompts(data, config.sources)
-        for line in found.told():
+        for line in found.report_lines():
             tell(line)
         self._tokenizer: Any = tokenizer.load(base)
         renderer = policy_renderer(self._tokenizer, self._template, policy.vocabulary_size)

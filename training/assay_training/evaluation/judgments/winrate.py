@@ -63,7 +63,7 @@ def winrate(verdicts: Read[Verdict], *, ddof: int = 1) -> Table:
     total = [record for record in lines if record["group"] is None]
     rows = [(f"{r['row']} over {r['column']}", r["win_rate"], *r["wilson95"]) for r in total]
     picture = Picture("Win rates with Wilson's intervals.", lambda: plots.intervals(rows, "win rate", 0.5))
-    notes = (*NOTES, *again, *verdicts.told())
+    notes = (*NOTES, *again, *verdicts.report_lines())
     return Table("Win rates", tuple(records), COLUMNS, lines, notes, (picture,))
 
 

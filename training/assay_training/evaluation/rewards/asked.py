@@ -8,7 +8,7 @@ from assay_client.client import RewardClient
 from assay_training.evaluation.rewards.best_of_n import best_of_n
 from assay_training.evaluation.rewards.judged import candidates_of, ranking_of, read_candidates, read_comparisons
 from assay_training.evaluation.rewards.reading import Reading
-from assay_training.evaluation.rewards.served import Scored, Scores, models_of, score, told
+from assay_training.evaluation.rewards.served import Scored, Scores, annotate, models_of, score
 from assay_training.evaluation.table import Table
 from assay_training.records.record import Ranking
 from assay_training.records.sources import Read
@@ -39,7 +39,7 @@ def of_rankings(
     """
     read = _together([read_comparisons(given, reading) for given in judged])
     scores = _scored(read.records, ranking_of, judged, url, models)
-    return told(evaluate(scores.records, scores.by_model), scores, read)
+    return annotate(evaluate(scores.records, scores.by_model), scores, read)
 
 
 def of_candidates(judged: Sequence[str], reading: Reading, url: str, models: Sequence[str], gold: str | None) -> Table:
@@ -62,7 +62,7 @@ def of_candidates(judged: Sequence[str], reading: Reading, url: str, models: Seq
     scores = _scored(read.records, candidates_of, judged, url, models, gold)
     worth = None if gold is None else scores.by_model[gold]
     ways = {name: of for name, of in scores.by_model.items() if name != gold}
-    return told(best_of_n(scores.records, worth, ways), scores, read)
+    return annotate(best_of_n(scores.records, worth, ways), scores, read)
 
 
 def _together(reads: Sequence[Read[T]]) -> Read[T]:

@@ -140,7 +140,7 @@ def _answers(
     return answers, fingerprints
 
 
-def told(table: Table, scores: Scores[R], read: Read[Any]) -> Table:
+def annotate(table: Table, scores: Scores[R], read: Read[Any]) -> Table:
     """The same, with which models these were and what is missing, in its records and its notes.
 
     Args:
@@ -164,5 +164,5 @@ def told(table: Table, scores: Scores[R], read: Read[Any]) -> Table:
         f"Completions without a score, left out with all comparisons to them: {lost}. "
         f"Left of {scores.asked} prompts: {kept}, {scores.in_part} of them without some completion.",
     )
-    notes = (*table.notes, *models, *read.told(), *(missing if lost else ()))
+    notes = (*table.notes, *models, *read.report_lines(), *(missing if lost else ()))
     return replace(table, records=records, notes=notes)
