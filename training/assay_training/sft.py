@@ -17,7 +17,7 @@ from assay_training.data.chat_template import template_of
 from assay_training.data.checks import base_of, check_length
 from assay_training.data.sft_examples import SftExample, SftRenderer
 from assay_training.distributed.processes import accelerator, tell
-from assay_training.distributed.sharding import asked_for, copy_whole
+from assay_training.distributed.sharding import copy_whole, sharding_requested
 from assay_training.loop.next_token import NextToken
 from assay_training.loop.supervised import Schedule, train
 from assay_training.models.batches import autocast, token_batches
@@ -93,7 +93,7 @@ class SftRun:
             losses[stage.name] = {"before": before, "after": self._loss(held_out, stage)}
             self.run.write_json("losses.json", losses)
         whole = self.policy
-        if asked_for():
+        if sharding_requested():
             whole = Policy(self.base, self.config.lora, self.policy.device)
             copy_whole(self.policy.parameters(), whole.parameters())
         if self.run.writes:

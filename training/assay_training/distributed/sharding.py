@@ -18,7 +18,7 @@ from assay_training.config.base import ConfigError
 from assay_training.distributed.processes import accelerator
 
 
-def asked_for() -> bool:
+def sharding_requested() -> bool:
     """Whether the processes were started with an FSDP configuration."""
     return bool(accelerator().distributed_type == DistributedType.FSDP)
 
@@ -29,7 +29,7 @@ def shard(model: PreTrainedModel) -> None:
     Raises:
         ConfigError: transformers names no layers for this architecture.
     """
-    if not asked_for():
+    if not sharding_requested():
         return
     together = accelerator()
     mesh = init_device_mesh(together.device.type, (together.num_processes,))
@@ -45,7 +45,7 @@ def shard(model: PreTrainedModel) -> None:
 
 def idle(forwards: int) -> int:
     """How many more forwards there must be, so that every process runs equally many: they compute a layer together."""
-    return -forwards % accelerator().num_processes if asked_for() else 0
+    return -forwards % accelerator().num_processes if sharding_requested() else 0
 
 
 def copy_whole(parts: Iterable[torch.Tensor], into: Iterable[torch.Tensor]) -> None:
@@ -60,7 +60,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def shard_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """What this process holds of a whole tensor, if it holds a part of `like`."""
     if not isinstance(like, DTensor):
         return tensor

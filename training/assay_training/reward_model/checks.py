@@ -14,7 +14,7 @@ from assay_training.evaluation.results import domains
 from assay_training.records.record import Judged, Labelled, Ranking
 
 
-def part_of(config: RewardConfig, record: Judged) -> int:
+def fold_of_record(config: RewardConfig, record: Judged) -> int:
     """The fold of a record, or `HELD_OUT`."""
     split = config.split
     return fold_of(record.group, folds=split.folds or 1, held_out=split.held_out, seed=config.seed)
@@ -60,7 +60,7 @@ def check(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphra
     Raises:
         ConfigError: naming the part and what is wrong with it.
     """
-    parts = [part_of(config, record) for record in records]
+    parts = [fold_of_record(config, record) for record in records]
     for name, left_out in _trainings(config):
         training = [record for record, part in zip(records, parts, strict=True) if part not in left_out]
         try:

@@ -32,7 +32,7 @@ from assay_training.data.checks import base_of, check_length, check_refused
 from assay_training.data.examples import Example, render_records
 from assay_training.data.mixture import Paraphrases, mix
 from assay_training.distributed.processes import accelerator, tell
-from assay_training.distributed.sharding import asked_for, copy_whole, shard
+from assay_training.distributed.sharding import copy_whole, shard, sharding_requested
 from assay_training.loop.supervised import Schedule, train
 from assay_training.models.batches import autocast, token_batches
 from assay_training.models.lora import lora_config
@@ -40,7 +40,7 @@ from assay_training.records.paraphrases import read_paraphrases
 from assay_training.records.rows import rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings
 from assay_training.reward_model.checkpoint import write_adapter, write_whole
-from assay_training.reward_model.checks import check, check_equal_ids, paraphrased, part_of, teaches, untaught
+from assay_training.reward_model.checks import check, check_equal_ids, fold_of_record, paraphrased, teaches, untaught
 from assay_training.reward_model.objectives import Pairwise, Pointwise
 from assay_training.runs.directory import RunDirectory, base_identity
 
@@ -99,7 +99,7 @@ class RewardRun:
             },
             writes=accelerator().is_main_process,
         )
-        self.parts = [part_of(config, record) for record in records]
+        self.parts = [fold_of_record(config, record) for record in records]
         learned = [example.record for example in self.without(HELD_OUT)]
         self.run.write_json(
             "render.json",
@@ -137,7 +137,7 @@ class RewardRun:
             metrics=self.run.metrics(name),
             resume=self.run.resume_point(name),
         )
-        if not asked_for():
+        if not sharding_requested():
             return model
         whole = self.fresh_model()
         copy_whole(model.parameters_of(config.name), whole.parameters_of(config.name))

@@ -14,7 +14,7 @@ from assay_training.data.chat_template import template_of
 from assay_training.data.checks import base_of, check_length, check_refused
 from assay_training.data.sft_examples import SftExample
 from assay_training.distributed.processes import accelerator, tell
-from assay_training.distributed.sharding import asked_for
+from assay_training.distributed.sharding import sharding_requested
 from assay_training.models.checkpoint import RELOADED_SAMPLE, policy_renderer, save_policy
 from assay_training.models.policy import Policy
 from assay_training.records.sources import data_hashes, read_prompts
@@ -42,7 +42,7 @@ def sampled_base(config: PpoConfig | RejectionConfig) -> Path:
     Raises:
         ConfigError: the base has too few positions; or layers are to be spread over processes, each of which samples.
     """
-    if asked_for():
+    if sharding_requested():
         raise ConfigError("sampling needs the whole policy in every process; start it without FSDP")
     base = base_of(config)
     check_length("rollout: max_prompt_tokens + max_new_tokens", config.rollout.max_tokens, base)

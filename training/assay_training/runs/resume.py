@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from assay_training.distributed.sharding import part_of, whole
+from assay_training.distributed.sharding import shard_of, whole
 from assay_training.errors import RunStopped
 
 
@@ -70,7 +70,7 @@ class ResumePoint:
         state = self._read()
         with torch.no_grad():
             for parameter, stored in zip(parameters, state["parameters"], strict=True):
-                parameter.copy_(part_of(stored, parameter))
+                parameter.copy_(shard_of(stored, parameter))
         moments, optimised = state["optimiser"], [p for group in optimiser.param_groups for p in group["params"]]
         moments["state"] = {i: _map(_part_of(optimised[i]), of) for i, of in moments["state"].items()}
         optimiser.load_state_dict(moments)
@@ -97,4 +97,4 @@ def _map(
 
 def _part_of(parameter: nn.Parameter) -> Callable[[torch.Tensor], torch.Tensor]:
     """For the moments of `parameter`; its count of steps has another shape."""
-    return lambda tensor: part_of(tensor, parameter) if tensor.shape == parameter.shape else tensor
+    return lambda tensor: shard_of(tensor, parameter) if tensor.shape == parameter.shape else tensor
