@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.training import test_ppo, tiny
 from tests.training import test_sft as policies
-from tests.training.test_crossfit import Run, write_data
+from tests.training.test_cross_validation import Run, write_data
 from tests.training.test_ppo import home, url
 
 __all__ = ["home", "url"]  # fixtures

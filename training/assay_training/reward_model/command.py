@@ -11,7 +11,7 @@ from assay_training.evaluation.results import LENGTH, MODEL, results
 from assay_training.evaluation.rows import Rows
 from assay_training.reward_model import summary
 from assay_training.reward_model.baselines import length_fit, length_logits
-from assay_training.reward_model.cross_validation import judge
+from assay_training.reward_model.cross_validation import cross_validate
 from assay_training.reward_model.run import RewardRun
 
 
@@ -29,7 +29,7 @@ def run(config_path: Path, data: Path, out: Path | None) -> Path | None:
     if config.split.folds is None:
         single(reward)
     else:
-        judge(reward, config_path)
+        cross_validate(reward, config_path)
     directory, results = reward.run.path, reward.run.read_json("results.json")
     served = config.objective.served
     if served and reward.run.writes:

@@ -17,7 +17,7 @@ from assay_training.reward_model.card import CardFacts, card
 from assay_training.reward_model.run import RewardRun
 
 
-class Crossfit:
+class CrossValidation:
     """Judges a run fold by fold.
 
     Args:
@@ -84,12 +84,12 @@ class Crossfit:
         return [row if part in self.tested else None for row, part in zip(logits, self.reward.parts, strict=True)]
 
 
-def judge(reward: RewardRun, config_path: Path) -> None:
+def cross_validate(reward: RewardRun, config_path: Path) -> None:
     """The checkpoint, the results of the tested folds, and the model card."""
-    crossfit = Crossfit(reward)
-    checkpoint = crossfit.final()
-    contenders = crossfit.contenders()
-    tested = [i for i, part in enumerate(reward.parts) if part in crossfit.tested]
+    cross_validation = CrossValidation(reward)
+    checkpoint = cross_validation.final()
+    contenders = cross_validation.contenders()
+    tested = [i for i, part in enumerate(reward.parts) if part in cross_validation.tested]
     rows = Rows.of(
         [reward.examples[i].record for i in tested],
         {name: [row for row in logits if row is not None] for name, logits in contenders.items()},

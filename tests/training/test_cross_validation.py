@@ -27,7 +27,7 @@ from assay_training.config.base import ConfigError, read
 from assay_training.config.reward import RewardConfig
 from assay_training.records.record import RecordError, group_of
 from assay_training.reward_model.command import run
-from assay_training.reward_model.cross_validation import Crossfit
+from assay_training.reward_model.cross_validation import CrossValidation
 from assay_training.reward_model.run import RewardRun
 from assay_training.runs.directory import RunMismatch
 from tests import checkpoints
@@ -161,7 +161,7 @@ def test_the_service_serves_what_out_of_fold_models_scored(tmp_path: Path) -> No
     whole = prepare(tmp_path, split={"held_out": 0.2, "folds": 2, "test_folds": 1})
     reward = whole.begin()
     everything = reward.examples
-    Crossfit(reward).final()
+    CrossValidation(reward).final()
     stored = reward.predict(reward.fit("everything", everything), everything)
     signal = served(whole, tmp_path)
     for example, row in zip(everything, stored, strict=True):
@@ -219,7 +219,7 @@ def test_no_fold_is_judged_by_a_fit_that_saw_its_labels(kind: str, finished: dic
     write_data(turned.data, flipped=0)
     shutil.rmtree(done.out)
     before, after = done.begin(), turned.begin()
-    old, new = Crossfit(before).contenders(), Crossfit(after).contenders()
+    old, new = CrossValidation(before).contenders(), CrossValidation(after).contenders()
     assert set(old) == {"model", "frozen head", "length"}
     for name in old:
         changed = set()
@@ -386,7 +386,7 @@ def test_a_model_of_the_raw_output_is_measured_and_not_saved(tmp_path: Path) -> 
 def test_repeat_repeats_the_examples_of_its_source_only(tmp_path: Path) -> None:
     """24 HH rows once and 24 questions three times are 96 examples: 12 steps of 8."""
     repeated = prepare(tmp_path, mixture=[{"step": "repeat", "times": {"feedbackqa": 3}}])
-    Crossfit(repeated.begin()).final()
+    CrossValidation(repeated.begin()).final()
     assert len(repeated.logged()) == 12
 
 
@@ -433,7 +433,7 @@ def test_runs_are_named_after_their_configuration_unless_told(tmp_path: Path, mo
 
 def test_an_adapter_on_some_layers_is_served_without_a_warning(tmp_path: Path) -> None:
     done = prepare(tmp_path, lora={"r": 2, "alpha": 4, "target_modules": ["query", "value"], "layers": [1]})
-    Crossfit(done.begin()).final()
+    CrossValidation(done.begin()).final()
     names = load_file(done.out / "checkpoint" / "adapter_model.safetensors").keys()
     assert {name.split(".layer.")[1][0] for name in names if ".encoder." in name} == {"1"}
     row = done.json("checkpoint/assay.json")["golden"][0]
