@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from assay_service import loader, registry, resolve
 from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import read_adapter
-from assay_service.scoring.layout import Sequence, Span
+from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.lineage import check_lineage
 from assay_service.scoring.model import RewardModel
 from assay_service.settings import Settings
@@ -88,21 +88,21 @@ def kinds(architecture: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def sequences(vocabulary: int, *, added: int = 0, count: int = 6) -> list[Sequence]:
+def sequences(vocabulary: int, *, added: int = 0, count: int = 6) -> list[TokenSequence]:
     """Return random sequences; the added tokens and those that have rows of their own are among them."""
     generator = torch.Generator().manual_seed(vocabulary)
     made = []
     for number in range(count):
         ids = torch.randint(8, vocabulary, (7 + 9 * number,), generator=generator).tolist()
         ids[1:6] = [vocabulary - 1 - number % (added or 1), 5, 9, 11, 40]
-        made.append(Sequence(tuple(ids), 3, Span(len(ids) - 1, len(ids))))
+        made.append(TokenSequence(tuple(ids), 3, Span(len(ids) - 1, len(ids))))
     return made
 
 
-def with_position(architecture: str, made: list[Sequence]) -> list[Sequence]:
+def with_position(architecture: str, made: list[TokenSequence]) -> list[TokenSequence]:
     """Return the sequences, read at the first token where the architecture's classifier does so."""
     span = Span(0, 1) if architecture in checkpoints.ENCODERS else None
-    return [Sequence(s.ids, s.boundary, span or s.score) for s in made]
+    return [TokenSequence(s.ids, s.boundary, span or s.score) for s in made]
 
 
 def hashes(model: RewardModel) -> dict[str, str]:
@@ -111,7 +111,7 @@ def hashes(model: RewardModel) -> dict[str, str]:
     return {n: hashlib.sha256(t.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest() for n, t in own.items()}
 
 
-def logits(model: RewardModel, name: str, made: list[Sequence]) -> list[float]:
+def logits(model: RewardModel, name: str, made: list[TokenSequence]) -> list[float]:
     with torch.inference_mode():
         return model.logits(made, name).tolist()
 
@@ -180,7 +180,7 @@ def test_a_signal_with_its_own_embedding_has_its_bits_alone_and_beside_others(
         assert logits(together, name, made) == expected
         assert logits(together, name, made[::-1]) == expected[::-1]
         assert [logits(together, name, [one])[0] for one in made] == expected
-        assert expected != logits(together, "bare", [Sequence(s.ids[3:], 0, Span(0, 1)) for s in made])
+        assert expected != logits(together, "bare", [TokenSequence(s.ids[3:], 0, Span(0, 1)) for s in made])
 
 
 def test_only_the_rows_that_differ_take_memory(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from assay_service import loader
 from assay_service.engine.cache import ENTRY_BYTES, ResultCache, key_of
 from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Message
-from assay_service.scoring.layout import Sequence, Span
+from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from tests import checkpoints
@@ -21,20 +21,20 @@ def served(tiny: dict[str, Any]) -> Registry:
     return loader.load(tiny["settings"])
 
 
-SEQUENCE = Sequence((1, 2, 3, 4), 2, Span(3, 4))
+SEQUENCE = TokenSequence((1, 2, 3, 4), 2, Span(3, 4))
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        Sequence((9, 2, 3, 4), 2, Span(3, 4)),
-        Sequence((1, 2, 3, 9), 2, Span(3, 4)),
-        Sequence((1, 2, 3, 4), 1, Span(3, 4)),
-        Sequence((1, 2, 3, 4), 2, Span(2, 3)),
-        Sequence((1, 2, 3, 4), 2, Span(2, 4)),
-        Sequence((1, 2, 3, 4), 2, Span(3, 4), 2),
-        Sequence((1, 2, 3, 4, 4), 2, Span(3, 4)),
-        Sequence((2, 3, 4, 1, 2, 3, 4), 2, Span(3, 4)),
+        TokenSequence((9, 2, 3, 4), 2, Span(3, 4)),
+        TokenSequence((1, 2, 3, 9), 2, Span(3, 4)),
+        TokenSequence((1, 2, 3, 4), 1, Span(3, 4)),
+        TokenSequence((1, 2, 3, 4), 2, Span(2, 3)),
+        TokenSequence((1, 2, 3, 4), 2, Span(2, 4)),
+        TokenSequence((1, 2, 3, 4), 2, Span(3, 4), 2),
+        TokenSequence((1, 2, 3, 4, 4), 2, Span(3, 4)),
+        TokenSequence((2, 3, 4, 1, 2, 3, 4), 2, Span(3, 4)),
     ],
     ids=[
         "prompt ids",
@@ -47,7 +47,7 @@ SEQUENCE = Sequence((1, 2, 3, 4), 2, Span(3, 4))
         "numbers that run together",
     ],
 )
-def test_another_sequence_has_another_key(other: Sequence) -> None:
+def test_another_sequence_has_another_key(other: TokenSequence) -> None:
     assert key_of("signal", SEQUENCE) == key_of("signal", replace(SEQUENCE))
     assert key_of("signal", SEQUENCE) != key_of("signal", other)
 
@@ -83,7 +83,7 @@ def test_a_signal_whose_invariance_is_not_proved_has_no_identity(served: Registr
 def test_truncation_finish_reason_and_score_position_give_other_sequences() -> None:
     fast = checkpoints.decoder_tokenizer()
 
-    def render(item: Item, position: str = "last_token", length: int = 60) -> Sequence:
+    def render(item: Item, position: str = "last_token", length: int = 60) -> TokenSequence:
         rules = RenderRules(fast.chat_template, length, position, "template", "score", fast.pad_token_id)  # type: ignore[arg-type]
         return Renderer(fast, rules, len(fast)).render(item, "prompt_left").sequence
 
@@ -116,7 +116,7 @@ def test_it_stays_within_its_bytes() -> None:
     cache = ResultCache(most)
     tracemalloc.start()
     for number in range(50_000):
-        cache.put(key_of("signal", Sequence((number,), 0, Span(0, 1))), number / 7)
+        cache.put(key_of("signal", TokenSequence((number,), 0, Span(0, 1))), number / 7)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert cache.size_bytes <= most

@@ -17,7 +17,7 @@ from assay_service.scoring import names
 from assay_service.scoring.checkpoint import read_dense, read_head
 from assay_service.scoring.files import pickled, weight_files
 from assay_service.scoring.head import Head, checked
-from assay_service.scoring.layout import Sequence, Span
+from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 from tests import checkpoints
 
@@ -42,7 +42,7 @@ def logit(directory: Path, also: str | None = None) -> float:
     model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
     model.add_signal("s", checked(Head(head.weight, head.bias), 32, head.name))
     with torch.inference_mode():
-        return model.logits([Sequence(IDS, 2, Span(4, 5))], "s").item()
+        return model.logits([TokenSequence(IDS, 2, Span(4, 5))], "s").item()
 
 
 def inside(prefix: str, head: str) -> Callable[[Tensors], Tensors]:

@@ -16,8 +16,7 @@ from assay_service.engine.job import Task
 from assay_service.errors import ForwardFailed, NotFinite, NotReady, Overloaded
 from assay_service.metrics import Metrics
 from assay_service.scoring.architectures import ARCHITECTURES
-from assay_service.scoring.layout import Sequence as Ids
-from assay_service.scoring.layout import Span
+from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 
 POISON, NAN, BROKEN = 666, 667, 668
@@ -39,7 +38,7 @@ class FaultyModel:
         self.gate.set()
         self._capacity = capacity
 
-    def logits(self, sequences: Sequence[Ids], name: str) -> torch.Tensor:
+    def logits(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
         self.gate.wait(WAIT_S)
         firsts = [sequence.ids[0] for sequence in sequences]
         self.batches.append(firsts)
@@ -80,7 +79,7 @@ def running(
 
 
 def tasks(firsts: Sequence[int], signal: str = "a", length: int = 3) -> list[Task]:
-    return [Task(signal, Ids((first,) * length, 0, Span(0, 1))) for first in firsts]
+    return [Task(signal, TokenSequence((first,) * length, 0, Span(0, 1))) for first in firsts]
 
 
 def busy(engine: Engine, model: FaultyModel) -> Any:
@@ -126,7 +125,7 @@ def test_what_waits_is_batched_across_requests_and_by_signal() -> None:
 def test_a_shared_prompt_counts_once_across_requests() -> None:
     model = FaultyModel()
     prompt = (9,) * 90
-    siblings = [Task("a", Ids((*prompt, i), 90, Span(90, 91))) for i in range(10)]
+    siblings = [Task("a", TokenSequence((*prompt, i), 90, Span(90, 91))) for i in range(10)]
     with running(model) as engine:
         busy(engine, model)
         for sibling in siblings:
@@ -281,7 +280,7 @@ def test_the_tensors_of_a_forward_that_ran_out_of_memory_are_gone_when_it_is_tri
         held: weakref.ref[torch.Tensor] | None = None
         alive_at_retry: bool | None = None
 
-        def logits(self, sequences: Sequence[Ids], name: str) -> torch.Tensor:
+        def logits(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
             if len(sequences) == 2:
                 tensor = torch.ones(10)
                 self.held = weakref.ref(tensor)

@@ -11,7 +11,7 @@ import torch
 from assay_service.scoring.checkpoint import read_adapter
 from assay_service.scoring.head import Head
 from assay_service.scoring.invariance import is_invariant, made_invariant
-from assay_service.scoring.layout import Sequence, Span
+from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 from tests import checkpoints
 
@@ -36,7 +36,7 @@ def load(root: Path, architecture: str, dtype: torch.dtype, adapters: tuple[str,
     return model
 
 
-def groups(*shapes: tuple[int, tuple[int, ...]], seed: int = 0) -> list[Sequence]:
+def groups(*shapes: tuple[int, tuple[int, ...]], seed: int = 0) -> list[TokenSequence]:
     """Sequences of random ids: (prompt tokens, completion tokens of those that share it)."""
     draw = random.Random(seed)
     made = []
@@ -44,11 +44,11 @@ def groups(*shapes: tuple[int, tuple[int, ...]], seed: int = 0) -> list[Sequence
         prompt = tuple(draw.randrange(8, 260) for _ in range(prompt_tokens))
         for tokens in completions:
             ids = prompt + tuple(draw.randrange(8, 260) for _ in range(tokens))
-            made.append(Sequence(ids, prompt_tokens, Span(len(ids) - 1, len(ids))))
+            made.append(TokenSequence(ids, prompt_tokens, Span(len(ids) - 1, len(ids))))
     return made
 
 
-def logits(model: RewardModel, sequences: list[Sequence], name: str = "s") -> list[float]:
+def logits(model: RewardModel, sequences: list[TokenSequence], name: str = "s") -> list[float]:
     with torch.inference_mode():
         return [float(logit) for logit in model.logits(sequences, name)]
 
@@ -114,7 +114,7 @@ def test_a_sibling_whose_numbers_are_poison_changes_nobody(dtype: torch.dtype, t
         model.base.get_input_embeddings().weight[poison] = float("nan")
     healthy = groups((64, (20, 21)))
     expected = logits(model, healthy)
-    sick = Sequence((*healthy[0].prompt, poison, 9), 64, Span(65, 66))
+    sick = TokenSequence((*healthy[0].prompt, poison, 9), 64, Span(65, 66))
     mixed = logits(model, [healthy[0], sick, healthy[1]])
     assert [mixed[0], mixed[2]] == expected
     assert mixed[1] != mixed[1]

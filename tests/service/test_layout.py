@@ -4,23 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay_service.scoring.layout import STEP_TOKENS, Sequence, Span, narrowed, pack
+from assay_service.scoring.layout import STEP_TOKENS, Span, TokenSequence, narrowed, pack
 
 PROMPTS = [(), (1,), (1, 2), (2, 1), (1, 2, 3, 4)]
 
 
 @st.composite
-def sequences(draw: st.DrawFn) -> Sequence:
+def sequences(draw: st.DrawFn) -> TokenSequence:
     prompt = draw(st.sampled_from(PROMPTS))
     completion = tuple(draw(st.lists(st.integers(5, 9), min_size=0 if prompt else 1, max_size=6)))
     ids = prompt + completion
     start = draw(st.integers(0, len(ids) - 1))
     second = draw(st.none() | st.integers(0, len(ids) - 1))
-    return Sequence(ids, len(prompt), Span(start, draw(st.integers(start + 1, len(ids)))), second)
+    return TokenSequence(ids, len(prompt), Span(start, draw(st.integers(start + 1, len(ids)))), second)
 
 
 @given(st.lists(sequences(), min_size=1, max_size=12), st.booleans())
-def test_every_sequence_is_there_whole_and_read_where_it_says(given: list[Sequence], share: bool) -> None:
+def test_every_sequence_is_there_whole_and_read_where_it_says(given: list[TokenSequence], share: bool) -> None:
     row = pack(given, share_prompts=share)
     ids, positions, types = row.ids[0].tolist(), row.positions[0].tolist(), row.types[0].tolist()
     whole = {segment.own: segment for segment in row.segments}
@@ -36,7 +36,7 @@ def test_every_sequence_is_there_whole_and_read_where_it_says(given: list[Sequen
 
 
 @given(st.lists(sequences(), min_size=1, max_size=12))
-def test_a_prompt_is_computed_once(given: list[Sequence]) -> None:
+def test_a_prompt_is_computed_once(given: list[TokenSequence]) -> None:
     row = pack(given, share_prompts=True)
     prompts = {(s.prompt, tuple(s.types[: s.boundary])) for s in given}
     assert row.tokens == sum(len(prompt) for prompt, _ in prompts) + sum(len(s.ids) - s.boundary for s in given)
@@ -44,7 +44,7 @@ def test_a_prompt_is_computed_once(given: list[Sequence]) -> None:
 
 
 @given(st.lists(sequences(), min_size=1, max_size=12), st.booleans())
-def test_segments_cover_the_row_and_prefixes_come_first(given: list[Sequence], share: bool) -> None:
+def test_segments_cover_the_row_and_prefixes_come_first(given: list[TokenSequence], share: bool) -> None:
     row = pack(given, share_prompts=share)
     ends = [0, *(segment.own.end for segment in row.segments)]
     assert [segment.own.start for segment in row.segments] == ends[:-1]
@@ -53,7 +53,7 @@ def test_segments_cover_the_row_and_prefixes_come_first(given: list[Sequence], s
 
 
 def test_a_prompt_that_begins_like_another_is_not_shared() -> None:
-    row = pack([Sequence((1, 2, 9), 2, Span(2, 3)), Sequence((1, 9), 1, Span(1, 2))], share_prompts=True)
+    row = pack([TokenSequence((1, 2, 9), 2, Span(2, 3)), TokenSequence((1, 9), 1, Span(1, 2))], share_prompts=True)
     assert row.tokens == 5
 
 
@@ -61,13 +61,13 @@ def test_nothing_cannot_be_packed_and_a_boundary_lies_inside() -> None:
     with pytest.raises(ValueError, match="nothing"):
         pack([], share_prompts=True)
     with pytest.raises(ValueError, match="boundary 3"):
-        Sequence((1, 2), 3, Span(0, 1))
+        TokenSequence((1, 2), 3, Span(0, 1))
     with pytest.raises(ValueError, match="second segment 2"):
-        Sequence((1, 2), 1, Span(0, 1), 2)
+        TokenSequence((1, 2), 1, Span(0, 1), 2)
 
 
 @given(given=st.lists(sequences(), min_size=1, max_size=6), share=st.booleans())
-def test_what_is_read_is_found_again_among_the_tokens_that_are_read(given: list[Sequence], share: bool) -> None:
+def test_what_is_read_is_found_again_among_the_tokens_that_are_read(given: list[TokenSequence], share: bool) -> None:
     row = pack(given, share_prompts=share)
     index, spans = narrowed(row)
     assert len(index) % STEP_TOKENS == 0

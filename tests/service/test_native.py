@@ -11,7 +11,7 @@ from torch.utils import cpp_extension
 
 from assay_service.scoring.kernels import build
 from assay_service.scoring.kernels.fused import segment_table
-from assay_service.scoring.layout import Layout, Sequence, Span, pack
+from assay_service.scoring.layout import Layout, Span, TokenSequence, pack
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
@@ -98,11 +98,11 @@ def test_norms(round_first: bool, dtype: torch.dtype) -> None:
 
 def row(causal: bool) -> Layout:
     """Segments of one token, of a chunk, of one more, and of several blocks; some with a prefix."""
-    sequences: list[Sequence] = []
+    sequences: list[TokenSequence] = []
     for prompt, completions in ((90, (1, 5, 230, 64)), (1, (63,)), (64, (65, 128)), (0, (17,)), (300, (70,))):
         for tokens in completions:
             ids = (*range(prompt), *range(1000 + len(sequences), 1000 + len(sequences) + tokens))
-            sequences.append(Sequence(ids, prompt, Span(len(ids) - 1, len(ids))))
+            sequences.append(TokenSequence(ids, prompt, Span(len(ids) - 1, len(ids))))
     return pack(sequences, share_prompts=causal)
 
 

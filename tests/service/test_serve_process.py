@@ -23,7 +23,7 @@ import typer
 from assay_client.client import RewardClient
 from assay_client.errors import AssayError
 from assay_service import cli
-from assay_service.scoring.layout import Sequence
+from assay_service.scoring.layout import TokenSequence
 from assay_service.scoring.model import RewardModel
 
 ASSAY = Path(sys.executable).with_name("assay")
@@ -156,7 +156,7 @@ def test_a_failed_device_ends_the_service_with_an_error(tiny: dict[str, Any], mo
     """What can be answered is answered, nothing new is computed, and whoever restarts processes sees a failure."""
     honest, broken = RewardModel.logits, threading.Event()
 
-    def failing(self: RewardModel, sequences: list[Sequence], name: str) -> torch.Tensor:
+    def failing(self: RewardModel, sequences: list[TokenSequence], name: str) -> torch.Tensor:
         if broken.is_set():
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         return honest(self, sequences, name)

@@ -11,20 +11,20 @@ from assay_service.scoring.head import Head
 from assay_service.scoring.invariance import made_invariant
 from assay_service.scoring.kernels import build, varlen
 from assay_service.scoring.kernels.backend import Kernels
-from assay_service.scoring.layout import Sequence, Span
+from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 from tests import checkpoints
 
 GROUPS = ((40, (1, 30, 7)), (1, (5,)), (0, (20,)), (70, (64, 3)))
 
 
-def sequences() -> list[Sequence]:
+def sequences() -> list[TokenSequence]:
     draw, made = torch.Generator().manual_seed(0), []
     for prompt_tokens, completions in GROUPS:
         prompt = torch.randint(8, 260, (prompt_tokens,), generator=draw).tolist()
         for tokens in completions:
             ids = (*prompt, *torch.randint(8, 260, (tokens,), generator=draw).tolist())
-            made.append(Sequence(ids, prompt_tokens, Span(len(ids) - 1, len(ids))))
+            made.append(TokenSequence(ids, prompt_tokens, Span(len(ids) - 1, len(ids))))
     return made
 
 

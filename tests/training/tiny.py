@@ -14,7 +14,7 @@ from torch import nn
 from assay_service.scoring.files import sha256_of, weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item, Message
-from assay_service.scoring.layout import Sequence, Span
+from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.manifest import ScorePosition
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
@@ -124,7 +124,7 @@ def labelled(prompt: str, completion: str, label: float, source: str = "feedback
 
 def fake_ids(record: Judged, *lengths: int) -> Example:
     """An example whose sequences have the given lengths; for what never outputs at the ids."""
-    return Example(record, tuple(Sequence((1,) * length, 0, Span(0, 1)) for length in lengths))
+    return Example(record, tuple(TokenSequence((1,) * length, 0, Span(0, 1)) for length in lengths))
 
 
 def base_hash(base: Path) -> str:

@@ -7,13 +7,13 @@ import hashlib
 from array import array
 from collections import OrderedDict
 
-from assay_service.scoring.layout import Sequence
+from assay_service.scoring.layout import TokenSequence
 
 # What an entry takes in CPython: key (65), float (24), and its place in an OrderedDict; measured 260, rounded up.
 ENTRY_BYTES = 300
 
 
-def key_of(identity: str, sequence: Sequence) -> bytes:
+def key_of(identity: str, sequence: TokenSequence) -> bytes:
     """What decides a logit, as 32 bytes.
 
     Prompt, completion, truncation and finish reason are all in the ids, the boundary, the score span and the place

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from assay_service.engine.cache import key_of
 from assay_service.engine.plan import Waiting
 from assay_service.errors import AssayError
-from assay_service.scoring.layout import Sequence
+from assay_service.scoring.layout import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Task:
     """One sequence to be scored by one signal."""
 
     signal: str
-    sequence: Sequence
+    sequence: TokenSequence
 
 
 class Job:

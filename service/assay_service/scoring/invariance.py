@@ -1,12 +1,12 @@
 """Whether the logits of a model depend on what is computed together: tried on this machine with this model."""
 
 import random
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 import torch
 
 from assay_service.scoring.kernels.row_invariant import NotInvariant
-from assay_service.scoring.layout import Sequence, Span
+from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 
 # Prompt and completion tokens of the tried sequences; completions in one group share their prompt.
@@ -31,7 +31,7 @@ def is_invariant(model: RewardModel, name: str, longest_tokens: int) -> bool:
     with torch.inference_mode():
         alone = [model.logits([sequence], name).item() for sequence in sequences]
         several = [i for _ in range(_MANY // sum(len(s.ids) for s in sequences) + 1) for i in order]
-        batches: list[Seq[int]] = [range(len(sequences)), order, order[:half], order[half:], several]
+        batches: list[Sequence[int]] = [range(len(sequences)), order, order[:half], order[half:], several]
         return all(
             model.logits([sequences[i] for i in batch], name).tolist() == [alone[i] for i in batch] for batch in batches
         )
@@ -51,7 +51,9 @@ def made_invariant(model: RewardModel, longest_tokens: dict[str, int]) -> dict[s
     return {name: is_invariant(model, name, longest) for name, longest in longest_tokens.items()}
 
 
-def _sequences(generator: random.Random, vocabulary_size: int, longest_tokens: int, *, pairs: bool) -> list[Sequence]:
+def _sequences(
+    generator: random.Random, vocabulary_size: int, longest_tokens: int, *, pairs: bool
+) -> list[TokenSequence]:
     """Return random sequences; with `pairs` their completions have token type 1."""
     sequences = []
     for prompt_tokens, completions in _GROUPS:
@@ -60,5 +62,5 @@ def _sequences(generator: random.Random, vocabulary_size: int, longest_tokens: i
             row = (*ids, *(generator.randrange(vocabulary_size) for _ in range(completion_tokens)))[:longest_tokens]
             boundary = min(prompt_tokens, len(row) - 1)
             second = boundary if pairs and boundary else None
-            sequences.append(Sequence(row, boundary, Span(len(row) - 1, len(row)), second))
+            sequences.append(TokenSequence(row, boundary, Span(len(row) - 1, len(row)), second))
     return sequences

@@ -5,7 +5,7 @@ prompt as well (see `attention.py`). Where nothing is shared, as in encoders, a 
 sequences there is no padding; at the end the row is filled up to a multiple of `STEP_TOKENS`.
 """
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,7 +33,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class TokenSequence:
     """The ids of one item for one signal, where its completion begins, and the span that its head reads.
 
     Attributes:
@@ -102,7 +102,7 @@ class Layout:
     tokens: int
 
 
-def pack(sequences: Seq[Sequence], *, share_prompts: bool) -> Layout:
+def pack(sequences: Sequence[TokenSequence], *, share_prompts: bool) -> Layout:
     """Lays `sequences` end to end in the given order.
 
     A sequence is always cut in two at its boundary where prompts may be shared, also when nobody shares its prompt: how
@@ -160,7 +160,7 @@ class _Row:
     segments: list[Segment] = field(default_factory=list)
     prompts: dict[tuple[tuple[int, ...], tuple[int, ...]], Span] = field(default_factory=dict)
 
-    def add(self, sequence: Sequence, boundary: int) -> tuple[Span, ...]:
+    def add(self, sequence: TokenSequence, boundary: int) -> tuple[Span, ...]:
         """Lays out what is not there yet, and returns the pieces of the score span."""
         types = sequence.types
         prompt = sequence.ids[:boundary], tuple(types[:boundary])
@@ -173,7 +173,7 @@ class _Row:
             pieces.append(_piece(sequence.score, Span(boundary, len(sequence.ids)), own.start))
         return tuple(piece for piece in pieces if piece is not None)
 
-    def _append(self, ids: tuple[int, ...], types: Seq[int], position: int, prefix: Span | None) -> Span:
+    def _append(self, ids: tuple[int, ...], types: Sequence[int], position: int, prefix: Span | None) -> Span:
         own = Span(len(self.ids), len(self.ids) + len(ids))
         self.ids += ids
         self.types += types

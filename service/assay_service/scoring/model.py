@@ -6,7 +6,7 @@ base serves many signals, each an adapter (or none) with a head. Switching adapt
 torch's operators.
 """
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from assay_service.scoring.kernels.choose import choose_backend
 from assay_service.scoring.kernels.row_invariant import make_invariant
 from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.kernels.torch_segments import TorchSegments
-from assay_service.scoring.layout import Layout, Sequence, narrowed, pack
+from assay_service.scoring.layout import Layout, TokenSequence, narrowed, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class RewardModel:
         for signal in self._signals.values():
             make_invariant(signal.head)
 
-    def pooled(self, sequences: Seq[Sequence], name: str) -> torch.Tensor:
+    def pooled(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
         """What the head of signal `name` reads: fp32 `[n, H]`, in the order of `sequences`."""
         self._activate(name)
         if not self.architecture.packed:
@@ -223,11 +223,11 @@ class RewardModel:
         )
         return torch.as_tensor(output.last_hidden_state)
 
-    def logits(self, sequences: Seq[Sequence], name: str) -> torch.Tensor:
+    def logits(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
         """The logits of signal `name`: fp32 `[n]`, in order. They may be non-finite; callers check."""
         return torch.as_tensor(self._signals[name].head(self.pooled(sequences, name)))
 
-    def _pooled_alone(self, sequence: Sequence) -> torch.Tensor:
+    def _pooled_alone(self, sequence: TokenSequence) -> torch.Tensor:
         ids = torch.tensor([sequence.ids], device=self.device)
         types = self._types(torch.tensor([sequence.types]))
         return pool(self.base(**self._inputs(ids), **types).last_hidden_state, ((sequence.score,),))

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from assay_service.errors import ContentError, StartError
 from assay_service.scoring.encoding import Encoded, ItemEncoder
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
-from assay_service.scoring.layout import Sequence, Span
+from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.skeleton import Dropped
 from assay_service.scoring.template import Template
@@ -30,7 +30,7 @@ class Rendered:
     """
 
     text: str
-    sequence: Sequence
+    sequence: TokenSequence
     truncated_tokens: int
     dropped: tuple[Dropped, ...] = ()
     dropped_tokens: int = 0
@@ -148,7 +148,7 @@ class Renderer:
         dropped = encoded.text.dropped
         return Rendered(
             text=encoded.text.full,
-            sequence=Sequence(kept, boundary, self._score_span(kept, boundary), second),
+            sequence=TokenSequence(kept, boundary, self._score_span(kept, boundary), second),
             truncated_tokens=cut,
             dropped=dropped,
             dropped_tokens=sum(len(self._items.encode_text(part.text)) for part in dropped),

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from assay_service.errors import ContentError
 from assay_service.scoring.item import Item
-from assay_service.scoring.layout import Sequence as Ids
+from assay_service.scoring.layout import TokenSequence
 from assay_service.scoring.render import Renderer
 from assay_training.records.record import Judged, Ranking
 
@@ -20,7 +20,7 @@ class Example:
     """A record as ids: one sequence per completion."""
 
     record: Judged
-    sequences: tuple[Ids, ...]
+    sequences: tuple[TokenSequence, ...]
 
     @property
     def tokens(self) -> int:
@@ -66,7 +66,7 @@ def render_records(records: Sequence[Judged], renderer: Renderer) -> tuple[list[
     return examples, report
 
 
-def _without_equal_ids(ranking: Ranking, sequences: Sequence[Ids], report: RenderReport) -> Ranking | None:
+def _without_equal_ids(ranking: Ranking, sequences: Sequence[TokenSequence], report: RenderReport) -> Ranking | None:
     """Return the ranking without pairs and ties of equal ids, which are counted; None if that leaves neither."""
 
     def differ(i: int, j: int) -> bool:
@@ -81,7 +81,7 @@ def _without_equal_ids(ranking: Ranking, sequences: Sequence[Ids], report: Rende
     return replace(ranking, pairs=pairs, ties=ties) if pairs or ties else None
 
 
-def _render(item: Item, renderer: Renderer, report: RenderReport) -> Ids:
+def _render(item: Item, renderer: Renderer, report: RenderReport) -> TokenSequence:
     kept = min(KEPT_PROMPT_TOKENS, int(renderer.rules.max_length * KEPT_PROMPT_SHARE))
     rendered = renderer.render_within(item, kept)
     report.cut_completions += rendered.completion_cut

@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM
 from assay_service.scoring.architectures import architecture_of
 from assay_service.scoring.files import read_config
 from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
-from assay_service.scoring.layout import Sequence as Ids
-from assay_service.scoring.layout import Span, pack
+from assay_service.scoring.layout import Span, TokenSequence, pack
 from assay_service.scoring.model import RewardModel
 from assay_training.config.base import ConfigError
 from assay_training.config.model import Lora
@@ -84,7 +83,9 @@ class Policy:
 
     def before_targets(self, examples: Sequence[SftExample]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the target tokens of all examples are predicted from, `[t, H]`, and their ids, int64 `[t]`."""
-        row = pack([Ids(example.ids, 0, Span(0, len(example.ids))) for example in examples], share_prompts=False)
+        row = pack(
+            [TokenSequence(example.ids, 0, Span(0, len(example.ids))) for example in examples], share_prompts=False
+        )
         starts = [pieces[0].start for pieces in row.spans]
         at = [
             start + position

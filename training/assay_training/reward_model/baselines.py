@@ -11,8 +11,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from tqdm import tqdm
 
-from assay_service.scoring.layout import Sequence as Ids
-from assay_service.scoring.layout import Span
+from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.config.model import Optimiser
@@ -84,7 +83,7 @@ def frozen_features(
     return [features[i] for i in range(len(examples))]
 
 
-def _whole(sequence: Ids) -> Ids:
+def _whole(sequence: TokenSequence) -> TokenSequence:
     return replace(sequence, score=Span(0, len(sequence.ids)))
 
 

@@ -17,7 +17,7 @@ from assay_service.scoring.checkpoint import read_adapter, read_head
 from assay_service.scoring.files import sha256_of, weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item
-from assay_service.scoring.layout import Sequence as Ids
+from assay_service.scoring.layout import TokenSequence
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
@@ -50,7 +50,7 @@ RELOADED_SAMPLE = 16
 RELOADED_TOLERANCE = 1e-5
 
 
-Golden = tuple[Item, Ids]
+Golden = tuple[Item, TokenSequence]
 
 
 class RewardRun:
