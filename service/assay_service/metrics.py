@@ -19,7 +19,7 @@ class Metrics:
         self.request_s = Histogram(
             "assay_request_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=registry
         )
-        self.items = Counter("assay_items_total", "Scored items.", ["model"], registry=registry)
+        self.items = Counter("assay_items_total", "Scored items.", ["signal"], registry=registry)
         self.item_errors = Counter(
             "assay_item_errors_total", "Items answered with an error.", ["code"], registry=registry
         )

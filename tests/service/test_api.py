@@ -190,7 +190,7 @@ def test_work_of_a_client_that_left_is_dropped_and_logged(
 
         async with app.router.lifespan_context(app):
             await app(scope, receive, send)
-        scored = app.state.metrics._registry.get_sample_value("assay_items_total", {"model": "pref"})
+        scored = app.state.metrics._registry.get_sample_value("assay_items_total", {"signal": "pref"})
         return statuses, scored or 0.0
 
     with caplog.at_level("WARNING", "assay"):
@@ -445,7 +445,7 @@ def test_models_health_ready_info_metrics_and_docs(run: Run) -> None:
     assert info["api_version"] == "1"
     assert info["limits"]["max_items"] == 64
     assert info["signals"]["abs"]["score_position"] == "last_token"
-    assert 'assay_items_total{model="pref"} 1.0' in got["/metrics"].text
+    assert 'assay_items_total{signal="pref"} 1.0' in got["/metrics"].text
     assert 'assay_requests_total{route="/v1/score",status="200"} 1.0' in got["/metrics"].text
     assert got["/nowhere"].json()["error"]["request_id"]
 
