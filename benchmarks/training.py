@@ -33,7 +33,7 @@ from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.tokenizer import load
 from assay_training.config.data import Source
-from assay_training.config.model import Lora, Optimiser
+from assay_training.config.model import Lora, OptimizerConfig
 from assay_training.config.objective import PreferenceObjective
 from assay_training.data.examples import Example, render_records
 from assay_training.loop.supervised import Schedule, train
@@ -101,7 +101,7 @@ def adapter(targets: list[str]) -> Lora:
 
 def ours(base: Path, targets: list[str]) -> Contender:
     """The loop of `assay train reward`."""
-    settings = Optimiser(learning_rate=1e-4, batch_prompts=BATCH)
+    settings = OptimizerConfig(learning_rate=1e-4, batch_prompts=BATCH)
     model = RewardModel.load(base, torch.float32, torch.device("cpu"))
     head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(0), bias=model.architecture.head_bias)
     model.add_fresh_signal("signal", head, lora_config(adapter(targets), model.base))

@@ -163,7 +163,7 @@ def test_frozen_features_are_the_mean_hidden_state_of_the_bare_base(tmp_path: Pa
     examples, _ = render_records(records, tiny.renderer(score_position="first_token"))
     oracle = checkpoints.classifier("bert", checkpoints.encoder_tokenizer()).base_model
     oracle.set_attn_implementation("eager")
-    features = frozen_features(model, "frozen", examples, tiny.optimiser(micro_batch_tokens=20))
+    features = frozen_features(model, "frozen", examples, tiny.optimizer(micro_batch_tokens=20))
     assert [rows.shape[0] for rows in features] == [2, 1]
     for rows, example in zip(features, examples, strict=True):
         for row, sequence in zip(rows, example.sequences, strict=True):

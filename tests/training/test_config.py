@@ -97,8 +97,8 @@ def test_the_template_of_every_configuration_prints_turns_between_cls_and_sep(pa
         ({"mixture": [{"step": "portion", "sources": ["a"], "share": 1.0}]}, "mixture.0.portion.share"),
         ({"sources": []}, "sources"),
         ({"epochs": 2}, "epochs"),
-        ({"optimiser": {"learning_rate": 0}}, "optimiser.learning_rate"),
-        ({"optimiser": {"learning_rate": 0.1, "lr": 1}}, "optimiser.lr"),
+        ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate"),
+        ({"optimizer": {"learning_rate": 0.1, "lr": 1}}, "optimizer.lr"),
         ({"split": {"held_out": 0.1, "folds": 2, "test_folds": 3}}, "split"),
         ({"split": {"held_out": 0.1, "folds": 2}}, "split"),
         ({"mixture": [{"step": "repeat", "times": {"feedbackqa": 0}}]}, "mixture.0.repeat.times.feedbackqa"),
@@ -224,7 +224,7 @@ def test_all_that_is_wrong_is_told_at_once_in_plain_words(tmp_path: Path) -> Non
         eos="tempalte",
         max_length="long",
         epochs=2,
-        optimiser={"learning_rate": 0, "lr": 1, "compute_dtype": "half"},
+        optimizer={"learning_rate": 0, "lr": 1, "compute_dtype": "half"},
         mixture=[{"step": "repeat", "times": {"a": 2}, "time": 1}],
         objective={"kind": "preference", "margin": {"kind": "labeled"}},
         split=None,
@@ -233,15 +233,15 @@ def test_all_that_is_wrong_is_told_at_once_in_plain_words(tmp_path: Path) -> Non
         read(path, RewardConfig)
     assert str(caught.value).removeprefix(f"{path}: ").split("\n  ") == [
         "mixture.0.repeat.time: there is no such key; the keys here are step, times",
-        "optimiser.lr: there is no such key; the keys here are batch_prompts, betas, checkpoint_steps, compute_dtype, "
+        "optimizer.lr: there is no such key; the keys here are batch_prompts, betas, checkpoint_steps, compute_dtype, "
         "epochs, epsilon, learning_rate, max_grad_norm, micro_batch_tokens, warmup_share, weight_decay",
         "epochs: there is no such key; the keys here are base, eos, golden, lora, max_length, mixture, name, "
-        "objective, optimiser, revision, score_position, seed, sources, split, template, unfinished",
+        "objective, optimizer, revision, score_position, seed, sources, split, template, unfinished",
         "objective.preference.margin: 'labeled' is not one of 'labelled', 'batch_mean'",
         "max_length: must be a whole number, and is 'long'",
         "eos: 'tempalte' is not one of 'template' or 'append'",
-        "optimiser.learning_rate: must be more than 0, and is 0",
-        "optimiser.compute_dtype: 'half' is not one of 'float32' or 'bfloat16'",
+        "optimizer.learning_rate: must be more than 0, and is 0",
+        "optimizer.compute_dtype: 'half' is not one of 'float32' or 'bfloat16'",
         "split: must be a mapping, and is None",
         f"template: {tmp_path}/absent.jinja: no such file",
     ]
@@ -255,7 +255,7 @@ def test_a_score_position_that_cannot_be_trained_is_refused(tmp_path: Path) -> N
 def test_the_seeds_hyper_parameters_are_those_of_the_sheet() -> None:
     """Literals of [CRS] tables 3, 5 and 8, of [Margin] section 6.1 and of [Llama 2] section 3.2.2."""
     sft = read(ROOT / "published" / "crs-sft.yaml", SftConfig)
-    first, second = (stage.optimiser for stage in sft.stages)
+    first, second = (stage.optimizer for stage in sft.stages)
     assert (first.epochs, second.epochs, first.learning_rate, first.epsilon, first.betas) == (
         1,
         2,
@@ -277,10 +277,10 @@ def test_the_seeds_hyper_parameters_are_those_of_the_sheet() -> None:
         (helpful, 512, 1e-5),
         (safe, 512, 1e-5),
     ):
-        optimiser = config.optimiser
-        assert (optimiser.batch_prompts, optimiser.learning_rate, optimiser.epochs) == (batch, rate, 1)
-        assert (optimiser.betas, optimiser.warmup_share) == ((0.9, 0.95), 0.03)
-        assert optimiser.epsilon == (1e-5 if config in (helpful, safe) else 1e-8)  # Llama-2's paper, section 2.2
+        optimizer = config.optimizer
+        assert (optimizer.batch_prompts, optimizer.learning_rate, optimizer.epochs) == (batch, rate, 1)
+        assert (optimizer.betas, optimizer.warmup_share) == ((0.9, 0.95), 0.03)
+        assert optimizer.epsilon == (1e-5 if config in (helpful, safe) else 1e-8)  # Llama-2's paper, section 2.2
     assert preference.objective.model_dump() == {"kind": "preference", "margin": None, "l2": 0.001, "centring": 0.0}
     assert [step.step for step in absolute.mixture] == ["augment", "under_sample", "weight_low"]
     assert (margin.lora, margin.objective.model_dump()["margin"]) == (None, {"kind": "batch_mean"})
@@ -290,9 +290,9 @@ def test_the_seeds_hyper_parameters_are_those_of_the_sheet() -> None:
 def test_the_hyper_parameters_of_ppo_are_those_of_the_sheet() -> None:
     """Literals of [CRS] table 8 and of its appendix."""
     config = read(ROOT / "published" / "crs-ppo.yaml", PpoConfig)
-    rollout, ppo, optimiser = config.rollout, config.ppo, config.optimiser
-    assert (optimiser.learning_rate, optimiser.betas, optimiser.epsilon) == (1.41e-5, (0.9, 0.95), 1e-8)
-    assert optimiser.weight_decay == 1e-6
+    rollout, ppo, optimizer = config.rollout, config.ppo, config.optimizer
+    assert (optimizer.learning_rate, optimizer.betas, optimizer.epsilon) == (1.41e-5, (0.9, 0.95), 1e-8)
+    assert optimizer.weight_decay == 1e-6
     assert (rollout.completions, rollout.max_prompt_tokens, rollout.max_new_tokens) == (16, 1024, 512)
     assert (ppo.epochs, ppo.clip_range, ppo.value_clip_range, config.kl.coef) == (4, 0.4, 0.4, 0.02)
     assert (config.lora.r, config.lora.alpha) == (16, 32)
@@ -379,8 +379,8 @@ OPTIMISER = {"learning_rate": 0.01}
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"optimiser": {"learning_rate": float("inf")}}, "optimiser.learning_rate"),
-        ({"optimiser": OPTIMISER | {"betas": [1.2, 2]}}, "optimiser.betas.0"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate"),
+        ({"optimizer": OPTIMISER | {"betas": [1.2, 2]}}, "optimizer.betas.0"),
         ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query"], "layers": [-1]}}, "lora.layers.0"),
         ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query"], "layers": []}}, "lora.layers"),
         ({"lora": {"r": 2, "alpha": 4, "target_modules": []}}, "lora.target_modules"),
@@ -410,7 +410,7 @@ def test_every_run_has_a_seed_of_the_same_kind(kind: type[Frozen]) -> None:
     assert kind.__annotations__["seed"] is Seed
 
 
-@pytest.mark.parametrize("text", ["seed: 3\nseed: 99\n", "optimiser:\n  learning_rate: 0.1\n  learning_rate: 0.2\n"])
+@pytest.mark.parametrize("text", ["seed: 3\nseed: 99\n", "optimizer:\n  learning_rate: 0.1\n  learning_rate: 0.2\n"])
 def test_a_key_that_is_there_twice_is_told_with_its_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"run\.yaml: the key '\w+' is there twice\s+in .*, line [23]"):
@@ -421,10 +421,10 @@ def test_an_anchor_may_be_merged_and_overridden(tmp_path: Path) -> None:
     """That is no key twice: what stands beside `<<` goes before what it brings."""
     path = tiny.write_config(tmp_path / "run.yaml", tmp_path)
     raw = yaml.safe_load(path.read_text())
-    del raw["optimiser"]
-    adam = "optimiser:\n  <<: &adam {learning_rate: 0.5, batch_prompts: 8}\n  learning_rate: 0.25\n"
+    del raw["optimizer"]
+    adam = "optimizer:\n  <<: &adam {learning_rate: 0.5, batch_prompts: 8}\n  learning_rate: 0.25\n"
     path.write_text(yaml.safe_dump(raw) + adam)
-    assert read(path, RewardConfig).optimiser.learning_rate == 0.25
+    assert read(path, RewardConfig).optimizer.learning_rate == 0.25
 
 
 def of_part(part: int, count: int, config: RewardConfig) -> list[str]:

@@ -329,8 +329,8 @@ def test_a_broken_file_of_a_run_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_is_no_number_after_its_last_step_is_not_saved(kind: str, tmp_path: Path) -> None:
-    optimiser = {"learning_rate": 1e38, "weight_decay": 1e5, "batch_prompts": 100, "compute_dtype": "float32"}
-    done = prepare(tmp_path, kind, split={"held_out": 0.2}, optimiser=optimiser)
+    optimizer = {"learning_rate": 1e38, "weight_decay": 1e5, "batch_prompts": 100, "compute_dtype": "float32"}
+    done = prepare(tmp_path, kind, split={"held_out": 0.2}, optimizer=optimizer)
     with pytest.raises(FloatingPointError, match=r"not finite|no longer finite"):
         done.go()
     assert not (done.out / "checkpoint" / "assay.json").exists()
@@ -660,7 +660,7 @@ def test_the_command_tells_a_file_in_the_way_and_a_loss_that_is_no_number(tmp_pa
     result = CliRunner().invoke(app, options)
     assert (result.exit_code, "File exists" in result.output) == (2, True)
     begun.out.unlink()
-    begun.change(optimiser={"learning_rate": 1e30, "batch_prompts": 8, "compute_dtype": "float32", "epochs": 3})
+    begun.change(optimizer={"learning_rate": 1e30, "batch_prompts": 8, "compute_dtype": "float32", "epochs": 3})
     result = CliRunner().invoke(app, options)
     assert (result.exit_code, "loss is nan" in result.output) == (2, True)
 
@@ -669,7 +669,7 @@ def test_the_command_tells_a_file_in_the_way_and_a_loss_that_is_no_number(tmp_pa
 def test_a_run_that_diverges_says_so_and_what_to_do(rate: float, tmp_path: Path) -> None:
     begun = prepare(tmp_path, split={"held_out": 0.2})
     begun.change(
-        optimiser={
+        optimizer={
             "learning_rate": rate,
             "batch_prompts": 4,
             "compute_dtype": "float32",
@@ -682,7 +682,7 @@ def test_a_run_that_diverges_says_so_and_what_to_do(rate: float, tmp_path: Path)
     assert result.exit_code == 2
     last = result.output.strip().splitlines()[-1]
     assert "Out of range" not in last
-    assert re.search(r"finite|diverges; lower optimiser.learning_rate", last)
+    assert re.search(r"finite|diverges; lower optimizer.learning_rate", last)
 
 
 def test_a_mixture_must_fit_the_part_that_is_trained_on(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def config_of(home: Path, path: Path, **changes: Any) -> Path:
     config = common(home, path.parent) | {
         "kl": {"coef": 0.02, "target": 6},
         "ppo": {"epochs": 2, "mini_batch": 4},
-        "optimiser": FP32.model_dump() | {"checkpoint_steps": 1},
+        "optimizer": FP32.model_dump() | {"checkpoint_steps": 1},
         "steps": 3,
     }
     config["rollout"] |= {"completions": 8, "chunk_completions": 4, "max_new_tokens": 8}
@@ -450,7 +450,7 @@ def test_the_optimised_score_rises(home: Path, url: str, tmp_path: Path) -> None
     found = go(
         home, url, tmp_path / "run", steps=20, kl={"coef": 0.0, "target": None},
         rollout={"completions": 128, "chunk_completions": 128, "max_new_tokens": 2},
-        ppo={"epochs": 4, "mini_batch": 64}, optimiser={"learning_rate": 3e-3},
+        ppo={"epochs": 4, "mini_batch": 64}, optimizer={"learning_rate": 3e-3},
     )  # fmt: skip
     assert found[-1]["score"] > found[0]["score"] + 5 * found[0]["score_std"] / 128**0.5
 
@@ -466,7 +466,7 @@ def test_an_engine_that_lags_behind_stops_the_run(
         pushed.append(shutil.copytree(adapter, tmp_path / f"late-{len(pushed)}"))
         push(self, pushed[max(len(pushed) - 2, 0)])
 
-    changes: dict[str, Any] = {"optimiser": {"learning_rate": 3e-4}}
+    changes: dict[str, Any] = {"optimizer": {"learning_rate": 3e-4}}
     with monkeypatch.context() as patch:
         patch.setattr(TransformersEngine, "push", late)
         with pytest.raises(EngineError, match="rollout 1: log-probabilities of engine and trainer are"):
@@ -487,7 +487,7 @@ def test_a_trainer_in_bf16_has_a_floor_that_a_healthy_run_stays_near(home: Path,
     found = go(
         home, url, tmp_path / "run", steps=10, kl={"coef": 0.0, "target": None},
         rollout={"completions": 64, "chunk_completions": 32, "max_new_tokens": 2}, ppo={"mini_batch": 32, "epochs": 4},
-        optimiser={"learning_rate": 3e-3, "compute_dtype": "bfloat16", "checkpoint_steps": 10},
+        optimizer={"learning_rate": 3e-3, "compute_dtype": "bfloat16", "checkpoint_steps": 10},
     )  # fmt: skip
     assert found[0]["kl"] == 0
     assert found[0]["logprob_mismatch"] > 1e-4  # more than an engine in fp32 differs by that is late
@@ -497,7 +497,7 @@ def test_a_trainer_in_bf16_has_a_floor_that_a_healthy_run_stays_near(home: Path,
 
 def test_weights_that_correct_for_the_engine_are_told(home: Path, url: str, tmp_path: Path) -> None:
     found = go(
-        home, url, tmp_path / "run", rollout={"importance_cap": 1.0}, optimiser={"compute_dtype": "bfloat16"}
+        home, url, tmp_path / "run", rollout={"importance_cap": 1.0}, optimizer={"compute_dtype": "bfloat16"}
     )  # fmt: skip
     for row in found:
         assert 0.9 < row["importance_ess"] < 1

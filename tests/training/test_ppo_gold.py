@@ -57,7 +57,7 @@ def world(home: Path) -> Iterator[str]:
             sources=[{"name": name, "format": "preferences"}],
             score_position="completion",
             lora=None,
-            optimiser={"learning_rate": 0.02, "batch_prompts": 32, "epochs": 4, "compute_dtype": "float32"},
+            optimizer={"learning_rate": 0.02, "batch_prompts": 32, "epochs": 4, "compute_dtype": "float32"},
             split={"held_out": 0.1},
             seed=seed,
         )
@@ -88,7 +88,7 @@ def test_the_gold_score_rises_though_nobody_optimises_it(home: Path, world: str,
         home, world, tmp_path / "run", steps=25, seed=seed, reward={"model": "proxy"},
         kl={"coef": 0.3, "target": None},
         rollout={"completions": 64, "chunk_completions": 64}, ppo={"epochs": 4, "mini_batch": 32},
-        optimiser={"learning_rate": 3e-3, "checkpoint_steps": 25},
+        optimizer={"learning_rate": 3e-3, "checkpoint_steps": 25},
     )  # fmt: skip
     before, after = judged(home / "policy", world), judged(tmp_path / "run" / "checkpoint", world)
     error = (statistics.variance(before) / len(before) + statistics.variance(after) / len(after)) ** 0.5

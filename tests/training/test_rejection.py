@@ -27,7 +27,7 @@ def config_of(home: Path, path: Path, **changes: Any) -> RejectionConfig:
         "rounds": 2,
         "prompts": 12,
         "samples": 16,
-        "optimiser": {
+        "optimizer": {
             "learning_rate": 0.02, "batch_prompts": 6, "epochs": 25, "compute_dtype": "float32", "checkpoint_steps": 4
         },
     }  # fmt: skip
@@ -68,7 +68,7 @@ def test_a_round_learns_from_the_best_and_the_next_samples_are_better(home: Path
 
 
 def test_every_round_tells_what_was_sampled(home: Path, url: str, tmp_path: Path) -> None:
-    results = rejection(home, url, tmp_path / "run", rollout={"max_new_tokens": 8}, optimiser={"epochs": 2})
+    results = rejection(home, url, tmp_path / "run", rollout={"max_new_tokens": 8}, optimizer={"epochs": 2})
     told = [row for row in rows(tmp_path / "run") if row["part"] == "rounds"]
     done = [json.loads((tmp_path / "run" / f"round-{number}.json").read_text()) for number in (1, 2)]
     assert [row["step"] for row in told] == [1, 2]
@@ -101,7 +101,7 @@ def test_a_round_that_is_not_sampled_from_the_round_before_is_refused(
             push(self, adapter)
 
     monkeypatch.setattr(TransformersEngine, "push", once)
-    changes: dict[str, Any] = {"optimiser": {"epochs": 1, "learning_rate": 3e-4}}
+    changes: dict[str, Any] = {"optimizer": {"epochs": 1, "learning_rate": 3e-4}}
     for _ in range(2):
         with pytest.raises(EngineError, match="rollout 2: log-probabilities of engine and trainer are"):
             rejection(home, url, tmp_path / "run", **changes)
@@ -110,7 +110,7 @@ def test_a_round_that_is_not_sampled_from_the_round_before_is_refused(
 
 def test_ppo_goes_on_from_what_rejection_sampling_leaves(home: Path, url: str, tmp_path: Path) -> None:
     """Its reference is the new policy, not the one that rejection sampling began with."""
-    rejection(home, url, tmp_path / "first", optimiser={"epochs": 1}, rounds=1)
+    rejection(home, url, tmp_path / "first", optimizer={"epochs": 1}, rounds=1)
     found = go(home, url, tmp_path / "second", steps=2, base=str(tmp_path / "first" / "checkpoint"))
     assert (found[0]["kl"], found[0]["kl_k3"], found[1]["kl"] != 0) == (0, 0, True)
     assert found[0]["logprob_mismatch"] < 1e-4
@@ -122,7 +122,7 @@ def test_a_run_killed_after_its_results_leaves_no_state_behind(
     def killed(self: RunDirectory) -> None:
         raise KeyboardInterrupt
 
-    changes: dict[str, Any] = {"optimiser": {"epochs": 1}, "rounds": 1}
+    changes: dict[str, Any] = {"optimizer": {"epochs": 1}, "rounds": 1}
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "forget", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -133,7 +133,7 @@ def test_a_run_killed_after_its_results_leaves_no_state_behind(
 
 
 def test_lengths_that_are_all_equal_have_no_correlation(home: Path, url: str, tmp_path: Path) -> None:
-    rejection(home, url, tmp_path / "run", rollout={"max_new_tokens": 1}, optimiser={"epochs": 1}, rounds=1)
+    rejection(home, url, tmp_path / "run", rollout={"max_new_tokens": 1}, optimizer={"epochs": 1}, rounds=1)
     told = rows(tmp_path / "run")[0]
     assert (told["part"], told["length"], "score_length_correlation" in told) == ("rounds", 1.0, False)
 

@@ -166,7 +166,7 @@ def test_the_loss_is_the_mean_over_target_tokens_whatever_the_micro_batches(tmp_
     policy = Policy(save(tmp_path), LORA, torch.device("cpu"))
     examples, _ = renderer().examples([dialogue("How?", "Mix, and wait for it."), dialogue("a", "b")])
     expected = -float(policy.logprobs(examples).mean().detach())
-    objective = NextToken(policy, tiny.optimiser())
+    objective = NextToken(policy, tiny.optimizer())
     shared = objective.begin(examples, [], lambda x: x)
     for parts in ([examples], [[example] for example in examples]):
         assert sum(float(objective.loss(part, shared).detach()) for part in parts) == pytest.approx(expected, rel=1e-5)
@@ -187,7 +187,7 @@ def prepare(root: Path, **changes: Any) -> tuple[Path, Path, Path]:
     lines = "\n".join(json.dumps({"text": f"The lazy dog jumps over {i}."}) for i in range(20))
     (root / "data" / "books" / "x.jsonl").write_text(lines + "\n")
     (root / "template.jinja").write_text(checkpoints.CHATML)
-    optimiser = {
+    optimizer = {
         "learning_rate": 0.01,
         "batch_prompts": 4,
         "compute_dtype": "float32",
@@ -201,8 +201,8 @@ def prepare(root: Path, **changes: Any) -> tuple[Path, Path, Path]:
         "max_length": 64,
         "lora": {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj"]},
         "stages": [
-            {"name": "pre", "sources": [{"name": "books", "format": "text"}], "optimiser": optimiser},
-            {"name": "sft", "sources": [{"name": "talk", "format": "dialogues"}], "optimiser": optimiser},
+            {"name": "pre", "sources": [{"name": "books", "format": "text"}], "optimizer": optimizer},
+            {"name": "sft", "sources": [{"name": "talk", "format": "dialogues"}], "optimizer": optimizer},
         ],
         "held_out": 0.2,
         "seed": 3,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from assay_training.algorithms.schedule import learning_rate_share, random_batches
-from assay_training.config.model import Optimiser
+from assay_training.config.model import OptimizerConfig
 from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
 from assay_training.data.examples import Example, render_records
 from assay_training.errors import RunStopped
@@ -74,13 +74,15 @@ class Forgotten(ResumePoint):
         pass
 
 
-def objective_of(model: Any, examples: Sequence[Example], settings: Optimiser, **config: Any) -> Pairwise | Pointwise:
+def objective_of(
+    model: Any, examples: Sequence[Example], settings: OptimizerConfig, **config: Any
+) -> Pairwise | Pointwise:
     if isinstance(examples[0].record, Labelled):
         return Pointwise(model, "s", AbsoluteObjective(kind="absolute", **config), settings)
     return Pairwise(model, "s", PreferenceObjective(kind="preference", **config), settings)
 
 
-def go(model: Any, parameters: list[Any], examples: list[Example], settings: Optimiser, **options: Any) -> Log:
+def go(model: Any, parameters: list[Any], examples: list[Example], settings: OptimizerConfig, **options: Any) -> Log:
     """Trains; `options` are seed, log, resume, and the objective's own."""
     log: Log = options.pop("log", Log())
     seed, resume = options.pop("seed", 0), options.pop("resume", Forgotten())
@@ -90,7 +92,7 @@ def go(model: Any, parameters: list[Any], examples: list[Example], settings: Opt
 
 
 def fit(
-    base: Path, records: Sequence[Judged], settings: Optimiser, *, seed: int = 0, **options: Any
+    base: Path, records: Sequence[Judged], settings: OptimizerConfig, *, seed: int = 0, **options: Any
 ) -> tuple[Any, list[Mapping[str, Any]]]:
     """The model after training, and the logged rows."""
     model, parameters = tiny.trainable(base, seed=seed)
@@ -156,7 +158,7 @@ def slow_loss(records: Sequence[Judged], logits: list[list[float]]) -> float:
 
 def loss_of(model: Any, examples: list[Example], batch_size: int, **settings: Any) -> float:
     """What `examples`, as one micro-batch of a batch of `batch_size`, add to its loss."""
-    objective: Any = objective_of(model, examples, tiny.optimiser(**settings))
+    objective: Any = objective_of(model, examples, tiny.optimizer(**settings))
     with torch.inference_mode():
         return float(objective.loss(examples, objective.begin([*examples] * batch_size, [], lambda x: x)))
 
@@ -165,7 +167,7 @@ def loss_of(model: Any, examples: list[Example], batch_size: int, **settings: An
 def test_the_loss_is_the_mean_over_pairs_then_over_examples(records: Sequence[Judged], tmp_path: Path) -> None:
     model, _ = tiny.trainable(tiny.save_base(tmp_path))
     examples = rendered(records)
-    expected = slow_loss(records, predict(model, "s", examples, tiny.optimiser()))
+    expected = slow_loss(records, predict(model, "s", examples, tiny.optimizer()))
     assert loss_of(model, examples, 1) == pytest.approx(expected, rel=1e-5)
     assert loss_of(model, examples, 3) == pytest.approx(expected / 3, rel=1e-5)
 
@@ -186,9 +188,9 @@ def test_gradients_do_not_depend_on_micro_batches(records: Sequence[Judged], tmp
             gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
             losses.append(row["loss"])
 
-        settings = tiny.optimiser(micro_batch_tokens=limit, max_grad_norm=1e9)
+        settings = tiny.optimizer(micro_batch_tokens=limit, max_grad_norm=1e9)
         go(model, parameters, examples, settings, log=Log(keep))
-    assert len(gradients) == 3  # one optimiser step each
+    assert len(gradients) == 3  # one optimizer step each
     assert all(bool(part.any()) for part in torch.split(gradients[0], 128))
     for other in (1, 2):
         torch.testing.assert_close(gradients[other], gradients[0], rtol=1e-5, atol=1e-6)
@@ -203,7 +205,7 @@ def test_gradients_are_clipped_and_their_norm_before_is_logged(tmp_path: Path) -
         after = math.sqrt(sum(float(p.grad.square().sum()) for p in parameters if p.grad is not None))
         norms.append((row["grad_norm"], after))
 
-    settings = tiny.optimiser(max_grad_norm=0.01)
+    settings = tiny.optimizer(max_grad_norm=0.01)
     go(model, parameters, rendered(rankings()), settings, log=Log(keep))
     ((before, after),) = norms
     assert before > 0.1
@@ -219,8 +221,8 @@ def test_it_learns_which_word_is_better(tmp_path: Path) -> None:
         )
         for i, (a, b) in enumerate((a, b) for a in WORDS for b in WORDS)
     ]
-    model, log = fit(base, records[:60], tiny.optimiser(epochs=3))
-    rows = predict(model, "s", rendered(records[60:]), tiny.optimiser())
+    model, log = fit(base, records[:60], tiny.optimizer(epochs=3))
+    rows = predict(model, "s", rendered(records[60:]), tiny.optimizer())
     judged = [(row, pair) for row, record in zip(rows, records[60:], strict=True) for pair in record.pairs]
     margins = [row[pair.better] - row[pair.worse] for row, pair in judged]
     assert len(margins) == 40
@@ -234,8 +236,8 @@ QUALITIES = (("bake it", 1.0), ("fox dog", 0.0), ("I am sorry", 0.5))
 def test_it_learns_a_quality(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path)
     records = [labelled(f"{a} {b}", text, label) for a in WORDS for b in WORDS[:4] for text, label in QUALITIES]
-    model, _ = fit(base, records[:90], tiny.optimiser(epochs=10))
-    rows = predict(model, "s", rendered(records[90:]), tiny.optimiser())
+    model, _ = fit(base, records[:90], tiny.optimizer(epochs=10))
+    rows = predict(model, "s", rendered(records[90:]), tiny.optimizer())
     for record, (logit,) in zip(records[90:], rows, strict=True):
         assert 1 / (1 + math.exp(-logit)) == pytest.approx(record.label, abs=0.25)
 
@@ -243,7 +245,7 @@ def test_it_learns_a_quality(tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path)
     first, second, other = (
-        fit(base, rankings(), tiny.optimiser(batch_prompts=2, epochs=3), seed=seed)[0].adapter_tensors("s")
+        fit(base, rankings(), tiny.optimizer(batch_prompts=2, epochs=3), seed=seed)[0].adapter_tensors("s")
         for seed in (5, 5, 6)
     )
     assert first.keys() == second.keys()
@@ -254,7 +256,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) 
 def test_only_the_adapter_and_the_head_change(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path)
     before = tiny.trainable(base)[0]
-    after, _ = fit(base, labels(), tiny.optimiser(batch_prompts=1))
+    after, _ = fit(base, labels(), tiny.optimizer(batch_prompts=1))
     trained = dict(after.base.named_parameters())
     for name, parameter in before.base.named_parameters():
         assert torch.equal(parameter, trained[name]) is ("lora_" not in name), name
@@ -263,7 +265,7 @@ def test_only_the_adapter_and_the_head_change(tmp_path: Path) -> None:
 
 
 def test_every_step_is_logged_with_its_learning_rate(tmp_path: Path) -> None:
-    _, log = fit(tiny.save_base(tmp_path), rankings(), tiny.optimiser(batch_prompts=3, epochs=2))
+    _, log = fit(tiny.save_base(tmp_path), rankings(), tiny.optimizer(batch_prompts=3, epochs=2))
     assert [row["step"] for row in log] == [0, 1, 2, 3]
     assert [row["learning_rate"] for row in log] == pytest.approx([0.002, 0.004, 0.006, 0.008])
     assert log[0]["loss"] != log[1]["loss"]
@@ -271,7 +273,7 @@ def test_every_step_is_logged_with_its_learning_rate(tmp_path: Path) -> None:
 
 def test_every_step_starts_from_fresh_gradients(tmp_path: Path) -> None:
     """With steps too small to matter, the same batch has the same gradient every time."""
-    settings = tiny.optimiser(learning_rate=1e-12, epochs=3, max_grad_norm=1e9)
+    settings = tiny.optimizer(learning_rate=1e-12, epochs=3, max_grad_norm=1e9)
     _, log = fit(tiny.save_base(tmp_path), rankings(), settings)
     assert [row["grad_norm"] for row in log] == pytest.approx([log[0]["grad_norm"]] * 3, rel=1e-4)
 
@@ -283,9 +285,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     log = Log()
     before = parameters[0].detach().clone()
     with pytest.raises(
-        FloatingPointError, match=r"step 0: loss is nan: the training diverges; lower optimiser\.learning_rate"
+        FloatingPointError, match=r"step 0: loss is nan: the training diverges; lower optimizer\.learning_rate"
     ):
-        go(model, parameters, rendered(labels()), tiny.optimiser(), log=log)
+        go(model, parameters, rendered(labels()), tiny.optimizer(), log=log)
     assert log.rows == []
     assert torch.equal(parameters[0], before)
 
@@ -299,9 +301,9 @@ def test_a_gradient_whose_norm_is_infinite_stops_the_run_before_it_is_applied(tm
             return found + (found - found.detach()).sqrt()
 
     model, parameters = tiny.trainable(tiny.save_base(tmp_path / "base"))
-    before, log, settings = parameters[0].detach().clone(), Log(), tiny.optimiser(max_grad_norm=None)
+    before, log, settings = parameters[0].detach().clone(), Log(), tiny.optimizer(max_grad_norm=None)
     with pytest.raises(
-        FloatingPointError, match=r"s: step 0: grad_norm is \w+: .* lower optimiser.max_grad_norm \(it is n"
+        FloatingPointError, match=r"s: step 0: grad_norm is \w+: .* lower optimizer.max_grad_norm \(it is n"
     ):
         train(
             Steep(model, "s", AbsoluteObjective(kind="absolute"), settings),
@@ -335,9 +337,9 @@ def test_predictions_are_those_of_each_example_alone_and_in_order(tmp_path: Path
     """Trap 15: scoring sorts by length."""
     model, _ = tiny.trainable(tiny.save_base(tmp_path))
     examples = rendered([*rankings(), *labels()])[::-1]
-    alone = [predict(model, "s", [example], tiny.optimiser())[0] for example in examples]
+    alone = [predict(model, "s", [example], tiny.optimizer())[0] for example in examples]
     for limit in (1, 40, 10**6):
-        together = predict(model, "s", examples, tiny.optimiser(micro_batch_tokens=limit))
+        together = predict(model, "s", examples, tiny.optimizer(micro_batch_tokens=limit))
         assert [len(row) for row in together] == [len(example.sequences) for example in examples]
         for row, expected in zip(together, alone, strict=True):
             assert row == pytest.approx(expected, abs=1e-5)
@@ -349,7 +351,7 @@ def test_logits_are_fp32_whatever_the_base_computes_in(tmp_path: Path) -> None:
     model, _ = tiny.trainable(tiny.save_base(tmp_path))
     examples = rendered([*rankings(), *labels()])
     logits = torch.tensor(
-        [x for r in predict(model, "s", examples, tiny.optimiser(compute_dtype="bfloat16")) for x in r]
+        [x for r in predict(model, "s", examples, tiny.optimizer(compute_dtype="bfloat16")) for x in r]
     )
     assert not torch.equal(logits, logits.bfloat16().float())
 
@@ -358,7 +360,7 @@ def test_logits_are_fp32_whatever_the_base_computes_in(tmp_path: Path) -> None:
 def test_the_loss_is_fp32_whatever_the_base_computes_in(records: Sequence[Judged], tmp_path: Path) -> None:
     model, _ = tiny.trainable(tiny.save_base(tmp_path))
     examples = rendered(records)
-    expected = slow_loss(records, predict(model, "s", examples, tiny.optimiser(compute_dtype="bfloat16")))
+    expected = slow_loss(records, predict(model, "s", examples, tiny.optimizer(compute_dtype="bfloat16")))
     loss = loss_of(model, examples, 1, compute_dtype="bfloat16")
     assert loss == pytest.approx(expected, rel=1e-5)
 
@@ -366,7 +368,7 @@ def test_the_loss_is_fp32_whatever_the_base_computes_in(records: Sequence[Judged
 def test_bf16_is_close_to_fp32(tmp_path: Path) -> None:
     model, _ = tiny.trainable(tiny.save_base(tmp_path))
     examples = rendered(rankings())
-    exact, fast = (predict(model, "s", examples, tiny.optimiser(compute_dtype=d)) for d in ("float32", "bfloat16"))
+    exact, fast = (predict(model, "s", examples, tiny.optimizer(compute_dtype=d)) for d in ("float32", "bfloat16"))
     assert exact != fast
     for row, expected in zip(fast, exact, strict=True):
         assert row == pytest.approx(expected, abs=0.1)
@@ -379,21 +381,21 @@ def test_dropout_is_off_when_scoring(tmp_path: Path) -> None:
         for parameter in parameters:
             parameter.normal_(std=0.2)
     examples = rendered(rankings())
-    assert predict(model, "s", examples, tiny.optimiser()) == predict(model, "s", examples, tiny.optimiser())
+    assert predict(model, "s", examples, tiny.optimizer()) == predict(model, "s", examples, tiny.optimizer())
 
 
 def test_the_batch_mean_margin_is_that_of_the_whole_batch_whatever_the_micro_batches(tmp_path: Path) -> None:
     """Against [Margin] equations 5 to 7, one pair after the other; and the mean is over prompts, not over pairs."""
     model, _ = tiny.trainable(tiny.save_base(tmp_path))
     examples = rendered(rankings())
-    logits = predict(model, "s", examples, tiny.optimiser())
+    logits = predict(model, "s", examples, tiny.optimizer())
     judged = [(row, example.record) for row, example in zip(logits, examples, strict=True)]
     margins = [[row[p.better] - row[p.worse] for p in record.pairs] for row, record in judged]  # type: ignore[union-attr]
     mean = sum(sum(of) / len(of) for of in margins) / len(margins)
     losses = [sum(math.log1p(math.exp(-(d - mean if d < mean else d))) for d in of) / len(of) for of in margins]
     expected = sum(losses) / len(losses)
     for limit in (1, 30, 10**6):
-        settings = tiny.optimiser(micro_batch_tokens=limit)
+        settings = tiny.optimizer(micro_batch_tokens=limit)
         log = go(
             *tiny.trainable(tiny.save_base(tmp_path / str(limit))), examples, settings, margin={"kind": "batch_mean"}
         )
@@ -408,10 +410,10 @@ def test_labelled_margins_are_scaled_gaps_and_nothing_where_there_is_no_gap(tmp_
     ]
     examples = rendered(records)
     expected = 0.0
-    for record, row in zip(records, predict(model, "s", examples, tiny.optimiser()), strict=True):
+    for record, row in zip(records, predict(model, "s", examples, tiny.optimizer()), strict=True):
         terms = [math.log1p(math.exp(-(row[p.better] - row[p.worse] - 3 * (p.gap or 0)))) for p in record.pairs]
         expected += sum(terms) / len(terms) / len(records)
-    objective: Any = objective_of(model, examples, tiny.optimiser(), margin={"kind": "labelled", "scale": 3})
+    objective: Any = objective_of(model, examples, tiny.optimizer(), margin={"kind": "labelled", "scale": 3})
     loss = objective.loss(examples, objective.begin(examples, [], lambda x: x))
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
 
@@ -419,10 +421,10 @@ def test_labelled_margins_are_scaled_gaps_and_nothing_where_there_is_no_gap(tmp_
 def test_l2_and_centring_add_to_the_loss(tmp_path: Path) -> None:
     model, _ = tiny.trainable(tiny.save_base(tmp_path))
     examples = rendered(rankings()[:1])
-    ((a, b),) = predict(model, "s", examples, tiny.optimiser())
+    ((a, b),) = predict(model, "s", examples, tiny.optimizer())
 
     def loss(**config: Any) -> float:
-        objective: Any = objective_of(model, examples, tiny.optimiser(), **config)
+        objective: Any = objective_of(model, examples, tiny.optimizer(), **config)
         return float(objective.loss(examples, objective.begin(examples, [], lambda x: x)).detach())
 
     assert loss(l2=0.5) - loss() == pytest.approx(0.25 * (a * a + b * b), rel=1e-4)
@@ -447,12 +449,12 @@ def test_a_broken_state_is_told_by_its_name(content: bytes, tmp_path: Path) -> N
     state = tmp_path / "state.pt"
     state.write_bytes(content)
     with pytest.raises(RunStopped, match=r"state\.pt: not a state that training can go on from; without the file it"):
-        fit(tiny.save_base(tmp_path / "base"), rankings(), tiny.optimiser(), resume=ResumePoint(state))
+        fit(tiny.save_base(tmp_path / "base"), rankings(), tiny.optimizer(), resume=ResumePoint(state))
 
 
 @pytest.mark.parametrize("kill_at", [1, 4, 5, 8])
 def test_a_killed_training_goes_on_to_the_same_bits(kill_at: int, tmp_path: Path) -> None:
-    settings = tiny.optimiser(batch_prompts=1, epochs=3, checkpoint_steps=4)
+    settings = tiny.optimizer(batch_prompts=1, epochs=3, checkpoint_steps=4)
     whole, rows = fit(tiny.save_base(tmp_path / "a"), rankings(), settings)
 
     def kill(row: Mapping[str, Any]) -> None:

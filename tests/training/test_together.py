@@ -63,7 +63,7 @@ def assert_same(one: Run, other: Run, weights: str) -> None:
 @pytest.mark.parametrize("margin", [None, {"kind": "batch_mean"}])
 def test_two_processes_take_the_same_steps_as_one(margin: Any, tmp_path: Path) -> None:
     """fp32, over gloo: gradients, the batch's mean margin and the logged loss are those of the whole batch."""
-    changes = {"objective": {"kind": "preference", "margin": margin}, "optimiser": SETTINGS}
+    changes = {"objective": {"kind": "preference", "margin": margin}, "optimizer": SETTINGS}
     one, two = (prepare(tmp_path / name, **changes) for name in ("one", "two"))
     go(one, 1)
     go(two, 2)
@@ -74,7 +74,7 @@ def test_two_processes_take_the_same_steps_as_one(margin: Any, tmp_path: Path) -
 @pytest.mark.parametrize("lora", [True, False])
 def test_two_processes_that_share_the_layers_take_the_same_steps(lora: bool, tmp_path: Path) -> None:
     """FSDP over gloo: each holds half of every layer; micro-batches come in odd numbers; margins need a first pass."""
-    changes = {"objective": {"kind": "preference", "margin": {"kind": "batch_mean"}}, "optimiser": SETTINGS}
+    changes = {"objective": {"kind": "preference", "margin": {"kind": "batch_mean"}}, "optimizer": SETTINGS}
     changes |= {} if lora else {"lora": None}
     one, two = (prepare(tmp_path / name, **changes) for name in ("one", "two"))
     go(one, 1)
@@ -84,7 +84,7 @@ def test_two_processes_that_share_the_layers_take_the_same_steps(lora: bool, tmp
 
 @pytest.mark.slow
 def test_a_killed_run_that_shares_layers_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    changes = {"objective": {"kind": "preference"}, "optimiser": SETTINGS, "lora": None}
+    changes = {"objective": {"kind": "preference"}, "optimizer": SETTINGS, "lora": None}
     whole, killed = (prepare(tmp_path / name, **changes) for name in ("whole", "killed"))
     go(whole, 2, "sharded")
     with pytest.raises(AssertionError, match="killed at step 4"):
@@ -111,7 +111,7 @@ def test_two_processes_that_share_a_rollout_take_the_same_steps(home: Path, url:
     """PPO: each samples and scores half of the prompts; rewards, advantages and updates are those of all of them."""
     runs = [Run(tmp_path / name / "run.yaml", home / "data", tmp_path / name / "out") for name in ("one", "two")]
     for processes, run in enumerate(runs, start=1):
-        test_ppo.config_of(home, run.config, optimiser=SETTINGS_PPO)
+        test_ppo.config_of(home, run.config, optimizer=SETTINGS_PPO)
         go(run, processes, url, kind="ppo")
     one, two = (test_ppo.untimed(test_ppo.rows(run.out)) for run in runs)
     assert len(one) == 3

@@ -19,7 +19,7 @@ from assay_service.scoring.manifest import ScorePosition
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
-from assay_training.config.model import Optimiser
+from assay_training.config.model import OptimizerConfig
 from assay_training.data.examples import Example
 from assay_training.records.record import Judged, Labelled, Pair, Ranking
 from tests import checkpoints
@@ -82,7 +82,7 @@ def write_config(path: Path, base: Path, *, template_text: str = checkpoints.ENC
         "eos": "template",
         "unfinished": "score",
         "lora": {"r": 2, "alpha": 4, "target_modules": ["query", "value"]},
-        "optimiser": {"learning_rate": 0.01, "batch_prompts": 8, "compute_dtype": "float32"},
+        "optimizer": {"learning_rate": 0.01, "batch_prompts": 8, "compute_dtype": "float32"},
         "split": {"held_out": 0.2, "folds": 2, "test_folds": 2},
         "seed": 3,
         "golden": [["How do I bake bread?", "Mix flour and water."], ["fox", "dog"]],
@@ -99,8 +99,8 @@ def renderer(
     return Renderer(fast, RenderRules(fast.chat_template, max_length, score_position, **settings), len(fast))
 
 
-def optimiser(**changes: Any) -> Optimiser:
-    return Optimiser.model_validate({"learning_rate": 0.01, "batch_prompts": 8, "compute_dtype": "float32"} | changes)
+def optimizer(**changes: Any) -> OptimizerConfig:
+    return Optimizer.model_validate({"learning_rate": 0.01, "batch_prompts": 8, "compute_dtype": "float32"} | changes)
 
 
 def trainable(base: Path, *, seed: int = 0, dropout: float = 0.0) -> tuple[RewardModel, list[nn.Parameter]]:

@@ -104,9 +104,9 @@ class SftRun:
 
     def _train(self, stage: Stage, training: Sequence[SftExample]) -> None:
         train(
-            NextToken(self.policy, stage.optimiser),
+            NextToken(self.policy, stage.optimizer),
             self.policy.parameters(),
-            Schedule(training, stage.optimiser, self.config.seed),
+            Schedule(training, stage.optimizer, self.config.seed),
             name=f"{self.config.name} {stage.name}",
             metrics=self.run.metrics(stage.name),
             resume=self.run.resume_point(stage.name),
@@ -115,16 +115,16 @@ class SftRun:
     def _loss(self, examples: Sequence[SftExample], stage: Stage) -> dict[str, float]:
         """Mean negative log-likelihood per target token of what no stage sees, and its exponential."""
         targets, total = sum(example.targets for example in examples), 0.0
-        batches = list(token_batches(range(len(examples)), examples, stage.optimiser.micro_batch_tokens))
+        batches = list(token_batches(range(len(examples)), examples, stage.optimizer.micro_batch_tokens))
         for part in tqdm(batches, desc=f"held out, {stage.name}", mininterval=10):
             # Not in inference mode, whose tensors could not be trained on where layers are shared.
-            with torch.no_grad(), autocast(self.policy.device, stage.optimiser):
+            with torch.no_grad(), autocast(self.policy.device, stage.optimizer):
                 total -= float(self.policy.logprobs([examples[i] for i in part]).double().sum())
         loss = total / targets
         if not loss < LARGEST_LOSS:
             raise FloatingPointError(
                 f"{stage.name}: the loss on what is held out is {loss} per token: the training diverges; lower "
-                f"optimiser.learning_rate (it is {stage.optimiser.learning_rate:g})"
+                f"optimizer.learning_rate (it is {stage.optimizer.learning_rate:g})"
             )
         return {"targets": targets, "loss": loss, "perplexity": math.exp(loss)}
 

@@ -1,4 +1,4 @@
-"""PPO: what the optimiser sees of a score, and what it makes smaller. Tensors in, tensors out.
+"""PPO: what the optimizer sees of a score, and what it makes smaller. Tensors in, tensors out.
 
 Legend: B completions of up to T tokens, t tokens end to end. `completion_mask` is bool `[B, T]`: True where a token
 counts; every completion has one at least, and its tokens come first in its row. Where False, an input may hold

@@ -29,7 +29,7 @@ def cyclic_batch(count: int, size: int, step: int, seed: int) -> list[int]:
 
 
 def random_batches(count: int, size: int, epochs: int, seed: int) -> Iterator[list[int]]:
-    """Indices of each optimiser step: every epoch a new order, the last batch of an epoch may be smaller."""
+    """Indices of each optimizer step: every epoch a new order, the last batch of an epoch may be smaller."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(count, generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""What is trained, and how the optimiser goes about it."""
+"""What is trained, and how the optimizer goes about it."""
 
 from typing import Annotated, Literal
 
@@ -50,7 +50,7 @@ class Adam(Frozen):
     checkpoint_steps: int = Field(100, gt=0)
 
 
-class Optimiser(Adam):
+class OptimizerConfig(Adam):
     """The same with warm-up and a cosine to a tenth of the learning rate ([Llama 2] section 3.2.2).
 
     Attributes:

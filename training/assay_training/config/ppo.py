@@ -73,7 +73,7 @@ class PpoConfig(RunConfig):
         rollout: How completions are sampled.
         kl: The penalty for going away from the reference.
         ppo: The clipped objective.
-        optimiser: The optimiser of the adapter and the value head; the learning rate is constant.
+        optimizer: The optimizer of the adapter and the value head; the learning rate is constant.
         steps: The rollouts, each followed by `ppo.epochs` passes.
         seed: The seed of everything random.
     """
@@ -85,7 +85,7 @@ class PpoConfig(RunConfig):
     rollout: Rollout
     kl: Kl
     ppo: Ppo
-    optimiser: Adam
+    optimizer: Adam
     steps: int = Field(gt=0)
     seed: Seed = 0
 

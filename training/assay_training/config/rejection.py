@@ -4,7 +4,7 @@ from pydantic import Field
 
 from assay_training.config.base import Name, RunConfig, Seed
 from assay_training.config.data import Sources
-from assay_training.config.model import Lora, Optimiser
+from assay_training.config.model import Lora, OptimizerConfig
 from assay_training.config.rollout import Reward, Sampled
 
 
@@ -20,7 +20,7 @@ class RejectionConfig(RunConfig):
         rounds: The rounds, each from the policy that the one before it left.
         prompts: The prompts of a round.
         samples: The completions of each prompt, the best of which is kept.
-        optimiser: The optimiser of a round, over the best completions of this round and of all before it.
+        optimizer: The optimizer of a round, over the best completions of this round and of all before it.
         seed: The seed of everything random.
     """
 
@@ -32,5 +32,5 @@ class RejectionConfig(RunConfig):
     rounds: int = Field(gt=0)
     prompts: int = Field(gt=0)
     samples: int = Field(gt=1)
-    optimiser: Optimiser
+    optimizer: OptimizerConfig
     seed: Seed = 0

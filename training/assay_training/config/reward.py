@@ -8,7 +8,7 @@ from assay_service.scoring.manifest import EosPolicy, ScorePosition, Unfinished
 from assay_training.config.base import Name, RunConfig, Seed
 from assay_training.config.data import Sources, Split
 from assay_training.config.mixture import Keep, Portion, Repeat, Sample, Step
-from assay_training.config.model import Lora, Optimiser
+from assay_training.config.model import Lora, OptimizerConfig
 from assay_training.config.objective import Objective
 
 
@@ -33,7 +33,7 @@ class RewardConfig(RunConfig):
         eos: Where the end of turn comes from: the chat template prints it, or it is appended.
         unfinished: What the served model does with a completion that was cut off.
         lora: The adapter; null trains all weights.
-        optimiser: The optimiser and its schedule.
+        optimizer: The optimizer and its schedule.
         split: Which part of the data is tested on.
         seed: The seed of everything random.
         golden: Pairs of a prompt and a completion whose texts and logits are stored in the checkpoint and checked
@@ -49,7 +49,7 @@ class RewardConfig(RunConfig):
     eos: EosPolicy
     unfinished: Unfinished
     lora: Lora | None
-    optimiser: Optimiser
+    optimizer: OptimizerConfig
     split: Split
     seed: Seed = 0
     golden: Annotated[list[tuple[str, str]], Field(min_length=1)] | None = None

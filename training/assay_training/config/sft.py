@@ -4,21 +4,21 @@ from pydantic import Field, field_validator
 
 from assay_training.config.base import Frozen, Name, RunConfig, Seed
 from assay_training.config.data import Sources
-from assay_training.config.model import Lora, Optimiser
+from assay_training.config.model import Lora, OptimizerConfig
 
 
 class Stage(Frozen):
-    """One pass of training; stages follow each other on the same weights, each with an optimiser of its own.
+    """One pass of training; stages follow each other on the same weights, each with an optimizer of its own.
 
     Attributes:
         name: The name of the stage in metrics.
         sources: The data sets, of dialogues or texts.
-        optimiser: The optimiser and its schedule.
+        optimizer: The optimizer and its schedule.
     """
 
     name: Name
     sources: Sources
-    optimiser: Optimiser
+    optimizer: OptimizerConfig
 
 
 class SftConfig(RunConfig):

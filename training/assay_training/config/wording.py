@@ -27,6 +27,7 @@ _BOUNDS = {
     "less_than_equal": ("at most", "le"),
     "multiple_of": ("a multiple of", "multiple_of"),
 }
+_RENAMED = {"optimiser": "optimizer", "max_gap": "max_logprob_mismatch"}
 _OTHERS = {
     "missing": "is missing",
     "union_tag_not_found": "needs {discriminator}, which says which of its forms it has",
@@ -46,6 +47,9 @@ def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
 def _words(error: ErrorDetails, model: type[BaseModel]) -> str:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
+        renamed = _RENAMED.get(str(error["loc"][-1]))
+        if renamed in _keys(model, error["loc"][:-1]):
+            return f"is called {renamed!r} now; rename the key"
         return f"there is no such key; the keys here are {', '.join(_keys(model, error['loc'][:-1]))}"
     if kind in ("literal_error", "union_tag_invalid"):
         return f"{context.get('tag', given)!r} is not one of {context.get('expected') or context['expected_tags']}"

@@ -1,4 +1,4 @@
-"""What happens to gradients between the backward pass and the optimiser, over all processes."""
+"""What happens to gradients between the backward pass and the optimizer, over all processes."""
 
 from collections.abc import Sequence
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from assay_training.algorithms.losses import next_token_cross_entropy
-from assay_training.config.model import Optimiser
+from assay_training.config.model import OptimizerConfig
 from assay_training.data.sft_examples import SftExample
 from assay_training.loop.step import MicroBatch, Total
 from assay_training.models.batches import autocast
@@ -20,7 +20,7 @@ class NextToken:
         settings: compute dtype.
     """
 
-    def __init__(self, policy: Policy, settings: Optimiser) -> None:
+    def __init__(self, policy: Policy, settings: OptimizerConfig) -> None:
         self._policy, self._settings = policy, settings
 
     def begin(self, batch: Sequence[SftExample], mine: Sequence[MicroBatch], total: Total) -> int:

@@ -53,7 +53,7 @@ class Objective(Protocol[Shared]):
         ...
 
 
-def optimiser_of(parameters: Sequence[nn.Parameter], settings: Adam) -> torch.optim.AdamW:
+def build_optimizer(parameters: Sequence[nn.Parameter], settings: Adam) -> torch.optim.AdamW:
     """AdamW as it is configured."""
     return torch.optim.AdamW(
         [{"params": kind} for kind in by_kind(parameters)],
@@ -95,12 +95,12 @@ def accumulate(
     return whole, clip(parameters, settings.max_grad_norm)
 
 
-def update(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
+def update(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Steps, and forgets the gradients."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def check_numbers(where: str, numbers: Mapping[str, float], settings: Adam) -> None:
@@ -113,12 +113,12 @@ def check_numbers(where: str, numbers: Mapping[str, float], settings: Adam) -> N
     if lost is not None:
         norm = "it is not set" if settings.max_grad_norm is None else f"it is {settings.max_grad_norm:g}"
         raise FloatingPointError(
-            f"{where}: {lost[0]} is {lost[1]}: the training diverges; lower optimiser.learning_rate (it is "
-            f"{settings.learning_rate:g}), or lower optimiser.max_grad_norm ({norm})"
+            f"{where}: {lost[0]} is {lost[1]}: the training diverges; lower optimizer.learning_rate (it is "
+            f"{settings.learning_rate:g}), or lower optimizer.max_grad_norm ({norm})"
         )
 
 
 def check_finite(parameters: Sequence[nn.Parameter], where: str) -> None:
     """What has been trained is made of numbers; raises FloatingPointError before anything else is kept."""
     if not all(bool(whole(torch.isfinite(parameter).all())) for parameter in parameters):
-        raise FloatingPointError(f"{where}: what is trained is no longer finite; lower optimiser.learning_rate")
+        raise FloatingPointError(f"{where}: what is trained is no longer finite; lower optimizer.learning_rate")

@@ -9,9 +9,9 @@ from torch import nn
 from tqdm import tqdm
 
 from assay_training.algorithms.schedule import learning_rate_share, random_batches
-from assay_training.config.model import Optimiser
+from assay_training.config.model import OptimizerConfig
 from assay_training.distributed.processes import accelerator
-from assay_training.loop.step import Objective, accumulate, check_finite, check_numbers, optimiser_of, update
+from assay_training.loop.step import Objective, accumulate, build_optimizer, check_finite, check_numbers, update
 from assay_training.runs.metrics import MetricsWriter
 from assay_training.runs.resume import ResumePoint
 
@@ -22,12 +22,12 @@ class Schedule:
 
     Attributes:
         examples: of an epoch.
-        settings: the optimiser's.
+        settings: the optimizer's.
         seed: of their order.
     """
 
     examples: Sequence[Any]
-    settings: Optimiser
+    settings: OptimizerConfig
     seed: int
 
     @property
@@ -68,8 +68,8 @@ def train(
         FloatingPointError: the loss, the gradient's norm, or what has been trained is not finite.
     """
     together, settings = accelerator(), schedule.settings
-    optimiser = optimiser_of(parameters, settings)
-    (start, _), batches, main = resume.load(parameters, optimiser), schedule.batches(), together.is_main_process
+    optimizer = build_optimizer(parameters, settings)
+    (start, _), batches, main = resume.load(parameters, optimizer), schedule.batches(), together.is_main_process
     if main:
         metrics.begin(start)
     for step in tqdm(range(start, len(batches)), name, len(batches), initial=start, mininterval=10, disable=not main):
@@ -79,10 +79,10 @@ def train(
         rate = schedule.learning_rate(step)
         if main:
             metrics.log({"step": step, "loss": loss, "learning_rate": rate, "grad_norm": norm})
-        update(optimiser, rate)
+        update(optimizer, rate)
         if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == len(batches):
             check_finite(parameters, f"{name}: step {step}")
-            resume.save(step + 1, parameters, optimiser, writes=main)
+            resume.save(step + 1, parameters, optimizer, writes=main)
     if main:
         metrics.end()
     together.wait_for_everyone()

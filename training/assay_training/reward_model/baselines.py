@@ -14,7 +14,7 @@ from tqdm import tqdm
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import HELD_OUT
-from assay_training.config.model import Optimiser
+from assay_training.config.model import OptimizerConfig
 from assay_training.data.examples import Example
 from assay_training.models.batches import autocast, token_batches
 from assay_training.records.record import Labelled
@@ -64,7 +64,7 @@ class LinearData:
 
 
 def frozen_features(
-    model: RewardModel, signal: str, examples: Sequence[Example], settings: Optimiser
+    model: RewardModel, signal: str, examples: Sequence[Example], settings: OptimizerConfig
 ) -> list[torch.Tensor]:
     """Mean hidden states of the frozen base: fp32 `[K, H]` for each example.
 
@@ -152,14 +152,14 @@ def _fit(data: LinearData, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
     scaled = LinearData((data.features - mean) / std, data.labels, data.better, data.worse)
     weight = torch.zeros(scaled.features.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = scaled.loss(weight, bias) + penalty * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     own = (weight / std).detach()
     return own, (bias - own @ mean).detach()

@@ -61,7 +61,7 @@ class CrossValidation:
         """Per example what a head reads off the frozen base: fp32 `[K, H]`."""
         model = RewardModel.load(self.reward.base, torch.float32, self.reward.device)
         model.add_signal("frozen", Head(torch.ones(1, model.hidden_size), None))
-        return frozen_features(model, "frozen", self.reward.examples, self.reward.config.optimiser)
+        return frozen_features(model, "frozen", self.reward.examples, self.reward.config.optimizer)
 
     def _fold(self, fold: int) -> list[list[float]]:
         """The logits of a fold's examples by a model trained without it, or what an interrupted run computed."""

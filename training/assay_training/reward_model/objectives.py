@@ -7,7 +7,7 @@ import torch
 
 from assay_service.scoring.model import RewardModel
 from assay_training.algorithms import losses
-from assay_training.config.model import Optimiser
+from assay_training.config.model import OptimizerConfig
 from assay_training.config.objective import AbsoluteObjective, BatchMeanMargin, LabelledMargin, PreferenceObjective
 from assay_training.data.examples import Example
 from assay_training.loop.step import MicroBatch, Total
@@ -87,7 +87,7 @@ class Pairwise:
         settings: compute dtype.
     """
 
-    def __init__(self, model: RewardModel, signal: str, config: PreferenceObjective, settings: Optimiser) -> None:
+    def __init__(self, model: RewardModel, signal: str, config: PreferenceObjective, settings: OptimizerConfig) -> None:
         self._model, self._signal, self._config, self._settings = model, signal, config, settings
 
     def begin(self, batch: Sequence[Example], mine: Sequence[MicroBatch], total: Total) -> RankedBatch:
@@ -133,7 +133,7 @@ class Pointwise:
         settings: compute dtype.
     """
 
-    def __init__(self, model: RewardModel, signal: str, config: AbsoluteObjective, settings: Optimiser) -> None:
+    def __init__(self, model: RewardModel, signal: str, config: AbsoluteObjective, settings: OptimizerConfig) -> None:
         self._model, self._signal, self._settings = model, signal, settings
         self._loss = POINTWISE[config.loss]
 
@@ -150,7 +150,7 @@ class Pointwise:
         return self._loss(logits, labels, weights)
 
 
-def _logits(model: RewardModel, signal: str, part: Sequence[Example], settings: Optimiser) -> torch.Tensor:
+def _logits(model: RewardModel, signal: str, part: Sequence[Example], settings: OptimizerConfig) -> torch.Tensor:
     """fp32 `[n]` of all sequences of a micro-batch, end to end."""
     with autocast(model.device, settings):
         return model.logits([sequence for example in part for sequence in example.sequences], signal)

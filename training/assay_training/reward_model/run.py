@@ -24,7 +24,7 @@ from assay_service.scoring.rules import RenderRules
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
-from assay_training.config.model import Optimiser
+from assay_training.config.model import OptimizerConfig
 from assay_training.config.objective import AbsoluteObjective
 from assay_training.config.reward import RewardConfig
 from assay_training.data.chat_template import template_of
@@ -123,7 +123,7 @@ class RewardRun:
         """Mixes a training part and trains on it, from where an interrupted run left off."""
         model = self.fresh_model()
         shard(model.base)
-        config, settings = self.config, self.config.optimiser
+        config, settings = self.config, self.config.optimizer
         examples = [example for example in self._mixed(name, training) if teaches(example.record)]
         if isinstance(config.objective, AbsoluteObjective):
             objective: Pairwise | Pointwise = Pointwise(model, config.name, config.objective, settings)
@@ -145,7 +145,7 @@ class RewardRun:
 
     def predict(self, model: RewardModel, examples: Sequence[Example]) -> list[list[float]]:
         """The logit of every completion of every example, in order."""
-        return predict(model, self.config.name, examples, self.config.optimiser)
+        return predict(model, self.config.name, examples, self.config.optimizer)
 
     def save(self, model: RewardModel) -> Path:
         """Writes the checkpoint that is served, on the main process; returns its directory.
@@ -198,7 +198,7 @@ class RewardRun:
         return [rendered[record] for record in records if record in rendered]
 
     def _compare(self, model: RewardModel, reloaded: RewardModel, sample: Sequence[Example]) -> None:
-        exact = self.config.optimiser.model_copy(update={"compute_dtype": "float32"})
+        exact = self.config.optimizer.model_copy(update={"compute_dtype": "float32"})
         pairs = [predict(m, self.config.name, sample, exact) for m in (model, reloaded)]
         apart = max(abs(a - b) for x, y in zip(*pairs, strict=True) for a, b in zip(x, y, strict=True))
         if not math.isfinite(apart):
@@ -267,7 +267,9 @@ class RewardRun:
         return found
 
 
-def predict(model: RewardModel, signal: str, examples: Sequence[Example], settings: Optimiser) -> list[list[float]]:
+def predict(
+    model: RewardModel, signal: str, examples: Sequence[Example], settings: OptimizerConfig
+) -> list[list[float]]:
     """The logit of every completion of every example, in order, computed in `settings.compute_dtype`."""
     logits: dict[int, list[float]] = {}
     by_length = sorted(range(len(examples)), key=lambda i: examples[i].tokens)

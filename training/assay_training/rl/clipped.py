@@ -20,14 +20,14 @@ class Clipped:
     Args:
         actor: what is trained.
         settings: of the objective.
-        optimiser: compute dtype.
+        optimizer: compute dtype.
 
     Attributes:
         tally: of this process' tokens since `begin`, the sums that `NAMES` names; float64.
     """
 
-    def __init__(self, actor: Actor, settings: Ppo, optimiser: Adam) -> None:
-        self._actor, self._settings, self._optimiser = actor, settings, optimiser
+    def __init__(self, actor: Actor, settings: Ppo, optimizer: Adam) -> None:
+        self._actor, self._settings, self._optimiser = actor, settings, optimizer
         self.tally = torch.zeros(len(NAMES), dtype=torch.float64)
 
     def begin(self, batch: Sequence[Experience], mine: Sequence[MicroBatch], total: Total) -> int:

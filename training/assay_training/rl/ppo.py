@@ -17,7 +17,7 @@ from assay_training.algorithms.schedule import cyclic_batch, random_batches
 from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
 from assay_training.distributed.processes import accelerator, gathered, mine, tell
-from assay_training.loop.step import accumulate, check_finite, check_numbers, optimiser_of, update
+from assay_training.loop.step import accumulate, build_optimizer, check_finite, check_numbers, update
 from assay_training.models.actor import Actor
 from assay_training.records.rows import rows_of_file
 from assay_training.rl import summary
@@ -48,8 +48,8 @@ class PpoRun:
         self.actor = Actor(base, config.lora, self._together.device, config.rollout.temperature)
         self.session = RolloutSession(config, base, self.actor.policy, data, out)
         self.run = self.session.run
-        self._objective = Clipped(self.actor, config.ppo, config.optimiser)
-        self._optimiser = optimiser_of(self.actor.parameters(), config.optimiser)
+        self._objective = Clipped(self.actor, config.ppo, config.optimizer)
+        self._optimiser = build_optimizer(self.actor.parameters(), config.optimizer)
 
     def go(self) -> Path:
         """All steps from where an interrupted run left off; then the policy, whole. Returns its directory.
@@ -70,7 +70,7 @@ class PpoRun:
         rewards = Rewards(self._client, self.config.reward, None if fingerprint is None else str(fingerprint))
         if main:
             metrics.begin(start)
-        steps, settings = self.config.steps, self.config.optimiser
+        steps, settings = self.config.steps, self.config.optimizer
         progress = tqdm(range(start, steps), self.config.name, steps, initial=start, disable=not main)
         for step in progress:
             numbers, completions = self.step(step, kl_coef, rewards)
@@ -112,7 +112,7 @@ class PpoRun:
 
     def experiences(self, samples: Sequence[ScoredCompletion], kl_coef: float) -> tuple[list[Experience], Metrics]:
         """What the policy, its values and its reference say of the samples, and what is to be learned from that."""
-        share, settings = [example_of(sample) for sample in mine(samples)], self.config.optimiser
+        share, settings = [example_of(sample) for sample in mine(samples)], self.config.optimizer
         looked = [look.to("cpu") for look in self.actor.old_outputs(share, settings)]
         references = [of.cpu() for of in self.actor.reference_logprobs(share, settings)]
         count, device = len(samples), self._together.device
@@ -127,12 +127,12 @@ class PpoRun:
         Raises:
             FloatingPointError: a loss or a gradient is not finite, where the ratio is within its limit.
         """
-        settings, optimiser = self.config.ppo, self.config.optimiser
+        settings, optimizer = self.config.ppo, self.config.optimizer
         parameters, told, skipped = self.actor.parameters(), [], 0
         order = random_batches(len(made), settings.mini_batch, settings.epochs, self.config.seed + 1_000_003 * step)
         for indices in order:
             batch = [made[i] for i in indices]
-            loss, norm = accumulate(self._objective, batch, parameters, optimiser, self._together)
+            loss, norm = accumulate(self._objective, batch, parameters, optimizer, self._together)
             tally = self._together.reduce(self._objective.tally, reduction="sum")
             tokens = sum(experience.example.targets for experience in batch)
             numbers = {name: float(value) / tokens for name, value in zip(NAMES, tally, strict=True)}
@@ -141,9 +141,9 @@ class PpoRun:
                 self._optimiser.zero_grad(set_to_none=True)
                 skipped += 1
                 continue
-            check_numbers(f"step {step}", {"loss": loss, "grad_norm": norm}, optimiser)
+            check_numbers(f"step {step}", {"loss": loss, "grad_norm": norm}, optimizer)
             told.append(numbers | {"loss": loss, "grad_norm": norm})
-            update(self._optimiser, optimiser.learning_rate)
+            update(self._optimiser, optimizer.learning_rate)
         return _means(told) | {"skipped": float(skipped)}
 
     def _adapted(self, kl_coef: float, kl: float, completions: int) -> float:

@@ -100,7 +100,7 @@ class RejectionRun:
     def _gap(self, samples: Sequence[ScoredCompletion]) -> float:
         """How far the engine's log-probabilities are from the policy's; in fp32, where rounding hides least."""
         settings, examples, found = self.config, [example_of(sample) for sample in samples], []
-        for part in token_batches(range(len(examples)), examples, settings.optimiser.micro_batch_tokens):
+        for part in token_batches(range(len(examples)), examples, settings.optimizer.micro_batch_tokens):
             with torch.no_grad():
                 found.append(self.policy.logprobs([examples[i] for i in part], settings.rollout.temperature).cpu())
         engine = torch.tensor([logprob for sample in samples for logprob in sample.completion.logprobs])
@@ -119,9 +119,9 @@ class RejectionRun:
         if (adapter / "adapter_config.json").is_file():
             self.policy.load_adapter(adapter)
             return
-        schedule = Schedule(kept, self.config.optimiser, self.config.seed + number)
+        schedule = Schedule(kept, self.config.optimizer, self.config.seed + number)
         train(
-            NextToken(self.policy, self.config.optimiser),
+            NextToken(self.policy, self.config.optimizer),
             self.policy.parameters(),
             schedule,
             name=f"{self.config.name} round {number}",

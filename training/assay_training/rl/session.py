@@ -32,7 +32,7 @@ CHANGEABLE: Any = {
     "base": True,
     "reward": {"failed", "expect"},
     "rollout": {"max_gap"},
-    "optimiser": {"checkpoint_steps"},
+    "optimizer": {"checkpoint_steps"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Where a run stands, so that a killed one continues bit for bit: parameters, optimiser, random state, step.
+"""Where a run stands, so that a killed one continues bit for bit: parameters, optimizer, random state, step.
 
 The order of the examples and the learning rate follow from the step; nothing else changes while training.
 """
@@ -28,7 +28,7 @@ class ResumePoint:
         self,
         step: int,
         parameters: Sequence[nn.Parameter],
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         *,
         writes: bool,
         kept: Mapping[str, float | str | None] | None = None,
@@ -38,15 +38,15 @@ class ResumePoint:
         Args:
             step: that comes next.
             parameters: what is trained.
-            optimiser: with its moments.
+            optimizer: with its moments.
             writes: whether this process writes.
             kept: what else changes from step to step.
         """
-        moments = optimiser.state_dict()
+        moments = optimizer.state_dict()
         state = {
             "step": step,
             "parameters": [whole(parameter.detach()) for parameter in parameters],
-            "optimiser": moments | {"state": {i: _map(whole, of) for i, of in moments["state"].items()}},
+            "optimizer": moments | {"state": {i: _map(whole, of) for i, of in moments["state"].items()}},
             "random": torch.get_rng_state(),
             "kept": dict(kept or {}),
         }
@@ -58,7 +58,7 @@ class ResumePoint:
         temporary.rename(self._path)
 
     def load(
-        self, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer
+        self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> tuple[int, dict[str, float | str | None]]:
         """Puts the stored state into place, if there is one; returns the step that comes next, and what was kept.
 
@@ -71,9 +71,9 @@ class ResumePoint:
         with torch.no_grad():
             for parameter, stored in zip(parameters, state["parameters"], strict=True):
                 parameter.copy_(shard_of(stored, parameter))
-        moments, optimised = state["optimiser"], [p for group in optimiser.param_groups for p in group["params"]]
+        moments, optimised = state["optimizer"], [p for group in optimizer.param_groups for p in group["params"]]
         moments["state"] = {i: _map(_part_of(optimised[i]), of) for i, of in moments["state"].items()}
-        optimiser.load_state_dict(moments)
+        optimizer.load_state_dict(moments)
         torch.set_rng_state(state["random"])
         return int(state["step"]), state["kept"]
 
