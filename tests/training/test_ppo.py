@@ -479,7 +479,7 @@ def test_an_engine_that_lags_behind_stops_the_run(
 
 def test_an_engine_of_another_policy_stops_the_first_rollout(home: Path, url: str, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"rollout 0: .* the limit is 1e-09"):
-        go(home, url, tmp_path / "run", rollout={"max_gap": 1e-9})
+        go(home, url, tmp_path / "run", rollout={"max_logprob_mismatch": 1e-9})
 
 
 def test_a_trainer_in_bf16_has_a_floor_that_a_healthy_run_stays_near(home: Path, url: str, tmp_path: Path) -> None:

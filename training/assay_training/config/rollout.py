@@ -82,7 +82,7 @@ class Sampled(Frozen):
         max_prompt_tokens: The tokens of a prompt; longer ones are left out and counted.
         max_new_tokens: The tokens of a completion, at most.
         temperature: The temperature of sampling, from the whole distribution; 0.01 at least.
-        max_gap: The mean absolute difference of the engine's and the trainer's log-probabilities, in nats per token,
+        max_logprob_mismatch: The mean absolute difference of the engine's and the trainer's log-probabilities, in nats per token,
             above which the run stops: the engine does not sample from the policy then.
     """
 
@@ -91,7 +91,7 @@ class Sampled(Frozen):
     max_prompt_tokens: int = Field(1024, gt=0)
     max_new_tokens: int = Field(512, gt=0)
     temperature: float = Field(1.0, gt=0)
-    max_gap: float = Field(0.1, gt=0)
+    max_logprob_mismatch: float = Field(0.1, gt=0)
 
     @field_validator("temperature")
     @classmethod

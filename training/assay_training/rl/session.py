@@ -31,7 +31,7 @@ CHANGEABLE: Any = {
     "template": True,
     "base": True,
     "reward": {"failed", "expect"},
-    "rollout": {"max_gap"},
+    "rollout": {"max_logprob_mismatch"},
     "optimizer": {"checkpoint_steps"},
 }
 
@@ -71,7 +71,7 @@ class RolloutSession:
     def __init__(self, config: PpoConfig | RejectionConfig, base: Path, policy: Policy, data: Path, out: Path) -> None:
         self._config, self._policy, self._base = config, policy, base
         self._template = template_of(config, base)
-        self.engine_check = EngineCheck(config.rollout.max_gap)
+        self.engine_check = EngineCheck(config.rollout.max_logprob_mismatch)
         found = read_prompts(data, config.sources)
         for line in found.report_lines():
             tell(line)
