@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from assay_training.algorithms.ppo import (
     adapted_kl_coef,
-    generalised_advantages,
+    generalized_advantages,
     importance_weights,
     k1,
     k2,
@@ -61,7 +61,7 @@ def test_advantages_by_hand() -> None:
     """γ = 1, λ = 0.95: δ = (0.5, 0.5, 1), A₃ = 1, A₂ = 0.5 + 0.95, A₁ = 0.5 + 0.95 · 1.45."""
     rewards = torch.tensor([[0.0, 0.0, 2.0], [1.0, 0.0, 0.0]])
     values = torch.tensor([[0.0, 0.5, 1.0], [0.25, 7.0, 7.0]])
-    found = generalised_advantages(rewards, values, MASK, gamma=1, gae_lambda=0.95)
+    found = generalized_advantages(rewards, values, MASK, gamma=1, gae_lambda=0.95)
     assert torch.allclose(found, torch.tensor([[1.8775, 1.45, 1.0], [0.75, 0.0, 0.0]]))
 
 
@@ -83,7 +83,7 @@ def test_advantages_are_sums_of_discounted_errors(
     width = max(map(len, rewards))
     padded = [torch.tensor([row + [99.0] * (width - len(row)) for row in of]) for of in (rewards, values)]
     mask = torch.tensor([[k < len(row) for k in range(width)] for row in rewards])
-    found = generalised_advantages(padded[0], padded[1], mask, gamma=gamma, gae_lambda=gae_lambda)
+    found = generalized_advantages(padded[0], padded[1], mask, gamma=gamma, gae_lambda=gae_lambda)
     for i, (r, v) in enumerate(zip(rewards, values, strict=True)):
         errors = [r[t] + gamma * (v[t + 1] if t + 1 < len(v) else 0) - v[t] for t in range(len(r))]
         for t in range(len(r)):
@@ -95,7 +95,7 @@ def test_advantages_are_sums_of_discounted_errors(
 def test_with_lambda_one_returns_are_what_was_got() -> None:
     rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.3, -0.2, 0.9]])
     mask = torch.ones(1, 3, dtype=torch.bool)
-    returns = generalised_advantages(rewards, values, mask, gamma=1, gae_lambda=1) + values
+    returns = generalized_advantages(rewards, values, mask, gamma=1, gae_lambda=1) + values
     assert torch.allclose(returns, torch.tensor([[6.0, 5.0, 3.0]]))
 
 

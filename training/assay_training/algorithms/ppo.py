@@ -64,7 +64,7 @@ def token_rewards(
     return rewards
 
 
-def generalised_advantages(
+def generalized_advantages(
     rewards: torch.Tensor, values: torch.Tensor, completion_mask: torch.Tensor, *, gamma: float, gae_lambda: float
 ) -> torch.Tensor:
     """GAE, `[B, T]`: Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t; after the last token V is 0.

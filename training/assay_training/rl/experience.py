@@ -81,7 +81,7 @@ def experiences(
     device = logprobs.device
     scores, finished, shaped = (of.to(device) for of in scores_of(samples, config.reward))
     rewards = ppo.token_rewards(shaped, logprobs, reference, mask, kl_coef)
-    advantages = ppo.generalised_advantages(
+    advantages = ppo.generalized_advantages(
         rewards, values, mask, gamma=config.ppo.gamma, gae_lambda=config.ppo.gae_lambda
     )
     returns = advantages + values
