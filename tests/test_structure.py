@@ -69,10 +69,10 @@ def test_structure_page_names_every_folder_once_and_no_file_that_is_not_there() 
             assert len(files) == len(set(files))
 
 
-def test_package_inits_are_empty_but_for_the_clients() -> None:
-    """`assay_client/__init__.py` holds the public names of the client, and is tested as such."""
+def test_package_inits_are_empty_but_for_the_public_surfaces() -> None:
+    """`assay_client` and `assay_service` export their public names; tests hold each list."""
     filled = [path for path in MODULES if path.name == "__init__.py" and path.read_text()]
-    assert filled == [ROOT / "clients/assay_client/__init__.py"]
+    assert filled == [ROOT / "service/assay_service/__init__.py", ROOT / "clients/assay_client/__init__.py"]
 
 
 def test_top_level_is_the_prescribed_one() -> None:

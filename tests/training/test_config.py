@@ -247,6 +247,14 @@ def test_all_that_is_wrong_is_told_at_once_in_plain_words(tmp_path: Path) -> Non
     ]
 
 
+def test_a_key_that_was_renamed_is_refused_by_one_line_that_names_the_new_key(tmp_path: Path) -> None:
+    path = tiny.write_config(tmp_path / "run.yaml", tmp_path)
+    path.write_text(path.read_text().replace("optimizer:", "optimiser:"))
+    with pytest.raises(ConfigError) as error:
+        read(path, RewardConfig)
+    assert str(error.value) == f"{path}: optimiser: is called 'optimizer' now; rename the key"
+
+
 def test_a_score_position_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="score_position"):
         read(tiny.write_config(tmp_path / "run.yaml", tmp_path, score_position="pooler"), RewardConfig)

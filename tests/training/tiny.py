@@ -100,7 +100,8 @@ def renderer(
 
 
 def optimizer(**changes: Any) -> OptimizerConfig:
-    return Optimizer.model_validate({"learning_rate": 0.01, "batch_prompts": 8, "compute_dtype": "float32"} | changes)
+    defaults = {"learning_rate": 0.01, "batch_prompts": 8, "compute_dtype": "float32"}
+    return OptimizerConfig.model_validate(defaults | changes)
 
 
 def trainable(base: Path, *, seed: int = 0, dropout: float = 0.0) -> tuple[RewardModel, list[nn.Parameter]]:

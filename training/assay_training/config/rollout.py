@@ -82,8 +82,8 @@ class Sampled(Frozen):
         max_prompt_tokens: The tokens of a prompt; longer ones are left out and counted.
         max_new_tokens: The tokens of a completion, at most.
         temperature: The temperature of sampling, from the whole distribution; 0.01 at least.
-        max_logprob_mismatch: The mean absolute difference of the engine's and the trainer's log-probabilities, in nats per token,
-            above which the run stops: the engine does not sample from the policy then.
+        max_logprob_mismatch: The mean absolute difference of the log-probabilities of engine and trainer, in nats
+            per token, above which the run stops: the engine does not sample from the policy then.
     """
 
     engine: Literal["vllm", "transformers"]

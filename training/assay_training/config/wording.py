@@ -39,9 +39,13 @@ _OTHERS = {
 
 
 def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Return a line `key: what is wrong` per error; unknown keys come first, as a misspelt one is also missing."""
-    found = sorted(error.errors(), key=lambda of: of["type"] != "extra_forbidden")
-    return [": ".join(filter(None, (".".join(map(str, of["loc"])), _words(of, model)))) for of in found]
+    """Return a line `key: what is wrong` for each error; unknown keys come first, as a misspelt key is also missing."""
+    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    renamed = {
+        (*one["loc"][:-1], _RENAMED.get(str(one["loc"][-1]))) for one in errors if one["type"] == "extra_forbidden"
+    }
+    shown = [one for one in errors if one["type"] != "missing" or one["loc"] not in renamed]
+    return [": ".join(filter(None, (".".join(map(str, one["loc"])), _words(one, model)))) for one in shown]
 
 
 def _words(error: ErrorDetails, model: type[BaseModel]) -> str:
