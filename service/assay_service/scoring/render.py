@@ -1,13 +1,14 @@
 """An item to ids, boundary and score span: exactly what is scored."""
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
-from assay_service.scoring.encoding import Encoded, ItemEncoder
+from assay_service.scoring.encoding import Encoded, ItemEncoder, turn_tokens
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Sequence, Span
 from assay_service.scoring.rules import RenderRules
@@ -70,11 +71,18 @@ class Renderer:
         encoder.no_padding()
         roles = ["bos", "eos", "pad", "cls", "unk", *(["sep"] if rules.token_types == "second_after_sep" else [])]
         ids = [getattr(self._tokenizer, f"{name}_token_id") for name in roles]
-        self.tokenizer_sha256 = hashlib.sha256(f"{ids}{encoder.to_str()}".encode()).hexdigest()
-        special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
-        special |= {t: self._tokenizer.convert_tokens_to_ids(t) for t in self._tokenizer.all_special_tokens}
+        file = encoder.to_str()
+        self.tokenizer_sha256 = hashlib.sha256(f"{ids}{file}".encode()).hexdigest()
         self.template = Template(self._tokenizer, rules.template)
-        control_ids = frozenset(special.values()) - {self._tokenizer.unk_token_id}
+        added = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items()}
+        special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
+        special |= {t: added[t] for t in turn_tokens(self.template, added)}
+        special |= {t: self._tokenizer.convert_tokens_to_ids(t) for t in self._tokenizer.all_special_tokens}
+        control_ids = frozenset(special.values())
+        # Words that the model does not know become its unknown token. GPT-2 and Pythia only name one: it is their EOS.
+        model = json.loads(file)["model"]
+        if model.get("unk_token") or model.get("unk_id") is not None:
+            control_ids -= {self._tokenizer.unk_token_id}
         self._items = ItemEncoder(self.template, encoder, frozenset(special), control_ids, rules.control_tokens)
         self._check_rules()
 
