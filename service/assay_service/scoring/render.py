@@ -68,9 +68,9 @@ class Renderer:
         encoder = self._tokenizer.backend_tokenizer
         encoder.no_truncation()
         encoder.no_padding()
-        roles = ["bos", "eos", "pad", "cls", "unk", *(["sep"] if rules.token_types == "second_after_sep" else [])]
-        ids = [getattr(self._tokenizer, f"{name}_token_id") for name in roles]
-        self.tokenizer_sha256 = hashlib.sha256(f"{ids}{encoder.to_str()}".encode()).hexdigest()
+        # Templates print special tokens by their names, those of the model's own (`image_token`) among them.
+        named = sorted((name, str(text)) for name, text in self._tokenizer.special_tokens_map.items())
+        self.tokenizer_sha256 = hashlib.sha256(f"{named}{encoder.to_str()}".encode()).hexdigest()
         special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
         special |= {t: self._tokenizer.convert_tokens_to_ids(t) for t in self._tokenizer.all_special_tokens}
         self.template = Template(self._tokenizer, rules.template)
