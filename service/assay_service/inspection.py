@@ -15,6 +15,7 @@ from assay_service.advice import advice
 from assay_service.errors import StartError
 from assay_service.resolve import ResolvedSignal, resolve_signal
 from assay_service.scoring import files, names, pads
+from assay_service.scoring.special_tokens import TOKENIZER_CONFIG, read_optional, read_special_tokens
 from assay_service.scoring.template import read_template
 from assay_service.settings import SignalSettings, allowed_values, parse
 from assay_service.signal_files import SignalFiles, locate
@@ -134,13 +135,11 @@ def _facts(located: SignalFiles, template: str) -> Iterator[tuple[str, str]]:
     paths = sorted(located.checkpoint.glob("*.safetensors"))
     yield "size", f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB in {len(paths)} safetensors files"
     yield "head", _head_in(names.shapes_of(paths), located.config.get("value_head_prefix"))
-    tokens = _tokenizer_config(located.tokenizer)
     yield "template", f"{len(template)} characters" if template else "none"
-    yield "tokenizer", f"{located.tokenizer}, {tokens.get('tokenizer_class', 'no class named')}"
+    yield "tokenizer", f"{located.tokenizer}, {_tokenizer_class(located.tokenizer)}"
     yield "pads", f"config.json {config.get('pad_token_id')}, tokenizer {_pad_in(located.tokenizer)}"
-    eos = tokens.get("eos_token")
-    text = eos.get("content") if isinstance(eos, dict) else eos
-    prints = isinstance(text, str) and (text in template or "eos_token" in template)
+    text = read_special_tokens(located.tokenizer).named.get("eos_token")
+    prints = text is not None and (text in template or "eos_token" in template)
     yield "eos", f"tokenizer {text!r}, which the template {'names' if prints else 'does not name'}"
     yield "manifest", "assay.json" if (located.checkpoint / "assay.json").is_file() else "none"
 
@@ -180,9 +179,8 @@ def _yaml(name: str, keys: Mapping[str, object], missing: list[str]) -> str:
     return lines
 
 
-def _tokenizer_config(directory: Path) -> dict[str, Any]:
-    path = directory / "tokenizer_config.json"
-    return files.read_json(path) if path.is_file() else {}
+def _tokenizer_class(directory: Path) -> str:
+    return str(read_optional(directory, TOKENIZER_CONFIG).get("tokenizer_class", "no class named"))
 
 
 def _template_of(signal: SignalSettings, located: SignalFiles) -> str:

@@ -34,7 +34,7 @@ WRAPPER = re.compile(rf"^(?:(?:{'|'.join(_WRAPPERS)})\.)+")
 # Tensors of a checkpoint that a bare base does not use: heads, language-model outputs, buffers of old versions.
 _UNUSED = (
     *(f"{module}." for module in HEAD_MODULES),
-    *("lm_head.", "embed_out.", "cls.", "pooler.", "lm_predictions.", "mask_predictions."),
+    *("lm_head.", "embed_out.", "cls.", "pooler.dense.", "lm_predictions.", "mask_predictions."),
     *("embeddings.position_ids", "rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
 )
 
@@ -100,6 +100,43 @@ def head_weight(also: str | None = None) -> re.Pattern[str]:
     """
     modules = "|".join(map(re.escape, (*HEAD_MODULES, *([also] if also else []))))
     return re.compile(rf"^(?:base_model\.model\.)?(?:{modules})(?:\.modules_to_save\.\w+)?\.weight$")
+
+
+def check_whole_head(head: str, names: Iterable[str], where: object, also: str | None = None) -> None:
+    """Refuse a checkpoint whose head has more tensors than the linear layer that is read.
+
+    Without them the score would be that of another head. RoBERTa's dense layer before `classifier.out_proj` is read
+    where the score position asks for it, and the loader refuses that head elsewhere.
+
+    Args:
+        head: name of the weight that is read.
+        names: of all tensors in the same files.
+        where: what to call them in errors.
+        also: as in `head_weight`.
+
+    Raises:
+        StartError: naming a tensor.
+    """
+    module = _in_module(head).removesuffix(".weight")
+    own = {f"{module}.weight", f"{module}.bias"}
+    if module == "classifier.out_proj":
+        own |= {"classifier.dense.weight", "classifier.dense.bias"}
+    roots = tuple({f"{name.partition('.')[0]}." for name in (*HEAD_MODULES, *([also] if also else []))})
+    for name in sorted(names):
+        found = _in_module(name)
+        if found in own or not found.startswith(roots) or ".original_module." in name:
+            continue
+        if ".lora_" in name:
+            raise StartError(f"{where}: {name} adapts the head itself, which is not served")
+        raise StartError(
+            f"{where}: {name} belongs to the head beside {head}; Assay serves heads of one linear layer, and without "
+            "the rest scores would be wrong"
+        )
+
+
+def _in_module(name: str) -> str:
+    """Return a tensor's name without the prefixes of wrappers and PEFT, and without PEFT's `modules_to_save`."""
+    return re.sub(r"\.modules_to_save\.\w+(?=\.)", "", unwrapped(name).removeprefix("base_model.model."))
 
 
 def why_no_head(shapes: Shapes) -> str:
