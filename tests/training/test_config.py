@@ -246,6 +246,20 @@ def test_all_that_is_wrong_is_told_at_once_in_plain_words(tmp_path: Path) -> Non
     ]
 
 
+def test_a_switch_is_no_number(tmp_path: Path) -> None:
+    """YAML reads `yes` as true, and pydantic true as 1."""
+    path = tiny.write_config(
+        tmp_path / "run.yaml", tmp_path, optimiser={"learning_rate": True, "betas": [False, 0.9]}, split=True
+    )
+    with pytest.raises(ConfigError) as caught:
+        read(path, RewardConfig)
+    assert str(caught.value).removeprefix(f"{path}: ").split("\n  ") == [
+        "split: must be a mapping, and is True",
+        "optimiser.betas.0: is false, as YAML reads yes, no, on and off; no key is a switch",
+        "optimiser.learning_rate: is true, as YAML reads yes, no, on and off; no key is a switch",
+    ]
+
+
 def test_a_score_position_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="score_position"):
         read(tiny.write_config(tmp_path / "run.yaml", tmp_path, score_position="pooler"), RewardConfig)
