@@ -246,6 +246,20 @@ def test_all_that_is_wrong_is_told_at_once_in_plain_words(tmp_path: Path) -> Non
     ]
 
 
+def test_a_switch_is_no_number(tmp_path: Path) -> None:
+    """YAML reads `yes` as true, and pydantic true as 1."""
+    path = tiny.write_config(
+        tmp_path / "run.yaml", tmp_path, optimiser={"learning_rate": True, "betas": [False, 0.9]}, split=True
+    )
+    with pytest.raises(ConfigError) as caught:
+        read(path, RewardConfig)
+    assert str(caught.value).removeprefix(f"{path}: ").split("\n  ") == [
+        "split: must be a mapping, and is True",
+        "optimiser.betas.0: is false, as YAML reads yes, no, on and off; no key is a switch",
+        "optimiser.learning_rate: is true, as YAML reads yes, no, on and off; no key is a switch",
+    ]
+
+
 def test_a_score_position_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="score_position"):
         read(tiny.write_config(tmp_path / "run.yaml", tmp_path, score_position="pooler"), RewardConfig)
@@ -508,6 +522,9 @@ def test_rankings_of_ties_alone_are_counted_by_their_data_set() -> None:
 
 
 def test_a_run_that_would_train_on_less_than_half_of_its_data_is_refused() -> None:
-    check_refused({"special": 5}, 10)
+    assert check_refused({}, 10) == []
+    assert check_refused({"special": 5}, 10) == [
+        "sources: 5 of 10 records cannot be rendered (special: 5); they are left out"
+    ]
     with pytest.raises(ConfigError, match=r"6 of 10 records cannot be rendered \(long: 1, special: 5\)"):
         check_refused({"special": 5, "long": 1}, 10)

@@ -38,6 +38,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "score_chosen": 8.5,
         "score_rejected": 4.0,
     },
+    "full-hh-rlhf": {
+        "prompt": "\n\nHuman: Flat tyre?\n\nAssistant:",
+        "response": " Take the wheel off.",
+        "chosen": " Take the wheel off.",
+        "rejected": " No.",
+    },
     "Skywork": {"chosen": [USER, GOOD], "rejected": [USER, BAD], "source": "ours"},
     "RewardBench 2": {
         "id": "7",
@@ -84,6 +90,27 @@ def test_what_was_understood_is_told_by_field(tmp_path: Path) -> None:
     (line,) = found.told()
     assert line.startswith("set: 3 rows; ignored: prompt_id (2 rows); ignored: messages (2 rows); chosen from 'chosen'")
     assert "ignored: source (1 rows)" in line
+
+
+def test_replies_that_repeat_the_prompt_and_keys_of_messages_that_are_not_read_are_told(tmp_path: Path) -> None:
+    twice = {"prompt": "Flat tyre?", "chosen": "Flat tyre? Take it off.", "rejected": "Flat tyre? No."}
+    named = {"prompt": [USER | {"name": "kim", "id": 3, "refusal": None}], "chosen": "Yes.", "rejected": "No."}
+    said = read(tmp_path, [twice, named]).understood["set"]
+    assert said["chosen and rejected begin with the prompt, which is read twice then"] == 1
+    assert {phrase for phrase in said if "in messages" in phrase} == {
+        "ignored in messages: id",
+        "ignored in messages: name",
+    }
+
+
+def test_a_prompt_in_the_turns_of_hh_keeps_them(tmp_path: Path) -> None:
+    prompt = tiny.dialogue("Flat tyre?", "Yes.", "And now?") + "\n\nAssistant:"
+    row = {"prompt": prompt, "chosen": " Take it off.", "rejected": " No."}
+    (record,) = read(tmp_path, [row]).records
+    assert record.prompt == (*ASKED, Message("assistant", "Yes."), Message("user", "And now?"))
+    assert record.completions == ("Take it off.", "No.")
+    (literal,) = read(tmp_path, [row | {"prompt": "What comes after\n\nHuman: and\n\nAssistant:"}]).records
+    assert [message.role for message in literal.prompt] == ["user"]
 
 
 def test_a_conversation_of_several_turns_keeps_them(tmp_path: Path) -> None:
@@ -192,6 +219,17 @@ def test_scores_and_margins_become_gaps_on_the_declared_scale(
             {},
             "holds replies alone; use `format: hh`",
         ),
+        (
+            {"chosen": tiny.dialogue("Flat tyre?", "b"), "rejected": tiny.dialogue("Flat tyre?", "c")},
+            {},
+            "holds the dialogue that 'prompt' is a part of; use `format: hh`",
+        ),
+        (
+            {"prompt": None, "chosen": [USER, None, GOOD], "rejected": [USER, BAD]},
+            {},
+            "field 'chosen' is a list with a null in it",
+        ),
+        ({"prompt": [USER | {"weight": 0}]}, {}, "field 'prompt': 'weight' of a message says that it is not learned"),
         ({"prompt": "Else?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, {}, "'prompt' is not what 'chosen'"),
         ({"chosen": [USER, GOOD | {"content": None}], "rejected": [USER, BAD]}, {}, "with 'role' and 'content', both"),
         (

@@ -236,7 +236,9 @@ def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], template: 
         base: where `config.json` and the tokenizer are copied from.
     """
     _write_tensors(directory, "model.safetensors", tensors, template)
-    AutoConfig.from_pretrained(base, num_labels=1).save_pretrained(directory)
+    config = AutoConfig.from_pretrained(base, num_labels=1)
+    config.dtype = "float32"  # what the tensors are; a base in half precision says its own, and they would be rounded
+    config.save_pretrained(directory)
     tokenizer.write(base, directory, template)
 
 

@@ -36,19 +36,24 @@ def untaught(records: Sequence[Judged]) -> Counter[str]:
     return Counter(f"{record.data_set}: nothing but ties" for record in records if not teaches(record))
 
 
-def check_refused(refused: Mapping[str, int], records: int) -> None:
-    """Most records could be rendered; else a run would learn from a remnant of its data.
+def check_refused(refused: Mapping[str, int], records: int, key: str = "sources") -> list[str]:
+    """Return what to tell about records that could not be rendered, once most of them could.
+
+    A run would else learn from a remnant of its data.
 
     Args:
         refused: records that the renderer refused, by error code.
         records: how many there were.
+        key: of the configuration that names them.
 
     Raises:
         ConfigError: more than half were refused.
     """
-    if sum(refused.values()) > LARGEST_REFUSED_SHARE * records:
-        counts = ", ".join(f"{code}: {count}" for code, count in sorted(refused.items()))
-        raise ConfigError(f"sources: {sum(refused.values())} of {records} records cannot be rendered ({counts})")
+    total, counts = sum(refused.values()), ", ".join(f"{code}: {count}" for code, count in sorted(refused.items()))
+    told = f"{total} of {records} records cannot be rendered ({counts})"
+    if total > LARGEST_REFUSED_SHARE * records:
+        raise ConfigError(f"{key}: {told}")
+    return [f"{key}: {told}; they are left out"] if total else []
 
 
 def check_told_apart(equal_ids: Mapping[str, int], examples: Sequence[Judged], max_length: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Supervised training of a policy: pretraining on texts, SFT on what the assistant says, in stages."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from assay_training.config.base import ConfigError, read
 from assay_training.config.sft import SftConfig, Stage
 from assay_training.examples import autocast, token_batches
 from assay_training.loops import summary
-from assay_training.loops.checks import base_of, check_length
+from assay_training.loops.checks import base_of, check_length, check_refused
 from assay_training.loops.next_token import NextToken
 from assay_training.loops.policies import policy_renderer, save_policy
 from assay_training.loops.supervised import Schedule, train
@@ -61,6 +62,9 @@ class SftRun:
             training, report = renderer.examples([r for r in found.records if not self._held_out(r.group)])
             tested, tested_report = renderer.examples([r for r in found.records if self._held_out(r.group)])
             self.parts.append((training, tested))
+            lost = Counter(report.lost) + Counter(tested_report.lost)
+            for line in check_refused(lost, len(found.records), f"stages: {stage.name}"):
+                tell(line)
             reports[stage.name] = {
                 "understood": found.understood,
                 "left_out": found.left_out,
