@@ -85,7 +85,7 @@ def read_resolved(raw: object, directory: Path, source: str) -> tuple[Settings, 
     parsed = parse(raw, directory)
     found = Problems()
     found.lines += parsed.problems
-    reported = tuple(": ".join([*line.split(": ")[:2], ""]) for line in parsed.problems)
+    reported = tuple(f"{key}: " for key in parsed.reported)
     in_files = Problems()
     resolved = _resolve_all(parsed.signals, directory, in_files)
     if parsed.settings is not None:

@@ -18,9 +18,12 @@ from assay_service import settings
 from assay_service.errors import StartError
 from assay_service.inspection import declaration, inspect
 from assay_service.resolve import ResolvedSignal, read_resolved
+from assay_service.yaml_file import read_yaml
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "service-configuration.md"
+MADE = {"eos": "template", "unfinished": "error"}
+WHOLE = {"base": "rm", "kind": "absolute"} | MADE
 
 
 def model(directory: Path, **config: Any) -> Path:
@@ -197,6 +200,49 @@ def test_no_wrong_file_shows_pydantics_own_words_or_breaks_the_report(raw: dict[
         assert ": " in line
         assert not any(words in line for words in ("Input should", "Value error", "Extra inputs", "Field required"))
         assert "valid" not in line
+
+
+@pytest.mark.parametrize(
+    ("raw", "meant"),
+    [
+        ({"signal": {"a": {"base": "rm"}}}, "signals"),
+        ({"signals": {"a": {"base": "rm", "kindd": "absolute"} | MADE}}, "kind"),
+        ({"signals": {"a": WHOLE}, "blends": {"b": {"weight": {"a": 1}}}, "default": "a"}, "weights"),
+        ({"signals": {"a": WHOLE, "b": WHOLE}, "defautl": "a"}, "default"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_key_is_one_problem(raw: Any, meant: str, tmp_path: Path) -> None:
+    """The key that was meant is not reported as missing as well."""
+    model(tmp_path / "rm")
+    (line,) = problems(raw, tmp_path)
+    assert f"unknown key; did you mean `{meant}`? Keys are " in line
+
+
+@pytest.mark.parametrize("adapter", [5, [], [1, "rm"], {"a": "b"}])
+def test_an_adapter_of_the_wrong_type_is_one_problem(adapter: Any, tmp_path: Path) -> None:
+    (line,) = problems({"signals": {"a": {"adapter": adapter}}}, tmp_path)
+    assert line.startswith("signals.a: adapter: must be text, or a list of texts that is not empty")
+
+
+def test_what_signals_share_may_be_merged_from_an_anchor(tmp_path: Path) -> None:
+    """A key beside `<<` overrides what it brings, also where an anchor lies deeper than what takes it."""
+    (tmp_path / "service.yaml").write_text(
+        "signals:\n"
+        "  a: &first {base: rm, kind: absolute, eos: template, unfinished: error}\n"
+        "  b: {<<: *first, kind: preference}\n"
+        "blends:\n"
+        "  x: {weights: &w {a: 1, b: 2}}\n"
+        "  y: {weights: {<<: *w, b: 3}}\n"
+        "default: a\n"
+    )
+    read = settings.read_settings(tmp_path / "service.yaml")
+    assert (read.signals["a"].kind, read.signals["b"].kind, read.signals["b"].base) == ("absolute", "preference", "rm")
+    assert read.blends["y"].weights == {"a": 1, "b": 3}
+    (tmp_path / "deep.yaml").write_text("a: {b: {c: &c {<<: &d {k: 1}, k: 2}}}\ne: {<<: *c}\n")
+    assert read_yaml(tmp_path / "deep.yaml") == {"a": {"b": {"c": {"k": 2}}}, "e": {"k": 2}}
+    (tmp_path / "twice.yaml").write_text("a: &a {k: 1}\nb: {<<: *a, k: 2, k: 3}\n")
+    with pytest.raises(StartError, match="key 'k' occurs twice"):
+        read_yaml(tmp_path / "twice.yaml")
 
 
 def test_a_single_signal_is_the_default_and_a_blend_must_be_chosen(tmp_path: Path) -> None:
