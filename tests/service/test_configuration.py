@@ -1,10 +1,12 @@
 """A wrong configuration is reported as a whole, in plain words, before torch is imported."""
 
+import contextlib
 import json
 import math
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +379,81 @@ def test_what_cannot_be_served_whatever_is_declared_is_a_problem_of_the_report(t
     assert len(report.problems) == 1
     assert "architecture 'opt' is not served" in report.problems[0]
     assert f"# {'  problem':<18}{report.problems[0]}" in report.text
+
+
+def _cut_off(directory: Path) -> None:
+    header = json.dumps({"score.weight": {"dtype": "F32", "shape": [1, 8], "data_offsets": [0, 32]}}).encode()
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(20))
+
+
+def _without_head(directory: Path) -> None:
+    header = json.dumps({"norm.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_cut_off, "the last 12 bytes are missing; download or save it again"),
+        (_without_head, "no head; looked for score.weight"),
+        (lambda directory: (directory / "tokenizer.json").write_text('{"model": '), "tokenizer.json: Expecting value"),
+    ],
+)
+def test_inspect_proposes_nothing_as_served_that_loading_refuses(
+    spoil: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    spoil(model(tmp_path / "rm"))
+    (problem,) = inspect(tmp_path / "rm", DECLARED).problems
+    assert said in problem
+
+
+def test_inspect_names_gguf_files(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(StartError, match="GGUF is not read: take the safetensors"):
+        inspect(tmp_path, {})
+
+
+_odd = st.sampled_from([None, True, -1, 3.5, "x", "", "a\0b", "~no-such-user/x", "x/" * 3000, [], [None], {}, {"a": 1}])
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("config.json", ["model_type", "architectures", "pad_token_id", "value_head_prefix", "type_vocab_size"]),
+        ("config.json", ["rope_scaling", "rope_parameters", "max_position_embeddings", "dtype", "torch_dtype"]),
+        ("tokenizer_config.json", ["chat_template", "pad_token", "eos_token"]),
+        ("tokenizer.json", ["added_tokens", "model"]),
+        ("assay.json", ["kind", "golden"]),
+        ("adapter_config.json", ["base_model_name_or_path", "revision", "task_type", "peft_type"]),
+    ],
+)
+@given(data=st.data())
+def test_no_value_in_a_checkpoints_json_ends_in_a_stack_trace(
+    file: str, keys: list[str], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("odd")
+    kind = data.draw(st.sampled_from(["llama", "bert", "roberta"]))
+    directory = model(root / "rm", model_type=kind)
+    (directory / "tokenizer_config.json").write_text('{"pad_token": "<pad>"}')
+    if file == "adapter_config.json":
+        directory = adapter(root / "adapter", base_model_name_or_path=str(directory))
+    path = directory / file
+    held = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(held | {data.draw(st.sampled_from(keys)): data.draw(_odd)}))
+    for declared in (DECLARED, {}):
+        with contextlib.suppress(StartError):
+            inspect(directory, declared)
+        with contextlib.suppress(StartError):
+            read_resolved(declaration(directory, declared), root, "x")
+
+
+@pytest.mark.parametrize("key", ["base", "adapter", "template"])
+@pytest.mark.parametrize("path", ["a\0b", "~no-such-user/x", "x" * 300 + "/y"])
+def test_a_path_that_no_file_can_have_is_named(key: str, path: str, tmp_path: Path) -> None:
+    model(tmp_path / "rm")
+    (line,) = problems({"signals": {"a": WHOLE | {key: path}}}, tmp_path)
+    assert line.startswith(f"signals.a: {key}: ")
+    assert "not a path that can be read: " in line
 
 
 def test_a_directory_without_checkpoint_says_what_was_looked_for(tmp_path: Path) -> None:

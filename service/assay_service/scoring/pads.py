@@ -73,7 +73,7 @@ def pad_token(directory: Path, vocabulary: Path) -> tuple[int, str] | None:
         named = read_json(directory / name).get("pad_token") if (directory / name).is_file() else None
         token = named.get("content") if isinstance(named, dict) else named
         if isinstance(token, str) and token and (vocabulary / "tokenizer.json").is_file():
-            token_id = _token_id(read_json(vocabulary / "tokenizer.json"), token)
+            token_id = _token_id(_tokenizer(vocabulary), token)
             if token_id is None:
                 raise StartError(
                     f"{directory / name}: pad_token {token!r} is not in {vocabulary / 'tokenizer.json'}; "
@@ -85,11 +85,28 @@ def pad_token(directory: Path, vocabulary: Path) -> tuple[int, str] | None:
 
 def token_text(vocabulary: Path, token_id: int) -> str | None:
     """Return the text of a token in a `tokenizer.json`; None where there is no such token."""
-    tokenizer = read_json(vocabulary / "tokenizer.json")
+    tokenizer = _tokenizer(vocabulary)
     texts = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])}
     if token_id not in texts:
         texts = {number: text for text, number in _vocabulary(tokenizer).items()}
     return texts.get(token_id)
+
+
+def _tokenizer(directory: Path) -> dict[str, Any]:
+    """Return a `tokenizer.json`.
+
+    Raises:
+        StartError: it is no tokenizer's.
+    """
+    path = directory / "tokenizer.json"
+    tokenizer = read_json(path)
+    added, model = tokenizer.get("added_tokens", []), tokenizer.get("model", {})
+    entries = isinstance(added, list) and all(
+        isinstance(one, dict) and {"id", "content"} <= one.keys() for one in added
+    )
+    if not entries or not isinstance(model, dict):
+        raise StartError(f"{path}: not a tokenizer's: `added_tokens` or `model` is wrong; download or save it again")
+    return tokenizer
 
 
 def _token_id(tokenizer: dict[str, Any], token: str) -> int | None:
