@@ -163,8 +163,8 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
     for key, (kind, words) in _TYPES.items():
         value = config.get(key)
         right = isinstance(value, kind) and not isinstance(value, bool)
-        if kind is list and right:
-            right = all(isinstance(one, str) for one in value)
+        if isinstance(value, list):
+            right = right and all(isinstance(one, str) for one in value)
         if value is not None and not right:
             raise StartError(f"{path}: {key} must be {words}, not {json.dumps(value)[:60]}; correct the file")
     return config

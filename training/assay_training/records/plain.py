@@ -21,7 +21,7 @@ from typing import Any
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import OWN_FIELDS
 from assay_training.records.record import Dialogue, Labelled, Pair, Ranking, Text, group_of
-from assay_training.records.rows import Row
+from assay_training.records.rows import Row, leave_out
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 # What would change the text that is scored, or the loss, and what no reader here takes into account.
@@ -87,8 +87,8 @@ def say_ignored(row: Row, format_: str, said: Counter[str]) -> None:
             continue
         if name in _UNSUPPORTED:
             raise row.error(
-                f"field {name!r} would change what is learned, and is not supported; `fields: {{{name}: null}}` of "
-                "the source leaves it out"
+                f"field {name!r} would change what is learned, and is not supported; leave it out with "
+                f"{leave_out(name)}"
             )
         said[f"ignored: {name}"] += 1
 
