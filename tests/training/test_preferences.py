@@ -83,7 +83,7 @@ def test_what_was_understood_is_told_by_field(tmp_path: Path) -> None:
             "chosen from 'chosen': messages": 3,
             "rejected from 'rejected': messages": 3,
             "prompt from the common beginning of 'chosen' and 'rejected'": 3,
-            "not used: score_chosen, score_rejected (declare `largest_gap` to make their difference a gap)": 2,
+            "not used: score_chosen, score_rejected (`largest_gap` or `--largest-gap` makes their difference a gap)": 2,
             "ignored: source": 1,
         }
     }
@@ -209,7 +209,11 @@ def test_scores_and_margins_become_gaps_on_the_declared_scale(
         ({"score_chosen": 99, "score_rejected": 1}, {"largest_gap": 9}, "differ by 98, more than 9"),
         ({"score_chosen": [1, 2], "score_rejected": 1}, {"largest_gap": 9}, "has 2 numbers for 1 replies"),
         ({"tools": [{"name": "search"}]}, {}, "field 'tools' would change what is learned, and is not supported"),
-        ({"weight": 2}, {}, r"field 'weight' would change what is learned.*fields: \{weight: null\}"),
+        (
+            {"weight": 2},
+            {},
+            r"field 'weight' would change what is learned.*fields: \{weight: null\}` \(`--field weight=`",
+        ),
         ({"chosen": 3}, {}, "field 'chosen' is of another shape .int., not a text, a list of messages"),
         ({"rejected": []}, {}, "field 'rejected' is an empty list, not a text"),
         ({"chosen": [GOOD]}, {}, "fields 'chosen' and 'rejected' have different shapes: messages, text"),

@@ -59,16 +59,33 @@ def shapes_of(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
-        try:
-            with path.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                if length > _MAX_HEADER_BYTES:
-                    raise ValueError("its header is too long")
-                header = json.loads(stream.read(length))
-            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        except (OSError, ValueError, struct.error, AttributeError, KeyError, TypeError) as error:
-            raise StartError(f"{path}: not a whole safetensors file ({error}); download or save it again") from error
+        _, header = _header(path)
+        shapes |= {name: shape for name, (shape, _) in header.items()}
     return shapes
+
+
+def missing_bytes(path: Path) -> int:
+    """Return how many bytes of its tensors a safetensors file lacks, as after a download that broke off.
+
+    Raises:
+        StartError: it is not a safetensors file.
+    """
+    start, header = _header(path)
+    return max(0, start + max((end for _, end in header.values()), default=0) - path.stat().st_size)
+
+
+def _header(path: Path) -> tuple[int, dict[str, tuple[tuple[int, ...], int]]]:
+    """Return where the tensors of a safetensors file begin, and of each its shape and where it ends from there."""
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > _MAX_HEADER_BYTES:
+                raise ValueError("its header is too long")
+            header = json.loads(stream.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        return 8 + length, {n: (tuple(e["shape"]), int(e["data_offsets"][1])) for n, e in tensors.items()}
+    except (OSError, ValueError, struct.error, AttributeError, KeyError, TypeError, IndexError) as error:
+        raise StartError(f"{path}: not a whole safetensors file ({error}); download or save it again") from error
 
 
 def unwrapped(name: str) -> str:

@@ -75,7 +75,7 @@ def pad_token(directory: Path, vocabulary: Path) -> tuple[int, str] | None:
     token, path = read_special_tokens(directory).named.get("pad_token"), vocabulary / TOKENIZER_FILE
     if token is None or not path.is_file():
         return None
-    token_id = _token_id(read_json(path), token)
+    token_id = _token_id(_tokenizer(vocabulary), token)
     if token_id is None:
         raise StartError(
             f"{directory}: its tokenizer's pad_token {token!r} is not in {path}; declare the `pad_token_id` that the "
@@ -86,12 +86,28 @@ def pad_token(directory: Path, vocabulary: Path) -> tuple[int, str] | None:
 
 def token_text(vocabulary: Path, token_id: int) -> str | None:
     """Return the text of a token in a `tokenizer.json`; None where there is no such file or token."""
-    path = vocabulary / TOKENIZER_FILE
-    tokenizer = read_json(path) if path.is_file() else {}
+    tokenizer = _tokenizer(vocabulary) if (vocabulary / TOKENIZER_FILE).is_file() else {}
     texts = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])}
     if token_id not in texts:
         texts = {number: text for text, number in _vocabulary(tokenizer).items()}
     return texts.get(token_id)
+
+
+def _tokenizer(directory: Path) -> dict[str, Any]:
+    """Return a `tokenizer.json`.
+
+    Raises:
+        StartError: it is no tokenizer's.
+    """
+    path = directory / "tokenizer.json"
+    tokenizer = read_json(path)
+    added, model = tokenizer.get("added_tokens", []), tokenizer.get("model", {})
+    entries = isinstance(added, list) and all(
+        isinstance(one, dict) and {"id", "content"} <= one.keys() for one in added
+    )
+    if not entries or not isinstance(model, dict):
+        raise StartError(f"{path}: not a tokenizer's: `added_tokens` or `model` is wrong; download or save it again")
+    return tokenizer
 
 
 def _token_id(tokenizer: dict[str, Any], token: str) -> int | None:

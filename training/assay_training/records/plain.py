@@ -21,7 +21,7 @@ from typing import Any
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import OWN_FIELDS
 from assay_training.records.record import Dialogue, Labelled, Pair, Ranking, Text, group_of
-from assay_training.records.rows import Row
+from assay_training.records.rows import Row, leave_out
 from assay_training.records.turns import prompt_in
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
@@ -90,8 +90,8 @@ def say_ignored(row: Row, format_: str, said: Counter[str]) -> None:
             continue
         if name in _UNSUPPORTED:
             raise row.error(
-                f"field {name!r} would change what is learned, and is not supported; `fields: {{{name}: null}}` of "
-                "the source leaves it out"
+                f"field {name!r} would change what is learned, and is not supported; leave it out with "
+                f"{leave_out(name)}"
             )
         said[f"ignored: {name}"] += 1
     read = {name: row.fields[name] for name in OWN_FIELDS[format_] if name in row.fields}
