@@ -82,7 +82,7 @@ def test_a_stack_has_the_pad_of_the_tokenizer_that_its_reward_was_trained_with(t
     wrapped.save_pretrained(sft)
     oracle = PeftModel.from_pretrained(wrapped.merge_and_unload(), directory / "adapter").eval()
     oracle.config.pad_token_id = EOS
-    stack = {"base": "base", "adapter": ["sft", "adapter"]}
+    stack: dict[str, Any] = {"base": "base", "adapter": ["sft", "adapter"]}
     for kept in ((), ("tokenizer_config.json",)):  # with a copy of its names, whose ids only the SFT adapter has
         for name in kept:
             shutil.copy(sft / name, directory / "adapter")
