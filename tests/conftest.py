@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A deadline per example measures how busy the machine is; pytest-timeout ends a test that hangs.
+settings.register_profile("assay", deadline=None)
+settings.load_profile("assay")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

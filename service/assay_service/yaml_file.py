@@ -1,6 +1,7 @@
 """Read a YAML file in which no key occurs twice."""
 
 from pathlib import Path
+from typing import IO
 
 import yaml
 
@@ -16,7 +17,8 @@ def read_yaml(path: Path) -> object:
         StartError: it cannot be read.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+        with path.open(encoding="utf-8") as stream:  # a stream, whose name and lines the errors give
+            return yaml.load(stream, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise StartError(f"cannot be read: {error.strerror}", source=str(path)) from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -26,7 +28,7 @@ def read_yaml(path: Path) -> object:
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that occurs twice, of which YAML would silently take the last."""
 
-    def __init__(self, stream: str) -> None:
+    def __init__(self, stream: IO[str]) -> None:
         super().__init__(stream)
         self._checked: set[yaml.MappingNode] = set()
 
@@ -37,10 +39,10 @@ class _UniqueKeys(yaml.SafeLoader):
         """
         if node not in self._checked:
             self._checked.add(node)
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
-            repeated = [key for key in keys if keys.count(key) > 1]
-            if repeated:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {repeated[0]!r} occurs twice", node.start_mark
-                )
+            nodes = [key for key, _ in node.value if key.tag != _MERGE]
+            keys = [self.construct_object(key, deep=True) for key in nodes]
+            for number, key in enumerate(keys):
+                if key in keys[:number]:
+                    mark = nodes[number].start_mark
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", mark)
         super().flatten_mapping(node)

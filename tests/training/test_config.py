@@ -256,7 +256,7 @@ def test_a_key_that_was_renamed_is_refused_by_one_line_that_names_the_new_key(tm
 
 
 def test_a_switch_is_no_number(tmp_path: Path) -> None:
-    """YAML reads `yes` as true, and pydantic true as 1."""
+    """Pydantic reads true as 1."""
     path = tiny.write_config(
         tmp_path / "run.yaml", tmp_path, optimizer={"learning_rate": True, "betas": [False, 0.9]}, split=True
     )
@@ -264,8 +264,8 @@ def test_a_switch_is_no_number(tmp_path: Path) -> None:
         read(path, RewardConfig)
     assert str(caught.value).removeprefix(f"{path}: ").split("\n  ") == [
         "split: must be a mapping, and is True",
-        "optimizer.betas.0: is false, as YAML reads yes, no, on and off; no key is a switch",
-        "optimizer.learning_rate: is true, as YAML reads yes, no, on and off; no key is a switch",
+        "optimizer.betas.0: is false; no key is a switch",
+        "optimizer.learning_rate: is true; no key is a switch",
     ]
 
 
@@ -435,7 +435,9 @@ def test_every_run_has_a_seed_of_the_same_kind(kind: type[Frozen]) -> None:
 @pytest.mark.parametrize("text", ["seed: 3\nseed: 99\n", "optimizer:\n  learning_rate: 0.1\n  learning_rate: 0.2\n"])
 def test_a_key_that_is_there_twice_is_told_with_its_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"run\.yaml: the key '\w+' is there twice\s+in .*, line [23]"):
+    with pytest.raises(
+        ConfigError, match=r'run\.yaml: not valid YAML: found duplicate key "\w+" .* in line [23], column \d'
+    ):
         read(tmp_path / "run.yaml", RewardConfig)
 
 

@@ -1,13 +1,13 @@
 """What every configuration has in common: frozen, strict, read from YAML with errors that name file and key."""
 
 import re
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from assay_service.errors import StartError
+from assay_service.yaml_file import read_yaml
 from assay_training.config.wording import explained, switches
 
 
@@ -51,27 +51,6 @@ class RunConfig(Frozen):
         return self.base if on_hub else str(place)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which no mapping has a key twice; the last one would win, silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """A mapping.
-
-        Raises:
-            yaml.constructor.ConstructorError: naming the key and its line.
-        """
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 Config = TypeVar("Config", bound=RunConfig)
 
 
@@ -82,9 +61,9 @@ def read(path: Path, kind: type[Config]) -> Config:
         ConfigError: naming the file, and every key that is wrong with the values that are allowed.
     """
     try:
-        raw: Any = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a safe loader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raw = read_yaml(path)
+    except StartError as error:
+        raise ConfigError(str(error)) from error
     if raw is None:
         raise ConfigError(f"{path} is empty")
     template = _template(path.parent, raw)
