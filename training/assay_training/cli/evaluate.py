@@ -66,6 +66,7 @@ def winrate(
     from assay_training.evaluation.judgments.winrate import assign_groups, tabulate_win_rates  # noqa: PLC0415
 
     with plain_errors("evaluate winrate"):
+        # With --groups, --group-by names fields of that file and not of the rows.
         verdicts = read_verdicts(files, reference, () if groups else group_by or ())
         records = _require_rows(verdicts.records, files)
         if groups is not None:
@@ -113,11 +114,13 @@ def judge(  # noqa: PLR0913, PLR0917 - the options of a command
     from assay_training.evaluation.judgments.verdicts import read_output_pairs  # noqa: PLC0415
 
     with plain_errors("evaluate judge"):
+        # Before anything is asked: an answer costs money, and its verdict must have a place.
         _check_outputs(files, out, html)
         pairs = _require_rows(read_output_pairs(files, reference), files)
         table, rows, failed = judge_all(pairs, url, model, out, order, prices)
         out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         show_table(table, files, as_json, html)
+    # The verdicts are written, but a script must not take them for complete.
     if failed:
         raise typer.Exit(1)
 
@@ -246,6 +249,7 @@ def _check_outputs(inputs: Sequence[Path], *outputs: Path | None) -> None:
     Raises:
         ValueError: an output is an input or another output, ends in .gz, or its folder does not exist.
     """
+    # Resolved, so that two spellings of one path and links to one file are recognized.
     taken = {path.resolve() for path in inputs}
     for out in outputs:
         if out is None:

@@ -119,6 +119,7 @@ def _read_polls(path: Path, models: Mapping[str, object], key: Row) -> Iterator[
         raise content.error(f"field 'format' is not {FORMAT!r}")
     prompts = content.get("prompts", list)
     rows = [_require_object(f"{path}: prompt {i}", fields) for i, fields in enumerate(prompts, start=1)]
+    # Matched by text, so that the prompts of a file may be in another order than those of the key.
     if sorted(row.text("prompt") for row in rows) != sorted(models):
         raise content.error(f"field 'prompts' does not hold the prompts of {key.where}, each once")
     for row in rows:
@@ -149,9 +150,10 @@ def _read_crs_polls(path: Path, group: str, prompts: object, key: Row) -> Iterat
             raise RecordError(
                 f"{known.where}: prompt {number}: field {odd!r}: the completions must be numbered from 0 without gaps"
             )
+        # The key counts from 0, the ballots from 1.
         shown = {f"response-{int(index) + 1}": model for index, model in by_index.items()}
-        cast = _read_ballots(row, "user_id")
-        ranks = [{k: v for k, v in ballot.fields.items() if k.startswith("response-")} for ballot in cast]
+        ballot_rows = _read_ballots(row, "user_id")
+        ranks = [{k: v for k, v in ballot.fields.items() if k.startswith("response-")} for ballot in ballot_rows]
         yield Poll(group, prompt, _rank_models(ranks, shown, row, key))
 
 
@@ -169,6 +171,7 @@ def _read_ballots(row: Row, voter: str) -> list[Row]:
     seen: list[object] = []
     for ballot in ballots:
         name = ballot.fields.get(voter)
+        # Anonymous ballots cannot be checked: any number of them may be of one voter.
         if name is not None and name != "" and name in seen:
             raise ballot.error(f"field {voter!r}: {name!r} has another ballot on this prompt")
         seen.append(name)
@@ -192,6 +195,7 @@ def _rank_ballot(ranks: Mapping[str, Any], models: Mapping[str, str], where: str
         problem = "is not one of the completions" if odd in ranks else "has no rank"
         raise RecordError(f"{where}: field {odd!r} {problem}; the completions are {', '.join(sorted(models))}")
     for name, rank in ranks.items():
+        # A bool is an int in Python, but `true` is not a rank.
         if isinstance(rank, bool) or not isinstance(rank, int | float) or not 1 <= rank <= len(ranks):
             raise RecordError(f"{where}: field {name!r} is {rank!r}, not a rank from 1 to {len(ranks)}")
     return {models[name]: float(ranks[name]) for name in models}

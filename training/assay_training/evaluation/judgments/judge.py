@@ -146,7 +146,7 @@ def judge_all(
 
 
 def _ask_all(chat: Chat, by_text: Mapping[str, Messages]) -> dict[str, Answer | QuestionRefused]:
-    """Return the reply to every question, by its text."""
+    """Return the reply to every question, an answer or a refusal, by the text of the question."""
     texts = list(by_text)
     arriving = tqdm(chat.ask_all(list(by_text.values())), "judge", len(texts), unit="answers", mininterval=10)
     return {texts[number]: reply for number, reply in arriving}

@@ -78,6 +78,7 @@ def tabulate_votes(polls: Sequence[Poll]) -> Table:
                 "prompt needs a completion of each model"
             )
     records = [record for rule in RULES for record in _build_records(rule, voted, models)]
+    # The groups under the other rules are in the JSON only: seven rules would make the printed table too long.
     first = len(records) // len(RULES)
     lines = (*records[:first], *(record for record in records[first:] if record["group"] is None))
     notes = (*NOTES, *_describe_dropped([poll for poll in polls if not poll.ballots], len(polls)))

@@ -56,7 +56,9 @@ def tabulate_win_rates(verdicts: Read[Verdict], *, ddof: int = 1) -> Table:
     compared: dict[tuple[str, str], dict[str | None, list[Verdict]]] = defaultdict(lambda: defaultdict(list))
     judged: Counter[tuple[frozenset[str], str]] = Counter()
     for verdict in verdicts.records:
+        # Unordered and without markup: a verdict counts as repeated in either direction and from any file.
         judged[frozenset((verdict.first, verdict.second)), strip_markup(verdict.instruction)] += 1
+        # Both directions, so that a reader of the JSON finds a model as `row` whichever output it wrote.
         for either in (verdict, verdict.swap()):
             for name in (None, *verdict.groups):
                 compared[either.first, either.second][name].append(either)
@@ -74,6 +76,7 @@ def tabulate_win_rates(verdicts: Read[Verdict], *, ddof: int = 1) -> Table:
         else ()
     )
     lines = tuple(record for record in records if (record["row"], record["column"]) in given_directions)
+    # A group of few verdicts would make the plot unreadable; the table has them.
     overall = [record for record in lines if record["group"] is None]
     rows = [(f"{r['row']} over {r['column']}", r["win_rate"], *r["wilson95"]) for r in overall]
     picture = Picture("Win rates with Wilson's 95 % intervals.", lambda: plots.intervals(rows, "win rate", 0.5))

@@ -105,6 +105,7 @@ def compute_kappa(first: NDArray[np.bool_], margins: Floats) -> float | None:
     """
     decided = margins != 0
     model = first == (margins > 0)
+    # Pairs with equal scores are not a choice of the model, and kappa has no category for them.
     table = [[int((decided & (first == a) & (model == b)).sum()) for b in (True, False)] for a in (True, False)]
     with warnings.catch_warnings():
         # With one category kappa is 0/0. The result is `None`, so the warning says nothing new.
@@ -133,6 +134,7 @@ def _compute_differences(hits: Mapping[str, Floats], groups: Sequence[str], seed
         groups: prompt of each pair, `[n]`.
         seed: seed of the bootstrap.
     """
+    # Paired, as both contenders see the same pairs: the difference varies less than two separate estimates.
     differences: dict[str, dict[str, Any]] = {name: {} for name in hits}
     for a, b in combinations(hits, 2):
         by_pair = hits[a] - hits[b]
@@ -150,6 +152,7 @@ def _compute_differences(hits: Mapping[str, Floats], groups: Sequence[str], seed
 
 
 def _build_picture(records: Sequence[Mapping[str, Any]]) -> Picture:
+    # Without an interval, as for a single prompt, the bar has the length 0.
     rows = [
         (f"{record['model']}, {record['source']}", record["accuracy"], *(record["ci95"] or [record["accuracy"]] * 2))
         for record in records

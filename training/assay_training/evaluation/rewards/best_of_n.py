@@ -138,6 +138,7 @@ def _draw(records: Sequence[Mapping[str, Any]], key: str, label: str) -> Figure:
         str(model): [(float(r["n"]), float(r[key])) for r in records if r["model"] == model]
         for model in dict.fromkeys(record["model"] for record in records)
     }
+    # Each tick also shows the KL bound, by which the best of N can be compared with a trained policy.
     ticks = {float(r["n"]): f"{r['n']}\n{r['kl_bound']:.2f}" for r in records}
     return plots.lines(lines, ticks, "N, and below it the bound on the KL divergence in nats", label)
 

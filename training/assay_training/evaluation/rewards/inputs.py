@@ -50,6 +50,7 @@ def select_ranking(ranking: Ranking, kept: Sequence[int]) -> Ranking | None:
         ranking: ranking to select from.
         kept: indices of the completions to keep.
     """
+    # Pairs hold indices of completions, which change when completions are removed.
     place = {old: new for new, old in enumerate(kept)}
     pairs = tuple(
         replace(pair, better=place[pair.better], worse=place[pair.worse])
@@ -83,6 +84,7 @@ def parse_source(given: str) -> tuple[str, Path]:
     """
     format_, _, path = given.partition(":")
     known = (*get_args(Format), ALPACA_EVAL, BALLOTS, COMPLETIONS)
+    # An old name of the format, which older commands and scripts still use.
     if format_ == "pairs":
         raise RecordError(
             f"{given}: the format 'pairs' is now called 'preferences'; write preferences:{path} for the same rows"
@@ -218,6 +220,7 @@ def _read_verdict_rankings(paths: Sequence[Path], options: ReadOptions) -> Read[
 
 def _convert_verdict(verdict: Verdict, path: Path) -> Ranking:
     """Return a verdict as a ranking of two completions; a draw is a tie."""
+    # A ranking has no partial wins: any score above one half is a win.
     pairs = () if verdict.score == 0.5 else (Pair(0, 1) if verdict.score > 0.5 else Pair(1, 0),)
     prompt = _clean_instruction(verdict.instruction)
     return Ranking(

@@ -44,6 +44,7 @@ class ReadOptions:
         try:
             return Source.model_validate({"name": path.resolve().name, "format": format_} | declared)
         except ValidationError as error:
+            # pydantic names the keys of a configuration; its message alone is what a user of options needs.
             faults = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
             raise RecordError(f"{format_}:{path}: {faults}") from None
 

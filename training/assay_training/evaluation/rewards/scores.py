@@ -72,6 +72,7 @@ def select_models(client: RewardClient, requested: Sequence[str], gold: str | No
         ValueError: a model is not served, or has the name of a baseline.
         AssayError: the service cannot be reached, or refuses the request.
     """
+    # Checked before any score is requested: a wrong name should not cost a run over all models.
     served = [card.id for card in client.models()]
     models = list(dict.fromkeys([*(requested or served), *([gold] if gold else [])]))
     unknown = next((name for name in models if name not in served), None)
