@@ -72,6 +72,7 @@ def train_reward(
     """Train a preference or absolute reward model, and test it on held-out groups or by cross-validation."""
     from assay_training.config.reward import RewardConfig  # noqa: PLC0415 - only when the command runs
 
+    # The configuration is checked first: importing torch takes seconds, an error in a key should not.
     with plain_errors("train reward"):
         _check_config(config, RewardConfig)
         from assay_training.reward_model.command import run  # noqa: PLC0415 - heavy, only when the command runs

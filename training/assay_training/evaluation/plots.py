@@ -42,6 +42,7 @@ def curve(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) ->
     """Draw connected points, with the diagonal on which x and y are equal."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
+    # The diagonal begins with the data, as σ(|margin|) is never below one half.
     axes.plot([min(x, default=0), 1], [min(x, default=0), 1], color="gray", linewidth=1)
     axes.plot(x, y, marker="o")
     axes.set(xlabel=x_label, ylabel=y_label)

@@ -48,6 +48,7 @@ class Rows:
             records: rankings, or labelled items.
             contenders: logits by contender, record and completion; a labelled item has one completion.
         """
+        # The records of a run are all of one kind, which its objective decides.
         if all(isinstance(record, Labelled) for record in records):
             labels = [record.label for record in records if isinstance(record, Labelled)]
             values = {name: np.asarray([row[0] for row in logits]) for name, logits in contenders.items()}

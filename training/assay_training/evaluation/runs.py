@@ -41,6 +41,7 @@ CAPTIONS = {  # by metric; the plots of a page stand in this order
     "score_wait_s": "seconds of waiting for scores while nothing is generated, per step",
     "update_s": "seconds for log-probabilities and updates per step",
 }
+# Metrics in the units of the reward, which differ between rewards.
 SCORES = ("score", "shaped_score", "best_score")
 DIFFERENT_REWARDS = "The runs have different rewards: do not compare their scores."
 NOTE = "Each number is the mean over the last tenth of the run's steps, at least one step."

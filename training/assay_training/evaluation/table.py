@@ -49,6 +49,7 @@ class Picture:
         for label in figure.findobj(Text):
             label.set_parse_math(False)
         figure.savefig(buffer, format="svg", dpi=120)
+        # Without the XML declaration before the element, which an HTML page must not contain.
         return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 

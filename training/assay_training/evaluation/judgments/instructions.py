@@ -33,6 +33,7 @@ _SYSTEM_TURNS = (
     f"{begin.replace('ROLE', _SYSTEM)}.*?(?:{end}|(?={begin.replace('ROLE', _OTHERS)}))" for begin, end in _TURNS
 )
 _BEGINNINGS = (begin.replace("ROLE", f"(?:{_SYSTEM}|{_OTHERS})") for begin, _ in _TURNS)
+# The order matters: system turns are removed as a whole before the marks by which they are recognized.
 _MARKUP = tuple(re.compile(mark, re.DOTALL) for mark in (*_SYSTEM_TEXTS, *_SYSTEM_TURNS, *_BEGINNINGS, *_MARKS))
 # Fields of AlpacaEval's own files that are not groups (alpaca_eval 0.6.6: outputs, annotations and their costs).
 _NOT_GROUPS = frozenset(

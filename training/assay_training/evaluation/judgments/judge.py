@@ -169,6 +169,7 @@ def _hash_pair(pair: OutputPair) -> bytes:
 
 
 def _get_text(question: Question) -> str:
+    # It contains the instruction and both outputs in their order, and so identifies the question.
     return question.messages[-1]["content"]
 
 

@@ -38,8 +38,8 @@ COLUMNS = (
     integer_column("ties", "ties"),
 )
 NOTES = (
-    "Agrees: the share of pairs, without ties, in which the preferred completion has the higher score.",
-    "Equal scores count one half. 95 %: interval clustered by prompt.",
+    "Agrees: the share of pairs, without ties, whose preferred completion has the higher score.",
+    "An equal score counts one half. 95 %: confidence interval, clustered by prompt.",
     "Kappa: Cohen's kappa, on which of the two completions is better.",
     "Over length: the agreement minus that of always choosing the longer completion.",
     "A line that begins with … shows the pairs of the source above it with that strength of preference.",

@@ -23,6 +23,7 @@ from assay_training.evaluation.table import (
     text_column,
 )
 
+# Powers of two, at equal distances on the logarithmic axis of the plots.
 NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 COLUMNS = (
     text_column("source", "source"),

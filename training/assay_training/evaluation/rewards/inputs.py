@@ -135,6 +135,7 @@ def read_comparisons(given: str, options: ReadOptions = NO_OPTIONS) -> Read[Rank
         return Read([ranking for file in list_files(given) for ranking in _read_ballot_rankings(file)], Counter(), {})
     if format_ == COMPLETIONS:
         raise RecordError(f"{given}: the format 'completions' has no judgments; choose a format with preferences")
+    # The readers look for a source by its name inside a folder, as in training.
     read: Read[Ranking | Labelled] = read_rankings(
         path.resolve().parent, [options.build_source(format_, path)], options.build_part(path)
     )

@@ -42,7 +42,7 @@ NOTES = (
     "Acc.: accuracy, the share of pairs with a positive margin; a margin of 0 counts one half.",
     "Mean, std, skew, kurt.: moments of the margins. Kurt. is the excess kurtosis, 0 for a normal distribution.",
     "Calib. error: mean distance of σ(|margin|) from the accuracy, in ten bins; for Bradley-Terry logits.",
-    "r length: Pearson's correlation of score and length in characters, over completions, as is the mean score.",
+    "r length: Pearson's correlation of score and length in characters. It is over completions, as is the mean score.",
     "A line that begins with … shows the pairs of the source above it with that strength of preference.",
 )
 
