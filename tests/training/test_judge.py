@@ -20,7 +20,7 @@ from assay_training.cli.main import app
 from assay_training.evaluation.judgments import chat
 from assay_training.evaluation.judgments.chat import Answer
 from assay_training.evaluation.judgments.judge import Question
-from assay_training.evaluation.judgments.verdicts import Contest
+from assay_training.evaluation.judgments.verdicts import OutputPair
 from tests.training.test_judgments import evaluate, record, row, write
 
 Reply = str | dict[str, Any]
@@ -103,7 +103,7 @@ def judge(url: str, tmp_path: Path, *options: Any) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(("order", "calls"), [("both", 8), ("random", 4)])
-def test_a_judge_that_reads_is_followed_in_every_order(order: str, calls: int, tmp_path: Path) -> None:
+def test_verdicts_follow_a_judge_that_reads_in_every_order(order: str, calls: int, tmp_path: Path) -> None:
     outputs(tmp_path)
     with endpoint(longer) as (url, asked):
         code, output = judge(url, tmp_path, "--order", order, "--json")
@@ -116,7 +116,7 @@ def test_a_judge_that_reads_is_followed_in_every_order(order: str, calls: int, t
     assert (again, record(json.loads(told), "new", "base")["win_rate"]) == (0, 0.75)
 
 
-def test_a_judge_that_follows_the_place_comes_to_a_draw_in_both_orders(tmp_path: Path) -> None:
+def test_a_judge_that_prefers_one_place_gives_a_draw_in_both_orders(tmp_path: Path) -> None:
     outputs(tmp_path)
     with endpoint(lambda a, b: "Answer A.") as (url, _):
         code, output = judge(url, tmp_path, "--json")
@@ -133,14 +133,14 @@ def test_random_orders_do_not_put_one_model_first(tmp_path: Path) -> None:
     assert 0.25 < record(json.loads(output), "new", "base")["win_rate"] < 0.75
 
 
-def test_what_was_answered_is_not_asked_again_and_costs_are_told(tmp_path: Path) -> None:
+def test_answered_questions_are_not_asked_again_and_costs_are_reported(tmp_path: Path) -> None:
     """Also after an interruption that left half a line."""
     outputs(tmp_path)
     with endpoint(longer) as (url, asked):
         code, output = judge(url, tmp_path, "--prices", 10, 1000)
         assert (code, len(asked)) == (0, 8)
         told = " ".join(output.split())
-        assert "this time 8 answers, 800 + 16 tokens, 0.0240; in all 8 answers" in told
+        assert "this time 8 answers, 800 + 16 tokens, 0.0240; in total 8 answers" in told
         code, output = judge(url, tmp_path, "--prices", 10, 1000, "--json")
         costs = {"answers": 8, "uncounted": 0, "prompt_tokens": 800, "completion_tokens": 16, "money": 0.024}
         assert [r["cost"] for r in json.loads(output)] == [costs] * 2
@@ -149,17 +149,17 @@ def test_what_was_answered_is_not_asked_again_and_costs_are_told(tmp_path: Path)
         answers.write_text(answers.read_text()[:-30])
         code, output = judge(url, tmp_path)
         assert (code, len(asked)) == (0, 9)
-        assert "this time 1 answers, 100 + 2 tokens; in all 8 answers, 800 + 16 tokens" in " ".join(output.split())
+        assert "this time 1 answers, 100 + 2 tokens; in total 8 answers, 800 + 16 tokens" in " ".join(output.split())
 
 
 @pytest.mark.parametrize("prices", [(-1, 1), ("nan", 1), (1, "inf")])
-def test_prices_that_are_none_are_told(prices: tuple[Any, Any], tmp_path: Path) -> None:
+def test_malformed_prices_are_errors(prices: tuple[Any, Any], tmp_path: Path) -> None:
     outputs(tmp_path)
     code, output = judge("http://127.0.0.1:9/v1", tmp_path, "--prices", *prices)
-    assert (code, "are not two amounts of money" in output) == (2, True), output
+    assert (code, "must be two amounts of money" in output) == (2, True), output
 
 
-def test_an_answer_that_is_no_choice_is_no_verdict(tmp_path: Path) -> None:
+def test_an_answer_that_is_not_a_choice_gives_no_verdict(tmp_path: Path) -> None:
     outputs(tmp_path)
     with endpoint(lambda a, b: "I like both." if "s" in (a, b) else longer(a, b)) as (url, _):
         code, output = judge(url, tmp_path)
@@ -167,7 +167,7 @@ def test_an_answer_that_is_no_choice_is_no_verdict(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "v.json").read_text())) == 3
 
 
-def test_an_endpoint_that_refuses_is_told_and_leaves_no_verdicts(tmp_path: Path) -> None:
+def test_an_endpoint_that_refuses_everything_is_an_error_and_leaves_no_verdicts(tmp_path: Path) -> None:
     outputs(tmp_path)
     with endpoint(longer, status=400) as (url, _):
         code, output = judge(url, tmp_path)
@@ -183,7 +183,7 @@ def test_an_endpoint_that_refuses_is_told_and_leaves_no_verdicts(tmp_path: Path)
         b'{"choices": []}', b'{"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}',
     ],
 )  # fmt: skip
-def test_an_answer_of_another_kind_is_told_and_not_kept(broken: bytes, tmp_path: Path) -> None:
+def test_a_malformed_answer_is_reported_and_not_kept(broken: bytes, tmp_path: Path) -> None:
     outputs(tmp_path, count=1)
     with endpoint(longer, broken=broken) as (url, _):
         code, output = judge(url, tmp_path)
@@ -199,13 +199,16 @@ TOO_LONG = {"status": 400, "error": {"message": "context length exceeded", "code
     ("refusal", "reason"),
     [
         (TOO_LONG, "context length exceeded"),
-        ({"choices": [choice(None, "content_filter")]}, "answered without a text (finish_reason: content_filter)"),
-        ({"choices": [choice("", "length")]}, "answered without a text (finish_reason: length)"),
-        ({"choices": []}, "answered with something else than a chat completion"),
+        (
+            {"choices": [choice(None, "content_filter")]},
+            "the endpoint's answer has no text (finish_reason: content_filter)",
+        ),
+        ({"choices": [choice("", "length")]}, "the endpoint's answer has no text (finish_reason: length)"),
+        ({"choices": []}, "the endpoint's answer is not a chat completion"),
     ],
 )
-def test_a_pair_that_is_refused_takes_no_other_with_it(refusal: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    """It is told by file and row, and not kept; the others are."""
+def test_a_refused_pair_does_not_affect_the_others(refusal: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    """It is reported by file and row, and not kept; the others are."""
     outputs(tmp_path)
     with endpoint(lambda a, b: refusal if "long answer" in (a, b) else longer(a, b)) as (url, _):
         code, output = judge(url, tmp_path)
@@ -249,7 +252,7 @@ def test_answers_without_a_count_of_tokens_are_counted_as_such(usage: Any, tmp_p
     with endpoint(lambda a, b: bare if "long answer" in (a, b) else longer(a, b)) as (url, _):
         code, output = judge(url, tmp_path, "--prices", 10, 1000)
         assert code == 0, output
-        told = "8 answers, 600 + 12 tokens, 0.0180 (without 2 answers that came without a count of tokens)"
+        told = "8 answers, 600 + 12 tokens, 0.0180 (without 2 answers whose tokens were not counted)"
         assert told in " ".join(output.split())
         _, output = judge(url, tmp_path, "--json")  # from the file
         costs = {"answers": 8, "uncounted": 2, "prompt_tokens": 600, "completion_tokens": 12, "money": None}
@@ -260,7 +263,7 @@ def test_tokens_that_were_never_counted_are_unknown(tmp_path: Path) -> None:
     outputs(tmp_path)
     with endpoint(lambda a, b: {"choices": [choice("A")], "usage": None}) as (url, _):
         code, output = judge(url, tmp_path, "--prices", 10, 1000)
-        assert (code, "in all 8 answers, tokens unknown." in " ".join(output.split())) == (0, True), output
+        assert (code, "in total 8 answers, tokens unknown." in " ".join(output.split())) == (0, True), output
         _, output = judge(url, tmp_path, "--prices", 10, 1000, "--json")
         costs = {"answers": 8, "uncounted": 8, "prompt_tokens": None, "completion_tokens": None, "money": None}
         assert [r["cost"] for r in json.loads(output)] == [costs] * 2
@@ -274,9 +277,9 @@ def test_tokens_that_were_never_counted_are_unknown(tmp_path: Path) -> None:
         ("A better answer is B", None), ("Answera", None), ("<think>A", None), ("A or B", None), ("", None),
     ],
 )  # fmt: skip
-def test_what_is_a_choice(said: str, score: float | None) -> None:
-    question = Question(Contest("x.json: row 1", "q", "new", "base", ("1", "2")), turned=False)
-    assert question.score(Answer(said, 1, 1)) == score
+def test_which_answers_are_choices(said: str, score: float | None) -> None:
+    question = Question(OutputPair("x.json: row 1", "q", "new", "base", ("1", "2")), swapped=False)
+    assert question.read_score(Answer(said, 1, 1)) == score
 
 
 def test_an_interruption_does_not_wait_for_an_endpoint_that_hangs(tmp_path: Path) -> None:
@@ -323,8 +326,8 @@ def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "v.json").read_text())) == 5
 
 
-def test_an_answer_file_of_something_else_is_told(tmp_path: Path) -> None:
+def test_a_file_of_answers_with_other_content_is_an_error(tmp_path: Path) -> None:
     outputs(tmp_path)
     (tmp_path / "v.json.answers.jsonl").write_text('{"a": 1}\n')
     code, output = judge("http://127.0.0.1:9/v1", tmp_path)
-    assert (code, "v.json.answers.jsonl:1: not an answer of a judge" in output) == (2, True)
+    assert (code, "v.json.answers.jsonl:1: not a kept answer of a judge" in output) == (2, True)

@@ -1,4 +1,4 @@
-"""`assay evaluate winrate`, `vote` and `absolute`: files to tables, and what is wrong with a file told."""
+"""`assay evaluate winrate`, `vote` and `absolute`: files to tables, and errors of malformed files."""
 
 import gzip
 import hashlib
@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from assay_training.cli.main import app
-from assay_training.evaluation.judgments.instructions import plain
+from assay_training.evaluation.judgments.instructions import strip_markup
 
 
 def evaluate(*arguments: Any) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
-    # Progress goes to stderr, which is told with everything else.
+    # Progress goes to stderr, which is part of the output.
     return result.exit_code, result.stdout if "--json" in arguments and result.exit_code == 0 else result.output
 
 
@@ -74,7 +74,7 @@ def test_a_group_without_a_rate_at_equal_length_does_not_stop_the_others(tmp_pat
     assert (large["n"], large["win_rate"], large["length_controlled"]) == (10, 0.5, pytest.approx(0.5, abs=0.1))
 
 
-def test_the_other_model_is_named_by_the_file_or_the_flag(tmp_path: Path) -> None:
+def test_the_other_model_is_named_by_the_file_or_the_option(tmp_path: Path) -> None:
     bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
     by_file = records("winrate", write(tmp_path / "old_vs_new.json.gz", [bare]))
     assert record(by_file, "new", "old")["win_rate"] == 1
@@ -95,7 +95,7 @@ def test_the_other_model_is_named_by_the_file_or_the_flag(tmp_path: Path) -> Non
         ("a_vs_b.jsonl", "A", "b"),
     ],
 )
-def test_a_files_name_spells_models_as_it_likes(name: str, generator: str, other: str, tmp_path: Path) -> None:
+def test_a_files_name_may_spell_models_differently(name: str, generator: str, other: str, tmp_path: Path) -> None:
     bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": generator, "preference": 2}
     path = write(tmp_path / name, bare if name.endswith("l") else [bare | {"generator_1": None}])
     assert record(records("winrate", path), generator, other)["win_rate"] == 1
@@ -103,13 +103,13 @@ def test_a_files_name_spells_models_as_it_likes(name: str, generator: str, other
 
 
 @pytest.mark.parametrize("name", ["x_vs_y_vs_new.json", "new_vs_new.json", "anew_vs_b.json", "b_vs_x_new.json"])
-def test_a_files_name_that_does_not_say_the_model_is_told(name: str, tmp_path: Path) -> None:
+def test_a_files_name_without_the_model_is_an_error(name: str, tmp_path: Path) -> None:
     bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
     code, output = evaluate("winrate", write(tmp_path / name, [bare]))
     assert (code, "row 1: field 'generator_1' is missing" in output) == (2, True), output
 
 
-def test_a_reference_that_the_files_name_contradicts_is_told(tmp_path: Path) -> None:
+def test_a_reference_that_the_files_name_contradicts_is_an_error(tmp_path: Path) -> None:
     bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
     code, output = evaluate("winrate", write(tmp_path / "old_vs_new.json", [bare]), "--reference", "gpt4")
     assert (code, "neither of which is --reference gpt4" in output) == (2, True), output
@@ -128,7 +128,7 @@ def test_json_lines_are_read(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["winrate", "vote", "judge", "task"])
-def test_nothing_is_written_over_what_is_read(command: str, tmp_path: Path) -> None:
+def test_outputs_do_not_overwrite_inputs(command: str, tmp_path: Path) -> None:
     """And no plain text into a .gz; before anything is asked, as no endpoint is there."""
     read = ballots(tmp_path / "x.json", poll({"a": 1, "b": 2, "c": 3}))
     options: tuple[Any, ...] = ("--keys", key(tmp_path), "--html") if command == "vote" else ("--html",)
@@ -139,12 +139,12 @@ def test_nothing_is_written_over_what_is_read(command: str, tmp_path: Path) -> N
     if command == "task":
         options = ("--keys", tmp_path / "names.json", "--out")
     before = read.read_bytes()
-    for out, message in ((read, "is read, or written already"), (tmp_path / "y.gz", "is written as plain text")):
+    for out, message in ((read, "already reads or writes this file"), (tmp_path / "y.gz", "the output is plain text")):
         code, output = evaluate(command, read, *options, out)
         assert (code, message in output) == (2, True), output
     if command == "judge":
         code, output = evaluate(command, read, *options, tmp_path / "v.json", "--html", tmp_path / "v.json")
-        assert (code, "is read, or written already" in output) == (2, True), output
+        assert (code, "already reads or writes this file" in output) == (2, True), output
     assert read.read_bytes() == before
 
 
@@ -183,7 +183,7 @@ def counts_by_group(tmp_path: Path, groups: Any, name: str = "groups.json") -> d
     return {r["group"]: r["n"] for r in found if r["row"] == "new"}
 
 
-def test_groupings_that_share_a_word_are_told_apart_in_every_row(tmp_path: Path) -> None:
+def test_fields_that_share_a_value_are_named_in_every_row(tmp_path: Path) -> None:
     """In one row it is the same word, in another the word of the other way."""
     of = [("creative", "creative"), ("koala", "creative"), ("koala", "fact")]
     rows = [{"instruction": f"question {i}", "dataset": d, "category": c} for i, (d, c) in enumerate(of)]
@@ -211,15 +211,15 @@ def test_groups_may_be_one_object(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([], "groups.json: no groups in it"),
-        ({}, "groups.json: no groups in it"),
-        ([{"instruction": "q", "id": 3}], "groups.json: no groups in it"),
-        ({"q": 3}, "groups.json: 'q': its group is not a text"),
-        ([{"instruction": "q", "dataset": ["a"]}], "groups.json: no groups in it: a group is one line of"),
+        ([], "groups.json: the file has no groups"),
+        ({}, "groups.json: the file has no groups"),
+        ([{"instruction": "q", "id": 3}], "groups.json: the file has no groups"),
+        ({"q": 3}, "groups.json: 'q': its group must be a text"),
+        ([{"instruction": "q", "dataset": ["a"]}], "groups.json: the file has no groups: a group is one line of"),
         ([{"prompt": "q", "dataset": "a"}], "groups.json: row 1: field 'instruction' is not a str"),
     ],
 )
-def test_malformed_groups_are_told(groups: Any, message: str, tmp_path: Path) -> None:
+def test_malformed_groups_are_errors(groups: Any, message: str, tmp_path: Path) -> None:
     files = write(tmp_path / "x.json", [row(2)])
     code, output = evaluate("winrate", files, "--groups", write(tmp_path / "groups.json", groups))
     assert (code, message in output) == (2, True), output
@@ -262,8 +262,8 @@ def test_malformed_groups_are_told(groups: Any, message: str, tmp_path: Path) ->
         "<｜begin▁of▁sentence｜><｜User｜>Are you <b>there</b>?<｜Assistant｜>",
     ],
 )
-def test_markup_of_several_templates_is_taken_off(marked: str) -> None:
-    assert plain(marked) == "Are you <b>there</b>?"
+def test_markup_of_several_templates_is_stripped(marked: str) -> None:
+    assert strip_markup(marked) == "Are you <b>there</b>?"
 
 
 @pytest.mark.parametrize(
@@ -278,8 +278,8 @@ def test_markup_of_several_templates_is_taken_off(marked: str) -> None:
         ("Explain this.\n### System: Linux\n### Files:", "Explain this. ### System: Linux ### Files:"),
     ],
 )
-def test_words_of_an_instruction_are_no_markup(marked: str, asked: str) -> None:
-    assert plain(marked) == asked
+def test_words_of_an_instruction_are_kept(marked: str, asked: str) -> None:
+    assert strip_markup(marked) == asked
 
 
 @pytest.mark.parametrize(
@@ -293,20 +293,20 @@ def test_words_of_an_instruction_are_no_markup(marked: str, asked: str) -> None:
         (row([1]), "row 2: field 'preference' is [1]"),
         (row(1, output_2=None), "row 2: field 'output_2' is not a str"),
         (row(1, generator_1=""), "row 2: field 'generator_1' is empty"),
-        (row(1, generator_1="new"), "row 2: field 'generator': 'new' is compared with itself"),
-        ({"instruction": "q"}, "row 2: no output is there; a row of AlpacaEval has those of two"),
-        (row(1, generator_2=True), "row 2: field 'generator_2' is True, not a model's name"),
-        (row(1, generator_1={"name": "x"}), "row 2: field 'generator_1' is {'name': 'x'}, not a model's name"),
+        (row(1, generator_1="new"), "row 2: field 'generator': both outputs are by 'new'"),
+        ({"instruction": "q"}, "row 2: has no outputs; a row of AlpacaEval needs those of two"),
+        (row(1, generator_2=True), "row 2: field 'generator_2' is True; the name of a model must be"),
+        (row(1, generator_1={"name": "x"}), "row 2: field 'generator_1' is {'name': 'x'}; the name of a model must be"),
         ("row", "row 2: not an object"),
     ],
 )
-def test_a_malformed_verdict_is_told(bad: Any, message: str, tmp_path: Path) -> None:
+def test_a_malformed_verdict_is_an_error(bad: Any, message: str, tmp_path: Path) -> None:
     code, output = evaluate("winrate", write(tmp_path / "x.json", [row(2), bad]))
     assert (code, message in output) == (2, True), output
 
 
 @pytest.mark.parametrize("content", [b"{", b"{}", b"\xff", b"\x1f\x8b"])
-def test_a_file_that_is_no_list_is_told(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_list_is_an_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
     code, output = evaluate("winrate", tmp_path / "x.json")
     assert (code, "x.json" in output) == (2, True)
@@ -348,7 +348,7 @@ def test_the_thesis_form(tmp_path: Path) -> None:
     found = records("vote", write(tmp_path / "run.json", [cast]), "--keys", keys)
     assert [r["points"] for r in found if r["group"] is None][:2] == [1.0, 0.5]  # 1:1, and the tie to the first by name
     code, output = evaluate("vote", tmp_path / "run.json", tmp_path / "run.json", "--keys", keys)
-    assert (code, "keys.json: 1 groups for 2 files" in output) == (2, True)
+    assert (code, "keys.json: the key has 1 groups of voters, but there are 2 files" in output) == (2, True)
 
 
 def test_files_of_the_thesis_form_are_matched_with_groups_by_the_runs_number(tmp_path: Path) -> None:
@@ -373,23 +373,23 @@ def test_files_of_the_thesis_form_are_matched_with_groups_by_the_runs_number(tmp
     write(tmp_path / "copy" / "run-1.json", cast)
     files = (tmp_path / "run-1.json", tmp_path / "copy" / "run-1.json")
     code, output = evaluate("vote", *files, "--keys", tmp_path / "keys.json")
-    assert (code, "two of them are one, or of one run" in output) == (2, True), output
+    assert (code, "two names end in the same run number" in output) == (2, True), output
 
 
 @pytest.mark.parametrize(
     ("models", "ballot", "message"),
     [
-        ({"²": "abs", "1": "pref"}, {}, "keys.json: run: prompt 1: field '²': responses are not counted from 0"),
-        ({"1": "abs", "2": "pref"}, {}, "keys.json: run: prompt 1: field '2': responses are not counted from 0"),
+        ({"²": "abs", "1": "pref"}, {}, "keys.json: run: prompt 1: field '²': the completions must be numbered from 0"),
+        ({"1": "abs", "2": "pref"}, {}, "keys.json: run: prompt 1: field '2': the completions must be numbered from 0"),
         (
             {"0": "abs", "1": "pref"},
             {"response-3": 1},
-            "run.json: prompt 1: ballot 1: field 'response-3' is no response",
+            "run.json: prompt 1: ballot 1: field 'response-3' is not one of the completions",
         ),
         ({"0": "abs", "1": "pref"}, {"user_id": "x"}, "run.json: prompt 1: ballot 2: field 'user_id': 'x' has another"),
     ],
 )
-def test_a_malformed_file_of_the_thesis_form_is_told(
+def test_a_malformed_file_of_the_thesis_form_is_an_error(
     models: dict[str, str], ballot: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     keys = write(tmp_path / "keys.json", {"run": {"Which?": models}})
@@ -398,7 +398,7 @@ def test_a_malformed_file_of_the_thesis_form_is_told(
     assert (code, message in output) == (2, True), output
 
 
-def test_prompts_that_nobody_voted_on_are_counted_and_left_out(tmp_path: Path) -> None:
+def test_prompts_without_ballots_are_counted_and_dropped(tmp_path: Path) -> None:
     ranks = {"a": 1, "b": 2, "c": 3}
     of = [{"prompt": prompt, "models": {"a": "x", "b": "y", "c": "z"}} for prompt in "PQ"]
     keys = write(tmp_path / "key.json", {"format": "assay-ballots-key", "prompts": of})
@@ -407,35 +407,35 @@ def test_prompts_that_nobody_voted_on_are_counted_and_left_out(tmp_path: Path) -
         [1, 2 / 3, 1 / 3]
     )
     _, output = evaluate("vote", votes, "--keys", keys)
-    assert "1 of 2 prompts have no ballots and are left out: x: 'P'." in " ".join(output.split())
+    assert "1 of 2 prompts have no ballots and are dropped: x: 'P'." in " ".join(output.split())
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (poll({"a": 1, "b": 2}), "x.json: prompt 1: ballot 1: field 'c' has no rank; the responses are a, b, c"),
+        (poll({"a": 1, "b": 2}), "x.json: prompt 1: ballot 1: field 'c' has no rank; the completions are a, b, c"),
         (poll({"a": 0, "b": 2, "c": 3}), "ballot 1: field 'a' is 0, not a rank from 1 to 3"),
-        (poll({"a": 1, "b": 2, "c": 3, "d": 3}), "x.json: prompt 1: ballot 1: field 'd' is no response"),
+        (poll({"a": 1, "b": 2, "c": 3, "d": 3}), "x.json: prompt 1: ballot 1: field 'd' is not one of the completions"),
         (
             poll({"a": 1, "b": 2, "c": 3}) | {"ballots": [{"voter": "v", "ranks": {"a": 1, "b": 2, "c": 3}}] * 2},
             "x.json: prompt 1: ballot 2: field 'voter': 'v' has another ballot on this prompt",
         ),
-        (poll(), "x.json: there are no ballots"),
+        (poll(), "x.json: the file has no ballots"),
         (poll({"a": 1, "b": 2, "c": 3}) | {"prompt": ""}, "field 'prompt' is empty"),
         (poll({"a": 1, "b": 2, "c": 3}) | {"ballots": [3]}, "ballot 1: not an object"),
-        (poll({"a": 1, "b": 2, "c": 3}, prompt="What?"), "x.json: field 'prompts': they are not those of"),
-        (poll({"a": 1, "b": 2, "c": 3}) | {"responses": {"a": "One."}}, "field 'responses': they are not those of"),
+        (poll({"a": 1, "b": 2, "c": 3}, prompt="What?"), "x.json: field 'prompts' does not hold the prompts of"),
+        (poll({"a": 1, "b": 2, "c": 3}) | {"responses": {"a": "One."}}, "field 'responses' does not have the names of"),
     ],
 )
-def test_a_malformed_poll_is_told(bad: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_malformed_poll_is_an_error(bad: dict[str, Any], message: str, tmp_path: Path) -> None:
     code, output = evaluate("vote", ballots(tmp_path / "x.json", bad), "--keys", key(tmp_path))
     assert (code, message in output) == (2, True), output
 
 
-def test_a_malformed_key_is_told(tmp_path: Path) -> None:
+def test_a_malformed_key_is_an_error(tmp_path: Path) -> None:
     votes = ballots(tmp_path / "x.json", poll({"a": 1, "b": 2, "c": 3}))
     code, output = evaluate("vote", votes, "--keys", key(tmp_path, a="x", b="x", c="y"))
-    assert (code, "does not name two models or more, each once" in output) == (2, True), output
+    assert (code, "must name two models or more, each once" in output) == (2, True), output
 
 
 def test_ballots_are_matched_with_the_key_by_prompt(tmp_path: Path) -> None:
@@ -452,19 +452,19 @@ def test_ballots_are_matched_with_the_key_by_prompt(tmp_path: Path) -> None:
     assert (code, "each once" in output) == (2, True)
 
 
-def test_a_group_of_voters_without_prompts_is_told(tmp_path: Path) -> None:
+def test_a_group_of_voters_without_prompts_is_an_error(tmp_path: Path) -> None:
     keys = write(tmp_path / "keys.json", {"run": {}})
     code, output = evaluate("vote", write(tmp_path / "run.json", []), "--keys", keys)
     assert (code, "run.json: ballots on 0 prompts" in output) == (2, True)
 
 
-def test_half_a_character_is_told(tmp_path: Path) -> None:
+def test_an_unpaired_surrogate_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('[{"instruction": "\\ud83d", "generator": "a", "preference": 1}]')
     code, output = evaluate("winrate", tmp_path / "x.json")
     assert (code, "x.json: " in output, "surrogates" in output) == (2, True, True)
 
 
-def test_people_rank_what_was_exported_without_seeing_names(tmp_path: Path) -> None:
+def test_people_rank_an_exported_task_without_seeing_names(tmp_path: Path) -> None:
     """Three models from two files of pairs; the ballots filled in come back as votes for the models."""
     asked = [row(2, i) for i in range(3)]
     other = [one | {"generator_2": "third", "output_2": "ccc"} for one in asked]
@@ -503,7 +503,7 @@ def test_errors_by_bucket_of_ten_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "told"), [("1e300", "1e+300"), ("-1e101", "-1e+101"), ("1e999", "inf"), ("NaN", "nan")]
 )
-def test_a_prediction_without_a_finite_square_is_told(tmp_path: Path, given: str, told: str) -> None:
+def test_a_prediction_without_a_finite_square_is_an_error(tmp_path: Path, given: str, told: str) -> None:
     rows = f'{{"label": 0.5, "prediction": 1e30}}\n{{"label": 0.5, "prediction": {given}}}\n'
     (tmp_path / "x.jsonl").write_text(rows)
     code, output = evaluate("absolute", tmp_path / "x.jsonl")
@@ -517,14 +517,14 @@ def test_a_prediction_without_a_finite_square_is_told(tmp_path: Path, given: str
 
 
 @pytest.mark.parametrize("command", ["winrate", "absolute"])
-def test_no_rows_and_endless_nesting_are_told(command: str, tmp_path: Path) -> None:
+def test_empty_files_and_endless_nesting_are_errors(command: str, tmp_path: Path) -> None:
     for content in ("[]", "[" * 100_000):
         (tmp_path / "x.json").write_text(content)
         code, output = evaluate(command, tmp_path / "x.json")
         assert (code, "x.json" in output) == (2, True), output[:500]
 
 
-def test_a_page_that_cannot_be_written_is_told_and_nothing_else_is(tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
     files = write(tmp_path / "x.json", [row(2)])
     code, output = evaluate("winrate", files, "--html", tmp_path / "absent" / "page.html")
     assert (code, "absent" in output) == (2, True)
@@ -534,7 +534,7 @@ def test_a_page_that_cannot_be_written_is_told_and_nothing_else_is(tmp_path: Pat
     assert (code, (tmp_path / "task.json").exists()) == (2, False)
 
 
-def test_names_of_models_are_no_formulas(tmp_path: Path) -> None:
+def test_names_of_models_are_not_parsed_as_formulas(tmp_path: Path) -> None:
     rows = [row(2, generator_2="$\\frac$"), row(1, 1, generator_2="a$x_1$b")]
     found = records("winrate", write(tmp_path / "x.json", rows), "--html", tmp_path / "page.html")
     assert {r["row"] for r in found} == {"base", "$\\frac$", "a$x_1$b"}
@@ -545,7 +545,7 @@ def test_two_groups_of_voters_have_two_names(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         ballots(tmp_path / folder / "x.json", poll({"a": 1, "b": 2, "c": 3}))
     code, output = evaluate("vote", tmp_path / "a" / "x.json", tmp_path / "b" / "x.json", "--keys", key(tmp_path))
-    assert (code, "two groups of voters have one name" in output) == (2, True)
+    assert (code, "two files have the same name" in output) == (2, True)
 
 
 def test_a_page_stands_by_itself_and_says_how_to_repeat_it(tmp_path: Path) -> None:

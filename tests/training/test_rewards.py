@@ -25,13 +25,18 @@ from assay_service.scoring.item import Item, Message
 from assay_training.algorithms.best_of_n import chosen, expected, kl_bound, win_rate
 from assay_training.algorithms.statistics import reliability
 from assay_training.cli.main import app
-from assay_training.evaluation.report import as_json, show
-from assay_training.evaluation.rewards import served as served_scores
-from assay_training.evaluation.rewards.agreement import agreement, kappa
-from assay_training.evaluation.rewards.best_of_n import best_of_n
-from assay_training.evaluation.rewards.judged import Candidates, candidates_of, ranking_of, read_comparisons
-from assay_training.evaluation.rewards.margins import margins
-from assay_training.evaluation.rewards.reading import Reading
+from assay_training.evaluation.report import print_table, to_json
+from assay_training.evaluation.rewards import scores as served_scores
+from assay_training.evaluation.rewards.agreement import compute_kappa, tabulate_agreement
+from assay_training.evaluation.rewards.best_of_n import tabulate_best_of_n
+from assay_training.evaluation.rewards.inputs import (
+    Candidates,
+    read_comparisons,
+    select_candidates,
+    select_ranking,
+)
+from assay_training.evaluation.rewards.margins import tabulate_margins
+from assay_training.evaluation.rewards.options import ReadOptions
 from assay_training.records.record import Pair, Ranking, RecordError
 from assay_training.records.sources import Read
 from tests.client.conftest import Wire
@@ -92,7 +97,7 @@ def test_agreement_beside_length_by_strength_and_with_ties_apart() -> None:
         ranking(3, ties=((0, 1),), source="b"),
     ]
     scores = [[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 2.0], [5.0, 3.0, 0.0]]
-    table = agreement(judged, {"m": scores})
+    table = tabulate_agreement(judged, {"m": scores})
     (every,) = records(table, source="all", strength=None, model="m")
     assert (every["n"], every["groups"], every["accuracy"], every["ties"], every["tied_margin"]) == (4, 3, 0.75, 1, 2.0)
     (length,) = records(table, source="all", strength=None, model="length")
@@ -105,11 +110,11 @@ def test_agreement_beside_length_by_strength_and_with_ties_apart() -> None:
     assert "<svg" in table.pictures[0].svg
 
 
-def test_a_source_of_ties_alone_is_counted_and_told() -> None:
+def test_a_source_of_ties_alone_is_counted_and_reported() -> None:
     """Two sources, one with five tied verdicts and nothing else."""
     judged = [ranking(i, Pair(0, 1)) for i in range(3)] + [ranking(i, ties=((0, 1),), source="b") for i in range(3, 8)]
     scores = [[1.0, 0.0, 0.0]] * 3 + [[2.0, 0.5, 0.0]] * 5
-    table = agreement(judged, {"m": scores})
+    table = tabulate_agreement(judged, {"m": scores})
     found = {r["source"]: (r["n"], r["accuracy"], r["ties"], r["tied_margin"]) for r in records(table, model="m")}
     assert found == {"a": (3, 1.0, 0, None), "b": (0, None, 5, 1.5), "all": (3, 1.0, 5, 1.5)}
     (tied,) = records(table, source="b", model="m")
@@ -117,19 +122,19 @@ def test_a_source_of_ties_alone_is_counted_and_told() -> None:
     assert tied["versus"] == {"length": {"difference": None, "ci95": None}}
     assert "m, b" not in table.pictures[0].svg
     assert "m, a" in table.pictures[0].svg
-    alone = agreement(judged[3:], {"m": scores[3:]})
+    alone = tabulate_agreement(judged[3:], {"m": scores[3:]})
     assert [(r["source"], r["accuracy"], r["ties"]) for r in records(alone, model="m")] == [
         ("b", None, 5),
         ("all", None, 5),
     ]
-    as_json(alone)
+    to_json(alone)
     assert "<svg" in alone.pictures[0].svg
 
 
 def test_margins_of_a_source_of_ties_alone() -> None:
     """It has no margins, but scores and lengths, which count in `all` too."""
     judged = [ranking(0, Pair(0, 1)), ranking(1, ties=((0, 1),), source="b")]
-    table = margins(judged, {"m": [[1.0, 2.0, 3.0], [3.0, 3.0, 0.0]]})
+    table = tabulate_margins(judged, {"m": [[1.0, 2.0, 3.0], [3.0, 3.0, 0.0]]})
     (tied,), (every,) = (records(table, source=name, strength=None) for name in ("b", "all"))
     nothing = ("mean", "std", "share_negative", "skewness", "kurtosis", "accuracy", "best_minus_worst")
     assert [tied[key] for key in (*nothing, "calibration_error")] == [None] * 8
@@ -138,35 +143,37 @@ def test_margins_of_a_source_of_ties_alone() -> None:
     assert every["mean_score"] == 2.0
     assert every["length_correlation"] == pytest.approx(-0.5 / (4 * 8) ** 0.5 * 2)
     assert all("<svg" in picture.svg for picture in table.pictures)
-    assert len(margins(judged[1:], {"m": [[3.0, 3.0, 0.0]]}).pictures) == 1  # no margins to be shown
+    assert len(tabulate_margins(judged[1:], {"m": [[3.0, 3.0, 0.0]]}).pictures) == 1  # no margins to be shown
 
 
 def test_a_single_pair_has_no_moments() -> None:
-    (found,) = records(margins([ranking(0, Pair(0, 1))], {"m": [[3.0, 1.0, 0.0]]}), source="all", strength=None)
+    (found,) = records(
+        tabulate_margins([ranking(0, Pair(0, 1))], {"m": [[3.0, 1.0, 0.0]]}), source="all", strength=None
+    )
     assert [found[key] for key in ("n", "mean", "std", "skewness", "kurtosis")] == [1, 2.0, None, None, None]
 
 
 def test_the_mean_score_is_over_completions() -> None:
     """0.8619 and 2.2569 are the thesis' (Fig. 24); here 0 1 2 and 4 5 6, with a strength that has none."""
     judged = [ranking(0, Pair(1, 0, 1.0)), ranking(1, Pair(1, 0, 1.0))]
-    table = margins(judged, {"m": [[0.0, 1.0, 2.0], [4.0, 5.0, 6.0]]})
+    table = tabulate_margins(judged, {"m": [[0.0, 1.0, 2.0], [4.0, 5.0, 6.0]]})
     found = {r["strength"]: (r["mean_score"], r["std_score"]) for r in records(table, source="all")}
     assert found == {None: (3.0, pytest.approx(5.6**0.5)), "significantly better": (None, None)}
 
 
-def test_few_prompts_are_told() -> None:
+def test_few_prompts_are_reported() -> None:
     def notes(count: int) -> list[str]:
-        table = agreement([ranking(i, Pair(0, 1)) for i in range(count)], {"m": [[1.0, 0.0, 0.0]] * count})
+        table = tabulate_agreement([ranking(i, Pair(0, 1)) for i in range(count)], {"m": [[1.0, 0.0, 0.0]] * count})
         return [note for note in table.notes if note.startswith("Fewer than 10 prompts")]
 
-    assert notes(9) == ["Fewer than 10 prompts, so that intervals of differences are too narrow: a, all."]
+    assert notes(9) == ["Fewer than 10 prompts, so that the intervals of differences are too narrow: a, all."]
     assert notes(10) == []
 
 
 def test_shares_have_intervals_within_0_and_1() -> None:
     """Three of three, and 2 of 3 by the length: Wilson's intervals."""
     judged = [ranking(0, Pair(1, 0)), ranking(1, Pair(1, 0)), ranking(2, Pair(0, 1))]
-    table = agreement(judged, {"m": [[0.0, 1.0, 0.0]] * 2 + [[1.0, 0.0, 0.0]]})
+    table = tabulate_agreement(judged, {"m": [[0.0, 1.0, 0.0]] * 2 + [[1.0, 0.0, 0.0]]})
     found = {r["model"]: r["ci95"] for r in records(table, source="all")}
     assert found["m"] == pytest.approx([0.438503, 1.0], abs=1e-6)
     assert found["length"] == pytest.approx([0.207660, 0.938508], abs=1e-6)
@@ -178,9 +185,9 @@ def test_the_table_of_three_models_fits_80_columns() -> None:
     judged += [ranking(400 + i, ties=((0, 1),), source=names[0]) for i in range(1000)]
     rows = [[1.0, i % 3 / 1.5, 0.0] for i in range(1400)]
     scores = {name: rows for name in ("preference", "absolute", "crs")}
-    for table in (agreement(judged, scores), margins(judged, scores)):
+    for table in (tabulate_agreement(judged, scores), tabulate_margins(judged, scores)):
         console = Console(width=80, file=io.StringIO(), record=True)
-        show(table, console, 80)
+        print_table(table, console, 80)
         text = console.export_text()
         for word in (*names, "… significantly", "preference", "absolute"):
             assert text.count(word) > 1, word
@@ -192,9 +199,9 @@ def test_two_models_are_compared_on_the_same_pairs() -> None:
     judged = [ranking(i, Pair(0, 1)) for i in range(20)]
     good = [[1.0, 0.0, 0.0]] * 20
     worse = [[1.0, 0.0, 0.0]] * 15 + [[0.0, 1.0, 0.0]] * 5
-    table = agreement(judged, {"good": good, "worse": worse})
+    table = tabulate_agreement(judged, {"good": good, "worse": worse})
     (told,) = [note for note in table.notes if "bootstrap" in note]
-    assert told.startswith("good less worse, paired bootstrap: +25.0% (+")
+    assert told.startswith("good minus worse, paired bootstrap: +25.0% (+")
     (better,), (other,) = (records(table, source="all", strength=None, model=name) for name in ("good", "worse"))
     forth, back = better["versus"]["worse"], other["versus"]["good"]
     assert forth["difference"] == -back["difference"] == 0.25
@@ -206,9 +213,9 @@ def test_kappa_is_cohens() -> None:
     """20 pairs: 8 both first, 2 and 4 apart, 6 both second: (0.7 - 0.5) / 0.5."""
     first = np.array([True] * 10 + [False] * 10)
     margins_ = np.array([1.0] * 8 + [-1.0] * 2 + [1.0] * 6 + [-1.0] * 4)
-    assert kappa(first, margins_) == pytest.approx(0.4)
-    assert kappa(np.array([True, True]), np.array([1.0, 1.0])) is None
-    assert kappa(first, np.zeros(20)) is None
+    assert compute_kappa(first, margins_) == pytest.approx(0.4)
+    assert compute_kappa(np.array([True, True]), np.array([1.0, 1.0])) is None
+    assert compute_kappa(first, np.zeros(20)) is None
 
 
 def test_calibration_of_margins() -> None:
@@ -218,7 +225,7 @@ def test_calibration_of_margins() -> None:
     assert only.prediction == pytest.approx(0.8)
     judged = [ranking(i, Pair(0, 1)) for i in range(10)]
     scores = [[math.log(4), 0.0, 0.0]] * 8 + [[0.0, math.log(4), 0.0]] * 2
-    (found,) = records(margins(judged, {"m": scores}), source="all", strength=None)
+    (found,) = records(tabulate_margins(judged, {"m": scores}), source="all", strength=None)
     assert found["calibration_error"] == pytest.approx(0, abs=1e-12)
     assert (found["n"], found["share_negative"]) == (10, 0.2)
     assert found["mean"] == pytest.approx(0.6 * math.log(4))
@@ -227,7 +234,7 @@ def test_calibration_of_margins() -> None:
 
 def test_margins_by_strength_of_preference() -> None:
     judged = [ranking(0, Pair(1, 0, 0.1)), ranking(1, Pair(1, 0, 0.1)), ranking(2, Pair(1, 0, 1.0))]
-    table = margins(judged, {"m": [[0.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 3.0, 0.0]]})
+    table = tabulate_margins(judged, {"m": [[0.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 3.0, 0.0]]})
     found = {r["strength"]: (r["n"], r["accuracy"], r["mean"]) for r in records(table, source="all")}
     assert found == {
         None: (3, pytest.approx(2 / 3), pytest.approx(2 / 3)),
@@ -238,7 +245,7 @@ def test_margins_by_strength_of_preference() -> None:
 
 def test_scores_and_characters_are_correlated_over_completions() -> None:
     judged = [ranking(i, Pair(2, 0)) for i in range(3)]
-    (found,) = records(margins(judged, {"m": [[1.0, 2.0, 3.0]] * 3}), source="all", strength=None)
+    (found,) = records(tabulate_margins(judged, {"m": [[1.0, 2.0, 3.0]] * 3}), source="all", strength=None)
     assert found["length_correlation"] == pytest.approx(1)
     assert found["length_spearman"] == pytest.approx(1)
 
@@ -250,7 +257,7 @@ def test_the_best_of_n_by_the_gold_value_itself_is_the_most_there_is() -> None:
 
     of = [candidates(0, [0.0, 0.5, 1.0, 0.5]), candidates(1, [1.0, 0.0])]
     gold = [list(c.gold) for c in of]
-    table = best_of_n(of, None, {"backwards": [[-g for g in row] for row in gold]})
+    table = tabulate_best_of_n(of, None, {"backwards": [[-g for g in row] for row in gold]})
     found = {(r["model"], r["n"]): (r["prompts"], r["gold"]) for r in table.records}
     assert found["gold itself", 1] == found["backwards", 1] == (2, pytest.approx(0.5))
     assert found["gold itself", 2] == (2, pytest.approx(((1 * 3 + 0.5 * 3) / 6 + 1) / 2))
@@ -261,16 +268,16 @@ def test_the_best_of_n_by_the_gold_value_itself_is_the_most_there_is() -> None:
     assert records(table, model="gold itself", n=1)[0]["win_rate"] == pytest.approx(0.5)
     worth, wins = table.pictures
     assert worth.caption == "s: gold value of the best of N, over 2 prompts, 1 from N = 4 on."
-    assert wins.caption == "s: how often the best of N beats one more completion, over 2 prompts, 1 from N = 2 on."
-    assert all(text in wins.svg for text in ("win rate", "bound on the KL", "0.19"))  # ln 2 - 1/2
+    assert wins.caption == "s: win rate of the best of N against one more completion, over 2 prompts, 1 from N = 2 on."
+    assert all(text in wins.svg for text in ("win rate", "bound on the KL divergence", "0.19"))  # ln 2 - 1/2
     prompts = [(r["n"], r["prompts"], r["win_prompts"]) for r in records(table, model="length")]
     assert prompts == [(1, 2, 2), (2, 2, 1), (4, 1, 0)]
 
 
-def test_the_gold_value_of_a_served_model_is_no_share() -> None:
+def test_the_gold_value_of_a_served_model_is_not_a_share() -> None:
     """Logits of 10 and 20: 15 ± 1.96 · 5."""
     of = [Candidates("s", f"g{i}", tuple(Item.of("q", "x" * k) for k in (1, 2, 3)), ()) for i in range(2)]
-    table = best_of_n(of, [[10.0] * 3, [20.0] * 3], {})
+    table = tabulate_best_of_n(of, [[10.0] * 3, [20.0] * 3], {})
     (found,) = records(table, model="gold itself", n=2)
     assert (found["gold"], found["gold95"]) == (15.0, pytest.approx([5.20018, 24.79982]))
     assert found["win_rate95"] == pytest.approx([0.094531, 0.905469], abs=1e-6)  # all tied: two prompts of one half
@@ -278,7 +285,7 @@ def test_the_gold_value_of_a_served_model_is_no_share() -> None:
     assert (one["win_rate"], one["win_rate95"]) == (0.5, None)  # by definition
 
 
-def test_a_completion_without_a_score_costs_what_involves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_completion_without_a_score_is_dropped_with_its_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four completions the second has no score by one model, the third none by either; each counts once."""
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -297,10 +304,10 @@ def test_a_completion_without_a_score_costs_what_involves_it(monkeypatch: pytest
     )
     second = replace(first, completions=("2", "4"), pairs=(Pair(0, 1),), ties=())
     with RewardClient("http://service", transport=httpx.MockTransport(answer)) as client:
-        found = served_scores.score([first, second, replace(first)], ranking_of, client, ["p", "q"])
+        found = served_scores.fetch_scores([first, second, replace(first)], select_ranking, client, ["p", "q"])
         items = first.items
         several = [Candidates("s", "g", items, (0.1, 0.2, 0.3, 0.4)), Candidates("s", "g", items[1:], ())]
-        candidates = served_scores.score(several, candidates_of, client, ["p", "q"])
+        candidates = served_scores.fetch_scores(several, select_candidates, client, ["p", "q"])
     assert found.failures == {"q_2": 3, "p_3": 2}
     assert (found.asked, len(found.records), found.in_part) == (3, 2, 2)
     assert found.records[0] == found.records[1]
@@ -309,13 +316,13 @@ def test_a_completion_without_a_score_costs_what_involves_it(monkeypatch: pytest
     (kept,) = candidates.records
     assert (kept.items, kept.gold, candidates.by_model["q"]) == ((items[0], items[3]), (0.1, 0.4), [[1.0, 4.0]])
     read: Read[Ranking] = Read([], Counter({"x: no verdict": 2}), {})
-    table = served_scores.annotate(agreement(found.records, found.by_model), found, read)
+    table = served_scores.annotate(tabulate_agreement(found.records, found.by_model), found, read)
     assert {(r["asked"], r["kept"], r["kept_in_part"]) for r in table.records} == {(3, 2, 2)}
     assert {str(r["left_out"]) for r in table.records} == {"{'x: no verdict': 2}"}
     assert table.notes[-2] == "x: no verdict: 2 left out"
     assert table.notes[-1] == (
-        "Completions without a score, left out with all comparisons to them: 3 q_2, 2 p_3. "
-        "Left of 3 prompts: 2, 2 of them without some completion."
+        "Completions without a score, dropped with all comparisons to them: 3 q_2, 2 p_3. "
+        "Kept: 2 of 3 prompts, 2 of them without some of their completions."
     )
 
 
@@ -336,10 +343,10 @@ def test_ballots_are_read_as_pairs_and_ties(tmp_path: Path) -> None:
     assert found.pairs == (Pair(0, 1), Pair(0, 2), Pair(1, 0), Pair(2, 0), Pair(2, 1))
     assert found.ties == ((1, 2),)
     for fields, message in (
-        ({"ballots": []}, "prompt 1: field 'ballots': there are none"),
-        ({"ballots": [{"ranks": {"a": 1, "b": 2}}]}, "ballot 1 has not 'ranks' for exactly a, b, c"),
-        ({"ballots": [{"ranks": {"a": 1, "b": 2, "c": 4}}]}, "ballot 1 has a rank that is not from 1 to 3"),
-        ({"responses": {"a": "x"}}, "field 'responses' is not two texts or more"),
+        ({"ballots": []}, "prompt 1: field 'ballots' is empty"),
+        ({"ballots": [{"ranks": {"a": 1, "b": 2}}]}, "ballot 1 must have 'ranks' for exactly a, b, c"),
+        ({"ballots": [{"ranks": {"a": 1, "b": 2, "c": 4}}]}, "ballot 1 has a rank that is not a number from 1 to 3"),
+        ({"responses": {"a": "x"}}, "field 'responses' must have two texts or more"),
     ):
         with pytest.raises(RecordError, match=re.escape(message)):
             read_comparisons(f"ballots:{ballots(**fields)}")
@@ -352,7 +359,7 @@ def test_an_instruction_is_scored_without_chat_markup(tmp_path: Path) -> None:
         for text in ("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n", "Why\n    not?")
     ]
     (tmp_path / "x.json").write_text(json.dumps(rows))
-    first, second = read_comparisons(f"alpaca_eval:{tmp_path / 'x.json'}", Reading(reference="base")).records
+    first, second = read_comparisons(f"alpaca_eval:{tmp_path / 'x.json'}", ReadOptions(reference="base")).records
     assert (first.prompt, first.group) == ((Message("user", "Why?"),), "why")
     assert second.prompt == (Message("user", "Why\n    not?"),)
 
@@ -362,7 +369,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_the_order_of_completions_tells_nothing(tmp_path: Path) -> None:
+def test_the_order_of_completions_does_not_depend_on_ranks(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": "q", "chosen": "b", "rejected": "a", "gap": 0.5},
         {"prompt": "q", "chosen": "c", "rejected": "d"},
@@ -439,7 +446,7 @@ def test_best_of_n_with_a_service_and_a_served_gold(url: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_what_cannot_be_scored_is_left_out_and_told(url: str, tmp_path: Path) -> None:
+def test_completions_that_cannot_be_scored_are_dropped_and_reported(url: str, tmp_path: Path) -> None:
     rows = [
         {"prompt": q, "chosen": "<|im_end|>" if i == 0 else "Yes.", "rejected": "No."} for i, q in enumerate(QUESTIONS)
     ]
@@ -447,9 +454,7 @@ def test_what_cannot_be_scored_is_left_out_and_told(url: str, tmp_path: Path) ->
         "agreement", f"preferences:{write(tmp_path / 'x.jsonl', rows)}", "--url", url, "--model", "preference"
     )
     assert code == 0, output
-    assert "left out with all comparisons to them: 1 special_tokens. Left of 4 prompts: 3, 0" in " ".join(
-        output.split()
-    )
+    assert "dropped with all comparisons to them: 1 special_tokens. Kept: 3 of 4 prompts, 0" in " ".join(output.split())
     code, output = run(
         "margins", f"preferences:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "preference", "--json"
     )
@@ -489,12 +494,12 @@ def test_scores_of_many_calls_are_put_together_in_order(url: str, monkeypatch: p
     items = [Item.of(q, f"{a} {k}") for q in QUESTIONS for a in ANSWERS for k in range(2)]
     candidates = [Candidates("s", str(i), tuple(items[i : i + 4]), ()) for i in range(0, len(items), 4)]
     with RewardClient(url) as client:
-        found = served_scores.score(candidates, candidates_of, client, ["preference", "crs"])
+        found = served_scores.fetch_scores(candidates, select_candidates, client, ["preference", "crs"])
         together = client.score([(item.prompt[-1].content, item.completion) for item in items], model="crs").scores()
     assert [score for row in found.by_model["crs"] for score in row] == list(together)
 
 
-def test_a_model_that_changes_between_calls_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_changes_between_calls_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that was restarted with other weights between two calls."""
     monkeypatch.setattr(served_scores, "CALL_ITEMS", 1)
     fingerprints = iter("ab")
@@ -507,24 +512,24 @@ def test_a_model_that_changes_between_calls_is_told(monkeypatch: pytest.MonkeyPa
         RewardClient("http://service", transport=httpx.MockTransport(answer)) as client,
         pytest.raises(FingerprintChanged),
     ):
-        served_scores.score(candidates, candidates_of, client, ["p"])
+        served_scores.fetch_scores(candidates, select_candidates, client, ["p"])
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("nothing:x", "not FORMAT:PATH with one of hh"),
+        ("nothing:x", "not of the form FORMAT:PATH; FORMAT is one of hh"),
         ("preferences:absent.jsonl", "no such file or folder"),
-        ("preferences:/", "its last part has to be of letters"),
+        ("preferences:/", "the last part of the path is the name of the source"),
         ("alpaca_eval:tests/client", "tests/client: no *.jsonl, *.jsonl.gz, *.json, *.json.gz, *.parquet files"),
     ],
 )
-def test_a_source_that_is_not_there_is_told(given: str, message: str) -> None:
+def test_a_source_that_does_not_exist_is_an_error(given: str, message: str) -> None:
     code, output = run("agreement", given)
     assert (code, message in output) == (2, True), output
 
 
-def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_service_that_cannot_be_reached_is_an_error(tmp_path: Path) -> None:
     source = write(tmp_path / "x.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
     code, output = run("agreement", f"preferences:{source}", "--url", "http://127.0.0.1:9")
     assert (code, "assay evaluate agreement: " in output) == (2, True), output

@@ -1,4 +1,4 @@
-"""`assay report`: runs laid over each other, also those that are at work, were killed, or have not begun."""
+"""`assay report`: runs compared, also those that still run, were killed, or have not begun."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from assay_training.cli.main import app
 from assay_training.evaluation import plots
-from assay_training.evaluation.runs import names_of
+from assay_training.evaluation.runs import name_runs
 from assay_training.records.record import RecordError
 from assay_training.records.rows import rows_of_file
 from assay_training.runs.metrics import MetricsWriter
@@ -52,7 +52,7 @@ def refused(*runs: Path | str) -> str:
     return str(result.output)
 
 
-def test_runs_are_laid_over_each_other(home: Path, url: str, tmp_path: Path) -> None:
+def test_runs_are_compared(home: Path, url: str, tmp_path: Path) -> None:
     for seed in (1, 2):
         go(home, url, tmp_path / f"ppo-{seed}", seed=seed)
     runs = [tmp_path / f"ppo-{seed}" for seed in (1, 2)]
@@ -67,24 +67,24 @@ def test_runs_are_laid_over_each_other(home: Path, url: str, tmp_path: Path) -> 
     captions = re.findall(r"<figure><figcaption>([^<]+)\.</figcaption><svg", page)
     assert len(captions) == page.count("<svg") == 25
     assert {
-        "score, the mean of all completions",
-        "KL to the reference, nats per completion",
-        "seconds in the engine, per step",
-        "updates that were skipped, per step",
-        "completions without a score, per step",
-        "loss of the policy",
+        "score, mean over completions",
+        "KL divergence to the reference policy, nats per completion",
+        "seconds of generation per step",
+        "skipped updates per step",
+        "completions dropped for want of a score, per step",
+        "policy loss",
     } <= set(captions)
     assert all(str(run / name) in page for run in runs for name in ("run.json", "metrics.jsonl"))
 
 
-def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
-    assert names_of([tmp_path / "a" / "1", tmp_path / "b" / "1"]) == ["a/1", "b/1"]
-    assert names_of([tmp_path / "a" / "1", tmp_path / "a" / "2"]) == ["1", "2"]
-    assert names_of([tmp_path / "a" / "1"]) == ["1"]
-    assert names_of([tmp_path / "a", tmp_path / "a" / "1"]) == ["a", "a/1"]
+def test_runs_are_named_by_the_part_of_the_path_that_differs(tmp_path: Path) -> None:
+    assert name_runs([tmp_path / "a" / "1", tmp_path / "b" / "1"]) == ["a/1", "b/1"]
+    assert name_runs([tmp_path / "a" / "1", tmp_path / "a" / "2"]) == ["1", "2"]
+    assert name_runs([tmp_path / "a" / "1"]) == ["1"]
+    assert name_runs([tmp_path / "a", tmp_path / "a" / "1"]) == ["a", "a/1"]
 
 
-def test_half_a_line_at_the_end_is_a_step_that_is_not_done(tmp_path: Path) -> None:
+def test_half_a_line_at_the_end_is_an_unfinished_step(tmp_path: Path) -> None:
     whole = written(tmp_path / "whole", [1.0, 2.0, 3.0], {"reward": CRS})
     killed = written(tmp_path / "killed", [1.0, 2.0], {"reward": CRS}, finished=False)
     metrics = killed / "metrics.jsonl"
@@ -112,16 +112,18 @@ def test_a_row_after_a_line_without_its_newline_is_a_row_of_its_own(tmp_path: Pa
     assert records(run)[0]["steps"] == 3
 
 
-def test_runs_without_a_step_do_not_take_the_others_with_them(tmp_path: Path) -> None:
+def test_runs_without_a_step_do_not_affect_the_others(tmp_path: Path) -> None:
     done = written(tmp_path / "done", [1.0], {"reward": CRS})
     begun = written(tmp_path / "begun", [], {"reward": CRS}, finished=False)
     at_once = written(tmp_path / "at-once", [], {"reward": CRS}, finished=False)
     (at_once / "metrics.jsonl").unlink()
     assert [r["run"] for r in records(done, begun, at_once)] == ["done"]
-    assert "Left out, as no step is done: begun, at-once." in report(done, begun, at_once).output
-    assert f"{begun}, {at_once}: no step is done" in refused(begun, at_once)
+    assert "Runs without a finished step are not shown: begun, at-once." in report(done, begun, at_once).output
+    assert f"{begun}, {at_once}: no run has a finished step" in refused(begun, at_once)
     (tmp_path / "empty").mkdir()
-    assert f"{tmp_path / 'empty'} is no run's directory: it has no metrics.jsonl" in refused(done, tmp_path / "empty")
+    assert f"{tmp_path / 'empty'}: not the directory of a run: it has neither metrics.jsonl nor run.json" in refused(
+        done, tmp_path / "empty"
+    )
 
 
 def test_a_run_that_is_not_finished_says_how_far_it_is(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_a_run_that_is_not_finished_says_how_far_it_is(tmp_path: Path) -> None:
     assert all(len(line) <= int(WIDTH) for line in lines)
 
 
-def test_scores_say_what_they_are_of(tmp_path: Path) -> None:
+def test_runs_show_their_reward(tmp_path: Path) -> None:
     weights = {"absolute": 0.75, "preference": 0.25}
     crs = written(tmp_path / "crs", [1.0], {"reward": CRS})
     bounded = written(tmp_path / "bounded", [0.5], {"reward": CRS | {"model": "absolute", "value": "probability"}})
@@ -156,7 +158,7 @@ def test_scores_say_what_they_are_of(tmp_path: Path) -> None:
     by_weights = "0.25 preference + 0.75 absolute"
     found = records(crs, bounded, blend, same, sft)
     assert [r["reward"] for r in found] == ["crs", "p(absolute)", by_weights, by_weights, None]
-    apart = "Scores are of different rewards and not to be compared."
+    apart = "The runs have different rewards: do not compare their scores."
     assert apart in report(crs, bounded).output
     assert apart not in report(blend, same, sft).output
     assert report(crs, bounded, "--html", tmp_path / "page.html").exit_code == 0
@@ -164,25 +166,25 @@ def test_scores_say_what_they_are_of(tmp_path: Path) -> None:
     assert labels == ["crs: crs", "bounded: p(absolute)"]
 
 
-def test_a_reward_that_different_models_gave_is_not_one(tmp_path: Path) -> None:
+def test_one_reward_from_different_models_is_reported(tmp_path: Path) -> None:
     old, new = (written(tmp_path / name, [1.0], {"reward": CRS}) for name in ("old", "new"))
     assert "different" not in report(old, new).output
     metrics = new / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace("f" * 64, "0" * 64))
     told = " ".join(report(old, new).output.split())
-    assert "crs was given by different models, and its scores are not to be compared: ffffffff in old;" in told
+    assert "Scores of crs come from different models, so do not compare them. Fingerprints: ffffffff in old;" in told
 
 
 @pytest.mark.parametrize("value", [None, "high", True])
-def test_what_is_no_number_is_told_with_file_line_and_field(tmp_path: Path, value: object) -> None:
+def test_a_value_that_is_not_a_number_is_an_error_with_file_line_and_field(tmp_path: Path, value: object) -> None:
     run = written(tmp_path / "run", [1.0, value], {"reward": CRS})
     assert f"{run / 'metrics.jsonl'}:2: field 'score' is not a float" in refused(run)
 
 
-def test_what_is_not_finite_is_left_out_and_told(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_dropped_and_reported(tmp_path: Path) -> None:
     run = written(tmp_path / "run", [1.0, float("nan")], {"reward": CRS})
     assert (records(run)[0]["steps"], records(run)[0]["score"]) == (2, 1.0)
-    assert "Left out of run ppo, as they are not finite: values of score." in report(run).output
+    assert "Dropped from run ppo, because they are not finite: values of score." in report(run).output
 
 
 def test_a_run_that_is_given_twice_is_refused(tmp_path: Path) -> None:

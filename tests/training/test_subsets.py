@@ -10,10 +10,10 @@ import pytest
 
 from assay_client.client import RewardClient
 from assay_service.scoring.item import Item, Message
-from assay_training.evaluation.rewards.agreement import agreement
-from assay_training.evaluation.rewards.best_of_n import best_of_n
-from assay_training.evaluation.rewards.judged import Candidates, read_candidates, read_comparisons
-from assay_training.evaluation.rewards.reading import Reading, fields_of
+from assay_training.evaluation.rewards.agreement import tabulate_agreement
+from assay_training.evaluation.rewards.best_of_n import tabulate_best_of_n
+from assay_training.evaluation.rewards.inputs import Candidates, read_candidates, read_comparisons
+from assay_training.evaluation.rewards.options import ReadOptions, parse_fields
 from assay_training.records.record import Ranking, RecordError
 from tests.service.test_serve_process import served, wait_until_ready
 from tests.training.test_judgments import evaluate, row, write
@@ -32,7 +32,7 @@ def reward_bench(count: int = 12) -> list[dict[str, Any]]:
 
 
 def test_every_value_of_the_field_is_a_source(tmp_path: Path) -> None:
-    read = read_comparisons(f"preferences:{write(tmp_path / 'rb.json', reward_bench())}", Reading(by="subset"))
+    read = read_comparisons(f"preferences:{write(tmp_path / 'rb.json', reward_bench())}", ReadOptions(by="subset"))
     assert [(r.source, r.group) for r in read.records[:5]] == [
         ("rb.json/alpacaeval-easy", f"how do i keep {i}") for i in (0, 3, 6, 9)
     ] + [("rb.json/hep-cpp", "how do i keep 1")]
@@ -44,7 +44,7 @@ def test_every_value_of_the_field_is_a_source(tmp_path: Path) -> None:
 
 def test_accuracy_by_subset_and_over_all(tmp_path: Path) -> None:
     """4, 3 and 1 of four right: each with its interval by prompt, and 8 of 12 over all."""
-    read = read_comparisons(f"preferences:{write(tmp_path / 'rb.json', reward_bench())}", Reading(by="subset"))
+    read = read_comparisons(f"preferences:{write(tmp_path / 'rb.json', reward_bench())}", ReadOptions(by="subset"))
     right = {"alpacaeval-easy": 4, "hep-cpp": 3, "donotanswer": 1}
     seen: dict[str, int] = {}
 
@@ -54,7 +54,7 @@ def test_accuracy_by_subset_and_over_all(tmp_path: Path) -> None:
         better = ranking.pairs[0].better
         return [float((k == better) == (seen[subset] <= right[subset])) for k in range(2)]
 
-    table = agreement(read.records, {"m": [scores(ranking) for ranking in read.records]})
+    table = tabulate_agreement(read.records, {"m": [scores(ranking) for ranking in read.records]})
     found = {r["source"]: r for r in table.records if r["model"] == "m" and r["strength"] is None}
     assert {name: (of["n"], of["accuracy"]) for name, of in found.items()} == {
         "rb.json/alpacaeval-easy": (4, 1.0),
@@ -72,36 +72,36 @@ def test_a_row_without_the_field_is_in_a_part_of_its_own(tmp_path: Path) -> None
     rows = reward_bench(3)
     rows[1]["subset"] = None
     del rows[2]["subset"]
-    found = read_comparisons(f"preferences:{write(tmp_path / 'rb.json', rows)}", Reading(by="subset")).records
+    found = read_comparisons(f"preferences:{write(tmp_path / 'rb.json', rows)}", ReadOptions(by="subset")).records
     assert [r.source for r in found] == ["rb.json/alpacaeval-easy", "rb.json/no subset", "rb.json/no subset"]
 
 
 def test_verdicts_rankings_and_labels_have_parts_too(tmp_path: Path) -> None:
     verdicts = [row(2, i, dataset="ab"[i % 2]) for i in range(3)] + [row(None, 3, dataset="b")]
-    read = read_comparisons(f"alpaca_eval:{write(tmp_path / 'v.json', verdicts)}", Reading(by="dataset"))
+    read = read_comparisons(f"alpaca_eval:{write(tmp_path / 'v.json', verdicts)}", ReadOptions(by="dataset"))
     assert [r.source for r in read.records] == ["v/a", "v/b", "v/a"]
     assert read.left_out == {"v.json: no verdict": 1}
     rankings = [{"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2], "meta": {"turn": i}} for i in (1, 2)]
-    read = read_comparisons(f"rankings:{write(tmp_path / 'r.json', rankings)}", Reading(by="meta.turn"))
+    read = read_comparisons(f"rankings:{write(tmp_path / 'r.json', rankings)}", ReadOptions(by="meta.turn"))
     assert [r.source for r in read.records] == ["r.json/1", "r.json/2"]
     labels = [
         {"prompt": "q", "completion": c, "label": v, "set": s}
         for c, v, s in (("a", 0.0, "x"), ("b", 1.0, "x"), ("a", 1.0, "y"), ("c", 0.5, "y"), ("d", 0.5, "y"))
     ]
-    of = read_candidates(f"labels:{write(tmp_path / 'l.json', labels)}", Reading(by="set")).records
+    of = read_candidates(f"labels:{write(tmp_path / 'l.json', labels)}", ReadOptions(by="set")).records
     assert [(c.source, c.gold) for c in of] == [("l.json/x", (0.0, 1.0)), ("l.json/y", (1.0, 0.5, 0.5))]
     rollouts = [{"prompt": "q", "completions": ["a", "b"], "set": s} for s in "xy"]
-    of = read_candidates(f"completions:{write(tmp_path / 'c.json', rollouts)}", Reading(by="set")).records
+    of = read_candidates(f"completions:{write(tmp_path / 'c.json', rollouts)}", ReadOptions(by="set")).records
     assert [c.source for c in of] == ["c.json/x", "c.json/y"]
 
 
-def test_a_field_that_no_row_has_is_told(tmp_path: Path) -> None:
+def test_a_field_that_no_row_has_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "rb.json", reward_bench())
     with pytest.raises(RecordError, match=r"rb\.json: row 1: no row has a field 'subsets' to group by; fields: id, s"):
-        read_comparisons(f"preferences:{path}", Reading(by="subsets"))
+        read_comparisons(f"preferences:{path}", ReadOptions(by="subsets"))
     votes = write(tmp_path / "v.json", {"format": "assay-ballots", "prompts": []})
     code, output = evaluate("agreement", f"ballots:{votes}", "--group-by", "subset")
-    assert (code, "ballots have no fields to group by; leave out --group-by" in output) == (2, True), output
+    assert (code, "ballots have no fields to group by; omit --group-by" in output) == (2, True), output
 
 
 NAMES = ("--field", "prompt=question", "--field", "chosen=good", "--field", "rejected=bad")
@@ -111,13 +111,13 @@ def test_fields_have_other_names_and_margins_are_gaps(tmp_path: Path) -> None:
     """What the YAML of a run's source declares; here by options."""
     rows = [{"question": "q", "good": "a", "bad": "b", "margin": m} for m in (3, 1)]
     given = f"preferences:{write(tmp_path / 'x.json', rows)}"
-    names = fields_of(["prompt=question", "chosen=good", "rejected=bad"])
-    found = read_comparisons(given, Reading(largest_gap=4, fields=names)).records
+    names = parse_fields(["prompt=question", "chosen=good", "rejected=bad"])
+    found = read_comparisons(given, ReadOptions(largest_gap=4, fields=names)).records
     assert [(r.completions, r.pairs[0].gap) for r in found] == [(("a", "b"), 0.75), (("a", "b"), 0.25)]
-    left_out = read_comparisons(given, Reading(fields=names | fields_of(["margin="]))).records
+    left_out = read_comparisons(given, ReadOptions(fields=names | parse_fields(["margin="]))).records
     assert [r.pairs[0].gap for r in left_out] == [None, None]
     for options, message in (
-        (("--field", "prompt"), "--field prompt: not NAME=FIELD, as in prompt=question"),
+        (("--field", "prompt"), "--field prompt: not of the form NAME=FIELD, as in prompt=question"),
         (("--field", "prompts=question"), "--field prompts is no field of preferences: prompt, chosen"),
         (("--largest-gap", "-1"), "--largest-gap: must be more than 0, and is -1"),
         (NAMES, "leave the field out with `fields: {margin: null}` (`--field margin=` of `assay evaluate`)"),
@@ -130,13 +130,16 @@ def test_fields_have_other_names_and_margins_are_gaps(tmp_path: Path) -> None:
         assert (code, message in output) == (2, True), output
 
 
-def test_what_a_format_does_not_take_is_told(tmp_path: Path) -> None:
-    """It would change nothing, without a word."""
+def test_options_that_a_format_does_not_take_are_errors(tmp_path: Path) -> None:
+    """They would otherwise be ignored silently."""
     verdicts = write(tmp_path / "v.json", [row(2)])
     rollouts = write(tmp_path / "c.json", [{"prompt": q, "completions": ["a", "b"]} for q in "qr"])
     for command, given in (("agreement", f"alpaca_eval:{verdicts}"), ("best-of-n", f"completions:{rollouts}")):
         code, output = evaluate(command, given, "--field", "prompt=question")
-        assert (code, "--field and --largest-gap are not for this format; evaluate it by itself" in output) == (2, True)
+        assert (
+            code,
+            "this format does not take --field and --largest-gap; evaluate it in a command of its own" in output,
+        ) == (2, True)
     code, output = evaluate("agreement", f"hh:{verdicts}", "--largest-gap", "9")
     assert (code, "--largest-gap is for format preferences, not hh" in output) == (2, True), output
 
@@ -151,11 +154,11 @@ def test_a_prompt_with_one_completion_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("pairs:x.json", "'pairs' is called 'preferences' now, and reads the same rows: preferences:x.json"),
-        ("x.json", "not FORMAT:PATH (as in preferences:x.json) with one of"),
+        ("pairs:x.json", "the format 'pairs' is now called 'preferences'; write preferences:x.json"),
+        ("x.json", "not of the form FORMAT:PATH (as in preferences:x.json); FORMAT is one of"),
     ],
 )
-def test_a_format_that_is_not_there_is_told(given: str, message: str) -> None:
+def test_an_unknown_format_is_an_error(given: str, message: str) -> None:
     code, output = evaluate("agreement", given)
     assert (code, message in output) == (2, True), output
 
@@ -165,7 +168,7 @@ def test_the_best_of_n_over_all_parts_of_a_file() -> None:
         return Candidates(source, f"g{i}", tuple(Item.of("q", "x" * (k + 1)) for k in range(len(gold))), gold)
 
     of = [candidates("f/a", 0, (0.0, 1.0)), candidates("f/b", 1, (1.0, 0.0)), candidates("f/b", 2, (1.0, 0.0))]
-    table = best_of_n(of, None, {"m": [[0.0, 1.0]] * 3})
+    table = tabulate_best_of_n(of, None, {"m": [[0.0, 1.0]] * 3})
     assert {(r["source"], r["n"]): (r["prompts"], r["gold"]) for r in table.records if r["model"] == "m"} == {
         ("f/a", 1): (1, 0.5), ("f/b", 1): (2, 0.5), ("f (all)", 1): (3, 0.5),
         ("f/a", 2): (1, 1.0), ("f/b", 2): (2, 0.0), ("f (all)", 2): (3, pytest.approx(1 / 3)),

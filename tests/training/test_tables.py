@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from assay_client.client import RewardClient
-from assay_training.evaluation.layout import Extent, fit, line
+from assay_training.evaluation.layout import ColumnWidths, compute_line_width, fit_widths
 from tests.service.test_serve_process import ASSAY, served, wait_until_ready
 from tests.training.test_judgments import ballots, key, poll, row, write
 from tests.training.test_runs import CRS, written
@@ -142,7 +142,7 @@ def test_a_terminal_too_narrow_for_all_columns_says_which_are_not_there(tmp_path
 
 
 described = st.tuples(
-    st.sampled_from(["n", "row wins", "at equal length", "less\nlength", "model"]),
+    st.sampled_from(["n", "row wins", "at equal length", "over\nlength", "model"]),
     st.lists(st.text("ab /é漢", min_size=1, max_size=30), max_size=4),
     st.booleans(),
 )
@@ -150,15 +150,15 @@ described = st.tuples(
 
 @given(st.lists(described, min_size=1, max_size=10), st.integers(1, 120))
 def test_no_number_is_narrower_than_its_column(given_: list[tuple[str, list[str], bool]], room: int) -> None:
-    columns = [Extent.of(heading, cells, wraps=wraps) for heading, cells, wraps in given_]
-    widths = fit(columns, room)
+    columns = [ColumnWidths.measure(heading, cells, wraps=wraps) for heading, cells, wraps in given_]
+    widths = fit_widths(columns, room)
     shown = [column for column, width in zip(columns, widths, strict=True) if width is not None]
     for (_, cells, wraps), width in zip(given_, widths, strict=True):
         assert width is not None or not wraps
         if width is not None and not wraps:
             assert all(cell_len(cell) <= width for cell in cells)
     if len(shown) < len(columns):  # nothing is left out for nothing
-        assert line([column.least for column in columns]) > room
-    if line([column.least for column in shown]) <= room:
-        assert line([width for width in widths if width is not None]) <= room
-    assert fit(columns, None) == [column.full for column in columns]
+        assert compute_line_width([column.least for column in columns]) > room
+    if compute_line_width([column.least for column in shown]) <= room:
+        assert compute_line_width([width for width in widths if width is not None]) <= room
+    assert fit_widths(columns, None) == [column.full for column in columns]

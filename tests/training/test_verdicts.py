@@ -14,7 +14,7 @@ from assay_training.records.rows import Row
 from tests.training.test_judgments import evaluate, record, records, row, write
 
 
-def test_rows_without_a_verdict_are_left_out_as_alpaca_eval_does(tmp_path: Path) -> None:
+def test_rows_without_a_verdict_are_dropped_as_alpaca_eval_does(tmp_path: Path) -> None:
     """The numbers are those of `alpaca_eval.metrics.get_winrate` of alpaca_eval 0.6.6 on the same preferences."""
     preferences = [2, 2, 1, 1.5, 0, None, float("nan"), 1.75, 1.25]
     path = write(tmp_path / "annotations.json", [row(value, i) for i, value in enumerate(preferences)])
@@ -58,7 +58,7 @@ def test_a_row_without_a_verdict_may_lack_an_output(lost: dict[str, Any], tmp_pa
     assert (code, f"row 2: field '{next(iter(lost))}' is not a str" in output) == (2, True)
 
 
-def test_a_file_of_nothing_else_is_told(tmp_path: Path) -> None:
+def test_a_file_without_any_verdict_is_an_error(tmp_path: Path) -> None:
     """Also where another file has verdicts: it would count as judged, and is not."""
     good = write(tmp_path / "good.json", [row(2)])
     bad = write(tmp_path / "bad.json", [row(None), row("nan", 1)])
@@ -114,13 +114,13 @@ def test_names_may_differ_between_rows(tmp_path: Path) -> None:
     }
 
 
-def test_two_files_may_not_mean_two_models_by_one_assumed_name(tmp_path: Path) -> None:
+def test_an_assumed_name_may_not_stand_for_models_of_two_files(tmp_path: Path) -> None:
     bare = {"instruction": "q", "output_1": "a", "output_2": "b", "generator": "new", "preference": 2}
     files = [write(tmp_path / f"{name}.json", [bare]) for name in ("one", "two")]
     code, output = evaluate("winrate", *files)
     assert code == 2, output
     assert "two.json: row 1: this file and " in output
-    assert "both compare 'new' with 'reference', a name for any model that has none" in output
+    assert "both compare 'new' with 'reference', and one of these names is assumed" in output
     assert record(records("winrate", *files, "--reference", "gpt4"), "new", "gpt4")["n"] == 2
     other = write(tmp_path / "two.json", [bare | {"generator": "newer"}])
     assert {r["n"] for r in records("winrate", files[0], other)} == {1}
@@ -129,12 +129,21 @@ def test_two_files_may_not_mean_two_models_by_one_assumed_name(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({}, "field 'generator_2' is missing, and the file's name is A_vs_B, which says no order; name it in the rows"),
-        ({"generator_1": "c"}, "field 'generator_2' is missing, and the file's name is not A_vs_B with 'c' on one"),
-        ({"generator": "c"}, "'generator_1' is missing, and the file's name is not A_vs_B with 'c' on one side"),
+        (
+            {},
+            "field 'generator_2' is missing, and the file's name A_vs_B does not show which of its two models that is",
+        ),
+        (
+            {"generator_1": "c"},
+            "field 'generator_2' is missing, and the file's name does not have the form A_vs_B with 'c' on",
+        ),
+        (
+            {"generator": "c"},
+            "'generator_1' is missing, and the file's name does not have the form A_vs_B with 'c' on exactly one",
+        ),
     ],
 )
-def test_a_files_name_that_leaves_open_which_is_which_is_told(
+def test_a_files_name_that_does_not_show_which_model_is_which_is_an_error(
     names: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     bare = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": 2} | names
@@ -142,12 +151,15 @@ def test_a_files_name_that_leaves_open_which_is_which_is_told(
     assert (code, message in output) == (2, True), output
 
 
-def test_outputs_of_one_model_are_told_apart_from_pairs(tmp_path: Path) -> None:
+def test_outputs_of_one_model_are_an_error(tmp_path: Path) -> None:
     """`model_outputs.json` of AlpacaEval, before a judge has seen it."""
     path = write(tmp_path / "model_outputs.json", [{"instruction": "q", "output": "a", "generator": "new"}])
     for command in (("winrate", path), ("task", path, "--out", tmp_path / "t.json", "--keys", tmp_path / "k.json")):
         code, output = evaluate(*command)
-        assert (code, "row 1: field 'output' is that of one model; a row of AlpacaEval has those of two" in output) == (
+        assert (
+            code,
+            "row 1: field 'output' holds the output of one model; a row of AlpacaEval needs those of two" in output,
+        ) == (
             2,
             True,
         ), output
@@ -189,7 +201,7 @@ def test_fields_inside_objects_are_groups(tmp_path: Path) -> None:
     assert counts(path, "--group-by", "meta.turn") == {None: (4, 0.5), "0": (2, 0), "1": (2, 1)}
 
 
-def test_free_texts_of_a_groups_file_are_no_groups(tmp_path: Path) -> None:
+def test_free_texts_of_a_groups_file_are_not_groups(tmp_path: Path) -> None:
     """`annotations.json` itself as --groups: neither what the judge wrote nor what it is called is a group."""
     path = write(tmp_path / "annotations.json", annotations())
     assert set(counts(path, "--groups", path)) == {None, "a", "b", "c", "a / c", "b / c"}
@@ -205,13 +217,16 @@ def test_free_texts_of_a_groups_file_are_no_groups(tmp_path: Path) -> None:
             ("--group-by", "data_set"),
             "row 1: no row has a field 'data_set' to group by; fields: instruction, output_1,",
         ),
-        (("--group-by", "extra"), "row 2: field 'extra' is no group; a group is a number, or one line of"),
-        (("--group-by", "raw_completion"), "row 1: field 'raw_completion' is no group; a group is a number, or one"),
-        (("--groups", "g.json", "--group-by", "dataset"), "one object of instructions has no fields to group by"),
-        (("--groups", "h.json"), "no groups in it: a group is one line of at most 80 characters, which why is not"),
+        (("--group-by", "extra"), "row 2: field 'extra' cannot be a group; a group is a number, or one line of"),
+        (("--group-by", "raw_completion"), "row 1: field 'raw_completion' cannot be a group; a group is a number"),
+        (("--groups", "g.json", "--group-by", "dataset"), "one object of instructions, without fields to group by"),
+        (
+            ("--groups", "h.json"),
+            "a group is one line of at most 80 characters, and these fields hold something else in some rows: why",
+        ),
     ],
 )
-def test_fields_that_are_no_groups_are_told(
+def test_fields_that_cannot_be_groups_are_errors(
     arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -224,15 +239,15 @@ def test_fields_that_are_no_groups_are_told(
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("ab"), st.sampled_from(["x", "y", "z"])), min_size=1, max_size=6))
-def test_two_ways_of_grouping_never_share_a_name(ways: list[dict[str, str]]) -> None:
+def test_two_fields_never_share_a_name_of_a_group(ways: list[dict[str, str]]) -> None:
     """A name stands for one field and one word, in every row."""
     meant: dict[str, set[tuple[str, str]]] = {}
-    for of, named in zip(ways, grouping.names(ways), strict=True):
+    for of, named in zip(ways, grouping.name_groups(ways), strict=True):
         for pair, name in zip(of.items(), named, strict=False):
             meant.setdefault(name, set()).add(pair)
     assert all(len(pairs) == 1 for pairs in meant.values())
 
 
 def test_a_field_with_dots_in_its_name_is_found_first() -> None:
-    assert grouping.group(Row("x:1", "x", {"a.b": "whole", "a": {"b": "nested"}}), "a.b") == "whole"
-    assert grouping.group(Row("x:1", "x", {"a": {"b": True}}), "a.b") == "True"
+    assert grouping.read_group(Row("x:1", "x", {"a.b": "whole", "a": {"b": "nested"}}), "a.b") == "whole"
+    assert grouping.read_group(Row("x:1", "x", {"a": {"b": True}}), "a.b") == "True"

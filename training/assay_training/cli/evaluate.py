@@ -1,4 +1,7 @@
-"""`assay evaluate …`. Imports only typer and the standard library at the top; the rest later."""
+"""Define `assay evaluate …`.
+
+Only light modules are imported at the top. Each command imports the rest when it runs, so that `--help` is fast.
+"""
 
 import json
 import shlex
@@ -21,87 +24,103 @@ T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate judgments and rewards.")
 
-Files = Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)]
+Files = Annotated[list[Path], typer.Argument(help="JSON or JSON lines, may be gzipped.", exists=True, dir_okay=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print all numbers as JSON instead of the table.")]
-Html = Annotated[Path | None, typer.Option(help="Also write a page with plots, command and data hashes.")]
-Judged = Annotated[list[str], typer.Argument(metavar="FORMAT:PATH...", show_default=False, help="What was judged.")]
-Models = Annotated[list[str] | None, typer.Option(help="Signals and blends; default: all that are served.")]
-GroupBy = Annotated[str | None, typer.Option(help="A field of the rows (subset) by which lines are split.")]
-Fields = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=FIELD", help="Read a row's FIELD as NAME (prompt=question).")
+Html = Annotated[
+    Path | None, typer.Option(help="Also write an HTML page with plots, the command and hashes of the data.")
 ]
-LargestGap = Annotated[float | None, typer.Option(help="Of preferences: the margin that counts as a gap of 1.")]
-Reference = Annotated[str | None, typer.Option(help="Model of output_1 where rows name only `generator`.")]
+Judged = Annotated[
+    list[str], typer.Argument(metavar="FORMAT:PATH...", show_default=False, help="Judged completions to score.")
+]
+Models = Annotated[list[str] | None, typer.Option(help="Signals and blends to evaluate; default: all that are served.")]
+GroupBy = Annotated[str | None, typer.Option(help="Field of the rows, such as subset; each value gets its own lines.")]
+Fields = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=FIELD", help="Read FIELD of each row as NAME, as in prompt=question.")
+]
+LargestGap = Annotated[
+    float | None, typer.Option(help="For the format preferences: the margin that counts as a gap of 1.")
+]
+Reference = Annotated[str | None, typer.Option(help="Name of the model of output_1 in rows that do not name it.")]
 
 
 @app.command("winrate")
 def winrate(
     files: Files,
-    groups: Annotated[Path | None, typer.Option(help="JSON: instructions and their groups.", exists=True)] = None,
+    groups: Annotated[
+        Path | None, typer.Option(help="JSON file of instructions with their groups.", exists=True)
+    ] = None,
     group_by: Annotated[
-        list[str] | None, typer.Option(help="A field that is a group (dataset): of --groups, else of the rows.")
+        list[str] | None,
+        typer.Option(help="Field to group by, such as dataset, in --groups if given, else in the rows."),
     ] = None,
     reference: Reference = None,
-    ddof: Annotated[int, typer.Option(help="SE from n - 1 (1) or n (0).", min=0, max=1)] = 1,
+    ddof: Annotated[
+        int, typer.Option(help="Divide the variance by n - 1 (1) or by n (0) for the SE.", min=0, max=1)
+    ] = 1,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
-    """Win rates from AlpacaEval's rows."""
+    """Compute win rates from rows of AlpacaEval."""
     from assay_training.evaluation.judgments.instructions import read_groups  # noqa: PLC0415
     from assay_training.evaluation.judgments.verdicts import read_verdicts  # noqa: PLC0415
-    from assay_training.evaluation.judgments.winrate import in_groups  # noqa: PLC0415
-    from assay_training.evaluation.judgments.winrate import winrate as evaluate  # noqa: PLC0415
+    from assay_training.evaluation.judgments.winrate import assign_groups, tabulate_win_rates  # noqa: PLC0415
 
     with plain_errors("evaluate winrate"):
+        # With --groups, --group-by names fields of that file and not of the rows.
         verdicts = read_verdicts(files, reference, () if groups else group_by or ())
-        found = _some(verdicts.records, files)
+        records = _require_rows(verdicts.records, files)
         if groups is not None:
-            of = read_groups(groups, group_by or ())
-            found = [in_groups(verdict, of) for verdict in found]
-        table = evaluate(replace(verdicts, records=found), ddof=ddof)
-        finish(table, [*files, *([groups] if groups else [])], as_json, html)
+            by_instruction = read_groups(groups, group_by or ())
+            records = [assign_groups(verdict, by_instruction) for verdict in records]
+        table = tabulate_win_rates(replace(verdicts, records=records), ddof=ddof)
+        show_table(table, [*files, *([groups] if groups else [])], as_json, html)
 
 
 @app.command("vote")
 def vote(
     files: Files,
-    keys: Annotated[Path, typer.Option(help="Which model wrote which response.", exists=True, dir_okay=False)],
+    keys: Annotated[Path, typer.Option(help="Key: which model wrote which completion.", exists=True, dir_okay=False)],
     as_json: Json = False,
     html: Html = None,
 ) -> None:
-    """Ballots to points, under every rule for ties; a file per group of voters."""
+    """Compute points from ballots under every rule for ties; give one file for each group of voters."""
     from assay_training.evaluation.judgments.ballots import read_polls  # noqa: PLC0415
-    from assay_training.evaluation.judgments.vote import vote as evaluate  # noqa: PLC0415
+    from assay_training.evaluation.judgments.vote import tabulate_votes  # noqa: PLC0415
 
     with plain_errors("evaluate vote"):
-        table = evaluate(_some(read_polls(files, keys), files))
-        finish(table, [*files, keys], as_json, html)
+        table = tabulate_votes(_require_rows(read_polls(files, keys), files))
+        show_table(table, [*files, keys], as_json, html)
 
 
 @app.command("judge")
 def judge(  # noqa: PLR0913, PLR0917 - the options of a command
     files: Files,
-    url: Annotated[str, typer.Option(help="Of an OpenAI-compatible API, up to /v1.")],
-    model: Annotated[str, typer.Option(help="The judge, as the API knows it.")],
-    out: Annotated[Path, typer.Option(help="Where the verdicts go; answers go to OUT.answers.jsonl.", dir_okay=False)],
-    order: Annotated[str, typer.Option(help="Show each pair in `both` orders, or in a `random` one.")] = "both",
+    url: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible API, up to and including /v1.")],
+    model: Annotated[str, typer.Option(help="Name of the judge at the API.")],
+    out: Annotated[
+        Path, typer.Option(help="File for the verdicts; answers are kept in OUT.answers.jsonl.", dir_okay=False)
+    ],
+    order: Annotated[str, typer.Option(help="Show each pair in `both` orders, or in one `random` order.")] = "both",
     prices: Annotated[
-        tuple[float, float] | None, typer.Option(help="Of a million tokens of prompt and of answer.")
+        tuple[float, float] | None,
+        typer.Option(help="Prices of a million prompt tokens and of a million answer tokens."),
     ] = None,
     reference: Reference = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
-    """Let a language model judge pairs of outputs. Interrupted, it goes on; what was answered is never asked again."""
+    """Let a language model judge pairs of outputs. A repeated command asks only the questions without an answer."""
     from assay_training.evaluation.judgments.judge import judge_all  # noqa: PLC0415
-    from assay_training.evaluation.judgments.verdicts import read_contests  # noqa: PLC0415
+    from assay_training.evaluation.judgments.verdicts import read_output_pairs  # noqa: PLC0415
 
     with plain_errors("evaluate judge"):
+        # Before anything is asked: an answer costs money, and its verdict must have a place.
         _check_outputs(files, out, html)
-        contests = _some(read_contests(files, reference), files)
-        table, rows, failed = judge_all(contests, url, model, out, order, prices)
+        pairs = _require_rows(read_output_pairs(files, reference), files)
+        table, rows, failed = judge_all(pairs, url, model, out, order, prices)
         out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-        finish(table, files, as_json, html)
+        show_table(table, files, as_json, html)
+    # The verdicts are written, but a script must not take them for complete.
     if failed:
         raise typer.Exit(1)
 
@@ -109,31 +128,30 @@ def judge(  # noqa: PLR0913, PLR0917 - the options of a command
 @app.command("task")
 def task(
     files: Files,
-    out: Annotated[Path, typer.Option(help="Where the task goes, without names of models.", dir_okay=False)],
-    keys: Annotated[Path, typer.Option(help="Where the names go.", dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="File for the task, without names of models.", dir_okay=False)],
+    keys: Annotated[Path, typer.Option(help="File for the key with the names.", dir_okay=False)],
     reference: Reference = None,
 ) -> None:
-    """Make a ranking task for people out of outputs; its ballots are for `vote`."""
-    from assay_training.evaluation.judgments.task import export  # noqa: PLC0415
-    from assay_training.evaluation.judgments.verdicts import read_contests  # noqa: PLC0415
+    """Write a ranking task for people from pairs of outputs; `vote` reads it with its ballots filled in."""
+    from assay_training.evaluation.judgments.task import build_task  # noqa: PLC0415
+    from assay_training.evaluation.judgments.verdicts import read_output_pairs  # noqa: PLC0415
 
     with plain_errors("evaluate task"):
         _check_outputs(files, out, keys)
-        contests = _some(read_contests(files, reference), files)
-        made, key = export(contests)
-        out.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+        pairs = _require_rows(read_output_pairs(files, reference), files)
+        built, key = build_task(pairs)
+        out.write_text(json.dumps(built, indent=1, ensure_ascii=False) + "\n")
         keys.write_text(json.dumps(key, indent=1, ensure_ascii=False) + "\n")
 
 
 @app.command("absolute")
 def absolute(files: Files, as_json: Json = False, html: Html = None) -> None:
-    """Errors by bucket of the label, from rows of label and prediction."""
-    from assay_training.evaluation.rewards.absolute import absolute as evaluate  # noqa: PLC0415
-    from assay_training.evaluation.rewards.absolute import read_qualities  # noqa: PLC0415
+    """Compute errors by bucket of the label, from rows with label and prediction."""
+    from assay_training.evaluation.rewards.absolute import read_predictions, tabulate_errors  # noqa: PLC0415
 
     with plain_errors("evaluate absolute"):
-        table = evaluate({str(path): read_qualities(path) for path in files})
-        finish(table, files, as_json, html)
+        table = tabulate_errors({str(path): read_predictions(path) for path in files})
+        show_table(table, files, as_json, html)
 
 
 @app.command("agreement")
@@ -148,15 +166,16 @@ def agreement(  # noqa: PLR0913, PLR0917 - the options of a command
     as_json: Json = False,
     html: Html = None,
 ) -> None:
-    """How often served signals and blends agree with judges or people, beside the length baseline."""
-    from assay_training.evaluation.rewards.agreement import agreement as evaluate  # noqa: PLC0415
-    from assay_training.evaluation.rewards.asked import of_rankings  # noqa: PLC0415
-    from assay_training.evaluation.rewards.reading import Reading, fields_of  # noqa: PLC0415
+    """Compute how often served signals and blends agree with judges or people, with length as the baseline."""
+    from assay_training.evaluation.rewards.agreement import tabulate_agreement  # noqa: PLC0415
+    from assay_training.evaluation.rewards.evaluate import evaluate_rankings  # noqa: PLC0415
+    from assay_training.evaluation.rewards.options import ReadOptions, parse_fields  # noqa: PLC0415
 
     with plain_errors("evaluate agreement"):
-        _check_outputs(_files(judged), html)
-        reading = Reading(reference, group_by, largest_gap, fields_of(field or []))
-        finish(of_rankings(evaluate, judged, reading, url, model or []), _files(judged), as_json, html)
+        _check_outputs(_list_files(judged), html)
+        options = ReadOptions(reference, group_by, largest_gap, parse_fields(field or []))
+        table = evaluate_rankings(tabulate_agreement, judged, options, url, model or [])
+        show_table(table, _list_files(judged), as_json, html)
 
 
 @app.command("margins")
@@ -171,15 +190,16 @@ def margins(  # noqa: PLR0913, PLR0917 - the options of a command
     as_json: Json = False,
     html: Html = None,
 ) -> None:
-    """How served margins are distributed and calibrated, and what length has to do with scores."""
-    from assay_training.evaluation.rewards.asked import of_rankings  # noqa: PLC0415
-    from assay_training.evaluation.rewards.margins import margins as evaluate  # noqa: PLC0415
-    from assay_training.evaluation.rewards.reading import Reading, fields_of  # noqa: PLC0415
+    """Compute how served margins are distributed and calibrated, and how scores depend on length."""
+    from assay_training.evaluation.rewards.evaluate import evaluate_rankings  # noqa: PLC0415
+    from assay_training.evaluation.rewards.margins import tabulate_margins  # noqa: PLC0415
+    from assay_training.evaluation.rewards.options import ReadOptions, parse_fields  # noqa: PLC0415
 
     with plain_errors("evaluate margins"):
-        _check_outputs(_files(judged), html)
-        reading = Reading(reference, group_by, largest_gap, fields_of(field or []))
-        finish(of_rankings(evaluate, judged, reading, url, model or []), _files(judged), as_json, html)
+        _check_outputs(_list_files(judged), html)
+        options = ReadOptions(reference, group_by, largest_gap, parse_fields(field or []))
+        table = evaluate_rankings(tabulate_margins, judged, options, url, model or [])
+        show_table(table, _list_files(judged), as_json, html)
 
 
 @app.command("best-of-n")
@@ -187,68 +207,90 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - the options of a command
     judged: Judged,
     url: Url = LOCAL,
     model: Models = None,
-    gold: Annotated[str | None, typer.Option(help="A served model to judge by, instead of the labels.")] = None,
+    gold: Annotated[
+        str | None, typer.Option(help="Served model whose scores are the gold values, instead of the labels.")
+    ] = None,
     group_by: GroupBy = None,
     field: Fields = None,
     as_json: Json = False,
     html: Html = None,
 ) -> None:
-    """What the best of N by served rewards is worth by labels, or by another model."""
-    from assay_training.evaluation.rewards.asked import of_candidates  # noqa: PLC0415
-    from assay_training.evaluation.rewards.reading import Reading, fields_of  # noqa: PLC0415
+    """Compute the gold value of the best of N by served rewards; labels or another model give gold values."""
+    from assay_training.evaluation.rewards.evaluate import evaluate_candidates  # noqa: PLC0415
+    from assay_training.evaluation.rewards.options import ReadOptions, parse_fields  # noqa: PLC0415
 
     with plain_errors("evaluate best-of-n"):
-        _check_outputs(_files(judged), html)
-        reading = Reading(by=group_by, fields=fields_of(field or []))
-        finish(of_candidates(judged, reading, url, model or [], gold), _files(judged), as_json, html)
+        _check_outputs(_list_files(judged), html)
+        options = ReadOptions(by=group_by, fields=parse_fields(field or []))
+        table = evaluate_candidates(judged, options, url, model or [], gold)
+        show_table(table, _list_files(judged), as_json, html)
 
 
-def _some(rows: list[T], files: Sequence[Path]) -> list[T]:
+def _require_rows(rows: list[T], files: Sequence[Path]) -> list[T]:
+    """Return the rows of files, or raise if there are none."""
     if not rows:
-        raise ValueError(f"{', '.join(map(str, files))}: no rows")
+        raise ValueError(f"{', '.join(map(str, files))}: found no rows to evaluate")
     return rows
 
 
-def _files(judged: Sequence[str]) -> list[Path]:
-    from assay_training.evaluation.rewards.judged import files_of  # noqa: PLC0415
+def _list_files(judged: Sequence[str]) -> list[Path]:
+    from assay_training.evaluation.rewards.inputs import list_files  # noqa: PLC0415
 
-    return [path for given in judged for path in files_of(given)]
+    return [path for given in judged for path in list_files(given)]
 
 
 def _check_outputs(inputs: Sequence[Path], *outputs: Path | None) -> None:
-    """That nothing is written over, or where it could not be read again.
+    """Check that every output can be written and overwrites neither an input nor another output.
+
+    Args:
+        inputs: files that the command reads.
+        outputs: files that it writes; `None` for those that were not requested.
 
     Raises:
-        ValueError: an output is an input or another output, ends in .gz, or has no folder.
+        ValueError: an output is an input or another output, ends in .gz, or its folder does not exist.
     """
+    # Resolved, so that two spellings of one path and links to one file are recognized.
     taken = {path.resolve() for path in inputs}
     for out in outputs:
         if out is None:
             continue
         if out.resolve() in taken:
-            raise ValueError(f"{out}: is read, or written already; name another file")
+            raise ValueError(f"{out}: the command already reads or writes this file; choose another output")
         if out.suffix == ".gz":
-            raise ValueError(f"{out}: is written as plain text; name it without .gz")
+            raise ValueError(f"{out}: the output is plain text; choose a name without .gz")
         if not out.parent.is_dir():
-            raise ValueError(f"{out}: no such folder")
+            raise ValueError(f"{out}: the folder {out.parent} does not exist; create it first")
         taken.add(out.resolve())
 
 
-def finish(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | None) -> None:
-    """Shows a table in the forms that were asked for."""
+def show_table(table: "Table", paths: Sequence[Path], as_json: bool, html: Path | None) -> None:
+    """Print a table as text or JSON, and write its HTML page if one was requested.
+
+    With `as_json`, the notes are printed to standard error, so that standard output is valid JSON.
+
+    Args:
+        table: table to show.
+        paths: files that were read, whose hashes are in the page.
+        as_json: whether to print JSON.
+        html: file for the page, or `None`.
+
+    Raises:
+        ValueError: a record holds NaN or infinity, or `html` cannot be written.
+    """
     from rich.console import Console  # noqa: PLC0415
 
     from assay_training.evaluation import report  # noqa: PLC0415
 
-    numbers = report.as_json(table)  # first, as it refuses what is no number
+    # The JSON is made first in any case: it refuses NaN and infinity before anything is written.
+    numbers = report.to_json(table)
     _check_outputs(paths, html)
     if html is not None:
-        provenance = report.Provenance.of(shlex.join(["assay", *sys.argv[1:]]), paths)
-        html.write_text(report.as_html(table, provenance))
+        provenance = report.Provenance.compute(shlex.join(["assay", *sys.argv[1:]]), paths)
+        html.write_text(report.to_html(table, provenance))
     if as_json:
         typer.echo(numbers)
         for note in table.notes:
             typer.echo(note, err=True)
     else:
-        # COLUMNS if it is set, else the terminal's width; a pipe has none
-        report.show(table, Console(), shutil.get_terminal_size((0, 0)).columns or None)
+        # The width is COLUMNS if that is set, otherwise the terminal's. A pipe has no width, and its lines are not cut.
+        report.print_table(table, Console(), shutil.get_terminal_size((0, 0)).columns or None)

@@ -1,4 +1,7 @@
-"""`assay train …` and `assay report`. Imports only typer and the standard library at the top; the rest later."""
+"""Define `assay train …` and `assay report`.
+
+Only light modules are imported at the top. Each command imports the rest when it runs, so that `--help` is fast.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,49 +22,59 @@ app.add_typer(train, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 
 
-def _printing(command: str) -> Callable[[bool], None]:
-    """Return the callback of a command's `--example`, which prints a configuration to start from and ends it."""
+def _make_example_callback(command: str) -> Callable[[bool], None]:
+    """Return the callback of a command's `--example`, which prints an example configuration and exits."""
 
-    def show(wanted: bool) -> None:
-        if wanted:
-            from importlib.resources import files  # noqa: PLC0415 - only where it is asked for
+    def print_example(is_requested: bool) -> None:
+        if is_requested:
+            from importlib.resources import files  # noqa: PLC0415 - only if it is requested
 
             typer.echo(files("assay_training").joinpath("example_configs", f"{command}.yaml").read_text(), nl=False)
             raise typer.Exit
 
-    return show
+    return print_example
 
 
-def _read_first(path: Path, kind: "type[RunConfig]") -> None:
-    """Tell what is wrong with a configuration before torch is imported, which takes seconds.
+def _check_config(path: Path, kind: "type[RunConfig]") -> None:
+    """Check a configuration before torch is imported, which takes seconds.
+
+    Args:
+        path: YAML file of the configuration.
+        kind: class of the configuration.
 
     Raises:
-        ConfigError: see `config.base.read`.
+        ConfigError: the file cannot be read, or a key or a value is wrong.
     """
     from assay_training.config.base import read  # noqa: PLC0415 - only when the command runs
 
     read(path, kind)
 
 
-def _example(command: str) -> Any:  # noqa: ANN401 - typer's
-    told = "Print a configuration to start from, and end."
-    return typer.Option("--example", help=told, is_eager=True, callback=_printing(command))
+def _make_example_option(command: str) -> Any:  # noqa: ANN401 - typer's
+    # Eager options are handled before the others are checked, so that --example needs neither --config nor --data.
+    return typer.Option(
+        "--example",
+        help="Print an example configuration and exit.",
+        is_eager=True,
+        callback=_make_example_callback(command),
+    )
 
 
 Config = Annotated[Path, typer.Option(help="YAML configuration of the run.", exists=True, dir_okay=False)]
-Data = Annotated[Path, typer.Option(help="Folder that holds the sources' folders.", exists=True, file_okay=False)]
-Out = Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME. A run that is there is resumed.")]
+Data = Annotated[Path, typer.Option(help="Folder with a folder for each source.", exists=True, file_okay=False)]
+Out = Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME. A run already in it is resumed.")]
 
 
 @train.command("reward")
 def train_reward(
-    config: Config, data: Data, out: Out = None, example: Annotated[bool, _example("reward")] = False
+    config: Config, data: Data, out: Out = None, example: Annotated[bool, _make_example_option("reward")] = False
 ) -> None:
-    """Train a preference or absolute reward model, and test it on held-out groups or fold by fold."""
+    """Train a preference or absolute reward model, and test it on held-out groups or by cross-validation."""
     from assay_training.config.reward import RewardConfig  # noqa: PLC0415 - only when the command runs
 
+    # The configuration is checked first: importing torch takes seconds, an error in a key should not.
     with plain_errors("train reward"):
-        _read_first(config, RewardConfig)
+        _check_config(config, RewardConfig)
         from assay_training.reward_model.command import run  # noqa: PLC0415 - heavy, only when the command runs
 
         checkpoint = run(config, data, out)
@@ -70,12 +83,14 @@ def train_reward(
 
 
 @train.command("sft")
-def train_sft(config: Config, data: Data, out: Out = None, example: Annotated[bool, _example("sft")] = False) -> None:
-    """Train a policy on dialogues or texts, in one stage or several."""
+def train_sft(
+    config: Config, data: Data, out: Out = None, example: Annotated[bool, _make_example_option("sft")] = False
+) -> None:
+    """Train a policy on dialogues or texts by supervised fine-tuning, in one or more stages."""
     from assay_training.config.sft import SftConfig  # noqa: PLC0415 - only when the command runs
 
     with plain_errors("train sft"):
-        _read_first(config, SftConfig)
+        _check_config(config, SftConfig)
         from assay_training.sft import run  # noqa: PLC0415 - heavy, only when the command runs
 
         typer.echo(run(config, data, out))
@@ -87,13 +102,13 @@ def train_ppo(
     data: Data,
     url: Url = LOCAL,
     out: Out = None,
-    example: Annotated[bool, _example("ppo")] = False,
+    example: Annotated[bool, _make_example_option("ppo")] = False,
 ) -> None:
-    """Train a policy on the rewards of a running service."""
+    """Train a policy by PPO on the rewards of a running service."""
     from assay_training.config.ppo import PpoConfig  # noqa: PLC0415 - only when the command runs
 
     with plain_errors("train ppo"):
-        _read_first(config, PpoConfig)
+        _check_config(config, PpoConfig)
         from assay_training.rl.ppo import run  # noqa: PLC0415 - heavy, only when the command runs
 
         typer.echo(run(config, data, out, url))
@@ -105,13 +120,13 @@ def train_rejection(
     data: Data,
     url: Url = LOCAL,
     out: Out = None,
-    example: Annotated[bool, _example("rejection")] = False,
+    example: Annotated[bool, _make_example_option("rejection")] = False,
 ) -> None:
-    """Train a policy on the best of its own samples by a running service, in rounds."""
+    """Train a policy by rejection sampling, on its own completions with the best rewards of a running service."""
     from assay_training.config.rejection import RejectionConfig  # noqa: PLC0415 - only when the command runs
 
     with plain_errors("train rejection"):
-        _read_first(config, RejectionConfig)
+        _check_config(config, RejectionConfig)
         from assay_training.rl.rejection import run  # noqa: PLC0415 - heavy, only when the command runs
 
         typer.echo(run(config, data, out, url))
@@ -119,17 +134,19 @@ def train_rejection(
 
 @app.command("report")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", exists=True, file_okay=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Directories of the runs.", exists=True, file_okay=False)
+    ],
     as_json: evaluate.Json = False,
     html: evaluate.Html = None,
 ) -> None:
-    """Lay runs over each other: what they came to, and with --html how they got there."""
+    """Compare runs in a table of their last steps and, with --html, in plots over all steps."""
     from assay_training.evaluation.runs import compare_runs  # noqa: PLC0415
 
     with plain_errors("report"):
         table = compare_runs(runs)
-        read = [run / name for run in runs for name in ("run.json", "metrics.jsonl")]
-        evaluate.finish(table, [path for path in read if path.is_file()], as_json, html)
+        inputs = [run / name for run in runs for name in ("run.json", "metrics.jsonl")]
+        evaluate.show_table(table, [path for path in inputs if path.is_file()], as_json, html)
 
 
 @train.callback()

@@ -1,4 +1,4 @@
-"""Groups that fields of the rows form: a data set, a category, a subset."""
+"""Group rows by their fields, such as a data set, a category or a subset."""
 
 import math
 from collections import Counter
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from assay_training.records.record import RecordError
 from assay_training.records.rows import Row
 
-LONGEST = 80  # characters of a group's name; a text that is longer, or has several lines, is no name
+LONGEST = 80  # characters; a text that is longer, or has several lines, is not the name of a group
 
 
-def require(rows: Iterable[Row], field: str) -> None:
-    """Check that a field to group by is there at all.
+def check_field(rows: Iterable[Row], field: str) -> None:
+    """Check that at least one row has a field to group by.
 
     Raises:
         RecordError: no row has it; the message lists the fields of the first row.
@@ -19,28 +19,30 @@ def require(rows: Iterable[Row], field: str) -> None:
     first = None
     for row in rows:
         first = first or row
-        if _found(row, field) is not None:
+        if _find_value(row, field) is not None:
             return
     if first is not None:
         raise RecordError(f"{first.where}: no row has a field {field!r} to group by; fields: {', '.join(first.fields)}")
 
 
-def group(row: Row, field: str) -> str:
-    """Return the group that a row is in: the field's text or number, or `no FIELD` where it is missing or null.
+def read_group(row: Row, field: str) -> str:
+    """Return the group of a row: the field's text or number, or `no FIELD` where it is missing or null.
 
     Args:
-        row: of the file.
-        field: its name, which may lead into nested objects by dots.
+        row: row to group.
+        field: name of the field; dots lead into nested objects.
 
     Raises:
         RecordError: the field holds a long text, a list or an object.
     """
-    value = _found(row, field)
+    value = _find_value(row, field)
     if value is None:
         return f"no {field}"
     if isinstance(value, int | float) or (isinstance(value, str) and is_short(value)):
-        return spelled(value)
-    raise row.error(f"field {field!r} is no group; a group is a number, or one line of at most {LONGEST} characters")
+        return format_name(value)
+    raise row.error(
+        f"field {field!r} cannot be a group; a group is a number, or one line of at most {LONGEST} characters"
+    )
 
 
 def is_short(value: object) -> bool:
@@ -48,31 +50,35 @@ def is_short(value: object) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST and len(value.splitlines()) == 1
 
 
-def spelled(value: str | float) -> str:
-    """Return a name as a text; pandas writes the whole number 375 as 375.0 where other rows of the column have none."""
+def format_name(value: str | float) -> str:
+    """Return a name as a text, and a whole number without its fraction.
+
+    pandas writes 375 as 375.0 in a column where some rows have no value.
+    """
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def names(ways: Sequence[Mapping[str, str]]) -> list[tuple[str, ...]]:
-    """Return the names of the groups that every row is in: one for each way of grouping, and one for all ways together.
+def name_groups(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, ...]]:
+    """Return the names of every row's groups: one for each field, and one for the combination of all fields.
 
-    Where some word is a group in two ways, every name says its way: `category=koala`.
+    If a value occurs in two fields, every name contains its field: `category=koala`.
 
     Args:
-        ways: by row, its group by the field that says it; a row may lack some of them.
+        rows: each row's value by field; a row may lack some of the fields.
     """
-    fields = {field for of in ways for field in of}
-    words = Counter(word for _, word in {pair for of in ways for pair in of.items()})
-    shared = any(count > 1 for count in words.values())
-    found = []
-    for of in ways:
-        named = [f"{field}={word}" if shared else word for field, word in of.items()]
-        found.append((*named, *([" / ".join(named)] if len(named) == len(fields) > 1 else [])))
-    return found
+    fields = {field for row in rows for field in row}
+    counts = Counter(value for _, value in {pair for row in rows for pair in row.items()})
+    is_shared = any(count > 1 for count in counts.values())
+    names = []
+    for row in rows:
+        named = [f"{field}={value}" if is_shared else value for field, value in row.items()]
+        # A row that lacks a field is in no combination, as this would be the same group as one of its fields.
+        names.append((*named, *([" / ".join(named)] if len(named) == len(fields) > 1 else [])))
+    return names
 
 
-def missing(value: object) -> bool:
-    """Return whether a field says nothing: null, NaN (as pandas writes missing values), or a blank text."""
+def is_missing(value: object) -> bool:
+    """Return whether a value is null, NaN (as pandas writes missing values) or a blank text."""
     return (
         value is None
         or (isinstance(value, float) and math.isnan(value))
@@ -80,11 +86,12 @@ def missing(value: object) -> bool:
     )
 
 
-def _found(row: Row, field: str) -> object:
-    """Return the field's value, looked up by its whole name first, or `None` where it says nothing."""
+def _find_value(row: Row, field: str) -> object:
+    """Return a field's value, or `None` where it is missing."""
     value: object = row.fields.get(field)
+    # The whole name is looked up first: a field's own name may contain dots.
     if field not in row.fields:
         value = row.fields
         for part in field.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-    return None if missing(value) else value
+    return None if is_missing(value) else value

@@ -1,4 +1,4 @@
-"""What the directory of a run tells of its course, be the run finished, killed or at work."""
+"""Read the history of a run from its directory, whether the run is finished, stopped or still running."""
 
 import math
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ from typing import Any
 from assay_training.records.record import RecordError
 from assay_training.records.rows import Row, json_of, rows_of_file
 
-TOTALS = {"ppo": "steps", "rounds": "rounds"}  # part -> where a configuration says how many steps it has
+TOTALS = {"ppo": "steps", "rounds": "rounds"}  # part of a run -> configuration key with its number of steps
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run.
+    """A run as it is shown in a report.
 
     Attributes:
-        name: what tells it from others.
-        reward: what its scores are of, in words; None where it has none.
-        finished: whether it has come to its results.
+        name: name that distinguishes it from the other runs of the report.
+        reward: model or blend that gave the scores, as text; `None` for a run without scores.
+        finished: whether the run has written its results.
     """
 
     name: str
@@ -29,75 +29,79 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class RunHistory:
-    """The steps of one part of a run.
+    """The metrics of one part of a run, such as `ppo`.
 
     Attributes:
-        run: whose.
-        part: of the run.
-        of: how many steps it is to have; None where the configuration does not say.
-        rows: by step.
+        run: run that the part belongs to.
+        part: name of the part.
+        total: number of steps that the configuration asks for; `None` if it does not say.
+        rows: metrics of each step.
     """
 
     run: Run
     part: str
-    of: int | None
+    total: int | None
     rows: tuple[Row, ...]
 
-    def points(self, name: str) -> list[tuple[float, float]]:
-        """Step and value of what is counted under a name, but for values that are not finite.
+    def read_points(self, name: str) -> list[tuple[float, float]]:
+        """Return the step and the value of every finite value of a metric.
 
         Raises:
-            RecordError: one is no number.
+            RecordError: a value is not a number.
         """
-        return [(float(row.get("step", int)), value) for row, value in self._values(name) if math.isfinite(value)]
+        return [(float(row.get("step", int)), value) for row, value in self._read_values(name) if math.isfinite(value)]
 
-    def lost(self, name: str) -> int:
-        """How many values are not finite.
+    def count_not_finite(self, name: str) -> int:
+        """Return how many values of a metric are infinite or NaN.
 
         Raises:
-            RecordError: one is no number.
+            RecordError: a value is not a number.
         """
-        return sum(not math.isfinite(value) for _, value in self._values(name))
+        return sum(not math.isfinite(value) for _, value in self._read_values(name))
 
     @property
     def fingerprints(self) -> set[str]:
-        """Of the models that gave the scores.
+        """Return the fingerprints of the models that gave the scores.
 
         Raises:
-            RecordError: one is no text.
+            RecordError: a fingerprint is not a text.
         """
         return {row.text("fingerprint") for row in self.rows if "fingerprint" in row.fields}
 
-    def _values(self, name: str) -> list[tuple[Row, float]]:
+    def _read_values(self, name: str) -> list[tuple[Row, float]]:
         return [(row, row.get(name, float)) for row in self.rows if name in row.fields]
 
 
 def read_run(directory: Path, name: str) -> tuple[Run, list[RunHistory]]:
-    """A run and every part of it that has a step.
+    """Read a run and the history of every part that has a finished step.
 
     Args:
-        directory: of the run.
-        name: that it gets.
+        directory: directory of the run.
+        name: name of the run in the report.
 
     Raises:
-        RecordError: the directory is no run's, or a row is not one of metrics.
+        RecordError: the directory is not that of a run, or a row of metrics is malformed.
     """
     metrics, recorded = directory / "metrics.jsonl", directory / "run.json"
     if not (metrics.is_file() or recorded.is_file()):
-        raise RecordError(f"{directory} is no run's directory: it has no metrics.jsonl")
+        raise RecordError(f"{directory}: not the directory of a run: it has neither metrics.jsonl nor run.json")
     config: Mapping[str, Any] = {}
     if recorded.is_file():
         config = Row(str(recorded), "run", json_of(recorded, dict)).get("config", dict)
     parts: dict[str, list[Row]] = {}
+    # A run that is still writing may have an unfinished last line, which `growing` skips.
     for row in rows_of_file(metrics, growing=True) if metrics.is_file() else ():
         row.get("step", int)
         parts.setdefault(row.text("part"), []).append(row)
-    run = Run(name, _reward(Row(str(recorded), "run", config)), (directory / "results.json").is_file())
+    run = Run(name, _describe_reward(Row(str(recorded), "run", config)), (directory / "results.json").is_file())
     return run, [RunHistory(run, part, config.get(TOTALS.get(part, "")), tuple(rows)) for part, rows in parts.items()]
 
 
-def _reward(config: Row) -> str | None:
-    """In words that are the same for the same reward, in whatever order its weights were written."""
+def _describe_reward(config: Row) -> str | None:
+    """Return the reward of a configuration as text, such as `0.25 preference + 0.75 absolute`.
+
+    Weights are sorted, so that equal rewards have equal texts in whatever order they were written.
+    """
     if "reward" not in config.fields:
         return None
     if config.get("reward", dict).get("weights") is None:

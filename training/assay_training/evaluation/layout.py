@@ -1,23 +1,23 @@
-"""How wide the columns of a printed table are, so that a line break never falls inside a number."""
+"""Choose the column widths of a printed table, so that a line break never falls inside a number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-LEAST_TEXT = 8  # terminal cells; a name that is folded more often than that cannot be read
+MIN_TEXT_WIDTH = 8  # terminal cells; below, names are broken into so many lines that they cannot be read
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
-    """The widths that a column can have, in terminal cells.
+class ColumnWidths:
+    """The widths that a column can have, in terminal cells, from the most comfortable to the narrowest.
 
     Attributes:
-        full: of its heading and its longest cell, each on one line.
-        headed: where the heading alone is wrapped between words; the least width of a column of numbers.
-        worded: where cells are wrapped between words as well.
-        least: where words are folded; equal to `headed` for numbers, which are never broken.
-        wraps: whether it holds texts, so that its cells may be wrapped.
+        full: width of its heading and its longest cell, each on one line.
+        headed: width with only the heading wrapped between words; the narrowest width of a column of numbers.
+        worded: width with cells wrapped between words as well.
+        least: width with words broken; equal to `headed` for numbers, which are never broken.
+        wraps: whether the column holds texts, whose cells may be wrapped.
     """
 
     full: int
@@ -27,12 +27,12 @@ class Extent:
     wraps: bool
 
     @classmethod
-    def of(cls, heading: str, cells: Sequence[str], *, wraps: bool) -> "Extent":
+    def measure(cls, heading: str, cells: Sequence[str], *, wraps: bool) -> "ColumnWidths":
         """Measure a column.
 
         Args:
-            heading: above it; a newline in it is a line break.
-            cells: its texts.
+            heading: text above the column; a newline in it is a line break.
+            cells: texts of the column.
             wraps: whether the cells may be wrapped.
         """
         longest = max((cell_len(cell) for cell in cells), default=0)
@@ -41,46 +41,48 @@ class Extent:
         if not wraps:
             return cls(full, headed, headed, headed, wraps)
         words = max(cell_len(word) for text in (heading, *cells) for word in text.split() or [""])
-        return cls(full, headed, words, min(LEAST_TEXT, words), wraps)
+        return cls(full, headed, words, min(MIN_TEXT_WIDTH, words), wraps)
 
 
-def fit(columns: Sequence[Extent], room: int | None) -> list[int | None]:
-    """Return the width of every column in terminal cells, `None` for one that is left out.
+def fit_widths(columns: Sequence[ColumnWidths], room: int | None) -> list[int | None]:
+    """Return the width of every column in terminal cells, or `None` for a column that is not shown.
 
-    Headings are wrapped first, then texts, widest column first. Where that is not enough, columns of numbers are left
-    out from the right. Columns of texts stay, since they say what a line is about. What still does not fit is as
-    wide as it has to be.
+    Headings are wrapped first, then texts, the widest column first. If that is not enough, columns of numbers are
+    hidden, from the right. Columns of texts stay, since they say what a line is about. A table that still does not
+    fit is wider than `room`.
 
     Args:
-        columns: what each needs.
-        room: the width of the terminal in cells, or `None` where lines may have any length.
+        columns: possible widths of each column.
+        room: width of the terminal in cells, or `None` if lines may have any length.
     """
     shown = list(range(len(columns)))
     while True:
-        widths = _widths([columns[i] for i in shown], room)
+        widths = _shrink([columns[i] for i in shown], room)
         numbers = [i for i in shown if not columns[i].wraps]
-        if room is None or line(widths) <= room or len(numbers) < 2:
+        if room is None or compute_line_width(widths) <= room or len(numbers) < 2:
             break
         shown.remove(numbers[-1])
     by_column = dict(zip(shown, widths, strict=True))
     return [by_column.get(i) for i in range(len(columns))]
 
 
-def line(widths: Sequence[int]) -> int:
+def compute_line_width(widths: Sequence[int]) -> int:
     """Return the width of a printed line: the columns, one blank between them and one at either end."""
     return sum(widths) + len(widths) + 1
 
 
-def _widths(columns: Sequence[Extent], room: int | None) -> list[int]:
+def _shrink(columns: Sequence[ColumnWidths], room: int | None) -> list[int]:
+    """Return the widths of columns that are all shown, no narrower than needed to fit."""
     widths = [column.full for column in columns]
     if room is None:
         return widths
+    # Each stage costs more legibility than the one before, so it begins only when that one is exhausted.
     for least in (
         [column.headed for column in columns],
         [column.worded for column in columns],
         [column.least for column in columns],
     ):
-        while line(widths) > room:
+        while compute_line_width(widths) > room:
             wider = [i for i, width in enumerate(widths) if width > least[i]]
             if not wider:
                 break

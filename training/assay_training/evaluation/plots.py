@@ -1,4 +1,4 @@
-"""Pictures of results."""
+"""Draw the plots of evaluations and runs, without a display."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,31 +10,39 @@ from assay_training.algorithms.statistics import Floats, moments
 from assay_training.evaluation.rows import Rows
 
 BINS = 60
-SIZE = (5.0, 3.2)
-MOST_INSIDE = 6  # lines in a legend within the axes; that of more stands beside them
-LETTER, LINE = 0.09, 0.24  # inches in a legend
+SIZE = (5.0, 3.2)  # inches
+MAX_LINES_INSIDE = 6  # lines in a legend within the axes; a longer legend is drawn beside them
+LETTER_WIDTH, LINE_HEIGHT = 0.09, 0.24  # inches in a legend, by which the figure grows with it
 
 
 def margins(rows: Rows, model: str) -> Figure:
-    """The distribution of a model's reward margins, a panel per source ([Margin] figure 1)."""
+    """Draw the distribution of a model's reward margins, one panel per source ([Margin] figure 1).
+
+    Args:
+        rows: rows of pairs.
+        model: name of a contender of `rows`.
+    """
     sources = [str(source) for source in np.unique(rows.sources)]
     figure = Figure(figsize=(4 * len(sources), 3.2), layout="constrained")
     for axes, source in zip(figure.subplots(1, len(sources), squeeze=False)[0], sources, strict=True):
         values = rows.values[model][rows.sources == source]
-        of = moments(values)
-        skewness = "–" if of.skewness is None else f"{of.skewness:.2f}"
+        measured = moments(values)
+        skewness = "–" if measured.skewness is None else f"{measured.skewness:.2f}"
         axes.hist(values, bins=BINS)
         axes.axvline(0, color="black", linewidth=1)
         axes.axvline(values.mean(), color="tab:red", linewidth=1)
-        axes.set_title(f"{source}, {of.n} pairs")
-        axes.set_xlabel(f"margin: mean {of.mean:.2f}, {of.share_negative:.0%} < 0, skewness {skewness}")
+        axes.set_title(f"{source}, {measured.n} pairs")
+        axes.set_xlabel(
+            f"margin: mean {measured.mean:.2f}, {measured.share_negative:.0%} negative, skewness {skewness}"
+        )
     return figure
 
 
 def curve(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> Figure:
-    """Points joined, with the diagonal where both are equal."""
+    """Draw connected points, with the diagonal on which x and y are equal."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
+    # The diagonal begins with the data, as σ(|margin|) is never below one half.
     axes.plot([min(x, default=0), 1], [min(x, default=0), 1], color="gray", linewidth=1)
     axes.plot(x, y, marker="o")
     axes.set(xlabel=x_label, ylabel=y_label)
@@ -42,9 +50,10 @@ def curve(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) ->
 
 
 def scatter(x: Floats, y: Floats, x_label: str, y_label: str) -> Figure:
-    """Points, as a raster: there may be many."""
+    """Draw points, fp64 `[n]` each."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
+    # As an image inside the SVG: one element per point would make the page slow.
     axes.scatter(x, y, s=4, alpha=0.3, rasterized=True)
     axes.set(xlabel=x_label, ylabel=y_label)
     return figure
@@ -53,11 +62,18 @@ def scatter(x: Floats, y: Floats, x_label: str, y_label: str) -> Figure:
 def lines(
     points: Mapping[str, Sequence[tuple[float, float]]], ticks: Mapping[float, str], x_label: str, y_label: str
 ) -> Figure:
-    """A line per name, over powers of two, which `ticks` name."""
+    """Draw one line per name over a logarithmic axis of base 2.
+
+    Args:
+        points: x and y of each point, by name.
+        ticks: labels by position on the x axis.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+    """
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    for name, of in points.items():
-        axes.plot([x for x, _ in of], [y for _, y in of], marker="o", label=name)
+    for name, pairs in points.items():
+        axes.plot([x for x, _ in pairs], [y for _, y in pairs], marker="o", label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set(xlabel=x_label, ylabel=y_label)
@@ -66,12 +82,12 @@ def lines(
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float]], x_label: str, middle: float) -> Figure:
-    """Values with their intervals, one below the other, and a line in the middle.
+    """Draw values with their intervals, one below the other, and a vertical line.
 
     Args:
-        rows: name, value, lower and upper end.
-        x_label: of the values.
-        middle: where nothing is said for either side.
+        rows: name, value, lower and upper bound of each interval.
+        x_label: label of the values.
+        middle: position of the line, at the value that favours neither side.
     """
     figure = Figure(figsize=(SIZE[0], 0.8 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -86,7 +102,13 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], x_label: str, mid
 
 
 def dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_label: str) -> Figure:
-    """A line of dots for every name, a colour for every key."""
+    """Draw a row of dots for every name, with a colour for every key of `points`.
+
+    Args:
+        points: values by key, one for each name.
+        names: labels of the rows.
+        x_label: label of the values.
+    """
     figure = Figure(figsize=(1.6 * SIZE[0], 0.8 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
     for key, values in points.items():
@@ -99,22 +121,29 @@ def dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_label: s
 
 
 def courses(points: Mapping[str, Sequence[tuple[float, float]]], y_label: str) -> Figure:
-    """A line per run over its steps: every step faint, their running mean on top. 20 have colours of their own."""
-    beside = len(points) > MOST_INSIDE
-    wide = 1.4 * SIZE[0] + (LETTER * max(map(len, points)) if beside else 0)
-    figure = Figure(figsize=(wide, max(SIZE[1], LINE * len(points))), layout="constrained")
+    """Draw one line per run over its steps: the values faint, and their running mean on top.
+
+    The running mean is over a twentieth of the run's steps. Up to 20 runs have different colours.
+
+    Args:
+        points: step and value of each point, by run.
+        y_label: label of the values.
+    """
+    is_beside = len(points) > MAX_LINES_INSIDE
+    width = 1.4 * SIZE[0] + (LETTER_WIDTH * max(map(len, points)) if is_beside else 0)
+    figure = Figure(figsize=(width, max(SIZE[1], LINE_HEIGHT * len(points))), layout="constrained")
     axes = figure.subplots()
     if len(points) > len(mpl.color_sequences["tab10"]):
         axes.set_prop_cycle(color=mpl.color_sequences["tab20"])
-    for name, of in points.items():
-        x, y = np.array(of).T
+    for name, pairs in points.items():
+        x, y = np.array(pairs).T
         window = max(1, len(y) // 20)
         (line,) = axes.plot(x, y, alpha=0.25, linewidth=0.8)
         smooth = np.convolve(y, np.ones(window) / window, mode="valid")
-        mark = "o" if len(y) == 1 else None  # a line has two ends
-        axes.plot(x[window - 1 :], smooth, color=line.get_color(), label=name, marker=mark)
+        marker = "o" if len(y) == 1 else None  # a line of one point would be invisible
+        axes.plot(x[window - 1 :], smooth, color=line.get_color(), label=name, marker=marker)
     axes.set(xlabel="step", ylabel=y_label)
-    if beside:
+    if is_beside:
         figure.legend(loc="outside right upper")
     else:
         axes.legend()

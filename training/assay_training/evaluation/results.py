@@ -1,4 +1,4 @@
-"""Logits beside their baselines to the numbers of a run and of its card."""
+"""Compute the results of a training run and of its model card from held-out logits and their baselines."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
@@ -32,19 +32,31 @@ STRENGTHS = {"negligibly better": 0.25, "slightly better": 0.5, "better": 0.75, 
 
 
 def results(rows: Rows, objective: PreferenceObjective | AbsoluteObjective, seed: int) -> dict[str, Any]:
-    """Every number, by domain; a domain is a source, the subsets of one data set or its helpful ones, or all pairs.
+    """Return every number by domain: each source, the subsets of each data set together, and for preference all pairs.
 
-    A domain of one group is left out: a single group says nothing about others.
+    A domain with a single group is skipped, since one group gives no interval for others.
+
+    Args:
+        rows: held-out rows of pairs or items, with the model and its baselines as contenders.
+        objective: objective of the run, which decides between preference and absolute results.
+        seed: seed of the bootstrap of the absolute results.
     """
     parts = {name: rows.of_sources(sources) for name, sources in domains(rows.all_sources).items()}
-    of = {name: part for name, part in parts.items() if len(np.unique(part.groups)) > 1}
+    kept = {name: part for name, part in parts.items() if len(np.unique(part.groups)) > 1}
     if isinstance(objective, AbsoluteObjective):
-        return {name: absolute_numbers(part, objective, seed) for name, part in of.items()}
-    return {name: preference_numbers(part) for name, part in {**of, "all": rows}.items()}
+        return {name: compute_absolute_results(part, objective, seed) for name, part in kept.items()}
+    return {name: compute_preference_results(part) for name, part in {**kept, "all": rows}.items()}
 
 
-def preference_numbers(rows: Rows) -> dict[str, Any]:
-    """Pairwise accuracy of every contender, the paired difference of the model to each other one, and the margins."""
+def compute_preference_results(rows: Rows) -> dict[str, Any]:
+    """Return the results of a preference model.
+
+    They are the pairwise accuracy of every contender, the paired difference of the model to each other contender, and
+    the moments of the model's margins.
+
+    Args:
+        rows: rows of pairs, with their ties.
+    """
     assert rows.extremes is not None
     assert rows.ties is not None
     hits = {name: outcomes(margins) for name, margins in rows.values.items()}
@@ -52,7 +64,7 @@ def preference_numbers(rows: Rows) -> dict[str, Any]:
     return {
         "accuracy": _accuracy(hits, groups, np.ones(len(groups), dtype=bool)),
         "best against worst": _accuracy(hits, groups, rows.extremes),
-        "by strength": by_strength(rows, hits),
+        "by strength": compute_strength_accuracy(rows, hits),
         "difference": {
             name: asdict(clustered_mean(hits[MODEL] - column, groups.tolist()))
             for name, column in hits.items()
@@ -66,43 +78,59 @@ def preference_numbers(rows: Rows) -> dict[str, Any]:
     }
 
 
-def by_strength(rows: Rows, hits: Mapping[str, Floats]) -> dict[str, Any]:
-    """Accuracy for each strength of preference, where a source gives gaps."""
+def compute_strength_accuracy(rows: Rows, hits: Mapping[str, Floats]) -> dict[str, Any]:
+    """Return the accuracy for each strength of preference, from the pairs whose source gives gaps.
+
+    Args:
+        rows: rows of pairs.
+        hits: outcomes by contender: 1 for a correct pair, 0 for a wrong one, 0.5 for equal scores; fp64 `[n]`.
+    """
     return {
         strength: _accuracy(hits, rows.groups, mask)
-        for strength, mask in strengths(rows).items()
+        for strength, mask in split_by_strength(rows).items()
         if len(np.unique(rows.groups[mask])) > 1
     }
 
 
-def strengths(rows: Rows) -> dict[str, NDArray[np.bool_]]:
-    """Which pairs are of which strength of preference, where a source gives gaps."""
+def split_by_strength(rows: Rows) -> dict[str, NDArray[np.bool_]]:
+    """Return the mask of the pairs of each strength of preference, bool `[n]`; a pair without a gap is in none.
+
+    Args:
+        rows: rows of pairs.
+    """
     assert rows.gaps is not None
-    found, low = {}, -1.0  # a gap of 0 is a preference that is negligible
+    masks, low = {}, -1.0  # a gap of 0 is a negligible preference, so the lowest bound is below 0
     for strength, high in STRENGTHS.items():
-        found[strength] = (rows.gaps > low) & (rows.gaps <= high + 1e-9)
+        # Gaps are quotients of ratings: rounding must not push 3/4 into the next strength.
+        masks[strength] = (rows.gaps > low) & (rows.gaps <= high + 1e-9)
         low = high + 1e-9
-    return found
+    return masks
 
 
-def absolute_numbers(rows: Rows, objective: AbsoluteObjective, seed: int) -> dict[str, Any]:
-    """Errors by bucket, calibration, and a rank statistic: AUC where labels are 0 or 1, else Spearman.
+def compute_absolute_results(rows: Rows, objective: AbsoluteObjective, seed: int) -> dict[str, Any]:
+    """Return the results of an absolute model: errors by bucket, calibration and a rank statistic.
 
-    Where labels or a contender's numbers are all equal there is no such statistic: None.
+    The rank statistic is the AUC where all labels are 0 or 1, otherwise Spearman's correlation. It is `None` where the
+    labels or a contender's values are all equal.
+
+    Args:
+        rows: rows of labelled items.
+        objective: objective of the run, which says whether the model's output is a logit.
+        seed: seed of the bootstrap.
     """
     assert rows.labels is not None
     labels, groups = rows.labels, rows.groups.tolist()
     binary = bool(np.isin(labels, (0.0, 1.0)).all())
-    # The other contenders are always fitted as logits.
+    # The baselines are fitted as logits whatever the model's output is, so errors need their sigmoid.
     qualities = {
         name: column if name == MODEL and not objective.served else expit(column)
         for name, column in rows.values.items()
     }
 
-    def rank(column: Floats, index: NDArray[np.int64]) -> float:
+    def compute_rank(column: Floats, index: NDArray[np.int64]) -> float:
         return auc(labels[index] == 1.0, column[index]) if binary else spearman(labels[index], column[index])
 
-    def of(statistic: Callable[[NDArray[np.int64]], float]) -> dict[str, Any] | None:
+    def estimate_interval(statistic: Callable[[NDArray[np.int64]], float]) -> dict[str, Any] | None:
         try:
             estimate: Estimate = bootstrap(statistic, groups, seed=seed)
         except DegenerateSample:
@@ -113,9 +141,14 @@ def absolute_numbers(rows: Rows, objective: AbsoluteObjective, seed: int) -> dic
         "errors": {name: bucket_errors(labels, column) for name, column in qualities.items()},
         "calibration": [asdict(bin_) for bin_ in calibration(labels, qualities[MODEL])],
         "statistic": "AUC" if binary else "Spearman",
-        "rank": {name: of(lambda index, c=column: rank(c, index)) for name, column in rows.values.items()},  # type: ignore[misc]
+        "rank": {
+            name: estimate_interval(lambda index, c=column: compute_rank(c, index))  # type: ignore[misc]
+            for name, column in rows.values.items()
+        },
         "difference": {
-            name: of(lambda index, c=column: rank(rows.values[MODEL], index) - rank(c, index))  # type: ignore[misc]
+            name: estimate_interval(
+                lambda index, c=column: compute_rank(rows.values[MODEL], index) - compute_rank(c, index)  # type: ignore[misc]
+            )
             for name, column in rows.values.items()
             if name != MODEL
         },
@@ -123,27 +156,41 @@ def absolute_numbers(rows: Rows, objective: AbsoluteObjective, seed: int) -> dic
 
 
 def domains(sources: Collection[str]) -> dict[str, list[str]]:
-    """The sources of each domain: itself, those of a data set with several, and its helpful ones."""
-    found = {source: [source] for source in sorted(sources)}
-    for data_set in sorted({source.split("/")[0] for source in found}):
-        subsets = [source for source in found if source.startswith(f"{data_set}/")]
+    """Return the sources of each domain.
+
+    A domain is a source by itself, all subsets of a data set (`NAME (all)`), or its helpful subsets
+    (`NAME/helpful (all)`). The last two exist only where they have several sources.
+
+    Args:
+        sources: names of sources; those of a data set's subsets are `DATA_SET/SUBSET`.
+    """
+    by_domain = {source: [source] for source in sorted(sources)}
+    for data_set in sorted({source.split("/")[0] for source in by_domain}):
+        subsets = [source for source in by_domain if source.startswith(f"{data_set}/")]
         helpful = [source for source in subsets if source.startswith(f"{data_set}/helpful")]
         for name, several in ((f"{data_set}/helpful (all)", helpful), (f"{data_set} (all)", subsets)):
             if len(several) > 1:
-                found[name] = several
-    return found
+                by_domain[name] = several
+    return by_domain
 
 
-def slices(rows: Rows) -> Iterator[tuple[str, str | None, Rows]]:
-    """Of every domain, and of `all`, the rows with their ties (None), then those of every strength that it has."""
+def iterate_slices(rows: Rows) -> Iterator[tuple[str, str | None, Rows]]:
+    """Yield the rows of every domain and of `all`, first as a whole, then for every strength of preference that occurs.
+
+    Args:
+        rows: rows of pairs, with their ties.
+
+    Yields:
+        The domain, the strength (`None` for the whole domain) and its rows. Only the whole domain has ties.
+    """
     parts = {name: rows.of_sources(sources) for name, sources in domains(rows.all_sources).items()}
     for source, part in {**parts, "all": rows}.items():
         yield source, None, part
-        yield from ((source, name, part.where(of)) for name, of in strengths(part).items() if of.any())
+        yield from ((source, name, part.where(mask)) for name, mask in split_by_strength(part).items() if mask.any())
 
 
 def _accuracy(hits: Mapping[str, Floats], groups: NDArray[np.str_], mask: NDArray[np.bool_]) -> dict[str, Any]:
     clusters = groups[mask].tolist()
-    if len(set(clusters)) < 2:  # no interval
+    if len(set(clusters)) < 2:  # a cluster-robust interval needs two clusters
         return {}
     return {name: asdict(clustered_share(column[mask], clusters)) for name, column in hits.items()}

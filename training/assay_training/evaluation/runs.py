@@ -1,4 +1,4 @@
-"""Runs beside each other: what they came to, and how they got there ([CRS] figures 20 to 23 and 26)."""
+"""Compare runs: the means of their last steps in a table, and every metric over the steps ([CRS] figures 20-23, 26)."""
 
 import os
 from collections import Counter
@@ -8,149 +8,166 @@ from typing import Any
 
 from assay_training.evaluation import plots
 from assay_training.evaluation.history import Run, RunHistory, read_run
-from assay_training.evaluation.table import Column, Picture, Record, Table, number, text
+from assay_training.evaluation.table import Column, Picture, Record, Table, number_column, text_column
 from assay_training.records.record import RecordError
 
-LAST_SHARE = 0.1  # of a run's steps is what it came to
-MEANT = {
-    "score": "score, the mean of all completions",
+LAST_SHARE = 0.1  # share of a run's steps, at its end, whose mean is shown
+CAPTIONS = {  # by metric; the plots of a page stand in this order
+    "score": "score, mean over completions",
     "best_score": "score of the best completion of each prompt",
-    "shaped_score": "score within the clip, less the penalty for completions that were cut off",
-    "kl": "KL to the reference, nats per completion",
-    "kl_reward": "reward that the KL takes away, per completion",
+    "shaped_score": "score after clipping, minus the penalty for completions without an end-of-sequence token",
+    "kl": "KL divergence to the reference policy, nats per completion",
+    "kl_reward": "KL penalty in the reward, per completion",
     "kl_coef": "KL coefficient",
-    "length": "tokens of a completion",
-    "eos_rate": "share of completions that end by themselves",
-    "entropy": "entropy, nats per token",
-    "approx_kl": "KL to the policy that sampled, estimated while learning, nats per token",
-    "ratio": "ratio of new to old probabilities",
-    "clip_fraction": "share of ratios that are clipped",
+    "length": "tokens per completion",
+    "eos_rate": "share of completions that end with an end-of-sequence token",
+    "entropy": "entropy of the policy, nats per token",
+    "approx_kl": "KL divergence to the policy that sampled, estimated during the updates, nats per token",
+    "ratio": "probability ratio of the new to the old policy",
+    "clip_fraction": "share of probability ratios that are clipped",
     "value_clip_fraction": "share of values that are clipped",
     "explained_variance": "explained variance of the values",
-    "score_length_correlation": "correlation of score and length",
-    "logprob_mismatch": "difference of engine and trainer, nats per token",
-    "importance_ess": "share of the tokens that is left by the weights that correct for that",
-    "loss": "loss that is made smaller",
-    "policy_loss": "loss of the policy",
-    "value_loss": "loss of the values, before its weight",
+    "score_length_correlation": "correlation of score and completion length",
+    "logprob_mismatch": "difference of the engine's and the trainer's log-probabilities, nats per token",
+    "importance_ess": "effective sample size of the importance weights, as a share of the tokens",
+    "loss": "training loss",
+    "policy_loss": "policy loss",
+    "value_loss": "value loss, before its coefficient",
     "grad_norm": "norm of the gradient",
-    "skipped": "updates that were skipped, per step",
-    "dropped": "completions without a score, per step",
-    "rollout_s": "seconds in the engine, per step",
-    "score_s": "seconds in the service's calls, per step",
-    "score_wait_s": "seconds of those in which nothing was generated, per step",
-    "update_s": "seconds of looking and learning, per step",
+    "skipped": "skipped updates per step",
+    "dropped": "completions dropped for want of a score, per step",
+    "rollout_s": "seconds of generation per step",
+    "score_s": "seconds in calls to the service per step",
+    "score_wait_s": "seconds of waiting for scores while nothing is generated, per step",
+    "update_s": "seconds for log-probabilities and updates per step",
 }
+# Metrics in the units of the reward, which differ between rewards.
 SCORES = ("score", "shaped_score", "best_score")
-APART = "Scores are of different rewards and not to be compared."
-NOTE = "The mean of the last tenth of each run's steps, one at least."
-SHOWN = 8  # digits of a fingerprint
+DIFFERENT_REWARDS = "The runs have different rewards: do not compare their scores."
+NOTE = "Each number is the mean over the last tenth of the run's steps, at least one step."
+FINGERPRINT_DIGITS = 8
 
 
-def _steps(record: Record) -> str:
+def _format_steps(record: Record) -> str:
     if record["finished"]:
         return str(record["steps"])
-    going = record["of"] is not None and record["steps"] < record["of"]
-    return f"{record['steps']} of {record['of']}" if going else f"{record['steps']}, unfinished"
+    is_partial = record["of"] is not None and record["steps"] < record["of"]
+    return f"{record['steps']} of {record['of']}" if is_partial else f"{record['steps']}, unfinished"
 
 
 COLUMNS = (
-    text("run", "run"),
-    text("part", "part"),
-    text("reward", "reward"),
-    Column("steps", _steps),
-    number("score", "score", ".3f"),
-    number("KL", "kl", ".2f"),
-    number("length", "length", ".0f"),
-    number("ends", "eos_rate", ".0%"),
-    number("entropy", "entropy", ".2f"),
-    number("loss", "loss", ".3f"),
+    text_column("run", "run"),
+    text_column("part", "part"),
+    text_column("reward", "reward"),
+    Column("steps", _format_steps),
+    number_column("score", "score", ".3f"),
+    number_column("KL", "kl", ".2f"),
+    number_column("length", "length", ".0f"),
+    number_column("EOS", "eos_rate", ".0%"),
+    number_column("entropy", "entropy", ".2f"),
+    number_column("loss", "loss", ".3f"),
 )
 
 
-def names_of(directories: Sequence[Path]) -> list[str]:
-    """What tells runs apart: their paths from the folder that holds all of them; the name of a run that is alone.
+def name_runs(directories: Sequence[Path]) -> list[str]:
+    """Return a different name for each run: its path from the folder that holds all of them.
+
+    Args:
+        directories: directories of the runs.
 
     Raises:
-        RecordError: one of them is there twice.
+        RecordError: a directory is given twice.
     """
-    whole = [directory.resolve() for directory in directories]
-    for path, count in Counter(whole).items():
+    resolved = [directory.resolve() for directory in directories]
+    for path, count in Counter(resolved).items():
         if count > 1:
-            raise RecordError(f"{path} is given twice")
-    common = Path(os.path.commonpath([path.parent for path in whole]))
-    return [str(path.relative_to(common)) for path in whole]
+            raise RecordError(f"{path} is given twice; give each run once")
+    common = Path(os.path.commonpath([path.parent for path in resolved]))
+    return [str(path.relative_to(common)) for path in resolved]
 
 
 def compare_runs(directories: Sequence[Path]) -> Table:
-    """A record for every part of every run, and a picture for everything that they count.
+    """Return a table with a record for every part of every run, and a plot of every metric.
+
+    Args:
+        directories: directories of the runs, finished or not.
 
     Raises:
-        RecordError: a directory is no run's or there twice, a row is not one of metrics, or no run has a step.
+        RecordError: a directory is not that of a run or is given twice, a row of metrics is malformed, or no run has a
+            finished step.
     """
-    runs = [read_run(path, name) for path, name in zip(directories, names_of(directories), strict=True)]
-    courses = [course for _, of in runs for course in of]
-    if not courses:
-        raise RecordError(f"{', '.join(map(str, directories))}: no step is done")
-    names = [name for name in MEANT if any(course.points(name) for course in courses)]
+    runs = [read_run(path, name) for path, name in zip(directories, name_runs(directories), strict=True)]
+    histories = [history for _, parts in runs for history in parts]
+    if not histories:
+        raise RecordError(f"{', '.join(map(str, directories))}: no run has a finished step")
+    names = [name for name in CAPTIONS if any(history.read_points(name) for history in histories)]
     return Table(
         "Runs",
-        tuple(_record(course, names) for course in courses),
+        tuple(_build_record(history, names) for history in histories),
         COLUMNS,
-        notes=(NOTE, *_notes(courses), *_left_out(courses, [run for run, of in runs if not of])),
-        pictures=tuple(_picture(name, courses) for name in names),
+        notes=(NOTE, *_warn(histories), *_describe_dropped(histories, [run for run, parts in runs if not parts])),
+        pictures=tuple(_build_picture(name, histories) for name in names),
     )
 
 
-def _notes(courses: Sequence[RunHistory]) -> Iterator[str]:
-    """What must be known before scores are compared."""
-    if _differ(courses):
-        yield APART
-    given: dict[str, dict[str, list[str]]] = {}
-    for course in courses:
-        if course.run.reward is not None:
-            for fingerprint in course.fingerprints:
-                given.setdefault(course.run.reward, {}).setdefault(fingerprint, []).append(course.run.name)
-    for reward, by in given.items():
-        if len(by) > 1:
-            told = "; ".join(f"{fingerprint[:SHOWN]} in {', '.join(names)}" for fingerprint, names in by.items())
-            yield f"{reward} was given by different models, and its scores are not to be compared: {told}."
+def _warn(histories: Sequence[RunHistory]) -> Iterator[str]:
+    """Yield the reasons why scores of these runs must not be compared."""
+    if _have_different_rewards(histories):
+        yield DIFFERENT_REWARDS
+    by_reward: dict[str, dict[str, list[str]]] = {}
+    for history in histories:
+        if history.run.reward is not None:
+            for fingerprint in history.fingerprints:
+                by_reward.setdefault(history.run.reward, {}).setdefault(fingerprint, []).append(history.run.name)
+    for reward, by_fingerprint in by_reward.items():
+        if len(by_fingerprint) > 1:
+            models = "; ".join(
+                f"{key[:FINGERPRINT_DIGITS]} in {', '.join(runs)}" for key, runs in by_fingerprint.items()
+            )
+            yield f"Scores of {reward} come from different models, so do not compare them. Fingerprints: {models}."
 
 
-def _left_out(courses: Sequence[RunHistory], without_steps: Sequence[Run]) -> Iterator[str]:
+def _describe_dropped(histories: Sequence[RunHistory], without_steps: Sequence[Run]) -> Iterator[str]:
+    """Yield a note on the runs without a finished step, and one on the values of each part that are not finite."""
     if without_steps:
-        yield f"Left out, as no step is done: {', '.join(run.name for run in without_steps)}."
-    for course in courses:
-        lost = [name for name in MEANT if course.lost(name)]
-        if lost:
-            yield f"Left out of {course.run.name} {course.part}, as they are not finite: values of {', '.join(lost)}."
+        yield f"Runs without a finished step are not shown: {', '.join(run.name for run in without_steps)}."
+    for history in histories:
+        names = [name for name in CAPTIONS if history.count_not_finite(name)]
+        if names:
+            yield (
+                f"Dropped from {history.run.name} {history.part}, because they are not finite: "
+                f"values of {', '.join(names)}."
+            )
 
 
-def _differ(courses: Sequence[RunHistory]) -> bool:
-    return len({course.run.reward for course in courses if course.points("score")} - {None}) > 1
+def _have_different_rewards(histories: Sequence[RunHistory]) -> bool:
+    return len({history.run.reward for history in histories if history.read_points("score")} - {None}) > 1
 
 
-def _picture(name: str, courses: Sequence[RunHistory]) -> Picture:
-    several, differ = len({course.part for course in courses}) > 1, name in SCORES and _differ(courses)
-    found = {}
-    for course in courses:
-        label = f"{course.run.name} {course.part}" if several else course.run.name
-        if points := course.points(name):
-            found[f"{label}: {course.run.reward}" if differ else label] = points
-    return Picture(f"{MEANT[name]}.", lambda: plots.courses(found, name))
+def _build_picture(name: str, histories: Sequence[RunHistory]) -> Picture:
+    # A label names the part or the reward only where the runs differ in it, to keep legends short.
+    has_parts = len({history.part for history in histories}) > 1
+    has_rewards = name in SCORES and _have_different_rewards(histories)
+    points_by_label = {}
+    for history in histories:
+        label = f"{history.run.name} {history.part}" if has_parts else history.run.name
+        if points := history.read_points(name):
+            points_by_label[f"{label}: {history.run.reward}" if has_rewards else label] = points
+    return Picture(f"{CAPTIONS[name]}.", lambda: plots.courses(points_by_label, name))
 
 
-def _record(course: RunHistory, names: Sequence[str]) -> dict[str, Any]:
-    last = max(1, round(LAST_SHARE * len(course.rows)))
-    found: dict[str, Any] = {
-        "run": course.run.name,
-        "part": course.part,
-        "reward": course.run.reward,
-        "steps": len(course.rows),
-        "of": course.of,
-        "finished": course.run.finished,
+def _build_record(history: RunHistory, names: Sequence[str]) -> dict[str, Any]:
+    last = max(1, round(LAST_SHARE * len(history.rows)))
+    record: dict[str, Any] = {
+        "run": history.run.name,
+        "part": history.part,
+        "reward": history.run.reward,
+        "steps": len(history.rows),
+        "of": history.total,
+        "finished": history.run.finished,
     }
+    # The columns' metrics are always there, so that every record has the same keys as the table.
     for name in dict.fromkeys([*names, "score", "kl", "length", "eos_rate", "entropy", "loss"]):
-        values = [value for _, value in course.points(name)][-last:]
-        found[name] = sum(values) / len(values) if values else None
-    return found
+        values = [value for _, value in history.read_points(name)][-last:]
+        record[name] = sum(values) / len(values) if values else None
+    return record

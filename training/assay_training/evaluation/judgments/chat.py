@@ -1,7 +1,8 @@
-"""A chat endpoint that speaks OpenAI's protocol, and what it has answered already.
+"""Ask a chat endpoint that implements OpenAI's API, and keep its answers in a file.
 
-Answers are appended to a file of JSON lines as they come, so that nothing is asked, or paid, twice: not after an
-interruption either. What is refused, or answered without a text, is not kept, and asked again the next time.
+Each answer is appended to a file of JSON lines as soon as it arrives. No question is asked, or paid for, twice, even
+after an interruption. Questions that are refused or answered without a text are not kept, and are asked again by the
+next run.
 """
 
 import hashlib
@@ -16,28 +17,28 @@ from openai import APIStatusError, OpenAI, OpenAIError
 
 RETRIES = 5
 TIMEOUT_S = 120
-ANSWER_TOKENS = 256
+ANSWER_TOKENS = 256  # the choice is one word; the rest is room for a judge that reasons first
 CONCURRENCY = 8
-# No key, no such model, or no room after all retries: other questions would fare no better.
-NEVER = frozenset({401, 404, 408, 409, 429})
+# Statuses that say "no valid key", "no such model" or, after all retries, "overloaded": other questions would fail too.
+FATAL_STATUSES = frozenset({401, 404, 408, 409, 429})
 Messages = Sequence[Mapping[str, str]]
 
 
 class ChatError(ValueError):
-    """The endpoint does not answer; what it had answered before is kept."""
+    """The endpoint does not answer any question; the answers so far are kept."""
 
 
-class Refused(ChatError):
-    """It does not answer this question, as its text is too long or not wanted; it may answer others."""
+class QuestionRefused(ChatError):
+    """The endpoint refuses one question, for instance because it is too long; it may answer others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was answered, and what it took.
+    """An answer of the endpoint, with its token counts.
 
     Attributes:
-        text: of the answer.
-        prompt_tokens, completion_tokens: as the endpoint counts them; None where it does not.
+        text: text of the answer.
+        prompt_tokens, completion_tokens: numbers of tokens as the endpoint counts them; `None` if it does not.
     """
 
     text: str
@@ -46,39 +47,42 @@ class Answer:
 
 
 class Chat:
-    """One model behind one endpoint. May be used from several threads at once.
+    """A client of one model at one endpoint, safe to use from several threads at once.
 
     Args:
-        url: of the API, up to `/v1`.
-        model: as the endpoint knows it.
-        cache: file of answers; is created if need be.
+        url: base URL of the API, up to and including `/v1`.
+        model: name of the model at the endpoint.
+        cache: file of answers; it is created with the first answer.
 
     Raises:
-        ChatError: the cache holds something else.
+        ChatError: the cache holds something else than answers.
     """
 
     def __init__(self, url: str, model: str, cache: Path) -> None:
         self._url, self._model, self._cache = url, model, cache
-        self._known = _read(cache)
-        self._lock = threading.Lock()
-        self._broken = 0  # how many questions in a row ended in an error of the server's own
+        self._known = _read_cache(cache)
+        self._lock = threading.Lock()  # guards the cache and the count of server errors
+        self._server_errors = 0  # consecutive ones, statuses from 500 on
         try:
             self._client = OpenAI(base_url=url, max_retries=RETRIES, timeout=TIMEOUT_S)
-        except OpenAIError:  # no key in the environment; a server of one's own asks for none
+        except OpenAIError:  # no key in the environment; a local server does not need one
             self._client = OpenAI(base_url=url, max_retries=RETRIES, timeout=TIMEOUT_S, api_key="none")
 
-    def known(self, messages: Messages) -> bool:
-        """Whether the answer is there already."""
-        return self._key(messages) in self._known
+    def is_known(self, messages: Messages) -> bool:
+        """Return whether the answer to a question is already in the cache."""
+        return self._compute_key(messages) in self._known
 
     def ask(self, messages: Messages) -> Answer:
-        """The answer, at temperature 0; from the file if it is there.
+        """Return the answer to a question at temperature 0, from the cache if it is there.
+
+        Args:
+            messages: chat messages with `role` and `content`.
 
         Raises:
-            Refused: there is none to this question.
-            ChatError: the endpoint was not there, or answers nobody, also after retries.
+            QuestionRefused: the endpoint does not answer this question.
+            ChatError: the endpoint cannot be reached or does not answer any question, even after retries.
         """
-        key = self._key(messages)
+        key = self._compute_key(messages)
         if key in self._known:
             return self._known[key]
         try:
@@ -89,25 +93,29 @@ class Chat:
                 max_completion_tokens=ANSWER_TOKENS,
             )
         except APIStatusError as error:
-            raise self._refusal(error) from error
+            raise self._classify_error(error) from error
         except OpenAIError as error:
             raise ChatError(f"{self._url}: {error}") from error
         except ValueError as error:
-            raise Refused(f"answered with what is no JSON: {error}") from error
-        answer = _answer(completion)
+            raise QuestionRefused(f"the endpoint's answer is not JSON: {error}") from error
+        answer = _read_answer(completion)
+        # Written before it is returned, so that an interruption cannot lose an answer that was paid for.
         with self._lock, self._cache.open("a") as stream:
             stream.write(json.dumps({"key": key} | asdict(answer)) + "\n")
             self._known[key] = answer
-            self._broken = 0
+            self._server_errors = 0
         return answer
 
-    def ask_all(self, questions: Sequence[Messages]) -> Iterator[tuple[int, Answer | Refused]]:
-        """Each question's number with its answer, as they come; several are asked at once.
+    def ask_all(self, questions: Sequence[Messages]) -> Iterator[tuple[int, Answer | QuestionRefused]]:
+        """Yield each question's index with its answer, in the order of arrival; several are asked at once.
 
-        The threads end with the process, so that an interruption does not wait for an endpoint that hangs.
+        The threads are daemons, so that an interruption does not wait for an endpoint that hangs.
+
+        Args:
+            questions: chat messages of each question.
 
         Raises:
-            ChatError: as for `ask`.
+            ChatError: the endpoint cannot be reached or does not answer any question, even after retries.
         """
         todo: SimpleQueue[tuple[int, Messages]] = SimpleQueue()
         done: SimpleQueue[tuple[int, Answer | Exception]] = SimpleQueue()
@@ -119,7 +127,7 @@ class Chat:
         try:
             for _ in questions:
                 number, answer = done.get()
-                if isinstance(answer, Exception) and not isinstance(answer, Refused):
+                if isinstance(answer, Exception) and not isinstance(answer, QuestionRefused):
                     raise answer
                 yield number, answer
         finally:
@@ -138,52 +146,60 @@ class Chat:
                 return
             try:
                 done.put((number, self.ask(messages)))
-            except Exception as error:  # raised where the answer is waited for
+            except Exception as error:  # `ask_all` raises it in the caller's thread
                 done.put((number, error))
 
-    def _refusal(self, error: APIStatusError) -> ChatError:
-        """What a status means: of this question, or of all; so do errors of the server's own, many in a row."""
-        if error.status_code in NEVER:
+    def _classify_error(self, error: APIStatusError) -> ChatError:
+        """Return whether an error status concerns one question or all of them.
+
+        One server error may be the fault of one question; as many in a row as there are threads are the server's.
+        """
+        if error.status_code in FATAL_STATUSES:
             return ChatError(f"{self._url}: {error}")
         with self._lock:
-            self._broken += error.status_code >= 500
-            broken = self._broken >= CONCURRENCY
-        return ChatError(f"{self._url}: {error}") if broken else Refused(str(error))
+            self._server_errors += error.status_code >= 500
+            is_broken = self._server_errors >= CONCURRENCY
+        return ChatError(f"{self._url}: {error}") if is_broken else QuestionRefused(str(error))
 
-    def _key(self, messages: Messages) -> str:
+    def _compute_key(self, messages: Messages) -> str:
+        # All that an answer depends on: another endpoint, model or limit must not find it.
         asked = [self._url, self._model, list(messages), ANSWER_TOKENS]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def _answer(completion: object) -> Answer:
-    """The answer, if its text is there; its tokens, if they are counted.
+def _read_answer(completion: object) -> Answer:
+    """Return the text of a chat completion, and its token counts if the endpoint gives both.
 
     Raises:
-        Refused: no chat completion, or one without a text.
+        QuestionRefused: the object is not a chat completion, or has no text.
     """
     choices, usage = getattr(completion, "choices", None), getattr(completion, "usage", None)
     if not isinstance(choices, list) or not choices:
-        raise Refused("answered with something else than a chat completion")
+        raise QuestionRefused("the endpoint's answer is not a chat completion")
     text = getattr(getattr(choices[0], "message", None), "content", None)
     if not isinstance(text, str) or not text.strip():
-        raise Refused(f"answered without a text (finish_reason: {getattr(choices[0], 'finish_reason', None)})")
-    asked, said = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
-    return Answer(text, *((asked, said) if _count(asked) and _count(said) else (None, None)))
+        reason = getattr(choices[0], "finish_reason", None)
+        raise QuestionRefused(f"the endpoint's answer has no text (finish_reason: {reason})")
+    prompt, answer = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    return Answer(text, *((prompt, answer) if _is_count(prompt) and _is_count(answer) else (None, None)))
 
 
-def _count(value: object) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _read(cache: Path) -> dict[str, Answer]:
+def _read_cache(cache: Path) -> dict[str, Answer]:
     known: dict[str, Answer] = {}
     lines = cache.read_text().splitlines(keepends=True) if cache.is_file() else []
-    if lines and not lines[-1].endswith("\n"):  # an interruption left half a line, or took its end; it is asked again
+    # An interruption may leave an unfinished last line. It is removed, and its question is asked again.
+    if lines and not lines[-1].endswith("\n"):
         cache.write_text("".join(lines := lines[:-1]))
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             known[row["key"]] = Answer(row["text"], row["prompt_tokens"], row["completion_tokens"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ChatError(f"{cache}:{number}: not an answer of a judge") from error
+            raise ChatError(
+                f"{cache}:{number}: not a kept answer of a judge; move the file away or choose another --out"
+            ) from error
     return known

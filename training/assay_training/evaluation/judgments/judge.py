@@ -1,4 +1,4 @@
-"""A language model as the judge of two outputs: what it is asked, and what its answers mean."""
+"""Let a language model judge pairs of outputs: build the questions, ask them and read the answers."""
 
 import hashlib
 import math
@@ -11,14 +11,15 @@ from typing import Literal, get_args
 
 from tqdm import tqdm
 
-from assay_training.evaluation.judgments.chat import Answer, Chat, Messages, Refused
-from assay_training.evaluation.judgments.verdicts import Contest, Verdict
-from assay_training.evaluation.judgments.winrate import winrate
+from assay_training.evaluation.judgments.chat import Answer, Chat, Messages, QuestionRefused
+from assay_training.evaluation.judgments.verdicts import OutputPair, Verdict
+from assay_training.evaluation.judgments.winrate import tabulate_win_rates
 from assay_training.evaluation.table import Table
 from assay_training.records.sources import Read
 
 Order = Literal["both", "random"]
 
+# Kept answers are found by these texts: a change of one character asks, and pays for, everything again.
 SYSTEM = (
     "You compare two answers that were given to the same request, for the person who made it. What counts is whether "
     "an answer is true, does what was asked, and can be understood. Neither its length nor the place where it stands "
@@ -31,20 +32,21 @@ QUESTION = (
     "----- End {mark} -----\n\n"
     "Which answer is better for the person? Say A, B, or tie if neither is. Say only that one word."
 )
-_WORD = re.compile(r"[\W_]*(?:(?:answer|option|response)[\W_]+)?(a|b|tie)[\W_]*", re.IGNORECASE)
-_THOUGHT = "</think>"  # what stands before it is no answer; its opening mark may stand in the endpoint's template
-NO_CHOICE = "the judge said neither A, B nor tie"
+_CHOICE = re.compile(r"[\W_]*(?:(?:answer|option|response)[\W_]+)?(a|b|tie)[\W_]*", re.IGNORECASE)
+# Everything up to this mark is reasoning. The opening mark may be in the endpoint's template, and so not in the answer.
+_END_OF_REASONING = "</think>"
+NO_CHOICE = "the judge's answer is not A, B or tie"
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What answers took.
+    """The cost of a set of answers.
 
     Attributes:
-        answers: how many.
-        uncounted: answers whose tokens the endpoint did not count; they are in none of what follows.
-        prompt_tokens, completion_tokens: as the endpoint counts them; None where it counted none.
-        money: in the prices' currency; None without prices, or without tokens.
+        answers: number of answers.
+        uncounted: number of answers whose tokens the endpoint did not count; the fields below do not include them.
+        prompt_tokens, completion_tokens: numbers of tokens as the endpoint counts them; `None` if it counted none.
+        money: cost in the currency of the prices; `None` without prices or without token counts.
     """
 
     answers: int
@@ -57,112 +59,121 @@ class Cost:
         if self.prompt_tokens is None:
             return f"{self.answers} answers, tokens unknown"
         money = "" if self.money is None else f", {self.money:.4f}"
-        but = f" (without {self.uncounted} answers that came without a count of tokens)" if self.uncounted else ""
+        but = f" (without {self.uncounted} answers whose tokens were not counted)" if self.uncounted else ""
         return f"{self.answers} answers, {self.prompt_tokens} + {self.completion_tokens} tokens{money}{but}"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A contest shown in one order.
+    """A pair of outputs, shown to the judge in one order.
 
     Attributes:
-        contest: what is judged.
-        turned: whether the second model's output is A.
+        pair: pair to judge.
+        swapped: whether the second model's output is shown as A.
     """
 
-    contest: Contest
-    turned: bool
+    pair: OutputPair
+    swapped: bool
 
     @property
     def messages(self) -> Messages:
-        """As they are sent."""
-        a, b = reversed(self.contest.outputs) if self.turned else self.contest.outputs
-        # An output cannot hold a mark that depends on it, and so cannot pretend to be where another begins.
-        mark = _digest(self.contest).hex()[:12]
-        asked = QUESTION.format(instruction=self.contest.instruction, a=a, b=b, mark=mark)
-        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
+        """Return the chat messages of the question."""
+        a, b = reversed(self.pair.outputs) if self.swapped else self.pair.outputs
+        # The mark is a hash of the outputs: no output can contain it, and so none can imitate the end of the other.
+        mark = _hash_pair(self.pair).hex()[:12]
+        text = QUESTION.format(instruction=self.pair.instruction, a=a, b=b, mark=mark)
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
-    def score(self, answer: Answer) -> float | None:
-        """How much of the win is the first model's; None where the answer is no choice."""
-        said = _WORD.fullmatch(answer.text.rpartition(_THOUGHT)[2])
-        if said is None:
+    def read_score(self, answer: Answer) -> float | None:
+        """Return the first model's share of the win, or `None` if the answer is not A, B or tie."""
+        choice = _CHOICE.fullmatch(answer.text.rpartition(_END_OF_REASONING)[2])
+        if choice is None:
             return None
-        shown_first = {"a": 1.0, "b": 0.0, "tie": 0.5}[said[1].lower()]
-        return 1 - shown_first if self.turned else shown_first
+        score_of_a = {"a": 1.0, "b": 0.0, "tie": 0.5}[choice[1].lower()]
+        return 1 - score_of_a if self.swapped else score_of_a
 
 
 def judge_all(
-    contests: Sequence[Contest], url: str, model: str, out: Path, order: str, prices: tuple[float, float] | None
+    pairs: Sequence[OutputPair], url: str, model: str, out: Path, order: str, prices: tuple[float, float] | None
 ) -> tuple[Table, list[dict[str, str | float]], int]:
-    """Asks everything that has not been answered yet.
+    """Ask the judge every question that has no kept answer, and compute win rates from all answers.
 
     Args:
-        contests: to judge.
-        url: of the endpoint.
-        model: the judge.
-        out: the answers are kept beside it.
-        order: "both" or "random".
-        prices: of a million tokens of prompt and of answer, or None.
+        pairs: pairs to judge.
+        url: base URL of the endpoint, up to and including `/v1`.
+        model: name of the judge at the endpoint.
+        out: file for the verdicts; it is not written here, but the answers are kept beside it.
+        order: "both" for two questions per pair, one in each order, or "random" for one question.
+        prices: prices of a million tokens of the prompt and of the answer; `None` if the cost in money is not needed.
 
     Returns:
-        Win rates with what they cost, the verdicts in AlpacaEval's form, and how many contests have none.
+        The table of win rates and costs, the verdicts as rows of AlpacaEval, and the number of pairs without a verdict.
 
     Raises:
-        ValueError: no such order, or prices that are none; or the endpoint did not answer, or nothing that is a choice.
+        ValueError: the order is unknown, a price is negative or not finite, the endpoint does not answer, or no answer
+            is a choice.
     """
     if prices is not None and not all(math.isfinite(price) and price >= 0 for price in prices):
-        raise ValueError(f"prices: {prices} are not two amounts of money")
+        raise ValueError(f"prices: {prices} must be two amounts of money, each finite and not negative")
     if order not in get_args(Order):
-        raise ValueError(f"order: {order!r} is not both or random")
+        raise ValueError(f"order: {order!r} is unknown; set it to both or random")
     chat = Chat(url, model, out.with_name(f"{out.name}.answers.jsonl"))
-    asked = [questions(contest, order) for contest in contests]
-    once = {_text(question): question.messages for of in asked for question in of}
-    known = {text for text, messages in once.items() if chat.known(messages)}
-    replies = _replies(chat, once)
-    found = [verdict(of, [replies[_text(question)] for question in of]) for of in asked]
-    verdicts = [one for one in found if isinstance(one, Verdict)]
+    asked = [build_questions(pair, order) for pair in pairs]
+    # Equal questions, from rows that occur twice, are asked once.
+    by_text = {_get_text(question): question.messages for questions in asked for question in questions}
+    known = {text for text, messages in by_text.items() if chat.is_known(messages)}
+    replies = _ask_all(chat, by_text)
+    outcomes = [
+        average_answers(questions, [replies[_get_text(question)] for question in questions]) for questions in asked
+    ]
+    verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
     answers = {text: reply for text, reply in replies.items() if isinstance(reply, Answer)}
-    whole = _cost(list(answers.values()), prices)
-    this_time = _cost([answer for text, answer in answers.items() if text not in known], prices)
+    total = _sum_cost(list(answers.values()), prices)
+    this_time = _sum_cost([answer for text, answer in answers.items() if text not in known], prices)
     notes = [
         f"Judge: {model}, {order} order{'s' * (order == 'both')}.",
-        f"Cost: this time {this_time}; in all {whole}.",
-        *_without(contests, found),
+        f"Cost: this time {this_time}; in total {total}.",
+        *_describe_failures(pairs, outcomes),
     ]
     if not verdicts:
         raise ValueError(f"{url}: {' '.join(notes[2:])}")
-    table = winrate(Read(verdicts, Counter(), {}))
-    failed = len(found) - len(verdicts)
-    said = {"judge": model, "no_verdict": failed, "cost": asdict(whole)}
-    records = tuple({**record, **said} for record in table.records)
-    return replace(table, records=records, notes=(*table.notes, *notes)), [one.row() for one in verdicts], failed
+    table = tabulate_win_rates(Read(verdicts, Counter(), {}))
+    failed = len(outcomes) - len(verdicts)
+    whole_run = {"judge": model, "no_verdict": failed, "cost": asdict(total)}
+    records = tuple({**record, **whole_run} for record in table.records)
+    table = replace(table, records=records, notes=(*table.notes, *notes))
+    return table, [verdict.to_row() for verdict in verdicts], failed
 
 
-def _replies(chat: Chat, once: Mapping[str, Messages]) -> dict[str, Answer | Refused]:
-    """To every text that is asked."""
-    texts = list(once)
-    coming = tqdm(chat.ask_all(list(once.values())), "judge", len(texts), unit="answers", mininterval=10)
-    return {texts[number]: reply for number, reply in coming}
+def _ask_all(chat: Chat, by_text: Mapping[str, Messages]) -> dict[str, Answer | QuestionRefused]:
+    """Return the reply to every question, an answer or a refusal, by the text of the question."""
+    texts = list(by_text)
+    arriving = tqdm(chat.ask_all(list(by_text.values())), "judge", len(texts), unit="answers", mininterval=10)
+    return {texts[number]: reply for number, reply in arriving}
 
 
-def _without(contests: Sequence[Contest], found: Sequence[Verdict | str]) -> list[str]:
-    """A note for every reason why pairs have no verdict: how many, and which."""
+def _describe_failures(pairs: Sequence[OutputPair], outcomes: Sequence[Verdict | str]) -> list[str]:
+    """Return a note for every reason why pairs have no verdict, with their number and their places."""
     places: dict[str, list[str]] = defaultdict(list)
-    for contest, one in zip(contests, found, strict=True):
-        if isinstance(one, str):
-            places[one].append(contest.where)
-    return [f"{len(of)} of {len(found)} pairs have no verdict: {why} ({', '.join(of)})." for why, of in places.items()]
+    for pair, outcome in zip(pairs, outcomes, strict=True):
+        if isinstance(outcome, str):
+            places[outcome].append(pair.where)
+    return [
+        f"{len(rows)} of {len(outcomes)} pairs have no verdict: {reason} ({', '.join(rows)})."
+        for reason, rows in places.items()
+    ]
 
 
-def _digest(contest: Contest) -> bytes:
-    return hashlib.sha256("\0".join((contest.instruction, *contest.outputs)).encode()).digest()
+def _hash_pair(pair: OutputPair) -> bytes:
+    return hashlib.sha256("\0".join((pair.instruction, *pair.outputs)).encode()).digest()
 
 
-def _text(question: Question) -> str:
+def _get_text(question: Question) -> str:
+    # It contains the instruction and both outputs in their order, and so identifies the question.
     return question.messages[-1]["content"]
 
 
-def _cost(answers: Sequence[Answer], prices: tuple[float, float] | None) -> Cost:
+def _sum_cost(answers: Sequence[Answer], prices: tuple[float, float] | None) -> Cost:
     counted = [a for a in answers if a.prompt_tokens is not None and a.completion_tokens is not None]
     uncounted = len(answers) - len(counted)
     if uncounted and not counted:
@@ -172,22 +183,24 @@ def _cost(answers: Sequence[Answer], prices: tuple[float, float] | None) -> Cost
     return Cost(len(answers), uncounted, *tokens, money)
 
 
-def questions(contest: Contest, order: str) -> list[Question]:
-    """One question in an order that follows from a hash of the texts, or one in each order."""
+def build_questions(pair: OutputPair, order: str) -> list[Question]:
+    """Return the questions about a pair: one in each order for "both", otherwise one in a pseudo-random order."""
     if order == "both":
-        return [Question(contest, turned=False), Question(contest, turned=True)]
-    return [Question(contest, turned=bool(_digest(contest)[-1] & 1))]
+        return [Question(pair, swapped=False), Question(pair, swapped=True)]
+    # A hash of the texts instead of a generator: the order is the same in a resumed run, so kept answers are found.
+    return [Question(pair, swapped=bool(_hash_pair(pair)[-1] & 1))]
 
 
-def verdict(asked: Sequence[Question], replies: Sequence[Answer | Refused]) -> Verdict | str:
-    """The mean over the orders: a judge that follows the place comes to a draw.
+def average_answers(questions: Sequence[Question], replies: Sequence[Answer | QuestionRefused]) -> Verdict | str:
+    """Return the verdict with the mean score over the orders, or the reason why there is none.
 
-    If one of the replies is no choice, why there is no verdict.
+    A judge that always prefers the first place gets a draw from both orders. One reply that is refused or is not a
+    choice leaves the pair without a verdict.
     """
     scores = []
-    for question, reply in zip(asked, replies, strict=True):
-        score = None if isinstance(reply, Refused) else question.score(reply)
+    for question, reply in zip(questions, replies, strict=True):
+        score = None if isinstance(reply, QuestionRefused) else question.read_score(reply)
         if score is None:
-            return str(reply) if isinstance(reply, Refused) else NO_CHOICE
+            return str(reply) if isinstance(reply, QuestionRefused) else NO_CHOICE
         scores.append(score)
-    return asked[0].contest.judged(sum(scores) / len(scores))
+    return questions[0].pair.add_score(sum(scores) / len(scores))

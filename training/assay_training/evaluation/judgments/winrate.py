@@ -1,4 +1,4 @@
-"""Win rates of every two models that were compared, with errors, intervals, and what length explains."""
+"""Compute win rates of every two models that were compared, with intervals and the effect of output length."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,81 +9,102 @@ import numpy as np
 
 from assay_training.algorithms.proportions import length_controlled, longer_wins, win_rate
 from assay_training.evaluation import plots
-from assay_training.evaluation.judgments.instructions import plain
+from assay_training.evaluation.judgments.instructions import strip_markup
 from assay_training.evaluation.judgments.verdicts import Verdict
-from assay_training.evaluation.table import Picture, Table, interval, number, text, whole
+from assay_training.evaluation.table import (
+    Picture,
+    Table,
+    integer_column,
+    interval_column,
+    number_column,
+    text_column,
+)
 from assay_training.records.record import RecordError
 from assay_training.records.sources import Read
 
 COLUMNS = (
-    text("row", "row"),
-    text("column", "column"),
-    text("group", "group", missing="all"),
-    whole("n", "n"),
-    number("row wins", "win_rate", ".1%"),
-    interval("95 %", "wilson95", ".0%"),
-    number("SE", "se", ".2%", detail=True),
-    interval("normal", "ci95", ".1%", detail=True),
-    number("p", "p_value", ".4f"),
-    number("longer wins", "longer_wins", ".0%"),
-    number("at equal length", "length_controlled", ".1%"),
-    interval("95 %", "length_controlled95", ".0%"),
+    text_column("row", "row"),
+    text_column("column", "column"),
+    text_column("group", "group", missing="all"),
+    integer_column("n", "n"),
+    number_column("row wins", "win_rate", ".1%"),
+    interval_column("95 %", "wilson95", ".0%"),
+    number_column("SE", "se", ".2%", detail=True),
+    interval_column("normal 95 %", "ci95", ".1%", detail=True),
+    number_column("p", "p_value", ".4f"),
+    number_column("longer wins", "longer_wins", ".0%"),
+    number_column("at equal length", "length_controlled", ".1%"),
+    interval_column("95 %", "length_controlled95", ".0%"),
 )
 NOTES = (
-    "A draw is half a win. 95 %: Wilson's, over instructions; p: two-sided binomial over wins and losses.",
-    "Longer wins: how often the longer output (characters) is preferred, whoever wrote it.",
-    "At equal length: the win rate that a logistic fit on the length difference leaves (AlpacaEval 2's length term).",
+    "Row wins: the share of instructions on which the row's model wins; a draw is half a win.",
+    "95 %: Wilson's interval over instructions. p: two-sided binomial test of wins against losses.",
+    "Longer wins: how often the output with more characters is preferred, whichever model wrote it.",
+    "At equal length: the win rate of a logistic fit at a length difference of 0, as in AlpacaEval 2's length term.",
 )
 
 
-def winrate(verdicts: Read[Verdict], *, ddof: int = 1) -> Table:
-    """A record for every two models, in both directions, over all instructions (`group` None) and by group.
+def tabulate_win_rates(verdicts: Read[Verdict], *, ddof: int = 1) -> Table:
+    """Return a table with a record for every two models, in both directions, over all instructions and by group.
+
+    A record over all instructions has the `group` `None`. The printed lines show one direction of each pair of models.
 
     Args:
-        verdicts: of any number of pairs of models, with their groups; and the rows that had none.
-        ddof: of the standard error, see `proportions.win_rate`.
+        verdicts: verdicts on any number of pairs of models, with their groups and the count of dropped rows.
+        ddof: delta degrees of freedom of the standard error: 1 divides by n - 1, 0 by n.
     """
     compared: dict[tuple[str, str], dict[str | None, list[Verdict]]] = defaultdict(lambda: defaultdict(list))
     judged: Counter[tuple[frozenset[str], str]] = Counter()
     for verdict in verdicts.records:
-        judged[frozenset((verdict.first, verdict.second)), plain(verdict.instruction)] += 1
-        for either in (verdict, verdict.turned()):
+        # Unordered and without markup: a verdict counts as repeated in either direction and from any file.
+        judged[frozenset((verdict.first, verdict.second)), strip_markup(verdict.instruction)] += 1
+        # Both directions, so that a reader of the JSON finds a model as `row` whichever output it wrote.
+        for either in (verdict, verdict.swap()):
             for name in (None, *verdict.groups):
                 compared[either.first, either.second][name].append(either)
-    forth = {(verdict.first, verdict.second) for verdict in verdicts.records}
-    without = {"no_verdict": verdicts.left_out.total()}
+    given_directions = {(verdict.first, verdict.second) for verdict in verdicts.records}
+    dropped = {"no_verdict": verdicts.left_out.total()}
     records = [
-        _record(pair, name, of, ddof) | without
+        _build_record(pair, name, members, ddof) | dropped
         for pair, by_group in compared.items()
-        for name, of in sorted(by_group.items(), key=lambda item: (item[0] is not None, item[0] or ""))
+        for name, members in sorted(by_group.items(), key=lambda item: (item[0] is not None, item[0] or ""))
     ]
     repeated = judged.total() - len(judged)
-    again = (f"{repeated} verdicts are on an instruction that the same two had been judged on.",) if repeated else ()
-    lines = tuple(record for record in records if (record["row"], record["column"]) in forth)
-    total = [record for record in lines if record["group"] is None]
-    rows = [(f"{r['row']} over {r['column']}", r["win_rate"], *r["wilson95"]) for r in total]
-    picture = Picture("Win rates with Wilson's intervals.", lambda: plots.intervals(rows, "win rate", 0.5))
+    again = (
+        (f"{repeated} verdicts repeat an instruction on which the same two models were already judged.",)
+        if repeated
+        else ()
+    )
+    lines = tuple(record for record in records if (record["row"], record["column"]) in given_directions)
+    # A group of few verdicts would make the plot unreadable; the table has them.
+    overall = [record for record in lines if record["group"] is None]
+    rows = [(f"{r['row']} over {r['column']}", r["win_rate"], *r["wilson95"]) for r in overall]
+    picture = Picture("Win rates with Wilson's 95 % intervals.", lambda: plots.intervals(rows, "win rate", 0.5))
     notes = (*NOTES, *again, *verdicts.report_lines())
     return Table("Win rates", tuple(records), COLUMNS, lines, notes, (picture,))
 
 
-def in_groups(verdict: Verdict, groups: Mapping[str, tuple[str, ...]]) -> Verdict:
-    """Return a verdict in the groups of its instruction.
+def assign_groups(verdict: Verdict, groups: Mapping[str, tuple[str, ...]]) -> Verdict:
+    """Return a verdict with the groups of its instruction.
+
+    Args:
+        verdict: verdict to assign.
+        groups: names of the groups by instruction without chat markup.
 
     Raises:
-        RecordError: the instruction has none.
+        RecordError: the instruction is not among `groups`.
     """
-    key = plain(verdict.instruction)
+    key = strip_markup(verdict.instruction)
     if key not in groups:
-        raise RecordError(f"{verdict.where}: field 'instruction': the groups have no {key[:60]!r}")
+        raise RecordError(f"{verdict.where}: field 'instruction': the file of groups does not contain {key[:60]!r}")
     return replace(verdict, groups=groups[key])
 
 
-def _record(pair: tuple[str, str], group: str | None, verdicts: Sequence[Verdict], ddof: int) -> dict[str, Any]:
+def _build_record(pair: tuple[str, str], group: str | None, verdicts: Sequence[Verdict], ddof: int) -> dict[str, Any]:
     scores = np.array([verdict.score for verdict in verdicts])
-    longer = np.array([float(len(verdict.outputs[0]) - len(verdict.outputs[1])) for verdict in verdicts])
+    extra_length = np.array([float(len(verdict.outputs[0]) - len(verdict.outputs[1])) for verdict in verdicts])
     rate = win_rate(scores, ddof=ddof)
-    equal = length_controlled(scores, longer)
+    equal = length_controlled(scores, extra_length)
     return {
         "row": pair[0],
         "column": pair[1],
@@ -97,7 +118,7 @@ def _record(pair: tuple[str, str], group: str | None, verdicts: Sequence[Verdict
         "wins": rate.wins,
         "draws": rate.draws,
         "losses": rate.losses,
-        "longer_wins": longer_wins(scores, longer),
+        "longer_wins": longer_wins(scores, extra_length),
         "length_controlled": None if equal is None else equal[0],
         "length_controlled95": None if equal is None else list(equal[1]),
     }

@@ -1,4 +1,4 @@
-"""What picking the best of N by a served reward is worth by a gold value, as N grows."""
+"""Measure the gold value of the best of N completions by a served reward, as N grows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,71 +11,99 @@ from assay_training.algorithms.best_of_n import expected, kl_bound, win_rate
 from assay_training.algorithms.statistics import Estimate, Floats, clustered_mean, clustered_share, interval_bounds
 from assay_training.evaluation import plots
 from assay_training.evaluation.results import LENGTH, domains
-from assay_training.evaluation.rewards.judged import Candidates
-from assay_training.evaluation.rewards.served import GOLD, lengths
+from assay_training.evaluation.rewards.inputs import Candidates
+from assay_training.evaluation.rewards.scores import GOLD, measure_lengths
 from assay_training.evaluation.rows import Logits
-from assay_training.evaluation.table import Picture, Table, interval, number, text, whole
+from assay_training.evaluation.table import (
+    Picture,
+    Table,
+    integer_column,
+    interval_column,
+    number_column,
+    text_column,
+)
 
+# Powers of two, at equal distances on the logarithmic axis of the plots.
 NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 COLUMNS = (
-    text("source", "source"),
-    text("by", "model"),
-    whole("N", "n"),
-    whole("prompts", "prompts"),
-    number("KL <=", "kl_bound", ".2f"),
-    number("gold", "gold", ".3f"),
-    interval("95 %", "gold95", ".3f"),
-    number("beats one", "win_rate", ".1%"),
-    interval("95 %", "win_rate95", ".1%"),
+    text_column("source", "source"),
+    text_column("by", "model"),
+    integer_column("N", "n"),
+    integer_column("prompts", "prompts"),
+    number_column("KL <=", "kl_bound", ".2f"),
+    number_column("gold", "gold", ".3f"),
+    interval_column("95 %", "gold95", ".3f"),
+    number_column("win rate", "win_rate", ".1%"),
+    interval_column("95 %", "win_rate95", ".1%"),
 )
 NOTES = (
-    "Gold: mean of the best of N by the model's score, unbiased, over prompts with N completions or more.",
-    "Where prompts have different numbers of completions, other N are over other prompts.",
-    "Beats one: how often its gold value is above one more completion's, of prompts with more than N; ties are half.",
-    "KL: what the best of N is at most away from the policy, ln N - (N - 1)/N nats.",
+    "Gold: mean gold value of the best of N by the model's score, an unbiased estimate over prompts with at least N "
+    "completions.",
+    "If prompts have different numbers of completions, the prompts differ between values of N.",
+    "Win rate: how often the best of N has a higher gold value than one more completion, over prompts with more than "
+    "N. Ties count one half.",
+    "KL: upper bound on the KL divergence of the best of N from the policy, ln N - (N - 1)/N nats.",
 )
 
 
-def best_of_n(candidates: Sequence[Candidates], gold: Logits | None, scores: Mapping[str, Logits]) -> Table:
-    """A record for every source, model and N; the length and the gold value itself are below and above the models.
+def tabulate_best_of_n(candidates: Sequence[Candidates], gold: Logits | None, scores: Mapping[str, Logits]) -> Table:
+    """Return a table with a record for every source, selecting model and N.
+
+    Selecting by length and by the gold value itself are the lower and the upper baseline.
 
     Args:
         candidates: prompts with two completions or more.
-        gold: what each completion is worth, by a served model; None for what the candidates say themselves, in 0..1.
-        scores: by model, of every completion.
+        gold: gold values of a served model by prompt and completion; `None` for those of the candidates, in 0..1.
+        scores: scores by model, prompt and completion, as logits.
     """
-    worth: Logits = [of.gold for of in candidates] if gold is None else gold
-    mean = clustered_share if gold is None else clustered_mean
-    ways = {**scores, LENGTH: lengths(candidates), GOLD: worth}
+    gold_values: Logits = [prompt.gold for prompt in candidates] if gold is None else gold
+    # Labels are shares, with Wilson's intervals; the scores of a served model have no bounds.
+    estimate = clustered_share if gold is None else clustered_mean
+    selectors = {**scores, LENGTH: measure_lengths(candidates), GOLD: gold_values}
     records = [
-        _record(source, model, n, [candidates[i].group for i in of], [(ways[model][i], worth[i]) for i in of], mean)
-        for source, inside in _by_source(candidates).items()
-        for model in ways
+        _build_record(
+            (source, model, n),
+            [candidates[i].group for i in enough],
+            [(selectors[model][i], gold_values[i]) for i in enough],
+            estimate,
+        )
+        for source, inside in _group_by_source(candidates).items()
+        for model in selectors
         for n in NS
-        if (of := [i for i in inside if len(worth[i]) >= n])
+        if (enough := [i for i in inside if len(gold_values[i]) >= n])
     ]
-    pictures = tuple(picture for source in _by_source(candidates) for picture in _pictures(source, records))
+    pictures = tuple(picture for source in _group_by_source(candidates) for picture in _build_pictures(source, records))
     return Table("Best of N", tuple(records), COLUMNS, notes=NOTES, pictures=pictures)
 
 
-def _by_source(candidates: Sequence[Candidates]) -> dict[str, list[int]]:
-    """Return the places of every source's prompts, and of a data set's whose sources are several."""
-    found = domains({of.source for of in candidates})
-    return {name: [i for i, of in enumerate(candidates) if of.source in sources] for name, sources in found.items()}
+def _group_by_source(candidates: Sequence[Candidates]) -> dict[str, list[int]]:
+    """Return the indices of the prompts of every source, and of every data set with several sources."""
+    by_domain = domains({prompt.source for prompt in candidates})
+    return {
+        name: [i for i, prompt in enumerate(candidates) if prompt.source in sources]
+        for name, sources in by_domain.items()
+    }
 
 
-def _record(
-    source: str,
-    model: str,
-    n: int,
+def _build_record(
+    key: tuple[str, str, int],
     groups: Sequence[str],
     rows: Sequence[tuple[Sequence[float], Sequence[float]]],
-    mean: Callable[[Floats, Sequence[str]], Estimate],
+    estimate: Callable[[Floats, Sequence[str]], Estimate],
 ) -> dict[str, Any]:
-    """Of prompts with n completions or more: their groups, and scores and gold values of their completions."""
+    """Return the record of one source, selecting model and N.
+
+    Args:
+        key: source, model and N.
+        groups: group of each prompt with N completions or more.
+        rows: scores and gold values of the completions of each of these prompts.
+        estimate: function from gold values, fp64 `[n]`, and groups to their mean with its interval.
+    """
+    source, model, n = key
     scored = [(np.asarray(scores), np.asarray(gold, dtype=np.float64)) for scores, gold in rows]
-    values = np.array([expected(of, worth, n) for of, worth in scored])
-    spare = [i for i, (of, _) in enumerate(scored) if len(of) > n]
+    values = np.array([expected(scores, gold, n) for scores, gold in scored])
+    # The opponent is one completion more than the N that are selected from.
+    spare = [i for i, (scores, _) in enumerate(scored) if len(scores) > n]
     wins = np.array([win_rate(*scored[i], n) for i in spare])
     return {
         "source": source,
@@ -84,44 +112,44 @@ def _record(
         "prompts": len(rows),
         "kl_bound": kl_bound(n),
         "gold": float(values.mean()),
-        "gold95": interval_bounds(mean, values, groups),
+        "gold95": interval_bounds(estimate, values, groups),
         "win_prompts": len(spare),
         "win_rate": float(wins.mean()) if len(wins) else None,
-        # The best of one is a sample like its opponent: one half, whatever the scores are.
+        # The best of one is a sample like its opponent: its win rate is one half for any scores, without an interval.
         "win_rate95": None if n == 1 else interval_bounds(clustered_share, wins, [groups[i] for i in spare]),
     }
 
 
-def _pictures(source: str, records: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """Gold value and wins as N grows; a line is drawn over all prompts that have enough completions."""
-    of = [record for record in records if record["source"] == source]
-    found = []
-    for key, prompts, label, what in (
+def _build_pictures(source: str, records: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """Return the plots of the gold value and of the win rate against N, over the prompts with enough completions."""
+    pictures = []
+    for key, prompts, label, title in (
         ("gold", "prompts", "gold", "gold value of the best of N"),
-        ("win_rate", "win_prompts", "win rate", "how often the best of N beats one more completion"),
+        ("win_rate", "win_prompts", "win rate", "win rate of the best of N against one more completion"),
     ):
-        there = [record for record in of if record[key] is not None]
-        if there:
-            caption = f"{source}: {what}, over {_counted({r['n']: r[prompts] for r in there})}."
-            found.append(Picture(caption, partial(_curves, there, key, label)))
-    return found
+        shown = [record for record in records if record["source"] == source and record[key] is not None]
+        if shown:
+            caption = f"{source}: {title}, over {_describe_counts({r['n']: r[prompts] for r in shown})}."
+            pictures.append(Picture(caption, partial(_draw, shown, key, label)))
+    return pictures
 
 
-def _curves(records: Sequence[Mapping[str, Any]], key: str, label: str) -> Figure:
+def _draw(records: Sequence[Mapping[str, Any]], key: str, label: str) -> Figure:
     lines = {
         str(model): [(float(r["n"]), float(r[key])) for r in records if r["model"] == model]
         for model in dict.fromkeys(record["model"] for record in records)
     }
+    # Each tick also shows the KL bound, by which the best of N can be compared with a trained policy.
     ticks = {float(r["n"]): f"{r['n']}\n{r['kl_bound']:.2f}" for r in records}
-    return plots.lines(lines, ticks, "N, and below it the bound on the KL in nats", label)
+    return plots.lines(lines, ticks, "N, and below it the bound on the KL divergence in nats", label)
 
 
-def _counted(prompts: Mapping[int, int]) -> str:
-    """How many prompts a curve has at every N, said once where it does not change."""
-    told: list[str] = []
+def _describe_counts(prompts: Mapping[int, int]) -> str:
+    """Return the number of prompts at every N as text, such as `2 prompts, 1 from N = 4 on`."""
+    parts: list[str] = []
     before = None
     for n, count in prompts.items():
         if count != before:
-            told.append(f"{count} from N = {n} on" if told else f"{count} prompts")
+            parts.append(f"{count} from N = {n} on" if parts else f"{count} prompts")
         before = count
-    return ", ".join(told)
+    return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""How reward margins are distributed, whether they are calibrated, and what length has to do with scores."""
+"""Measure how reward margins are distributed, how well they are calibrated, and how scores depend on length."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,58 +8,74 @@ import numpy as np
 
 from assay_training.algorithms.statistics import Floats, moments, outcomes, reliability, spearman
 from assay_training.evaluation import plots
-from assay_training.evaluation.results import slices
-from assay_training.evaluation.rewards.served import lengths
+from assay_training.evaluation.results import iterate_slices
+from assay_training.evaluation.rewards.scores import measure_lengths
 from assay_training.evaluation.rows import Logits, Rows
-from assay_training.evaluation.table import Picture, Table, cut, number, text, whole
+from assay_training.evaluation.table import (
+    Picture,
+    Table,
+    integer_column,
+    number_column,
+    source_column,
+    text_column,
+)
 from assay_training.records.record import Ranking
 
 COLUMNS = (
-    cut("source"),
-    text("model", "model"),
-    whole("pairs", "n"),
-    number("right", "accuracy", ".1%"),
-    number("mean", "mean", ".3f"),
-    number("std", "std", ".3f", detail=True),
-    number("< 0", "share_negative", ".1%", detail=True),
-    number("skew", "skewness", "+.2f"),
-    number("kurt.", "kurtosis", "+.2f"),
-    number("best - worst", "best_minus_worst", ".3f", detail=True),
-    number("calib.\nerror", "calibration_error", ".1%"),
-    number("r\nlength", "length_correlation", "+.2f"),
-    number("mean score", "mean_score", ".3f", detail=True),
-    number("std score", "std_score", ".3f", detail=True),
+    source_column("source"),
+    text_column("model", "model"),
+    integer_column("pairs", "n"),
+    number_column("acc.", "accuracy", ".1%"),
+    number_column("mean", "mean", ".3f"),
+    number_column("std", "std", ".3f", detail=True),
+    number_column("negative", "share_negative", ".1%", detail=True),
+    number_column("skew", "skewness", "+.2f"),
+    number_column("kurt.", "kurtosis", "+.2f"),
+    number_column("best - worst", "best_minus_worst", ".3f", detail=True),
+    number_column("calib.\nerror", "calibration_error", ".1%"),
+    number_column("r\nlength", "length_correlation", "+.2f"),
+    number_column("mean score", "mean_score", ".3f", detail=True),
+    number_column("std score", "std_score", ".3f", detail=True),
 )
 NOTES = (
-    "Margin: score of the better one minus the other's. Kurt.: excess kurtosis, 0 for a normal distribution.",
-    "Calib. error: mean distance of σ(|margin|) to how often that is right, in ten bins; for Bradley-Terry logits.",
-    "r length: Pearson's correlation of score and characters, over completions; mean score: over the same.",
-    "A line with … is of the pairs of the source above it whose preference is that strong.",
+    "Margin: score of the preferred completion minus that of the other.",
+    "Acc.: accuracy, the share of pairs with a positive margin; a margin of 0 counts one half.",
+    "Mean, std, skew, kurt.: moments of the margins. Kurt. is the excess kurtosis, 0 for a normal distribution.",
+    "Calib. error: mean distance of σ(|margin|) from the accuracy, in ten bins; for Bradley-Terry logits.",
+    "r length: Pearson's correlation of score and length in characters. It is over completions, as is the mean score.",
+    "A line that begins with … shows the pairs of the source above it with that strength of preference.",
 )
 
 
-def margins(rankings: Sequence[Ranking], scores: Mapping[str, Logits]) -> Table:
-    """A record for every source, strength of preference (None for any) and model; plots of margins and calibration.
+def tabulate_margins(rankings: Sequence[Ranking], scores: Mapping[str, Logits]) -> Table:
+    """Return a table with a record for every source, strength of preference and model, and plots of the margins.
+
+    A record over all strengths has the `strength` `None`.
 
     Args:
-        rankings: what was judged.
-        scores: by model, of every completion.
+        rankings: judged completions.
+        scores: scores by model, ranking and completion, as logits.
     """
     rows = Rows.of(rankings, dict(scores))
-    long = lengths(rankings)
+    lengths = measure_lengths(rankings)
     sources = np.array([ranking.source for ranking in rankings])
     records: list[dict[str, Any]] = []
-    for source, strength, part in slices(rows):
+    for source, strength, part in iterate_slices(rows):
         inside = np.flatnonzero(np.isin(sources, list(part.all_sources)))
-        for model, of in scores.items():
-            scored = None if strength else np.array([pair for i in inside for pair in zip(of[i], long[i], strict=True)])
-            numbers = _margins(part, model) | _of_scores(scored)
+        for model, by_ranking in scores.items():
+            # A strength belongs to a pair: no completion has one, and so neither has its score.
+            scored = (
+                None
+                if strength
+                else np.array([pair for i in inside for pair in zip(by_ranking[i], lengths[i], strict=True)])
+            )
+            numbers = _compute_moments(part, model) | _compute_score_statistics(scored)
             records.append({"source": source, "strength": strength, "model": model} | numbers)
-    pictures = [picture for model in scores for picture in _pictures(rows, model, scores[model], long)]
+    pictures = [picture for model in scores for picture in _build_pictures(rows, model, scores[model], lengths)]
     return Table("Margins", tuple(records), COLUMNS, notes=NOTES, pictures=tuple(pictures))
 
 
-def _margins(rows: Rows, model: str) -> dict[str, Any]:
+def _compute_moments(rows: Rows, model: str) -> dict[str, Any]:
     assert rows.extremes is not None
     values = rows.values[model]
     bins = reliability(values)
@@ -74,32 +90,33 @@ def _margins(rows: Rows, model: str) -> dict[str, Any]:
     }
 
 
-def _of_scores(scored: Floats | None) -> dict[str, float | None]:
-    """Of score and characters, `[completions, 2]`; None for a strength, which pairs have and completions have not."""
+def _compute_score_statistics(scored: Floats | None) -> dict[str, float | None]:
+    """Return statistics of scores and lengths, fp64 `[completions, 2]`; `None` gives every statistic as `None`."""
     if scored is None:
         return dict.fromkeys(("mean_score", "std_score", "length_correlation", "length_spearman"))
-    differ = bool((np.ptp(scored, axis=0) > 0).all())
+    # A correlation does not exist if all scores, or all lengths, are equal.
+    vary = bool((np.ptp(scored, axis=0) > 0).all())
     return {
         "mean_score": float(scored[:, 0].mean()),
         "std_score": float(scored[:, 0].std(ddof=1)),
-        "length_correlation": float(np.corrcoef(scored.T)[0, 1]) if differ else None,
-        "length_spearman": spearman(scored[:, 0], scored[:, 1]) if differ else None,
+        "length_correlation": float(np.corrcoef(scored.T)[0, 1]) if vary else None,
+        "length_spearman": spearman(scored[:, 0], scored[:, 1]) if vary else None,
     }
 
 
-def _pictures(rows: Rows, model: str, scores: Logits, long: Logits) -> list[Picture]:
+def _build_pictures(rows: Rows, model: str, scores: Logits, lengths: Logits) -> list[Picture]:
     values = rows.values[model]
-    flat = np.array([(v, c) for of, chars in zip(scores, long, strict=True) for v, c in zip(of, chars, strict=True)])
+    flat = np.array([pair for row in zip(scores, lengths, strict=True) for pair in zip(*row, strict=True)])
     bins = reliability(values)
-    of_pairs = [
+    margin_pictures = [
         Picture(f"{model}: reward margins by source.", lambda: plots.margins(rows, model)),
         Picture(
-            f"{model}: how often the higher score is right against σ(|margin|).",
-            lambda: plots.curve([b.prediction for b in bins], [b.label for b in bins], "σ(|margin|)", "right"),
+            f"{model}: how often the higher score is right against σ(|margin|), in ten bins.",
+            lambda: plots.curve([b.prediction for b in bins], [b.label for b in bins], "σ(|margin|)", "accuracy"),
         ),
     ]
-    of_scores = Picture(
-        f"{model}: score against characters.",
+    score_picture = Picture(
+        f"{model}: score against length in characters.",
         lambda: plots.scatter(flat[:, 1], flat[:, 0], "characters", "score"),
     )
-    return [*of_pairs, of_scores] if len(values) else [of_scores]
+    return [*margin_pictures, score_picture] if len(values) else [score_picture]
