@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
-from assay_client._answers import outcome_to_wire, same_fingerprint
+from assay_client._answers import outcome_to_wire, check_fingerprint
 from assay_client._drive import LOOKS, Pace, in_order, off_loop
 from assay_client._output import written
 from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
@@ -211,7 +211,7 @@ async def _run(
             nonlocal done
             fingerprint = job.fingerprint(result)
             if fingerprint is not None:
-                tally.fingerprint = same_fingerprint(tally.fingerprint, fingerprint)
+                tally.fingerprint = check_fingerprint(tally.fingerprint, fingerprint)
             shown = job.show(done, part, result)
             for row in shown:
                 tally.add(row)

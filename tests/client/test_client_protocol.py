@@ -26,7 +26,7 @@ def asked(call: p.Call[Any]) -> dict[str, Any]:
 
 def answered(wire: "type[Wire]") -> dict[str, Any]:
     """An honest answer to `ITEMS`, to be broken."""
-    return wire.scored(asked(p.score_calls(ITEMS, {}, 64)[0]))
+    return wire.scored(asked(p.build_score_calls(ITEMS, {}, 64)[0]))
 
 
 def parse(body: dict[str, Any], count: int = 3) -> ScoreResult:
@@ -34,7 +34,7 @@ def parse(body: dict[str, Any], count: int = 3) -> ScoreResult:
 
 
 def test_a_request_says_what_was_asked_and_nothing_else() -> None:
-    (call,) = p.score_calls([Item(prompt="p", completion="é", id="a")], p.options(model="crs"), 64)
+    (call,) = p.build_score_calls([Item(prompt="p", completion="é", id="a")], p.build_options(model="crs"), 64)
     assert call.path == "/v1/score"
     assert call.body() == '{"model": "crs", "items": [{"prompt": "p", "completion": "é", "id": "a"}]}'.encode()
 
@@ -136,7 +136,7 @@ def test_chunks_merged_lose_nothing_and_keep_the_order(
     wire: "type[Wire]", given_items: list[tuple[str, str | None]], chunk_size: int, random: Any
 ) -> None:
     items = [Item(prompt="p", completion=text, id=name) for text, name in given_items]
-    calls = p.score_calls(items, {}, chunk_size)
+    calls = p.build_score_calls(items, {}, chunk_size)
     assert all(len(asked(call)["items"]) <= chunk_size for call in calls)
     parts = []
     for call in calls:
@@ -151,7 +151,7 @@ def test_chunks_merged_lose_nothing_and_keep_the_order(
 
 
 def test_chunks_of_two_models_are_not_merged(wire: "type[Wire]") -> None:
-    first, second = p.score_calls([("p", "1"), ("p", "2")], {}, 1)
+    first, second = p.build_score_calls([("p", "1"), ("p", "2")], {}, 1)
     parts = [
         first.parse(json.dumps(wire.scored(asked(first), "f1")).encode()),
         second.parse(json.dumps(wire.scored(asked(second), "f2")).encode()),
@@ -172,16 +172,16 @@ def test_chunks_of_two_models_are_not_merged(wire: "type[Wire]") -> None:
 )
 def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
-        p.options(**options)
+        p.build_options(**options)
 
 
 def test_a_malformed_item_is_named_by_its_index() -> None:
     with pytest.raises(InvalidInput, match=r"^items\[1\]: an item has exactly one of"):
-        p.score_calls([("p", "c"), {"prompt": "p"}], {}, 64)
+        p.build_score_calls([("p", "c"), {"prompt": "p"}], {}, 64)
 
 
 def test_text_that_utf8_cannot_hold_is_refused_before_it_is_sent() -> None:
-    (call,) = p.score_calls([("p", "\ud800")], {}, 64)
+    (call,) = p.build_score_calls([("p", "\ud800")], {}, 64)
     with pytest.raises(InvalidInput, match="cannot be sent"):
         call.body()
 
@@ -189,7 +189,7 @@ def test_text_that_utf8_cannot_hold_is_refused_before_it_is_sent() -> None:
 def ranking(wire: "type[Wire]", top_n: int | None = None) -> tuple[p.Call[RankResult], dict[str, Any]]:
     named = {"completion": "3", "id": "c", "finish_reason": "length"}
     completions: list[p.CompletionLike] = ["1", named, "bad", "2"]
-    call = p.rank_call("p", completions, p.options(top_n=top_n))
+    call = p.build_rank_call("p", completions, p.build_options(top_n=top_n))
     return call, wire.ranked(asked(call))
 
 
@@ -241,7 +241,7 @@ def test_a_ranking_that_breaks_the_wire_is_refused(breaks: Any, wire: "type[Wire
 
 
 def test_a_comparison_is_read_whole(wire: "type[Wire]") -> None:
-    call = p.compare_call([{"role": "user", "content": "p"}], "3", "1", {})
+    call = p.build_compare_call([{"role": "user", "content": "p"}], "3", "1", {})
     result = call.parse(json.dumps(wire.compared(asked(call))).encode())
     assert result.signals["preference"].margin == 2.0
     assert result.signals["preference"].prob_a == 0.75
