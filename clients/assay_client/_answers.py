@@ -35,6 +35,10 @@ def to_finite(value: object) -> float | None:
     return None
 
 
+def _show(value: object) -> str:
+    return json.dumps(value)[:EXCERPT_CHARS]
+
+
 def _check_value(value: object, hint: object, where: str) -> object:
     """Return `value` if it is what `hint` says: str, int (a count), float (finite), bool, or one of these or None."""
     kinds = get_args(hint) or (hint,)
@@ -47,13 +51,13 @@ def _check_value(value: object, hint: object, where: str) -> object:
     if int in kinds and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     expected = " or ".join(TYPE_NAMES[kind] for kind in kinds)
-    raise InvalidAnswer(f"{where}: expected {expected}, got {str(value)[:EXCERPT_CHARS]!r}")
+    raise InvalidAnswer(f"{where}: expected {expected}, got {_show(value)}")
 
 
 def _check_number(value: object, where: str) -> float:
     number = to_finite(value)
     if number is None:
-        raise InvalidAnswer(f"{where}: expected a finite number, got {str(value)[:EXCERPT_CHARS]!r}")
+        raise InvalidAnswer(f"{where}: expected a finite number, got {_show(value)}")
     return number
 
 
@@ -70,13 +74,13 @@ def _read_fields(kind: type[T], value: object, where: str, **known: object) -> T
 def _check_object(value: object, where: str) -> Row:
     if isinstance(value, dict):
         return value
-    raise InvalidAnswer(f"{where}: expected an object, got {type(value).__name__}")
+    raise InvalidAnswer(f"{where}: expected an object, got {_show(value)}")
 
 
 def _read_rows(answer: Row, name: str) -> list[Row]:
     value = answer.get(name)
     if not isinstance(value, list):
-        raise InvalidAnswer(f"{name}: expected a list, got {type(value).__name__}")
+        raise InvalidAnswer(f"{name}: expected a list, got {_show(value)}")
     return [_check_object(row, f"{name}[{index}]") for index, row in enumerate(value)]
 
 
@@ -85,14 +89,10 @@ def _read_mapping(kind: type[T], value: object, where: str) -> dict[str, T]:
 
 
 def parse_object(body: bytes, kind: str | None = None) -> Row:
-    """Return the JSON object of an answer.
-
-    Args:
-        body: the answer's body.
-        kind: the value that the object's field `object` must have; None accepts any.
+    """Return the JSON object of an answer, whose field `object` must be `kind` if that is given.
 
     Raises:
-        InvalidAnswer: the body is not JSON, where NaN and infinities are not, or it is another kind of object.
+        InvalidAnswer: the body is not JSON, which has no NaN and no infinities, or it is another kind of object.
     """
 
     def refuse(constant: str) -> None:
@@ -104,7 +104,7 @@ def parse_object(body: bytes, kind: str | None = None) -> Row:
         raise InvalidAnswer(f"the answer is not JSON: {error}") from error
     answer = _check_object(value, "answer")
     if kind is not None and answer.get("object") != kind:
-        raise InvalidAnswer(f"expected an answer of type {kind}, got {str(answer.get('object'))[:EXCERPT_CHARS]}")
+        raise InvalidAnswer(f"expected an answer of type {kind}, got {_show(answer.get('object'))}")
     return answer
 
 
@@ -132,7 +132,7 @@ def _read_outcomes(
 def _read_outcome(read: Callable[[Row, str], T], row: Row, ids: Sequence[str | None], where: str) -> T | t.ScoreFailure:
     index = row.get("index")
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(ids):
-        raise InvalidAnswer(f"{where}: index {str(index)[:EXCERPT_CHARS]!r} is not one of the {len(ids)} items")
+        raise InvalidAnswer(f"{where}: index {_show(index)} is not one of the {len(ids)} items")
     # Items are matched by index alone; an id that differs shows that the server mixed them up.
     if row.get("id") != ids[index]:
         raise InvalidAnswer(f"{where}: the id of item {index} came back changed")
@@ -243,7 +243,7 @@ def parse_render(body: bytes, ids: Sequence[str | None], offset: int) -> r.Rende
     """Return how the items of a call are read; the arguments are those of `parse_score`.
 
     Raises:
-        InvalidAnswer: there is not exactly one row per item, a token id is not a count, or a row breaks the wire format.
+        InvalidAnswer: there is not exactly one row per item, or a row breaks the wire format.
     """
     rows = _read_outcomes(_read_rendered_item, parse_object(body, "list"), "data", ids)
     return r.RenderResult(_sort_rows(rows, ids, offset))
@@ -259,7 +259,7 @@ def _read_rendered_signal(value: object, where: str) -> r.RenderedSignal:
     row = _check_object(value, where)
     ids, position = row.get("ids"), _check_object(row.get("score_position"), f"{where}.score_position")
     if not isinstance(ids, list):
-        raise InvalidAnswer(f"{where}.ids: expected a list, got {type(ids).__name__}")
+        raise InvalidAnswer(f"{where}.ids: expected a list, got {_show(ids)}")
     known: dict[str, object] = {"ids": tuple(_check_value(token, int, f"{where}.ids") for token in ids)}
     for name, kind in (("policy", str), ("start", int), ("end", int)):
         known[f"score_{name}"] = _check_value(position.get(name), kind, f"{where}.score_position.{name}")

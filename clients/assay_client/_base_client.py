@@ -13,7 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 import httpx
 
 from assay_client._protocol import Call
-from assay_client._retry import OK, Event, Policy, Reply, Steps, exchange, build_server_error
+from assay_client._retry import OK, Event, Policy, Reply, Steps, build_server_error, exchange
 from assay_client.errors import ConnectError, InvalidAnswer, InvalidInput, Timeout, TransportError
 
 T = TypeVar("T")

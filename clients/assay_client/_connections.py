@@ -17,7 +17,7 @@ class Process:
 
     Attributes:
         http: the httpx client with the connections.
-        running: for every call that runs, an event that stops it.
+        running: the events that stop the calls that run now, one each.
     """
 
     http: httpx.Client

@@ -10,13 +10,13 @@ from assay_client import results as r
 from assay_client import types as t
 from assay_client._answers import (
     Row,
-    to_finite,
     parse_comparison,
     parse_models,
     parse_object,
     parse_rank,
     parse_render,
     parse_score,
+    to_finite,
 )
 from assay_client.errors import InvalidInput
 

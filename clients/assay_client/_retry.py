@@ -110,7 +110,7 @@ def exchange(
 
     Args:
         parse: the function that reads the body of an answer with status 200.
-        policy: how long and how often to try.
+        policy: the limits of time and of tries.
         request_id: the request's `X-Request-ID`, which every error carries.
         deadline_at_s: the monotonic time in seconds at which the whole call must have ended.
         now_s: the monotonic time in seconds at the start.
@@ -133,7 +133,7 @@ def _steps(parse: Callable[[bytes], T], policy: Policy, deadline_at_s: float, no
     while True:
         timeout_s = min(policy.timeout_s, deadline_at_s - now_s)
         if timeout_s <= 0:
-            raise DeadlineExceeded(f"no time is left after {tries} tries within {policy.deadline_s:g} s; raise `deadline_s` if the service is slow")
+            raise DeadlineExceeded(f"no time is left after {tries} tries within {policy.deadline_s:g} s")
         event = yield Send(timeout_s)
         tries += 1
         outcome = event.outcome

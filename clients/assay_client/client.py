@@ -13,7 +13,7 @@ import httpx
 
 from assay_client import _protocol as p
 from assay_client._answers import merge_renders, merge_scores
-from assay_client._base_client import BaseClient, check_request_id, is_ready, convert_error
+from assay_client._base_client import BaseClient, check_request_id, convert_error, is_ready
 from assay_client._connections import Loops, Process, close_at_end
 from assay_client._retry import Done, Reply, Send
 from assay_client.errors import Timeout, TransportError
@@ -130,7 +130,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
                 future.result()
             return [future.result() for future in futures]
         finally:
-            # After a failure: wake the threads that wait for a retry. Tries in flight are not awaited; nobody reads them.
+            # After a failure: wake the threads that wait for a retry. Tries in flight are abandoned; nobody reads them.
             stop.set()
             here.running.discard(stop)
             pool.shutdown(wait=False, cancel_futures=True)

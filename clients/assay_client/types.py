@@ -87,7 +87,7 @@ def completion_text(completion: object) -> str:
     # SDKs write empty fields, such as `tool_calls: None`; only a field with a value would be lost.
     lost = [name for name, field in message.others if field not in (None, [], {}, "")]
     if lost:
-        raise InvalidInput(f"`completion`: `{lost[0]}` of its message would be lost; send the item as `messages` instead")
+        raise InvalidInput(f"`completion`: `{lost[0]}` of its message would be lost; send the item as `messages`")
     return message.content
 
 
@@ -180,10 +180,8 @@ class SignalValue:
         prob: the sigmoid of the logit, 0..1, for signals of kind "absolute"; None for "preference".
         prompt_tokens: the number of tokens before the completion, after truncation.
         completion_tokens: the number of tokens of the completion.
-        truncated_tokens: the number of tokens that were cut from the left of the prompt; 0 unless
-            `truncation="prompt_left"` was sent.
-        dropped_tokens: the number of tokens of the messages that the signal's template does not print; 0 unless the
-            signal declares `dropped_content: report`.
+        truncated_tokens: the number of tokens cut from the prompt's left; 0 unless `truncation="prompt_left"` was sent.
+        dropped_tokens: the number of tokens that the template does not print; 0 unless `dropped_content: report`.
         control_tokens_as_text: the number of control tokens in the messages that were read as plain characters; 0
             unless the signal declares `control_tokens: text`.
     """
@@ -287,8 +285,7 @@ class ScoreResult:
         """Return one finite float per item, in order.
 
         Args:
-            missing: None, which puts None in the place of each item that failed. Anything else is refused: no number
-                can stand for a score that does not exist.
+            missing: None, which puts None in the place of each failed item. No number can stand for a missing score.
 
         Raises:
             ItemsFailed: an item has no score, and `missing` was not given.

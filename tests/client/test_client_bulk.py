@@ -297,8 +297,8 @@ def test_ranked_rows(honest: httpx.MockTransport, tmp_path: Path) -> None:
     [
         ({"prompt": "p"}, "`completions` must be a list"),
         ({"prompt": "p", "completions": []}, "at least one"),
-        ({"completions": ["1"]}, "exactly one of `prompt` or `messages`; this one has `completions`"),
-        ({"prompt": "p", "messages": [], "completions": ["1"]}, "exactly one of `prompt` or `messages`"),
+        ({"completions": ["1"]}, "exactly one of `prompt` and `messages`; this row has `completions`"),
+        ({"prompt": "p", "messages": [], "completions": ["1"]}, "exactly one of `prompt` and `messages`"),
         ({"prompt": "p", "completions": [3]}, "`completion` must be text"),
         ({"prompt": "p", "completions": [{"completion": "1", "score": 2}]}, "unknown key `score`"),
         ({"messages": "p", "completions": ["1"]}, "`messages` must be a list of messages"),

@@ -262,7 +262,7 @@ def test_numbers_are_never_broken(monkeypatch: pytest.MonkeyPatch, columns: int 
     [("a\n b\tc", "a b c"), ("\x1b[31mred\x07", "[31mred"), ("x" * 61, "x" * 59 + "…"), ("x" * 60, "x" * 60)],
 )
 def test_a_completion_is_shown_on_one_line_without_control_characters(text: str, shown: str) -> None:
-    assert _show.start(text) == shown
+    assert _show.shorten(text) == shown
 
 
 # --- Commands of other parts

@@ -69,7 +69,7 @@ def test_unknown_fields_of_a_newer_server_are_ignored(wire: "type[Wire]") -> Non
 
 
 BROKEN = {
-    "score null": (lambda body: body["data"][0].update(score=None), "expected a finite number, got 'None'"),
+    "score null": (lambda body: body["data"][0].update(score=None), "expected a finite number, got null"),
     "score missing": (lambda body: body["data"][0].pop("score"), "data.0..score: expected a finite number"),
     "score NaN": (lambda body: body["data"][0].update(score=float("nan")), "NaN is not JSON"),
     "score infinite": (lambda body: body["data"][0].update(score=float("inf")), "Infinity is not JSON"),
@@ -82,30 +82,33 @@ BROKEN = {
     ),
     "tokens negative": (
         lambda body: body["data"][0]["signals"]["preference"].update(prompt_tokens=-1),
-        "prompt_tokens: expected count",
+        "prompt_tokens: expected a count, got -1",
     ),
     "tokens fraction": (
         lambda body: body["data"][0]["signals"]["preference"].update(prompt_tokens=1.5),
-        "prompt_tokens: expected count",
+        "prompt_tokens: expected a count, got 1.5",
     ),
     "signals missing": (lambda body: body["data"][0].pop("signals"), "signals: expected an object"),
-    "a row too few": (lambda body: body["data"].pop(), "2 rows, and not one for each of 3"),
-    "a row too many": (lambda body: body["data"].append({**body["data"][0], "index": 3}), "index '3' of 3"),
-    "an index twice": (lambda body: body["data"][2].update(index=0), "not one for each"),
-    "an index below 0": (lambda body: body["data"][2].update(index=-1), "index '-1' of 3"),
-    "an index that is true": (lambda body: body["data"][1].update(index=True), "index 'True'"),
+    "a row too few": (lambda body: body["data"].pop(), "2 rows do not match 3 items one to one"),
+    "a row too many": (
+        lambda body: body["data"].append({**body["data"][0], "index": 3}),
+        "index 3 is not one of the 3 items",
+    ),
+    "an index twice": (lambda body: body["data"][2].update(index=0), "3 rows do not match 3 items one to one"),
+    "an index below 0": (lambda body: body["data"][2].update(index=-1), "index -1 is not one of the 3 items"),
+    "an index that is true": (lambda body: body["data"][1].update(index=True), "index true is not one of the 3 items"),
     "an id from nowhere": (lambda body: body["data"][0].update(id="z"), "the id of item 0 came back changed"),
     "score and error": (lambda body: body["data"][1].update(score=0.0), "both a score and an error"),
     "error without code": (
         lambda body: body["data"][1]["error"].pop("code"),
-        "data.1..error.code: expected str",
+        "data.1..error.code: expected text, got null",
     ),
-    "another object": (lambda body: body.update(object="rank"), "expected an answer of type list, got rank"),
-    "data is no list": (lambda body: body.update(data={}), "data: expected a list"),
+    "another object": (lambda body: body.update(object="rank"), "expected an answer of type list, got .rank"),
+    "data is no list": (lambda body: body.update(data={}), "data: expected a list, got {}"),
     "no provenance": (lambda body: body.pop("provenance"), "provenance: expected an object"),
-    "no fingerprint": (lambda body: body["provenance"].pop("fingerprint"), "fingerprint: expected str"),
+    "no fingerprint": (lambda body: body["provenance"].pop("fingerprint"), "fingerprint: expected text"),
     "weight null": (lambda body: body["provenance"]["blend"]["weights"].update(x=None), "weights.x"),
-    "model is a number": (lambda body: body.update(model=3), "answer.model: expected str or NoneType"),
+    "model is a number": (lambda body: body.update(model=3), "answer.model: expected text or null, got 3"),
 }
 
 

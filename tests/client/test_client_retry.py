@@ -13,9 +13,9 @@ from assay_client._retry import (
     Reply,
     Send,
     Sleep,
+    compute_retry_delay_s,
     exchange,
     read_retry_after_s,
-    compute_retry_delay_s,
 )
 from assay_client.errors import (
     AssayError,
