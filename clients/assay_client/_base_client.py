@@ -90,7 +90,9 @@ class BaseClient(Generic[MineT, TransportT]):
         self._policy = Policy(timeout_s, deadline_s, max_retries)
         self._transport: TransportT | None = transport
         self._made_in = os.getpid()
+        # A forked process inherits this dictionary, and finds no entry under its own id.
         self._by_pid: dict[int, MineT] = {}
+        # Neither can be copied into another process, so that such a client cannot be pickled.
         self._fixed = transport is not None or clock is not None
         self._clock = clock or Clock()
         _check_url(base_url)
@@ -115,7 +117,7 @@ class BaseClient(Generic[MineT, TransportT]):
         }
         return partial(type(self), self.base_url, **settings), ()
 
-    def _mine(self, make: Callable[[], MineT]) -> MineT:
+    def _get_state(self, make: Callable[[], MineT]) -> MineT:
         """Return the connections of this process; `make` makes them if they are missing.
 
         A fork copies sockets, and two processes on one connection would read each other's answers. So each process
@@ -129,7 +131,7 @@ class BaseClient(Generic[MineT, TransportT]):
         """Return whether the transport that was given belongs to another process."""
         return self._transport is not None and self._made_in != os.getpid()
 
-    def _http_settings(self) -> dict[str, Any]:
+    def _build_http_settings(self) -> dict[str, Any]:
         """Return the arguments of a new httpx client.
 
         Raises:
@@ -143,7 +145,7 @@ class BaseClient(Generic[MineT, TransportT]):
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.max_concurrency)
         return {"base_url": self.base_url, "transport": self._transport, "headers": self._headers, "limits": limits}
 
-    def _request(self, call: Call[T], http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+    def _build_request(self, call: Call[T], http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """Return the request of a call, with an id that is the same in all tries."""
         # A caller's headers may not replace it: answers are matched to requests by it.
         headers = {REQUEST_ID: uuid.uuid4().hex}
@@ -153,7 +155,7 @@ class BaseClient(Generic[MineT, TransportT]):
         headers["Content-Type"] = "application/json"
         return http.build_request("POST", call.path, headers=headers, content=body)
 
-    def _steps(self, call: Call[T], request: httpx.Request, deadline_at_s: float) -> Steps[T]:
+    def _start_steps(self, call: Call[T], request: httpx.Request, deadline_at_s: float) -> Steps[T]:
         return exchange(
             call.parse,
             self._policy,
@@ -162,10 +164,10 @@ class BaseClient(Generic[MineT, TransportT]):
             now_s=self._clock.now_s(),
         )
 
-    def _deadline_at_s(self) -> float:
+    def _compute_deadline_s(self) -> float:
         return self._clock.now_s() + self._policy.deadline_s
 
-    def _event(self, outcome: Reply | TransportError | None = None) -> Event:
+    def _build_event(self, outcome: Reply | TransportError | None = None) -> Event:
         return Event(self._clock.now_s(), self._clock.draw(), outcome)
 
 

@@ -60,7 +60,7 @@ class Pace:
         self.chars = min(max(fits, self.chars / GROWTH, 1.0), self.chars * GROWTH, MOST_CHARS)
 
 
-async def in_order(
+async def run_in_order(
     *,
     take: Callable[[], Given | None],
     ask: Callable[[Given], Awaitable[Made]],

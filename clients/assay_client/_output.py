@@ -38,11 +38,11 @@ class Sink:
         """Write the rows of one answer, which then outlive this process; `fingerprint` is that of all rows."""
         if fingerprint != self.fingerprint:
             self.fingerprint = fingerprint
-            self.note()
+            self.record_run()
         self.file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         self.file.flush()
 
-    def note(self) -> None:
+    def record_run(self) -> None:
         """Record which run the rows belong to; it must be recorded before the first row is written."""
         if self.state is not None:
             fresh = self.state.with_name(f"{self.state.name}.new")
@@ -51,28 +51,28 @@ class Sink:
             fresh.replace(self.state)
 
 
-def part_of(target: Path) -> Path:
+def find_part(target: Path) -> Path:
     """Return the file that holds the rows until all of them are written."""
     return target.with_name(f"{target.name}.part")
 
 
-def _state_of(part: Path) -> Path:
+def _find_state(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def kept(target: str) -> str | None:
+def describe_part(target: str) -> str | None:
     """Return a sentence about the rows that an unfinished run left beside `target`; None if it left none."""
-    part = part_of(Path(target).resolve())
-    if target == STANDARD or not _state_of(part).exists() or not part.exists():
+    part = find_part(Path(target).resolve())
+    if target == STANDARD or not _find_state(part).exists() or not part.exists():
         return None
     with part.open("rb") as lines:
         rows = sum(1 for _ in lines)
-    can_go_on = json.loads(_state_of(part).read_text())["run"] is not None
+    can_go_on = json.loads(_find_state(part).read_text())["run"] is not None
     return f"{rows} rows are in {part}" + "; run the same command again to go on from there" * can_go_on
 
 
 @contextmanager
-def written(target: str, run: Row | None, on_earlier: Callable[[Row], None] = lambda row: None) -> Iterator[Sink]:
+def open_output(target: str, run: Row | None, on_earlier: Callable[[Row], None] = lambda row: None) -> Iterator[Sink]:
     """Yield a sink whose rows appear under `target` only when all are written; "-" is stdout.
 
     Until then they are in `TARGET.part`, which stays if the run ends early. The same run continues there. Devices and
@@ -96,12 +96,12 @@ def written(target: str, run: Row | None, on_earlier: Callable[[Row], None] = la
         with path.open("w", encoding="utf-8") as device:
             yield Sink(device)
         return
-    part = part_of(path)  # beside the target, as a rename does not cross file systems
+    part = find_part(path)  # beside the target, as a rename does not cross file systems
     with part.open("a+", encoding="utf-8") as file:
         _lock(file, part)
-        sink = Sink(file, _state_of(part), run)
+        sink = Sink(file, _find_state(part), run)
         _continue(sink, part, on_earlier)
-        sink.note()
+        sink.record_run()
         try:
             yield sink
             file.flush()
@@ -110,7 +110,7 @@ def written(target: str, run: Row | None, on_earlier: Callable[[Row], None] = la
         finally:
             if not part.exists() or part.stat().st_size == 0:
                 part.unlink(missing_ok=True)
-                _state_of(part).unlink(missing_ok=True)
+                _find_state(part).unlink(missing_ok=True)
 
 
 def _continue(sink: Sink, part: Path, on_earlier: Callable[[Row], None]) -> None:

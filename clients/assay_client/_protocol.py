@@ -49,6 +49,7 @@ class Call(Generic[T]):
         """
         if self.payload is None:
             return None
+        # Without ASCII escapes other scripts need fewer bytes, and a lone surrogate fails here, before it is sent.
         try:
             return json.dumps(self.payload, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
@@ -79,6 +80,7 @@ def _build_item_calls(
 ) -> list[Call[T]]:
     rows = [_read_item(item, index) for index, item in enumerate(items)]
     calls = []
+    # An empty list is sent too, because its result needs the server's provenance.
     for start in range(0, max(len(rows), 1), chunk_size):
         part = rows[start : start + chunk_size]
         payload = {**options, "items": [item.to_wire() for item in part]}

@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     from assay_client.bulk import Tally
     from assay_client.client import AsyncRewardClient
 
-A_DAY_S = 86_400.0  # the time of a request: work has no limit in practice; silence has one, in `_drive`
-REACH_S = 10.0  # the time to find out whether anything listens
+A_DAY_S = 86_400.0  # for a request: work needs no limit, because `_drive` limits silence
+REACH_S = 10.0  # to find out whether anything listens
 
 
-def with_service(
+def run_with_service(
     url: str,
     work: "Callable[[AsyncRewardClient], Awaitable[Tally]]",
     chunk_size: int = 64,

@@ -27,14 +27,14 @@ BACKOFF_MAX_S = 8.0
 BACKOFF_JITTER = 0.5  # a wait is drawn from the upper half of its backoff
 RETRY_AFTER_MAX_S = 60.0  # a server that asks for an hour is asked again after a minute
 RETRY_AFTER_SPREAD = 0.25  # clients that are given the same second do not all return in it
-EXCERPT_CHARS = 120  # the longest part of a body that is not Assay's which an error message shows
+EXCERPT_CHARS = 120  # the longest part of a foreign body that an error message shows
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How long one request may take and how often it is tried.
+    """The limits of one request: its time and its number of tries.
 
     Attributes:
         timeout_s: the seconds that one try may take.
@@ -122,13 +122,13 @@ def exchange(
         InvalidAnswer: `parse` refused the answer; it is not tried again.
     """
     try:
-        yield from _steps(parse, policy, deadline_at_s, now_s)
+        yield from _yield_steps(parse, policy, deadline_at_s, now_s)
     except AssayError as error:
         error.request_id = request_id
         raise
 
 
-def _steps(parse: Callable[[bytes], T], policy: Policy, deadline_at_s: float, now_s: float) -> Steps[T]:
+def _yield_steps(parse: Callable[[bytes], T], policy: Policy, deadline_at_s: float, now_s: float) -> Steps[T]:
     tries = 0
     while True:
         timeout_s = min(policy.timeout_s, deadline_at_s - now_s)

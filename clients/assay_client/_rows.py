@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
 
 from assay_client.errors import InvalidInput
-from assay_client.types import ITEM_KEYS, Completion, Item, Message, as_messages
+from assay_client.types import ITEM_KEYS, Completion, Item, Message, read_messages
 
 STANDARD = "-"  # stdin
 RANK_KEYS = frozenset({"prompt", "messages", "completions", "id"})
@@ -107,7 +107,7 @@ class RankRow:
         if not isinstance(completions, list) or not completions:
             raise InvalidInput("`completions` must be a list with at least one completion")
         if name == "messages" or not isinstance(prompt, str):
-            prompt = as_messages(prompt, name)
+            prompt = read_messages(prompt, name)
         for completion in completions:
             # Only checked here, so that a malformed completion is found before anything is sent.
             Item.of({"prompt": "", **(completion if isinstance(completion, dict) else {"completion": completion})})

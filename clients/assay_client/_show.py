@@ -44,7 +44,7 @@ def show_rank(index: int, row: "RankRow", result: "RankResult") -> None:
     """Print a ranking as a table, best first, and the completions that failed."""
     from rich.text import Text  # noqa: PLC0415
 
-    from assay_client.types import completion_text  # noqa: PLC0415
+    from assay_client.types import read_completion_text  # noqa: PLC0415
 
     signals = list(result.results[0].signals) if result.results else []
     table = _build_table("rank", "score", "margin", *signals)
@@ -55,7 +55,7 @@ def show_rank(index: int, row: "RankRow", result: "RankResult") -> None:
         margin = "" if ranked.margin is None else f"{ranked.margin:.4f}"
         logits = (f"{ranked.signals[name].logit:.4f}" if name in ranked.signals else "" for name in signals)
         given = row.completions[ranked.index]
-        text = completion_text(given["completion"] if isinstance(given, dict) else given)
+        text = read_completion_text(given["completion"] if isinstance(given, dict) else given)
         table.add_row(str(place), f"{ranked.score:.4f}", margin, *logits, Text(shorten(text)))
     print_table(table)
     for failure in result.errors:
@@ -94,6 +94,7 @@ def print_table(table: "Table") -> None:
     from rich.console import Console  # noqa: PLC0415
 
     console = Console()
+    # Programs that read a pipe do not expect cells that are broken over lines.
     unlimited = console.options.update(max_width=sys.maxsize)
     needs = console.measure(table, options=unlimited)
     console.width = max(console.width, needs.minimum) if console.is_terminal else needs.maximum
@@ -147,16 +148,16 @@ def report_errors(target: str | None = None) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(EXIT_PIPE) from None
     except KeyboardInterrupt:
-        kept = _output.kept(target) if target else None
+        kept = _output.describe_part(target) if target else None
         report_failure(f"interrupted; {kept}" if kept else "interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except FingerprintChanged as error:
-        part = _output.part_of(Path(target).resolve()) if target else None
+        part = _output.find_part(Path(target).resolve()) if target else None
         advice = f"; delete {part} to score every row by the new model" if part and part.exists() else ""
         raise report_failure(f"{error}{advice}") from error
     except (AssayError, OSError) as error:
         # A malformed input stays malformed, so that the same command would fail again.
-        kept = _output.kept(target) if target and not isinstance(error, InvalidInput) else None
+        kept = _output.describe_part(target) if target and not isinstance(error, InvalidInput) else None
         raise report_failure(f"{error}; {kept}" if kept else str(error)) from error
 
 

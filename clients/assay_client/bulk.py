@@ -9,8 +9,8 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from assay_client._answers import check_fingerprint, outcome_to_wire
-from assay_client._drive import LOOKS, Pace, in_order, run_off_loop
-from assay_client._output import written
+from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
+from assay_client._output import open_output
 from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import AssayError, ServerError
@@ -199,7 +199,7 @@ async def _run(
     # A run continues only with the same input and options. A pipe cannot be read twice, so that no run continues it.
     total, run = (known.rows, {"input": known.sha256, **job.options}) if known else (None, None)
     pace = Pace(most_rows or client.chunk_size)
-    with written(target, run, tally.add) if target is not None else nullcontext() as sink:
+    with open_output(target, run, tally.add) if target is not None else nullcontext() as sink:
         done = sink.earlier if sink else 0
         tally.fingerprint = sink.fingerprint if sink else None
         whole = read_rows(source, job.make)
@@ -226,7 +226,7 @@ async def _run(
 
         on_rows(done, total)
         try:
-            await in_order(
+            await run_in_order(
                 take=lambda: pace.take(rows),
                 ask=ask,
                 put=put,

@@ -13,7 +13,7 @@ import typer
 import typer.main
 
 from assay_client._commands import GROUP, Commands, explain_missing
-from assay_client._reach import reach, with_service
+from assay_client._reach import reach, run_with_service
 from assay_client._show import (
     EXIT_FAILED,
     finish,
@@ -99,7 +99,7 @@ def score(  # noqa: PLR0913  # the options of one command
 
     parsed = _parse_weights(weights)
     with report_errors(output), show_progress() as show:
-        tally = with_service(
+        tally = run_with_service(
             url,
             lambda service: bulk.score_file(
                 service,
@@ -144,7 +144,7 @@ def rank(  # noqa: PLR0913  # the options of one command
             show_rank(index, row, result)
 
     with report_errors(target), show_progress() as show:
-        tally = with_service(
+        tally = run_with_service(
             url,
             lambda service: bulk.rank_file(
                 service,
@@ -176,7 +176,7 @@ def compare(
     """Compare two completions under every signal and blend; a positive margin favours A."""
     from assay_client import client  # noqa: PLC0415
     from assay_client._answers import comparison_to_wire  # noqa: PLC0415
-    from assay_client._output import written  # noqa: PLC0415
+    from assay_client._output import open_output  # noqa: PLC0415
 
     target = _choose_target(output, json)
     with report_errors(target):
@@ -186,7 +186,7 @@ def compare(
         if target is None:
             show_comparison(result)
         else:
-            with written(target, None) as sink:
+            with open_output(target, None) as sink:
                 sink.write([comparison_to_wire(result)], result.provenance.fingerprint)
 
 
@@ -210,7 +210,7 @@ def render(  # noqa: PLR0913  # the options of one command
 
     target = _choose_target(output, json)
     with report_errors(target):
-        tally = with_service(
+        tally = run_with_service(
             url,
             lambda service: bulk.render_file(
                 service,

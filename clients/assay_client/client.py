@@ -26,8 +26,8 @@ T = TypeVar("T")
 class RewardClient(BaseClient[Process, httpx.BaseTransport]):
     """A client that scores completions over HTTP; several threads and forked processes may use it at once."""
 
-    def _here(self) -> Process:
-        return self._mine(lambda: Process(httpx.Client(**self._http_settings())))
+    def _get_connections(self) -> Process:
+        return self._get_state(lambda: Process(httpx.Client(**self._build_http_settings())))
 
     def score(
         self,
@@ -95,14 +95,14 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
 
     def ready(self) -> bool:
         """Return whether the service would score now, by one try; False also if it cannot be reached."""
-        http = self._here().http
-        return is_ready(self._try(http, self._request(p.READY, http), self._policy.timeout_s))
+        http = self._get_connections().http
+        return is_ready(self._try(http, self._build_request(p.READY, http), self._policy.timeout_s))
 
     def close(self) -> None:
         """Stop calls that run in other threads, and close the connections of this process."""
         if self._is_elsewhere():
             return
-        here = self._here()
+        here = self._get_connections()
         for stop in list(here.running):
             stop.set()
         here.http.close()
@@ -117,8 +117,8 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         return self._run_all([call])[0]
 
     def _run_all(self, calls: Sequence[p.Call[T]]) -> list[T]:
-        deadline_at_s = self._deadline_at_s()
-        here, stop = self._here(), threading.Event()
+        deadline_at_s = self._compute_deadline_s()
+        here, stop = self._get_connections(), threading.Event()
         here.running.add(stop)
         pool = ThreadPoolExecutor(self.max_concurrency, "assay-client")
         try:
@@ -136,8 +136,8 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, http: httpx.Client, call: p.Call[T], deadline_at_s: float, stop: threading.Event) -> T:
-        request = self._request(call, http)
-        steps = self._steps(call, request, deadline_at_s)
+        request = self._build_request(call, http)
+        steps = self._start_steps(call, request, deadline_at_s)
         step = next(steps)
         while not isinstance(step, Done):
             if stop.is_set():
@@ -147,7 +147,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
                 outcome = self._try(http, request, step.timeout_s)
             else:
                 self._clock.sleep(step.delay_s, stop)
-            step = steps.send(self._event(outcome))
+            step = steps.send(self._build_event(outcome))
         return step.value
 
     def _try(self, http: httpx.Client, request: httpx.Request, timeout_s: float) -> Reply | TransportError:
@@ -177,13 +177,13 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
     connections of its own. They are closed when the client is closed in that loop, or when `asyncio.run` ends it.
     """
 
-    async def _here(self) -> httpx.AsyncClient:
+    async def _get_connections(self) -> httpx.AsyncClient:
         """Return the connections of the running loop."""
-        loop, loops = asyncio.get_running_loop(), self._mine(dict)
+        loop, loops = asyncio.get_running_loop(), self._get_state(dict)
         if loop not in loops:
             for ended in [known for known in list(loops) if known.is_closed()]:
                 loops.pop(ended, None)  # another thread may have removed it already
-            http = httpx.AsyncClient(**self._http_settings())
+            http = httpx.AsyncClient(**self._build_http_settings())
             loops[loop] = http, close_at_end(http)
             await anext(loops[loop][1])
         return loops[loop][0]
@@ -211,11 +211,11 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
     ) -> RankResult:
         """Rank completions of one prompt, best first; see `RewardClient.rank`."""
         call = p.build_rank_call(prompt, completions, p.build_options(model, weights, top_n=top_n))
-        return await self._run(call, self._deadline_at_s())
+        return await self._run(call, self._compute_deadline_s())
 
     async def compare(self, prompt: Prompt, a: str, b: str, *, model: str | None = None) -> Comparison:
         """Compare two completions of one prompt; see `RewardClient.compare`."""
-        return await self._run(p.build_compare_call(prompt, a, b, p.build_options(model)), self._deadline_at_s())
+        return await self._run(p.build_compare_call(prompt, a, b, p.build_options(model)), self._compute_deadline_s())
 
     async def render(
         self, items: Iterable[p.ItemLike], *, model: str | None = None, truncation: Truncation | None = None
@@ -226,23 +226,23 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
 
     async def models(self) -> tuple[ModelCard, ...]:
         """Return the signals and blends that are served."""
-        return await self._run(p.MODELS, self._deadline_at_s())
+        return await self._run(p.MODELS, self._compute_deadline_s())
 
     async def info(self) -> Mapping[str, object]:
         """Return the service's description of itself, the JSON object of `/info`."""
-        return await self._run(p.INFO, self._deadline_at_s())
+        return await self._run(p.INFO, self._compute_deadline_s())
 
     async def ready(self) -> bool:
         """Return whether the service would score now; see `RewardClient.ready`."""
-        http = await self._here()
-        return is_ready(await self._try(http, self._request(p.READY, http), self._policy.timeout_s))
+        http = await self._get_connections()
+        return is_ready(await self._try(http, self._build_request(p.READY, http), self._policy.timeout_s))
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
         if self._is_elsewhere():
             return
-        await self._here()
-        await self._mine(dict)[asyncio.get_running_loop()][1].aclose()
+        await self._get_connections()
+        await self._get_state(dict)[asyncio.get_running_loop()][1].aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -251,7 +251,7 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
         await self.close()
 
     async def _run_all(self, calls: Sequence[p.Call[T]]) -> list[T]:
-        deadline_at_s = self._deadline_at_s()
+        deadline_at_s = self._compute_deadline_s()
         waiting = iter(enumerate(calls))
         answers: dict[int, T] = {}
         try:
@@ -269,9 +269,9 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
             answers[n] = await self._run(call, deadline_at_s)
 
     async def _run(self, call: p.Call[T], deadline_at_s: float) -> T:
-        http = await self._here()
-        request = self._request(call, http)
-        steps = self._steps(call, request, deadline_at_s)
+        http = await self._get_connections()
+        request = self._build_request(call, http)
+        steps = self._start_steps(call, request, deadline_at_s)
         step = next(steps)
         while not isinstance(step, Done):
             outcome = None
@@ -279,7 +279,7 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
                 outcome = await self._try(http, request, step.timeout_s)
             else:
                 await self._clock.async_sleep(step.delay_s)
-            step = steps.send(self._event(outcome))
+            step = steps.send(self._build_event(outcome))
         return step.value
 
     async def _try(self, http: httpx.AsyncClient, request: httpx.Request, timeout_s: float) -> Reply | TransportError:

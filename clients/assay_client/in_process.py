@@ -81,7 +81,7 @@ async def _run_lifespan(app: App) -> AsyncIterator[None]:
         try:
             await app({"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}, to_app.get, from_app.put)
         finally:
-            from_app.put_nowait({"type": "ended"})  # no type of ASGI, so that it cannot be mistaken for one
+            from_app.put_nowait({"type": "ended"})  # not a type of ASGI, so that it cannot be mistaken for one
 
     life = asyncio.create_task(live())
     has_lifespan = await _send_phase(to_app, from_app, life, "startup")

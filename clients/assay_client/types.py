@@ -61,7 +61,7 @@ Prompt: TypeAlias = str | Sequence[Message | Mapping[str, object]]
 Completion: TypeAlias = Prompt
 
 
-def as_messages(value: object, name: str) -> tuple[Message, ...]:
+def read_messages(value: object, name: str) -> tuple[Message, ...]:
     """Return messages from a sequence of them or of their wire forms.
 
     Raises:
@@ -72,7 +72,7 @@ def as_messages(value: object, name: str) -> tuple[Message, ...]:
     return tuple(Message.of(message) for message in value)
 
 
-def completion_text(completion: object) -> str:
+def read_completion_text(completion: object) -> str:
     """Return the text of a completion: text as it is, or the content of a list of one assistant message.
 
     Raises:
@@ -95,7 +95,7 @@ def prompt_to_wire(prompt: object) -> str | list[dict[str, object]]:
     """Return a prompt in wire form: text, or a list of messages; raise InvalidInput if it is neither."""
     if isinstance(prompt, str):
         return prompt
-    return [message.to_wire() for message in as_messages(prompt, "prompt")]
+    return [message.to_wire() for message in read_messages(prompt, "prompt")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ class Item:
         if not (pair or chat):
             raise InvalidInput("an item has exactly one of `prompt` with `completion`, or `messages`")
         if pair:
-            object.__setattr__(self, "completion", completion_text(self.completion))
+            object.__setattr__(self, "completion", read_completion_text(self.completion))
         if self.finish_reason is not None and self.finish_reason not in get_args(FinishReason):
             raise InvalidInput('`finish_reason` must be "stop" or "length"')
         if self.id is not None and not isinstance(self.id, str):
@@ -134,7 +134,7 @@ class Item:
             value = getattr(self, name)
             if value is not None and not (name == "prompt" and isinstance(value, str)):
                 # A tuple, so that nobody changes the list under a frozen item.
-                object.__setattr__(self, name, as_messages(value, name))
+                object.__setattr__(self, name, read_messages(value, name))
 
     @classmethod
     def of(cls, value: object) -> "Item":

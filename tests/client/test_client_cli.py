@@ -94,7 +94,7 @@ def test_flags_reach_the_wire(server: "Loopback", file: Path) -> None:
         (["--concurrency", "0"], "--concurrency"),
     ],
 )
-def test_what_cannot_be_meant_exits_with_2(server: "Loopback", file: Path, flags: list[str], says: str) -> None:
+def test_contradictory_options_exit_with_2(server: "Loopback", file: Path, flags: list[str], says: str) -> None:
     done = RUN.invoke(cli.app, ["score", str(file), "--url", server.url, *flags])
     assert done.exit_code == 2
     assert says in " ".join(done.stderr.replace("│", " ").split())

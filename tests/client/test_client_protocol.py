@@ -122,7 +122,7 @@ def test_an_answer_that_breaks_the_wire_is_refused(name: str, wire: "type[Wire]"
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"null", b"[" * 100_000], ids=repr)
-def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidAnswer):
         answers.parse_score(body, [], 0)
 
@@ -173,7 +173,7 @@ def test_chunks_of_two_models_are_not_merged(wire: "type[Wire]") -> None:
         ({"top_n": 0}, "`top_n`"),
     ],
 )
-def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], says: str) -> None:
+def test_contradictory_options_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         p.build_options(**options)
 
@@ -254,7 +254,7 @@ def test_a_comparison_is_read_whole(wire: "type[Wire]") -> None:
     assert result.provenance.blend is None
 
 
-def test_models_keep_what_else_the_server_says() -> None:
+def test_models_keep_all_details_of_the_server() -> None:
     body = {
         "object": "list",
         "data": [{"id": "crs", "object": "model", "kind": "blend", "weights": {"a": 1}}],
