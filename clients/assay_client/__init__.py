@@ -1,6 +1,6 @@
-"""Assay's client: `RewardClient`, `AsyncRewardClient`, what they take and answer, and their errors.
+"""Export Assay's clients, `RewardClient` and `AsyncRewardClient`, with their arguments, results and errors.
 
-Names are imported when they are used, so that `assay --help` need not wait for an HTTP library.
+Names are imported when they are first used, so that `assay --help` need not wait for an HTTP library.
 """
 
 from importlib import import_module
@@ -93,10 +93,11 @@ def __getattr__(name: str) -> object:
         return version("assay-rewards")
     if name in __all__:
         for module in _MODULES:
-            found = vars(import_module(f"assay_client.{module}")).get(name)
-            if found is not None and found.__module__ == f"assay_client.{module}":
-                globals()[name] = found
-                return found
+            value = vars(import_module(f"assay_client.{module}")).get(name)
+            # Modules import from each other; only the one that defines a name exports it.
+            if value is not None and value.__module__ == f"assay_client.{module}":
+                globals()[name] = value  # so that this function is not called for it again
+                return value
     raise AttributeError(f"module 'assay_client' has no attribute {name!r}")
 
 

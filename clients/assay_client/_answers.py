@@ -1,4 +1,4 @@
-"""Answers of the service, read and checked: bytes to values.
+"""Read and check answers of the service: JSON bytes become the client's values.
 
 Unknown fields are ignored, so that an older client reads a newer server. Wrong ones are refused, never repaired.
 """
@@ -15,7 +15,8 @@ from assay_client import results as r
 from assay_client import types as t
 from assay_client.errors import FingerprintChanged, InvalidAnswer
 
-EXCERPT_CHARS = 80  # of a wrong value, in an error message
+EXCERPT_CHARS = 80  # the longest part of a wrong value that an error message shows
+TYPE_NAMES: Mapping[object, str] = {str: "text", int: "a count", bool: "true or false", NoneType: "null"}
 
 Row: TypeAlias = Mapping[str, object]
 T = TypeVar("T")
@@ -23,8 +24,10 @@ ScoreT = TypeVar("ScoreT", bound=t.Score)
 OutcomeT = TypeVar("OutcomeT", bound=t.Score | r.RenderedItem | t.ScoreFailure)
 
 
-def finite(value: object) -> float | None:
+def to_finite(value: object) -> float | None:
+    """Return a number as a float, or None for NaN, an infinity and everything that is not a number."""
     try:
+        # Python's bool is an int, but JSON's true is not a number.
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
     except OverflowError:  # an int beyond any float
@@ -32,56 +35,65 @@ def finite(value: object) -> float | None:
     return None
 
 
-def _value(value: object, hint: object, what: str) -> object:
-    """`value`, which must be what `hint` says: str, int (a count), float (finite), bool, or that or None."""
+def _show(value: object) -> str:
+    return json.dumps(value)[:EXCERPT_CHARS]
+
+
+def _check_value(value: object, hint: object, where: str) -> object:
+    """Return `value` if it is what `hint` says: str, int (a count), float (finite), bool, or one of these or None."""
     kinds = get_args(hint) or (hint,)
     if value is None and NoneType in kinds:
         return None
     if float in kinds:
-        return _number(value, what)
+        return _check_number(value, where)
     if any(kind in kinds and isinstance(value, kind) for kind in (str, bool)):
         return value
     if int in kinds and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    names = " or ".join("count" if kind is int else kind.__name__ for kind in kinds)
-    raise InvalidAnswer(f"{what}: expected {names}, got {str(value)[:EXCERPT_CHARS]!r}")
+    expected = " or ".join(TYPE_NAMES[kind] for kind in kinds)
+    raise InvalidAnswer(f"{where}: expected {expected}, got {_show(value)}")
 
 
-def _number(value: object, what: str) -> float:
-    number = finite(value)
+def _check_number(value: object, where: str) -> float:
+    number = to_finite(value)
     if number is None:
-        raise InvalidAnswer(f"{what}: expected a finite number, got {str(value)[:EXCERPT_CHARS]!r}")
+        raise InvalidAnswer(f"{where}: expected a finite number, got {_show(value)}")
     return number
 
 
-def _read(kind: type[T], value: object, what: str, **known: object) -> T:
-    """A dataclass from an object, each field checked against its annotation; `known` ones are not."""
-    row = _row(value, what)
+def _read_fields(kind: type[T], value: object, where: str, **known: object) -> T:
+    """Build a dataclass from an object; every field is checked against its annotation, except those in `known`."""
+    row = _check_object(value, where)
     for field in fields(kind):  # type: ignore[arg-type]  # every `kind` here is a dataclass
         if field.name not in known:
-            known[field.name] = _value(row.get(field.name), field.type, f"{what}.{field.name}")
+            # A missing field reads as None, because the service omits some fields that have no value.
+            known[field.name] = _check_value(row.get(field.name), field.type, f"{where}.{field.name}")
     return kind(**known)
 
 
-def _row(value: object, what: str) -> Row:
+def _check_object(value: object, where: str) -> Row:
     if isinstance(value, dict):
         return value
-    raise InvalidAnswer(f"{what}: expected an object, got {type(value).__name__}")
+    raise InvalidAnswer(f"{where}: expected an object, got {_show(value)}")
 
 
-def _rows(answer: Row, name: str) -> list[Row]:
+def _read_rows(answer: Row, name: str) -> list[Row]:
     value = answer.get(name)
     if not isinstance(value, list):
-        raise InvalidAnswer(f"{name}: expected a list, got {type(value).__name__}")
-    return [_row(row, f"{name}[{index}]") for index, row in enumerate(value)]
+        raise InvalidAnswer(f"{name}: expected a list, got {_show(value)}")
+    return [_check_object(row, f"{name}[{index}]") for index, row in enumerate(value)]
 
 
-def _each(kind: type[T], value: object, what: str) -> dict[str, T]:
-    return {name: _read(kind, row, f"{what}.{name}") for name, row in _row(value, what).items()}
+def _read_mapping(kind: type[T], value: object, where: str) -> dict[str, T]:
+    return {name: _read_fields(kind, row, f"{where}.{name}") for name, row in _check_object(value, where).items()}
 
 
 def parse_object(body: bytes, kind: str | None = None) -> Row:
-    """The answer's JSON object, whose `object` is `kind`; raises InvalidAnswer for all else, NaN included."""
+    """Return the JSON object of an answer, whose field `object` must be `kind` if that is given.
+
+    Raises:
+        InvalidAnswer: the body is not JSON, which has no NaN and no infinities, or it is another kind of object.
+    """
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
@@ -90,84 +102,87 @@ def parse_object(body: bytes, kind: str | None = None) -> Row:
         value = json.loads(body, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise InvalidAnswer(f"the answer is not JSON: {error}") from error
-    answer = _row(value, "answer")
+    answer = _check_object(value, "answer")
     if kind is not None and answer.get("object") != kind:
-        raise InvalidAnswer(f"expected an answer of type {kind}, got {str(answer.get('object'))[:EXCERPT_CHARS]}")
+        raise InvalidAnswer(f"expected an answer of type {kind}, got {_show(answer.get('object'))}")
     return answer
 
 
-def _numbers(value: object, what: str) -> dict[str, float]:
-    return {name: _number(each, f"{what}.{name}") for name, each in _row(value, what).items()}
+def _read_numbers(value: object, where: str) -> dict[str, float]:
+    return {name: _check_number(each, f"{where}.{name}") for name, each in _check_object(value, where).items()}
 
 
-def _provenance(answer: Row) -> t.Provenance:
-    row = _row(answer.get("provenance"), "provenance")
+def _read_provenance(answer: Row) -> t.Provenance:
+    row = _check_object(answer.get("provenance"), "provenance")
     blend = row.get("blend")
     if blend is not None:
-        weights = _numbers(_row(blend, "provenance.blend").get("weights"), "provenance.blend.weights")
-        blend = _read(t.Blend, blend, "provenance.blend", weights=weights)
-    signals = _each(t.SignalProvenance, row.get("signals"), "provenance.signals")
-    return _read(t.Provenance, row, "provenance", blend=blend, signals=signals)
+        weights = _read_numbers(_check_object(blend, "provenance.blend").get("weights"), "provenance.blend.weights")
+        blend = _read_fields(t.Blend, blend, "provenance.blend", weights=weights)
+    signals = _read_mapping(t.SignalProvenance, row.get("signals"), "provenance.signals")
+    return _read_fields(t.Provenance, row, "provenance", blend=blend, signals=signals)
 
 
-def _outcomes(
+def _read_outcomes(
     read: Callable[[Row, str], T], answer: Row, name: str, ids: Sequence[str | None]
 ) -> list[T | t.ScoreFailure]:
-    """The rows under `name`, read or failed, each about an item that was asked for."""
-    return [_outcome(read, row, ids, f"{name}[{n}]") for n, row in enumerate(_rows(answer, name))]
+    """Return the rows under `name`, read by `read` or as failures; each must be about an item that was sent."""
+    return [_read_outcome(read, row, ids, f"{name}[{n}]") for n, row in enumerate(_read_rows(answer, name))]
 
 
-def _outcome(read: Callable[[Row, str], T], row: Row, ids: Sequence[str | None], what: str) -> T | t.ScoreFailure:
+def _read_outcome(read: Callable[[Row, str], T], row: Row, ids: Sequence[str | None], where: str) -> T | t.ScoreFailure:
     index = row.get("index")
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(ids):
-        raise InvalidAnswer(f"{what}: index {str(index)[:EXCERPT_CHARS]!r} of {len(ids)} items")
+        raise InvalidAnswer(f"{where}: index {_show(index)} is not one of the {len(ids)} items")
+    # Items are matched by index alone; an id that differs shows that the server mixed them up.
     if row.get("id") != ids[index]:
-        raise InvalidAnswer(f"{what}: the id of item {index} came back changed")
+        raise InvalidAnswer(f"{where}: the id of item {index} came back changed")
     if row.get("error") is None:
-        return read(row, what)
+        return read(row, where)
     if row.get("score") is not None:
-        raise InvalidAnswer(f"{what}: both a score and an error")
-    return t.ScoreFailure(index, ids[index], _read(t.ItemError, row["error"], f"{what}.error"))
+        raise InvalidAnswer(f"{where}: the row has both a score and an error")
+    return t.ScoreFailure(index, ids[index], _read_fields(t.ItemError, row["error"], f"{where}.error"))
 
 
-def _scored(kind: type[ScoreT]) -> Callable[[Row, str], ScoreT]:
-    """Return what reads a row with a score as a `kind`."""
-    return lambda row, what: _read(kind, row, what, signals=_each(t.SignalValue, row.get("signals"), f"{what}.signals"))
+def _build_reader(kind: type[ScoreT]) -> Callable[[Row, str], ScoreT]:
+    """Return a function that reads a row with a score as a `kind`."""
+    return lambda row, where: _read_fields(
+        kind, row, where, signals=_read_mapping(t.SignalValue, row.get("signals"), f"{where}.signals")
+    )
 
 
-def _one_each(rows: list[OutcomeT], ids: Sequence[str | None], offset: int) -> tuple[OutcomeT, ...]:
-    """The rows by index, counted from `offset`; raises InvalidAnswer if they are not one for each item."""
+def _sort_rows(rows: list[OutcomeT], ids: Sequence[str | None], offset: int) -> tuple[OutcomeT, ...]:
+    """Return the rows by index, counted from `offset`; raise InvalidAnswer unless there is one for each item."""
     rows = sorted(rows, key=lambda row: row.index)
     if [row.index for row in rows] != list(range(len(ids))):
-        raise InvalidAnswer(f"data: {len(rows)} rows, and not one for each of {len(ids)} items")
+        raise InvalidAnswer(f"data: {len(rows)} rows do not match {len(ids)} items one to one")
     return tuple(replace(row, index=row.index + offset) for row in rows)
 
 
 def parse_score(body: bytes, ids: Sequence[str | None], offset: int) -> t.ScoreResult:
-    """The answer about items `offset` … `offset + len(ids) - 1` of a call, in their order.
+    """Return the scores of items `offset` … `offset + len(ids) - 1` of a call, in the order of the items.
 
     Args:
-        body: the answer.
+        body: the answer's body.
         ids: the id of each item that was sent, None where it had none.
-        offset: what is added to every index, so that it counts from the start of the call.
+        offset: the number that is added to every index, so that indices count from the start of the call.
 
     Raises:
-        InvalidAnswer: not exactly one row per item, or a row that breaks the wire.
+        InvalidAnswer: there is not exactly one row per item, or a row breaks the wire format.
     """
     answer = parse_object(body, "list")
-    data = _one_each(_outcomes(_scored(t.Score), answer, "data", ids), ids, offset)
-    return _read(t.ScoreResult, answer, "answer", data=data, provenance=_provenance(answer))
+    data = _sort_rows(_read_outcomes(_build_reader(t.Score), answer, "data", ids), ids, offset)
+    return _read_fields(t.ScoreResult, answer, "answer", data=data, provenance=_read_provenance(answer))
 
 
 def merge_scores(results: Iterable[t.ScoreResult]) -> t.ScoreResult:
-    """The chunks of one call as one result, by index; at least one chunk.
+    """Return the chunks of one call, at least one, as one result whose rows are sorted by index.
 
     Raises:
         FingerprintChanged: two chunks were scored by different models.
     """
     parts = list(results)
     for part in parts:
-        same_fingerprint(parts[0].fingerprint, part.fingerprint)
+        check_fingerprint(parts[0].fingerprint, part.fingerprint)
     data = sorted((row for part in parts for row in part.data), key=lambda row: row.index)
     return replace(parts[0], data=tuple(data))
 
@@ -177,81 +192,88 @@ def merge_renders(results: Iterable[r.RenderResult]) -> r.RenderResult:
     return r.RenderResult(tuple(row for part in results for row in part.data))
 
 
-def same_fingerprint(first: str | None, second: str) -> str:
-    """`second`; raises FingerprintChanged if there is a `first` and it differs."""
+def check_fingerprint(first: str | None, second: str) -> str:
+    """Return `second`; raise FingerprintChanged if `first` is not None and differs from it."""
     if first is not None and first != second:
         raise FingerprintChanged(first, second)
     return second
 
 
 def parse_rank(body: bytes, ids: Sequence[str | None], top_n: int | None) -> r.RankResult:
-    """The ranking of `len(ids)` completions.
+    """Return the ranking of completions.
+
+    Args:
+        body: the answer's body.
+        ids: the id of each completion that was sent, None where it had none.
+        top_n: the most completions that the ranking may have; None for all.
 
     Raises:
-        InvalidAnswer: a completion is missing or there twice, the order is wrong, or a row breaks the wire.
+        InvalidAnswer: a completion is missing or occurs twice, the order is wrong, or a row breaks the wire format.
     """
     answer = parse_object(body, "rank")
-    ranked = _outcomes(_scored(r.RankedCompletion), answer, "results", ids)
-    failed = _outcomes(_scored(r.RankedCompletion), answer, "errors", ids)
+    ranked = _read_outcomes(_build_reader(r.RankedCompletion), answer, "results", ids)
+    failed = _read_outcomes(_build_reader(r.RankedCompletion), answer, "errors", ids)
     results = tuple(row for row in ranked if isinstance(row, r.RankedCompletion))
     errors = tuple(row for row in failed if isinstance(row, t.ScoreFailure))
     expected = min(len(ids) - len(errors), len(ids) if top_n is None else top_n)
     once = len({row.index for row in results} | {row.index for row in errors}) == len(results) + len(errors)
     if not once or (len(ranked), len(failed), len(results)) != (len(results), len(errors), expected):
-        raise InvalidAnswer(f"{len(ranked)} results, {len(failed)} errors do not fit {len(ids)} completions")
+        raise InvalidAnswer(f"{len(ranked)} results and {len(failed)} errors do not match {len(ids)} completions")
     if any(above.score < below.score for above, below in pairwise(results)):
-        raise InvalidAnswer("results: not sorted by score")
-    known = {"results": results, "errors": errors, "provenance": _provenance(answer)}
-    return _read(r.RankResult, answer, "answer", **known)
+        raise InvalidAnswer("results: they are not sorted by score, highest first")
+    known = {"results": results, "errors": errors, "provenance": _read_provenance(answer)}
+    return _read_fields(r.RankResult, answer, "answer", **known)
 
 
 def parse_comparison(body: bytes) -> r.Comparison:
-    """The comparison of two completions; raises InvalidAnswer where it breaks the wire."""
+    """Return the comparison of two completions; raise InvalidAnswer where it breaks the wire format."""
     answer = parse_object(body, "comparison")
     signals = {}
-    for name, value in _row(answer.get("signals"), "signals").items():
-        row, what = _row(value, f"signals.{name}"), f"signals.{name}"
-        a, b = (_read(t.SignalValue, row.get(side), f"{what}.{side}") for side in ("a", "b"))
-        signals[name] = _read(r.SignalComparison, row, what, a=a, b=b)
-    blends = _row(answer.get("blends"), "blends")
-    margins = _numbers({name: _row(row, "blends").get("margin") for name, row in blends.items()}, "blends")
-    return r.Comparison(signals, margins, _provenance(answer))
+    for name, value in _check_object(answer.get("signals"), "signals").items():
+        where = f"signals.{name}"
+        row = _check_object(value, where)
+        a, b = (_read_fields(t.SignalValue, row.get(side), f"{where}.{side}") for side in ("a", "b"))
+        signals[name] = _read_fields(r.SignalComparison, row, where, a=a, b=b)
+    blends = _check_object(answer.get("blends"), "blends")
+    margins = {name: _check_object(row, f"blends.{name}").get("margin") for name, row in blends.items()}
+    return r.Comparison(signals, _read_numbers(margins, "blends"), _read_provenance(answer))
 
 
 def parse_render(body: bytes, ids: Sequence[str | None], offset: int) -> r.RenderResult:
-    """Return how the items of a call are read, with indices counted from `offset`.
+    """Return how the items of a call are read; the arguments are those of `parse_score`.
 
     Raises:
-        InvalidAnswer: not exactly one row per item, ids that are no counts, or a row that breaks the wire.
+        InvalidAnswer: there is not exactly one row per item, or a row breaks the wire format.
     """
-    rows = _outcomes(_rendered_item, parse_object(body, "list"), "data", ids)
-    return r.RenderResult(_one_each(rows, ids, offset))
+    rows = _read_outcomes(_read_rendered_item, parse_object(body, "list"), "data", ids)
+    return r.RenderResult(_sort_rows(rows, ids, offset))
 
 
-def _rendered_item(row: Row, what: str) -> r.RenderedItem:
-    given = _row(row.get("signals"), f"{what}.signals")
-    signals = {name: _rendered_signal(_row(one, what), f"{what}.signals.{name}") for name, one in given.items()}
-    return _read(r.RenderedItem, row, what, signals=signals)
+def _read_rendered_item(row: Row, where: str) -> r.RenderedItem:
+    given = _check_object(row.get("signals"), f"{where}.signals")
+    signals = {name: _read_rendered_signal(value, f"{where}.signals.{name}") for name, value in given.items()}
+    return _read_fields(r.RenderedItem, row, where, signals=signals)
 
 
-def _rendered_signal(row: Row, what: str) -> r.RenderedSignal:
-    ids, position = row.get("ids"), _row(row.get("score_position"), f"{what}.score_position")
+def _read_rendered_signal(value: object, where: str) -> r.RenderedSignal:
+    row = _check_object(value, where)
+    ids, position = row.get("ids"), _check_object(row.get("score_position"), f"{where}.score_position")
     if not isinstance(ids, list):
-        raise InvalidAnswer(f"{what}.ids: expected a list, got {type(ids).__name__}")
-    known: dict[str, object] = {"ids": tuple(_value(one, int, f"{what}.ids") for one in ids)}
+        raise InvalidAnswer(f"{where}.ids: expected a list, got {_show(ids)}")
+    known: dict[str, object] = {"ids": tuple(_check_value(token, int, f"{where}.ids") for token in ids)}
     for name, kind in (("policy", str), ("start", int), ("end", int)):
-        known[f"score_{name}"] = _value(position.get(name), kind, f"{what}.score_position.{name}")
-    return _read(r.RenderedSignal, row, what, **known)
+        known[f"score_{name}"] = _check_value(position.get(name), kind, f"{where}.score_position.{name}")
+    return _read_fields(r.RenderedSignal, row, where, **known)
 
 
 def parse_models(body: bytes) -> tuple[r.ModelCard, ...]:
-    """The signals and blends that are served; raises InvalidAnswer where it breaks the wire."""
-    rows = _rows(parse_object(body, "list"), "data")
-    return tuple(_read(r.ModelCard, row, f"data[{n}]", details=row) for n, row in enumerate(rows))
+    """Return the signals and blends that are served; raise InvalidAnswer where the list breaks the wire format."""
+    rows = _read_rows(parse_object(body, "list"), "data")
+    return tuple(_read_fields(r.ModelCard, row, f"data[{n}]", details=row) for n, row in enumerate(rows))
 
 
 def outcome_to_wire(outcome: t.Score | t.ScoreFailure | r.RenderedItem) -> dict[str, object]:
-    """Return the server's row again: what it leaves out is left out."""
+    """Return a row as the server wrote it; fields that the server omits are omitted."""
     row = asdict(outcome)
     if row["id"] is None:
         del row["id"]
@@ -261,7 +283,7 @@ def outcome_to_wire(outcome: t.Score | t.ScoreFailure | r.RenderedItem) -> dict[
 
 
 def comparison_to_wire(comparison: r.Comparison) -> dict[str, object]:
-    """Return a comparison as the server answers it, as far as it is known here."""
+    """Return a comparison as the server wrote it, without the answer's id and time, which the client does not keep."""
     row = asdict(comparison)
     for signal in row["signals"].values():
         _drop_none(signal, "prob_a")

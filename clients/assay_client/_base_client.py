@@ -1,4 +1,4 @@
-"""What both clients are made of, all that needs no `await`: settings, the clock, requests, httpx's errors."""
+"""Hold what both clients share and what needs no `await`: settings, the clock, requests and httpx's errors."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 import httpx
 
 from assay_client._protocol import Call
-from assay_client._retry import OK, Event, Policy, Reply, Steps, exchange, refusal
+from assay_client._retry import OK, Event, Policy, Reply, Steps, build_server_error, exchange
 from assay_client.errors import ConnectError, InvalidAnswer, InvalidInput, Timeout, TransportError
 
 T = TypeVar("T")
@@ -25,22 +25,22 @@ REQUEST_ID = "X-Request-ID"
 
 
 class Clock:
-    """Time and chance, in one place so that tests can replace them."""
+    """The source of time and of random numbers, in one place so that tests can replace it."""
 
     def now_s(self) -> float:
-        """Monotonic seconds."""
+        """Return the monotonic time in seconds."""
         return time.monotonic()
 
     def draw(self) -> float:
-        """A random number in [0, 1)."""
+        """Draw a random number in [0, 1)."""
         return random.random()  # noqa: S311  # spreads retries; guards nothing
 
     def sleep(self, delay_s: float, stop: threading.Event) -> None:
-        """Waits `delay_s`, or until `stop` is set."""
+        """Wait `delay_s`, or until `stop` is set."""
         stop.wait(delay_s)
 
     async def async_sleep(self, delay_s: float) -> None:
-        """Waits `delay_s`; may be cancelled."""
+        """Wait `delay_s`; the wait may be cancelled."""
         await asyncio.sleep(delay_s)
 
 
@@ -48,24 +48,24 @@ class BaseClient(Generic[MineT, TransportT]):
     """A client without its I/O.
 
     Args:
-        base_url: where the service is, "http://127.0.0.1:8000".
-        timeout_s: seconds one try may take.
-        deadline_s: seconds one method call may take, with all its chunks, retries and waits.
-        max_retries: tries after the first, per request.
-        chunk_size: items per request; longer lists are split.
-        max_concurrency: requests of one method call in flight at once.
-        transport: what carries the requests instead of the network.
-        headers: sent with every request.
-        clock: time and chance; for tests.
+        base_url: the address of the service, for example "http://127.0.0.1:8000".
+        timeout_s: the seconds that one try may take.
+        deadline_s: the seconds that one method call may take, with all its chunks, retries and waits.
+        max_retries: the number of tries after the first, per request.
+        chunk_size: the most items of one request; longer lists are split.
+        max_concurrency: the most requests of one method call that are in flight at once.
+        transport: an httpx transport that carries the requests instead of the network.
+        headers: HTTP headers that are sent with every request.
+        clock: the source of time and of random numbers; for tests.
 
-    Close it, or use it as a context manager. Every method raises `TransportError` or `ServerError` when there
-    is no use in trying again, `InvalidAnswer` when the answer breaks the wire, `InvalidInput` before sending.
+    Close it, or use it as a context manager. Every method raises `TransportError` or `ServerError` when another try is
+    pointless, `InvalidAnswer` when the answer breaks the wire format, and `InvalidInput` before anything is sent.
 
     A client may be used in a forked process, and can be pickled: each process opens connections of its own. A client
-    that was given a `transport` cannot do either, because the transport belongs to the process that made it.
+    that was given a `transport` can do neither, because the transport belongs to the process that made it.
 
     Raises:
-        InvalidInput: a number out of range, or `base_url` is no http(s) address.
+        InvalidInput: a number is out of range, or `base_url` is not an http or https address.
     """
 
     def __init__(  # noqa: PLR0913  # the public knobs, all by name
@@ -90,13 +90,15 @@ class BaseClient(Generic[MineT, TransportT]):
         self._policy = Policy(timeout_s, deadline_s, max_retries)
         self._transport: TransportT | None = transport
         self._made_in = os.getpid()
+        # A forked process inherits this dictionary, and finds no entry under its own id.
         self._by_pid: dict[int, MineT] = {}
+        # Neither can be copied into another process, so that such a client cannot be pickled.
         self._fixed = transport is not None or clock is not None
         self._clock = clock or Clock()
         _check_url(base_url)
 
     def __reduce__(self) -> tuple[partial[Self], tuple[()]]:
-        """Return the client's settings: a copy opens connections of its own.
+        """Return the client's settings, from which a copy is made that opens connections of its own.
 
         Raises:
             TypeError: the client was given a `transport` or a `clock`.
@@ -115,21 +117,21 @@ class BaseClient(Generic[MineT, TransportT]):
         }
         return partial(type(self), self.base_url, **settings), ()
 
-    def _mine(self, make: Callable[[], MineT]) -> MineT:
-        """Return what this process has, made if it is missing.
+    def _get_state(self, make: Callable[[], MineT]) -> MineT:
+        """Return the connections of this process; `make` makes them if they are missing.
 
         A fork copies sockets, and two processes on one connection would read each other's answers. So each process
         opens its own, and leaves those of its parent alone: closing them could end the parent's. No lock is taken,
-        as a fork could leave it locked for ever.
+        because a fork could leave it locked for ever.
         """
         mine = self._by_pid.get(os.getpid())
         return self._by_pid.setdefault(os.getpid(), make()) if mine is None else mine
 
     def _is_elsewhere(self) -> bool:
-        """Whether the transport that was given belongs to another process."""
+        """Return whether the transport that was given belongs to another process."""
         return self._transport is not None and self._made_in != os.getpid()
 
-    def _http_settings(self) -> dict[str, Any]:
+    def _build_http_settings(self) -> dict[str, Any]:
         """Return the arguments of a new httpx client.
 
         Raises:
@@ -143,8 +145,9 @@ class BaseClient(Generic[MineT, TransportT]):
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.max_concurrency)
         return {"base_url": self.base_url, "transport": self._transport, "headers": self._headers, "limits": limits}
 
-    def _request(self, call: Call[T], http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-        """The request of a call; its id is the same in all tries."""
+    def _build_request(self, call: Call[T], http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """Return the request of a call, with an id that is the same in all tries."""
+        # A caller's headers may not replace it: answers are matched to requests by it.
         headers = {REQUEST_ID: uuid.uuid4().hex}
         body = call.body()
         if body is None:
@@ -152,7 +155,7 @@ class BaseClient(Generic[MineT, TransportT]):
         headers["Content-Type"] = "application/json"
         return http.build_request("POST", call.path, headers=headers, content=body)
 
-    def _steps(self, call: Call[T], request: httpx.Request, deadline_at_s: float) -> Steps[T]:
+    def _start_steps(self, call: Call[T], request: httpx.Request, deadline_at_s: float) -> Steps[T]:
         return exchange(
             call.parse,
             self._policy,
@@ -161,10 +164,10 @@ class BaseClient(Generic[MineT, TransportT]):
             now_s=self._clock.now_s(),
         )
 
-    def _deadline_at_s(self) -> float:
+    def _compute_deadline_s(self) -> float:
         return self._clock.now_s() + self._policy.deadline_s
 
-    def _event(self, outcome: Reply | TransportError | None = None) -> Event:
+    def _build_event(self, outcome: Reply | TransportError | None = None) -> Event:
         return Event(self._clock.now_s(), self._clock.draw(), outcome)
 
 
@@ -172,18 +175,18 @@ def _check_url(base_url: str) -> None:
     try:
         host = httpx.URL(base_url).host if base_url.startswith(("http://", "https://")) else ""
     except httpx.InvalidURL as error:
-        raise InvalidInput(f"the service's address {base_url!r} cannot be read: {error}") from error
+        raise InvalidInput(f"the service's address {base_url!r} is not a valid URL: {error}") from error
     if not host:
         raise InvalidInput(f"the service's address must begin with http:// or https:// and a host, not {base_url!r}")
 
 
-def check_answers(request: httpx.Request, response: httpx.Response) -> None:
-    """Check that an answer is to this request: it carries the id that was sent.
+def check_request_id(request: httpx.Request, response: httpx.Response) -> None:
+    """Check that an answer belongs to this request: it carries the id that was sent.
 
     The service repeats `X-Request-ID` in every answer. An error page of a proxy may have none.
 
     Raises:
-        InvalidAnswer: the id is another one, or an answer with status 200 has none.
+        InvalidAnswer: the id differs, or an answer with status 200 has none.
     """
     sent, got = request.headers[REQUEST_ID], response.headers.get(REQUEST_ID)
     if got == sent or (got is None and response.status_code != OK):
@@ -198,18 +201,22 @@ def check_answers(request: httpx.Request, response: httpx.Response) -> None:
 
 
 def is_ready(outcome: Reply | TransportError) -> bool:
-    """What `/ready` says; a service that is not there is not ready. Raises ServerError for other statuses."""
+    """Return whether `/ready` answers that the service is ready; a service that cannot be reached is not.
+
+    Raises:
+        ServerError: a status that is neither a success nor 503, the status of a service that is not ready.
+    """
     if isinstance(outcome, TransportError) or outcome.status == NOT_READY:
         return False
     if not httpx.codes.is_success(outcome.status):
-        raise refusal(outcome)
+        raise build_server_error(outcome)
     return True
 
 
-def transport_error(error: httpx.RequestError, request: httpx.Request) -> TransportError:
-    """Our name for httpx's error, with the address and with the original as its cause.
+def convert_error(error: httpx.RequestError, request: httpx.Request) -> TransportError:
+    """Return the client's error for one of httpx, with the address and with the original as its cause.
 
-    `httpx.DecodingError`, a body that is not what its `Content-Encoding` says, counts as a broken connection.
+    `httpx.DecodingError`, a body that contradicts its `Content-Encoding`, counts as a broken connection.
     """
     kind = Timeout if isinstance(error, httpx.TimeoutException) else ConnectError
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""The commands of the other packages, as far as what they need is installed."""
+"""Collect the commands of the other packages, as far as the libraries that they need are installed."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import typer
 import typer.main
 
 GROUP = "assay.commands"
-EXTRAS = {"service": "service,embedded"}  # what brings all that the commands of an entry need; else its own name
+EXTRAS = {"service": "service,embedded"}  # the extras that an entry's commands need, if not the one of its name
 INSTALL = (
     "pip install '.[{extras}]' in a checkout, or pip install 'assay-rewards[{extras}] @ git+URL' "
     "with the URL of the repository (it is not on PyPI)"
@@ -20,9 +20,9 @@ class Commands:
     """The whole command line.
 
     Attributes:
-        app: own commands and those of every entry that could be loaded.
-        extra_of: command -> the extra that brought it; own commands are missing.
-        broken: extra -> why its commands are missing.
+        app: the client's commands and those of every entry that could be loaded.
+        extra_of: the extra of each command, by its name; the client's own commands are not in it.
+        broken: the error that keeps an extra's commands from loading, by its name.
     """
 
     app: typer.Typer
@@ -31,7 +31,7 @@ class Commands:
 
     @classmethod
     def of(cls, own: typer.Typer, entries: Iterable[EntryPoint]) -> "Commands":
-        """Own commands, then those of the entries; what an entry lacks costs only its own commands."""
+        """Collect the client's commands and those of the entries; an entry that cannot be loaded loses only its own."""
         whole = typer.Typer(
             no_args_is_help=True,
             pretty_exceptions_enable=False,
@@ -52,8 +52,8 @@ class Commands:
         return commands
 
 
-def missing(extra: str, error: ModuleNotFoundError) -> str:
-    """What to do about a missing module: install the extras, unless the module is our own."""
+def explain_missing(extra: str, error: ModuleNotFoundError) -> str:
+    """Return a sentence on how to fix a missing module: install the extras, unless the module is Assay's own."""
     if (error.name or "").startswith("assay_"):
         return f"the commands of {extra} cannot be loaded: {error}"
     return f"this command needs {error.name}: {INSTALL.format(extras=EXTRAS.get(extra, extra))}"

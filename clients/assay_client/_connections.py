@@ -1,4 +1,4 @@
-"""The connections of a client: of one process, or of the event loops of one process."""
+"""Hold the connections of a client: those of one process, or of each event loop in it."""
 
 import asyncio
 import threading
@@ -13,7 +13,12 @@ Loops: TypeAlias = dict[asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, Asyn
 
 @dataclass(frozen=True)
 class Process:
-    """What a client has in one process: its connections, and for every call an event that stops it."""
+    """The state of a client in one process.
+
+    Attributes:
+        http: the httpx client with the connections.
+        running: the events that stop the calls that run now, one each.
+    """
 
     http: httpx.Client
     running: set[threading.Event] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Many requests in flight: how large each is, in which order they end, and when to give up."""
+"""Drive many requests at once: decide how large each is, keep their order, and give up on a silent service."""
 
 import asyncio
 import threading
@@ -10,16 +10,16 @@ from typing import Protocol, TypeVar
 
 from assay_client.errors import Timeout
 
-AHEAD = 2  # times the concurrency: work goes on while the oldest request is slow
-TARGET_S = 4.0  # that a request should take: progress is seen, little is lost, and a request costs little beside it
-FIRST_CHARS = 4000.0  # of the first requests, before any speed is known; a thousand tokens
-MOST_CHARS = 1e6  # of any request; the service takes bodies of 16 MiB
-GROWTH = 2.0  # at most, from one request to the next
-LOOKS = 4  # at the service within the seconds that it may be silent
+AHEAD = 2  # times the concurrency: other requests continue while the oldest is slow
+TARGET_S = 4.0  # for a request: short enough to show progress and to lose little, long beside its overhead
+FIRST_CHARS = 4000.0  # for the first requests, before any speed is known; about a thousand tokens
+MOST_CHARS = 1e6  # for any request; the service accepts bodies of 16 MiB
+GROWTH = 2.0  # the largest factor, up or down, from one request to the next
+LOOKS = 4  # how often the service is checked within the seconds that it may be silent
 
 
 class HasChars(Protocol):
-    """What has a length in characters."""
+    """A value that has a length in characters."""
 
     @property
     def chars(self) -> int: ...
@@ -32,18 +32,18 @@ Made = TypeVar("Made")
 
 @dataclass
 class Pace:
-    """How much to send in one request, from how long earlier ones took.
+    """The size of the next request, which is learned from the time of earlier ones.
 
     Attributes:
-        most_rows: in one request.
-        chars: that the next request should have, about; one row is sent whatever its length.
+        most_rows: the most rows of one request.
+        chars: the approximate number of characters of the next request; a single row is sent whatever its length.
     """
 
     most_rows: int
     chars: float = FIRST_CHARS
 
     def take(self, rows: Iterator[ExtentT]) -> list[ExtentT] | None:
-        """Return the rows of the next request, or None at the end."""
+        """Take the rows of the next request; None at the end."""
         part: list[ExtentT] = []
         chars = 0
         for row in rows:
@@ -54,12 +54,13 @@ class Pace:
         return part or None
 
     def learn(self, chars: int, seconds: float) -> None:
-        """Take into account that a request with `chars` characters took `seconds`, waiting in line included."""
+        """Learn that a request with `chars` characters took `seconds`, including its time in the queue."""
+        # Bounded below, so that an answer from a cache does not divide by zero.
         fits = chars * TARGET_S / max(seconds, 1e-3)
         self.chars = min(max(fits, self.chars / GROWTH, 1.0), self.chars * GROWTH, MOST_CHARS)
 
 
-async def in_order(
+async def run_in_order(
     *,
     take: Callable[[], Given | None],
     ask: Callable[[Given], Awaitable[Made]],
@@ -68,18 +69,18 @@ async def in_order(
     width: int,
     silence_s: float,
 ) -> None:
-    """Ask about what `take` gives, `width` at once, and put each answer in the order of the questions.
+    """Ask the questions that `take` returns, `width` at once, and put each answer in the order of the questions.
 
-    Ends early, and without waiting for questions in flight, when one fails or when it is cancelled. All that was
-    answered before the first gap has been put then.
+    It ends early when a question fails or when it is cancelled, without waiting for questions in flight. All answers
+    before the first gap have been put by then.
 
     Args:
-        take: the next question, or None at the end; may block, and runs in a thread.
-        ask: how a question is answered.
-        put: is given each question with its answer.
-        alive: whether the service shows any sign of life.
-        width: questions that are asked at once; at most `AHEAD * width` are held.
-        silence_s: seconds without an answer or a sign of life after which the service is given up.
+        take: a function that returns the next question, or None at the end; it may block, and runs in a thread.
+        ask: a function that returns the answer to a question.
+        put: a function that is called with each question and its answer.
+        alive: a function that returns whether the service shows any sign of life.
+        width: the most questions in flight at once; at most `AHEAD * width` questions and answers are held.
+        silence_s: the seconds without an answer or a sign of life after which the service is given up.
 
     Raises:
         Timeout: the service was silent for `silence_s`.
@@ -90,7 +91,7 @@ async def in_order(
         while more or window:
             more = more and await _fill(window, take, ask, width)
             begun_s = now_s()
-            if await _answered(window, silence_s / LOOKS) or await alive():
+            if await _wait_for_answer(window, silence_s / LOOKS) or await alive():
                 silent_s = 0.0
             else:
                 silent_s += now_s() - begun_s
@@ -98,6 +99,7 @@ async def in_order(
                 raise Timeout(f"no sign of life from the service for {silence_s:g} s")
             _put_answered(window, put)
     finally:
+        # Gathered, so that no task outlives the call and no error is reported as never retrieved.
         for _, task in window:
             task.cancel()
         await asyncio.gather(*(task for _, task in window), return_exceptions=True)
@@ -109,23 +111,23 @@ async def _fill(
     ask: Callable[[Given], Awaitable[Made]],
     width: int,
 ) -> bool:
-    """Ask until `width` questions are in flight or enough answers wait; False at the last question."""
-    while len(window) < AHEAD * width and len(_busy(window)) < width:
-        given = await off_loop(take)
+    """Ask until `width` questions are in flight or enough answers wait; return False after the last question."""
+    while len(window) < AHEAD * width and len(_list_busy(window)) < width:
+        given = await run_off_loop(take)
         if given is None:
             return False
-        window.append((given, asyncio.ensure_future(_awaited(ask, given))))
+        window.append((given, asyncio.ensure_future(_await_answer(ask, given))))
     return True
 
 
-async def _answered(window: deque[tuple[Given, asyncio.Task[Made]]], within_s: float) -> bool:
-    """Whether a question is answered, or fails, within some seconds."""
-    busy = _busy(window)
+async def _wait_for_answer(window: deque[tuple[Given, asyncio.Task[Made]]], within_s: float) -> bool:
+    """Wait some seconds and return whether a question was answered or failed; True at once if none is in flight."""
+    busy = _list_busy(window)
     return not busy or bool((await asyncio.wait(busy, timeout=within_s, return_when=asyncio.FIRST_COMPLETED))[0])
 
 
 def _put_answered(window: deque[tuple[Given, asyncio.Task[Made]]], put: Callable[[Given, Made], None]) -> None:
-    """Put the answers before the first gap; raises what a later one failed with, which need not wait for its turn."""
+    """Put the answers before the first gap; raise the error of a later question, which need not wait for its turn."""
     while window and window[0][1].done():
         given, task = window.popleft()
         put(given, task.result())
@@ -134,23 +136,23 @@ def _put_answered(window: deque[tuple[Given, asyncio.Task[Made]]], put: Callable
             task.result()
 
 
-async def _awaited(ask: Callable[[Given], Awaitable[Made]], given: Given) -> Made:
+async def _await_answer(ask: Callable[[Given], Awaitable[Made]], given: Given) -> Made:
     return await ask(given)
 
 
-def _busy(window: deque[tuple[Given, asyncio.Task[Made]]]) -> list[asyncio.Task[Made]]:
+def _list_busy(window: deque[tuple[Given, asyncio.Task[Made]]]) -> list[asyncio.Task[Made]]:
     return [task for _, task in window if not task.done()]
 
 
-async def off_loop(work: Callable[[], Made]) -> Made:
-    """What `work` returns, from a thread that nobody waits for: a pipe that is silent cannot hold up the end."""
+async def run_off_loop(work: Callable[[], Made]) -> Made:
+    """Run `work` in a thread and return its result; at exit nobody waits for it, so that a silent pipe cannot block."""
     future: Future[Made] = Future()
 
     def run() -> None:
         if future.set_running_or_notify_cancel():
             try:
                 future.set_result(work())
-            except BaseException as error:  # it is raised where it is awaited
+            except BaseException as error:  # raised where the future is awaited
                 future.set_exception(error)
 
     threading.Thread(target=run, name="assay-rows", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Rows of an output file, which appears whole or not at all, and goes on where an earlier run stopped."""
+"""Write the rows of an output file, which appears complete or not at all, and continue where a run stopped."""
 
 import json
 import os
@@ -18,14 +18,14 @@ Row = dict[str, object]
 
 @dataclass
 class Sink:
-    """Where rows go.
+    """The place where rows are written.
 
     Attributes:
-        file: takes one JSON object per line.
-        state: the file beside it that says which run the rows belong to; None where no run goes on.
-        run: what tells this run from others, None if its input cannot be read twice.
-        earlier: how many rows an earlier run wrote.
-        fingerprint: of all rows so far; None before the first.
+        file: the open file, which gets one JSON object per line.
+        state: the file beside it that names the run of the rows; None if no run can continue.
+        run: the input's hash and the options, which distinguish runs; None if the input cannot be read twice.
+        earlier: the number of rows that an earlier run wrote.
+        fingerprint: the fingerprint of all rows so far; None before the first.
     """
 
     file: TextIO
@@ -35,57 +35,59 @@ class Sink:
     fingerprint: str | None = None
 
     def write(self, rows: list[Row], fingerprint: str | None) -> None:
-        """Write rows that came from one answer; they outlive this process. `fingerprint` is that of all rows."""
+        """Write the rows of one answer, which then outlive this process; `fingerprint` is that of all rows."""
         if fingerprint != self.fingerprint:
             self.fingerprint = fingerprint
-            self.note()
+            self.record_run()
         self.file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         self.file.flush()
 
-    def note(self) -> None:
-        """Write down which run the rows belong to, before the first of them is there."""
+    def record_run(self) -> None:
+        """Record which run the rows belong to; it must be recorded before the first row is written."""
         if self.state is not None:
             fresh = self.state.with_name(f"{self.state.name}.new")
+            # Renamed when complete, so that a process that is killed leaves the earlier record or the new one.
             fresh.write_text(json.dumps({"run": self.run, "fingerprint": self.fingerprint}))
             fresh.replace(self.state)
 
 
-def part_of(target: Path) -> Path:
-    """Return the file that holds the rows until all of them are there."""
+def find_part(target: Path) -> Path:
+    """Return the file that holds the rows until all of them are written."""
     return target.with_name(f"{target.name}.part")
 
 
-def _state_of(part: Path) -> Path:
+def _find_state(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def kept(target: str) -> str | None:
-    """Say what an unfinished run left beside `target` and how to go on; None if it left nothing."""
-    part = part_of(Path(target).resolve())
-    if target == STANDARD or not _state_of(part).exists() or not part.exists():
+def describe_part(target: str) -> str | None:
+    """Return a sentence about the rows that an unfinished run left beside `target`; None if it left none."""
+    part = find_part(Path(target).resolve())
+    if target == STANDARD or not _find_state(part).exists() or not part.exists():
         return None
     with part.open("rb") as lines:
         rows = sum(1 for _ in lines)
-    can_go_on = json.loads(_state_of(part).read_text())["run"] is not None
+    can_go_on = json.loads(_find_state(part).read_text())["run"] is not None
     return f"{rows} rows are in {part}" + "; run the same command again to go on from there" * can_go_on
 
 
 @contextmanager
-def written(target: str, run: Row | None, on_earlier: Callable[[Row], None] = lambda row: None) -> Iterator[Sink]:
-    """A sink whose rows appear under `target` only when all are written; "-" is stdout.
+def open_output(target: str, run: Row | None, on_earlier: Callable[[Row], None] = lambda row: None) -> Iterator[Sink]:
+    """Yield a sink whose rows appear under `target` only when all are written; "-" is stdout.
 
-    Until then they are in `TARGET.part`, which stays if the run ends early. The same run goes on there. Devices and
+    Until then they are in `TARGET.part`, which stays if the run ends early. The same run continues there. Devices and
     pipes are written to directly.
 
     Args:
-        target: path or "-".
-        run: what tells this run from others; None if the input cannot be read twice, so that nothing goes on.
-        on_earlier: is given each row that an earlier run wrote.
+        target: the path of the output, or "-".
+        run: the input's hash and the options, which distinguish runs; None if the input cannot be read twice, so that
+            no run can continue.
+        on_earlier: a function that is called with each row that an earlier run wrote.
 
     Raises:
         InvalidInput: the part belongs to another run, or another process writes it.
     """
-    path = Path(target).resolve()  # so that a link stays a link
+    path = Path(target).resolve()  # so that the rename replaces the file behind a link, and not the link
     if target == STANDARD:
         yield Sink(sys.stdout)
         sys.stdout.flush()
@@ -94,12 +96,12 @@ def written(target: str, run: Row | None, on_earlier: Callable[[Row], None] = la
         with path.open("w", encoding="utf-8") as device:
             yield Sink(device)
         return
-    part = part_of(path)  # beside the target, as a rename does not cross file systems
+    part = find_part(path)  # beside the target, as a rename does not cross file systems
     with part.open("a+", encoding="utf-8") as file:
         _lock(file, part)
-        sink = Sink(file, _state_of(part), run)
+        sink = Sink(file, _find_state(part), run)
         _continue(sink, part, on_earlier)
-        sink.note()
+        sink.record_run()
         try:
             yield sink
             file.flush()
@@ -108,11 +110,15 @@ def written(target: str, run: Row | None, on_earlier: Callable[[Row], None] = la
         finally:
             if not part.exists() or part.stat().st_size == 0:
                 part.unlink(missing_ok=True)
-                _state_of(part).unlink(missing_ok=True)
+                _find_state(part).unlink(missing_ok=True)
 
 
 def _continue(sink: Sink, part: Path, on_earlier: Callable[[Row], None]) -> None:
-    """Read what an earlier run wrote; its last line is dropped if it was cut off."""
+    """Read the rows of an earlier run; its last line is removed if it was cut off.
+
+    Raises:
+        InvalidInput: the rows belong to another run, or another program wrote the file.
+    """
     assert sink.state is not None
     if part.stat().st_size == 0:
         return
@@ -121,7 +127,7 @@ def _continue(sink: Sink, part: Path, on_earlier: Callable[[Row], None]) -> None
     state = json.loads(sink.state.read_text())
     theirs, ours = state["run"], sink.run or {}
     if theirs is None:
-        sink.file.truncate(0)  # of standard input: no run can go on there
+        sink.file.truncate(0)  # rows of standard input, from which no run can continue
         return
     other = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     if other:
@@ -129,7 +135,7 @@ def _continue(sink: Sink, part: Path, on_earlier: Callable[[Row], None]) -> None
             f"{part} holds rows of another run: {', '.join(other)} differ. "
             f"Delete {part} to start over, or give another output"
         )
-    sink.file.seek(0)  # read by the handle that is locked: closing another one would give up the lock
+    sink.file.seek(0)  # read by the handle that is locked: closing another handle would release the lock
     whole_bytes = 0
     for line in sink.file:
         if line.endswith("\n"):
@@ -141,15 +147,20 @@ def _continue(sink: Sink, part: Path, on_earlier: Callable[[Row], None]) -> None
 
 
 def _lock(file: TextIO, part: Path) -> None:
-    """Keep other processes from writing the same part. Windows has no such lock, and goes without."""
+    """Keep other processes from writing the same part; Windows has no such lock, so that it gets none.
+
+    Raises:
+        InvalidInput: another process writes the part, or has just finished it.
+    """
     if sys.platform == "win32":
         return
     import fcntl  # noqa: PLC0415
 
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A process that finished between opening and locking has renamed the file that is locked now.
         if os.path.samestat(os.fstat(file.fileno()), part.stat()):
             return
     except OSError as error:
-        raise InvalidInput(f"another process writes {part}") from error
-    raise InvalidInput(f"another process has just finished {part}")
+        raise InvalidInput(f"another process writes {part}; wait for it, or give another output") from error
+    raise InvalidInput(f"another process has just finished {part}; run the command again")

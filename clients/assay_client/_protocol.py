@@ -1,4 +1,4 @@
-"""Requests as bytes, without a socket; each knows how its answer is read."""
+"""Build requests without a socket; each request knows how its answer is read."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,13 +10,13 @@ from assay_client import results as r
 from assay_client import types as t
 from assay_client._answers import (
     Row,
-    finite,
     parse_comparison,
     parse_models,
     parse_object,
     parse_rank,
     parse_render,
     parse_score,
+    to_finite,
 )
 from assay_client.errors import InvalidInput
 
@@ -29,37 +29,58 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One logical request: where it goes, what it says (None for GET), and how its answer is read."""
+    """One logical request.
+
+    Attributes:
+        path: the path of the endpoint.
+        payload: the JSON object that is sent; None for a GET request.
+        parse: the function that reads the answer's body; it raises InvalidAnswer.
+    """
 
     path: str
     payload: Row | None
     parse: Callable[[bytes], T]
 
     def body(self) -> bytes | None:
-        """The payload as UTF-8 JSON; raises InvalidInput where it cannot be (lone surrogates)."""
+        """Return the payload as UTF-8 JSON; None for a GET request.
+
+        Raises:
+            InvalidInput: a text has no UTF-8 form because it holds a lone surrogate, or a value has no JSON form.
+        """
         if self.payload is None:
             return None
+        # Without ASCII escapes other scripts need fewer bytes, and a lone surrogate fails here, before it is sent.
         try:
             return json.dumps(self.payload, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"the request cannot be sent as JSON: {error}") from error
 
 
-def score_calls(items: Iterable[ItemLike], options: Row, chunk_size: int) -> list[Call[t.ScoreResult]]:
-    """One call per `chunk_size` items, in order; one without items if there are none; raises InvalidInput."""
-    return _item_calls("/v1/score", parse_score, items, options, chunk_size)
+def build_score_calls(items: Iterable[ItemLike], options: Row, chunk_size: int) -> list[Call[t.ScoreResult]]:
+    """Return the calls that score items, in the order of the items.
+
+    Args:
+        items: the items, in any form that `Item.of` reads. An empty list makes one call without items.
+        options: the part of each payload that is not text, as `build_options` returns it.
+        chunk_size: the most items of one call.
+
+    Raises:
+        InvalidInput: an item is malformed; the message names its index.
+    """
+    return _build_item_calls("/v1/score", parse_score, items, options, chunk_size)
 
 
-def render_calls(items: Iterable[ItemLike], options: Row, chunk_size: int) -> list[Call[r.RenderResult]]:
-    """Return the calls that show how items are read, in chunks as `score_calls`; raises InvalidInput."""
-    return _item_calls("/v1/render", parse_render, items, options, chunk_size)
+def build_render_calls(items: Iterable[ItemLike], options: Row, chunk_size: int) -> list[Call[r.RenderResult]]:
+    """Return the calls that show how items are read; the arguments and errors are those of `build_score_calls`."""
+    return _build_item_calls("/v1/render", parse_render, items, options, chunk_size)
 
 
-def _item_calls(
+def _build_item_calls(
     path: str, parse: Callable[..., T], items: Iterable[ItemLike], options: Row, chunk_size: int
 ) -> list[Call[T]]:
-    rows = [_item(item, index) for index, item in enumerate(items)]
+    rows = [_read_item(item, index) for index, item in enumerate(items)]
     calls = []
+    # An empty list is sent too, because its result needs the server's provenance.
     for start in range(0, max(len(rows), 1), chunk_size):
         part = rows[start : start + chunk_size]
         payload = {**options, "items": [item.to_wire() for item in part]}
@@ -67,14 +88,27 @@ def _item_calls(
     return calls
 
 
-def rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], options: Row) -> Call[r.RankResult]:
-    """The call that ranks `completions`; raises InvalidInput as `score_calls` does."""
+def build_rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], options: Row) -> Call[r.RankResult]:
+    """Return the call that ranks completions.
+
+    Args:
+        prompt: the prompt that all completions answer.
+        completions: texts, or mappings with `completion` and optionally `finish_reason` and `id`.
+        options: the part of the payload that is not text, as `build_options` returns it.
+
+    Raises:
+        InvalidInput: a completion or the prompt is malformed.
+    """
     items = []
     for index, completion in enumerate(completions):
         row = completion if isinstance(completion, Mapping) else {"completion": completion}
         if not row.keys() <= {"completion", "finish_reason", "id"}:
-            raise InvalidInput(f"completions[{index}]: text or {{`completion`, `finish_reason`?, `id`?}}")
-        items.append(_item({"prompt": "", **row}, index, "completions"))
+            raise InvalidInput(
+                f"completions[{index}]: a completion is text, or an object with `completion` and optionally "
+                "`finish_reason` and `id`"
+            )
+        # The prompt is sent once for all; an empty one stands in for it, because an item cannot be checked without.
+        items.append(_read_item({"prompt": "", **row}, index, "completions"))
     rows = [{name: value for name, value in item.to_wire().items() if name != "prompt"} for item in items]
     payload = {**options, "prompt": t.prompt_to_wire(prompt), "completions": rows}
     top_n = options.get("top_n")
@@ -82,27 +116,33 @@ def rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], options: 
     return Call("/v1/rank", payload, partial(parse_rank, ids=[item.id for item in items], top_n=top_n))
 
 
-def compare_call(prompt: t.Prompt, a: str, b: str, options: Row) -> Call[r.Comparison]:
-    """The call that compares completion `a` with `b`."""
+def build_compare_call(prompt: t.Prompt, a: str, b: str, options: Row) -> Call[r.Comparison]:
+    """Return the call that compares completion `a` with `b`; raise InvalidInput if the prompt is malformed."""
     return Call("/v1/compare", {**options, "prompt": t.prompt_to_wire(prompt), "a": a, "b": b}, parse_comparison)
 
 
-def options(
+def build_options(
     model: str | None = None,
     weights: Mapping[str, float] | None = None,
     truncation: t.Truncation | None = None,
     top_n: int | None = None,
 ) -> Row:
-    """The part of a payload that is not text; what is None is left out.
+    """Return the part of a payload that is not text; options that are None are omitted.
+
+    Args:
+        model: the signal or blend to score by.
+        weights: the weight of each signal, instead of a model.
+        truncation: "error" or "prompt_left".
+        top_n: the most completions of a ranking.
 
     Raises:
-        InvalidInput: both `model` and `weights`, a weight that is not finite, or a value out of range.
+        InvalidInput: both `model` and `weights` are given, a weight is not finite, or a value is out of range.
     """
     if model is not None and weights is not None:
-        raise InvalidInput("`model` and `weights` exclude each other")
+        raise InvalidInput("`model` and `weights` exclude each other: give one of them")
     for name, weight in (weights or {}).items():
-        if finite(weight) is None:
-            raise InvalidInput(f"weight of `{name}` must be a finite number")
+        if to_finite(weight) is None:
+            raise InvalidInput(f"the weight of `{name}` must be a finite number")
     if truncation is not None and truncation not in get_args(t.Truncation):
         raise InvalidInput('`truncation` must be "error" or "prompt_left"')
     if top_n is not None and top_n < 1:
@@ -111,7 +151,7 @@ def options(
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _item(value: object, index: int, name: str = "items") -> t.Item:
+def _read_item(value: object, index: int, name: str = "items") -> t.Item:
     try:
         return t.Item.of(value)
     except InvalidInput as error:

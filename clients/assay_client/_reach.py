@@ -1,4 +1,4 @@
-"""A service for one command: reached at once or not at all, and then given the time that its work takes."""
+"""Connect a command to its service: it must be reached at once, and then may take as long as its work takes."""
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -7,17 +7,27 @@ if TYPE_CHECKING:
     from assay_client.bulk import Tally
     from assay_client.client import AsyncRewardClient
 
-A_DAY_S = 86_400.0  # that a request may take: work is not limited, silence is
+A_DAY_S = 86_400.0  # for a request: work needs no limit, because `_drive` limits silence
 REACH_S = 10.0  # to find out whether anything listens
 
 
-def with_service(
+def run_with_service(
     url: str,
     work: "Callable[[AsyncRewardClient], Awaitable[Tally]]",
     chunk_size: int = 64,
     concurrency: int = 8,
 ) -> "Tally":
-    """What `work` returns with a client; fails at once if nothing listens at `url`."""
+    """Run `work` with a client of the service and return its result.
+
+    Args:
+        url: the address of the service.
+        work: the function that does the command's work with a client.
+        chunk_size: the most rows of one request.
+        concurrency: the most requests in flight at once.
+
+    Raises:
+        ConnectError: nothing listens at `url`; it is raised at once.
+    """
     import asyncio  # noqa: PLC0415
 
     from assay_client import client  # noqa: PLC0415
@@ -34,11 +44,10 @@ def with_service(
 
 
 def reach(url: str) -> None:
-    """Check that something listens; whatever else is wrong, the command itself finds out.
+    """Check that something listens at an address, by one try, because a person waits; other faults are ignored here.
 
     Raises:
-        ConnectError: nothing does, or nothing took the connection in time. One try, unlike those of a client: a
-            person waits.
+        ConnectError: nothing listens, or the connection was not accepted in time.
     """
     import httpx  # noqa: PLC0415
 

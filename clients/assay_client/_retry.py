@@ -1,6 +1,6 @@
-"""When to try again, without a clock: one logical request as a generator that both clients drive.
+"""Decide when to try again, without a clock: one logical request is a generator that both clients drive.
 
-Nothing here waits, sends or draws: `client` carries out each step and says what came of it and when.
+Nothing here waits, sends or draws: `client` carries out each step and reports its outcome and the time.
 Scoring changes nothing on the server, so every request may be sent again.
 """
 
@@ -26,23 +26,23 @@ BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 8.0
 BACKOFF_JITTER = 0.5  # a wait is drawn from the upper half of its backoff
 RETRY_AFTER_MAX_S = 60.0  # a server that asks for an hour is asked again after a minute
-RETRY_AFTER_SPREAD = 0.25  # so that clients told the same second do not all come back in it
-EXCERPT_CHARS = 120  # of a body that is not ours, in an error message
+RETRY_AFTER_SPREAD = 0.25  # clients that are given the same second do not all return in it
+EXCERPT_CHARS = 120  # the longest part of a foreign body that an error message shows
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How long and how often.
+    """The limits of one request: its time and its number of tries.
 
     Attributes:
-        timeout_s: seconds one try may take.
-        deadline_s: seconds a whole call may take, with all its retries, waits and chunks.
-        max_retries: tries after the first; 0 tries once.
+        timeout_s: the seconds that one try may take.
+        deadline_s: the seconds that a whole call may take, with all its retries, waits and chunks.
+        max_retries: the number of tries after the first; 0 tries once.
 
     Raises:
-        InvalidInput: a value out of range.
+        InvalidInput: a value is out of range.
     """
 
     timeout_s: float
@@ -50,6 +50,7 @@ class Policy:
     max_retries: int
 
     def __post_init__(self) -> None:
+        # Written so that NaN, which compares false with everything, is refused too.
         if not (self.timeout_s > 0 and self.deadline_s > 0 and self.max_retries >= 0):
             raise InvalidInput("`timeout_s` and `deadline_s` must be above 0, `max_retries` at least 0")
 
@@ -65,28 +66,34 @@ class Reply:
 
 @dataclass(frozen=True)
 class Send:
-    """Step: send the request and wait at most `timeout_s` for the whole answer."""
+    """A step: send the request and wait at most `timeout_s` for the complete answer."""
 
     timeout_s: float
 
 
 @dataclass(frozen=True)
 class Sleep:
-    """Step: wait `delay_s`."""
+    """A step: wait `delay_s`."""
 
     delay_s: float
 
 
 @dataclass(frozen=True)
 class Done(Generic[T]):
-    """Last step: the answer."""
+    """The last step, with the answer's value."""
 
     value: T
 
 
 @dataclass(frozen=True)
 class Event:
-    """What came of a step: monotonic time, a random number in [0, 1), after `Send` an answer or error."""
+    """The outcome of a step.
+
+    Attributes:
+        now_s: the monotonic time in seconds after the step.
+        draw: a random number in [0, 1).
+        outcome: the answer or the error after `Send`; None after `Sleep`.
+    """
 
     now_s: float
     draw: float
@@ -99,26 +106,34 @@ Steps: TypeAlias = Generator[Send | Sleep | Done[T], Event, None]
 def exchange(
     parse: Callable[[bytes], T], policy: Policy, *, request_id: str, deadline_at_s: float, now_s: float
 ) -> Steps[T]:
-    """One logical request with its retries, as steps to carry out.
+    """Yield the steps of one logical request, with its retries; the caller carries each out and sends its `Event`.
+
+    Args:
+        parse: the function that reads the body of an answer with status 200.
+        policy: the limits of time and of tries.
+        request_id: the request's `X-Request-ID`, which every error carries.
+        deadline_at_s: the monotonic time in seconds at which the whole call must have ended.
+        now_s: the monotonic time in seconds at the start.
 
     Raises:
         DeadlineExceeded: the time ran out before a try or during one.
-        TransportError, ServerError: the last try's failure, when there is no use or no time in trying again.
-        InvalidAnswer: what `parse` raised; not tried again.
+        TransportError: the last try brought no answer, and another is pointless or does not fit before the deadline.
+        ServerError: the server refused the last try, and another is pointless or does not fit before the deadline.
+        InvalidAnswer: `parse` refused the answer; it is not tried again.
     """
     try:
-        yield from _steps(parse, policy, deadline_at_s, now_s)
+        yield from _yield_steps(parse, policy, deadline_at_s, now_s)
     except AssayError as error:
         error.request_id = request_id
         raise
 
 
-def _steps(parse: Callable[[bytes], T], policy: Policy, deadline_at_s: float, now_s: float) -> Steps[T]:
+def _yield_steps(parse: Callable[[bytes], T], policy: Policy, deadline_at_s: float, now_s: float) -> Steps[T]:
     tries = 0
     while True:
         timeout_s = min(policy.timeout_s, deadline_at_s - now_s)
         if timeout_s <= 0:
-            raise DeadlineExceeded(f"no time left after {tries} tries within {policy.deadline_s:g} s")
+            raise DeadlineExceeded(f"no time is left after {tries} tries within {policy.deadline_s:g} s")
         event = yield Send(timeout_s)
         tries += 1
         outcome = event.outcome
@@ -126,14 +141,15 @@ def _steps(parse: Callable[[bytes], T], policy: Policy, deadline_at_s: float, no
             yield Done(parse(outcome.body))
             return
         assert outcome is not None
-        failure = refusal(outcome) if isinstance(outcome, Reply) else outcome
+        failure = build_server_error(outcome) if isinstance(outcome, Reply) else outcome
+        # The deadline had shortened this try, so that the deadline is what the caller has to raise.
         if isinstance(failure, Timeout) and timeout_s < policy.timeout_s:
             raise DeadlineExceeded(f"no answer within {policy.deadline_s:g} s, {tries} tries") from failure
-        delay_s = retry_delay_s(
+        delay_s = compute_retry_delay_s(
             failure,
             tries=tries,
             max_retries=policy.max_retries,
-            asked_s=retry_after_s(outcome.headers) if isinstance(outcome, Reply) else None,
+            asked_s=read_retry_after_s(outcome.headers) if isinstance(outcome, Reply) else None,
             left_s=deadline_at_s - event.now_s,
             draw=event.draw,
         )
@@ -143,22 +159,22 @@ def _steps(parse: Callable[[bytes], T], policy: Policy, deadline_at_s: float, no
         now_s = (yield Sleep(delay_s)).now_s
 
 
-def retry_delay_s(
+def compute_retry_delay_s(
     failure: AssayError, *, tries: int, max_retries: int, asked_s: float | None, left_s: float, draw: float
 ) -> float | None:
-    """Seconds to wait before the next try, or None: give up.
+    """Return the seconds to wait before the next try, or None to give up.
 
-    Tried again are broken connections, tries that timed out, and `RETRY_STATUSES` unless the body says that
-    it is not retryable. The wait doubles from `BACKOFF_FIRST_S` to `BACKOFF_MAX_S` and is jittered down;
-    `asked_s` (capped) is the least that is waited. A wait that does not fit before the deadline is not begun.
+    Broken connections, tries that timed out and `RETRY_STATUSES` are tried again, unless the body says that the request
+    is not retryable. The wait doubles from `BACKOFF_FIRST_S` to `BACKOFF_MAX_S` and is shortened by a random part. It
+    lasts at least `asked_s`, up to `RETRY_AFTER_MAX_S`. A wait that does not fit before the deadline is not begun.
 
     Args:
-        failure: what came of the last try.
-        tries: tries so far, at least 1.
-        max_retries: tries allowed after the first.
-        asked_s: seconds from `Retry-After`, or None.
-        left_s: seconds to the deadline.
-        draw: random, in [0, 1).
+        failure: the error of the last try.
+        tries: the number of tries so far, at least 1.
+        max_retries: the number of tries that are allowed after the first.
+        asked_s: the seconds that `Retry-After` asks for, or None.
+        left_s: the seconds to the deadline.
+        draw: a random number in [0, 1).
     """
     if tries > max_retries:
         return None
@@ -175,8 +191,8 @@ def retry_delay_s(
     return delay_s if delay_s < left_s else None
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that `Retry-After` asks for, or None if it is missing or unreadable.
+def read_retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that `Retry-After` asks for, or None if it is missing or unreadable.
 
     A date is measured against the answer's own `Date`, not against this machine's clock, which may be wrong.
     """
@@ -191,13 +207,14 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-def refusal(reply: Reply) -> ServerError:
-    """What the server said instead of an answer; an excerpt of the body where it is not the wire's error."""
+def build_server_error(reply: Reply) -> ServerError:
+    """Return the error of an answer whose status is not 200; an excerpt of the body if it is not Assay's error."""
     try:
         body = json.loads(reply.body)
     except (ValueError, RecursionError):
         body = None
     error = body.get("error") if isinstance(body, dict) else None
+    # Proxies answer with pages of their own, so that nothing about the body of an error is taken for granted.
     if not isinstance(error, dict) or not isinstance(error.get("code"), str):
         text = reply.body[:EXCERPT_CHARS].decode(errors="replace").strip()
         return ServerError(text or "no body", status=reply.status, code=f"http_{reply.status}")

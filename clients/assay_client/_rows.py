@@ -1,4 +1,4 @@
-"""Rows of an input file: JSON lines or one JSON list, plain or compressed with gzip."""
+"""Read the rows of an input file: JSON lines or one JSON list, plain or compressed with gzip."""
 
 import gzip
 import hashlib
@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
 
 from assay_client.errors import InvalidInput
-from assay_client.types import ITEM_KEYS, Completion, Item, Message, as_messages
+from assay_client.types import ITEM_KEYS, Completion, Item, Message, read_messages
 
 STANDARD = "-"  # stdin
 RANK_KEYS = frozenset({"prompt", "messages", "completions", "id"})
 GZIP_MAGIC = b"\x1f\x8b"
-HEAD_BYTES = 4096  # that are looked at to see whether a file is a list
-SHOWN_KEYS = 8  # of a row, in an error message
+HEAD_BYTES = 4096  # the start of a file, which shows whether it is a list
+SHOWN_KEYS = 8  # the most keys of a row that an error message lists
 
 Row = dict[str, object]
 Made = TypeVar("Made")
 
 
 class HasExtra(Protocol):
-    """A row that keeps the keys that are not part of what is asked."""
+    """A row that keeps the keys that are not part of its request."""
 
     @property
     def extra(self) -> Row: ...
@@ -37,7 +37,7 @@ ExtraT = TypeVar("ExtraT", bound=HasExtra)
 
 @dataclass(frozen=True)
 class Fields:
-    """Which keys of a row hold the parts of an item."""
+    """The keys of a row that hold the parts of an item."""
 
     prompt: str = "prompt"
     completion: str = "completion"
@@ -53,28 +53,28 @@ class ItemRow:
 
     @classmethod
     def of(cls, row: Row, fields: Fields) -> "ItemRow":
-        """Return the item of a row whose keys `fields` names.
+        """Read the item of a row whose keys `fields` names.
 
-        An `id` that is not text is copied with the other keys, as the service takes text only.
+        An `id` that is not text is copied with the other keys, because the service accepts only text.
 
         Raises:
-            InvalidInput: the row holds no item.
+            InvalidInput: the row has no item, or its item is malformed.
         """
         names = dict(
             zip((fields.prompt, fields.completion, fields.messages), ("prompt", "completion", "messages"), strict=True)
         )
         names |= {key: key for key in ITEM_KEYS - set(names.values())}
-        known, extra = _parts(row, names)
+        known, extra = _split_row(row, names)
         if not known.keys() & {"completion", "messages"}:
             raise InvalidInput(
                 f"an item has `{fields.prompt}` with `{fields.completion}`, or `{fields.messages}`; this row has "
-                f"{_names(row)}. Name its fields with --prompt-field and --completion-field, or --messages-field"
+                f"{_list_keys(row)}. Name its fields with --prompt-field and --completion-field, or --messages-field"
             )
         return cls(Item.of(known), extra)
 
     @property
     def chars(self) -> int:
-        """Characters of the item, a measure of its work."""
+        """Return the number of characters of the item, a measure of its work."""
         item = self.item
         messages = [*(item.messages or ()), *(() if isinstance(item.prompt, str | None) else item.prompt)]
         texts = [item.prompt, item.completion, *(cast("Message", message).content for message in messages)]
@@ -92,32 +92,35 @@ class RankRow:
 
     @classmethod
     def of(cls, row: Row) -> "RankRow":
-        """From `{"prompt" | "messages", "completions", "id"?}`; `messages` are the prompt as a chat.
+        """Read the prompt and completions of a row; `messages` instead of `prompt` hold the prompt as a chat.
 
         Raises:
-            InvalidInput: another shape.
+            InvalidInput: the row does not have exactly one of them, or a part is malformed.
         """
-        known, extra = _parts(row, {key: key for key in RANK_KEYS})
+        known, extra = _split_row(row, {key: key for key in RANK_KEYS})
         if ("prompt" in known) == ("messages" in known):
-            raise InvalidInput(f"a row has exactly one of `prompt` or `messages`; this one has {_names(row)}")
+            raise InvalidInput(
+                f"a row must have exactly one of `prompt` and `messages`; this row has {_list_keys(row)}"
+            )
         name = "prompt" if "prompt" in known else "messages"
         prompt, completions = known[name], known.get("completions")
         if not isinstance(completions, list) or not completions:
             raise InvalidInput("`completions` must be a list with at least one completion")
         if name == "messages" or not isinstance(prompt, str):
-            prompt = as_messages(prompt, name)
+            prompt = read_messages(prompt, name)
         for completion in completions:
+            # Only checked here, so that a malformed completion is found before anything is sent.
             Item.of({"prompt": "", **(completion if isinstance(completion, dict) else {"completion": completion})})
         return cls(prompt, tuple(completions), cast("str | None", known.get("id")), extra)
 
     @property
     def chars(self) -> int:
-        """Characters of the completions, a measure of their work."""
+        """Return the number of characters of the completions, a measure of their work."""
         return sum(len(str(completion)) for completion in self.completions)
 
 
-def _parts(row: Row, names: dict[str, str]) -> tuple[Row, Row]:
-    """What is known of a row, under the names of the wire, and the rest."""
+def _split_row(row: Row, names: dict[str, str]) -> tuple[Row, Row]:
+    """Return the parts of a row that `names` knows, under their names in wire form, and the other keys."""
     known = {name: row[key] for key, name in names.items() if key in row}
     if not isinstance(known.get("id", ""), str | None):
         del known["id"]
@@ -125,14 +128,14 @@ def _parts(row: Row, names: dict[str, str]) -> tuple[Row, Row]:
     return known, {key: value for key, value in row.items() if key not in taken}
 
 
-def _names(row: Row) -> str:
+def _list_keys(row: Row) -> str:
     shown = ", ".join(f"`{key}`" for key in [*row][:SHOWN_KEYS])
     return (shown or "no key") + ", …" * (len(row) > SHOWN_KEYS)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a file holds: rows, the SHA-256 of its bytes, and keys that are copied to the output."""
+    """The content of a file: its number of rows, its SHA-256, and the keys that are copied to the output."""
 
     rows: int
     sha256: str
@@ -140,10 +143,10 @@ class Survey:
 
 
 def survey(source: str, make: Callable[[Row], ExtraT]) -> Survey | None:
-    """Read a whole file before any of it is sent, so that a faulty row costs nothing; None for stdin and pipes.
+    """Read a whole file before any of it is sent, so that a malformed row costs nothing; None for stdin and pipes.
 
     Raises:
-        InvalidInput: as `read_rows`.
+        InvalidInput: a row is malformed, as in `read_rows`.
     """
     if source == STANDARD or not Path(source).is_file():
         return None
@@ -157,21 +160,21 @@ def survey(source: str, make: Callable[[Row], ExtraT]) -> Survey | None:
 
 
 def read_rows(source: str, make: Callable[[Row], Made]) -> Generator[Made, None, None]:
-    """One value per row of a file, made when it is asked for. Blank lines are skipped.
+    """Yield one value per row of a file, made when it is needed. Blank lines are skipped.
 
     Args:
-        source: path, or "-" for stdin.
-        make: from the row's object; raises InvalidInput if it does not like it.
+        source: the path of the file, or "-" for stdin.
+        make: the function that makes a value from a row's object; it raises InvalidInput if the row is malformed.
 
     Raises:
-        InvalidInput: "FILE:LINE: what is wrong"; in a list "FILE[INDEX]".
+        InvalidInput: a row is malformed; the message begins with "FILE:LINE: ", or in a list with "FILE[INDEX]: ".
     """
     name = "stdin" if source == STANDARD else source
-    with _opened(source) as file:
+    with _open_source(source) as file:
         try:
-            for where, row in _listed(file) if _is_list(file) else _lines(file):
+            for where, row in _read_list(file) if _is_list(file) else _read_lines(file):
                 try:
-                    yield make(_object(row))
+                    yield make(_check_object(row))
                 except InvalidInput as error:
                     raise InvalidInput(f"{name}{where}: {error}") from error
         except _Unreadable as error:
@@ -181,76 +184,77 @@ def read_rows(source: str, make: Callable[[Row], Made]) -> Generator[Made, None,
 
 
 class _Unreadable(Exception):
-    """A place in a file, and what is wrong there."""
+    """An error in a file; its text begins with the place."""
 
 
 def _is_list(file: BinaryIO) -> bool:
-    head: bytes = file.peek(HEAD_BYTES)  # type: ignore[attr-defined]  # `_opened` gives files that have it
+    head: bytes = file.peek(HEAD_BYTES)  # type: ignore[attr-defined]  # `_open_source` returns files that have it
     return head[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
-def _listed(file: BinaryIO) -> Iterator[tuple[str, object]]:
-    rows = _json(file.read(), "")
+def _read_list(file: BinaryIO) -> Iterator[tuple[str, object]]:
+    # A JSON list has no separate lines, so that it is read as a whole.
+    rows = _parse_json(file.read(), "")
     assert isinstance(rows, list)
     return ((f"[{index}]", row) for index, row in enumerate(rows))
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[str, object]]:
+def _read_lines(file: BinaryIO) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
-            yield f":{number}", _json(line, f":{number}")
+            yield f":{number}", _parse_json(line, f":{number}")
 
 
-class _Twice(Exception):
-    """A key that an object has twice."""
+class _RepeatedKey(Exception):
+    """An error that an object has a key twice; its text is the key."""
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object; Python's own reader would keep the last of two values without a word."""
+def _refuse_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the object of some pairs; raise _RepeatedKey where Python's reader would silently keep the last value."""
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _Twice(next(name for name in names if names.count(name) > 1))
+        raise _RepeatedKey(next(name for name in names if names.count(name) > 1))
     return row
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_DECODER = json.JSONDecoder(object_pairs_hook=_refuse_repeated_keys)
 
 
-def _json(text: bytes, where: str) -> object:
+def _parse_json(text: bytes, where: str) -> object:
     try:
         value: object = _DECODER.decode(text.decode("utf-8-sig"))
-        if b"\\ud" in text or b"\\uD" in text:  # half of a surrogate pair is no text, and cannot be sent
+        if b"\\ud" in text or b"\\uD" in text:  # half of a surrogate pair has no UTF-8 form, and cannot be sent
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeDecodeError as error:
         raise _Unreadable(f"{where}: not UTF-8: {error.reason}") from error
     except UnicodeEncodeError as error:
         raise _Unreadable(f"{where}: a text holds a lone surrogate, which is not valid Unicode") from error
-    except _Twice as error:
-        raise _Unreadable(f"{where}: key `{error}` is there twice, and one of its values would be lost") from error
+    except _RepeatedKey as error:
+        raise _Unreadable(f"{where}: key `{error}` occurs twice, and one of its values would be lost") from error
     except (ValueError, RecursionError) as error:
         raise _Unreadable(f"{where}: not JSON: {error}") from error
 
 
-def _object(value: object) -> Row:
+def _check_object(value: object) -> Row:
     if not isinstance(value, dict):
         raise InvalidInput(f"expected an object, got {type(value).__name__}")
     return value
 
 
-def _stdin() -> AbstractContextManager[BinaryIO]:
-    """Stdin under a reader of its own. Python ends in an abort if a thread still reads `sys.stdin` then."""
+def _open_stdin() -> AbstractContextManager[BinaryIO]:
+    """Open stdin a second time: Python aborts at its end if a thread still reads `sys.stdin`."""
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)
-    except OSError:  # no file: whoever runs this in a process of theirs gave something else
+    except OSError:  # not a file: the caller of this process replaced `sys.stdin`
         return nullcontext(sys.stdin.buffer)
 
 
 @contextmanager
-def _opened(source: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed where it begins as gzip does."""
-    with _stdin() if source == STANDARD else open(source, "rb") as raw:
+def _open_source(source: str) -> Iterator[BinaryIO]:
+    """Open a file for its bytes, which are decompressed if it begins as gzip does."""
+    with _open_stdin() if source == STANDARD else open(source, "rb") as raw:
         file = raw if hasattr(raw, "peek") else io.BufferedReader(cast("io.RawIOBase", raw))
         packed = file.peek(len(GZIP_MAGIC))[: len(GZIP_MAGIC)] == GZIP_MAGIC
         yield cast("BinaryIO", gzip.GzipFile(fileobj=file) if packed else file)

@@ -1,6 +1,6 @@
-"""What the commands show: tables, a bar, and one line for each expected failure.
+"""Print the output of the commands: tables, a progress bar, and one line for each expected failure.
 
-Only typer and the standard library are imported up here; the functions import what else they need.
+Only typer and the standard library are imported at the top; the functions import the rest, so that help is quick.
 """
 
 import os
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 EXIT_ITEMS_FAILED = 1
 EXIT_FAILED = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_PIPE = 128 + 13  # SIGPIPE, which Windows does not have: the status of any command whose reader has left
-COMPLETION_CHARS = 60  # of a completion, in a table
-TEXT_WIDTH = 20  # that a column of text has at least
+EXIT_PIPE = 128 + 13  # SIGPIPE, which Windows does not have: the usual status of a command whose reader has left
+COMPLETION_CHARS = 60  # the longest part of a completion that a table shows
+TEXT_WIDTH = 20  # the least width of a column of text
 
 
 def show_comparison(result: "Comparison") -> None:
     """Print a comparison as a table."""
-    table = _table("", "margin", "P(A better)", "logit A", "logit B")
+    table = _build_table("", "margin", "P(A better)", "logit A", "logit B")
     for name, signal_ in result.signals.items():
         prob = "" if signal_.prob_a is None else f"{signal_.prob_a:.3f}"
         table.add_row(name, f"{signal_.margin:+.4f}", prob, f"{signal_.a.logit:.4f}", f"{signal_.b.logit:.4f}")
@@ -44,43 +44,43 @@ def show_rank(index: int, row: "RankRow", result: "RankResult") -> None:
     """Print a ranking as a table, best first, and the completions that failed."""
     from rich.text import Text  # noqa: PLC0415
 
-    from assay_client.types import completion_text  # noqa: PLC0415
+    from assay_client.types import read_completion_text  # noqa: PLC0415
 
     signals = list(result.results[0].signals) if result.results else []
-    table = _table("rank", "score", "margin", *signals)
-    table.title = Text(f"row {index}" if row.id is None else f"row {index}: {start(row.id)}")
+    table = _build_table("rank", "score", "margin", *signals)
+    table.title = Text(f"row {index}" if row.id is None else f"row {index}: {shorten(row.id)}")
     table.title_justify = "left"
     table.add_column("completion", min_width=TEXT_WIDTH)
-    for place, one in enumerate(result.results, start=1):
-        margin = "" if one.margin is None else f"{one.margin:.4f}"
-        logits = (f"{one.signals[name].logit:.4f}" if name in one.signals else "" for name in signals)
-        given = row.completions[one.index]
-        text = completion_text(given["completion"] if isinstance(given, dict) else given)
-        table.add_row(str(place), f"{one.score:.4f}", margin, *logits, Text(start(text)))
+    for place, ranked in enumerate(result.results, start=1):
+        margin = "" if ranked.margin is None else f"{ranked.margin:.4f}"
+        logits = (f"{ranked.signals[name].logit:.4f}" if name in ranked.signals else "" for name in signals)
+        given = row.completions[ranked.index]
+        text = read_completion_text(given["completion"] if isinstance(given, dict) else given)
+        table.add_row(str(place), f"{ranked.score:.4f}", margin, *logits, Text(shorten(text)))
     print_table(table)
-    for failed in result.errors:
-        typer.echo(f"completion {failed.index}: {failed.error.code}: {start(failed.error.message, None)}")
+    for failure in result.errors:
+        typer.echo(f"completion {failure.index}: {failure.error.code}: {shorten(failure.error.message, None)}")
 
 
 def show_rendered(item: "RenderedItem | ScoreFailure") -> None:
-    """Print what every signal reads of an item; control characters are escaped."""
+    """Print how every signal reads an item; control characters are escaped."""
     from assay_client.types import ScoreFailure  # noqa: PLC0415
 
-    typer.echo(f"row {item.index}" if item.id is None else f"row {item.index}: {start(item.id)}")
+    typer.echo(f"row {item.index}" if item.id is None else f"row {item.index}: {shorten(item.id)}")
     if isinstance(item, ScoreFailure):
-        typer.echo(f"  {item.error.code}: {start(item.error.message, None)}")
+        typer.echo(f"  {item.error.code}: {shorten(item.error.message, None)}")
         return
-    for name, one in item.signals.items():
-        cut = f", {one.truncated_tokens} cut from the prompt" if one.truncated_tokens else ""
+    for name, rendered in item.signals.items():
+        cut = f", {rendered.truncated_tokens} cut from the prompt" if rendered.truncated_tokens else ""
         typer.echo(
-            f"  {name}: {len(one.ids)} tokens{cut}; completion from token {one.boundary}; "
-            f"score ({one.score_policy}) from tokens {one.score_start} to {one.score_end - 1}"
+            f"  {name}: {len(rendered.ids)} tokens{cut}; completion from token {rendered.boundary}; "
+            f"score ({rendered.score_policy}) from tokens {rendered.score_start} to {rendered.score_end - 1}"
         )
-        typer.echo(f"    {one.text!r}")
+        typer.echo(f"    {rendered.text!r}")
 
 
-def _table(*numbers: str) -> "Table":
-    """A table whose columns hold names and numbers, which no line break divides."""
+def _build_table(*numbers: str) -> "Table":
+    """Return a table whose columns hold names and numbers, which are never broken over lines."""
     from rich.table import Table  # noqa: PLC0415
 
     table = Table()
@@ -90,26 +90,33 @@ def _table(*numbers: str) -> "Table":
 
 
 def print_table(table: "Table") -> None:
-    """Print a table as wide as the terminal, or as wide as its numbers need; in a pipe as wide as all of it needs."""
+    """Print a table as wide as the terminal, or as its numbers need if that is more; in a pipe, as wide as it needs."""
     from rich.console import Console  # noqa: PLC0415
 
     console = Console()
+    # Programs that read a pipe do not expect cells that are broken over lines.
     unlimited = console.options.update(max_width=sys.maxsize)
     needs = console.measure(table, options=unlimited)
     console.width = max(console.width, needs.minimum) if console.is_terminal else needs.maximum
     console.print(table, crop=False)
 
 
-def start(text: str, chars: int | None = COMPLETION_CHARS) -> str:
-    """The beginning of a text on one line; control characters never reach the terminal."""
+def shorten(text: str, chars: int | None = COMPLETION_CHARS) -> str:
+    """Return the beginning of a text on one line; control characters never reach the terminal.
+
+    Args:
+        text: the text.
+        chars: the most characters that are returned; None for the whole text.
+    """
+    # A completion may be very long: twice the characters leave enough after spaces are merged.
     part = text if chars is None else text[: 2 * chars]
     line = " ".join("".join(char if char.isprintable() else " " for char in part).split())
     return line if chars is None or len(line) <= chars else line[: chars - 1] + "…"
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr with the time left, if someone is there to see it; yields what moves it to a row."""
+def show_progress() -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar with the time left if stderr is a terminal; yield the function that moves it to a row."""
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn  # noqa: PLC0415
 
@@ -121,11 +128,14 @@ def progress() -> Iterator[Callable[[int, int | None], None]]:
 
 
 @contextmanager
-def plain_errors(target: str | None = None) -> Iterator[None]:
-    """An expected failure becomes one line on stderr and an exit status.
+def report_errors(target: str | None = None) -> Iterator[None]:
+    """Turn an expected failure into one line on stderr and an exit status.
 
     Args:
-        target: the output, of which an unfinished part may be left; the line says how to go on.
+        target: the output; if an unfinished part of it is left, the line says how to continue.
+
+    Raises:
+        typer.Exit: the command failed or was interrupted, or the reader of its output has left.
     """
     from assay_client import _output  # noqa: PLC0415
     from assay_client.errors import AssayError, FingerprintChanged, InvalidInput  # noqa: PLC0415
@@ -134,31 +144,31 @@ def plain_errors(target: str | None = None) -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read has had enough. What is left in the buffer has to go somewhere when the process ends.
+        # The reader has left. The rest of the buffer is written at exit, and must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(EXIT_PIPE) from None
     except KeyboardInterrupt:
-        kept = _output.kept(target) if target else None
-        failed(f"interrupted; {kept}" if kept else "interrupted")
+        kept = _output.describe_part(target) if target else None
+        report_failure(f"interrupted; {kept}" if kept else "interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except FingerprintChanged as error:
-        part = _output.part_of(Path(target).resolve()) if target else None
+        part = _output.find_part(Path(target).resolve()) if target else None
         advice = f"; delete {part} to score every row by the new model" if part and part.exists() else ""
-        raise failed(f"{error}{advice}") from error
+        raise report_failure(f"{error}{advice}") from error
     except (AssayError, OSError) as error:
-        # What is malformed stays malformed, so that the same command would not go on.
-        kept = _output.kept(target) if target and not isinstance(error, InvalidInput) else None
-        raise failed(f"{error}; {kept}" if kept else str(error)) from error
+        # A malformed input stays malformed, so that the same command would fail again.
+        kept = _output.describe_part(target) if target and not isinstance(error, InvalidInput) else None
+        raise report_failure(f"{error}; {kept}" if kept else str(error)) from error
 
 
-def failed(message: str) -> typer.Exit:
-    """Print why a command failed; returns what ends it."""
+def report_failure(message: str) -> typer.Exit:
+    """Print why a command failed, and return the exception that ends it."""
     typer.echo("assay: " + " ".join(message.split()), err=True)
     return typer.Exit(EXIT_FAILED)
 
 
 def finish(tally: "Tally", verb: str = "scored") -> None:
-    """Print what a file came to; raises Exit if items failed."""
+    """Print the counts of a file; raise typer.Exit if items failed."""
     fingerprint = f", fingerprint {tally.fingerprint or 'none'}" * (verb == "scored")
     typer.echo(f"{tally.scored} {verb}, {tally.failed} failed{fingerprint}", err=True)
     if tally.extra:

@@ -1,4 +1,4 @@
-"""Files in, JSON lines out, for the command line: in order, as fast as the service answers, and resumable."""
+"""Score, rank or render a file for the command line: in order, at the service's speed, and resumable."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,9 +8,9 @@ from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
-from assay_client._answers import outcome_to_wire, same_fingerprint
-from assay_client._drive import LOOKS, Pace, in_order, off_loop
-from assay_client._output import written
+from assay_client._answers import check_fingerprint, outcome_to_wire
+from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
+from assay_client._output import open_output
 from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import AssayError, ServerError
@@ -26,14 +26,14 @@ Result = TypeVar("Result", ScoreResult, RankResult, RenderResult)
 
 @dataclass
 class Tally:
-    """What a file came to.
+    """The counts of one file.
 
     Attributes:
-        scored: items with an answer.
-        failed: items without one; they are in the output, with their error.
-        first_error: about the first failed item, as "row 12: code: message"; None if none failed.
-        fingerprint: of all scores; None if there was no row.
-        extra: keys of the input that are copied to the output under `extra`.
+        scored: the number of items that were scored.
+        failed: the number of items that failed; they are in the output, with their error.
+        first_error: the error of the first failed item, as "row 12: code: message"; None if none failed.
+        fingerprint: the fingerprint of all scores; None if the file has no rows.
+        extra: the keys of the input that are copied to the output under `extra`.
     """
 
     scored: int = 0
@@ -47,8 +47,8 @@ class Tally:
         results, errors = row.get("results", [row]), row.get("errors", [])
         assert isinstance(results, list)
         assert isinstance(errors, list)
-        for one in [*results, *errors]:
-            error = one.get("error")
+        for item in [*results, *errors]:
+            error = item.get("error")
             self.scored += error is None
             self.failed += error is not None
             if error is not None and self.first_error is None:
@@ -57,14 +57,15 @@ class Tally:
 
 @dataclass(frozen=True)
 class _Job(Generic[RowT, Result]):
-    """What is done with the rows of a file.
+    """The work of one command on the rows of a file.
 
     Attributes:
-        make: from a row of the input.
-        ask: what the service is asked about a chunk of rows.
-        show: rows of the output, from the index of the chunk's first row, the chunk and its answer.
-        fingerprint: of an answer; None where the answer has none.
-        options: what else decides the output; the name of the command is one of them.
+        make: the function that reads a row of the input.
+        ask: the function that sends a chunk of rows to the service.
+        show: the function that makes the rows of the output from the index of a chunk's first row, the chunk and its
+            answer.
+        fingerprint: the function that returns the fingerprint of an answer; None if the answer has none.
+        options: everything besides the input that decides the output, including the name of the command.
     """
 
     make: Callable[[Row], RowT]
@@ -86,27 +87,28 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
     silence_s: float = SILENCE_S,
     on_rows: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Tally:
-    """Score the items of a file; one row out per row in, in order.
+    """Score the items of a file; the output has one row for each row of the input, in order.
 
-    A row out is the server's, with `index` counted from 0 over the rows of the file, and with `extra`, the keys of the
-    row that are not part of an item.
+    An output row is the server's row, with `index` counted from 0 over the rows of the file. Its `extra` holds the keys
+    of the input row that are not part of an item.
 
     Args:
-        client: sends at most `max_concurrency` chunks of at most `chunk_size` rows at once. Chunks begin small and
-            grow while they are answered fast. Its `timeout_s` and `deadline_s` are each chunk's.
-        source: path or "-".
-        target: path or "-"; a file appears only when all is written, and the same call goes on where one stopped.
-        model: signal or blend; as in `RewardClient.score`.
-        weights: as in `RewardClient.score`.
-        truncation: as in `RewardClient.score`.
-        fields: which keys hold the parts of an item.
-        silence_s: seconds without an answer or a sign of life after which the service is given up.
-        on_rows: told how many rows are written, of how many (None: not known).
+        client: the client, which sends at most `max_concurrency` chunks of at most `chunk_size` rows at once. Chunks
+            begin small and grow while they are answered fast. Its `timeout_s` and `deadline_s` apply to each chunk.
+        source: the path of the input, or "-".
+        target: the path of the output, or "-". A file appears only when all rows are written, and the same call
+            continues where an earlier one stopped.
+        model: the signal or blend to score by; as in `RewardClient.score`.
+        weights: the weight of each signal by name; as in `RewardClient.score`.
+        truncation: "error" or "prompt_left"; as in `RewardClient.score`.
+        fields: the keys that hold the parts of an item.
+        silence_s: the seconds without an answer or a sign of life after which the service is given up.
+        on_rows: a function that is called with the number of rows written and of all rows (None if not known).
 
     Raises:
-        InvalidInput: a malformed row, before anything is sent where the file can be read twice.
-        FingerprintChanged: the model changed on the way.
-        Timeout: the service was silent.
+        InvalidInput: a row is malformed; if the file can be read twice, it is raised before anything is sent.
+        FingerprintChanged: the model changed during the run.
+        Timeout: the service was silent for `silence_s`.
     """
 
     async def ask(part: list[ItemRow]) -> ScoreResult:
@@ -114,7 +116,7 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
 
     options: Row = {"command": "score", "model": model, "weights": weights, "truncation": truncation}
     make = partial(ItemRow.of, fields=fields)
-    job = _Job(make, ask, _shown, lambda result: result.fingerprint, {**options, "fields": asdict(fields)})
+    job = _Job(make, ask, _build_rows, lambda result: result.fingerprint, {**options, "fields": asdict(fields)})
     return await _run(job, client, source, target, silence_s, on_rows)
 
 
@@ -130,10 +132,11 @@ async def rank_file(  # noqa: PLR0913  # options of one command, all by name
     on_row: Callable[[int, RankRow, RankResult], None] = lambda index, row, result: None,
     on_rows: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Tally:
-    """Ranks each row's completions; a row out is `{"index", "id"?, "model", "results", "errors", "extra"?}`.
+    """Rank the completions of each row of a file, as `score_file` scores items.
 
-    As `score_file`, save that each row is a request of its own, that `target` None writes nothing, and that
-    `on_row` is given every row with its ranking, in order.
+    An output row has `index`, `model`, `results` and `errors`, and `id` and `extra` where the input row has them. Each
+    row is a request of its own. A `target` of None writes nothing; `on_row` is called with every row and its ranking,
+    in order.
     """
 
     async def ask(part: list[RankRow]) -> RankResult:
@@ -143,7 +146,7 @@ async def rank_file(  # noqa: PLR0913  # options of one command, all by name
     def show(start: int, part: list[RankRow], result: RankResult) -> list[Row]:
         (row,) = part
         on_row(start, row, result)
-        results, errors = ([outcome_to_wire(one) for one in many] for many in (result.results, result.errors))
+        results, errors = ([outcome_to_wire(row) for row in rows] for rows in (result.results, result.errors))
         name = {} if row.id is None else {"id": row.id}
         shown: Row = {"index": start, **name, "model": result.model, "results": results, "errors": errors}
         return [{**shown, "extra": row.extra} if row.extra else shown]
@@ -164,9 +167,9 @@ async def render_file(  # noqa: PLR0913  # the options of the command
     silence_s: float = SILENCE_S,
     on_item: Callable[[RenderedItem | ScoreFailure], None] = lambda item: None,
 ) -> Tally:
-    """Show what every signal reads of the items of a file, as `score_file`.
+    """Show how every signal reads the items of a file; see `score_file`.
 
-    `target` None writes nothing; `on_item` is given every item, in order.
+    A `target` of None writes nothing; `on_item` is called with every item, in order.
     """
 
     async def ask(part: list[ItemRow]) -> RenderResult:
@@ -175,7 +178,7 @@ async def render_file(  # noqa: PLR0913  # the options of the command
     def show(start: int, part: list[ItemRow], result: RenderResult) -> list[Row]:
         for item in result.data:
             on_item(replace(item, index=start + item.index))
-        return _shown(start, part, result)
+        return _build_rows(start, part, result)
 
     options: Row = {"command": "render", "model": model, "truncation": truncation, "fields": asdict(fields)}
     job = _Job(partial(ItemRow.of, fields=fields), ask, show, lambda result: None, options)
@@ -191,11 +194,12 @@ async def _run(
     on_rows: Callable[[int, int | None], None] = lambda done, total: None,
     most_rows: int | None = None,
 ) -> Tally:
-    known = await off_loop(partial(survey, source, job.make))
+    known = await run_off_loop(partial(survey, source, job.make))
     tally = Tally(extra=known.extra if known else ())
+    # A run continues only with the same input and options. A pipe cannot be read twice, so that no run continues it.
     total, run = (known.rows, {"input": known.sha256, **job.options}) if known else (None, None)
     pace = Pace(most_rows or client.chunk_size)
-    with written(target, run, tally.add) if target is not None else nullcontext() as sink:
+    with open_output(target, run, tally.add) if target is not None else nullcontext() as sink:
         done = sink.earlier if sink else 0
         tally.fingerprint = sink.fingerprint if sink else None
         whole = read_rows(source, job.make)
@@ -211,7 +215,7 @@ async def _run(
             nonlocal done
             fingerprint = job.fingerprint(result)
             if fingerprint is not None:
-                tally.fingerprint = same_fingerprint(tally.fingerprint, fingerprint)
+                tally.fingerprint = check_fingerprint(tally.fingerprint, fingerprint)
             shown = job.show(done, part, result)
             for row in shown:
                 tally.add(row)
@@ -222,22 +226,22 @@ async def _run(
 
         on_rows(done, total)
         try:
-            await in_order(
+            await run_in_order(
                 take=lambda: pace.take(rows),
                 ask=ask,
                 put=put,
-                alive=partial(_answers, client, silence_s / LOOKS),
+                alive=partial(_is_alive, client, silence_s / LOOKS),
                 width=client.max_concurrency,
                 silence_s=silence_s,
             )
         finally:
-            with suppress(ValueError):  # a thread waits for rows in it
+            with suppress(ValueError):  # the generator cannot be closed while a thread waits for rows in it
                 whole.close()
     return tally
 
 
-async def _answers(client: AsyncRewardClient, within_s: float) -> bool:
-    """Whether the service says anything at all while it works."""
+async def _is_alive(client: AsyncRewardClient, within_s: float) -> bool:
+    """Return whether the service answers anything at all, even an error, while it works."""
     try:
         await asyncio.wait_for(client.info(), within_s)
     except ServerError:
@@ -247,7 +251,7 @@ async def _answers(client: AsyncRewardClient, within_s: float) -> bool:
     return True
 
 
-def _shown(start: int, part: list[ItemRow], result: ScoreResult | RenderResult) -> list[Row]:
-    """The server's rows again, counted over the file, with what else the rows of the input hold."""
+def _build_rows(start: int, part: list[ItemRow], result: ScoreResult | RenderResult) -> list[Row]:
+    """Return the server's rows with indices that count over the file, and with the other keys of the input rows."""
     rows = [outcome_to_wire(replace(outcome, index=start + outcome.index)) for outcome in result.data]
     return [{**row, "extra": given.extra} if given.extra else row for row, given in zip(rows, part, strict=True)]

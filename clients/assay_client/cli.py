@@ -1,7 +1,7 @@
-"""`assay`: `score`, `rank`, `compare`, `render`, and the commands that the extras add.
+"""Run the command line `assay`: `score`, `rank`, `compare`, `render`, and the commands that the extras add.
 
-Only typer and the standard library are imported up here, so that `assay serve --help` is quick;
-the functions below import what else they need where they begin.
+Only typer and the standard library are imported at the top, so that `assay serve --help` is quick.
+The functions below import the rest where they begin.
 """
 
 import sys
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 import typer.main
 
-from assay_client._commands import GROUP, Commands, missing
-from assay_client._reach import reach, with_service
+from assay_client._commands import GROUP, Commands, explain_missing
+from assay_client._reach import reach, run_with_service
 from assay_client._show import (
     EXIT_FAILED,
-    failed,
     finish,
-    plain_errors,
-    progress,
+    report_errors,
+    report_failure,
     show_comparison,
+    show_progress,
     show_rank,
     show_rendered,
 )
@@ -32,32 +32,34 @@ if TYPE_CHECKING:
 
 File = Annotated[
     str,
-    typer.Argument(metavar="FILE", help="JSON lines or a JSON list, also .gz; - is stdin.", show_default=False),
+    typer.Argument(metavar="FILE", help="JSON lines or a JSON list, plain or gzip; - is stdin.", show_default=False),
 ]
 Model = Annotated[str | None, typer.Option(help="Signal or blend to score by.")]
-Weights = Annotated[str | None, typer.Option(metavar="NAME=W,...", help="Weights of signals, instead of a model.")]
-Truncation = Annotated[str | None, typer.Option(help="For too long prompts: error or prompt_left.")]
+Weights = Annotated[str | None, typer.Option(metavar="NAME=W,...", help="Weight of each signal, instead of a model.")]
+Truncation = Annotated[str | None, typer.Option(help="Treatment of items that are too long: error or prompt_left.")]
 # The one place where the environment is read, for every command that talks to a service.
-Url = Annotated[str, typer.Option(envvar="ASSAY_URL", help="Where the service is.")]
+Url = Annotated[str, typer.Option(envvar="ASSAY_URL", help="Address of the service.")]
 LOCAL = "http://127.0.0.1:8000"
 Output = Annotated[
     str | None,
-    typer.Option("-o", "--output", help="JSON to this file instead of a table; - is stdout.", show_default=False),
+    typer.Option(
+        "-o", "--output", help="Write JSON to this file instead of printing a table; - is stdout.", show_default=False
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout: the same as -o -.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, as -o - does.")]
 Timeout = Annotated[
-    float, typer.Option(min=0.1, metavar="SECONDS", help="Give up after this long without a sign of life.")
+    float, typer.Option(min=0.1, metavar="SECONDS", help="Give up if the service is silent for this long.")
 ]
-ChunkSize = Annotated[int, typer.Option(min=1, help="Most rows in one request; slow services get fewer.")]
-Concurrency = Annotated[int, typer.Option(min=1, help="Requests at once.")]
-PromptField = Annotated[str, typer.Option(metavar="KEY", help="Key of the prompt.")]
-CompletionField = Annotated[str, typer.Option(metavar="KEY", help="Key of the completion.")]
-MessagesField = Annotated[str, typer.Option(metavar="KEY", help="Key of a whole conversation.")]
+ChunkSize = Annotated[int, typer.Option(min=1, help="Most rows in one request; a slow service gets fewer.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Most requests in flight at once.")]
+PromptField = Annotated[str, typer.Option(metavar="KEY", help="Key that holds the prompt.")]
+CompletionField = Annotated[str, typer.Option(metavar="KEY", help="Key that holds the completion.")]
+MessagesField = Annotated[str, typer.Option(metavar="KEY", help="Key that holds a whole conversation.")]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"assay {version('assay-rewards')}")
         raise typer.Exit
@@ -66,17 +68,17 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def assay(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Scores completions with reward models."""
+    """Score completions with reward models."""
 
 
 @app.command()
 def score(  # noqa: PLR0913  # the options of one command
     file: File,
     *,
-    output: Annotated[str, typer.Option("-o", "--output", help="Where to write; - is stdout.")] = "-",
+    output: Annotated[str, typer.Option("-o", "--output", help="Output file; - is stdout.")] = "-",
     model: Model = None,
     weights: Weights = None,
     truncation: Truncation = None,
@@ -88,16 +90,16 @@ def score(  # noqa: PLR0913  # the options of one command
     completion_field: CompletionField = "completion",
     messages_field: MessagesField = "messages",
 ) -> None:
-    """Score each item of a file; one row out per row in. The same command goes on where one stopped.
+    """Score each item of a file, one output row per input row. The same command continues where an earlier one stopped.
 
-    Exits with 0 if all were scored, 1 if some items failed (their rows hold the error), 2 if the command failed.
+    Exits with 0 if all items were scored, 1 if some failed (their rows hold the error), 2 if the command failed.
     """
     from assay_client import bulk  # noqa: PLC0415
     from assay_client._rows import Fields  # noqa: PLC0415
 
-    parsed = _weights(weights)
-    with plain_errors(output), progress() as show:
-        tally = with_service(
+    parsed = _parse_weights(weights)
+    with report_errors(output), show_progress() as show:
+        tally = run_with_service(
             url,
             lambda service: bulk.score_file(
                 service,
@@ -131,18 +133,18 @@ def rank(  # noqa: PLR0913  # the options of one command
 ) -> None:
     """Rank the completions of each row of a file, best first.
 
-    Exits with 0 if all were scored, 1 if some completions failed, 2 if the ranking as a whole did.
+    Exits with 0 if all completions were scored, 1 if some failed, 2 if the command failed.
     """
     from assay_client import bulk  # noqa: PLC0415
 
-    target, parsed = _target(output, json), _weights(weights)
+    target, parsed = _choose_target(output, json), _parse_weights(weights)
 
     def on_row(index: int, row: "RankRow", result: "RankResult") -> None:
         if target is None:
             show_rank(index, row, result)
 
-    with plain_errors(target), progress() as show:
-        tally = with_service(
+    with report_errors(target), show_progress() as show:
+        tally = run_with_service(
             url,
             lambda service: bulk.rank_file(
                 service,
@@ -163,28 +165,28 @@ def rank(  # noqa: PLR0913  # the options of one command
 @app.command()
 def compare(
     *,
-    prompt: Annotated[str, typer.Option(help="What was asked.")],
-    a: Annotated[str, typer.Option(help="One completion.")],
-    b: Annotated[str, typer.Option(help="The other.")],
+    prompt: Annotated[str, typer.Option(help="Prompt that both completions answer.")],
+    a: Annotated[str, typer.Option(help="First completion.")],
+    b: Annotated[str, typer.Option(help="Second completion.")],
     output: Output = None,
     json: Json = False,
     model: Annotated[str | None, typer.Option(help="Compare by this signal or blend alone.")] = None,
     url: Url = LOCAL,
 ) -> None:
-    """Compare two completions under every signal and blend; a positive margin is for A."""
+    """Compare two completions under every signal and blend; a positive margin favours A."""
     from assay_client import client  # noqa: PLC0415
     from assay_client._answers import comparison_to_wire  # noqa: PLC0415
-    from assay_client._output import written  # noqa: PLC0415
+    from assay_client._output import open_output  # noqa: PLC0415
 
-    target = _target(output, json)
-    with plain_errors(target):
+    target = _choose_target(output, json)
+    with report_errors(target):
         reach(url)
         with client.RewardClient(url) as service:
             result = service.compare(prompt, a, b, model=model)
         if target is None:
             show_comparison(result)
         else:
-            with written(target, None) as sink:
+            with open_output(target, None) as sink:
                 sink.write([comparison_to_wire(result)], result.provenance.fingerprint)
 
 
@@ -202,13 +204,13 @@ def render(  # noqa: PLR0913  # the options of one command
     completion_field: CompletionField = "completion",
     messages_field: MessagesField = "messages",
 ) -> None:
-    """Show what every signal reads of each item of a file: text, token ids, and where the score is read."""
+    """Show how every signal reads each item of a file: its text, its token ids, and the position of the score."""
     from assay_client import bulk  # noqa: PLC0415
     from assay_client._rows import Fields  # noqa: PLC0415
 
-    target = _target(output, json)
-    with plain_errors(target):
-        tally = with_service(
+    target = _choose_target(output, json)
+    with report_errors(target):
+        tally = run_with_service(
             url,
             lambda service: bulk.render_file(
                 service,
@@ -224,21 +226,21 @@ def render(  # noqa: PLR0913  # the options of one command
     finish(tally, "rendered")
 
 
-def _target(output: str | None, json: bool) -> str | None:
+def _choose_target(output: str | None, json: bool) -> str | None:
     if json and output not in (None, "-"):
         raise typer.BadParameter("--json writes to stdout, and -o to a file: give one of them")
     return "-" if json else output
 
 
-def _weights(text: str | None) -> Mapping[str, float] | None:
-    """Weights from "name=w,..."; raises BadParameter for another shape."""
+def _parse_weights(text: str | None) -> Mapping[str, float] | None:
+    """Parse weights from "name=w,..."; raise BadParameter for any other form."""
     if text is None:
         return None
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, equals, number = (piece.strip() for piece in part.partition("="))
         if not (name and equals) or name in weights:
-            raise typer.BadParameter(f"--weights needs NAME=W,... with each name once, got {text!r}")
+            raise typer.BadParameter(f"--weights must be NAME=W,... with each name once, got {text!r}")
         try:
             weights[name] = float(number)
         except ValueError as error:
@@ -247,18 +249,20 @@ def _weights(text: str | None) -> Mapping[str, float] | None:
 
 
 def main() -> None:
-    """The entry point `assay`."""
+    """Run the command line; this is the entry point `assay`."""
     commands = Commands.of(app, entry_points(group=GROUP))
     name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     known = {*typer.main.get_group(commands.app).commands}
+    # An unknown command may be one of an extra that is not installed; typer would only say that it is unknown.
     if name and name not in known and commands.broken:
         for extra, error in commands.broken.items():
-            failed(f"{name}: {missing(extra, error)}")
+            report_failure(f"{name}: {explain_missing(extra, error)}")
         sys.exit(EXIT_FAILED)
     try:
         commands.app(prog_name="assay")
     except ModuleNotFoundError as error:
+        # A missing module of Assay itself is a defect, which needs its traceback.
         if name not in commands.extra_of or (error.name or "").startswith("assay_"):
             raise
-        failed(missing(commands.extra_of[name], error))
+        report_failure(explain_missing(commands.extra_of[name], error))
         sys.exit(EXIT_FAILED)

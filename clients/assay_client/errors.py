@@ -1,16 +1,16 @@
-"""Every error of the client.
+"""Define every error of the client.
 
     AssayError                      request_id
-    ├── InvalidInput                what the caller gave is malformed; nothing was sent      (ValueError)
-    ├── TransportError              the request never worked: no complete answer came back
+    ├── InvalidInput                an argument or an item is malformed; nothing was sent     (ValueError)
+    ├── TransportError              no complete answer came back
     │   ├── ConnectError            no connection, or it broke before the answer was whole  (ConnectionError)
     │   ├── Timeout                 one try took longer than `timeout_s`                     (TimeoutError)
     │   └── DeadlineExceeded        the whole call took longer than `deadline_s`             (TimeoutError)
-    ├── ServerError                 the server said no: status, code, param, retryable
-    ├── InvalidAnswer               the server said yes, but not what the wire promises      (ValueError)
+    ├── ServerError                 the server refused the request: status, code, param, retryable
+    ├── InvalidAnswer               status 200, but the body breaks the wire format          (ValueError)
     ├── FingerprintChanged          parts of one call were scored by different models        (RuntimeError)
     ├── ItemFailed                  one item could not be scored: index, id, code, param, retryable
-    └── ItemsFailed                 some items of a call could not: failures                 (RuntimeError)
+    └── ItemsFailed                 some items have no score: failures                       (RuntimeError)
 
 `TransportError` and `ServerError` are raised after the retries, so catching them needs no loop. No failure is
 ever turned into a number. All of them can be pickled, so they cross process pools.
@@ -22,7 +22,7 @@ _Error = TypeVar("_Error", bound="AssayError")
 
 
 def _rebuild(kind: type[_Error], args: tuple[object, ...], state: dict[str, Any]) -> _Error:
-    """An unpickled error; bypasses `__init__`, whose signatures differ."""
+    """Return an unpickled error; `__init__` is bypassed, because its signature differs from class to class."""
     error = kind.__new__(kind)
     error.args = args  # OSError.__new__ drops them
     error.__dict__.update(state)
@@ -30,7 +30,7 @@ def _rebuild(kind: type[_Error], args: tuple[object, ...], state: dict[str, Any]
 
 
 class AssayError(Exception):
-    """Base of all errors that the client raises on purpose.
+    """Base class of all errors that the client raises on purpose.
 
     Attributes:
         request_id: the `X-Request-ID` of the request that failed, to find it in the server's log.
@@ -43,33 +43,33 @@ class AssayError(Exception):
 
 
 class InvalidInput(AssayError, ValueError):
-    """An item, a row of a file or an argument is malformed. Nothing was sent."""
+    """An error about an item, a row of a file or an argument that is malformed. Nothing was sent."""
 
 
 class TransportError(AssayError):
-    """The request never worked: no complete answer came back."""
+    """Base class of errors on the way to the server and back: no complete answer arrived."""
 
 
 class ConnectError(TransportError, ConnectionError):
-    """No connection could be made, or it broke before the answer was whole."""
+    """An error that no connection could be made, or that it broke before the answer was complete."""
 
 
 class Timeout(TransportError, TimeoutError):
-    """One try took longer than `timeout_s`."""
+    """An error that one try took longer than `timeout_s`."""
 
 
 class DeadlineExceeded(TransportError, TimeoutError):
-    """The whole call, with its retries and chunks, took longer than `deadline_s`."""
+    """An error that the whole call, with its retries and chunks, took longer than `deadline_s`."""
 
 
 class ServerError(AssayError):
-    """The server answered with a status other than 200.
+    """An answer of the server with a status other than 200.
 
     Attributes:
-        status: HTTP status.
-        code: the server's stable code; "http_<status>" where somebody between (a proxy) answered.
-        param: path of the offending field ("items[3].prompt"), or None.
-        retryable: what the server said about trying again; None where the body does not say.
+        status: the HTTP status.
+        code: the server's stable code; "http_<status>" if the body is not Assay's, for example a proxy's error page.
+        param: the path of the offending field ("items[3].prompt"), or None.
+        retryable: True if the server says that the request may succeed later; None if the body does not say.
     """
 
     def __init__(
@@ -93,20 +93,20 @@ class ServerError(AssayError):
 
 
 class InvalidAnswer(AssayError, ValueError):
-    """An answer with status 200 that breaks the wire.
+    """An answer with status 200 that breaks the wire format.
 
-    Malformed JSON, a score missing or not finite, a wrong number of rows, an index twice. Never retried.
+    For example malformed JSON, a score that is missing or not finite, or a wrong number of rows. It is never retried.
     """
 
 
 class FingerprintChanged(AssayError, RuntimeError):
-    """Two parts of one call carry different fingerprints, so their scores may not be compared.
+    """An error that two parts of one call carry different fingerprints, so that their scores are not comparable.
 
-    Happens when a deployment is replaced during the call. Scoring everything again is the mend.
+    It happens when a deployment is replaced during the call. Score all items again.
 
     Attributes:
-        first: fingerprint of the earlier part.
-        second: the one that differs.
+        first: the fingerprint of the earlier part.
+        second: the fingerprint that differs.
     """
 
     def __init__(self, first: str, second: str) -> None:
@@ -116,13 +116,13 @@ class FingerprintChanged(AssayError, RuntimeError):
 
 
 class ItemFailed(AssayError):
-    """One item could not be scored.
+    """An error that one item could not be scored.
 
     Attributes:
-        index: position of the item in the call, from 0.
+        index: the position of the item in the call, from 0.
         id: the caller's name of the item, or None.
         code: the server's stable code.
-        param: path of the offending field inside the item, or None.
+        param: the path of the offending field inside the item, or None.
         retryable: True if the same item may succeed later.
     """
 
@@ -142,11 +142,11 @@ class ItemFailed(AssayError):
 
 
 class ItemsFailed(AssayError, RuntimeError):
-    """A list of scores was asked for, and some items have none.
+    """An error that a list of scores was requested and some items have no score.
 
     Attributes:
-        failures: one `ItemFailed` per failed item, by index; never empty.
-        total: items in the call.
+        failures: one `ItemFailed` per failed item, sorted by index; never empty.
+        total: the number of items in the call.
     """
 
     def __init__(self, failures: tuple[ItemFailed, ...], total: int) -> None:

@@ -1,4 +1,4 @@
-"""`AppTransport`: a service in this process instead of the network, for `RewardClient`."""
+"""Run a service in this process instead of over the network: `AppTransport`, for `RewardClient`."""
 
 import asyncio
 import os
@@ -14,17 +14,17 @@ App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class AppTransport(httpx.BaseTransport):
-    """Carries requests to an ASGI application that runs in an event loop of its own, in a thread of its own.
+    """A transport to an ASGI application that runs in an event loop and a thread of its own.
 
-    `httpx.ASGITransport` is for `AsyncRewardClient`, and leaves starting the application to its caller. What the
-    application raises is raised to the client's caller. Close it, or the client that has it, to stop the application.
-    A forked process does not have the application's thread: requests from there raise, and closing there does nothing.
+    `httpx.ASGITransport` is for `AsyncRewardClient`, and leaves starting the application to its caller. Exceptions of
+    the application reach the client's caller. Close the transport, or its client, to stop the application. A forked
+    process does not have the application's thread: requests from there raise, and closing there does nothing.
 
     Args:
-        app: as `create_app` makes it; it is started here.
+        app: an ASGI application, as `create_app` returns it; it is started here.
 
     Raises:
-        RuntimeError: the application says that it could not start; what it raises itself comes as it is.
+        RuntimeError: the application reports that it could not start. Exceptions that it raises pass unchanged.
     """
 
     def __init__(self, app: App) -> None:
@@ -33,14 +33,16 @@ class AppTransport(httpx.BaseTransport):
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal(name="assay-app"))
             stack.callback(self._portal.call, self._portal.stop, True)  # requests that outlive the application end
-            stack.enter_context(self._portal.wrap_async_context_manager(_running(app)))
+            stack.enter_context(self._portal.wrap_async_context_manager(_run_lifespan(app)))
             self._stack = stack.pop_all()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """The application's answer, whole; the request's read timeout is for all of it.
+        """Return the application's complete answer; the request's read timeout covers all of it.
 
         Raises:
-            RuntimeError: the application runs in the process that this one was forked from.
+            RuntimeError: the application runs in the process that this process was forked from.
+            httpx.ReadTimeout: the answer was not complete in time.
+            httpx.ReadError: the application was stopped meanwhile.
         """
         if self._made_in != os.getpid():
             raise RuntimeError("the application runs in another process; start one, and its client, in this process")
@@ -51,7 +53,7 @@ class AppTransport(httpx.BaseTransport):
             raise httpx.ReadError("the application was stopped", request=request) from None
 
     def close(self) -> None:
-        """Stops the application, which may finish what it has begun, and ends the thread."""
+        """Stop the application, which may finish the requests that it has begun, and end the thread."""
         if self._made_in == os.getpid():
             self._stack.close()
 
@@ -63,39 +65,45 @@ class AppTransport(httpx.BaseTransport):
                 assert isinstance(answer.stream, httpx.AsyncByteStream)
                 body = b"".join([part async for part in answer.stream])
         except TimeoutError as error:
-            if not limit.expired():  # the application's own
+            if not limit.expired():  # a TimeoutError of the application itself
                 raise
-            raise httpx.ReadTimeout("no answer in time", request=request) from error
+            raise httpx.ReadTimeout("the application did not answer in time", request=request) from error
         return httpx.Response(answer.status_code, headers=answer.headers, stream=httpx.ByteStream(body))
 
 
 @asynccontextmanager
-async def _running(app: App) -> AsyncIterator[None]:
-    """The application between its startup and its shutdown, by ASGI's lifespan protocol."""
-    said: asyncio.Queue[dict[str, str]] = asyncio.Queue()
-    told: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+async def _run_lifespan(app: App) -> AsyncIterator[None]:
+    """Keep the application between its startup and its shutdown, by ASGI's lifespan protocol."""
+    from_app: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+    to_app: asyncio.Queue[dict[str, str]] = asyncio.Queue()
 
     async def live() -> None:
         try:
-            await app({"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}, told.get, said.put)
+            await app({"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}, to_app.get, from_app.put)
         finally:
-            said.put_nowait({"type": "ended"})
+            from_app.put_nowait({"type": "ended"})  # not a type of ASGI, so that it cannot be mistaken for one
 
     life = asyncio.create_task(live())
-    knows = await _tell(told, said, life, "startup")
+    has_lifespan = await _send_phase(to_app, from_app, life, "startup")
     yield
-    if knows:
-        await _tell(told, said, life, "shutdown")
+    if has_lifespan:
+        await _send_phase(to_app, from_app, life, "shutdown")
         await life
 
 
-async def _tell(told: asyncio.Queue[Any], said: asyncio.Queue[Any], life: asyncio.Task[None], phase: str) -> bool:
-    """Whether the application has done it; False if it knows no lifespan, which it says by ending without a word."""
-    told.put_nowait({"type": f"lifespan.{phase}"})
-    answer = await said.get()
+async def _send_phase(
+    to_app: asyncio.Queue[Any], from_app: asyncio.Queue[Any], life: asyncio.Task[None], phase: str
+) -> bool:
+    """Send a phase and return whether it is complete; False if the application ends, so that it has no lifespan.
+
+    Raises:
+        RuntimeError: the application reports that the phase failed.
+    """
+    to_app.put_nowait({"type": f"lifespan.{phase}"})
+    answer = await from_app.get()
     if answer["type"] == f"lifespan.{phase}.failed":
-        await life  # most raise again what went wrong
+        await life  # most applications raise the cause again
         raise RuntimeError(f"the application's {phase} failed: {answer.get('message', '')}")
     if answer["type"] == "ended":
-        life.exception()  # is how an application says so
+        life.exception()  # read, so that asyncio does not report it as never retrieved
     return bool(answer["type"] == f"lifespan.{phase}.complete")

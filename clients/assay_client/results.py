@@ -1,4 +1,4 @@
-"""What ranking, comparing, rendering and listing answer, as frozen values."""
+"""Define the results of ranking, comparing, rendering and listing, as frozen values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,21 @@ from assay_client.types import Provenance, Score, ScoreFailure, SignalValue
 
 @dataclass(frozen=True, slots=True)
 class RankedCompletion(Score):
-    """A scored completion in its rank; `margin` is the distance to the next place, None for the last."""
+    """A scored completion of a ranking; `margin` is its score minus that of the next rank, None for the last."""
 
     margin: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class RankResult:
-    """Completions of one prompt: `results` best first, at most `top_n`; `errors` have no rank."""
+    """A ranking of completions of one prompt.
+
+    Attributes:
+        results: the scored completions, best first; at most `top_n`.
+        errors: the completions without a score, which have no rank.
+        model: the signal or blend that they were ranked by; None if weights were sent.
+        provenance: the models and files that decided the scores.
+    """
 
     results: tuple[RankedCompletion, ...]
     errors: tuple[ScoreFailure, ...]
@@ -25,7 +32,14 @@ class RankResult:
 
 @dataclass(frozen=True, slots=True)
 class SignalComparison:
-    """One signal's view: margin = logit(a) − logit(b); `prob_a` = P(a preferred), kind "preference" only."""
+    """The comparison of two completions under one signal.
+
+    Attributes:
+        margin: logit(a) − logit(b).
+        prob_a: the probability that `a` is preferred, for signals of kind "preference"; otherwise None.
+        a: the signal's value of the first completion.
+        b: the signal's value of the second completion.
+    """
 
     margin: float
     prob_a: float | None
@@ -35,7 +49,13 @@ class SignalComparison:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two completions of one prompt: every signal's view, and score(a) − score(b) under every blend."""
+    """The comparison of two completions of one prompt.
+
+    Attributes:
+        signals: the comparison under each signal, by name.
+        blends: score(a) − score(b) under each blend, by name.
+        provenance: the models and files that decided the scores; it has no blend.
+    """
 
     signals: Mapping[str, SignalComparison]
     blends: Mapping[str, float]
@@ -44,7 +64,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A signal or blend that is served; `details` is all that the server says about it."""
+    """A signal or blend that is served; `details` is the server's complete description of it."""
 
     id: str
     kind: str
@@ -53,18 +73,18 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class RenderedSignal:
-    """What one signal reads of one item.
+    """One item as one signal reads it.
 
     Attributes:
         text: the conversation as the signal's template prints it.
         ids: the token ids that the model reads.
-        boundary: index of the completion's first token in `ids`.
-        score_policy: which tokens the score is read from, as the signal declares it.
-        score_start: first index in `ids` that the score is read from.
-        score_end: index behind the last one.
-        truncated_tokens: tokens cut from the prompt's left.
-        dropped_tokens: tokens that the template left out of the messages.
-        control_tokens_as_text: control tokens of the messages that were read as plain characters.
+        boundary: the index of the completion's first token in `ids`.
+        score_policy: the rule that names the tokens whose hidden states give the score, as the signal declares it.
+        score_start: the first index in `ids` that the score is read from.
+        score_end: the index after the last one.
+        truncated_tokens: the number of tokens that were cut from the left of the prompt.
+        dropped_tokens: the number of tokens of the messages that the template does not print.
+        control_tokens_as_text: the number of control tokens in the messages that were read as plain characters.
     """
 
     text: str
@@ -80,7 +100,7 @@ class RenderedSignal:
 
 @dataclass(frozen=True, slots=True)
 class RenderedItem:
-    """One item as every signal reads it; `index` is the position in the caller's list."""
+    """One item as every signal reads it; `index` is its position in the caller's list."""
 
     index: int
     id: str | None
@@ -89,6 +109,6 @@ class RenderedItem:
 
 @dataclass(frozen=True, slots=True)
 class RenderResult:
-    """Answers to `render`: `data[i]` is about item i."""
+    """The result of `render`: `data[i]` is about item i."""
 
     data: tuple[RenderedItem | ScoreFailure, ...]

@@ -1,6 +1,6 @@
-"""Items that are scored and the scores of them, as frozen values.
+"""Define items and their scores, as frozen values.
 
-Requests (`Message`, `Item`) check themselves when they are made. `_answers` makes answers and checks that
+Requests (`Message`, `Item`) check themselves when they are made. `_answers` makes results and checks that
 every float is finite and every index is the position in the caller's own list.
 """
 
@@ -14,17 +14,17 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 Truncation: TypeAlias = Literal["error", "prompt_left"]
 
 ITEM_KEYS = frozenset({"prompt", "messages", "completion", "finish_reason", "id"})
-RAISE = object()  # the default of `ScoreResult.scores`
+RAISE = object()  # the default of `ScoreResult.scores`, where None is a choice of the caller
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `role` is whatever the signal's template knows.
+    """One turn of a conversation.
 
     Attributes:
-        role: who speaks.
-        content: text, or what OpenAI's SDKs write: None, or a list of parts. The service judges it, item by item.
-        others: further fields of the turn, such as `name`, in the form that the wire has.
+        role: the speaker, one of the roles that the signal's template knows.
+        content: text, or the other forms of OpenAI's SDKs: None, or a list of parts. The service checks it per item.
+        others: further fields of the turn, such as `name`, in wire form.
 
     Raises:
         InvalidInput: the role is not text.
@@ -36,24 +36,24 @@ class Message:
 
     def __post_init__(self) -> None:
         if not isinstance(self.role, str):
-            raise InvalidInput("a message needs a `role`, which is text")
+            raise InvalidInput("a message needs a `role`, which must be text")
 
     @classmethod
     def of(cls, value: object) -> "Message":
         """Return a message from its wire form, as OpenAI's SDKs write it; a `Message` is returned as it is.
 
         Raises:
-            InvalidInput: another shape.
+            InvalidInput: the value is not an object with `role` and `content`, or the role is not text.
         """
         if isinstance(value, Message):
             return value
         if not isinstance(value, Mapping) or not {"role", "content"} <= set(value):
-            raise InvalidInput("a message is an object with `role` and `content`")
+            raise InvalidInput("a message must be an object with `role` and `content`")
         others = tuple((str(key), field) for key, field in value.items() if key not in ("role", "content"))
         return cls(value["role"], value["content"], others)
 
     def to_wire(self) -> dict[str, object]:
-        """The message as the wire has it."""
+        """Return the message in wire form."""
         return {"role": self.role, "content": self.content, **dict(self.others)}
 
 
@@ -61,22 +61,22 @@ Prompt: TypeAlias = str | Sequence[Message | Mapping[str, object]]
 Completion: TypeAlias = Prompt
 
 
-def as_messages(value: object, name: str) -> tuple[Message, ...]:
-    """Messages from a sequence of them or of their wire forms.
+def read_messages(value: object, name: str) -> tuple[Message, ...]:
+    """Return messages from a sequence of them or of their wire forms.
 
     Raises:
-        InvalidInput: another shape; `name` is what the error calls it.
+        InvalidInput: the value is not such a sequence; the message calls it `name`.
     """
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise InvalidInput(f"`{name}` must be {'text or ' * (name == 'prompt')}a list of messages")
     return tuple(Message.of(message) for message in value)
 
 
-def completion_text(completion: object) -> str:
+def read_completion_text(completion: object) -> str:
     """Return the text of a completion: text as it is, or the content of a list of one assistant message.
 
     Raises:
-        InvalidInput: another shape. A list of several messages has no one text.
+        InvalidInput: the completion has another form, or its message has fields that the text would lose.
     """
     if isinstance(completion, str):
         return completion
@@ -84,6 +84,7 @@ def completion_text(completion: object) -> str:
     message = Message.of(messages[0]) if len(messages) == 1 else None
     if message is None or message.role != "assistant" or not isinstance(message.content, str):
         raise InvalidInput("`completion` must be text, or a list of exactly one assistant message")
+    # SDKs write empty fields, such as `tool_calls: None`; only a field with a value would be lost.
     lost = [name for name, field in message.others if field not in (None, [], {}, "")]
     if lost:
         raise InvalidInput(f"`completion`: `{lost[0]}` of its message would be lost; send the item as `messages`")
@@ -91,10 +92,10 @@ def completion_text(completion: object) -> str:
 
 
 def prompt_to_wire(prompt: object) -> str | list[dict[str, object]]:
-    """A prompt as the wire has it: text, or a list of messages; raises InvalidInput if it is neither."""
+    """Return a prompt in wire form: text, or a list of messages; raise InvalidInput if it is neither."""
     if isinstance(prompt, str):
         return prompt
-    return [message.to_wire() for message in as_messages(prompt, "prompt")]
+    return [message.to_wire() for message in read_messages(prompt, "prompt")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +103,14 @@ class Item:
     """One completion to score: `prompt` and `completion`, or `messages` whose last one is the assistant's.
 
     Attributes:
-        prompt: text (one user turn) or messages; goes with `completion`.
-        completion: the text that is judged; a list of one assistant message becomes its content.
-        messages: the whole conversation instead; the last message is judged.
+        prompt: text (one user turn) or messages; requires `completion`.
+        completion: the text that is scored; a list of one assistant message becomes its content.
+        messages: the whole conversation, instead of the two; the last message is scored.
         finish_reason: "stop" if generation ended, "length" if it was cut off, None for the server's default.
-        id: the caller's name for the item; comes back with its score.
+        id: the caller's name for the item, which is returned with its score.
 
     Raises:
-        InvalidInput: both forms or neither, or a field of the wrong type. Texts are the server's to judge.
+        InvalidInput: the item has both forms or neither, or a field has the wrong type. The server checks the texts.
     """
 
     prompt: Prompt | None = None
@@ -124,7 +125,7 @@ class Item:
         if not (pair or chat):
             raise InvalidInput("an item has exactly one of `prompt` with `completion`, or `messages`")
         if pair:
-            object.__setattr__(self, "completion", completion_text(self.completion))
+            object.__setattr__(self, "completion", read_completion_text(self.completion))
         if self.finish_reason is not None and self.finish_reason not in get_args(FinishReason):
             raise InvalidInput('`finish_reason` must be "stop" or "length"')
         if self.id is not None and not isinstance(self.id, str):
@@ -133,7 +134,7 @@ class Item:
             value = getattr(self, name)
             if value is not None and not (name == "prompt" and isinstance(value, str)):
                 # A tuple, so that nobody changes the list under a frozen item.
-                object.__setattr__(self, name, as_messages(value, name))
+                object.__setattr__(self, name, read_messages(value, name))
 
     @classmethod
     def of(cls, value: object) -> "Item":
@@ -142,24 +143,24 @@ class Item:
         A tuple is `(prompt, completion)` or `(prompt, completion, finish_reason)`.
 
         Raises:
-            InvalidInput: another shape, or keys that the wire does not know.
+            InvalidInput: the value has another form, or an object has a key that the wire format does not have.
         """
         if isinstance(value, Item):
             return value
         if isinstance(value, tuple):
             if len(value) not in (2, 3):
                 shape = "(prompt, completion) or (prompt, completion, finish_reason)"
-                raise InvalidInput(f"an item as a tuple is {shape}, got {len(value)} values")
+                raise InvalidInput(f"an item as a tuple must be {shape}, got {len(value)} values")
             return cls(prompt=value[0], completion=value[1], finish_reason=value[2] if len(value) == 3 else None)
         if not isinstance(value, Mapping):
-            raise InvalidInput(f"an item is an Item, a tuple or an object, not {type(value).__name__}")
+            raise InvalidInput(f"an item must be an Item, a tuple or an object, not {type(value).__name__}")
         unknown = sorted(str(key) for key in value if key not in ITEM_KEYS)
         if unknown:
-            raise InvalidInput(f"unknown key `{unknown[0]}`; an item has {', '.join(sorted(ITEM_KEYS))}")
+            raise InvalidInput(f"unknown key `{unknown[0]}`; the keys of an item are {', '.join(sorted(ITEM_KEYS))}")
         return cls(**value)
 
     def to_wire(self) -> dict[str, object]:
-        """The item as the wire has it; fields that are None are left out."""
+        """Return the item in wire form; fields that are None are omitted."""
         row: dict[str, object] = {
             "prompt": None if self.prompt is None else prompt_to_wire(self.prompt),
             "completion": self.completion,
@@ -172,17 +173,17 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class SignalValue:
-    """What one signal says about one completion.
+    """The value of one signal for one completion.
 
     Attributes:
-        logit: the head's output; unbounded.
-        prob: sigmoid of the logit, 0..1, for signals of kind "absolute"; None for "preference".
-        prompt_tokens: tokens before the completion, after truncation.
-        completion_tokens: tokens of the completion.
-        truncated_tokens: tokens cut from the prompt's left; 0 unless `truncation="prompt_left"` was sent.
-        dropped_tokens: tokens that the signal's template left out; 0 unless it declares `dropped_content: report`.
-        control_tokens_as_text: control tokens of the messages that were read as plain characters; 0 unless the signal
-            declares `control_tokens: text`.
+        logit: the output of the head, which is unbounded.
+        prob: the sigmoid of the logit, 0..1, for signals of kind "absolute"; None for "preference".
+        prompt_tokens: the number of tokens before the completion, after truncation.
+        completion_tokens: the number of tokens of the completion.
+        truncated_tokens: the number of tokens cut from the prompt's left; 0 unless `truncation="prompt_left"` was sent.
+        dropped_tokens: the number of tokens that the template does not print; 0 unless `dropped_content: report`.
+        control_tokens_as_text: the number of control tokens in the messages that were read as plain characters; 0
+            unless the signal declares `control_tokens: text`.
     """
 
     logit: float
@@ -196,7 +197,7 @@ class SignalValue:
 
 @dataclass(frozen=True, slots=True)
 class ItemError:
-    """Why one item has no score: the server's code, a sentence, the field, and if it may succeed later."""
+    """The reason why one item has no score: code, sentence, field, and whether it may succeed later."""
 
     code: str
     message: str
@@ -206,7 +207,7 @@ class ItemError:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A scored item: `index` in the caller's list, `score` on the logit scale, and each signal's part."""
+    """A scored item: its `index` in the caller's list, its `score` on the logit scale, and each signal's value."""
 
     index: int
     id: str | None
@@ -216,21 +217,21 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ScoreFailure:
-    """An item without a score; it never fails its neighbours."""
+    """An item without a score; the other items of the call are scored all the same."""
 
     index: int
     id: str | None
     error: ItemError
 
     def to_exception(self) -> ItemFailed:
-        """The failure as an exception."""
+        """Return the failure as an exception."""
         e = self.error
         return ItemFailed(e.message, index=self.index, id=self.id, code=e.code, param=e.param, retryable=e.retryable)
 
 
 @dataclass(frozen=True, slots=True)
 class SignalProvenance:
-    """Which weights gave a signal; `adapter_sha256` is None where there is no adapter."""
+    """The weights and files behind a signal; `adapter_sha256` is None if it has no adapter."""
 
     model: str
     revision: str
@@ -242,7 +243,7 @@ class SignalProvenance:
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """The rule Σ w·logit; `name` is None if the server gives none; `standardise`: what is done to logits before."""
+    """The rule score = Σ w·logit; `standardise` names the transformation of the logits; `name` may be None."""
 
     name: str | None
     weights: Mapping[str, float]
@@ -251,7 +252,7 @@ class Blend:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What decided the scores. Equal `fingerprint`: same text, same score. No `blend` in a comparison."""
+    """Everything that decided the scores. Equal `fingerprint`: same text, same score. Comparisons have no `blend`."""
 
     blend: Blend | None
     signals: Mapping[str, SignalProvenance]
@@ -260,7 +261,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """Answers to `score`: `data[i]` is about item i; `model` is None when weights were sent."""
+    """The result of `score`: `data[i]` is about item i; `model` is None if weights were sent."""
 
     data: tuple[Score | ScoreFailure, ...]
     model: str | None
@@ -268,12 +269,12 @@ class ScoreResult:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decided the scores except the texts; the same for all items."""
+        """Return the hash of everything that decided the scores except the texts; it is the same for all items."""
         return self.provenance.fingerprint
 
     @property
     def failures(self) -> tuple[ScoreFailure, ...]:
-        """The items without a score, by index."""
+        """Return the items without a score, sorted by index."""
         return tuple(row for row in self.data if isinstance(row, ScoreFailure))
 
     @overload
@@ -284,17 +285,16 @@ class ScoreResult:
         """Return one finite float per item, in order.
 
         Args:
-            missing: None puts None in the place of each item that failed. Nothing else is taken: no number can
-                stand for a score that does not exist.
+            missing: None, which puts None in the place of each failed item. No number can stand for a missing score.
 
         Raises:
             ItemsFailed: an item has no score, and `missing` was not given.
-            InvalidInput: `missing` is something else than None.
+            InvalidInput: `missing` is not None.
         """
         if missing is None:
             return [row.score if isinstance(row, Score) else None for row in self.data]
         if missing is not RAISE:
-            raise InvalidInput(f"`missing` can only be None, not {missing!r}: a failure has no score")
+            raise InvalidInput(f"`missing` can only be None, not {missing!r}: an item that failed has no score")
         if self.failures:
             raise ItemsFailed(tuple(row.to_exception() for row in self.failures), len(self.data))
         return [row.score for row in self.data if isinstance(row, Score)]

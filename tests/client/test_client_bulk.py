@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from assay_client import bulk
-from assay_client._output import kept, written
+from assay_client._output import describe_part, open_output
 from assay_client._rows import Fields
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import FingerprintChanged, InvalidInput, ServerError
@@ -141,7 +141,7 @@ def test_a_run_goes_on_where_it_stopped(honest: httpx.MockTransport, wire: "type
     done = len(rows_of(part))
     assert 0 < done <= 28
     assert out.read_text() == "before\n"
-    assert kept(str(out)) == f"{done} rows are in {part}; run the same command again to go on from there"
+    assert describe_part(str(out)) == f"{done} rows are in {part}; run the same command again to go on from there"
 
     with part.open("a") as file:
         file.write('{"index": 9')  # as a kill in the middle of a line leaves it
@@ -200,7 +200,10 @@ def test_standard_input_starts_over_where_standard_input_stopped(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
     with pytest.raises(ServerError):
         run(failing_at(wire, "30", status=503)[0], bulk.score_file, "-", tmp_path / "out")
-    assert kept(str(tmp_path / "out")) == f"{len(rows_of(tmp_path / 'out.part'))} rows are in {tmp_path / 'out.part'}"
+    assert (
+        describe_part(str(tmp_path / "out"))
+        == f"{len(rows_of(tmp_path / 'out.part'))} rows are in {tmp_path / 'out.part'}"
+    )
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
     run(honest, bulk.score_file, "-", tmp_path / "out")
     assert [row["score"] for row in rows_of(tmp_path / "out")] == [float(n) for n in range(50)]
@@ -230,12 +233,12 @@ def test_a_file_of_that_name_that_is_not_ours_is_left_alone(honest: httpx.MockTr
 def test_two_processes_do_not_write_one_part(tmp_path: Path) -> None:
     child = os.fork
     target = str(tmp_path / "out")
-    with written(target, {"input": "a"}) as sink:
+    with open_output(target, {"input": "a"}) as sink:
         sink.write([{"index": 0}], "f1")
         pid = child()
         if not pid:
             try:
-                with written(target, {"input": "a"}):
+                with open_output(target, {"input": "a"}):
                     os._exit(1)
             except InvalidInput as error:
                 os._exit(0 if "another process writes" in str(error) else 2)
@@ -297,8 +300,8 @@ def test_ranked_rows(honest: httpx.MockTransport, tmp_path: Path) -> None:
     [
         ({"prompt": "p"}, "`completions` must be a list"),
         ({"prompt": "p", "completions": []}, "at least one"),
-        ({"completions": ["1"]}, "exactly one of `prompt` or `messages`; this one has `completions`"),
-        ({"prompt": "p", "messages": [], "completions": ["1"]}, "exactly one of `prompt` or `messages`"),
+        ({"completions": ["1"]}, "exactly one of `prompt` and `messages`; this row has `completions`"),
+        ({"prompt": "p", "messages": [], "completions": ["1"]}, "exactly one of `prompt` and `messages`"),
         ({"prompt": "p", "completions": [3]}, "`completion` must be text"),
         ({"prompt": "p", "completions": [{"completion": "1", "score": 2}]}, "unknown key `score`"),
         ({"messages": "p", "completions": ["1"]}, "`messages` must be a list of messages"),

@@ -94,7 +94,7 @@ def test_flags_reach_the_wire(server: "Loopback", file: Path) -> None:
         (["--concurrency", "0"], "--concurrency"),
     ],
 )
-def test_what_cannot_be_meant_exits_with_2(server: "Loopback", file: Path, flags: list[str], says: str) -> None:
+def test_contradictory_options_exit_with_2(server: "Loopback", file: Path, flags: list[str], says: str) -> None:
     done = RUN.invoke(cli.app, ["score", str(file), "--url", server.url, *flags])
     assert done.exit_code == 2
     assert says in " ".join(done.stderr.replace("│", " ").split())
@@ -262,7 +262,7 @@ def test_numbers_are_never_broken(monkeypatch: pytest.MonkeyPatch, columns: int 
     [("a\n b\tc", "a b c"), ("\x1b[31mred\x07", "[31mred"), ("x" * 61, "x" * 59 + "…"), ("x" * 60, "x" * 60)],
 )
 def test_a_completion_is_shown_on_one_line_without_control_characters(text: str, shown: str) -> None:
-    assert _show.start(text) == shown
+    assert _show.shorten(text) == shown
 
 
 # --- Commands of other parts

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay_client._drive import MOST_CHARS, Pace, in_order
+from assay_client._drive import MOST_CHARS, Pace, run_in_order
 from assay_client.errors import Timeout
 
 
@@ -65,7 +65,9 @@ async def drive(count: int, ask: Any, put: Any, *, width: int = 3, silence_s: fl
     async def lives() -> bool:
         return alive
 
-    await in_order(take=lambda: next(numbers, None), ask=ask, put=put, alive=lives, width=width, silence_s=silence_s)
+    await run_in_order(
+        take=lambda: next(numbers, None), ask=ask, put=put, alive=lives, width=width, silence_s=silence_s
+    )
 
 
 def test_answers_are_put_in_order_and_no_more_than_the_width_are_asked_at_once() -> None:
@@ -141,7 +143,7 @@ def test_rows_that_do_not_come_hold_up_neither_answers_in_flight_nor_the_end() -
             return True
 
         going = asyncio.create_task(
-            in_order(take=take, ask=ask, put=lambda *pair: None, alive=lives, width=2, silence_s=5)
+            run_in_order(take=take, ask=ask, put=lambda *pair: None, alive=lives, width=2, silence_s=5)
         )
         while not came.is_set():
             await asyncio.sleep(0.01)

@@ -26,7 +26,7 @@ def asked(call: p.Call[Any]) -> dict[str, Any]:
 
 def answered(wire: "type[Wire]") -> dict[str, Any]:
     """An honest answer to `ITEMS`, to be broken."""
-    return wire.scored(asked(p.score_calls(ITEMS, {}, 64)[0]))
+    return wire.scored(asked(p.build_score_calls(ITEMS, {}, 64)[0]))
 
 
 def parse(body: dict[str, Any], count: int = 3) -> ScoreResult:
@@ -34,7 +34,7 @@ def parse(body: dict[str, Any], count: int = 3) -> ScoreResult:
 
 
 def test_a_request_says_what_was_asked_and_nothing_else() -> None:
-    (call,) = p.score_calls([Item(prompt="p", completion="é", id="a")], p.options(model="crs"), 64)
+    (call,) = p.build_score_calls([Item(prompt="p", completion="é", id="a")], p.build_options(model="crs"), 64)
     assert call.path == "/v1/score"
     assert call.body() == '{"model": "crs", "items": [{"prompt": "p", "completion": "é", "id": "a"}]}'.encode()
 
@@ -69,7 +69,7 @@ def test_unknown_fields_of_a_newer_server_are_ignored(wire: "type[Wire]") -> Non
 
 
 BROKEN = {
-    "score null": (lambda body: body["data"][0].update(score=None), "expected a finite number, got 'None'"),
+    "score null": (lambda body: body["data"][0].update(score=None), "expected a finite number, got null"),
     "score missing": (lambda body: body["data"][0].pop("score"), "data.0..score: expected a finite number"),
     "score NaN": (lambda body: body["data"][0].update(score=float("nan")), "NaN is not JSON"),
     "score infinite": (lambda body: body["data"][0].update(score=float("inf")), "Infinity is not JSON"),
@@ -82,30 +82,33 @@ BROKEN = {
     ),
     "tokens negative": (
         lambda body: body["data"][0]["signals"]["preference"].update(prompt_tokens=-1),
-        "prompt_tokens: expected count",
+        "prompt_tokens: expected a count, got -1",
     ),
     "tokens fraction": (
         lambda body: body["data"][0]["signals"]["preference"].update(prompt_tokens=1.5),
-        "prompt_tokens: expected count",
+        "prompt_tokens: expected a count, got 1.5",
     ),
     "signals missing": (lambda body: body["data"][0].pop("signals"), "signals: expected an object"),
-    "a row too few": (lambda body: body["data"].pop(), "2 rows, and not one for each of 3"),
-    "a row too many": (lambda body: body["data"].append({**body["data"][0], "index": 3}), "index '3' of 3"),
-    "an index twice": (lambda body: body["data"][2].update(index=0), "not one for each"),
-    "an index below 0": (lambda body: body["data"][2].update(index=-1), "index '-1' of 3"),
-    "an index that is true": (lambda body: body["data"][1].update(index=True), "index 'True'"),
+    "a row too few": (lambda body: body["data"].pop(), "2 rows do not match 3 items one to one"),
+    "a row too many": (
+        lambda body: body["data"].append({**body["data"][0], "index": 3}),
+        "index 3 is not one of the 3 items",
+    ),
+    "an index twice": (lambda body: body["data"][2].update(index=0), "3 rows do not match 3 items one to one"),
+    "an index below 0": (lambda body: body["data"][2].update(index=-1), "index -1 is not one of the 3 items"),
+    "an index that is true": (lambda body: body["data"][1].update(index=True), "index true is not one of the 3 items"),
     "an id from nowhere": (lambda body: body["data"][0].update(id="z"), "the id of item 0 came back changed"),
     "score and error": (lambda body: body["data"][1].update(score=0.0), "both a score and an error"),
     "error without code": (
         lambda body: body["data"][1]["error"].pop("code"),
-        "data.1..error.code: expected str",
+        "data.1..error.code: expected text, got null",
     ),
-    "another object": (lambda body: body.update(object="rank"), "expected an answer of type list, got rank"),
-    "data is no list": (lambda body: body.update(data={}), "data: expected a list"),
+    "another object": (lambda body: body.update(object="rank"), "expected an answer of type list, got .rank"),
+    "data is no list": (lambda body: body.update(data={}), "data: expected a list, got {}"),
     "no provenance": (lambda body: body.pop("provenance"), "provenance: expected an object"),
-    "no fingerprint": (lambda body: body["provenance"].pop("fingerprint"), "fingerprint: expected str"),
+    "no fingerprint": (lambda body: body["provenance"].pop("fingerprint"), "fingerprint: expected text"),
     "weight null": (lambda body: body["provenance"]["blend"]["weights"].update(x=None), "weights.x"),
-    "model is a number": (lambda body: body.update(model=3), "answer.model: expected str or NoneType"),
+    "model is a number": (lambda body: body.update(model=3), "answer.model: expected text or null, got 3"),
 }
 
 
@@ -119,7 +122,7 @@ def test_an_answer_that_breaks_the_wire_is_refused(name: str, wire: "type[Wire]"
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"null", b"[" * 100_000], ids=repr)
-def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidAnswer):
         answers.parse_score(body, [], 0)
 
@@ -136,7 +139,7 @@ def test_chunks_merged_lose_nothing_and_keep_the_order(
     wire: "type[Wire]", given_items: list[tuple[str, str | None]], chunk_size: int, random: Any
 ) -> None:
     items = [Item(prompt="p", completion=text, id=name) for text, name in given_items]
-    calls = p.score_calls(items, {}, chunk_size)
+    calls = p.build_score_calls(items, {}, chunk_size)
     assert all(len(asked(call)["items"]) <= chunk_size for call in calls)
     parts = []
     for call in calls:
@@ -151,7 +154,7 @@ def test_chunks_merged_lose_nothing_and_keep_the_order(
 
 
 def test_chunks_of_two_models_are_not_merged(wire: "type[Wire]") -> None:
-    first, second = p.score_calls([("p", "1"), ("p", "2")], {}, 1)
+    first, second = p.build_score_calls([("p", "1"), ("p", "2")], {}, 1)
     parts = [
         first.parse(json.dumps(wire.scored(asked(first), "f1")).encode()),
         second.parse(json.dumps(wire.scored(asked(second), "f2")).encode()),
@@ -170,18 +173,18 @@ def test_chunks_of_two_models_are_not_merged(wire: "type[Wire]") -> None:
         ({"top_n": 0}, "`top_n`"),
     ],
 )
-def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], says: str) -> None:
+def test_contradictory_options_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
-        p.options(**options)
+        p.build_options(**options)
 
 
 def test_a_malformed_item_is_named_by_its_index() -> None:
     with pytest.raises(InvalidInput, match=r"^items\[1\]: an item has exactly one of"):
-        p.score_calls([("p", "c"), {"prompt": "p"}], {}, 64)
+        p.build_score_calls([("p", "c"), {"prompt": "p"}], {}, 64)
 
 
 def test_text_that_utf8_cannot_hold_is_refused_before_it_is_sent() -> None:
-    (call,) = p.score_calls([("p", "\ud800")], {}, 64)
+    (call,) = p.build_score_calls([("p", "\ud800")], {}, 64)
     with pytest.raises(InvalidInput, match="cannot be sent"):
         call.body()
 
@@ -189,7 +192,7 @@ def test_text_that_utf8_cannot_hold_is_refused_before_it_is_sent() -> None:
 def ranking(wire: "type[Wire]", top_n: int | None = None) -> tuple[p.Call[RankResult], dict[str, Any]]:
     named = {"completion": "3", "id": "c", "finish_reason": "length"}
     completions: list[p.CompletionLike] = ["1", named, "bad", "2"]
-    call = p.rank_call("p", completions, p.options(top_n=top_n))
+    call = p.build_rank_call("p", completions, p.build_options(top_n=top_n))
     return call, wire.ranked(asked(call))
 
 
@@ -241,7 +244,7 @@ def test_a_ranking_that_breaks_the_wire_is_refused(breaks: Any, wire: "type[Wire
 
 
 def test_a_comparison_is_read_whole(wire: "type[Wire]") -> None:
-    call = p.compare_call([{"role": "user", "content": "p"}], "3", "1", {})
+    call = p.build_compare_call([{"role": "user", "content": "p"}], "3", "1", {})
     result = call.parse(json.dumps(wire.compared(asked(call))).encode())
     assert result.signals["preference"].margin == 2.0
     assert result.signals["preference"].prob_a == 0.75
@@ -251,7 +254,7 @@ def test_a_comparison_is_read_whole(wire: "type[Wire]") -> None:
     assert result.provenance.blend is None
 
 
-def test_models_keep_what_else_the_server_says() -> None:
+def test_models_keep_all_details_of_the_server() -> None:
     body = {
         "object": "list",
         "data": [{"id": "crs", "object": "model", "kind": "blend", "weights": {"a": 1}}],

@@ -13,9 +13,9 @@ from assay_client._retry import (
     Reply,
     Send,
     Sleep,
+    compute_retry_delay_s,
     exchange,
-    retry_after_s,
-    retry_delay_s,
+    read_retry_after_s,
 )
 from assay_client.errors import (
     AssayError,
@@ -35,7 +35,7 @@ def refused(status: int, retryable: bool | None = None) -> ServerError:
 
 def decide(failure: AssayError, tries: int = 1, asked_s: float | None = None, left_s: float = 100.0) -> float | None:
     """The decision with five retries and draw 0, the shortest wait of its backoff."""
-    return retry_delay_s(failure, tries=tries, max_retries=5, asked_s=asked_s, left_s=left_s, draw=0.0)
+    return compute_retry_delay_s(failure, tries=tries, max_retries=5, asked_s=asked_s, left_s=left_s, draw=0.0)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_what_is_tried_again(failure: AssayError, delay_s: float | None) -> None
 
 def test_waits_double_up_to_eight_seconds() -> None:
     waits = [
-        retry_delay_s(Timeout(""), tries=n, max_retries=99, asked_s=None, left_s=100.0, draw=1 - 2**-53)
+        compute_retry_delay_s(Timeout(""), tries=n, max_retries=99, asked_s=None, left_s=100.0, draw=1 - 2**-53)
         for n in (1, 2, 3, 4, 5, 6, 7, 99)
     ]
     assert waits == pytest.approx([0.25, 0.5, 1, 2, 4, 8, 8, 8])
@@ -86,7 +86,7 @@ def test_retry_after_is_the_least_that_is_waited(asked_s: float, delay_s: float)
 
 
 def test_retry_after_is_spread() -> None:
-    spread = retry_delay_s(refused(429), tries=1, max_retries=1, asked_s=4.0, left_s=100.0, draw=0.5)
+    spread = compute_retry_delay_s(refused(429), tries=1, max_retries=1, asked_s=4.0, left_s=100.0, draw=0.5)
     assert spread == 4.5
 
 
@@ -109,7 +109,7 @@ def test_a_wait_that_does_not_fit_is_not_begun() -> None:
     ],
 )
 def test_retry_after_in_seconds_or_as_a_date(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry_after_s(headers) == seconds
+    assert read_retry_after_s(headers) == seconds
 
 
 OUTCOMES = st.one_of(
