@@ -15,7 +15,7 @@ from assay_training.config.rejection import RejectionConfig
 from assay_training.rl.engine_check import EngineError
 from assay_training.rl.rejection import RejectionRun
 from assay_training.rollout.engines.transformers import TransformersEngine
-from assay_training.rollout.rewards import patient_client
+from assay_training.rollout.rewards import open_patient_client
 from assay_training.runs.directory import RunDirectory
 from tests.training.test_ppo import TIMES, common, go, home, rows, url
 
@@ -40,7 +40,7 @@ def config_of(home: Path, path: Path, **changes: Any) -> RejectionConfig:
 
 def rejection(home: Path, url: str, out: Path, **changes: Any) -> list[dict[str, Any]]:
     config = config_of(home, out.parent / "c.yaml", **changes)
-    with patient_client(url, config.reward) as client:
+    with open_patient_client(url, config.reward) as client:
         RejectionRun(config, home / "data", out, client).go()
     results: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
     return results
@@ -175,7 +175,7 @@ def untimed(row: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_round_of_more_prompts_than_there_are_is_refused(home: Path, url: str, tmp_path: Path) -> None:
     """Some would be asked twice, and the best of them would be of twice as many."""
-    with pytest.raises(ValueError, match="12 prompts; a round is of 13"):
+    with pytest.raises(ValueError, match="12 prompts; the run needs at least 13"):
         rejection(home, url, tmp_path / "run", prompts=13)
 
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from assay_client.client import RewardClient
 from assay_client.errors import FingerprintChanged
 from assay_service.scoring.item import Item, Message
-from assay_training.algorithms.best_of_n import chosen, expected, kl_bound, win_rate
+from assay_training.algorithms.best_of_n import compute_selection_probabilities, expected, kl_bound, win_rate
 from assay_training.algorithms.statistics import reliability
 from assay_training.cli.main import app
 from assay_training.evaluation.report import as_json, show
@@ -54,7 +54,7 @@ def test_the_best_of_n_is_the_mean_over_all_draws(gold: list[int], data: st.Data
         picks.append(sum(tied) / len(tied))
     found = expected(np.array(scores, dtype=float), np.array(gold, dtype=float), n)
     assert found == pytest.approx(sum(picks) / len(picks))
-    assert chosen(np.array(scores, dtype=float), n).sum() == pytest.approx(1)
+    assert compute_selection_probabilities(np.array(scores, dtype=float), n).sum() == pytest.approx(1)
 
 
 def test_many_samples_do_not_overflow() -> None:
