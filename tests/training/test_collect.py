@@ -173,7 +173,7 @@ def test_an_interrupted_rollout_waits_for_no_call() -> None:
     assert len(service.calls) == 1
 
 
-def test_what_may_succeed_later_is_asked_again_and_nothing_else() -> None:
+def test_only_retryable_items_are_sent_again() -> None:
     """One item fails twice, one for good: the run drops that one only."""
 
     def errors(call: int, item: str) -> str | None:
@@ -188,7 +188,7 @@ def test_what_may_succeed_later_is_asked_again_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("failed", ["drop", "stop"])
-def test_what_never_succeeds_is_asked_again_three_times(failed: str) -> None:
+def test_an_item_that_never_succeeds_is_sent_again_three_times(failed: str) -> None:
     service = Service(lambda _, item: "overloaded" if item == "1" else None)
     if failed == "drop":
         assert roll_out(Told(lambda _: None), service.rewards(failed=failed), chunks=1).dropped == {"overloaded": 1}
@@ -221,10 +221,10 @@ def test_processes_with_scores_of_different_models_stop(there: str, monkeypatch:
     if there == "f":
         assert [len(of.result().samples) for of in going] == [8, 8]
     else:
-        assert all("different models (f, g)" in str(of.exception()) for of in going)
+        assert all("different models (fingerprints f, g)" in str(of.exception()) for of in going)
 
 
-def test_a_process_without_prompts_knows_what_scored_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_prompts_learns_the_fingerprint_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """It compares with it in the next step."""
     sample = collect.ScoredCompletion(
         asked(1)[0], Completion((1,), (7,), (-0.5,), "stop"), "text", CompletionScore(2.0, {})

@@ -78,7 +78,7 @@ def test_more_than_ten_layers_do_not_lend_each_other_their_numbers(tmp_path: Pat
         ({"target_modules": ["query"], "layers": [1]}, r"no linear layer 'query' in the layers 1; it has .*q_proj"),
     ],
 )
-def test_what_the_base_does_not_have_is_told(lora: dict[str, list[int]], message: str) -> None:
+def test_modules_that_the_base_does_not_have_are_named(lora: dict[str, list[int]], message: str) -> None:
     whole = checkpoints.classifier("llama", checkpoints.tokenizer_of("llama"), num_hidden_layers=4)
     given = Lora.model_validate({"r": 2, "alpha": 4, "target_modules": ["q_proj"]} | lora)
     with pytest.raises(ConfigError, match=message):

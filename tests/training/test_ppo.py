@@ -264,7 +264,7 @@ def test_a_completion_ends_with_its_first_eos(home: Path, tmp_path: Path) -> Non
         assert (completion.finish_reason, len(completion.ids)) == expected
 
 
-def test_a_run_learns_over_http_and_tells_everything(home: Path, url: str, tmp_path: Path) -> None:
+def test_a_run_learns_over_http_and_reports_every_metric(home: Path, url: str, tmp_path: Path) -> None:
     found = go(home, url, tmp_path / "run")
     assert [row["step"] for row in found] == [0, 1, 2]
     first = found[0]
@@ -296,7 +296,7 @@ def test_a_run_over_a_service_in_its_own_process_is_the_same(home: Path, url: st
     assert not app.state.scorer.engine.alive
 
 
-def test_what_a_rollout_has_no_number_of_is_left_out(home: Path, url: str, tmp_path: Path) -> None:
+def test_a_metric_that_a_rollout_does_not_define_is_absent(home: Path, url: str, tmp_path: Path) -> None:
     """Lengths that are all alike have no correlation with anything; 0 would say that there is none. Nor are there
     weights without a cap for them."""
     (found,) = go(home, url, tmp_path / "run", steps=1, rollout={"max_new_tokens": 1})
@@ -304,7 +304,7 @@ def test_what_a_rollout_has_no_number_of_is_left_out(home: Path, url: str, tmp_p
     assert not {"score_length_correlation", "importance_ess", "importance_capped"} & set(found)
 
 
-def test_a_cap_has_weights_and_tells_of_them(home: Path, url: str, tmp_path: Path) -> None:
+def test_an_importance_cap_gives_weights_and_their_metrics(home: Path, url: str, tmp_path: Path) -> None:
     """An engine that samples from what is trained has weights of 1, and none of them at a cap of 2."""
     (found,) = go(home, url, tmp_path / "run", steps=1, rollout={"importance_cap": 2.0})
     assert found["importance_ess"] == pytest.approx(1)
@@ -329,7 +329,7 @@ def test_a_run_waits_for_a_service_that_is_started_again(home: Path, tmp_path: P
             assert going.result(60) == tmp_path / "run" / "checkpoint"
 
 
-def test_a_run_tells_which_models_it_trains_on(
+def test_a_run_prints_the_models_that_score(
     home: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (found,) = go(home, url, tmp_path / "run", steps=1)
@@ -371,14 +371,14 @@ def test_a_service_that_is_not_the_expected_one_stops_the_run_before_its_first_s
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_of_another_configuration_says_what_differs(home: Path, url: str, tmp_path: Path) -> None:
+def test_a_run_of_another_configuration_names_the_differences(home: Path, url: str, tmp_path: Path) -> None:
     go(home, url, tmp_path / "run", steps=1)
     told = r"choose another --out \(config.kl.coef was 0.02 and is 0.5; config.steps was 1 and is 2\)"
     with pytest.raises(ValueError, match=told):
         go(home, url, tmp_path / "run", steps=2, kl={"coef": 0.5})
 
 
-def test_a_run_that_stopped_at_a_completion_goes_on_without_it(home: Path, url: str, tmp_path: Path) -> None:
+def test_a_run_stopped_by_a_completion_resumes_and_drops_it(home: Path, url: str, tmp_path: Path) -> None:
     """Sampling is seeded, so that the same completion would stop it for ever."""
     with pytest.raises(RewardError, match=r"holds the control token .* \(with reward.failed: drop"):
         go(home, url, tmp_path / "run", steps=3, reward={"failed": "stop"})
@@ -387,12 +387,12 @@ def test_a_run_that_stopped_at_a_completion_goes_on_without_it(home: Path, url: 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_advantages_are_whitened_where_they_are() -> None:
+def test_masked_sums_are_computed_on_the_device_of_the_advantages() -> None:
     values = torch.tensor([1.0, 2.0, 3.0], device="cuda")
     assert compute_masked_sums(values, values > 1).tolist() == [2, 5, 13]
 
 
-def test_what_a_run_leaves_may_be_read_by_others(home: Path, url: str, tmp_path: Path) -> None:
+def test_files_of_a_run_are_readable_by_other_users(home: Path, url: str, tmp_path: Path) -> None:
     """The service that serves a policy may be another user's."""
     go(home, url, tmp_path / "run", steps=1)
     weights = list((tmp_path / "run").rglob("*.safetensors"))
@@ -497,7 +497,7 @@ def test_a_trainer_in_bf16_has_a_floor_that_a_healthy_run_stays_near(home: Path,
     assert found[-1]["entropy"] < found[0]["entropy"]
 
 
-def test_weights_that_correct_for_the_engine_are_told(home: Path, url: str, tmp_path: Path) -> None:
+def test_importance_weights_are_reported(home: Path, url: str, tmp_path: Path) -> None:
     found = go(
         home, url, tmp_path / "run", rollout={"importance_cap": 1.0}, optimizer={"compute_dtype": "bfloat16"}
     )  # fmt: skip
@@ -526,7 +526,7 @@ def test_an_update_whose_ratio_overflows_is_skipped(
     assert (found["skipped"], "ratio" in found) == (4, False)
 
 
-def test_a_gradient_that_is_no_number_changes_nothing(
+def test_a_gradient_that_is_not_finite_changes_nothing(
     home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look = Actor.forward
@@ -612,7 +612,7 @@ def test_a_service_that_has_changed_stops_the_run() -> None:
         subject.score(ITEM)
 
 
-def test_what_cannot_be_scored_stops_the_run_or_is_left_out() -> None:
+def test_a_completion_without_a_score_stops_the_run_or_is_dropped() -> None:
     with pytest.raises(RewardError, match="could not score a completion: too_long"):
         rewards([answer(failed=True)]).score(ITEM)
     assert rewards([answer(failed=True)], failed="drop").score(ITEM) == ["too_long"]
@@ -650,7 +650,7 @@ def test_a_bounded_reward_is_a_probability() -> None:
         ({"sources": [{"name": "asked", "format": "labels"}]}, "has no prompts; these have: hh"),
     ],
 )
-def test_a_wrong_configuration_is_told(
+def test_a_wrong_configuration_is_refused(
     changes: dict[str, Any], message: str, home: Path, url: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):

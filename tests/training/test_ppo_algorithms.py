@@ -43,13 +43,13 @@ def test_k1_and_k3_are_the_kl_on_average() -> None:
         assert float((policy.exp() * estimator(policy, reference)).sum()) == pytest.approx(kl, abs=1e-6)
 
 
-def test_scores_are_clipped_and_what_was_cut_off_costs() -> None:
+def test_scores_are_clipped_and_truncated_completions_are_penalised() -> None:
     scores, finished = torch.tensor([5.0, -1.0, -9.0]), torch.tensor([True, False, False])
     assert shape_scores(scores, finished, clip=4, missing_eos_penalty=1).tolist() == [4, -2, -5]
     assert shape_scores(scores, finished, clip=None, missing_eos_penalty=0).tolist() == [5, -1, -9]
 
 
-def test_the_score_comes_with_the_last_token_that_counts() -> None:
+def test_the_score_is_the_reward_of_the_last_completion_token() -> None:
     """Also of a completion of one token; what does not count, counts nothing, NaN excepted."""
     logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, 9.0, 9.0]])
     reference = torch.tensor([[-1.5, -2.0, -2.0], [-2.0, 0.0, 0.0]])
@@ -92,14 +92,14 @@ def test_advantages_are_sums_of_discounted_errors(
         assert not found[i, len(r) :].any()
 
 
-def test_with_lambda_one_returns_are_what_was_got() -> None:
+def test_with_lambda_one_returns_are_the_sums_of_rewards() -> None:
     rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.3, -0.2, 0.9]])
     mask = torch.ones(1, 3, dtype=torch.bool)
     returns = compute_gae(rewards, values, mask, gamma=1, gae_lambda=1) + values
     assert torch.allclose(returns, torch.tensor([[6.0, 5.0, 3.0]]))
 
 
-def test_whitening_is_over_what_counts() -> None:
+def test_whitening_covers_the_masked_values_only() -> None:
     values = torch.tensor([[1.0, 2.0, 3.0], [6.0, 1e6, -1e6]])
     found = whiten(values, MASK, compute_masked_sums(values, MASK))
     counted = found[MASK]
@@ -132,12 +132,12 @@ def test_importance_weights_are_truncated() -> None:
     assert compute_importance_weights(torch.tensor([0.0, 0.0]), torch.tensor([0.0, -5.0]), 3.0).tolist() == [1, 3]
 
 
-def test_an_update_runs_away_above_the_limit_or_where_it_is_no_number() -> None:
+def test_a_ratio_above_the_limit_or_not_finite_is_too_large() -> None:
     given = (1.0, 10.0, 10.1, math.inf, math.nan)
     assert [exceeds_ratio_limit(ratio, 10) for ratio in given] == [False, False, True, True, True]
 
 
-def test_a_gap_may_be_ten_times_its_floor_and_never_more_than_the_most() -> None:
+def test_a_mismatch_may_be_ten_times_its_floor_and_never_above_the_maximum() -> None:
     assert [compute_mismatch_limit(floor, 0.1) for floor in (None, 0.0, 1e-6, 8e-3, 0.05)] == pytest.approx(
         [0.1, 1e-4, 1.1e-4, 0.0801, 0.1]
     )
@@ -154,7 +154,7 @@ def test_the_coefficient_is_steered_to_its_target() -> None:
     assert coefficient / 0.02 == pytest.approx(1.197, abs=1e-3)
 
 
-def test_prompts_pass_by_one_after_the_other() -> None:
+def test_cyclic_batches_cover_every_prompt_before_one_repeats() -> None:
     """Seven steps of three of seven things are three passes, each over all of them, in orders of their own."""
     seen = [i for step in range(7) for i in draw_cyclic_batch(7, 3, step, seed=5)]
     passes = [seen[start : start + 7] for start in range(0, 21, 7)]

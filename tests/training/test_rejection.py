@@ -67,7 +67,7 @@ def test_a_round_learns_from_the_best_and_the_next_samples_are_better(home: Path
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").is_file()
 
 
-def test_every_round_tells_what_was_sampled(home: Path, url: str, tmp_path: Path) -> None:
+def test_every_round_reports_its_samples(home: Path, url: str, tmp_path: Path) -> None:
     results = rejection(home, url, tmp_path / "run", rollout={"max_new_tokens": 8}, optimizer={"epochs": 2})
     told = [row for row in rows(tmp_path / "run") if row["part"] == "rounds"]
     done = [json.loads((tmp_path / "run" / f"round-{number}.json").read_text()) for number in (1, 2)]
@@ -179,7 +179,7 @@ def test_a_round_of_more_prompts_than_there_are_is_refused(home: Path, url: str,
         rejection(home, url, tmp_path / "run", prompts=13)
 
 
-def test_a_service_that_is_not_there_is_told(home: Path, tmp_path: Path) -> None:
+def test_an_unreachable_service_is_named(home: Path, tmp_path: Path) -> None:
     config_of(home, tmp_path / "c.yaml")
     options = ["--config", tmp_path / "c.yaml", "--data", home / "data", "--out", tmp_path / "run"]
     result = CliRunner().invoke(app, ["train", "rejection", *map(str, options), "--url", "http://127.0.0.1:9"])

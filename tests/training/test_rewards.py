@@ -524,7 +524,7 @@ def test_a_source_that_is_not_there_is_told(given: str, message: str) -> None:
     assert (code, message in output) == (2, True), output
 
 
-def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_an_unreachable_service_is_named(tmp_path: Path) -> None:
     source = write(tmp_path / "x.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
     code, output = run("agreement", f"preferences:{source}", "--url", "http://127.0.0.1:9")
     assert (code, "assay evaluate agreement: " in output) == (2, True), output

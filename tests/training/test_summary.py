@@ -25,7 +25,7 @@ def config_of(tmp_path: Path, **changes: Any) -> RewardConfig:
     return read(tiny.write_config(tmp_path / "run.yaml", tmp_path / "base", **changes), RewardConfig)
 
 
-def test_a_preference_model_is_told_beside_its_length_baseline(tmp_path: Path) -> None:
+def test_a_preference_model_is_summarised_beside_its_length_baseline(tmp_path: Path) -> None:
     results = {
         "hh_rlhf": {"accuracy": {"model": ESTIMATE, "length": LENGTH}},
         "all": {"accuracy": {"model": ESTIMATE, "length": ESTIMATE | {"value": 0.65}}},
@@ -47,7 +47,7 @@ def test_a_preference_model_is_told_beside_its_length_baseline(tmp_path: Path) -
     ]
 
 
-def test_an_absolute_model_is_told_by_source(tmp_path: Path) -> None:
+def test_an_absolute_model_is_summarised_by_source(tmp_path: Path) -> None:
     numbers = {
         "statistic": "AUC",
         "errors": {"model": {"all": [602, 0.25, 0.5]}},
@@ -73,7 +73,7 @@ def test_a_whole_model_of_the_hub_is_served_by_its_checkpoint(tmp_path: Path) ->
     assert yaml.safe_load(summary.service_yaml(hub))["signals"] == {"tiny": signal}
 
 
-def test_policies_are_told_by_stages_steps_and_rounds() -> None:
+def test_policies_are_summarised_by_stages_steps_and_rounds() -> None:
     losses = {
         "sft": {"before": {"targets": 9000, "perplexity": 132.04}, "after": {"targets": 9000, "perplexity": 37.1}}
     }

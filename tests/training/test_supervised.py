@@ -317,7 +317,7 @@ def test_a_gradient_whose_norm_is_infinite_stops_the_run_before_it_is_applied(tm
     assert torch.equal(parameters[0], before)
 
 
-def test_a_metric_that_is_not_finite_is_told_by_step_and_name(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_finite_is_named_with_its_step(tmp_path: Path) -> None:
     metrics = MetricsWriter(tmp_path, "ppo")
     metrics.begin(0)
     with pytest.raises(FloatingPointError, match=r"^ppo: step 3: kl_k3 is inf$"):
@@ -326,7 +326,7 @@ def test_a_metric_that_is_not_finite_is_told_by_step_and_name(tmp_path: Path) ->
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_a_result_that_is_not_finite_is_told_by_file_and_key(tmp_path: Path) -> None:
+def test_a_result_that_is_not_finite_is_named_by_file_and_key(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run", {}, writes=True)
     with pytest.raises(
         FloatingPointError, match=r"held_out\.json: all\.rows\[1\]\[0\] is nan: the model's output is not finite"
@@ -447,7 +447,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("content", [b"", b"xx", b"8", b"\x80\x02h\x01.", b"PK\x03\x04 half an archive"])
-def test_a_broken_state_is_told_by_its_name(content: bytes, tmp_path: Path) -> None:
+def test_a_broken_resume_state_is_named(content: bytes, tmp_path: Path) -> None:
     state = tmp_path / "state.pt"
     state.write_bytes(content)
     with pytest.raises(RunStopped, match=r"state\.pt: the stored state is broken; remove the file"):

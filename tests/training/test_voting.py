@@ -43,7 +43,7 @@ def test_the_second_vector_of_the_authors_code() -> None:
     assert winners(ballots) == "x z w y"
 
 
-def test_a_circle_is_broken_at_its_weakest_majority() -> None:
+def test_a_cycle_is_broken_at_its_weakest_majority() -> None:
     """Rock beats scissors 7:2, scissors paper 6:3, paper rock 5:4."""
     ballots = [*[ballot("rsp")] * 4, *[ballot("spr")] * 2, *[ballot("prs")] * 3]
     votes = count_votes(ballots, "no vote")
@@ -51,7 +51,7 @@ def test_a_circle_is_broken_at_its_weakest_majority() -> None:
     assert winners(ballots) == "r s p"
 
 
-def test_what_is_locked_in_counts_through_others() -> None:
+def test_locked_majorities_are_transitive() -> None:
     """a > b and b > c say a > c, though c beats a directly by the weakest majority; a later edge must know."""
     ballots = [*[ballot("abc")] * 4, *[ballot("bca")] * 3, *[ballot("cab")] * 2]
     assert winners(ballots) == "a b c"

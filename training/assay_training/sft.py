@@ -60,7 +60,7 @@ class SftRun:
         hashes: dict[str, str] = {}
         for stage in config.stages:
             hashes |= data_hashes(data, stage.sources, [])
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # an adapter is initialised at random
         self.policy = Policy(self.base, config.lora, accelerator().device)
         self.policy.shard()
         self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
@@ -107,6 +107,7 @@ class SftRun:
             return directory
         losses: dict[str, Any] = self.run.read_json("losses.json") or {}
         for stage, (training, held_out) in zip(self.config.stages, self.parts, strict=True):
+            # A resumed run keeps the loss from before the stage; the policy has changed since.
             before = losses.get(stage.name, {}).get("before") or self._evaluate(held_out, stage)
             self._train(stage, training)
             losses[stage.name] = {"before": before, "after": self._evaluate(held_out, stage)}

@@ -1,4 +1,4 @@
-"""Assign groups to folds by hash, so that a group is in the same fold on every machine, whatever the other data."""
+"""Assign groups to folds by hash, so that the fold of a group depends on nothing but its name and the seed."""
 
 import hashlib
 

@@ -61,6 +61,7 @@ def batch_mean_margins(margins: torch.Tensor, mean: torch.Tensor) -> torch.Tenso
     """
     if mean.requires_grad:
         raise ValueError("the mean margin carries a gradient, which cancels the gradient of the loss; detach it")
+    # The comparison selects pairs and is not differentiable, so it needs no gradient either.
     return torch.where(margins.detach() < mean, mean, torch.zeros_like(margins))
 
 
@@ -140,6 +141,7 @@ def raw_squared_error(predictions: torch.Tensor, labels: torch.Tensor, weights: 
     The head's output is the quality itself, not a logit. Shapes and errors are those of `soft_label_cross_entropy`.
     """
     _check_shapes(predictions, labels, weights)
+    # Two one-sided distances: at most one of them is positive.
     excess = (-predictions).clamp_min(0) + (predictions - 1).clamp_min(0)
     return (weights * ((predictions - labels).square() + EXCESS * excess)).sum()
 

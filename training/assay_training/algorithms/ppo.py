@@ -40,6 +40,7 @@ def k2(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
 def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     """Return the estimate k3 = π_ref/π − 1 − log(π_ref/π): unbiased and never negative; shapes as in `k1`."""
     log_ratio = ref_logprobs - logprobs
+    # expm1 keeps precision where the two policies nearly agree, which is the usual case.
     return torch.expm1(log_ratio) - log_ratio
 
 
@@ -86,6 +87,7 @@ def compute_token_rewards(
         Rewards, fp32 `[B, T]`.
     """
     rewards = torch.where(completion_mask, -kl_coef * k1(logprobs, ref_logprobs), 0.0)
+    # Completion tokens come first in their row, so their number gives the place of the last one.
     last = completion_mask.sum(dim=1) - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores
     return rewards
@@ -108,6 +110,7 @@ def compute_gae(
     Returns:
         Advantages, fp32 `[B, T]`.
     """
+    # Padding may hold any number, and the last token's successor must have the value 0.
     masked_values = torch.where(completion_mask, values, 0.0)
     next_values = torch.cat([masked_values[:, 1:], torch.zeros_like(masked_values[:, :1])], dim=1)
     deltas = torch.where(completion_mask, rewards + gamma * next_values - masked_values, 0.0)
@@ -149,6 +152,7 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, totals: torch.Tensor) -> to
     mean = total / count
     # Rounding can make the difference slightly negative where all values are equal.
     variance = max(squares / count - mean * mean, 0.0)
+    # The epsilon makes equal values 0 instead of NaN.
     return torch.where(mask, (values - mean) * (variance + 1e-8) ** -0.5, 0.0)
 
 

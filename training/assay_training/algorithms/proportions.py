@@ -120,10 +120,10 @@ def length_controlled(scores: Floats, differences: Floats) -> tuple[float, Inter
     if fitted is None:
         return None
     theta, sandwich, binomial = fitted
-    wide = _interval(theta, max(sandwich, binomial))
+    wide = _compute_interval(theta, max(sandwich, binomial))
     if wide[0] < UNINFORMATIVE_END and wide[1] > 1 - UNINFORMATIVE_END:
         return None
-    return float(expit(theta)), wide if len(scores) < FEW_COMPARISONS else _interval(theta, sandwich)
+    return float(expit(theta)), wide if len(scores) < FEW_COMPARISONS else _compute_interval(theta, sandwich)
 
 
 def _fit(scores: Floats, terms: Floats) -> tuple[float, float, float] | None:
@@ -139,6 +139,6 @@ def _fit(scores: Floats, terms: Floats) -> tuple[float, float, float] | None:
     return estimates if fit.converged and np.isfinite(estimates).all() else None
 
 
-def _interval(theta: float, error: float) -> Interval:
+def _compute_interval(theta: float, error: float) -> Interval:
     """Return the 95 % interval of σ(θ)."""
     return float(expit(theta - Z_95 * error)), float(expit(theta + Z_95 * error))

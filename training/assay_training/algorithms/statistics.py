@@ -55,7 +55,7 @@ def clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
     Raises:
         ValueError: there are fewer than two clusters.
     """
-    mean, variance, count = _clustered(values, clusters)
+    mean, variance, count = _compute_clustered_mean(values, clusters)
     half = Z_95 * variance**0.5
     return Estimate(mean, mean - half, mean + half, len(values), count)
 
@@ -81,8 +81,9 @@ def clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate:
     Raises:
         ValueError: there are fewer than two clusters.
     """
-    p, variance, count = _clustered(values, clusters)
+    p, variance, count = _compute_clustered_mean(values, clusters)
     n, size = len(values), float(count)
+    # A negative correlation within clusters, which is usually chance, must not narrow the interval.
     variance = max(variance, float(values.var(ddof=1)) / n)
     if np.ptp(values) > 1e-9:  # equal shares may differ by rounding
         narrower = float(t.ppf(0.975, n - 1) / t.ppf(0.975, count - 1)) ** 2
@@ -91,7 +92,7 @@ def clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate:
     return Estimate(p, float(low), float(high), n, count)
 
 
-def _clustered(values: Floats, clusters: Sequence[str]) -> tuple[float, float, int]:
+def _compute_clustered_mean(values: Floats, clusters: Sequence[str]) -> tuple[float, float, int]:
     """Return the mean, its cluster-robust variance, and the number of clusters."""
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(index.max()) + 1 if len(index) else 0
@@ -136,6 +137,7 @@ def bootstrap(
     """
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     members = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
+    # A generator of its own, so that the interval does not depend on what was drawn before.
     generator = np.random.default_rng(seed)
     value = statistic(np.arange(len(index)))
     drawn = []

@@ -53,7 +53,7 @@ def ranked_pairs(ballots: Sequence[Ballot], ballot_ties: BallotTies, majority_ti
     """
     votes = count_votes(ballots, ballot_ties)
     names = sorted(ballots[0], reverse=majority_ties == "by name, reversed")
-    majorities = [m for a, b in combinations(names, 2) if (m := _majority(a, b, votes, majority_ties))]
+    majorities = [m for a, b in combinations(names, 2) if (m := _find_majority(a, b, votes, majority_ties))]
     beats: dict[str, set[str]] = {candidate: set() for candidate in names}
     for winner, loser in sorted(majorities, key=lambda m: (-votes[m], votes[m[1], m[0]], *map(names.index, m))):
         if winner in beats[loser]:
@@ -63,6 +63,7 @@ def ranked_pairs(ballots: Sequence[Ballot], ballot_ties: BallotTies, majority_ti
         for candidate, beaten in beats.items():
             if candidate == winner or winner in beaten:
                 beaten.update(below)
+    # Counting instead of sorting the locked graph gives a defined order for candidates without a majority, too.
     net = {c: len(beats[c]) - sum(c in beaten for beaten in beats.values()) for c in beats}
     return tuple(tuple(sorted(c for c in net if net[c] == place)) for place in sorted(set(net.values()), reverse=True))
 
@@ -88,7 +89,7 @@ def as_ranking(ballot: Ballot) -> Ranking:
     return tuple(tuple(sorted(c for c in ballot if ballot[c] == rank)) for rank in ranks)
 
 
-def _majority(
+def _find_majority(
     first: str, second: str, votes: Mapping[tuple[str, str], int], ties: MajorityTies
 ) -> tuple[str, str] | None:
     """Return winner and loser of two candidates, or None; `first` wins a tie unless the rule is "no majority"."""

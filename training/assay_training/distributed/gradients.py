@@ -52,6 +52,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> f
     norms = [
         gather_full_tensor(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds
     ]
+    # The norms of the two groups combine as the norm of their vector.
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if limit is not None:
         for kind in kinds:

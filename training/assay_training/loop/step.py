@@ -91,13 +91,16 @@ def accumulate(
     """
     cut = token_batches(range(len(batch)), batch, settings.micro_batch_tokens)
     parts = [MicroBatch([batch[i] for i in part], share=1) for part in cut]
+    # Padding passes repeat a micro-batch with a factor of 0, which adds nothing to loss and gradients.
     parts += [replace(parts[0], share=0)] * count_padding_passes(len(parts))
     mine = parts[together.process_index :: together.num_processes]
 
     def total(values: torch.Tensor) -> torch.Tensor:
+        """Return a tensor summed over all processes."""
         return torch.as_tensor(together.reduce(values, reduction="sum"))
 
     shared = objective.begin(batch, mine, total)
+    # In float64, so that the reported loss hardly depends on the cut into micro-batches.
     loss = torch.zeros((), dtype=torch.float64, device=together.device)
     for part in mine:
         contribution = objective.loss(part.examples, shared) * part.share
@@ -113,7 +116,7 @@ def update(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)  # frees the memory until the next backward pass
 
 
 def check_numbers(where: str, numbers: Mapping[str, float], settings: Adam) -> None:

@@ -76,12 +76,14 @@ def train(
     for step in tqdm(range(start, len(batches)), name, len(batches), initial=start, mininterval=10, disable=not main):
         batch = [schedule.examples[i] for i in batches[step]]
         loss, norm = accumulate(objective, batch, parameters, settings, together)
+        # Before the update, so that neither metrics nor parameters ever hold a number that is not finite.
         check_numbers(f"{name}: step {step}", {"loss": loss, "grad_norm": norm}, settings)
         rate = schedule.learning_rate(step)
         if main:
             metrics.log({"step": step, "loss": loss, "learning_rate": rate, "grad_norm": norm})
         update(optimizer, rate)
         if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == len(batches):
+            # A finite gradient can still overflow a parameter, and a stored one would break every resumed run.
             check_finite(parameters, f"{name}: step {step}")
             resume.save(step + 1, parameters, optimizer, writes=main)
     if main:

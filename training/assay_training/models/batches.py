@@ -26,7 +26,7 @@ def token_batches(indices: Sequence[int], examples: Sequence[Tokens], limit_toke
         limit_tokens: tokens of one forward pass. A single longer example is a part of its own.
     """
     part: list[int] = []
-    tokens = 0
+    tokens = 0  # bounded in tokens and not in examples, because memory grows with tokens
     for i in indices:
         if part and tokens + examples[i].tokens > limit_tokens:
             yield part

@@ -59,13 +59,13 @@ class Policy:
             trust_remote_code=False,
             output_loading_info=True,
         )
-        _check_whole(report, directory)
+        _check_weights(report, directory)
         self._body = RewardModel(self._model.base_model, device)
         self.head: nn.Module = self._model.get_output_embeddings().to(device)
         if lora is not None:
             self._model = get_peft_model(self._model, lora_config(lora, self._model, "CAUSAL_LM"))
         self._adapted = lora is not None
-        self._model.eval()
+        self._model.eval()  # also in training: no module may behave differently in training and serving
         self.device = device
         self.vocabulary_size, self.hidden_size = self._body.vocabulary_size, self._body.hidden_size
 
@@ -99,6 +99,7 @@ class Policy:
         Returns:
             Hidden states `[t, H]` in the compute dtype, and the ids of the target tokens, int64 `[t]`.
         """
+        # A boundary of 0 and unshared prompts: equal prompts are computed for each example, as separate sequences.
         row = pack(
             [TokenSequence(example.ids, 0, Span(0, len(example.ids))) for example in examples], share_prompts=False
         )
@@ -145,7 +146,7 @@ def _make_public(directory: Path) -> None:
         file.chmod(0o644)
 
 
-def _check_whole(report: Mapping[str, Any], directory: Path) -> None:
+def _check_weights(report: Mapping[str, Any], directory: Path) -> None:
     """Check that the checkpoint has every weight; transformers would initialise missing ones at random.
 
     Raises:

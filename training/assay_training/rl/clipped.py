@@ -11,6 +11,7 @@ from assay_training.loop.step import MicroBatch, Total
 from assay_training.models.actor import Actor
 from assay_training.rl.experience import Experience
 
+# Sums over tokens, not means, because processes and micro-batches add them up; means are taken at the end.
 TALLY_NAMES = (
     "ratio",
     "ratio_squared",
@@ -60,6 +61,7 @@ class ClippedObjective:
         settings = self._settings
         policy = weights * ppo.compute_policy_losses(outputs.logprobs, logprobs, advantages, settings.clip_range)
         value = ppo.compute_value_losses(outputs.values, values, returns, settings.value_clip_range)
+        # Diagnostics only: the loss above has its own ratio, with gradient.
         with torch.no_grad():
             ratio = torch.exp(outputs.logprobs - logprobs)
             clipped = (

@@ -109,6 +109,7 @@ def build_experiences(
     weights = (
         torch.ones_like(logprobs) if cap is None else ppo.compute_importance_weights(logprobs, engine_logprobs, cap)
     )
+    # Cut to the length of each completion: experiences have no padding, so they can be batched by tokens.
     columns = (logprobs, values, whitened, returns, weights)
     experiences = [
         Experience(example_of(sample), *(column[i, : len(sample.completion.ids)] for column in columns))
@@ -119,6 +120,7 @@ def build_experiences(
     lengths = mask.sum(dim=1).float()
     metrics = {
         "score": float(scores.mean()),
+        # Population standard deviation, which is 0 and not NaN for a single completion.
         "score_std": float(scores.std(correction=0)),
         "shaped_score": float(shaped.mean()),
         "kl": kl,
@@ -130,6 +132,7 @@ def build_experiences(
         "eos_rate": float(finished.float().mean()),
         "length": float(lengths.mean()),
         "score_length_correlation": compute_correlation(scores, lengths),
+        # Measured in every rollout, whether or not importance weights are used: `EngineCheck` stops on it.
         "logprob_mismatch": float((logprobs - engine_logprobs).abs()[mask].mean()),
         "logprob_mismatch_max": float((logprobs - engine_logprobs).abs()[mask].max()),
         "importance_ess": None if cap is None else _compute_ess_share(weights[mask]),

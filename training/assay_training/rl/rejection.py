@@ -51,7 +51,7 @@ class RejectionRun:
     def __init__(self, config: RejectionConfig, data: Path, out: Path, client: RewardClient) -> None:
         self.config, self._client = config, client
         base = check_sampled_base(config)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # the adapter is initialised at random
         self.policy = Policy(base, config.lora, accelerator().device)
         self.session = RolloutSession(config, base, self.policy, data, out)
         self.run = self.session.run
@@ -159,6 +159,7 @@ class RejectionRun:
             metrics=self.run.metrics(f"round-{number}"),
             resume=self.run.resume_point(f"round-{number}"),
         )
+        # Renamed when complete: the directory marks the round as learned.
         if self.run.writes:
             unfinished = adapter.with_suffix(".tmp")
             self.policy.save_adapter(unfinished)

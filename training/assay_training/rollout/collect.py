@@ -133,6 +133,7 @@ class Collector:
         sampled: list[tuple[TokenizedPrompt, Completion, str]] = []
         generate_s, started_s = 0.0, time.monotonic()
         starts, main = range(0, len(prompts), self.chunk), accelerator().is_main_process
+        # The engine and the service compute at the same time, each on its own device or process.
         with _ScoringThread(rewards) as scoring:
             for start in tqdm(starts, "chunks", leave=False, delay=SHORT_S, disable=not main):
                 scoring.check()  # do not generate for minutes after a call has failed
@@ -156,6 +157,7 @@ class _ScoringThread:
     """A thread that scores one batch of items after the other, and stops at the first call that fails."""
 
     def __init__(self, rewards: Rewards) -> None:
+        # One thread: calls keep their order, and no two of them use `Rewards` at once.
         self._rewards, self._thread = rewards, ThreadPoolExecutor(1, "assay-scoring")
         self._calls: list[Future[tuple[list[CompletionScore | str], float]]] = []
 

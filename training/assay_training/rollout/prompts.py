@@ -47,6 +47,7 @@ def render_prompts(
         except ContentError as error:
             dropped[error.code] += 1
             continue
+        # Dropped and not cut: a cut prompt would ask something else.
         if len(ids) > max_tokens:
             dropped["too_long"] += 1
         else:

@@ -54,10 +54,11 @@ class RunDirectory:
         self.path, self.writes = path, writes
         path.mkdir(parents=True, exist_ok=True)
         recorded = self.read_json("run.json")
+        # Resuming with other data or settings would silently mix two runs.
         if recorded is not None and recorded != identity:
             raise RunMismatch(
                 f"{path} holds a run with another configuration or other data; choose another --out "
-                f"({'; '.join(islice(_differences(recorded, json.loads(json.dumps(identity))), 3))})"
+                f"({'; '.join(islice(_find_differences(recorded, json.loads(json.dumps(identity))), 3))})"
             )
         # A run killed at its start may have left its first file half written.
         if recorded is None and writes and {file.name for file in path.iterdir()} - {"run.json.tmp", LOCK}:
@@ -110,12 +111,12 @@ class RunDirectory:
         return MetricsWriter(self.path, part)
 
 
-def _differences(recorded: Any, now: Any, name: str = "") -> Iterator[str]:  # noqa: ANN401 - JSON
+def _find_differences(recorded: Any, now: Any, name: str = "") -> Iterator[str]:  # noqa: ANN401 - JSON
     """Yield a sentence for each key whose recorded value differs from the current one."""
     if isinstance(recorded, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*recorded, *now]):
             if recorded.get(key) != now.get(key):
-                yield from _differences(recorded.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
+                yield from _find_differences(recorded.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
     else:
         before, after = (shorten(json.dumps(value), 60) for value in (recorded, now))
         yield f"{name} was {before} and is {after}"
