@@ -380,7 +380,7 @@ def test_a_run_of_another_configuration_names_the_differences(home: Path, url: s
 
 def test_a_run_stopped_by_a_completion_resumes_and_drops_it(home: Path, url: str, tmp_path: Path) -> None:
     """Sampling is seeded, so that the same completion would stop it for ever."""
-    with pytest.raises(RewardError, match=r"holds the control token .* \(with reward.failed: drop"):
+    with pytest.raises(RewardError, match=r"holds the control token .* \(set reward.failed: drop"):
         go(home, url, tmp_path / "run", steps=3, reward={"failed": "stop"})
     found = go(home, url, tmp_path / "run", steps=3, reward={"failed": "drop"})
     assert (len(found), sum(row["dropped"] for row in found) > 0) == (3, True)
@@ -471,7 +471,7 @@ def test_an_engine_that_lags_behind_stops_the_run(
     changes: dict[str, Any] = {"optimizer": {"learning_rate": 3e-4}}
     with monkeypatch.context() as patch:
         patch.setattr(TransformersEngine, "push", late)
-        with pytest.raises(EngineError, match="rollout 1: log-probabilities of engine and trainer are"):
+        with pytest.raises(EngineError, match="rollout 1: the log-probabilities of engine and trainer differ"):
             go(home, url, tmp_path / "run", **changes)
     assert len(rows(tmp_path / "run")) == 1
     monkeypatch.setattr(TransformersEngine, "push", lambda self, _: push(self, pushed[0]))

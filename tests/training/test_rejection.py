@@ -103,7 +103,7 @@ def test_a_round_that_is_not_sampled_from_the_round_before_is_refused(
     monkeypatch.setattr(TransformersEngine, "push", once)
     changes: dict[str, Any] = {"optimizer": {"epochs": 1, "learning_rate": 3e-4}}
     for _ in range(2):
-        with pytest.raises(EngineError, match="rollout 2: log-probabilities of engine and trainer are"):
+        with pytest.raises(EngineError, match="rollout 2: the log-probabilities of engine and trainer differ"):
             rejection(home, url, tmp_path / "run", **changes)
     assert not (tmp_path / "run" / "round-2.json").exists()
 

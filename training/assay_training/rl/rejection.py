@@ -94,7 +94,7 @@ class RejectionRun:
         prompts = self.session.prompts
         chosen = draw_cyclic_batch(len(prompts), config.prompts, number - 1, config.seed)
         rollout = self.session.roll_out(number, [prompts[i] for i in chosen for _ in range(config.samples)], rewards)
-        # One chunk is enough for the check, and costs the trainer a single pass.
+        # One chunk is enough to notice a wrong adapter, and costs the trainer few passes.
         mismatch = self._measure_mismatch(rollout.samples[: config.rollout.chunk_completions])
         checked = self.session.engine_check.check(number, mismatch)
         completions = group_by_prompt(rollout.samples)
