@@ -173,7 +173,7 @@ def test_an_interrupted_rollout_waits_for_no_call() -> None:
     assert len(service.calls) == 1
 
 
-def test_what_may_succeed_later_is_asked_again_and_nothing_else() -> None:
+def test_only_retryable_items_are_sent_again() -> None:
     """One item fails twice, one for good: the run drops that one only."""
 
     def errors(call: int, item: str) -> str | None:
@@ -188,19 +188,19 @@ def test_what_may_succeed_later_is_asked_again_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("failed", ["drop", "stop"])
-def test_what_never_succeeds_is_asked_again_three_times(failed: str) -> None:
+def test_an_item_that_never_succeeds_is_sent_again_three_times(failed: str) -> None:
     service = Service(lambda _, item: "overloaded" if item == "1" else None)
     if failed == "drop":
         assert roll_out(Told(lambda _: None), service.rewards(failed=failed), chunks=1).dropped == {"overloaded": 1}
     else:
-        with pytest.raises(RewardError, match="no score for a completion: overloaded"):
+        with pytest.raises(RewardError, match="could not score a completion: overloaded"):
             roll_out(Told(lambda _: None), service.rewards(failed=failed), chunks=1)
     assert service.calls == [["0", "1"], ["1"], ["1"], ["1"]]
 
 
 def test_a_service_that_has_changed_by_the_second_try_stops_the_run() -> None:
     service = Service(lambda call, item: "forward_failed" if call == 1 else None, "fg")
-    with pytest.raises(RewardError, match="scores by g now, and did by f"):
+    with pytest.raises(RewardError, match="the service's fingerprint is g now, and was f before"):
         roll_out(Told(lambda _: None), service.rewards(), chunks=1)
 
 
@@ -209,28 +209,28 @@ def test_processes_with_scores_of_different_models_stop(there: str, monkeypatch:
     """Two threads stand for two processes, each with a service of its own; what one gathers the other does too."""
     met, given = threading.Barrier(2, timeout=LONG_S), dict[int, Any]()
 
-    def gathered(done: Sequence[Any], count: int) -> list[Any]:
+    def gather_results(done: Sequence[Any], count: int) -> list[Any]:
         given[threading.get_ident()] = done
         met.wait()
         return [thing for _, things in sorted(given.items()) for thing in things]
 
-    monkeypatch.setattr(collect, "gathered", gathered)
+    monkeypatch.setattr(collect, "gather_results", gather_results)
     both = [Service(fingerprints=fingerprint).rewards() for fingerprint in ("f", there)]
     with ThreadPoolExecutor(2) as pool:
         going = [pool.submit(roll_out, Told(lambda _: None), rewards, 2) for rewards in both]
     if there == "f":
         assert [len(of.result().samples) for of in going] == [8, 8]
     else:
-        assert all("different models (f, g)" in str(of.exception()) for of in going)
+        assert all("different models (fingerprints f, g)" in str(of.exception()) for of in going)
 
 
-def test_a_process_without_prompts_knows_what_scored_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_prompts_learns_the_fingerprint_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """It compares with it in the next step."""
     sample = collect.ScoredCompletion(
         asked(1)[0], Completion((1,), (7,), (-0.5,), "stop"), "text", CompletionScore(2.0, {})
     )
-    monkeypatch.setattr(collect, "mine", lambda _: [])
-    monkeypatch.setattr(collect, "gathered", lambda *_: [(sample, "f")])
+    monkeypatch.setattr(collect, "select_own", lambda _: [])
+    monkeypatch.setattr(collect, "gather_results", lambda *_: [(sample, "f")])
     rewards = Service().rewards()
     roll_out(Told(lambda _: None), rewards, chunks=1)
     assert rewards.fingerprint == "f"

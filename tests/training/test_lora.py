@@ -73,12 +73,12 @@ def test_more_than_ten_layers_do_not_lend_each_other_their_numbers(tmp_path: Pat
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ({"layers": [4]}, "lora.layers: the base has no layer 4; its 4 layers count from 0"),
-        ({"target_modules": ["query"]}, "the base has no linear 'query'; it has .*q_proj"),
-        ({"target_modules": ["query"], "layers": [1]}, r"no linear 'query' in the layers 1; it has .*q_proj"),
+        ({"layers": [4]}, "lora.layers: the base has no layer 4; it has 4 layers, counted from 0"),
+        ({"target_modules": ["query"]}, "the base has no linear layer 'query'; it has .*q_proj"),
+        ({"target_modules": ["query"], "layers": [1]}, r"no linear layer 'query' in the layers 1; it has .*q_proj"),
     ],
 )
-def test_what_the_base_does_not_have_is_told(lora: dict[str, list[int]], message: str) -> None:
+def test_modules_that_the_base_does_not_have_are_named(lora: dict[str, list[int]], message: str) -> None:
     whole = checkpoints.classifier("llama", checkpoints.tokenizer_of("llama"), num_hidden_layers=4)
     given = Lora.model_validate({"r": 2, "alpha": 4, "target_modules": ["q_proj"]} | lora)
     with pytest.raises(ConfigError, match=message):

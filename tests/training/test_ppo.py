@@ -25,7 +25,7 @@ from assay_client.in_process import AppTransport
 from assay_client.types import Item
 from assay_service import settings
 from assay_service.api.app import create_app
-from assay_training.algorithms.ppo import sums
+from assay_training.algorithms.ppo import compute_masked_sums
 from assay_training.config.base import ConfigError, read
 from assay_training.config.model import Adam, Lora
 from assay_training.config.ppo import Ppo, PpoConfig
@@ -35,14 +35,14 @@ from assay_training.distributed.processes import accelerator
 from assay_training.loop.step import accumulate
 from assay_training.models.actor import Actor, PolicyOutputs
 from assay_training.models.batches import autocast
-from assay_training.rl.clipped import NAMES, Clipped
+from assay_training.rl.clipped import TALLY_NAMES, ClippedObjective
 from assay_training.rl.engine_check import EngineError
 from assay_training.rl.experience import Experience
 from assay_training.rl.ppo import PpoRun
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engines.base import Sampling
 from assay_training.rollout.engines.transformers import TransformersEngine
-from assay_training.rollout.rewards import CompletionScore, RewardError, Rewards, patient_client, served_by
+from assay_training.rollout.rewards import CompletionScore, RewardError, Rewards, identify_service, open_patient_client
 from assay_training.runs.directory import RunDirectory
 from tests import checkpoints
 from tests.client.conftest import Wire
@@ -135,7 +135,7 @@ def config_of(home: Path, path: Path, **changes: Any) -> Path:
 def go(home: Path, url: str, out: Path, **changes: Any) -> list[dict[str, Any]]:
     """A whole run; its rows."""
     config = read(config_of(home, out.parent / f"{out.name}.yaml", **changes), PpoConfig)
-    with patient_client(url, config.reward) as client:
+    with open_patient_client(url, config.reward) as client:
         PpoRun(config, home / "data", out, client).go()
     return rows(out)
 
@@ -169,15 +169,15 @@ def test_before_the_first_update_policy_reference_and_old_policy_are_one(home: P
     """KL to the reference is 0 exactly; at equal micro-batches the ratio is 1 exactly, at others within 1e-6."""
     actor = Actor(home / "policy", LORA, CPU, 1.0)
     given = examples()
-    outputs = actor.old_outputs(given, FP32)
-    for look, reference in zip(outputs, actor.reference_logprobs(given, FP32), strict=True):
+    outputs = actor.compute_old_outputs(given, FP32)
+    for look, reference in zip(outputs, actor.compute_reference_logprobs(given, FP32), strict=True):
         assert torch.equal(look.logprobs, reference)
         assert not look.values.any()
-    objective = Clipped(actor, PPO, FP32)
+    objective = ClippedObjective(actor, PPO, FP32)
     made = [experience(one, look, 1.0) for one, look in zip(given, outputs, strict=True)]
     tokens = objective.begin(made, [], lambda values: values)
     loss = objective.loss(made, tokens)
-    tally = dict(zip(NAMES, (objective.tally / tokens).tolist(), strict=True))
+    tally = dict(zip(TALLY_NAMES, (objective.tally / tokens).tolist(), strict=True))
     assert (tally["ratio"], tally["clip_fraction"], tally["approx_kl"]) == (1, 0, 0)
     assert float(loss.detach()) == pytest.approx(-1 + 0.1 * 0.5)
     for i, one in enumerate(made):
@@ -190,10 +190,12 @@ def test_logits_are_computed_in_fp32_where_the_trunk_is_in_bf16(home: Path) -> N
     actor, given = Actor(home / "policy", LORA, CPU, 1.0), examples()
     settings = FP32.model_copy(update={"compute_dtype": "bfloat16"})
     with torch.no_grad(), autocast(CPU, settings):
-        hidden, targets = actor.policy.before_targets(given)
+        hidden, targets = actor.policy.compute_target_states(given)
     logprobs = (hidden.float() @ actor.policy.head.get_parameter("weight").T).log_softmax(-1)
     expected = logprobs.gather(1, targets[:, None])[:, 0].detach()
-    assert torch.allclose(torch.cat([of.logprobs for of in actor.old_outputs(given, settings)]), expected, atol=1e-5)
+    assert torch.allclose(
+        torch.cat([of.logprobs for of in actor.compute_old_outputs(given, settings)]), expected, atol=1e-5
+    )
 
 
 def test_a_mini_batch_in_one_forward_or_in_many_has_the_same_gradient(home: Path) -> None:
@@ -202,12 +204,12 @@ def test_a_mini_batch_in_one_forward_or_in_many_has_the_same_gradient(home: Path
     for limit in (10_000, 1):
         torch.manual_seed(0)
         actor = Actor(home / "policy", LORA, CPU, 0.7)
-        outputs = actor.old_outputs(examples(), FP32)
+        outputs = actor.compute_old_outputs(examples(), FP32)
         made = [
             experience(one, look, (-1.0) ** i) for i, (one, look) in enumerate(zip(examples(), outputs, strict=True))
         ]
         settings = FP32.model_copy(update={"micro_batch_tokens": limit})
-        accumulate(Clipped(actor, PPO, settings), made, actor.parameters(), settings, accelerator())
+        accumulate(ClippedObjective(actor, PPO, settings), made, actor.parameters(), settings, accelerator())
         found.append(torch.cat([p.grad.flatten() for p in actor.parameters() if p.grad is not None]))
     assert torch.allclose(found[0], found[1], rtol=0, atol=1e-6)
     assert found[0].abs().max() > 1e-3
@@ -238,7 +240,7 @@ def test_an_engine_samples_from_the_adapter_that_was_pushed(home: Path, tmp_path
         actor = Actor(home / "policy", LORA, CPU, temperature)
         actor.policy.load_adapter(adapter)
         given = [SftExample.of(c.prompt, c.ids) for c in completions]
-        for completion, look in zip(completions, actor.old_outputs(given, FP32), strict=True):
+        for completion, look in zip(completions, actor.compute_old_outputs(given, FP32), strict=True):
             assert look.logprobs.tolist() == pytest.approx(completion.logprobs, abs=1e-4)
         seen.append([completion.ids for completion in completions])
     assert seen[0] != seen[1]
@@ -262,7 +264,7 @@ def test_a_completion_ends_with_its_first_eos(home: Path, tmp_path: Path) -> Non
         assert (completion.finish_reason, len(completion.ids)) == expected
 
 
-def test_a_run_learns_over_http_and_tells_everything(home: Path, url: str, tmp_path: Path) -> None:
+def test_a_run_learns_over_http_and_reports_every_metric(home: Path, url: str, tmp_path: Path) -> None:
     found = go(home, url, tmp_path / "run")
     assert [row["step"] for row in found] == [0, 1, 2]
     first = found[0]
@@ -294,7 +296,7 @@ def test_a_run_over_a_service_in_its_own_process_is_the_same(home: Path, url: st
     assert not app.state.scorer.engine.alive
 
 
-def test_what_a_rollout_has_no_number_of_is_left_out(home: Path, url: str, tmp_path: Path) -> None:
+def test_a_metric_that_a_rollout_does_not_define_is_absent(home: Path, url: str, tmp_path: Path) -> None:
     """Lengths that are all alike have no correlation with anything; 0 would say that there is none. Nor are there
     weights without a cap for them."""
     (found,) = go(home, url, tmp_path / "run", steps=1, rollout={"max_new_tokens": 1})
@@ -302,7 +304,7 @@ def test_what_a_rollout_has_no_number_of_is_left_out(home: Path, url: str, tmp_p
     assert not {"score_length_correlation", "importance_ess", "importance_capped"} & set(found)
 
 
-def test_a_cap_has_weights_and_tells_of_them(home: Path, url: str, tmp_path: Path) -> None:
+def test_an_importance_cap_gives_weights_and_their_metrics(home: Path, url: str, tmp_path: Path) -> None:
     """An engine that samples from what is trained has weights of 1, and none of them at a cap of 2."""
     (found,) = go(home, url, tmp_path / "run", steps=1, rollout={"importance_cap": 2.0})
     assert found["importance_ess"] == pytest.approx(1)
@@ -317,7 +319,7 @@ def test_a_run_waits_for_a_service_that_is_started_again(home: Path, tmp_path: P
     """Longer than a client does by itself, which gives up after eight seconds."""
     port, config = free_port(), read(config_of(home, tmp_path / "c.yaml", steps=1), PpoConfig)
     with serving(home, port) as url:
-        client = patient_client(url, config.reward)
+        client = open_patient_client(url, config.reward)
     with client, ThreadPoolExecutor(1) as pool:
         run = PpoRun(config, home / "data", tmp_path / "run", client)
         going = pool.submit(run.go)
@@ -327,7 +329,7 @@ def test_a_run_waits_for_a_service_that_is_started_again(home: Path, tmp_path: P
             assert going.result(60) == tmp_path / "run" / "checkpoint"
 
 
-def test_a_run_tells_which_models_it_trains_on(
+def test_a_run_prints_the_models_that_score(
     home: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (found,) = go(home, url, tmp_path / "run", steps=1)
@@ -340,23 +342,23 @@ def test_a_service_that_is_not_the_expected_one_stops_the_run_before_its_first_s
     home: Path, url: str, tmp_path: Path
 ) -> None:
     with RewardClient(url) as client:
-        lines = served_by(client, Reward(model="mix"))
+        lines = identify_service(client, Reward(model="mix"))
         fingerprint = lines[0].rpartition(" ")[2]
         right = {"fingerprint": fingerprint[:12], "signals": {"pref": {"kind": "preference", "model": "base"}}}
-        assert served_by(client, Reward.model_validate({"model": "mix", "expect": right})) == lines
+        assert identify_service(client, Reward.model_validate({"model": "mix", "expect": right})) == lines
         mine = Reward.model_validate(
             {"weights": {"pref": 1.0}, "expect": {"signals": {"pref": {"kind": "preference"}}}}
         )
-        assert served_by(client, mine)[0].startswith("rewards: weights of the run = 1 pref; fingerprint ")
+        assert identify_service(client, mine)[0].startswith("rewards: weights of the run = 1 pref; fingerprint ")
         for expect, told in (
             ({"fingerprint": "0" * 64}, f"fingerprint is {fingerprint[:16]}, not 000"),
             ({"signals": {"pref": {"kind": "absolute"}}}, "pref: kind is preference, not absolute"),
             ({"signals": {"pref": {"model": "package:x"}}}, "pref: model is base, not package:x"),
             ({"signals": {"abs": {"adapter_sha256": "01234567"}}}, "abs: adapter_sha256 is [0-9a-f]{16}, not 01234567"),
-            ({"signals": {"other": {}}}, "other is no signal of this reward, which has abs, pref|pref, abs"),
+            ({"signals": {"other": {}}}, "other is not a signal of this reward, which has abs, pref|pref, abs"),
         ):
             with pytest.raises(ConfigError, match=told):
-                served_by(client, Reward.model_validate({"model": "mix", "expect": expect}))
+                identify_service(client, Reward.model_validate({"model": "mix", "expect": expect}))
     config = config_of(home, tmp_path / "c.yaml")
     given = yaml.safe_load(config.read_text())
     given["reward"]["expect"] = {"signals": {"pref": {"model": "package:x"}}}
@@ -369,28 +371,28 @@ def test_a_service_that_is_not_the_expected_one_stops_the_run_before_its_first_s
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_of_another_configuration_says_what_differs(home: Path, url: str, tmp_path: Path) -> None:
+def test_a_run_of_another_configuration_names_the_differences(home: Path, url: str, tmp_path: Path) -> None:
     go(home, url, tmp_path / "run", steps=1)
     told = r"choose another --out \(config.kl.coef was 0.02 and is 0.5; config.steps was 1 and is 2\)"
     with pytest.raises(ValueError, match=told):
         go(home, url, tmp_path / "run", steps=2, kl={"coef": 0.5})
 
 
-def test_a_run_that_stopped_at_a_completion_goes_on_without_it(home: Path, url: str, tmp_path: Path) -> None:
+def test_a_run_stopped_by_a_completion_resumes_and_drops_it(home: Path, url: str, tmp_path: Path) -> None:
     """Sampling is seeded, so that the same completion would stop it for ever."""
-    with pytest.raises(RewardError, match=r"holds the control token .* \(with reward.failed: drop"):
+    with pytest.raises(RewardError, match=r"holds the control token .* \(set reward.failed: drop"):
         go(home, url, tmp_path / "run", steps=3, reward={"failed": "stop"})
     found = go(home, url, tmp_path / "run", steps=3, reward={"failed": "drop"})
     assert (len(found), sum(row["dropped"] for row in found) > 0) == (3, True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_advantages_are_whitened_where_they_are() -> None:
+def test_masked_sums_are_computed_on_the_device_of_the_advantages() -> None:
     values = torch.tensor([1.0, 2.0, 3.0], device="cuda")
-    assert sums(values, values > 1).tolist() == [2, 5, 13]
+    assert compute_masked_sums(values, values > 1).tolist() == [2, 5, 13]
 
 
-def test_what_a_run_leaves_may_be_read_by_others(home: Path, url: str, tmp_path: Path) -> None:
+def test_files_of_a_run_are_readable_by_other_users(home: Path, url: str, tmp_path: Path) -> None:
     """The service that serves a policy may be another user's."""
     go(home, url, tmp_path / "run", steps=1)
     weights = list((tmp_path / "run").rglob("*.safetensors"))
@@ -469,7 +471,7 @@ def test_an_engine_that_lags_behind_stops_the_run(
     changes: dict[str, Any] = {"optimizer": {"learning_rate": 3e-4}}
     with monkeypatch.context() as patch:
         patch.setattr(TransformersEngine, "push", late)
-        with pytest.raises(EngineError, match="rollout 1: log-probabilities of engine and trainer are"):
+        with pytest.raises(EngineError, match="rollout 1: the log-probabilities of engine and trainer differ"):
             go(home, url, tmp_path / "run", **changes)
     assert len(rows(tmp_path / "run")) == 1
     monkeypatch.setattr(TransformersEngine, "push", lambda self, _: push(self, pushed[0]))
@@ -495,7 +497,7 @@ def test_a_trainer_in_bf16_has_a_floor_that_a_healthy_run_stays_near(home: Path,
     assert found[-1]["entropy"] < found[0]["entropy"]
 
 
-def test_weights_that_correct_for_the_engine_are_told(home: Path, url: str, tmp_path: Path) -> None:
+def test_importance_weights_are_reported(home: Path, url: str, tmp_path: Path) -> None:
     found = go(
         home, url, tmp_path / "run", rollout={"importance_cap": 1.0}, optimizer={"compute_dtype": "bfloat16"}
     )  # fmt: skip
@@ -515,16 +517,16 @@ def test_an_update_whose_ratio_overflows_is_skipped(
         outputs.append(found)
         return PolicyOutputs(found.logprobs + 90 * (len(outputs) == 2), found.values)
 
-    monkeypatch.setattr(Actor, "look", far)
+    monkeypatch.setattr(Actor, "forward", far)
     (found,) = go(home, url, tmp_path / "run", steps=1)
     assert (found["skipped"], len(outputs)) == (1, 4)
     assert found["ratio"] == pytest.approx(1, abs=0.1)  # of the other updates
-    monkeypatch.setattr(Actor, "look", lambda *of: PolicyOutputs((seen := look(*of)).logprobs + 90, seen.values))
+    monkeypatch.setattr(Actor, "forward", lambda *of: PolicyOutputs((seen := look(*of)).logprobs + 90, seen.values))
     (found,) = go(home, url, tmp_path / "none", steps=1)
     assert (found["skipped"], "ratio" in found) == (4, False)
 
 
-def test_a_gradient_that_is_no_number_changes_nothing(
+def test_a_gradient_that_is_not_finite_changes_nothing(
     home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look = Actor.forward
@@ -534,9 +536,9 @@ def test_a_gradient_that_is_no_number_changes_nothing(
         root = (found.logprobs - found.logprobs.detach()).sqrt()  # 0, and its slope infinite
         return PolicyOutputs(found.logprobs + 0 * root, found.values)
 
-    monkeypatch.setattr(Actor, "look", broken)
+    monkeypatch.setattr(Actor, "forward", broken)
     config = read(config_of(home, tmp_path / "c.yaml"), PpoConfig)
-    with patient_client(url, config.reward) as client:
+    with open_patient_client(url, config.reward) as client:
         run = PpoRun(config, home / "data", tmp_path / "run", client)
         before = [parameter.detach().clone() for parameter in run.actor.parameters()]
         with pytest.raises(FloatingPointError, match=r"step 0: grad_norm is nan: the training diverges"):
@@ -553,9 +555,9 @@ def test_prompts_of_one_token_are_prompts(home: Path, url: str, tmp_path: Path) 
     (tmp_path / "template.jinja").write_text(ONE_TOKEN)
     tiny.write_rows(tmp_path / "data" / "asked" / "p.jsonl.gz", [{"prompt": letter} for letter in "abcdefgh"])
     config = read(given, PpoConfig)
-    with patient_client(url, config.reward) as client:
+    with open_patient_client(url, config.reward) as client:
         run = PpoRun(config, tmp_path / "data", tmp_path / "run", client)
-        assert {len(asked.ids) for asked in run.session.asked} == {1}
+        assert {len(asked.ids) for asked in run.session.prompts} == {1}
         assert (run.go() / "model.safetensors").is_file()
 
 
@@ -606,12 +608,12 @@ ITEM = [Item(prompt="q", completion="a")]
 def test_a_service_that_has_changed_stops_the_run() -> None:
     subject = rewards([answer("f"), answer("f"), answer("g")])
     assert [subject.score(ITEM) for _ in range(2)] == [[CompletionScore(2.0, {"s": 2.0})]] * 2
-    with pytest.raises(RewardError, match="scores by g now, and did by f"):
+    with pytest.raises(RewardError, match="the service's fingerprint is g now, and was f before"):
         subject.score(ITEM)
 
 
-def test_what_cannot_be_scored_stops_the_run_or_is_left_out() -> None:
-    with pytest.raises(RewardError, match="no score for a completion: too_long"):
+def test_a_completion_without_a_score_stops_the_run_or_is_dropped() -> None:
+    with pytest.raises(RewardError, match="could not score a completion: too_long"):
         rewards([answer(failed=True)]).score(ITEM)
     assert rewards([answer(failed=True)], failed="drop").score(ITEM) == ["too_long"]
 
@@ -626,26 +628,29 @@ def test_a_bounded_reward_is_a_probability() -> None:
     ("changes", "message"),
     [
         ({"reward": {"weights": {"pref": 1.0}}}, "reward: either model or weights"),
-        ({"reward": {"model": "pref", "value": "probability"}}, "'pref' is no absolute signal"),
-        ({"reward": {"model": "mix", "value": "probability"}}, "'mix' is no absolute signal"),
-        ({"reward": {"model": "other"}}, "reward: 'other' is not served; served are"),
+        ({"reward": {"model": "pref", "value": "probability"}}, "'pref' is not an absolute signal"),
+        ({"reward": {"model": "mix", "value": "probability"}}, "'mix' is not an absolute signal"),
+        ({"reward": {"model": "other"}}, "reward: 'other' is not served; the service has"),
         ({"reward": {"model": None, "weights": {"mix": 1.0}}}, "weights: 'mix' is a blend"),
         ({"reward": {"model": None, "weights": {}}}, "reward.weights: must have 1 or more entries, and has 0"),
         (
             {"reward": {"modell": "mix"}, "step": 3},
             r"^\S+: reward.modell: there is no such key; .*\n  step: there is no such key",
         ),
-        ({"rollout": {"max_prompt_tokens": 5}}, r"0 prompts, without 12 too_long \(rollout.max_prompt_tokens is 5\)"),
+        ({"rollout": {"max_prompt_tokens": 5}}, r"0 prompts, 12 dropped \(too_long\); rollout.max_prompt_tokens is 5"),
         ({"rollout": {"temperature": 0.005}}, r"rollout.temperature: vLLM samples at 0.01 where less"),
         ({"lora": {"target_modules": ["q_proj", "lm_head"]}}, "lora.target_modules: 'lm_head' is the output layer"),
-        ({"lora": {"target_modules": ["embed_tokens"]}}, "lora.target_modules: the base has no linear 'embed_tokens'"),
+        (
+            {"lora": {"target_modules": ["embed_tokens"]}},
+            "lora.target_modules: the base has no linear layer 'embed_tokens'",
+        ),
         ({"rollout": {"max_new_tokens": 1000}}, r"max_prompt_tokens \+ max_new_tokens: 1064 is more than the 256"),
         ({"ppo": {"mini_batch": 9}}, "ppo.mini_batch is more than rollout.completions"),
         ({"sources": [{"name": "elsewhere", "format": "prompts"}]}, "elsewhere: no such folder"),
         ({"sources": [{"name": "asked", "format": "labels"}]}, "has no prompts; these have: hh"),
     ],
 )
-def test_a_wrong_configuration_is_told(
+def test_a_wrong_configuration_is_refused(
     changes: dict[str, Any], message: str, home: Path, url: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):

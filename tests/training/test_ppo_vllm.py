@@ -63,7 +63,7 @@ def test_vllm_samples_from_every_adapter_that_is_pushed(tmp_path: Path) -> None:
         actor = Actor(POLICY, LORA, CPU, warm.temperature)
         actor.policy.load_adapter(path)
         given = [SftExample.of(c.prompt, c.ids) for c in completions]
-        for completion, look in zip(completions, actor.old_outputs(given, FP32), strict=True):
+        for completion, look in zip(completions, actor.compute_old_outputs(given, FP32), strict=True):
             assert look.logprobs.tolist() == pytest.approx(completion.logprobs, abs=2e-3)
             assert completion.finish_reason == ("stop" if completion.ids[-1] == EOS else "length")
     greedy.close()

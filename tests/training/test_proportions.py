@@ -99,7 +99,7 @@ def test_the_win_rate_at_equal_length_is_that_of_a_logistic_fit() -> None:
     assert [turned[0], *turned[1]] == pytest.approx([1 - rate, 1 - high, 1 - low])
 
 
-def test_where_length_tells_everything_there_is_no_rate_at_equal_length() -> None:
+def test_separated_by_length_there_is_no_length_controlled_rate() -> None:
     differences = np.array([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0])
     assert length_controlled((differences > 0).astype(float), differences) is None
     assert length_controlled(scores(2, 2), np.zeros(4)) is None
@@ -120,9 +120,7 @@ def test_where_length_tells_everything_there_is_no_rate_at_equal_length() -> Non
         ([0, 1, 1], [-1007, -525, -1192]),  # no output that is nearly as long as the other: 1.00 ± 0.00
     ],
 )
-def test_where_the_fit_cannot_be_computed_or_says_nothing_there_is_no_rate(
-    won: list[float], differences: list[float]
-) -> None:
+def test_a_failed_or_uninformative_fit_gives_no_rate(won: list[float], differences: list[float]) -> None:
     assert length_controlled(np.array(won, dtype=float), np.array(differences, dtype=float)) is None
 
 

@@ -15,7 +15,7 @@ from assay_training.config.rejection import RejectionConfig
 from assay_training.rl.engine_check import EngineError
 from assay_training.rl.rejection import RejectionRun
 from assay_training.rollout.engines.transformers import TransformersEngine
-from assay_training.rollout.rewards import patient_client
+from assay_training.rollout.rewards import open_patient_client
 from assay_training.runs.directory import RunDirectory
 from tests.training.test_ppo import TIMES, common, go, home, rows, url
 
@@ -40,7 +40,7 @@ def config_of(home: Path, path: Path, **changes: Any) -> RejectionConfig:
 
 def rejection(home: Path, url: str, out: Path, **changes: Any) -> list[dict[str, Any]]:
     config = config_of(home, out.parent / "c.yaml", **changes)
-    with patient_client(url, config.reward) as client:
+    with open_patient_client(url, config.reward) as client:
         RejectionRun(config, home / "data", out, client).go()
     results: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
     return results
@@ -67,7 +67,7 @@ def test_a_round_learns_from_the_best_and_the_next_samples_are_better(home: Path
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").is_file()
 
 
-def test_every_round_tells_what_was_sampled(home: Path, url: str, tmp_path: Path) -> None:
+def test_every_round_reports_its_samples(home: Path, url: str, tmp_path: Path) -> None:
     results = rejection(home, url, tmp_path / "run", rollout={"max_new_tokens": 8}, optimizer={"epochs": 2})
     told = [row for row in rows(tmp_path / "run") if row["part"] == "rounds"]
     done = [json.loads((tmp_path / "run" / f"round-{number}.json").read_text()) for number in (1, 2)]
@@ -103,7 +103,7 @@ def test_a_round_that_is_not_sampled_from_the_round_before_is_refused(
     monkeypatch.setattr(TransformersEngine, "push", once)
     changes: dict[str, Any] = {"optimizer": {"epochs": 1, "learning_rate": 3e-4}}
     for _ in range(2):
-        with pytest.raises(EngineError, match="rollout 2: log-probabilities of engine and trainer are"):
+        with pytest.raises(EngineError, match="rollout 2: the log-probabilities of engine and trainer differ"):
             rejection(home, url, tmp_path / "run", **changes)
     assert not (tmp_path / "run" / "round-2.json").exists()
 
@@ -175,11 +175,11 @@ def untimed(row: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_round_of_more_prompts_than_there_are_is_refused(home: Path, url: str, tmp_path: Path) -> None:
     """Some would be asked twice, and the best of them would be of twice as many."""
-    with pytest.raises(ValueError, match="12 prompts; a round is of 13"):
+    with pytest.raises(ValueError, match="12 prompts; the run needs at least 13"):
         rejection(home, url, tmp_path / "run", prompts=13)
 
 
-def test_a_service_that_is_not_there_is_told(home: Path, tmp_path: Path) -> None:
+def test_an_unreachable_service_is_named(home: Path, tmp_path: Path) -> None:
     config_of(home, tmp_path / "c.yaml")
     options = ["--config", tmp_path / "c.yaml", "--data", home / "data", "--out", tmp_path / "run"]
     result = CliRunner().invoke(app, ["train", "rejection", *map(str, options), "--url", "http://127.0.0.1:9"])

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from assay_client.client import RewardClient
 from assay_client.errors import FingerprintChanged
 from assay_service.scoring.item import Item, Message
-from assay_training.algorithms.best_of_n import chosen, expected, kl_bound, win_rate
+from assay_training.algorithms.best_of_n import compute_selection_probabilities, expected, kl_bound, win_rate
 from assay_training.algorithms.statistics import reliability
 from assay_training.cli.main import app
 from assay_training.evaluation.report import print_table, to_json
@@ -59,7 +59,7 @@ def test_the_best_of_n_is_the_mean_over_all_draws(gold: list[int], data: st.Data
         picks.append(sum(tied) / len(tied))
     found = expected(np.array(scores, dtype=float), np.array(gold, dtype=float), n)
     assert found == pytest.approx(sum(picks) / len(picks))
-    assert chosen(np.array(scores, dtype=float), n).sum() == pytest.approx(1)
+    assert compute_selection_probabilities(np.array(scores, dtype=float), n).sum() == pytest.approx(1)
 
 
 def test_many_samples_do_not_overflow() -> None:
@@ -529,7 +529,7 @@ def test_a_source_that_does_not_exist_is_an_error(given: str, message: str) -> N
     assert (code, message in output) == (2, True), output
 
 
-def test_a_service_that_cannot_be_reached_is_an_error(tmp_path: Path) -> None:
+def test_an_unreachable_service_is_named(tmp_path: Path) -> None:
     source = write(tmp_path / "x.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
     code, output = run("agreement", f"preferences:{source}", "--url", "http://127.0.0.1:9")
     assert (code, "assay evaluate agreement: " in output) == (2, True), output

@@ -85,7 +85,7 @@ def test_a_text_is_learned_whole_with_its_end() -> None:
     assert example.ids[0] == FAST.bos_token_id
 
 
-def test_what_is_too_long_is_cut_on_the_right_and_what_is_left_without_targets_is_dropped() -> None:
+def test_long_examples_are_cut_on_the_right_and_those_without_targets_dropped() -> None:
     long = dialogue("How?", "Mix. " * 40)
     asked = dialogue("How? " * 60, "Mix.")
     examples, report = renderer(max_length=32).examples([long, asked, dialogue("a", "b")])
@@ -152,7 +152,7 @@ def test_log_probabilities_are_transformers_own(architecture: str, tied: bool, t
     assert packed.tolist() == pytest.approx(expected, abs=2e-4)
 
 
-def test_an_encoder_is_no_policy(tmp_path: Path) -> None:
+def test_an_encoder_is_refused_as_a_policy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a causal language model"):
         Policy(tiny.save_base(tmp_path), None, torch.device("cpu"))
 
@@ -307,7 +307,7 @@ def test_no_group_is_both_learned_and_tested(tmp_path: Path) -> None:
     ("reply", "question", "reason"),
     [("<|im_end|>", "q", "special_tokens: {}"), ("yes", "bread " * 300, "no reply within max_length: {}")],
 )
-def test_a_stage_of_which_little_is_left_is_refused_and_what_is_lost_is_told(
+def test_a_stage_of_which_little_is_left_is_refused_and_lost_records_are_reported(
     reply: str, question: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, data, out = prepare(tmp_path)
@@ -325,7 +325,7 @@ def test_a_stage_of_which_little_is_left_is_refused_and_what_is_lost_is_told(
     assert f"stages: sft: 5 of 45 records cannot be rendered ({reason.format(5)}); they are" in capsys.readouterr().err
 
 
-def test_a_template_without_the_tokenizers_end_is_no_template_for_a_policy(tmp_path: Path) -> None:
+def test_a_policys_template_without_the_tokenizers_eos_is_refused(tmp_path: Path) -> None:
     """The policy would never learn to stop."""
     config, data, out = prepare(tmp_path)
     endless = checkpoints.CHATML.replace("<|im_end|>", "")

@@ -121,7 +121,7 @@ def test_bucket_errors_of_ten_rows() -> None:
     assert errors["all"][1:] == pytest.approx((0.077, 0.19))
 
 
-def test_a_bucket_without_rows_is_left_out() -> None:
+def test_a_bucket_without_rows_is_skipped() -> None:
     assert set(bucket_errors(np.array([0.0, 1.0]), np.array([0.5, 0.5]))) == {"low", "high", "all"}
 
 

@@ -25,7 +25,7 @@ def config_of(tmp_path: Path, **changes: Any) -> RewardConfig:
     return read(tiny.write_config(tmp_path / "run.yaml", tmp_path / "base", **changes), RewardConfig)
 
 
-def test_a_preference_model_is_told_beside_its_length_baseline(tmp_path: Path) -> None:
+def test_a_preference_model_is_summarised_beside_its_length_baseline(tmp_path: Path) -> None:
     results = {
         "hh_rlhf": {"accuracy": {"model": ESTIMATE, "length": LENGTH}},
         "all": {"accuracy": {"model": ESTIMATE, "length": ESTIMATE | {"value": 0.65}}},
@@ -47,7 +47,7 @@ def test_a_preference_model_is_told_beside_its_length_baseline(tmp_path: Path) -
     ]
 
 
-def test_an_absolute_model_is_told_by_source(tmp_path: Path) -> None:
+def test_an_absolute_model_is_summarised_by_source(tmp_path: Path) -> None:
     numbers = {
         "statistic": "AUC",
         "errors": {"model": {"all": [602, 0.25, 0.5]}},
@@ -73,7 +73,7 @@ def test_a_whole_model_of_the_hub_is_served_by_its_checkpoint(tmp_path: Path) ->
     assert yaml.safe_load(summary.service_yaml(hub))["signals"] == {"tiny": signal}
 
 
-def test_policies_are_told_by_stages_steps_and_rounds() -> None:
+def test_policies_are_summarised_by_stages_steps_and_rounds() -> None:
     losses = {
         "sft": {"before": {"targets": 9000, "perplexity": 132.04}, "after": {"targets": 9000, "perplexity": 37.1}}
     }
@@ -81,22 +81,22 @@ def test_policies_are_told_by_stages_steps_and_rounds() -> None:
         "policy: runs/p/checkpoint",
         "to use it: as any model of transformers or vLLM, or as `base` of another run",
     ]
-    assert sft.summary_lines(losses, Path("runs/p/checkpoint")) == [
+    assert sft.describe_sft_run(losses, Path("runs/p/checkpoint")) == [
         "sft: perplexity on 9,000 held-out tokens 132 before, 37.1 after",
         *policy,
     ]
     rows = [{"score": float(score), "kl": score / 10} for score in range(20)]
-    assert rl_summary.ppo_lines(rows, Path("runs/p/checkpoint")) == [
+    assert rl_summary.describe_ppo_run(rows, Path("runs/p/checkpoint")) == [
         "score: 2.000 in the first 5 of 20 steps, 17.000 in the last 5; KL to the reference 1.90 nats per completion",
         *policy,
     ]
-    assert rl_summary.ppo_lines(rows[:1], Path("x"))[0].startswith(
+    assert rl_summary.describe_ppo_run(rows[:1], Path("x"))[0].startswith(
         "score: 0.000 in the first 1 of 1 steps, 0.000 in the last 1;"
     )
-    assert rl_summary.rejection_lines(
+    assert rl_summary.describe_rejection_run(
         [{"round": 1, "score": 0.5, "best_score": 1.25}], 8, Path("runs/p/checkpoint")
     ) == [
-        "round 1: score 0.500, of the best of 8 1.250",
+        "round 1: mean score 0.500, mean of the best of 8 1.250",
         *policy,
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from assay_training.algorithms.schedule import learning_rate_share, random_batches
+from assay_training.algorithms.schedule import compute_learning_rate_share, draw_random_batches
 from assay_training.config.model import OptimizerConfig
 from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
 from assay_training.data.examples import Example, render_records
@@ -119,11 +119,11 @@ def fit(
 def test_the_learning_rate_warms_up_and_falls_to_a_tenth(
     step: int, steps: int, warmup_share: float, share: float
 ) -> None:
-    assert learning_rate_share(step, steps, warmup_share) == pytest.approx(share, abs=1e-6)
+    assert compute_learning_rate_share(step, steps, warmup_share) == pytest.approx(share, abs=1e-6)
 
 
 def test_the_learning_rate_never_leaves_its_range_and_falls_after_the_warm_up() -> None:
-    shares = [learning_rate_share(step, 200, 0.1) for step in range(200)]
+    shares = [compute_learning_rate_share(step, 200, 0.1) for step in range(200)]
     assert shares[:20] == sorted(shares[:20])
     assert shares[20:] == sorted(shares[20:], reverse=True)
     assert 0.1 <= min(shares[20:]) < 0.101
@@ -131,13 +131,13 @@ def test_the_learning_rate_never_leaves_its_range_and_falls_after_the_warm_up() 
 
 
 def test_every_epoch_sees_every_example_once_in_a_new_order() -> None:
-    batches = list(random_batches(10, 4, 3, seed=1))
+    batches = list(draw_random_batches(10, 4, 3, seed=1))
     assert [len(batch) for batch in batches] == [4, 4, 2] * 3
     epochs = [[i for batch in batches[start : start + 3] for i in batch] for start in (0, 3, 6)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in [*epochs, list(range(10))]}) == 4
-    assert batches == list(random_batches(10, 4, 3, seed=1))
-    assert batches != list(random_batches(10, 4, 3, seed=2))
+    assert batches == list(draw_random_batches(10, 4, 3, seed=1))
+    assert batches != list(draw_random_batches(10, 4, 3, seed=2))
 
 
 def slow_loss(records: Sequence[Judged], logits: list[list[float]]) -> float:
@@ -317,7 +317,7 @@ def test_a_gradient_whose_norm_is_infinite_stops_the_run_before_it_is_applied(tm
     assert torch.equal(parameters[0], before)
 
 
-def test_a_metric_that_is_not_finite_is_told_by_step_and_name(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_finite_is_named_with_its_step(tmp_path: Path) -> None:
     metrics = MetricsWriter(tmp_path, "ppo")
     metrics.begin(0)
     with pytest.raises(FloatingPointError, match=r"^ppo: step 3: kl_k3 is inf$"):
@@ -326,9 +326,11 @@ def test_a_metric_that_is_not_finite_is_told_by_step_and_name(tmp_path: Path) ->
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_a_result_that_is_not_finite_is_told_by_file_and_key(tmp_path: Path) -> None:
+def test_a_result_that_is_not_finite_is_named_by_file_and_key(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run", {}, writes=True)
-    with pytest.raises(FloatingPointError, match=r"held_out\.json: all\.rows\[1\]\[0\] is nan: what the model gives"):
+    with pytest.raises(
+        FloatingPointError, match=r"held_out\.json: all\.rows\[1\]\[0\] is nan: the model's output is not finite"
+    ):
         directory.write_json("held_out.json", {"all": {"rows": [[1.0], [math.nan]]}})
     assert not list((tmp_path / "run").glob("held_out*"))
 
@@ -445,10 +447,10 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("content", [b"", b"xx", b"8", b"\x80\x02h\x01.", b"PK\x03\x04 half an archive"])
-def test_a_broken_state_is_told_by_its_name(content: bytes, tmp_path: Path) -> None:
+def test_a_broken_resume_state_is_named(content: bytes, tmp_path: Path) -> None:
     state = tmp_path / "state.pt"
     state.write_bytes(content)
-    with pytest.raises(RunStopped, match=r"state\.pt: not a state that training can go on from; without the file it"):
+    with pytest.raises(RunStopped, match=r"state\.pt: the stored state is broken; remove the file"):
         fit(tiny.save_base(tmp_path / "base"), rankings(), tiny.optimizer(), resume=ResumePoint(state))
 
 

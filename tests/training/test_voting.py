@@ -14,8 +14,8 @@ from assay_training.algorithms.voting import (
     MajorityTies,
     as_ranking,
     borda,
+    count_votes,
     ranked_pairs,
-    support,
 )
 
 
@@ -39,19 +39,19 @@ def test_the_second_vector_of_the_authors_code() -> None:
     """Seeds §7: fifteen voters with a circle."""
     counts = {"wxzy": 3, "wyxz": 2, "xyzw": 4, "xzwy": 5, "ywxz": 1}
     ballots = [ballot(order) for order, count in counts.items() for _ in range(count)]
-    assert support(ballots, "no vote")["x", "z"] == 15
+    assert count_votes(ballots, "no vote")["x", "z"] == 15
     assert winners(ballots) == "x z w y"
 
 
-def test_a_circle_is_broken_at_its_weakest_majority() -> None:
+def test_a_cycle_is_broken_at_its_weakest_majority() -> None:
     """Rock beats scissors 7:2, scissors paper 6:3, paper rock 5:4."""
     ballots = [*[ballot("rsp")] * 4, *[ballot("spr")] * 2, *[ballot("prs")] * 3]
-    votes = support(ballots, "no vote")
+    votes = count_votes(ballots, "no vote")
     assert (votes["r", "s"], votes["s", "p"], votes["p", "r"]) == (7, 6, 5)
     assert winners(ballots) == "r s p"
 
 
-def test_what_is_locked_in_counts_through_others() -> None:
+def test_locked_majorities_are_transitive() -> None:
     """a > b and b > c say a > c, though c beats a directly by the weakest majority; a later edge must know."""
     ballots = [*[ballot("abc")] * 4, *[ballot("bca")] * 3, *[ballot("cab")] * 2]
     assert winners(ballots) == "a b c"
@@ -87,7 +87,7 @@ def test_everyone_is_ranked_once_and_a_condorcet_winner_first(
 ) -> None:
     ranking = ranked_pairs(ballots, tied, majority)
     assert sorted(c for group in ranking for c in group) == list("wxyz")
-    votes = support(ballots, tied)
+    votes = count_votes(ballots, tied)
     for candidate in "wxyz":
         if all(votes[candidate, other] > votes[other, candidate] for other in "wxyz" if other != candidate):
             assert ranking[0] == (candidate,)
@@ -97,7 +97,7 @@ def test_everyone_is_ranked_once_and_a_condorcet_winner_first(
 @given(BALLOTS)
 def test_without_rules_that_look_at_names_renaming_renames_the_result(ballots: list[Ballot]) -> None:
     """Only where no two majorities tie in strength does the lock-in not look at names either."""
-    votes = support(ballots, "no vote")
+    votes = count_votes(ballots, "no vote")
     strengths = [(votes[a, b], votes[b, a]) for a, b in permutations("wxyz", 2) if votes[a, b] > votes[b, a]]
     if len(set(strengths)) < len(strengths):
         return
@@ -110,7 +110,7 @@ def test_without_rules_that_look_at_names_renaming_renames_the_result(ballots: l
 @given(BALLOTS)
 def test_ballots_turned_round_turn_the_result_round(ballots: list[Ballot]) -> None:
     """Where no two majorities tie in strength, as above, and no vote is a draw's."""
-    votes = support(ballots, "no vote")
+    votes = count_votes(ballots, "no vote")
     strengths = [(votes[a, b], votes[b, a]) for a, b in permutations("wxyz", 2) if votes[a, b] > votes[b, a]]
     if len(set(strengths)) < len(strengths):
         return

@@ -1,5 +1,8 @@
-"""What ends a run that is not wrong in itself."""
+"""Define the error of a run that stops because of something around it, and can be resumed."""
 
 
 class RunStopped(RuntimeError):
-    """Something around a run is not as it has to be; what it has done is kept, and it goes on when that is mended."""
+    """The error of a run whose surroundings are not as they must be, such as its service or engine.
+
+    The run itself is not at fault. Its state is kept, and it resumes when the cause is fixed.
+    """

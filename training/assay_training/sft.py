@@ -1,4 +1,4 @@
-"""Supervised training of a policy: pretraining on texts, SFT on what the assistant says, in stages."""
+"""Train a policy by supervision, in stages: pretraining on texts, then SFT on the messages of the assistant."""
 
 import math
 from collections import Counter
@@ -22,21 +22,32 @@ from assay_training.distributed.sharding import copy_whole, sharding_requested
 from assay_training.loop.next_token import NextToken
 from assay_training.loop.supervised import Schedule, train
 from assay_training.models.batches import autocast, token_batches
-from assay_training.models.checkpoint import policy_lines, policy_renderer, save_policy
+from assay_training.models.checkpoint import describe_policy, policy_renderer, save_policy
 from assay_training.models.policy import Policy
 from assay_training.records.sources import data_hashes, read_spoken
 from assay_training.runs.directory import RunDirectory, base_identity
 
-LARGEST_LOSS = 700.0  # nats per token; the exponential of more is no float64
+LARGEST_LOSS = 700.0  # nats per token; the perplexity of a larger loss overflows float64
 
 
 class SftRun:
-    """One configuration with its data.
+    """A run of supervised training: one configuration with its data and its policy.
 
     Args:
-        config: the run's.
-        data: the folder that holds the sources' folders.
-        out: the run directory.
+        config: configuration of the run.
+        data: folder with a folder for each source.
+        out: run directory.
+
+    Attributes:
+        config: configuration of the run.
+        base: directory of the base.
+        template: Jinja source of the chat template.
+        policy: policy that is trained.
+        parts: training and held-out examples of each stage.
+        run: run directory.
+
+    Raises:
+        ValueError: the configuration, the data or the run directory is wrong.
     """
 
     def __init__(self, config: SftConfig, data: Path, out: Path) -> None:
@@ -45,34 +56,37 @@ class SftRun:
         self.template = template_of(config, self.base)
         check_length("max_length", config.max_length, self.base)
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
-        for line in (line for found in spoken for line in found.report_lines()):
+        for line in (line for read_stage in spoken for line in read_stage.report_lines()):
             tell(line)
         hashes: dict[str, str] = {}
         for stage in config.stages:
             hashes |= data_hashes(data, stage.sources, [])
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # an adapter is initialised at random
         self.policy = Policy(self.base, config.lora, accelerator().device)
         self.policy.shard()
         self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
         loaded = tokenizer.load(self.base)
         rendered = policy_renderer(loaded, self.template, self.policy.vocabulary_size)
         renderer, reports = SftRenderer(rendered, loaded, config.max_length), {}
-        for stage, found in zip(config.stages, spoken, strict=True):
-            training, report = renderer.examples([r for r in found.records if not self._held_out(r.group)])
-            tested, tested_report = renderer.examples([r for r in found.records if self._held_out(r.group)])
-            self.parts.append((training, tested))
-            lost = Counter(report.lost) + Counter(tested_report.lost)
-            for line in check_refused(lost, len(found.records), f"stages: {stage.name}"):
+        for stage, read_stage in zip(config.stages, spoken, strict=True):
+            training, report = renderer.examples([r for r in read_stage.records if not self._is_held_out(r.group)])
+            held_out, held_out_report = renderer.examples([r for r in read_stage.records if self._is_held_out(r.group)])
+            self.parts.append((training, held_out))
+            lost = Counter(report.lost) + Counter(held_out_report.lost)
+            for line in check_refused(lost, len(read_stage.records), f"stages: {stage.name}"):
                 tell(line)
             reports[stage.name] = {
-                "understood": found.understood,
-                "left_out": found.left_out,
+                "understood": read_stage.understood,
+                "left_out": read_stage.left_out,
                 "training": asdict(report),
-                "held_out": asdict(tested_report),
+                "held_out": asdict(held_out_report),
             }
-        for stage, (training, tested) in zip(config.stages, self.parts, strict=True):
-            if not (training and tested):
-                raise ConfigError(f"stages: {stage.name}: {len(training)} examples to learn, {len(tested)} held out")
+        for stage, (training, held_out) in zip(config.stages, self.parts, strict=True):
+            if not (training and held_out):
+                raise ConfigError(
+                    f"stages: {stage.name}: {len(training)} training examples and {len(held_out)} held-out ones; "
+                    "both parts need at least one (see held_out)"
+                )
         self.run = RunDirectory(
             out,
             {
@@ -86,16 +100,23 @@ class SftRun:
         self.run.write_json("render.json", reports)
 
     def go(self) -> Path:
-        """All stages, then the whole model in transformers' format; returns its directory."""
+        """Run all stages from where an interrupted run stopped, then save the whole policy and return its directory.
+
+        Raises:
+            FloatingPointError: the training diverges.
+            RunStopped: the state of an interrupted run is broken.
+        """
         directory = self.run.path / "checkpoint"
         if self.run.read_json("results.json") is not None:
             return directory
         losses: dict[str, Any] = self.run.read_json("losses.json") or {}
         for stage, (training, held_out) in zip(self.config.stages, self.parts, strict=True):
-            before = losses.get(stage.name, {}).get("before") or self._loss(held_out, stage)
+            # A resumed run keeps the loss from before the stage; the policy has changed since.
+            before = losses.get(stage.name, {}).get("before") or self._evaluate(held_out, stage)
             self._train(stage, training)
-            losses[stage.name] = {"before": before, "after": self._loss(held_out, stage)}
+            losses[stage.name] = {"before": before, "after": self._evaluate(held_out, stage)}
             self.run.write_json("losses.json", losses)
+        # A sharded policy is copied into an unsharded one, which can be saved.
         whole = self.policy
         if sharding_requested():
             whole = Policy(self.base, self.config.lora, self.policy.device)
@@ -107,6 +128,7 @@ class SftRun:
         return directory
 
     def _train(self, stage: Stage, training: Sequence[SftExample]) -> None:
+        """Train the policy on the examples of one stage."""
         train(
             NextToken(self.policy, stage.optimizer),
             self.policy.parameters(),
@@ -116,45 +138,66 @@ class SftRun:
             resume=self.run.resume_point(stage.name),
         )
 
-    def _loss(self, examples: Sequence[SftExample], stage: Stage) -> dict[str, float]:
-        """Mean negative log-likelihood per target token of what no stage sees, and its exponential."""
+    def _evaluate(self, examples: Sequence[SftExample], stage: Stage) -> dict[str, float]:
+        """Return the number of target tokens, their mean negative log-likelihood in nats, and the perplexity.
+
+        Args:
+            examples: held-out examples, which no stage trains on.
+            stage: stage whose settings the forward passes use.
+
+        Raises:
+            FloatingPointError: the loss is not finite, or its perplexity would not be.
+        """
         targets, total = sum(example.targets for example in examples), 0.0
         batches = list(token_batches(range(len(examples)), examples, stage.optimizer.micro_batch_tokens))
         for part in tqdm(batches, desc=f"held out, {stage.name}", mininterval=10):
-            # Not in inference mode, whose tensors could not be trained on where layers are shared.
+            # Not `inference_mode`: FSDP keeps tensors between passes, and training cannot use inference tensors.
             with torch.no_grad(), autocast(self.policy.device, stage.optimizer):
                 total -= float(self.policy.logprobs([examples[i] for i in part]).double().sum())
         loss = total / targets
         if not loss < LARGEST_LOSS:
             raise FloatingPointError(
-                f"{stage.name}: the loss on what is held out is {loss} per token: the training diverges; lower "
+                f"{stage.name}: the loss on held-out examples is {loss} per token: the training diverges; lower "
                 f"optimizer.learning_rate (it is {stage.optimizer.learning_rate:g})"
             )
         return {"targets": targets, "loss": loss, "perplexity": math.exp(loss)}
 
-    def _held_out(self, group: str) -> bool:
+    def _is_held_out(self, group: str) -> bool:
+        """Return whether a group of records is held out from training."""
         return fold_of(group, folds=1, held_out=self.config.held_out, seed=self.config.seed) == HELD_OUT
 
 
 def run(config_path: Path, data: Path, out: Path | None) -> Path:
-    """The whole of `assay train sft`; returns the checkpoint's directory.
+    """Run `assay train sft` and return the directory of the checkpoint.
+
+    Args:
+        config_path: YAML file of the configuration.
+        data: folder with a folder for each source.
+        out: run directory; None means `runs/NAME`.
 
     Raises:
         ValueError: the configuration, the data or the run directory is wrong.
+        FloatingPointError: the training diverges.
+        RunStopped: the state of an interrupted run is broken.
     """
     config = read(config_path, SftConfig)
     sft = SftRun(config, data, out or Path("runs") / config.name)
     checkpoint = sft.go()
-    for line in summary_lines(sft.run.read_json("results.json") or {}, checkpoint):
+    for line in describe_sft_run(sft.run.read_json("results.json") or {}, checkpoint):
         tell(line)
     return checkpoint
 
 
-def summary_lines(losses: Mapping[str, Any], checkpoint: Path) -> list[str]:
-    """Return what the stages of a policy came to on what no stage has seen, and where the policy is."""
+def describe_sft_run(losses: Mapping[str, Any], checkpoint: Path) -> list[str]:
+    """Return lines with the held-out perplexity before and after each stage, and the checkpoint.
+
+    Args:
+        losses: contents of `results.json`: loss and perplexity before and after each stage.
+        checkpoint: directory of the policy.
+    """
     lines = [
         f"{stage}: perplexity on {loss['after']['targets']:,} held-out tokens "
         f"{loss['before']['perplexity']:.4g} before, {loss['after']['perplexity']:.4g} after"
         for stage, loss in losses.items()
     ]
-    return [*lines, *policy_lines(checkpoint)]
+    return [*lines, *describe_policy(checkpoint)]

@@ -1,4 +1,8 @@
-"""What picking the best of N by one score does to another, without bias, from M >= N samples."""
+"""Estimate best-of-N sampling without bias: the best of N by one score, judged by another.
+
+Legend: `M` samples of one prompt, of which the estimators use all; `N <= M` of them compete. `scores` select,
+`gold` judges. All arrays are float64 `[M]`.
+"""
 
 import math
 
@@ -7,47 +11,57 @@ import numpy as np
 from assay_training.algorithms.statistics import Floats
 
 
-def chosen(scores: Floats, n: int) -> Floats:
-    """The chance of each of M samples to be the best of n drawn without replacement; `[M]`, sums to 1.
+def compute_selection_probabilities(scores: Floats, n: int) -> Floats:
+    """Return the probability that each sample is the best of n drawn without replacement.
 
-    The k-th smallest score is the largest of n in C(k - 1, n - 1) of C(M, n) draws; samples with equal scores share
-    (Nakano et al. 2021, WebGPT).
+    The sample of rank k (from the smallest score, k = 1..M) is the largest of n in C(k − 1, n − 1) of C(M, n) draws
+    (Nakano et al. 2021, WebGPT, arXiv:2112.09332). Samples with equal scores share their probability equally.
 
     Args:
-        scores: `[M]`.
-        n: at most M.
+        scores: scores that select, float64 `[M]`.
+        n: number of samples that compete, 1..M.
+
+    Returns:
+        Probabilities, float64 `[M]`; they sum to 1.
     """
     total = math.comb(len(scores), n)
     by_rank = np.array([math.comb(rank, n - 1) / total for rank in range(len(scores))])
     order = np.argsort(scores, kind="stable")
+    # Without sharing, the order of the samples would decide which one of equal scores is selected.
     values, group = np.unique(scores, return_inverse=True)
     shares = np.bincount(group[order], weights=by_rank, minlength=len(values)) / np.bincount(group)
     return np.asarray(shares[group], dtype=np.float64)
 
 
 def expected(scores: Floats, gold: Floats, n: int) -> float:
-    """The mean gold value of the best of n; both `[M]`."""
-    return float(chosen(scores, n) @ gold)
+    """Return the expected gold value of the best of n samples.
+
+    Args:
+        scores: scores that select, float64 `[M]`.
+        gold: gold values of the same samples, float64 `[M]`.
+        n: number of samples that compete, 1..M.
+    """
+    return float(compute_selection_probabilities(scores, n) @ gold)
 
 
 def win_rate(scores: Floats, gold: Floats, n: int) -> float:
-    """How often the best of n has a higher gold value than one more sample that it was not picked against.
+    """Return the probability that the best of n has a higher gold value than one further sample.
 
-    A tie is half a win. Without bias, as every opponent is left out of what is picked from.
+    A tie counts as half a win. The estimate is unbiased, because the opponent never competes in the selection.
 
     Args:
-        scores: `[M]`.
-        gold: `[M]`.
-        n: less than M.
+        scores: scores that select, float64 `[M]`.
+        gold: gold values of the same samples, float64 `[M]`.
+        n: number of samples that compete, 1..M − 1.
     """
     wins = 0.0
     for opponent in range(len(gold)):
         others = np.delete(np.arange(len(gold)), opponent)
         better = (np.sign(gold[others] - gold[opponent]) + 1) / 2
-        wins += float(chosen(scores[others], n) @ better)
+        wins += float(compute_selection_probabilities(scores[others], n) @ better)
     return wins / len(gold)
 
 
 def kl_bound(n: int) -> float:
-    """At most this many nats lie between the best of n and the policy: ln n - (n - 1) / n."""
+    """Return the upper bound of KL(best of n ‖ policy) in nats: `ln n − (n − 1) / n`."""
     return math.log(n) - (n - 1) / n

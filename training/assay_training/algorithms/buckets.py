@@ -1,4 +1,4 @@
-"""The thesis' buckets of labels: low, mid, high ([CRS] tables 6 and 7)."""
+"""Sort quality labels into the three buckets of [CRS] tables 6 and 7: low, mid and high."""
 
 from typing import Literal
 
@@ -8,5 +8,5 @@ Bucket = Literal["low", "mid", "high"]
 
 
 def bucket_of(label: float) -> Bucket:
-    """Low is <= 0.4, high is >= 0.9."""
+    """Return the bucket of a label: low at 0.4 or less, high at 0.9 or more, mid between."""
     return "low" if label <= LOW else "high" if label >= HIGH else "mid"

@@ -1,4 +1,4 @@
-"""Groups to parts, by hash: the same group is in the same part on every machine, whatever else is in the data."""
+"""Assign groups to folds by hash, so that the fold of a group depends on nothing but its name and the seed."""
 
 import hashlib
 
@@ -6,18 +6,19 @@ HELD_OUT = -1
 
 
 def fold_of(group: str, *, folds: int, held_out: float, seed: int) -> int:
-    """The fold in whose test part `group` is, or `HELD_OUT`.
+    """Return the fold that tests on `group`, or `HELD_OUT`.
 
     Args:
-        group: the split key.
-        folds: number of folds; 1 for none.
-        held_out: share of the groups that is in no fold.
-        seed: changes the assignment.
+        group: split key; records with the same key are never split.
+        folds: number of folds; 1 for no cross-validation.
+        held_out: expected share of the groups in the held-out part, 0..1.
+        seed: seed of the assignment.
 
     Returns:
-        0 .. folds - 1, or `HELD_OUT`.
+        A fold in 0..folds − 1, or `HELD_OUT`.
     """
     digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
+    # Separate bytes decide the two questions, so the held-out part does not depend on the number of folds.
     if int.from_bytes(digest[:8], "big") / 2**64 < held_out:
         return HELD_OUT
     return int.from_bytes(digest[8:16], "big") % folds

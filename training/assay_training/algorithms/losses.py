@@ -1,29 +1,42 @@
-"""Losses of reward models: tensors in, tensor out.
+"""Compute the losses of reward models and of supervised policies; pure functions of tensors.
 
-Legend: `n` logits in a batch, `p` pairs. A weight is a share of the whole batch: sums over micro-batches, and over
-processes, add up to the batch's loss.
+Legend (all tensors are fp32 vectors):
+
+    p   pairs in a batch; each has a better and a worse completion
+    n   labelled completions in a batch
+    t   target tokens in a batch
+    w   weights; each is a share of the whole batch, so that Σ w = 1 gives a weighted mean
+    σ   the logistic function
+
+Every loss is a weighted *sum*, so the losses of micro-batches, and of processes, add up to the loss of the batch.
 """
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-EXCESS = 0.02  # weight of what a raw prediction exceeds 0..1 by ([CRS] section 5.3)
+EXCESS = 0.02  # weight of the part of a raw prediction outside 0..1 ([CRS] section 5.3)
 
 
 def bradley_terry(margins: torch.Tensor, target_margins: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of the Bradley-Terry model over weighted pairs, with target margins.
+    """Return the weighted negative log-likelihood of the Bradley-Terry model, with target margins.
 
-    `-Σ_p weights_p · log σ(margins_p - target_margins_p)`. With weights `1 / (pairs of the prompt · prompts)` and no
-    target margins it is [CRS] equation 2.12: all C(K, 2) pairs averaged per prompt, then over prompts; with labelled
-    ones [Margin] equation 3, and with `batch_mean_margins` equations 4 to 7.
+    `L = −Σ_p w_p · log σ(margins_p − target_margins_p)` ([Bradley-Terry])
+
+    - With weights `1 / (pairs of the prompt · prompts)` and no target margins it is [CRS] equation 2.12: the mean over
+      all C(K, 2) pairs of a prompt, then over prompts.
+    - With labelled target margins it is [Margin] equation 3.
+    - With those of `batch_mean_margins` it is [Margin] equations 4 to 7.
 
     Args:
-        margins: fp32 `[p]`, logit of the better completion minus logit of the worse.
-        target_margins: fp32 `[p]`, what a margin should exceed; zeros for none.
-        weights: fp32 `[p]`.
+        margins: logit of the better completion minus logit of the worse, fp32 `[p]`.
+        target_margins: values that the margins should exceed, fp32 `[p]`; zeros for none.
+        weights: shares of the batch, fp32 `[p]`.
 
     Returns:
-        fp32 scalar.
+        The loss, fp32 scalar.
+
+    Raises:
+        ValueError: the tensors are not vectors of one length.
     """
     _check_shapes(margins, target_margins, weights)
     return -(weights * logsigmoid(margins - target_margins)).sum()
@@ -32,75 +45,126 @@ def bradley_terry(margins: torch.Tensor, target_margins: torch.Tensor, weights: 
 def batch_mean_margins(margins: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """Return the adaptive target margins with threshold of [Margin] equations 6 and 7.
 
-    The batch's mean margin μ for pairs below it, 0 for the others. The paper does not say whether μ is detached; it has
-    to be: otherwise the gradient of (4) sums to exactly zero over the batch, so that no step raises the mean.
+    The target is the batch's mean margin μ for pairs below it, and 0 for the others. The paper leaves open whether μ is
+    detached. It must be: otherwise the gradient of equation 4 sums to exactly zero over the batch, and no step
+    raises the mean.
 
     Args:
-        margins: fp32 `[p]`.
-        mean: fp32 scalar, μ of the whole batch (5); must carry no gradient.
+        margins: logit of the better completion minus logit of the worse, fp32 `[p]`.
+        mean: μ of the whole batch ([Margin] equation 5), fp32 scalar without gradient.
 
     Returns:
-        fp32 `[p]`, without gradient.
+        Target margins, fp32 `[p]`, without gradient.
+
+    Raises:
+        ValueError: `mean` carries a gradient.
     """
     if mean.requires_grad:
-        raise ValueError("the mean margin carries a gradient, which would undo the loss's")
+        raise ValueError("the mean margin carries a gradient, which cancels the gradient of the loss; detach it")
+    # The comparison selects pairs and is not differentiable, so it needs no gradient either.
     return torch.where(margins.detach() < mean, mean, torch.zeros_like(margins))
 
 
 def squared_logits(better: torch.Tensor, worse: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Open-Assistant's L2 on the logits themselves: `Σ_p weights_p · ½ (better_p² + worse_p²)`; all `[p]`."""
+    """Return the L2 penalty on logits of [Open-Assistant]: `L = Σ_p w_p · ½ (better_p² + worse_p²)`.
+
+    Args:
+        better: logits of the better completions, fp32 `[p]`.
+        worse: logits of the worse completions, fp32 `[p]`.
+        weights: shares of the batch, fp32 `[p]`.
+
+    Returns:
+        The penalty, fp32 scalar.
+
+    Raises:
+        ValueError: the tensors are not vectors of one length.
+    """
     _check_shapes(better, worse, weights)
     return (weights * 0.5 * (better.square() + worse.square())).sum()
 
 
 def squared_sums(better: torch.Tensor, worse: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Centring, `Σ_p weights_p · (better_p + worse_p)²` (Eisenstein et al. 2023, arXiv:2312.09244); all `[p]`.
+    """Return the centring penalty `L = Σ_p w_p · (better_p + worse_p)²` (Eisenstein et al. 2023, arXiv:2312.09244).
 
-    Bradley-Terry leaves the level of the logits open; this puts it at zero.
+    The Bradley-Terry loss depends on differences of logits alone. This penalty fixes their level at zero.
+
+    Args:
+        better: logits of the better completions, fp32 `[p]`.
+        worse: logits of the worse completions, fp32 `[p]`.
+        weights: shares of the batch, fp32 `[p]`.
+
+    Returns:
+        The penalty, fp32 scalar.
+
+    Raises:
+        ValueError: the tensors are not vectors of one length.
     """
     _check_shapes(better, worse, weights)
     return (weights * (better + worse).square()).sum()
 
 
 def soft_label_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of σ(logit) against labels in 0..1 (`logistic` in [CRS] section 5.3).
+    """Return the binary cross-entropy of σ(logit) against soft labels (`logistic` in [CRS] section 5.3).
+
+    `L = −Σ_n w_n · (labels_n · log σ(logits_n) + (1 − labels_n) · log(1 − σ(logits_n)))`
 
     Args:
-        logits: fp32 `[n]`.
-        labels: fp32 `[n]` in 0..1.
-        weights: fp32 `[n]`; `1 / n` each gives the mean.
+        logits: outputs of the head, fp32 `[n]`.
+        labels: quality labels in 0..1, fp32 `[n]`.
+        weights: shares of the batch, fp32 `[n]`; `1 / n` each gives the mean.
 
     Returns:
-        fp32 scalar.
+        The loss, fp32 scalar.
+
+    Raises:
+        ValueError: the tensors are not vectors of one length.
     """
     _check_shapes(logits, labels, weights)
     return (weights * binary_cross_entropy_with_logits(logits, labels, reduction="none")).sum()
 
 
 def sigmoid_squared_error(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Squared error of σ(logit) (`sig+mse` in [CRS] section 5.3); shapes as in `soft_label_cross_entropy`."""
+    """Return the squared error of σ(logit): `L = Σ_n w_n · (σ(logits_n) − labels_n)²` (`sig+mse` in [CRS] section 5.3).
+
+    Arguments, shapes and errors are those of `soft_label_cross_entropy`.
+    """
     _check_shapes(logits, labels, weights)
     return (weights * (torch.sigmoid(logits) - labels).square()).sum()
 
 
 def raw_squared_error(predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Squared error of the raw output, plus 0.02 times what it exceeds 0..1 by (`mse` in [CRS] section 5.3).
+    """Return the squared error of the raw output, plus 0.02 times its excess over 0..1 (`mse` in [CRS] section 5.3).
 
-    Here the head's output is the quality itself and not a logit; shapes as in `soft_label_cross_entropy`.
+    `L = Σ_n w_n · ((predictions_n − labels_n)² + 0.02 · excess_n)`, where `excess_n` is the distance of the prediction
+    from the interval 0..1.
+
+    The head's output is the quality itself, not a logit. Shapes and errors are those of `soft_label_cross_entropy`.
     """
     _check_shapes(predictions, labels, weights)
+    # Two one-sided distances: at most one of them is positive.
     excess = (-predictions).clamp_min(0) + (predictions - 1).clamp_min(0)
     return (weights * ((predictions - labels).square() + EXCESS * excess)).sum()
 
 
 def next_token_cross_entropy(logprobs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """`-Σ weights · logprobs` over the target tokens, both fp32 `[t]`; weights of `1 / t` give the mean per token."""
+    """Return the cross-entropy of the target tokens: `L = −Σ_t w_t · logprobs_t`.
+
+    Args:
+        logprobs: log-probabilities of the target tokens, fp32 `[t]`, in nats.
+        weights: shares of the batch, fp32 `[t]`; `1 / t` each gives the mean per token.
+
+    Returns:
+        The loss, fp32 scalar.
+
+    Raises:
+        ValueError: the tensors are not vectors of one length.
+    """
     _check_shapes(logprobs, weights)
     return -(weights * logprobs).sum()
 
 
 def _check_shapes(*tensors: torch.Tensor) -> None:
-    """Equal vectors: `[p] - [p, 1]` would silently be a matrix."""
+    """Check that all tensors are vectors of one length; `[p] - [p, 1]` would silently broadcast to a matrix."""
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1 or tensors[0].dim() != 1:
-        raise ValueError(f"expected vectors of one length, got {sorted(shapes)}")
+        raise ValueError(f"expected vectors of one length, got tensors of shapes {sorted(shapes)}")

@@ -1,151 +1,232 @@
-"""PPO: what the optimizer sees of a score, and what it makes smaller. Tensors in, tensors out.
+"""Compute the rewards, advantages and losses of PPO for language models; pure functions of tensors.
 
-Legend: B completions of up to T tokens, t tokens end to end. `completion_mask` is bool `[B, T]`: True where a token
-counts; every completion has one at least, and its tokens come first in its row. Where False, an input may hold
-anything that is finite, and an output holds 0.
+Legend:
 
-Sources: Schulman et al. 2017 (PPO), 2016 (GAE), 2020 (http://joschu.net/blog/kl-approx.html: k1, k2, k3); Ziegler et
-al. 2019 (reward, adaptive coefficient); [CRS] equations 2.5.3 and 2.11.
+    B       completions of a rollout
+    T       tokens of its longest completion; shorter ones are padded on the right
+    t       completion tokens of a micro-batch, end to end, without padding
+    π       policy that is trained;  π_old: policy that sampled the completions, as the trainer computes it
+    π_ref   reference policy: the base without its adapter
+    π_engine  sampling policy, as the inference engine reports it
+    r, V, A   reward, value and advantage of a token
+    R       return: the target of the value head, R = A + V
+
+`completion_mask` is bool `[B, T]`, True at completion tokens. Every row has at least one True, and all of them come
+first. Where the mask is False, inputs may hold any finite number, and outputs hold 0. Log-probabilities and KL are in
+nats; probabilities are those at the sampling temperature.
+
+Sources: losses [PPO], advantages [GAE], estimators k1 to k3 [KL], KL penalty in the reward and its adaptive
+coefficient [Ziegler], truncated importance weights [Ionides]; [CRS] equations 2.5.3 and 2.11.
 """
 
 import torch
 
 
 def k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """KL of policy to reference by a token of the policy's: log π − log π_ref. Unbiased; negative at times."""
+    """Return the estimate k1 = log π − log π_ref of KL(π ‖ π_ref) at each sampled token: unbiased, sometimes negative.
+
+    Args:
+        logprobs: log-probabilities of the sampled tokens under the policy, fp32 of any shape.
+        ref_logprobs: log-probabilities of the same tokens under the reference, same shape.
+    """
     return logprobs - ref_logprobs
 
 
 def k2(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """The same as (log π − log π_ref)² / 2: never negative, biased, little variance."""
+    """Return the estimate k2 = (log π − log π_ref)² / 2: never negative, biased, low variance; shapes as in `k1`."""
     return (logprobs - ref_logprobs).square() / 2
 
 
 def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """The same as π_ref/π − 1 − log(π_ref/π): unbiased and never negative."""
-    apart = ref_logprobs - logprobs
-    return torch.expm1(apart) - apart
+    """Return the estimate k3 = π_ref/π − 1 − log(π_ref/π): unbiased and never negative; shapes as in `k1`."""
+    log_ratio = ref_logprobs - logprobs
+    # expm1 keeps precision where the two policies nearly agree, which is the usual case.
+    return torch.expm1(log_ratio) - log_ratio
 
 
-def shaped_scores(
+def shape_scores(
     scores: torch.Tensor, finished: torch.Tensor, *, clip: float | None, missing_eos_penalty: float
 ) -> torch.Tensor:
-    """What a completion is worth, `[B]`: its score within ±`clip`, less a penalty where it was cut off.
+    """Return the reward of each completion: its clipped score, less a penalty where it has no EOS token.
+
+    `shaped_b = clip(score_b, ±clip) − missing_eos_penalty · [not finished_b]`
 
     Args:
-        scores: of the service, `[B]`.
-        finished: bool `[B]`, True where generation ended by itself.
-        clip: None for none; [CRS] has 4.
-        missing_eos_penalty: subtracted, not put in the score's place, so that the score still counts.
+        scores: scores of the reward service, fp32 `[B]`.
+        finished: True where the policy ended the completion by EOS, bool `[B]`.
+        clip: largest magnitude of a score, or None; [CRS] uses 4.
+        missing_eos_penalty: penalty of a truncated completion. It is subtracted, instead of replacing the score, so
+            that better truncated completions still get more.
+
+    Returns:
+        Shaped scores, fp32 `[B]`.
     """
-    worth = scores if clip is None else scores.clamp(-clip, clip)
-    return worth - missing_eos_penalty * (~finished).to(scores.dtype)
+    shaped = scores if clip is None else scores.clamp(-clip, clip)
+    return shaped - missing_eos_penalty * (~finished).to(scores.dtype)
 
 
-def token_rewards(
+def compute_token_rewards(
     scores: torch.Tensor,
     logprobs: torch.Tensor,
     ref_logprobs: torch.Tensor,
     completion_mask: torch.Tensor,
     kl_coef: float,
 ) -> torch.Tensor:
-    """−kl_coef (log π − log π_ref) at every token, and the score at the last; `[B, T]`.
+    """Return the reward of each token: the KL penalty everywhere, plus the score at the last token ([Ziegler]).
+
+    `r_t = −kl_coef · (log π_old − log π_ref)_t + [t is last] · score`
 
     Args:
-        scores: `[B]`, shaped.
-        logprobs: of the sampled tokens, `[B, T]`, at the temperature of sampling.
-        ref_logprobs: the same under the reference.
-        completion_mask: `[B, T]`.
-        kl_coef: of the penalty.
+        scores: shaped scores, fp32 `[B]`.
+        logprobs: log-probabilities of the sampled tokens under π_old, fp32 `[B, T]`.
+        ref_logprobs: log-probabilities of the same tokens under π_ref, fp32 `[B, T]`.
+        completion_mask: bool `[B, T]`.
+        kl_coef: coefficient of the KL penalty.
+
+    Returns:
+        Rewards, fp32 `[B, T]`.
     """
     rewards = torch.where(completion_mask, -kl_coef * k1(logprobs, ref_logprobs), 0.0)
+    # Completion tokens come first in their row, so their number gives the place of the last one.
     last = completion_mask.sum(dim=1) - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores
     return rewards
 
 
-def generalized_advantages(
+def compute_gae(
     rewards: torch.Tensor, values: torch.Tensor, completion_mask: torch.Tensor, *, gamma: float, gae_lambda: float
 ) -> torch.Tensor:
-    """GAE, `[B, T]`: Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t; after the last token V is 0.
+    """Return the generalized advantage estimates of [GAE].
+
+    `A_t = Σ_l (γλ)^l · δ_{t+l}` with `δ_t = r_t + γ · V_{t+1} − V_t`; V is 0 after the last token.
 
     Args:
-        rewards: `[B, T]`.
-        values: `[B, T]`; at a token, of what comes before it.
-        completion_mask: `[B, T]`.
-        gamma: discount.
-        gae_lambda: 1 for returns without bias, 0 for one step.
+        rewards: rewards r, fp32 `[B, T]`.
+        values: values V, fp32 `[B, T]`; V_t is predicted from the tokens before t.
+        completion_mask: bool `[B, T]`.
+        gamma: discount γ per token, 0..1.
+        gae_lambda: λ in 0..1: at 1 advantages are unbiased, at 0 they look one step ahead.
+
+    Returns:
+        Advantages, fp32 `[B, T]`.
     """
-    counted = torch.where(completion_mask, values, 0.0)
-    following = torch.cat([counted[:, 1:], torch.zeros_like(counted[:, :1])], dim=1)
-    deltas = torch.where(completion_mask, rewards + gamma * following - counted, 0.0)
-    found, running = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
+    # Padding may hold any number, and the last token's successor must have the value 0.
+    masked_values = torch.where(completion_mask, values, 0.0)
+    next_values = torch.cat([masked_values[:, 1:], torch.zeros_like(masked_values[:, :1])], dim=1)
+    deltas = torch.where(completion_mask, rewards + gamma * next_values - masked_values, 0.0)
+    advantages, running = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
     for t in reversed(range(deltas.shape[1])):
         running = deltas[:, t] + gamma * gae_lambda * running
-        found[:, t] = running
-    return torch.where(completion_mask, found, 0.0)
+        advantages[:, t] = running
+    return torch.where(completion_mask, advantages, 0.0)
 
 
-def sums(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """How many count, their sum, and the sum of their squares; float64 `[3]`, which processes may add up."""
+def compute_masked_sums(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the number of the masked values, their sum, and the sum of their squares.
+
+    Unlike mean and variance, these can be added up over processes.
+
+    Args:
+        values: numbers of any shape.
+        mask: True where a value counts, bool of the same shape.
+
+    Returns:
+        The three sums, float64 `[3]`.
+    """
     counted = values[mask].double()
     return torch.stack([torch.ones_like(counted).sum(), counted.sum(), counted.square().sum()])
 
 
 def whiten(values: torch.Tensor, mask: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
-    """Values to mean 0 and variance 1 (of the population) over all that count; 0 where they do not, or do not vary.
+    """Return the masked values shifted and scaled to mean 0 and population variance 1.
 
     Args:
-        values: of any shape.
-        mask: bool, of the same.
-        totals: `sums` of all that are whitened together.
+        values: numbers of any shape.
+        mask: True where a value counts, bool of the same shape.
+        totals: `compute_masked_sums` of everything that is whitened together, float64 `[3]`.
+
+    Returns:
+        Whitened values of the same shape; 0 where the mask is False, and everywhere if all values are equal.
     """
     count, total, squares = totals.tolist()
     mean = total / count
+    # Rounding can make the difference slightly negative where all values are equal.
     variance = max(squares / count - mean * mean, 0.0)
+    # The epsilon makes equal values 0 instead of NaN.
     return torch.where(mask, (values - mean) * (variance + 1e-8) ** -0.5, 0.0)
 
 
-def policy_losses(
+def compute_policy_losses(
     logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_range: float
 ) -> torch.Tensor:
-    """−min(ρA, clip(ρ, 1 ± clip_range)A) with ρ = π/π_old, token by token; all `[t]`."""
+    """Return the clipped surrogate loss of each token ([PPO] equation 7, negated).
+
+    `L_t = −min(ρ_t · A_t, clip(ρ_t, 1 ± clip_range) · A_t)` with `ρ = π / π_old`
+
+    Args:
+        logprobs: log-probabilities under π, fp32 `[t]`.
+        old_logprobs: log-probabilities under π_old, fp32 `[t]`.
+        advantages: advantages A, fp32 `[t]`.
+        clip_range: largest distance of ρ from 1 that is still rewarded.
+
+    Returns:
+        Losses, fp32 `[t]`.
+    """
     ratio = torch.exp(logprobs - old_logprobs)
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
 
 
-def value_losses(
+def compute_value_losses(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, value_clip_range: float
 ) -> torch.Tensor:
-    """max((V − R)², (V_old + clip(V − V_old, ±value_clip_range) − R)²) / 2, token by token; all `[t]`."""
+    """Return the clipped squared error of the value of each token.
+
+    `L_t = ½ max((V_t − R_t)², (V_old,t + clip(V_t − V_old,t, ±value_clip_range) − R_t)²)`
+
+    Args:
+        values: values V of the trained value head, fp32 `[t]`.
+        old_values: values V_old at sampling time, fp32 `[t]`.
+        returns: returns R, fp32 `[t]`.
+        value_clip_range: largest change of a value that is still rewarded.
+
+    Returns:
+        Losses, fp32 `[t]`.
+    """
     clipped = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)
     return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
 
 
-def importance_weights(logprobs: torch.Tensor, engine_logprobs: torch.Tensor, cap: float) -> torch.Tensor:
-    """min(π/π_engine, cap) token by token: what corrects for an engine that samples a little otherwise than it is said.
+def compute_importance_weights(logprobs: torch.Tensor, engine_logprobs: torch.Tensor, cap: float) -> torch.Tensor:
+    """Return the truncated importance weight `w_t = min(π_old / π_engine, cap)` of each token ([Ionides]).
+
+    It corrects for the mismatch between the engine, which samples, and the trainer, which computes π_old.
 
     Args:
-        logprobs: of the policy as it was at sampling, computed where it is trained, `[t]`.
-        engine_logprobs: of the same tokens, as the engine sampled them, `[t]`.
-        cap: truncates the weight, and so its variance (Ionides 2008).
+        logprobs: log-probabilities under π_old as the trainer computes them, fp32 `[t]` or `[B, T]`.
+        engine_logprobs: log-probabilities of the same tokens as the engine reports them, same shape.
+        cap: largest weight; it bounds the variance.
+
+    Returns:
+        Weights, fp32 of the same shape.
     """
     return torch.exp(logprobs - engine_logprobs).clamp(max=cap)
 
 
-def ratio_too_large(ratio: float, limit: float) -> bool:
-    """Whether an update is skipped: its mean π/π_old is above the limit, or has overflowed."""
-    return not ratio <= limit
+def exceeds_ratio_limit(ratio: float, limit: float) -> bool:
+    """Return whether an update must be skipped: its mean ratio π/π_old exceeds the limit, or has overflowed."""
+    return not ratio <= limit  # also True for NaN, unlike `ratio > limit`
 
 
-def adapted_kl_coef(kl_coef: float, kl: float, completions: int, *, target: float, horizon: int) -> float:
-    """The coefficient after a step: times 1 + clip(kl / target − 1, ±0.2) · completions / horizon.
+def adapt_kl_coef(kl_coef: float, kl: float, completions: int, *, target: float, horizon: int) -> float:
+    """Return the KL coefficient for the next step ([Ziegler] section 2.2).
+
+    `kl_coef · (1 + clip(kl / target − 1, ±0.2) · completions / horizon)`
 
     Args:
-        kl_coef: before.
-        kl: of policy to reference, summed over a completion's tokens, mean over completions.
-        completions: of the step.
-        target: what `kl` is steered to.
-        horizon: completions over which.
+        kl_coef: coefficient of this step.
+        kl: KL(π_old ‖ π_ref) in nats per completion, the mean over the completions of this step.
+        completions: number of completions of this step.
+        target: KL that the coefficient steers to, in nats per completion.
+        horizon: time constant of the adaptation, in completions.
     """
     return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * completions / horizon)

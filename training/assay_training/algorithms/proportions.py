@@ -1,4 +1,8 @@
-"""A share of wins: its error, intervals and test, and what length has to do with it."""
+"""Compute win rates with standard errors, intervals and a test, and control them for length.
+
+Legend: `n` comparisons of two models A and B. A score is 1 where A wins, 0.5 for a tie, 0 where B wins. A length
+difference is A's length minus B's. Arrays are float64 `[n]`.
+"""
 
 import warnings
 from dataclasses import dataclass
@@ -14,22 +18,23 @@ from assay_training.algorithms.statistics import Z_95, Floats
 
 Interval = tuple[float, float]
 
-FEW = 25  # verdicts: below, the sandwich estimator's interval may be much shorter than Wilson's of the plain rate
-OPEN = 0.01  # an interval from below this to above 1 minus this says nothing
+# With fewer comparisons the sandwich estimator's interval can be much shorter than Wilson's of the plain win rate.
+FEW_COMPARISONS = 25
+UNINFORMATIVE_END = 0.01  # an interval from below this to above 1 minus this carries no information
 
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """The mean of scores in 0..1, where a win is 1, a draw 0.5.
+    """A win rate with its uncertainty; a tie counts as half a win.
 
     Attributes:
-        value: the mean.
-        n: scores.
-        se: standard error; None for a single score where it divides by n - 1.
-        normal: value ± 1.96 se; None without se.
-        wilson: Wilson's score interval, which stays within 0..1 and does not shrink to nothing at its ends.
-        p_value: of the two-sided binomial test that wins and losses are equally likely; draws say nothing.
-        wins, draws, losses: scores above, at and below 0.5.
+        value: win rate, the mean score in 0..1.
+        n: number of comparisons.
+        se: standard error; None where n is not larger than the degrees of freedom that it subtracts.
+        normal: 95 % normal interval, value ± 1.96 se; None without se.
+        wilson: 95 % score interval of Wilson. It stays within 0..1, and keeps a width at rates of 0 and 1.
+        p_value: p-value of the two-sided binomial test that wins and losses are equally likely, without ties.
+        wins, draws, losses: number of scores above, at and below 0.5.
     """
 
     value: float
@@ -44,11 +49,12 @@ class WinRate:
 
 
 def win_rate(scores: Floats, *, ddof: int = 1) -> WinRate:
-    """The share of wins in `scores`, `[n]` with n > 0.
+    """Return the win rate of `scores` with its standard error, intervals and binomial test.
 
     Args:
-        scores: 0..1.
-        ddof: 1 for the sample's standard error, as in [CRS] table 23; 0 for its equation 7.1, √(p(1−p)/n).
+        scores: scores in 0..1, float64 `[n]`, n > 0.
+        ddof: degrees of freedom that the standard error subtracts. 1 gives the sample's, as in [CRS] table 23;
+            0 gives √(p(1−p)/n), [CRS] equation 7.1.
     """
     value, n = float(scores.mean()), len(scores)
     se = float(scores.std(ddof=ddof)) / n**0.5 if n > ddof else None
@@ -68,11 +74,14 @@ def win_rate(scores: Floats, *, ddof: int = 1) -> WinRate:
 
 
 def longer_wins(scores: Floats, differences: Floats) -> float | None:
-    """How often the longer one wins, draws counting one half; None where all are equally long.
+    """Return the share of comparisons that the longer completion wins; a tie counts as half a win.
 
     Args:
-        scores: of the first of two, `[n]`.
-        differences: its length minus the other's, `[n]`.
+        scores: scores of model A, float64 `[n]`, 0..1.
+        differences: length differences A − B, float64 `[n]`; comparisons of equal length are excluded.
+
+    Returns:
+        The share in 0..1, or None where all lengths are equal.
     """
     unequal = differences != 0
     if not unequal.any():
@@ -81,46 +90,55 @@ def longer_wins(scores: Floats, differences: Floats) -> float | None:
 
 
 def length_controlled(scores: Floats, differences: Floats) -> tuple[float, Interval] | None:
-    """The win rate at equal length, σ(θ) of a logistic fit of scores on θ + φ tanh(difference / its std); and 95 %.
+    """Return the length-controlled win rate of A with its 95 % interval.
 
-    The length term of AlpacaEval 2 (Dubois et al. 2024, eq. 2), without the instructions' difficulties, which one pair
-    of models does not determine. The interval is normal on θ's scale, by the sandwich estimator, as draws are not
-    binomial; of fewer than `FEW` verdicts, whose residuals say too little, by the binomial error where that is larger.
+    A logistic regression fits `score = σ(θ + φ · tanh(difference / std(difference)))`. The win rate at equal length is
+    σ(θ). This is the length term of [AlpacaEval-LC] equation 2, without the difficulty of the instructions, which a
+    single pair of models does not determine.
 
-    None where all scores are equal; where the fit has no finite maximum, as there is but one length, or some length
-    tells all wins from all losses (Albert and Anderson 1984), or where the numbers are too close to that to be
-    computed; and where it leaves everything open, so that the interval is the whole scale.
+    The interval is normal on the scale of θ. Its error is the sandwich estimator's, because ties are not binomial.
+    Below `FEW_COMPARISONS` the residuals are too few for it, and the binomial error is used where it is larger.
 
     Args:
-        scores: of the first of two, `[n]`, 0..1.
-        differences: its length minus the other's, `[n]`.
+        scores: scores of model A, float64 `[n]`, 0..1.
+        differences: length differences A − B, float64 `[n]`.
+
+    Returns:
+        The win rate and its interval. None in these cases:
+
+        - all scores are equal, or all length differences are;
+        - the likelihood has no finite maximum, because a length difference separates all wins from all losses
+          (Albert and Anderson 1984, Biometrika 71), or the fit does not converge;
+        - the interval covers nearly the whole scale.
     """
     if np.ptp(scores) == 0 or np.ptp(differences) == 0:
         return None
     terms = np.tanh(differences / differences.std())
     won, lost = terms[scores > 0], terms[scores < 1]
+    # Complete or quasi-complete separation: the maximum likelihood estimate would be infinite.
     fitted = None if won.max() <= lost.min() or lost.max() <= won.min() else _fit(scores, terms)
     if fitted is None:
         return None
     theta, sandwich, binomial = fitted
-    wide = _interval(theta, max(sandwich, binomial))
-    if wide[0] < OPEN and wide[1] > 1 - OPEN:
+    wide = _compute_interval(theta, max(sandwich, binomial))
+    if wide[0] < UNINFORMATIVE_END and wide[1] > 1 - UNINFORMATIVE_END:
         return None
-    return float(expit(theta)), wide if len(scores) < FEW else _interval(theta, sandwich)
+    return float(expit(theta)), wide if len(scores) < FEW_COMPARISONS else _compute_interval(theta, sandwich)
 
 
 def _fit(scores: Floats, terms: Floats) -> tuple[float, float, float] | None:
-    """θ with its two standard errors, or None where there is no fit that could be computed."""
+    """Return θ with its sandwich and its binomial standard error, or None where the fit fails."""
     features = add_constant(terms, has_constant="add")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # what numpy and statsmodels warn of here is a fit that went astray
+        warnings.simplefilter("error")  # a warning of numpy or statsmodels here means that the fit has failed
         try:
             fit = GLM(scores, features, family=Binomial()).fit(cov_type="HC0")
-            found = float(fit.params[0]), float(fit.bse[0]), float(np.sqrt(fit.normalized_cov_params[0, 0]))
+            estimates = float(fit.params[0]), float(fit.bse[0]), float(np.sqrt(fit.normalized_cov_params[0, 0]))
         except (Warning, ArithmeticError, ValueError, np.linalg.LinAlgError):
             return None
-    return found if fit.converged and np.isfinite(found).all() else None
+    return estimates if fit.converged and np.isfinite(estimates).all() else None
 
 
-def _interval(theta: float, error: float) -> Interval:
+def _compute_interval(theta: float, error: float) -> Interval:
+    """Return the 95 % interval of σ(θ)."""
     return float(expit(theta - Z_95 * error)), float(expit(theta + Z_95 * error))

@@ -1,6 +1,6 @@
-"""Estimates with intervals, for rows that come in clusters (several pairs share a question).
+"""Estimate statistics with 95 % intervals for clustered rows, such as several pairs of one question.
 
-Legend: `n` rows, `G` clusters.
+Legend: `n` rows, `G` clusters; `x_i` is the value of row i. Arrays are float64 `[n]` unless a shape is given.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ BINS = 10
 
 
 class DegenerateSample(ValueError):
-    """A statistic does not exist for these rows."""
+    """The error of a statistic that is undefined for the given rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its 95 % interval.
+    """An estimate with its 95 % interval.
 
     Attributes:
         value: the estimate.
-        low, high: the interval.
-        n: rows.
-        clusters: what they fall into.
+        low, high: ends of the interval.
+        n: number of rows.
+        clusters: number of clusters.
     """
 
     value: float
@@ -43,55 +43,61 @@ class Estimate:
 
 
 def clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
-    """The mean of `values` with a normal interval whose variance is robust to dependence within clusters.
+    """Return the mean of `values` with a normal interval that is robust to dependence within clusters.
 
-    Variance of the mean: `G / (G - 1) · Σ_g (Σ_{i in g} (x_i - mean))² / n²` (Liang and Zeger 1986, the linear case).
-    With clusters of one row it is the sample SEM².
+    Variance of the mean: `G / (G − 1) · Σ_g (Σ_{i in g} (x_i − mean))² / n²` (Liang and Zeger 1986, Biometrika 73, the
+    linear case). With clusters of one row it is the squared standard error of the sample mean.
 
     Args:
-        values: `[n]`.
-        clusters: the cluster of each row, `[n]`.
+        values: numbers, float64 `[n]`.
+        clusters: name of each row's cluster, length n.
 
     Raises:
         ValueError: there are fewer than two clusters.
     """
-    mean, variance, count = _clustered(values, clusters)
+    mean, variance, count = _compute_clustered_mean(values, clusters)
     half = Z_95 * variance**0.5
     return Estimate(mean, mean - half, mean + half, len(values), count)
 
 
 def clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate:
-    """The mean of `values` in 0..1 with Wilson's interval, within 0..1, at the effective sample size.
+    """Return the mean of `values` in 0..1 with Wilson's interval at the effective sample size.
 
-    That size is `n / deff · (t_{n-1} / t_{G-1})²`. The design effect `deff` is `clustered_mean`'s variance over that of
-    n independent rows of 0 or 1, `p (1 - p) / (n - 1)`; the 97.5 % quantiles of t widen what few clusters tell of it
-    (Korn and Graubard 1998, Survey Methodology 24; with Wilson's interval Franco et al. 2019, J. Survey Stat.
-    Methodol. 7). As there, clusters never count for more than rows without clusters would. With clusters of one row of
-    0 or 1 it is Wilson's own interval. Where all rows are equal no variance is seen, and the size is `G`.
+    The effective sample size is `n / deff · (t_{n−1} / t_{G−1})²`:
+
+    - The design effect `deff` is the variance of `clustered_mean` over that of n independent rows of 0 or 1, which is
+      `p (1 − p) / (n − 1)`.
+    - The ratio of the 97.5 % quantiles of t widens the interval where few clusters estimate the variance.
+
+    See Korn and Graubard 1998, Survey Methodology 24; with Wilson's interval Franco et al. 2019, Journal of Survey
+    Statistics and Methodology 7. As in these, clustered rows never count for more than independent ones. With clusters
+    of one row of 0 or 1 the result is Wilson's own interval. Where all rows are equal the variance cannot be estimated,
+    and the effective sample size is G.
 
     Args:
-        values: `[n]`, 0..1.
-        clusters: the cluster of each row, `[n]`.
+        values: shares or outcomes in 0..1, float64 `[n]`.
+        clusters: name of each row's cluster, length n.
 
     Raises:
         ValueError: there are fewer than two clusters.
     """
-    p, variance, count = _clustered(values, clusters)
+    p, variance, count = _compute_clustered_mean(values, clusters)
     n, size = len(values), float(count)
+    # A negative correlation within clusters, which is usually chance, must not narrow the interval.
     variance = max(variance, float(values.var(ddof=1)) / n)
-    if np.ptp(values) > 1e-9:  # more than rounding leaves
+    if np.ptp(values) > 1e-9:  # equal shares may differ by rounding
         narrower = float(t.ppf(0.975, n - 1) / t.ppf(0.975, count - 1)) ** 2
         size = n / (n - 1) * p * (1 - p) / variance * narrower
     low, high = proportion_confint(p * size, size, method="wilson")
     return Estimate(p, float(low), float(high), n, count)
 
 
-def _clustered(values: Floats, clusters: Sequence[str]) -> tuple[float, float, int]:
-    """The mean, its variance, and how many clusters there are."""
+def _compute_clustered_mean(values: Floats, clusters: Sequence[str]) -> tuple[float, float, int]:
+    """Return the mean, its cluster-robust variance, and the number of clusters."""
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(index.max()) + 1 if len(index) else 0
     if count < 2:
-        raise ValueError(f"an interval needs at least two clusters, there are {count}")
+        raise ValueError(f"an interval needs at least two clusters, but the rows have {count}")
     mean = float(values.mean())
     sums = np.bincount(index, weights=values - mean)
     return mean, float(count / (count - 1) * (sums**2).sum()) / len(values) ** 2, count
@@ -100,7 +106,13 @@ def _clustered(values: Floats, clusters: Sequence[str]) -> tuple[float, float, i
 def interval_bounds(
     estimator: Callable[[Floats, Sequence[str]], Estimate], values: Floats, clusters: Sequence[str]
 ) -> list[float] | None:
-    """The ends of an estimate's interval; None where there are fewer than two clusters, and so none."""
+    """Return the ends of an estimate's 95 % interval, or None where fewer than two clusters allow no interval.
+
+    Args:
+        estimator: `clustered_mean` or `clustered_share`.
+        values: numbers, float64 `[n]`.
+        clusters: name of each row's cluster, length n.
+    """
     if len(set(clusters)) < 2:
         return None
     estimate = estimator(values, clusters)
@@ -110,21 +122,22 @@ def interval_bounds(
 def bootstrap(
     statistic: Callable[[NDArray[np.int64]], float], clusters: Sequence[str], *, seed: int, draws: int = 500
 ) -> Estimate:
-    """A statistic with a percentile interval from resampling whole clusters.
+    """Return a statistic with a percentile interval from resampling whole clusters with replacement.
 
-    Draws for which the statistic does not exist (AUC with one class) are left out.
+    Draws for which the statistic is undefined, such as an AUC with one class, are skipped.
 
     Args:
-        statistic: from row indices to a number.
-        clusters: the cluster of each row, `[n]`.
-        seed: of the resampling.
-        draws: how many resamples.
+        statistic: function of row indices, int64 `[m]`, that returns a number.
+        clusters: name of each row's cluster, length n.
+        seed: seed of the resampling.
+        draws: number of resamples.
 
     Raises:
-        DegenerateSample: the statistic does not exist for the rows themselves, or for most draws.
+        DegenerateSample: the statistic is undefined for the rows themselves, or for more than half of the draws.
     """
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     members = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
+    # A generator of its own, so that the interval does not depend on what was drawn before.
     generator = np.random.default_rng(seed)
     value = statistic(np.arange(len(index)))
     drawn = []
@@ -133,18 +146,32 @@ def bootstrap(
         with contextlib.suppress(DegenerateSample):
             drawn.append(statistic(np.concatenate([members[g] for g in chosen])))
     if len(drawn) < draws / 2:
-        raise DegenerateSample(f"only {len(drawn)} of {draws} draws have the statistic")
+        raise DegenerateSample(f"the statistic is defined for only {len(drawn)} of {draws} bootstrap draws")
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(value, float(low), float(high), len(index), len(members))
 
 
 def outcomes(margins: Floats) -> Floats:
-    """Pairwise accuracy row by row: 1 for a positive margin, 0 for a negative one, one half for a tie."""
+    """Return whether each pair is ranked correctly: 1 for a positive margin, 0 for a negative one, ½ for a tie.
+
+    Args:
+        margins: logit of the better completion minus logit of the worse, float64 `[n]`.
+
+    Returns:
+        Outcomes, float64 `[n]`; their mean is the pairwise accuracy.
+    """
     return (np.sign(margins) + 1) / 2
 
 
 def bucket_errors(labels: Floats, predictions: Floats) -> dict[str, tuple[int, float, float]]:
-    """Rows, MSE and MAE by the label's bucket, as in [CRS] tables 6-7: low <= 0.4, high >= 0.9, mid between."""
+    """Return number of rows, MSE and MAE for each bucket of the label, as in [CRS] tables 6 and 7.
+
+    The buckets are `low` (label at most 0.4), `high` (at least 0.9), `mid` (between) and `all`; empty ones are skipped.
+
+    Args:
+        labels: quality labels in 0..1, float64 `[n]`.
+        predictions: predicted qualities, float64 `[n]`.
+    """
     buckets = {
         "low": labels <= LOW,
         "mid": (labels > LOW) & (labels < HIGH),
@@ -161,15 +188,15 @@ def bucket_errors(labels: Floats, predictions: Floats) -> dict[str, tuple[int, f
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """How reward margins are distributed ([Margin] section 4); None is what so few, or equal ones, have not.
+    """The moments of a distribution of reward margins ([Margin] section 4); None where too few rows define one.
 
     Attributes:
-        n: pairs.
-        mean: of the margins.
-        std: sample standard deviation; of two or more.
-        share_negative: pairs that the model has the wrong way round.
-        skewness: Fisher-Pearson, 0 for a symmetric distribution; of three or more that differ.
-        kurtosis: excess, 0 for a normal distribution; of four or more that differ.
+        n: number of pairs.
+        mean: mean margin, in logits.
+        std: sample standard deviation; needs two pairs.
+        share_negative: share of the pairs that the model ranks wrongly.
+        skewness: Fisher-Pearson skewness, 0 for a symmetric distribution; needs three pairs that are not all equal.
+        kurtosis: excess kurtosis, 0 for a normal distribution; needs four pairs that are not all equal.
     """
 
     n: int
@@ -181,7 +208,7 @@ class Moments:
 
 
 def moments(margins: Floats) -> Moments:
-    """The moments of reward margins, `[n]`."""
+    """Return the moments of reward margins, float64 `[n]`; n may be 0."""
     n = len(margins)
     spread = n > 0 and bool(np.ptp(margins))
     return Moments(
@@ -196,13 +223,13 @@ def moments(margins: Floats) -> Moments:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Items whose predicted quality lies in a tenth of 0..1.
+    """A bin of a calibration plot: the items whose predicted quality lies in one tenth of 0..1.
 
     Attributes:
-        low, high: its ends; the last tenth holds 1 as well, and what lies outside 0..1 is in the nearest.
-        n: items.
-        prediction: their mean predicted quality.
-        label: their mean label; equal to the prediction where a model is calibrated.
+        low, high: ends of the tenth. The last one includes 1; predictions outside 0..1 are in the nearest.
+        n: number of items.
+        prediction: mean predicted quality of the items.
+        label: mean label of the items; a calibrated model's equals `prediction`.
     """
 
     low: float
@@ -213,8 +240,14 @@ class Bin:
 
 
 def calibration(labels: Floats, predictions: Floats) -> list[Bin]:
-    """Mean label beside mean prediction, by tenths of the prediction; empty tenths are left out. Both `[n]`."""
-    index = np.clip(predictions * BINS, 0, BINS - 1).astype(int)  # in this order: some predictions fit no integer
+    """Return mean label and mean prediction for each tenth of the prediction; empty tenths are skipped.
+
+    Args:
+        labels: quality labels in 0..1, float64 `[n]`.
+        predictions: predicted qualities, float64 `[n]`.
+    """
+    # Clipped before the conversion, because a raw prediction may be too large for an integer.
+    index = np.clip(predictions * BINS, 0, BINS - 1).astype(int)
     return [
         Bin(k / BINS, (k + 1) / BINS, int(mask.sum()), float(predictions[mask].mean()), float(labels[mask].mean()))
         for k in range(BINS)
@@ -223,32 +256,36 @@ def calibration(labels: Floats, predictions: Floats) -> list[Bin]:
 
 
 def reliability(margins: Floats) -> list[Bin]:
-    """How often the preferred one of a pair is right (`label`) beside σ(|margin|) (`prediction`), by its tenths.
+    """Return pairwise accuracy (`label`) beside predicted confidence σ(|margin|) (`prediction`), by its tenths.
 
     Args:
-        margins: Bradley-Terry logits of the better completion minus the worse, `[n]`; a margin of 0 is half right.
+        margins: logit of the better completion minus logit of the worse, float64 `[n]`; 0 counts as half right.
     """
     return calibration(outcomes(margins), expit(np.abs(margins)))
 
 
 def spearman(a: Floats, b: Floats) -> float:
-    """Spearman's rank correlation; ties get mid-ranks.
+    """Return Spearman's rank correlation of two columns, float64 `[n]`; ties get mid-ranks.
 
     Raises:
-        DegenerateSample: one of the sides is constant.
+        DegenerateSample: all values of a column are equal.
     """
     if np.ptp(a) == 0 or np.ptp(b) == 0:
-        raise DegenerateSample("Spearman's correlation needs rows that differ")
+        raise DegenerateSample("Spearman's correlation is undefined: all values of one column are equal")
     return float(spearmanr(a, b).statistic)
 
 
 def auc(positive: NDArray[np.bool_], scores: Floats) -> float:
-    """The chance that a positive row's score is above a negative row's, ties counting one half.
+    """Return the probability that a positive row scores above a negative row; ties count one half.
+
+    Args:
+        positive: class of each row, bool `[n]`.
+        scores: scores of the rows, float64 `[n]`.
 
     Raises:
         DegenerateSample: one of the classes is empty.
     """
     if positive.all() or not positive.any():
-        raise DegenerateSample("AUC needs rows of both classes")
+        raise DegenerateSample("AUC is undefined: it needs rows of both classes")
     u = mannwhitneyu(scores[positive], scores[~positive]).statistic
     return float(u / (positive.sum() * (~positive).sum()))

@@ -1,4 +1,4 @@
-"""The processes that train together."""
+"""Share work between the processes that train together, and gather their results."""
 
 import sys
 from collections.abc import Sequence
@@ -13,27 +13,33 @@ T = TypeVar("T")
 
 
 def accelerator() -> Accelerator:
-    """On GPUs where there are any, else on CPUs, over gloo; left to itself accelerate takes each for the only one."""
+    """Return the processes that train together: on GPUs if there are any, otherwise on CPUs over gloo."""
+    # Without `cpu=True`, accelerate on a machine without GPUs would take every process for a run of its own.
     return Accelerator(cpu=not torch.cuda.is_available())
 
 
 def tell(line: str) -> None:
-    """Write a line to the terminal, once for all processes, without breaking a progress bar."""
+    """Write a line to standard error, once for all processes, without breaking a progress bar."""
     if accelerator().is_main_process:
         tqdm.write(line, file=sys.stderr)
 
 
-def mine(things: Sequence[T]) -> list[T]:
-    """Those of `things` that this process does, so that all are done once."""
+def select_own(items: Sequence[T]) -> list[T]:
+    """Return every N-th item for this one of N processes, so that each item belongs to exactly one process."""
     together = accelerator()
-    return list(things[together.process_index :: together.num_processes])
+    return list(items[together.process_index :: together.num_processes])
 
 
-def gathered(done: Sequence[T], count: int) -> list[T]:
-    """What all processes have done of `count` things, each those that are `mine` there, in order; on every process."""
+def gather_results(results: Sequence[T], count: int) -> list[T]:
+    """Return the results for all `count` items, in the items' order, in every process.
+
+    Args:
+        results: results of this process for the items that `select_own` gave it, in order. They must be picklable.
+        count: number of items over all processes.
+    """
     together = accelerator()
     if together.num_processes == 1:
-        return list(done)
-    found = iter(gather_object([list(done)]))
-    by_process = [iter(next(found)) for _ in range(together.num_processes)]
+        return list(results)
+    gathered = iter(gather_object([list(results)]))
+    by_process = [iter(next(gathered)) for _ in range(together.num_processes)]
     return [next(by_process[i % together.num_processes]) for i in range(count)]

@@ -1,8 +1,10 @@
-"""Weights of a model's layers spread over the processes that train it (FSDP2): each holds a part of every layer.
+"""Shard the layers of a model over the processes that train it, by FSDP2: each holds a part of every layer.
 
-Where `accelerate launch` did not ask for FSDP, nothing here does anything. What is no layer stays whole in every
-process, and before and after training every process holds all of the model: what is saved is gradients and moments,
-and weights while training. Gradients are summed, not averaged: a micro-batch's loss is its share of the whole batch's.
+Nothing here has an effect unless `accelerate launch` requested FSDP. Parameters outside the layers are replicated, and
+before and after training every process holds the whole model. Sharding therefore reduces the memory of gradients and
+optimizer moments, and of weights during training.
+
+Gradients are summed over processes, not averaged, because the loss of a micro-batch is its share of the whole batch's.
 """
 
 from collections.abc import Iterable
@@ -19,12 +21,14 @@ from assay_training.distributed.processes import accelerator
 
 
 def sharding_requested() -> bool:
-    """Whether the processes were started with an FSDP configuration."""
+    """Return whether the processes were started with an FSDP configuration."""
     return bool(accelerator().distributed_type == DistributedType.FSDP)
 
 
 def shard(model: PreTrainedModel) -> None:
-    """Spreads the layers that transformers calls indivisible; their parameters become others, so ask for them after.
+    """Shard every layer that transformers declares indivisible (`_no_split_modules`), if FSDP was requested.
+
+    This replaces the layers' parameters: collect the parameters for an optimizer afterwards.
 
     Raises:
         ConfigError: transformers names no layers for this architecture.
@@ -35,33 +39,49 @@ def shard(model: PreTrainedModel) -> None:
     mesh = init_device_mesh(together.device.type, (together.num_processes,))
     layers = set(model._no_split_modules or ())
     if not layers:
-        raise ConfigError(f"base: transformers names no layers of {model.config.model_type} to spread")
+        raise ConfigError(
+            f"base: transformers names no layers of {model.config.model_type} to shard; start without FSDP"
+        )
     for module in list(model.modules()):
         if type(module).__name__ in layers:
             layer = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            # Sum, as for replicated parameters; FSDP's default is the mean over processes.
             layer.set_gradient_divide_factor(1.0)
             layer.set_force_sum_reduction_for_comms(True)
 
 
-def idle(forwards: int) -> int:
-    """How many more forwards there must be, so that every process runs equally many: they compute a layer together."""
+def count_padding_passes(forwards: int) -> int:
+    """Return the number of forward passes to add, so that all processes run equally many.
+
+    Processes that shard a layer compute it together: one that runs fewer passes would make the others wait forever.
+    """
     return -forwards % accelerator().num_processes if sharding_requested() else 0
 
 
 def copy_whole(parts: Iterable[torch.Tensor], into: Iterable[torch.Tensor]) -> None:
-    """Copies what is spread over the processes into tensors that each of them holds whole; every process must ask."""
+    """Copy tensors, sharded or not, into tensors that every process holds in full; all processes must call it.
+
+    Args:
+        parts: tensors to copy, any dtype and shape.
+        into: tensors of the same shapes, in the same order.
+    """
     with torch.no_grad():
         for part, tensor in zip(parts, into, strict=True):
-            tensor.copy_(whole(part))
+            tensor.copy_(gather_full_tensor(part))
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor of which this process holds a part; every process must ask."""
+def gather_full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the full tensor of a sharded one, or the tensor itself; all processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def shard_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a whole tensor, if it holds a part of `like`."""
+def take_local_shard(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return a full tensor sharded as `like` is, or the tensor itself if `like` is not sharded.
+
+    Args:
+        tensor: full tensor, the same in every process.
+        like: tensor of the same shape, whose placement is copied.
+    """
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

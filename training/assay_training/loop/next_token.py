@@ -1,4 +1,4 @@
-"""What the supervised loop makes smaller for policies."""
+"""Compute the supervised objective of policies: the cross-entropy of target tokens."""
 
 from collections.abc import Sequence
 
@@ -13,22 +13,22 @@ from assay_training.models.policy import Policy
 
 
 class NextToken:
-    """Cross-entropy of the target tokens, averaged over all of a batch's.
+    """The cross-entropy of the target tokens, averaged over all target tokens of a batch.
 
     Args:
-        policy: what is trained.
-        settings: compute dtype.
+        policy: policy that is trained.
+        settings: settings that name the compute dtype.
     """
 
     def __init__(self, policy: Policy, settings: OptimizerConfig) -> None:
         self._policy, self._settings = policy, settings
 
     def begin(self, batch: Sequence[SftExample], mine: Sequence[MicroBatch], total: Total) -> int:
-        """The batch's target tokens: every token weighs the same, whatever micro-batch it is in."""
+        """Return the number of target tokens in the batch, so that every token has the same weight."""
         return sum(example.targets for example in batch)
 
     def loss(self, part: Sequence[SftExample], shared: int) -> torch.Tensor:
-        """The micro-batch's share of the batch's loss."""
+        """Return the micro-batch's share of the batch's loss, fp32 scalar."""
         with autocast(self._policy.device, self._settings):
             logprobs = self._policy.logprobs(part)
         return next_token_cross_entropy(logprobs, torch.full_like(logprobs, 1 / shared))

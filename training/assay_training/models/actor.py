@@ -1,6 +1,10 @@
-"""What PPO trains: a policy with an adapter, and a value head on the same trunk; its reference is the policy without.
+"""Hold the networks of PPO: a policy with an adapter, a value head on its trunk, and the base as reference policy.
 
-There is no dropout, so that the first look after a rollout and the first of its training are the same function.
+Legend: `t` target tokens (those of the completions) of some examples, end to end; `V` vocabulary size, `H` hidden
+size. Log-probabilities and entropies are those at the sampling temperature, in nats.
+
+Dropout is never used. The log-probabilities π_old after a rollout and those of the first update are therefore the same
+function of the weights, and the first ratio π / π_old is 1 up to rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +23,11 @@ from assay_training.models.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutputs:
-    """What policy and value head say of the tokens of some completions, end to end; fp32 `[t]`.
+    """The outputs of policy and value head at the target tokens of some examples, end to end.
 
     Attributes:
-        logprobs: of the policy, at the temperature of sampling.
-        values: what is still to come before each token.
+        logprobs: log-probabilities of the target tokens, fp32 `[t]`, in nats.
+        values: expected return before each target token, fp32 `[t]`.
     """
 
     logprobs: torch.Tensor
@@ -32,31 +36,31 @@ class PolicyOutputs:
 
 @dataclass(frozen=True, slots=True)
 class OldPolicyOutputs(PolicyOutputs):
-    """The same of one completion before anything is learned from it, without gradient.
+    """The outputs at the tokens of one completion before it is learned from, without gradient.
 
     Attributes:
-        entropies: of the distribution that each token is from, in nats; fp32 `[t]`.
+        entropies: entropies of the distributions that the tokens were sampled from, fp32 `[t]`, in nats.
     """
 
     entropies: torch.Tensor
 
     def to(self, device: torch.device | str) -> "OldPolicyOutputs":
-        """The same, there."""
+        """Move the outputs to a device."""
         return OldPolicyOutputs(self.logprobs.to(device), self.values.to(device), self.entropies.to(device))
 
 
 class Actor:
-    """Policy, value head and reference in one.
+    """The policy, its value head and its reference policy, which share the weights of one base.
 
     Args:
-        base: the policy to start from.
-        lora: its adapter, which is the identity at first.
-        device: where to put it.
-        temperature: that logits are divided by, as in sampling.
+        base: directory of the checkpoint to start from.
+        lora: configuration of the adapter, which is the identity at first.
+        device: device of all weights.
+        temperature: sampling temperature; logits are divided by it.
 
     Attributes:
-        policy: with its adapter.
-        value_head: fp32; zero at first, so that it says nothing before it has learned.
+        policy: policy with its adapter.
+        value_head: linear layer `[1, H]`, fp32; zero at first, so that untrained values do not distort advantages.
     """
 
     def __init__(self, base: Path, lora: Lora, device: torch.device, temperature: float) -> None:
@@ -67,50 +71,78 @@ class Actor:
         self._temperature = temperature
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """Return the trained parameters: those of the adapter, then those of the value head."""
         return [*self.policy.parameters(), *self.value_head.parameters()]
 
     def forward(self, examples: Sequence[SftExample], settings: Adam) -> PolicyOutputs:
-        """With gradients, of the target tokens of all examples."""
-        logits, targets, hidden = self._logits(examples, settings)
-        return PolicyOutputs(-cross_entropy(logits, targets, reduction="none"), self._values(hidden))
+        """Return log-probabilities and values at the target tokens of all examples, with gradients.
 
-    def old_outputs(self, examples: Sequence[SftExample], settings: Adam) -> list[OldPolicyOutputs]:
-        """Of each example, in the micro-batches in which they are trained."""
-        found: list[OldPolicyOutputs] = []
-        for part, counts in _parts(examples, settings):
+        Args:
+            examples: prompts with completions; together they fit one forward pass.
+            settings: settings that name the compute dtype.
+
+        Returns:
+            The outputs, fp32 `[t]`, in the order of the examples.
+        """
+        logits, targets, hidden = self._compute_logits(examples, settings)
+        return PolicyOutputs(-cross_entropy(logits, targets, reduction="none"), self._compute_values(hidden))
+
+    def compute_old_outputs(self, examples: Sequence[SftExample], settings: Adam) -> list[OldPolicyOutputs]:
+        """Return log π_old, V_old and the entropies at the target tokens of each example, without gradient.
+
+        Args:
+            examples: prompts with completions, of any number.
+            settings: settings that name the compute dtype and the tokens of a micro-batch.
+
+        Returns:
+            One item for each example, fp32 `[n]` for its n target tokens.
+        """
+        outputs: list[OldPolicyOutputs] = []
+        for part, counts in _cut_micro_batches(examples, settings):
             with torch.no_grad():
-                logits, targets, hidden = self._logits(part, settings)
+                logits, targets, hidden = self._compute_logits(part, settings)
                 logprobs = -cross_entropy(logits, targets, reduction="none")
+                # H(p) = log Z − Σ p · logit, which needs no logarithm of a probability that may be 0.
                 entropies = torch.logsumexp(logits, -1) - (logits.softmax(-1) * logits).sum(-1)
-                columns = [torch.split(of, counts) for of in (logprobs, self._values(hidden), entropies)]
-            found += [OldPolicyOutputs(*of) for of in zip(*columns, strict=True)]
-        return found
+                columns = [
+                    torch.split(column, counts) for column in (logprobs, self._compute_values(hidden), entropies)
+                ]
+            outputs += [OldPolicyOutputs(*row) for row in zip(*columns, strict=True)]
+        return outputs
 
-    def reference_logprobs(self, examples: Sequence[SftExample], settings: Adam) -> list[torch.Tensor]:
-        """Of each example's target tokens under the policy before its adapter."""
-        found: list[torch.Tensor] = []
-        for part, counts in _parts(examples, settings):
-            with torch.no_grad(), self.policy.reference():
-                logits, targets, _ = self._logits(part, settings)
-                found += torch.split(-cross_entropy(logits, targets, reduction="none"), counts)
-        return found
+    def compute_reference_logprobs(self, examples: Sequence[SftExample], settings: Adam) -> list[torch.Tensor]:
+        """Return log π_ref of each example's target tokens: the policy's with its adapter disabled.
 
-    def _logits(
+        Args:
+            examples: prompts with completions, of any number.
+            settings: settings that name the compute dtype and the tokens of a micro-batch.
+
+        Returns:
+            One tensor for each example, fp32 `[n]` for its n target tokens, in nats, without gradient.
+        """
+        logprobs: list[torch.Tensor] = []
+        for part, counts in _cut_micro_batches(examples, settings):
+            with torch.no_grad(), self.policy.disable_adapter():
+                logits, targets, _ = self._compute_logits(part, settings)
+                logprobs += torch.split(-cross_entropy(logits, targets, reduction="none"), counts)
+        return logprobs
+
+    def _compute_logits(
         self, examples: Sequence[SftExample], settings: Adam
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """At the temperature of sampling, of what each target token is one of; their ids; and what they come from."""
+        """Return logits over temperature fp32 `[t, V]`, target ids int64 `[t]`, and hidden states `[t, H]`."""
         with autocast(self.policy.device, settings):
-            hidden, targets = self.policy.before_targets(examples)
-        # In fp32 whatever is below it computes in: logits in bf16 would be half of the distance to the engine.
+            hidden, targets = self.policy.compute_target_states(examples)
+        # Always in fp32: with bf16 logits, half of the mismatch between trainer and engine would be their rounding.
         return self.policy.head(hidden.float()) / self._temperature, targets, hidden
 
-    def _values(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _compute_values(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the values, fp32 `[t]`, from hidden states `[t, H]`."""
         return torch.as_tensor(self.value_head(hidden.float()).squeeze(-1))
 
 
-def _parts(examples: Sequence[SftExample], settings: Adam) -> Iterator[tuple[list[SftExample], list[int]]]:
-    """The micro-batches, and how many target tokens each of their examples has."""
+def _cut_micro_batches(examples: Sequence[SftExample], settings: Adam) -> Iterator[tuple[list[SftExample], list[int]]]:
+    """Yield micro-batches with the number of target tokens of each example; they are bounded as in training."""
     for indices in token_batches(range(len(examples)), examples, settings.micro_batch_tokens):
         part = [examples[i] for i in indices]
         yield part, [example.targets for example in part]

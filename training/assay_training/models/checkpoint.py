@@ -1,4 +1,4 @@
-"""What every training of a policy does alike: its renderer, and the checkpoint that it leaves."""
+"""Build the renderer of a policy, and save a trained policy as a checkpoint that has been read back."""
 
 import shutil
 from collections.abc import Sequence
@@ -16,15 +16,21 @@ from assay_training.data.sft_examples import SftExample
 from assay_training.models.policy import Policy
 
 RELOADED_SAMPLE = 8
-RELOADED_TOLERANCE = 1e-3  # merging an adapter rounds
+RELOADED_TOLERANCE = 1e-3  # in nats; merging an adapter into the weights rounds
 
 
 def policy_renderer(loaded: PreTrainedTokenizerBase, template: str, vocabulary_size: int) -> Renderer:
-    """Of a policy's template, without a length limit.
+    """Build the renderer of a policy's chat template, without a length limit.
+
+    Args:
+        loaded: tokenizer of the policy.
+        template: Jinja source of the chat template.
+        vocabulary_size: rows of the policy's embedding.
 
     Raises:
         ConfigError: the template does not work with this tokenizer.
     """
+    # Callers decide whether a long prompt is dropped or cut, so the renderer itself never refuses one.
     rules = RenderRules(template, 2**31, "eos", "template", "score")
     try:
         return Renderer(loaded, rules, vocabulary_size)
@@ -39,17 +45,19 @@ def save_policy(
     template: str,
     sample: Sequence[SftExample],
 ) -> None:
-    """Writes the whole model in transformers' format with tokenizer and template, and reads it back.
+    """Write the whole model in transformers' format with tokenizer and template, and check it by reading it back.
+
+    The check compares the log-probabilities of the model in memory and of the checkpoint on some examples.
 
     Args:
-        policy: an adapter is merged into it, for good.
-        directory: whole afterwards, or not there.
-        base: the checkpoint that training started from, whose tokenizer the policy has.
-        template: that it was trained with.
-        sample: of the first of these log-probabilities are compared.
+        policy: trained policy; its adapter is merged into its weights permanently.
+        directory: directory of the checkpoint. It is complete afterwards, or absent if the check fails.
+        base: checkpoint that training started from; its tokenizer is copied.
+        template: Jinja source of the chat template that the policy was trained with.
+        sample: examples of the check, of which the first 8 are used.
 
     Raises:
-        RuntimeError: what is read back says something else.
+        RuntimeError: a log-probability of the checkpoint differs by more than 1e-3 nats.
     """
     sample = sample[:RELOADED_SAMPLE]
     with torch.inference_mode():
@@ -59,13 +67,15 @@ def save_policy(
     tokenizer.write(base, unchecked, template)
     with torch.inference_mode():
         again = Policy(unchecked, None, policy.device).logprobs(sample)
-    apart = float((again - expected).abs().max())
-    if not apart <= RELOADED_TOLERANCE:
-        raise RuntimeError(f"{unchecked}: read back, a log-probability differs by {apart}; it is not what was trained")
+    difference = float((again - expected).abs().max())
+    if not difference <= RELOADED_TOLERANCE:
+        raise RuntimeError(
+            f"{unchecked}: the saved model is not the trained one: a log-probability differs by {difference} nats"
+        )
     shutil.rmtree(directory, ignore_errors=True)
     unchecked.rename(directory)
 
 
-def policy_lines(checkpoint: Path) -> list[str]:
-    """Return the lines that say where the policy of a finished run is, and how to use it."""
+def describe_policy(checkpoint: Path) -> list[str]:
+    """Return the lines that name the checkpoint of a finished run and how to use it."""
     return [f"policy: {checkpoint}", "to use it: as any model of transformers or vLLM, or as `base` of another run"]

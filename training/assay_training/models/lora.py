@@ -1,4 +1,4 @@
-"""The adapter of a configuration, for PEFT."""
+"""Translate the adapter of a configuration into PEFT's, after checking that the base has its modules ([LoRA])."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,33 +11,36 @@ from assay_training.config.model import Lora
 
 
 def lora_config(lora: Lora, model: Any, task_type: str | None = None) -> LoraConfig:  # noqa: ANN401 - transformers
-    """Return PEFT's configuration, without dropout: a row is the same function in training and in serving.
+    """Return PEFT's configuration of an adapter, without dropout, so that training and serving compute the same.
 
-    With `lora.layers` the adapted modules are listed one by one under their whole names. PEFT's own
-    `layers_to_transform` outputs for the index behind a prefix, which the names of a bare decoder do not have.
+    With `lora.layers` the adapted modules are listed by their full names. PEFT's own `layers_to_transform` expects a
+    prefix before the layer index, which the module names of a bare decoder do not have.
 
     Args:
-        lora: the run's.
+        lora: adapter of the run's configuration.
         model: a model of transformers, bare or with an output layer.
-        task_type: of PEFT.
+        task_type: PEFT's task type, or None.
 
     Raises:
-        ConfigError: `model` has no linear of a name, or fewer layers; PEFT adapts what it finds and is silent. Or the
-            linear is the output layer, which is applied by itself, without an adapter.
+        ConfigError: `model` has no linear layer of a configured name, or fewer layers than `lora.layers` needs. PEFT
+            itself would silently adapt only the names that exist. Or a name is the output layer, which is applied
+            separately, without an adapter.
     """
-    layers = None if lora.layers is None else _layers(model, lora.layers)
+    layers = None if lora.layers is None else _find_layer_prefixes(model, lora.layers)
     head = model.get_output_embeddings()
     wanted: list[str] = []
     for target in lora.target_modules:
-        found = [name for name, module in _linears(model) if f".{name}".endswith(f".{target}")]
+        names = [name for name, module in _find_linears(model) if f".{name}".endswith(f".{target}")]
         if layers is not None:
-            found = [name for name in found if any(name.startswith(layer) for layer in layers)]
-        if not found:
+            names = [name for name in names if any(name.startswith(layer) for layer in layers)]
+        if not names:
             where = "" if lora.layers is None else f" in the layers {', '.join(map(str, lora.layers))}"
-            raise ConfigError(f"lora.target_modules: the base has no linear {target!r}{where}{_hint(model)}")
-        if any(model.get_submodule(name) is head for name in found):
-            raise ConfigError(f"lora.target_modules: {target!r} is the output layer, which gets no adapter")
-        wanted += found
+            raise ConfigError(
+                f"lora.target_modules: the base has no linear layer {target!r}{where}{_list_linears(model)}"
+            )
+        if any(model.get_submodule(name) is head for name in names):
+            raise ConfigError(f"lora.target_modules: {target!r} is the output layer, which cannot have an adapter")
+        wanted += names
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -47,20 +50,23 @@ def lora_config(lora: Lora, model: Any, task_type: str | None = None) -> LoraCon
     )
 
 
-def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def _find_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the linear layers of a model with their full names."""
     yield from ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
 
 
-def _layers(model: Any, indices: Sequence[int]) -> list[str]:  # noqa: ANN401 - transformers
-    """Return what the names of the modules in these layers begin with: `encoder.layer.3.`, `layers.3.`."""
+def _find_layer_prefixes(model: Any, indices: Sequence[int]) -> list[str]:  # noqa: ANN401 - transformers
+    """Return the prefixes of the module names in these layers, such as `encoder.layer.3.` or `layers.3.`."""
     count = model.config.num_hidden_layers
     if max(indices) >= count:
-        raise ConfigError(f"lora.layers: the base has no layer {max(indices)}; its {count} layers count from 0")
-    of = next(
+        raise ConfigError(f"lora.layers: the base has no layer {max(indices)}; it has {count} layers, counted from 0")
+    # Architectures name the list of layers differently; its length identifies it.
+    stack = next(
         name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
     )
-    return [f"{of}.{index}." for index in indices]
+    return [f"{stack}.{index}." for index in indices]
 
 
-def _hint(model: nn.Module) -> str:
-    return f"; it has {', '.join(sorted({name.rpartition('.')[2] for name, _ in _linears(model)}))}"
+def _list_linears(model: nn.Module) -> str:
+    """Return the end of an error message: the names of the linear layers that the base has."""
+    return f"; it has {', '.join(sorted({name.rpartition('.')[2] for name, _ in _find_linears(model)}))}"

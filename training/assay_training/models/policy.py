@@ -1,6 +1,7 @@
-"""A causal language model that is trained: packed sequences in, log-probabilities of their target tokens out.
+"""Train a causal language model on packed sequences: token ids in, log-probabilities of their target tokens out.
 
-The forward is the service's, with gradients; the output layer is applied to the target tokens alone.
+Legend: `t` target tokens of some examples, end to end; `H` hidden size. The forward pass is the service's, with
+gradients. The output layer is applied at target tokens only, because no loss needs the logits of prompt tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,22 +28,22 @@ from assay_training.models.lora import lora_config
 
 
 class Policy:
-    """A causal language model, whole or with an adapter to be trained.
+    """A causal language model of which all weights, or only an adapter, are trained.
 
     Args:
-        directory: a checkpoint with `config.json` and safetensors weights.
-        lora: the adapter to train; None trains all weights.
-        device: where to put it.
+        directory: checkpoint with `config.json` and safetensors weights.
+        lora: configuration of the adapter to train; None trains all weights.
+        device: device of the weights.
 
     Attributes:
-        device: where it is.
-        head: hidden states to logits.
-        hidden_size: width of the hidden states.
-        vocabulary_size: rows of the embedding.
+        device: device of the weights.
+        head: output layer, from hidden states `[t, H]` to logits `[t, V]`.
+        hidden_size: width H of the hidden states.
+        vocabulary_size: number V of rows of the embedding.
 
     Raises:
-        ConfigError: the architecture is no causal one; weights are missing or of another shape; or the adapter does
-            not fit.
+        ConfigError: the architecture is not a causal one; weights are missing or have another shape; or the adapter
+            does not fit the base.
     """
 
     def __init__(self, directory: Path, lora: Lora | None, device: torch.device) -> None:
@@ -58,65 +59,81 @@ class Policy:
             trust_remote_code=False,
             output_loading_info=True,
         )
-        _check_whole(report, directory)
+        _check_weights(report, directory)
         self._body = RewardModel(self._model.base_model, device)
         self.head: nn.Module = self._model.get_output_embeddings().to(device)
         if lora is not None:
             self._model = get_peft_model(self._model, lora_config(lora, self._model, "CAUSAL_LM"))
         self._adapted = lora is not None
-        self._model.eval()
+        self._model.eval()  # also in training: no module may behave differently in training and serving
         self.device = device
         self.vocabulary_size, self.hidden_size = self._body.vocabulary_size, self._body.hidden_size
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained, fp32."""
+        """Return the trained parameters, all fp32."""
         return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
 
     def shard(self) -> None:
-        """Spreads the layers over the processes, if they were asked to; afterwards it has other parameters."""
+        """Shard the layers over the processes if FSDP was requested; this replaces the parameters."""
         shard(self._body.base)
 
     def logprobs(self, examples: Sequence[SftExample], temperature: float = 1.0) -> torch.Tensor:
-        """fp32 `[t]`: of the target tokens of all examples, end to end."""
-        hidden, targets = self.before_targets(examples)
+        """Compute the log-probabilities of the target tokens of all examples.
+
+        Args:
+            examples: token ids with their target masks.
+            temperature: divisor of the logits.
+
+        Returns:
+            Log-probabilities, fp32 `[t]`, in nats, end to end in the order of the examples.
+        """
+        hidden, targets = self.compute_target_states(examples)
         return -cross_entropy(self.head(hidden).float() / temperature, targets, reduction="none")
 
-    def before_targets(self, examples: Sequence[SftExample]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the target tokens of all examples are predicted from, `[t, H]`, and their ids, int64 `[t]`."""
+    def compute_target_states(self, examples: Sequence[SftExample]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the hidden states from which the target tokens of all examples are predicted.
+
+        Args:
+            examples: token ids with their target masks.
+
+        Returns:
+            Hidden states `[t, H]` in the compute dtype, and the ids of the target tokens, int64 `[t]`.
+        """
+        # A boundary of 0 and unshared prompts: equal prompts are computed for each example, as separate sequences.
         row = pack(
             [TokenSequence(example.ids, 0, Span(0, len(example.ids))) for example in examples], share_prompts=False
         )
         starts = [pieces[0].start for pieces in row.spans]
-        at = [
+        places = [
             start + position
             for start, example in zip(starts, examples, strict=True)
             for position, counts in enumerate(example.target_mask)
             if counts
         ]
-        targets = torch.tensor(at, device=self.device)
+        targets = torch.tensor(places, device=self.device)
         # A token is predicted from the one before it; the first of a sequence is never a target.
         return self._body.hidden(row)[0][targets - 1], row.ids[0].to(self.device)[targets]
 
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside it the policy is what it was before its adapter was trained."""
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """Return a context in which the policy is its base, the reference policy."""
         assert self._adapted
         context: AbstractContextManager[None] = self._model.disable_adapter()
         return context
 
     def save_adapter(self, directory: Path) -> None:
-        """Writes the adapter alone, in PEFT's format."""
+        """Write the adapter alone, in PEFT's format."""
         assert self._adapted
         self._model.save_pretrained(directory)
-        (directory / "README.md").unlink(missing_ok=True)  # PEFT's, a form that nobody has filled in
+        (directory / "README.md").unlink(missing_ok=True)  # PEFT writes an unfilled template of a model card
         _make_public(directory)
 
     def load_adapter(self, directory: Path) -> None:
-        """Puts an adapter of the same shape in the place of this one."""
+        """Replace the weights of the adapter by those of a saved one of the same shape."""
         assert self._adapted
         set_peft_model_state_dict(self._model, load_peft_weights(str(directory), device="cpu"))
 
     def save(self, directory: Path) -> None:
-        """Writes the whole model in transformers' format; an adapter is merged into it, for good."""
+        """Write the whole model in transformers' format; an adapter is merged into the weights permanently."""
         if self._adapted:
             self._model, self._adapted = self._model.merge_and_unload(), False
         self._model.save_pretrained(directory)
@@ -124,17 +141,21 @@ class Policy:
 
 
 def _make_public(directory: Path) -> None:
-    """Safetensors makes its files private, and the server may be another user."""
+    """Make the weight files readable for all users; safetensors makes them private to the one that trained."""
     for file in directory.glob("*.safetensors"):
         file.chmod(0o644)
 
 
-def _check_whole(report: Mapping[str, Any], directory: Path) -> None:
-    """What transformers would fill up with random numbers is an error."""
+def _check_weights(report: Mapping[str, Any], directory: Path) -> None:
+    """Check that the checkpoint has every weight; transformers would initialise missing ones at random.
+
+    Raises:
+        ConfigError: weights are missing or have another shape.
+    """
     for reason in ("missing_keys", "mismatched_keys"):
         names = sorted(str(name) for name in report[reason])
         if names:
             raise ConfigError(
-                f"base: {directory} is not a whole causal language model: {reason.replace('_', ' ')}: "
+                f"base: {directory} is not a complete causal language model: {reason.replace('_', ' ')}: "
                 f"{', '.join(names[:3])}{', …' * (len(names) > 3)}"
             )

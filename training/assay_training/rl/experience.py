@@ -1,4 +1,7 @@
-"""A rollout to what PPO learns from it: rewards by token, advantages, returns; and its numbers. Pure."""
+"""Turn a scored rollout into what PPO learns from: per-token rewards, advantages, returns and weights; no I/O.
+
+Symbols and masks are those of `algorithms.ppo`: `B` completions, `T` tokens of the longest, `n` tokens of one.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +21,15 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """A completion with what an update must know of each of its tokens; all fp32 `[n]`.
+    """A completion with everything that an update needs for each of its tokens; all tensors are fp32 `[n]`.
 
     Attributes:
-        example: prompt and completion; the completion's tokens are its targets.
-        logprobs: of the policy that sampled it, computed where it is trained.
-        values: of the value head as it was then.
-        advantages: whitened over the rollout.
-        returns: what values should have been.
-        weights: of the policy's loss: what corrects for the engine.
+        example: token ids of prompt and completion; the completion's tokens are the targets.
+        logprobs: log π_old, log-probabilities at sampling time as the trainer computes them, in nats.
+        values: V_old, outputs of the value head at sampling time.
+        advantages: A, generalized advantage estimates, whitened over the rollout.
+        returns: R, targets of the value head.
+        weights: truncated importance weights π_old / π_engine of the policy loss; ones if `importance_cap` is null.
     """
 
     example: SftExample
@@ -38,105 +41,131 @@ class Experience:
 
     @property
     def tokens(self) -> int:
-        """Of prompt and completion."""
+        """Return the number of tokens of prompt and completion, which a forward pass takes."""
         return self.example.tokens
 
 
 def example_of(sample: ScoredCompletion) -> SftExample:
-    """A sample as it is looked at and learned from."""
+    """Return the token ids of a sample, with the completion's tokens as targets."""
     return SftExample.of(sample.completion.prompt, sample.completion.ids)
 
 
-def scores_of(samples: Sequence[ScoredCompletion], reward: Reward) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The samples' scores, whether they ended by themselves, and what they are worth then; each `[B]`."""
+def shape_sample_scores(
+    samples: Sequence[ScoredCompletion], reward: Reward
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the scores of samples, whether each completion ended by EOS, and the shaped scores.
+
+    Args:
+        samples: the B scored completions.
+        reward: configuration of clipping and of the penalty for a missing EOS.
+
+    Returns:
+        Scores fp32 `[B]`, finished bool `[B]`, and shaped scores fp32 `[B]`, all on the CPU.
+    """
     scores = torch.tensor([sample.score.value for sample in samples], dtype=torch.float32)
     finished = torch.tensor([sample.completion.finish_reason == "stop" for sample in samples])
-    shaped = ppo.shaped_scores(scores, finished, clip=reward.clip, missing_eos_penalty=reward.missing_eos_penalty)
+    shaped = ppo.shape_scores(scores, finished, clip=reward.clip, missing_eos_penalty=reward.missing_eos_penalty)
     return scores, finished, shaped
 
 
-def experiences(
+def build_experiences(
     samples: Sequence[ScoredCompletion],
     outputs: Sequence[OldPolicyOutputs],
     references: Sequence[torch.Tensor],
     kl_coef: float,
     config: PpoConfig,
 ) -> tuple[list[Experience], Metrics]:
-    """Of a whole rollout.
+    """Return the experience of every completion of a rollout, and the metrics of the rollout.
+
+    1. `r_t = −kl_coef · (log π_old − log π_ref)_t`, plus the shaped score at the last token.
+    2. `A = GAE(r, V_old)` and `R = A + V_old`.
+    3. A is whitened over all tokens of the rollout, after R has been computed from it.
+    4. `w_t = min(π_old / π_engine, importance_cap)`.
 
     Args:
-        samples: completions with scores.
-        outputs: of the policy that sampled them, one each.
-        references: log-probabilities of the reference, one each.
-        kl_coef: of this step.
-        config: the run's.
+        samples: scored completions of the rollout, B of them.
+        outputs: log π_old, V_old and entropies of each completion, fp32 `[n]` each.
+        references: log π_ref of each completion's tokens, fp32 `[n]`, in nats.
+        kl_coef: coefficient of the KL penalty at this step.
+        config: configuration of the run.
 
     Returns:
-        One each; and the numbers of the rollout, without those that it has none of.
+        The experiences in the order of `samples`, and metrics by name. A metric that is undefined for the rollout is
+        absent, such as a correlation with lengths that are all equal.
     """
-    logprobs, values, reference = (
-        _padded(of) for of in ([o.logprobs for o in outputs], [o.values for o in outputs], references)
+    logprobs, values, ref_logprobs = (
+        _pad(rows) for rows in ([o.logprobs for o in outputs], [o.values for o in outputs], references)
     )
-    mask = _padded([torch.ones_like(look.logprobs, dtype=torch.bool) for look in outputs])
+    mask = _pad([torch.ones_like(output.logprobs, dtype=torch.bool) for output in outputs])
     device = logprobs.device
-    scores, finished, shaped = (of.to(device) for of in scores_of(samples, config.reward))
-    rewards = ppo.token_rewards(shaped, logprobs, reference, mask, kl_coef)
-    advantages = ppo.generalized_advantages(
-        rewards, values, mask, gamma=config.ppo.gamma, gae_lambda=config.ppo.gae_lambda
-    )
+    scores, finished, shaped = (column.to(device) for column in shape_sample_scores(samples, config.reward))
+    rewards = ppo.compute_token_rewards(shaped, logprobs, ref_logprobs, mask, kl_coef)
+    advantages = ppo.compute_gae(rewards, values, mask, gamma=config.ppo.gamma, gae_lambda=config.ppo.gae_lambda)
+    # Returns are on the scale of rewards, so they use the advantages before whitening.
     returns = advantages + values
-    whitened = ppo.whiten(advantages, mask, ppo.sums(advantages, mask))
-    engine = _padded([torch.tensor(sample.completion.logprobs, device=device) for sample in samples])
+    whitened = ppo.whiten(advantages, mask, ppo.compute_masked_sums(advantages, mask))
+    engine_logprobs = _pad([torch.tensor(sample.completion.logprobs, device=device) for sample in samples])
     cap = config.rollout.importance_cap
-    weights = torch.ones_like(logprobs) if cap is None else ppo.importance_weights(logprobs, engine, cap)
+    weights = (
+        torch.ones_like(logprobs) if cap is None else ppo.compute_importance_weights(logprobs, engine_logprobs, cap)
+    )
+    # Cut to the length of each completion: experiences have no padding, so they can be batched by tokens.
     columns = (logprobs, values, whitened, returns, weights)
-    made = [
-        Experience(example_of(sample), *(of[i, : len(sample.completion.ids)] for of in columns))
+    experiences = [
+        Experience(example_of(sample), *(column[i, : len(sample.completion.ids)] for column in columns))
         for i, sample in enumerate(samples)
     ]
-    entropies = torch.cat([look.entropies for look in outputs])
-    kl = _per_completion(ppo.k1(logprobs, reference), mask)
+    entropies = torch.cat([output.entropies for output in outputs])
+    kl = _average_per_completion(ppo.k1(logprobs, ref_logprobs), mask)
     lengths = mask.sum(dim=1).float()
-    found = {
+    metrics = {
         "score": float(scores.mean()),
+        # Population standard deviation, which is 0 and not NaN for a single completion.
         "score_std": float(scores.std(correction=0)),
         "shaped_score": float(shaped.mean()),
         "kl": kl,
-        "kl_k3": _per_completion(ppo.k3(logprobs, reference), mask),
+        "kl_k3": _average_per_completion(ppo.k3(logprobs, ref_logprobs), mask),
         "kl_reward": -kl_coef * kl,
         "kl_coef": kl_coef,
         "entropy": float(entropies.mean()),
-        "explained_variance": _explained(values[mask], returns[mask]),
+        "explained_variance": _compute_explained_variance(values[mask], returns[mask]),
         "eos_rate": float(finished.float().mean()),
         "length": float(lengths.mean()),
-        "score_length_correlation": correlation(scores, lengths),
-        "logprob_mismatch": float((logprobs - engine).abs()[mask].mean()),
-        "logprob_mismatch_max": float((logprobs - engine).abs()[mask].max()),
-        "importance_ess": None if cap is None else _effective(weights[mask]),
+        "score_length_correlation": compute_correlation(scores, lengths),
+        # Measured in every rollout, whether or not importance weights are used: `EngineCheck` stops on it.
+        "logprob_mismatch": float((logprobs - engine_logprobs).abs()[mask].mean()),
+        "logprob_mismatch_max": float((logprobs - engine_logprobs).abs()[mask].max()),
+        "importance_ess": None if cap is None else _compute_ess_share(weights[mask]),
         "importance_capped": None if cap is None else float((weights[mask] >= cap).float().mean()),
     }
-    return made, {name: number for name, number in found.items() if number is not None}
+    return experiences, {name: number for name, number in metrics.items() if number is not None}
 
 
-def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+def _pad(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return rows `[n]` of different lengths as one tensor `[B, T]`, padded with zeros on the right."""
     return pad_sequence(list(rows), batch_first=True)
 
 
-def _per_completion(values: torch.Tensor, mask: torch.Tensor) -> float:
+def _average_per_completion(values: torch.Tensor, mask: torch.Tensor) -> float:
+    """Return the sum over a completion's tokens, averaged over completions; both `[B, T]`."""
     return float(torch.where(mask, values, 0.0).sum(dim=1).mean())
 
 
-def _explained(values: torch.Tensor, returns: torch.Tensor) -> float | None:
-    spread = float(returns.var(correction=0))
-    return 1 - float((returns - values).var(correction=0)) / spread if spread else None
+def _compute_explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float | None:
+    """Return 1 − Var(R − V) / Var(R) over all tokens; None where all returns are equal."""
+    variance = float(returns.var(correction=0))
+    return 1 - float((returns - values).var(correction=0)) / variance if variance else None
 
 
-def correlation(x: torch.Tensor, y: torch.Tensor) -> float | None:
-    """Pearson's; None where one of them does not vary, as lengths do not when every completion is cut off."""
+def compute_correlation(x: torch.Tensor, y: torch.Tensor) -> float | None:
+    """Return Pearson's correlation of two vectors, fp32 `[B]`.
+
+    It is None where one of them is constant, as lengths are when every completion is truncated.
+    """
     varied = bool(x.std(correction=0) and y.std(correction=0))
     return float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if varied else None
 
 
-def _effective(weights: torch.Tensor) -> float:
-    """The share of samples that is left, (Σw)² / (n Σw²)."""
+def _compute_ess_share(weights: torch.Tensor) -> float:
+    """Return the effective sample size as a share of the samples, `(Σw)² / (n · Σw²)`."""
     return float(weights.sum().square() / (len(weights) * weights.square().sum()))

@@ -1,6 +1,6 @@
-"""Rejection sampling in rounds: sample, score, keep the best, learn to say it ([Llama 2] section 3.2.3).
+"""Run rejection sampling in rounds: sample, score, and train on the best completions ([Llama 2] section 3.2.3).
 
-The best of earlier rounds are kept and learned from again, so that a round does not forget what another could.
+The best completions of earlier rounds are trained on again, so that a round does not unlearn what others taught.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from assay_client.client import RewardClient
-from assay_training.algorithms.schedule import cyclic_batch
+from assay_training.algorithms.schedule import draw_cyclic_batch
 from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.rollout import Reward
@@ -22,21 +22,27 @@ from assay_training.loop.supervised import Schedule, train
 from assay_training.models.batches import token_batches
 from assay_training.models.policy import Policy
 from assay_training.rl import summary
-from assay_training.rl.experience import correlation, example_of, scores_of
-from assay_training.rl.session import RolloutSession, sampled_base
+from assay_training.rl.experience import compute_correlation, example_of, shape_sample_scores
+from assay_training.rl.session import RolloutSession, check_sampled_base
 from assay_training.rollout.collect import Rollout, ScoredCompletion
 from assay_training.rollout.completion import Ids
-from assay_training.rollout.rewards import Rewards, patient_client, served_by
+from assay_training.rollout.rewards import Rewards, identify_service, open_patient_client
 
 
 class RejectionRun:
-    """One configuration with its prompts, a service and an engine.
+    """A run of rejection sampling: one configuration with its prompts, a reward service and an engine.
 
     Args:
-        config: the run's.
-        data: the folder that holds the sources' folders.
-        out: the run directory.
-        client: of the service.
+        config: configuration of the run.
+        data: folder with a folder for each source.
+        out: run directory.
+        client: client of the reward service.
+
+    Attributes:
+        config: configuration of the run.
+        policy: policy that is trained.
+        session: prompts, engine and run directory.
+        run: run directory.
 
     Raises:
         ValueError: the configuration, the prompts or the run directory is wrong.
@@ -44,77 +50,102 @@ class RejectionRun:
 
     def __init__(self, config: RejectionConfig, data: Path, out: Path, client: RewardClient) -> None:
         self.config, self._client = config, client
-        base = sampled_base(config)
-        torch.manual_seed(config.seed)
+        base = check_sampled_base(config)
+        torch.manual_seed(config.seed)  # the adapter is initialised at random
         self.policy = Policy(base, config.lora, accelerator().device)
         self.session = RolloutSession(config, base, self.policy, data, out)
         self.run = self.session.run
 
     def go(self) -> Path:
-        """All rounds from where an interrupted run left off; then the policy, whole. Returns its directory.
+        """Run all rounds from where an interrupted run stopped, then save the whole policy and return its directory.
 
         Raises:
             ConfigError: the service is not the one that the run expects; nothing has been sampled then.
+            RunStopped: a completion has no score, the service has changed, or the engine does not sample from the
+                policy.
+            FloatingPointError: the training diverges.
         """
         if self.run.read_json("results.json") is not None:
-            self.run.forget()  # a kill may have come between the two
+            self.run.forget()  # a run killed after writing its results still has its resume state
             return self.session.checkpoint
-        for line in served_by(self._client, self.config.reward):
+        for line in identify_service(self._client, self.config.reward):
             tell(line)
         kept: list[SftExample] = []
         results: list[dict[str, Any]] = []
         fingerprint: str | None = None
         for number in range(1, self.config.rounds + 1):
-            done = self.run.read_json(f"round-{number}.json") or self._sample(number, fingerprint)
-            fingerprint, self.session.engine_check.floor = done["fingerprint"], done["mismatch_floor"]
-            results.append({key: done[key] for key in ("round", "fingerprint", "score", "best_score", "dropped")})
-            kept += [SftExample.of(tuple(best["prompt_ids"]), tuple(best["ids"])) for best in done["best"]]
+            result = self.run.read_json(f"round-{number}.json") or self._sample(number, fingerprint)
+            fingerprint, self.session.engine_check.floor = result["fingerprint"], result["mismatch_floor"]
+            results.append({key: result[key] for key in ("round", "fingerprint", "score", "best_score", "dropped")})
+            kept += [SftExample.of(tuple(best["prompt_ids"]), tuple(best["ids"])) for best in result["best"]]
             self._learn(number, kept)
         return self.session.finish(results)
 
     def _sample(self, number: int, fingerprint: str | None) -> dict[str, Any]:
-        """A round's best completions, with what the others were worth; kept in the run directory."""
+        """Sample and score the completions of a round, and return its best ones with the scores of all.
+
+        The result is also stored as `round-N.json`, so that a resumed run does not sample the round again.
+
+        Args:
+            number: number of the round, from 1; it selects the prompts.
+            fingerprint: fingerprint of the models that scored the earlier rounds; None in the first.
+        """
         config, rewards = self.config, Rewards(self._client, self.config.reward, fingerprint)
-        prompts = self.session.asked
-        chosen = cyclic_batch(len(prompts), config.prompts, number - 1, config.seed)
+        prompts = self.session.prompts
+        chosen = draw_cyclic_batch(len(prompts), config.prompts, number - 1, config.seed)
         rollout = self.session.roll_out(number, [prompts[i] for i in chosen for _ in range(config.samples)], rewards)
-        probed = self.session.engine_check.check(number, self._gap(rollout.samples[: config.rollout.chunk_completions]))
-        answers = by_prompt(rollout.samples)
-        best = [best_of(of, config.reward) for of in answers]
-        done = {
+        # One chunk is enough to notice a wrong adapter, and costs the trainer few passes.
+        mismatch = self._measure_mismatch(rollout.samples[: config.rollout.chunk_completions])
+        checked = self.session.engine_check.check(number, mismatch)
+        completions = group_by_prompt(rollout.samples)
+        best = [select_best(samples, config.reward) for samples in completions]
+        result = {
             "round": number,
             "fingerprint": rewards.fingerprint,
             "mismatch_floor": self.session.engine_check.floor,
-            "score": _mean(rollout.samples),
-            "best_score": _mean(best),
+            "score": _average_score(rollout.samples),
+            "best_score": _average_score(best),
             "dropped": rollout.dropped,
-            "best": [_record(sample) for sample in best],
-            "scores": [[sample.score.value for sample in of] for of in answers],
+            "best": [_build_record(sample) for sample in best],
+            "scores": [[sample.score.value for sample in samples] for samples in completions],
         }
         if self.run.writes:
-            self._log(number, {**numbers_of(rollout, best), **probed, "fingerprint": rewards.fingerprint})
-        self.run.write_json(f"round-{number}.json", done)
-        again: dict[str, Any] = json.loads(json.dumps(done))  # as a resumed run reads it
-        return again
+            metrics = compute_round_metrics(rollout, best)
+            self._log(number, {**metrics, **checked, "fingerprint": rewards.fingerprint})
+        self.run.write_json(f"round-{number}.json", result)
+        # Returned as a resumed run would read it, so that both train on equal values.
+        as_read: dict[str, Any] = json.loads(json.dumps(result))
+        return as_read
 
-    def _gap(self, samples: Sequence[ScoredCompletion]) -> float:
-        """How far the engine's log-probabilities are from the policy's; in fp32, where rounding hides least."""
-        settings, examples, found = self.config, [example_of(sample) for sample in samples], []
+    def _measure_mismatch(self, samples: Sequence[ScoredCompletion]) -> float:
+        """Return the mean absolute difference of the engine's and the policy's log-probabilities, in nats per token.
+
+        The policy computes in fp32, where rounding hides the least.
+        """
+        settings, examples, logprobs = self.config, [example_of(sample) for sample in samples], []
         for part in token_batches(range(len(examples)), examples, settings.optimizer.micro_batch_tokens):
             with torch.no_grad():
-                found.append(self.policy.logprobs([examples[i] for i in part], settings.rollout.temperature).cpu())
+                logprobs.append(self.policy.logprobs([examples[i] for i in part], settings.rollout.temperature).cpu())
         engine = torch.tensor([logprob for sample in samples for logprob in sample.completion.logprobs])
-        return float((torch.cat(found) - engine).abs().mean())
+        return float((torch.cat(logprobs) - engine).abs().mean())
 
     def _log(self, number: int, row: Mapping[str, Any]) -> None:
-        """The round's row of metrics; before the round counts as sampled, so that a kill between them loses none."""
+        """Write the round's row of metrics.
+
+        It precedes the file of the round: a run killed between the two samples the round again and rewrites the row.
+        """
         metrics = self.run.metrics("rounds")
         metrics.begin(number)
         metrics.log({"step": number, **row})
         metrics.end()
 
     def _learn(self, number: int, kept: Sequence[SftExample]) -> None:
-        """Supervised training of the adapter, from where the round before it left off."""
+        """Train the adapter on the best completions, from the state after the previous round.
+
+        Args:
+            number: number of the round; an adapter that is already saved is loaded instead.
+            kept: best completions of this round and all earlier ones.
+        """
         adapter = self.run.path / f"round-{number}"
         if (adapter / "adapter_config.json").is_file():
             self.policy.load_adapter(adapter)
@@ -128,6 +159,7 @@ class RejectionRun:
             metrics=self.run.metrics(f"round-{number}"),
             resume=self.run.resume_point(f"round-{number}"),
         )
+        # Renamed when complete: the directory marks the round as learned.
         if self.run.writes:
             unfinished = adapter.with_suffix(".tmp")
             self.policy.save_adapter(unfinished)
@@ -135,41 +167,50 @@ class RejectionRun:
         accelerator().wait_for_everyone()
 
 
-def by_prompt(samples: Sequence[ScoredCompletion]) -> list[list[ScoredCompletion]]:
-    """The completions of each prompt."""
-    found: dict[Ids, list[ScoredCompletion]] = {}
+def group_by_prompt(samples: Sequence[ScoredCompletion]) -> list[list[ScoredCompletion]]:
+    """Return the completions of each prompt; prompts are equal if their token ids are."""
+    groups: dict[Ids, list[ScoredCompletion]] = {}
     for sample in samples:
-        found.setdefault(sample.prompt.ids, []).append(sample)
-    return list(found.values())
+        groups.setdefault(sample.prompt.ids, []).append(sample)
+    return list(groups.values())
 
 
-def best_of(samples: Sequence[ScoredCompletion], reward: Reward) -> ScoredCompletion:
-    """Of one prompt's completions that with the best score, as PPO would shape it; the first of equal ones."""
-    worth = scores_of(samples, reward)[-1].tolist()
-    return samples[max(range(len(samples)), key=worth.__getitem__)]
+def select_best(samples: Sequence[ScoredCompletion], reward: Reward) -> ScoredCompletion:
+    """Return the completion of one prompt with the highest shaped score, as in PPO; the first of equal ones."""
+    shaped = shape_sample_scores(samples, reward)[-1].tolist()
+    return samples[max(range(len(samples)), key=shaped.__getitem__)]
 
 
-def numbers_of(rollout: Rollout, best: Sequence[ScoredCompletion]) -> dict[str, float]:
-    """What metrics tell of a round; without the correlation of score and length where there is none."""
+def compute_round_metrics(rollout: Rollout, best: Sequence[ScoredCompletion]) -> dict[str, float]:
+    """Return the metrics of a round by name.
+
+    The correlation of score and length is absent where one of them is constant.
+
+    Args:
+        rollout: all completions of the round.
+        best: best completion of each prompt.
+    """
     count = len(rollout.samples)
     scores = torch.tensor([sample.score.value for sample in rollout.samples])
     lengths = torch.tensor([float(len(sample.completion.ids)) for sample in rollout.samples])
-    related = correlation(scores, lengths)
+    correlation = compute_correlation(scores, lengths)
     return {
-        "score": _mean(rollout.samples),
-        "best_score": _mean(best),
+        "score": _average_score(rollout.samples),
+        "best_score": _average_score(best),
         "length": float(lengths.mean()),
         "eos_rate": sum(sample.completion.finish_reason == "stop" for sample in rollout.samples) / count,
-        **({} if related is None else {"score_length_correlation": related}),
+        **({} if correlation is None else {"score_length_correlation": correlation}),
         **rollout.numbers,
     }
 
 
-def _mean(samples: Sequence[ScoredCompletion]) -> float:
+def _average_score(samples: Sequence[ScoredCompletion]) -> float:
+    """Return the mean score, before clipping and penalty."""
     return sum(sample.score.value for sample in samples) / len(samples)
 
 
-def _record(sample: ScoredCompletion) -> dict[str, Any]:
+def _build_record(sample: ScoredCompletion) -> dict[str, Any]:
+    """Build the JSON record of a completion, with its text for readers and its token ids for training."""
     messages = [message.as_dict() for message in sample.prompt.prompt.messages]
     return {
         "prompt": messages,
@@ -183,16 +224,25 @@ def _record(sample: ScoredCompletion) -> dict[str, Any]:
 
 
 def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
-    """The whole of `assay train rejection`; returns the checkpoint's directory.
+    """Run `assay train rejection` and return the directory of the checkpoint.
+
+    Args:
+        config_path: YAML file of the configuration.
+        data: folder with a folder for each source.
+        out: run directory; None means `runs/NAME`.
+        url: address of the reward service.
 
     Raises:
         ValueError: the configuration, the data or the run directory is wrong, or the service does not have the reward.
-        AssayError: the service could not be reached, or refused.
+        AssayError: the service could not be reached, or refused a request.
+        RunStopped: the service or the engine is not as it must be; the run can be resumed.
+        FloatingPointError: the training diverges.
     """
     config = read(config_path, RejectionConfig)
-    with patient_client(url, config.reward) as client:
+    with open_patient_client(url, config.reward) as client:
         rejection = RejectionRun(config, data, out or Path("runs") / config.name, client)
         checkpoint = rejection.go()
-    for line in summary.rejection_lines(rejection.run.read_json("results.json") or [], config.samples, checkpoint):
+    rounds = rejection.run.read_json("results.json") or []
+    for line in summary.describe_rejection_run(rounds, config.samples, checkpoint):
         tell(line)
     return checkpoint

@@ -1,4 +1,4 @@
-"""What PPO and rejection sampling do alike: prompts, an engine, rollouts of the policy as it is, a run directory."""
+"""Hold what PPO and rejection sampling share: prompts, an engine, rollouts of the current policy, a run directory."""
 
 import shutil
 from collections import Counter
@@ -20,13 +20,13 @@ from assay_training.models.policy import Policy
 from assay_training.records.sources import data_hashes, read_prompts
 from assay_training.rl.engine_check import EngineCheck
 from assay_training.rollout.collect import Collector, Rollout
-from assay_training.rollout.engines.load import engine_of
+from assay_training.rollout.engines.load import load_engine
 from assay_training.rollout.prompts import TokenizedPrompt, render_prompts
 from assay_training.rollout.rewards import Rewards
 from assay_training.runs.directory import RunDirectory, base_identity
 
-# The template's text and the base's files are hashed, not their places. The others may be changed when a run that has
-# stopped is to go on.
+# Keys that are not part of a run's identity. `template` and `base` are paths: the identity has the template's text and
+# hashes of the base's files. The others may be changed to let a stopped run continue.
 CHANGEABLE: Any = {
     "template": True,
     "base": True,
@@ -36,33 +36,34 @@ CHANGEABLE: Any = {
 }
 
 
-def sampled_base(config: PpoConfig | RejectionConfig) -> Path:
-    """The directory of the policy to start from, once all that needs no model is seen to fit.
+def check_sampled_base(config: PpoConfig | RejectionConfig) -> Path:
+    """Check everything about the base that needs no loaded model, and return its directory.
 
     Raises:
-        ConfigError: the base has too few positions; or layers are to be spread over processes, each of which samples.
+        ConfigError: the base has fewer positions than a prompt with its completion needs; or FSDP was requested,
+            although every process samples and needs the whole policy for that.
     """
     if sharding_requested():
-        raise ConfigError("sampling needs the whole policy in every process; start it without FSDP")
+        raise ConfigError("sampling needs the whole policy in every process; start the run without FSDP")
     base = base_of(config)
     check_length("rollout: max_prompt_tokens + max_new_tokens", config.rollout.max_tokens, base)
     return base
 
 
 class RolloutSession:
-    """The prompts of a run and an engine that answers them.
+    """The prompts of a run, and an engine that samples completions of them from the current policy.
 
     Args:
-        config: the run's.
-        base: the policy's directory.
-        policy: that is trained; the engine follows it.
-        data: the folder that holds the sources' folders.
-        out: the run directory.
+        config: configuration of the run.
+        base: directory of the base.
+        policy: policy that is trained; its adapter is pushed to the engine before each rollout.
+        data: folder with a folder for each source.
+        out: run directory.
 
     Attributes:
-        run: the run directory.
-        asked: the prompts.
-        engine_check: compares the engine's log-probabilities with the trainer's.
+        run: run directory.
+        prompts: prompts of the run as token ids.
+        engine_check: check that the log-probabilities of engine and trainer agree.
 
     Raises:
         ValueError: the configuration, the prompts or the run directory is wrong.
@@ -72,14 +73,15 @@ class RolloutSession:
         self._config, self._policy, self._base = config, policy, base
         self._template = template_of(config, base)
         self.engine_check = EngineCheck(config.rollout.max_logprob_mismatch)
-        found = read_prompts(data, config.sources)
-        for line in found.report_lines():
+        read = read_prompts(data, config.sources)
+        for line in read.report_lines():
             tell(line)
         self._tokenizer: Any = tokenizer.load(base)
         renderer = policy_renderer(self._tokenizer, self._template, policy.vocabulary_size)
-        self.asked, left_out = render_prompts(found.records, renderer, config.rollout.max_prompt_tokens)
-        check_refused(left_out - Counter(too_long=left_out["too_long"]), len(found.records))
-        self._check(found.left_out + left_out)
+        self.prompts, dropped = render_prompts(read.records, renderer, config.rollout.max_prompt_tokens)
+        # Long prompts are expected to be dropped; many that the renderer refuses mean a wrong template.
+        check_refused(dropped - Counter(too_long=dropped["too_long"]), len(read.records))
+        self._report_prompts(read.left_out + dropped)
         identity = {
             "config": config.model_dump(mode="json", exclude=CHANGEABLE),
             "template": self._template,
@@ -87,57 +89,66 @@ class RolloutSession:
             "data_sha256": data_hashes(data, config.sources, []),
         }
         self.run = RunDirectory(out, identity, writes=accelerator().is_main_process)
-        accelerator().wait_for_everyone()  # the first outputs for files that are no run's; now the others may write
-        counts = {"prompts": len(self.asked), "understood": found.understood, "left_out": found.left_out + left_out}
+        # The main process first checks that the directory has no foreign files; after that the others may write.
+        accelerator().wait_for_everyone()
+        counts = {"prompts": len(self.prompts), "understood": read.understood, "left_out": read.left_out + dropped}
         self.run.write_json("render.json", counts)
         eos, device = self._tokenizer.eos_token_id, accelerator().device
-        engine = engine_of(config.rollout, config.lora.r, eos, base, device)
-        self._collector = Collector(engine, lambda of: of.text(self._tokenizer), config.rollout.chunk_completions)
+        engine = load_engine(config.rollout, config.lora.r, eos, base, device)
+        self._collector = Collector(
+            engine, lambda completion: completion.text(self._tokenizer), config.rollout.chunk_completions
+        )
 
-    def roll_out(self, number: int, asked: Sequence[TokenizedPrompt], rewards: Rewards) -> Rollout:
-        """A completion of each prompt by the policy as it is now, with its score, from all processes.
+    def roll_out(self, number: int, prompts: Sequence[TokenizedPrompt], rewards: Rewards) -> Rollout:
+        """Sample one completion of each prompt from the current policy, and score it, over all processes.
 
         Args:
-            number: of the step or round; an adapter's directory has it in its name, and no other adapter has.
-            asked: prompts.
-            rewards: scores.
+            number: number of the step or round. It names the adapter's directory and seeds the sampling.
+            prompts: prompts to complete; equal ones get completions of their own.
+            rewards: source of the scores.
+
+        Raises:
+            RewardError: a completion has no score, or the service has changed; see `Collector.collect`.
+            AssayError: the service could not be reached, or refused a request.
         """
+        # Engines cache adapters by name, so every adapter has a directory that no other has had.
         folder = self.run.path / "state" / f"adapters-{accelerator().process_index}" / f"step-{number}"
         self._policy.save_adapter(folder)
         self._collector.engine.push(folder)
-        rollout = self._collector.collect(asked, rewards, f"{self._config.seed}:{number}")
-        shutil.rmtree(folder)  # the engine has it in memory
+        rollout = self._collector.collect(prompts, rewards, f"{self._config.seed}:{number}")
+        shutil.rmtree(folder)  # the engine has loaded it
         return rollout
 
-    def _check(self, left_out: Counter[str]) -> None:
-        """Says how many prompts there are, and why there are not more.
+    def _report_prompts(self, dropped: Counter[str]) -> None:
+        """Print the number of prompts, and how many were dropped for which reason.
 
         Raises:
-            ConfigError: there are too few.
+            ConfigError: the run needs more prompts than there are.
         """
         limit = f"rollout.max_prompt_tokens is {self._config.rollout.max_prompt_tokens}"
-        without = "".join(f", without {count:,} {reason}" for reason, count in left_out.items())
-        told = f"{len(self.asked):,} prompts{without}" + (f" ({limit})" if left_out["too_long"] else "")
-        wanted = self._config.prompts if isinstance(self._config, RejectionConfig) else 1
-        if len(self.asked) < wanted:
-            raise ConfigError(f"sources: {told}; a round is of {wanted:,}")
-        tell(told)
+        reasons = "".join(f", {count:,} dropped ({reason})" for reason, count in dropped.items())
+        counted = f"{len(self.prompts):,} prompts{reasons}" + (f"; {limit}" if dropped["too_long"] else "")
+        needed = self._config.prompts if isinstance(self._config, RejectionConfig) else 1
+        if len(self.prompts) < needed:
+            raise ConfigError(f"sources: {counted}; the run needs at least {needed:,}")
+        tell(counted)
 
     @property
     def checkpoint(self) -> Path:
-        """Where the policy goes."""
+        """Return the directory of the trained policy."""
         return self.run.path / "checkpoint"
 
     def finish(self, results: Any) -> Path:  # noqa: ANN401 - JSON
-        """Ends the engine, and the run: the policy, whole, then the results. Returns the policy's directory.
+        """Close the engine, save the whole policy and then the results, and return the policy's directory.
 
         Args:
-            results: of the run; with them it is done.
+            results: results of the run as JSON; a run that has them is finished.
         """
+        # Closed first, because its memory is needed to read the checkpoint back.
         self._collector.engine.close()
         if self.run.writes:
-            end = (self._tokenizer.eos_token_id,)  # so that there is something to predict after one token, too
-            sample = [SftExample.of(asked.ids[:1], asked.ids[1:] + end) for asked in self.asked[:RELOADED_SAMPLE]]
+            end = (self._tokenizer.eos_token_id,)  # a prompt of one token would have no target to compare
+            sample = [SftExample.of(prompt.ids[:1], prompt.ids[1:] + end) for prompt in self.prompts[:RELOADED_SAMPLE]]
             save_policy(self._policy, self.checkpoint, self._base, self._template, sample)
         accelerator().wait_for_everyone()
         self.run.write_json("results.json", results)

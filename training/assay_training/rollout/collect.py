@@ -1,6 +1,6 @@
-"""Prompts to completions with their scores: while some are generated, those before them are scored.
+"""Generate completions of prompts and score them at the same time: one chunk is generated while the last is scored.
 
-Several processes share the prompts, each with an engine of its own; afterwards all of them have all.
+Several processes share the prompts, each with an engine of its own. Afterwards every process has all completions.
 """
 
 import hashlib
@@ -15,24 +15,24 @@ from tqdm import tqdm
 
 from assay_client.types import Item
 from assay_client.types import Message as WireMessage
-from assay_training.distributed.processes import accelerator, gathered, mine
+from assay_training.distributed.processes import accelerator, gather_results, select_own
 from assay_training.rollout.completion import Completion
 from assay_training.rollout.engines.base import Engine
 from assay_training.rollout.prompts import TokenizedPrompt
 from assay_training.rollout.rewards import CompletionScore, RewardError, Rewards
 
-SHORT_S = 10  # rollouts that take less have no progress to show
+SHORT_S = 10  # a rollout that takes less shows no progress bar
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredCompletion:
-    """A completion that has a score.
+    """A sampled completion with its score.
 
     Attributes:
-        asked: its prompt.
-        completion: as it was sampled.
-        text: as it was scored: without its EOS.
-        score: its score.
+        prompt: prompt of the completion.
+        completion: sampled token ids and their log-probabilities.
+        text: text that was scored, without the final EOS.
+        score: score of the service.
     """
 
     prompt: TokenizedPrompt
@@ -43,12 +43,12 @@ class ScoredCompletion:
 
 @dataclass(frozen=True, slots=True)
 class RolloutTimings:
-    """Seconds of one process.
+    """The seconds that one process spent on a rollout.
 
     Attributes:
-        generate_s: in the engine.
-        score_s: in the service's calls.
-        wait_s: those of them in which nothing was generated.
+        generate_s: seconds in the engine.
+        score_s: seconds in calls of the service.
+        wait_s: seconds in which nothing was generated, because scores were still missing.
     """
 
     generate_s: float
@@ -58,12 +58,12 @@ class RolloutTimings:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What a step learns from.
+    """The scored completions of one step or round, from all processes.
 
     Attributes:
-        samples: in the order of the prompts, without those that could not be scored.
-        dropped: completions without a score, by the service's error code.
-        timings: this process' time.
+        samples: scored completions in the order of their prompts, without the dropped ones.
+        dropped: number of completions without a score, by the service's error code.
+        timings: seconds of this process.
     """
 
     samples: list[ScoredCompletion]
@@ -72,7 +72,7 @@ class Rollout:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """What metrics tell of it: seconds, and how many completions have no score."""
+        """Return the metrics of the rollout: seconds, and the number of dropped completions."""
         return {
             "rollout_s": self.timings.generate_s,
             "score_s": self.timings.score_s,
@@ -83,95 +83,104 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """What it takes to get from prompts to scored completions, but for the scores.
+    """A generator of scored completions.
 
     Attributes:
-        engine: samples.
-        text_of: a completion's text, for the service.
-        chunk: completions that are generated together.
+        engine: engine that samples.
+        text_of: function that returns a completion's text, for the service.
+        chunk: number of completions that are generated together, and then scored while the next are generated.
     """
 
     engine: Engine
     text_of: Callable[[Completion], str]
     chunk: int
 
-    def collect(self, asked: Sequence[TokenizedPrompt], rewards: Rewards, seed: str) -> Rollout:
-        """A completion of each prompt, from all processes.
+    def collect(self, prompts: Sequence[TokenizedPrompt], rewards: Rewards, seed: str) -> Rollout:
+        """Generate and score one completion of each prompt, over all processes.
 
         Args:
-            asked: prompts.
-            rewards: scores.
-            seed: of everything that is sampled.
+            prompts: prompts to complete, the same in every process.
+            rewards: source of the scores.
+            seed: seed of the sampling; each process and chunk derives its own from it.
 
         Raises:
-            RewardError: see `Rewards.score`; or nothing could be scored, or not by the same models in all processes.
-            AssayError: the service could not be reached, or refused.
+            RewardError: a completion has no score and the run stops then (see `Rewards.score`); no completion has a
+                score; or processes got scores from different models.
+            AssayError: the service could not be reached, or refused a request.
         """
-        done, took = self._here(mine(asked), rewards, f"{seed}:{accelerator().process_index}")
-        told = gathered([(outcome, rewards.fingerprint) for outcome in done], len(asked))
-        outcomes = [outcome for outcome, _ in told]
-        fingerprints = {fingerprint for _, fingerprint in told}
+        own, timings = self._collect_own(select_own(prompts), rewards, f"{seed}:{accelerator().process_index}")
+        gathered = gather_results([(outcome, rewards.fingerprint) for outcome in own], len(prompts))
+        outcomes = [outcome for outcome, _ in gathered]
+        fingerprints = {fingerprint for _, fingerprint in gathered}
         if len(fingerprints) > 1:
             shown = ", ".join(sorted(str(fingerprint)[:12] for fingerprint in fingerprints))
             raise RewardError(
-                f"processes had their scores from different models ({shown}): give all of them one service"
+                f"the processes got scores from different models (fingerprints {shown}): point all of them to one "
+                "service"
             )
         samples = [outcome for outcome in outcomes if isinstance(outcome, ScoredCompletion)]
         dropped = Counter(outcome for outcome in outcomes if isinstance(outcome, str))
         if not samples:
-            raise RewardError(f"the service could score none of the completions: {dict(dropped)}")
-        (rewards.fingerprint,) = fingerprints  # a process that had no prompts has none of its own
-        return Rollout(samples, dropped, took)
+            raise RewardError(f"the service could score none of the completions (by error code: {dict(dropped)})")
+        # Set here, because a process without prompts has not seen the fingerprint itself.
+        (rewards.fingerprint,) = fingerprints
+        return Rollout(samples, dropped, timings)
 
-    def _here(
-        self, asked: Sequence[TokenizedPrompt], rewards: Rewards, seed: str
+    def _collect_own(
+        self, prompts: Sequence[TokenizedPrompt], rewards: Rewards, seed: str
     ) -> tuple[list[ScoredCompletion | str], RolloutTimings]:
-        """What this process gets: a sample, or an error's code, for each of its prompts."""
+        """Return a scored completion, or the code of an error, for each prompt of this process."""
         sampled: list[tuple[TokenizedPrompt, Completion, str]] = []
         generate_s, started_s = 0.0, time.monotonic()
-        starts, main = range(0, len(asked), self.chunk), accelerator().is_main_process
-        with _Scoring(rewards) as scoring:
+        starts, main = range(0, len(prompts), self.chunk), accelerator().is_main_process
+        # The engine and the service compute at the same time, each on its own device or process.
+        with _ScoringThread(rewards) as scoring:
             for start in tqdm(starts, "chunks", leave=False, delay=SHORT_S, disable=not main):
-                scoring.check()
-                part = asked[start : start + self.chunk]
+                scoring.check()  # do not generate for minutes after a call has failed
+                part = prompts[start : start + self.chunk]
                 before_s = time.monotonic()
-                completions = self.engine.generate([one.ids for one in part], _seed(seed, start))
+                completions = self.engine.generate([prompt.ids for prompt in part], _derive_seed(seed, start))
                 generate_s += time.monotonic() - before_s
                 texts = [self.text_of(completion) for completion in completions]
-                of = list(zip(part, completions, texts, strict=True))
-                scoring.begin([_item(*one) for one in of])
-                sampled += of
-            worths, score_s = scoring.finish()
+                chunk = list(zip(part, completions, texts, strict=True))
+                scoring.begin([_build_item(*row) for row in chunk])
+                sampled += chunk
+            scores, score_s = scoring.finish()
         outcomes = [
-            worth if isinstance(worth, str) else ScoredCompletion(*of, worth)
-            for of, worth in zip(sampled, worths, strict=True)
+            score if isinstance(score, str) else ScoredCompletion(*row, score)
+            for row, score in zip(sampled, scores, strict=True)
         ]
         return outcomes, RolloutTimings(generate_s, score_s, time.monotonic() - started_s - generate_s)
 
 
-class _Scoring:
-    """Scores in a thread of its own, call after call; once one has failed no other is made."""
+class _ScoringThread:
+    """A thread that scores one batch of items after the other, and stops at the first call that fails."""
 
     def __init__(self, rewards: Rewards) -> None:
+        # One thread: calls keep their order, and no two of them use `Rewards` at once.
         self._rewards, self._thread = rewards, ThreadPoolExecutor(1, "assay-scoring")
         self._calls: list[Future[tuple[list[CompletionScore | str], float]]] = []
 
     def begin(self, items: Sequence[Item]) -> None:
-        """Scores these after those before them."""
-        self._calls.append(self._thread.submit(self._timed, items))
+        """Queue items to be scored after those before them."""
+        self._calls.append(self._thread.submit(self._score_timed, items))
 
     def check(self) -> None:
-        """Raises what a call has failed with."""
+        """Raise the error of a call that has failed, if there is one."""
         for call in self._calls:
             if call.done():
                 call.result()
 
     def finish(self) -> tuple[list[CompletionScore | str], float]:
-        """All scores, in order, and the seconds that the calls took; raises what one has failed with."""
-        done = [call.result() for call in self._calls]
-        return [worth for worths, _ in done for worth in worths], sum(took_s for _, took_s in done)
+        """Wait for all calls, and return all scores in order and the seconds that the calls took.
 
-    def _timed(self, items: Sequence[Item]) -> tuple[list[CompletionScore | str], float]:
+        It raises the error of a call that has failed.
+        """
+        results = [call.result() for call in self._calls]
+        return [score for scores, _ in results for score in scores], sum(took_s for _, took_s in results)
+
+    def _score_timed(self, items: Sequence[Item]) -> tuple[list[CompletionScore | str], float]:
+        """Return the scores of items and the seconds of the call, in the scoring thread."""
         self.check()
         started_s = time.monotonic()
         return self._rewards.score(items), time.monotonic() - started_s
@@ -180,14 +189,16 @@ class _Scoring:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Does not wait: the call in flight may be one that waits for a service, and ends with its client.
+        # Without waiting: a call in flight may wait minutes for a restarting service, and ends when its client closes.
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _item(asked: TokenizedPrompt, completion: Completion, text: str) -> Item:
-    messages = [WireMessage(message.role, message.content) for message in asked.prompt.messages]
+def _build_item(prompt: TokenizedPrompt, completion: Completion, text: str) -> Item:
+    """Build the item that the service scores; it renders the messages with its own template."""
+    messages = [WireMessage(message.role, message.content) for message in prompt.prompt.messages]
     return Item(prompt=messages, completion=text, finish_reason=completion.finish_reason)
 
 
-def _seed(seed: str, start: int) -> int:
+def _derive_seed(seed: str, start: int) -> int:
+    """Return the seed of a chunk: 31 bits of a hash, so that no two chunks or processes sample alike."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{start}".encode()).digest()[:4]) >> 1

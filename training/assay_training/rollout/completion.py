@@ -1,4 +1,4 @@
-"""What a policy said, as the engine that sampled it tells."""
+"""Represent a sampled completion as token ids with the log-probabilities that the engine reported."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,16 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sample. Token ids, never text that would have to be tokenised again.
+    """One sampled completion: token ids, never text, which might be tokenised differently again.
 
     Attributes:
-        prompt: ids that were continued.
-        ids: that were sampled; the EOS that ended it is the last of them.
-        logprobs: of `ids`, as the engine sampled them: at its temperature.
-        finish_reason: "stop" if it ended by itself, "length" if it was cut off.
+        prompt: token ids of the prompt.
+        ids: sampled token ids; an EOS that ended the completion is the last of them.
+        logprobs: log-probabilities of `ids` in nats, as the engine sampled them, at its temperature.
+        finish_reason: "stop" if the policy ended the completion by EOS, "length" if it was truncated.
+
+    Raises:
+        ValueError: the prompt or the completion is empty, or `logprobs` has another length than `ids`.
     """
 
     prompt: Ids
@@ -27,9 +30,12 @@ class Completion:
 
     def __post_init__(self) -> None:
         if not self.prompt or not self.ids or len(self.ids) != len(self.logprobs):
-            raise ValueError("a completion has a prompt, a token or more, and a log-probability for each")
+            raise ValueError("a completion needs a prompt, at least one token, and one log-probability for each token")
 
     def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """What it says, without the EOS that ended it; control tokens inside it stay visible, and are refused."""
+        """Decode the completion without the EOS that ended it.
+
+        Control tokens inside it stay visible in the text, so that the service refuses the completion.
+        """
         ids = self.ids[:-1] if self.finish_reason == "stop" else self.ids
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,4 +1,4 @@
-"""Prompts as a policy reads them."""
+"""Render prompts to the token ids that a policy continues."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from assay_training.rollout.completion import Ids
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """A prompt as the policy reads it.
+    """A prompt with the token ids that the policy reads.
 
     Attributes:
-        prompt: with its messages, which the service renders in its own way.
-        ids: with the generation prompt.
+        prompt: prompt with its messages, which the reward service renders by its own template.
+        ids: token ids, which end with the generation prompt.
     """
 
     prompt: Prompt
@@ -28,17 +28,28 @@ class TokenizedPrompt:
 def render_prompts(
     prompts: Sequence[Prompt], renderer: Renderer, max_tokens: int
 ) -> tuple[list[TokenizedPrompt], Counter[str]]:
-    """The prompts as ids; what is longer than `max_tokens`, or cannot be rendered, is left out and counted."""
-    asked: list[TokenizedPrompt] = []
-    left_out: Counter[str] = Counter()
+    """Render prompts to token ids; prompts that are too long or cannot be rendered are dropped and counted.
+
+    Args:
+        prompts: prompts with their messages.
+        renderer: renderer of the policy's template.
+        max_tokens: largest number of token ids.
+
+    Returns:
+        The rendered prompts in order, and the number of dropped ones by reason: `too_long`, or the renderer's error
+        code.
+    """
+    rendered: list[TokenizedPrompt] = []
+    dropped: Counter[str] = Counter()
     for prompt in tqdm(prompts, "render", unit="prompts", mininterval=10):
         try:
             ids = renderer.prompt(prompt.messages)
         except ContentError as error:
-            left_out[error.code] += 1
+            dropped[error.code] += 1
             continue
+        # Dropped and not cut: a cut prompt would ask something else.
         if len(ids) > max_tokens:
-            left_out["too_long"] += 1
+            dropped["too_long"] += 1
         else:
-            asked.append(TokenizedPrompt(prompt, ids))
-    return asked, left_out
+            rendered.append(TokenizedPrompt(prompt, ids))
+    return rendered, dropped

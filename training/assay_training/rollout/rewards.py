@@ -1,4 +1,4 @@
-"""What completions are worth, from a running service; the only place that rewards come from."""
+"""Get the scores of completions from a running service, and check that it is the one that the run expects."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,106 +13,115 @@ from assay_training.errors import RunStopped
 
 
 class RewardError(RunStopped):
-    """There is no reward to learn from: the service failed, or is another than it was."""
+    """The error of a run without rewards to learn from: the service failed, or its models have changed."""
 
 
-TRIES = 1_000  # the deadline decides
-PATIENCE_S = 600.0  # a service that is started again compiles, loads and proves itself first
+TRIES = 1_000  # so many that the deadline ends the retries
+PATIENCE_S = 600.0  # a restarted service compiles kernels, loads models and tests itself before it answers
 PROBE = Item(prompt="Hello?", completion="Hello.")
-ROUNDS = 3  # in which items that may succeed later are asked again
-PAUSE_S = 1.0  # before the first of them; each pause is twice the one before
+ROUNDS = 3  # retries of items with a retryable error
+PAUSE_S = 1.0  # pause before the first retry; each pause is twice the previous one
 
 
-def patient_client(url: str, reward: Reward) -> RewardClient:
-    """A client that waits for a service that is started again while a run goes on, but not for one that is not there.
+def open_patient_client(url: str, reward: Reward) -> RewardClient:
+    """Return a client that waits up to ten minutes for a service that restarts during the run.
+
+    Before that it checks the service with a client that does not wait, so that a wrong address fails at once.
+
+    Args:
+        url: address of the service.
+        reward: reward of the run's configuration.
 
     Raises:
-        ConfigError: the service does not have what the run asks for, or is not the one that it expects.
-        AssayError: it could not be reached, or refused.
+        ConfigError: the service does not have the models that the run needs, or is not the one that it expects.
+        AssayError: the service could not be reached, or refused a request.
     """
     try:
         with RewardClient(url) as client:
-            check_served(client, reward)
-            served_by(client, reward)
+            check_reward_served(client, reward)
+            identify_service(client, reward)
     except AssayError as error:
         error.add_note(url)
         raise
     return RewardClient(url, deadline_s=PATIENCE_S, max_retries=TRIES)
 
 
-def check_served(client: RewardClient, reward: Reward) -> None:
-    """The service has what the run asks for.
+def check_reward_served(client: RewardClient, reward: Reward) -> None:
+    """Check that the service has the signals or the blend of the run's reward.
 
     Raises:
-        ConfigError: it has not.
-        AssayError: the service could not be reached, or refused.
+        ConfigError: a name is not served, or is of the wrong kind for the reward.
+        AssayError: the service could not be reached, or refused a request.
     """
     kinds = {card.id: card.kind for card in client.models()}
     for name in [reward.model] if reward.model is not None else list(reward.weights or {}):
         if name not in kinds:
-            raise ConfigError(f"reward: {name!r} is not served; served are {', '.join(kinds)}")
+            raise ConfigError(f"reward: {name!r} is not served; the service has {', '.join(kinds)}")
         if reward.weights is not None and kinds[name] == "blend":
-            raise ConfigError(f"reward: weights: {name!r} is a blend, weights are of signals")
+            raise ConfigError(f"reward: weights: {name!r} is a blend; give weights to signals only")
         if reward.value == "probability" and kinds[name] != "absolute":
-            raise ConfigError(f"reward: value: {name!r} is no absolute signal, it has no probability")
+            raise ConfigError(f"reward: value: {name!r} is not an absolute signal, so it has no probability; use logit")
 
 
-def served_by(client: RewardClient, reward: Reward) -> list[str]:
-    """Return lines that tell by which models and weights the service scores, once it is what the run expects.
+def identify_service(client: RewardClient, reward: Reward) -> list[str]:
+    """Check that the service scores by what `reward.expect` names, and return lines that describe it.
 
-    The service is asked for one score, as only an answer names the fingerprint of a blend of the run's own.
+    The lines name weights, fingerprint and models. This asks for one score, because only the answer to a request has
+    the fingerprint of a blend with the run's own weights.
 
     Raises:
         ConfigError: the service scores by something else than `reward.expect` names.
-        AssayError: it could not be reached, or refused.
+        AssayError: the service could not be reached, or refused a request.
     """
     kinds = {card.id: card.kind for card in client.models()}
-    found = client.score([PROBE], model=reward.model, weights=reward.weights).provenance
-    wrong = list(_unexpected(reward, found, kinds))
-    lines = [f"rewards: {_rule(reward, found)}; fingerprint {found.fingerprint}"]
-    for name, signal in found.signals.items():
+    provenance = client.score([PROBE], model=reward.model, weights=reward.weights).provenance
+    differences = list(_find_differences(reward, provenance, kinds))
+    lines = [f"rewards: {_describe_blend(reward, provenance)}; fingerprint {provenance.fingerprint}"]
+    for name, signal in provenance.signals.items():
         adapter = "no adapter" if signal.adapter_sha256 is None else f"adapter {signal.adapter_sha256[:16]}"
         lines.append(f"  {name}: {kinds[name]}, model {signal.model}, revision {signal.revision[:16]}, {adapter}")
-    if wrong:
+    if differences:
         raise ConfigError(
-            f"reward: the service is not the one that the run expects: {'; '.join(wrong)}. Start the service that the "
-            "configuration was written for, name it with --url, or change reward.expect. It scores by\n"
+            f"reward: the service is not the one that the run expects: {'; '.join(differences)}. Start the service "
+            "that the configuration was written for, name it with --url, or change reward.expect. It scores by\n"
             + "\n".join(lines)
         )
     return lines
 
 
-def _rule(reward: Reward, found: Provenance) -> str:
-    rule = found.blend
+def _describe_blend(reward: Reward, provenance: Provenance) -> str:
+    """Return the weighted sum by which the service scores, such as `crs = 0.5 preference + 0.5 absolute`."""
+    rule = provenance.blend
     weights = " + ".join(f"{weight:g} {name}" for name, weight in rule.weights.items()) if rule is not None else "?"
-    how = f", standardised by {rule.standardise}" if rule is not None and rule.standardise != "none" else ""
-    return f"{reward.model or 'weights of the run'} = {weights}{how}"
+    scaling = f", standardised by {rule.standardise}" if rule is not None and rule.standardise != "none" else ""
+    return f"{reward.model or 'weights of the run'} = {weights}{scaling}"
 
 
-def _unexpected(reward: Reward, found: Provenance, kinds: Mapping[str, str]) -> Iterator[str]:
-    """What differs from what the run expects."""
+def _find_differences(reward: Reward, provenance: Provenance, kinds: Mapping[str, str]) -> Iterator[str]:
+    """Yield the differences between the service and `reward.expect`."""
     fingerprint = reward.expect.fingerprint
-    if fingerprint is not None and not found.fingerprint.startswith(fingerprint):
-        yield f"fingerprint is {found.fingerprint[:16]}, not {fingerprint}"
+    if fingerprint is not None and not provenance.fingerprint.startswith(fingerprint):
+        yield f"fingerprint is {provenance.fingerprint[:16]}, not {fingerprint}"
     for name, expected in reward.expect.signals.items():
-        signal = found.signals.get(name)
+        signal = provenance.signals.get(name)
         if signal is None:
-            yield f"{name} is no signal of this reward, which has {', '.join(found.signals)}"
+            yield f"{name} is not a signal of this reward, which has {', '.join(provenance.signals)}"
             continue
-        there = {"kind": kinds[name], **{key: getattr(signal, key) for key in ("model", "revision", "adapter_sha256")}}
+        served = {"kind": kinds[name], **{key: getattr(signal, key) for key in ("model", "revision", "adapter_sha256")}}
         for key, wanted in expected.model_dump(exclude_none=True).items():
-            whole = key in ("kind", "model")
-            if there[key] != wanted if whole else not str(there[key]).startswith(wanted):
-                yield f"{name}: {key} is {str(there[key]) if whole else str(there[key])[:16]}, not {wanted}"
+            # Hashes may be given by their first digits; kinds and models by their full names only.
+            is_name = key in ("kind", "model")
+            if served[key] != wanted if is_name else not str(served[key]).startswith(wanted):
+                yield f"{name}: {key} is {str(served[key]) if is_name else str(served[key])[:16]}, not {wanted}"
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionScore:
-    """What a completion is worth.
+    """The score of one completion.
 
     Attributes:
-        value: the score, on the scale that the run asks for.
-        signals: logits of the signals behind it.
+        value: score on the scale of `reward.value`, a logit or a probability.
+        signals: logits of the signals that the score is computed from, by name.
     """
 
     value: float
@@ -120,16 +129,16 @@ class CompletionScore:
 
 
 class Rewards:
-    """Scores by one signal, blend or weights.
+    """A source of scores by one signal, one blend, or the run's own weights.
 
     Args:
-        client: of the service.
-        reward: what is asked.
-        fingerprint: of the models that scored earlier in the same run; None at its start.
-        pause_s: before items that failed are asked again for the first time.
+        client: client of the reward service.
+        reward: reward of the run's configuration.
+        fingerprint: fingerprint of the models that scored earlier in the same run; None at its start.
+        pause_s: seconds before the first retry of failed items.
 
     Attributes:
-        fingerprint: of the models that have scored.
+        fingerprint: fingerprint of the models that have scored so far, or None.
     """
 
     def __init__(self, client: RewardClient, reward: Reward, fingerprint: str | None, pause_s: float = PAUSE_S) -> None:
@@ -137,43 +146,44 @@ class Rewards:
         self.fingerprint = fingerprint
 
     def score(self, items: Sequence[Item]) -> list[CompletionScore | str]:
-        """In order; the code of its error where an item has no score, if the run leaves such items out.
+        """Return the score of each item in order, or the code of its error where `reward.failed` is `drop`.
 
-        Items that failed and may succeed later are asked again first.
+        Items with a retryable error are sent again first, up to three times.
 
         Raises:
-            RewardError: an item has no score and the run is to stop then; or another model answered than before.
-            AssayError: the service could not be reached, or refused.
+            RewardError: an item has no score and `reward.failed` is `stop`; or other models answered than before.
+            AssayError: the service could not be reached, or refused a request.
         """
-        rows = self._answers(items)
-        for before in range(ROUNDS):
-            again = [i for i, row in enumerate(rows) if isinstance(row, ScoreFailure) and row.error.retryable]
-            if not again:
+        rows = self._request_scores(items)
+        for attempt in range(ROUNDS):
+            failed_items = [i for i, row in enumerate(rows) if isinstance(row, ScoreFailure) and row.error.retryable]
+            if not failed_items:
                 break
-            time.sleep(self._pause_s * 2**before)
-            for i, row in zip(again, self._answers([items[i] for i in again]), strict=True):
+            time.sleep(self._pause_s * 2**attempt)
+            for i, row in zip(failed_items, self._request_scores([items[i] for i in failed_items]), strict=True):
                 rows[i] = row
         failed = next((row for row in rows if isinstance(row, ScoreFailure)), None)
         if failed is not None and self._reward.failed == "stop":
             raise RewardError(
-                f"no score for a completion: {failed.error.code}: {failed.error.message} "
-                "(with reward.failed: drop it is left out and counted)"
+                f"the service could not score a completion: {failed.error.code}: {failed.error.message} "
+                "(set reward.failed: drop to drop and count such completions)"
             )
-        return [self._worth(row) for row in rows]
+        return [self._read_score(row) for row in rows]
 
-    def _answers(self, items: Sequence[Item]) -> list[Score | ScoreFailure]:
-        """What the service says now, if it still is the one that it was."""
+    def _request_scores(self, items: Sequence[Item]) -> list[Score | ScoreFailure]:
+        """Return the service's results for items, after checking that its models have not changed."""
         result = self._client.score(items, model=self._reward.model, weights=self._reward.weights)
         if self.fingerprint not in (None, result.fingerprint):
             now, before = result.fingerprint[:12], str(self.fingerprint)[:12]
             raise RewardError(
-                f"the service scores by {now} now, and did by {before}: start it with the models and the blend that it "
-                "had, or begin another run"
+                f"the service's fingerprint is {now} now, and was {before} before: start the service with the same "
+                "models and blend again, or begin a new run"
             )
         self.fingerprint = result.fingerprint
         return list(result.data)
 
-    def _worth(self, row: Score | ScoreFailure) -> CompletionScore | str:
+    def _read_score(self, row: Score | ScoreFailure) -> CompletionScore | str:
+        """Return the score of a result on the configured scale, or the code of its error."""
         if isinstance(row, ScoreFailure):
             return row.error.code
         signals = {name: value.logit for name, value in row.signals.items()}
@@ -182,6 +192,7 @@ class Rewards:
         probability = next(iter(row.signals.values())).prob if len(row.signals) == 1 else None
         if probability is None:
             raise RewardError(
-                f"reward: value: {self._reward.model!r} is no single absolute signal, it has no probability"
+                f"reward: value: {self._reward.model!r} is not a single absolute signal, so it has no probability; "
+                "use logit"
             )
         return CompletionScore(probability, signals)

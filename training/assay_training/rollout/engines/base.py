@@ -1,4 +1,4 @@
-"""What an engine must do, whichever it is."""
+"""Define the protocol of an engine, which samples completions from a base with an adapter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,15 @@ from assay_training.rollout.completion import Completion, Ids
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How every completion is sampled: from the whole distribution, as log-probabilities of it are compared later.
+    """The settings of sampling, always from the full distribution.
+
+    Top-p and top-k are never used: PPO needs the log-probabilities of the distribution that was sampled from, and the
+    trainer computes the full one.
 
     Attributes:
-        max_new_tokens: of a completion.
-        temperature: that logits are divided by; 0, which vLLM alone takes, for the likeliest token.
-        eos: id that ends a completion.
+        max_new_tokens: largest number of tokens of a completion.
+        temperature: divisor of the logits; 0, for vLLM only, selects the most likely token.
+        eos: token id that ends a completion.
     """
 
     max_new_tokens: int
@@ -24,25 +27,25 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """Samples from a base with an adapter."""
+    """An engine that samples completions from a base with an adapter."""
 
     def push(self, adapter: Path) -> None:
-        """Samples from this adapter from now on.
+        """Sample from this adapter from now on.
 
         Args:
-            adapter: a directory in PEFT's format, which no other adapter has had before.
+            adapter: directory in PEFT's format, which no other adapter has had before.
         """
         ...
 
     def generate(self, prompts: Sequence[Ids], seed: int) -> list[Completion]:
-        """One completion of each prompt, in order.
+        """Sample one completion of each prompt, in order.
 
         Args:
-            prompts: equal ones get completions of their own.
-            seed: of the samples; the same seed, prompts and adapter sample the same.
+            prompts: token ids of the prompts; equal prompts get completions of their own.
+            seed: seed of the sampling; the same seed, prompts and adapter give the same completions.
         """
         ...
 
     def close(self) -> None:
-        """Gives back memory and processes; afterwards nothing is sampled."""
+        """Release memory and processes; the engine cannot sample afterwards."""
         ...

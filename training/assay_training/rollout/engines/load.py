@@ -1,4 +1,4 @@
-"""The engine of a configuration."""
+"""Load the engine that a configuration names."""
 
 from pathlib import Path
 
@@ -10,18 +10,18 @@ from assay_training.rollout.engines.transformers import TransformersEngine
 from assay_training.rollout.engines.vllm import VllmEngine
 
 
-def engine_of(config: Sampled, rank: int, eos: int, base: Path, device: torch.device) -> Engine:
-    """Loads it.
+def load_engine(config: Sampled, rank: int, eos: int, base: Path, device: torch.device) -> Engine:
+    """Load the engine of a configuration with its base.
 
     Args:
-        config: of the samples.
-        rank: of the adapters that it will get.
-        eos: id that ends a completion.
-        base: what they are adapters of.
-        device: where to put it.
+        config: configuration of the sampling.
+        rank: rank of the adapters that the engine will get.
+        eos: token id that ends a completion.
+        base: checkpoint of the base that the adapters belong to.
+        device: device of the transformers engine; vLLM selects its own.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: the configured engine is not installed.
     """
     sampling = Sampling(config.max_new_tokens, config.temperature, eos)
     if config.engine == "transformers":

@@ -1,4 +1,4 @@
-"""Rollouts by transformers' own generation: for CPUs, for tests, and where vLLM is absent."""
+"""Sample completions by transformers' own generation: on CPUs, in tests, and where vLLM is not installed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ from assay_training.rollout.engines.base import Sampling
 
 
 class TransformersEngine:
-    """A copy of the policy in memory.
+    """An engine that holds its own fp32 copy of the policy in this process.
 
     Args:
-        base: a checkpoint.
-        sampling: how.
-        device: where.
+        base: checkpoint of the base.
+        sampling: settings of the sampling.
+        device: device of the weights.
     """
 
     def __init__(self, base: Path, sampling: Sampling, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class TransformersEngine:
         self._base.to(device).eval()
         self._model = self._base
         self._device, self._eos = device, sampling.eos
-        # The checkpoint's own may cut or bend the distribution.
+        # Replaces the checkpoint's own settings, which may contain top-p, top-k or a repetition penalty.
         self._base.generation_config = GenerationConfig(
             do_sample=True,
             temperature=sampling.temperature,
@@ -36,7 +36,7 @@ class TransformersEngine:
             top_k=0,
             max_new_tokens=sampling.max_new_tokens,
             eos_token_id=self._eos,
-            pad_token_id=self._eos,  # what comes after the first EOS is not read
+            pad_token_id=self._eos,  # tokens after the first EOS are cut off
         )
 
     def push(self, adapter: Path) -> None:
@@ -48,7 +48,7 @@ class TransformersEngine:
     def generate(self, prompts: Sequence[Ids], seed: int) -> list[Completion]:
         """See `Engine.generate`."""
         width = max(map(len, prompts))
-        # Prompts end where completions begin, so they are filled up on the left; the mask keeps that out.
+        # Padded on the left, because all prompts must end where the completions begin; the mask hides the padding.
         ids = torch.tensor([[self._eos] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         with torch.random.fork_rng(), torch.inference_mode():
@@ -62,15 +62,16 @@ class TransformersEngine:
             logprobs = self._model.compute_transition_scores(out.sequences, out.scores, normalize_logits=True)
         sampled = out.sequences[:, width:].tolist()
         return [
-            self._completion(prompt, ids, of)
-            for prompt, ids, of in zip(prompts, sampled, logprobs.tolist(), strict=True)
+            self._build_completion(prompt, ids, row)
+            for prompt, ids, row in zip(prompts, sampled, logprobs.tolist(), strict=True)
         ]
 
     def close(self) -> None:
         """See `Engine.close`."""
         del self._model, self._base
 
-    def _completion(self, prompt: Ids, ids: list[int], logprobs: list[float]) -> Completion:
+    def _build_completion(self, prompt: Ids, ids: list[int], logprobs: list[float]) -> Completion:
+        """Build a completion from a row of generated ids, cut after its first EOS."""
         ended = self._eos in ids
         count = ids.index(self._eos) + 1 if ended else len(ids)
         return Completion(prompt, tuple(ids[:count]), tuple(logprobs[:count]), "stop" if ended else "length")

