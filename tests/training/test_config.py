@@ -232,10 +232,10 @@ def test_all_that_is_wrong_is_told_at_once_in_plain_words(tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as caught:
         read(path, RewardConfig)
     assert str(caught.value).removeprefix(f"{path}: ").split("\n  ") == [
-        "mixture.0.repeat.time: there is no such key; the keys here are step, times",
-        "optimizer.lr: there is no such key; the keys here are batch_prompts, betas, checkpoint_steps, compute_dtype, "
+        "mixture.0.repeat.time: unknown key; the keys here are step, times",
+        "optimizer.lr: unknown key; the keys here are batch_prompts, betas, checkpoint_steps, compute_dtype, "
         "epochs, epsilon, learning_rate, max_grad_norm, micro_batch_tokens, warmup_share, weight_decay",
-        "epochs: there is no such key; the keys here are base, eos, golden, lora, max_length, mixture, name, "
+        "epochs: unknown key; the keys here are base, eos, golden, lora, max_length, mixture, name, "
         "objective, optimizer, revision, score_position, seed, sources, split, template, unfinished",
         "objective.preference.margin: 'labeled' is not one of 'labelled', 'batch_mean'",
         "max_length: must be a whole number, and is 'long'",
@@ -396,7 +396,7 @@ OPTIMISER = {"learning_rate": 0.01}
         ({"seed": 2**70}, "seed"),
         ({"seed": True}, "seed"),
         ({"seed": "7"}, "seed"),
-        ({"sources": [tiny.HH, tiny.HH]}, "sources: hh_rlhf is there twice"),
+        ({"sources": [tiny.HH, tiny.HH]}, "sources: hh_rlhf is listed twice"),
         ({"sources": [tiny.HH | {"hub": "a/b", "revision": "main"}]}, "sources.0.revision: not a commit"),
         ({"sources": [tiny.HH | {"hub": "a/b", "revision": "v1.0"}]}, "sources.0.revision: not a commit"),
         ({"sources": [tiny.HH | {"hub_dir": "helpful-base"}]}, "sources.0: hub_config and hub_dir"),
@@ -421,7 +421,7 @@ def test_every_run_has_a_seed_of_the_same_kind(kind: type[Frozen]) -> None:
 @pytest.mark.parametrize("text", ["seed: 3\nseed: 99\n", "optimizer:\n  learning_rate: 0.1\n  learning_rate: 0.2\n"])
 def test_a_key_that_is_there_twice_is_told_with_its_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"run\.yaml: the key '\w+' is there twice\s+in .*, line [23]"):
+    with pytest.raises(ConfigError, match=r"run\.yaml: the key '\w+' occurs twice\s+in .*, line [23]"):
         read(tmp_path / "run.yaml", RewardConfig)
 
 

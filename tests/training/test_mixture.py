@@ -258,7 +258,7 @@ def test_proportions_are_kept_by_the_scarcest_bucket(thesis: list[Judged]) -> No
     natural = steps.Proportions(step="proportions", low=0.11, high=0.2)
     low, mid, high = buckets(mix(RECORDS, [natural], {}, seed=1))  # 82, 98 and 20 of 200 records
     assert (low, mid, high) == (11, 69, 20)
-    with pytest.raises(ValueError, match="nothing in between"):
+    with pytest.raises(ValueError, match="the sum of low and high must be below 1"):
         steps.Proportions(step="proportions", low=0.5, high=0.5)
 
 

@@ -288,8 +288,11 @@ def test_policies_are_asked_the_prompts_of_a_preference_set(tmp_path: Path) -> N
     [
         ({"format": "pairs"}, "'pairs' is called 'preferences' now"),
         ({"format": "hh", "fields": {"prompt": "q"}}, "fields is for preferences, rankings"),
-        ({"format": "preferences", "fields": {"promt": "q"}}, "promt is no field of preferences: prompt, chosen"),
-        ({"format": "preferences", "fields": {"prompt": ["a", "b"]}}, "prompt comes from one field"),
+        (
+            {"format": "preferences", "fields": {"promt": "q"}},
+            "promt is not a field of preferences; its fields are prompt, chosen",
+        ),
+        ({"format": "preferences", "fields": {"prompt": ["a", "b"]}}, "prompt must name one field"),
         ({"format": "labels", "largest_gap": 2}, "largest_gap is for format preferences"),
     ],
 )

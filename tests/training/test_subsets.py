@@ -115,7 +115,10 @@ def test_fields_have_other_names_and_margins_are_gaps(tmp_path: Path) -> None:
     assert [r.pairs[0].gap for r in left_out] == [None, None]
     for options, message in (
         (("--field", "prompt"), "--field prompt: not NAME=FIELD, as in prompt=question"),
-        (("--field", "prompts=question"), "fields: prompts is no field of preferences: prompt, chosen"),
+        (
+            ("--field", "prompts=question"),
+            "fields: prompts is not a field of preferences; its fields are prompt, chosen",
+        ),
         (("--largest-gap", "-1"), "Input should be greater than 0"),
     ):
         code, output = evaluate("agreement", given, *options)

@@ -1,4 +1,4 @@
-"""What every configuration has in common: frozen, strict, read from YAML with errors that name file and key."""
+"""Read configurations from YAML into frozen, strict models, with errors that name file and key."""
 
 import re
 from collections.abc import Hashable
@@ -12,17 +12,17 @@ from assay_training.config.wording import explained
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong; the message names file and key."""
+    """An error in a configuration; the message names the file and the key."""
 
 
 PACKAGE_SCHEME = "package:"
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 Name = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31)]  # what torch and numpy both take
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31)]  # the range that both torch and numpy accept
 
 
 class Frozen(BaseModel):
-    """A part of a configuration: no field but those declared, none that changes."""
+    """A part of a configuration that refuses unknown keys and cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -31,9 +31,9 @@ class RunConfig(Frozen):
     """The configuration of a run. Paths are relative to the folder of the YAML file; `~` is the home directory.
 
     Attributes:
-        base: The model to start from: a path, `package:NAME` for weights that a Python package carries, or a hub id.
-        revision: The commit, tag or branch of a hub id.
-        template: A file with the Jinja chat template; null takes the base's own.
+        base: The model to start from: a path, `package:NAME` for weights in a Python package, or a hub id.
+        revision: The commit, tag or branch of a base on the hub.
+        template: A file with the Jinja chat template; null uses the template of the base.
     """
 
     base: str
@@ -43,7 +43,10 @@ class RunConfig(Frozen):
 
     @property
     def base_reference(self) -> str:
-        """The base, a path made absolute; `package:NAME` and a hub id, which has a revision, as they are written."""
+        """Return the base: a path made absolute, or `package:NAME` or a hub id unchanged.
+
+        A hub id is one that has a `revision`; a folder of the same name goes before it.
+        """
         if self.base.startswith(PACKAGE_SCHEME):
             return self.base
         place = (self._folder / Path(self.base).expanduser()).resolve()
@@ -52,13 +55,13 @@ class RunConfig(Frozen):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no mapping has a key twice; the last one would win, silently."""
+    """A YAML loader that refuses a key that occurs twice in a mapping; the last one would win silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """A mapping.
+        """Build a mapping.
 
         Raises:
-            yaml.constructor.ConstructorError: naming the key and its line.
+            yaml.constructor.ConstructorError: a key occurs twice; the message names it and its line.
         """
         seen: set[str] = set()
         for key, _ in node.value:
@@ -66,7 +69,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                    problem=f"the key {key.value!r} occurs twice", problem_mark=key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -79,14 +82,16 @@ def read(path: Path, kind: type[Config]) -> Config:
     """Read the configuration of a run of type `kind`.
 
     Raises:
-        ConfigError: naming the file, and every key that is wrong with the values that are allowed.
+        ConfigError: the file cannot be read, or keys are wrong; the message names the file and every wrong key with
+            its allowed values.
     """
     try:
         raw: Any = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a safe loader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if raw is None:
-        raise ConfigError(f"{path} is empty")
+        raise ConfigError(f"{path} is empty")  # YAML of an empty file is None, not a mapping
+    # Checked here, so that a missing file is reported together with all other wrong keys.
     template = _template(path.parent, raw)
     wrong = [] if template is None or template.is_file() else [f"template: {template}: no such file"]
     try:
@@ -100,6 +105,6 @@ def read(path: Path, kind: type[Config]) -> Config:
 
 
 def _template(folder: Path, raw: Any) -> Path | None:  # noqa: ANN401 - what YAML holds
-    """Where the template of a configuration is, before the rest of it is known to be right."""
+    """Return the path of the template, before the rest of the configuration is validated."""
     given = raw.get("template") if isinstance(raw, dict) else None
     return (folder / Path(given).expanduser()).resolve() if isinstance(given, str) else None
