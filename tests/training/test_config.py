@@ -23,7 +23,7 @@ from assay_training.config.sft import SftConfig
 from assay_training.data.chat_template import template_of
 from assay_training.data.checks import base_of, check_refused
 from assay_training.records.record import Judged
-from assay_training.reward_model.checks import check, untaught
+from assay_training.reward_model.checks import check_records, count_ties_only
 from tests import checkpoints
 from tests.training import tiny
 
@@ -457,9 +457,10 @@ def test_with_folds_too_a_held_out_part_that_is_too_small_is_refused(held_out: i
     config = absolute(tmp_path, held_out=0.2, folds=2, test_folds=1)
     groups = of_part(HELD_OUT, held_out, config) + of_part(0, 5, config) + of_part(1, 5, config)
     records: list[Judged] = [tiny.labelled(group, "a", 0.5) for group in groups]
-    with pytest.raises(ConfigError, match=f"the held-out part has {held_out} groups to choose the frozen head on"):
-        check(config, records, {})
-    check(config, [*records, *(tiny.labelled(group, "a", 0.5) for group in of_part(HELD_OUT, 2, config))], {})
+    message = f"the held-out part has {held_out} groups to choose the frozen head's penalty on"
+    with pytest.raises(ConfigError, match=message):
+        check_records(config, records, {})
+    check_records(config, [*records, *(tiny.labelled(group, "a", 0.5) for group in of_part(HELD_OUT, 2, config))], {})
 
 
 @pytest.mark.parametrize("kind", ["preference", "absolute"])
@@ -479,7 +480,7 @@ def test_the_command_refuses_folds_without_a_held_out_part_and_writes_nothing(ki
         ["train", "reward", "--config", str(config), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "o")],
     )
     assert told.exit_code == 2
-    assert "split: the held-out part has 0 groups to choose the frozen head on" in told.output
+    assert "split: the held-out part has 0 groups to choose the frozen head's penalty on" in told.output
     assert not (tmp_path / "o").exists()
 
 
@@ -489,12 +490,12 @@ def test_one_item_to_learn_from_is_refused(tmp_path: Path) -> None:
     tested = [tiny.labelled(group, "a", 0.5) for group in of_part(HELD_OUT, 2, config)]
     learned = [tiny.labelled(group, "a", 0.5) for group in of_part(0, 2, config)]
     with pytest.raises(ConfigError, match="split: the training part has one record to learn from"):
-        check(config, [*tested, learned[0]], {})
-    check(config, [*tested, *learned], {})
+        check_records(config, [*tested, learned[0]], {})
+    check_records(config, [*tested, *learned], {})
     folds = absolute(tmp_path, held_out=0.2, folds=2, test_folds=1)
     groups = of_part(HELD_OUT, 2, folds) + of_part(0, 2, folds) + of_part(1, 1, folds)
     with pytest.raises(ConfigError, match="split: all but fold 0 has one record to learn from"):
-        check(folds, [tiny.labelled(group, "a", 0.5) for group in groups], {})
+        check_records(folds, [tiny.labelled(group, "a", 0.5) for group in groups], {})
 
 
 def test_labels_of_two_sources_with_a_tested_group_each_have_no_numbers(tmp_path: Path) -> None:
@@ -502,15 +503,15 @@ def test_labels_of_two_sources_with_a_tested_group_each_have_no_numbers(tmp_path
     one, other = of_part(HELD_OUT, 2, config)
     learned = [tiny.labelled(group, "a", 0.5, "s") for group in of_part(0, 5, config)]
     with pytest.raises(ConfigError, match="split: no source has two groups to test on"):
-        check(config, [*learned, tiny.labelled(one, "a", 0.5, "s"), tiny.labelled(other, "a", 0.5, "t")], {})
+        check_records(config, [*learned, tiny.labelled(one, "a", 0.5, "s"), tiny.labelled(other, "a", 0.5, "t")], {})
     for sources in (("s", "s"), ("t/a", "t/b")):  # subsets of a data set are a domain together
         tested = [tiny.labelled(group, "a", 0.5, s) for group, s in zip((one, other), sources, strict=True)]
-        check(config, [*learned, *tested], {})
+        check_records(config, [*learned, *tested], {})
 
 
 def test_rankings_of_ties_alone_are_counted_by_their_data_set() -> None:
     tied = [tiny.ranking("q", ["a", "b"], (), source) for source in ("s/x", "s/y", "t")]
-    assert untaught([*tied, tiny.ranking("q", ["a", "b"]), tiny.labelled("q", "a", 0.5)]) == {
+    assert count_ties_only([*tied, tiny.ranking("q", ["a", "b"]), tiny.labelled("q", "a", 0.5)]) == {
         "s: nothing but ties": 2,
         "t: nothing but ties": 1,
     }

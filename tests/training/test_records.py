@@ -13,7 +13,7 @@ from assay_training.records.hh import parse_dialogue
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
 from assay_training.records.rows import Row, rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings, read_spoken
-from assay_training.reward_model.checks import untaught
+from assay_training.reward_model.checks import count_ties_only
 from tests.training import tiny
 from tests.training.tiny import dialogue, feedback_row, hh_row, safety_row
 
@@ -290,4 +290,4 @@ def test_what_published_rankings_do_not_teach_is_counted(
         pytest.skip(f"the published data are not there (--data=DIR with {folder} in it)")
     found = read_rankings(data, [Source(name=folder, format=format_)])
     assert found.left_out == {f"{folder}: {reason}": count for reason, count in left_out.items()}
-    assert sum(untaught(found.records).values()) == ties_alone
+    assert sum(count_ties_only(found.records).values()) == ties_alone
