@@ -212,7 +212,9 @@ def test_without_a_template_the_bases_own_is_taken(files: dict[str, str], found:
     if found is not None:
         assert template_of(config, tmp_path) == found
         return
-    with pytest.raises(ConfigError, match=r"template: declare the path .* of the base: .*no chat template"):
+    with pytest.raises(
+        ConfigError, match=r"template: declare the path .* the base's cannot be used: .*no chat template"
+    ):
         template_of(config, tmp_path)
 
 
