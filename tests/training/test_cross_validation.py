@@ -410,7 +410,7 @@ def test_a_step_adds_to_what_is_trained_on_and_not_to_what_is_tested_on(tmp_path
             "'hh_rlhf/harmful-base' is not a source",
         ),
         ("preference", {"step": "over_sample"}, "over_sample is for labelled items"),
-        ("absolute", {"step": "under_sample", "rows": 8000}, "asks for 1600 labels"),
+        ("absolute", {"step": "under_sample", "rows": 8000}, "needs 1600 labels"),
         ("absolute", {"step": "augment", "file": "absent.jsonl"}, "absent.jsonl: no such file"),
     ],
 )
