@@ -218,7 +218,7 @@ def test_naming_what_there_is_not_is_an_error() -> None:
 @pytest.mark.parametrize("step", ["over_sample", "augment", "weight_low"])
 def test_a_step_for_low_rows_needs_some(step: str) -> None:
     high: list[Judged] = [record("a", 1, 0.9)]
-    with pytest.raises(ConfigError, match=f"{step}: there is no labelled item with a label of at most 0"):
+    with pytest.raises(ConfigError, match=f"{step}: no labelled item has a label of at most 0"):
         {"over_sample": lambda: over_sample(high, draw()), "augment": lambda: augment(high, {}),
          "weight_low": lambda: weight_low(high, 0.5)}[step]()  # fmt: skip
 
