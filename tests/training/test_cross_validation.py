@@ -619,8 +619,8 @@ def test_faulty_rows_of_a_published_set_are_left_out_and_counted(tmp_path: Path)
     clean = len(prepare(tmp_path / "clean").begin().examples)
     assert len(begun.begin().examples) == clean
     assert begun.json("render.json")["left_out"] == {
-        "hh_rlhf: empty reply": 1,
-        "hh_rlhf: replies are equal": 1,
+        "hh_rlhf: empty completion": 1,
+        "hh_rlhf: completions are equal": 1,
         "hh_rlhf: does not end with the assistant": 1,
     }
 

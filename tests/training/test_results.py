@@ -137,7 +137,7 @@ def facts(kind: str) -> CardFacts:
         "truncated_prompts": 12,
         "cut_completions": 3,
         "refused": {"special_tokens": 4},
-        "left_out": {"hh_rlhf: empty reply": 5},
+        "left_out": {"hh_rlhf: empty completion": 5},
     }
     hashes = {"b/x.jsonl.gz": "0b" * 32, "a/x.jsonl.gz": "0a" * 32}
     return CardFacts(config(kind), "assay train reward --seed", hashes, rendering, 4321, {"torch": "9.8.7"})
@@ -219,7 +219,7 @@ def test_a_preference_card_has_everything_needed_to_reproduce_it() -> None:
         ),
         *(
             "refused by the renderer: 4 special_tokens",
-            "faulty rows dropped: 5 hh_rlhf: empty reply",
+            "faulty rows dropped: 5 hh_rlhf: empty completion",
             "    assay train reward --seed",
             "Seed 7; torch 9.8.7",
         ),
