@@ -319,7 +319,7 @@ def test_every_variant_of_every_experiment_is_a_configuration(path: Path) -> Non
     kinds: dict[str, type[RunConfig]] = {"reward": RewardConfig, "ppo": PpoConfig, "rejection": RejectionConfig}
     assert len(plan["seeds"]) in (1, 3)
     for changes in (plan["variants"] | plan.get("once", {})).values():
-        raw = sweep.variant(plan["config"], changes, plan["seeds"][0])
+        raw = sweep.apply_variant(plan["config"], changes, plan["seeds"][0])
         config = kinds[plan.get("command", "reward")].model_validate(raw)
         assert config.template is not None
         assert (path.parent / config.template).is_file()
@@ -329,7 +329,7 @@ def test_the_bases_of_plans_and_pipeline_are_where_the_documents_say(monkeypatch
     """Wherever they are read from; what is made by a run need not be there yet."""
     monkeypatch.chdir("/")
     repository = ROOT.parents[1]
-    plan = sweep.read(ROOT.parent / "assay_experiments" / "plans" / "ppo.yaml")
+    plan = sweep.read_plan(ROOT.parent / "assay_experiments" / "plans" / "ppo.yaml")
     assert Path(plan["config"]["base"]) == repository / "examples" / "pipeline" / "policy"
     assert Path(plan["config"]["template"]) == ROOT / "chatml.jinja"
     assert Path(plan["once"]["crs 0.25 after rejection sampling"]["base"]).is_relative_to(repository / "runs")

@@ -581,7 +581,7 @@ def test_a_model_of_the_raw_output_has_no_folds(tmp_path: Path) -> None:
         ({"mixture": [{"step": "keep", "sources": ["hh_rlhf/nobody"]}]}, "nobody"),
         (
             {"objective": {"kind": "preference", "margin": {"kind": "labelled", "scale": 1}}, "sources": [tiny.HH]},
-            "no source",
+            "no pair has one",
         ),
         ({"max_length": 1000}, "max_length: 1000 is more than the 256 positions"),
         ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query", "vlaue"]}}, "no linear 'vlaue'"),
