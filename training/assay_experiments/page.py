@@ -68,6 +68,7 @@ def format_differences(rows: Sequence[Numbers], name: str, columns: Sequence[Col
     """Return the table of differences from the first variant, paired by seed and so by held-out part."""
     first = {row["seed"]: row["results"] for row in rows if row["variant"] == rows[0]["variant"]}
     others = [row for row in rows if row["variant"] != rows[0]["variant"]]
+    # Runs of one seed have the same held-out part, so that their difference has less noise than their values.
     paired = [row | {"results": {"now": row["results"], "first": first[row["seed"]]}} for row in others]
 
     def subtract(value: Callable[[Numbers], float]) -> Callable[[Numbers], float]:
@@ -225,6 +226,7 @@ def format_interval(row: Numbers, of_plan: Sequence[Numbers]) -> list[str]:
     """Return a policy's interval over prompts, if it is the only run of its variant and so has no error over seeds."""
     if sum(other["variant"] == row["variant"] for other in of_plan) > 1:
         return []
+    # A single run has no spread over seeds; its interval is over prompts.
     gold = row["wins"]["gold"]
     return [f"{row['variant']}: gold win rate {gold['value']:.3f}, 95 % {gold['low']:.3f} to {gold['high']:.3f}.", ""]
 

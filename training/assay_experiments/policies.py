@@ -86,6 +86,7 @@ class Bench:
         renderer = policy_renderer(tokenizer, Path(config["template"]).read_text(), len(tokenizer))
         asked, _ = render_prompts(prompts, renderer, rollout["max_prompt_tokens"])
         signals = [card.id for card in client.models() if card.kind != "blend"]
+        # The weights only make the service score by all signals; the blend itself is not used.
         rewards = Rewards(client, Reward(weights=dict.fromkeys(signals, 1.0), failed="drop"), None)
         sampling = Sampling(rollout["max_new_tokens"], 1.0, tokenizer.eos_token_id)
         return cls(first, asked, tokenizer, sampling, rewards)

@@ -103,11 +103,13 @@ def train(config: dict[str, Any], options: Sequence[str], out: Path) -> dict[str
         subprocess.CalledProcessError: the run failed; its output is in the file `.log` beside the run directory.
     """
     written = out.with_suffix(".yaml")
+    # Results of another configuration must not be reported under this one.
     if written.is_file() and yaml.safe_load(written.read_text()) != config:
         raise ValueError(f"{out} holds a run of another configuration; remove it, or choose another --out")
     if not (out / "results.json").is_file():
         out.parent.mkdir(parents=True, exist_ok=True)
         written.write_text(yaml.safe_dump(config))
+        # The command of this environment, also where it is not activated.
         command = [Path(sys.executable).with_name("assay"), "train", *options, "--config", written, "--out", out]
         with out.with_suffix(".log").open("w") as log:
             subprocess.run(

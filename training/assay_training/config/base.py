@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from assay_training.config.wording import explained
+from assay_training.config.wording import explain_errors
 
 
 class ConfigError(ValueError):
@@ -17,6 +17,7 @@ class ConfigError(ValueError):
 
 PACKAGE_SCHEME = "package:"
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
+# Names become names of files and of served signals.
 Name = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31)]  # the range that both torch and numpy accept
 
@@ -24,6 +25,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31)]  # the range that both
 class Frozen(BaseModel):
     """A part of a configuration that refuses unknown keys and cannot be changed."""
 
+    # Unknown keys are refused: a misspelt key would silently leave its default in force.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -50,6 +52,7 @@ class RunConfig(Frozen):
         if self.base.startswith(PACKAGE_SCHEME):
             return self.base
         place = (self._folder / Path(self.base).expanduser()).resolve()
+        # Only a revision distinguishes a hub id from a relative path that does not exist.
         on_hub = self.revision is not None and _HUB_ID.fullmatch(self.base) and not place.is_dir()
         return self.base if on_hub else str(place)
 
@@ -92,19 +95,19 @@ def read(path: Path, kind: type[Config]) -> Config:
     if raw is None:
         raise ConfigError(f"{path} is empty")  # YAML of an empty file is None, not a mapping
     # Checked here, so that a missing file is reported together with all other wrong keys.
-    template = _template(path.parent, raw)
+    template = _find_template(path.parent, raw)
     wrong = [] if template is None or template.is_file() else [f"template: {template}: no such file"]
     try:
         config = kind.model_validate(raw)
     except ValidationError as error:
-        wrong = [*explained(error, kind), *wrong]
+        wrong = [*explain_errors(error, kind), *wrong]
     if wrong:
         raise ConfigError(f"{path}: " + "\n  ".join(wrong))
     config._folder = path.parent.resolve()
     return config.model_copy(update={"template": template})
 
 
-def _template(folder: Path, raw: Any) -> Path | None:  # noqa: ANN401 - what YAML holds
+def _find_template(folder: Path, raw: Any) -> Path | None:  # noqa: ANN401 - what YAML holds
     """Return the path of the template, before the rest of the configuration is validated."""
     given = raw.get("template") if isinstance(raw, dict) else None
     return (folder / Path(given).expanduser()).resolve() if isinstance(given, str) else None

@@ -44,17 +44,18 @@ Language = Annotated[str, Field(pattern="^[A-Za-z-]{2,8}$")]
 Unit = Annotated[float, Field(ge=-1, le=1)]
 
 
+# No separators: the name is a folder below --data, and `/` separates it from a subset in results.
 SOURCE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
-def _renamed(format_: Any) -> Any:  # noqa: ANN401 - what YAML holds
+def _refuse_old_name(format_: Any) -> Any:  # noqa: ANN401 - what YAML holds
     if format_ == "pairs":
         # The old name gets a message of its own, because configurations of older versions have it.
         raise ValueError("'pairs' is called 'preferences' now, and reads the same rows; write format: preferences")
     return format_
 
 
-def _commit(revision: str) -> str:
+def _check_commit(revision: str) -> str:
     if not re.fullmatch("[0-9a-f]{40}", revision):
         raise ValueError("not a commit (40 hexadecimal digits); branches and tags are refused because they can move")
     return revision
@@ -80,11 +81,11 @@ class Source(Frozen):
     """
 
     name: Annotated[str, Field(pattern=SOURCE_NAME)]
-    format: Annotated[Format, BeforeValidator(_renamed)]
+    format: Annotated[Format, BeforeValidator(_refuse_old_name)]
     hub: str | None = None
     hub_config: str | None = None
     hub_dir: str | None = None
-    revision: Annotated[str, AfterValidator(_commit)] | None = None
+    revision: Annotated[str, AfterValidator(_check_commit)] | None = None
     split: str = "train"
     languages: tuple[Language, ...] = ("en",)
     labels: dict[str, Unit] = Field({"quality": 1.0})
@@ -93,14 +94,14 @@ class Source(Frozen):
 
     @field_validator("labels")
     @classmethod
-    def _within_one(cls, labels: dict[str, float]) -> dict[str, float]:
+    def _check_magnitudes(cls, labels: dict[str, float]) -> dict[str, float]:
         total = sum(abs(weight) for weight in labels.values())
         if abs(total - 1) > 1e-9:  # decimal weights such as 0.7 and 0.3 do not sum to 1 exactly in binary
             raise ValueError(f"the magnitudes of the weights must sum to 1, not {total}")
         return labels
 
     @model_validator(mode="after")
-    def _pinned(self) -> "Source":
+    def _check_revision(self) -> "Source":
         if (self.hub is None) != (self.revision is None):
             raise ValueError("hub and revision must be set together")
         if self.hub is None and (self.hub_config or self.hub_dir) is not None:
@@ -108,7 +109,7 @@ class Source(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _fields_fit(self) -> "Source":
+    def _check_fields(self) -> "Source":
         if self.largest_gap is not None and self.format != "preferences":
             raise ValueError(f"largest_gap is for format preferences, not {self.format}")
         if self.fields and self.format not in OWN_FIELDS:
@@ -122,7 +123,7 @@ class Source(Frozen):
         return self
 
 
-def _once(sources: list[Source]) -> list[Source]:
+def _check_unique(sources: list[Source]) -> list[Source]:
     names = [source.name for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -130,7 +131,7 @@ def _once(sources: list[Source]) -> list[Source]:
     return sources
 
 
-Sources = Annotated[list[Source], Field(min_length=1), AfterValidator(_once)]
+Sources = Annotated[list[Source], Field(min_length=1), AfterValidator(_check_unique)]
 
 
 class Split(Frozen):
@@ -149,7 +150,7 @@ class Split(Frozen):
     test_folds: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
-    def _tests_what_there_is(self) -> "Split":
+    def _check_folds(self) -> "Split":
         if (self.folds is None) != (self.test_folds is None):
             raise ValueError("folds and test_folds must be set together")
         if self.folds is not None and self.test_folds is not None and self.test_folds > self.folds:

@@ -27,6 +27,7 @@ class UnderSample(Frozen):
     """
 
     step: Literal["under_sample"]
+    # Equally many from each of five ranges.
     rows: int = Field(gt=0, multiple_of=5)
 
 
@@ -120,7 +121,7 @@ class Proportions(Frozen):
         return 1 - self.low - self.high
 
     @model_validator(mode="after")
-    def _leave_a_middle(self) -> "Proportions":
+    def _check_mid(self) -> "Proportions":
         if self.mid <= 0:
             raise ValueError("the sum of low and high must be below 1, to leave a share for the labels in between")
         return self

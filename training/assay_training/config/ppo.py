@@ -58,6 +58,7 @@ class Ppo(Frozen):
     clip_range: float = Field(0.2, gt=0, lt=1)
     value_clip_range: float = Field(0.2, gt=0)
     value_coef: float = Field(0.1, ge=0)
+    # The reward is given at the end of a completion, and should not depend on its length.
     gamma: Share = 1.0
     gae_lambda: Share = 0.95
     ratio_limit: float = Field(10.0, gt=1)
@@ -91,7 +92,7 @@ class PpoConfig(RunConfig):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _batches_fit(self) -> "PpoConfig":
+    def _check_mini_batch(self) -> "PpoConfig":
         if self.ppo.mini_batch > self.rollout.completions:
             raise ValueError("ppo.mini_batch must be at most rollout.completions")
         return self

@@ -12,7 +12,7 @@ from assay_training.config.model import Lora, OptimizerConfig
 from assay_training.config.objective import Objective
 
 
-def _trainable(position: ScorePosition) -> ScorePosition:
+def _check_trainable(position: ScorePosition) -> ScorePosition:
     if position == "pooler":
         # BERT's pooler is a trained layer of its own, which a checkpoint of an adapter and a head does not hold.
         raise ValueError("heads are trained on hidden states, not on BERT's pooler; use first_token")
@@ -48,7 +48,7 @@ class RewardConfig(RunConfig):
     sources: Sources
     mixture: list[Step] = Field([])
     max_length: int = Field(gt=0)
-    score_position: Annotated[ScorePosition, AfterValidator(_trainable)]
+    score_position: Annotated[ScorePosition, AfterValidator(_check_trainable)]
     eos: EosPolicy
     unfinished: Unfinished
     lora: Lora | None
@@ -58,9 +58,10 @@ class RewardConfig(RunConfig):
     golden: Annotated[list[tuple[str, str]], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
-    def _steps_fit(self) -> "RewardConfig":
+    def _check_steps(self) -> "RewardConfig":
         if self.split.folds is not None and not self.objective.served:
             raise ValueError("split: folds need a model that can be served; this objective's output is not a logit")
+        # Rankings have no label, by which the other steps choose records.
         for step in self.mixture:
             if self.objective.kind == "preference" and not isinstance(step, Repeat | Portion | Keep | Sample):
                 raise ValueError(f"mixture: {step.step} is for labelled items; this run trains on rankings")

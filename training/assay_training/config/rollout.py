@@ -66,7 +66,7 @@ class Reward(Frozen):
     expect: Expected = Expected()
 
     @model_validator(mode="after")
-    def _one_rule(self) -> "Reward":
+    def _check_rule(self) -> "Reward":
         if (self.model is None) == (self.weights is None):
             raise ValueError("set exactly one of model and weights")
         if self.value == "probability" and self.weights is not None:
@@ -100,7 +100,7 @@ class Sampled(Frozen):
 
     @field_validator("temperature")
     @classmethod
-    def _sampled_at(cls, temperature: float) -> float:
+    def _check_temperature(cls, temperature: float) -> float:
         if temperature < LEAST_TEMPERATURE:
             raise ValueError(f"must be at least {LEAST_TEMPERATURE}, because vLLM raises smaller temperatures to it")
         return temperature

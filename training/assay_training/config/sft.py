@@ -42,7 +42,7 @@ class SftConfig(RunConfig):
 
     @field_validator("stages")
     @classmethod
-    def _named_apart(cls, stages: list[Stage]) -> list[Stage]:
+    def _check_names(cls, stages: list[Stage]) -> list[Stage]:
         if len({stage.name for stage in stages}) < len(stages):
             raise ValueError("two stages have the same name; metrics need one name per stage")
         return stages

@@ -39,7 +39,7 @@ _OTHERS = {
 }
 
 
-def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
+def explain_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Return a line `key: message` for each error.
 
     Unknown keys come first, because a misspelt key is also reported as missing.

@@ -51,7 +51,7 @@ def over_sample(records: Sequence[Judged], draw: random.Random) -> list[Judged]:
     Raises:
         ConfigError: no labelled item is low.
     """
-    low = _low(records, "over_sample")
+    low = _select_low(records, "over_sample")
     return [*(r for r in records if not is_low(r)), *draw.choices(low, k=2 * len(low))]
 
 
@@ -89,7 +89,7 @@ def augment(records: Sequence[Judged], paraphrases: Mapping[Item, Paraphrase]) -
     Raises:
         ConfigError: no low labelled item has a paraphrase.
     """
-    low = _low(records, "augment")
+    low = _select_low(records, "augment")
     made = [
         replace(
             record,
@@ -110,7 +110,7 @@ def weight_low(records: Sequence[Judged], share: float) -> list[Judged]:
     Raises:
         ConfigError: no labelled item is low.
     """
-    weight = share * len(records) / len(_low(records, "weight_low"))
+    weight = share * len(records) / len(_select_low(records, "weight_low"))
     return [replace(r, weight=weight) if isinstance(r, Labelled) and is_low(r) else r for r in records]
 
 
@@ -148,7 +148,7 @@ def keep(records: Sequence[Judged], sources: Sequence[str]) -> list[Judged]:
 
 def sample(records: Sequence[Judged], share: float) -> list[Judged]:
     """Keep the records of a share of the groups, chosen by the hash of a group's name."""
-    return [record for record in records if _place(record.group, slice(24, 32)) < share]
+    return [record for record in records if _hash_group(record.group, slice(24, 32)) < share]
 
 
 def proportions(records: Sequence[Judged], wanted: steps.Proportions, draw: random.Random) -> list[Judged]:
@@ -171,7 +171,7 @@ def repeat(records: Sequence[Judged], times: Mapping[str, float]) -> list[Judged
         ConfigError: a name is not a source of this run.
     """
     _check_names("repeat", list(times), records)
-    return [record for record in records for _ in range(_times(record, times))]
+    return [record for record in records for _ in range(_count_copies(record, times))]
 
 
 def mismatched(records: Sequence[Judged], share: float, draw: random.Random) -> list[Labelled]:
@@ -208,7 +208,7 @@ def is_low(record: Judged) -> bool:
     return isinstance(record, Labelled) and bucket_of(record.label) == "low"
 
 
-def _low(records: Sequence[Judged], step: str) -> list[Labelled]:
+def _select_low(records: Sequence[Judged], step: str) -> list[Labelled]:
     low = [record for record in records if isinstance(record, Labelled) and is_low(record)]
     if not low:
         raise ConfigError(f"{step}: no labelled item has a label of at most {LOW}; remove the step or add a source")
@@ -224,12 +224,12 @@ def _check_names(step: str, names: Sequence[str], records: Sequence[Judged]) -> 
             )
 
 
-def _times(record: Judged, times: Mapping[str, float]) -> int:
+def _count_copies(record: Judged, times: Mapping[str, float]) -> int:
     wanted = times.get(record.source, times.get(record.data_set, 1.0))
-    return int(wanted) + (_place(record.group, slice(16, 24)) < wanted % 1)
+    return int(wanted) + (_hash_group(record.group, slice(16, 24)) < wanted % 1)
 
 
-def _place(group: str, digits: slice) -> float:
+def _hash_group(group: str, digits: slice) -> float:
     """Return a number in 0..1 from the hash of a group's name.
 
     The digits differ from those of the split, so that a step's choice is independent of the folds.

@@ -80,7 +80,7 @@ class SftRenderer:
         report, made = SftReport(), []
         for record in tqdm(records, desc="render", unit="records", mininterval=10):
             try:
-                ids, mask = self._text(record) if isinstance(record, Text) else self._dialogue(record)
+                ids, mask = self._render_text(record) if isinstance(record, Text) else self._render_dialogue(record)
             except ContentError as error:
                 report.refused[error.code] = report.refused.get(error.code, 0) + 1
                 continue
@@ -92,7 +92,7 @@ class SftRenderer:
                 report.empty += 1
         return made, report
 
-    def _text(self, record: Text) -> tuple[tuple[int, ...], list[bool]]:
+    def _render_text(self, record: Text) -> tuple[tuple[int, ...], list[bool]]:
         """Render a text; all tokens but the first count, and so does the EOS token at the end."""
         ids = self._tokenizer.encode(record.text, add_special_tokens=False)
         if set(ids) & set(self._tokenizer.all_special_ids):
@@ -102,7 +102,7 @@ class SftRenderer:
         ids = [*ids, self._tokenizer.eos_token_id]
         return tuple(ids), [False, *(True for _ in ids[1:])]
 
-    def _dialogue(self, record: Dialogue) -> tuple[tuple[int, ...], list[bool]]:
+    def _render_dialogue(self, record: Dialogue) -> tuple[tuple[int, ...], list[bool]]:
         """Render a dialogue; the assistant's turns count, each up to its first EOS, inclusive ([CRS] section 5.2)."""
         spans = []
         ids: tuple[int, ...] = ()
@@ -116,13 +116,13 @@ class SftRenderer:
                     "the template changes earlier turns when later ones follow", code="template_not_stable"
                 )
             ids = rendered.sequence.ids
-            spans.append((rendered.boundary, self._end(ids, rendered.boundary)))
+            spans.append((rendered.boundary, self._find_end(ids, rendered.boundary)))
         mask = [False] * len(ids)
         for start, end in spans:
             mask[max(start, 1) : end] = [True] * (end - max(start, 1))
         return ids, mask
 
-    def _end(self, ids: tuple[int, ...], boundary: int) -> int:
+    def _find_end(self, ids: tuple[int, ...], boundary: int) -> int:
         """Return the index after a completion's first EOS; what the template prints after it is not trained on."""
         eos = self._tokenizer.eos_token_id
         return next((i + 1 for i in range(boundary, len(ids)) if ids[i] == eos), len(ids))

@@ -41,6 +41,7 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut]:
         if fault is not None:
             yield LeftOut(fault)
             continue
+        # The group is the first human turn: dialogues that begin alike must be in the same part.
         texts = (chosen[-1].content, rejected[-1].content)
         yield Ranking(f"{source}/{row.subset}", group_of(chosen[0].content), chosen[:-1], texts, (Pair(0, 1),))
 

@@ -42,6 +42,7 @@ def gsm8k(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | LeftOut]:
         RecordError: a field is missing or is not a text.
     """
     for row in rows:
+        # Only the rows of the file of models' solutions have this field.
         if "ground_truth" not in row.fields:
             yield _dialogue(source, row.get("question", str), _CALCULATION.sub("", row.get("answer", str)))
 

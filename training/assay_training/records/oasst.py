@@ -109,6 +109,7 @@ def dialogues(source: str, rows: Iterable[Row], languages: frozenset[str]) -> It
     for group, language, root in _trees(rows, languages):
         node = root
         while node.replies:
+            # Children without a rank come last, because False sorts before True.
             node = min(node.replies, key=lambda reply: (reply.rank is None, reply.rank))
         path = node.path if node.path[-1].role == "assistant" else node.path[:-1]
         if path:
@@ -123,6 +124,7 @@ def _trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str
             raise row.error(f"field 'message_id': {row.get('message_id', str)!r} occurs twice")
     children: dict[str, list[Row]] = defaultdict(list)
     for row in messages.values():
+        # A deleted message drops its whole subtree: its children are reached only through it.
         if row.fields.get("parent_id") is not None and row.fields.get("deleted") is not True:
             children[_parent(row, messages)].append(row)
     _check_roots(messages)

@@ -51,7 +51,7 @@ class _Replies:
 
 
 def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut | Understood]:
-    """Yield a ranking per row, preceded by what is dropped from it, and at the end how the fields were read.
+    """Yield a ranking per row, preceded by its dropped pairs, and at the end how the fields were read.
 
     Published sets have faulty rows. Empty completions, pairs of equal completions and pairs that the ratings contradict
     are dropped. So are rows whose conversations differ before the last message, or do not end with the assistant.
@@ -78,7 +78,7 @@ def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut 
 def _compared(
     ranking: Ranking, chosen: Sequence[str], rejected: Sequence[str], gaps: Gaps
 ) -> Iterator[Ranking | LeftOut]:
-    """Yield the ranking of the completions, preceded by what is dropped from it."""
+    """Yield the ranking of the completions, preceded by its dropped pairs."""
     texts, pairs = (*chosen, *rejected), []
     yield from [LeftOut("empty completion")] * sum(not text.strip() for text in texts)
     for i, better in enumerate(chosen):
@@ -92,6 +92,7 @@ def _compared(
                 yield LeftOut("the ratings favor rejected")
             else:
                 pairs.append(Pair(i, len(chosen) + j, gap))
+    # A completion without a pair is dropped from the ranking: nothing is known about it.
     kept = sorted({index for pair in pairs for index in (pair.better, pair.worse)})
     place = {old: new for new, old in enumerate(kept)}
     if pairs:
@@ -141,6 +142,7 @@ def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) 
     if any(conversation[:-1] != before for conversation in conversations):
         return LeftOut("chosen and rejected differ before the last message")
     if not before and given is None:
+        # HH's texts hold the prompt and the completion in one field.
         hint = "; use `format: hh`" if conversations[0][-1].content.startswith(_HH_START) else ""
         raise row.error(f"field {row.named('prompt')} is missing, and 'chosen' has completions without a prompt{hint}")
     if given is not None and conversations[0][0].role == "assistant":  # the conversations continue the prompt

@@ -26,6 +26,7 @@ def asked(
 
     The prompt of a dialogue is everything before the assistant's last message. A record without a prompt is dropped.
     """
+    # Preference sets repeat prompts, one row per pair; a policy should be asked each of them equally often.
     seen: set[tuple[Message, ...]] = set()
     for record in records:
         if isinstance(record, LeftOut | Understood):

@@ -158,6 +158,7 @@ def drop_equal_pairs(ranking: Ranking) -> Iterator[Ranking | LeftOut]:
     A dropped record is yielded for each such pair; nothing else is yielded if no pair and no tie remains.
     """
     pairs = tuple(pair for pair in ranking.pairs if ranking.completions[pair.better] != ranking.completions[pair.worse])
+    # Ties stay also if their texts are equal: they are only reported.
     yield from [LeftOut("a pair of equal completions")] * (len(ranking.pairs) - len(pairs))
     if pairs or ranking.ties:
         yield replace(ranking, pairs=pairs)

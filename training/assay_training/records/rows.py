@@ -78,6 +78,7 @@ class Row:
         value: Any = self.fields
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
+        # JSON may write 1 for 1.0, and whole numbers that are too large for a float.
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             try:
                 value = float(value)
@@ -201,6 +202,7 @@ def rows_of_parquet(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise RecordError(f"{path}: no such file")
     try:
+        # Streaming reads the file itself, without a copy in the cache of `datasets`.
         for number, fields in enumerate(
             load_dataset("parquet", data_files=str(path), split="train", streaming=True), 1
         ):
@@ -240,6 +242,7 @@ def json_of(path: Path, kind: type[Kind]) -> Kind:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python's json module would keep the last of two equal keys silently.
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -251,6 +254,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _parsed(content: bytes) -> object:
+    # utf-8-sig also accepts a byte order mark, which some published files have.
     value: object = _DECODER.decode(content.decode("utf-8-sig"))
     if b"\\ud" in content or b"\\uD" in content:  # half of a surrogate pair is valid JSON, but cannot be encoded
         json.dumps(value, ensure_ascii=False).encode()

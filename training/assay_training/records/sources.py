@@ -65,6 +65,7 @@ class _Readers:
         """Take the prompts of rankings or dialogues if the format has no prompts of its own."""
         completed: Reader[Any] | None = self.rankings or self.spoken
         if self.prompts is None and completed is not None:
+            # The dataclass is frozen.
             object.__setattr__(self, "prompts", lambda source, rows: prompts.asked(completed(source, rows)))
 
 
@@ -195,6 +196,7 @@ def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = 
                     said[phrase] = said.get(phrase, 0) + count
             else:
                 read.records.append(record)
+        # A source without a record of the kind is a mistake in its format or its data.
         if len(read.records) == before:
             reasons = ", ".join(reason for reason in read.left_out if reason.startswith(f"{source.name}: "))
             raise RecordError(f"sources: {source.name}: no {kind} in the source{reasons and f' ({reasons})'}")
@@ -205,6 +207,7 @@ def _parts(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[t
     if part is None:
         yield source, rows
         return
+    # Rows of a part may be anywhere in a file, and a reader groups only rows that it reads together.
     by_part: dict[str, list[Row]] = {}
     for row in rows:
         by_part.setdefault(part(row), []).append(row)

@@ -55,6 +55,7 @@ def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], template: 
         base: directory from which `config.json` and the tokenizer are copied.
     """
     _write_tensors(directory, "model.safetensors", tensors, template)
+    # One label: a classifier with a single output is a reward model.
     AutoConfig.from_pretrained(base, num_labels=1).save_pretrained(directory)
     tokenizer.write(base, directory, template)
 

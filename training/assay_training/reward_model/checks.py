@@ -69,6 +69,7 @@ def check_records(config: RewardConfig, records: Sequence[Judged], paraphrases: 
         ConfigError: a part fails; the message names the part and the reason.
     """
     parts = [find_fold(config, record) for record in records]
+    # Every training is checked before the first one runs, because a fold may lack what all records have.
     for name, excluded in _list_trainings(config):
         training = [record for record, part in zip(records, parts, strict=True) if part not in excluded]
         try:

@@ -51,6 +51,7 @@ def train_single(reward: RewardRun) -> None:
     """
     held_out = reward.select_part(HELD_OUT)
     stored: list[list[float]] | None = reward.run.read_json("held_out.json")
+    # An interrupted run that has stored its predictions does not train again.
     if stored is None:
         model = reward.fit("model", reward.exclude_parts(HELD_OUT))
         if reward.config.objective.served:

@@ -54,6 +54,7 @@ class CrossValidation:
     def _collect_out_of_fold(self, predict_fold: Callable[[int], list[list[float]]]) -> list[list[float] | None]:
         """Return each example's logits by `predict_fold`, which returns those of a fold; None if not tested."""
         logits: list[list[float] | None] = [None] * len(self.reward.examples)
+        # The logits are put back into the order of all examples.
         for fold in self.tested:
             predicted = iter(predict_fold(fold))
             for i, part in enumerate(self.reward.parts):
@@ -103,6 +104,7 @@ def cross_validate(reward: RewardRun, config_path: Path) -> None:
     cross_validation = CrossValidation(reward)
     checkpoint = cross_validation.train_final()
     contenders = cross_validation.predict_contenders()
+    # All contenders are compared on the same examples.
     tested = [i for i, part in enumerate(reward.parts) if part in cross_validation.tested]
     rows = Rows.of(
         [reward.examples[i].record for i in tested],

@@ -55,7 +55,9 @@ class Pairs:
             for pair in example.record.pairs:
                 better.append(offset + pair.better)
                 worse.append(offset + pair.worse)
+                # A mean per prompt first: a prompt with four completions has six pairs, but counts once.
                 weights.append(1 / (len(example.record.pairs) * batch_size))
+                # Without a gap, the target margin is 0.
                 gaps.append(pair.gap or 0.0)
             offset += len(example.sequences)
         return cls(

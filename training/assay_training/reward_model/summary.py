@@ -38,6 +38,7 @@ def summary_lines(config: RewardConfig, results: Mapping[str, Any], run: Path) -
 
 def build_service_yaml(config: RewardConfig) -> str:
     """Return the configuration that serves a run's checkpoint, for a file in the run directory."""
+    # Paths are relative to the run directory, where the file is written: the directory can be moved.
     if config.lora is None:
         signal = {"base": "checkpoint"}
     else:
@@ -51,6 +52,7 @@ def _format_accuracy(domain: str, numbers: Mapping[str, Any]) -> Iterator[str]:
     if not accuracy:
         yield f"{domain}: too few groups for an accuracy"
         return
+    # The model is better than length only if its whole interval is above.
     below = accuracy[MODEL]["low"] <= accuracy[LENGTH]["value"]
     yield (
         f"{domain}: {_format_interval(accuracy[MODEL])} of {accuracy[MODEL]['n']:,} pairs right; the longer completion "
