@@ -536,7 +536,7 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path) -> None
     options = ["--config", str(begun.config), "--data", str(begun.data), "--out", str(begun.out)]
     result = CliRunner().invoke(app, ["train", "reward", *options])
     assert result.exit_code == 2
-    assert "assay train reward: sources: hh_rlhf: format 'hh' has no labelled" in result.output
+    assert "assay train reward: sources: hh_rlhf: format 'hh' has no labelled items" in result.output
 
 
 def test_the_command_runs(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_prompts_whose_replies_cannot_be_compared_are_counted_and_ties_stay(tmp_
 
 
 def test_a_misspelt_label_is_told_with_what_was_left_out_for_it(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"sources: set: no labelled in the source \(set: no label 'qualty'\)"):
+    with pytest.raises(RecordError, match=r"sources: set: no labelled items in the source \(set: no label 'qualty'\)"):
         labelled(tmp_path, "oasst", TREE, labels={"qualty": 1.0})
 
 

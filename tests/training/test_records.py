@@ -202,9 +202,9 @@ def test_a_missing_folder_is_told(tmp_path: Path) -> None:
 def test_a_format_without_the_needed_kind_of_record_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="diasafety: format 'diasafety' has no rankings; these have: hh, feedbackqa"):
         read_rankings(tmp_path, sources("diasafety"))
-    with pytest.raises(RecordError, match="hh_rlhf: format 'hh' has no labelled; these have: feedbackqa, arena_bench"):
+    with pytest.raises(RecordError, match="hh_rlhf: format 'hh' has no labelled items; these have: feedbackqa"):
         read_labelled(tmp_path, sources("hh_rlhf"))
-    with pytest.raises(RecordError, match="feedbackqa: format 'feedbackqa' has no spoken; these have: hh, oasst"):
+    with pytest.raises(RecordError, match="feedbackqa: format 'feedbackqa' has no dialogues or texts; these have: hh"):
         read_spoken(tmp_path, sources("feedbackqa"))
 
 

@@ -178,13 +178,18 @@ def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) 
     return hashes
 
 
+_KINDS = {"rankings": "rankings", "labelled": "labelled items", "spoken": "dialogues or texts", "prompts": "prompts"}
+
+
 def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = None) -> Read[Any]:
     read: Read[Any] = Read([], Counter(), {})
     for source in sources:
         reader = getattr(_FORMATS[source.format], kind)
         if reader is None:
             able = ", ".join(name for name, readers in _FORMATS.items() if getattr(readers, kind) is not None)
-            raise RecordError(f"sources: {source.name}: format {source.format!r} has no {kind}; these have: {able}")
+            raise RecordError(
+                f"sources: {source.name}: format {source.format!r} has no {_KINDS[kind]}; these have: {able}"
+            )
         before = len(read.records)
         parts = _parts(source, _rows(data, source), part)
         for record in (record for divided, rows in parts for record in reader(divided, rows)):
@@ -199,7 +204,7 @@ def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = 
         # A source without a record of the kind is a mistake in its format or its data.
         if len(read.records) == before:
             reasons = ", ".join(reason for reason in read.left_out if reason.startswith(f"{source.name}: "))
-            raise RecordError(f"sources: {source.name}: no {kind} in the source{reasons and f' ({reasons})'}")
+            raise RecordError(f"sources: {source.name}: no {_KINDS[kind]} in the source{reasons and f' ({reasons})'}")
     return read
 
 
