@@ -636,7 +636,7 @@ def test_a_bounded_reward_is_a_probability() -> None:
             r"^\S+: reward.modell: unknown key; .*\n  step: unknown key",
         ),
         ({"rollout": {"max_prompt_tokens": 5}}, r"0 prompts, without 12 too_long \(rollout.max_prompt_tokens is 5\)"),
-        ({"rollout": {"temperature": 0.005}}, r"rollout.temperature: vLLM samples at 0.01 where less"),
+        ({"rollout": {"temperature": 0.005}}, r"rollout.temperature: must be at least 0.01, because vLLM"),
         ({"lora": {"target_modules": ["q_proj", "lm_head"]}}, "lora.target_modules: 'lm_head' is the output layer"),
         ({"lora": {"target_modules": ["embed_tokens"]}}, "lora.target_modules: the base has no linear 'embed_tokens'"),
         ({"rollout": {"max_new_tokens": 1000}}, r"max_prompt_tokens \+ max_new_tokens: 1064 is more than the 256"),
