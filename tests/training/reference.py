@@ -67,9 +67,9 @@ TITLES: dict[type[BaseModel], str] = {
 }
 HEAD = """# The keys of training configurations
 
-The tables are made from the models in `training/assay_training/config/`; a test compares them. Paths are relative to
-the folder of the YAML file. `assay train reward --example` (also `sft`, `ppo`, `rejection`) prints a file to start
-from. A key without a default must be there; null may be written wherever a type says so.
+These tables are generated from the models in `training/assay_training/config/`, and a test compares both. Paths are
+relative to the folder of the YAML file. `assay train reward --example` (also `sft`, `ppo`, `rejection`) prints a file
+to start from. A key without a default is required. Null is allowed where the type says so.
 """
 
 
@@ -95,7 +95,7 @@ def _section(name: str, models: Sequence[type[BaseModel]]) -> Iterator[str]:
 
 
 def _steps() -> Iterator[str]:
-    yield "What the steps do is told in [train.md](train.md#data); each is written `{step: NAME, …}`.\n"
+    yield "[train.md](train.md#data) explains the steps; each is written `{step: NAME, …}`.\n"
     yield "| step | key | type | meaning |\n|---|---|---|---|"
     for one in STEPS:
         keys = [(key, field) for key, field in one.model_fields.items() if key != "step"]

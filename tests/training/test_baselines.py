@@ -13,11 +13,11 @@ from assay_training.data.examples import Example, render_records
 from assay_training.records.record import Judged, Labelled, Ranking
 from assay_training.reward_model.baselines import (
     LinearData,
-    frozen_features,
-    length_features,
-    length_fit,
-    length_logits,
-    out_of_fold,
+    compute_frozen_features,
+    compute_length_features,
+    compute_length_logits,
+    fit_length,
+    predict_out_of_fold,
 )
 from tests import checkpoints
 from tests.training import tiny
@@ -58,7 +58,7 @@ def accuracy(logits: list[list[float] | None], examples: list[Example]) -> float
 @pytest.mark.parametrize("pairs", [True, False])
 def test_a_planted_linear_signal_is_recovered(pairs: bool) -> None:
     features, examples, folds = planted(200, pairs=pairs)
-    logits = out_of_fold(features, examples, folds, range(3))
+    logits = predict_out_of_fold(features, examples, folds, range(3))
     assert [row is None for row in logits] == [fold == HELD_OUT for fold in folds]
     assert accuracy(logits, examples) > 0.95
 
@@ -67,15 +67,15 @@ def test_features_without_signal_give_chance() -> None:
     """Nothing of the tested fold leaks into its fit."""
     features, examples, folds = planted(400, pairs=False)
     noise = [torch.randn(rows.shape, generator=torch.Generator().manual_seed(i)) for i, rows in enumerate(features)]
-    assert abs(accuracy(out_of_fold(noise, examples, folds, range(3)), examples) - 0.5) < 0.1
+    assert abs(accuracy(predict_out_of_fold(noise, examples, folds, range(3)), examples) - 0.5) < 0.1
 
 
 @pytest.mark.parametrize("pairs", [True, False])
 def test_a_folds_logits_do_not_depend_on_its_own_labels(pairs: bool) -> None:
     features, examples, folds = planted(80, pairs=pairs)
     flipped = [flip(example) if fold == 1 else example for example, fold in zip(examples, folds, strict=True)]
-    before = out_of_fold(features, examples, folds, range(3))
-    after = out_of_fold(features, flipped, folds, range(3))
+    before = predict_out_of_fold(features, examples, folds, range(3))
+    after = predict_out_of_fold(features, flipped, folds, range(3))
     for i, fold in enumerate(folds):
         assert (before[i] == after[i]) is (fold in (HELD_OUT, 1)), fold
 
@@ -91,18 +91,18 @@ def flip(example: Example) -> Example:
 
 def test_only_the_tested_folds_get_logits() -> None:
     features, examples, folds = planted(80, pairs=False)
-    logits = out_of_fold(features, examples, folds, [2])
+    logits = predict_out_of_fold(features, examples, folds, [2])
     assert [row is not None for row in logits] == [fold == 2 for fold in folds]
-    for row, every in zip(logits, out_of_fold(features, examples, folds, range(3)), strict=True):
+    for row, every in zip(logits, predict_out_of_fold(features, examples, folds, range(3)), strict=True):
         assert row in (None, every)
 
 
 def test_the_development_part_chooses_the_penalty() -> None:
     """With signal in the training part and none in the development part, the strongest penalty wins: small logits."""
     features, examples, folds = planted(200, pairs=False)
-    honest = out_of_fold(features, examples, folds, [0])
+    honest = predict_out_of_fold(features, examples, folds, [0])
     opposed = [flip(e) if fold == HELD_OUT else e for e, fold in zip(examples, folds, strict=True)]
-    shrunk = out_of_fold(features, opposed, folds, [0])
+    shrunk = predict_out_of_fold(features, opposed, folds, [0])
     sizes = [max(abs(row[0]) for row in logits if row is not None) for logits in (honest, shrunk)]
     assert sizes[1] < sizes[0] / 5
 
@@ -111,16 +111,16 @@ def test_the_loss_of_a_linear_head() -> None:
     """Logits 1 and 3 with bias 1; ln(1 + e^-2) and the mean of two cross-entropies."""
     features = [torch.tensor([[0.0, 1.0], [2.0, 1.0]])]
     weight, bias = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    pairs = LinearData.of(features, [fake_ids(ranking("a", "bc", ((1, 0),)), 1, 1)])
+    pairs = LinearData.build(features, [fake_ids(ranking("a", "bc", ((1, 0),)), 1, 1)])
     assert float(pairs.loss(weight, bias)) == pytest.approx(0.1269280)
     halves = [rows[None] for rows in features[0]]
-    labels = LinearData.of(halves, [fake_ids(labelled("a", "b", x), 1) for x in (1.0, 0.25)])
+    labels = LinearData.build(halves, [fake_ids(labelled("a", "b", x), 1) for x in (1.0, 0.25)])
     assert float(labels.loss(weight, bias)) == pytest.approx((0.3132617 + 3.0485874 - 0.25 * 3) / 2, abs=1e-6)
 
 
 def test_pairs_point_at_the_rows_of_their_own_example() -> None:
     examples = [fake_ids(ranking("a", "bcd", ((2, 0),)), 1, 1, 1), fake_ids(ranking("e", "fg", ((0, 1), (1, 0))), 1, 1)]
-    data = LinearData.of([torch.zeros(3, 1), torch.ones(2, 1)], examples)
+    data = LinearData.build([torch.zeros(3, 1), torch.ones(2, 1)], examples)
     assert data.better is not None
     assert data.worse is not None
     assert (data.better.tolist(), data.worse.tolist()) == ([2, 3, 4], [0, 4, 3])
@@ -129,8 +129,8 @@ def test_pairs_point_at_the_rows_of_their_own_example() -> None:
 
 def test_the_length_baseline_counts_the_completions_characters() -> None:
     examples = [fake_ids(ranking("a long prompt", ["", "yes", "é☃"]), 9, 1, 1)]
-    assert length_logits(examples)[0] == pytest.approx([0.0, math.log(4), math.log(3)])
-    assert length_features(examples)[0].shape == (3, 1)
+    assert compute_length_logits(examples)[0] == pytest.approx([0.0, math.log(4), math.log(3)])
+    assert compute_length_features(examples)[0].shape == (3, 1)
 
 
 def test_the_length_is_fitted_to_each_source_apart() -> None:
@@ -141,17 +141,17 @@ def test_the_length_is_fitted_to_each_source_apart() -> None:
         for name, counts, level in sources
         for i, n in enumerate(counts)
     ]
-    logits = [row[0] for row in length_fit(examples, examples)]
+    logits = [row[0] for row in fit_length(examples, examples)]
     assert logits[:8] == sorted(logits[:8])
     assert logits[8:] == sorted(logits[8:])
     assert min(logits[:8]) > max(logits[8:])
-    (unknown,) = length_fit(examples, [fake_ids(labelled("q", "x" * 50, 0.5, source="new"), 1)])
+    (unknown,) = fit_length(examples, [fake_ids(labelled("q", "x" * 50, 0.5, source="new"), 1)])
     assert all(map(math.isfinite, unknown))
 
 
 def test_one_record_is_enough_for_a_baseline_that_is_a_number() -> None:
     examples = [fake_ids(labelled("q", "abc", 0.5), 1)]
-    assert length_fit(examples, examples)[0] == pytest.approx([0.0], abs=1e-6)
+    assert fit_length(examples, examples)[0] == pytest.approx([0.0], abs=1e-6)
 
 
 def test_frozen_features_are_the_mean_hidden_state_of_the_bare_base(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_frozen_features_are_the_mean_hidden_state_of_the_bare_base(tmp_path: Pa
     examples, _ = render_records(records, tiny.renderer(score_position="first_token"))
     oracle = checkpoints.classifier("bert", checkpoints.encoder_tokenizer()).base_model
     oracle.set_attn_implementation("eager")
-    features = frozen_features(model, "frozen", examples, tiny.optimizer(micro_batch_tokens=20))
+    features = compute_frozen_features(model, "frozen", examples, tiny.optimizer(micro_batch_tokens=20))
     assert [rows.shape[0] for rows in features] == [2, 1]
     for rows, example in zip(features, examples, strict=True):
         for row, sequence in zip(rows, example.sequences, strict=True):

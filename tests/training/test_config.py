@@ -23,7 +23,7 @@ from assay_training.config.sft import SftConfig
 from assay_training.data.chat_template import template_of
 from assay_training.data.checks import base_of, check_refused
 from assay_training.records.record import Judged
-from assay_training.reward_model.checks import check, untaught
+from assay_training.reward_model.checks import check_records, count_ties_only
 from tests import checkpoints
 from tests.training import tiny
 
@@ -212,7 +212,9 @@ def test_without_a_template_the_bases_own_is_taken(files: dict[str, str], found:
     if found is not None:
         assert template_of(config, tmp_path) == found
         return
-    with pytest.raises(ConfigError, match=r"template: declare the path .* of the base: .*no chat template"):
+    with pytest.raises(
+        ConfigError, match=r"template: declare the path .* the base's cannot be used: .*no chat template"
+    ):
         template_of(config, tmp_path)
 
 
@@ -232,10 +234,10 @@ def test_all_that_is_wrong_is_told_at_once_in_plain_words(tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as caught:
         read(path, RewardConfig)
     assert str(caught.value).removeprefix(f"{path}: ").split("\n  ") == [
-        "mixture.0.repeat.time: there is no such key; the keys here are step, times",
-        "optimizer.lr: there is no such key; the keys here are batch_prompts, betas, checkpoint_steps, compute_dtype, "
+        "mixture.0.repeat.time: unknown key; the keys here are step, times",
+        "optimizer.lr: unknown key; the keys here are batch_prompts, betas, checkpoint_steps, compute_dtype, "
         "epochs, epsilon, learning_rate, max_grad_norm, micro_batch_tokens, warmup_share, weight_decay",
-        "epochs: there is no such key; the keys here are base, eos, golden, lora, max_length, mixture, name, "
+        "epochs: unknown key; the keys here are base, eos, golden, lora, max_length, mixture, name, "
         "objective, optimizer, revision, score_position, seed, sources, split, template, unfinished",
         "objective.preference.margin: 'labeled' is not one of 'labelled', 'batch_mean'",
         "max_length: must be a whole number, and is 'long'",
@@ -331,7 +333,7 @@ def test_every_variant_of_every_experiment_is_a_configuration(path: Path) -> Non
     kinds: dict[str, type[RunConfig]] = {"reward": RewardConfig, "ppo": PpoConfig, "rejection": RejectionConfig}
     assert len(plan["seeds"]) in (1, 3)
     for changes in (plan["variants"] | plan.get("once", {})).values():
-        raw = sweep.variant(plan["config"], changes, plan["seeds"][0])
+        raw = sweep.apply_variant(plan["config"], changes, plan["seeds"][0])
         config = kinds[plan.get("command", "reward")].model_validate(raw)
         assert config.template is not None
         assert (path.parent / config.template).is_file()
@@ -341,7 +343,7 @@ def test_the_bases_of_plans_and_pipeline_are_where_the_documents_say(monkeypatch
     """Wherever they are read from; what is made by a run need not be there yet."""
     monkeypatch.chdir("/")
     repository = ROOT.parents[1]
-    plan = sweep.read(ROOT.parent / "assay_experiments" / "plans" / "ppo.yaml")
+    plan = sweep.read_plan(ROOT.parent / "assay_experiments" / "plans" / "ppo.yaml")
     assert Path(plan["config"]["base"]) == repository / "examples" / "pipeline" / "policy"
     assert Path(plan["config"]["template"]) == ROOT / "chatml.jinja"
     assert Path(plan["once"]["crs 0.25 after rejection sampling"]["base"]).is_relative_to(repository / "runs")
@@ -410,7 +412,7 @@ OPTIMISER = {"learning_rate": 0.01}
         ({"seed": 2**70}, "seed"),
         ({"seed": True}, "seed"),
         ({"seed": "7"}, "seed"),
-        ({"sources": [tiny.HH, tiny.HH]}, "sources: hh_rlhf is there twice"),
+        ({"sources": [tiny.HH, tiny.HH]}, "sources: hh_rlhf is listed twice"),
         ({"sources": [tiny.HH | {"hub": "a/b", "revision": "main"}]}, "sources.0.revision: not a commit"),
         ({"sources": [tiny.HH | {"hub": "a/b", "revision": "v1.0"}]}, "sources.0.revision: not a commit"),
         ({"sources": [tiny.HH | {"hub_dir": "helpful-base"}]}, "sources.0: hub_config and hub_dir"),
@@ -472,9 +474,10 @@ def test_with_folds_too_a_held_out_part_that_is_too_small_is_refused(held_out: i
     config = absolute(tmp_path, held_out=0.2, folds=2, test_folds=1)
     groups = of_part(HELD_OUT, held_out, config) + of_part(0, 5, config) + of_part(1, 5, config)
     records: list[Judged] = [tiny.labelled(group, "a", 0.5) for group in groups]
-    with pytest.raises(ConfigError, match=f"the held-out part has {held_out} groups to choose the frozen head on"):
-        check(config, records, {})
-    check(config, [*records, *(tiny.labelled(group, "a", 0.5) for group in of_part(HELD_OUT, 2, config))], {})
+    message = f"the held-out part has {held_out} groups to choose the frozen head's penalty on"
+    with pytest.raises(ConfigError, match=message):
+        check_records(config, records, {})
+    check_records(config, [*records, *(tiny.labelled(group, "a", 0.5) for group in of_part(HELD_OUT, 2, config))], {})
 
 
 @pytest.mark.parametrize("kind", ["preference", "absolute"])
@@ -494,7 +497,7 @@ def test_the_command_refuses_folds_without_a_held_out_part_and_writes_nothing(ki
         ["train", "reward", "--config", str(config), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "o")],
     )
     assert told.exit_code == 2
-    assert "split: the held-out part has 0 groups to choose the frozen head on" in told.output
+    assert "split: the held-out part has 0 groups to choose the frozen head's penalty on" in told.output
     assert not (tmp_path / "o").exists()
 
 
@@ -504,12 +507,12 @@ def test_one_item_to_learn_from_is_refused(tmp_path: Path) -> None:
     tested = [tiny.labelled(group, "a", 0.5) for group in of_part(HELD_OUT, 2, config)]
     learned = [tiny.labelled(group, "a", 0.5) for group in of_part(0, 2, config)]
     with pytest.raises(ConfigError, match="split: the training part has one record to learn from"):
-        check(config, [*tested, learned[0]], {})
-    check(config, [*tested, *learned], {})
+        check_records(config, [*tested, learned[0]], {})
+    check_records(config, [*tested, *learned], {})
     folds = absolute(tmp_path, held_out=0.2, folds=2, test_folds=1)
     groups = of_part(HELD_OUT, 2, folds) + of_part(0, 2, folds) + of_part(1, 1, folds)
     with pytest.raises(ConfigError, match="split: all but fold 0 has one record to learn from"):
-        check(folds, [tiny.labelled(group, "a", 0.5) for group in groups], {})
+        check_records(folds, [tiny.labelled(group, "a", 0.5) for group in groups], {})
 
 
 def test_labels_of_two_sources_with_a_tested_group_each_have_no_numbers(tmp_path: Path) -> None:
@@ -517,15 +520,15 @@ def test_labels_of_two_sources_with_a_tested_group_each_have_no_numbers(tmp_path
     one, other = of_part(HELD_OUT, 2, config)
     learned = [tiny.labelled(group, "a", 0.5, "s") for group in of_part(0, 5, config)]
     with pytest.raises(ConfigError, match="split: no source has two groups to test on"):
-        check(config, [*learned, tiny.labelled(one, "a", 0.5, "s"), tiny.labelled(other, "a", 0.5, "t")], {})
+        check_records(config, [*learned, tiny.labelled(one, "a", 0.5, "s"), tiny.labelled(other, "a", 0.5, "t")], {})
     for sources in (("s", "s"), ("t/a", "t/b")):  # subsets of a data set are a domain together
         tested = [tiny.labelled(group, "a", 0.5, s) for group, s in zip((one, other), sources, strict=True)]
-        check(config, [*learned, *tested], {})
+        check_records(config, [*learned, *tested], {})
 
 
 def test_rankings_of_ties_alone_are_counted_by_their_data_set() -> None:
     tied = [tiny.ranking("q", ["a", "b"], (), source) for source in ("s/x", "s/y", "t")]
-    assert untaught([*tied, tiny.ranking("q", ["a", "b"]), tiny.labelled("q", "a", 0.5)]) == {
+    assert count_ties_only([*tied, tiny.ranking("q", ["a", "b"]), tiny.labelled("q", "a", 0.5)]) == {
         "s: nothing but ties": 2,
         "t: nothing but ties": 1,
     }

@@ -161,7 +161,7 @@ def test_the_service_serves_what_out_of_fold_models_scored(tmp_path: Path) -> No
     whole = prepare(tmp_path, split={"held_out": 0.2, "folds": 2, "test_folds": 1})
     reward = whole.begin()
     everything = reward.examples
-    CrossValidation(reward).final()
+    CrossValidation(reward).train_final()
     stored = reward.predict(reward.fit("everything", everything), everything)
     signal = served(whole, tmp_path)
     for example, row in zip(everything, stored, strict=True):
@@ -219,7 +219,7 @@ def test_no_fold_is_judged_by_a_fit_that_saw_its_labels(kind: str, finished: dic
     write_data(turned.data, flipped=0)
     shutil.rmtree(done.out)
     before, after = done.begin(), turned.begin()
-    old, new = CrossValidation(before).contenders(), CrossValidation(after).contenders()
+    old, new = CrossValidation(before).predict_contenders(), CrossValidation(after).predict_contenders()
     assert set(old) == {"model", "frozen head", "length"}
     for name in old:
         changed = set()
@@ -362,7 +362,7 @@ def test_without_folds_one_model_is_tested_on_the_held_out_groups_and_saved(kind
     assert list((once.out / "tensorboard" / "model").glob("events.*"))
     reward = once.begin()
     signal = served(once, tmp_path)
-    for example, row in zip(reward.of(HELD_OUT), once.json("held_out.json"), strict=True):
+    for example, row in zip(reward.select_part(HELD_OUT), once.json("held_out.json"), strict=True):
         assert [logit(signal, item) for item in example.record.items] == pytest.approx(row, abs=1e-5)
     times = once.times()
     once.go()
@@ -374,7 +374,7 @@ def test_a_model_of_the_raw_output_is_measured_and_not_saved(tmp_path: Path) -> 
     raw = prepare(tmp_path, "absolute", objective={"kind": "absolute", "loss": "mse+penalty"}, split={"held_out": 0.2})
     raw.go()
     assert not (raw.out / "checkpoint").exists()
-    held_out = raw.begin().of(HELD_OUT)
+    held_out = raw.begin().select_part(HELD_OUT)
     errors = [
         (row[0] - example.record.label) ** 2  # type: ignore[union-attr]
         for example, row in zip(held_out, raw.json("held_out.json"), strict=True)
@@ -386,7 +386,7 @@ def test_a_model_of_the_raw_output_is_measured_and_not_saved(tmp_path: Path) -> 
 def test_repeat_repeats_the_examples_of_its_source_only(tmp_path: Path) -> None:
     """24 HH rows once and 24 questions three times are 96 examples: 12 steps of 8."""
     repeated = prepare(tmp_path, mixture=[{"step": "repeat", "times": {"feedbackqa": 3}}])
-    CrossValidation(repeated.begin()).final()
+    CrossValidation(repeated.begin()).train_final()
     assert len(repeated.logged()) == 12
 
 
@@ -410,7 +410,7 @@ def test_a_step_adds_to_what_is_trained_on_and_not_to_what_is_tested_on(tmp_path
             "'hh_rlhf/harmful-base' is not a source",
         ),
         ("preference", {"step": "over_sample"}, "over_sample is for labelled items"),
-        ("absolute", {"step": "under_sample", "rows": 8000}, "asks for 1600 labels"),
+        ("absolute", {"step": "under_sample", "rows": 8000}, "needs 1600 labels"),
         ("absolute", {"step": "augment", "file": "absent.jsonl"}, "absent.jsonl: no such file"),
     ],
 )
@@ -433,7 +433,7 @@ def test_runs_are_named_after_their_configuration_unless_told(tmp_path: Path, mo
 
 def test_an_adapter_on_some_layers_is_served_without_a_warning(tmp_path: Path) -> None:
     done = prepare(tmp_path, lora={"r": 2, "alpha": 4, "target_modules": ["query", "value"], "layers": [1]})
-    CrossValidation(done.begin()).final()
+    CrossValidation(done.begin()).train_final()
     names = load_file(done.out / "checkpoint" / "adapter_model.safetensors").keys()
     assert {name.split(".layer.")[1][0] for name in names if ".encoder." in name} == {"1"}
     row = done.json("checkpoint/assay.json")["golden"][0]
@@ -458,7 +458,7 @@ def test_a_model_of_all_weights_is_saved_whole_and_served(architecture: str, dty
         yaml.safe_dump({"signals": {"s": {"base": str(whole.out / "checkpoint"), "device": "cpu"}}, "default": "s"})
     )
     signal = loader.load(settings.read_settings(tmp_path / "service.yaml")).signals["s"]
-    rows = zip(whole.begin().of(HELD_OUT), whole.json("held_out.json"), strict=True)
+    rows = zip(whole.begin().select_part(HELD_OUT), whole.json("held_out.json"), strict=True)
     for example, row in rows:
         assert [logit(signal, item) for item in example.record.items] == pytest.approx(row, abs=1e-5)
     before = load_file(tmp_path / "base" / "model.safetensors")
@@ -540,7 +540,7 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path) -> None
     options = ["--config", str(begun.config), "--data", str(begun.data), "--out", str(begun.out)]
     result = CliRunner().invoke(app, ["train", "reward", *options])
     assert result.exit_code == 2
-    assert "assay train reward: sources: hh_rlhf: format 'hh' has no labelled" in result.output
+    assert "assay train reward: sources: hh_rlhf: format 'hh' has no labelled items" in result.output
 
 
 def test_the_command_runs(tmp_path: Path) -> None:
@@ -585,7 +585,7 @@ def test_a_model_of_the_raw_output_has_no_folds(tmp_path: Path) -> None:
         ({"mixture": [{"step": "keep", "sources": ["hh_rlhf/nobody"]}]}, "nobody"),
         (
             {"objective": {"kind": "preference", "margin": {"kind": "labelled", "scale": 1}}, "sources": [tiny.HH]},
-            "no source",
+            "no pair has one",
         ),
         ({"max_length": 1000}, "max_length: 1000 is more than the 256 positions"),
         ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query", "vlaue"]}}, "no linear layer 'vlaue'"),
@@ -623,8 +623,8 @@ def test_faulty_rows_of_a_published_set_are_left_out_and_counted(tmp_path: Path)
     clean = len(prepare(tmp_path / "clean").begin().examples)
     assert len(begun.begin().examples) == clean
     assert begun.json("render.json")["left_out"] == {
-        "hh_rlhf: empty reply": 1,
-        "hh_rlhf: replies are equal": 1,
+        "hh_rlhf: empty completion": 1,
+        "hh_rlhf: completions are equal": 1,
         "hh_rlhf: does not end with the assistant": 1,
     }
 
@@ -649,7 +649,7 @@ def test_a_start_that_was_killed_at_its_first_file_starts_again(tmp_path: Path) 
 def test_half_a_line_of_metrics_does_not_stop_a_run_from_going_on(tmp_path: Path) -> None:
     """As a power cut leaves it."""
     whole = prepare(tmp_path, split={"held_out": 0.2})
-    whole.begin().fit("model", whole.begin().without(HELD_OUT))
+    whole.begin().fit("model", whole.begin().exclude_parts(HELD_OUT))
     rows = (whole.out / "metrics.jsonl").read_text()
     (whole.out / "metrics.jsonl").write_text(rows[:-20])
     (whole.out / "state" / "model.pt").unlink()  # the last step's; there is none before it

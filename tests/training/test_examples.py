@@ -187,7 +187,9 @@ def test_a_run_whose_pairs_are_all_equal_after_the_cut_is_refused(tmp_path: Path
     rows = [tiny.hh_row(f"q {i}", f"{start} fox", f"{start} dog") for i in range(30)]
     tiny.write_rows(tmp_path / "data" / "hh_rlhf" / "x.jsonl.gz", rows)
     config = read(tiny.write_config(tmp_path / "run.yaml", tiny.save_base(tmp_path / "base")), RewardConfig)
-    with pytest.raises(ConfigError, match=r"equal ids \(hh_rlhf: 30\): both are cut at max_length 48.*raise max_le"):
+    with pytest.raises(
+        ConfigError, match=r"equal token ids \(hh_rlhf: 30\): both are truncated at max_length 48.*raise max_le"
+    ):
         RewardRun(config, tmp_path / "data", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -216,8 +218,8 @@ def test_equal_pairs_are_counted_by_source_and_do_not_move_the_batch_mean_margin
         losses.append([results["all"]["accuracy"]["model"]])
     assert losses[:2] == losses[2:]
     assert (
-        "hh_rlhf: 20 pairs or ties left out, as their completions have equal ids: both are cut at max_length 48"
-        in capsys.readouterr().err
+        "hh_rlhf: 20 pairs or ties dropped, because their completions have equal token ids: "
+        "both are truncated at max_length 48" in capsys.readouterr().err
     )
 
 

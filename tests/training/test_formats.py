@@ -142,10 +142,10 @@ def test_languages_are_chosen_and_named(tmp_path: Path) -> None:
         (message("x", "q", "assistant", "?", labels=quality(7.0)), "'labels': 'quality' is 7.0, not in 0..1"),
         (message("x", "q", "assistant", "?", labels=quality(True)), "'labels': 'quality' is not a number"),
         (message("x", "q", "assistant", "?", labels={"quality": {"value": "0.5"}}), "'labels': 'quality' is not a num"),
-        (message("x", "q", "assistant", "?", rank=-1), "'rank' is -1, and 0 is best"),
+        (message("x", "q", "assistant", "?", rank=-1), "'rank' is -1; ranks begin at 0"),
         (message("x", "x", "assistant", "?", rank=0), "'parent_id': the message is its own ancestor"),
-        (message("q", "q", "assistant", "?"), "'message_id': 'q' is there twice"),
-        (message("x", "absent", "assistant", "?"), "'parent_id': there is no message 'absent'"),
+        (message("q", "q", "assistant", "?"), "'message_id': 'q' occurs twice"),
+        (message("x", "absent", "assistant", "?"), "'parent_id': no message has the id 'absent'"),
         (message("x", "q", "assistant", "?") | {"parent_id": ["q"]}, "'parent_id' is not a str"),
     ],
 )
@@ -201,19 +201,19 @@ def test_prompts_whose_replies_cannot_be_compared_are_counted_and_ties_stay(tmp_
     ]
     found = read_rankings(write(tmp_path, rows), source("oasst"))
     assert found.records == [Ranking("set/en", "how", QUESTION, ("So.", "Thus."), (), ((0, 1),))]
-    assert found.left_out == {"set: fewer than two ranked replies": 1, "set: a pair of equal completions": 1}
+    assert found.left_out == {"set: fewer than two ranked completions": 1, "set: a pair of equal completions": 1}
 
 
 def test_a_misspelt_label_is_told_with_what_was_left_out_for_it(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"sources: set: no labelled in it \(set: no label 'qualty'\)"):
+    with pytest.raises(RecordError, match=r"sources: set: no labelled items in the source \(set: no label 'qualty'\)"):
         labelled(tmp_path, "oasst", TREE, labels={"qualty": 1.0})
 
 
 def test_what_is_left_out_of_published_sets_is_counted(tmp_path: Path) -> None:
     data = write(tmp_path, [arena(10, "a"), arena(1, "b"), arena(5, " "), arena(None, "c")])
-    assert read_rankings(data, source("arena_bench")).left_out == {"set: empty answer": 1, "set: no score": 1}
+    assert read_rankings(data, source("arena_bench")).left_out == {"set: empty completion": 1, "set: no score": 1}
     data = write(tmp_path / "b", [{"instruction": "Hi.", "output": ""}, {"instruction": "Hi.", "output": "Hello."}])
-    assert read_spoken(data, source("alpaca")).left_out == {"set: empty answer": 1}
+    assert read_spoken(data, source("alpaca")).left_out == {"set: empty completion": 1}
 
 
 ANSWERS = {f"prediction {i}": f"answer {i}" for i in range(1, 5)}
@@ -226,7 +226,7 @@ def test_comparisons_of_four_answers_with_ties(tmp_path: Path) -> None:
     assert record.completions == ("answer 1", "answer 2", "answer 3", "answer 4")
     assert {(pair.better, pair.worse) for pair in record.pairs} == {(0, 2), (3, 0), (1, 2), (3, 2)}
     assert record.ties == ((0, 1), (1, 3))
-    with pytest.raises(RecordError, match="'preference' is not 6 of 0, 1 and 2"):
+    with pytest.raises(RecordError, match="'preference' is not a list of 6 numbers 0, 1 or 2"):
         rankings(tmp_path, "qa_feedback", [{"question": "Q?", **ANSWERS, "preference": [0, 1, 2]}])
 
 
@@ -259,7 +259,7 @@ def test_two_equal_answers_with_different_ratings_are_no_pair(tmp_path: Path) ->
     assert record.ties == ((1, 3),)
     assert found.left_out == {"set: a pair of equal completions": 2}
     assert len(labelled(tmp_path, "arena_bench", rows)) == 4
-    with pytest.raises(RecordError, match=r"no rankings in it \(set: a pair of equal completions\)"):
+    with pytest.raises(RecordError, match=r"no rankings in the source \(set: a pair of equal completions\)"):
         rankings(tmp_path, "arena_bench", rows[:2])
     same = ANSWERS | {"prediction 3": "answer 1"}
     (record,) = rankings(tmp_path, "qa_feedback", [{"question": "Q?", **same, "preference": [0, 1, 2, 1, 0, 2]}])
@@ -353,10 +353,10 @@ def test_a_label_outside_its_range_is_told(label: Any, tmp_path: Path) -> None:
 
 
 def test_a_dialogue_in_which_nobody_answers_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="nothing that the assistant says"):
+    with pytest.raises(RecordError, match="no message of the assistant"):
         spoken(tmp_path, "dialogues", [{"messages": [{"role": "user", "content": "a"}]}])
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
-    with pytest.raises(RecordError, match=r"x\.jsonl\.gz:1: .*the assistant says something empty"):
+    with pytest.raises(RecordError, match=r"x\.jsonl\.gz:1: .*an empty message of the assistant"):
         spoken(tmp_path, "dialogues", [{"messages": said}])
     with pytest.raises(RecordError, match=r"x\.jsonl\.gz:1: field 'completion' is empty"):
         labelled(tmp_path / "b", "labels", [{"prompt": "a", "completion": "", "label": 1}])

@@ -111,7 +111,7 @@ def test_a_label_at_an_end_is_in_the_range_below(label: float, range_: int) -> N
 
 
 def test_too_few_rows_to_under_sample_are_told_with_their_range() -> None:
-    with pytest.raises(ConfigError, match=r"asks for 1600 labels in \(0.4, 0.5\], there are 20"):
+    with pytest.raises(ConfigError, match=r"needs 1600 labels in \(0.4, 0.5\], but there are 20"):
         under_sample(RECORDS, 8000, draw())
 
 
@@ -132,7 +132,7 @@ def test_a_paraphrase_is_added_beside_its_original_with_its_own_label() -> None:
     assert (made.source, made.group) == (original.source, original.group)
     assert made.label == pytest.approx(0.17, abs=1e-3)
     assert made.item == Item.of("a question 1", "reworded")
-    with pytest.raises(ConfigError, match="no paraphrase belongs to"):
+    with pytest.raises(ConfigError, match="no paraphrase of a low labelled item"):
         augment([record("a", 3, 0.1)], paraphrases)
 
 
@@ -161,7 +161,7 @@ def test_a_portion_is_a_share_of_the_result(share: float, drawn: int) -> None:
 
 
 def test_a_portion_larger_than_its_sources_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"a share of 0\.6 takes 150 records, the sources have 100"):
+    with pytest.raises(ConfigError, match=r"a share of 0\.6 needs 150 records, but the sources have 100"):
         portion(RECORDS, ["b"], 0.6, draw())
 
 
@@ -209,16 +209,16 @@ def test_a_repeat_of_one_and_a_half_doubles_half_of_the_groups_and_always_the_sa
 
 
 def test_naming_what_there_is_not_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="repeat: 'a/c' is not a source of this run; these are: a, b"):
+    with pytest.raises(ConfigError, match="repeat: 'a/c' is not a source of this run; its sources are a, b"):
         repeat(RECORDS, {"a/c": 2})
-    with pytest.raises(ConfigError, match="portion: 'c' is not a source of this run; these are: a, b"):
+    with pytest.raises(ConfigError, match="portion: 'c' is not a source of this run; its sources are a, b"):
         portion(RECORDS, ["c"], 0.5, draw())
 
 
 @pytest.mark.parametrize("step", ["over_sample", "augment", "weight_low"])
 def test_a_step_for_low_rows_needs_some(step: str) -> None:
     high: list[Judged] = [record("a", 1, 0.9)]
-    with pytest.raises(ConfigError, match=f"{step}: there is no labelled item with a label of at most 0"):
+    with pytest.raises(ConfigError, match=f"{step}: no labelled item has a label of at most 0"):
         {"over_sample": lambda: over_sample(high, draw()), "augment": lambda: augment(high, {}),
          "weight_low": lambda: weight_low(high, 0.5)}[step]()  # fmt: skip
 
@@ -258,7 +258,7 @@ def test_proportions_are_kept_by_the_scarcest_bucket(thesis: list[Judged]) -> No
     natural = steps.Proportions(step="proportions", low=0.11, high=0.2)
     low, mid, high = buckets(mix(RECORDS, [natural], {}, seed=1))  # 82, 98 and 20 of 200 records
     assert (low, mid, high) == (11, 69, 20)
-    with pytest.raises(ValueError, match="nothing in between"):
+    with pytest.raises(ValueError, match="the sum of low and high must be below 1"):
         steps.Proportions(step="proportions", low=0.5, high=0.5)
 
 

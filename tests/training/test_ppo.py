@@ -627,7 +627,7 @@ def test_a_bounded_reward_is_a_probability() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reward": {"weights": {"pref": 1.0}}}, "reward: either model or weights"),
+        ({"reward": {"weights": {"pref": 1.0}}}, "reward: set exactly one of model and weights"),
         ({"reward": {"model": "pref", "value": "probability"}}, "'pref' is not an absolute signal"),
         ({"reward": {"model": "mix", "value": "probability"}}, "'mix' is not an absolute signal"),
         ({"reward": {"model": "other"}}, "reward: 'other' is not served; the service has"),
@@ -635,17 +635,17 @@ def test_a_bounded_reward_is_a_probability() -> None:
         ({"reward": {"model": None, "weights": {}}}, "reward.weights: must have 1 or more entries, and has 0"),
         (
             {"reward": {"modell": "mix"}, "step": 3},
-            r"^\S+: reward.modell: there is no such key; .*\n  step: there is no such key",
+            r"^\S+: reward.modell: unknown key; .*\n  step: unknown key",
         ),
         ({"rollout": {"max_prompt_tokens": 5}}, r"0 prompts, 12 dropped \(too_long\); rollout.max_prompt_tokens is 5"),
-        ({"rollout": {"temperature": 0.005}}, r"rollout.temperature: vLLM samples at 0.01 where less"),
+        ({"rollout": {"temperature": 0.005}}, r"rollout.temperature: must be at least 0.01, because vLLM"),
         ({"lora": {"target_modules": ["q_proj", "lm_head"]}}, "lora.target_modules: 'lm_head' is the output layer"),
         (
             {"lora": {"target_modules": ["embed_tokens"]}},
             "lora.target_modules: the base has no linear layer 'embed_tokens'",
         ),
         ({"rollout": {"max_new_tokens": 1000}}, r"max_prompt_tokens \+ max_new_tokens: 1064 is more than the 256"),
-        ({"ppo": {"mini_batch": 9}}, "ppo.mini_batch is more than rollout.completions"),
+        ({"ppo": {"mini_batch": 9}}, "ppo.mini_batch must be at most rollout.completions"),
         ({"sources": [{"name": "elsewhere", "format": "prompts"}]}, "elsewhere: no such folder"),
         ({"sources": [{"name": "asked", "format": "labels"}]}, "has no prompts; these have: hh"),
     ],

@@ -172,7 +172,7 @@ def test_the_fields_of_labels_are_mapped_as_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "gaps", "said"),
     [
-        ({"score_chosen": 8.5, "score_rejected": 4}, [0.5], "gap from 'score_chosen' less 'score_rejected'"),
+        ({"score_chosen": 8.5, "score_rejected": 4}, [0.5], "gap from 'score_chosen' minus 'score_rejected'"),
         ({"score_chosen": "8.5", "score_rejected": "4.0"}, [0.5], "as a share of 9"),
         ({"score_chosen": 9, "score_rejected": 9}, [0.0], "as a share of 9"),
         ({"margin": 4.5}, [0.5], "gap from 'margin', as a share of 9"),
@@ -182,7 +182,7 @@ def test_the_fields_of_labels_are_mapped_as_well(tmp_path: Path) -> None:
         (
             {"rejected": ["No.", "Go."], "score_chosen": [10], "score_rejected": [1, 5.5]},
             [1.0, 0.5],
-            "gap from 'score_chosen' less 'score_rejected', as a share of 9",
+            "gap from 'score_chosen' minus 'score_rejected', as a share of 9",
         ),
     ],
 )
@@ -199,29 +199,34 @@ def test_scores_and_margins_become_gaps_on_the_declared_scale(
     [
         ({"margin": 2}, {}, "field 'margin' is a target margin: declare the source's `largest_gap`"),
         ({"margin": 10}, {"largest_gap": 9}, "field 'margin' is 10, not within the source's largest_gap 9"),
-        ({"margin": 2, "gap": 0.5}, {"largest_gap": 9}, "fields gap and margin both say how much better"),
-        ({"score_chosen": 9}, {"largest_gap": 9}, "field 'score_chosen' is there without the other reply's score"),
+        ({"margin": 2, "gap": 0.5}, {"largest_gap": 9}, "fields gap and margin both define the gap"),
+        ({"score_chosen": 9}, {"largest_gap": 9}, "field 'score_chosen' is given without the other completion's score"),
         (
             {"score_chosen": "good", "score_rejected": 1},
             {"largest_gap": 9},
             "field 'score_chosen' is 'good', not a number",
         ),
         ({"score_chosen": 99, "score_rejected": 1}, {"largest_gap": 9}, "differ by 98, more than 9"),
-        ({"score_chosen": [1, 2], "score_rejected": 1}, {"largest_gap": 9}, "has 2 numbers for 1 replies"),
-        ({"tools": [{"name": "search"}]}, {}, "field 'tools' would change what is learned, and is not supported"),
+        ({"score_chosen": [1, 2], "score_rejected": 1}, {"largest_gap": 9}, "has 2 numbers for 1 completions"),
+        ({"tools": [{"name": "search"}]}, {}, "field 'tools' is not supported and would change the training"),
         (
             {"weight": 2},
             {},
-            r"field 'weight' would change what is learned.*fields: \{weight: null\}` \(`--field weight=`",
+            r"field 'weight' is not supported and would change.*fields: \{weight: null\}` \(`--field weight=`",
         ),
         ({"chosen": 3}, {}, "field 'chosen' is of another shape .int., not a text, a list of messages"),
         ({"rejected": []}, {}, "field 'rejected' is an empty list, not a text"),
         ({"chosen": [GOOD]}, {}, "fields 'chosen' and 'rejected' have different shapes: messages, text"),
-        ({"prompt": None}, {}, "field 'prompt' is missing, and 'chosen' holds replies alone"),
+        ({"prompt": None}, {}, "field 'prompt' is missing, and 'chosen' has completions without a prompt"),
         (
             {"prompt": None, "chosen": tiny.dialogue("a", "b"), "rejected": tiny.dialogue("a", "c")},
             {},
-            "holds replies alone; use `format: hh`",
+            "has completions without a prompt; use `format: hh`",
+        ),
+        (
+            {"prompt": "Else?", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+            {},
+            "'prompt' is not the beginning of 'chosen'",
         ),
         (
             {"chosen": tiny.dialogue("Flat tyre?", "b"), "rejected": tiny.dialogue("Flat tyre?", "c")},
@@ -234,7 +239,6 @@ def test_scores_and_margins_become_gaps_on_the_declared_scale(
             "field 'chosen' is a list with a null in it",
         ),
         ({"prompt": [USER | {"weight": 0}]}, {}, "field 'prompt': 'weight' of a message says that it is not learned"),
-        ({"prompt": "Else?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, {}, "'prompt' is not what 'chosen'"),
         ({"chosen": [USER, GOOD | {"content": None}], "rejected": [USER, BAD]}, {}, "with 'role' and 'content', both"),
         (
             {"chosen": [USER, GOOD | {"tool_calls": [{"id": 1}]}], "rejected": [USER, BAD]},
@@ -254,7 +258,7 @@ def test_what_cannot_be_read_is_told_by_line_field_and_remedy(
 
 def test_a_field_that_a_row_does_not_have_is_told(tmp_path: Path) -> None:
     with pytest.raises(
-        RecordError, match=r":1: there is no field 'best', which `fields` .*; there are prompt, chosen, r"
+        RecordError, match=r":1: field 'best', named in `fields` .* is missing; the row has prompt, chosen, r"
     ):
         read(tmp_path, [SHAPES["TRL, explicit"]], fields={"chosen": "best"})
 
@@ -279,12 +283,12 @@ def test_what_teaches_nothing_is_left_out_and_counted(tmp_path: Path) -> None:
     assert found.records == [EXPECTED]
     assert found.left_out == {
         "set: chosen and rejected are equal": 1,
-        "set: empty reply": 1,
-        "set: chosen and rejected differ before the last reply": 1,
+        "set: empty completion": 1,
+        "set: chosen and rejected differ before the last message": 1,
         "set: does not end with the assistant": 1,
-        "set: the ratings say that rejected is better": 1,
+        "set: the ratings favor rejected": 1,
     }
-    assert "set: empty reply: 1 left out" in found.report_lines()
+    assert "set: empty completion: 1 dropped" in found.report_lines()
 
 
 def test_a_system_field_comes_before_the_prompt(tmp_path: Path) -> None:
@@ -330,8 +334,11 @@ def test_policies_are_asked_the_prompts_of_a_preference_set(tmp_path: Path) -> N
     [
         ({"format": "pairs"}, "'pairs' is called 'preferences' now"),
         ({"format": "hh", "fields": {"prompt": "q"}}, "fields is for preferences, rankings"),
-        ({"format": "preferences", "fields": {"promt": "q"}}, "promt is no field of preferences: prompt, chosen"),
-        ({"format": "preferences", "fields": {"prompt": ["a", "b"]}}, "prompt comes from one field"),
+        (
+            {"format": "preferences", "fields": {"promt": "q"}},
+            "promt is not a field of preferences; its fields are prompt, chosen",
+        ),
+        ({"format": "preferences", "fields": {"prompt": ["a", "b"]}}, "prompt must name one field"),
         ({"format": "labels", "largest_gap": 2}, "largest_gap is for format preferences"),
     ],
 )

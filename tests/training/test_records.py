@@ -13,7 +13,7 @@ from assay_training.records.hh import parse_dialogue
 from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
 from assay_training.records.rows import Row, rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings, read_spoken
-from assay_training.reward_model.checks import untaught
+from assay_training.reward_model.checks import count_ties_only
 from tests.training import tiny
 from tests.training.tiny import dialogue, feedback_row, hh_row, safety_row
 
@@ -202,15 +202,15 @@ def test_a_missing_folder_is_told(tmp_path: Path) -> None:
 def test_a_format_without_the_needed_kind_of_record_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="diasafety: format 'diasafety' has no rankings; these have: hh, feedbackqa"):
         read_rankings(tmp_path, sources("diasafety"))
-    with pytest.raises(RecordError, match="hh_rlhf: format 'hh' has no labelled; these have: feedbackqa, arena_bench"):
+    with pytest.raises(RecordError, match="hh_rlhf: format 'hh' has no labelled items; these have: feedbackqa"):
         read_labelled(tmp_path, sources("hh_rlhf"))
-    with pytest.raises(RecordError, match="feedbackqa: format 'feedbackqa' has no spoken; these have: hh, oasst"):
+    with pytest.raises(RecordError, match="feedbackqa: format 'feedbackqa' has no dialogues or texts; these have: hh"):
         read_spoken(tmp_path, sources("feedbackqa"))
 
 
 def test_a_source_with_nothing_of_the_kind_in_it_is_told(tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "hh_rlhf" / "x.jsonl.gz", [hh_row("same", "Yes.", "Yes.")])
-    with pytest.raises(RecordError, match="hh_rlhf: no rankings in it"):
+    with pytest.raises(RecordError, match="hh_rlhf: no rankings in the source"):
         read_rankings(tmp_path, sources("hh_rlhf"))
 
 
@@ -253,8 +253,8 @@ def test_a_system_prompt_is_no_group() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"prompt": "a", "label": 0.1, "label": 0.9}', "field 'label' is there twice"),
-        (b'{"prompt": [{"role": "user", "content": "a", "role": "system"}]}', "field 'role' is there twice"),
+        (b'{"prompt": "a", "label": 0.1, "label": 0.9}', "field 'label' occurs twice"),
+        (b'{"prompt": [{"role": "user", "content": "a", "role": "system"}]}', "field 'role' occurs twice"),
         (b'{"prompt": "a \xed\xa0\x80 b"}', "'utf-8' codec can't decode byte 0xed"),
         (b'{"prompt": "a \\ud800 b"}', "surrogates not allowed"),
     ],
@@ -275,11 +275,11 @@ def test_a_line_that_cannot_be_meant_is_told_by_its_number(line: bytes, message:
         (
             "arena_bench_gpt4_scores",
             "arena_bench",
-            {"no score": 33, "empty answer": 27, "a pair of equal completions": 7, "one answer alone": 2},
+            {"no score": 33, "empty completion": 27, "a pair of equal completions": 7, "a single completion": 2},
             0,
         ),
         ("qa_feedback_dev", "qa_feedback", {}, 12),
-        ("oasst1_sample", "oasst", {"fewer than two ranked replies": 8}, 0),
+        ("oasst1_sample", "oasst", {"fewer than two ranked completions": 8}, 0),
     ],
 )
 def test_what_published_rankings_do_not_teach_is_counted(
@@ -290,4 +290,4 @@ def test_what_published_rankings_do_not_teach_is_counted(
         pytest.skip(f"the published data are not there (--data=DIR with {folder} in it)")
     found = read_rankings(data, [Source(name=folder, format=format_)])
     assert found.left_out == {f"{folder}: {reason}": count for reason, count in left_out.items()}
-    assert sum(untaught(found.records).values()) == ties_alone
+    assert sum(count_ties_only(found.records).values()) == ties_alone

@@ -14,7 +14,7 @@ from assay_training.config.reward import RewardConfig
 from assay_training.evaluation.results import results
 from assay_training.evaluation.rows import Rows
 from assay_training.records.record import Pair
-from assay_training.reward_model.card import CardFacts, card
+from assay_training.reward_model.card import CardFacts, render_card
 from tests.training.tiny import fake_ids, labelled, ranking
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
@@ -137,7 +137,7 @@ def facts(kind: str) -> CardFacts:
         "truncated_prompts": 12,
         "cut_completions": 3,
         "refused": {"special_tokens": 4},
-        "left_out": {"hh_rlhf: empty reply": 5},
+        "left_out": {"hh_rlhf: empty completion": 5},
     }
     hashes = {"b/x.jsonl.gz": "0b" * 32, "a/x.jsonl.gz": "0a" * 32}
     return CardFacts(config(kind), "assay train reward --seed", hashes, rendering, 4321, {"torch": "9.8.7"})
@@ -153,7 +153,7 @@ def preference_results(difference: dict[str, float], model: dict[str, float]) ->
 
 
 def verdict(results_: dict[str, Any], kind: str = "preference") -> str:
-    (line,) = [line for line in card(facts(kind), results_).splitlines() if line.startswith("- feedbackqa: ")]
+    (line,) = [line for line in render_card(facts(kind), results_).splitlines() if line.startswith("- feedbackqa: ")]
     return line
 
 
@@ -163,28 +163,28 @@ def verdict(results_: dict[str, Any], kind: str = "preference") -> str:
         (
             (0.7, 0.1),
             (0.1, 0.05),
-            "is above the length baseline; the difference to the frozen head is positive, and so",
+            "is above the length baseline; the difference from the frozen head is positive, and so",
         ),
-        ((0.7, 0.1), (0.1, 0.2), "is above the length baseline; the difference to the frozen head is positive."),
+        ((0.7, 0.1), (0.1, 0.2), "is above the length baseline; the difference from the frozen head is positive."),
         (
             (0.6, 0.1),
             (0.1, 0.2),
-            "is **not above** the length baseline; the difference to the frozen head is positive.",
+            "is **not above** the length baseline; the difference from the frozen head is positive.",
         ),
         (
             (0.7, 0.1),
             (-0.1, 0.2),
-            "is above the length baseline; the difference to the frozen head is **not positive**.",
+            "is above the length baseline; the difference from the frozen head is **not positive**.",
         ),
         (
             (0.5, 0.0),
             (0.0, 0.0),
-            "**not above** the length baseline; the difference to the frozen head is **not positive**.",
+            "**not above** the length baseline; the difference from the frozen head is **not positive**.",
         ),
         (
             (float("nan"), 0.0),
             (float("nan"), 0.0),
-            "**not above** the length baseline; the difference to the frozen head",
+            "**not above** the length baseline; the difference from the frozen head",
         ),
     ],
 )
@@ -195,7 +195,7 @@ def test_the_verdict_follows_from_the_numbers(
 
 
 @pytest.mark.parametrize(
-    ("half", "expected"), [(0.05, "lower end is above the length"), (0.3, "lower end is **not above** the length")]
+    ("half", "expected"), [(0.05, "lower bound is above the length"), (0.3, "lower bound is **not above** the length")]
 )
 def test_the_verdict_on_an_absolute_model(half: float, expected: str) -> None:
     rank = {"model": estimate(0.6, half), "length": estimate(0.5, 0), "frozen head": estimate(0.9, 0)}
@@ -207,14 +207,19 @@ def test_the_verdict_on_an_absolute_model(half: float, expected: str) -> None:
     assert "**not positive**." in line
 
 
-def test_a_preference_card_says_what_it_takes_to_repeat_it() -> None:
-    text = card(facts("preference"), preference_results(estimate(0.1, 0.05), estimate(0.7, 0.1)))
+def test_a_preference_card_has_everything_needed_to_reproduce_it() -> None:
+    text = render_card(facts("preference"), preference_results(estimate(0.1, 0.05), estimate(0.7, 0.1)))
     row = "| feedbackqa | 200 | 150 | **0.700 [0.600, 0.800]** | 0.550 | 0.600 | +0.100 [+0.050, +0.150] |"
     for expected in (
-        *(row, "# preference", "4321 prompts", "Prompts cut from the left: 12; completions cut on the right: 3"),
         *(
-            "refused: 4 special_tokens",
-            "left out: 5 hh_rlhf: empty reply",
+            row,
+            "# preference",
+            "4321 prompts",
+            "Prompts truncated on the left: 12; completions truncated on the right: 3",
+        ),
+        *(
+            "refused by the renderer: 4 special_tokens",
+            "faulty rows dropped: 5 hh_rlhf: empty completion",
             "    assay train reward --seed",
             "Seed 7; torch 9.8.7",
         ),
@@ -224,7 +229,7 @@ def test_a_preference_card_says_what_it_takes_to_repeat_it() -> None:
 
 
 def test_an_absolute_card_has_a_row_for_every_bucket() -> None:
-    text = card(facts("absolute"), absolute_results(0))
+    text = render_card(facts("absolute"), absolute_results(0))
     assert "| diasafety | 30 | AUC | **1.000 [1.000, 1.000]** | " in text
     for bucket, count in (("low", 10), ("mid", 20), ("all", 30)):
         assert text.count(f"| feedbackqa | {bucket} | {count} | ") == 1
@@ -234,7 +239,7 @@ def test_an_absolute_card_has_a_row_for_every_bucket() -> None:
 
 def test_a_card_of_real_results_is_made_of_both_kinds() -> None:
     """What `results` gives is what `card` takes."""
-    assert "| all | 8 | 8 | " in card(facts("preference"), results(preference_rows(), PREFERENCE, seed=0))
+    assert "| all | 8 | 8 | " in render_card(facts("preference"), results(preference_rows(), PREFERENCE, seed=0))
 
 
 def test_accuracy_by_strength_counts_pairs_by_quarters_of_the_gap() -> None:
@@ -338,7 +343,7 @@ def test_labels_that_are_all_equal_have_errors_but_no_rank() -> None:
     numbers = results(Rows.of([example.record for example in examples], logits), ABSOLUTE, seed=0)["feedbackqa"]
     assert numbers["rank"] == {"model": None, "length": None, "frozen head": None}
     assert numbers["errors"]["model"]["all"][0] == 3
-    text = card(facts("absolute"), {"feedbackqa": numbers})
+    text = render_card(facts("absolute"), {"feedbackqa": numbers})
     assert "| feedbackqa | 3 | Spearman | **-** | - | - | - |" in text
     assert "too alike to be ranked" in text
 

@@ -70,7 +70,7 @@ def test_a_wrong_configuration_is_told_before_torch_is_imported(command: str, tm
     options = ["train", command, "--config", str(tmp_path / "run.yaml"), "--data", str(tmp_path)]
     ended = subprocess.run([sys.executable, "-c", without, *options], check=False, capture_output=True, text=True)
     assert ended.returncode == 2
-    assert f"assay train {command}: {tmp_path}/run.yaml: sead: there is no such key; the keys here are" in ended.stderr
+    assert f"assay train {command}: {tmp_path}/run.yaml: sead: unknown key; the keys here are" in ended.stderr
 
 
 def test_a_reward_model_is_trained_from_the_example(tmp_path: Path) -> None:

@@ -118,12 +118,15 @@ def test_fields_have_other_names_and_margins_are_gaps(tmp_path: Path) -> None:
     assert [r.pairs[0].gap for r in left_out] == [None, None]
     for options, message in (
         (("--field", "prompt"), "--field prompt: not of the form NAME=FIELD, as in prompt=question"),
-        (("--field", "prompts=question"), "--field prompts is no field of preferences: prompt, chosen"),
+        (
+            ("--field", "prompts=question"),
+            "--field prompts is not a field of preferences; its fields are prompt, chosen",
+        ),
         (("--largest-gap", "-1"), "--largest-gap: must be more than 0, and is -1"),
-        (NAMES, "leave the field out with `fields: {margin: null}` (`--field margin=` of `assay evaluate`)"),
+        (NAMES, "drop the field with `fields: {margin: null}` (`--field margin=` of `assay evaluate`)"),
         (
             (*NAMES, "--field", "system=nothing"),
-            "no field 'nothing', which `fields` (`--field` of `assay evaluate`) names",
+            "field 'nothing', which `fields` (`--field` of `assay evaluate`) names, is missing",
         ),
     ):
         code, output = evaluate("agreement", given, *options)

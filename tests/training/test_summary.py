@@ -33,8 +33,8 @@ def test_a_preference_model_is_summarised_beside_its_length_baseline(tmp_path: P
     }
     assert summary.summary_lines(config_of(tmp_path, split={"held_out": 0.1}), results, Path("runs/tiny")) == [
         "tiny, on held-out groups:",
-        "  hh_rlhf: 0.700 [0.600, 0.800] of 1,200 pairs right; the longer reply is better in 0.550 [0.500, 0.600]",
-        "  all: 0.700 [0.600, 0.800] of 1,200 pairs right; the longer reply is better in 0.650 [0.600, 0.800]; "
+        "  hh_rlhf: 0.700 [0.600, 0.800] of 1,200 pairs right; the longer completion is better in 0.550 [0.500, 0.600]",
+        "  all: 0.700 [0.600, 0.800] of 1,200 pairs right; the longer completion is better in 0.650 [0.600, 0.800]; "
         "not shown to be better than length",
         "  few: too few groups for an accuracy",
         "checkpoint: runs/tiny/checkpoint",
@@ -55,22 +55,22 @@ def test_an_absolute_model_is_summarised_by_source(tmp_path: Path) -> None:
     }
     config = config_of(tmp_path, objective={"kind": "absolute"})
     assert summary.summary_lines(config, {"diasafety": numbers}, Path("r"))[:2] == [
-        "tiny, on groups out of fold; the checkpoint learned from all:",
+        "tiny, on out-of-fold groups; the checkpoint is trained on all:",
         "  diasafety: AUC of 602 items: model 0.700 [0.600, 0.800], by length -; MSE 0.2500, MAE 0.5000",
     ]
     raw = config_of(tmp_path, objective={"kind": "absolute", "loss": "mse+penalty"}, split={"held_out": 0.1})
-    assert summary.summary_lines(raw, {}, Path("r"))[-1] == "no checkpoint: the output of this objective is no logit"
+    assert summary.summary_lines(raw, {}, Path("r"))[-1] == "no checkpoint: the output of this objective is not a logit"
 
 
 def test_a_whole_model_of_the_hub_is_served_by_its_checkpoint(tmp_path: Path) -> None:
     whole = config_of(tmp_path, lora=None)
-    assert yaml.safe_load(summary.service_yaml(whole)) == {
+    assert yaml.safe_load(summary.build_service_yaml(whole)) == {
         "signals": {"tiny": {"base": "checkpoint"}},
         "default": "tiny",
     }
     hub = read(tiny.write_config(tmp_path / "hub.yaml", Path("org/model"), revision="main"), RewardConfig)
     signal = {"base": "org/model", "revision": "main", "adapter": "checkpoint"}
-    assert yaml.safe_load(summary.service_yaml(hub))["signals"] == {"tiny": signal}
+    assert yaml.safe_load(summary.build_service_yaml(hub))["signals"] == {"tiny": signal}
 
 
 def test_policies_are_summarised_by_stages_steps_and_rounds() -> None:

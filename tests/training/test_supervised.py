@@ -17,7 +17,7 @@ from assay_training.errors import RunStopped
 from assay_training.loop.supervised import Schedule, train
 from assay_training.records.record import Judged, Labelled, Ranking
 from assay_training.reward_model.objectives import Pairwise, Pointwise
-from assay_training.reward_model.run import predict
+from assay_training.reward_model.prediction import predict
 from assay_training.runs.directory import RunDirectory
 from assay_training.runs.metrics import MetricsWriter
 from assay_training.runs.resume import ResumePoint

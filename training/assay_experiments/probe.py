@@ -1,8 +1,8 @@
-"""How served signals order the probe texts of [CRS] (tables 24 to 27): best, bad, irrelevant, meaningless.
+"""Score the probe texts of [CRS] (tables 24 to 27: best, bad, irrelevant, meaningless) by all signals of a service.
 
-    python -m assay_experiments.probe NAME URL --data DIR     # a service that is running
+    python -m assay_experiments.probe NAME URL --data DIR     # URL of a running service
 
-Puts the logits of every signal under NAME into `training/assay_experiments/results/probe.json`.
+The logits of every signal are stored under NAME in `training/assay_experiments/results/probe.json`.
 """
 
 import json
@@ -14,11 +14,11 @@ import typer
 from assay_client.client import RewardClient
 
 RESULTS = Path(__file__).parent / "results" / "probe.json"
-FIRST_TABLE = 24
+FIRST_TABLE = 24  # the number in [CRS] of the first probe's table
 
 
 def main(name: str, url: str, data: Annotated[Path, typer.Option(exists=True)]) -> None:
-    """Scores the texts by every signal."""
+    """Score the texts by every signal of the service."""
     probes = json.loads((data / "crs_thesis" / "probe.json").read_text())
     numbered = list(enumerate(probes, start=FIRST_TABLE))
     rows = [(table, response) for table, probe in numbered for response in probe["responses"]]

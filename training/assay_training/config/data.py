@@ -1,4 +1,4 @@
-"""What a run learns from: its sources, and how they are split."""
+"""Declare the data sources of a run, and their split into training and test parts."""
 
 import re
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ Format = Literal[
     "prompts",
 ]
 
-# The fields of our own formats, under whose names `fields` puts others.
+# The fields of Assay's own formats: the names to which the key `fields` of a source maps a row's own names.
 OWN_FIELDS: Mapping[str, tuple[str, ...]] = {
     "preferences": (
         "prompt", "chosen", "rejected", "system", "gap", "margin", "score_chosen", "score_rejected", "group",
@@ -38,53 +38,54 @@ OWN_FIELDS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "prompts": ("prompt",),
 }  # fmt: skip
-_LISTS = ("chosen", "rejected", "completions")  # which can be put together from several fields
+_LISTS = ("chosen", "rejected", "completions")  # fields that a list of several row fields may fill
 
 Language = Annotated[str, Field(pattern="^[A-Za-z-]{2,8}$")]
 Unit = Annotated[float, Field(ge=-1, le=1)]
 
 
+# No separators: the name is a folder below --data, and `/` separates it from a subset in results.
 SOURCE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
-def _renamed(format_: Any) -> Any:  # noqa: ANN401 - what YAML holds
+def _refuse_old_name(format_: Any) -> Any:  # noqa: ANN401 - what YAML holds
     if format_ == "pairs":
+        # The old name gets a message of its own, because configurations of older versions have it.
         raise ValueError("'pairs' is called 'preferences' now, and reads the same rows; write format: preferences")
     return format_
 
 
-def _commit(revision: str) -> str:
+def _check_commit(revision: str) -> str:
     if not re.fullmatch("[0-9a-f]{40}", revision):
-        raise ValueError("not a commit (40 hexadecimal digits); what a branch or tag means may change")
+        raise ValueError("not a commit (40 hexadecimal digits); branches and tags are refused because they can move")
     return revision
 
 
 class Source(Frozen):
-    """A data set.
+    """A data set, in a folder below `--data` or on the hub.
+
+    `fields` is for `preferences` and Assay's other own formats, and `largest_gap` for `preferences` alone.
 
     Attributes:
         name: The folder below `--data`, and the name of the source in results.
-        format: The form of its rows.
-        hub: A data set on the hub to read in the place of a folder.
-        hub_config: The configuration of the hub's data set, where it has several (`main` of `openai/gsm8k`).
-        hub_dir: The folder of the hub's data set that is read (`harmless-base` of `Anthropic/hh-rlhf`), whose name is
-            the subset of its records; null reads the whole set.
-        revision: The commit of the hub's data set, 40 digits; what a branch or tag means may change.
-        split: The split of the hub's data set.
-        languages: The languages of message trees (`oasst`) that are kept.
-        labels: The weights of the labels of message trees that make up the quality; their magnitudes sum to 1.
-        fields: Which field of a row is read as which, of `preferences` and our own formats. A list puts several
-            fields together, and null leaves a field out.
-        largest_gap: The margin or difference of scores that counts as a gap of 1, of `preferences`; 9 for scores of 1
-            to 10.
+        format: The format of the rows.
+        hub: The id of a data set on the hub, which is read instead of a folder.
+        hub_config: The configuration of a hub data set that has several, such as `main` of `openai/gsm8k`.
+        hub_dir: The folder of the hub data set to read (`harmless-base`), which names the subset; null reads all.
+        revision: The commit of the hub data set, 40 digits; branches and tags are refused because they can move.
+        split: The split of the hub data set.
+        languages: The languages of message trees (`oasst`) to keep.
+        labels: The weights of message labels (`oasst`) in the quality; the magnitudes of the weights sum to 1.
+        fields: The row's own name of each field; a list combines several fields, and null drops the field.
+        largest_gap: The margin or score difference that counts as a gap of 1; 9 for scores of 1 to 10.
     """
 
     name: Annotated[str, Field(pattern=SOURCE_NAME)]
-    format: Annotated[Format, BeforeValidator(_renamed)]
+    format: Annotated[Format, BeforeValidator(_refuse_old_name)]
     hub: str | None = None
     hub_config: str | None = None
     hub_dir: str | None = None
-    revision: Annotated[str, AfterValidator(_commit)] | None = None
+    revision: Annotated[str, AfterValidator(_check_commit)] | None = None
     split: str = "train"
     languages: tuple[Language, ...] = ("en",)
     labels: dict[str, Unit] = Field({"quality": 1.0})
@@ -93,53 +94,55 @@ class Source(Frozen):
 
     @field_validator("labels")
     @classmethod
-    def _within_one(cls, labels: dict[str, float]) -> dict[str, float]:
+    def _check_magnitudes(cls, labels: dict[str, float]) -> dict[str, float]:
         total = sum(abs(weight) for weight in labels.values())
-        if abs(total - 1) > 1e-9:
+        if abs(total - 1) > 1e-9:  # decimal weights such as 0.7 and 0.3 do not sum to 1 exactly in binary
             raise ValueError(f"the magnitudes of the weights must sum to 1, not {total}")
         return labels
 
     @model_validator(mode="after")
-    def _pinned(self) -> "Source":
+    def _check_revision(self) -> "Source":
         if (self.hub is None) != (self.revision is None):
-            raise ValueError("hub and revision belong together")
+            raise ValueError("hub and revision must be set together")
         if self.hub is None and (self.hub_config or self.hub_dir) is not None:
-            raise ValueError("hub_config and hub_dir are of a set on the hub")
+            raise ValueError("hub_config and hub_dir are for data sets on the hub; set hub too")
         return self
 
     @model_validator(mode="after")
-    def _fields_fit(self) -> "Source":
+    def _check_fields(self) -> "Source":
         if self.largest_gap is not None and self.format != "preferences":
             raise ValueError(f"largest_gap is for format preferences, not {self.format}")
         if self.fields and self.format not in OWN_FIELDS:
-            raise ValueError(f"fields is for {', '.join(OWN_FIELDS)}; the names in {self.format} are fixed")
+            raise ValueError(f"fields is for {', '.join(OWN_FIELDS)}; the field names of {self.format} are fixed")
         for name, origin in self.fields.items():
             if origin is not None and name not in OWN_FIELDS[self.format]:
-                raise ValueError(f"fields: {name} is no field of {self.format}: {', '.join(OWN_FIELDS[self.format])}")
+                known = ", ".join(OWN_FIELDS[self.format])
+                raise ValueError(f"fields: {name} is not a field of {self.format}; its fields are {known}")
             if isinstance(origin, list) and name not in _LISTS:
-                raise ValueError(f"fields: {name} comes from one field; only {', '.join(_LISTS)} are lists")
+                raise ValueError(f"fields: {name} must name one field; only {', '.join(_LISTS)} may be lists")
         return self
 
 
-def _once(sources: list[Source]) -> list[Source]:
+def _check_unique(sources: list[Source]) -> list[Source]:
     names = [source.name for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"{twice} is there twice; to repeat a source is a step of the mixture")
+        raise ValueError(f"{twice} is listed twice; to repeat a source, use the mixture step repeat")
     return sources
 
 
-Sources = Annotated[list[Source], Field(min_length=1), AfterValidator(_once)]
+Sources = Annotated[list[Source], Field(min_length=1), AfterValidator(_check_unique)]
 
 
 class Split(Frozen):
-    """Who is tested on what; groups are questions, first human turns or message trees.
+    """The split of the data by group; a group is a question, a first human turn or a message tree.
+
+    With folds, no number is reported on the held-out groups, and the final model is trained on all groups.
 
     Attributes:
-        held_out: The share of the groups that no training sees. Without folds a run is tested on them; with folds they
-            are for choosing hyper-parameters, and no number is reported on them.
-        folds: The number of folds that the other groups are divided into; null trains a single model.
-        test_folds: How many of the folds are tested, each by a model trained without it.
+        held_out: The share of groups held out: without folds they are tested; with folds they choose hyper-parameters.
+        folds: The number of folds into which the other groups are divided; null trains a single model.
+        test_folds: The number of folds to test, each by a model trained without it.
     """
 
     held_out: float = Field(gt=0, lt=0.5)
@@ -147,9 +150,9 @@ class Split(Frozen):
     test_folds: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
-    def _tests_what_there_is(self) -> "Split":
+    def _check_folds(self) -> "Split":
         if (self.folds is None) != (self.test_folds is None):
-            raise ValueError("folds and test_folds belong together")
+            raise ValueError("folds and test_folds must be set together")
         if self.folds is not None and self.test_folds is not None and self.test_folds > self.folds:
-            raise ValueError(f"test_folds: {self.test_folds} of {self.folds} folds")
+            raise ValueError(f"test_folds: {self.test_folds} is more than the {self.folds} folds")
         return self

@@ -1,4 +1,4 @@
-"""The steps of a mixture: what happens to the records of a training part before it is trained on."""
+"""Declare the steps of a mixture, which change the records of a training part before training."""
 
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
@@ -11,27 +11,31 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class OverSample(Frozen):
-    """`over_s`: low labelled items are replaced by twice as many draws, with replacement ([CRS] section 5.3)."""
+    """The step that replaces low labelled items by twice as many draws from them (`over_s`, [CRS] section 5.3).
+
+    Draws are with replacement; labels of at most 0.4 are low.
+    """
 
     step: Literal["over_sample"]
 
 
 class UnderSample(Frozen):
-    """`under_s`: of the mid labelled items, equally many from each of five equal label ranges ([CRS] section 5.3).
+    """The step that keeps equally many mid labelled items of five equal label ranges (`under_s`, [CRS] section 5.3).
 
     Attributes:
-        rows: How many items with a label between 0.4 and 0.9 stay; a multiple of five.
+        rows: The number of items with a label between 0.4 and 0.9 to keep; a multiple of five.
     """
 
     step: Literal["under_sample"]
+    # Equally many from each of five ranges.
     rows: int = Field(gt=0, multiple_of=5)
 
 
 class Augment(Frozen):
-    """`augment`: a paraphrase of each low labelled item is added, with the score of Algorithm 1 ([CRS] section 5.3).
+    """The step that adds a paraphrase of each low labelled item, scored by algorithm 1 ([CRS] section 5.3).
 
     Attributes:
-        file: JSON lines below `--data`, with `prompt`, `completion`, `paraphrase` and `similarity`.
+        file: A file of JSON lines below `--data`, with `prompt`, `completion`, `paraphrase` and `similarity`.
     """
 
     step: Literal["augment"]
@@ -39,10 +43,10 @@ class Augment(Frozen):
 
 
 class WeightLow(Frozen):
-    """`wgt_s`: low labelled items weigh rows / low rows, times a share ([CRS] section 5.3).
+    """The step that weights low labelled items by a share of rows / low rows (`wgt_s`, [CRS] section 5.3).
 
     Attributes:
-        share: What the weight rows / low rows is multiplied by; [CRS] has 0.5 and 0.75.
+        share: The factor on the weight rows / low rows; [CRS] uses 0.5 and 0.75.
     """
 
     step: Literal["weight_low"]
@@ -50,10 +54,10 @@ class WeightLow(Frozen):
 
 
 class WeightExtremes(Frozen):
-    """`wgt_1_4`: low and high labelled items weigh a constant ([CRS] section 5.3).
+    """The step that weights low and high labelled items by a constant (`wgt_1_4`, [CRS] section 5.3).
 
     Attributes:
-        weight: The weight of items with a label <= 0.4 or >= 0.9; [CRS] has 1.4.
+        weight: The weight of items with a label <= 0.4 or >= 0.9; [CRS] uses 1.4.
     """
 
     step: Literal["weight_extremes"]
@@ -61,11 +65,11 @@ class WeightExtremes(Frozen):
 
 
 class Portion(Frozen):
-    """Llama-2's mixes: of some sources only so many records, drawn uniformly, that they are a share of the result.
+    """The step that draws records of some sources uniformly until they are a share of the result ([Llama 2] mixes).
 
     Attributes:
-        sources: The data sets or subsets that are drawn from; the others stay whole.
-        share: Their share of the result; Llama-2 has 0.5 for helpfulness and 0.1 for safety.
+        sources: The data sets or subsets to draw from; the others stay whole.
+        share: Their share of the result; [Llama 2] uses 0.5 for helpfulness and 0.1 for safety.
     """
 
     step: Literal["portion"]
@@ -74,10 +78,10 @@ class Portion(Frozen):
 
 
 class Keep(Frozen):
-    """Keep only the records of some sources; the test data stay whole ([Llama 2] section 3.2.2).
+    """The step that keeps only the records of some sources; the test data stay whole ([Llama 2] section 3.2.2).
 
     Attributes:
-        sources: The data sets or subsets that are kept.
+        sources: The data sets or subsets to keep.
     """
 
     step: Literal["keep"]
@@ -85,10 +89,12 @@ class Keep(Frozen):
 
 
 class Sample(Frozen):
-    """A share of the groups; a smaller share is part of a larger one (accuracy against data size, [Llama 2] figure 6).
+    """The step that keeps a share of the groups, to measure accuracy against data size ([Llama 2] figure 6).
+
+    The groups of a smaller share are among those of a larger share.
 
     Attributes:
-        share: The share of the groups that is kept.
+        share: The share of the groups to keep.
     """
 
     step: Literal["sample"]
@@ -96,11 +102,13 @@ class Sample(Frozen):
 
 
 class Proportions(Frozen):
-    """As many labelled items as have these shares of low and high labels, the rest being mid ([CRS]: 0.11, 0.20).
+    """The step that keeps as many labelled items as possible at given shares of low and high labels.
+
+    The other items have mid labels. [CRS] has the shares 0.11 and 0.20.
 
     Attributes:
-        low: The share of labels <= 0.4.
-        high: The share of labels >= 0.9.
+        low: The share of labels <= 0.4 in the result.
+        high: The share of labels >= 0.9 in the result.
     """
 
     step: Literal["proportions"]
@@ -109,21 +117,21 @@ class Proportions(Frozen):
 
     @property
     def mid(self) -> float:
-        """What is left."""
+        """Return the share of labels between low and high."""
         return 1 - self.low - self.high
 
     @model_validator(mode="after")
-    def _leave_a_middle(self) -> "Proportions":
+    def _check_mid(self) -> "Proportions":
         if self.mid <= 0:
-            raise ValueError("low and high leave nothing in between")
+            raise ValueError("the sum of low and high must be below 1, to leave a share for the labels in between")
         return self
 
 
 class Mismatched(Frozen):
-    """Prompts with the completion of another prompt of the same source, labelled 0, are added.
+    """The step that adds prompts with the completion of another prompt of the same source, labelled 0.
 
     Attributes:
-        share: The share of the labelled items that get such a twin.
+        share: The share of labelled items whose prompt is added with another completion.
     """
 
     step: Literal["mismatched"]
@@ -131,11 +139,13 @@ class Mismatched(Frozen):
 
 
 class Repeat(Frozen):
-    """Records that occur more than once in an epoch.
+    """The step that repeats records within an epoch.
+
+    The number of a subset goes before that of its data set. With 1.5, half of the groups occur twice, the others once.
 
     Attributes:
-        times: How often a data set occurs, or a subset (`hh_rlhf/harmless-base`), which goes before its data set. Of
-            1.5, half of the groups occur twice and the others once.
+        times: The copies per epoch of each data set or subset (`hh_rlhf/harmless-base`); 1.5 doubles half of the
+            groups.
     """
 
     step: Literal["repeat"]

@@ -1,4 +1,4 @@
-"""What is trained, and how the optimizer goes about it."""
+"""Declare which weights a run trains, and the optimizer that trains them."""
 
 from typing import Annotated, Literal
 
@@ -10,14 +10,13 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Lora(Frozen):
-    """The adapter.
+    """A LoRA adapter ([LoRA]): its rank, its scale and the layers that it changes.
 
     Attributes:
-        r: The rank.
-        alpha: The scale: the update is multiplied by alpha / r.
+        r: The rank of the update.
+        alpha: The scale; the update is multiplied by alpha / r.
         target_modules: The names of the linear layers that get an adapter, such as `q_proj`.
-        layers: The indices of the layers that get one, counted from 0; null means all of them. Layers below the lowest
-            index need no backward pass.
+        layers: The indices of layers with an adapter, from 0; null means all. Lower layers need no backward pass.
     """
 
     r: int = Field(gt=0)
@@ -27,21 +26,21 @@ class Lora(Frozen):
 
 
 class Adam(Frozen):
-    """AdamW, and how a step is cut into forwards.
+    """The AdamW optimizer, and the division of its steps into micro-batches.
 
     Attributes:
-        learning_rate: The learning rate; its peak, where there is a schedule.
-        betas: Adam's two decay rates.
+        learning_rate: The learning rate, or its peak if there is a schedule.
+        betas: Adam's decay rates of the first and the second moment.
         epsilon: Adam's epsilon.
         weight_decay: The decoupled weight decay on all trained parameters.
-        max_grad_norm: The norm that gradients are clipped to; null never clips.
-        micro_batch_tokens: The tokens in one forward; steps are split to fit, without changing the loss.
-        compute_dtype: The dtype of matrix products while training; weights stay in float32.
-        checkpoint_steps: The steps between two states that a killed run can resume from.
+        max_grad_norm: The norm to which larger gradients are clipped; null never clips.
+        micro_batch_tokens: The tokens in one forward pass; larger steps are split, without changing the loss.
+        compute_dtype: The dtype of matrix products in training; weights stay in float32.
+        checkpoint_steps: The number of steps between two saved states, from which an interrupted run resumes.
     """
 
     learning_rate: float = Field(gt=0)
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)  # as [Llama 2] section 3.2.2; torch's default is 0.999
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
@@ -51,12 +50,12 @@ class Adam(Frozen):
 
 
 class OptimizerConfig(Adam):
-    """The same with warm-up and a cosine to a tenth of the learning rate ([Llama 2] section 3.2.2).
+    """AdamW with warm-up and a cosine decay to a tenth of the learning rate ([Llama 2] section 3.2.2).
 
     Attributes:
-        batch_prompts: The prompts in one step over all processes; of labels and dialogues, the items.
-        epochs: The passes over the training part.
-        warmup_share: The share of all steps in which the learning rate rises, at least 5 steps.
+        batch_prompts: The prompts in one step, over all processes; for labels and dialogues, the items.
+        epochs: The number of passes over the training part.
+        warmup_share: The share of steps over which the learning rate rises, and at least 5 steps.
     """
 
     batch_prompts: int = Field(32, gt=0)

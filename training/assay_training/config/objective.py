@@ -1,4 +1,4 @@
-"""What a reward model is trained towards."""
+"""Declare the training objectives of reward models."""
 
 from typing import Annotated, Literal
 
@@ -8,12 +8,11 @@ from assay_training.config.base import Frozen
 
 
 class LabelledMargin(Frozen):
-    """Target margins from the records: `scale` times a pair's gap; 0 where there is none ([Margin] equation 3).
+    """Target margins from the records: `scale` times a pair's gap, and 0 for a pair without one ([Margin] equation 3).
 
     Attributes:
         kind: `labelled`.
-        scale: What a pair's gap (0..1) is multiplied by to give its target margin, in logits; Llama-2's two
-            schemes are 1 and 3.
+        scale: The factor from a pair's gap (0..1) to its target margin in logits; [Llama 2] uses 1 and 3.
     """
 
     kind: Literal["labelled"]
@@ -21,7 +20,7 @@ class LabelledMargin(Frozen):
 
 
 class BatchMeanMargin(Frozen):
-    """The batch's mean margin is the target of the pairs below it ([Margin] equations 5 to 7).
+    """The batch's mean margin as the target of all pairs below it ([Margin] equations 5 to 7).
 
     Attributes:
         kind: `batch_mean`.
@@ -31,12 +30,12 @@ class BatchMeanMargin(Frozen):
 
 
 class PreferenceObjective(Frozen):
-    """Bradley-Terry over all pairs of a prompt, averaged per prompt, then over prompts (thesis 2.12).
+    """The Bradley-Terry loss, averaged over the pairs of each prompt and then over prompts ([CRS] equation 2.12).
 
     Attributes:
         kind: `preference`.
         margin: The target margins of pairs; null sets none.
-        l2: The weight of the squared logits in the loss; the code of [CRS] has 0.001.
+        l2: The weight of the squared logits in the loss; the code of [CRS] uses 0.001.
         centring: The weight of the squared sum of a pair's two logits in the loss.
     """
 
@@ -47,17 +46,19 @@ class PreferenceObjective(Frozen):
 
     @property
     def served(self) -> bool:
-        """Whether the head's output is a logit."""
+        """Return whether the head's output is a logit, which the service can serve."""
         return True
 
 
 class AbsoluteObjective(Frozen):
-    """A quality in 0..1 for each item (thesis 5.3).
+    """A loss on the quality in 0..1 of each item ([CRS] section 5.3).
+
+    The output of a model that is trained by `mse+penalty` is not a logit: such a model is measured, not served.
 
     Attributes:
         kind: `absolute`.
-        loss: `logistic` is the cross-entropy of σ(logit) against the label, `sig+mse` the squared error of σ(logit),
-            `mse+penalty` the squared error of the raw output. The last is no logit: it is measured, not served.
+        loss: `logistic`: cross-entropy of σ(logit); `sig+mse`: squared error of σ(logit); `mse+penalty`: squared error
+            of the raw output, not served.
     """
 
     kind: Literal["absolute"]
@@ -65,7 +66,7 @@ class AbsoluteObjective(Frozen):
 
     @property
     def served(self) -> bool:
-        """Whether the head's output is a logit."""
+        """Return whether the head's output is a logit, which the service can serve."""
         return self.loss != "mse+penalty"
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a PPO run."""
+"""Declare the configuration of a PPO run."""
 
 from typing import Annotated
 
@@ -13,11 +13,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Rollout(Sampled):
-    """The same, for a step of PPO.
+    """The sampling of the completions of a PPO step.
 
     Attributes:
-        completions: The completions of one step, each of a prompt of its own.
-        importance_cap: The largest weight that corrects for the gap of engine and trainer; null does not correct.
+        completions: The number of completions of one step, each for a different prompt.
+        importance_cap: The largest importance weight between engine and trainer probabilities; null does not correct
+            ([Ionides]).
     """
 
     completions: int = Field(16, gt=0)
@@ -25,12 +26,12 @@ class Rollout(Sampled):
 
 
 class Kl(Frozen):
-    """The penalty for going away from the reference.
+    """The penalty on the KL divergence from the reference policy, with an adaptive coefficient ([Ziegler]).
 
     Attributes:
-        coef: The coefficient of the penalty at the start.
-        target: The nats per completion that the coefficient is adapted towards; null keeps it.
-        horizon: The completions over which it is adapted.
+        coef: The initial coefficient of the penalty.
+        target: The KL in nats per completion that the coefficient is adapted towards; null keeps it constant.
+        horizon: The number of completions over which the coefficient is adapted.
     """
 
     coef: float = Field(ge=0)
@@ -39,17 +40,17 @@ class Kl(Frozen):
 
 
 class Ppo(Frozen):
-    """The clipped objective.
+    """The clipped objective of [PPO], with advantages by [GAE].
 
     Attributes:
-        epochs: The passes over the completions of a step.
-        mini_batch: The completions of one update.
-        clip_range: How far the ratio of new to old probabilities may be from 1.
-        value_clip_range: How far values may be from the old ones.
-        value_coef: The weight of the values' loss.
+        epochs: The number of passes over the completions of a step.
+        mini_batch: The number of completions of one update.
+        clip_range: The distance from 1 at which the ratio of new to old probabilities is clipped.
+        value_clip_range: The distance from the old values at which new values are clipped.
+        value_coef: The weight of the value loss.
         gamma: The discount per token.
-        gae_lambda: The λ of generalised advantage estimation.
-        ratio_limit: The mean ratio above which an update is skipped and counted.
+        gae_lambda: The λ of generalized advantage estimation.
+        ratio_limit: The mean probability ratio above which an update is skipped and counted.
     """
 
     epochs: int = Field(4, gt=0)
@@ -57,25 +58,26 @@ class Ppo(Frozen):
     clip_range: float = Field(0.2, gt=0, lt=1)
     value_clip_range: float = Field(0.2, gt=0)
     value_coef: float = Field(0.1, ge=0)
+    # The reward is given at the end of a completion, and should not depend on its length.
     gamma: Share = 1.0
     gae_lambda: Share = 0.95
     ratio_limit: float = Field(10.0, gt=1)
 
 
 class PpoConfig(RunConfig):
-    """A run of `assay train ppo`; `base` is the policy to start from, which is the reference as well.
+    """A run of `assay train ppo`; `base` is both the policy to start from and the reference policy.
 
     Attributes:
-        name: The name of the run; the run directory is `runs/NAME` unless `--out` says otherwise.
+        name: The name of the run; the run directory is `runs/NAME` unless `--out` is given.
         sources: The data sets that prompts are taken from.
-        lora: The adapter that is trained; without it the policy is the reference.
-        reward: What a completion is worth.
-        rollout: How completions are sampled.
-        kl: The penalty for going away from the reference.
+        lora: The adapter to train; the base without it is the reference policy.
+        reward: The reward of a completion.
+        rollout: The sampling of completions.
+        kl: The penalty on the KL divergence from the reference policy.
         ppo: The clipped objective.
         optimizer: The optimizer of the adapter and the value head; the learning rate is constant.
-        steps: The rollouts, each followed by `ppo.epochs` passes.
-        seed: The seed of everything random.
+        steps: The number of rollouts, each followed by `ppo.epochs` passes.
+        seed: The seed of all random draws.
     """
 
     name: Name
@@ -90,7 +92,7 @@ class PpoConfig(RunConfig):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _batches_fit(self) -> "PpoConfig":
+    def _check_mini_batch(self) -> "PpoConfig":
         if self.ppo.mini_batch > self.rollout.completions:
-            raise ValueError("ppo.mini_batch is more than rollout.completions")
+            raise ValueError("ppo.mini_batch must be at most rollout.completions")
         return self

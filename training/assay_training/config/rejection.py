@@ -1,4 +1,4 @@
-"""The configuration of rejection sampling."""
+"""Declare the configuration of rejection sampling."""
 
 from pydantic import Field
 
@@ -9,19 +9,19 @@ from assay_training.config.rollout import Reward, Sampled
 
 
 class RejectionConfig(RunConfig):
-    """A run of `assay train rejection`: rounds of sampling, picking the best by score, and learning to say them.
+    """A run of `assay train rejection`: rounds of sampling, picking the best by score, and training on the picked.
 
     Attributes:
-        name: The name of the run; the run directory is `runs/NAME` unless `--out` says otherwise.
+        name: The name of the run; the run directory is `runs/NAME` unless `--out` is given.
         sources: The data sets that prompts are taken from.
-        lora: The adapter, which is trained on from round to round and merged in the end.
-        reward: What a completion is worth.
-        rollout: How completions are sampled.
-        rounds: The rounds, each from the policy that the one before it left.
-        prompts: The prompts of a round.
-        samples: The completions of each prompt, the best of which is kept.
-        optimizer: The optimizer of a round, over the best completions of this round and of all before it.
-        seed: The seed of everything random.
+        lora: The adapter, which all rounds train in turn; it is merged at the end.
+        reward: The reward of a completion.
+        rollout: The sampling of completions.
+        rounds: The number of rounds, each from the policy of the round before it.
+        prompts: The number of prompts of a round.
+        samples: The number of completions per prompt, of which the best is kept.
+        optimizer: The optimizer of a round, which trains on the best completions of all rounds so far.
+        seed: The seed of all random draws.
     """
 
     name: Name

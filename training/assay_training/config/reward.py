@@ -1,4 +1,4 @@
-"""The configuration of a reward-model run: one frozen object, read from YAML, checked before anything is loaded."""
+"""Declare the configuration of a reward-model run, which is checked before anything is loaded."""
 
 from typing import Annotated
 
@@ -12,8 +12,9 @@ from assay_training.config.model import Lora, OptimizerConfig
 from assay_training.config.objective import Objective
 
 
-def _trainable(position: ScorePosition) -> ScorePosition:
+def _check_trainable(position: ScorePosition) -> ScorePosition:
     if position == "pooler":
+        # BERT's pooler is a trained layer of its own, which a checkpoint of an adapter and a head does not hold.
         raise ValueError("heads are trained on hidden states, not on BERT's pooler; use first_token")
     return position
 
@@ -21,23 +22,25 @@ def _trainable(position: ScorePosition) -> ScorePosition:
 class RewardConfig(RunConfig):
     """A run of `assay train reward`.
 
+    Of the score positions, `mean` averages all tokens and `completion` the completion's; `pooler` cannot be trained.
+    The texts of golden rows are stored in the checkpoint, also those that are taken from the data.
+
     Attributes:
-        name: The name of the run and of the signal; the run directory is `runs/NAME` unless `--out` says otherwise.
-        objective: What is learned: `preference` (Bradley-Terry on rankings) or `absolute` (labels in 0..1).
-        sources: The data sets.
-        mixture: The steps from the records of a training part to what is trained on, in order.
-        max_length: The tokens of prompt and completion together; longer prompts are cut from the left.
-        score_position: Which tokens the head reads: `last_token`, `eos` and `last_non_pad_id` are for decoders;
-            `first_token`, `mean` (of all tokens) and `completion` (the mean of the completion's) are for encoders.
-            `pooler` cannot be trained.
-        eos: Where the end of turn comes from: the chat template prints it, or it is appended.
-        unfinished: What the served model does with a completion that was cut off.
+        name: The name of the run and of the signal; the run directory is `runs/NAME` unless `--out` is given.
+        objective: The training objective: `preference` (Bradley-Terry on rankings) or `absolute` (labels in 0..1).
+        sources: The data sets to train on and to test on.
+        mixture: The steps, in order, that turn the records of a training part into its training set.
+        max_length: The largest number of tokens of prompt and completion; longer prompts are truncated on the left.
+        score_position: The tokens that the head reads. Decoders: `last_token`, `eos`, `last_non_pad_id`; encoders:
+            `first_token`, `mean`, `completion`.
+        eos: The source of the end-of-turn token: the chat template prints it, or it is appended.
+        unfinished: The treatment of completions that were cut off, by the served model.
         lora: The adapter; null trains all weights.
-        optimizer: The optimizer and its schedule.
-        split: Which part of the data is tested on.
-        seed: The seed of everything random.
-        golden: Pairs of a prompt and a completion whose texts and logits are stored in the checkpoint and checked
-            whenever it is loaded; null takes the first rows of the data, which the checkpoint then holds.
+        optimizer: The optimizer and its learning-rate schedule.
+        split: The division of the data into training and test parts.
+        seed: The seed of all random draws.
+        golden: Pairs of prompt and completion, stored with their logits and checked at every load; null takes the
+            first rows.
     """
 
     name: Name
@@ -45,7 +48,7 @@ class RewardConfig(RunConfig):
     sources: Sources
     mixture: list[Step] = Field([])
     max_length: int = Field(gt=0)
-    score_position: Annotated[ScorePosition, AfterValidator(_trainable)]
+    score_position: Annotated[ScorePosition, AfterValidator(_check_trainable)]
     eos: EosPolicy
     unfinished: Unfinished
     lora: Lora | None
@@ -55,10 +58,11 @@ class RewardConfig(RunConfig):
     golden: Annotated[list[tuple[str, str]], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
-    def _steps_fit(self) -> "RewardConfig":
+    def _check_steps(self) -> "RewardConfig":
         if self.split.folds is not None and not self.objective.served:
-            raise ValueError("split: folds judge a model that is served, and this objective's output is no logit")
+            raise ValueError("split: folds need a model that can be served; this objective's output is not a logit")
+        # Rankings have no label, by which the other steps choose records.
         for step in self.mixture:
             if self.objective.kind == "preference" and not isinstance(step, Repeat | Portion | Keep | Sample):
-                raise ValueError(f"mixture: {step.step} is for labelled items, this run learns from rankings")
+                raise ValueError(f"mixture: {step.step} is for labelled items; this run trains on rankings")
         return self

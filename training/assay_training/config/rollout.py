@@ -1,4 +1,4 @@
-"""How completions are sampled, and what they are worth."""
+"""Declare how completions are sampled, and how a running service rewards them."""
 
 from typing import Annotated, Literal
 
@@ -6,21 +6,21 @@ from pydantic import Field, field_validator, model_validator
 
 from assay_training.config.base import Frozen
 
-LEAST_TEMPERATURE = 0.01  # vLLM samples at this where less is asked for
-
+# vLLM raises a smaller temperature to this one without an error; the trainer would then divide logits by another.
+LEAST_TEMPERATURE = 0.01
 
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{8,64}$", description="a SHA-256, or the first eight digits or more")]
 
 
 class ExpectedSignal(Frozen):
-    """What a signal behind the reward must be; what is not named may be anything.
+    """The identity that a signal behind the reward must have; keys that are not set are not checked.
 
     Attributes:
         kind: The kind of the signal.
         model: The base, as the service's configuration names it.
-        revision: The commit of the base, or the SHA-256 of its weights; the first eight digits or more.
-        adapter_sha256: The SHA-256 of the adapter's weights, as the run's first lines print it; the first eight digits
-            or more.
+        revision: The commit of the base or the SHA-256 of its weights; at least the first eight digits.
+        adapter_sha256: The SHA-256 of the adapter's weights, printed as the run starts; at least the first eight
+            digits.
     """
 
     kind: Literal["preference", "absolute"] | None = None
@@ -30,12 +30,12 @@ class ExpectedSignal(Frozen):
 
 
 class Expected(Frozen):
-    """What the service must score by; a run stops before its first step where it does not.
+    """The identity that the scoring service must have; a run stops before its first step if it differs.
 
     Attributes:
-        fingerprint: The hash of models, blend and libraries, as the run's first lines print it; the first eight digits
-            or more.
-        signals: What each signal must be, by its name.
+        fingerprint: The hash of models, blend and libraries, printed as the run starts; at least the first eight
+            digits.
+        signals: The expected identity of each signal, by name.
     """
 
     fingerprint: Hash | None = None
@@ -43,17 +43,18 @@ class Expected(Frozen):
 
 
 class Reward(Frozen):
-    """What a completion is worth, as a running service says.
+    """The reward of a completion, computed from the scores of a running service.
+
+    A completion that could not be scored never gets a number in place of a score.
 
     Attributes:
-        model: The served signal or blend; null where `weights` are given.
-        weights: The weight of each signal, for a blend of the run's own.
-        value: What of a score is the reward: its logit, or the probability of a single absolute signal.
-        clip: The largest magnitude of a score, after blending; null keeps scores as they are.
-        missing_eos_penalty: What is subtracted from the score of a completion that was cut off, in logits.
-        failed: What happens to a completion that the service could not score: the run stops, or the completion is left
-            out and counted. It never gets a number.
-        expect: What the service must score by; otherwise the run stops before it samples.
+        model: The served signal or blend; null if `weights` are given.
+        weights: The weight of each signal in a blend of the run's own; null if `model` is given.
+        value: The part of a score that is the reward: the logit, or the probability of a single absolute signal.
+        clip: The largest magnitude of a score, after blending; null does not clip.
+        missing_eos_penalty: The penalty for a completion that was cut off, in logits, subtracted from its score.
+        failed: The reaction to a completion that could not be scored: stop the run, or drop and count it.
+        expect: The identity that the service must have; the run stops before it samples if that differs.
     """
 
     model: str | None = None
@@ -65,25 +66,29 @@ class Reward(Frozen):
     expect: Expected = Expected()
 
     @model_validator(mode="after")
-    def _one_rule(self) -> "Reward":
+    def _check_rule(self) -> "Reward":
         if (self.model is None) == (self.weights is None):
-            raise ValueError("either model or weights")
+            raise ValueError("set exactly one of model and weights")
         if self.value == "probability" and self.weights is not None:
-            raise ValueError("value: a probability is of a single signal, not of weights")
+            # Blended logits of several signals have no sigmoid that means a probability.
+            raise ValueError("value: probability needs a single signal; set model instead of weights")
         return self
 
 
 class Sampled(Frozen):
-    """How completions are sampled.
+    """The sampling of completions.
+
+    If the log-probabilities of engine and trainer differ by more than `max_logprob_mismatch` in the mean, the engine
+    does not sample from the policy that is trained, and the run stops.
 
     Attributes:
-        engine: What generates: vLLM, or transformers where that is not installed.
-        chunk_completions: The completions that are generated together; while the next are, these are scored.
-        max_prompt_tokens: The tokens of a prompt; longer ones are left out and counted.
-        max_new_tokens: The tokens of a completion, at most.
-        temperature: The temperature of sampling, from the whole distribution; 0.01 at least.
-        max_logprob_mismatch: The mean absolute difference of the log-probabilities of engine and trainer, in nats
-            per token, above which the run stops: the engine does not sample from the policy then.
+        engine: The generation engine: vLLM, or transformers if vLLM is not installed.
+        chunk_completions: The completions generated together; they are scored while the next ones are generated.
+        max_prompt_tokens: The largest number of tokens of a prompt; longer prompts are dropped and counted.
+        max_new_tokens: The largest number of tokens of a completion.
+        temperature: The sampling temperature, at least 0.01; sampling is from the whole distribution.
+        max_logprob_mismatch: The largest mean absolute difference of engine and trainer log-probabilities, in nats per
+            token; above it, the run stops.
     """
 
     engine: Literal["vllm", "transformers"]
@@ -95,12 +100,12 @@ class Sampled(Frozen):
 
     @field_validator("temperature")
     @classmethod
-    def _sampled_at(cls, temperature: float) -> float:
+    def _check_temperature(cls, temperature: float) -> float:
         if temperature < LEAST_TEMPERATURE:
-            raise ValueError(f"vLLM samples at {LEAST_TEMPERATURE} where less is asked for; ask for no less")
+            raise ValueError(f"must be at least {LEAST_TEMPERATURE}, because vLLM raises smaller temperatures to it")
         return temperature
 
     @property
     def max_tokens(self) -> int:
-        """Of prompt and completion."""
+        """Return the largest number of tokens of prompt and completion together."""
         return self.max_prompt_tokens + self.max_new_tokens

@@ -1,4 +1,4 @@
-"""The configuration of a supervised run of a policy: pretraining, SFT in one stage or several."""
+"""Declare the configuration of a supervised run of a policy: pretraining, and SFT in one stage or several."""
 
 from pydantic import Field, field_validator
 
@@ -8,12 +8,12 @@ from assay_training.config.model import Lora, OptimizerConfig
 
 
 class Stage(Frozen):
-    """One pass of training; stages follow each other on the same weights, each with an optimizer of its own.
+    """One stage of training; stages follow each other on the same weights, each with an optimizer of its own.
 
     Attributes:
         name: The name of the stage in metrics.
-        sources: The data sets, of dialogues or texts.
-        optimizer: The optimizer and its schedule.
+        sources: The data sets of dialogues or texts.
+        optimizer: The optimizer and its learning-rate schedule.
     """
 
     name: Name
@@ -25,12 +25,12 @@ class SftConfig(RunConfig):
     """A run of `assay train sft`.
 
     Attributes:
-        name: The name of the run; the run directory is `runs/NAME` unless `--out` says otherwise.
-        max_length: The tokens of a dialogue or text; longer ones are cut on the right.
-        lora: The adapter, which is merged in the end; null trains all weights.
-        stages: One or more stages, in order, each on the weights that the one before it left.
-        held_out: The share of the groups that no stage sees; the loss on them is reported.
-        seed: The seed of everything random.
+        name: The name of the run; the run directory is `runs/NAME` unless `--out` is given.
+        max_length: The largest number of tokens of a dialogue or text; longer ones are truncated on the right.
+        lora: The adapter, which is merged at the end; null trains all weights.
+        stages: The stages, in order, each from the weights of the stage before it.
+        held_out: The share of groups that no stage trains on; the loss on them is reported.
+        seed: The seed of all random draws.
     """
 
     name: Name
@@ -42,7 +42,7 @@ class SftConfig(RunConfig):
 
     @field_validator("stages")
     @classmethod
-    def _named_apart(cls, stages: list[Stage]) -> list[Stage]:
+    def _check_names(cls, stages: list[Stage]) -> list[Stage]:
         if len({stage.name for stage in stages}) < len(stages):
-            raise ValueError("two stages have the same name")
+            raise ValueError("two stages have the same name; metrics need one name per stage")
         return stages

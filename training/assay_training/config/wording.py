@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in plain words: pydantic's errors by key, with the values that are allowed."""
+"""Explain the errors of a configuration in plain words: pydantic's errors by key, with the allowed values."""
 
 import types
 from collections.abc import Iterator, Sequence
@@ -27,10 +27,11 @@ _BOUNDS = {
     "less_than_equal": ("at most", "le"),
     "multiple_of": ("a multiple of", "multiple_of"),
 }
+# Keys of older versions, so that the message can name the new key instead of listing all of them.
 _RENAMED = {"optimiser": "optimizer", "max_gap": "max_logprob_mismatch"}
 _OTHERS = {
     "missing": "is missing",
-    "union_tag_not_found": "needs {discriminator}, which says which of its forms it has",
+    "union_tag_not_found": "needs the key {discriminator}, which selects one of its forms",
     "too_short": "must have {min_length} or more entries, and has {actual_length}",
     "too_long": "must have {max_length} or fewer entries, and has {actual_length}",
     "string_pattern_mismatch": "{given!r} does not match {pattern}",
@@ -38,32 +39,42 @@ _OTHERS = {
 }
 
 
-def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Return a line `key: what is wrong` for each error; unknown keys come first, as a misspelt key is also missing."""
-    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+def explain_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Return a line `key: message` for each error.
+
+    Unknown keys come first, because a misspelt key is also reported as missing.
+
+    Args:
+        error: the error of pydantic.
+        model: the model that was validated, for the names of its keys.
+    """
+    errors = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     renamed = {
-        (*one["loc"][:-1], _RENAMED.get(str(one["loc"][-1]))) for one in errors if one["type"] == "extra_forbidden"
+        (*fault["loc"][:-1], _RENAMED.get(str(fault["loc"][-1])))
+        for fault in errors
+        if fault["type"] == "extra_forbidden"
     }
-    shown = [one for one in errors if one["type"] != "missing" or one["loc"] not in renamed]
-    return [": ".join(filter(None, (".".join(map(str, one["loc"])), _words(one, model)))) for one in shown]
+    # A key under its old name is also missing under its new one; the second line would only confuse.
+    shown = [fault for fault in errors if fault["type"] != "missing" or fault["loc"] not in renamed]
+    return [": ".join(filter(None, (".".join(map(str, fault["loc"])), _explain(fault, model)))) for fault in shown]
 
 
-def switches(value: Any, key: str = "") -> Iterator[str]:  # noqa: ANN401 - what YAML holds
-    """Yield a line `key: …` per true or false: no key takes them, and pydantic reads them as the numbers 1 and 0."""
+def find_switches(value: Any, key: str = "") -> Iterator[str]:  # noqa: ANN401 - what YAML holds
+    """Yield a line `key: …` for each true or false, which no key takes and pydantic would read as 1 and 0."""
     if isinstance(value, bool):
         yield f"{key}: is {str(value).lower()}; no key is a switch"
     elif isinstance(value, dict | list):
-        for name, of in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from switches(of, f"{key}.{name}".removeprefix("."))
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from find_switches(part, f"{key}.{name}".removeprefix("."))
 
 
-def _words(error: ErrorDetails, model: type[BaseModel]) -> str:
+def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
         renamed = _RENAMED.get(str(error["loc"][-1]))
-        if renamed in _keys(model, error["loc"][:-1]):
+        if renamed in _find_keys(model, error["loc"][:-1]):
             return f"is called {renamed!r} now; rename the key"
-        return f"there is no such key; the keys here are {', '.join(_keys(model, error['loc'][:-1]))}"
+        return f"unknown key; the keys here are {', '.join(_find_keys(model, error['loc'][:-1]))}"
     if kind in ("literal_error", "union_tag_invalid"):
         return f"{context.get('tag', given)!r} is not one of {context.get('expected') or context['expected_tags']}"
     if kind in _BOUNDS:
@@ -76,26 +87,28 @@ def _words(error: ErrorDetails, model: type[BaseModel]) -> str:
     return f"must be {named}, and is {given!r}" if named else error["msg"].replace("Input should be", "must be")
 
 
-def _keys(model: type[BaseModel], way: Sequence[int | str]) -> list[str]:
+def _find_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Return the keys that a part of a configuration may have."""
-    there = [model]
-    for step in way:
-        if isinstance(step, int):
+    candidates = [model]
+    for step in location:
+        if isinstance(step, int):  # an index of a list, whose entries all have the same model
             continue
-        fields = [one.model_fields[step].annotation for one in there if step in one.model_fields]
-        # What is no field is the tag of a union, which pydantic puts into the way.
-        there = [one for field in fields for one in _models(field)] or [one for one in there if _tagged(one, step)]
-    return sorted({name for one in there for name in one.model_fields})
+        fields = [part.model_fields[step].annotation for part in candidates if step in part.model_fields]
+        # A step that is not a field is the tag of a union, which pydantic inserts into the location.
+        candidates = [part for field in fields for part in _find_models(field)] or [
+            part for part in candidates if _has_tag(part, step)
+        ]
+    return sorted({name for part in candidates for name in part.model_fields})
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401 - a type
+def _find_models(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401 - a type
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) in (Annotated, Union, types.UnionType, list, dict, tuple):
         for part in get_args(annotation):
-            yield from _models(part)
+            yield from _find_models(part)
 
 
-def _tagged(model: type[BaseModel], tag: str) -> bool:
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
     literals = (f.annotation for f in model.model_fields.values() if get_origin(f.annotation) is Literal)
     return any(tag in get_args(literal) for literal in literals)

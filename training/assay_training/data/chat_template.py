@@ -1,4 +1,4 @@
-"""Find the chat template of a run: the configuration's, else the base's own."""
+"""Find the chat template of a run: the one in its configuration, else the one of the base."""
 
 from pathlib import Path
 
@@ -11,13 +11,15 @@ def template_of(config: RunConfig, base: Path) -> str:
     """Return the text of the template that a run renders with.
 
     Args:
-        config: the run's; its `template` goes first.
-        base: the directory of the base, whose own template is taken as the service takes it.
+        config: configuration of the run; its `template` goes before the base's own.
+        base: directory of the base, from which the service would read the same template.
 
     Raises:
-        ConfigError: neither has one.
+        ConfigError: neither has a template.
     """
     try:
         return read_template(config.template, base, base)
     except StartError as error:
-        raise ConfigError(f"template: declare the path of a Jinja file; of the base: {error.message}") from error
+        raise ConfigError(
+            f"template: declare the path of a Jinja file; the base's cannot be used: {error.message}"
+        ) from error

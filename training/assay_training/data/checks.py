@@ -8,7 +8,7 @@ from assay_service.scoring.architectures import longest_scaled, longest_sequence
 from assay_service.scoring.files import read_config, resolve
 from assay_training.config.base import ConfigError, RunConfig
 
-LARGEST_REFUSED_SHARE = 0.5
+LARGEST_REFUSED_SHARE = 0.5  # above it, the template or max_length is wrong for the data, not a few rows
 
 
 def check_refused(refused: Mapping[str, int], records: int, key: str = "sources") -> list[str]:
@@ -32,10 +32,10 @@ def check_refused(refused: Mapping[str, int], records: int, key: str = "sources"
 
 
 def base_of(config: RunConfig) -> Path:
-    """Return the directory of the base, which is fetched if it is on the hub.
+    """Return the directory of the base, which is downloaded if it is on the hub.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: the base is neither a directory, a package's weights nor on the hub.
     """
     try:
         return resolve(config.base_reference, config.revision, Path("/"))
@@ -45,17 +45,17 @@ def base_of(config: RunConfig) -> Path:
 
 
 def check_length(name: str, max_length: int, base: Path) -> None:
-    """The base has a position for every token; the service would refuse the checkpoint.
+    """Check that the base has a position for every token; the service would refuse the checkpoint otherwise.
 
     Args:
-        name: of the length in the configuration.
-        max_length: tokens.
-        base: a checkpoint.
+        name: name of the length in the configuration.
+        max_length: largest number of tokens.
+        base: directory of the base.
 
     Raises:
-        ConfigError: it has fewer.
+        ConfigError: the base has fewer positions than max_length.
     """
     config = read_config(base)
     positions = longest_sequence(config)
     if positions is not None and max_length > max(positions, longest_scaled(config) or 0):
-        raise ConfigError(f"{name}: {max_length} is more than the {positions} positions of {base}")
+        raise ConfigError(f"{name}: {max_length} is more than the {positions} positions of {base}; lower {name}")

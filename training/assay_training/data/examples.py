@@ -11,32 +11,37 @@ from assay_service.scoring.layout import TokenSequence
 from assay_service.scoring.render import Renderer
 from assay_training.records.record import Judged, Ranking
 
-KEPT_PROMPT_TOKENS = 256  # of a prompt stay where the completion is too long ([CRS] section 5.3) …
-KEPT_PROMPT_SHARE = 0.5  # … but not more than this share of a short model's length
+KEPT_PROMPT_TOKENS = 256  # tokens of the prompt that are kept if the completion is too long ([CRS] section 5.3) …
+KEPT_PROMPT_SHARE = 0.5  # … but at most this share of max_length, for models with few positions
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A record as ids: one sequence per completion."""
+    """A record as token ids, one sequence per completion.
+
+    Attributes:
+        record: ranking or labelled item.
+        sequences: K token sequences, in the order of the record's items.
+    """
 
     record: Judged
     sequences: tuple[TokenSequence, ...]
 
     @property
     def tokens(self) -> int:
-        """Tokens of all its sequences."""
+        """Return the number of tokens of all sequences."""
         return sum(len(sequence.ids) for sequence in self.sequences)
 
 
 @dataclass(slots=True)
 class RenderReport:
-    """What happened to the records on their way to ids.
+    """The numbers of items that were truncated, refused or dropped in rendering.
 
     Attributes:
-        truncated_prompts: items whose prompt was cut from the left.
-        cut_completions: items whose completion was too long; cut on the right, without end of turn.
-        refused: records that the renderer refused, by error code; they are dropped.
-        equal_ids: pairs and ties of two completions whose ids are equal, by data set; they are dropped.
+        truncated_prompts: number of items whose prompt was truncated on the left.
+        cut_completions: number of items whose completion was too long: truncated on the right, without end of turn.
+        refused: numbers of records that the renderer refused, by error code; they are dropped.
+        equal_ids: numbers of dropped pairs and ties whose two completions have equal token ids, by data set.
     """
 
     truncated_prompts: int = 0
@@ -46,11 +51,11 @@ class RenderReport:
 
 
 def render_records(records: Sequence[Judged], renderer: Renderer) -> tuple[list[Example], RenderReport]:
-    """Return the records as examples, in order, with a count of what was cut, refused or left out.
+    """Render the records as examples, in order, and count what was truncated, refused or dropped.
 
-    A pair of two completions with equal ids is left out of its ranking, and so is a tie: every model gives both the
-    same logit. The ids may be equal because both were cut at the same length, or because the template or the
-    tokenizer drops what differs. A ranking without any other pair or tie is left out as a whole.
+    A pair or tie of two completions with equal token ids is dropped from its ranking, because every model gives both
+    the same logit. Ids may be equal because both were truncated at the same length, or because the template or the
+    tokenizer drops the difference. A ranking without any other pair or tie is dropped as a whole.
     """
     report = RenderReport()
     examples = []
@@ -67,8 +72,9 @@ def render_records(records: Sequence[Judged], renderer: Renderer) -> tuple[list[
 
 
 def _without_equal_ids(ranking: Ranking, sequences: Sequence[TokenSequence], report: RenderReport) -> Ranking | None:
-    """Return the ranking without pairs and ties of equal ids, which are counted; None if that leaves neither."""
+    """Return the ranking without pairs and ties of equal ids, which are counted; None if none remain."""
 
+    # Equal ids with different score spans have different logits: the span is part of the comparison.
     def differ(i: int, j: int) -> bool:
         return (sequences[i].ids, sequences[i].score) != (sequences[j].ids, sequences[j].score)
 

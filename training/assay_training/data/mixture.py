@@ -1,6 +1,7 @@
-"""Steps from records to records: pure, seeded, in the order of the configuration.
+"""Apply the steps of a mixture to the records of a training part, in the order of the configuration.
 
-They are applied to a training part and never to what is tested on. What a step makes from a record stays in its group.
+Steps are pure functions with a seed. They are never applied to test records. A record that a step creates stays in the
+group of the record that it was made from.
 """
 
 import hashlib
@@ -19,41 +20,46 @@ from assay_training.config.base import ConfigError
 from assay_training.records.paraphrases import Paraphrase
 from assay_training.records.record import Judged, Labelled
 
-BINS = 5
+BINS = 5  # label ranges of `under_sample` ([CRS] section 5.3)
 
 Paraphrases = Mapping[PurePosixPath, Mapping[Item, Paraphrase]]
 
 
 def mix(records: Sequence[Judged], mixture: Sequence[steps.Step], paraphrases: Paraphrases, seed: int) -> list[Judged]:
-    """All steps, one after the other.
+    """Apply all steps, one after the other.
 
     Args:
-        records: of a training part.
-        mixture: what to do.
-        paraphrases: by file, for the `augment` steps.
-        seed: of every draw.
+        records: records of a training part.
+        mixture: steps, in order.
+        paraphrases: paraphrases by file, for `augment` steps.
+        seed: seed of all draws.
 
     Raises:
-        ConfigError: a step has nothing to work on, or not enough.
+        ConfigError: a step finds no records to work on, or too few.
     """
     mixed = list(records)
     for number, step in enumerate(mixture):
+        # A generator per step: another number of draws in one step does not change the draws of the next.
         draw = random.Random(f"{seed} {number}")  # noqa: S311 - a draw, not a secret
         mixed = _STEPS[type(step)](mixed, step, draw, paraphrases)
     return mixed
 
 
 def over_sample(records: Sequence[Judged], draw: random.Random) -> list[Judged]:
-    """The low labelled items replaced by twice as many draws from them, with replacement."""
-    low = _low(records, "over_sample")
+    """Replace the low labelled items by twice as many draws from them, with replacement.
+
+    Raises:
+        ConfigError: no labelled item is low.
+    """
+    low = _select_low(records, "over_sample")
     return [*(r for r in records if not is_low(r)), *draw.choices(low, k=2 * len(low))]
 
 
 def under_sample(records: Sequence[Judged], rows: int, draw: random.Random) -> list[Judged]:
-    """`rows` of the mid labelled items, equally many of each of five equal ranges `(a, b]` of labels; the rest stay.
+    """Keep `rows` mid labelled items, equally many of each of five equal label ranges `(a, b]`, and all other records.
 
     Raises:
-        ConfigError: a range has fewer.
+        ConfigError: a range has fewer than `rows / 5` items.
     """
     ranges: dict[int, list[Judged]] = defaultdict(list)
     rest: list[Judged] = []
@@ -61,6 +67,7 @@ def under_sample(records: Sequence[Judged], rows: int, draw: random.Random) -> l
     edges = [LOW + width * number for number in range(1, BINS)]
     for record in records:
         if isinstance(record, Labelled) and bucket_of(record.label) == "mid":
+            # The tolerance puts a label such as 0.5 into the range that ends at it, whatever the edge's rounding.
             ranges[sum(record.label > edge + 1e-12 for edge in edges)].append(record)
         else:
             rest.append(record)
@@ -69,16 +76,20 @@ def under_sample(records: Sequence[Judged], rows: int, draw: random.Random) -> l
         if len(ranges[number]) < rows // BINS:
             low, high = LOW + width * number, LOW + width * (number + 1)
             raise ConfigError(
-                f"under_sample: rows: {rows} asks for {rows // BINS} labels in ({low:.1f}, {high:.1f}], "
-                f"there are {len(ranges[number])}"
+                f"under_sample: rows: {rows} needs {rows // BINS} labels in ({low:.1f}, {high:.1f}], "
+                f"but there are {len(ranges[number])}"
             )
         kept += draw.sample(ranges[number], rows // BINS)
     return rest + kept
 
 
 def augment(records: Sequence[Judged], paraphrases: Mapping[Item, Paraphrase]) -> list[Judged]:
-    """The records, and a paraphrase of every low labelled item that has one, with its adjusted label."""
-    low = _low(records, "augment")
+    """Add a paraphrase of every low labelled item that has one, with its adjusted label.
+
+    Raises:
+        ConfigError: no low labelled item has a paraphrase.
+    """
+    low = _select_low(records, "augment")
     made = [
         replace(
             record,
@@ -89,40 +100,44 @@ def augment(records: Sequence[Judged], paraphrases: Mapping[Item, Paraphrase]) -
         if record.item in paraphrases
     ]
     if not made:
-        raise ConfigError("augment: no paraphrase belongs to a low labelled item of this run")
+        raise ConfigError("augment: the file has no paraphrase of a low labelled item of this run")
     return [*records, *made]
 
 
 def weight_low(records: Sequence[Judged], share: float) -> list[Judged]:
-    """Low labelled items weigh `share * rows / low rows`."""
-    weight = share * len(records) / len(_low(records, "weight_low"))
+    """Set the weight of low labelled items to `share * rows / low rows`.
+
+    Raises:
+        ConfigError: no labelled item is low.
+    """
+    weight = share * len(records) / len(_select_low(records, "weight_low"))
     return [replace(r, weight=weight) if isinstance(r, Labelled) and is_low(r) else r for r in records]
 
 
 def weight_extremes(records: Sequence[Judged], weight: float) -> list[Judged]:
-    """Low and high labelled items weigh `weight`."""
+    """Set the weight of low and high labelled items."""
     return [
         replace(r, weight=weight) if isinstance(r, Labelled) and bucket_of(r.label) != "mid" else r for r in records
     ]
 
 
 def portion(records: Sequence[Judged], sources: Sequence[str], share: float, draw: random.Random) -> list[Judged]:
-    """All records of the other sources, and so many drawn uniformly from `sources` that they are `share` of the result.
+    """Draw records of `sources` uniformly until they are `share` of the result; all other records stay.
 
     Raises:
-        ConfigError: `sources` hold fewer, or a name is not a source of this run.
+        ConfigError: `sources` have too few records, or a name is not a source of this run.
     """
     _check_names("portion", sources, records)
     drawn_from = [r for r in records if r.source in sources or r.data_set in sources]
     others = [r for r in records if not (r.source in sources or r.data_set in sources)]
     wanted = round(len(others) * share / (1 - share))
     if wanted > len(drawn_from):
-        raise ConfigError(f"portion: a share of {share} takes {wanted} records, the sources have {len(drawn_from)}")
+        raise ConfigError(f"portion: a share of {share} needs {wanted} records, but the sources have {len(drawn_from)}")
     return others + draw.sample(drawn_from, wanted)
 
 
 def keep(records: Sequence[Judged], sources: Sequence[str]) -> list[Judged]:
-    """The records of some sources.
+    """Keep the records of some sources.
 
     Raises:
         ConfigError: a name is not a source of this run.
@@ -132,12 +147,12 @@ def keep(records: Sequence[Judged], sources: Sequence[str]) -> list[Judged]:
 
 
 def sample(records: Sequence[Judged], share: float) -> list[Judged]:
-    """The records of a share of the groups, which follows from their names."""
-    return [record for record in records if _place(record.group, slice(24, 32)) < share]
+    """Keep the records of a share of the groups, chosen by the hash of a group's name."""
+    return [record for record in records if _hash_group(record.group, slice(24, 32)) < share]
 
 
 def proportions(records: Sequence[Judged], wanted: steps.Proportions, draw: random.Random) -> list[Judged]:
-    """The most labelled items that have the wanted shares of low, mid and high labels; rankings are passed over."""
+    """Draw as many labelled items as have the wanted shares of low, mid and high labels; rankings are skipped."""
     buckets: dict[Bucket, list[Judged]] = {"low": [], "mid": [], "high": []}
     for record in records:
         if isinstance(record, Labelled):
@@ -148,32 +163,32 @@ def proportions(records: Sequence[Judged], wanted: steps.Proportions, draw: rand
 
 
 def repeat(records: Sequence[Judged], times: Mapping[str, float]) -> list[Judged]:
-    """Every record as often as its subset says, else its data set, else once.
+    """Repeat every record by the number of its subset, else of its data set, else once.
 
-    Of 1.5, half of the groups occur twice and the others once; which ones follows from their name.
+    With 1.5, half of the groups occur twice and the others once, chosen by the hash of a group's name.
 
     Raises:
         ConfigError: a name is not a source of this run.
     """
     _check_names("repeat", list(times), records)
-    return [record for record in records for _ in range(_times(record, times))]
+    return [record for record in records for _ in range(_count_copies(record, times))]
 
 
 def mismatched(records: Sequence[Judged], share: float, draw: random.Random) -> list[Labelled]:
-    """Prompts with the completion of another prompt, labelled 0: an answer to something else is a bad answer.
+    """Draw prompts with the completion of another prompt, labelled 0, because it does not answer the prompt.
 
-    Both halves come from the same source, so that its style says nothing.
+    Prompt and completion are from the same source, so that the style of a source does not predict the label.
 
     Args:
-        records: labelled items; rankings are passed over.
-        share: of the items that are given a mismatched twin.
-        draw: of the twins.
+        records: labelled items; rankings are skipped.
+        share: probability that an item's prompt gets a mismatched completion.
+        draw: generator of the draws.
 
     Returns:
-        The new items, in the group of their prompt.
+        The new items, each in the group of its prompt.
     """
     pools: dict[str, list[Labelled]] = defaultdict(list)
-    answers: dict[str, set[str]] = defaultdict(set)  # two questions may have an answer in common
+    answers: dict[str, set[str]] = defaultdict(set)  # a completion drawn from here would be a right answer, not 0
     for record in records:
         if isinstance(record, Labelled):
             pools[record.source].append(record)
@@ -189,14 +204,14 @@ def mismatched(records: Sequence[Judged], share: float, draw: random.Random) -> 
 
 
 def is_low(record: Judged) -> bool:
-    """Whether a labelled item's label is at most 0.4."""
+    """Return whether a record is a labelled item with a label of at most 0.4."""
     return isinstance(record, Labelled) and bucket_of(record.label) == "low"
 
 
-def _low(records: Sequence[Judged], step: str) -> list[Labelled]:
+def _select_low(records: Sequence[Judged], step: str) -> list[Labelled]:
     low = [record for record in records if isinstance(record, Labelled) and is_low(record)]
     if not low:
-        raise ConfigError(f"{step}: there is no labelled item with a label of at most {LOW}")
+        raise ConfigError(f"{step}: no labelled item has a label of at most {LOW}; remove the step or add a source")
     return low
 
 
@@ -204,16 +219,21 @@ def _check_names(step: str, names: Sequence[str], records: Sequence[Judged]) -> 
     known = {name for record in records for name in (record.source, record.data_set)}
     for name in names:
         if name not in known:
-            raise ConfigError(f"{step}: {name!r} is not a source of this run; these are: {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"{step}: {name!r} is not a source of this run; its sources are {', '.join(sorted(known))}"
+            )
 
 
-def _times(record: Judged, times: Mapping[str, float]) -> int:
+def _count_copies(record: Judged, times: Mapping[str, float]) -> int:
     wanted = times.get(record.source, times.get(record.data_set, 1.0))
-    return int(wanted) + (_place(record.group, slice(16, 24)) < wanted % 1)
+    return int(wanted) + (_hash_group(record.group, slice(16, 24)) < wanted % 1)
 
 
-def _place(group: str, digits: slice) -> float:
-    """Where a group stands in 0..1, by its name; other bytes than the split's, which must not matter."""
+def _hash_group(group: str, digits: slice) -> float:
+    """Return a number in 0..1 from the hash of a group's name.
+
+    The digits differ from those of the split, so that a step's choice is independent of the folds.
+    """
     return float(int.from_bytes(hashlib.sha256(group.encode()).digest()[digits], "big") / 2**64)
 
 

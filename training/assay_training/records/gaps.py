@@ -1,43 +1,46 @@
-"""How much better a chosen reply is than a rejected one, as a row of `preferences` says it."""
+"""Read how much better a chosen completion is than a rejected one from a row of the format `preferences`."""
 
 import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from assay_training.records.rows import GAP_OPTION, Row, leave_out
+from assay_training.records.record import GAP_OPTION, leave_out
+from assay_training.records.rows import Row
 
 Gaps = Callable[[int, int], float | None]
 
 
 def gaps_of(row: Row, largest: float | None, counts: tuple[int, int], said: Counter[str]) -> Gaps:
-    """Return the gap of the chosen reply i and the rejected reply j, as a share of the source's largest gap.
+    """Return a function from a chosen completion i and a rejected completion j to their gap, or to None without one.
 
-    It comes from `gap` (0..1 already), from `margin`, or from `score_chosen` less `score_rejected`; numbers may be
-    written as texts. A gap below zero says that the rejected reply is better.
+    A gap is a share of the source's largest gap. It is read from `gap` (already in 0..1), from `margin`, or from
+    `score_chosen` minus `score_rejected`. Numbers may be written as texts. A gap below zero means that the rejected
+    completion is better.
 
     Args:
-        row: of the format `preferences`.
-        largest: the margin or difference of scores that counts as a gap of 1; None where the source declares none.
-        counts: how many replies are chosen and rejected; scores are one number, or one per reply.
-        said: is told which field is read, or why none is.
+        row: row of the format `preferences`.
+        largest: margin or score difference that counts as a gap of 1; None if the source declares none.
+        counts: numbers of chosen and of rejected completions; a score is one number, or one per completion.
+        said: counter of phrases, to which the field that was read is added, or the reason why none was.
 
     Raises:
-        RecordError: a field is no number, or beyond the largest gap; two fields say it; or `margin` has no scale.
+        RecordError: a field is not a number or is beyond the largest gap, two fields define the gap, or `margin` has
+            no largest gap.
     """
     scores = [name for name in ("score_chosen", "score_rejected") if row.fields.get(name) is not None]
     given = [name for name in ("gap", "margin") if row.fields.get(name) is not None]
     if given == ["margin"] and largest is None:
         raise row.error(
             f"field {row.named('margin')} is a target margin: declare the source's `largest_gap` ({GAP_OPTION}), the "
-            f"margin that counts as a gap of 1, or leave the field out with {leave_out('margin')}"
+            f"margin that counts as a gap of 1, or drop the field with {leave_out('margin')}"
         )
     if scores and largest is None:
         said[f"not used: {', '.join(scores)} (`largest_gap` or `--largest-gap` makes their difference a gap)"] += 1
         scores = []
     if len(given) + bool(scores) > 1:
         raise row.error(
-            f"fields {' and '.join([*given, *scores])} both say how much better; leave one out with "
+            f"fields {' and '.join([*given, *scores])} both define the gap; drop one of them with "
             f"{leave_out((given or scores)[0])}"
         )
     if given:
@@ -56,27 +59,29 @@ def _one(row: Row, name: str, largest: float, said: Counter[str]) -> Gaps:
 
 def _difference(row: Row, names: list[str], largest: float, counts: tuple[int, int], said: Counter[str]) -> Gaps:
     if len(names) == 1:
-        raise row.error(f"field {row.named(names[0])} is there without the other reply's score")
+        raise row.error(f"field {row.named(names[0])} is given without the other completion's score")
     chosen, rejected = (_numbers(row, name, count) for name, count in zip(names, counts, strict=True))
+    # Only the upper end: a rejected completion with the higher score is dropped later, however far apart they are.
     widest = max(chosen) - min(rejected)
     if widest > largest:
         raise row.error(f"fields 'score_chosen' and 'score_rejected' differ by {widest:g}, more than {largest:g}")
-    said[f"gap from {row.named(names[0])} less {row.named(names[1])}, as a share of {largest:g}"] += 1
+    said[f"gap from {row.named(names[0])} minus {row.named(names[1])}, as a share of {largest:g}"] += 1
     return lambda i, j: (chosen[i] - rejected[j]) / largest
 
 
 def _numbers(row: Row, name: str, count: int) -> list[float]:
-    """Return a number per reply; a single number is of all of them."""
+    """Return one number per completion; a single number is repeated for all of them."""
     value = row.fields[name]
     if not isinstance(value, list):
         return [_number(row, name, value)] * count
     if len(value) != count:
-        raise row.error(f"field {row.named(name)} has {len(value)} numbers for {count} replies")
+        raise row.error(f"field {row.named(name)} has {len(value)} numbers for {count} completions")
     return [_number(row, name, one) for one in value]
 
 
 def _number(row: Row, name: str, value: Any) -> float:  # noqa: ANN401 - JSON
     try:
+        # JSON's true is not a number, but Python's float(True) is 1.0.
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan

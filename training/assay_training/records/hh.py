@@ -1,4 +1,4 @@
-r"""HH dialogues: `chosen` and `rejected`, each `\n\nHuman: … \n\nAssistant: …`."""
+r"""Read HH dialogues ([HH]): `chosen` and `rejected`, each `\n\nHuman: … \n\nAssistant: …`."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,10 +9,10 @@ from assay_training.records.turns import turns_in
 
 
 def parse_dialogue(row: Row, field: str) -> tuple[Message, ...]:
-    """An HH dialogue as messages.
+    """Parse the HH dialogue in a field of a row into messages.
 
     Raises:
-        RecordError: there is text before the first turn.
+        RecordError: the field is missing, or text precedes the first turn.
     """
     first, turns = turns_in(row.get(field, str))
     if first:
@@ -21,23 +21,34 @@ def parse_dialogue(row: Row, field: str) -> tuple[Message, ...]:
 
 
 def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut]:
-    """Pairs whose earlier turns agree and whose last replies differ; of the published test rows 63 are faulty."""
+    """Yield a pair per row, and drop rows whose earlier turns differ or whose last completions are equal.
+
+    Of the published test rows, 63 are dropped.
+
+    Raises:
+        RecordError: a row is malformed.
+    """
     for row in rows:
         chosen, rejected = parse_dialogue(row, "chosen"), parse_dialogue(row, "rejected")
         fault = _fault(chosen) or _fault(rejected)
         if fault is None and chosen[:-1] != rejected[:-1]:
             fault = "earlier turns differ"
         if fault is None and chosen == rejected:
-            fault = "replies are equal"
+            fault = "completions are equal"
         if fault is not None:
             yield LeftOut(fault)
             continue
+        # The group is the first human turn: dialogues that begin alike must be in the same part.
         texts = (chosen[-1].content, rejected[-1].content)
         yield Ranking(f"{source}/{row.subset}", group_of(chosen[0].content), chosen[:-1], texts, (Pair(0, 1),))
 
 
 def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | LeftOut]:
-    """The chosen dialogues that end with the assistant."""
+    """Yield the chosen dialogues that end with the assistant; others are dropped.
+
+    Raises:
+        RecordError: a row is malformed.
+    """
     for row in rows:
         chosen = parse_dialogue(row, "chosen")
         fault = _fault(chosen)
@@ -50,4 +61,4 @@ def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | LeftOut]:
 def _fault(turns: tuple[Message, ...]) -> str | None:
     if not turns or turns[-1].role != "assistant":
         return "does not end with the assistant"
-    return None if turns[-1].content else "empty reply"
+    return None if turns[-1].content else "empty completion"

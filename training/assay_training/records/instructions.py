@@ -1,4 +1,4 @@
-"""Instruction sets: an instruction and its answer, as one dialogue of two turns."""
+"""Read instruction sets: an instruction and its completion become a dialogue of two turns."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,11 @@ _CALCULATION = re.compile(r"<<[^<>]*>>")
 
 
 def alpaca(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | LeftOut]:
-    """Alpaca: `instruction`, perhaps `input`, which follows it after an empty line, and `output`."""
+    """Read Alpaca: `instruction` and `output`; an `input` follows the instruction after an empty line.
+
+    Raises:
+        RecordError: a field is missing or is not a text.
+    """
     for row in rows:
         instruction, given = row.get("instruction", str), row.fields.get("input") or ""
         if not isinstance(given, str):
@@ -20,22 +24,30 @@ def alpaca(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | LeftOut]:
 
 
 def dolly(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | LeftOut]:
-    """Dolly: `instruction` and `response`; the context column is ignored (thesis 5.1)."""
+    """Read Dolly: `instruction` and `response`; the column `context` is ignored ([CRS] section 5.1).
+
+    Raises:
+        RecordError: a field is missing or is not a text.
+    """
     for row in rows:
         yield _dialogue(source, row.get("instruction", str), row.get("response", str))
 
 
 def gsm8k(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | LeftOut]:
-    """GSM8K: `question` and `answer`, whose calculator marks (`<<2*3=6>>`) are taken out.
+    """Read GSM8K: `question` and `answer`, without the calculator annotations of the answer (`<<2*3=6>>`).
 
-    The file of models' solutions in the same folder has no `answer`, and is left out.
+    The file of models' solutions in the same folder has no `answer`; its rows are skipped.
+
+    Raises:
+        RecordError: a field is missing or is not a text.
     """
     for row in rows:
+        # Only the rows of the file of models' solutions have this field.
         if "ground_truth" not in row.fields:
             yield _dialogue(source, row.get("question", str), _CALCULATION.sub("", row.get("answer", str)))
 
 
 def _dialogue(source: str, instruction: str, answer: str) -> Dialogue | LeftOut:
     if not answer.strip():
-        return LeftOut("empty answer")
+        return LeftOut("empty completion")
     return Dialogue(source, group_of(instruction), (Message("user", instruction), Message("assistant", answer)))

@@ -1,9 +1,9 @@
-"""OpenAssistant message trees: threads, sibling ranks and labels.
+"""Read OpenAssistant message trees ([OASST]): threads, sibling ranks and labels.
 
-Rows are messages with their parent, as in the published exports (`labels` either lists of names and values, or an
-object per label); whole trees with nested `replies` are taken apart first. Only trees that were finished
-(`ready_for_export`) and messages that were not deleted count, as in the code of [CRS]. The group is the tree;
-trees that begin alike are one.
+Rows are messages with their parent, as in the published exports. `labels` is either lists of names and values, or an
+object per label. Whole trees with nested `replies` are flattened first. As in the code of [CRS], only finished trees
+(`ready_for_export`) and messages that were not deleted count. The group is the tree; trees with the same first message
+are one group.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ from assay_service.scoring.item import Item, Message
 from assay_training.records.record import Dialogue, Labelled, LeftOut, Pair, Ranking, drop_equal_pairs, group_of
 from assay_training.records.rows import Row
 
-MAX_REPLIES = 4
+MAX_REPLIES = 4  # the largest K of a ranking
 _ROLES = {"prompter": "user", "assistant": "assistant"}
 _FINISHED = "ready_for_export"
 
@@ -25,10 +25,10 @@ class _Node:
     """A message in its tree.
 
     Attributes:
-        path: the turns from the root up to it, itself included.
-        rank: among its siblings, 0 is best; None where nobody ranked them.
-        labels: by name.
-        replies: in the order of the file.
+        path: turns from the root to this message, inclusive.
+        rank: rank among its siblings, 0 is best; None if the siblings were not ranked.
+        labels: value in 0..1 of each label, by its name.
+        replies: child messages, in the order of the file.
     """
 
     path: tuple[Message, ...]
@@ -38,14 +38,25 @@ class _Node:
 
 
 def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Ranking | LeftOut]:
-    """For every prompt with two ranked replies or more, the best four of them, best first."""
+    """Yield a ranking of the best four ranked completions of every prompt, best first.
+
+    Prompts with fewer than two ranked completions are dropped.
+
+    Args:
+        source: name of the records' source.
+        rows: messages or trees.
+        languages: languages of the trees to keep.
+
+    Raises:
+        RecordError: a row or a tree is malformed.
+    """
     for group, language, root in _trees(rows, languages):
         for node in _walk(root):
             if node.path[-1].role != "user" or not node.replies:
                 continue
             ranked = sorted((r for r in node.replies if r.rank is not None), key=lambda r: r.rank or 0)[:MAX_REPLIES]
             if len(ranked) < 2:
-                yield LeftOut("fewer than two ranked replies")
+                yield LeftOut("fewer than two ranked completions")
                 continue
             ranks = [reply.rank or 0 for reply in ranked]
             pairs = tuple(Pair(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b)
@@ -57,13 +68,18 @@ def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Ite
 def labelled(
     source: str, rows: Iterable[Row], languages: frozenset[str], weights: Mapping[str, float]
 ) -> Iterator[Labelled | LeftOut]:
-    """Every reply with the weighted sum of its labels; without one of them, or below 0, it is left out.
+    """Yield every assistant message with the weighted sum of its labels as its label.
+
+    Messages without one of the labels, or with a sum below 0, are dropped.
 
     Args:
         source: name of the records' source.
-        rows: messages.
-        languages: which to keep.
-        weights: of the labels; their magnitudes sum to 1, so that the sum stays within 1 ([CRS] section 5.3).
+        rows: messages or trees.
+        languages: languages of the trees to keep.
+        weights: weight of each label; the magnitudes sum to 1, so that the sum stays within 1 ([CRS] section 5.3).
+
+    Raises:
+        RecordError: a row or a tree is malformed.
     """
     for group, language, root in _trees(rows, languages):
         for node in _walk(root):
@@ -80,10 +96,20 @@ def labelled(
 
 
 def dialogues(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Dialogue]:
-    """One thread per tree: from the root always on to the best-ranked reply, as far as the assistant's last turn."""
+    """Yield one thread per tree, which follows the best-ranked child and ends with the assistant's last turn.
+
+    Args:
+        source: name of the records' source.
+        rows: messages or trees.
+        languages: languages of the trees to keep.
+
+    Raises:
+        RecordError: a row or a tree is malformed.
+    """
     for group, language, root in _trees(rows, languages):
         node = root
         while node.replies:
+            # Children without a rank come last, because False sorts before True.
             node = min(node.replies, key=lambda reply: (reply.rank is None, reply.rank))
         path = node.path if node.path[-1].role == "assistant" else node.path[:-1]
         if path:
@@ -91,13 +117,14 @@ def dialogues(source: str, rows: Iterable[Row], languages: frozenset[str]) -> It
 
 
 def _trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str, str, _Node]]:
-    """Group, language and root of every finished tree in one of `languages`, in the order of the file."""
+    """Yield group, language and root of every finished tree in one of `languages`, in the order of the file."""
     messages: dict[str, Row] = {}
     for row in _messages(rows):
         if messages.setdefault(row.get("message_id", str), row) is not row:
-            raise row.error(f"field 'message_id': {row.get('message_id', str)!r} is there twice")
+            raise row.error(f"field 'message_id': {row.get('message_id', str)!r} occurs twice")
     children: dict[str, list[Row]] = defaultdict(list)
     for row in messages.values():
+        # A deleted message drops its whole subtree: its children are reached only through it.
         if row.fields.get("parent_id") is not None and row.fields.get("deleted") is not True:
             children[_parent(row, messages)].append(row)
     _check_roots(messages)
@@ -112,28 +139,28 @@ def _trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str
 def _parent(row: Row, messages: Mapping[str, Row]) -> str:
     parent = row.get("parent_id", str)
     if parent not in messages:
-        raise row.error(f"field 'parent_id': there is no message {parent!r}")
+        raise row.error(f"field 'parent_id': no message has the id {parent!r}")
     return parent
 
 
 def _check_roots(messages: Mapping[str, Row]) -> None:
-    """No message is its own ancestor; it would be in no tree, and nobody would miss it."""
+    """Check that no message is its own ancestor: it would belong to no tree, and would be dropped silently."""
     rooted: set[str] = set()
     for name in messages:
-        way: dict[str, None] = {}
+        visited: dict[str, None] = {}
         above: str | None = name
         while above is not None and above not in rooted:
             row = messages[above]
-            if above in way:
+            if above in visited:
                 raise row.error("field 'parent_id': the message is its own ancestor")
-            way[above] = None
+            visited[above] = None
             top = row.fields.get("parent_id") is None or row.fields.get("deleted") is True
             above = None if top else _parent(row, messages)
-        rooted |= way.keys()
+        rooted |= visited.keys()
 
 
 def _messages(rows: Iterable[Row]) -> Iterator[Row]:
-    """Messages, also those inside whole trees."""
+    """Yield messages, also those inside whole trees."""
     for row in rows:
         prompt = row.fields.get("prompt")
         if not isinstance(prompt, Mapping):
@@ -152,7 +179,7 @@ def _messages(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _tree(root: Row, children: Mapping[str, list[Row]]) -> _Node:
-    """A tree of any depth."""
+    """Build a tree; without recursion, because its depth is not limited."""
     top = _node(root, ())
     waiting = [(root, top)]
     while waiting:
@@ -170,7 +197,7 @@ def _node(row: Row, before: tuple[Message, ...]) -> _Node:
     path = (*before, Message(_ROLES[role], row.text("text")))
     rank = None if row.fields.get("rank") is None else row.get("rank", int)
     if rank is not None and rank < 0:
-        raise row.error(f"field 'rank' is {rank}, and 0 is best")
+        raise row.error(f"field 'rank' is {rank}; ranks begin at 0, which is best")
     return _Node(path, rank, _labels(row))
 
 
@@ -192,7 +219,7 @@ def _labels(row: Row) -> dict[str, float]:
 
 
 def _walk(root: _Node) -> Iterator[_Node]:
-    """A tree's messages, parents before their replies."""
+    """Yield the messages of a tree, parents before their children."""
     waiting = [root]
     while waiting:
         node = waiting.pop(0)

@@ -1,4 +1,4 @@
-"""Paraphrases of badly rated completions, for the `augment` step of a mixture."""
+"""Read the paraphrases of badly rated completions, for the `augment` step of a mixture."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from assay_service.scoring.item import Item, Message
 from assay_training.records.plain import prompt_of
 from assay_training.records.rows import Row
 
-OTHER_LANGUAGE = 0.2  # what counts as similarity where the paraphrase came out in another language ([CRS] section 5.3)
+OTHER_LANGUAGE = 0.2  # the similarity of a paraphrase in another language ([CRS] section 5.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +15,8 @@ class Paraphrase:
     """Another wording of a completion.
 
     Attributes:
-        text: the wording.
-        similarity: cosine of the two completions' sentence embeddings.
+        text: text of the paraphrase.
+        similarity: cosine of the sentence embeddings of completion and paraphrase, in -1..1.
     """
 
     text: str
@@ -24,7 +24,7 @@ class Paraphrase:
 
 
 def read_paraphrases(rows: Iterable[Row]) -> dict[Item, Paraphrase]:
-    """Paraphrases by the item that they are of; `same_language: false` makes the similarity 0.2.
+    """Read paraphrases by the item that they paraphrase; `same_language: false` sets the similarity to 0.2.
 
     Raises:
         RecordError: a field is missing or out of range, or an item has two paraphrases.

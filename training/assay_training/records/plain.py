@@ -1,15 +1,16 @@
-r"""Assay's own rows, one format per kind of record; pairs are in `preferences.py`.
+r"""Read Assay's own formats, one per kind of record; `preferences.py` reads pairs.
 
 | format | fields |
 |---|---|
-| `rankings` | `prompt`, `completions`, `ranks`: 1 is best, equal ranks are ties |
+| `rankings` | `prompt`, `completions`, `ranks` (1 is best, equal ranks are ties) |
 | `labels` | `prompt`, `completion`, `label` in 0..1 |
 | `dialogues` | `messages` |
 | `text` | `text` |
 | `prompts` | `prompt` |
 
-`prompt` is a text (also HH's, `\n\nHuman: … \n\nAssistant:`) or a list of messages, each with `role`
-and `content`. `group` may say what belongs together; else it is the first thing that the user says.
+`prompt` is a text or a list of messages, each with `role` and `content`. A text in HH's turns
+(`\n\nHuman: … \n\nAssistant:`) is read as messages. The optional `group` names the group of a row; without it, the
+group is the first user message.
 """
 
 import hashlib
@@ -20,12 +21,12 @@ from typing import Any
 
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import OWN_FIELDS
-from assay_training.records.record import Dialogue, Labelled, Pair, Ranking, Text, group_of
-from assay_training.records.rows import Row, leave_out
+from assay_training.records.record import Dialogue, Labelled, Pair, Ranking, Text, group_of, leave_out
+from assay_training.records.rows import Row
 from assay_training.records.turns import prompt_in
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
-# What would change the text that is scored, or the loss, and what no reader here takes into account.
+# Fields that would change the scored text or the loss, and that no reader supports: an error instead of a wrong model.
 _UNSUPPORTED = frozenset(
     {"tools", "images", "image", "videos", "audio", "history", "chat_template_kwargs", "weight", "sample_weight"}
 )
@@ -35,7 +36,11 @@ _LOST = ("tool_calls", "function_call", "reasoning_content", "thinking")  # part
 
 
 def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
-    """A ranking of K per row."""
+    """Yield a ranking of K completions per row.
+
+    Raises:
+        RecordError: a row is malformed, all completions are tied, or equal completions have different ranks.
+    """
     for row in rows:
         prompt, texts, ranks = prompt_of(row), row.get("completions", list), row.get("ranks", list)
         if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -52,7 +57,11 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
 
 
 def labels(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
-    """A labelled item per row."""
+    """Yield a labelled item per row.
+
+    Raises:
+        RecordError: a row is malformed, or a label is not in 0..1.
+    """
     for row in rows:
         prompt, label = prompt_of(row), row.get("label", float)
         if not (math.isfinite(label) and 0 <= label <= 1):
@@ -62,18 +71,26 @@ def labels(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
 
 
 def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
-    """A dialogue per row; one of its messages must be the assistant's."""
+    """Yield a dialogue per row.
+
+    Raises:
+        RecordError: a row is malformed, has no message of the assistant, or has an empty one.
+    """
     for row in rows:
         messages = messages_in(row, "messages", row.get("messages", list))
         if not any(message.role == "assistant" for message in messages):
-            raise row.error("field 'messages' holds nothing that the assistant says")
+            raise row.error("field 'messages' has no message of the assistant")
         if not all(message.content.strip() for message in messages if message.role == "assistant"):
-            raise row.error("field 'messages': the assistant says something empty")
+            raise row.error("field 'messages' has an empty message of the assistant")
         yield Dialogue(source, group_in(row, messages), messages)
 
 
 def text(source: str, rows: Iterable[Row]) -> Iterator[Text]:
-    """A text per row; equal texts are one group."""
+    """Yield a text per row; equal texts are one group.
+
+    Raises:
+        RecordError: a text is missing or blank.
+    """
     for row in rows:
         value = row.text("text")
         yield Text(source, hashlib.sha256(value.encode()).hexdigest(), value)
@@ -82,16 +99,20 @@ def text(source: str, rows: Iterable[Row]) -> Iterator[Text]:
 def say_ignored(row: Row, format_: str, said: Counter[str]) -> None:
     """Count the fields of a row that its format does not read.
 
+    Args:
+        row: row of one of Assay's own formats.
+        format_: name of the format.
+        said: counter of phrases, to which the ignored fields are added.
+
     Raises:
-        RecordError: one of them would change what is learned.
+        RecordError: an unsupported field would change the training.
     """
     for name, value in row.fields.items():
         if name in OWN_FIELDS[format_] or value is None or value in ([], {}, ""):
             continue
         if name in _UNSUPPORTED:
             raise row.error(
-                f"field {name!r} would change what is learned, and is not supported; leave it out with "
-                f"{leave_out(name)}"
+                f"field {name!r} is not supported and would change the training; drop it with {leave_out(name)}"
             )
         said[f"ignored: {name}"] += 1
     read = {name: row.fields[name] for name in OWN_FIELDS[format_] if name in row.fields}
@@ -125,7 +146,7 @@ def messages_in(row: Row, field: str, messages: Sequence[Any]) -> tuple[Message,
     """Return messages from their JSON form.
 
     Raises:
-        RecordError: one has no `role` or `content`, a role that no template knows, or a part that would be lost.
+        RecordError: a message has no `role` or `content`, an unknown role, or a part that would be lost.
     """
     if not all(
         isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
@@ -148,7 +169,7 @@ def messages_in(row: Row, field: str, messages: Sequence[Any]) -> tuple[Message,
 
 
 def group_in(row: Row, messages: Sequence[Message]) -> str:
-    """Return the split key of a row: its field `group`, else the first thing that the user says."""
+    """Return the group of a row: its field `group`, else the first user message."""
     if row.fields.get("group") is not None:
         return row.get("group", str)
     # Not the first message: a system prompt is the same for a whole data set.

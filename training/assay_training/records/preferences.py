@@ -1,14 +1,14 @@
-"""Preference sets in the shapes in which they are published: the format `preferences`.
+"""Read the format `preferences`: preference data in the shapes in which they are published.
 
 | shape | `prompt` | `chosen`, `rejected` |
 |---|---|---|
 | texts | a text, HH's turns as text (full-hh-rlhf), or messages | texts |
-| messages, explicit prompt (TRL) | a text, or messages | messages, the first of which is the assistant's |
+| messages, explicit prompt (TRL) | a text, or messages | messages that begin with the assistant |
 | messages, implicit prompt (TRL, Skywork) | none | conversations that differ in their last message |
 | messages and prompt (UltraFeedback) | a text or messages that the conversations begin with | the same |
 
-`chosen` and `rejected` may each be a list of several replies (RewardBench 2); every chosen reply beats every rejected
-one. TRL's shapes: https://huggingface.co/docs/trl/dataset_formats#preference
+`chosen` and `rejected` may each be a list of several completions (RewardBench 2); every chosen completion beats every
+rejected one. TRL's shapes: https://huggingface.co/docs/trl/dataset_formats#preference
 """
 
 from collections import Counter
@@ -33,8 +33,8 @@ class _Replies:
     """The field `chosen` or `rejected` of a row.
 
     Attributes:
-        shape: for what is told: `text`, `messages`, `list of texts`, `list of conversations`.
-        conversations: one per reply; a text is a single message of the assistant.
+        shape: shape of the field, for messages: `text`, `messages`, `list of texts` or `list of conversations`.
+        conversations: messages of each completion; a text is a single message of the assistant.
     """
 
     shape: str
@@ -42,26 +42,25 @@ class _Replies:
 
     @property
     def texts(self) -> bool:
-        """Whether the replies are texts."""
+        """Return whether the completions are texts."""
         return "text" in self.shape
 
 
 def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut | Understood]:
-    """Yield a ranking per row, what is left out of it, and at the end what was understood of which field.
+    """Yield a ranking per row, preceded by its dropped pairs, and at the end how the fields were read.
 
-    Left out are replies that are empty, pairs of equal replies, pairs that the ratings contradict, and rows whose
-    conversations differ before the last message or end with another role than the assistant: published sets have
-    such rows.
+    Published sets have faulty rows. Empty completions, pairs of equal completions and pairs that the ratings contradict
+    are dropped. So are rows whose conversations differ before the last message, or do not end with the assistant.
 
     Raises:
-        RecordError: naming file, row and field, for a field that is missing, of another shape, or not supported.
+        RecordError: a field is missing, has another shape or is not supported; the message names file, row and field.
     """
     count, said = 0, Counter[str]()
     for row in rows:
         count += 1
         say_ignored(row, "preferences", said)
         chosen, rejected = _replies(row, "chosen"), _replies(row, "rejected")
-        said.update(f"{name} from {row.named(name)}: {of.shape}" for name, of in _both(chosen, rejected))
+        said.update(f"{name} from {row.named(name)}: {field.shape}" for name, field in _both(chosen, rejected))
         prompt = _prompt(row, chosen, rejected, said)
         if isinstance(prompt, LeftOut):
             yield prompt
@@ -75,9 +74,9 @@ def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut 
 def _compared(
     ranking: Ranking, chosen: Sequence[str], rejected: Sequence[str], gaps: Gaps
 ) -> Iterator[Ranking | LeftOut]:
-    """Yield the ranking of the replies, preceded by what is left out of it."""
+    """Yield the ranking of the completions, preceded by its dropped pairs."""
     texts, pairs = (*chosen, *rejected), []
-    yield from [LeftOut("empty reply")] * sum(not text.strip() for text in texts)
+    yield from [LeftOut("empty completion")] * sum(not text.strip() for text in texts)
     for i, better in enumerate(chosen):
         for j, worse in enumerate(rejected):
             gap = gaps(i, j)
@@ -86,9 +85,10 @@ def _compared(
             if better == worse:
                 yield LeftOut("chosen and rejected are equal")
             elif gap is not None and gap < 0:
-                yield LeftOut("the ratings say that rejected is better")
+                yield LeftOut("the ratings favor rejected")
             else:
                 pairs.append(Pair(i, len(chosen) + j, gap))
+    # A completion without a pair is dropped from the ranking: nothing is known about it.
     kept = sorted({index for pair in pairs for index in (pair.better, pair.worse)})
     place = {old: new for new, old in enumerate(kept)}
     if pairs:
@@ -137,7 +137,7 @@ def _shape(value: Any) -> str:  # noqa: ANN401 - JSON
 
 
 def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) -> tuple[Message, ...] | LeftOut:
-    """Return the messages before the replies, wherever the row has them."""
+    """Return the messages before the completions: the prompt, the common beginning, or both."""
     if chosen.texts != rejected.texts:
         raise row.error(f"fields 'chosen' and 'rejected' have different shapes: {chosen.shape}, {rejected.shape}")
     given = prompt_of(row) if row.fields.get("prompt") not in (None, []) else None
@@ -147,18 +147,19 @@ def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) 
     _refuse_twice(row, chosen, rejected, said)
     before = conversations[0][:-1]
     if any(conversation[:-1] != before for conversation in conversations):
-        return LeftOut("chosen and rejected differ before the last reply")
+        return LeftOut("chosen and rejected differ before the last message")
     if not before and given is None:
+        # HH's texts hold the prompt and the completion in one field.
         hint = "; use `format: hh`" if conversations[0][-1].content.startswith(START) else ""
-        raise row.error(f"field {row.named('prompt')} is missing, and 'chosen' holds replies alone{hint}")
-    if given is not None and conversations[0][0].role == "assistant":  # the conversations go on where the prompt ends
+        raise row.error(f"field {row.named('prompt')} is missing, and 'chosen' has completions without a prompt{hint}")
+    if given is not None and conversations[0][0].role == "assistant":  # the conversations continue the prompt
         prompt = (*given, *before)
         said[f"prompt from {row.named('prompt')}: {_kind(row)}"] += 1
     else:
         prompt = before
         said["prompt from the common beginning of 'chosen' and 'rejected'"] += 1
         if given is not None and not _begins(before, given, whole=_kind(row) != "text"):
-            raise row.error(f"field {row.named('prompt')} is not what 'chosen' and 'rejected' begin with")
+            raise row.error(f"field {row.named('prompt')} is not the beginning of 'chosen' and 'rejected'")
     return _with_system(row, prompt, said)
 
 
@@ -182,7 +183,7 @@ def _kind(row: Row) -> str:
 
 
 def _begins(before: tuple[Message, ...], given: tuple[Message, ...], *, whole: bool) -> bool:
-    """Return whether conversations begin with the row's prompt: with its messages, or with a user who says its text."""
+    """Return whether conversations begin with the row's prompt: its messages, or a user message of its text."""
     if whole:
         return before[: len(given)] == given
     return any(message.role == "user" and message.content.strip() == given[0].content.strip() for message in before)
@@ -194,7 +195,7 @@ def _with_system(row: Row, prompt: tuple[Message, ...], said: Counter[str]) -> t
     system = Message("system", row.text("system"))
     if prompt[0].role == "system":
         if prompt[0] != system:
-            raise row.error(f"field {row.named('system')} is not the system message that the prompt has")
+            raise row.error(f"field {row.named('system')} differs from the system message in the prompt")
         return prompt
     said[f"system message from {row.named('system')}: text"] += 1
     return (system, *prompt)

@@ -1,4 +1,4 @@
-"""What a policy is asked: prompts of their own, or those of dialogues and rankings."""
+"""Read the prompts of a policy: from rows of prompts, or from dialogues and rankings."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,7 +9,11 @@ from assay_training.records.rows import Row
 
 
 def prompts(source: str, rows: Iterable[Row]) -> Iterator[Prompt]:
-    """A prompt per row."""
+    """Yield a prompt per row.
+
+    Raises:
+        RecordError: a prompt is missing or malformed.
+    """
     for row in rows:
         messages = prompt_of(row)
         yield Prompt(source, group_of(messages[-1].content), messages)
@@ -18,7 +22,11 @@ def prompts(source: str, rows: Iterable[Row]) -> Iterator[Prompt]:
 def asked(
     records: Iterable[Ranking | Dialogue | Text | Prompt | LeftOut | Understood],
 ) -> Iterator[Prompt | LeftOut | Understood]:
-    """What comes before a ranking's completions, or before the last thing that the assistant says; each once."""
+    """Yield the prompts of records, each once.
+
+    The prompt of a dialogue is everything before the assistant's last message. A record without a prompt is dropped.
+    """
+    # Preference sets repeat prompts, one row per pair; a policy should be asked each of them equally often.
     seen: set[tuple[Message, ...]] = set()
     for record in records:
         if isinstance(record, LeftOut | Understood):
@@ -26,7 +34,7 @@ def asked(
             continue
         messages = _messages(record)
         if not messages:
-            yield LeftOut("nothing is asked")
+            yield LeftOut("no prompt")
         elif messages not in seen:
             seen.add(messages)
             yield Prompt(record.source, record.group, messages)

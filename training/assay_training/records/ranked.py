@@ -1,4 +1,4 @@
-"""QA-Feedback: four answers to a question, all six pairs compared by people."""
+"""Read QA-Feedback: four completions of a question, all six pairs of which were compared by annotators."""
 
 from collections.abc import Iterable, Iterator
 from itertools import combinations
@@ -12,18 +12,24 @@ _COMPARED = tuple(combinations(range(_ANSWERS), 2))  # the order of the field: 1
 
 
 def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut]:
-    """One ranking per question; a comparison is 1 or 2 for the better one, 0 for a tie."""
+    """Yield a ranking per question; a comparison is 1 or 2 for the better completion, 0 for a tie.
+
+    Rows with an empty completion are dropped.
+
+    Raises:
+        RecordError: a row is malformed.
+    """
     for row in rows:
         verdicts = row.get("preference", list)
         if len(verdicts) != len(_COMPARED) or any(verdict not in (0, 1, 2) for verdict in verdicts):
-            raise row.error(f"field 'preference' is not {len(_COMPARED)} of 0, 1 and 2")
+            raise row.error(f"field 'preference' is not a list of {len(_COMPARED)} numbers 0, 1 or 2")
         judged = list(zip(_COMPARED, verdicts, strict=True))
         pairs = tuple(Pair(i, j) if verdict == 1 else Pair(j, i) for (i, j), verdict in judged if verdict)
         ties = tuple(compared for compared, verdict in judged if not verdict)
         question = row.get("question", str)
         texts = tuple(row.get(f"prediction {number}", str) for number in range(1, _ANSWERS + 1))
         if not all(text.strip() for text in texts):
-            yield LeftOut("empty answer")
+            yield LeftOut("empty completion")
             continue
         yield from drop_equal_pairs(
             Ranking(source, group_of(question), (Message("user", question),), texts, pairs, ties)

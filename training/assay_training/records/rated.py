@@ -1,4 +1,4 @@
-"""Answers with a rating: each is a labelled item, and those of one question are a ranking with graded gaps."""
+"""Read rated completions, as labelled items or, for each question, as a ranking with graded gaps."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,17 +12,17 @@ from assay_training.records.rows import Row
 _FEEDBACKQA = {"Bad": 0, "Could be Improved": 1, "Acceptable": 2, "Excellent": 3}
 _ARENA = (1, 10)
 _DIASAFETY = {"Safe": 1, "Unsafe": 0}
-_HALUEVAL = {"yes": 0, "no": 1}  # whether the answer is hallucinated
+_HALUEVAL = {"yes": 0, "no": 1}  # the column tells whether the completion is hallucinated
 
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """A question's answer and its rating.
+    """A rated completion of a question.
 
     Attributes:
-        question: the prompt, one user message.
-        answer: the completion.
-        rating: 0..1; exact, so that equal ratings are ties and not float noise.
+        question: text of the prompt, one user message.
+        answer: text of the completion.
+        rating: rating in 0..1; exact, so that equal ratings are ties whatever the rounding of floats.
     """
 
     question: str
@@ -34,7 +34,7 @@ Reader = Callable[[Iterable[Row]], Iterator[Rated | LeftOut]]
 
 
 def labelled(source: str, rated: Iterable[Rated | LeftOut]) -> Iterator[Labelled | LeftOut]:
-    """Every answer with its rating as its label."""
+    """Yield every completion as an item with its rating as label."""
     for row in rated:
         if isinstance(row, LeftOut):
             yield row
@@ -44,28 +44,37 @@ def labelled(source: str, rated: Iterable[Rated | LeftOut]) -> Iterator[Labelled
 
 
 def rankings(source: str, rated: Iterable[Rated | LeftOut]) -> Iterator[Ranking | LeftOut]:
-    """Per question its answers, every pair with different ratings and its gap, and the ties."""
+    """Yield a ranking per question, with a gap for every pair of different ratings, and ties for equal ones.
+
+    Questions with one completion are dropped.
+    """
     answers: dict[str, list[Rated]] = defaultdict(list)
     for row in rated:
         if isinstance(row, LeftOut):
             yield row
         else:
             answers[row.question].append(row)
-    for question, of in answers.items():
-        ratings = [row.rating for row in of]
+    for question, rows in answers.items():
+        ratings = [row.rating for row in rows]
         pairs = tuple(Pair(i, j, float(a - b)) for i, a in enumerate(ratings) for j, b in enumerate(ratings) if a > b)
         ties = tuple((i, j) for i, a in enumerate(ratings) for j, b in enumerate(ratings) if i < j and a == b)
         if pairs or ties:
-            texts = tuple(row.answer for row in of)
+            texts = tuple(row.answer for row in rows)
             yield from drop_equal_pairs(
                 Ranking(source, group_of(question), (Message("user", question),), texts, pairs, ties)
             )
         else:
-            yield LeftOut("one answer alone")
+            yield LeftOut("a single completion")
 
 
 def feedbackqa(rows: Iterable[Row]) -> Iterator[Rated | LeftOut]:
-    """FeedbackQA: the mean of two or three raters, Bad 0, Could be Improved 1/3, Acceptable 2/3, Excellent 1."""
+    """Read FeedbackQA: the mean of two or three annotators' ratings.
+
+    Bad is 0, Could be Improved 1/3, Acceptable 2/3 and Excellent 1.
+
+    Raises:
+        RecordError: a row is malformed.
+    """
     for row in rows:
         ratings = row.get("rating", list)
         if not ratings or not all(isinstance(rating, str) and rating in _FEEDBACKQA for rating in ratings):
@@ -75,7 +84,11 @@ def feedbackqa(rows: Iterable[Row]) -> Iterator[Rated | LeftOut]:
 
 
 def arena_bench(rows: Iterable[Row]) -> Iterator[Rated | LeftOut]:
-    """Arena-bench: GPT-4's score of 1 to 10, brought to 0..1; rows without a score are left out (33 of them)."""
+    """Read Arena-bench: GPT-4's score of 1 to 10, scaled to 0..1; rows without a score (33 of them) are dropped.
+
+    Raises:
+        RecordError: a row is malformed.
+    """
     low, high = _ARENA
     for row in rows:
         score = row.fields.get("score")
@@ -89,17 +102,31 @@ def arena_bench(rows: Iterable[Row]) -> Iterator[Rated | LeftOut]:
 
 
 def diasafety(rows: Iterable[Row]) -> Iterator[Rated | LeftOut]:
-    """DiaSafety: a response in its context, Safe 1, Unsafe 0."""
+    """Read DiaSafety: a response in its context, Safe is 1, Unsafe 0.
+
+    Raises:
+        RecordError: a row is malformed.
+    """
     return _verdicts(rows, ("context", "response", "label"), _DIASAFETY)
 
 
 def halueval(rows: Iterable[Row]) -> Iterator[Rated | LeftOut]:
-    """HaluEval, general: an answer without hallucinations 1, with 0."""
+    """Read HaluEval (general): a completion without hallucinations is 1, one with them 0.
+
+    Raises:
+        RecordError: a row is malformed.
+    """
     return _verdicts(rows, ("user_query", "chatgpt_response", "hallucination"), _HALUEVAL)
 
 
 def gsm8k_solutions(rows: Iterable[Row]) -> Iterator[Rated | LeftOut]:
-    """GSM8K's example solutions of four models: right 1, wrong 0. Other files of the folder hold no verdicts."""
+    """Read the solutions of four models to GSM8K problems: right is 1, wrong 0.
+
+    Rows of the folder's other files have no verdict and are skipped.
+
+    Raises:
+        RecordError: a row is malformed.
+    """
     for row in rows:
         if "ground_truth" not in row.fields:
             continue
@@ -110,13 +137,13 @@ def gsm8k_solutions(rows: Iterable[Row]) -> Iterator[Rated | LeftOut]:
 
 
 def _rated(question: str, answer: str, rating: Fraction) -> Rated | LeftOut:
-    return Rated(question, answer, rating) if answer.strip() else LeftOut("empty answer")
+    return Rated(question, answer, rating) if answer.strip() else LeftOut("empty completion")
 
 
 def _verdicts(
     rows: Iterable[Row], fields: tuple[str, str, str], ratings: Mapping[str, int]
 ) -> Iterator[Rated | LeftOut]:
-    """Rows of question, answer and one of two words, under the names `fields`."""
+    """Read rows of a question, a completion and a verdict of two words, in the three `fields`."""
     question, answer, verdict = fields
     for row in rows:
         word = row.get(verdict, str)

@@ -1,7 +1,7 @@
-"""What a reward model or a policy is trained on: rankings, labelled items, dialogues, plain texts and prompts.
+"""Define the records on which models are trained: rankings, labelled items, dialogues, plain texts and prompts.
 
-Every record carries its `group` (a dialogue, a question, a message tree), by which parts are split, and its `source`,
-by which results are reported.
+Every record has a `group` (a dialogue, a question or a message tree), by which data are split, and a `source`, by which
+results are reported.
 """
 
 import re
@@ -11,17 +11,21 @@ from dataclasses import dataclass, replace
 
 from assay_service.scoring.item import Item, Message
 
+# A row is read for a run, whose YAML declares how, or for `assay evaluate`, whose options do. Errors name both.
+FIELD_OPTION = "`--field` of `assay evaluate`"
+GAP_OPTION = "`--largest-gap` of `assay evaluate`"
+
 
 class RecordError(ValueError):
-    """A row is malformed; the message names file, row and field."""
+    """An error in a row; the message names the file, the row and the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What a reader finds in the place of a record, where a published set is known to hold rows that cannot be used.
+    """A dropped record: published sets are known to have rows that cannot be used.
 
     Attributes:
-        reason: why; what is left out is counted by it.
+        reason: reason, by which dropped records are counted.
     """
 
     reason: str
@@ -29,11 +33,11 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Understood:
-    """What a reader made of the fields of its rows; it comes after them.
+    """A reader's report of how it read the fields of its rows, after the last record.
 
     Attributes:
-        rows: how many there were.
-        said: phrases such as `prompt from 'question': text` or `ignored: id`, with the number of rows of each.
+        rows: number of rows.
+        said: number of rows of each phrase, such as `prompt from 'question': text` or `ignored: id`.
     """
 
     rows: int
@@ -42,11 +46,11 @@ class Understood:
 
 @dataclass(frozen=True, slots=True)
 class _Sourced:
-    """Where a record comes from.
+    """The origin of a record.
 
     Attributes:
-        source: data set, or data set and subset: `hh_rlhf/harmless-base`.
-        group: what must not be in a training and a test part at once.
+        source: data set, or data set and subset, such as `hh_rlhf/harmless-base`.
+        group: key of the split; all records of a group are in the same part, training or test.
     """
 
     source: str
@@ -54,7 +58,7 @@ class _Sourced:
 
     @property
     def data_set(self) -> str:
-        """The source without its subset."""
+        """Return the source without its subset."""
         return self.source.split("/")[0]
 
 
@@ -64,7 +68,7 @@ class Pair:
 
     Attributes:
         better, worse: indices of the completions.
-        gap: how much better, as a share of the scale that the source rates on; None where it does not say.
+        gap: difference in quality, as a share of the source's rating scale; None without ratings.
     """
 
     better: int
@@ -77,10 +81,10 @@ class Ranking(_Sourced):
     """One prompt with K completions, some of which are known to beat others.
 
     Attributes:
-        prompt: the messages before the completion.
-        completions: K texts.
-        pairs: what beats what.
-        ties: (i, j) with i < j, judged and found equally good; reported, never trained on.
+        prompt: messages before the completion.
+        completions: texts of the K completions.
+        pairs: pairs with a better and a worse completion.
+        ties: pairs (i, j) with i < j that were judged equally good; they are reported, but not trained on.
     """
 
     prompt: tuple[Message, ...]
@@ -90,7 +94,7 @@ class Ranking(_Sourced):
 
     @property
     def items(self) -> tuple[Item, ...]:
-        """The K conversations."""
+        """Return the K conversations."""
         return tuple(Item((*self.prompt, Message("assistant", text))) for text in self.completions)
 
 
@@ -99,9 +103,9 @@ class Labelled(_Sourced):
     """One conversation with a quality in 0..1.
 
     Attributes:
-        item: the conversation.
-        label: its quality.
-        weight: what its loss is multiplied by.
+        item: conversation that ends with the completion.
+        label: quality of the completion, in 0..1.
+        weight: factor on the loss of the item.
     """
 
     item: Item
@@ -110,16 +114,16 @@ class Labelled(_Sourced):
 
     @property
     def items(self) -> tuple[Item, ...]:
-        """The conversation, alone."""
+        """Return the conversation as a tuple of one."""
         return (self.item,)
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue(_Sourced):
-    """A conversation that a policy learns to continue: the loss is on what the assistant says.
+    """A conversation on which a policy is trained; the loss is on the messages of the assistant.
 
     Attributes:
-        messages: turns; at least one of them the assistant's.
+        messages: messages, at least one of which is the assistant's.
     """
 
     messages: tuple[Message, ...]
@@ -130,7 +134,7 @@ class Text(_Sourced):
     """A text without roles, for pretraining: the loss is on every token.
 
     Attributes:
-        text: as it is.
+        text: text without any template.
     """
 
     text: str
@@ -138,10 +142,10 @@ class Text(_Sourced):
 
 @dataclass(frozen=True, slots=True)
 class Prompt(_Sourced):
-    """What a policy is asked to answer.
+    """A prompt for a policy.
 
     Attributes:
-        messages: one or more; the policy says the next.
+        messages: one message or more; the policy generates the next one.
     """
 
     messages: tuple[Message, ...]
@@ -153,13 +157,25 @@ Record = Judged | Spoken | Prompt
 
 
 def drop_equal_pairs(ranking: Ranking) -> Iterator[Ranking | LeftOut]:
-    """A ranking without the pairs of two equal texts, each of which is left out: no model can tell those apart."""
+    """Yield a ranking without pairs of equal completions, which no model can distinguish.
+
+    A dropped record is yielded for each such pair; nothing else is yielded if no pair and no tie remains.
+    """
     pairs = tuple(pair for pair in ranking.pairs if ranking.completions[pair.better] != ranking.completions[pair.worse])
+    # Ties stay also if their texts are equal: they are only reported.
     yield from [LeftOut("a pair of equal completions")] * (len(ranking.pairs) - len(pairs))
     if pairs or ranking.ties:
         yield replace(ranking, pairs=pairs)
 
 
 def group_of(text: str) -> str:
-    """The split key of a question: its words, without case or punctuation; where there are none, all of it."""
+    """Return the group of a question: its words, without case or punctuation; a text without words unchanged.
+
+    Questions that differ in nothing else are one group, and are never in a training and a test part at once.
+    """
     return " ".join(re.findall(r"\w+", text.lower())) or text.strip()
+
+
+def leave_out(name: str) -> str:
+    """Return how to leave a field out, in a run's YAML and on the command line."""
+    return f"`fields: {{{name}: null}}` (`--field {name}=` of `assay evaluate`)"

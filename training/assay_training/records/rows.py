@@ -1,4 +1,4 @@
-"""Rows of a data set, from files or from the hub, as mappings that know where they stand.
+"""Read the rows of a data set, from files or from the hub, as mappings that know their place.
 
 Files are JSON lines (`*.jsonl`) or JSON lists (`*.json`), gzipped or not, or Parquet (`*.parquet`). They are read in
 the order of their names; blank lines are skipped.
@@ -14,29 +14,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from assay_training.records.record import RecordError
+from assay_training.records.record import FIELD_OPTION, RecordError
 
 Kind = TypeVar("Kind")
-
-# A row is read for a run, whose YAML declares how, or for `assay evaluate`, whose options do. Errors name both.
-FIELD_OPTION = "`--field` of `assay evaluate`"
-GAP_OPTION = "`--largest-gap` of `assay evaluate`"
-
-
-def leave_out(name: str) -> str:
-    """Return how to leave a field out, in a run's YAML and on the command line."""
-    return f"`fields: {{{name}: null}}` (`--field {name}=` of `assay evaluate`)"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row.
+    """A row of a data set, with its place for messages.
 
     Attributes:
-        where: file and line, or data set and number, for messages.
-        subset: file name without endings: `harmless-base` of `harmless-base.test.jsonl.gz`.
-        fields: what it holds.
-        origins: how the row itself calls fields that have been renamed, for messages.
+        where: file and line, or data set and row number.
+        subset: file name without endings, such as `harmless-base` for `harmless-base.test.jsonl.gz`.
+        fields: value of each field, by its name.
+        origins: the row's own name of each renamed field.
     """
 
     where: str
@@ -45,46 +36,51 @@ class Row:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def named(self, name: str) -> str:
-        """Return the name of a field for a message, in quotes, with the row's own name if that is another."""
+        """Return the quoted name of a field for a message, with the row's own name if the field was renamed."""
         return f"{name!r} (mapped from {self.origins[name]})" if name in self.origins else repr(name)
 
     def renamed(self, fields: Mapping[str, str | list[str] | None]) -> "Row":
         """Return the row with its fields under other names.
 
         Args:
-            fields: new name -> the row's own name, several of them for a list without its nulls, or None to leave the
-                field `new name` out.
+            fields: new name of each field, with the row's own name, or a list of own names for a list of their values
+                without nulls, or None to drop the field.
 
         Raises:
-            RecordError: the row has no field of that name.
+            RecordError: the row has no field of an own name.
         """
         taken = {
-            one for origin in fields.values() if origin for one in ([origin] if isinstance(origin, str) else origin)
+            name for origin in fields.values() if origin for name in ([origin] if isinstance(origin, str) else origin)
         }
         missing = sorted(taken - self.fields.keys())
         if missing:
-            there = ", ".join(self.fields)
+            known = ", ".join(self.fields)
             raise self.error(
-                f"there is no field {missing[0]!r}, which `fields` ({FIELD_OPTION}) names; there are {there}"
+                f"field {missing[0]!r}, which `fields` ({FIELD_OPTION}) names, is missing; the row has {known}"
             )
-        found = {name: value for name, value in self.fields.items() if name not in taken and name not in fields}
+        renamed = {name: value for name, value in self.fields.items() if name not in taken and name not in fields}
         for name, origin in fields.items():
             if isinstance(origin, str):
-                found[name] = self.fields[origin]
+                renamed[name] = self.fields[origin]
             elif origin is not None:
-                found[name] = [self.fields[one] for one in origin if self.fields[one] is not None]
+                renamed[name] = [self.fields[own] for own in origin if self.fields[own] is not None]
         origins = {n: o if isinstance(o, str) else " and ".join(o) for n, o in fields.items() if o is not None}
-        return Row(self.where, self.subset, found, origins)
+        return Row(self.where, self.subset, renamed, origins)
 
     def get(self, name: str, kind: type[Kind]) -> Kind:
-        """The field `name`, which may lead into nested objects by dots.
+        """Return the value of a field; dots in the name lead into nested objects.
+
+        Args:
+            name: name of the field.
+            kind: type of the value; a whole number is accepted as a float, and a bool is not a number.
 
         Raises:
-            RecordError: it is missing or of another type.
+            RecordError: the field is missing or has another type.
         """
         value: Any = self.fields
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
+        # JSON may write 1 for 1.0, and whole numbers that are too large for a float.
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             try:
                 value = float(value)
@@ -95,10 +91,10 @@ class Row:
         return value
 
     def text(self, name: str) -> str:
-        """The text `name`, which is not blank.
+        """Return the value of a field that is a text and not blank.
 
         Raises:
-            RecordError: it is missing, no text, or blank.
+            RecordError: the field is missing, is not a text, or is blank.
         """
         value = self.get(name, str)
         if not value.strip():
@@ -106,21 +102,21 @@ class Row:
         return value
 
     def error(self, reason: str) -> RecordError:
-        """An error that says where."""
+        """Build an error whose message begins with the place of the row."""
         return RecordError(f"{self.where}: {reason}")
 
 
 _ENDINGS = ("*.jsonl", "*.jsonl.gz", "*.json", "*.json.gz", "*.parquet")
 _NO_ROWS = frozenset(
     {"dataset_info.json", "dataset_infos.json", "state.json"}
-)  # what `datasets` writes beside its rows
+)  # files that `datasets` writes beside its rows
 
 
 def files(folder: Path) -> list[Path]:
-    """The files of a data set, a folder or a file, in the order in which they are read.
+    """Return the files of a data set, which is a folder or a file, in the order of reading.
 
     Raises:
-        RecordError: there are none.
+        RecordError: the folder does not exist or has no data files.
     """
     if folder.is_file():
         return [folder]
@@ -128,12 +124,12 @@ def files(folder: Path) -> list[Path]:
     if not folder.exists():
         raise RecordError(f"{folder}: no such folder")
     if not found:
-        raise RecordError(f"{folder}: no {', '.join(_ENDINGS)} files")
+        raise RecordError(f"{folder}: the folder has no files {', '.join(_ENDINGS)}")
     return found
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -147,11 +143,11 @@ def rows_of_files(folder: Path) -> Iterator[Row]:
 
 
 def rows_of_file(path: Path, *, growing: bool = False) -> Iterator[Row]:
-    """All rows of a file.
+    """Yield all rows of a file of JSON lines.
 
     Args:
-        path: of the file.
-        growing: whether somebody writes to it, or was killed while doing so: half a line at its end is no row then.
+        path: file.
+        growing: True for a file that is being written, or whose writer was killed: an incomplete last line is skipped.
 
     Raises:
         RecordError: the file is missing or broken, or a line is not a JSON object in UTF-8.
@@ -174,9 +170,9 @@ def rows_of_file(path: Path, *, growing: bool = False) -> Iterator[Row]:
 
 
 def rows_of_any(path: Path) -> Iterator[Row]:
-    """Return all rows of a file: JSON lines, a JSON list or Parquet, as its name says.
+    """Return all rows of a file: JSON lines, a JSON list or Parquet, by its name.
 
-    A file `*.json` that holds JSON lines, as published sets do, is read as those.
+    A file `*.json` that holds JSON lines, as some published sets have it, is read as JSON lines.
 
     Raises:
         RecordError: the file is missing or broken, or a row is not an object.
@@ -187,7 +183,7 @@ def rows_of_any(path: Path) -> Iterator[Row]:
 
 
 def _holds_lines(path: Path) -> bool:
-    """Return whether the first line is an object of its own, and others follow."""
+    """Return whether the first line is a complete JSON object and another line follows."""
     if not path.is_file():
         return False
     first = list(islice((line for line in _lines(path) if line.strip()), 2))
@@ -198,7 +194,7 @@ def _holds_lines(path: Path) -> bool:
 
 
 def rows_of_parquet(path: Path) -> Iterator[Row]:
-    """Return all rows of a Parquet file, by `datasets`.
+    """Yield all rows of a Parquet file, read by `datasets`.
 
     Raises:
         RecordError: the file is missing or broken.
@@ -208,6 +204,7 @@ def rows_of_parquet(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise RecordError(f"{path}: no such file")
     try:
+        # Streaming reads the file itself, without a copy in the cache of `datasets`.
         for number, fields in enumerate(
             load_dataset("parquet", data_files=str(path), split="train", streaming=True), 1
         ):
@@ -217,10 +214,10 @@ def rows_of_parquet(path: Path) -> Iterator[Row]:
 
 
 def rows_of_list(path: Path) -> Iterator[Row]:
-    """All rows of a file that is one JSON list, gzipped or not.
+    """Yield all rows of a file that is one JSON list, gzipped or not.
 
     Raises:
-        RecordError: the file is missing or broken, or is no list of objects.
+        RecordError: the file is missing or broken, or is not a list of objects.
     """
     for number, fields in enumerate(json_of(path, list), start=1):
         where = f"{path}: row {number}"
@@ -230,10 +227,10 @@ def rows_of_list(path: Path) -> Iterator[Row]:
 
 
 def json_of(path: Path, kind: type[Kind]) -> Kind:
-    """The JSON of a file, gzipped or not.
+    """Return the JSON value of a file, gzipped or not.
 
     Raises:
-        RecordError: the file is missing or broken, or holds something else.
+        RecordError: the file is missing or broken, or its value has another type than `kind`.
     """
     if not path.is_file():
         raise RecordError(f"{path}: no such file")
@@ -247,10 +244,11 @@ def json_of(path: Path, kind: type[Kind]) -> Kind:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python's json module would keep the last of two equal keys silently.
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return fields
 
 
@@ -258,8 +256,9 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _parsed(content: bytes) -> object:
+    # utf-8-sig also accepts a byte order mark, which some published files have.
     value: object = _DECODER.decode(content.decode("utf-8-sig"))
-    if b"\\ud" in content or b"\\uD" in content:  # half of a surrogate pair is no text, and could be written nowhere
+    if b"\\ud" in content or b"\\uD" in content:  # half of a surrogate pair is valid JSON, but cannot be encoded
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
@@ -273,17 +272,18 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def rows_of_hub(name: str, config: str | None, folder: str | None, revision: str, split: str) -> Iterator[Row]:
-    """All rows of one split of a data set on the hub, or of a folder that `datasets` can load.
+    """Yield all rows of one split of a data set on the hub, or of a folder that `datasets` can load.
 
     Args:
-        name: as `datasets.load_dataset` takes it.
-        config: which of the set's configurations; None for its only one, or its default.
-        folder: of the set, to which its files are restricted; it is the rows' subset, else the split is.
-        revision: commit.
-        split: of the data set.
+        name: id of the data set, or path of a folder, for `datasets.load_dataset`.
+        config: configuration of the data set; None for its only one or its default.
+        folder: folder of the data set to which its files are restricted, also the rows' subset; None for all files,
+            with the split as subset.
+        revision: commit of the data set.
+        split: split of the data set.
 
     Raises:
-        RecordError: there is no such set, it cannot be reached, or a file of it is broken.
+        RecordError: the data set does not exist or cannot be reached, or one of its files is broken.
     """
     from datasets import load_dataset  # noqa: PLC0415 - heavy, and few runs need it
     from datasets.exceptions import DatasetsError  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Which formats there are, what kinds of records each holds, and a run's sources to records."""
+"""Read the records of a run's sources, each by the reader of its format."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ Part = Callable[[Row], str]
 
 @dataclass(frozen=True, slots=True)
 class Read(Generic[R]):
-    """What the sources of a run hold.
+    """The records of a run's sources, with a report on their rows.
 
     Attributes:
-        records: in the order of the sources.
-        left_out: rows that are known to be faulty, by source and reason.
-        understood: by source, what was read from which field and what was ignored, with the number of rows.
+        records: records, in the order of the sources.
+        left_out: numbers of dropped records, by source and reason.
+        understood: number of rows of each phrase on the fields that were read or ignored, by source.
     """
 
     records: list[R]
@@ -32,15 +32,15 @@ class Read(Generic[R]):
     understood: dict[str, dict[str, int]]
 
     def report_lines(self) -> list[str]:
-        """Return a line per source whose fields were understood, and one per reason to leave something out."""
+        """Return a line per source whose reader reports on its fields, and a line per reason for dropped records."""
         return [
             *(f"{name}: {'; '.join(_counted(said))}" for name, said in self.understood.items()),
-            *(f"{reason}: {count:,} left out" for reason, count in self.left_out.items()),
+            *(f"{reason}: {count:,} dropped" for reason, count in self.left_out.items()),
         ]
 
 
 def _counted(said: Mapping[str, int]) -> Iterator[str]:
-    """What was said of the rows, with a count where it does not hold of all."""
+    """Yield the phrases on the rows, with a count for each that does not apply to all rows."""
     yield f"{said[_ROWS]:,} rows"
     yield from (
         phrase if count == said[_ROWS] else f"{phrase} ({count:,} rows)"
@@ -54,7 +54,7 @@ _ROWS = "rows"
 
 @dataclass(frozen=True, slots=True)
 class _Readers:
-    """What a format can be read as; None where it holds no such thing."""
+    """The readers of a format, one per kind of record; None for kinds that the format does not have."""
 
     rankings: Reader[Ranking] | None = None
     labelled: Reader[Labelled] | None = None
@@ -62,19 +62,20 @@ class _Readers:
     prompts: Reader[Prompt] | None = None
 
     def __post_init__(self) -> None:
-        """Whatever is answered was asked."""
-        answered: Reader[Any] | None = self.rankings or self.spoken
-        if self.prompts is None and answered is not None:
-            object.__setattr__(self, "prompts", lambda source, rows: prompts.asked(answered(source, rows)))
+        """Take the prompts of rankings or dialogues if the format has no prompts of its own."""
+        completed: Reader[Any] | None = self.rankings or self.spoken
+        if self.prompts is None and completed is not None:
+            # The dataclass is frozen.
+            object.__setattr__(self, "prompts", lambda source, rows: prompts.asked(completed(source, rows)))
 
 
 def _named(reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
-    """A reader that needs of its source only the name."""
+    """Return a reader that takes a source from one that takes the name of a source."""
     return lambda source, rows: reader(source.name, rows)
 
 
 def _own(format_: Format, reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
-    """Return a reader of one of our own formats, which says at the end which fields it ignored."""
+    """Return a reader of one of Assay's own formats, which reports the ignored fields at the end."""
 
     def read(source: Source, rows: Iterable[Row]) -> Iterator[Any]:
         said, count = Counter[str](), 0
@@ -124,49 +125,49 @@ _FORMATS: dict[Format, _Readers] = {
 
 
 def read_rankings(data: Path, sources: Sequence[Source], part: Part | None = None) -> Read[Judged]:
-    """All rankings of `sources`, whose folders are below `data`.
+    """Read all rankings of the sources, whose folders are below `data`.
 
     Args:
-        data: the directory.
-        sources: to read.
-        part: which part of its source a row is of, `None` for undivided sources. Every part is read by itself, and its
-            records' source is `SOURCE/PART`.
+        data: directory of the data sets.
+        sources: sources to read.
+        part: function from a row to the name of its part; None for undivided sources. Every part is read by itself,
+            and the source of its records is `SOURCE/PART`.
 
     Raises:
-        RecordError: a file or field is missing, or a format has no rankings.
+        RecordError: a file or field is missing or malformed, or a format has no rankings.
     """
     return _read(data, sources, "rankings", part)
 
 
 def read_labelled(data: Path, sources: Sequence[Source], part: Part | None = None) -> Read[Judged]:
-    """All labelled items of `sources`; `part` is as for `read_rankings`.
+    """Read all labelled items of the sources; the arguments are those of `read_rankings`.
 
     Raises:
-        RecordError: a file or field is missing, or a format has no labels.
+        RecordError: a file or field is missing or malformed, or a format has no labels.
     """
     return _read(data, sources, "labelled", part)
 
 
 def read_spoken(data: Path, sources: Sequence[Source]) -> Read[Spoken]:
-    """All dialogues and texts of `sources`.
+    """Read all dialogues and texts of the sources.
 
     Raises:
-        RecordError: a file or field is missing, or a format has neither.
+        RecordError: a file or field is missing or malformed, or a format has neither.
     """
     return _read(data, sources, "spoken")
 
 
 def read_prompts(data: Path, sources: Sequence[Source]) -> Read[Prompt]:
-    """All prompts of `sources`: of their own, or those of dialogues and rankings; within a source each once.
+    """Read all prompts of the sources: rows of prompts, or those of dialogues and rankings; each once per source.
 
     Raises:
-        RecordError: a file or field is missing, or a format has none.
+        RecordError: a file or field is missing or malformed, or a format has no prompts.
     """
     return _read(data, sources, "prompts")
 
 
 def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) -> dict[str, str]:
-    """What a run reads: SHA-256 of every file by its path below `data`, the commit of a hub set."""
+    """Return the identity of a run's data: the SHA-256 of each file, and the commit of each hub data set."""
     hashes = {str(step.file): sha256(data / step.file) for step in mixture if isinstance(step, Augment)}
     for source in sources:
         if source.hub is not None:
@@ -177,27 +178,33 @@ def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) 
     return hashes
 
 
+_KINDS = {"rankings": "rankings", "labelled": "labelled items", "spoken": "dialogues or texts", "prompts": "prompts"}
+
+
 def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = None) -> Read[Any]:
     read: Read[Any] = Read([], Counter(), {})
     for source in sources:
         reader = getattr(_FORMATS[source.format], kind)
         if reader is None:
             able = ", ".join(name for name, readers in _FORMATS.items() if getattr(readers, kind) is not None)
-            raise RecordError(f"sources: {source.name}: format {source.format!r} has no {kind}; these have: {able}")
+            raise RecordError(
+                f"sources: {source.name}: format {source.format!r} has no {_KINDS[kind]}; these have: {able}"
+            )
         before = len(read.records)
         parts = _parts(source, _rows(data, source), part)
-        for found in (found for of, rows in parts for found in reader(of, rows)):
-            if isinstance(found, LeftOut):
-                read.left_out[f"{source.name}: {found.reason}"] += 1
-            elif isinstance(found, Understood):
+        for record in (record for divided, rows in parts for record in reader(divided, rows)):
+            if isinstance(record, LeftOut):
+                read.left_out[f"{source.name}: {record.reason}"] += 1
+            elif isinstance(record, Understood):
                 said = read.understood.setdefault(source.name, {})
-                for phrase, count in {_ROWS: found.rows, **found.said}.items():
+                for phrase, count in {_ROWS: record.rows, **record.said}.items():
                     said[phrase] = said.get(phrase, 0) + count
             else:
-                read.records.append(found)
+                read.records.append(record)
+        # A source without a record of the kind is a mistake in its format or its data.
         if len(read.records) == before:
             reasons = ", ".join(reason for reason in read.left_out if reason.startswith(f"{source.name}: "))
-            raise RecordError(f"sources: {source.name}: no {kind} in it{reasons and f' ({reasons})'}")
+            raise RecordError(f"sources: {source.name}: no {_KINDS[kind]} in the source{reasons and f' ({reasons})'}")
     return read
 
 
@@ -205,11 +212,12 @@ def _parts(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[t
     if part is None:
         yield source, rows
         return
+    # Rows of a part may be anywhere in a file, and a reader groups only rows that it reads together.
     by_part: dict[str, list[Row]] = {}
     for row in rows:
         by_part.setdefault(part(row), []).append(row)
-    for name, of in by_part.items():
-        yield source.model_copy(update={"name": f"{source.name}/{name}"}), of
+    for name, part_rows in by_part.items():
+        yield source.model_copy(update={"name": f"{source.name}/{name}"}), part_rows
 
 
 def _rows(data: Path, source: Source) -> Iterator[Row]:

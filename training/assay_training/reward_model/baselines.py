@@ -1,7 +1,7 @@
-"""What a reward model must beat: the length of the completion, and a linear head on the frozen encoder.
+"""Fit the baselines that a reward model must beat: the completion's length, and a linear head on the frozen encoder.
 
-Both are fitted on what the model itself is trained on: the length source by source, since what it means differs from
-one to the next; the head's ridge penalty is the one that does best on what is held out.
+Both are fitted on the records that the model itself is trained on. The length is fitted source by source, because its
+meaning differs between sources. The head's ridge penalty is the one with the lowest loss on the held-out records.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,17 +19,17 @@ from assay_training.data.examples import Example
 from assay_training.models.batches import autocast, token_batches
 from assay_training.records.record import Labelled
 
-PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # on standardized features, so that one grid serves every base
 
 
 @dataclass(frozen=True, slots=True)
 class LinearData:
-    """Feature rows with either labels (absolute) or pairs of rows (preference).
+    """The data of a linear fit: feature rows with either labels (absolute) or pairs of rows (preference).
 
     Attributes:
-        features: float64 `[n, d]`.
-        labels: float64 `[n]`, or None.
-        better, worse: int64 `[p]`, or None.
+        features: features of all completions, float64 `[n, d]`.
+        labels: labels in 0..1, float64 `[n]`; None for pairs.
+        better, worse: rows of the better and the worse completion of each pair, int64 `[p]`; None for labels.
     """
 
     features: torch.Tensor
@@ -38,8 +38,13 @@ class LinearData:
     worse: torch.Tensor | None
 
     @classmethod
-    def of(cls, features: Sequence[torch.Tensor], examples: Sequence[Example]) -> "LinearData":
-        """From the feature rows `[K, d]` of each example."""
+    def build(cls, features: Sequence[torch.Tensor], examples: Sequence[Example]) -> "LinearData":
+        """Collect the feature rows of some examples, with their labels or pairs.
+
+        Args:
+            features: features of each example's K completions, floating point `[K, d]`.
+            examples: examples, all of them rankings or all labelled items.
+        """
         labels, better, worse, offset = [], [], [], 0
         for rows, example in zip(features, examples, strict=True):
             if isinstance(example.record, Labelled):
@@ -54,7 +59,12 @@ class LinearData:
         return cls(stacked, None, torch.tensor(better), torch.tensor(worse))
 
     def loss(self, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Mean negative log-likelihood of a linear head."""
+        """Return the mean negative log-likelihood of a linear head, float64 scalar.
+
+        Args:
+            weight: weight of the head, float64 `[d]`.
+            bias: bias of the head, float64 `[1]`.
+        """
         logits = self.features @ weight + bias
         if self.labels is not None:
             return binary_cross_entropy_with_logits(logits, self.labels)
@@ -63,70 +73,92 @@ class LinearData:
         return -logsigmoid(logits[self.better] - logits[self.worse]).mean()
 
 
-def frozen_features(
+def compute_frozen_features(
     model: RewardModel, signal: str, examples: Sequence[Example], settings: OptimizerConfig
 ) -> list[torch.Tensor]:
-    """Mean hidden states of the frozen base: fp32 `[K, H]` for each example.
+    """Compute the mean hidden states of the frozen base: fp32 `[K, H]` for each example.
 
-    The mean over all tokens whatever the model's own score position, because that is where the encoder was trained to
-    put meaning; the baseline should be as strong as it can be.
+    The mean is over all tokens, whatever the model's own score position. Sentence encoders are trained to put meaning
+    there, and the baseline should be as strong as possible.
+
+    Args:
+        model: model with the frozen base.
+        signal: name of its signal.
+        examples: examples, in any order of length.
+        settings: compute dtype and tokens of a micro-batch.
     """
     features: dict[int, torch.Tensor] = {}
+    # Sequences of like length share a micro-batch, which bounds its memory by tokens; the order is restored below.
     by_length = sorted(range(len(examples)), key=lambda i: examples[i].tokens)
     for part in tqdm(
         list(token_batches(by_length, examples, settings.micro_batch_tokens)), desc="frozen base", mininterval=10
     ):
         with torch.inference_mode(), autocast(model.device, settings):
-            rows = model.pooled([_whole(s) for i in part for s in examples[i].sequences], signal)
+            rows = model.pooled([_score_all_tokens(s) for i in part for s in examples[i].sequences], signal)
         for i, chunk in zip(part, torch.split(rows, [len(examples[i].sequences) for i in part]), strict=True):
             features[i] = chunk.clone()
     return [features[i] for i in range(len(examples))]
 
 
-def _whole(sequence: TokenSequence) -> TokenSequence:
+def _score_all_tokens(sequence: TokenSequence) -> TokenSequence:
     return replace(sequence, score=Span(0, len(sequence.ids)))
 
 
-def length_features(examples: Sequence[Example]) -> list[torch.Tensor]:
-    """Log of the completion's characters: `[K, 1]` for each example."""
+def compute_length_features(examples: Sequence[Example]) -> list[torch.Tensor]:
+    """Compute log(1 + characters) of the completions: float64 `[K, 1]` for each example."""
     return [
         torch.tensor([[len(item.completion)] for item in example.record.items], dtype=torch.float64).log1p()
         for example in examples
     ]
 
 
-def length_logits(examples: Sequence[Example]) -> list[list[float]]:
-    """The longer completion wins: the length itself as a logit, unfitted."""
-    return [rows[:, 0].tolist() for rows in length_features(examples)]
+def compute_length_logits(examples: Sequence[Example]) -> list[list[float]]:
+    """Return the length feature of each completion as its logit, without a fit: the longer completion wins."""
+    return [rows[:, 0].tolist() for rows in compute_length_features(examples)]
 
 
-def length_fit(training: Sequence[Example], test: Sequence[Example]) -> list[list[float]]:
-    """Logits of the length alone, brought to the labels' scale by a logistic fit on the same source in `training`.
+def fit_length(training: Sequence[Example], test: Sequence[Example]) -> list[list[float]]:
+    """Return logits from the length alone, on the labels' scale, for each test example.
 
-    One fit over several sources would tell them apart by the lengths that are usual in each, and could so put the
-    completions of every one of them in the wrong order. What has no other record of its source gets the fit of all.
+    The scale is from a logistic fit on the same source in `training`. One fit over several sources would distinguish
+    the sources by their usual lengths, and could order the completions within each of them wrongly. A test example
+    whose source is not in `training` gets the fit over all sources.
     """
-    fits = {source: _length_fit([e for e in training if e.record.source == source]) for source in _sources(training)}
-    every = _length_fit(training)
-    found: list[list[float]] = []
-    for example, rows in zip(test, length_features(test), strict=True):
+    fits = {
+        source: _fit_one_length([e for e in training if e.record.source == source])
+        for source in _list_sources(training)
+    }
+    every = _fit_one_length(training)
+    logits: list[list[float]] = []
+    for example, rows in zip(test, compute_length_features(test), strict=True):
         weight, bias = fits.get(example.record.source, every)
-        found.append((rows @ weight + bias).tolist())
-    return found
+        logits.append((rows @ weight + bias).tolist())
+    return logits
 
 
-def _sources(examples: Sequence[Example]) -> list[str]:
+def _list_sources(examples: Sequence[Example]) -> list[str]:
     return list(dict.fromkeys(example.record.source for example in examples))
 
 
-def _length_fit(training: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    return _fit(LinearData.of(length_features(training), training), PENALTIES[0])
+def _fit_one_length(training: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    # A single feature cannot overfit: the smallest penalty only keeps the optimum finite for separable labels.
+    return _fit(LinearData.build(compute_length_features(training), training), PENALTIES[0])
 
 
-def out_of_fold(
+def predict_out_of_fold(
     features: list[torch.Tensor], examples: list[Example], folds: list[int], tested: Iterable[int]
 ) -> list[list[float] | None]:
-    """Logits of a linear head on `features` from fits without each example's fold; None outside `tested`."""
+    """Return each example's logits by a linear head that was fitted without the example's fold.
+
+    Args:
+        features: features of each example's K completions, floating point `[K, d]`.
+        examples: examples, all of them rankings or all labelled items.
+        folds: fold of each example, or `HELD_OUT`; the held-out examples choose the ridge penalty.
+        tested: folds to predict.
+
+    Returns:
+        K logits for each example; None for an example outside `tested`.
+    """
     logits: list[list[float] | None] = [None] * len(examples)
     dev = _select(features, examples, [f == HELD_OUT for f in folds])
     for fold in tested:
@@ -140,14 +172,19 @@ def out_of_fold(
 
 
 def _select(features: list[torch.Tensor], examples: list[Example], mask: list[bool]) -> LinearData:
-    return LinearData.of(
+    return LinearData.build(
         [f for f, keep in zip(features, mask, strict=True) if keep],
         [e for e, keep in zip(examples, mask, strict=True) if keep],
     )
 
 
 def _fit(data: LinearData, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ridge-penalised maximum likelihood on standardised features, by L-BFGS; in the features' own units."""
+    """Fit a linear head by ridge-penalized maximum likelihood on standardized features, with L-BFGS.
+
+    Returns:
+        The weight, float64 `[d]`, and the bias, float64 `[1]`, for features in their own units.
+    """
+    # A constant feature has no spread: the clamp makes it zeros instead of NaN.
     mean, std = data.features.mean(dim=0), data.features.std(dim=0, correction=0).clamp_min(1e-12)
     scaled = LinearData((data.features - mean) / std, data.labels, data.better, data.worse)
     weight = torch.zeros(scaled.features.shape[1], dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Write the checkpoint of a reward model, as an adapter or as a whole model, in the formats that the service reads."""
+"""Write the checkpoint of a reward model, as an adapter or a whole model, in the formats that the service reads."""
 
 import json
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from assay_training.config.reward import RewardConfig
 def write_adapter(
     directory: Path, tensors: Mapping[str, torch.Tensor], config: RewardConfig, head_name: str, template: str
 ) -> None:
-    """Writes an adapter with its head in PEFT's format, and the template.
+    """Write an adapter with its head in the format of [PEFT], and the chat template.
 
     Args:
-        directory: is created if need be; a manifest of an older checkpoint in it is removed.
-        tensors: LoRA and head tensors under PEFT's names.
-        config: the run's.
-        head_name: the module that PEFT calls `modules_to_save`.
-        template: the run's.
+        directory: directory of the checkpoint, created if missing; the manifest of an older checkpoint is removed.
+        tensors: LoRA and head tensors under PEFT's names, as trained (fp32).
+        config: configuration of the run, with `lora`.
+        head_name: name of the head's module, which PEFT lists in `modules_to_save`.
+        template: chat template of the run.
     """
     assert config.lora is not None
     _write_tensors(directory, ADAPTER_WEIGHTS, tensors, template)
@@ -46,15 +46,16 @@ def write_adapter(
 
 
 def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], template: str, base: Path) -> None:
-    """Writes a base with its head in transformers' format, the base's tokenizer, and the template.
+    """Write a base with its head in the format of transformers, with the base's tokenizer and the chat template.
 
     Args:
-        directory: is created if need be; a manifest of an older checkpoint in it is removed.
-        tensors: all of them, under transformers' names.
-        template: the run's.
-        base: where `config.json` and the tokenizer are copied from.
+        directory: directory of the checkpoint, created if missing; the manifest of an older checkpoint is removed.
+        tensors: tensors of the whole model under transformers' names, as trained (fp32).
+        template: chat template of the run.
+        base: directory from which `config.json` and the tokenizer are copied.
     """
     _write_tensors(directory, "model.safetensors", tensors, template)
+    # One label: a classifier with a single output is a reward model.
     config = AutoConfig.from_pretrained(base, num_labels=1)
     # The tensors are float32. A base in half precision says its own dtype, and its readers would round them.
     config.dtype = "float32"
@@ -64,7 +65,8 @@ def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], template: 
 
 def _write_tensors(directory: Path, name: str, tensors: Mapping[str, torch.Tensor], template: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
+    # The manifest makes a directory a checkpoint: without it, one that is half written is never served.
     (directory / manifests.FILE_NAME).unlink(missing_ok=True)
     save_file(dict(tensors), directory / name, metadata={"format": "pt"})
-    (directory / name).chmod(0o644)  # safetensors makes it private, and the server may be another user
+    (directory / name).chmod(0o644)  # safetensors makes the file private, but the service may run as another user
     (directory / tokenizer.TEMPLATE_FILE).write_text(template)

@@ -14,65 +14,81 @@ from assay_training.evaluation.results import domains
 from assay_training.records.record import Judged, Labelled, Ranking
 
 
-def fold_of_record(config: RewardConfig, record: Judged) -> int:
-    """The fold of a record, or `HELD_OUT`."""
+def find_fold(config: RewardConfig, record: Judged) -> int:
+    """Return the fold of a record, or `HELD_OUT`."""
     split = config.split
     return fold_of(record.group, folds=split.folds or 1, held_out=split.held_out, seed=config.seed)
 
 
-def teaches(record: Judged) -> bool:
-    """Whether there is anything to learn from it: a ranking of ties alone has no pair."""
+def is_trainable(record: Judged) -> bool:
+    """Return whether a model can be trained on a record: a ranking of ties alone has no pair."""
     return not isinstance(record, Ranking) or bool(record.pairs)
 
 
-def untaught(records: Sequence[Judged]) -> Counter[str]:
-    """Rankings of ties alone, which no model is trained on, by source; where they are tested their ties are."""
-    return Counter(f"{record.data_set}: nothing but ties" for record in records if not teaches(record))
+def count_ties_only(records: Sequence[Judged]) -> Counter[str]:
+    """Count the rankings of ties alone, by data set.
+
+    No model is trained on them; in a test part, their ties are still reported.
+    """
+    return Counter(f"{record.data_set}: nothing but ties" for record in records if not is_trainable(record))
 
 
 def check_equal_ids(equal_ids: Mapping[str, int], examples: Sequence[Judged], max_length: int) -> list[str]:
-    """Return what to tell about pairs that were left out because the ids of their completions are equal.
+    """Return a line per data set with pairs that were dropped because the token ids of their completions are equal.
 
     Args:
-        equal_ids: pairs and ties that were left out, by data set.
-        examples: the records that are left.
-        max_length: tokens of prompt and completion together.
+        equal_ids: numbers of dropped pairs and ties, by data set.
+        examples: remaining records.
+        max_length: largest number of tokens of prompt and completion together.
 
     Raises:
-        ConfigError: no pair is left.
+        ConfigError: no pair remains.
     """
-    cause = f"both are cut at max_length {max_length}, or the template or the tokenizer drops what differs"
-    if equal_ids and not any(teaches(record) for record in examples):
+    cause = f"both are truncated at max_length {max_length}, or the template or tokenizer drops their difference"
+    if equal_ids and not any(is_trainable(record) for record in examples):
         counts = ", ".join(f"{name}: {count}" for name, count in sorted(equal_ids.items()))
         raise ConfigError(
-            f"sources: the two completions of every pair have equal ids ({counts}): "
+            f"sources: the two completions of every pair have equal token ids ({counts}): "
             f"{cause}; raise max_length, or change the template"
         )
     return [
-        f"{name}: {count:,} pairs or ties left out, as their completions have equal ids: {cause}"
+        f"{name}: {count:,} pairs or ties dropped, because their completions have equal token ids: {cause}"
         for name, count in sorted(equal_ids.items())
     ]
 
 
-def check(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphrases) -> None:
-    """Every part that will be trained on can be mixed and teaches something; every part that is tested has two groups.
+def check_records(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphrases) -> None:
+    """Check that every training part can be mixed and trained on, and that every test part has two groups.
+
+    Args:
+        config: configuration of the run.
+        records: records of all parts.
+        paraphrases: paraphrases by file, for `augment` steps.
 
     Raises:
-        ConfigError: naming the part and what is wrong with it.
+        ConfigError: a part fails; the message names the part and the reason.
     """
-    parts = [fold_of_record(config, record) for record in records]
-    for name, left_out in _trainings(config):
-        training = [record for record, part in zip(records, parts, strict=True) if part not in left_out]
+    parts = [find_fold(config, record) for record in records]
+    # Every training is checked before the first one runs, because a fold may lack what all records have.
+    for name, excluded in _list_trainings(config):
+        training = [record for record, part in zip(records, parts, strict=True) if part not in excluded]
         try:
-            mixed = [r for r in mix(training, config.mixture, paraphrases, config.seed) if teaches(r)]
+            mixed = [r for r in mix(training, config.mixture, paraphrases, config.seed) if is_trainable(r)]
         except ConfigError as error:
             raise ConfigError(f"{error} ({name}, {len(training)} of {len(records)} records)") from error
-        _check_lesson(config, name, [r for r in training if teaches(r)], mixed)
-    _check_tests(config, [(record, part) for record, part in zip(records, parts, strict=True) if teaches(record)])
+        _check_training_part(config, name, [r for r in training if is_trainable(r)], mixed)
+    _check_test_parts(
+        config, [(record, part) for record, part in zip(records, parts, strict=True) if is_trainable(record)]
+    )
 
 
-def paraphrased(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphrases) -> dict[str, Any]:
-    """`paraphrases`, if there is an `augment` step: by file low items with and without one, and those unused."""
+def count_paraphrases(config: RewardConfig, records: Sequence[Judged], paraphrases: Paraphrases) -> dict[str, Any]:
+    """Count the paraphrases of each `augment` step, for `render.json`.
+
+    Returns:
+        Under `paraphrases`, by file: low labelled items with and without a paraphrase, and unused paraphrases. The
+        mapping is empty if the mixture has no `augment` step.
+    """
     low = {record.item for record in records if isinstance(record, Labelled) and is_low(record)}
     counts = {}
     for step in config.mixture:
@@ -83,8 +99,8 @@ def paraphrased(config: RewardConfig, records: Sequence[Judged], paraphrases: Pa
     return {"paraphrases": counts} if counts else {}
 
 
-def _trainings(config: RewardConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """What is trained, and which parts each training leaves out."""
+def _list_trainings(config: RewardConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the name of each training of a run, and the parts that are excluded from it."""
     if config.split.folds is None:
         yield "the training part", (HELD_OUT,)
         return
@@ -93,33 +109,39 @@ def _trainings(config: RewardConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"all but fold {fold}", (HELD_OUT, fold)
 
 
-def _check_lesson(config: RewardConfig, name: str, training: Sequence[Judged], mixed: Sequence[Judged]) -> None:
+def _check_training_part(config: RewardConfig, name: str, training: Sequence[Judged], mixed: Sequence[Judged]) -> None:
     if not mixed:
-        raise ConfigError(f"sources, mixture: {name}: there is nothing to learn from")
-    if len(training) < 2:  # baselines are fitted on it as well, and a single item has no spread
+        raise ConfigError(f"sources, mixture: {name} has no record to learn from")
+    if len(training) < 2:  # baselines are fitted on the part as well, and one item has no spread
         raise ConfigError(f"sources, split: {name} has one record to learn from; at least two are needed")
     objective = config.objective
     if isinstance(objective, PreferenceObjective) and isinstance(objective.margin, LabelledMargin):
         rankings = (record for record in mixed if isinstance(record, Ranking))
         if all(pair.gap is None for record in rankings for pair in record.pairs):
-            raise ConfigError(f"objective: margin: labelled, but no source says how much better ({name})")
+            raise ConfigError(
+                f"objective: margin: labelled needs pairs with a gap, but no pair has one ({name}); "
+                "set margin: null, or use a source with graded preferences"
+            )
 
 
-def _check_tests(config: RewardConfig, records: Sequence[tuple[Judged, int]]) -> None:
-    """Every part has two groups, also the held-out one beside folds: the frozen head's penalty is chosen on it."""
+def _check_test_parts(config: RewardConfig, records: Sequence[tuple[Judged, int]]) -> None:
+    """Check that every test part has two groups.
+
+    The held-out part needs them beside folds too, because the frozen head's penalty is chosen on it.
+    """
     folds = range(config.split.test_folds or 0)
     for part in (HELD_OUT, *folds):
         groups = {record.group for record, other in records if other == part}
         if len(groups) < 2:
             name = "the held-out part" if part == HELD_OUT else f"fold {part}"
-            use = "choose the frozen head on" if folds and part == HELD_OUT else "test on"
+            use = "choose the frozen head's penalty on" if folds and part == HELD_OUT else "test on"
             raise ConfigError(f"split: {name} has {len(groups)} groups to {use}; at least two are needed")
     tested = [record for record, part in records if part in (folds or (HELD_OUT,))]
     if isinstance(config.objective, AbsoluteObjective) and not _has_domain(tested):
-        raise ConfigError("split: no source has two groups to test on, so there would be no numbers")
+        raise ConfigError("split: no source has two groups to test on, so the run would have no results")
 
 
 def _has_domain(records: Sequence[Judged]) -> bool:
-    """Whether there is a domain of two groups; labels of different sources have no numbers in common."""
-    found = domains({record.source for record in records}).values()
-    return any(len({record.group for record in records if record.source in sources}) > 1 for sources in found)
+    """Return whether a domain has two groups; labels of different sources share no statistic."""
+    domain_sources = domains({record.source for record in records}).values()
+    return any(len({record.group for record in records if record.source in sources}) > 1 for sources in domain_sources)

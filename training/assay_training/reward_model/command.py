@@ -1,4 +1,4 @@
-"""A whole `assay train reward`: one model tested on held-out groups, or folds, a final model and its card."""
+"""Run `assay train reward`: one model tested on held-out groups, or folds, a final model and its card."""
 
 from pathlib import Path
 
@@ -10,16 +10,21 @@ from assay_training.evaluation import plots
 from assay_training.evaluation.results import LENGTH, MODEL, results
 from assay_training.evaluation.rows import Rows
 from assay_training.reward_model import summary
-from assay_training.reward_model.baselines import length_fit, length_logits
+from assay_training.reward_model.baselines import compute_length_logits, fit_length
 from assay_training.reward_model.cross_validation import cross_validate
 from assay_training.reward_model.run import RewardRun
 
 
 def run(config_path: Path, data: Path, out: Path | None) -> Path | None:
-    """Train, test and save; tell what came of it, and how it is served.
+    """Train, test and save a reward model, and print its results and how to serve it.
+
+    Args:
+        config_path: file of the configuration.
+        data: folder that holds the folders of the sources.
+        out: run directory; None for `runs/NAME`.
 
     Returns:
-        The directory of the checkpoint; None where the objective leaves none.
+        The directory of the checkpoint; None for an objective whose output cannot be served.
 
     Raises:
         ValueError: the configuration, the data or the run directory is wrong.
@@ -27,33 +32,34 @@ def run(config_path: Path, data: Path, out: Path | None) -> Path | None:
     config = read(config_path, RewardConfig)
     reward = RewardRun(config, data, out or Path("runs") / config.name)
     if config.split.folds is None:
-        single(reward)
+        train_single(reward)
     else:
         cross_validate(reward, config_path)
     directory, results = reward.run.path, reward.run.read_json("results.json")
     served = config.objective.served
     if served and reward.run.writes:
-        (directory / summary.SERVICE).write_text(summary.service_yaml(config))
+        (directory / summary.SERVICE).write_text(summary.build_service_yaml(config))
     for line in summary.summary_lines(config, results or {}, directory):
         tell(line)
     return directory / "checkpoint" if served else None
 
 
-def single(reward: RewardRun) -> None:
-    """One model, tested on the held-out groups and saved.
+def train_single(reward: RewardRun) -> None:
+    """Train one model, test it on the held-out groups and save it.
 
-    A model that is trained on its raw output (`mse+penalty`) has no logit to serve: it is measured and not saved.
+    A model that is trained on its raw output (`mse+penalty`) has no logit to serve: it is tested, but not saved.
     """
-    held_out = reward.of(HELD_OUT)
+    held_out = reward.select_part(HELD_OUT)
     stored: list[list[float]] | None = reward.run.read_json("held_out.json")
+    # An interrupted run that has stored its predictions does not train again.
     if stored is None:
-        model = reward.fit("model", reward.without(HELD_OUT))
+        model = reward.fit("model", reward.exclude_parts(HELD_OUT))
         if reward.config.objective.served:
             reward.save(model)
         stored = reward.predict(model, held_out)
         reward.run.write_json("held_out.json", stored)
-    absolute = reward.config.objective.kind == "absolute"  # labels have a scale, which the length must be fitted to
-    lengths = length_fit(reward.without(HELD_OUT), held_out) if absolute else length_logits(held_out)
+    absolute = reward.config.objective.kind == "absolute"  # labels have a scale, to which the length is fitted
+    lengths = fit_length(reward.exclude_parts(HELD_OUT), held_out) if absolute else compute_length_logits(held_out)
     rows = Rows.of([example.record for example in held_out], {MODEL: stored, LENGTH: lengths})
     reward.run.write_json("results.json", results(rows, reward.config.objective, reward.config.seed))
     if rows.labels is None and reward.run.writes:

@@ -1,4 +1,4 @@
-"""Out-of-fold logits of a model and its baselines, then the model that is served, each step resumable."""
+"""Cross-validate a reward model: train the served model, predict out of fold, and report. Each step is resumable."""
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -12,16 +12,21 @@ from assay_training.algorithms.folds import HELD_OUT
 from assay_training.evaluation import plots
 from assay_training.evaluation.results import FROZEN, LENGTH, MODEL, results
 from assay_training.evaluation.rows import Rows
-from assay_training.reward_model.baselines import frozen_features, length_fit, length_logits, out_of_fold
-from assay_training.reward_model.card import CardFacts, card
+from assay_training.reward_model.baselines import (
+    compute_frozen_features,
+    compute_length_logits,
+    fit_length,
+    predict_out_of_fold,
+)
+from assay_training.reward_model.card import CardFacts, render_card
 from assay_training.reward_model.run import RewardRun
 
 
 class CrossValidation:
-    """Judges a run fold by fold.
+    """The k-fold cross-validation of a reward-model run.
 
     Args:
-        reward: a run whose split has folds.
+        reward: run whose split has folds.
     """
 
     def __init__(self, reward: RewardRun) -> None:
@@ -31,64 +36,75 @@ class CrossValidation:
         self.reward = reward
         self.folds, self.tested = range(split.folds), range(split.test_folds)
 
-    def contenders(self) -> dict[str, list[list[float] | None]]:
-        """Out-of-fold logits of the model and of its baselines."""
+    def predict_contenders(self) -> dict[str, list[list[float] | None]]:
+        """Return the out-of-fold logits of the model and its baselines; None for untested examples."""
         reward = self.reward
-        if reward.config.objective.kind == "absolute":  # labels have a scale, which the length must first be fitted to
-            lengths = self._out_of_fold(lambda fold: length_fit(reward.without(HELD_OUT, fold), reward.of(fold)))
+        if reward.config.objective.kind == "absolute":  # labels have a scale, to which the length is fitted
+            lengths = self._collect_out_of_fold(
+                lambda fold: fit_length(reward.exclude_parts(HELD_OUT, fold), reward.select_part(fold))
+            )
         else:
-            lengths = self._tested(length_logits(reward.examples))
-        return {MODEL: self._out_of_fold(self._fold), FROZEN: self._frozen_head(), LENGTH: lengths}
+            lengths = self._mask_untested(compute_length_logits(reward.examples))
+        return {
+            MODEL: self._collect_out_of_fold(self._predict_fold),
+            FROZEN: self._predict_frozen_head(),
+            LENGTH: lengths,
+        }
 
-    def _out_of_fold(self, logits_of: Callable[[int], list[list[float]]]) -> list[list[float] | None]:
-        """Per example its logits, by what gives those of a fold's examples; None for what is not tested."""
+    def _collect_out_of_fold(self, predict_fold: Callable[[int], list[list[float]]]) -> list[list[float] | None]:
+        """Return each example's logits by `predict_fold`, which returns those of a fold; None if not tested."""
         logits: list[list[float] | None] = [None] * len(self.reward.examples)
+        # The logits are put back into the order of all examples.
         for fold in self.tested:
-            predicted = iter(logits_of(fold))
+            predicted = iter(predict_fold(fold))
             for i, part in enumerate(self.reward.parts):
                 if part == fold:
                     logits[i] = next(predicted)
         return logits
 
-    def final(self) -> Path:
-        """Trains on everything and writes the checkpoint that is served; returns its directory."""
+    def train_final(self) -> Path:
+        """Train on all examples, write the checkpoint that is served, and return its directory."""
         directory = self.reward.run.path / "checkpoint"
-        if (directory / "assay.json").is_file():
+        if (directory / "assay.json").is_file():  # the manifest is written last: the checkpoint is complete
             return directory
-        return self.reward.save(self.reward.fit("final", self.reward.without()))
+        return self.reward.save(self.reward.fit("final", self.reward.exclude_parts()))
 
-    def frozen_features(self) -> list[torch.Tensor]:
-        """Per example what a head reads off the frozen base: fp32 `[K, H]`."""
+    def compute_frozen_features(self) -> list[torch.Tensor]:
+        """Compute each example's mean hidden states of the frozen base: fp32 `[K, H]`."""
         model = RewardModel.load(self.reward.base, torch.float32, self.reward.device)
+        # Pooling needs a signal on the base; the weights of its head are never used.
         model.add_signal("frozen", Head(torch.ones(1, model.hidden_size), None))
-        return frozen_features(model, "frozen", self.reward.examples, self.reward.config.optimizer)
+        return compute_frozen_features(model, "frozen", self.reward.examples, self.reward.config.optimizer)
 
-    def _fold(self, fold: int) -> list[list[float]]:
-        """The logits of a fold's examples by a model trained without it, or what an interrupted run computed."""
+    def _predict_fold(self, fold: int) -> list[list[float]]:
+        """Return the logits of a fold by a model trained without it, or those that an interrupted run stored."""
         stored: list[list[float]] | None = self.reward.run.read_json(f"fold{fold}.json")
         if stored is None:
-            model = self.reward.fit(f"fold{fold}", self.reward.without(HELD_OUT, fold))
-            stored = self.reward.predict(model, self.reward.of(fold))
+            model = self.reward.fit(f"fold{fold}", self.reward.exclude_parts(HELD_OUT, fold))
+            stored = self.reward.predict(model, self.reward.select_part(fold))
             self.reward.run.write_json(f"fold{fold}.json", stored)
         return stored
 
-    def _frozen_head(self) -> list[list[float] | None]:
+    def _predict_frozen_head(self) -> list[list[float] | None]:
         stored: list[list[float] | None] | None = self.reward.run.read_json("frozen_head.json")
-        if stored is None:  # of every fold: `test_folds` may change between calls
-            stored = out_of_fold(self.frozen_features(), self.reward.examples, self.reward.parts, self.folds)
+        if stored is None:  # computed for every fold, because `test_folds` may change between calls
+            stored = predict_out_of_fold(
+                self.compute_frozen_features(), self.reward.examples, self.reward.parts, self.folds
+            )
             self.reward.run.write_json("frozen_head.json", stored)
-        return self._tested(stored)
+        return self._mask_untested(stored)
 
-    def _tested(self, logits: Sequence[list[float] | None]) -> list[list[float] | None]:
-        """`logits` of the examples that are tested, None for the others."""
+    def _mask_untested(self, logits: Sequence[list[float] | None]) -> list[list[float] | None]:
+        """Return the logits with None for the examples that are not tested."""
         return [row if part in self.tested else None for row, part in zip(logits, self.reward.parts, strict=True)]
 
 
 def cross_validate(reward: RewardRun, config_path: Path) -> None:
-    """The checkpoint, the results of the tested folds, and the model card."""
+    """Write the checkpoint, the results of the tested folds, the margin plot and the model card."""
     cross_validation = CrossValidation(reward)
-    checkpoint = cross_validation.final()
-    contenders = cross_validation.contenders()
+    checkpoint = cross_validation.train_final()
+    contenders = cross_validation.predict_contenders()
+    # All contenders are compared on the same examples.
     tested = [i for i, part in enumerate(reward.parts) if part in cross_validation.tested]
     rows = Rows.of(
         [reward.examples[i].record for i in tested],
@@ -105,7 +121,7 @@ def cross_validate(reward: RewardRun, config_path: Path) -> None:
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
     )
     if reward.run.writes:
-        (checkpoint / "MODEL_CARD.md").write_text(card(facts, numbers))
+        (checkpoint / "MODEL_CARD.md").write_text(render_card(facts, numbers))
         if rows.labels is None:
             plots.margins(rows, MODEL).savefig(reward.run.path / "margins.png", dpi=120)
     reward.run.forget()

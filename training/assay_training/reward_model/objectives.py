@@ -1,4 +1,4 @@
-"""What the supervised loop makes smaller for reward models: pairs of a ranking, or labels."""
+"""Compute the training losses of reward models, on the pairs of rankings or on labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ POINTWISE = {
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """The pairs of some rankings whose logits lie end to end.
+    """The pairs of some rankings, as indices into the concatenated logits of the rankings.
 
     Attributes:
-        better, worse: int64 `[p]`, indices of logits.
-        weights: fp32 `[p]`: a mean over each prompt's pairs, then over the batch's prompts.
-        gaps: fp32 `[p]`; 0 where a source does not say.
+        better, worse: indices of logits, int64 `[p]`.
+        weights: weights of a mean over each prompt's pairs, then over the batch's prompts, fp32 `[p]`.
+        gaps: gaps in 0..1, fp32 `[p]`; 0 for a pair without one.
     """
 
     better: torch.Tensor
@@ -37,8 +37,14 @@ class Pairs:
     gaps: torch.Tensor
 
     @classmethod
-    def of(cls, part: Sequence[Example], batch_size: int, device: torch.device) -> "Pairs":
-        """The pairs of a micro-batch of a batch of `batch_size` prompts."""
+    def build(cls, part: Sequence[Example], batch_size: int, device: torch.device) -> "Pairs":
+        """Collect the pairs of a micro-batch.
+
+        Args:
+            part: rankings of the micro-batch.
+            batch_size: number of prompts of the whole batch, over all processes.
+            device: device of the tensors.
+        """
         better: list[int] = []
         worse: list[int] = []
         weights: list[float] = []
@@ -49,7 +55,9 @@ class Pairs:
             for pair in example.record.pairs:
                 better.append(offset + pair.better)
                 worse.append(offset + pair.worse)
+                # A mean per prompt first: a prompt with four completions has six pairs, but counts once.
                 weights.append(1 / (len(example.record.pairs) * batch_size))
+                # Without a gap, the target margin is 0.
                 gaps.append(pair.gap or 0.0)
             offset += len(example.sequences)
         return cls(
@@ -60,17 +68,17 @@ class Pairs:
         )
 
     def margins(self, logits: torch.Tensor) -> torch.Tensor:
-        """fp32 `[p]`: logit of the better completion minus logit of the worse."""
+        """Return the logit of the better completion minus that of the worse: `[n]` to fp32 `[p]`."""
         return logits[self.better] - logits[self.worse]
 
 
 @dataclass(frozen=True, slots=True)
 class RankedBatch:
-    """What a micro-batch must know of its batch.
+    """The numbers of a batch that the loss of each of its micro-batches needs.
 
     Attributes:
-        prompts: how many there are.
-        mean_margin: fp32 scalar, μ over all pairs, weighted like the loss; None where nothing needs it.
+        prompts: number of prompts.
+        mean_margin: mean margin μ over all pairs, weighted like the loss, fp32 scalar; None if no loss term uses it.
     """
 
     prompts: int
@@ -78,33 +86,41 @@ class RankedBatch:
 
 
 class Pairwise:
-    """Bradley-Terry over the pairs of rankings.
+    """The Bradley-Terry loss over the pairs of rankings ([Bradley-Terry]).
 
     Args:
-        model: holds the signal.
-        signal: which one.
-        config: margin, L2, centring.
-        settings: compute dtype.
+        model: model that holds the signal.
+        signal: name of the signal to train.
+        config: margin, L2 and centring terms.
+        settings: optimizer settings, for the compute dtype.
     """
 
     def __init__(self, model: RewardModel, signal: str, config: PreferenceObjective, settings: OptimizerConfig) -> None:
         self._model, self._signal, self._config, self._settings = model, signal, config, settings
 
     def begin(self, batch: Sequence[Example], mine: Sequence[MicroBatch], total: Total) -> RankedBatch:
-        """For the batch-mean margin a first pass over the whole batch, without gradient."""
+        """Compute the numbers that all micro-batches of a batch share.
+
+        The batch-mean margin needs a first pass over the whole batch, without gradient.
+
+        Args:
+            batch: rankings of the batch, over all processes.
+            mine: micro-batches of this process.
+            total: sum over all processes.
+        """
         if not isinstance(self._config.margin, BatchMeanMargin):
             return RankedBatch(len(batch), None)
         mean = torch.zeros((), device=self._model.device)
         with torch.no_grad():
             for part in mine:
-                pairs = Pairs.of(part.examples, len(batch), self._model.device)
-                mean += part.share * (pairs.weights * pairs.margins(self._logits(part.examples))).sum()
+                pairs = Pairs.build(part.examples, len(batch), self._model.device)
+                mean += part.share * (pairs.weights * pairs.margins(self._compute_logits(part.examples))).sum()
         return RankedBatch(len(batch), total(mean))
 
     def loss(self, part: Sequence[Example], shared: RankedBatch) -> torch.Tensor:
-        """The micro-batch's share of the batch's loss."""
-        logits = self._logits(part)
-        pairs = Pairs.of(part, shared.prompts, self._model.device)
+        """Return the micro-batch's share of the batch's loss, fp32 scalar."""
+        logits = self._compute_logits(part)
+        pairs = Pairs.build(part, shared.prompts, self._model.device)
         margins = pairs.margins(logits)
         targets = torch.zeros_like(margins)
         if isinstance(self._config.margin, LabelledMargin):
@@ -119,18 +135,18 @@ class Pairwise:
             loss = loss + self._config.centring * losses.squared_sums(better, worse, pairs.weights)
         return loss
 
-    def _logits(self, part: Sequence[Example]) -> torch.Tensor:
-        return _logits(self._model, self._signal, part, self._settings)
+    def _compute_logits(self, part: Sequence[Example]) -> torch.Tensor:
+        return _compute_logits(self._model, self._signal, part, self._settings)
 
 
 class Pointwise:
-    """A loss on the label of each item, times its weight, averaged over the batch's items.
+    """The loss on the label of each item, times the item's weight, averaged over the batch's items.
 
     Args:
-        model: holds the signal.
-        signal: which one.
-        config: which loss.
-        settings: compute dtype.
+        model: model that holds the signal.
+        signal: name of the signal to train.
+        config: kind of the loss.
+        settings: optimizer settings, for the compute dtype.
     """
 
     def __init__(self, model: RewardModel, signal: str, config: AbsoluteObjective, settings: OptimizerConfig) -> None:
@@ -138,19 +154,21 @@ class Pointwise:
         self._loss = POINTWISE[config.loss]
 
     def begin(self, batch: Sequence[Example], mine: Sequence[MicroBatch], total: Total) -> int:
-        """The number of items. Weights are not divided by their sum ([CRS] section 5.3)."""
+        """Return the number of items of the batch; weights are not divided by their sum ([CRS] section 5.3)."""
         return len(batch)
 
     def loss(self, part: Sequence[Example], shared: int) -> torch.Tensor:
-        """The micro-batch's share of the batch's loss."""
+        """Return the micro-batch's share of the batch's loss, fp32 scalar."""
         records = [example.record for example in part if isinstance(example.record, Labelled)]
-        logits = _logits(self._model, self._signal, part, self._settings)
+        logits = _compute_logits(self._model, self._signal, part, self._settings)
         labels = torch.tensor([record.label for record in records]).to(logits)
         weights = torch.tensor([record.weight / shared for record in records]).to(logits)
         return self._loss(logits, labels, weights)
 
 
-def _logits(model: RewardModel, signal: str, part: Sequence[Example], settings: OptimizerConfig) -> torch.Tensor:
-    """fp32 `[n]` of all sequences of a micro-batch, end to end."""
+def _compute_logits(
+    model: RewardModel, signal: str, part: Sequence[Example], settings: OptimizerConfig
+) -> torch.Tensor:
+    """Return the logits of all sequences of a micro-batch, concatenated, fp32 `[n]`."""
     with autocast(model.device, settings):
         return model.logits([sequence for example in part for sequence in example.sequences], signal)

@@ -1,4 +1,4 @@
-"""A reward-model run: data to parts, a part to a trained model, a model to a checkpoint that is served unchanged."""
+"""Run a reward-model configuration: split its data, train on a part, and save a checkpoint that is served unchanged."""
 
 import math
 import statistics
@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from assay_service.errors import ContentError
 from assay_service.scoring import manifest as manifests
@@ -24,7 +23,6 @@ from assay_service.scoring.rules import RenderRules
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
-from assay_training.config.model import OptimizerConfig
 from assay_training.config.objective import AbsoluteObjective
 from assay_training.config.reward import RewardConfig
 from assay_training.data.chat_template import template_of
@@ -34,36 +32,47 @@ from assay_training.data.mixture import Paraphrases, mix
 from assay_training.distributed.processes import accelerator, tell
 from assay_training.distributed.sharding import copy_whole, shard, sharding_requested
 from assay_training.loop.supervised import Schedule, train
-from assay_training.models.batches import autocast, token_batches
 from assay_training.models.lora import lora_config
 from assay_training.records.paraphrases import read_paraphrases
 from assay_training.records.rows import rows_of_file
 from assay_training.records.sources import data_hashes, read_labelled, read_rankings
 from assay_training.reward_model.checkpoint import write_adapter, write_whole
-from assay_training.reward_model.checks import check, check_equal_ids, fold_of_record, paraphrased, teaches, untaught
+from assay_training.reward_model.checks import (
+    check_equal_ids,
+    check_records,
+    count_paraphrases,
+    count_ties_only,
+    find_fold,
+    is_trainable,
+)
 from assay_training.reward_model.objectives import Pairwise, Pointwise
+from assay_training.reward_model.prediction import predict
 from assay_training.runs.directory import RunDirectory, base_identity
 
-STATISTICS_SAMPLE = 500
+STATISTICS_SAMPLE = 500  # examples for the mean and standard deviation of the manifest
 GOLDEN_ROWS = 3
 RELOADED_SAMPLE = 16
+# In logits: fp32 rounding stays below it, and a wrong weight changes logits by far more.
 RELOADED_TOLERANCE = 1e-5
-
 
 Golden = tuple[Item, TokenSequence]
 
 
 class RewardRun:
-    """One configuration with its data.
+    """One reward-model run: a configuration with its data, rendered and divided into parts.
 
     Args:
-        config: the run's.
-        data: the folder that holds the sources' folders.
-        out: the run directory.
+        config: configuration of the run.
+        data: folder that holds the folders of the sources.
+        out: run directory.
 
     Attributes:
-        examples: all of it as ids, in order; what the renderer refused is missing.
-        parts: the fold of each example, or `HELD_OUT`.
+        examples: all records as token ids, in order, without those that the renderer refused.
+        parts: fold of each example, or `HELD_OUT`.
+
+    Raises:
+        ConfigError: the configuration does not fit the base or the data.
+        RecordError: a data file is missing or malformed.
     """
 
     def __init__(self, config: RewardConfig, data: Path, out: Path) -> None:
@@ -74,19 +83,21 @@ class RewardRun:
         found = read(data, config.sources)
         for line in found.report_lines():
             tell(line)
-        self._paraphrases = _paraphrases(config, data)
+        self._paraphrases = _read_paraphrases(config, data)
         check_length("max_length", config.max_length, self.base)
         self.device = accelerator().device
-        model = self.fresh_model()
-        self.renderer = self._renderer(model)
-        declared = [self._golden(*texts) for texts in config.golden or ()]
+        model = self.build_model()
+        self.renderer = self._build_renderer(model)
+        # Before the data, which take long to render: a golden row that does not fit fails at once.
+        declared = [self._render_golden(*texts) for texts in config.golden or ()]
         self.examples, report = render_records(found.records, self.renderer)
-        told = check_refused(report.refused, len(found.records))
-        self.golden = declared or self._first_rows()
+        lines = check_refused(report.refused, len(found.records))
+        self.golden = declared or self._take_first_rows()
         records = [example.record for example in self.examples]
-        for line in (*told, *check_equal_ids(report.equal_ids, records, config.max_length)):
+        for line in (*lines, *check_equal_ids(report.equal_ids, records, config.max_length)):
             tell(line)
-        check(config, records, self._paraphrases)
+        check_records(config, records, self._paraphrases)
+        # Everything that decides the result. `test_folds` is missing because it only adds tests to the same run.
         self.run = RunDirectory(
             out,
             {
@@ -99,32 +110,37 @@ class RewardRun:
             },
             writes=accelerator().is_main_process,
         )
-        self.parts = [fold_of_record(config, record) for record in records]
-        learned = [example.record for example in self.without(HELD_OUT)]
+        self.parts = [find_fold(config, record) for record in records]
+        learned = [example.record for example in self.exclude_parts(HELD_OUT)]
         self.run.write_json(
             "render.json",
             {
                 "understood": found.understood,
-                "left_out": found.left_out + untaught(records),
+                "left_out": found.left_out + count_ties_only(records),
                 **asdict(report),
-                **paraphrased(config, learned, self._paraphrases),
+                **count_paraphrases(config, learned, self._paraphrases),
             },
         )
 
-    def without(self, *parts: int) -> list[Example]:
-        """What a model is trained on that must not see `parts`."""
+    def exclude_parts(self, *parts: int) -> list[Example]:
+        """Return the examples outside `parts`, for a model that must not be trained on these."""
         return [e for e, part in zip(self.examples, self.parts, strict=True) if part not in parts]
 
-    def of(self, part: int) -> list[Example]:
-        """The examples of one part."""
+    def select_part(self, part: int) -> list[Example]:
+        """Return the examples of one part."""
         return [e for e, other in zip(self.examples, self.parts, strict=True) if other == part]
 
     def fit(self, name: str, training: Sequence[Example]) -> RewardModel:
-        """Mixes a training part and trains on it, from where an interrupted run left off."""
-        model = self.fresh_model()
+        """Mix a training part and train a new model on it, from the last saved state of an interrupted run.
+
+        Args:
+            name: name of the training in metrics and saved states.
+            training: examples of the training part.
+        """
+        model = self.build_model()
         shard(model.base)
         config, settings = self.config, self.config.optimizer
-        examples = [example for example in self._mixed(name, training) if teaches(example.record)]
+        examples = [example for example in self._mix(name, training) if is_trainable(example.record)]
         if isinstance(config.objective, AbsoluteObjective):
             objective: Pairwise | Pointwise = Pointwise(model, config.name, config.objective, settings)
         else:
@@ -139,18 +155,24 @@ class RewardRun:
         )
         if not sharding_requested():
             return model
-        whole = self.fresh_model()
+        # Sharded weights are spread over processes, but one process predicts and saves: it needs them whole.
+        whole = self.build_model()
         copy_whole(model.parameters_of(config.name), whole.parameters_of(config.name))
         return whole
 
     def predict(self, model: RewardModel, examples: Sequence[Example]) -> list[list[float]]:
-        """The logit of every completion of every example, in order."""
+        """Return the logits of each example's completions, in order."""
         return predict(model, self.config.name, examples, self.config.optimizer)
 
     def save(self, model: RewardModel) -> Path:
-        """Writes the checkpoint that is served, on the main process; returns its directory.
+        """Write the checkpoint that is served, on the main process, and return its directory.
 
-        What was written is read back and must give the same logits before the manifest makes a checkpoint of it.
+        The written weights are read back and must give the same logits. Only then the manifest, which makes the
+        directory a checkpoint, is written.
+
+        Raises:
+            FloatingPointError: the logits of the trained model are not finite.
+            RuntimeError: the logits of the written weights differ.
         """
         directory = self.run.path / "checkpoint"
         if not self.run.writes:
@@ -168,14 +190,14 @@ class RewardRun:
         assert head is not None
         reloaded = RewardModel.load(base, torch.float32, self.device)
         reloaded.add_signal(self.config.name, Head(head.weight, head.bias), *adapters)
-        self._compare(model, reloaded, sample[:RELOADED_SAMPLE])
+        self._check_reloaded(model, reloaded, sample[:RELOADED_SAMPLE])
         base_sha256 = sha256_of(weight_files(base))
         statistics_ = (statistics.fmean(logits), statistics.stdev(logits))
-        manifests.write(self._manifest(model, base_sha256, *statistics_), directory)
+        manifests.write(self._build_manifest(model, base_sha256, *statistics_), directory)
         return directory
 
-    def fresh_model(self) -> RewardModel:
-        """The base with a fresh signal."""
+    def build_model(self) -> RewardModel:
+        """Load the base and add a new signal, with the same initial weights for the same seed."""
         torch.manual_seed(self.config.seed)
         model = RewardModel.load(self.base, torch.float32, self.device)
         generator = torch.Generator().manual_seed(self.config.seed)
@@ -184,8 +206,8 @@ class RewardRun:
         model.add_fresh_signal(self.config.name, head, None if lora is None else lora_config(lora, model.base))
         return model
 
-    def _mixed(self, name: str, training: Sequence[Example]) -> list[Example]:
-        """The examples of the mixed records; what a step made is rendered, the rest is there already."""
+    def _mix(self, name: str, training: Sequence[Example]) -> list[Example]:
+        """Return the examples of the mixed records; only records that a step created are rendered anew."""
         rendered = {example.record: example for example in training}
         records = mix(
             [example.record for example in training], self.config.mixture, self._paraphrases, self.config.seed
@@ -197,17 +219,21 @@ class RewardRun:
             rendered |= {example.record: example for example in examples}
         return [rendered[record] for record in records if record in rendered]
 
-    def _compare(self, model: RewardModel, reloaded: RewardModel, sample: Sequence[Example]) -> None:
+    def _check_reloaded(self, model: RewardModel, reloaded: RewardModel, sample: Sequence[Example]) -> None:
+        # In float32, because the rounding of bfloat16 would hide a small difference of the weights.
         exact = self.config.optimizer.model_copy(update={"compute_dtype": "float32"})
         pairs = [predict(m, self.config.name, sample, exact) for m in (model, reloaded)]
-        apart = max(abs(a - b) for x, y in zip(*pairs, strict=True) for a, b in zip(x, y, strict=True))
-        if not math.isfinite(apart):
+        largest = max(abs(a - b) for x, y in zip(*pairs, strict=True) for a, b in zip(x, y, strict=True))
+        if not math.isfinite(largest):
             raise FloatingPointError(f"{self.run.path}: the trained model's logits are not finite")
-        if apart > RELOADED_TOLERANCE:
-            raise RuntimeError(f"{self.run.path}: read back, a logit differs by {apart}; it is not what was trained")
+        if largest > RELOADED_TOLERANCE:
+            raise RuntimeError(
+                f"{self.run.path}: a logit of the written checkpoint differs by {largest} from the trained model's; "
+                "the checkpoint is not served"
+            )
 
-    def _renderer(self, model: RewardModel) -> Renderer:
-        """The renderer that serving will use."""
+    def _build_renderer(self, model: RewardModel) -> Renderer:
+        """Build the renderer that the service will use."""
         config = self.config
         rules = RenderRules(
             self.template,
@@ -219,7 +245,7 @@ class RewardRun:
         )
         return Renderer(tokenizer.load(self.base), rules, model.vocabulary_size)
 
-    def _manifest(self, model: RewardModel, base_sha256: str, mean: float, std: float) -> manifests.Manifest:
+    def _build_manifest(self, model: RewardModel, base_sha256: str, mean: float, std: float) -> manifests.Manifest:
         config = self.config
         golden = []
         for item, sequence in self.golden:
@@ -242,50 +268,33 @@ class RewardRun:
             pad_token_id=self.renderer.rules.pad_token_id if config.score_position == "last_non_pad_id" else None,
         )
 
-    def _golden(self, prompt: str, completion: str) -> Golden:
+    def _render_golden(self, prompt: str, completion: str) -> Golden:
         item = Item.of(prompt, completion)
         try:
             return item, self.renderer.render(item).sequence
         except ContentError as error:
             raise ConfigError(f"golden: {prompt[:40]!r}: {error.message}") from error
 
-    def _first_rows(self) -> list[Golden]:
-        """The first items of the data that fit whole, one of a record, in the place of golden rows of the run's own.
+    def _take_first_rows(self) -> list[Golden]:
+        """Take the first items of the data that fit without truncation as golden rows, one item per record.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: no item fits.
         """
-        found: list[Golden] = []
+        rows: list[Golden] = []
         for example in self.examples:
-            with suppress(ContentError):
-                found.append((example.record.items[0], self.renderer.render(example.record.items[0]).sequence))
-            if len(found) == GOLDEN_ROWS:
+            with suppress(ContentError):  # the item is longer than max_length
+                rows.append((example.record.items[0], self.renderer.render(example.record.items[0]).sequence))
+            if len(rows) == GOLDEN_ROWS:
                 break
-        if self.examples and not found:
-            raise ConfigError("golden: is missing, and no row of the data fits max_length whole; name a short text")
-        tell(f"golden: the first {len(found)} rows of the data are stored in the checkpoint, to be checked at its load")
-        return found
+        if self.examples and not rows:
+            raise ConfigError(
+                "golden: no row of the data fits max_length; give a short prompt and completion as golden"
+            )
+        tell(f"golden: the first {len(rows)} rows of the data are stored in the checkpoint and checked at every load")
+        return rows
 
 
-def predict(
-    model: RewardModel, signal: str, examples: Sequence[Example], settings: OptimizerConfig
-) -> list[list[float]]:
-    """The logit of every completion of every example, in order, computed in `settings.compute_dtype`."""
-    logits: dict[int, list[float]] = {}
-    by_length = sorted(range(len(examples)), key=lambda i: examples[i].tokens)
-    for part in tqdm(
-        list(token_batches(by_length, examples, settings.micro_batch_tokens)),
-        desc=f"score {signal}",
-        mininterval=10,
-    ):
-        with torch.inference_mode(), autocast(model.device, settings):
-            rows = model.logits([s for i in part for s in examples[i].sequences], signal).tolist()
-        for i in part:
-            count = len(examples[i].sequences)
-            logits[i], rows = rows[:count], rows[count:]
-    return [logits[i] for i in range(len(examples))]
-
-
-def _paraphrases(config: RewardConfig, data: Path) -> Paraphrases:
+def _read_paraphrases(config: RewardConfig, data: Path) -> Paraphrases:
     files = [step.file for step in config.mixture if isinstance(step, Augment)]
     return {file: read_paraphrases(rows_of_file(data / file)) for file in files}

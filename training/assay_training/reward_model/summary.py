@@ -13,31 +13,32 @@ SERVICE = "service.yaml"
 
 
 def summary_lines(config: RewardConfig, results: Mapping[str, Any], run: Path) -> list[str]:
-    """Return what a reward model came to by source, beside its length baseline, and how to serve it.
+    """Return the results of a reward model by source, beside its length baseline, and how to serve it.
 
     Args:
-        config: the run's.
-        results: of `results.json`.
-        run: the run directory.
+        config: configuration of the run.
+        results: content of `results.json`.
+        run: run directory.
     """
     if config.objective.kind == "preference":
-        lines = [line for domain, numbers in results.items() for line in _accuracy(domain, numbers)]
+        lines = [line for domain, numbers in results.items() for line in _format_accuracy(domain, numbers)]
     else:
-        lines = [line for domain, numbers in results.items() for line in _rank(domain, numbers)]
-    where = "held-out groups" if config.split.folds is None else "groups out of fold; the checkpoint learned from all"
+        lines = [line for domain, numbers in results.items() for line in _format_rank(domain, numbers)]
+    where = "held-out groups" if config.split.folds is None else "out-of-fold groups; the checkpoint is trained on all"
     lines = [f"{config.name}, on {where}:", *(f"  {line}" for line in lines)]
     if not config.objective.served:
-        return [*lines, "no checkpoint: the output of this objective is no logit"]
+        return [*lines, "no checkpoint: the output of this objective is not a logit"]
     return [
         *lines,
         f"checkpoint: {run / 'checkpoint'}",
         f"to serve it: assay serve --config {run / SERVICE}",
-        *(f"  {line}" for line in service_yaml(config).splitlines()),
+        *(f"  {line}" for line in build_service_yaml(config).splitlines()),
     ]
 
 
-def service_yaml(config: RewardConfig) -> str:
+def build_service_yaml(config: RewardConfig) -> str:
     """Return the configuration that serves a run's checkpoint, for a file in the run directory."""
+    # Paths are relative to the run directory, where the file is written: the directory can be moved.
     if config.lora is None:
         signal = {"base": "checkpoint"}
     else:
@@ -46,27 +47,28 @@ def service_yaml(config: RewardConfig) -> str:
     return yaml.safe_dump({"signals": {config.name: signal}, "default": config.name}, sort_keys=False)
 
 
-def _accuracy(domain: str, numbers: Mapping[str, Any]) -> Iterator[str]:
-    found = numbers["accuracy"]
-    if not found:
+def _format_accuracy(domain: str, numbers: Mapping[str, Any]) -> Iterator[str]:
+    accuracy = numbers["accuracy"]
+    if not accuracy:
         yield f"{domain}: too few groups for an accuracy"
         return
-    below = found[MODEL]["low"] <= found[LENGTH]["value"]
+    # The model is better than length only if its whole interval is above.
+    below = accuracy[MODEL]["low"] <= accuracy[LENGTH]["value"]
     yield (
-        f"{domain}: {_interval(found[MODEL])} of {found[MODEL]['n']:,} pairs right; the longer reply is better in "
-        f"{_interval(found[LENGTH])}" + "; not shown to be better than length" * below
+        f"{domain}: {_format_interval(accuracy[MODEL])} of {accuracy[MODEL]['n']:,} pairs right; the longer completion "
+        f"is better in {_format_interval(accuracy[LENGTH])}" + "; not shown to be better than length" * below
     )
 
 
-def _rank(domain: str, numbers: Mapping[str, Any]) -> Iterator[str]:
+def _format_rank(domain: str, numbers: Mapping[str, Any]) -> Iterator[str]:
     count, squared, absolute = numbers["errors"][MODEL]["all"]
     rank = numbers["rank"]
-    told = ", ".join(f"{name} {'-' if rank[of] is None else _interval(rank[of])}" for name, of in _NAMES)
-    yield f"{domain}: {numbers['statistic']} of {count:,} items: {told}; MSE {squared:.4f}, MAE {absolute:.4f}"
+    ranks = ", ".join(f"{name} {'-' if rank[key] is None else _format_interval(rank[key])}" for name, key in _NAMES)
+    yield f"{domain}: {numbers['statistic']} of {count:,} items: {ranks}; MSE {squared:.4f}, MAE {absolute:.4f}"
 
 
 _NAMES = (("model", MODEL), ("by length", LENGTH))
 
 
-def _interval(estimate: Mapping[str, float]) -> str:
+def _format_interval(estimate: Mapping[str, float]) -> str:
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from assay_training.config.data import Source
-from assay_training.config.wording import explained
+from assay_training.config.wording import explain_errors
 from assay_training.evaluation import grouping
 from assay_training.records.record import RecordError
 from assay_training.records.rows import rows_of_files
@@ -45,7 +45,7 @@ class ReadOptions:
         try:
             return Source.model_validate({"name": path.resolve().name, "format": format_} | declared)
         except ValidationError as error:
-            faults = "; ".join(explained(error, Source))
+            faults = "; ".join(explain_errors(error, Source))
             # The errors name keys of a configuration; a user of the command line knows them as options.
             as_options = faults.replace("fields is ", "--field is ").replace("fields: ", "--field ")
             raise RecordError(f"{format_}:{path}: {as_options.replace('largest_gap', '--largest-gap')}") from None

@@ -1,0 +1,38 @@
+"""Predict the logits of examples with a trained reward model."""
+
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from assay_service.scoring.model import RewardModel
+from assay_training.config.model import OptimizerConfig
+from assay_training.data.examples import Example
+from assay_training.models.batches import autocast, token_batches
+
+
+def predict(
+    model: RewardModel, signal: str, examples: Sequence[Example], settings: OptimizerConfig
+) -> list[list[float]]:
+    """Return the logits of each example's completions, in order, computed in `settings.compute_dtype`.
+
+    Args:
+        model: model that holds the signal.
+        signal: name of the signal.
+        examples: examples, in any order of length.
+        settings: compute dtype and tokens of a micro-batch.
+    """
+    logits: dict[int, list[float]] = {}
+    # Sequences of like length share a micro-batch, which bounds its memory by tokens; the order is restored below.
+    by_length = sorted(range(len(examples)), key=lambda i: examples[i].tokens)
+    for part in tqdm(
+        list(token_batches(by_length, examples, settings.micro_batch_tokens)),
+        desc=f"score {signal}",
+        mininterval=10,
+    ):
+        with torch.inference_mode(), autocast(model.device, settings):
+            rows = model.logits([s for i in part for s in examples[i].sequences], signal).tolist()
+        for i in part:
+            count = len(examples[i].sequences)
+            logits[i], rows = rows[:count], rows[count:]
+    return [logits[i] for i in range(len(examples))]
