@@ -6,9 +6,12 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm
 
-.PHONY: install check test test-slow serve bench pipeline
+.PHONY: help install check fix docs test test-slow serve bench pipeline
 
-install: $(INSTALLED)
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## create .venv and install everything
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Assay needs Python 3.11 or newer: make PYTHON=python3.x ...")'
@@ -17,20 +20,29 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,training,embedded,dev]'
 	touch $@
 
-check: install
+check: install ## format, lint, types, import contracts, language, documentation site
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.language
+	$(MAKE) docs
 
-test: install
-	$(BIN)/pytest $(if $(DATA),--data=$(DATA))
+fix: install ## format the code and apply the linter's own fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
-test-slow: install $(VLLM)/.installed
+docs: install ## build the documentation site into runs/site; a warning is an error
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict --config-file .mkdocs.yml
+
+test: install ## the tests, with a coverage figure (DATA=DIR adds those that need the data sets)
+	$(BIN)/pytest --cov $(if $(DATA),--data=$(DATA))
+
+test-slow: install $(VLLM)/.installed ## the slow tests, and those that need vLLM
 	$(BIN)/pytest -m slow $(if $(DATA),--data=$(DATA))
 	$(VLLM)/bin/pytest -m vllm
 
-serve: install
+serve: install ## serve the embedded models on HOST:PORT
 	$(BIN)/assay serve --host $(HOST) --port $(PORT)
 
 # A small policy and both reward models on it, from the data sets in DATA; what is there already is kept.
@@ -50,7 +62,7 @@ $(PIPELINE)/policy/model.safetensors: $(PIPELINE)/sft/results.json
 $(PIPELINE)/%/results.json: $(PIPELINE)/policy/model.safetensors
 	$(TRAIN) reward --config training/configs/pipeline/$*.yaml --data $(DATA) --out $(@D)
 
-bench: $(VLLM)/.installed
+bench: $(VLLM)/.installed ## time Assay beside vLLM and transformers
 	$(VLLM)/bin/python -m benchmarks.bench $(OUT)
 	$(VLLM)/bin/python -m benchmarks.throughput $(if $(OUT),--out $(basename $(OUT))-encoder)
 

@@ -123,33 +123,38 @@ def sentences(text: str) -> Iterator[str]:
 
 def page_faults(text: str) -> Iterator[tuple[int, str]]:
     """Yield the line and the fault of every long sentence, long table cell and banned word of a Markdown page."""
-    fenced, paragraph, start = False, [], 0
+    for start, paragraph in paragraphs(text):
+        for line, part in enumerate(paragraph, start):
+            yield from ((line, fault) for fault in banned(part))
+        if paragraph[0].startswith("|"):
+            cells = (cell for cell in paragraph[0].strip("|").split(" | "))
+            yield from ((start, fault) for cell in cells for fault in longer(cell, MOST_CELL_WORDS, "table cell"))
+        else:
+            joined = re.sub(r"^([-*+]|\d+\.|#+|>)\s+", "", " ".join(paragraph))
+            for sentence in sentences(joined):
+                yield from ((start, fault) for fault in longer(sentence, MOST_WORDS, "sentence"))
 
-    def finished() -> Iterator[tuple[int, str]]:
-        joined = re.sub(r"^\s*([-*+]|\d+\.|#+|>)\s+", "", " ".join(paragraph))
-        for sentence in sentences(joined):
-            if (count := words(sentence)) > MOST_WORDS:
-                yield start, f"{count} words in a sentence: {sentence[:90]}"
 
+def paragraphs(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the paragraphs, list entries and table rows of a page with the number of their first line; no code."""
+    paragraph: list[str] = []
+    fenced, start = False, 1
     for number, line in enumerate([*text.splitlines(), ""], 1):
-        if line.lstrip().startswith("```"):
-            fenced = not fenced
-        code = fenced or line.startswith("    ") and not paragraph
-        ends = code or not line.strip() or bool(re.match(r"\s*([-*+]|\d+\.|#+|>|\||```)", line))
-        if ends and paragraph:
-            yield from finished()
+        fence = line.lstrip().startswith("```")
+        code = fenced or fence or (line.startswith("    ") and not paragraph)
+        fenced = fenced != fence
+        if paragraph and (code or not line.strip() or re.match(r"\s*([-*+]\s|\d+\.\s|#+\s|>|\|)", line)):
+            yield start, paragraph
             paragraph = []
-        if code or line.lstrip().startswith("```"):
-            continue
-        yield from ((number, fault) for fault in banned(line))
-        if line.lstrip().startswith("|"):
-            for cell in line.strip().strip("|").split(" | "):
-                if (count := words(cell)) > MOST_CELL_WORDS:
-                    yield number, f"{count} words in a table cell: {cell.strip()[:90]}"
-        elif line.strip():
-            if not paragraph:
-                start = number
+        if not code and line.strip():
+            start = start if paragraph else number
             paragraph.append(line.strip())
+
+
+def longer(text: str, most: int, kind: str) -> Iterator[str]:
+    """Yield a fault if a text has more than `most` words."""
+    if (count := words(text)) > most:
+        yield f"{count} words in a {kind}: {text.strip()[:90]}"
 
 
 def banned(text: str) -> Iterator[str]:
@@ -171,8 +176,7 @@ def code_faults(source: str) -> Iterator[tuple[int, str]]:
             doc = ast.get_docstring(node) or ""
             line = getattr(node, "lineno", 1)
             for sentence in sentences(" ".join(re.split(r"\n\s*\n|\n\s*(?:\w+: )", doc)[0].split())):
-                if (count := words(sentence)) > MOST_WORDS:
-                    yield line, f"{count} words in a sentence: {sentence[:90]}"
+                yield from ((line, fault) for fault in longer(sentence, MOST_WORDS, "sentence"))
             for entry in re.finditer(
                 r"^ {4}(\w+): (\w+)", re.split(r"\n(?:Returns|Raises|Yields):", doc)[0], flags=re.M
             ):

@@ -201,11 +201,34 @@ def _lines(file: BinaryIO) -> Iterator[tuple[str, object]]:
             yield f":{number}", _json(line, f":{number}")
 
 
+class _Twice(Exception):
+    """A key that an object has twice."""
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object; Python's own reader would keep the last of two values without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
 def _json(text: bytes, where: str) -> object:
     try:
-        return json.loads(text.decode("utf-8-sig"))
+        value: object = _DECODER.decode(text.decode("utf-8-sig"))
+        if b"\\ud" in text or b"\\uD" in text:  # half of a surrogate pair is no text, and cannot be sent
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except UnicodeDecodeError as error:
         raise _Unreadable(f"{where}: not UTF-8: {error.reason}") from error
+    except UnicodeEncodeError as error:
+        raise _Unreadable(f"{where}: a text holds a lone surrogate, which is not valid Unicode") from error
+    except _Twice as error:
+        raise _Unreadable(f"{where}: key `{error}` is there twice, and one of its values would be lost") from error
     except (ValueError, RecursionError) as error:
         raise _Unreadable(f"{where}: not JSON: {error}") from error
 

@@ -15,6 +15,7 @@ from assay_service.advice import advice
 from assay_service.errors import StartError
 from assay_service.resolve import ResolvedSignal, resolve_signal
 from assay_service.scoring import files, names, pads
+from assay_service.scoring.special_tokens import TOKENIZER_CONFIG, read_optional, read_special_tokens
 from assay_service.scoring.template import read_template
 from assay_service.settings import SignalSettings, allowed_values, parse
 from assay_service.signal_files import SignalFiles, locate
@@ -53,7 +54,8 @@ def declaration(directory: Path, declared: Mapping[str, object]) -> dict[str, An
             raise StartError(f"{found}: a whole model, so it has no --base")
         signal["base"] = str(found)
     else:
-        raise StartError(f"{found}: neither a model (config.json) nor a LoRA adapter ({files.ADAPTER_CONFIG})")
+        gguf = "; GGUF is not read: take the safetensors that it was made from" if any(found.glob("*.gguf")) else ""
+        raise StartError(f"{found}: neither a model (config.json) nor a LoRA adapter ({files.ADAPTER_CONFIG}){gguf}")
     return {"signals": {_name_of(directory.resolve()): signal}}
 
 
@@ -75,6 +77,7 @@ def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
     signal = parsed.signals[name]
     located = locate(signal, Path.cwd())
     missing, resolved, problems = _settled(signal)
+    problems += tuple(_broken(located))
     lines = [f"{located.checkpoint}: {'a LoRA adapter' if located.adapter else 'a whole model'}"]
     lines += [f"  {what:<15} {said}" for what, said in _facts(located, _template_of(signal, located))]
     if resolved is not None:
@@ -133,14 +136,12 @@ def _facts(located: SignalFiles, template: str) -> Iterator[tuple[str, str]]:
     yield "architecture", f"{config.get('model_type')}, {', '.join(config.get('architectures') or ['no class named'])}"
     paths = sorted(located.checkpoint.glob("*.safetensors"))
     yield "size", f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB in {len(paths)} safetensors files"
-    yield "head", _head_in(names.shapes_of(paths), located.config.get("value_head_prefix"))
-    tokens = _tokenizer_config(located.tokenizer)
+    yield "head", ", ".join(_heads_in(located)) or "none"
     yield "template", f"{len(template)} characters" if template else "none"
-    yield "tokenizer", f"{located.tokenizer}, {tokens.get('tokenizer_class', 'no class named')}"
+    yield "tokenizer", f"{located.tokenizer}, {_tokenizer_class(located.tokenizer)}"
     yield "pads", f"config.json {config.get('pad_token_id')}, tokenizer {_pad_in(located.tokenizer)}"
-    eos = tokens.get("eos_token")
-    text = eos.get("content") if isinstance(eos, dict) else eos
-    prints = isinstance(text, str) and (text in template or "eos_token" in template)
+    text = read_special_tokens(located.tokenizer).named.get("eos_token")
+    prints = text is not None and (text in template or "eos_token" in template)
     yield "eos", f"tokenizer {text!r}, which the template {'names' if prints else 'does not name'}"
     yield "manifest", "assay.json" if (located.checkpoint / "assay.json").is_file() else "none"
 
@@ -154,11 +155,25 @@ def _pad_in(tokenizer: Path) -> str:
     return "none" if pad is None else f"{pad[0]} ({pad[1]!r})"
 
 
-def _head_in(shapes: names.Shapes, also: str | None) -> str:
-    """Return the name and shape of the head, or what there is instead."""
-    pattern = names.head_weight(also)
-    heads = [f"{name} {list(shape)}" for name, shape in shapes.items() if pattern.match(names.unwrapped(name))]
-    return ", ".join(heads) or names.why_no_head(shapes)
+def _heads_in(located: SignalFiles) -> list[str]:
+    """Return name and shape of every head in the checkpoint that must have one."""
+    shapes = names.shapes_of(sorted(located.checkpoint.glob("*.safetensors")))
+    pattern = names.head_weight(located.config.get("value_head_prefix"))
+    return [f"{name} {list(shape)}" for name, shape in shapes.items() if pattern.match(names.unwrapped(name))]
+
+
+def _broken(located: SignalFiles) -> Iterator[str]:
+    """Yield what is wrong with the files that loading would find: no declaration can help there."""
+    paths = sorted(located.checkpoint.glob("*.safetensors"))
+    if paths and not _heads_in(located):
+        yield f"{located.checkpoint}: {names.why_no_head(names.shapes_of(paths))}"
+    for path in dict.fromkeys([*paths, *sorted(located.base.glob("*.safetensors"))]):
+        if (missing := names.missing_bytes(path)) > 0:
+            yield f"{path}: the last {missing} bytes are missing; download or save it again"
+    try:
+        files.read_json(located.tokenizer / files.TOKENIZER_FILE)
+    except StartError as error:
+        yield error.message
 
 
 def _certain(resolved: ResolvedSignal, missing: list[str]) -> Iterator[tuple[str, object, str]]:
@@ -180,15 +195,14 @@ def _yaml(name: str, keys: Mapping[str, object], missing: list[str]) -> str:
     return lines
 
 
-def _tokenizer_config(directory: Path) -> dict[str, Any]:
-    path = directory / "tokenizer_config.json"
-    return files.read_json(path) if path.is_file() else {}
+def _tokenizer_class(directory: Path) -> str:
+    return str(read_optional(directory, TOKENIZER_CONFIG).get("tokenizer_class", "no class named"))
 
 
 def _template_of(signal: SignalSettings, located: SignalFiles) -> str:
     """Return the chat template; "" where there is none, which is one of the problems."""
-    declared = None if signal.template is None else Path(signal.template).expanduser()
     try:
+        declared = None if signal.template is None else files.place(signal.template, Path.cwd())
         return read_template(declared, located.checkpoint, located.tokenizer, signal.template_name)
     except StartError:
         return ""

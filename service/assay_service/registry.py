@@ -15,6 +15,9 @@ from assay_service.scoring.render import Renderer
 
 CUSTOM = "custom"
 
+# What decides, besides the checkpoint, which ids a text becomes and which logit they give.
+_VERSIONED = ("assay-rewards", "torch", "transformers", "tokenizers", "peft", "jinja2")
+
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
@@ -80,7 +83,7 @@ class Registry:
         self.blends = blends
         self.default = default
         # Once, not with every answer: reading the versions opens files.
-        self._libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers", "peft")}
+        self._libraries = {name: version(name) for name in _VERSIONED}
         self._described = {name: _described(signal) for name, signal in signals.items()}
 
     @property

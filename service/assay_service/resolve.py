@@ -85,7 +85,7 @@ def read_resolved(raw: object, directory: Path, source: str) -> tuple[Settings, 
     parsed = parse(raw, directory)
     found = Problems()
     found.lines += parsed.problems
-    reported = tuple(": ".join([*line.split(": ")[:2], ""]) for line in parsed.problems)
+    reported = tuple(f"{key}: " for key in parsed.reported)
     in_files = Problems()
     resolved = _resolve_all(parsed.signals, directory, in_files)
     if parsed.settings is not None:
@@ -105,12 +105,13 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     """
     located = locate(settings, relative_to)
     config, claims = located.config, located.claims
-    declared = None if settings.template is None else relative_to / Path(settings.template).expanduser()
-    found, template = Problems(), ""
+    found, template, declared = Problems(), "", None
     with found.collected("base"):
         architecture_of(config, located.base)
     with found.collected("base"):
         files.weight_files(located.base)
+    with found.collected("template"):
+        declared = None if settings.template is None else files.place(settings.template, relative_to)
     with found.collected():
         template = read_template(declared, located.checkpoint, located.tokenizer, settings.template_name)
     with found.collected():

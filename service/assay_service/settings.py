@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from assay_service.advice import advice
@@ -27,6 +27,7 @@ from assay_service.validation import (
     explain,
     key_of,
     listed,
+    one_or_several,
     wrong_names,
     wrong_names_of,
 )
@@ -71,7 +72,7 @@ class SignalSettings(_Frozen):
     kind: Kind | None = None
     base: str | None = None
     revision: str | None = None
-    adapter: str | Annotated[list[str], Field(min_length=1)] | None = None
+    adapter: Annotated[str | list[str] | None, BeforeValidator(one_or_several)] = None
     adapter_base: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = Field(None, pattern=DEVICE_PATTERN)
@@ -176,11 +177,13 @@ class Parsed:
         settings: the whole; None where anything is wrong.
         signals: the signals, without those of their keys that are wrong.
         problems: what is wrong, one line each, beginning with the key.
+        reported: the keys that the problems are about, also those that a misspelt one was meant to be.
     """
 
     settings: Settings | None
     signals: Mapping[str, SignalSettings]
     problems: tuple[str, ...] = ()
+    reported: frozenset[str] = frozenset()
 
 
 def allowed_values(key: str) -> tuple[str, ...]:
@@ -210,10 +213,15 @@ def parse(raw: object, directory: Path) -> Parsed:
         settings = Settings.model_validate({**raw, "directory": directory})
     except ValidationError as error:
         errors = error.errors(include_url=False)
+        meant = {(*one["loc"][:-1], close) for one in errors if (close := _meant(one)) is not None}
         # Names are checked apart, so that they are also where something else is wrong.
-        apart = ((), ("default",)) if raw.get("default") is None else ((),)
-        problems = [_problem(one) for one in errors if one["loc"] not in apart]
-        return Parsed(None, _usable_signals(raw, errors), (*problems, *wrong_names_of(raw)))
+        apart = {(), ("default",)} if raw.get("default") is None else {()}
+        told = [
+            one for one in errors if one["loc"] not in apart and not (one["type"] == "missing" and one["loc"] in meant)
+        ]
+        names = [] if ("default",) in meant else wrong_names_of(raw)
+        reported = frozenset(_key(location) for location in [*(one["loc"] for one in told), *meant])
+        return Parsed(None, _usable_signals(raw, errors), (*map(_problem, told), *names), reported)
     return Parsed(settings, settings.signals)
 
 
@@ -237,14 +245,22 @@ def _problem(error: ErrorDetails) -> str:
         return f"{key}: the name {name} must be 1 to 64 letters, digits, dots, underscores or hyphens, as text"
     key, text, last = _key(location), explain(error), str(location[-1])
     if error["type"] == "extra_forbidden":
-        known = _keys_at(location)
-        close = get_close_matches(last, known, n=1)
-        return f"{key}: unknown key" + (f"; did you mean `{close[0]}`?" if close else "") + f" Keys are {listed(known)}"
+        close = _meant(error)
+        told = "." if close is None else f"; did you mean `{close}`?"
+        return f"{key}: unknown key{told} Keys are {listed(_keys_at(location))}"
     if error["type"] == "missing":
         return f"{key}: is required" + (f": {advice(last)}" if advice(last) else "")
     given = error["input"]
     shown = f", not {given!r}" if isinstance(given, (str, int, float)) and len(repr(given)) <= 60 else ""
     return f"{key}: {text}{shown}" + (f": {advice(last)}" if error["type"] == "literal_error" and advice(last) else "")
+
+
+def _meant(error: ErrorDetails) -> str | None:
+    """Return the key that an unknown one is a misspelling of; None for other errors, or where no key is close."""
+    if error["type"] != "extra_forbidden":
+        return None
+    close = get_close_matches(str(error["loc"][-1]), _keys_at(error["loc"]), n=1)
+    return close[0] if close else None
 
 
 def _key(location: tuple[int | str, ...]) -> str:

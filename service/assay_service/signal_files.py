@@ -102,7 +102,7 @@ def _base(
     if reference.startswith(files.PACKAGE_SCHEME):  # would import a module that a checkpoint names
         raise StartError(f"declare `base: {reference}`; a package is taken from the configuration only")
     # PEFT writes the path that the trainer was given: relative to where it ran, or to the adapter if it was moved.
-    starts = [start for start in (adapters[0], relative_to) if (start / Path(reference).expanduser()).is_dir()]
+    starts = [start for start in (adapters[0], relative_to) if files.place(reference, start).is_dir()]
     revision = settings.revision or (None if starts else adapter_configs[0].get("revision"))
     try:
         return reference, revision, files.resolve(reference, revision, starts[0] if starts else adapters[0])

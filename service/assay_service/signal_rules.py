@@ -127,7 +127,7 @@ def _token_types(settings: SignalSettings, claims: Manifest, config: Mapping[str
 def _position_and_pad(settings: SignalSettings, located: SignalFiles) -> tuple[ScorePosition, int | None]:
     """Return which tokens the head reads, and the id that counts as padding, which only `last_non_pad_id` skips."""
     claims = located.claims
-    pads = Pads(located.config.get("pad_token_id"), located.base, located.adapter)
+    pads = Pads(located.config.get("pad_token_id"), located.base, located.adapters)
     claimed = claims.pad_token_id
     if claimed is None and claims.score_position is not None:
         claimed = pads.config  # trained by `assay train reward`, which takes the pad of the base's config.json

@@ -126,3 +126,15 @@ def wrong_names(signals: Iterable[str], blend_weights: Mapping[str, Iterable[str
 def listed(names: Iterable[str]) -> str:
     """Return names as they stand in an error."""
     return ", ".join(names)
+
+
+def one_or_several(value: object) -> object:
+    """Return a text or a list of texts as it is.
+
+    Raises:
+        ValueError: it is neither, or the list is empty. Pydantic would say so once for each of the two.
+    """
+    several = value if isinstance(value, list) else [value]
+    if value is not None and not (several and all(isinstance(one, str) for one in several)):
+        raise ValueError("must be text, or a list of texts that is not empty")
+    return value

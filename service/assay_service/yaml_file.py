@@ -1,12 +1,12 @@
 """Read a YAML file in which no key occurs twice."""
 
-from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from assay_service.errors import StartError
+
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: Path) -> object:
@@ -26,10 +26,21 @@ def read_yaml(path: Path) -> object:
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that occurs twice, of which YAML would silently take the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """As SafeLoader's, after a look at the keys."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for key in keys if keys.count(key) > 1]
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} occurs twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._checked: set[yaml.MappingNode] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """As SafeLoader's, which replaces `<<` by what it brings, after a look at the mapping's own keys.
+
+        What stands beside `<<` overrides what it brings, so it occurs twice afterwards, and only then.
+        """
+        if node not in self._checked:
+            self._checked.add(node)
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
+            repeated = [key for key in keys if keys.count(key) > 1]
+            if repeated:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {repeated[0]!r} occurs twice", node.start_mark
+                )
+        super().flatten_mapping(node)

@@ -55,6 +55,8 @@ FAULTS = {
         "Name its fields with --prompt-field and --completion-field, or --messages-field",
     ),
     "both": (b'{"prompt": "p", "completion": "1", "messages": []}', ":1: an item has exactly one of"),
+    "twice": (b'{"prompt": "p", "completion": "1", "completion": "2"}', ":1: key `completion` is there twice"),
+    "surrogate": (GOOD + b'{"prompt": "p\\ud800", "completion": "1"}\n', ":2: a text holds a lone surrogate"),
     "utf8": (b'{"prompt": "\xff", "completion": "1"}\n', ":1: not UTF-8"),
     "list": (b'[{"prompt": "p", "completion": "1"}, 3]', "[1]: expected an object, got int"),
     "list without end": (b'[{"prompt": "p", "completion": "1"},', ": not JSON"),

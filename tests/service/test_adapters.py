@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from assay_service import loader, registry, resolve
 from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import read_adapter
+from assay_service.scoring.head import Head
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.lineage import check_lineage
 from assay_service.scoring.model import RewardModel
@@ -293,6 +294,47 @@ def test_a_tensor_that_would_change_the_base_is_refused_by_name(name: str, tmp_p
     trained(tmp_path / "a", base)
     change_tensors(tmp_path / "a", lambda tensors: tensors | {PREFIX + name: torch.full((32,), 0.5)})
     with pytest.raises(StartError, match=rf"{re.escape(name)} is neither LoRA.* must not change the base.*Merge the"):
+        served(directory, {"a": tmp_path / "a"})
+
+
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "names": {},
+    "one layer": {"layers_to_transform": 0, "layers_pattern": "layers"},
+    "layers": {"layers_to_transform": [1]},
+    "an expression": {"target_modules": r".*layers\.[01]\.(self_attn|mlp)\.(q|down)_proj"},
+    "exclusions": {"target_modules": "all-linear", "exclude_modules": r".*layers\.0\.mlp.*"},
+    "an embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "a language model's": {"target_modules": ["v_proj", "lm_head"], "task": TaskType.CAUSAL_LM},
+}
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_an_adapter_that_lacks_a_module_is_refused(selection: str, tmp_path: Path) -> None:
+    """PEFT would leave that module as the base has it, and the score would be another one."""
+    fast = checkpoints.tokenizer_of("llama")
+    base = checkpoints.language_model("llama", fast)
+    directory = checkpoints.save(tmp_path / "base", base, fast)
+    trained(tmp_path / "a", base, **{"task": TaskType.FEATURE_EXTRACTION, **SELECTIONS[selection]})
+    path, model = tmp_path / "a" / "adapter_model.safetensors", RewardModel.load(directory, torch.float32, CPU)
+    head = Head(torch.ones(1, model.hidden_size), None)
+    model.add_signal("whole", head, read_adapter(tmp_path / "a")[0])
+    model.add_signal("beside another", head, read_adapter(tmp_path / "a")[0])
+    tensors = load_file(path)
+    lost = sorted({re.sub(r"\.lora_.*", "", name) for name in tensors if ".layers." in name})[-1]
+    save_file({name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}, path)
+    alone = RewardModel.load(directory, torch.float32, CPU)
+    for one in (model, alone):
+        with pytest.raises(
+            StartError, match=rf"{lost.removeprefix('base_model.model.')} was adapted, .* \(1 modules\)"
+        ):
+            one.add_signal("lost", head, read_adapter(tmp_path / "a")[0])
+
+
+@pytest.mark.parametrize("architecture", ["bert", "deberta-v2"])
+def test_lora_on_the_layer_before_the_head_is_refused_by_name(architecture: str, tmp_path: Path) -> None:
+    directory, base = saved(tmp_path / "base", architecture)
+    trained(tmp_path / "a", base, target_modules="all-linear")
+    with pytest.raises(StartError, match=r"LoRA on pooler\.dense, the layer before the head, is not served\. Merge"):
         served(directory, {"a": tmp_path / "a"})
 
 

@@ -284,6 +284,21 @@ def test_bodies_that_are_not_json_get_an_error_body(run: Run, content: bytes, st
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        b'{"items": [{"prompt": "a", "completion": "b", "completion": "c"}]}',
+        b'{"items": [{"prompt": "a", "completion": "b"}], "model": "pref", "model": "abs"}',
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(run: Run, body: bytes) -> None:
+    """Python's own reader would score the last one, and lose the other text."""
+    response = run(lambda http: http.post("/v1/score", content=body, headers={"content-type": "application/json"}))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (422, "invalid_request")
+    assert error["message"] == "an object in the body has a key twice, and one of its values would be lost"
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         (rb'{"items": [{"prompt": "a", "completion": "\ud800"}]}', "items[0].completion"),

@@ -136,6 +136,51 @@ def test_tensors_that_do_not_fit_are_explained(
         RewardModel.load(tmp_path, torch.float32, torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("head", "beside"),
+    [
+        ("score.weight", "score.norm.weight"),
+        ("score.weight", "score.dense.weight"),
+        ("classifier.weight", "classifier.dense.weight"),
+        ("v_head.summary.weight", "v_head.dense.weight"),
+        ("score.weight", "value_head.1.weight"),
+        ("my_value.weight", "my_value.norm.bias"),
+        ("base_model.model.score.weight", "base_model.model.score.norm.weight"),
+        (
+            "base_model.model.score.modules_to_save.default.weight",
+            "base_model.model.score.modules_to_save.default.n.bias",
+        ),
+        ("module.score.weight", "module.score.lora_A.weight"),
+    ],
+)
+def test_a_head_of_which_a_part_would_be_left_out_is_refused(head: str, beside: str, tmp_path: Path) -> None:
+    tensors = {"model.norm.weight": torch.ones(8), head: torch.ones(1, 8)}
+    path = tmp_path / "f"
+    save_file(tensors, path)
+    assert read_head([path], "my_value") is not None
+    save_file(tensors | {beside: torch.ones(8, 8)}, path)
+    with pytest.raises(
+        StartError, match=rf"/f: {re.escape(beside)} (belongs to the head beside|adapts the head itself)"
+    ):
+        read_head([path], "my_value")
+
+
+def test_a_head_has_its_bias_its_dense_layer_and_the_copy_that_peft_keeps_beside_it(tmp_path: Path) -> None:
+    classifier = ("dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias")
+    for number, tensors in enumerate(
+        (
+            {f"base_model.model.classifier.{name}": torch.ones(1, 1) for name in classifier},
+            {"score.weight": torch.ones(1, 8), "score.bias": torch.ones(1)},
+            {
+                "score.modules_to_save.default.weight": torch.ones(1, 8),
+                "score.original_module.weight": torch.ones(1, 8),
+            },
+        )
+    ):
+        save_file(tensors, tmp_path / str(number))
+        assert read_head([tmp_path / str(number)]) is not None
+
+
 def test_a_head_of_several_labels_says_so() -> None:
     with pytest.raises(StartError, match=r"shape \[5, 8\].*it has 5 labels"):
         checked(Head(torch.ones(5, 8), None), 8, "score.weight")

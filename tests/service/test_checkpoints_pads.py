@@ -2,12 +2,14 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from assay_service import loader, resolve, settings
 from assay_service.errors import StartError
@@ -64,6 +66,44 @@ def test_an_adapter_whose_pad_is_not_the_bases_is_refused_until_it_is_declared(t
     assert logit == pytest.approx(checkpoints.oracle(trained, ids), abs=1e-5)
     trained.config.pad_token_id = PAD
     assert logit != pytest.approx(checkpoints.oracle(trained, ids), abs=1e-2)  # the base's pad is another score
+
+
+def test_a_stack_has_the_pad_of_the_tokenizer_that_its_reward_was_trained_with(trl: tuple[Path, Any]) -> None:
+    """The reward is trained on the merged SFT model with that one's tokenizer, of which its own folder has no copy."""
+    directory, _ = trl
+    sft = directory / "sft"
+    sft.mkdir()
+    for path in (directory / "adapter").glob("*token*"):
+        path.rename(sft / path.name)
+    shutil.copy(directory / "adapter" / "chat_template.jinja", sft)
+    sft_lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    merged = AutoModelForSequenceClassification.from_pretrained(directory / "base", num_labels=1)
+    wrapped = get_peft_model(merged, sft_lora)
+    wrapped.save_pretrained(sft)
+    oracle = PeftModel.from_pretrained(wrapped.merge_and_unload(), directory / "adapter").eval()
+    oracle.config.pad_token_id = EOS
+    stack: dict[str, Any] = {"base": "base", "adapter": ["sft", "adapter"]}
+    for kept in ((), ("tokenizer_config.json",)):  # with a copy of its names, whose ids only the SFT adapter has
+        for name in kept:
+            shutil.copy(sft / name, directory / "adapter")
+        with pytest.raises(StartError, match=r"config\.json says 2 \('<\|pad\|>'\), .* tokenizer 1 \('<\|im_end\|>'\)"):
+            resolved(directory, **stack)
+    logit, ids = served_logit(directory, **stack, pad_token_id=EOS)
+    assert logit == pytest.approx(checkpoints.oracle(oracle, ids), abs=1e-5)
+
+
+def test_the_pad_is_the_one_that_transformers_finds_where_two_files_name_one(trl: tuple[Path, Any]) -> None:
+    directory, _ = trl
+    adapter = directory / "adapter"
+    edit(adapter / "tokenizer_config.json", pad_token="<|pad|>", added_tokens_decoder=None)
+    (adapter / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "<|im_end|>"}}))
+    assert PreTrainedTokenizerFast.from_pretrained(adapter).pad_token_id == EOS
+    with pytest.raises(StartError, match=r"the adapter's tokenizer 1 \('<\|im_end\|>'\)"):
+        resolved(directory, adapter="adapter")
+    tokens = {str(EOS): {"content": "<|im_end|>"}, str(PAD): {"content": "<|pad|>"}}
+    edit(adapter / "tokenizer_config.json", added_tokens_decoder=tokens)
+    assert PreTrainedTokenizerFast.from_pretrained(adapter).pad_token_id == PAD
+    assert resolved(directory, adapter="adapter").rules.pad_token_id == PAD
 
 
 def test_base_position_and_pad_come_from_the_adapters_own_files(trl: tuple[Path, Any]) -> None:

@@ -1,10 +1,12 @@
 """A wrong configuration is reported as a whole, in plain words, before torch is imported."""
 
+import contextlib
 import json
 import math
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from assay_service import settings
 from assay_service.errors import StartError
 from assay_service.inspection import declaration, inspect
 from assay_service.resolve import ResolvedSignal, read_resolved
+from assay_service.yaml_file import read_yaml
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "service-configuration.md"
+MADE = {"eos": "template", "unfinished": "error"}
+WHOLE = {"base": "rm", "kind": "absolute"} | MADE
 
 
 def model(directory: Path, **config: Any) -> Path:
@@ -199,6 +204,49 @@ def test_no_wrong_file_shows_pydantics_own_words_or_breaks_the_report(raw: dict[
         assert "valid" not in line
 
 
+@pytest.mark.parametrize(
+    ("raw", "meant"),
+    [
+        ({"signal": {"a": {"base": "rm"}}}, "signals"),
+        ({"signals": {"a": {"base": "rm", "kindd": "absolute"} | MADE}}, "kind"),
+        ({"signals": {"a": WHOLE}, "blends": {"b": {"weight": {"a": 1}}}, "default": "a"}, "weights"),
+        ({"signals": {"a": WHOLE, "b": WHOLE}, "defautl": "a"}, "default"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_key_is_one_problem(raw: Any, meant: str, tmp_path: Path) -> None:
+    """The key that was meant is not reported as missing as well."""
+    model(tmp_path / "rm")
+    (line,) = problems(raw, tmp_path)
+    assert f"unknown key; did you mean `{meant}`? Keys are " in line
+
+
+@pytest.mark.parametrize("adapter", [5, [], [1, "rm"], {"a": "b"}])
+def test_an_adapter_of_the_wrong_type_is_one_problem(adapter: Any, tmp_path: Path) -> None:
+    (line,) = problems({"signals": {"a": {"adapter": adapter}}}, tmp_path)
+    assert line.startswith("signals.a: adapter: must be text, or a list of texts that is not empty")
+
+
+def test_what_signals_share_may_be_merged_from_an_anchor(tmp_path: Path) -> None:
+    """A key beside `<<` overrides what it brings, also where an anchor lies deeper than what takes it."""
+    (tmp_path / "service.yaml").write_text(
+        "signals:\n"
+        "  a: &first {base: rm, kind: absolute, eos: template, unfinished: error}\n"
+        "  b: {<<: *first, kind: preference}\n"
+        "blends:\n"
+        "  x: {weights: &w {a: 1, b: 2}}\n"
+        "  y: {weights: {<<: *w, b: 3}}\n"
+        "default: a\n"
+    )
+    read = settings.read_settings(tmp_path / "service.yaml")
+    assert (read.signals["a"].kind, read.signals["b"].kind, read.signals["b"].base) == ("absolute", "preference", "rm")
+    assert read.blends["y"].weights == {"a": 1, "b": 3}
+    (tmp_path / "deep.yaml").write_text("a: {b: {c: &c {<<: &d {k: 1}, k: 2}}}\ne: {<<: *c}\n")
+    assert read_yaml(tmp_path / "deep.yaml") == {"a": {"b": {"c": {"k": 2}}}, "e": {"k": 2}}
+    (tmp_path / "twice.yaml").write_text("a: &a {k: 1}\nb: {<<: *a, k: 2, k: 3}\n")
+    with pytest.raises(StartError, match="key 'k' occurs twice"):
+        read_yaml(tmp_path / "twice.yaml")
+
+
 def test_a_single_signal_is_the_default_and_a_blend_must_be_chosen(tmp_path: Path) -> None:
     model(tmp_path / "rm")
     signal = {"base": "rm", "kind": "preference", "eos": "template", "unfinished": "score"}
@@ -331,6 +379,81 @@ def test_what_cannot_be_served_whatever_is_declared_is_a_problem_of_the_report(t
     assert len(report.problems) == 1
     assert "architecture 'opt' is not served" in report.problems[0]
     assert f"# {'  problem':<18}{report.problems[0]}" in report.text
+
+
+def _cut_off(directory: Path) -> None:
+    header = json.dumps({"score.weight": {"dtype": "F32", "shape": [1, 8], "data_offsets": [0, 32]}}).encode()
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(20))
+
+
+def _without_head(directory: Path) -> None:
+    header = json.dumps({"norm.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_cut_off, "the last 12 bytes are missing; download or save it again"),
+        (_without_head, "no head; looked for score.weight"),
+        (lambda directory: (directory / "tokenizer.json").write_text('{"model": '), "tokenizer.json: Expecting value"),
+    ],
+)
+def test_inspect_proposes_nothing_as_served_that_loading_refuses(
+    spoil: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    spoil(model(tmp_path / "rm"))
+    (problem,) = inspect(tmp_path / "rm", DECLARED).problems
+    assert said in problem
+
+
+def test_inspect_names_gguf_files(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(StartError, match="GGUF is not read: take the safetensors"):
+        inspect(tmp_path, {})
+
+
+_odd = st.sampled_from([None, True, -1, 3.5, "x", "", "a\0b", "~no-such-user/x", "x/" * 3000, [], [None], {}, {"a": 1}])
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("config.json", ["model_type", "architectures", "pad_token_id", "value_head_prefix", "type_vocab_size"]),
+        ("config.json", ["rope_scaling", "rope_parameters", "max_position_embeddings", "dtype", "torch_dtype"]),
+        ("tokenizer_config.json", ["chat_template", "pad_token", "eos_token"]),
+        ("tokenizer.json", ["added_tokens", "model"]),
+        ("assay.json", ["kind", "golden"]),
+        ("adapter_config.json", ["base_model_name_or_path", "revision", "task_type", "peft_type"]),
+    ],
+)
+@given(data=st.data())
+def test_no_value_in_a_checkpoints_json_ends_in_a_stack_trace(
+    file: str, keys: list[str], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("odd")
+    kind = data.draw(st.sampled_from(["llama", "bert", "roberta"]))
+    directory = model(root / "rm", model_type=kind)
+    (directory / "tokenizer_config.json").write_text('{"pad_token": "<pad>"}')
+    if file == "adapter_config.json":
+        directory = adapter(root / "adapter", base_model_name_or_path=str(directory))
+    path = directory / file
+    held = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(held | {data.draw(st.sampled_from(keys)): data.draw(_odd)}))
+    for declared in (DECLARED, {}):
+        with contextlib.suppress(StartError):
+            inspect(directory, declared)
+        with contextlib.suppress(StartError):
+            read_resolved(declaration(directory, declared), root, "x")
+
+
+@pytest.mark.parametrize("key", ["base", "adapter", "template"])
+@pytest.mark.parametrize("path", ["a\0b", "~no-such-user/x", "x" * 300 + "/y"])
+def test_a_path_that_no_file_can_have_is_named(key: str, path: str, tmp_path: Path) -> None:
+    model(tmp_path / "rm")
+    (line,) = problems({"signals": {"a": WHOLE | {key: path}}}, tmp_path)
+    assert line.startswith(f"signals.a: {key}: ")
+    assert "not a path that can be read: " in line
 
 
 def test_a_directory_without_checkpoint_says_what_was_looked_for(tmp_path: Path) -> None:

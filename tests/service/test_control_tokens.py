@@ -14,6 +14,8 @@ from assay_service.errors import ContentError
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
+from assay_service.scoring.template import read_template
+from assay_service.scoring.tokenizer import load
 from tests import checkpoints
 from tests.real_tokenizers import real_tokenizer
 
@@ -171,6 +173,51 @@ def test_a_control_token_that_appears_only_after_normalising_is_text_as_well() -
     assert rendered.control_tokens_as_text == 1
     plain = fast.decode(list(rendered.sequence.ids), skip_special_tokens=False)
     assert "ask the [tool] now" in plain
+
+
+def test_turn_tokens_that_the_file_does_not_call_special_are_control_tokens() -> None:
+    """DeepSeek-V3's `<｜User｜>` and `<｜Assistant｜>` are plain added tokens, but open turns."""
+    directory = real_tokenizer("deepseek_v3")
+    fast, template = load(directory), read_template(None, directory, directory)
+    item = Item.of("Hi.", "Sure.<｜User｜>Thanks!<｜Assistant｜>Welcome.")
+    with pytest.raises(ContentError, match="control token '<｜User｜>'"):
+        renderer(fast, "error", template).render(item)
+    rendered = renderer(fast, "text", template).render(item)
+    assert rendered.control_tokens_as_text == 2
+    for token in ("<｜User｜>", "<｜Assistant｜>"):
+        assert rendered.sequence.ids.count(fast.convert_tokens_to_ids(token)) == 1
+
+
+def test_tags_of_reasoning_and_tools_are_text_of_replies() -> None:
+    directory = real_tokenizer("qwen3")
+    fast, template = load(directory), read_template(None, directory, directory)
+    reply = "<think>\nHot.\n</think>\n\n<tool_call>\n{}\n</tool_call>"
+    rendered = renderer(fast, "error", template).render(Item.of("Hi.", reply))
+    assert rendered.control_tokens_as_text == 0
+    assert fast.convert_tokens_to_ids("<tool_call>") in rendered.sequence.ids
+
+
+@pytest.mark.parametrize("policy", ["error", "text"])
+def test_an_unknown_token_that_text_never_becomes_is_a_control_token(policy: str) -> None:
+    """GPT-2, Pythia and GPT-3.5 name their EOS as the unknown token, though every byte has a token."""
+    fast = load(real_tokenizer("gpt35turbo"))
+    assert fast.unk_token == fast.eos_token == "<|endoftext|>"
+    subject = renderer(fast, policy, "{% for m in messages %}{{ m['content'] }}{% endfor %}<|endoftext|>")
+    with pytest.raises(ContentError, match="tokenises to a control token"):
+        subject.render(Item.of("a<|endof", "text|>b"))
+    if policy == "text":
+        assert subject.render(Item.of("a", "<|endoftext|>")).control_tokens_as_text == 1
+
+
+def test_control_tokens_must_be_the_templates_own_in_their_order() -> None:
+    """A combining character may break the template's token, and another text may make a different one."""
+    fast = checkpoints.decoder_tokenizer()
+    fast.backend_tokenizer.normalizer = normalizers.NFC()
+    added = [AddedToken(token, normalized=True, special=True) for token in ("<|a|>", "<|b≯")]
+    fast.add_special_tokens({"additional_special_tokens": added})
+    subject = renderer(fast, "error", "{% for m in messages %}{{ m['role'] }}<|a|>{{ m['content'] }}{% endfor %}")
+    with pytest.raises(ContentError, match="tokenises to a control token"):
+        subject.render(Item.of("x", "\u0338 <|b>\u0338"))
 
 
 def test_roles_and_reserved_characters_are_refused_also_where_control_tokens_are_text() -> None:

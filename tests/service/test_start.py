@@ -392,6 +392,19 @@ def test_the_fingerprint_covers_what_changes_a_score(tmp_path: Path) -> None:
     assert load(directory).fingerprint() == prints[-1]
 
 
+@pytest.mark.parametrize("name", ["sep_token", "mask_token", "image_token"])
+def test_the_fingerprint_covers_every_special_token_that_a_template_may_print(name: str, tmp_path: Path) -> None:
+    directory, _ = plain(tmp_path)
+    (tmp_path / "t.jinja").write_text(checkpoints.CHATML + "{{ " + name + " }}")
+    path, ids, prints = directory / "tokenizer_config.json", set(), set()
+    for token in ("<|bos|>", "<|im_end|>"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: token}))
+        loaded = load(directory, template=str(tmp_path / "t.jinja"))
+        ids.add(loaded.signals["s"].renderer.render(PROBE).sequence.ids)
+        prints.add(loaded.fingerprint())
+    assert (len(ids), len(prints)) == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [

@@ -101,6 +101,10 @@ def test_thinking_that_the_template_drops_from_earlier_turns_is_reported_or_refu
         ("qwen3", f"{THOUGHT}Yes.", None),
         ("qwen3", "<think>It is hot.</think>Yes.", None),
         ("qwen3", "It is hot.</think>Yes.", None),
+        ("qwen3", "<think>\n\n</think>\n\nYes.", None),  # what Qwen3 itself replies to `/no_think`
+        ("qwen3", "<think></think>No: it burns.</think>Ask a doctor.", "No: it burns.</think>"),
+        ("glm4moe", "<think></think>Yes.", None),
+        ("nemotron_3_nano", "<think></think>Yes.", None),
         ("qwen3", "<think>w</think>No: it burns.</think>Ask a doctor.", "No: it burns.</think>"),
         ("qwen3", "<think>w</think>Yes: drink it.</think>Ask a doctor.", "Yes: drink it.</think>"),
         ("deepseek_r1_distill", f"{THOUGHT}Yes.", "<think>\nIt is hot.\n</think>"),
@@ -113,6 +117,12 @@ def test_text_that_the_template_drops_from_the_completion_is_reported(
     name: str, completion: str, lost: str | None
 ) -> None:
     assert dropped(real(name).render(Item.of("Hot?", completion))) == ([] if lost is None else [(1, lost)])
+
+
+def test_texts_that_imitate_the_marks_are_scored() -> None:
+    item = talk("AssaySentinelq", "<think>AssaySentinelAq</think>AssaySentinelqq", "Sure?", "AssaySentinelAq")
+    assert dropped(real("qwen3").render(item)) == [(1, "<think>AssaySentinelAq</think>")]
+    assert real("qwen2_5").render(Item.of("AssaySentinelq", "AssaySentinelq a", "length")).completion_tokens > 0
 
 
 def test_what_escaping_and_line_breaks_add_is_not_taken_for_a_loss() -> None:
@@ -178,6 +188,25 @@ def test_a_template_without_thinking_scores_unfinished_completions() -> None:
     assert rendered.sequence.score.end == len(rendered.sequence.ids)
 
 
+@pytest.mark.parametrize(
+    ("start", "end"), [("◁think▷", "◁/think▷"), ("[open]", "[shut]"), ("# Thinking\n", "# Answer\n")]
+)
+def test_an_empty_block_of_any_style_is_not_put_before_an_unfinished_reply_that_opens_one(start: str, end: str) -> None:
+    empty = f"{{% if m['role'] == 'assistant' %}}{{{{ {start + end!r} }}}}{{% endif %}}{{{{ m['content'] }}}}"
+    subject = renderer(checkpoints.CHATML.replace("{{ m['content'] }}", empty))
+    assert refusal(subject, Item.of("Bus?", f"{start}The bus", "length"))[0] == "unfinished_unsupported"
+    assert subject.render(Item.of("Bus?", "The bus", "length")).text.endswith(f"{start}{end}The bus")
+
+
+def test_a_block_that_depends_on_another_message_is_not_put_before_an_unfinished_reply() -> None:
+    reply = (
+        "{{ '<think></think>' if m['role'] == 'assistant' and 'no_think' in messages[0]['content'] }}{{ m['content'] }}"
+    )
+    subject = renderer(checkpoints.CHATML.replace("{{ m['content'] }}", reply))
+    assert refusal(subject, Item.of("Bus? /no_think", "<think>The", "length"))[0] == "unfinished_unsupported"
+    assert subject.render(Item.of("Bus?", "<think>The", "length")).text.endswith("assistant\n<think>The")
+
+
 PIECES = st.sampled_from(["<think>", "</think>", "a", "b", "tool", "\n", " ", "é", "<", "[INST]", "|", "user", "{{"])
 TEXTS = st.lists(PIECES, max_size=6).map("".join) | st.text(st.characters(codec="utf-8"), max_size=6)
 
@@ -188,13 +217,16 @@ TEXTS = st.lists(PIECES, max_size=6).map("".join) | st.text(st.characters(codec=
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_change_of_a_message_changes_the_ids_or_is_told(name: str, data: st.DataObject) -> None:
-    """White space does not count, nor the `<think>` that a template prints before reasoning if it is not there."""
+    """White space does not count, nor tags of an empty block that a template prints whether or not they are there."""
     subject = real(name)
     contents = data.draw(st.lists(TEXTS, min_size=4, max_size=4))
     changed = list(contents)
     place = data.draw(st.integers(0, 3))
     changed[place] = data.draw(TEXTS)
-    packed = ["".join(text.split()).removeprefix("<think>") for text in (contents[place], changed[place])]
+    packed = [
+        "".join(text.split()).removeprefix("<think>").removeprefix("</think>")
+        for text in (contents[place], changed[place])
+    ]
     ids = []
     for texts in (contents, changed):
         try:

@@ -26,8 +26,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from assay_client.client import RewardClient
 from assay_service import loader, registry, settings
-from assay_service.errors import StartError
+from assay_service.errors import ContentError, StartError
 from assay_service.scoring import tokenizer
+from assay_service.scoring.item import Item, Message
 from tests import checkpoints
 from tests.real_tokenizers import real_tokenizer
 from tests.service.test_serve_process import served, wait_until_ready
@@ -390,6 +391,35 @@ def test_an_encoder_that_reads_no_class_token_refuses_to_start(position: str, tm
         load(tmp_path, score_position=position, token_types="zero")
     template.write_text("[MASK]" + checkpoints.ENCODER.replace("[CLS]", ""))
     assert load(tmp_path, score_position=position, template=str(template), token_types="zero").signals
+
+
+def test_a_conversation_without_the_token_that_the_head_or_the_types_go_by_is_its_items_error(tmp_path: Path) -> None:
+    """The template prints both tokens for a first message of the user, and neither after a system message."""
+    fast = checkpoints.encoder_tokenizer()
+    checkpoints.save(tmp_path, checkpoints.classifier("bert", fast), fast)
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if loop.first and m.role == 'user' %}[CLS]{{ m.content }}[SEP]"
+        "{% else %}{{ m.content }} {% endif %}{% endfor %}"
+    )
+    user, reply = Message("user", "flat tyre"), Message("assistant", "take it off")
+    plain, system = Item((user, reply)), Item((Message("system", "be kind"), user, reply))
+    for position, types, missing in (
+        ("pooler", "zero", r"score_position pooler reads the first token, .* with '\[CLS\]'"),
+        ("first_token", "zero", r"score_position first_token reads"),
+        ("mean", "second_after_sep", "token_types: second_after_sep, .* no separator before this completion"),
+    ):
+        signals = load(tmp_path, score_position=position, template=str(template), token_types=types).signals
+        renderer = signals["s"].renderer
+        assert renderer.render(plain).sequence.ids
+        with pytest.raises(ContentError, match=missing) as refused:
+            renderer.render(system)
+        assert refused.value.code == "template_error"
+    assert (
+        load(tmp_path, score_position="mean", template=str(template), token_types="zero")
+        .signals["s"]
+        .renderer.render(system)
+    )
 
 
 BOS_FIRST = processors.TemplateProcessing(single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", 0)])

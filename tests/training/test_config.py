@@ -255,6 +255,20 @@ def test_a_key_that_was_renamed_is_refused_by_one_line_that_names_the_new_key(tm
     assert str(error.value) == f"{path}: optimiser: is called 'optimizer' now; rename the key"
 
 
+def test_a_switch_is_no_number(tmp_path: Path) -> None:
+    """YAML reads `yes` as true, and pydantic true as 1."""
+    path = tiny.write_config(
+        tmp_path / "run.yaml", tmp_path, optimizer={"learning_rate": True, "betas": [False, 0.9]}, split=True
+    )
+    with pytest.raises(ConfigError) as caught:
+        read(path, RewardConfig)
+    assert str(caught.value).removeprefix(f"{path}: ").split("\n  ") == [
+        "split: must be a mapping, and is True",
+        "optimizer.betas.0: is false, as YAML reads yes, no, on and off; no key is a switch",
+        "optimizer.learning_rate: is true, as YAML reads yes, no, on and off; no key is a switch",
+    ]
+
+
 def test_a_score_position_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="score_position"):
         read(tiny.write_config(tmp_path / "run.yaml", tmp_path, score_position="pooler"), RewardConfig)
@@ -517,6 +531,9 @@ def test_rankings_of_ties_alone_are_counted_by_their_data_set() -> None:
 
 
 def test_a_run_that_would_train_on_less_than_half_of_its_data_is_refused() -> None:
-    check_refused({"special": 5}, 10)
+    assert check_refused({}, 10) == []
+    assert check_refused({"special": 5}, 10) == [
+        "sources: 5 of 10 records cannot be rendered (special: 5); they are left out"
+    ]
     with pytest.raises(ConfigError, match=r"6 of 10 records cannot be rendered \(long: 1, special: 5\)"):
         check_refused({"special": 5, "long": 1}, 10)

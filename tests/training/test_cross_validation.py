@@ -441,11 +441,14 @@ def test_an_adapter_on_some_layers_is_served_without_a_warning(tmp_path: Path) -
     assert logit(served(done, tmp_path), item) == pytest.approx(row["logit"], abs=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "llama"])
-def test_a_model_of_all_weights_is_saved_whole_and_served(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("architecture", "dtype"), [("bert", "float32"), ("llama", "float32"), ("llama", "bfloat16")])
+def test_a_model_of_all_weights_is_saved_whole_and_served(architecture: str, dtype: str, tmp_path: Path) -> None:
+    """Also from a base in half precision: what is trained is float32, and served as that."""
     template = checkpoints.ENCODER if architecture == "bert" else checkpoints.CHATML
     whole = prepare(tmp_path, split={"held_out": 0.2}, lora=None)
-    tiny.save_base(tmp_path / "base", architecture)
+    fast = checkpoints.tokenizer_of(architecture)
+    base = checkpoints.classifier(architecture, fast).base_model.to(getattr(torch, dtype))
+    checkpoints.save(tmp_path / "base", base, fast)
     checkpoints.name_tokenizer(tmp_path / "base", "LlamaTokenizerFast")
     (tmp_path / "template.jinja").write_text(template)
     whole.go()
@@ -461,6 +464,7 @@ def test_a_model_of_all_weights_is_saved_whole_and_served(architecture: str, tmp
     before = load_file(tmp_path / "base" / "model.safetensors")
     after = load_file(whole.out / "checkpoint" / "model.safetensors")
     trained = {name: next(n for n in after if n.endswith(name)) for name in before if "pooler" not in name}
+    assert json.loads((whole.out / "checkpoint" / "config.json").read_text())["dtype"] == "float32"
     assert len(after) == len(trained) + (2 if architecture == "bert" else 1)  # the head; Llama's has no bias
     assert sum(not torch.equal(before[name], after[new]) for name, new in trained.items()) > 10
 

@@ -38,6 +38,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "score_chosen": 8.5,
         "score_rejected": 4.0,
     },
+    "full-hh-rlhf": {
+        "prompt": "\n\nHuman: Flat tyre?\n\nAssistant:",
+        "response": " Take the wheel off.",
+        "chosen": " Take the wheel off.",
+        "rejected": " No.",
+    },
     "Skywork": {"chosen": [USER, GOOD], "rejected": [USER, BAD], "source": "ours"},
     "RewardBench 2": {
         "id": "7",
@@ -77,13 +83,34 @@ def test_what_was_understood_is_told_by_field(tmp_path: Path) -> None:
             "chosen from 'chosen': messages": 3,
             "rejected from 'rejected': messages": 3,
             "prompt from the common beginning of 'chosen' and 'rejected'": 3,
-            "not used: score_chosen, score_rejected (declare `largest_gap` to make their difference a gap)": 2,
+            "not used: score_chosen, score_rejected (`largest_gap` or `--largest-gap` makes their difference a gap)": 2,
             "ignored: source": 1,
         }
     }
     (line,) = found.report_lines()
     assert line.startswith("set: 3 rows; ignored: prompt_id (2 rows); ignored: messages (2 rows); chosen from 'chosen'")
     assert "ignored: source (1 rows)" in line
+
+
+def test_replies_that_repeat_the_prompt_and_keys_of_messages_that_are_not_read_are_told(tmp_path: Path) -> None:
+    twice = {"prompt": "Flat tyre?", "chosen": "Flat tyre? Take it off.", "rejected": "Flat tyre? No."}
+    named = {"prompt": [USER | {"name": "kim", "id": 3, "refusal": None}], "chosen": "Yes.", "rejected": "No."}
+    said = read(tmp_path, [twice, named]).understood["set"]
+    assert said["chosen and rejected begin with the prompt, which is read twice then"] == 1
+    assert {phrase for phrase in said if "in messages" in phrase} == {
+        "ignored in messages: id",
+        "ignored in messages: name",
+    }
+
+
+def test_a_prompt_in_the_turns_of_hh_keeps_them(tmp_path: Path) -> None:
+    prompt = tiny.dialogue("Flat tyre?", "Yes.", "And now?") + "\n\nAssistant:"
+    row = {"prompt": prompt, "chosen": " Take it off.", "rejected": " No."}
+    (record,) = read(tmp_path, [row]).records
+    assert record.prompt == (*ASKED, Message("assistant", "Yes."), Message("user", "And now?"))
+    assert record.completions == ("Take it off.", "No.")
+    (literal,) = read(tmp_path, [row | {"prompt": "What comes after\n\nHuman: and\n\nAssistant:"}]).records
+    assert [message.role for message in literal.prompt] == ["user"]
 
 
 def test_a_conversation_of_several_turns_keeps_them(tmp_path: Path) -> None:
@@ -182,7 +209,11 @@ def test_scores_and_margins_become_gaps_on_the_declared_scale(
         ({"score_chosen": 99, "score_rejected": 1}, {"largest_gap": 9}, "differ by 98, more than 9"),
         ({"score_chosen": [1, 2], "score_rejected": 1}, {"largest_gap": 9}, "has 2 numbers for 1 replies"),
         ({"tools": [{"name": "search"}]}, {}, "field 'tools' would change what is learned, and is not supported"),
-        ({"weight": 2}, {}, r"field 'weight' would change what is learned.*fields: \{weight: null\}"),
+        (
+            {"weight": 2},
+            {},
+            r"field 'weight' would change what is learned.*fields: \{weight: null\}` \(`--field weight=`",
+        ),
         ({"chosen": 3}, {}, "field 'chosen' is of another shape .int., not a text, a list of messages"),
         ({"rejected": []}, {}, "field 'rejected' is an empty list, not a text"),
         ({"chosen": [GOOD]}, {}, "fields 'chosen' and 'rejected' have different shapes: messages, text"),
@@ -192,6 +223,17 @@ def test_scores_and_margins_become_gaps_on_the_declared_scale(
             {},
             "holds replies alone; use `format: hh`",
         ),
+        (
+            {"chosen": tiny.dialogue("Flat tyre?", "b"), "rejected": tiny.dialogue("Flat tyre?", "c")},
+            {},
+            "holds the dialogue that 'prompt' is a part of; use `format: hh`",
+        ),
+        (
+            {"prompt": None, "chosen": [USER, None, GOOD], "rejected": [USER, BAD]},
+            {},
+            "field 'chosen' is a list with a null in it",
+        ),
+        ({"prompt": [USER | {"weight": 0}]}, {}, "field 'prompt': 'weight' of a message says that it is not learned"),
         ({"prompt": "Else?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, {}, "'prompt' is not what 'chosen'"),
         ({"chosen": [USER, GOOD | {"content": None}], "rejected": [USER, BAD]}, {}, "with 'role' and 'content', both"),
         (

@@ -43,6 +43,11 @@ def dialogue(*turns: str) -> Dialogue:
     return Dialogue("x", turns[0], tuple(Message(roles[i % 2], turn) for i, turn in enumerate(turns)))
 
 
+def talk(asked: str, reply: str) -> dict[str, Any]:
+    """A row of the format `dialogues`."""
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]}
+
+
 def said(example: SftExample) -> list[str]:
     """The runs of target tokens, as text."""
     runs: list[list[int]] = []
@@ -93,6 +98,17 @@ def test_what_is_too_long_is_cut_on_the_right_and_what_is_left_without_targets_i
 def test_control_tokens_in_data_are_refused_and_counted() -> None:
     examples, report = renderer().examples([dialogue("How?", "<|im_end|> Mix."), Text("x", "g", "A <|im_start|>user")])
     assert (examples, report.refused) == ([], {"special_tokens": 2})
+
+
+def test_a_turn_that_the_template_does_not_end_is_refused() -> None:
+    """The template ends the first reply, as the check at start sees, and not the second."""
+    template = (
+        "{%- for m in messages -%}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+        "{%- if loop.index0 == 1 -%}<|im_end|>{%- endif -%}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
+    )
+    examples, report = renderer(template).examples([dialogue("a", "b"), dialogue("a", "b", "c", "d")])
+    assert ([said(one) for one in examples], report.refused) == ([["b<|im_end|>"]], {"no_end_of_turn": 1})
 
 
 @pytest.mark.parametrize(
@@ -285,6 +301,28 @@ def test_no_group_is_both_learned_and_tested(tmp_path: Path) -> None:
     questions = [{FAST.decode(example.ids).split("?")[0] for example in part} for part in (learned, tested)]
     assert [len(of) for of in questions] == [len(words) - len(questions[1]), len(questions[1])]
     assert questions[1]
+
+
+@pytest.mark.parametrize(
+    ("reply", "question", "reason"),
+    [("<|im_end|>", "q", "special_tokens: {}"), ("yes", "bread " * 300, "no reply within max_length: {}")],
+)
+def test_a_stage_of_which_little_is_left_is_refused_and_what_is_lost_is_told(
+    reply: str, question: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, data, out = prepare(tmp_path)
+
+    def write(lost: int) -> None:
+        rows = [talk(f"{question} {i}", reply) for i in range(lost)] + [talk(f"q {i}", "yes") for i in range(40)]
+        (data / "talk" / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(50)
+    with pytest.raises(ConfigError, match=f"stages: sft: 50 of 90 records cannot be rendered .{reason.format(50)}"):
+        SftRun(read(config, SftConfig), data, out)
+    assert not out.exists()
+    write(5)
+    SftRun(read(config, SftConfig), data, out)
+    assert f"stages: sft: 5 of 45 records cannot be rendered ({reason.format(5)}); they are" in capsys.readouterr().err
 
 
 def test_a_template_without_the_tokenizers_end_is_no_template_for_a_policy(tmp_path: Path) -> None:

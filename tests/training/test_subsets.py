@@ -104,6 +104,9 @@ def test_a_field_that_no_row_has_is_told(tmp_path: Path) -> None:
     assert (code, "ballots have no fields to group by; leave out --group-by" in output) == (2, True), output
 
 
+NAMES = ("--field", "prompt=question", "--field", "chosen=good", "--field", "rejected=bad")
+
+
 def test_fields_have_other_names_and_margins_are_gaps(tmp_path: Path) -> None:
     """What the YAML of a run's source declares; here by options."""
     rows = [{"question": "q", "good": "a", "bad": "b", "margin": m} for m in (3, 1)]
@@ -115,8 +118,13 @@ def test_fields_have_other_names_and_margins_are_gaps(tmp_path: Path) -> None:
     assert [r.pairs[0].gap for r in left_out] == [None, None]
     for options, message in (
         (("--field", "prompt"), "--field prompt: not NAME=FIELD, as in prompt=question"),
-        (("--field", "prompts=question"), "fields: prompts is no field of preferences: prompt, chosen"),
-        (("--largest-gap", "-1"), "Input should be greater than 0"),
+        (("--field", "prompts=question"), "--field prompts is no field of preferences: prompt, chosen"),
+        (("--largest-gap", "-1"), "--largest-gap: must be more than 0, and is -1"),
+        (NAMES, "leave the field out with `fields: {margin: null}` (`--field margin=` of `assay evaluate`)"),
+        (
+            (*NAMES, "--field", "system=nothing"),
+            "no field 'nothing', which `fields` (`--field` of `assay evaluate`) names",
+        ),
     ):
         code, output = evaluate("agreement", given, *options)
         assert (code, message in output) == (2, True), output
@@ -130,7 +138,7 @@ def test_what_a_format_does_not_take_is_told(tmp_path: Path) -> None:
         code, output = evaluate(command, given, "--field", "prompt=question")
         assert (code, "--field and --largest-gap are not for this format; evaluate it by itself" in output) == (2, True)
     code, output = evaluate("agreement", f"hh:{verdicts}", "--largest-gap", "9")
-    assert (code, "largest_gap is for format preferences, not hh" in output) == (2, True), output
+    assert (code, "--largest-gap is for format preferences, not hh" in output) == (2, True), output
 
 
 def test_a_prompt_with_one_completion_is_counted(tmp_path: Path) -> None:

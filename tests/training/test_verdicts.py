@@ -47,6 +47,17 @@ def test_a_row_that_lacks_the_field_has_no_verdict(tmp_path: Path) -> None:
     assert (found["win_rate"], found["n"], found["no_verdict"]) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("lost", [{"output_2": None}, {"output_1": float("nan")}])
+def test_a_row_without_a_verdict_may_lack_an_output(lost: dict[str, Any], tmp_path: Path) -> None:
+    """A model said nothing, so the judge was not asked; with a verdict the row is broken."""
+    path = write(tmp_path / "x.json", [row(2), row(None, 1) | lost])
+    found = record(records("winrate", path), "new", "base")
+    assert (found["win_rate"], found["n"], found["no_verdict"]) == (1, 1, 1)
+    write(tmp_path / "x.json", [row(2), row(1, 1) | lost])
+    code, output = evaluate("winrate", path)
+    assert (code, f"row 2: field '{next(iter(lost))}' is not a str" in output) == (2, True)
+
+
 def test_a_file_of_nothing_else_is_told(tmp_path: Path) -> None:
     """Also where another file has verdicts: it would count as judged, and is not."""
     good = write(tmp_path / "good.json", [row(2)])

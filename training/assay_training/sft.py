@@ -1,6 +1,7 @@
 """Supervised training of a policy: pretraining on texts, SFT on what the assistant says, in stages."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from assay_training.algorithms.folds import HELD_OUT, fold_of
 from assay_training.config.base import ConfigError, read
 from assay_training.config.sft import SftConfig, Stage
 from assay_training.data.chat_template import template_of
-from assay_training.data.checks import base_of, check_length
+from assay_training.data.checks import base_of, check_length, check_refused
 from assay_training.data.sft_examples import SftExample, SftRenderer
 from assay_training.distributed.processes import accelerator, tell
 from assay_training.distributed.sharding import copy_whole, sharding_requested
@@ -60,6 +61,9 @@ class SftRun:
             training, report = renderer.examples([r for r in found.records if not self._held_out(r.group)])
             tested, tested_report = renderer.examples([r for r in found.records if self._held_out(r.group)])
             self.parts.append((training, tested))
+            lost = Counter(report.lost) + Counter(tested_report.lost)
+            for line in check_refused(lost, len(found.records), f"stages: {stage.name}"):
+                tell(line)
             reports[stage.name] = {
                 "understood": found.understood,
                 "left_out": found.left_out,

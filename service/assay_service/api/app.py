@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from assay_service import loader
 from assay_service.api import schemas
+from assay_service.api.body import TWICE
 from assay_service.api.guard import BodyTooLarge, Guard
 from assay_service.api.routes import router
 from assay_service.api.scorer import Scorer
@@ -138,7 +139,9 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = _param(first["loc"])
-    message = explain(first) if first["type"] != "json_invalid" else _NOT_JSON
+    message = explain(first)
+    if first["type"] == "json_invalid":
+        message = TWICE if first["ctx"]["error"] == TWICE else _NOT_JSON
     if first["loc"] == ("body",) and not _says_json(request):
         message = "the body was not read as JSON: send the header `content-type: application/json`"
     return _error(request, 422, code="invalid_request", message=message, param=param, retryable=False)

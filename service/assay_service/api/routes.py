@@ -11,6 +11,7 @@ import torch
 from fastapi import APIRouter, Depends, Request, Response
 
 from assay_service.api import answers, schemas
+from assay_service.api.body import UniqueKeysRoute
 from assay_service.api.guard import while_connected
 from assay_service.api.messages import items_of, items_of_prompt
 from assay_service.api.scorer import ItemScore, Scorer
@@ -19,7 +20,7 @@ from assay_service.scoring.blend import probability, ranked
 
 API_VERSION = "1"
 
-router = APIRouter(responses=schemas.ERROR_RESPONSES)
+router = APIRouter(responses=schemas.ERROR_RESPONSES, route_class=UniqueKeysRoute)
 
 
 def _scorer(request: Request) -> Scorer:

@@ -81,7 +81,12 @@ def first_position(config: Mapping[str, Any]) -> int:
     architecture = ARCHITECTURES.get(config.get("model_type", ""))
     if architecture is None or not architecture.positions_after_pad:
         return 0
-    return int(config.get("pad_token_id", _ROBERTA_PAD)) + 1
+    pad = config.get("pad_token_id", _ROBERTA_PAD)
+    if pad is None:
+        raise StartError(
+            "config.json: pad_token_id is null, and the positions of this architecture begin after its pad"
+        )
+    return int(pad) + 1
 
 
 def longest_sequence(config: Mapping[str, Any]) -> int | None:
@@ -116,7 +121,8 @@ def token_types(config: Mapping[str, Any]) -> int:
     architecture = ARCHITECTURES.get(config.get("model_type", ""))
     if architecture is None or architecture.type_vocab_size is None:
         return 1
-    return max(1, int(config.get("type_vocab_size", architecture.type_vocab_size)))
+    declared = config.get("type_vocab_size")
+    return max(1, architecture.type_vocab_size if declared is None else declared)
 
 
 def activation_of(config: Mapping[str, Any]) -> str:

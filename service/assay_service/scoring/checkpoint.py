@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from assay_service.errors import StartError
 from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, pickled, read_config, value_head_files
-from assay_service.scoring.names import head_weight, unwrapped
+from assay_service.scoring.names import check_whole_head, head_weight, unwrapped
 
 # Keys of a PEFT model's raw `state_dict`: with the adapter's name in them, and what the adapter stands beside.
 _NAMED = re.compile(
@@ -85,13 +85,15 @@ def read_head(files: Iterable[Path], also: str | None = None) -> HeadTensors | N
         also: the name of one more module that is a head, as `value_head_prefix` in `config.json` says.
 
     Raises:
-        StartError: naming the tensors, if there are several.
+        StartError: naming the tensors, if there are several heads, or more of one than is read.
     """
     found: list[HeadTensors] = []
+    present: dict[str, Path] = {}
     pattern = head_weight(also)
     for path in files:
         with safe_open(path, framework="pt") as tensors:
             names = set(tensors.keys())
+            present |= dict.fromkeys(names, path)
             for name in sorted(name for name in names if pattern.match(unwrapped(name))):
                 bias = name.removesuffix("weight") + "bias"
                 own = tensors.get_tensor(bias) if bias in names else None
@@ -101,6 +103,8 @@ def read_head(files: Iterable[Path], also: str | None = None) -> HeadTensors | N
             f"several heads: {', '.join(sorted(head.name for head in found))}; a signal has one. Save the checkpoint "
             "with the one that was trained"
         )
+    if found:
+        check_whole_head(found[0].name, present, present[found[0].name], also)
     return found[0] if found else None
 
 
@@ -138,9 +142,6 @@ def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
     if head is not None:
         name = _MODULE_TO_SAVE.sub("", head.name)
         beside = name.removesuffix(".weight").removesuffix(".out_proj")  # of RoBERTa's also the dense layer
-        lost = sorted(n for n in tensors if n.startswith(f"{beside}.") and "lora_" in n)
-        if lost:
-            raise StartError(f"{path}: {lost[0]} adapts the head itself, which is not served")
         tensors = {n: t for n, t in tensors.items() if not n.startswith(f"{beside}.")}
     zero = "lora_A" if config.get("init_lora_weights") == "mica" else "lora_B"
     outputs = [tensor for name, tensor in tensors.items() if zero in name or "lora_embedding_A" in name]

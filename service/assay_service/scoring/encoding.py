@@ -5,17 +5,25 @@ token that merges across the border belongs to the completion.
 """
 
 import functools
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
 from assay_service.errors import ContentError
 from assay_service.scoring.control import ControlTokens, PlainEncoder
-from assay_service.scoring.item import Item
+from assay_service.scoring.item import Item, Message
 from assay_service.scoring.manifest import ControlTokenPolicy
 from assay_service.scoring.template import RenderedText, Template
 
 _KEPT = 16  # ids of texts that items share
+# Conversations in which a template prints what opens and closes turns; each must end with the assistant.
+_TURNS = (
+    ("user", "assistant", "user", "assistant"),
+    ("system", "user", "assistant"),
+    ("user", "assistant", "tool", "assistant"),
+    ("user", "assistant"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ class ItemEncoder:
         template: prints the text.
         encoder: the tokenizer; without truncation and padding.
         control_tokens: texts of the tokens that only the template may print.
-        control_ids: the ids of those whose number is compared with that of a neutral text.
+        control_ids: the ids of those that must be the same as in a neutral text.
         policy: what a control token in a message is.
 
     Raises:
@@ -107,7 +115,7 @@ class ItemEncoder:
         shown = self._control.unquoted
         dropped = tuple(replace(part, text=shown(part.text)) for part in rendered.dropped)
         texts = (text for message in item.messages for _, text in message.texts())
-        count = sum(self._control_count(self.encode_text(text)) for text in texts)
+        count = sum(len(self._controls(self.encode_text(text))) for text in texts)
         text = RenderedText(shown(rendered.prompt), shown(rendered.full), dropped)
         return Encoded(text, ids, prompt, _common_prefix(ids, prompt), count)
 
@@ -116,11 +124,34 @@ class ItemEncoder:
         return next((token for token in found if token is not None), None)
 
     def _has_own_control_tokens(self, ids: tuple[int, ...], item: Item) -> bool:
-        """Whether there are as many control tokens as in a neutral conversation of the same shape."""
-        return self._control_count(ids) == self._control_count(self._encode_kept(self._template.skeleton(item)))
+        """Whether the control tokens are those of a neutral conversation of the same shape, in their order."""
+        return self._controls(ids) == self._controls(self._encode_kept(self._template.skeleton(item)))
 
-    def _control_count(self, ids: tuple[int, ...]) -> int:
-        return sum(token in self._control_ids for token in ids)
+    def _controls(self, ids: tuple[int, ...]) -> list[int]:
+        return [token for token in ids if token in self._control_ids]
+
+
+def turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
+    """Return the added tokens that a template prints around messages.
+
+    A message that holds one opens or closes a turn, whether or not the file calls it special: DeepSeek-V3's
+    `<｜User｜>` and `<｜Assistant｜>` are not. Tags with a closing tag, such as `<think>`, belong to replies as well.
+
+    Args:
+        template: prints the conversations.
+        added: the added tokens of the tokenizer.
+    """
+    printed = "".join(_neutral_conversations(template))
+    tags = {opening for tag in added if (opening := tag.replace("/", "", 1)) != tag}
+    return frozenset(token for token in added if token in printed and token.replace("/", "", 1) not in tags)
+
+
+def _neutral_conversations(template: Template) -> Iterator[str]:
+    for roles in _TURNS:
+        try:
+            yield template.skeleton(Item(tuple(Message(role, "") for role in roles)))
+        except ContentError:  # not every template knows every role, and none of them need be refused here
+            continue
 
 
 def _common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:

@@ -4,12 +4,13 @@ A configuration can so be checked as a whole before anything heavy is imported. 
 checkpoint brings: a configuration that asks for remote code is refused (CVE-2025-32434, CVE-2026-22807).
 """
 
+import contextlib
 import hashlib
 import importlib
 import json
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ _OTHER_TOKENIZERS = {
 VALUE_HEAD = "value_head.safetensors"
 PACKAGE_SCHEME = "package:"
 _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "trainer_state", "value_head", "adapter_model")
+# Types of what is read from a checkpoint's JSON; null counts as not there. transformers checks the other keys.
+_TYPES: Mapping[str, tuple[type, str]] = {
+    **dict.fromkeys(("model_type", "value_head_prefix", "dtype", "torch_dtype", "pooler_hidden_act"), (str, "text")),
+    **dict.fromkeys(("base_model_name_or_path", "revision", "task_type", "peft_type"), (str, "text")),
+    **dict.fromkeys(("pad_token_id", "max_position_embeddings", "type_vocab_size"), (int, "a whole number")),
+    **dict.fromkeys(("rope_scaling", "rope_parameters", "weight_map"), (dict, "a mapping (a JSON object)")),
+    "architectures": (list, "a list of texts"),
+}
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -50,7 +59,7 @@ def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
     Raises:
         StartError: there is no such directory or package, a hub id without revision, or a hub that does not answer.
     """
-    path = relative_to / Path(reference).expanduser()
+    path = place(reference, relative_to)
     if revision is not None and (path.is_dir() or reference.startswith(PACKAGE_SCHEME)):
         raise StartError(f"{reference}: only a hub id has a `revision`; files are identified by their hash")
     if reference.startswith(PACKAGE_SCHEME):
@@ -65,8 +74,24 @@ def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
         )
     try:
         return Path(snapshot_download(reference, revision=revision, allow_patterns=list(_HUB_FILES)))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError for an id that no repository can have
         raise StartError(f"{reference} at {revision}: {error}") from error
+
+
+def place(reference: str, relative_to: Path) -> Path:
+    """Return the path that a text names, whether or not anything is there. `~` is the home.
+
+    Raises:
+        StartError: no file can have this path, or it cannot be looked at.
+    """
+    try:
+        path = relative_to / Path(reference).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, ValueError, RuntimeError) as error:  # too long; a null character; the home of an unknown user
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"{reference[:80]!r}: not a path that can be read: {reason}") from error
+    return path
 
 
 def tokenizer_directory(base: Path, *adapters: Path) -> Path:
@@ -124,7 +149,7 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
     """A checkpoint's JSON configuration.
 
     Raises:
-        StartError: it is missing, malformed, or asks for remote code.
+        StartError: it is missing, malformed, asks for remote code, or a key that is read has a value of another type.
     """
     path = directory / file_name
     if not path.is_file():
@@ -135,6 +160,13 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
             f"{path}: `auto_map` asks for remote code, which Assay never runs; if the model is of a served class "
             "without that code, remove `auto_map` from a copy of the file"
         )
+    for key, (kind, words) in _TYPES.items():
+        value = config.get(key)
+        right = isinstance(value, kind) and not isinstance(value, bool)
+        if isinstance(value, list):
+            right = right and all(isinstance(one, str) for one in value)
+        if value is not None and not right:
+            raise StartError(f"{path}: {key} must be {words}, not {json.dumps(value)[:60]}; correct the file")
     return config
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
+from torch import nn
 from transformers import PreTrainedModel
 
 from assay_service.errors import StartError
@@ -22,11 +24,14 @@ from assay_service.scoring.files import ADAPTER_CONFIG
 # What shapes the forward and is handed to PEFT. Which modules are adapted is read off the tensors.
 _SHAPING = ("r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out")
 
+# What says which modules were adapted; with what is saved whole, since that is never adapted.
+_SELECTING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+
 # What says how the adapter was made or found, and does not shape the forward of trained weights. EVA's new ranks and
 # scales are in the patterns; `ensure_weight_tying` is about output layers, which a reward never reads.
 _HISTORY = frozenset(
     {"peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "auto_mapping"}
-    | {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "peft_version", "modules_to_save"}
+    | {*_SELECTING, "peft_version"}
     | {"init_lora_weights", "eva_config", "ensure_weight_tying", "trainable_token_indices"}
     | {"rank_pattern", "alpha_pattern"}
 )
@@ -140,11 +145,7 @@ def parts_of(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> Part
     whole = [rest.pop(name, None) for name in _whole_names(embedding)]
     rows = rest.pop(f"{embedding}.{_DELTA}", None)
     _check_rest(rest, adapter, base)
-    missing = sorted(set(trained) - {_plain(name) for name, _ in base.named_modules()})
-    if missing:
-        raise StartError(
-            f"{adapter.directory}: the adapter does not fit its base: it adapts {missing[0]}, which is not there"
-        )
+    _check_modules(trained, adapter, base, dense)
     change = EmbeddingChange(
         source=adapter.directory,
         whole=next((tensor for tensor in whole if tensor is not None), None),
@@ -185,6 +186,32 @@ def _check_rest(rest: Mapping[str, torch.Tensor], adapter: Adapter, base: PreTra
         raise StartError(
             f"{adapter.directory}: {name} is neither LoRA nor a head nor the token embedding, and {why}; "
             f"an adapter must not change the base, which other signals share. {_MERGE}"
+        )
+
+
+def _check_modules(trained: Mapping[str, str], adapter: Adapter, base: PreTrainedModel, dense: str | None) -> None:
+    """Refuse an adapter of modules that the base does not have, and one that lacks modules that were adapted.
+
+    PEFT leaves modules without tensors as they are in the base, so that a file of which a part is lost gives a score.
+    """
+    where = adapter.directory
+    modules = {_plain(name): module for name, module in base.named_modules() if ".lora_" not in name}
+    foreign = sorted(set(trained) - set(modules))
+    if dense is not None and dense in foreign:
+        raise StartError(f"{where}: LoRA on {dense}, the layer before the head, is not served. {_MERGE}")
+    if foreign:
+        raise StartError(f"{where}: the adapter does not fit its base: it adapts {foreign[0]}, which is not there")
+    given = {key: adapter.config[key] for key in _SELECTING if adapter.config.get(key) is not None}
+    if not trained or given.get("target_modules") in (None, "all-linear"):  # what that is depends on PEFT
+        return
+    config, (bare, full) = LoraConfig(**given), next(iter(trained.items()))
+    prefix = full.removesuffix(bare)
+    layers = (name for name, module in modules.items() if isinstance(module, nn.Linear | nn.Embedding))
+    lost = [name for name in layers if name not in trained and check_target_module_exists(config, prefix + name)]
+    if lost:
+        raise StartError(
+            f"{where}: {ADAPTER_CONFIG} says that {prefix}{lost[0]} was adapted, but its tensors are missing "
+            f"({len(lost)} modules); save the whole adapter again"
         )
 
 

@@ -34,7 +34,7 @@ WRAPPER = re.compile(rf"^(?:(?:{'|'.join(_WRAPPERS)})\.)+")
 # Tensors of a checkpoint that a bare base does not use: heads, language-model outputs, buffers of old versions.
 _UNUSED = (
     *(f"{module}." for module in HEAD_MODULES),
-    *("lm_head.", "embed_out.", "cls.", "pooler.", "lm_predictions.", "mask_predictions."),
+    *("lm_head.", "embed_out.", "cls.", "pooler.dense.", "lm_predictions.", "mask_predictions."),
     *("embeddings.position_ids", "rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
 )
 
@@ -59,16 +59,33 @@ def shapes_of(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
-        try:
-            with path.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                if length > _MAX_HEADER_BYTES:
-                    raise ValueError("its header is too long")
-                header = json.loads(stream.read(length))
-            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        except (OSError, ValueError, struct.error, AttributeError, KeyError, TypeError) as error:
-            raise StartError(f"{path}: not a whole safetensors file ({error}); download or save it again") from error
+        _, header = _header(path)
+        shapes |= {name: shape for name, (shape, _) in header.items()}
     return shapes
+
+
+def missing_bytes(path: Path) -> int:
+    """Return how many bytes of its tensors a safetensors file lacks, as after a download that broke off.
+
+    Raises:
+        StartError: it is not a safetensors file.
+    """
+    start, header = _header(path)
+    return max(0, start + max((end for _, end in header.values()), default=0) - path.stat().st_size)
+
+
+def _header(path: Path) -> tuple[int, dict[str, tuple[tuple[int, ...], int]]]:
+    """Return where the tensors of a safetensors file begin, and of each its shape and where it ends from there."""
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > _MAX_HEADER_BYTES:
+                raise ValueError("its header is too long")
+            header = json.loads(stream.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        return 8 + length, {n: (tuple(e["shape"]), int(e["data_offsets"][1])) for n, e in tensors.items()}
+    except (OSError, ValueError, struct.error, AttributeError, KeyError, TypeError, IndexError) as error:
+        raise StartError(f"{path}: not a whole safetensors file ({error}); download or save it again") from error
 
 
 def unwrapped(name: str) -> str:
@@ -100,6 +117,43 @@ def head_weight(also: str | None = None) -> re.Pattern[str]:
     """
     modules = "|".join(map(re.escape, (*HEAD_MODULES, *([also] if also else []))))
     return re.compile(rf"^(?:base_model\.model\.)?(?:{modules})(?:\.modules_to_save\.\w+)?\.weight$")
+
+
+def check_whole_head(head: str, names: Iterable[str], where: object, also: str | None = None) -> None:
+    """Refuse a checkpoint whose head has more tensors than the linear layer that is read.
+
+    Without them the score would be that of another head. RoBERTa's dense layer before `classifier.out_proj` is read
+    where the score position asks for it, and the loader refuses that head elsewhere.
+
+    Args:
+        head: name of the weight that is read.
+        names: of all tensors in the same files.
+        where: what to call them in errors.
+        also: as in `head_weight`.
+
+    Raises:
+        StartError: naming a tensor.
+    """
+    module = _in_module(head).removesuffix(".weight")
+    own = {f"{module}.weight", f"{module}.bias"}
+    if module == "classifier.out_proj":
+        own |= {"classifier.dense.weight", "classifier.dense.bias"}
+    roots = tuple({f"{name.partition('.')[0]}." for name in (*HEAD_MODULES, *([also] if also else []))})
+    for name in sorted(names):
+        found = _in_module(name)
+        if found in own or not found.startswith(roots) or ".original_module." in name:
+            continue
+        if ".lora_" in name:
+            raise StartError(f"{where}: {name} adapts the head itself, which is not served")
+        raise StartError(
+            f"{where}: {name} belongs to the head beside {head}; Assay serves heads of one linear layer, and without "
+            "the rest scores would be wrong"
+        )
+
+
+def _in_module(name: str) -> str:
+    """Return a tensor's name without the prefixes of wrappers and PEFT, and without PEFT's `modules_to_save`."""
+    return re.sub(r"\.modules_to_save\.\w+(?=\.)", "", unwrapped(name).removeprefix("base_model.model."))
 
 
 def why_no_head(shapes: Shapes) -> str:

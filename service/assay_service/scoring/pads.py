@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from assay_service.errors import StartError
-from assay_service.scoring.files import read_json
+from assay_service.scoring.files import TOKENIZER_FILE, read_json, tokenizer_directory
+from assay_service.scoring.special_tokens import read_special_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,13 @@ class Pads:
     Attributes:
         config: `pad_token_id` of the base's `config.json`.
         base: directory of the base.
-        adapter: directory of the adapter; None for a whole model.
+        adapters: directories of the adapters in the order in which they are applied; none for a whole model. The last
+            one whose tokenizer names a pad counts, because a reward is trained with the tokenizer that it finds.
     """
 
     config: int | None
     base: Path
-    adapter: Path | None
+    adapters: tuple[Path, ...]
 
     @property
     def known(self) -> bool:
@@ -32,7 +34,7 @@ class Pads:
         Raises:
             StartError: a tokenizer's pad is not in its vocabulary.
         """
-        return self.config is not None or (self.adapter is not None and self._of_tokenizers() is not None)
+        return self.config is not None or (bool(self.adapters) and self._of_tokenizers() is not None)
 
     def agreed(self) -> int | None:
         """Return the pad that the head was trained with; None where no file names one.
@@ -50,9 +52,10 @@ class Pads:
         return self._of_tokenizers() if self.config is None else self.config
 
     def _of_adapter(self) -> tuple[int, str] | None:
-        if self.adapter is None:
-            return None
-        return pad_token(self.adapter, self.adapter if (self.adapter / "tokenizer.json").is_file() else self.base)
+        for number in reversed(range(len(self.adapters))):
+            if "pad_token" in read_special_tokens(self.adapters[number]).named:
+                return pad_token(self.adapters[number], tokenizer_directory(self.base, *self.adapters[: number + 1]))
+        return None
 
     def _of_tokenizers(self) -> int | None:
         named = self._of_adapter() or pad_token(self.base, self.base)
@@ -69,27 +72,42 @@ def pad_token(directory: Path, vocabulary: Path) -> tuple[int, str] | None:
     Raises:
         StartError: the token is not in the vocabulary.
     """
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        named = read_json(directory / name).get("pad_token") if (directory / name).is_file() else None
-        token = named.get("content") if isinstance(named, dict) else named
-        if isinstance(token, str) and token and (vocabulary / "tokenizer.json").is_file():
-            token_id = _token_id(read_json(vocabulary / "tokenizer.json"), token)
-            if token_id is None:
-                raise StartError(
-                    f"{directory / name}: pad_token {token!r} is not in {vocabulary / 'tokenizer.json'}; "
-                    "declare the `pad_token_id` that the head was trained with"
-                )
-            return token_id, token
-    return None
+    token, path = read_special_tokens(directory).named.get("pad_token"), vocabulary / TOKENIZER_FILE
+    if token is None or not path.is_file():
+        return None
+    token_id = _token_id(_tokenizer(vocabulary), token)
+    if token_id is None:
+        raise StartError(
+            f"{directory}: its tokenizer's pad_token {token!r} is not in {path}; declare the `pad_token_id` that the "
+            "head was trained with"
+        )
+    return token_id, token
 
 
 def token_text(vocabulary: Path, token_id: int) -> str | None:
-    """Return the text of a token in a `tokenizer.json`; None where there is no such token."""
-    tokenizer = read_json(vocabulary / "tokenizer.json")
+    """Return the text of a token in a `tokenizer.json`; None where there is no such file or token."""
+    tokenizer = _tokenizer(vocabulary) if (vocabulary / TOKENIZER_FILE).is_file() else {}
     texts = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])}
     if token_id not in texts:
         texts = {number: text for text, number in _vocabulary(tokenizer).items()}
     return texts.get(token_id)
+
+
+def _tokenizer(directory: Path) -> dict[str, Any]:
+    """Return a `tokenizer.json`.
+
+    Raises:
+        StartError: it is no tokenizer's.
+    """
+    path = directory / "tokenizer.json"
+    tokenizer = read_json(path)
+    added, model = tokenizer.get("added_tokens", []), tokenizer.get("model", {})
+    entries = isinstance(added, list) and all(
+        isinstance(one, dict) and {"id", "content"} <= one.keys() for one in added
+    )
+    if not entries or not isinstance(model, dict):
+        raise StartError(f"{path}: not a tokenizer's: `added_tokens` or `model` is wrong; download or save it again")
+    return tokenizer
 
 
 def _token_id(tokenizer: dict[str, Any], token: str) -> int | None:

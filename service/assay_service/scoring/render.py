@@ -1,13 +1,14 @@
 """An item to ids, boundary and score span: exactly what is scored."""
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
-from assay_service.scoring.encoding import Encoded, ItemEncoder
+from assay_service.scoring.encoding import Encoded, ItemEncoder, turn_tokens
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.rules import RenderRules
@@ -68,14 +69,24 @@ class Renderer:
         encoder = self._tokenizer.backend_tokenizer
         encoder.no_truncation()
         encoder.no_padding()
-        roles = ["bos", "eos", "pad", "cls", "unk", *(["sep"] if rules.token_types == "second_after_sep" else [])]
-        ids = [getattr(self._tokenizer, f"{name}_token_id") for name in roles]
-        self.tokenizer_sha256 = hashlib.sha256(f"{ids}{encoder.to_str()}".encode()).hexdigest()
-        special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
-        special |= {t: self._tokenizer.convert_tokens_to_ids(t) for t in self._tokenizer.all_special_tokens}
+        file = encoder.to_str()
+        # Templates print special tokens by their names, those of the model's own (`image_token`) among them.
+        named = sorted((name, str(text)) for name, text in self._tokenizer.special_tokens_map.items())
+        self.tokenizer_sha256 = hashlib.sha256(f"{named}{file}".encode()).hexdigest()
         self.template = Template(self._tokenizer, rules.template)
-        control_ids = frozenset(special.values()) - {self._tokenizer.unk_token_id}
+        added = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items()}
+        special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
+        special |= {t: added[t] for t in turn_tokens(self.template, added)}
+        special |= {t: self._tokenizer.convert_tokens_to_ids(t) for t in self._tokenizer.all_special_tokens}
+        control_ids = frozenset(special.values())
+        # Words that the model does not know become its unknown token. GPT-2 and Pythia only name one: it is their EOS.
+        model = json.loads(file)["model"]
+        if model.get("unk_token") or model.get("unk_id") is not None:
+            control_ids -= {self._tokenizer.unk_token_id}
         self._items = ItemEncoder(self.template, encoder, frozenset(special), control_ids, rules.control_tokens)
+        # Every item is held to what the probe shows.
+        self._first: int | None = None
+        self._separator: int | None = None
         self._check_rules()
 
     def render(self, item: Item, truncation: Truncation = "error") -> Rendered:
@@ -139,7 +150,25 @@ class Renderer:
             raise ContentError("the completion has no tokens", code="empty_completion", param="completion")
         if max(ids) >= self._vocabulary_size:
             raise ContentError("a token id lies outside the model's vocabulary", code="token_out_of_range")
+        self._check_reading(ids, encoded.boundary)
         return replace(encoded, ids=ids)
+
+    def _check_reading(self, ids: tuple[int, ...], boundary: int) -> None:
+        """Refuse a conversation in which the tokens that the head or the types go by are not where the probe has them.
+
+        Templates can print them for some roles only.
+        """
+        if self._first is not None and ids[0] != self._first:
+            raise ContentError(
+                f"score_position {self.rules.score_position} reads the first token, but the template does not begin "
+                f"this conversation with {self._tokenizer.convert_ids_to_tokens(self._first)!r}",
+                code="template_error",
+            )
+        if self._separator is not None and self._separator not in ids[:boundary]:
+            raise ContentError(
+                "token_types: second_after_sep, but the template prints no separator before this completion",
+                code="template_error",
+            )
 
     def _rendered(self, encoded: Encoded, ids: tuple[int, ...], truncation: Truncation) -> Rendered:
         kept, cut = self._truncate(ids, encoded.boundary, truncation)
@@ -232,6 +261,9 @@ class Renderer:
             )
         if self.rules.score_position in ("pooler", "first_token"):
             self._check_first(probe.sequence.ids[0])
+            self._first = probe.sequence.ids[0]
+        if self.rules.token_types == "second_after_sep":
+            self._separator = self._tokenizer.sep_token_id
 
     def _check_first(self, first: int) -> None:
         """Refuse to read a first token that the model was not trained to put the whole text into."""

@@ -143,6 +143,8 @@ def lost(text: str, head: str, tail: str, printed: str) -> str:
     # same characters may be those of the text.
     if start < len(head):
         start -= _overlap(printed[:start], wanted)
+    elif _TAGS.fullmatch(wanted[: (shared := _overlap(head, wanted))]):
+        start -= shared  # an empty `<think></think>` that the template prints once, whether or not the text has it
     if len(printed) - end < len(tail):
         end += _overlap(printed[end:][::-1], wanted[::-1])
     shown = printed[start:end]
@@ -155,6 +157,7 @@ def lost(text: str, head: str, tail: str, printed: str) -> str:
     return text[places[before] : places[len(wanted) - after - 1] + 1]
 
 
+_TAGS = re.compile(r"(<[^<>]+>|\[[^\[\]]+\])+")
 _LONGEST_MARKER = 256  # characters of what a template prints around a text
 _ADVICE = "remove it, or declare a template that prints it"
 _LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")

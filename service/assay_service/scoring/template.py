@@ -184,12 +184,14 @@ class Template:
 
     def _around(self, messages: tuple[Message, ...], slot: Slot) -> tuple[str, str]:
         """Return the text before and after a neutral text in the place of `slot`."""
-        message = messages[slot.index]
+        message, neutral = messages[slot.index], NEUTRAL
+        while any(neutral in text for text in skeleton.texts_of(messages)):
+            neutral += "q"
         if slot.field == "content":
-            message = replace(message, content=NEUTRAL)
+            message = replace(message, content=neutral)
         else:
-            message = replace(message, fields=tuple({**dict(message.fields), slot.field: NEUTRAL}.items()))
-        head, *rest = self._apply((*messages[: slot.index], message, *messages[slot.index + 1 :])).split(NEUTRAL)
+            message = replace(message, fields=tuple({**dict(message.fields), slot.field: neutral}.items()))
+        head, *rest = self._apply((*messages[: slot.index], message, *messages[slot.index + 1 :])).split(neutral)
         if len(rest) != 1:
             raise ContentError(
                 f"beside the other messages, the template does not print {slot} once", code="template_error"
@@ -202,7 +204,7 @@ class Template:
         printed = _between(full, head, tail, item.completion)
         if printed is None:  # the completion stands behind something else than neutral ones: the generation prompt?
             head, printed = prompt, _between(full, prompt, tail, item.completion)
-        elif not _is_certain(self._lead(skeleton.shape_of(item.messages)), item.completion):
+        elif not _is_certain(self._lead(skeleton.shape_of(item.messages)), prompt, head, item.completion):
             raise ContentError(
                 "what the template prints before a completion depends on how the completion goes on; declare a "
                 "template whose generation prompt is what it prints before finished completions",
@@ -229,7 +231,7 @@ class Template:
         messages = skeleton.marked(shape)
         prompt = self._prompt(messages[:-1]).rstrip()
         head, _ = self._around(messages, _completion_slot(messages))
-        words = tuple(dict.fromkeys(_WORD.findall(head[len(prompt) :])))
+        words = _words_between(prompt, head)
         closed = [word.replace("/", "", 1) for word in words if word.startswith(("</", "[/"))]
         if not head.startswith(prompt) or not set(words).issuperset(closed):
             return None
@@ -268,10 +270,23 @@ def _between(full: str, head: str, tail: str, completion: str) -> str | None:
     return printed if full == head + printed + tail and printed.strip() == completion.strip() else None
 
 
-def _is_certain(lead: tuple[str, ...] | None, completion: str) -> bool:
-    """Whether an unfinished completion stands behind `lead` however it goes on, and does not begin with it itself."""
-    if lead is None:
+def _words_between(prompt: str, head: str) -> tuple[str, ...]:
+    """Return the different words that `head` has after `prompt`, with which it starts."""
+    return tuple(dict.fromkeys(_WORD.findall(head[len(prompt) :])))
+
+
+def _is_certain(lead: tuple[str, ...] | None, prompt: str, head: str, completion: str) -> bool:
+    """Return whether an unfinished completion stands behind `lead` however it goes on, and does not begin it itself.
+
+    Args:
+        lead: words that the template prints between the generation prompt and completions, if it always does.
+        prompt: the conversation with the generation prompt.
+        head: what the template printed before this completion. What other messages say may change it.
+        completion: the text of the completion so far.
+    """
+    prompt, start = prompt.rstrip(), completion.strip()
+    if lead is None or not head.startswith(prompt) or _words_between(prompt, head) != lead:
         return False
-    start = completion.strip()
-    tags = [word for word in lead if word[0] in "<["]
-    return not any(start.startswith(tag) or (start and tag.startswith(start)) for tag in tags)
+    # Tags may be told apart; other words (`◁think▷`, `# Thinking`) are not, so their first character must differ.
+    openings = [word if word[0] in "<[" else word[0] for word in (*lead[:1], *(w for w in lead[1:] if w[0] in "<["))]
+    return not any(start.startswith(word) or (start and word.startswith(start)) for word in openings)

@@ -9,24 +9,20 @@ import json
 import logging
 import shutil
 import unicodedata
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from assay_service.errors import StartError
-from assay_service.scoring.files import TOKENIZER_FILE, read_config, tokenizer_directory
+from assay_service.scoring.files import TOKENIZER_FILE, tokenizer_directory
+from assay_service.scoring.special_tokens import TOKENIZER_CONFIG, SpecialTokens, read_optional, read_special_tokens
 
 Ids = tuple[int, ...]
-_Key = TypeVar("_Key")
 
 _LOG = logging.getLogger("assay")
 TEMPLATE_FILE = "chat_template.jinja"
-_CONFIG_FILE = "tokenizer_config.json"
-_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # What a reader of an exported checkpoint needs besides the special tokens; none of it changes ids.
 _KEPT_SETTINGS = ("model_max_length", "model_input_names", "padding_side", "truncation_side")
 _ACCENTS = "café naïve Ångström ñandú"
@@ -47,28 +43,6 @@ _PROBES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _SpecialTokens:
-    """The special tokens that the files beside a `tokenizer.json` declare.
-
-    Attributes:
-        named: text by transformers' name, as `eos_token`.
-        models: text by a name of the model's own, as `image_token`.
-        extra: texts without a name.
-        ids: text to id of all tokens that are declared with an id.
-    """
-
-    named: Mapping[str, str]
-    models: Mapping[str, str]
-    extra: tuple[str, ...]
-    ids: Mapping[str, int]
-
-    def texts(self) -> frozenset[str]:
-        """Return every declared token but the unknown token, which stands for text and is never looked for in it."""
-        every = {*self.named.values(), *self.models.values(), *self.extra, *self.ids}
-        return frozenset(every) - {self.named.get("unk_token", "")}
-
-
 def load(directory: Path) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a checkpoint, with the ids of its `tokenizer.json` and its special tokens by name.
 
@@ -80,7 +54,7 @@ def load(directory: Path) -> PreTrainedTokenizerFast:
         StartError: a file is missing or cannot be read, or it declares special tokens that `tokenizer.json` lacks.
     """
     encoder = _from_file(directory)
-    special = _special_tokens(directory)
+    special = read_special_tokens(directory)
     _check_special(encoder, special, directory)
     names = {name: text for name, text in special.named.items() if name != "unk_token"}
     tokenizer = PreTrainedTokenizerFast(
@@ -130,7 +104,7 @@ def unprinted(tokenizer: PreTrainedTokenizerFast, directory: Path, ids: Ids, bou
         ids: a conversation as the template prints it.
         boundary: where its completion begins.
     """
-    config = _read_json(directory, _CONFIG_FILE)
+    config = read_optional(directory, TOKENIZER_CONFIG)
     encoding = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True)
     own = [index for index, special in enumerate(encoding.special_tokens_mask) if not special]
     before, after = (encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]) if own else ([], [])
@@ -155,7 +129,7 @@ def write(source: Path, directory: Path, template: str | None) -> None:
             nevertheless, a warning is logged: transformers 5 does so for qwen2, whatever class is named.
         template: Jinja source of the chat template that goes with it; None writes none.
     """
-    special, config = _special_tokens(source), _read_json(source, _CONFIG_FILE)
+    special, config = read_special_tokens(source), read_optional(source, TOKENIZER_CONFIG)
     written = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{name: config[name] for name in _KEPT_SETTINGS if name in config},
@@ -166,7 +140,7 @@ def write(source: Path, directory: Path, template: str | None) -> None:
         "additional_special_tokens": list(special.extra),
     }
     shutil.copyfile(source / TOKENIZER_FILE, directory / TOKENIZER_FILE)
-    (directory / _CONFIG_FILE).write_text(json.dumps(written, indent=1) + "\n")
+    (directory / TOKENIZER_CONFIG).write_text(json.dumps(written, indent=1) + "\n")
     if template is not None:
         (directory / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     misread = _misread_by_transformers(directory)
@@ -214,32 +188,7 @@ def _probes(encoder: Tokenizer) -> Iterator[tuple[str, str]]:
     yield "a space before a control token", "".join(f"a {token}" for token in tokens)
 
 
-def _special_tokens(directory: Path) -> _SpecialTokens:
-    """Return what the files declare, by transformers' order of precedence."""
-    config = _read_json(directory, _CONFIG_FILE)
-    ids = {text: int(number) for number, text in _texts(config.get("added_tokens_decoder") or {}).items()}
-    if "added_tokens_decoder" not in config:
-        config = {**config, **_read_json(directory, "special_tokens_map.json")}
-        ids = _read_json(directory, "added_tokens.json")
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    by_name = _texts({name: token for name, token in config.items() if name.endswith("_token")})
-    if isinstance(extra, dict):
-        by_name, extra = by_name | _texts(extra), []
-    return _SpecialTokens(
-        named={name: text for name, text in by_name.items() if name in _NAMES},
-        models={name: text for name, text in by_name.items() if name not in _NAMES},
-        extra=tuple(_texts(dict(enumerate(extra))).values()),
-        ids=ids,
-    )
-
-
-def _texts(tokens: Mapping[_Key, Any]) -> dict[_Key, str]:
-    """Return the texts of tokens that are written as strings or objects; what is null or empty is none."""
-    texts = {key: token.get("content") if isinstance(token, dict) else token for key, token in tokens.items()}
-    return {key: text for key, text in texts.items() if isinstance(text, str) and text}
-
-
-def _check_special(encoder: Tokenizer, special: _SpecialTokens, directory: Path) -> None:
+def _check_special(encoder: Tokenizer, special: SpecialTokens, directory: Path) -> None:
     """Refuse tokens that the file alone would split like text, or to which it gives another id."""
     path = directory / TOKENIZER_FILE
     added = {token.content: number for number, token in encoder.get_added_tokens_decoder().items()}
@@ -260,7 +209,3 @@ def _check_special(encoder: Tokenizer, special: _SpecialTokens, directory: Path)
                 f"{path}: gives {text!r} the id {encoder.token_to_id(text)}, but the files beside it say {number}; "
                 "they are of different tokenizers: take all of them from one checkpoint"
             )
-
-
-def _read_json(directory: Path, name: str) -> dict[str, Any]:
-    return read_config(directory, name) if (directory / name).is_file() else {}

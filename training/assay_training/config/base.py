@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from assay_training.config.wording import explained
+from assay_training.config.wording import explained, switches
 
 
 class ConfigError(ValueError):
@@ -93,6 +93,7 @@ def read(path: Path, kind: type[Config]) -> Config:
         config = kind.model_validate(raw)
     except ValidationError as error:
         wrong = [*explained(error, kind), *wrong]
+    wrong += [line for line in switches(raw) if not any(of.startswith(line.split(" ")[0]) for of in wrong)]
     if wrong:
         raise ConfigError(f"{path}: " + "\n  ".join(wrong))
     config._folder = path.parent.resolve()

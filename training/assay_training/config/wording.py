@@ -48,6 +48,15 @@ def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return [": ".join(filter(None, (".".join(map(str, one["loc"])), _words(one, model)))) for one in shown]
 
 
+def switches(value: Any, key: str = "") -> Iterator[str]:  # noqa: ANN401 - what YAML holds
+    """Yield a line `key: …` per true or false: no key takes them, and pydantic reads them as the numbers 1 and 0."""
+    if isinstance(value, bool):
+        yield f"{key}: is {str(value).lower()}, as YAML reads yes, no, on and off; no key is a switch"
+    elif isinstance(value, dict | list):
+        for name, of in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from switches(of, f"{key}.{name}".removeprefix("."))
+
+
 def _words(error: ErrorDetails, model: type[BaseModel]) -> str:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":

@@ -11,19 +11,24 @@ from assay_training.config.base import ConfigError, RunConfig
 LARGEST_REFUSED_SHARE = 0.5
 
 
-def check_refused(refused: Mapping[str, int], records: int) -> None:
-    """Most records could be rendered; else a run would learn from a remnant of its data.
+def check_refused(refused: Mapping[str, int], records: int, key: str = "sources") -> list[str]:
+    """Return the lines to print about refused records, if most records could be rendered.
+
+    Otherwise a run would learn from a remnant of its data.
 
     Args:
-        refused: records that the renderer refused, by error code.
-        records: how many there were.
+        refused: the number of records that the renderer refused, by error code.
+        records: the number of all records.
+        key: the key of the configuration that names the records.
 
     Raises:
-        ConfigError: more than half were refused.
+        ConfigError: more than half of the records were refused.
     """
-    if sum(refused.values()) > LARGEST_REFUSED_SHARE * records:
-        counts = ", ".join(f"{code}: {count}" for code, count in sorted(refused.items()))
-        raise ConfigError(f"sources: {sum(refused.values())} of {records} records cannot be rendered ({counts})")
+    total, counts = sum(refused.values()), ", ".join(f"{code}: {count}" for code, count in sorted(refused.items()))
+    line = f"{total} of {records} records cannot be rendered ({counts})"
+    if total > LARGEST_REFUSED_SHARE * records:
+        raise ConfigError(f"{key}: {line}")
+    return [f"{key}: {line}; they are left out"] if total else []
 
 
 def base_of(config: RunConfig) -> Path:

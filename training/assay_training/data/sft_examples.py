@@ -58,6 +58,11 @@ class SftReport:
     empty: int = 0
     refused: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def lost(self) -> dict[str, int]:
+        """The records that nothing is learned from, by reason."""
+        return {**self.refused, **({"no reply within max_length": self.empty} if self.empty else {})}
+
 
 class SftRenderer:
     """Turns records into examples of at most `max_length` tokens.
@@ -115,6 +120,13 @@ class SftRenderer:
         return ids, mask
 
     def _end(self, ids: tuple[int, ...], boundary: int) -> int:
-        """After the first EOS of a completion; the template may print more, which nobody has to learn."""
+        """After the first EOS of a completion; the template may print more, which nobody has to learn.
+
+        Raises:
+            ContentError: there is none; the policy would learn to go on where it should stop.
+        """
         eos = self._tokenizer.eos_token_id
-        return next((i + 1 for i in range(boundary, len(ids)) if ids[i] == eos), len(ids))
+        end = next((i + 1 for i in range(boundary, len(ids)) if ids[i] == eos), None)
+        if end is None:
+            raise ContentError("the template prints no EOS after a turn of the assistant", code="no_end_of_turn")
+        return end

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from assay_training.records.rows import Row
+from assay_training.records.rows import GAP_OPTION, Row, leave_out
 
 Gaps = Callable[[int, int], float | None]
 
@@ -29,14 +29,17 @@ def gaps_of(row: Row, largest: float | None, counts: tuple[int, int], said: Coun
     given = [name for name in ("gap", "margin") if row.fields.get(name) is not None]
     if given == ["margin"] and largest is None:
         raise row.error(
-            f"field {row.named('margin')} is a target margin: declare the source's `largest_gap`, the margin that "
-            "counts as a gap of 1, or leave the field out with `fields: {margin: null}`"
+            f"field {row.named('margin')} is a target margin: declare the source's `largest_gap` ({GAP_OPTION}), the "
+            f"margin that counts as a gap of 1, or leave the field out with {leave_out('margin')}"
         )
     if scores and largest is None:
-        said[f"not used: {', '.join(scores)} (declare `largest_gap` to make their difference a gap)"] += 1
+        said[f"not used: {', '.join(scores)} (`largest_gap` or `--largest-gap` makes their difference a gap)"] += 1
         scores = []
     if len(given) + bool(scores) > 1:
-        raise row.error(f"fields {' and '.join([*given, *scores])} both say how much better; leave one out by `fields`")
+        raise row.error(
+            f"fields {' and '.join([*given, *scores])} both say how much better; leave one out with "
+            f"{leave_out((given or scores)[0])}"
+        )
     if given:
         return _one(row, given[0], 1.0 if given[0] == "gap" else largest or 1.0, said)
     return _difference(row, scores, largest or 1.0, counts, said) if scores else lambda i, j: None

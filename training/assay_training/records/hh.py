@@ -1,14 +1,11 @@
 r"""HH dialogues: `chosen` and `rejected`, each `\n\nHuman: … \n\nAssistant: …`."""
 
-import re
 from collections.abc import Iterable, Iterator
 
 from assay_service.scoring.item import Message
 from assay_training.records.record import Dialogue, LeftOut, Pair, Ranking, group_of
 from assay_training.records.rows import Row
-
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
+from assay_training.records.turns import turns_in
 
 
 def parse_dialogue(row: Row, field: str) -> tuple[Message, ...]:
@@ -17,10 +14,10 @@ def parse_dialogue(row: Row, field: str) -> tuple[Message, ...]:
     Raises:
         RecordError: there is text before the first turn.
     """
-    first, *parts = _TURN.split(row.get(field, str))
-    if first.strip():
-        raise row.error(f"field {field!r} does not begin with a turn, but with {first.strip()[:40]!r}")
-    return tuple(Message(_ROLES[role], turn.strip()) for role, turn in zip(parts[::2], parts[1::2], strict=True))
+    first, turns = turns_in(row.get(field, str))
+    if first:
+        raise row.error(f"field {field!r} does not begin with a turn, but with {first[:40]!r}")
+    return turns
 
 
 def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut]:

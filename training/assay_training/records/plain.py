@@ -1,4 +1,4 @@
-"""Assay's own rows, one format per kind of record; pairs are in `preferences.py`.
+r"""Assay's own rows, one format per kind of record; pairs are in `preferences.py`.
 
 | format | fields |
 |---|---|
@@ -8,8 +8,8 @@
 | `text` | `text` |
 | `prompts` | `prompt` |
 
-`prompt` is a text or a list of messages, each with `role` and `content`. `group` may say what belongs together; else it
-is the first thing that the user says.
+`prompt` is a text (also HH's, `\n\nHuman: … \n\nAssistant:`) or a list of messages, each with `role`
+and `content`. `group` may say what belongs together; else it is the first thing that the user says.
 """
 
 import hashlib
@@ -21,13 +21,16 @@ from typing import Any
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import OWN_FIELDS
 from assay_training.records.record import Dialogue, Labelled, Pair, Ranking, Text, group_of
-from assay_training.records.rows import Row
+from assay_training.records.rows import Row, leave_out
+from assay_training.records.turns import prompt_in
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 # What would change the text that is scored, or the loss, and what no reader here takes into account.
 _UNSUPPORTED = frozenset(
     {"tools", "images", "image", "videos", "audio", "history", "chat_template_kwargs", "weight", "sample_weight"}
 )
+_LEARNED = ("weight", "train", "training", "train_on_turn")  # how much of a message is learned
+_READ = frozenset({"role", "content", *_LEARNED})  # of a message
 _LOST = ("tool_calls", "function_call", "reasoning_content", "thinking")  # parts of a message besides its content
 
 
@@ -87,10 +90,21 @@ def say_ignored(row: Row, format_: str, said: Counter[str]) -> None:
             continue
         if name in _UNSUPPORTED:
             raise row.error(
-                f"field {name!r} would change what is learned, and is not supported; `fields: {{{name}: null}}` of "
-                "the source leaves it out"
+                f"field {name!r} would change what is learned, and is not supported; leave it out with "
+                f"{leave_out(name)}"
             )
         said[f"ignored: {name}"] += 1
+    read = {name: row.fields[name] for name in OWN_FIELDS[format_] if name in row.fields}
+    said.update(f"ignored in messages: {key}" for key in sorted(set(_further(list(read.values())))))
+
+
+def _further(value: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
+    """Yield the keys of the messages in lists of lists that are neither read nor empty."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _further(one)
+    elif isinstance(value, dict):
+        yield from (key for key, of in value.items() if key not in _READ and of not in (None, [], {}, ""))
 
 
 def prompt_of(row: Row) -> tuple[Message, ...]:
@@ -101,7 +115,7 @@ def prompt_of(row: Row) -> tuple[Message, ...]:
     """
     prompt = row.fields.get("prompt")
     if isinstance(prompt, str):
-        return (Message("user", row.text("prompt")),)
+        return prompt_in(prompt) or (Message("user", row.text("prompt")),)
     if isinstance(prompt, list) and prompt:
         return messages_in(row, "prompt", prompt)
     raise row.error(f"field {row.named('prompt')} is neither a text nor a list of messages with 'role' and 'content'")
@@ -121,6 +135,12 @@ def messages_in(row: Row, field: str, messages: Sequence[Any]) -> tuple[Message,
     lost = sorted({key for message in messages for key in _LOST if message.get(key)})
     if lost:
         raise row.error(f"field {row.named(field)}: {lost[0]!r} of a message would be lost; only its content is read")
+    skipped = next((key for message in messages for key in _LEARNED if message.get(key) not in (None, 1)), None)
+    if skipped is not None:
+        raise row.error(
+            f"field {row.named(field)}: {skipped!r} of a message says that it is not learned, or less than others, "
+            "which is not supported; end the row before that message, or remove the key"
+        )
     unknown = {message["role"] for message in messages} - ROLES
     if unknown:
         raise row.error(f"field {row.named(field)}: role {min(unknown)!r} is not one of {', '.join(sorted(ROLES))}")

@@ -2,7 +2,7 @@
 
 | shape | `prompt` | `chosen`, `rejected` |
 |---|---|---|
-| texts | a text, or messages | texts |
+| texts | a text, HH's turns as text (full-hh-rlhf), or messages | texts |
 | messages, explicit prompt (TRL) | a text, or messages | messages, the first of which is the assistant's |
 | messages, implicit prompt (TRL, Skywork) | none | conversations that differ in their last message |
 | messages and prompt (UltraFeedback) | a text or messages that the conversations begin with | the same |
@@ -22,9 +22,10 @@ from assay_training.records.gaps import Gaps, gaps_of
 from assay_training.records.plain import group_in, messages_in, prompt_of, say_ignored
 from assay_training.records.record import LeftOut, Pair, Ranking, Understood
 from assay_training.records.rows import Row
+from assay_training.records.turns import START, prompt_in
 
 _SHAPES = "a text, a list of messages with 'role' and 'content', or a list of several of these"
-_HH_START = "\n\nHuman:"
+_HH = "HH dialogue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,6 @@ class _Replies:
     def texts(self) -> bool:
         """Whether the replies are texts."""
         return "text" in self.shape
-
-    @property
-    def last(self) -> list[str]:
-        """What the assistant says last in each."""
-        return [conversation[-1].content for conversation in self.conversations]
 
 
 def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut | Understood]:
@@ -70,9 +66,9 @@ def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut 
         if isinstance(prompt, LeftOut):
             yield prompt
             continue
-        gaps = gaps_of(row, source.largest_gap, (len(chosen.last), len(rejected.last)), said)
-        ranking = Ranking(source.name, group_in(row, prompt), prompt, (), ())
-        yield from _compared(ranking, chosen.last, rejected.last, gaps)
+        better, worse = (_said_last(row, of) for of in (chosen, rejected))
+        gaps = gaps_of(row, source.largest_gap, (len(better), len(worse)), said)
+        yield from _compared(Ranking(source.name, group_in(row, prompt), prompt, (), ()), better, worse, gaps)
     yield Understood(count, said)
 
 
@@ -114,7 +110,9 @@ def _replies(row: Row, field: str) -> _Replies:
     value = row.fields.get(field)
     if isinstance(value, str):
         return _Replies("text", [(Message("assistant", value),)])
-    given = [one for one in value if one is not None] if isinstance(value, list) else []
+    given = value if isinstance(value, list) else []
+    if not any(isinstance(one, dict) for one in given):  # a null is a reply that is not there, but no message
+        given = [one for one in given if one is not None]
     if given and all(isinstance(one, str) for one in given):
         return _Replies("list of texts", [(Message("assistant", one),) for one in given])
     if given and all(isinstance(one, list) and one for one in given):
@@ -124,9 +122,17 @@ def _replies(row: Row, field: str) -> _Replies:
     raise row.error(f"field {row.named(field)} is {_shape(value)}, not {_SHAPES}")
 
 
+def _said_last(row: Row, replies: _Replies) -> list[str]:
+    """Return what the assistant says last in each; the space between `Assistant:` and an HH reply is no part of it."""
+    texts = [conversation[-1].content for conversation in replies.conversations]
+    return [text.strip() for text in texts] if _kind(row) == _HH else texts
+
+
 def _shape(value: Any) -> str:  # noqa: ANN401 - JSON
     if value is None:
         return "missing"
+    if isinstance(value, list) and None in value:
+        return "a list with a null in it"
     return "an empty list" if value == [] else f"of another shape ({type(value).__name__})"
 
 
@@ -138,11 +144,12 @@ def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) 
     conversations = [*chosen.conversations, *rejected.conversations]
     if any(conversation[-1].role != "assistant" for conversation in conversations):
         return LeftOut("does not end with the assistant")
+    _refuse_twice(row, chosen, rejected, said)
     before = conversations[0][:-1]
     if any(conversation[:-1] != before for conversation in conversations):
         return LeftOut("chosen and rejected differ before the last reply")
     if not before and given is None:
-        hint = "; use `format: hh`" if conversations[0][-1].content.startswith(_HH_START) else ""
+        hint = "; use `format: hh`" if conversations[0][-1].content.startswith(START) else ""
         raise row.error(f"field {row.named('prompt')} is missing, and 'chosen' holds replies alone{hint}")
     if given is not None and conversations[0][0].role == "assistant":  # the conversations go on where the prompt ends
         prompt = (*given, *before)
@@ -150,13 +157,28 @@ def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) 
     else:
         prompt = before
         said["prompt from the common beginning of 'chosen' and 'rejected'"] += 1
-        if given is not None and not _begins(before, given, whole=isinstance(row.fields["prompt"], list)):
+        if given is not None and not _begins(before, given, whole=_kind(row) != "text"):
             raise row.error(f"field {row.named('prompt')} is not what 'chosen' and 'rejected' begin with")
     return _with_system(row, prompt, said)
 
 
+def _refuse_twice(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) -> None:
+    """Refuse replies that hold the whole HH dialogue beside a prompt; count texts that may hold the prompt again."""
+    prompt = row.fields.get("prompt")
+    if not (chosen.texts and isinstance(prompt, str) and prompt.strip()):
+        return
+    texts = [of[-1].content for of in (*chosen.conversations, *rejected.conversations)]
+    if any(text.startswith(START) for text in texts):
+        raise row.error("'chosen' or 'rejected' holds the dialogue that 'prompt' is a part of; use `format: hh`")
+    if all(text.strip().startswith(prompt.strip()) for text in texts):
+        said["chosen and rejected begin with the prompt, which is read twice then"] += 1
+
+
 def _kind(row: Row) -> str:
-    return "text" if isinstance(row.fields["prompt"], str) else "messages"
+    prompt = row.fields.get("prompt")
+    if not isinstance(prompt, str):
+        return "messages"
+    return "text" if prompt_in(prompt) is None else _HH
 
 
 def _begins(before: tuple[Message, ...], given: tuple[Message, ...], *, whole: bool) -> bool:

@@ -18,6 +18,15 @@ from assay_training.records.record import RecordError
 
 Kind = TypeVar("Kind")
 
+# A row is read for a run, whose YAML declares how, or for `assay evaluate`, whose options do. Errors name both.
+FIELD_OPTION = "`--field` of `assay evaluate`"
+GAP_OPTION = "`--largest-gap` of `assay evaluate`"
+
+
+def leave_out(name: str) -> str:
+    """Return how to leave a field out, in a run's YAML and on the command line."""
+    return f"`fields: {{{name}: null}}` (`--field {name}=` of `assay evaluate`)"
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -55,7 +64,9 @@ class Row:
         missing = sorted(taken - self.fields.keys())
         if missing:
             there = ", ".join(self.fields)
-            raise self.error(f"there is no field {missing[0]!r}, which `fields` of the source names; there are {there}")
+            raise self.error(
+                f"there is no field {missing[0]!r}, which `fields` ({FIELD_OPTION}) names; there are {there}"
+            )
         found = {name: value for name, value in self.fields.items() if name not in taken and name not in fields}
         for name, origin in fields.items():
             if isinstance(origin, str):

@@ -55,7 +55,10 @@ def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], template: 
         base: where `config.json` and the tokenizer are copied from.
     """
     _write_tensors(directory, "model.safetensors", tensors, template)
-    AutoConfig.from_pretrained(base, num_labels=1).save_pretrained(directory)
+    config = AutoConfig.from_pretrained(base, num_labels=1)
+    # The tensors are float32. A base in half precision says its own dtype, and its readers would round them.
+    config.dtype = "float32"
+    config.save_pretrained(directory)
     tokenizer.write(base, directory, template)
 
 

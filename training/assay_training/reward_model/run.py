@@ -81,10 +81,10 @@ class RewardRun:
         self.renderer = self._renderer(model)
         declared = [self._golden(*texts) for texts in config.golden or ()]
         self.examples, report = render_records(found.records, self.renderer)
-        check_refused(report.refused, len(found.records))
+        told = check_refused(report.refused, len(found.records))
         self.golden = declared or self._first_rows()
         records = [example.record for example in self.examples]
-        for line in check_equal_ids(report.equal_ids, records, config.max_length):
+        for line in (*told, *check_equal_ids(report.equal_ids, records, config.max_length)):
             tell(line)
         check(config, records, self._paraphrases)
         self.run = RunDirectory(

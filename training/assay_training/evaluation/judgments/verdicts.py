@@ -70,7 +70,7 @@ def read_verdicts(paths: Sequence[Path], reference: str | None, by: Sequence[str
     """Return the verdicts of files, for the model of `output_2` (in AlpacaEval the one that is evaluated) first.
 
     Rows whose `preference` is missing, null, NaN or blank are left out and counted, as AlpacaEval does with answers of
-    the judge that it could not parse (`describe_head2head` in alpaca_eval 0.6.6).
+    the judge that it could not parse (`describe_head2head` in alpaca_eval 0.6.6); such a row may lack an output, too.
 
     Args:
         paths: of JSON lists or JSON lines, gzipped or not: `instruction`, `output_1`, `output_2`, `preference` (1 or 2
@@ -83,7 +83,7 @@ def read_verdicts(paths: Sequence[Path], reference: str | None, by: Sequence[str
     """
     found: list[tuple[Row, Verdict]] = []
     left_out: Counter[str] = Counter()
-    for path, contests in _contests(paths, reference):
+    for path, contests in _contests(paths, reference, judged=True):
         judged = [(row, contest.judged(score)) for row, contest in contests if (score := _score(row)) is not None]
         if contests and not judged:
             raise RecordError(
@@ -108,7 +108,10 @@ def read_contests(paths: Sequence[Path], reference: str | None) -> list[Contest]
     return [contest for _, contests in _contests(paths, reference) for _, contest in contests]
 
 
-def _contests(paths: Sequence[Path], reference: str | None) -> Iterator[tuple[Path, list[tuple[Row, Contest]]]]:
+def _contests(
+    paths: Sequence[Path], reference: str | None, *, judged: bool = False
+) -> Iterator[tuple[Path, list[tuple[Row, Contest]]]]:
+    """Yield the contests of each file; of `judged` ones those without a verdict may lack an output, which is empty."""
     one_each = OneFileEach()
     for path in paths:
         found = []
@@ -118,10 +121,15 @@ def _contests(paths: Sequence[Path], reference: str | None) -> Iterator[tuple[Pa
             if not {"output_1", "output_2"} & row.fields.keys():
                 alone = "field 'output' is that of one model" if "output" in row.fields else "no output is there"
                 raise row.error(f"{alone}; a row of AlpacaEval has those of two models, 'output_1' and 'output_2'")
-            outputs = (row.get("output_2", str), row.get("output_1", str))
+            unread = judged and _score(row) is None
+            outputs = (_output(row, "output_2", unread=unread), _output(row, "output_1", unread=unread))
             contest = Contest(row.where, row.text("instruction"), names.evaluated, names.reference, outputs)
             found.append((row, contest))
         yield path, found
+
+
+def _output(row: Row, name: str, *, unread: bool) -> str:
+    return "" if unread and grouping.missing(row.fields.get(name)) else row.get(name, str)
 
 
 def _score(row: Row) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from assay_training.config.data import Source
+from assay_training.config.wording import explained
 from assay_training.evaluation import grouping
 from assay_training.records.record import RecordError
 from assay_training.records.rows import rows_of_files
@@ -40,8 +41,9 @@ class Reading:
         try:
             return Source.model_validate({"name": path.resolve().name, "format": format_} | declared)
         except ValidationError as error:
-            said = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
-            raise RecordError(f"{format_}:{path}: {said}") from None
+            said = "; ".join(explained(error, Source))
+            as_options = said.replace("fields is ", "--field is ").replace("fields: ", "--field ")
+            raise RecordError(f"{format_}:{path}: {as_options.replace('largest_gap', '--largest-gap')}") from None
 
     def check_fixed(self, given: str) -> None:
         """Check that nothing is declared for rows whose fields have fixed names and meanings.
