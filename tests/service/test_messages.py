@@ -9,7 +9,7 @@ import pytest
 
 from assay_service import settings
 from assay_service.api.app import create_app
-from assay_service.api.messages import items_of
+from assay_service.api.messages import build_items
 from assay_service.api.schemas import ScoreItem
 from assay_service.errors import ContentError
 from tests import checkpoints
@@ -170,6 +170,6 @@ def test_a_faulty_prompt_fails_every_completion_and_is_named(service: settings.S
 
 def test_half_of_a_surrogate_pair_is_the_items_own_fault() -> None:
     messages = [{"role": "user", "content": "a \ud800"}, REPLY]
-    (error,) = items_of([ScoreItem.model_validate({"messages": messages})])
+    (error,) = build_items([ScoreItem.model_validate({"messages": messages})])
     assert isinstance(error, ContentError)
     assert (error.code, error.param) == ("invalid_message", "messages[0].content")
