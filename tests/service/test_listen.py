@@ -38,7 +38,9 @@ def test_addresses_that_are_not_of_this_machine_are_refused() -> None:
 
 
 def test_a_port_that_is_not_allowed_says_which_are() -> None:
-    assert "--port 80: not allowed for this user" in listen._explain_failure(PermissionError(errno.EACCES, "denied"), "h", 80)
+    assert "--port 80: not allowed for this user" in listen._explain_failure(
+        PermissionError(errno.EACCES, "denied"), "h", 80
+    )
 
 
 def test_urls_are_as_the_user_wrote_the_host(taken: socket.socket) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay_service.engine.plan import Waiting, compute_due_times, choose_next_batch
+from assay_service.engine.plan import Waiting, choose_next_batch, compute_due_times
 
 PROMPTS = [None, b"p", b"q", b"r"]
 LIMIT = 100

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from assay_service.errors import ClientGone
-from assay_service.logs import ACCESS, Limited
+from assay_service.logs import ACCESS, LimitedWarnings
 from assay_service.metrics import Metrics
 from assay_service.request_id import HEADER, choose_request_id
 
@@ -58,7 +58,7 @@ class Guard:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
-        self._limited = Limited()
+        self._warnings = LimitedWarnings()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, with its id in `scope["state"]["request_id"]` and in the answer's header."""
@@ -102,7 +102,7 @@ class Guard:
             fields["items"] = scope["state"]["items"]
         _access.info("request", extra={"fields": fields})
         if status in _WARNINGS:
-            self._limited.warning(str(status), _WARNINGS[status], **fields)
+            self._warnings.warn(str(status), _WARNINGS[status], **fields)
 
 
 async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

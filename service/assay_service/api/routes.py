@@ -213,7 +213,7 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Return the metrics in the text format of Prometheus."""
-    return Response(request.app.state.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(request.app.state.metrics.format_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _check_count(request: Request, count: int, param: str) -> None:
