@@ -14,7 +14,7 @@ _ADVICE: Mapping[str, str] = {
     ),
     "unfinished": (
         "your choice for completions that a length limit cut off (`finish_reason: length`): `error` refuses such an "
-        "item, `score` scores it without an end of turn. Choose `error` if the head saw only finished completions in training"
+        "item, `score` scores it without an end of turn. Choose `error` if training saw only finished completions"
     ),
     "score_position": (
         "the tokens that the head reads: `last_non_pad_id` for …ForSequenceClassification (TRL), `last_token` for "
@@ -24,7 +24,7 @@ _ADVICE: Mapping[str, str] = {
         "`second_after_sep` if the head was trained on tokenizer(prompt, completion), as BERT cross-encoders are; "
         "`zero` if it was trained on tokenizer(text)"
     ),
-    "pad_token_id": "the id of the pad token that the head was trained with; TRL takes the tokenizer's pad, else its EOS",
+    "pad_token_id": "the id of the pad that the head was trained with; TRL takes the tokenizer's pad, else its EOS",
     "max_length": "the most tokens of prompt and completion together; no more than the model was trained with",
     "template": "the path of a Jinja file: the chat template that the model was trained with",
     "dtype": "the dtype in which the base computes; heads always compute in float32",

@@ -105,7 +105,7 @@ class _Loader:
         renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.vocabulary_size_of(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError(
-                "template: is not the one that the checkpoint was trained with (template_sha256 differs); declare that one"
+                "template: is not the one that the checkpoint was trained with: its hash is not template_sha256"
             )
         if resolved.claims.template_sha256 is None:
             _warn_of_unprinted(name, unprinted)

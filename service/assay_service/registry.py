@@ -72,7 +72,7 @@ class Registry:
         signals: signals by name.
         blends: blends by name.
         default: name of the signal or blend of requests that name none.
-        invariant: by name of the signal, True if the test at start found that its scores do not depend on the batch.
+        invariant: results of the test at start by name of the signal; True if scores do not depend on the batch.
     """
 
     def __init__(

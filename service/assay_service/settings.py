@@ -46,8 +46,7 @@ class _Frozen(BaseModel):
 class SignalSettings(_Frozen):
     """The settings of one served head.
 
-    A key that is None comes from the checkpoint's manifest, or is inferred from its other files. If neither has a
-    value, the service refuses to start.
+    A key that is None comes from the checkpoint's manifest or its other files; without a value the start is refused.
 
     Attributes:
         kind: meaning of the logit: a Bradley-Terry reward, or a quality in 0..1 after the sigmoid.
@@ -125,8 +124,7 @@ class Limits(_Frozen):
         max_items: most items or completions in one request.
         max_item_chars: most characters in one item, over all its messages; it bounds the work of tokenizing.
         max_batch_tokens: most tokens computed in one forward pass; a shared prompt counts once.
-        max_queue_tokens: number of waiting tokens beyond which requests are refused with 429. An empty queue admits a
-            request of any size, so that every request can be served.
+        max_queue_tokens: waiting tokens beyond which requests are refused with 429; an empty queue admits any request.
         cache_bytes: size of the cache of logits. 0 turns off the cache, and also the sharing of a sequence that two
             requests wait for at the same time.
     """
@@ -218,8 +216,7 @@ def parse(raw: object, directory: Path) -> Parsed:
     except ValidationError as error:
         errors = error.errors(include_url=False)
         meant = {(*e["loc"][:-1], key) for e in errors if (key := _find_meant_key(e)) is not None}
-        # pydantic checks names only when everything else is right. So `find_wrong_names_in` checks them, and pydantic's
-        # errors about names are skipped here.
+        # pydantic checks names only if all else is right, so `find_wrong_names_in` checks them and those are skipped.
         skipped = {(), ("default",)} if raw.get("default") is None else {()}
         kept = [e for e in errors if e["loc"] not in skipped and not (e["type"] == "missing" and e["loc"] in meant)]
         names = [] if ("default",) in meant else find_wrong_names_in(raw)

@@ -67,7 +67,7 @@ def settle(key: str, declared: _Claim | None, claimed: _Claim | None, inferred: 
         inferred: value that the checkpoint's other files make certain.
 
     Raises:
-        StartError: the declared and the claimed value differ, or there is no value at all.
+        StartError: the declared and the claimed value differ, or all three are None.
     """
     if declared is not None and claimed is not None and declared != claimed:
         raise StartError(
@@ -131,8 +131,8 @@ def _decide_token_types(settings: SignalSettings, claims: Manifest, config: Mapp
         return None
     if settings.token_types is None and claims.token_types is None:
         raise StartError(
-            f"token_types: declare it; the base has {types} token types (type_vocab_size), and no file says which of them "
-            f"the head was trained with: {get_advice('token_types')}"
+            f"token_types: declare it; the base has {types} token types (type_vocab_size), and no file says which "
+            f"of them the head was trained with: {get_advice('token_types')}"
         )
     return settle("token_types", settings.token_types, claims.token_types)
 

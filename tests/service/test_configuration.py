@@ -494,7 +494,7 @@ def test_the_reference_page_has_every_key_with_its_values_and_default(section: s
             assert default == "required"
         elif isinstance(field.default, (int, str)):
             assert default == f"`{field.default}`"
-        if section == "A signal" and (values := settings.allowed_values(name)):
+        if section == "A signal" and (values := settings.list_allowed_values(name)):
             assert kind == ", ".join(f"`{value}`" for value in values)
 
 

@@ -130,7 +130,7 @@ async def _wait_for_disconnect(request: Request) -> None:
 
 
 def _read_sent_id(scope: Scope) -> str | None:
-    """Return the id in the request's header; None where there is no such header or it is not ASCII text."""
+    """Return the id in the request's header; None where the header is missing or not ASCII."""
     for name, value in scope["headers"]:
         if name == HEADER.encode() and value.isascii():
             return str(value.decode())

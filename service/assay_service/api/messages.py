@@ -56,7 +56,7 @@ def _build_prompt(prompt: str | Sequence[ChatMessage], name: str) -> tuple[Messa
 def _build_completion(messages: Sequence[ChatMessage]) -> Message:
     where = f"messages[{len(messages) - 1}]"
     if messages[-1].content is None:
-        raise _make_error(f"{where}.content", "is null; there is no text to score")
+        raise _make_error(f"{where}.content", "is null, so it holds no text to score")
     return _build_message(messages[-1], where)
 
 
