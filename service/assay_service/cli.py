@@ -112,7 +112,7 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
                 raise typer.BadParameter("give either DIR or --config, not both")
             raw = build_declaration(directory, declared)
             settings, signals = resolve.read_resolved(raw, Path.cwd(), str(directory))
-        listening = listen(host, port)
+        listening = listen(host, port)  # first of all, so that a taken port is reported at once
     _run(settings, signals, listening, host)
 
 
@@ -171,6 +171,7 @@ def _run(settings: "Settings", signals: "Mapping[str, ResolvedSignal]", listenin
 
     url, log = build_url(listening, host), logging.getLogger(START)
     started_s = time.monotonic()
+    # The temporary server ends with this block. The socket stays open for uvicorn, so no connection is refused.
     with answer_not_ready(listening), _print_start_errors("serve"):
         log.info("listening on %s; the answer is 503 until the models are loaded", url)
         with log_step("importing torch and transformers"):
@@ -179,6 +180,7 @@ def _run(settings: "Settings", signals: "Mapping[str, ResolvedSignal]", listenin
             from assay_service.api.app import create_app  # noqa: PLC0415
             from assay_service.memory import keep_freed_memory  # noqa: PLC0415
         keep_freed_memory()
+        # Only the engine's worker calls on_failure. It starts with the server, so `server` exists by then.
         application = create_app(settings, resolved=signals, on_failure=lambda: setattr(server, "should_exit", True))
 
     class Server(uvicorn.Server):
@@ -191,11 +193,13 @@ def _run(settings: "Settings", signals: "Mapping[str, ResolvedSignal]", listenin
             log.info("shutting down: requests in flight have %d s to finish", DRAIN_S)
             await super().shutdown(sockets)
 
+    # log_config=None keeps the handlers that `logs.configure` set.
     server = Server(uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S))
     # Everything loaded so far stays for the life of the process, so later collections need not walk through it.
     gc.collect()
     gc.freeze()
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has shut down, and raises Ctrl-C once more
         server.run(sockets=[listening])
+    # uvicorn returns normally also if it could not start.
     if not server.started or application.state.scorer.engine.failed:
         raise typer.Exit(1)

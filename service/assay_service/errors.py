@@ -47,6 +47,7 @@ class StartError(AssayError, ValueError):
 
     def __init__(self, *problems: str, source: str | None = None) -> None:
         start = "" if source is None else f"{source}: "
+        # One problem stays on the line of its source; several are indented below it.
         lines = problems if len(problems) == 1 else [f"{len(problems)} problems", *(f"  {line}" for line in problems)]
         super().__init__(start + "\n".join(lines))
         self.problems = problems

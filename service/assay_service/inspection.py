@@ -110,6 +110,7 @@ def _find_missing_keys(signal: SignalSettings) -> tuple[list[str], ResolvedSigna
         try:
             return missing, resolve_signal(trial, Path.cwd()), ()
         except StartError as error:
+            # Errors with ": declare it" are those that a declaration can fix; `signal_rules` writes them.
             keys = [line.partition(": declare it")[0] for line in error.problems if ": declare it" in line]
             fillable = {
                 key: list_allowed_values(key)[0] for key in keys if key not in missing and list_allowed_values(key)
@@ -125,6 +126,7 @@ def _find_checkpoint(directory: Path) -> Path:
     """Return the checkpoint's directory, which in a training run is the folder `checkpoint`."""
     if not directory.is_dir():
         raise StartError(f"{directory}: no such directory; looked at {directory.resolve()}")
+    # A model may itself have a folder `checkpoint`, so the outer directory counts if it holds a model.
     inner = directory / "checkpoint"
     holds = any((directory / name).is_file() for name in ("config.json", files.ADAPTER_CONFIG))
     return (inner if inner.is_dir() and not holds else directory).resolve()
@@ -157,6 +159,7 @@ def _list_facts(located: SignalFiles, template: str) -> Iterator[tuple[str, str]
     yield "tokenizer", f"{located.tokenizer}, {_read_tokenizer_class(located.tokenizer)}"
     yield "pads", f"config.json {config.get('pad_token_id')}, tokenizer {_describe_pad(located.tokenizer)}"
     text = read_special_tokens(located.tokenizer).named.get("eos_token")
+    # A template prints EOS as text or by the variable `eos_token`.
     prints = text is not None and (text in template or "eos_token" in template)
     yield "eos", f"tokenizer {text!r}, which the template {'names' if prints else 'does not name'}"
     yield "manifest", "assay.json" if (located.checkpoint / "assay.json").is_file() else "none"
@@ -183,6 +186,7 @@ def _find_broken_files(located: SignalFiles) -> Iterator[str]:
     paths = sorted(located.checkpoint.glob("*.safetensors"))
     if paths and not _list_heads(located):
         yield f"{located.checkpoint}: {names.why_no_head(names.shapes_of(paths))}"
+    # Without an adapter the checkpoint is the base, and each path would come twice.
     for path in dict.fromkeys([*paths, *sorted(located.base.glob("*.safetensors"))]):
         if (missing := names.missing_bytes(path)) > 0:
             yield f"{path}: the last {missing} bytes are missing; download or save it again"
@@ -208,7 +212,7 @@ def _list_certain_keys(resolved: ResolvedSignal, missing: list[str]) -> Iterator
 
 def _format_yaml(name: str, keys: Mapping[str, object], missing: list[str]) -> str:
     lines = yaml.safe_dump({"signals": {name: dict(keys)}}, sort_keys=False, allow_unicode=True)
-    for key in missing:
+    for key in missing:  # as text, because yaml.safe_dump writes no comments
         lines += f"    # {', '.join(list_allowed_values(key))}: {get_advice(key)}\n    {key}:\n"
     return lines
 

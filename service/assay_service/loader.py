@@ -107,10 +107,11 @@ class _Loader:
             raise StartError(
                 "template: is not the one that the checkpoint was trained with: its hash is not template_sha256"
             )
-        if resolved.claims.template_sha256 is None:
+        if resolved.claims.template_sha256 is None:  # a template with a hash is the one of training
             _warn_of_unprinted(name, unprinted)
         provenance = Provenance(
             model=resolved.model,
+            # The directory of a hub snapshot is named by its commit.
             revision=base.name if resolved.revision else base_sha256,
             adapter_sha256=checkpoint.sha256_of_adapters(adapters),
             head_sha256=head.sha256,
@@ -121,7 +122,7 @@ class _Loader:
         return Signal(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256)
 
     def _check_hash(self, base: Path, claims: Manifest) -> str:
-        if base not in self._hashes:
+        if base not in self._hashes:  # hashing reads the whole file, so each base is hashed once
             weights = files.weight_files(base)
             with log_step("hashing the weights of %s (%.2f GB)", base, sum(p.stat().st_size for p in weights) / 1e9):
                 self._hashes[base] = files.sha256_of(weights)
@@ -158,6 +159,7 @@ class _Loader:
 def _choose_device(declared: str | None) -> torch.device:
     """Return the declared device of a base, else CUDA where there is a CUDA device."""
     device = torch.device(declared or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # torch would fail only when it loads the weights, with an error that names no key.
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise StartError(
             f"device: {device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; check the "
@@ -234,6 +236,7 @@ def _read_dense(directory: Path, base: Path, architecture: Architecture) -> tupl
 
 def _check_head(name: str, position: manifest.ScorePosition, architecture: Architecture) -> None:
     """Refuse a head that was trained behind a dense layer, unless it is read behind that layer."""
+    # RoBERTa's classifier is called `dense` and `out_proj`; without `dense` its logits would be plausible and wrong.
     if "out_proj" in name and (position != "pooler" or architecture.dense != "classifier.dense"):
         raise StartError(f"{name}: has a dense layer before it, which only `score_position: pooler` of RoBERTa reads")
 
@@ -272,6 +275,7 @@ def _check_forward(signal: Signal) -> None:
 
 def _check_golden(signal: Signal, golden: tuple[GoldenRow, ...]) -> None:
     """Recompute the manifest's golden rows, and refuse a model other than the one that training saved."""
+    # The tolerance is that of the served dtype, which need not be the one of training.
     tolerance = _GOLDEN_TOLERANCE[signal.provenance.dtype]
     for number, row in enumerate(golden):
         item = Item(tuple(Message(role, content) for role, content in row.messages), row.finish_reason)

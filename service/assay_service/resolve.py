@@ -88,11 +88,12 @@ def read_resolved(raw: object, directory: Path, source: str) -> tuple[Settings, 
     reported = tuple(f"{key}: " for key in parsed.reported)
     in_files = Problems()
     resolved = _resolve_all(parsed.signals, directory, in_files)
-    if parsed.settings is not None:
+    if parsed.settings is not None:  # else a blend's signal may be missing because of another error
         _check_blends(parsed.settings.blends, resolved, in_files)
     # A key with a wrong value counts as not declared. The problem that it is missing would only repeat the first one.
     problems.lines += [line for line in in_files.lines if not line.startswith(reported)]
     problems.raise_any(source)
+    # Only problems leave the settings empty, and those were raised.
     assert parsed.settings is not None
     return parsed.settings, resolved
 
@@ -110,6 +111,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     located = locate(settings, relative_to)
     config, claims = located.config, located.claims
     problems, template, declared = Problems(), "", None
+    # Each check has a block of its own, so that one wrong key does not hide the others.
     with problems.collected("base"):
         architecture_of(config, located.base)
     with problems.collected("base"):

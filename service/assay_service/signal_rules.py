@@ -40,6 +40,7 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
     with problems.collected():
         eos: EosPolicy = settle("eos", settings.eos, claims.eos)
     with problems.collected():
+        # It is the operator's policy, so a declared value may differ from the manifest's.
         unfinished: Unfinished = settle("unfinished", settings.unfinished or claims.unfinished, None)
     with problems.collected():
         types = _decide_token_types(settings, claims, located.config)
@@ -95,6 +96,7 @@ def decide_dtype(config: Mapping[str, Any]) -> str:
 
 def decide_moments(settings: SignalSettings, claims: Manifest) -> Moments | None:
     """Return mean and standard deviation of the logits; None where one of the two is not known."""
+    # Both are the operator's policy, so a declared value replaces the manifest's.
     mean = claims.mean if settings.mean is None else settings.mean
     std = claims.std if settings.std is None else settings.std
     return None if mean is None or std is None else Moments(mean, std)
@@ -112,6 +114,7 @@ def _decide_max_length(settings: SignalSettings, claims: Manifest, config: Mappi
             f"max_length: declare it; neither the manifest nor config.json has it: {get_advice('max_length')}"
         )
     reach = None if positions is None else max(positions, longest_scaled(config) or 0)
+    # A base without `max_position_embeddings` sets no limit of its own.
     longest = min(claims.max_length or max_length, reach or max_length)
     if max_length > longest:
         raise StartError(f"max_length: {max_length} is more than the checkpoint's {longest}; declare at most that")
@@ -159,4 +162,5 @@ def _infer_position(config: Mapping[str, Any], pads: Pads, pad: int | None) -> S
     """Return the position that transformers' own classifier of this architecture reads."""
     if (known := ARCHITECTURES.get(config.get("model_type", ""))) is not None and known.dense is not None:
         return "pooler"
+    # transformers reads the last token that is not a pad, or the last one where it knows no pad.
     return "last_token" if pad is None and not pads.known else "last_non_pad_id"

@@ -66,10 +66,10 @@ def explain(error: ErrorDetails) -> str:
         return str(context["error"])
     if context.get("pattern") in _PATTERNS:
         return _PATTERNS[context["pattern"]]
-    if "expected" in context:
+    if "expected" in context:  # pydantic writes "'a', 'b' or 'c'"
         context["expected"] = str(context["expected"]).replace("'", "").replace(" or ", ", ")
     text = _TEXTS.get(error["type"])
-    if text is None:
+    if text is None:  # an error type without a sentence above
         return error["msg"].replace("Input should", "must")
     return text.format_map(context)
 
@@ -113,7 +113,7 @@ def find_wrong_names(
         blend_weights: names of the signals that each blend weighs, by name of the blend.
         default: name of the default; None is not checked.
     """
-    signals = dict.fromkeys(signals)
+    signals = dict.fromkeys(signals)  # a set that keeps the order of the file
     names = [*map(str, signals), *map(str, blend_weights)]
     wrong = [
         f"blends.{n}: a signal has this name too; rename one" for n in sorted(signals.keys() & blend_weights.keys())

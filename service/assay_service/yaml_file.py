@@ -38,6 +38,7 @@ class _UniqueKeys(yaml.SafeLoader):
         """
         if node not in self._checked:
             self._checked.add(node)
+            # deep: a key that is a list would be empty at this point.
             keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
             repeated = [key for key in keys if keys.count(key) > 1]
             if repeated:

@@ -221,7 +221,7 @@ def compute_score(blend: Blend, result: ItemScore | AssayError, moments: Mapping
         return result
     try:
         return blended(blend, result.logits, moments)
-    except AssayError as error:
+    except AssayError as error:  # a weighted sum can overflow although every logit is finite
         return error
 
 
@@ -230,7 +230,7 @@ def build_scored_row(
 ) -> ScoredRow | FailedRow:
     """Build the row of one item: its score and the values of its signals, or its error."""
     score = compute_score(blend, result, registry.moments)
-    if isinstance(score, AssayError) or isinstance(result, AssayError):
+    if isinstance(score, AssayError) or isinstance(result, AssayError):  # the second only narrows the type
         return build_failed_row(score, index=index, item_id=item_id)
     values = {name: build_signal_value(registry.signals[name], result) for name in result.logits}
     return ScoredRow(index=index, score=score, signals=values, **build_id(item_id))
@@ -260,7 +260,7 @@ def build_signal_value(signal: Signal, score: ItemScore) -> SignalValue:
         "control_tokens_as_text": rendered.control_tokens_as_text,
     }
     if signal.kind == "absolute":
-        fields["prob"] = probability(logit)
+        fields["prob"] = probability(logit)  # of a preference signal only the sigmoid of a margin is a probability
     return SignalValue.model_validate(fields)
 
 

@@ -57,6 +57,7 @@ def create_app(
     Raises:
         StartError: the configuration or a checkpoint is wrong.
     """
+    # The command resolves signals before torch is imported, so that a wrong configuration is reported at once.
     registry = loader.load(settings) if resolved is None else loader.load_resolved(settings, resolved)
     metrics = Metrics()
     metrics.build.info(
@@ -125,7 +126,7 @@ async def ready(request: Request) -> dict[str, Any]:
         try:
             # Fresh: a cached logit would say nothing about the device.
             results = await asyncio.wait_for(scorer.score([PROBE], stale, fresh=True), PROBE_TIMEOUT_S)
-        except (TimeoutError, Overloaded):
+        except (TimeoutError, Overloaded):  # either way the worker does not get through the queue
             raise NotReady(f"no forward pass of {', '.join(stale)} finished within {PROBE_TIMEOUT_S:.0f} s") from None
         if isinstance(results[0], AssayError):
             raise NotReady(f"the last forward pass failed: {results[0].code}")
@@ -146,7 +147,7 @@ def _build_error(
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     """Answer a body that breaks the schema: name the field and the rule, and never echo the input."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    first = error.errors()[0]  # the error body has only one `param`
     param = _format_param(first["loc"])
     message = explain(first)
     if first["type"] == "json_invalid":
@@ -159,6 +160,7 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
 async def _answer_assay_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an error that Assay raised on purpose, with the status of its code."""
     assert isinstance(error, AssayError)
+    # Content errors get here only from /v1/compare, which has no errors of single items.
     status = schemas.CONTENT_STATUS if isinstance(error, ContentError) else schemas.STATUS[error.code]
     response = _build_error(
         request, status, code=error.code, message=error.message, param=error.param, retryable=error.retryable

@@ -41,5 +41,6 @@ class _UniqueKeys(Request):
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)
     if len(keys) < len(pairs):
+        # FastAPI answers this exception with 422, and any other one with 400.
         raise json.JSONDecodeError(TWICE, "", 0)
     return keys

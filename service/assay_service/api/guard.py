@@ -66,7 +66,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request_id = choose_request_id(_read_sent_id(scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {})["request_id"] = request_id  # `request.state` of the handlers
         started_s = time.monotonic()
         received = 0
         status = 500  # stays where no answer starts, because nothing handled an exception
@@ -74,6 +74,7 @@ class Guard:
         async def counted_receive() -> Message:
             nonlocal received
             message = await receive()
+            # Bytes are counted as they arrive: a chunked body has no content-length, and a wrong one is possible.
             received += len(message.get("body", b""))
             if received > self._max_body_bytes:
                 raise BodyTooLarge
@@ -93,6 +94,7 @@ class Guard:
 
     def _record(self, scope: Scope, status: int, duration_s: float) -> None:
         """Count and log a request; the only part of its content that is logged is the number of items."""
+        # The router sets `route` when a path matches; all other paths share one label.
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.request_s.labels(route).observe(duration_s)
@@ -119,7 +121,7 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) ->
         if not working.done():
             raise ClientGone("the client closed its connection")
         return working.result()
-    finally:
+    finally:  # cancelling a task that has ended does nothing
         working.cancel()
         leaving.cancel()
 

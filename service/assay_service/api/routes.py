@@ -61,6 +61,7 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
     _check_count(request, len(body.completions), "completions")
     registry = scorer.registry
     blend = registry.blend(body.model, body.weights)
+    # Errors of the prompt name the field in which the client sent it.
     prompt, field = (body.messages or [], "messages") if body.prompt is None else (body.prompt, "prompt")
     entries = [schemas.RankCompletion(completion=c) if isinstance(c, str) else c for c in body.completions]
     items = build_completion_items(prompt, entries, field)
@@ -83,7 +84,7 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
                 margin=place.margin,
                 **answers.build_id(entries[place.index].id),
             )
-            for place in places[: body.top_n]
+            for place in places[: body.top_n]  # cut last, so that margins are those of the whole ranking
         ],
         errors=[
             answers.build_failed_row(score, index=index, item_id=entries[index].id)
@@ -112,10 +113,12 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
     signals = {}
     for name in names:
         signal, margin = registry.signals[name], a.logits[name] - b.logits[name]
+        # The margin of two absolute logits is not a Bradley-Terry logit.
         chance = {"prob_a": probability(margin)} if signal.kind == "preference" else {}
         signals[name] = answers.ComparedSignal(
             margin=margin, a=answers.build_signal_value(signal, a), b=answers.build_signal_value(signal, b), **chance
         )
+    # A request that names a blend gets only its margin; one that names a signal gets none.
     margins = {
         name: _require_score(answers.compute_score(rule, a, registry.moments))
         - _require_score(answers.compute_score(rule, b, registry.moments))
