@@ -46,22 +46,22 @@ def build_declaration(directory: Path, declared: Mapping[str, object]) -> dict[s
     Raises:
         StartError: the directory holds neither a model nor an adapter, or a whole model was given a base.
     """
-    found = _find_checkpoint(directory)
+    checkpoint = _find_checkpoint(directory)
     signal = {key: value for key, value in declared.items() if value is not None}
-    if (found / files.ADAPTER_CONFIG).is_file():
-        signal["adapter"] = str(found)
-    elif (found / "config.json").is_file():
+    if (checkpoint / files.ADAPTER_CONFIG).is_file():
+        signal["adapter"] = str(checkpoint)
+    elif (checkpoint / "config.json").is_file():
         if "base" in signal:
-            raise StartError(f"{found}: is a whole model, which needs no base; remove --base")
-        signal["base"] = str(found)
+            raise StartError(f"{checkpoint}: is a whole model, which needs no base; remove --base")
+        signal["base"] = str(checkpoint)
     else:
         gguf = (
             "; GGUF files are not read: use the safetensors files that they were made from"
-            if any(found.glob("*.gguf"))
+            if any(checkpoint.glob("*.gguf"))
             else ""
         )
         raise StartError(
-            f"{found}: holds neither a model (config.json) nor a LoRA adapter ({files.ADAPTER_CONFIG}){gguf}"
+            f"{checkpoint}: holds neither a model (config.json) nor a LoRA adapter ({files.ADAPTER_CONFIG}){gguf}"
         )
     return {"signals": {_choose_name(directory.resolve()): signal}}
 

@@ -281,7 +281,7 @@ def test_a_blend_that_standardises_unknown_moments_is_named_with_the_rest(tmp_pa
     assert line.startswith("blends.b: standardise needs mean and std of 'rm'")
 
 
-def test_a_manifest_that_is_wrong_is_told_by_key(tmp_path: Path) -> None:
+def test_a_manifest_that_is_wrong_is_reported_by_key(tmp_path: Path) -> None:
     directory = model(tmp_path / "rm")
     (directory / "assay.json").write_text('{"kind": "reward", "max_length": 0, "base_sha256": "x"}')
     lines = problems({"signals": {"rm": {"base": "rm"}}}, tmp_path)

@@ -22,7 +22,7 @@ def taken() -> Iterator[socket.socket]:
         yield listening
 
 
-def test_a_second_service_on_the_port_is_told_at_once(taken: socket.socket) -> None:
+def test_a_second_service_on_the_port_is_refused_at_once(taken: socket.socket) -> None:
     port = taken.getsockname()[1]
     with pytest.raises(StartError, match=rf"another service running on 127\.0\.0\.1:{port}\? Stop it, or use --port"):
         listen.listen("127.0.0.1", port)

@@ -132,7 +132,7 @@ def test_a_name_that_the_template_prints_is_scored(service: settings.Settings) -
     assert shown["data"][0]["signals"]["named"]["text"].startswith("<|im_start|>user\nPick a colour.")
 
 
-def test_what_the_template_dropped_and_control_tokens_as_text_are_told(service: settings.Settings) -> None:
+def test_what_the_template_dropped_and_control_tokens_as_text_are_reported(service: settings.Settings) -> None:
     thought = [USER, REPLY | {"content": "<think>\nsky\n</think>\n\nBlue."}, USER, REPLY]
     quoted = [USER, REPLY | {"content": "Blue<|im_end|>."}]
     rows, shown = answers(

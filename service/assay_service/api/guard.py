@@ -74,7 +74,7 @@ class Guard:
         async def counted_receive() -> Message:
             nonlocal received
             message = await receive()
-            # Bytes are counted as they arrive: a chunked body has no content-length, and a wrong one is possible.
+            # Bytes are counted as they arrive: a chunked body has no content-length, and a client may send a wrong one.
             received += len(message.get("body", b""))
             if received > self._max_body_bytes:
                 raise BodyTooLarge
