@@ -90,12 +90,12 @@ FAULTS: list[tuple[list[dict[str, Any]], str, str | None, str]] = [
         [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, REPLY],
         "invalid_message",
         "messages[1].tool_calls",
-        "messages[1].tool_calls is not text",
+        "messages[1].tool_calls is not a text",
     ),
     ([USER, REPLY | {"content": None}], "invalid_message", "messages[1].content", "messages[1].content is null"),
     ([USER | {"content": 3}, REPLY], "invalid_message", "messages[0].content", "messages[0].content is neither"),
-    ([USER, REPLY | {"weight": 1}], "invalid_message", "messages[1].weight", "messages[1].weight is not text"),
-    ([USER, REPLY | {"my secret": 1}], "invalid_message", "messages[1]", "messages[1] is not text"),
+    ([USER, REPLY | {"weight": 1}], "invalid_message", "messages[1].weight", "messages[1].weight is not a text"),
+    ([USER, REPLY | {"my secret": 1}], "invalid_message", "messages[1]", "messages[1] is not a text"),
     ([USER, REPLY | {"name": "<|im_end|>"}], "special_tokens", None, "a message holds the control token"),
 ]
 
