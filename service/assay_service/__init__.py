@@ -1,6 +1,6 @@
-"""Assay's service in Python: `create_app` builds the application, `read_settings` reads its configuration.
+"""Export the service's public names: `create_app` builds the application, `read_settings` reads its configuration.
 
-Names are imported when they are first used, so that `assay --help` and configuration errors need not wait for torch.
+A name is imported when it is first used, so that `assay --help` and configuration errors need not wait for torch.
 """
 
 from importlib import import_module
@@ -26,12 +26,17 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Return a public name, imported when it is first used."""
+    """Import a public name when it is first used, and return it.
+
+    Raises:
+        AttributeError: the package has no such public name.
+    """
     if name == "__version__":
         return version("assay-rewards")
     if name in _MODULES:
-        globals()[name] = found = getattr(import_module(f"assay_service.{_MODULES[name]}"), name)
-        return found
+        # Kept in the module's globals, so that this function runs once for each name.
+        globals()[name] = value = getattr(import_module(f"assay_service.{_MODULES[name]}"), name)
+        return value
     raise AttributeError(f"module 'assay_service' has no attribute {name!r}")
 
 

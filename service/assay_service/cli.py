@@ -1,4 +1,7 @@
-"""`assay serve` and `assay inspect`. Imports only typer and the standard library at the top; the rest when they run."""
+"""Define the commands `assay serve` and `assay inspect`.
+
+The module imports only typer and the standard library at the top, and everything else when a command runs.
+"""
 
 import contextlib
 import gc
@@ -20,23 +23,39 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-DRAIN_S = 30  # after SIGTERM: for requests in flight; a client that never finishes its body cannot hold up the end
-EXIT_WRONG = 2
+# Time after SIGTERM for requests in flight; a client that never finishes its body cannot delay the end any longer.
+DRAIN_S = 30
+EXIT_WRONG = 2  # the exit code of a wrong configuration, checkpoint or address, as for wrong options
 
-Kind = Annotated[Literal["preference", "absolute"] | None, typer.Option(help="What the logit means.")]
-Base = Annotated[str | None, typer.Option(help="Base of an adapter, where its files do not lead to it.")]
+Kind = Annotated[
+    Literal["preference", "absolute"] | None,
+    typer.Option(
+        help="Meaning of the logit: a Bradley-Terry reward (preference), or a quality after the sigmoid (absolute)."
+    ),
+]
+Base = Annotated[str | None, typer.Option(help="Base model of an adapter, if the adapter's files do not lead to it.")]
 Position = Annotated[
     Literal["last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean", "completion"] | None,
-    typer.Option(help="Which tokens the head reads."),
+    typer.Option(help="Tokens that the head reads."),
 ]
-Eos = Annotated[Literal["template", "append"] | None, typer.Option(help="Where the end of turn comes from.")]
-Unfinished = Annotated[Literal["score", "error"] | None, typer.Option(help="Replies that were cut off.")]
-Template = Annotated[str | None, typer.Option(help="Jinja file of the chat template.")]
+Eos = Annotated[
+    Literal["template", "append"] | None,
+    typer.Option(help="Origin of the end of turn: printed by the template, or an appended EOS."),
+]
+Unfinished = Annotated[
+    Literal["score", "error"] | None, typer.Option(help="Completions that a length limit cut off: scored, or an error.")
+]
+Template = Annotated[str | None, typer.Option(help="Jinja file with the chat template.")]
 TokenTypes = Annotated[
-    Literal["zero", "second_after_sep"] | None, typer.Option(help="Segments of a pair, for BERT and DeBERTa-v2.")
+    Literal["zero", "second_after_sep"] | None,
+    typer.Option(help="Token types of prompt and completion, for BERT and DeBERTa-v2."),
 ]
-Pad = Annotated[int | None, typer.Option("--pad-token-id", help="Id that last_non_pad_id skips.", min=0)]
-Dtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="What the base computes in.")]
+Pad = Annotated[
+    int | None, typer.Option("--pad-token-id", help="Id of the pad token that last_non_pad_id skips.", min=0)
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Dtype in which the base computes.")
+]
 
 
 @app.command()
@@ -60,21 +79,21 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], typer.Option(help="The least that is logged.")
+        Literal["debug", "info", "warning", "error"], typer.Option(help="Lowest level that is logged.")
     ] = "info",
     log_format: Annotated[
-        Literal["text", "json"], typer.Option(help="For people, or a JSON object per line.")
+        Literal["text", "json"], typer.Option(help="Text for people, or one JSON object per line.")
     ] = "text",
-    access_log: Annotated[bool, typer.Option("--access-log", help="Log a line per request.")] = False,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log one line for each request.")] = False,
 ) -> None:
-    """Serve reward models over HTTP: those of a YAML file, or the one in DIR.
+    """Serve reward models over HTTP: the models of a YAML file, or the one in DIR.
 
-    What the files in DIR do not say is declared by options; `assay inspect DIR` says which. Exits with 2 where the
-    configuration, a checkpoint or the address is wrong, 1 where the service failed later.
+    Options declare what the files in DIR do not say; `assay inspect DIR` lists these keys. The exit code is 2 if the
+    configuration, a checkpoint or the address is wrong, and 1 if the service fails later.
     """
     # Heavy libraries only when the command runs, so that `assay --help` is quick and the client needs none of them.
     from assay_service import logs, resolve  # noqa: PLC0415
-    from assay_service.inspection import declaration  # noqa: PLC0415
+    from assay_service.inspection import build_declaration  # noqa: PLC0415
     from assay_service.listen import listen  # noqa: PLC0415
     from assay_service.settings import EMBEDDED  # noqa: PLC0415
     from assay_service.yaml_file import read_yaml  # noqa: PLC0415
@@ -83,17 +102,17 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
     declared["pad_token_id"] = pad
     logs.configure(log_level, log_format, access=access_log)
-    with _plain_errors("serve"):
+    with _print_start_errors("serve"):
         if directory is None:
             _refuse_options_without_directory(declared)
             path = config or EMBEDDED
             settings, signals = resolve.read_resolved(read_yaml(path), path.resolve().parent, str(path))
         else:
             if config is not None:
-                raise typer.BadParameter("give DIR or --config, not both")
-            raw = declaration(directory, declared)
+                raise typer.BadParameter("give either DIR or --config, not both")
+            raw = build_declaration(directory, declared)
             settings, signals = resolve.read_resolved(raw, Path.cwd(), str(directory))
-        listening = listen(host, port)
+        listening = listen(host, port)  # first of all, so that a taken port is reported at once
     _run(settings, signals, listening, host)
 
 
@@ -110,17 +129,17 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
     token_types: TokenTypes = None,
     pad: Pad = None,
 ) -> None:
-    """Say what is in DIR, without loading it, and print the YAML that serves it.
+    """Report what is in DIR, without loading it, and print the YAML that serves it.
 
-    The output as a whole is a YAML file: `assay inspect DIR > service.yaml`, fill in what is empty, and
-    `assay serve --config service.yaml`. Exits with 1 where DIR cannot be served whatever is declared.
+    The whole output is a YAML file: run `assay inspect DIR > service.yaml`, fill in the empty keys, and run
+    `assay serve --config service.yaml`. The exit code is 1 if DIR cannot be served whatever is declared.
     """
     from assay_service.inspection import inspect  # noqa: PLC0415
 
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
     declared["pad_token_id"] = pad
-    with _plain_errors("inspect"):
+    with _print_start_errors("inspect"):
         inspection = inspect(directory, declared)
     typer.echo(inspection.text, nl=False)
     if inspection.problems:
@@ -128,8 +147,8 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
 
 
 @contextmanager
-def _plain_errors(command: str) -> Iterator[None]:
-    """What is wrong with a configuration is told on stderr, and the command ends with 2."""
+def _print_start_errors(command: str) -> Iterator[None]:
+    """Print a StartError to stderr without a traceback, and end the command with exit code 2."""
     from assay_service.errors import StartError  # noqa: PLC0415
 
     try:
@@ -142,24 +161,26 @@ def _plain_errors(command: str) -> Iterator[None]:
 def _refuse_options_without_directory(declared: "Mapping[str, object]") -> None:
     for key, value in declared.items():
         if value is not None:
-            raise typer.BadParameter(f"--{key.replace('_', '-')} is for DIR; in a YAML file declare `{key}`")
+            raise typer.BadParameter(f"--{key.replace('_', '-')} applies only to DIR; in a YAML file declare `{key}`")
 
 
 def _run(settings: "Settings", signals: "Mapping[str, ResolvedSignal]", listening: "socket", host: str) -> None:
-    """Load the models and serve until the process is told to end."""
-    from assay_service.listen import answering_not_ready, url_of  # noqa: PLC0415
-    from assay_service.logs import START, stage  # noqa: PLC0415
+    """Load the models, and serve until a signal ends the process or its device fails."""
+    from assay_service.listen import answer_not_ready, build_url  # noqa: PLC0415
+    from assay_service.logs import START, log_step  # noqa: PLC0415
 
-    url, log = url_of(listening, host), logging.getLogger(START)
+    url, log = build_url(listening, host), logging.getLogger(START)
     started_s = time.monotonic()
-    with answering_not_ready(listening), _plain_errors("serve"):
-        log.info("%s is taken, and answers 503 until the models are loaded", url)
-        with stage("importing torch and transformers"):
+    # The temporary server ends with this block. The socket stays open for uvicorn, so no connection is refused.
+    with answer_not_ready(listening), _print_start_errors("serve"):
+        log.info("listening on %s; the answer is 503 until the models are loaded", url)
+        with log_step("importing torch and transformers"):
             import uvicorn  # noqa: PLC0415
 
             from assay_service.api.app import create_app  # noqa: PLC0415
             from assay_service.memory import keep_freed_memory  # noqa: PLC0415
         keep_freed_memory()
+        # Only the engine's worker calls on_failure. It starts with the server, so `server` exists by then.
         application = create_app(settings, resolved=signals, on_failure=lambda: setattr(server, "should_exit", True))
 
     class Server(uvicorn.Server):
@@ -169,13 +190,16 @@ def _run(settings: "Settings", signals: "Mapping[str, ResolvedSignal]", listenin
                 log.info("ready in %.1f s: %s", time.monotonic() - started_s, url)
 
         async def shutdown(self, sockets: "list[socket] | None" = None) -> None:
-            log.info("ending: requests in flight are finished, for at most %d s", DRAIN_S)
+            log.info("shutting down: requests in flight have %d s to finish", DRAIN_S)
             await super().shutdown(sockets)
 
+    # log_config=None keeps the handlers that `logs.configure` set.
     server = Server(uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S))
+    # Everything loaded so far stays for the life of the process, so later collections need not walk through it.
     gc.collect()
-    gc.freeze()  # what is loaded now stays: collections need not walk through it again
-    with contextlib.suppress(KeyboardInterrupt):
+    gc.freeze()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has shut down, and raises Ctrl-C once more
         server.run(sockets=[listening])
+    # uvicorn returns normally also if it could not start.
     if not server.started or application.state.scorer.engine.failed:
         raise typer.Exit(1)

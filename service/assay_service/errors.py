@@ -1,11 +1,11 @@
-"""Every error of the service.
+"""Define every error of the service.
 
     AssayError                     code, message, param, retryable
     ├── StartError                 the service must not start: configuration or checkpoint
     ├── ContentError               one item cannot be scored; its neighbours can
     └── ServingError               the whole request cannot be answered now
 
-`Problems` collects what is wrong with a configuration, so that all of it is reported at once.
+`Problems` collects the errors of a configuration, so that all of them are reported at once.
 
 A `code` is stable and part of the wire. `param` names the offending field ("items[3].prompt") where there is one.
 The table from codes to HTTP statuses is in `api/schemas.py`; nothing below `api` knows a status.
@@ -21,7 +21,7 @@ class AssayError(Exception):
     Attributes:
         code: stable machine-readable name.
         message: one sentence for people; never holds a prompt or a completion.
-        param: path of the offending field, or None.
+        param: path of the offending field, or None where no single field is wrong.
         retryable: True if the same request may succeed later.
     """
 
@@ -39,35 +39,40 @@ class StartError(AssayError, ValueError):
     """The configuration or a checkpoint is wrong.
 
     Args:
-        problems: one line each: the key, file or tensor, what is wrong with it, and what to do.
-        source: the file or directory that all of them are about; None where each line says it.
+        problems: one line for each problem, with the key, file or tensor, the fault, and the remedy.
+        source: the file or directory that all lines are about; None where each line names its own.
     """
 
     code = "start"
 
     def __init__(self, *problems: str, source: str | None = None) -> None:
         start = "" if source is None else f"{source}: "
+        # One problem stays on the line of its source; several are indented below it.
         lines = problems if len(problems) == 1 else [f"{len(problems)} problems", *(f"  {line}" for line in problems)]
         super().__init__(start + "\n".join(lines))
         self.problems = problems
 
 
 class Problems:
-    """Collects what is wrong with a configuration, so that one report names all of it."""
+    """A list of the problems of a configuration, so that one report names all of them."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     @contextmanager
     def collected(self, where: str = "") -> Iterator[None]:
-        """Keep the problems of a `StartError`, each behind `where`, and go on after the block."""
+        """Add the problems of a `StartError`, each with the prefix `where`, and continue after the block."""
         try:
             yield
         except StartError as error:
             self.lines += [f"{where}: {line}" if where else line for line in error.problems]
 
     def raise_any(self, source: str | None = None) -> None:
-        """Raise all problems as one `StartError`, if there are any."""
+        """Raise all collected problems as one error, if there are any.
+
+        Raises:
+            StartError: at least one problem was collected.
+        """
         if self.lines:
             raise StartError(*self.lines, source=source)
 
@@ -91,7 +96,7 @@ class UnknownModel(ServingError):
 
 
 class Overloaded(ServingError):
-    """The queue is full. Nothing was started; try again after `retry_after_s` seconds."""
+    """The queue is full; nothing was computed, and the client can try again after `retry_after_s` seconds."""
 
     code = "overloaded"
     retryable = True
@@ -102,26 +107,26 @@ class Overloaded(ServingError):
 
 
 class NotReady(ServingError):
-    """The service is starting, draining, or its last forward failed."""
+    """The service is starting or shutting down, or its last forward pass failed."""
 
     code = "not_ready"
     retryable = True
 
 
 class ClientGone(ServingError):
-    """The client closed its connection before the answer; what had not been computed was dropped."""
+    """The client closed its connection before the answer; sequences that still waited were cancelled."""
 
     code = "client_gone"
 
 
 class ForwardFailed(ServingError):
-    """A forward raised; another try may meet a healthier device."""
+    """A forward pass raised an exception; another try may meet a healthier device."""
 
     code = "forward_failed"
     retryable = True
 
 
 class NotFinite(ServingError):
-    """A logit or score is NaN or infinite. It never leaves as a number, and would be the same again."""
+    """A logit or score is NaN or infinite; it is never sent as a number, and another try would give it again."""
 
     code = "not_finite"

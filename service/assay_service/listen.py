@@ -1,7 +1,7 @@
 """Take the port before any model is loaded, and answer on it until the service does.
 
-A second service on one port so fails at once, and whoever asks meanwhile (a probe of Kubernetes, a client) hears that
-the models are loading. Imports no torch.
+A second service on the same port therefore fails at once. Probes of Kubernetes and clients that connect meanwhile get
+the answer that the models are loading. This module does not import torch.
 """
 
 import errno
@@ -14,15 +14,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from assay_service.errors import StartError
-from assay_service.request_id import HEADER, request_id
+from assay_service.request_id import HEADER, choose_request_id
 
-_BACKLOG = 2048  # as uvicorn's
-_MAX_BODY_BYTES = 16 * 2**20
+_BACKLOG = 2048  # uvicorn's own default, since uvicorn takes this socket over
+_MAX_BODY_BYTES = 16 * 2**20  # the default of limits.max_body_bytes; a longer body is not read to its end
 _RETRY_AFTER_S = 5
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on `host` and `port`; of port 0 the system picks one.
+    """Return a socket that listens on `host` and `port`; with port 0 the system picks a free port.
 
     Raises:
         StartError: the port is taken or not allowed, or this machine has no such address.
@@ -33,34 +33,35 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
     except OSError as error:
         raise StartError(
-            f"--host {host}: no such address ({error.strerror}); 127.0.0.1 is this machine only, 0.0.0.0 all its "
-            "addresses"
+            f"--host {host}: no such address ({error.strerror}); use 127.0.0.1 for this machine only, or 0.0.0.0 "
+            "for all its addresses"
         ) from error
     taken = socket.socket(family, kind, protocol)
     try:
+        # Without it the port stays blocked for a minute after a service that had open connections ends.
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
         taken.listen(_BACKLOG)
     except OSError as error:
         taken.close()
-        raise StartError(_why(error, host, port)) from error
+        raise StartError(_explain_failure(error, host, port)) from error
     return taken
 
 
-def url_of(listening: socket.socket, host: str) -> str:
+def build_url(listening: socket.socket, host: str) -> str:
     """Return the URL of a listening socket, with the host as the user wrote it."""
     port = listening.getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextmanager
-def answering_not_ready(listening: socket.socket) -> Iterator[None]:
+def answer_not_ready(listening: socket.socket) -> Iterator[None]:
     """Answer on a listening socket while the models load, and leave it open for the service.
 
-    `GET /health` is 200, since the process is well; everything else is 503 `not_ready` with `Retry-After`.
+    `GET /health` gives 200, since the process works; everything else gives 503 `not_ready` with `Retry-After`.
     """
     server = ThreadingHTTPServer(listening.getsockname()[:2], _NotReady, bind_and_activate=False)
-    server.socket.close()
+    server.socket.close()  # the constructor opens a socket of its own
     server.socket = listening
     thread = threading.Thread(
         target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="assay-not-ready", daemon=True
@@ -73,42 +74,42 @@ def answering_not_ready(listening: socket.socket) -> Iterator[None]:
         thread.join()
 
 
-def _why(error: OSError, host: str, port: int) -> str:
-    """Return what is wrong with an address that cannot be listened on, and what to do."""
+def _explain_failure(error: OSError, host: str, port: int) -> str:
+    """Say why the service cannot listen on an address, and what to do."""
     match error.errno:
         case errno.EADDRINUSE:
             return f"address already in use: is another service running on {host}:{port}? Stop it, or use --port"
         case errno.EADDRNOTAVAIL:
             return (
-                f"--host {host}: not an address of this machine; 127.0.0.1 is this machine only, 0.0.0.0 all its "
-                "addresses"
+                f"--host {host}: not an address of this machine; use 127.0.0.1 for this machine only, or 0.0.0.0 for "
+                "all its addresses"
             )
         case errno.EACCES | errno.EPERM:
-            return f"--port {port}: not allowed for this user; ports from 1024 on are"
+            return f"--port {port}: not allowed for this user; use a port from 1024 on"
     return f"cannot listen on {host}:{port}: {error.strerror}"
 
 
 class _NotReady(BaseHTTPRequestHandler):
-    """Answers every request while the models load; one request per connection."""
+    """Handler of every request while the models load; each connection serves one request."""
 
-    timeout = 10  # seconds for a client that does not send what it announced
+    timeout = 10  # seconds until a client that sends less than it announced is given up
     server_version = "assay"
     sys_version = ""
 
     def _answer(self) -> None:
         self._read_body()
-        answered = request_id(self.headers.get(HEADER))
+        request_id = choose_request_id(self.headers.get(HEADER))
         is_health = self.command in ("GET", "HEAD") and self.path.partition("?")[0] == "/health"
         body: dict[str, Any] = {"status": "ok"}
         if not is_health:
             message = "the service is loading its models; try again in a few seconds"
             error = {"code": "not_ready", "message": message, "param": None}
-            body = {"error": {**error, "request_id": answered, "retryable": True}}
+            body = {"error": {**error, "request_id": request_id, "retryable": True}}
         payload = json.dumps(body).encode()
         self.send_response(200 if is_health else 503)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(payload)))
-        self.send_header(HEADER, answered)
+        self.send_header(HEADER, request_id)
         if not is_health:
             self.send_header("retry-after", str(_RETRY_AFTER_S))
         self.end_headers()
@@ -118,11 +119,11 @@ class _NotReady(BaseHTTPRequestHandler):
     do_GET = do_POST = do_HEAD = do_PUT = do_DELETE = do_OPTIONS = _answer
 
     def _read_body(self) -> None:
-        """Take in what the client sends: a connection that is closed on unread bytes loses the answer."""
+        """Read the client's body: if unread bytes are left at the close, the client loses the answer."""
         length = self.headers.get("content-length", "0")
         left = min(int(length), _MAX_BODY_BYTES) if length.isdecimal() else 0
         while left > 0 and (part := self.rfile.read(min(left, 65536))):
             left -= len(part)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Write nothing: these requests were not served."""
+        """Write nothing, because these requests were not served."""

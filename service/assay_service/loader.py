@@ -1,4 +1,4 @@
-"""Load every signal of a configuration into a registry, and check it against what its checkpoint claims."""
+"""Load every signal of a configuration into a registry, and check it against its checkpoint's manifest."""
 
 import logging
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from assay_service.errors import StartError
-from assay_service.logs import START, stage
+from assay_service.logs import START, log_step
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, files, manifest, names, tokenizer
@@ -29,15 +29,16 @@ from assay_service.settings import Settings
 
 _log = logging.getLogger("assay")
 
-# A golden row may differ from training by what another machine's kernels do, not by another model.
+# Tolerances, relative and absolute, of a golden row's logit. The kernels of another machine stay within them; another
+# model does not.
 _GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 
 
 def load(settings: Settings) -> Registry:
-    """Load everything that `settings` names.
+    """Load all signals of a configuration.
 
     Raises:
-        StartError: naming the signal and the key, file or tensor.
+        StartError: a signal cannot be served; the error names the signal and the key, file or tensor.
     """
     return load_resolved(settings, resolve(settings))
 
@@ -45,28 +46,32 @@ def load(settings: Settings) -> Registry:
 def load_resolved(settings: Settings, resolved: Mapping[str, ResolvedSignal]) -> Registry:
     """Load the weights of signals that are resolved already.
 
+    Args:
+        settings: configuration that the signals belong to.
+        resolved: resolved signals by name.
+
     Raises:
-        StartError: naming the signal and the file or tensor.
+        StartError: a signal cannot be served; the error names the signal and the file or tensor.
     """
     loader = _Loader()
     signals = {}
     for name, signal in resolved.items():
-        with _naming(f"signals.{name}"):
-            signals[name] = loader.signal(name, signal)
-    with _naming("making scores invariant"), stage("proving that scores do not depend on what is scored together"):
-        invariant = _made_invariant(signals)
-    for name, checked_signal in signals.items():  # only now is the forward the one that serves
-        with _naming(f"signals.{name}"), stage("scoring a plain item and the golden rows of signal %s", name):
+        with _prefix_errors(f"signals.{name}"):
+            signals[name] = loader.load_signal(name, signal)
+    with _prefix_errors("making scores invariant"), log_step("testing that scores do not depend on the batch"):
+        invariant = _make_invariant(signals)
+    for name, checked_signal in signals.items():  # the step above chose the kernels that will serve
+        with _prefix_errors(f"signals.{name}"), log_step("scoring a plain item and the golden rows of signal %s", name):
             _check_forward(checked_signal)
             _check_golden(checked_signal, resolved[name].claims.golden)
-        _say_how_served(checked_signal, is_invariant=invariant[name])
+        _log_how_served(checked_signal, is_invariant=invariant[name])
     blends = {name: Blend(name, dict(b.weights), b.standardise) for name, b in settings.blends.items()}
     return Registry(signals, blends, settings.default, invariant)
 
 
 @contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Says where an error came from; whatever a broken file makes a library raise is one line as well."""
+def _prefix_errors(where: str) -> Iterator[None]:
+    """Prefix the errors of a block with `where`; any exception that a library raises for a broken file is one line."""
     try:
         yield
     except StartError as error:
@@ -76,33 +81,37 @@ def _naming(where: str) -> Iterator[None]:
 
 
 class _Loader:
-    """Load signals one by one; signals on the same base share it in memory."""
+    """A loader of signals, in which signals on the same base share it in memory."""
 
     def __init__(self) -> None:
         self._models: dict[tuple[Path, torch.dtype, str], RewardModel] = {}
         self._hashes: dict[Path, str] = {}
         self._renderers: dict[tuple[Path, RenderRules, int], tuple[Renderer, tuple[str, ...]]] = {}
 
-    def signal(self, name: str, resolved: ResolvedSignal) -> Signal:
-        """Load one signal and check it as far as its files go."""
+    def load_signal(self, name: str, resolved: ResolvedSignal) -> Signal:
+        """Load one signal and compare it with the hashes of its manifest."""
         base, settings = resolved.base, resolved.settings
+        # With several adapters, only the first one was trained on the plain base.
         first = manifest.read(resolved.adapters[0]) if resolved.adapters else resolved.claims
-        base_sha256 = self._checked_hash(base, first)
-        device = _device(settings.device)
-        model = self._model(base, getattr(torch, resolved.dtype), device)
-        adapters, head = _weights(resolved)
+        base_sha256 = self._check_hash(base, first)
+        device = _choose_device(settings.device)
+        model = self._load_model(base, getattr(torch, resolved.dtype), device)
+        adapters, head = _read_weights(resolved)
         _check_head(head.name, resolved.rules.score_position, model.architecture)
         if resolved.rules.score_position == "pooler":
-            head = replace(head, dense=_dense(resolved.adapter or base, base, model.architecture))
-        model.add_signal(name, checked(_head(head, resolved.config), model.hidden_size, head.name), *adapters)
-        _log.info("signals.%s: %.1f MiB beside its base", name, model.own_bytes(name) / 2**20)
-        renderer, unprinted = self._renderer(resolved.tokenizer, resolved.rules, model.vocabulary_size_of(name))
+            head = replace(head, dense=_read_dense(resolved.adapter or base, base, model.architecture))
+        model.add_signal(name, checked(_build_head(head, resolved.config), model.hidden_size, head.name), *adapters)
+        _log.info("signals.%s: takes %.1f MiB of memory in addition to its base", name, model.own_bytes(name) / 2**20)
+        renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.vocabulary_size_of(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
-            raise StartError("template: not the one that the checkpoint was trained with (template_sha256 differs)")
-        if resolved.claims.template_sha256 is None:
+            raise StartError(
+                "template: is not the one that the checkpoint was trained with: its hash is not template_sha256"
+            )
+        if resolved.claims.template_sha256 is None:  # a template with a hash is the one of training
             _warn_of_unprinted(name, unprinted)
         provenance = Provenance(
             model=resolved.model,
+            # The directory of a hub snapshot is named by its commit.
             revision=base.name if resolved.revision else base_sha256,
             adapter_sha256=checkpoint.sha256_of_adapters(adapters),
             head_sha256=head.sha256,
@@ -112,28 +121,30 @@ class _Loader:
         config_sha256 = files.sha256_of([base / "config.json"])
         return Signal(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256)
 
-    def _checked_hash(self, base: Path, claims: Manifest) -> str:
-        if base not in self._hashes:
+    def _check_hash(self, base: Path, claims: Manifest) -> str:
+        if base not in self._hashes:  # hashing reads the whole file, so each base is hashed once
             weights = files.weight_files(base)
-            with stage("hashing the weights of %s (%.2f GB)", base, sum(p.stat().st_size for p in weights) / 1e9):
+            with log_step("hashing the weights of %s (%.2f GB)", base, sum(p.stat().st_size for p in weights) / 1e9):
                 self._hashes[base] = files.sha256_of(weights)
         if claims.base_sha256 not in (None, self._hashes[base]):
             raise StartError(f"{base}: the weights are not those that the adapter was trained on (base_sha256 differs)")
         return self._hashes[base]
 
-    def _model(self, base: Path, dtype: torch.dtype, device: torch.device) -> RewardModel:
+    def _load_model(self, base: Path, dtype: torch.dtype, device: torch.device) -> RewardModel:
         key = (base, dtype, str(device))
         if key not in self._models:
             if (slow := slow_dtype(dtype, device)) is not None:
                 _log.warning("base %s: %s", base, slow)
-            with stage("loading base %s (%s, %s)", base, str(dtype).removeprefix("torch."), device):
+            with log_step("loading base %s (%s, %s)", base, str(dtype).removeprefix("torch."), device):
                 self._models[key] = RewardModel.load(base, dtype, device)
         return self._models[key]
 
-    def _renderer(self, source: Path, rules: RenderRules, vocabulary_size: int) -> tuple[Renderer, tuple[str, ...]]:
-        """Return the renderer of these rules, and the special tokens that the tokenizer adds and the template lacks.
+    def _load_renderer(
+        self, source: Path, rules: RenderRules, vocabulary_size: int
+    ) -> tuple[Renderer, tuple[str, ...]]:
+        """Return the renderer of these rules, and the special tokens that only the tokenizer would add.
 
-        Signals that share a renderer have each item rendered once.
+        Signals with the same rules share a renderer, so that each item is rendered once for all of them.
         """
         key = (source, rules, vocabulary_size)
         if key not in self._renderers:
@@ -145,9 +156,10 @@ class _Loader:
         return self._renderers[key]
 
 
-def _device(declared: str | None) -> torch.device:
-    """Return the device of a base: declared, else CUDA where there is one."""
+def _choose_device(declared: str | None) -> torch.device:
+    """Return the declared device of a base, else CUDA where there is a CUDA device."""
     device = torch.device(declared or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # torch would fail only when it loads the weights, with an error that names no key.
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise StartError(
             f"device: {device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; check the "
@@ -156,8 +168,8 @@ def _device(declared: str | None) -> torch.device:
     return device
 
 
-def _say_how_served(signal: Signal, *, is_invariant: bool) -> None:
-    """Log what a signal is served as, and a warning where its scores may depend on the batch."""
+def _log_how_served(signal: Signal, *, is_invariant: bool) -> None:
+    """Log how a signal is served, and warn where its scores may depend on the batch."""
     rules = signal.renderer.rules
     logging.getLogger(START).info(
         "signal %s: %s, reads %s, up to %d tokens, %s on %s, kernels %s",
@@ -165,96 +177,110 @@ def _say_how_served(signal: Signal, *, is_invariant: bool) -> None:
         *(signal.provenance.dtype, signal.model.device, signal.model.kernels),
     )
     if not is_invariant:
-        _log.warning("signal %s: its scores may depend on what is scored together; /info says so too", signal.name)
+        _log.warning(
+            "signal %s: its scores may depend on the other items of a batch; /info reports it as not invariant",
+            signal.name,
+        )
 
 
-def _weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
-    """Return the adapters in the order in which they are applied, and the head: the last adapter's, else the base's."""
+def _read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
+    """Read the adapters in the order in which they are applied, and the head of the last adapter or of the base."""
     if resolved.adapter is None:
         weights = files.weight_files(resolved.base)
         head = checkpoint.read_head(weights, resolved.config.get("value_head_prefix"))
         if head is None:
-            raise StartError(f"{resolved.base}: {_why_no_head(resolved.base, weights)}")
+            raise StartError(f"{resolved.base}: {_explain_no_head(resolved.base, weights)}")
         return [], head
     read = [checkpoint.read_adapter(directory) for directory in resolved.adapters]
     head = read[-1][1]
     if head is None:
         weights = [resolved.adapter / files.ADAPTER_WEIGHTS]
         raise StartError(
-            f"{resolved.adapter}: the adapter has no head: {_why_no_head(resolved.adapter, weights)}. PEFT saves a "
+            f"{resolved.adapter}: the adapter has no head: {_explain_no_head(resolved.adapter, weights)}. PEFT saves a "
             "head that was trained with `modules_to_save`"
         )
     return [adapter for adapter, _ in read], head
 
 
-def _why_no_head(directory: Path, weights: Sequence[Path]) -> str:
+def _explain_no_head(directory: Path, weights: Sequence[Path]) -> str:
     pickle = files.pickled(directory, files.VALUE_HEAD)
     return f"no head{pickle}" if pickle else names.why_no_head(names.shapes_of(weights))
 
 
-def _made_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
-    """Whether each signal's scores are proved not to depend on the batch; all signals of a base are there by now."""
+def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
+    """Choose kernels whose logits do not depend on the batch, and return for each signal whether the test succeeded.
+
+    It needs all signals of a base at once, because they share its kernels.
+    """
     longest: dict[RewardModel, dict[str, int]] = {}
     for name, signal in signals.items():
         longest.setdefault(signal.model, {})[name] = signal.renderer.rules.max_length
-    return {name: proved for model, names in longest.items() for name, proved in made_invariant(model, names).items()}
+    return {name: passed for model, names in longest.items() for name, passed in made_invariant(model, names).items()}
 
 
-def _dense(directory: Path, base: Path, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
-    """The layer before the head: the adapter's own where it was trained with the head, else the base's."""
+def _read_dense(directory: Path, base: Path, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read the layer before the head: the adapter's own where it was trained with the head, else the base's.
+
+    Returns:
+        Weight and bias of the layer.
+    """
     if architecture.dense is None:
-        raise StartError("score_position: pooler is for encoders whose classifiers have a layer before the head")
+        raise StartError("score_position: pooler is only for encoders whose classifiers have a layer before the head")
     adapter = directory / files.ADAPTER_WEIGHTS
     sources = [*([adapter] if adapter.is_file() else []), *files.weight_files(base)]
     dense = checkpoint.read_dense(sources, architecture.dense)
     if dense is None:
-        raise StartError(f"{base}: no {architecture.dense}.weight, which score_position pooler reads")
+        raise StartError(f"{base}: has no tensor {architecture.dense}.weight, which score_position pooler reads")
     return dense
 
 
 def _check_head(name: str, position: manifest.ScorePosition, architecture: Architecture) -> None:
-    """A head that was trained behind a dense layer is read behind it, or not at all."""
+    """Refuse a head that was trained behind a dense layer, unless it is read behind that layer."""
+    # RoBERTa's classifier is called `dense` and `out_proj`; without `dense` its logits would be plausible and wrong.
     if "out_proj" in name and (position != "pooler" or architecture.dense != "classifier.dense"):
-        raise StartError(f"{name}: has a dense layer before it, which only score_position pooler of RoBERTa reads")
+        raise StartError(f"{name}: has a dense layer before it, which only `score_position: pooler` of RoBERTa reads")
 
 
-def _head(tensors: checkpoint.HeadTensors, config: Mapping[str, Any]) -> Head:
+def _build_head(tensors: checkpoint.HeadTensors, config: Mapping[str, Any]) -> Head:
     dense = None if tensors.dense is None else Dense(*tensors.dense, activation_of(config))
     return Head(tensors.weight, tensors.bias, dense)
 
 
 def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
-    """Log the tokens that a signal's tokenizer adds by itself and its template does not print.
+    """Warn of the tokens that a signal's tokenizer adds by itself and its template does not print.
 
-    Whether the model was trained with them is not known: trainers differ in whether they tokenise a rendered
-    conversation with or without them. So this is not an error.
+    It is not an error, because nothing shows whether the model was trained with them: trainers differ in whether they
+    tokenize a rendered conversation with or without special tokens.
     """
     for token in tokens:
         _log.warning(
-            "signals.%s: the tokenizer by itself puts %r around a text, but the template does not print it, so the "
-            "model does not read it. If the model was trained with it, scores are wrong: print it in the template.",
+            "signals.%s: the tokenizer by itself adds %r to a text, but the template does not print it, so the model "
+            "does not read it. If the model was trained with it, scores are wrong: print it in the template.",
             name,
             token,
         )
 
 
-def _logit(signal: Signal, item: Item) -> float:
+def _compute_logit(signal: Signal, item: Item) -> float:
     with torch.inference_mode():
         return signal.model.logits([signal.renderer.render(item).sequence], signal.name).item()
 
 
 def _check_forward(signal: Signal) -> None:
-    """Runs a real forward: a model that cannot score one plain item does not start."""
-    logit = _logit(signal, PROBE)
+    """Run a real forward pass, and refuse a model that cannot score one plain item."""
+    logit = _compute_logit(signal, PROBE)
     if not math.isfinite(logit):
-        raise StartError(f"the model scores a plain item with {logit}")
+        raise StartError(f"the model scores a plain item with {logit}, which is not a finite number")
 
 
 def _check_golden(signal: Signal, golden: tuple[GoldenRow, ...]) -> None:
-    """Recomputes the manifest's golden rows: the model that training saved is the one that was loaded."""
+    """Recompute the manifest's golden rows, and refuse a model other than the one that training saved."""
+    # The tolerance is that of the served dtype, which need not be the one of training.
     tolerance = _GOLDEN_TOLERANCE[signal.provenance.dtype]
     for number, row in enumerate(golden):
         item = Item(tuple(Message(role, content) for role, content in row.messages), row.finish_reason)
-        logit = _logit(signal, item)
+        logit = _compute_logit(signal, item)
         if not math.isclose(logit, row.logit, rel_tol=tolerance, abs_tol=tolerance):
-            raise StartError(f"golden row {number}: the manifest says {row.logit:.6f}, the loaded model {logit:.6f}")
+            raise StartError(
+                f"golden row {number}: the manifest says {row.logit:.6f}, but the loaded model gives {logit:.6f}"
+            )

@@ -1,4 +1,4 @@
-"""Write the service's log to stderr, as text or as JSON lines. It never holds a prompt or a completion."""
+"""Write the service's log to stderr, as text or as JSON lines; it never holds a prompt or a completion."""
 
 import json
 import logging
@@ -12,41 +12,42 @@ from typing import Any, Literal
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-# The children of "assay": what happens until the service is ready, and one line per request.
+# Children of the logger "assay": one for everything until the service is ready, one for a line per request.
 START = "assay.start"
 ACCESS = "assay.access"
 
-# A part of the start that takes longer says that it still goes on: after this time, then after twice as long, …
+# A long step of the start logs that it still runs: after the first pause, then after pauses that double up to the last.
 _FIRST_REMINDER_S = 5.0
 _LAST_REMINDER_S = 40.0
 
 
 def configure(level: LogLevel, log_format: LogFormat, *, access: bool) -> None:
-    """Let this process write its log. Of the whole process: for commands.
+    """Configure the log of the whole process; commands call it, the library does not.
 
     Args:
-        level: the least that is written; lines per request are written whatever it is.
+        level: lowest level that is written; it does not apply to the lines of requests.
         log_format: text for people, or one JSON object per line.
-        access: whether every request has a line.
+        access: True writes a line for every request.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if log_format == "json" else _Text())
-    for name, least in (("assay", level.upper()), ("uvicorn", "WARNING")):
+    # uvicorn's own lines about its start would repeat ours.
+    for name, lowest in (("assay", level.upper()), ("uvicorn", "WARNING")):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
-        logger.setLevel(least)
+        logger.setLevel(lowest)
     logging.getLogger(ACCESS).setLevel(logging.INFO if access else logging.CRITICAL)
-    # Says "No CUDA runtime is found" at the first import of torch's compiler tools on a machine without a GPU.
+    # This logger warns "No CUDA runtime is found" when torch's compiler tools are imported without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 @contextmanager
-def stage(message: str, *arguments: object) -> Iterator[None]:
-    """Log a part of the start when it begins, and from time to time while it goes on.
+def log_step(message: str, *arguments: object) -> Iterator[None]:
+    """Log a step of the start when it begins, and from time to time while it runs.
 
     Args:
-        message: begins with a verb ("loading …"); `%` places are for the arguments.
-        arguments: as `logging` takes them.
+        message: text that begins with a verb ("loading …"), with `%` fields for the arguments.
+        arguments: values of the `%` fields, as `logging` formats them.
     """
     log = logging.getLogger(START)
     log.info(message, *arguments)
@@ -61,6 +62,7 @@ def stage(message: str, *arguments: object) -> Iterator[None]:
             log.info("still " + message + ", for %.0f s", *arguments, time.monotonic() - started_s)
             pause_s = min(2 * pause_s, _LAST_REMINDER_S)
 
+    # The step itself blocks this thread, so another one writes the reminders.
     thread = threading.Thread(target=remind, name="assay-start-log", daemon=True)
     thread.start()
     try:
@@ -70,50 +72,53 @@ def stage(message: str, *arguments: object) -> Iterator[None]:
         thread.join()
 
 
-class Limited:
-    """Logs warnings of one kind at most once in ten seconds, with the number of those left out.
+class LimitedWarnings:
+    """A log of warnings that writes each kind at most once in ten seconds, with the number of suppressed ones.
 
     Args:
-        every_s: the least time between two lines of one kind.
+        every_s: shortest time between two lines of one kind, in seconds.
     """
 
     def __init__(self, every_s: float = 10.0) -> None:
         self._every_s = every_s
         self._last_s: dict[str, float] = {}
-        self._left_out: dict[str, int] = {}
+        self._suppressed: dict[str, int] = {}
 
-    def warning(self, kind: str, message: str, **fields: object) -> None:
+    def warn(self, kind: str, message: str, **fields: object) -> None:
         """Log a warning, or count it.
 
         Args:
-            kind: warnings of one kind are limited together.
-            message: for people.
-            fields: written behind the message.
+            kind: key under which warnings are limited together.
+            message: text of the warning.
+            fields: fields that follow the message.
         """
         now_s = time.monotonic()
         if now_s - self._last_s.get(kind, -self._every_s) < self._every_s:
-            self._left_out[kind] = self._left_out.get(kind, 0) + 1
+            self._suppressed[kind] = self._suppressed.get(kind, 0) + 1
             return
         self._last_s[kind] = now_s
-        if left_out := self._left_out.pop(kind, 0):
-            fields["more_since_the_last_line"] = left_out
+        if suppressed := self._suppressed.pop(kind, 0):
+            fields["more_since_the_last_line"] = suppressed
         logging.getLogger("assay").warning(message, extra={"fields": fields})
 
 
 class _Text(logging.Formatter):
-    """One line for people: time of day, level above info, message, fields; at the start also the seconds so far."""
+    """A format of one line for people: time, level above info, message and fields.
+
+    A line of the start also has the seconds since the process began.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         since = f" +{record.relativeCreated / 1000:.1f}s" if record.name == START else ""
         level = f" {record.levelname}" if record.levelno > logging.INFO else ""
-        fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
+        fields = "".join(f" {key}={value}" for key, value in _get_fields(record).items())
         trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
         return f"{when}{since}{level} {record.getMessage()}{fields}{trace}"
 
 
 class _Json(logging.Formatter):
-    """One JSON object per line."""
+    """A format of one JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -121,7 +126,7 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields(record),
+            **_get_fields(record),
         }
         if record.name == START:
             line["elapsed_s"] = round(record.relativeCreated / 1000, 1)
@@ -130,5 +135,5 @@ class _Json(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
+def _get_fields(record: logging.LogRecord) -> dict[str, Any]:
     return getattr(record, "fields", {})

@@ -1,26 +1,27 @@
-"""How the process treats memory that a forward gives back.
+"""Keep the memory that a forward pass frees in the process, for the next forward pass.
 
-A forward's buffers are tens of MiB. glibc returns them to the system and fetches fresh pages for the next forward: on
-two cores up to 190 thousand page faults per 64 items, a fifth of the time.
+The buffers of a forward pass are tens of MiB. By default glibc returns them to the system and then fetches fresh pages.
+On two cores these were up to 190 thousand page faults per 64 items, a fifth of the time.
 """
 
 import ctypes
 
-# <malloc.h>
+# Parameters of mallopt, from <malloc.h>; ctypes cannot read a header.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 
 _MIB = 2**20
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep up to 1 GiB of what it freed, for the next forward. Of the whole process: for commands.
+    """Let the process keep up to 1 GiB of freed memory for the next forward pass.
 
-    Without glibc (musl, macOS) nothing happens; other allocators, preloaded, have rules of their own.
+    It changes malloc for the whole process, so commands call it and the library does not. Without glibc (musl, macOS)
+    nothing happens. Other allocators that are preloaded follow their own rules.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
     mallopt(_TRIM_THRESHOLD, 1024 * _MIB)
-    mallopt(_MMAP_THRESHOLD, 32 * _MIB)  # the most that glibc takes
+    mallopt(_MMAP_THRESHOLD, 32 * _MIB)  # the largest threshold that glibc accepts
     mallopt(_TOP_PAD, 64 * _MIB)

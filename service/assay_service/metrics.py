@@ -1,65 +1,70 @@
-"""Every Prometheus metric of the service, with its labels. Units are in the names."""
+"""Define every Prometheus metric of the service, with its labels; names end with the unit."""
+
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
+# Bounds of histogram buckets. Latencies and token counts grow by about 2; logits are symmetric around 0.
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _LOGITS = (-16, -8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8, 16)
 
 
 class Metrics:
-    """The metrics of one application; each has a registry of its own."""
+    """The metrics of one application, in a registry of their own, so that two applications can share a process."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self._registry = registry
         ProcessCollector(registry=registry)  # process_cpu_seconds_total, process_resident_memory_bytes, …
-        self.build = Info("assay_build", "What serves: versions, and the fingerprint of /info.", registry=registry)
-        self.requests = Counter("assay_requests_total", "Answered requests.", ["route", "status"], registry=registry)
-        self.request_s = Histogram(
-            "assay_request_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=registry
+        # The default registry of prometheus_client is global, and a second application would collide with the first.
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.build = Info(
+            "assay_build",
+            "Versions of the service, torch and Python, and the fingerprint that /info reports.",
+            registry=registry,
         )
-        self.items = Counter("assay_items_total", "Scored items.", ["signal"], registry=registry)
-        self.item_errors = Counter(
-            "assay_item_errors_total", "Items answered with an error.", ["code"], registry=registry
+        self.requests = counter("assay_requests_total", "Number of answered requests.", ["route", "status"])
+        self.request_s = histogram(
+            "assay_request_seconds", "Time from the arrival of a request to its answer.", ["route"], buckets=_SECONDS
         )
-        self.truncated = Counter("assay_truncated_items_total", "Items scored with a cut prompt.", registry=registry)
-        self.logits = Histogram(
+        self.items = counter("assay_items_total", "Number of items that a signal scored.", ["signal"])
+        self.item_errors = counter(
+            "assay_item_errors_total", "Number of items that were answered with an error, by its code.", ["code"]
+        )
+        self.truncated = counter(
+            "assay_truncated_items_total", "Number of items whose prompt was truncated before scoring."
+        )
+        self.logits = histogram(
             "assay_logit",
-            "Logits by signal: the reward's drift.",
+            "Logits of each signal; a shift of their distribution shows drift of the reward.",
             ["signal"],
             buckets=_LOGITS,
-            registry=registry,
         )
-        self.not_finite = Counter(
-            "assay_not_finite_total", "Logits that were not finite.", ["signal"], registry=registry
+        self.not_finite = counter("assay_not_finite_total", "Number of logits that were NaN or infinite.", ["signal"])
+        self.rejected = counter(
+            "assay_rejected_requests_total", "Number of requests that were refused because the queue was full."
         )
-        self.rejected = Counter(
-            "assay_rejected_requests_total", "Requests refused for a full queue.", registry=registry
-        )
-        self.lookups = Counter(
+        self.lookups = counter(
             "assay_lookups_total",
-            "Sequences that were remembered (hit), being computed for another request (in_flight), or neither (miss).",
+            "Number of sequences that were cached (hit), in the queue or running already (in_flight), or new (miss).",
             ["result"],
-            registry=registry,
         )
-        self.cache_bytes = Gauge("assay_cache_bytes", "Size of the remembered logits.", registry=registry)
-        self.out_of_memory = Counter(
-            "assay_out_of_memory_total", "Batches split because memory ran out.", registry=registry
+        self.cache_bytes = gauge("assay_cache_bytes", "Size of the cache of logits.")
+        self.out_of_memory = counter(
+            "assay_out_of_memory_total", "Number of batches that were split because memory ran out."
         )
-        self.queue_tokens = Gauge("assay_queue_tokens", "Tokens waiting for a forward.", registry=registry)
-        self.queue_s = Histogram("assay_queue_seconds", "Wait of a sequence.", buckets=_SECONDS, registry=registry)
-        self.batch_tokens = Histogram(
+        self.queue_tokens = gauge("assay_queue_tokens", "Number of tokens that wait in the queue.")
+        self.queue_s = histogram("assay_queue_seconds", "Time that a sequence waits in the queue.", buckets=_SECONDS)
+        self.batch_tokens = histogram(
             "assay_batch_tokens",
-            "Tokens computed in a forward, a shared prompt once.",
+            "Number of tokens that a forward pass computes; a shared prompt counts once.",
             ["signal"],
             buckets=_TOKENS,
-            registry=registry,
         )
-        self.forward_s = Histogram(
-            "assay_forward_seconds", "Time of a forward.", ["signal"], buckets=_SECONDS, registry=registry
-        )
+        self.forward_s = histogram("assay_forward_seconds", "Time of a forward pass.", ["signal"], buckets=_SECONDS)
 
-    def exposition(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+    def format_text(self) -> bytes:
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""Signals and blends by name, with their provenance and the fingerprint over it."""
+"""Hold the loaded signals and the blends by name, with their provenance and the fingerprint over it."""
 
 import hashlib
 import json
@@ -13,23 +13,23 @@ from assay_service.scoring.blend import Blend, Moments
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
 
-CUSTOM = "custom"
+CUSTOM = "custom"  # name of a blend whose weights come with the request
 
-# What decides, besides the checkpoint, which ids a text becomes and which logit they give.
+# Libraries whose version decides, besides the checkpoint, a text's token ids or the logit that they give.
 _VERSIONED = ("assay-rewards", "torch", "transformers", "tokenizers", "peft", "jinja2")
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a signal's numbers come from.
+    """The checkpoint, template and dtype that give a signal's logits.
 
     Attributes:
-        model: the base as configured.
+        model: name of the base, as configured.
         revision: commit of a hub id, else SHA-256 of the base's weights.
-        adapter_sha256: of the adapters' tensors and settings, in their order; None without adapter.
-        head_sha256: of the head's values.
-        template_sha256: of the chat template.
-        dtype: what the base computes in.
+        adapter_sha256: SHA-256 of the adapters' tensors and settings, in their order; None without adapter.
+        head_sha256: SHA-256 of the head's values.
+        template_sha256: SHA-256 of the chat template.
+        dtype: dtype in which the base computes.
     """
 
     model: str
@@ -45,14 +45,14 @@ class Signal:
     """A loaded signal.
 
     Attributes:
-        name: as served.
-        kind: what its logit means.
-        renderer: items to sequences.
-        model: holds its adapter and head; shared with other signals on the same base.
-        moments: for blends that standardise; None where unknown.
-        provenance: where it comes from.
-        base_sha256: of the base's weights.
-        config_sha256: of the base's `config.json`, which decides what the weights compute.
+        name: served name.
+        kind: meaning of the logit: a Bradley-Terry reward, or a quality in 0..1 after the sigmoid.
+        renderer: renderer of items to token sequences.
+        model: model that holds the signal's adapters and head; signals on the same base share it.
+        moments: mean and standard deviation of the logits, for blends that standardise; None where unknown.
+        provenance: checkpoint, template and dtype.
+        base_sha256: SHA-256 of the base's weights.
+        config_sha256: SHA-256 of the base's `config.json`, which decides what the weights compute.
     """
 
     name: str
@@ -66,13 +66,13 @@ class Signal:
 
 
 class Registry:
-    """All that is served.
+    """All served signals and blends.
 
     Args:
-        signals: by name.
-        blends: by name.
-        default: the name of a signal or blend.
-        invariant: of each signal, whether its scores were proved at start not to depend on the batch.
+        signals: signals by name.
+        blends: blends by name.
+        default: name of the signal or blend of requests that name none.
+        invariant: results of the test at start by name of the signal; True if scores do not depend on the batch.
     """
 
     def __init__(
@@ -82,24 +82,24 @@ class Registry:
         self.invariant = invariant
         self.blends = blends
         self.default = default
-        # Once, not with every answer: reading the versions opens files.
+        # Read once and not for every answer, because reading a version opens files.
         self._libraries = {name: version(name) for name in _VERSIONED}
-        self._described = {name: _described(signal) for name, signal in signals.items()}
+        self._described = {name: _describe(signal) for name, signal in signals.items()}
 
     @property
     def moments(self) -> dict[str, Moments]:
-        """The moments that are known."""
+        """Return the moments of the signals whose moments are known, by name."""
         return {name: signal.moments for name, signal in self.signals.items() if signal.moments is not None}
 
     def blend(self, model: str | None, weights: Mapping[str, float] | None) -> Blend:
-        """The rule that a request asks for.
+        """Return the blend that a request asks for; a single signal is a blend of itself with weight 1.
 
         Args:
-            model: a signal or blend; None with `weights` None means the default.
-            weights: weights over signals.
+            model: name of a signal or blend; None without `weights` takes the default.
+            weights: weights by name of the signal; they take precedence over `model`.
 
         Raises:
-            UnknownModel: there is no such signal or blend.
+            UnknownModel: no signal or blend of that name is served.
         """
         if weights is not None:
             unknown = sorted(weights.keys() - self.signals.keys())
@@ -118,16 +118,20 @@ class Registry:
 
     @property
     def identities(self) -> dict[str, str]:
-        """All that decides a logit besides the sequence, for the signals whose invariance is proved."""
-        proved = [name for name in self.signals if self.invariant[name]]
-        return {name: self.fingerprint(Blend(name, {name: 1.0})) for name in proved}
+        """Return a fingerprint of everything that decides a logit besides the sequence, by name of the signal.
+
+        A signal whose scores may depend on the batch has none, so that the engine never reuses its logits.
+        """
+        invariant = [name for name in self.signals if self.invariant[name]]
+        return {name: self.fingerprint(Blend(name, {name: 1.0})) for name in invariant}
 
     def fingerprint(self, blend: Blend | None = None) -> str:
-        """SHA-256 over everything that decides a score except the text.
+        """Return the SHA-256, in hexadecimal, of everything that decides a score except the text.
 
         Args:
-            blend: the rule; None covers all signals.
+            blend: blend whose signals, weights and scaling are covered; None covers all signals.
         """
+        # Names and weights are sorted, so that their order in a request or a YAML file does not matter.
         names = sorted(self.signals if blend is None else blend.weights)
         described = {name: self._described[name] for name in names}
         rule = (
@@ -139,11 +143,12 @@ class Registry:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _described(signal: Signal) -> dict[str, Any]:
-    """What decides a signal's logits besides the text, for the fingerprint."""
+def _describe(signal: Signal) -> dict[str, Any]:
+    """Return everything that decides a signal's logits besides the text, for the fingerprint."""
     rules = asdict(signal.renderer.rules)
     return {
         **asdict(signal.provenance),
+        # The provenance holds the template's hash already.
         **{key: value for key, value in rules.items() if key != "template"},
         "kind": signal.kind,
         "tokenizer_sha256": signal.renderer.tokenizer_sha256,

@@ -1,6 +1,6 @@
-"""Decide how every signal is served from the configuration and the checkpoints' JSON files, before torch is imported.
+"""Decide how every signal is served, from the configuration and the checkpoints' JSON files, without torch.
 
-Everything that is wrong is collected and reported at once.
+All errors are collected and reported at once.
 """
 
 from collections.abc import Mapping
@@ -22,19 +22,19 @@ from assay_service.signal_rules import decide_dtype, decide_moments, decide_rule
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSignal:
-    """A signal with everything decided that needs no tensor.
+    """A signal for which everything is decided that can be decided without its tensors.
 
     Attributes:
-        settings: what the configuration declares.
-        kind: what the logit means.
+        settings: settings of the signal in the configuration.
+        kind: meaning of the logit: a Bradley-Terry reward, or a quality in 0..1 after the sigmoid.
         base: directory of the base.
-        model: the base as the configuration or the adapter names it.
-        revision: commit, tag or branch of a hub id; None for files.
-        adapters: directories of LoRA adapters in the order in which they are applied; none serves the base's own head.
-        tokenizer: directory that holds the tokenizer's files: the adapter's, if it brings one, else the base's.
+        model: name of the base in the configuration or in the adapter.
+        revision: commit, tag or branch of a hub id; None for a directory.
+        adapters: directories of LoRA adapters in the order in which they are applied; empty for the base's own head.
+        tokenizer: directory of the tokenizer's files: the adapter's, if it has some, else the base's.
         config: the base's `config.json`.
-        dtype: what the base computes in.
-        rules: how text becomes ids.
+        dtype: dtype in which the base computes.
+        rules: rules by which text becomes token ids.
         moments: mean and standard deviation of the logits; None where they are not known.
         claims: the checkpoint's manifest.
     """
@@ -54,20 +54,20 @@ class ResolvedSignal:
 
     @property
     def adapter(self) -> Path | None:
-        """The adapter that has the head; None where the base has it."""
+        """Return the directory of the adapter that has the head; None where the base has the head."""
         return self.adapters[-1] if self.adapters else None
 
 
 def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
-    """Return every signal of `settings`, resolved, by name.
+    """Decide how every signal of `settings` is served, and return the signals by name.
 
     Raises:
-        StartError: with everything that is wrong, by signal and key or file.
+        StartError: a signal cannot be served; the error lists all problems by signal and key or file.
     """
-    found = Problems()
-    resolved = _resolve_all(settings.signals, settings.directory, found)
-    _check_blends(settings.blends, resolved, found)
-    found.raise_any()
+    problems = Problems()
+    resolved = _resolve_all(settings.signals, settings.directory, problems)
+    _check_blends(settings.blends, resolved, problems)
+    problems.raise_any()
     return resolved
 
 
@@ -75,24 +75,25 @@ def read_resolved(raw: object, directory: Path, source: str) -> tuple[Settings, 
     """Return a checked configuration and its resolved signals.
 
     Args:
-        raw: what the YAML file holds.
-        directory: where relative paths start.
-        source: what to call the configuration in errors.
+        raw: content of the YAML file.
+        directory: folder at which relative paths start.
+        source: name of the configuration in errors.
 
     Raises:
-        StartError: with everything that is wrong in the configuration and in the JSON files of its checkpoints.
+        StartError: the configuration or a JSON file of its checkpoints is wrong; the error lists all problems.
     """
     parsed = parse(raw, directory)
-    found = Problems()
-    found.lines += parsed.problems
+    problems = Problems()
+    problems.lines += parsed.problems
     reported = tuple(f"{key}: " for key in parsed.reported)
     in_files = Problems()
     resolved = _resolve_all(parsed.signals, directory, in_files)
-    if parsed.settings is not None:
+    if parsed.settings is not None:  # else a blend's signal may be missing because of another error
         _check_blends(parsed.settings.blends, resolved, in_files)
-    # A key with a wrong value counts as not declared; that it is missing is not said again.
-    found.lines += [line for line in in_files.lines if not line.startswith(reported)]
-    found.raise_any(source)
+    # A key with a wrong value counts as not declared. The problem that it is missing would only repeat the first one.
+    problems.lines += [line for line in in_files.lines if not line.startswith(reported)]
+    problems.raise_any(source)
+    # Only problems leave the settings empty, and those were raised.
     assert parsed.settings is not None
     return parsed.settings, resolved
 
@@ -100,27 +101,32 @@ def read_resolved(raw: object, directory: Path, source: str) -> tuple[Settings, 
 def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSignal:
     """Decide how one signal is served.
 
+    Args:
+        settings: settings of the signal.
+        relative_to: folder at which relative paths start.
+
     Raises:
-        StartError: with everything that is wrong, by key or file.
+        StartError: the signal cannot be served; the error lists all problems by key or file.
     """
     located = locate(settings, relative_to)
     config, claims = located.config, located.claims
-    found, template, declared = Problems(), "", None
-    with found.collected("base"):
+    problems, template, declared = Problems(), "", None
+    # Each check has a block of its own, so that one wrong key does not hide the others.
+    with problems.collected("base"):
         architecture_of(config, located.base)
-    with found.collected("base"):
+    with problems.collected("base"):
         files.weight_files(located.base)
-    with found.collected("template"):
+    with problems.collected("template"):
         declared = None if settings.template is None else files.place(settings.template, relative_to)
-    with found.collected():
+    with problems.collected():
         template = read_template(declared, located.checkpoint, located.tokenizer, settings.template_name)
-    with found.collected():
+    with problems.collected():
         dtype = settings.dtype or decide_dtype(config)
-    with found.collected():
+    with problems.collected():
         kind: Kind = settle("kind", settings.kind, claims.kind)
-    with found.collected():
+    with problems.collected():
         rules = decide_rules(settings, located, template)
-    found.raise_any()
+    problems.raise_any()
     return ResolvedSignal(
         settings=settings,
         kind=kind,
@@ -137,20 +143,24 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     )
 
 
-def _resolve_all(signals: Mapping[str, SignalSettings], directory: Path, found: Problems) -> dict[str, ResolvedSignal]:
+def _resolve_all(
+    signals: Mapping[str, SignalSettings], directory: Path, problems: Problems
+) -> dict[str, ResolvedSignal]:
     resolved = {}
     for name, signal in signals.items():
-        with found.collected(f"signals.{name}"):
+        with problems.collected(f"signals.{name}"):
             resolved[name] = resolve_signal(signal, directory)
     return resolved
 
 
-def _check_blends(blends: Mapping[str, BlendSettings], resolved: Mapping[str, ResolvedSignal], found: Problems) -> None:
-    """Collect blends that standardise signals whose mean and standard deviation are not known."""
+def _check_blends(
+    blends: Mapping[str, BlendSettings], resolved: Mapping[str, ResolvedSignal], problems: Problems
+) -> None:
+    """Collect a problem for each blend that standardises a signal without a known mean and standard deviation."""
     for name, blend in blends.items():
         for signal in blend.weights if blend.standardise == "manifest" else ():
             if signal in resolved and resolved[signal].moments is None:
-                found.lines.append(
+                problems.lines.append(
                     f"blends.{name}: standardise needs mean and std of {signal!r}, and neither the configuration "
                     f"nor the manifest has them: declare signals.{signal}.mean and .std, or `standardise: none`"
                 )

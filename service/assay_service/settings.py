@@ -1,4 +1,4 @@
-"""The configuration of a service: one frozen object, read from YAML, checked before anything is loaded."""
+"""Read the configuration of a service from YAML into one frozen object, checked before anything is loaded."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from assay_service.advice import advice
+from assay_service.advice import get_advice
 from assay_service.errors import StartError
 from assay_service.scoring.blend import Standardise
 from assay_service.scoring.manifest import (
@@ -24,12 +24,12 @@ from assay_service.scoring.manifest import (
 from assay_service.validation import (
     DEVICE_PATTERN,
     NAME_PATTERN,
+    check_one_or_several,
     explain,
+    find_wrong_names,
+    find_wrong_names_in,
+    join_names,
     key_of,
-    listed,
-    one_or_several,
-    wrong_names,
-    wrong_names_of,
 )
 from assay_service.yaml_file import read_yaml
 
@@ -44,35 +44,37 @@ class _Frozen(BaseModel):
 
 
 class SignalSettings(_Frozen):
-    """One served head. What is None is taken from the checkpoint's manifest, or inferred, or refuses to start.
+    """The settings of one served head.
+
+    A key that is None comes from the checkpoint's manifest or its other files; without a value the start is refused.
 
     Attributes:
-        kind: what the logit means.
-        base: a path, `package:NAME`, or a hub id; None takes the one that the adapter's `adapter_config.json` names.
+        kind: meaning of the logit: a Bradley-Terry reward, or a quality in 0..1 after the sigmoid.
+        base: a path, `package:NAME`, or a hub id; None takes the base that the adapter's `adapter_config.json` names.
         revision: commit, tag or branch of a hub id.
-        adapter: path of a LoRA adapter with its head; None serves the base's own head. A list is applied in order, each
-            adapter trained on the base with those before it; the last one brings the head.
-        adapter_base: the name by which the adapter knows its base, where that is another name for the same weights.
-        dtype: what the base computes in; None means the checkpoint's own.
-        device: as torch names it; None means CUDA where there is one.
-        max_length: tokens of prompt and completion together.
-        template: path of a Jinja chat template; None means the checkpoint's own.
-        template_name: which of the checkpoint's named chat templates; None means the one called "default".
-        score_position: which tokens the head reads.
+        adapter: path of a LoRA adapter with its head; None serves the base's own head. A list is applied in order:
+            each adapter was trained on the base with those before it, and the last one has the head.
+        adapter_base: the base's name in the adapter's files, where that is another name for the same weights.
+        dtype: dtype in which the base computes; None takes the checkpoint's own.
+        device: device of the base, by torch's name; None takes CUDA where there is a CUDA device.
+        max_length: most tokens of prompt and completion together.
+        template: path of a Jinja chat template; None takes the checkpoint's own.
+        template_name: name of one of the checkpoint's chat templates; None takes the one called "default".
+        score_position: the tokens that the head reads.
         pad_token_id: the id that `score_position: last_non_pad_id` skips.
-        token_types: the types (segments) of tokens, for bases that tell several apart.
-        eos: where the end of turn comes from.
-        mean: of the logits, for blends that standardise.
-        std: likewise.
-        unfinished: whether completions that were cut off are scored or are an error.
-        dropped_content: whether an item is an error, or scored and reported, if the template leaves out a part of it.
-        control_tokens: whether a control token in a message is an error, or is read as plain characters.
+        token_types: rule for the types (segments) of tokens, for bases that have several.
+        eos: origin of the end of turn: the chat template, or an appended EOS token.
+        mean: mean of the logits, for blends that standardise.
+        std: standard deviation of the logits, for blends that standardise.
+        unfinished: rule for completions that a length limit cut off: scored, or an error.
+        dropped_content: rule for an item of which the template drops a part: an error, or scored and reported.
+        control_tokens: rule for a control token in a message: an error, or read as plain characters.
     """
 
     kind: Kind | None = None
     base: str | None = None
     revision: str | None = None
-    adapter: Annotated[str | list[str] | None, BeforeValidator(one_or_several)] = None
+    adapter: Annotated[str | list[str] | None, BeforeValidator(check_one_or_several)] = None
     adapter_base: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = Field(None, pattern=DEVICE_PATTERN)
@@ -97,11 +99,11 @@ class SignalSettings(_Frozen):
 
 
 class BlendSettings(_Frozen):
-    """A named rule over signals.
+    """The settings of a blend: a named weighted sum of signals.
 
     Attributes:
-        weights: by signal; finite, not negative, not all zero.
-        standardise: whether logits are standardised with their checkpoints' mean and std first.
+        weights: weights of the logits by name of the signal; finite, not negative, and not all zero.
+        standardise: rule for scaling logits first: `none`, or by the mean and std of their signals (`manifest`).
     """
 
     weights: dict[Name, Weight] = Field(min_length=1)
@@ -115,16 +117,16 @@ class BlendSettings(_Frozen):
 
 
 class Limits(_Frozen):
-    """Caps. None of them can be lifted by a request.
+    """Limits of the service, which no request can raise.
 
     Attributes:
-        max_body_bytes: of a request.
-        max_items: items or completions in one request.
-        max_item_chars: characters in one item, over all its messages; a bound on the work before tokens are known.
-        max_batch_tokens: tokens computed in one forward; a shared prompt counts once.
-        max_queue_tokens: tokens waiting; beyond it requests are refused with 429. One request is always admitted to an
-            empty queue, so that none is unservable.
-        cache_bytes: of remembered logits; 0 switches off that and computing once what two requests ask for at once.
+        max_body_bytes: most bytes of a request's body.
+        max_items: most items or completions in one request.
+        max_item_chars: most characters in one item, over all its messages; it bounds the work of tokenizing.
+        max_batch_tokens: most tokens computed in one forward pass; a shared prompt counts once.
+        max_queue_tokens: waiting tokens beyond which requests are refused with 429; an empty queue admits any request.
+        cache_bytes: size of the cache of logits. 0 turns off the cache, and also the sharing of a sequence that two
+            requests wait for at the same time.
     """
 
     max_body_bytes: int = Field(16 * 2**20, gt=0)
@@ -139,11 +141,11 @@ class Settings(_Frozen):
     """The whole configuration.
 
     Attributes:
-        signals: by served name.
-        blends: by served name; names are not those of signals.
-        default: the signal or blend of a request that names none; a single signal without blends is it by itself.
-        limits: caps.
-        directory: where relative paths start: the configuration file's folder.
+        signals: settings of the signals by served name.
+        blends: settings of the blends by served name; a blend and a signal never share a name.
+        default: the signal or blend of a request that names none; a single signal without blends needs no `default`.
+        limits: limits of the service.
+        directory: folder of the configuration file, at which relative paths start.
     """
 
     signals: dict[Name, SignalSettings] = Field(min_length=1)
@@ -163,7 +165,7 @@ class Settings(_Frozen):
 
     @model_validator(mode="after")
     def _check_names(self) -> "Settings":
-        wrong = wrong_names(self.signals, {n: b.weights for n, b in self.blends.items()}, self.default)
+        wrong = find_wrong_names(self.signals, {n: b.weights for n, b in self.blends.items()}, self.default)
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -171,13 +173,13 @@ class Settings(_Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A configuration as far as it is right.
+    """The result of checking a configuration, with the parts of it that are right.
 
     Attributes:
-        settings: the whole; None where anything is wrong.
-        signals: the signals, without those of their keys that are wrong.
-        problems: what is wrong, one line each, beginning with the key.
-        reported: the keys that the problems are about, also those that a misspelt one was meant to be.
+        settings: the whole configuration; None where anything is wrong.
+        signals: the signals, without their wrong keys.
+        problems: the errors, one line each, beginning with the key.
+        reported: the keys that the problems are about, and also the keys that misspelt ones were meant to be.
     """
 
     settings: Settings | None
@@ -186,11 +188,11 @@ class Parsed:
     reported: frozenset[str] = frozenset()
 
 
-def allowed_values(key: str) -> tuple[str, ...]:
-    """Return the values that a key of a signal may have; none where they cannot be listed."""
+def list_allowed_values(key: str) -> tuple[str, ...]:
+    """Return the values that a key of a signal may have; an empty tuple where they cannot be listed."""
     annotations: list[Any] = [SignalSettings.model_fields[key].annotation]
     values: list[str] = []
-    for annotation in annotations:
+    for annotation in annotations:  # the loop also visits what it appends: the members of unions
         if get_origin(annotation) is Literal:
             values += get_args(annotation)
         else:
@@ -199,29 +201,27 @@ def allowed_values(key: str) -> tuple[str, ...]:
 
 
 def parse(raw: object, directory: Path) -> Parsed:
-    """Check a configuration, and collect everything that is wrong with it.
+    """Check a configuration, and collect all its errors.
 
     Args:
-        raw: what the YAML file holds.
-        directory: where relative paths start.
+        raw: content of the YAML file.
+        directory: folder at which relative paths start.
     """
     if not isinstance(raw, dict):
-        return Parsed(None, {}, ("not a mapping of keys to values; it begins with `signals:`",))
+        return Parsed(None, {}, ("is not a mapping of keys to values; begin it with `signals:`",))
     if "directory" in raw:
-        return Parsed(None, {}, ("directory: is the file's own folder and cannot be set; remove it",))
+        return Parsed(None, {}, ("directory: cannot be set, because it is always the file's own folder; remove it",))
     try:
         settings = Settings.model_validate({**raw, "directory": directory})
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        meant = {(*one["loc"][:-1], close) for one in errors if (close := _meant(one)) is not None}
-        # Names are checked apart, so that they are also where something else is wrong.
-        apart = {(), ("default",)} if raw.get("default") is None else {()}
-        told = [
-            one for one in errors if one["loc"] not in apart and not (one["type"] == "missing" and one["loc"] in meant)
-        ]
-        names = [] if ("default",) in meant else wrong_names_of(raw)
-        reported = frozenset(_key(location) for location in [*(one["loc"] for one in told), *meant])
-        return Parsed(None, _usable_signals(raw, errors), (*map(_problem, told), *names), reported)
+        meant = {(*e["loc"][:-1], key) for e in errors if (key := _find_meant_key(e)) is not None}
+        # pydantic checks names only if all else is right, so `find_wrong_names_in` checks them and those are skipped.
+        skipped = {(), ("default",)} if raw.get("default") is None else {()}
+        kept = [e for e in errors if e["loc"] not in skipped and not (e["type"] == "missing" and e["loc"] in meant)]
+        names = [] if ("default",) in meant else find_wrong_names_in(raw)
+        reported = frozenset(_format_key(location) for location in [*(e["loc"] for e in kept), *meant])
+        return Parsed(None, _build_usable_signals(raw, errors), (*map(_format_problem, kept), *names), reported)
     return Parsed(settings, settings.signals)
 
 
@@ -229,7 +229,7 @@ def read_settings(path: Path) -> Settings:
     """Read a configuration file.
 
     Raises:
-        StartError: with everything that is wrong, by key.
+        StartError: the configuration is wrong; the error lists all its problems by key.
     """
     parsed = parse(read_yaml(path), path.resolve().parent)
     if parsed.settings is None:
@@ -237,41 +237,44 @@ def read_settings(path: Path) -> Settings:
     return parsed.settings
 
 
-def _problem(error: ErrorDetails) -> str:
-    """Return one error of pydantic as a line: the key, what is wrong, what was given, and what to do."""
+def _format_problem(error: ErrorDetails) -> str:
+    """Format an error of pydantic as a line: the key, the fault, the given value, and the remedy."""
     location = error["loc"]
     if location[-1] == "[key]":
-        key, name = _key(location[:-2]), repr(error["input"])[:80]
+        key, name = _format_key(location[:-2]), repr(error["input"])[:80]
         return f"{key}: the name {name} must be 1 to 64 letters, digits, dots, underscores or hyphens, as text"
-    key, text, last = _key(location), explain(error), str(location[-1])
+    key, text, last = _format_key(location), explain(error), str(location[-1])
     if error["type"] == "extra_forbidden":
-        close = _meant(error)
-        told = "." if close is None else f"; did you mean `{close}`?"
-        return f"{key}: unknown key{told} Keys are {listed(_keys_at(location))}"
+        close = _find_meant_key(error)
+        question = "." if close is None else f"; did you mean `{close}`?"
+        return f"{key}: unknown key{question} Keys are {join_names(_list_keys_at(location))}"
     if error["type"] == "missing":
-        return f"{key}: is required" + (f": {advice(last)}" if advice(last) else "")
+        return f"{key}: is required" + (f": {get_advice(last)}" if get_advice(last) else "")
     given = error["input"]
+    # Long values and whole mappings are not repeated: the key is enough to find them.
     shown = f", not {given!r}" if isinstance(given, (str, int, float)) and len(repr(given)) <= 60 else ""
-    return f"{key}: {text}{shown}" + (f": {advice(last)}" if error["type"] == "literal_error" and advice(last) else "")
+    return f"{key}: {text}{shown}" + (
+        f": {get_advice(last)}" if error["type"] == "literal_error" and get_advice(last) else ""
+    )
 
 
-def _meant(error: ErrorDetails) -> str | None:
+def _find_meant_key(error: ErrorDetails) -> str | None:
     """Return the key that an unknown one is a misspelling of; None for other errors, or where no key is close."""
     if error["type"] != "extra_forbidden":
         return None
-    close = get_close_matches(str(error["loc"][-1]), _keys_at(error["loc"]), n=1)
+    close = get_close_matches(str(error["loc"][-1]), _list_keys_at(error["loc"]), n=1)
     return close[0] if close else None
 
 
-def _key(location: tuple[int | str, ...]) -> str:
-    """Return where an error is, in the form of those that the checkpoints' files give: "signals.rm: eos"."""
+def _format_key(location: tuple[int | str, ...]) -> str:
+    """Format the location of an error as the errors about checkpoints' files have it: "signals.rm: eos"."""
     if location[0] == "signals" and len(location) > 2:
         return f"{key_of(location[:2])}: {key_of(location[2:])}"
     return key_of(location)
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that are known where an unknown one stands."""
+def _list_keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that are allowed at the location of an unknown key."""
     models: Mapping[tuple[int, int | str], type[BaseModel]] = {
         (3, "signals"): SignalSettings,
         (3, "blends"): BlendSettings,
@@ -281,8 +284,8 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     return [name for name in model.model_fields if name != "directory"]
 
 
-def _usable_signals(raw: Mapping[str, Any], errors: Iterable[ErrorDetails]) -> dict[str, SignalSettings]:
-    """Return the signals without their wrong keys, so that the rest of them can be checked as well."""
+def _build_usable_signals(raw: Mapping[str, Any], errors: Iterable[ErrorDetails]) -> dict[str, SignalSettings]:
+    """Build the signals without their wrong keys, so that their other keys can be checked as well."""
     given = raw.get("signals")
     wrong = {error["loc"][1:3] for error in errors if error["loc"][:1] == ("signals",)}
     usable = {}
@@ -292,6 +295,6 @@ def _usable_signals(raw: Mapping[str, Any], errors: Iterable[ErrorDetails]) -> d
         right = {key: value for key, value in signal.items() if (name, key) not in wrong}
         try:
             usable[name] = SignalSettings.model_validate(right)
-        except ValidationError:  # without a key that every signal must have
+        except ValidationError:  # a key that every signal needs is missing
             continue
     return usable

@@ -14,17 +14,17 @@ from assay_service.settings import SignalSettings
 
 @dataclass(frozen=True, slots=True)
 class SignalFiles:
-    """The files of a signal, and what their JSON says.
+    """The files of a signal, and the content of their JSON.
 
     Attributes:
         base: directory of the base.
-        model: the base as the configuration or the adapter names it.
-        revision: commit, tag or branch of a hub id; None for files.
-        adapters: directories of LoRA adapters in the order in which they are applied; none serves the base's own head.
+        model: name of the base in the configuration or in the adapter.
+        revision: commit, tag or branch of a hub id; None for a directory.
+        adapters: directories of LoRA adapters in the order in which they are applied; empty for the base's own head.
         tokenizer: directory of the tokenizer's files.
         config: the base's `config.json`.
         claims: the checkpoint's manifest.
-        is_classifier: whether the checkpoint was trained as transformers' classifier of its architecture.
+        is_classifier: True if the checkpoint was trained as transformers' classifier of its architecture.
     """
 
     base: Path
@@ -38,41 +38,45 @@ class SignalFiles:
 
     @property
     def adapter(self) -> Path | None:
-        """The adapter that has the head; None where the base has it."""
+        """Return the directory of the adapter that has the head; None where the base has the head."""
         return self.adapters[-1] if self.adapters else None
 
     @property
     def checkpoint(self) -> Path:
-        """The directory that has the head: the last adapter's, else the base's."""
+        """Return the directory that has the head: the last adapter's, else the base's."""
         return self.adapter or self.base
 
 
 def locate(settings: SignalSettings, relative_to: Path) -> SignalFiles:
     """Find the files of a signal and read their JSON.
 
+    Args:
+        settings: settings of the signal.
+        relative_to: folder at which relative paths start.
+
     Raises:
-        StartError: naming every key that leads to no checkpoint.
+        StartError: a key does not lead to a checkpoint; the error lists all such keys.
     """
-    found = Problems()
+    problems = Problems()
     declared = [settings.adapter] if isinstance(settings.adapter, str) else settings.adapter or []
     adapters: tuple[Path, ...] = ()
     configs: list[dict[str, Any]] = []
-    with found.collected("adapter"):
+    with problems.collected("adapter"):
         adapters = tuple(files.resolve(adapter, None, relative_to) for adapter in declared)
         configs = [files.read_config(adapter, files.ADAPTER_CONFIG) for adapter in adapters]
     if settings.base is None:
-        found.raise_any()  # an adapter that is not there names no base
-    with found.collected("base"):
-        reference, revision, base = _base(settings, configs, adapters, relative_to)
+        problems.raise_any()  # without the adapter's files, nothing names the base
+    with problems.collected("base"):
+        reference, revision, base = _find_base(settings, configs, adapters, relative_to)
         config = files.read_config(base)
-    found.raise_any()
-    with found.collected():
+    problems.raise_any()
+    with problems.collected():
         claims = manifest.read(adapters[-1] if adapters else base)
-    with found.collected():
+    with problems.collected():
         check_lineage(adapters, base, reference if revision else None, settings.adapter_base)
-    with found.collected("base"):
+    with problems.collected("base"):
         tokenizer = files.tokenizer_directory(base, *adapters)
-    found.raise_any()
+    problems.raise_any()
     return SignalFiles(
         base=base,
         model=reference,
@@ -85,34 +89,36 @@ def locate(settings: SignalSettings, relative_to: Path) -> SignalFiles:
     )
 
 
-def _base(
+def _find_base(
     settings: SignalSettings, adapter_configs: Sequence[Mapping[str, Any]], adapters: Sequence[Path], relative_to: Path
 ) -> tuple[str, str | None, Path]:
-    """Return the base as it is named, its revision and its directory: declared, else named by the first adapter."""
+    """Return name, revision and directory of the base, which is declared or else named by the first adapter."""
     if settings.base is not None:
         directory = files.resolve(settings.base, settings.revision, relative_to)
         if (directory / "config.json").is_file() and (directory / files.ADAPTER_CONFIG).is_file():
             raise StartError(
-                f"{directory}: a base with an {files.ADAPTER_CONFIG} in it; declare the adapter as `adapter`"
+                f"{directory}: the base's directory holds an {files.ADAPTER_CONFIG}; declare the adapter as `adapter`"
             )
         return settings.base, settings.revision, directory
     reference = str(adapter_configs[0].get("base_model_name_or_path") or "")
     if not reference:
         raise StartError(f"declare it; {adapters[0] / files.ADAPTER_CONFIG} has no base_model_name_or_path")
-    if reference.startswith(files.PACKAGE_SCHEME):  # would import a module that a checkpoint names
-        raise StartError(f"declare `base: {reference}`; a package is taken from the configuration only")
-    # PEFT writes the path that the trainer was given: relative to where it ran, or to the adapter if it was moved.
+    if reference.startswith(files.PACKAGE_SCHEME):  # resolving it would import a module that a checkpoint names
+        raise StartError(f"declare `base: {reference}`; a package is imported only if the configuration names it")
+    # PEFT writes the path that the trainer was given: relative to the trainer's working directory, or to the adapter if
+    # the adapter was moved together with its base.
     starts = [start for start in (adapters[0], relative_to) if files.place(reference, start).is_dir()]
     revision = settings.revision or (None if starts else adapter_configs[0].get("revision"))
     try:
         return reference, revision, files.resolve(reference, revision, starts[0] if starts else adapters[0])
     except StartError as error:
         raise StartError(
-            f"declare it; the adapter's base_model_name_or_path does not lead to it: {error.message}"
+            f"declare it; the adapter's base_model_name_or_path does not lead to a base: {error.message}"
         ) from error
 
 
 def _is_classifier(config: Mapping[str, Any], adapter_configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if `config.json` or the last adapter says that transformers' classifier was trained."""
     architecture = (config.get("architectures") or [""])[0]
-    of_adapter = bool(adapter_configs) and adapter_configs[-1].get("task_type") == "SEQ_CLS"
-    return architecture.endswith("ForSequenceClassification") or of_adapter
+    is_adapter_classifier = bool(adapter_configs) and adapter_configs[-1].get("task_type") == "SEQ_CLS"
+    return architecture.endswith("ForSequenceClassification") or is_adapter_classifier

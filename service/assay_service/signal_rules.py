@@ -1,16 +1,19 @@
-"""Decide the keys of one signal: what is declared, else what its manifest claims, else what its files make certain."""
+"""Decide the keys of one signal.
+
+A declared value comes first, then the value in the checkpoint's manifest, then what its other files make certain.
+"""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from assay_service.advice import advice
+from assay_service.advice import get_advice
 from assay_service.errors import Problems, StartError
 from assay_service.scoring.architectures import ARCHITECTURES, longest_scaled, longest_sequence, token_types
 from assay_service.scoring.blend import Moments
 from assay_service.scoring.manifest import EosPolicy, Manifest, ScorePosition, TokenTypes, Unfinished
 from assay_service.scoring.pads import Pads
 from assay_service.scoring.rules import RenderRules
-from assay_service.settings import SignalSettings, allowed_values
+from assay_service.settings import SignalSettings, list_allowed_values
 from assay_service.signal_files import SignalFiles
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -19,28 +22,29 @@ _Claim = TypeVar("_Claim")
 
 
 def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) -> RenderRules:
-    """Return the rules by which a signal turns text into ids.
+    """Return the rules by which a signal turns text into token ids.
 
     Args:
-        settings: what is declared.
-        located: the signal's files.
+        settings: settings of the signal in the configuration.
+        located: files of the signal.
         template: Jinja source of its chat template.
 
     Raises:
-        StartError: with everything that is wrong, by key.
+        StartError: a key is missing or wrong; the error lists all problems by key.
     """
-    claims, found = located.claims, Problems()
-    with found.collected():
-        max_length = _max_length(settings, claims, located.config)
-    with found.collected():
-        position, pad_token_id = _position_and_pad(settings, located)
-    with found.collected():
+    claims, problems = located.claims, Problems()
+    with problems.collected():
+        max_length = _decide_max_length(settings, claims, located.config)
+    with problems.collected():
+        position, pad_token_id = _decide_position_and_pad(settings, located)
+    with problems.collected():
         eos: EosPolicy = settle("eos", settings.eos, claims.eos)
-    with found.collected():
+    with problems.collected():
+        # It is the operator's policy, so a declared value may differ from the manifest's.
         unfinished: Unfinished = settle("unfinished", settings.unfinished or claims.unfinished, None)
-    with found.collected():
-        types = _token_types(settings, claims, located.config)
-    found.raise_any()
+    with problems.collected():
+        types = _decide_token_types(settings, claims, located.config)
+    problems.raise_any()
     return RenderRules(
         template=template,
         max_length=max_length,
@@ -55,10 +59,16 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
 
 
 def settle(key: str, declared: _Claim | None, claimed: _Claim | None, inferred: _Claim | None = None) -> _Claim:
-    """Return the value of `key`: declared and claimed must agree, and an inferred value comes last.
+    """Return the value of `key`: declared and claimed values must agree, and an inferred value comes last.
+
+    Args:
+        key: name of the key, for errors.
+        declared: value in the configuration.
+        claimed: value in the checkpoint's manifest.
+        inferred: value that the checkpoint's other files make certain.
 
     Raises:
-        StartError: they contradict each other, or there is no value.
+        StartError: the declared and the claimed value differ, or all three are None.
     """
     if declared is not None and claimed is not None and declared != claimed:
         raise StartError(
@@ -67,16 +77,17 @@ def settle(key: str, declared: _Claim | None, claimed: _Claim | None, inferred: 
     for value in (declared, claimed, inferred):
         if value is not None:
             return value
-    values = f", one of {', '.join(allowed)}" if (allowed := allowed_values(key)) else ""
-    raise StartError(f"{key}: declare it{values}; no file of the checkpoint says it: {advice(key)}")
+    values = f", one of {', '.join(allowed)}" if (allowed := list_allowed_values(key)) else ""
+    raise StartError(f"{key}: declare it{values}; no file of the checkpoint says it: {get_advice(key)}")
 
 
 def decide_dtype(config: Mapping[str, Any]) -> str:
-    """Return the checkpoint's own dtype; float32 where it names none.
+    """Return the checkpoint's own dtype; float32 where `config.json` names none.
 
     Raises:
-        StartError: it is not served.
+        StartError: the dtype is not one that is served.
     """
+    # transformers 5 writes `dtype`, older versions wrote `torch_dtype`.
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if dtype not in DTYPES:
         raise StartError(f"dtype: config.json says {dtype!r}, which is not served; declare one of {', '.join(DTYPES)}")
@@ -84,65 +95,72 @@ def decide_dtype(config: Mapping[str, Any]) -> str:
 
 
 def decide_moments(settings: SignalSettings, claims: Manifest) -> Moments | None:
-    """Return mean and standard deviation of the logits; None where one of them is neither declared nor claimed."""
+    """Return mean and standard deviation of the logits; None where one of the two is not known."""
+    # Both are the operator's policy, so a declared value replaces the manifest's.
     mean = claims.mean if settings.mean is None else settings.mean
     std = claims.std if settings.std is None else settings.std
     return None if mean is None or std is None else Moments(mean, std)
 
 
-def _max_length(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> int:
+def _decide_max_length(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> int:
     """Return the length limit: declared, claimed, or `max_position_embeddings`.
 
-    A declared one may go beyond `max_position_embeddings` as far as a scaling of rotary positions says.
+    A declared limit may exceed `max_position_embeddings` as far as a scaling of rotary positions allows.
     """
     positions = longest_sequence(config)
     max_length = settings.max_length or claims.max_length or positions
     if not isinstance(max_length, int):
-        raise StartError(f"max_length: declare it; neither the manifest nor config.json has it: {advice('max_length')}")
+        raise StartError(
+            f"max_length: declare it; neither the manifest nor config.json has it: {get_advice('max_length')}"
+        )
     reach = None if positions is None else max(positions, longest_scaled(config) or 0)
+    # A base without `max_position_embeddings` sets no limit of its own.
     longest = min(claims.max_length or max_length, reach or max_length)
     if max_length > longest:
         raise StartError(f"max_length: {max_length} is more than the checkpoint's {longest}; declare at most that")
     return max_length
 
 
-def _token_types(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> TokenTypes | None:
-    """Return how token types are set; None where the base has one type only.
+def _decide_token_types(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> TokenTypes | None:
+    """Return the rule for token types; None where the base has only one type.
 
-    Nothing in a checkpoint's files says whether it was trained on pairs, and the other choice gives other scores.
+    Nothing in a checkpoint's files shows whether it was trained on pairs of segments, and a wrong rule gives wrong
+    scores. So the rule is never inferred.
     """
     types = token_types(config)
     if types < 2:
         if settings.token_types == "second_after_sep":
-            raise StartError("token_types: the base has one token type only; remove `token_types: second_after_sep`")
+            raise StartError("token_types: the base has only one token type; remove `token_types: second_after_sep`")
         return None
     if settings.token_types is None and claims.token_types is None:
         raise StartError(
-            f"token_types: declare it; the base has {types} token types (type_vocab_size), and no file says which the "
-            f"head was trained with: {advice('token_types')}"
+            f"token_types: declare it; the base has {types} token types (type_vocab_size), and no file says which "
+            f"of them the head was trained with: {get_advice('token_types')}"
         )
     return settle("token_types", settings.token_types, claims.token_types)
 
 
-def _position_and_pad(settings: SignalSettings, located: SignalFiles) -> tuple[ScorePosition, int | None]:
-    """Return which tokens the head reads, and the id that counts as padding, which only `last_non_pad_id` skips."""
+def _decide_position_and_pad(settings: SignalSettings, located: SignalFiles) -> tuple[ScorePosition, int | None]:
+    """Return the position that the head reads, and the pad id; only `last_non_pad_id` skips pads."""
     claims = located.claims
     pads = Pads(located.config.get("pad_token_id"), located.base, located.adapters)
     claimed = claims.pad_token_id
     if claimed is None and claims.score_position is not None:
-        claimed = pads.config  # trained by `assay train reward`, which takes the pad of the base's config.json
+        # Such a manifest is that of `assay train reward`, which takes the pad token of the base's config.json.
+        claimed = pads.config
     pad = claimed if settings.pad_token_id is None else settings.pad_token_id
-    inferred = _position(located.config, pads, pad) if located.is_classifier else None
+    inferred = _infer_position(located.config, pads, pad) if located.is_classifier else None
     position: ScorePosition = settle("score_position", settings.score_position, claims.score_position, inferred)
     if position != "last_non_pad_id":
         if settings.pad_token_id is not None:
-            raise StartError(f"pad_token_id: remove it; score_position {position} skips no pad")
+            raise StartError(f"pad_token_id: remove it; score_position {position} does not skip pads")
         return position, pads.config
     return position, pads.agreed() if pad is None else settle("pad_token_id", settings.pad_token_id, claimed)
 
 
-def _position(config: Mapping[str, Any], pads: Pads, pad: int | None) -> ScorePosition:
-    """Return where transformers' own classifier of this architecture reads."""
+def _infer_position(config: Mapping[str, Any], pads: Pads, pad: int | None) -> ScorePosition:
+    """Return the position that transformers' own classifier of this architecture reads."""
     if (known := ARCHITECTURES.get(config.get("model_type", ""))) is not None and known.dense is not None:
         return "pooler"
+    # transformers reads the last token that is not a pad, or the last one where it knows no pad.
     return "last_token" if pad is None and not pads.known else "last_non_pad_id"

@@ -1,23 +1,23 @@
-"""Say in plain words what is wrong with a value, from pydantic's errors. A text never repeats the value."""
+"""Explain pydantic's errors in plain words; an explanation never repeats the value, which may be a user's text."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from assay_service.advice import advice
+from assay_service.advice import get_advice
 
 _KEYS = "must be a mapping of keys to values (a JSON object)"
 _NUMBER = "must be a number"
 _WHOLE = "must be a whole number"
 _LIST = "must be a list"
 
-# By pydantic's error type; `{…}` are the fields of the error's context.
+# Explanations by pydantic's error type; `{…}` are the fields of the error's context.
 _TEXTS: Mapping[str, str] = {
     "missing": "is required",
     "invalid_key": "a key must be text",
     "extra_forbidden": "unknown key",
-    "none_required": "must be left out",
+    "none_required": "must be omitted",
     "string_type": "must be text",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
@@ -48,7 +48,7 @@ _TEXTS: Mapping[str, str] = {
     "json_type": "must be JSON",
 }
 
-# Patterns that people should not have to read.
+# Regular expressions, and below them the sentences that errors print in their place.
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 SHA256_PATTERN = "^[0-9a-f]{64}$"
 DEVICE_PATTERN = r"^(cpu|mps|(cuda|xpu)(:\d+)?)$"
@@ -60,16 +60,16 @@ _PATTERNS: Mapping[str, str] = {
 
 
 def explain(error: ErrorDetails) -> str:
-    """Return what is wrong, as a predicate for the key that has the value ("must be a whole number")."""
+    """Return an explanation as a predicate of the key that has the value ("must be a whole number")."""
     context: dict[str, Any] = dict(error.get("ctx") or {})
-    if "error" in context:  # a ValueError of a validator of ours
+    if "error" in context:  # a ValueError that one of Assay's validators raised
         return str(context["error"])
     if context.get("pattern") in _PATTERNS:
         return _PATTERNS[context["pattern"]]
-    if "expected" in context:
+    if "expected" in context:  # pydantic writes "'a', 'b' or 'c'"
         context["expected"] = str(context["expected"]).replace("'", "").replace(" or ", ", ")
     text = _TEXTS.get(error["type"])
-    if text is None:
+    if text is None:  # an error type without a sentence above
         return error["msg"].replace("Input should", "must")
     return text.format_map(context)
 
@@ -79,62 +79,66 @@ def key_of(location: tuple[int | str, ...], keep: Callable[[str], bool] = lambda
 
     Args:
         location: keys and list indices.
-        keep: says of a key whether it belongs into the path.
+        keep: predicate of a key; a key for which it is False is not part of the path.
     """
     path = ""
     for part in location:
-        if isinstance(part, int) and not isinstance(part, bool):
+        if isinstance(part, int) and not isinstance(part, bool):  # YAML reads the key `true` as a bool
             path += f"[{part}]"
         elif keep(str(part)):
             path += f".{part}" if path else str(part)
     return path
 
 
-def wrong_names_of(raw: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the names in a configuration that may be wrong otherwise too."""
+def find_wrong_names_in(raw: Mapping[str, Any]) -> list[str]:
+    """Return the errors in the names of a configuration that may have other errors, too."""
     signals, blends = (part if isinstance(part := raw.get(key), dict) else {} for key in ("signals", "blends"))
     weights = {n: w for n, b in blends.items() if isinstance(b, dict) and isinstance(w := b.get("weights"), dict)}
     default = raw.get("default")
-    wrong = wrong_names(signals, weights, default if isinstance(default, str) else None)
+    wrong = find_wrong_names(signals, weights, default if isinstance(default, str) else None)
     if default is None and (blends or len(signals) > 1):
-        wrong.append(f"default: is required: {advice('default')}; one of {listed(map(str, [*signals, *blends]))}")
+        wrong.append(
+            f"default: is required: {get_advice('default')}; one of {join_names(map(str, [*signals, *blends]))}"
+        )
     return wrong
 
 
-def wrong_names(signals: Iterable[str], blend_weights: Mapping[str, Iterable[str]], default: str | None) -> list[str]:
-    """Return what is wrong with the names of signals and blends.
+def find_wrong_names(
+    signals: Iterable[str], blend_weights: Mapping[str, Iterable[str]], default: str | None
+) -> list[str]:
+    """Return the errors in the names of signals and blends.
 
     Args:
-        signals: names of signals.
-        blend_weights: the names of signals that each blend weighs, by name of the blend.
-        default: the default's name; None is not checked.
+        signals: names of the signals.
+        blend_weights: names of the signals that each blend weighs, by name of the blend.
+        default: name of the default; None is not checked.
     """
-    signals = dict.fromkeys(signals)
+    signals = dict.fromkeys(signals)  # a set that keeps the order of the file
     names = [*map(str, signals), *map(str, blend_weights)]
     wrong = [
         f"blends.{n}: a signal has this name too; rename one" for n in sorted(signals.keys() & blend_weights.keys())
     ]
     if default is not None and default not in names:
-        wrong.append(f"default: {default!r} is neither a signal nor a blend; served are {listed(names)}")
+        wrong.append(f"default: {default!r} is neither a signal nor a blend; served are {join_names(names)}")
     for name, weights in blend_weights.items():
-        known = listed(map(str, signals))
+        known = join_names(map(str, signals))
         unknown = sorted({str(signal) for signal in weights if signal not in signals})
-        wrong += [f"blends.{name}.weights: {one!r} is not a signal; signals are {known}" for one in unknown]
+        wrong += [f"blends.{name}.weights: {signal!r} is not a signal; signals are {known}" for signal in unknown]
     return wrong
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return names as they stand in an error."""
+def join_names(names: Iterable[str]) -> str:
+    """Return a list of names as errors print it."""
     return ", ".join(names)
 
 
-def one_or_several(value: object) -> object:
-    """Return a text or a list of texts as it is.
+def check_one_or_several(value: object) -> object:
+    """Return a text, or a list of texts, as it is.
 
     Raises:
-        ValueError: it is neither, or the list is empty. Pydantic would say so once for each of the two.
+        ValueError: the value is neither, or the list is empty. Pydantic alone would report both forms of the union.
     """
     several = value if isinstance(value, list) else [value]
-    if value is not None and not (several and all(isinstance(one, str) for one in several)):
+    if value is not None and not (several and all(isinstance(entry, str) for entry in several)):
         raise ValueError("must be text, or a list of texts that is not empty")
     return value

@@ -1,4 +1,4 @@
-"""Read a YAML file in which no key occurs twice."""
+"""Read YAML files, and refuse keys that occur twice."""
 
 from pathlib import Path
 from typing import IO
@@ -11,35 +11,37 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: Path) -> object:
-    """Read a YAML file in which no key occurs twice.
+    """Read a YAML file.
 
     Raises:
-        StartError: it cannot be read.
+        StartError: the file cannot be read, is not valid YAML, or has a mapping in which a key occurs twice.
     """
     try:
-        with path.open(encoding="utf-8") as stream:  # a stream, whose name and lines the errors give
+        with path.open(encoding="utf-8") as stream:  # a stream, because errors then name its file
             return yaml.load(stream, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise StartError(f"cannot be read: {error.strerror}", source=str(path)) from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StartError(f"not valid YAML: {' '.join(str(error).split())}", source=str(path)) from error
+        raise StartError(f"is not valid YAML: {' '.join(str(error).split())}", source=str(path)) from error
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that occurs twice, of which YAML would silently take the last."""
+    """A SafeLoader that refuses a key that occurs twice; PyYAML would silently take the last value."""
 
     def __init__(self, stream: IO[str]) -> None:
         super().__init__(stream)
         self._checked: set[yaml.MappingNode] = set()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """As SafeLoader's, which replaces `<<` by what it brings, after a look at the mapping's own keys.
+        """Check the mapping's own keys, then replace `<<` by the keys that it merges, as SafeLoader does.
 
-        What stands beside `<<` overrides what it brings, so it occurs twice afterwards, and only then.
+        A key beside `<<` may override a merged key. Both are in the mapping afterwards, so the check comes first, and
+        each mapping is checked only once.
         """
         if node not in self._checked:
             self._checked.add(node)
             nodes = [key for key, _ in node.value if key.tag != _MERGE]
+            # deep: a key that is a list would be empty at this point.
             keys = [self.construct_object(key, deep=True) for key in nodes]
             for number, key in enumerate(keys):
                 if key in keys[:number]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from assay_service import loader
-from assay_service.engine.cache import ENTRY_BYTES, ResultCache, key_of
+from assay_service.engine.cache import ENTRY_BYTES, ResultCache, compute_key
 from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.layout import Span, TokenSequence
@@ -48,12 +48,12 @@ SEQUENCE = TokenSequence((1, 2, 3, 4), 2, Span(3, 4))
     ],
 )
 def test_another_sequence_has_another_key(other: TokenSequence) -> None:
-    assert key_of("signal", SEQUENCE) == key_of("signal", replace(SEQUENCE))
-    assert key_of("signal", SEQUENCE) != key_of("signal", other)
+    assert compute_key("signal", SEQUENCE) == compute_key("signal", replace(SEQUENCE))
+    assert compute_key("signal", SEQUENCE) != compute_key("signal", other)
 
 
 def test_another_signal_has_another_key() -> None:
-    assert key_of("signal", SEQUENCE) != key_of("other", SEQUENCE)
+    assert compute_key("signal", SEQUENCE) != compute_key("other", SEQUENCE)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_truncation_finish_reason_and_score_position_give_other_sequences() -> N
             Item((Message("user", "fox"), Message("assistant", "y"), Message("user", "e"), Message("assistant", "s")))
         ),
     ]
-    assert len({key_of("signal", sequence) for sequence in sequences}) == len(sequences)
+    assert len({compute_key("signal", sequence) for sequence in sequences}) == len(sequences)
 
 
 def test_the_least_recently_used_is_forgotten() -> None:
@@ -116,7 +116,7 @@ def test_it_stays_within_its_bytes() -> None:
     cache = ResultCache(most)
     tracemalloc.start()
     for number in range(50_000):
-        cache.put(key_of("signal", TokenSequence((number,), 0, Span(0, 1))), number / 7)
+        cache.put(compute_key("signal", TokenSequence((number,), 0, Span(0, 1))), number / 7)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert cache.size_bytes <= most

@@ -132,7 +132,7 @@ def test_the_pad_of_a_whole_model_is_its_configs(tmp_path: Path) -> None:
     checkpoints.save(tmp_path, reference, fast)
     logit, ids = served_logit(tmp_path, base=".")
     assert logit == pytest.approx(checkpoints.oracle(reference, ids), abs=1e-5)
-    with pytest.raises(StartError, match="pad_token_id: remove it; score_position last_token skips no pad"):
+    with pytest.raises(StartError, match="pad_token_id: remove it; score_position last_token does not skip pads"):
         resolved(tmp_path, base=".", score_position="last_token", pad_token_id=EOS)
     edit(tmp_path / "config.json", pad_token_id=None)
     assert resolved(tmp_path, base=".").rules.score_position == "last_token"  # as transformers reads without a pad

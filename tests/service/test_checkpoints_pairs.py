@@ -115,7 +115,7 @@ def test_a_base_without_token_types_needs_no_declaration(
     fast = pair_tokenizer()
     directory = checkpoints.save(tmp_path, checkpoints.classifier(architecture, fast, **more), fast)
     assert resolve.resolve(configuration(directory))["s"].rules.token_types is None
-    with pytest.raises(StartError, match="token_types: the base has one token type only"):
+    with pytest.raises(StartError, match="token_types: the base has only one token type"):
         resolve.resolve(configuration(directory, token_types="second_after_sep"))
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from assay_service import settings
 from assay_service.errors import StartError
-from assay_service.inspection import declaration, inspect
+from assay_service.inspection import build_declaration, inspect
 from assay_service.resolve import ResolvedSignal, read_resolved
 from assay_service.yaml_file import read_yaml
 
@@ -115,7 +115,7 @@ def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("raw", "line"),
     [
-        ([1], "not a mapping of keys to values; it begins with `signals:`"),
+        ([1], "is not a mapping of keys to values; begin it with `signals:`"),
         ({}, "signals: is required"),
         ({"signals": {}}, "signals: must not be empty"),
         ({"signals": {"a": 3}}, "signals.a: must be a mapping of keys to values (a JSON object), not 3"),
@@ -162,7 +162,7 @@ def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> 
         ),
         (
             {"signals": {"a": {"base": "rm"}}, "directory": "/"},
-            "directory: is the file's own folder and cannot be set; remove it",
+            "directory: cannot be set, because it is always the file's own folder; remove it",
         ),
         (
             {"signals": {"a": {"base": "rm"}}, "defaults": "a"},
@@ -281,7 +281,7 @@ def test_a_blend_that_standardises_unknown_moments_is_named_with_the_rest(tmp_pa
     assert line.startswith("blends.b: standardise needs mean and std of 'rm'")
 
 
-def test_a_manifest_that_is_wrong_is_told_by_key(tmp_path: Path) -> None:
+def test_a_manifest_that_is_wrong_is_reported_by_key(tmp_path: Path) -> None:
     directory = model(tmp_path / "rm")
     (directory / "assay.json").write_text('{"kind": "reward", "max_length": 0, "base_sha256": "x"}')
     lines = problems({"signals": {"rm": {"base": "rm"}}}, tmp_path)
@@ -371,7 +371,7 @@ def test_an_adapter_of_a_hub_base_asks_for_its_revision(tmp_path: Path) -> None:
     directory = adapter(tmp_path / "a", base_model_name_or_path="somebody/some-model")
     with pytest.raises(StartError, match="declare its `revision`"):
         inspect(directory, DECLARED)
-    assert declaration(directory, {"base": "elsewhere"})["signals"]["a"]["base"] == "elsewhere"
+    assert build_declaration(directory, {"base": "elsewhere"})["signals"]["a"]["base"] == "elsewhere"
 
 
 def test_what_cannot_be_served_whatever_is_declared_is_a_problem_of_the_report(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_inspect_proposes_nothing_as_served_that_loading_refuses(
 
 def test_inspect_names_gguf_files(tmp_path: Path) -> None:
     (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
-    with pytest.raises(StartError, match="GGUF is not read: take the safetensors"):
+    with pytest.raises(StartError, match="GGUF files are not read: use the safetensors"):
         inspect(tmp_path, {})
 
 
@@ -444,7 +444,7 @@ def test_no_value_in_a_checkpoints_json_ends_in_a_stack_trace(
         with contextlib.suppress(StartError):
             inspect(directory, declared)
         with contextlib.suppress(StartError):
-            read_resolved(declaration(directory, declared), root, "x")
+            read_resolved(build_declaration(directory, declared), root, "x")
 
 
 @pytest.mark.parametrize("key", ["base", "adapter", "template"])
@@ -494,7 +494,7 @@ def test_the_reference_page_has_every_key_with_its_values_and_default(section: s
             assert default == "required"
         elif isinstance(field.default, (int, str)):
             assert default == f"`{field.default}`"
-        if section == "A signal" and (values := settings.allowed_values(name)):
+        if section == "A signal" and (values := settings.list_allowed_values(name)):
             assert kind == ", ".join(f"`{value}`" for value in values)
 
 

@@ -22,7 +22,7 @@ def taken() -> Iterator[socket.socket]:
         yield listening
 
 
-def test_a_second_service_on_the_port_is_told_at_once(taken: socket.socket) -> None:
+def test_a_second_service_on_the_port_is_refused_at_once(taken: socket.socket) -> None:
     port = taken.getsockname()[1]
     with pytest.raises(StartError, match=rf"another service running on 127\.0\.0\.1:{port}\? Stop it, or use --port"):
         listen.listen("127.0.0.1", port)
@@ -38,18 +38,20 @@ def test_addresses_that_are_not_of_this_machine_are_refused() -> None:
 
 
 def test_a_port_that_is_not_allowed_says_which_are() -> None:
-    assert "--port 80: not allowed for this user" in listen._why(PermissionError(errno.EACCES, "denied"), "h", 80)
+    assert "--port 80: not allowed for this user" in listen._explain_failure(
+        PermissionError(errno.EACCES, "denied"), "h", 80
+    )
 
 
 def test_urls_are_as_the_user_wrote_the_host(taken: socket.socket) -> None:
     port = taken.getsockname()[1]
-    assert listen.url_of(taken, "localhost") == f"http://localhost:{port}"
-    assert listen.url_of(taken, "::1") == f"http://[::1]:{port}"
+    assert listen.build_url(taken, "localhost") == f"http://localhost:{port}"
+    assert listen.build_url(taken, "::1") == f"http://[::1]:{port}"
 
 
 def test_probes_and_requests_are_answered_while_models_load(taken: socket.socket) -> None:
-    url = listen.url_of(taken, "127.0.0.1")
-    with listen.answering_not_ready(taken):
+    url = listen.build_url(taken, "127.0.0.1")
+    with listen.answer_not_ready(taken):
         assert httpx.get(f"{url}/health").json() == {"status": "ok"}
         for method, path in (("GET", "/ready"), ("GET", "/metrics"), ("POST", "/v1/score"), ("POST", "/health")):
             answer = httpx.request(method, f"{url}{path}", content=b"x" * 300_000 if method == "POST" else None)
@@ -61,7 +63,7 @@ def test_probes_and_requests_are_answered_while_models_load(taken: socket.socket
 
 def test_no_request_is_lost_when_the_service_takes_over(taken: socket.socket) -> None:
     """A client that asks all the time hears 503, then the application; no connection is refused or broken."""
-    url = listen.url_of(taken, "127.0.0.1")
+    url = listen.build_url(taken, "127.0.0.1")
     seen: list[int] = []
     over = threading.Event()
 
@@ -77,7 +79,7 @@ def test_no_request_is_lost_when_the_service_takes_over(taken: socket.socket) ->
     server = uvicorn.Server(uvicorn.Config(application, lifespan="off", log_config=None))
     with ThreadPoolExecutor(2) as pool:
         asking = pool.submit(ask)
-        with listen.answering_not_ready(taken):
+        with listen.answer_not_ready(taken):
             while len(seen) < 20:
                 time.sleep(0.01)
         running = pool.submit(server.run, [taken])

@@ -42,19 +42,19 @@ def test_a_line_for_machines() -> None:
 
 
 def test_warnings_of_one_kind_are_counted_instead_of_repeated(caplog: pytest.LogCaptureFixture) -> None:
-    limited = logs.Limited(every_s=0.2)
+    limited = logs.LimitedWarnings(every_s=0.2)
     for _ in range(5):
-        limited.warning("429", "full", status=429)
-    limited.warning("499", "gone")
+        limited.warn("429", "full", status=429)
+    limited.warn("499", "gone")
     time.sleep(0.25)
-    limited.warning("429", "full", status=429)
+    limited.warn("429", "full", status=429)
     fields = [(r.getMessage(), vars(r)["fields"]) for r in caplog.records]
     assert fields == [("full", {"status": 429}), ("gone", {}), ("full", {"status": 429, "more_since_the_last_line": 4})]
 
 
 def test_a_long_stage_says_that_it_goes_on(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_FIRST_REMINDER_S", 0.1)
-    with caplog.at_level("INFO", logs.START), logs.stage("loading %s", "rm"):
+    with caplog.at_level("INFO", logs.START), logs.log_step("loading %s", "rm"):
         time.sleep(0.4)
     said = [r.getMessage() for r in caplog.records]
     assert said[0] == "loading rm"

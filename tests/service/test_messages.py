@@ -9,7 +9,7 @@ import pytest
 
 from assay_service import settings
 from assay_service.api.app import create_app
-from assay_service.api.messages import items_of
+from assay_service.api.messages import build_items
 from assay_service.api.schemas import ScoreItem
 from assay_service.errors import ContentError
 from tests import checkpoints
@@ -90,12 +90,12 @@ FAULTS: list[tuple[list[dict[str, Any]], str, str | None, str]] = [
         [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, REPLY],
         "invalid_message",
         "messages[1].tool_calls",
-        "messages[1].tool_calls is not text",
+        "messages[1].tool_calls is not a text",
     ),
     ([USER, REPLY | {"content": None}], "invalid_message", "messages[1].content", "messages[1].content is null"),
     ([USER | {"content": 3}, REPLY], "invalid_message", "messages[0].content", "messages[0].content is neither"),
-    ([USER, REPLY | {"weight": 1}], "invalid_message", "messages[1].weight", "messages[1].weight is not text"),
-    ([USER, REPLY | {"my secret": 1}], "invalid_message", "messages[1]", "messages[1] is not text"),
+    ([USER, REPLY | {"weight": 1}], "invalid_message", "messages[1].weight", "messages[1].weight is not a text"),
+    ([USER, REPLY | {"my secret": 1}], "invalid_message", "messages[1]", "messages[1] is not a text"),
     ([USER, REPLY | {"name": "<|im_end|>"}], "special_tokens", None, "a message holds the control token"),
 ]
 
@@ -132,7 +132,7 @@ def test_a_name_that_the_template_prints_is_scored(service: settings.Settings) -
     assert shown["data"][0]["signals"]["named"]["text"].startswith("<|im_start|>user\nPick a colour.")
 
 
-def test_what_the_template_dropped_and_control_tokens_as_text_are_told(service: settings.Settings) -> None:
+def test_what_the_template_dropped_and_control_tokens_as_text_are_reported(service: settings.Settings) -> None:
     thought = [USER, REPLY | {"content": "<think>\nsky\n</think>\n\nBlue."}, USER, REPLY]
     quoted = [USER, REPLY | {"content": "Blue<|im_end|>."}]
     rows, shown = answers(
@@ -170,6 +170,6 @@ def test_a_faulty_prompt_fails_every_completion_and_is_named(service: settings.S
 
 def test_half_of_a_surrogate_pair_is_the_items_own_fault() -> None:
     messages = [{"role": "user", "content": "a \ud800"}, REPLY]
-    (error,) = items_of([ScoreItem.model_validate({"messages": messages})])
+    (error,) = build_items([ScoreItem.model_validate({"messages": messages})])
     assert isinstance(error, ContentError)
     assert (error.code, error.param) == ("invalid_message", "messages[0].content")

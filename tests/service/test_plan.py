@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay_service.engine.plan import Waiting, due_times, next_batch
+from assay_service.engine.plan import Waiting, choose_next_batch, compute_due_times
 
 PROMPTS = [None, b"p", b"q", b"r"]
 LIMIT = 100
@@ -28,7 +28,7 @@ waiting = st.lists(sequences(), max_size=40)
 
 @given(waiting)
 def test_the_first_due_runs_with_others_of_its_signal_within_the_budget(queue: list[Waiting]) -> None:
-    chosen = next_batch(queue, LIMIT)
+    chosen = choose_next_batch(queue, LIMIT)
     assert bool(chosen) == bool(queue)
     assert len(set(chosen)) == len(chosen)
     if queue:
@@ -40,7 +40,7 @@ def test_the_first_due_runs_with_others_of_its_signal_within_the_budget(queue: l
 
 @given(waiting)
 def test_no_room_is_wasted(queue: list[Waiting]) -> None:
-    chosen = next_batch(queue, LIMIT)
+    chosen = choose_next_batch(queue, LIMIT)
     batch = [queue[i] for i in chosen]
     left = [w for i, w in enumerate(queue) if i not in chosen and w.signal == batch[0].signal]
     assert all(computed([*batch, w]) > LIMIT for w in left)
@@ -51,7 +51,7 @@ def test_a_queue_is_emptied_without_losing_or_repeating(queue: list[Waiting]) ->
     left = list(range(len(queue)))
     served: list[int] = []
     while left:
-        chosen = {left[i] for i in next_batch([queue[i] for i in left], LIMIT)}
+        chosen = {left[i] for i in choose_next_batch([queue[i] for i in left], LIMIT)}
         served += chosen
         left = [i for i in left if i not in chosen]
     assert sorted(served) == list(range(len(queue)))
@@ -59,26 +59,26 @@ def test_a_queue_is_emptied_without_losing_or_repeating(queue: list[Waiting]) ->
 
 def test_siblings_pay_for_their_prompt_once() -> None:
     sixteen = [Waiting("a", b"q", 40, 3, float(i)) for i in range(16)]
-    assert len(next_batch(sixteen, 40 + 16 * 3)) == 16
-    assert len(next_batch(sixteen, 40 + 16 * 3 - 1)) == 15
+    assert len(choose_next_batch(sixteen, 40 + 16 * 3)) == 16
+    assert len(choose_next_batch(sixteen, 40 + 16 * 3 - 1)) == 15
 
 
 def test_a_small_request_waits_only_for_what_was_due_before_it() -> None:
     """A thousand sequences came first, of which ten have been served when a single one comes: it is next."""
-    huge = [Waiting("a", None, 0, 100, due) for due in due_times(0.0, [100] * 1000)][10:]
-    (due,) = due_times(1000.0, [100])
-    order = next_batch([*huge, Waiting("a", None, 0, 100, due)], 1_000_000)
+    huge = [Waiting("a", None, 0, 100, due) for due in compute_due_times(0.0, [100] * 1000)][10:]
+    (due,) = compute_due_times(1000.0, [100])
+    order = choose_next_batch([*huge, Waiting("a", None, 0, 100, due)], 1_000_000)
     assert order.index(len(huge)) <= 1
 
 
 def test_a_huge_request_gets_its_share_of_a_stream_of_small_ones() -> None:
     """Ten small ones come with every batch of twenty: half of what is served is the huge one's."""
-    huge = [Waiting("a", None, 0, 100, due) for due in due_times(0.0, [100] * 500)]
+    huge = [Waiting("a", None, 0, 100, due) for due in compute_due_times(0.0, [100] * 500)]
     small: list[Waiting] = []
     clock, served = 0.0, 0
     for _ in range(20):
-        small += [Waiting("a", None, 0, 100, due) for _ in range(20) for due in due_times(clock, [100])]
-        chosen = next_batch([*huge, *small], 2000)
+        small += [Waiting("a", None, 0, 100, due) for _ in range(20) for due in compute_due_times(clock, [100])]
+        chosen = choose_next_batch([*huge, *small], 2000)
         taken = {i for i in chosen if i < len(huge)}
         served += len(taken)
         small = [w for i, w in enumerate(small, start=len(huge)) if i not in chosen]
@@ -88,4 +88,4 @@ def test_a_huge_request_gets_its_share_of_a_stream_of_small_ones() -> None:
 
 
 def test_requests_fall_due_token_by_token() -> None:
-    assert due_times(5.0, [500, 1500, 1]) == [5.0, 505.0, 2005.0]
+    assert compute_due_times(5.0, [500, 1500, 1]) == [5.0, 505.0, 2005.0]

@@ -141,7 +141,9 @@ def test_what_inspect_writes_is_served_and_the_log_says_how_without_any_text(
     text = log.read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     said = [line["message"] for line in lines if line["logger"] == "assay.start"]
-    for number, beginning in enumerate((url, "importing torch", "hashing the weights", "loading base", "proving that")):
+    for number, beginning in enumerate(
+        (f"listening on {url}", "importing torch", "hashing the weights", "loading base", "testing that")
+    ):
         assert [s for s in said if not s.startswith("still ")][number].startswith(beginning)
     assert any(s.startswith("signal enc: preference, reads pooler, up to 256 tokens, float32 on cpu") for s in said)
     assert any(s.startswith("ready in ") and s.endswith(url) for s in said)

@@ -86,7 +86,7 @@ def test_an_encoder_whose_layer_before_the_head_is_missing_refuses_to_start(tmp_
     edit_tensors(
         directory / "model.safetensors", lambda t: {n: v for n, v in t.items() if not n.startswith("classifier.dense")}
     )
-    with pytest.raises(StartError, match=r"no classifier\.dense\.weight, which score_position pooler reads"):
+    with pytest.raises(StartError, match=r"has no tensor classifier\.dense\.weight, which score_position pooler reads"):
         load(directory)
 
 
@@ -361,7 +361,7 @@ def test_broken_files_and_devices_are_one_line(tmp_path: Path) -> None:
 def test_a_model_that_cannot_score_does_not_start(tmp_path: Path) -> None:
     """Trap 13: a base of NaN, and a position that the architecture does not have."""
     directory, _ = plain(tmp_path)
-    with pytest.raises(StartError, match="pooler is for encoders"):
+    with pytest.raises(StartError, match="pooler is only for encoders"):
         load(directory, score_position="pooler")
     edit_tensors(directory / "model.safetensors", lambda t: t | {"model.norm.weight": torch.full((32,), float("nan"))})
     with pytest.raises(StartError, match="scores a plain item with nan"):

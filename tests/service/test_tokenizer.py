@@ -453,13 +453,13 @@ def test_tokens_that_a_tokenizer_adds_and_a_template_does_not_print_are_told_at_
     checkpoints.save(tmp_path, checkpoints.classifier("llama", fast), fast)
     retold(tmp_path, post_processor, **config)
     renderer = load(tmp_path).signals["s"].renderer
-    told = [text for record in caplog.records if "the tokenizer by itself puts" in (text := record.getMessage())]
+    told = [text for record in caplog.records if "the tokenizer by itself adds" in (text := record.getMessage())]
     assert [message.split("'")[1] for message in told] == missing
-    assert all("signals.s: the tokenizer by itself puts" in message for message in told)
+    assert all("signals.s: the tokenizer by itself adds" in message for message in told)
     caplog.clear()
     (tmp_path / "assay.json").write_text(json.dumps({"template_sha256": renderer.template.sha256}))
     assert load(tmp_path).signals
-    assert not any("the tokenizer by itself puts" in record.getMessage() for record in caplog.records)
+    assert not any("the tokenizer by itself adds" in record.getMessage() for record in caplog.records)
 
 
 def test_spaces_count_where_a_class_name_would_drop_them(tmp_path: Path) -> None:

@@ -437,7 +437,7 @@ def test_every_run_has_a_seed_of_the_same_kind(kind: type[Frozen]) -> None:
 @pytest.mark.parametrize("text", ["seed: 3\nseed: 99\n", "optimizer:\n  learning_rate: 0.1\n  learning_rate: 0.2\n"])
 def test_a_key_that_is_there_twice_is_told_with_its_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
-    place = r'run\.yaml: not valid YAML: key .\w+. occurs twice in ".*run\.yaml", line [23], column [13]'
+    place = r'run\.yaml: is not valid YAML: key .\w+. occurs twice in ".*run\.yaml", line [23], column [13]'
     with pytest.raises(ConfigError, match=place):
         read(tmp_path / "run.yaml", RewardConfig)
 

@@ -1,10 +1,19 @@
-"""The wire, outward: answers. No float may be NaN or infinite, so a failure cannot leave as a number."""
+"""Define what the endpoints answer, and build its parts from scores.
 
+No float of an answer may be NaN or infinite, so that a failed computation cannot leave as a number.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from assay_service.scoring.blend import Standardise
+from assay_service.api.scorer import ItemScore
+from assay_service.errors import AssayError
+from assay_service.registry import Registry, Signal
+from assay_service.scoring.blend import Blend, Moments, Standardise, blended, probability
+from assay_service.scoring.render import Rendered
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -14,10 +23,10 @@ class _Answer(BaseModel):
 
 
 class SignalValue(_Answer):
-    """What one signal says of one item; `prob` for absolute signals only.
+    """The logit of one signal for one item, and the token counts behind it; `prob` for absolute signals only.
 
-    `dropped_tokens` counts tokens of the messages that the template left out, and `control_tokens_as_text` the control
-    tokens of the messages that were read as plain characters; both only where the signal declares that.
+    `dropped_tokens` counts tokens of the messages that the template does not print, `control_tokens_as_text` the
+    control tokens that were read as plain characters. Both are above 0 only where the signal's settings allow it.
     """
 
     logit: Finite
@@ -30,7 +39,7 @@ class SignalValue(_Answer):
 
 
 class ErrorDetail(_Answer):
-    """Why one item has no score; `param` is the field inside the item, null if it is the whole."""
+    """The reason why one item has no score; `param` is the field inside the item, null if it is the whole item."""
 
     code: str
     message: str
@@ -56,7 +65,7 @@ class FailedRow(_Answer):
 
 
 class BlendInfo(_Answer):
-    """The rule behind the scores."""
+    """The weighted sum by which logits became scores."""
 
     name: str
     weights: dict[str, Finite]
@@ -64,7 +73,7 @@ class BlendInfo(_Answer):
 
 
 class SignalProvenance(_Answer):
-    """Where a signal's numbers come from."""
+    """The checkpoint, template and dtype that gave a signal's logits."""
 
     model: str
     revision: str
@@ -75,7 +84,7 @@ class SignalProvenance(_Answer):
 
 
 class ProvenanceInfo(_Answer):
-    """Rule, signals and the fingerprint over all that decides a score."""
+    """The blend, its signals, and the fingerprint over everything that decides a score."""
 
     blend: BlendInfo | None = None
     signals: dict[str, SignalProvenance]
@@ -112,7 +121,10 @@ class RankAnswer(_Answer):
 
 
 class ComparedSignal(_Answer):
-    """Margin of a over b; `prob_a` = σ(margin) for preference signals only, where it is P(a beats b)."""
+    """The margin of `a` over `b` by one signal.
+
+    `prob_a` = σ(margin) for preference signals only, where it is the Bradley-Terry probability that `a` beats `b`.
+    """
 
     margin: Finite
     prob_a: Finite | None = None
@@ -121,7 +133,7 @@ class ComparedSignal(_Answer):
 
 
 class ComparedBlend(_Answer):
-    """Margin of a over b."""
+    """The margin of `a` over `b` by one blend."""
 
     margin: Finite
 
@@ -138,7 +150,7 @@ class CompareAnswer(_Answer):
 
 
 class ScorePositionInfo(_Answer):
-    """Which tokens the head reads: `[start, end)`."""
+    """The tokens that the head reads: `[start, end)`."""
 
     policy: str
     start: int
@@ -146,7 +158,7 @@ class ScorePositionInfo(_Answer):
 
 
 class DroppedText(_Answer):
-    """A text, or a part of it, that the template left out: of the field `field` of `messages[message]`."""
+    """A text, or a part of it, that the template does not print; it stands in `field` of `messages[message]`."""
 
     message: int
     field: str
@@ -154,7 +166,7 @@ class DroppedText(_Answer):
 
 
 class RenderedSignal(_Answer):
-    """What exactly one signal scores; `token_types` for bases that have more than one."""
+    """The exact text and token ids that one signal scores; `token_types` for bases that have more than one."""
 
     text: str
     ids: list[int]
@@ -168,7 +180,7 @@ class RenderedSignal(_Answer):
 
 
 class RenderedRow(_Answer):
-    """An item as every signal sees it."""
+    """An item as every signal reads it."""
 
     index: int
     id: str | None = None
@@ -198,3 +210,83 @@ class ModelsAnswer(_Answer):
 
     object: Literal["list"] = "list"
     data: list[ModelInfo]
+
+
+# The endpoints leave out what was never set, so the functions below set a field only where it has a meaning.
+
+
+def compute_score(blend: Blend, result: ItemScore | AssayError, moments: Mapping[str, Moments]) -> float | AssayError:
+    """Return the blended score of an item, or the error for which it has none."""
+    if isinstance(result, AssayError):
+        return result
+    try:
+        return blended(blend, result.logits, moments)
+    except AssayError as error:  # a weighted sum can overflow although every logit is finite
+        return error
+
+
+def build_scored_row(
+    registry: Registry, blend: Blend, result: ItemScore | AssayError, *, index: int, item_id: str | None
+) -> ScoredRow | FailedRow:
+    """Build the row of one item: its score and the values of its signals, or its error."""
+    score = compute_score(blend, result, registry.moments)
+    if isinstance(score, AssayError) or isinstance(result, AssayError):  # the second only narrows the type
+        return build_failed_row(score, index=index, item_id=item_id)
+    values = {name: build_signal_value(registry.signals[name], result) for name in result.logits}
+    return ScoredRow(index=index, score=score, signals=values, **build_id(item_id))
+
+
+def build_failed_row(error: float | AssayError, *, index: int, item_id: str | None) -> FailedRow:
+    """Build the row of an item that has an error in place of its score."""
+    assert isinstance(error, AssayError)
+    detail = ErrorDetail(code=error.code, message=error.message, param=error.param, retryable=error.retryable)
+    return FailedRow(index=index, error=detail, **build_id(item_id))
+
+
+def build_id(item_id: str | None) -> dict[str, str]:
+    """Return the field `id` of a row: the id that the client sent, or no field at all."""
+    return {} if item_id is None else {"id": item_id}
+
+
+def build_signal_value(signal: Signal, score: ItemScore) -> SignalValue:
+    """Build one signal's part of a row; only absolute signals have a probability (scoring-traps 11)."""
+    rendered, logit = score.rendered[signal.name], score.logits[signal.name]
+    fields: dict[str, float | int] = {
+        "logit": logit,
+        "prompt_tokens": rendered.boundary,
+        "completion_tokens": rendered.completion_tokens,
+        "truncated_tokens": rendered.truncated_tokens,
+        "dropped_tokens": rendered.dropped_tokens,
+        "control_tokens_as_text": rendered.control_tokens_as_text,
+    }
+    if signal.kind == "absolute":
+        fields["prob"] = probability(logit)  # of a preference signal only the sigmoid of a margin is a probability
+    return SignalValue.model_validate(fields)
+
+
+def build_rendered_signal(signal: Signal, rendered: Rendered) -> RenderedSignal:
+    """Build the text and token ids that one signal scores, with the tokens that its head reads."""
+    span, rules = rendered.sequence.score, signal.renderer.rules
+    types = {} if rules.token_types is None else {"token_types": rendered.sequence.types}
+    return RenderedSignal(
+        text=rendered.text,
+        ids=list(rendered.sequence.ids),
+        boundary=rendered.boundary,
+        score_position=ScorePositionInfo(policy=rules.score_position, start=span.start, end=span.end),
+        truncated_tokens=rendered.truncated_tokens,
+        dropped_tokens=rendered.dropped_tokens,
+        dropped=[DroppedText(message=p.slot.index, field=p.slot.field, text=p.text) for p in rendered.dropped],
+        control_tokens_as_text=rendered.control_tokens_as_text,
+        **types,
+    )
+
+
+def build_provenance(registry: Registry, signals: Iterable[str], blend: Blend | None) -> ProvenanceInfo:
+    """Build the provenance of an answer; without a blend the fingerprint covers all served signals."""
+    fields: dict[str, object] = {
+        "signals": {name: asdict(registry.signals[name].provenance) for name in signals},
+        "fingerprint": registry.fingerprint(blend),
+    }
+    if blend is not None:
+        fields["blend"] = asdict(blend)
+    return ProvenanceInfo.model_validate(fields)

@@ -1,4 +1,4 @@
-"""The FastAPI application: routes, error handlers, probes, start and stop."""
+"""Build the FastAPI application: routes, error handlers, probes, start and stop."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ from assay_service.scoring.item import PROBE
 from assay_service.settings import Settings
 from assay_service.validation import explain, key_of
 
-# /ready trusts a forward this recent, and otherwise runs one within the time limit.
+# /ready trusts a forward pass that is at most this old. Otherwise it runs one, within the time limit.
 RECENT_FORWARD_S = 30.0
 PROBE_TIMEOUT_S = 10.0
 
@@ -50,13 +50,14 @@ def create_app(
     `create_app(read_settings(EMBEDDED))` serves the embedded models.
 
     Args:
-        settings: what to serve.
-        resolved: its signals, where they were resolved already.
-        on_failure: is called once when a device has failed; only a new process can serve again.
+        settings: the signals, blends and limits to serve.
+        resolved: the resolved signals of `settings`; None resolves them first.
+        on_failure: callback, called once when a device has failed; only a new process can serve again then.
 
     Raises:
         StartError: the configuration or a checkpoint is wrong.
     """
+    # The command resolves signals before torch is imported, so that a wrong configuration is reported at once.
     registry = loader.load(settings) if resolved is None else loader.load_resolved(settings, resolved)
     metrics = Metrics()
     metrics.build.info(
@@ -82,7 +83,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
-        # Jobs that wait are finished first; joining the worker must not block the event loop that answers them.
+        # `stop` finishes the waiting jobs first. Joining the worker must not block the event loop that answers them.
         await asyncio.to_thread(engine.stop)
         scorer.close()
 
@@ -92,65 +93,76 @@ def create_app(
     app.add_api_route("/health", health, methods=["GET"], responses=schemas.ERROR_RESPONSES)
     app.add_api_route("/ready", ready, methods=["GET"], responses=schemas.ERROR_RESPONSES)
     app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(AssayError, _on_assay)
-    app.add_exception_handler(BodyTooLarge, _on_too_large)
-    app.add_exception_handler(Exception, _on_crash)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(AssayError, _answer_assay_error)
+    app.add_exception_handler(BodyTooLarge, _answer_too_large)
+    app.add_exception_handler(Exception, _answer_crash)
     return app
 
 
 async def health(request: Request) -> dict[str, str]:
-    """Whether the process can still work: its worker runs."""
+    """Report that the process can still score, or 503 where only a restart helps.
+
+    Raises:
+        NotReady: the worker has ended, or its device has failed.
+    """
     if not request.app.state.scorer.engine.alive:
-        raise NotReady("the worker has ended or its device has failed")
+        raise NotReady("the worker has ended or its device has failed; restart the service")
     return {"status": "ok"}
 
 
 async def ready(request: Request) -> dict[str, Any]:
-    """Whether requests should be sent here: a real forward succeeded recently, or does now."""
+    """Report that requests can be sent here: a real forward pass succeeded recently, or succeeds now.
+
+    Raises:
+        NotReady: the service is shutting down, or a forward pass failed or took too long.
+    """
     scorer: Scorer = request.app.state.scorer
     if scorer.engine.stopping or scorer.engine.failed:
         raise NotReady("the service is shutting down")
-    stale = [name for name in scorer.registry.signals if scorer.engine.since_success_s(name) > RECENT_FORWARD_S]
+    stale = [name for name in scorer.registry.signals if scorer.engine.get_age_of_success_s(name) > RECENT_FORWARD_S]
     if stale:
         try:
+            # Fresh: a cached logit would say nothing about the device.
             results = await asyncio.wait_for(scorer.score([PROBE], stale, fresh=True), PROBE_TIMEOUT_S)
-        except (TimeoutError, Overloaded):
-            raise NotReady(f"no forward of {', '.join(stale)} finished within {PROBE_TIMEOUT_S:.0f} s") from None
+        except (TimeoutError, Overloaded):  # either way the worker does not get through the queue
+            raise NotReady(f"no forward pass of {', '.join(stale)} finished within {PROBE_TIMEOUT_S:.0f} s") from None
         if isinstance(results[0], AssayError):
-            raise NotReady(f"the last forward failed: {results[0].code}")
+            raise NotReady(f"the last forward pass failed: {results[0].code}")
     return {"status": "ready"}
 
 
-def _error(
+def _build_error(
     request: Request, status: int, *, code: str, message: str, param: str | None, retryable: bool
 ) -> JSONResponse:
     detail = schemas.RequestError(
         code=code, message=message, param=param, request_id=request.state.request_id, retryable=retryable
     )
-    # Also here, because the answer to a crash is sent outside the guard.
+    # The guard sets this header too, but the answer to a crash is sent outside the guard.
     headers = {HEADER: request.state.request_id}
     return JSONResponse(schemas.ErrorBody(error=detail).model_dump(), status_code=status, headers=headers)
 
 
-async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
-    """A schema fault: names the field and the rule, and never echoes the input."""
+async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
+    """Answer a body that breaks the schema: name the field and the rule, and never echo the input."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    param = _param(first["loc"])
+    first = error.errors()[0]  # the error body has only one `param`
+    param = _format_param(first["loc"])
     message = explain(first)
     if first["type"] == "json_invalid":
         message = TWICE if first["ctx"]["error"] == TWICE else _NOT_JSON
-    if first["loc"] == ("body",) and not _says_json(request):
+    if first["loc"] == ("body",) and not _has_json_type(request):
         message = "the body was not read as JSON: send the header `content-type: application/json`"
-    return _error(request, 422, code="invalid_request", message=message, param=param, retryable=False)
+    return _build_error(request, 422, code="invalid_request", message=message, param=param, retryable=False)
 
 
-async def _on_assay(request: Request, error: Exception) -> JSONResponse:
+async def _answer_assay_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer an error that Assay raised on purpose, with the status of its code."""
     assert isinstance(error, AssayError)
+    # Content errors get here only from /v1/compare, which has no errors of single items.
     status = schemas.CONTENT_STATUS if isinstance(error, ContentError) else schemas.STATUS[error.code]
-    response = _error(
+    response = _build_error(
         request, status, code=error.code, message=error.message, param=error.param, retryable=error.retryable
     )
     if isinstance(error, Overloaded):
@@ -158,35 +170,44 @@ async def _on_assay(request: Request, error: Exception) -> JSONResponse:
     return response
 
 
-async def _on_http(request: Request, error: Exception) -> JSONResponse:
-    """Starlette's own errors (404, 405, a body that is not UTF-8) in our shape."""
+async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer Starlette's own errors (404, 405, a body that is not UTF-8) in the form of Assay's."""
     assert isinstance(error, HTTPException)
-    if error.status_code == 400:  # FastAPI's for bodies that are not UTF-8, too deep, or hold absurd numbers
-        return _error(request, 422, code="invalid_request", message=_NOT_JSON, param=None, retryable=False)
+    if error.status_code == 400:  # FastAPI's status for bodies that are not UTF-8, too deep, or hold huge numbers
+        return _build_error(request, 422, code="invalid_request", message=_NOT_JSON, param=None, retryable=False)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
-    return _error(request, error.status_code, code=code, message=str(error.detail), param=None, retryable=False)
+    return _build_error(request, error.status_code, code=code, message=str(error.detail), param=None, retryable=False)
 
 
-async def _on_too_large(request: Request, error: Exception) -> JSONResponse:
+async def _answer_too_large(request: Request, error: Exception) -> JSONResponse:
+    """Answer a body that the guard stopped reading."""
     most = request.app.state.settings.limits.max_body_bytes
-    return await _on_assay(request, ServingError(f"the body has more than {most} bytes", code="body_too_large"))
+    message = f"the body has more than {most} bytes (max_body_bytes); split the request into several"
+    return await _answer_assay_error(request, ServingError(message, code="body_too_large"))
 
 
-async def _on_crash(request: Request, error: Exception) -> JSONResponse:
-    """A bug of ours: details go to the log, never to the client."""
+async def _answer_crash(request: Request, error: Exception) -> JSONResponse:
+    """Answer an exception that no code expected: details go to the log, never to the client."""
     _log.exception("request %s failed", request.state.request_id, exc_info=error)
-    return _error(request, 500, code="internal", message="internal error", param=None, retryable=True)
+    return _build_error(
+        request,
+        500,
+        code="internal",
+        message="internal error; the service's log has the details",
+        param=None,
+        retryable=True,
+    )
 
 
-def _param(loc: tuple[Any, ...]) -> str | None:
-    """A pydantic location as a path: ("body", "items", 3, "prompt") is items[3].prompt.
+def _format_param(loc: tuple[Any, ...]) -> str | None:
+    """Format a pydantic location as a path: ("body", "items", 3, "prompt") is items[3].prompt.
 
-    Left out: union tags, and names that are not plain, which would be an echo of the input.
+    The path has neither union tags nor names with unusual characters, which would echo the input.
     """
     return key_of(loc[1:], lambda part: part not in schemas.UNION_TAGS and bool(_PLAIN.match(part))) or None
 
 
-def _says_json(request: Request) -> bool:
-    """Whether the request's `content-type` is JSON; curl's `-d` alone sends that of a form."""
+def _has_json_type(request: Request) -> bool:
+    """Return True if the request's `content-type` is JSON; curl's `-d` alone sends the type of a form."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))

@@ -11,10 +11,13 @@ TWICE = "an object in the body has a key twice, and one of its values would be l
 
 
 class UniqueKeysRoute(APIRoute):
-    """A route whose body Python's own reader does not read, because that keeps the last of two values silently."""
+    """A route that refuses a body in which a key occurs twice.
+
+    Python's JSON reader would silently keep the last of the two values.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """As APIRoute's, with another reader of the body."""
+        """Return the handler of `APIRoute`, which reads the body by `_UniqueKeys`."""
         handle = super().get_route_handler()
 
         async def handle_unique(request: Request) -> Response:
@@ -24,17 +27,20 @@ class UniqueKeysRoute(APIRoute):
 
 
 class _UniqueKeys(Request):
+    """A request whose `json` refuses repeated keys."""
+
     async def json(self) -> Any:  # noqa: ANN401 - as in the base class
         """Return the body; FastAPI answers a JSONDecodeError with 422.
 
         Raises:
-            json.JSONDecodeError: it is no JSON, or an object in it has a key twice.
+            json.JSONDecodeError: the body is not JSON, or an object in it has a key twice.
         """
-        return json.loads(await self.body(), object_pairs_hook=_once)
+        return json.loads(await self.body(), object_pairs_hook=_build_object)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        # FastAPI answers this exception with 422, and any other one with 400.
         raise json.JSONDecodeError(TWICE, "", 0)
-    return found
+    return keys

@@ -1,4 +1,7 @@
-"""Around every request: its id, the cap on its body, its count and time. Pure ASGI: holds for chunked bodies too."""
+"""Surround every request: assign its id, limit its body, count and time it, and log it.
+
+The guard is plain ASGI middleware, so the limit holds for chunked bodies too, which declare no length.
+"""
 
 import asyncio
 import logging
@@ -12,18 +15,20 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from assay_service.errors import ClientGone
-from assay_service.logs import ACCESS, Limited
+from assay_service.logs import ACCESS, LimitedWarnings
 from assay_service.metrics import Metrics
-from assay_service.request_id import HEADER, request_id
+from assay_service.request_id import HEADER, choose_request_id
 
 T = TypeVar("T")
 
-
-# What people who run the service should hear of, and what to do about it.
+# Statuses that the log warns of, and what an operator can do about them.
 _WARNINGS = {
-    429: "requests are refused, because the queue is full: fewer at once, more replicas, or a larger max_queue_tokens",
-    499: "clients close their connections before the answer: longer timeouts or smaller requests on their side",
-    500: "requests fail",
+    429: (
+        "requests are refused, because the queue is full: send fewer at once, add replicas, or raise "
+        "limits.max_queue_tokens"
+    ),
+    499: "clients close their connections before the answer: give them longer timeouts, or send smaller requests",
+    500: "requests fail; earlier lines of this log may say why",
     503: "requests are refused, because the service is not ready",
 }
 
@@ -31,41 +36,45 @@ _access = logging.getLogger(ACCESS)
 
 
 class BodyTooLarge(HTTPException):
-    """The body has more bytes than the service takes."""
+    """The body has more bytes than `limits.max_body_bytes`.
+
+    It is an HTTPException, because FastAPI turns every other error while it reads a body into a 400.
+    """
 
     def __init__(self) -> None:
         super().__init__(413)
 
 
 class Guard:
-    """Gives every request an id, echoes it, stops reading a body that is too large, measures, and logs.
+    """Middleware that gives every request an id and echoes it, limits the body, measures, and logs.
 
     Args:
-        app: the application behind it.
-        max_body_bytes: of a request.
-        metrics: is told of every request, by route template, so that unknown paths do not make new labels.
+        app: the application behind the guard.
+        max_body_bytes: most bytes of a request's body; reading stops beyond them.
+        metrics: the counters of requests, labelled by route template, so that unknown paths do not make new labels.
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
-        self._limited = Limited()
+        self._warnings = LimitedWarnings()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on."""
+        """Pass the request on, with its id in `scope["state"]["request_id"]` and in the answer's header."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answered = request_id(_sent_id(scope))
-        scope.setdefault("state", {})["request_id"] = answered
+        request_id = choose_request_id(_read_sent_id(scope))
+        scope.setdefault("state", {})["request_id"] = request_id  # `request.state` of the handlers
         started_s = time.monotonic()
         received = 0
-        status = 500  # of an exception that nothing handled
+        status = 500  # stays where no answer starts, because nothing handled an exception
 
         async def counted_receive() -> Message:
             nonlocal received
             message = await receive()
+            # Bytes are counted as they arrive: a chunked body has no content-length, and a client may send a wrong one.
             received += len(message.get("body", b""))
             if received > self._max_body_bytes:
                 raise BodyTooLarge
@@ -75,7 +84,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = answered
+                MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 
         try:
@@ -84,7 +93,8 @@ class Guard:
             self._record(scope, status, time.monotonic() - started_s)
 
     def _record(self, scope: Scope, status: int, duration_s: float) -> None:
-        """Count and log a request; of its content only how many items it asked for."""
+        """Count and log a request; the only part of its content that is logged is the number of items."""
+        # The router sets `route` when a path matches; all other paths share one label.
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.request_s.labels(route).observe(duration_s)
@@ -94,35 +104,35 @@ class Guard:
             fields["items"] = scope["state"]["items"]
         _access.info("request", extra={"fields": fields})
         if status in _WARNINGS:
-            self._limited.warning(str(status), _WARNINGS[status], **fields)
+            self._warnings.warn(str(status), _WARNINGS[status], **fields)
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away; Starlette itself would let it run.
+async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`, and cancel it when the client goes away; Starlette itself would let it run.
 
-    Call it once the body has been read: from then on, all that can still arrive is the disconnect.
+    Call it only after the body has been read: from then on, the only message that can still arrive is the disconnect.
 
     Raises:
-        ClientGone: the client went away first.
+        ClientGone: the client closed its connection before `work` ended.
     """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientGone("the client closed its connection")
         return working.result()
-    finally:
+    finally:  # cancelling a task that has ended does nothing
         working.cancel()
         leaving.cancel()
 
 
-async def _disconnect(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _sent_id(scope: Scope) -> str | None:
-    """Return the value of the header with the request's id; None where there is none or it is not text."""
+def _read_sent_id(scope: Scope) -> str | None:
+    """Return the id in the request's header; None where the header is missing or not ASCII."""
     for name, value in scope["headers"]:
         if name == HEADER.encode() and value.isascii():
             return str(value.decode())

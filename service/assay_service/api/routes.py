@@ -1,4 +1,7 @@
-"""One function per endpoint. All state is in `request.app.state`: `scorer`, `metrics`, `settings`."""
+"""Answer each endpoint by one function.
+
+All state is in `request.app.state`: `scorer`, `metrics` and `settings`.
+"""
 
 import copy
 import time
@@ -12,8 +15,8 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from assay_service.api import answers, schemas
 from assay_service.api.body import UniqueKeysRoute
-from assay_service.api.guard import while_connected
-from assay_service.api.messages import items_of, items_of_prompt
+from assay_service.api.guard import run_while_connected
+from assay_service.api.messages import build_completion_items, build_items
 from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.errors import AssayError, ServingError
 from assay_service.scoring.blend import probability, ranked
@@ -23,50 +26,48 @@ API_VERSION = "1"
 router = APIRouter(responses=schemas.ERROR_RESPONSES, route_class=UniqueKeysRoute)
 
 
-def _scorer(request: Request) -> Scorer:
+def _get_scorer(request: Request) -> Scorer:
     scorer: Scorer = request.app.state.scorer
     return scorer
 
 
-Scoring = Annotated[Scorer, Depends(_scorer)]
+Scoring = Annotated[Scorer, Depends(_get_scorer)]
 
 
 @router.post("/v1/score", response_model=answers.ScoreAnswer, response_model_exclude_unset=True)
 async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -> answers.ScoreAnswer:
-    """Scores items; an item that cannot be scored has an error in its place."""
+    """Score items; an item that cannot be scored has an error in its place."""
     _check_count(request, len(body.items), "items")
-    blend = scorer.registry.blend(body.model, body.weights)
-    items = items_of(body.items)
-    scores = await while_connected(request, scorer.score(items, list(blend.weights), body.truncation))
-    rows: list[answers.ScoredRow | answers.FailedRow] = []
-    for index, (item, result) in enumerate(zip(body.items, scores, strict=True)):
-        total = scorer.blended(blend, result)
-        if isinstance(total, AssayError) or isinstance(result, AssayError):
-            rows.append(_failed(index, item.id, total))
-        else:
-            signals = {name: scorer.value(name, result) for name in result.logits}
-            rows.append(answers.ScoredRow(index=index, score=total, signals=signals, **_id(item.id)))
+    registry = scorer.registry
+    blend = registry.blend(body.model, body.weights)
+    items = build_items(body.items)
+    results = await run_while_connected(request, scorer.score(items, list(blend.weights), body.truncation))
     return answers.ScoreAnswer(
         id=f"score-{uuid.uuid4().hex}",
         object="list",
         created=int(time.time()),
         model=blend.name,
-        data=rows,
-        provenance=scorer.provenance(blend.weights, blend),
+        data=[
+            answers.build_scored_row(registry, blend, result, index=index, item_id=item.id)
+            for index, (item, result) in enumerate(zip(body.items, results, strict=True))
+        ],
+        provenance=answers.build_provenance(registry, blend.weights, blend),
     )
 
 
 @router.post("/v1/rank", response_model=answers.RankAnswer, response_model_exclude_unset=True)
 async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> answers.RankAnswer:
-    """Ranks the completions of one prompt; margins are those of the whole ranking, also where `top_n` cuts it."""
+    """Rank the completions of one prompt; margins are those of the whole ranking, also where `top_n` cuts it."""
     _check_count(request, len(body.completions), "completions")
-    blend = scorer.registry.blend(body.model, body.weights)
+    registry = scorer.registry
+    blend = registry.blend(body.model, body.weights)
+    # Errors of the prompt name the field in which the client sent it.
     prompt, field = (body.messages or [], "messages") if body.prompt is None else (body.prompt, "prompt")
     entries = [schemas.RankCompletion(completion=c) if isinstance(c, str) else c for c in body.completions]
-    items = items_of_prompt(prompt, entries, field)
-    scores = await while_connected(request, scorer.score(items, list(blend.weights)))
-    totals = [scorer.blended(blend, result) for result in scores]
-    places = ranked({i: total for i, total in enumerate(totals) if not isinstance(total, AssayError)})
+    items = build_completion_items(prompt, entries, field)
+    results = await run_while_connected(request, scorer.score(items, list(blend.weights)))
+    scores = [answers.compute_score(blend, result, registry.moments) for result in results]
+    places = ranked({index: score for index, score in enumerate(scores) if not isinstance(score, AssayError)})
     return answers.RankAnswer(
         id=f"rank-{uuid.uuid4().hex}",
         object="rank",
@@ -75,15 +76,22 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
         results=[
             answers.RankedRow(
                 index=place.index,
-                score=_number(totals[place.index]),
-                signals={n: scorer.value(n, _scored(scores[place.index])) for n in blend.weights},
+                score=_require_score(scores[place.index]),
+                signals={
+                    name: answers.build_signal_value(registry.signals[name], _require_logits(results[place.index]))
+                    for name in blend.weights
+                },
                 margin=place.margin,
-                **_id(entries[place.index].id),
+                **answers.build_id(entries[place.index].id),
             )
-            for place in places[: body.top_n]
+            for place in places[: body.top_n]  # cut last, so that margins are those of the whole ranking
         ],
-        errors=[_failed(i, entries[i].id, total) for i, total in enumerate(totals) if isinstance(total, AssayError)],
-        provenance=scorer.provenance(blend.weights, blend),
+        errors=[
+            answers.build_failed_row(score, index=index, item_id=entries[index].id)
+            for index, score in enumerate(scores)
+            if isinstance(score, AssayError)
+        ],
+        provenance=answers.build_provenance(registry, blend.weights, blend),
     )
 
 
@@ -94,56 +102,60 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
     blend = None if body.model is None else registry.blend(body.model, None)
     names = list(registry.signals if blend is None else blend.weights)
     sides = [schemas.RankCompletion(completion=text) for text in (body.a, body.b)]
-    items = items_of_prompt(body.prompt, sides, "prompt")
-    results = await while_connected(request, scorer.score(items, names))
+    items = build_completion_items(body.prompt, sides, "prompt")
+    results = await run_while_connected(request, scorer.score(items, names))
     for param, result in zip(("a", "b"), results, strict=True):
         if isinstance(result, AssayError):
-            error = copy.copy(result)  # other requests may hold the same one
+            error = copy.copy(result)  # other requests may hold the same error
             error.param = error.param if error.code == "invalid_message" else param
             raise error
-    a, b = (_scored(result) for result in results)
+    a, b = (_require_logits(result) for result in results)
     signals = {}
     for name in names:
-        margin = a.logits[name] - b.logits[name]
-        chance = {"prob_a": probability(margin)} if registry.signals[name].kind == "preference" else {}
+        signal, margin = registry.signals[name], a.logits[name] - b.logits[name]
+        # The margin of two absolute logits is not a Bradley-Terry logit.
+        chance = {"prob_a": probability(margin)} if signal.kind == "preference" else {}
         signals[name] = answers.ComparedSignal(
-            margin=margin, a=scorer.value(name, a), b=scorer.value(name, b), **chance
+            margin=margin, a=answers.build_signal_value(signal, a), b=answers.build_signal_value(signal, b), **chance
         )
+    # A request that names a blend gets only its margin; one that names a signal gets none.
+    margins = {
+        name: _require_score(answers.compute_score(rule, a, registry.moments))
+        - _require_score(answers.compute_score(rule, b, registry.moments))
+        for name, rule in registry.blends.items()
+        if body.model in (None, name)
+    }
     return answers.CompareAnswer(
         id=f"compare-{uuid.uuid4().hex}",
         object="comparison",
         created=int(time.time()),
         signals=signals,
-        blends={
-            name: answers.ComparedBlend(margin=_number(scorer.blended(rule, a)) - _number(scorer.blended(rule, b)))
-            for name, rule in registry.blends.items()
-            if body.model in (None, name)
-        },
-        provenance=scorer.provenance(names, blend),
+        blends={name: answers.ComparedBlend(margin=margin) for name, margin in margins.items()},
+        provenance=answers.build_provenance(registry, names, blend),
     )
 
 
 @router.post("/v1/render", response_model=answers.RenderAnswer, response_model_exclude_unset=True)
 async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring) -> answers.RenderAnswer:
-    """Show what exactly every signal would score, or those of one signal or blend."""
+    """Return the exact text and token ids that every signal would score, or those of one signal or blend."""
     _check_count(request, len(body.items), "items")
     registry = scorer.registry
     signals = list(registry.signals if body.model is None else registry.blend(body.model, None).weights)
     rows: list[answers.RenderedRow | answers.FailedRow] = []
-    items = items_of(body.items)
-    rendered = await while_connected(request, scorer.render(items, signals, body.truncation))
-    for index, (item, result) in enumerate(zip(body.items, rendered, strict=True)):
+    items = build_items(body.items)
+    results = await run_while_connected(request, scorer.render(items, signals, body.truncation))
+    for index, (item, result) in enumerate(zip(body.items, results, strict=True)):
         if isinstance(result, AssayError):
-            rows.append(_failed(index, item.id, result))
+            rows.append(answers.build_failed_row(result, index=index, item_id=item.id))
             continue
-        shown = {name: scorer.shown(name, rendering) for name, rendering in result.items()}
-        rows.append(answers.RenderedRow(index=index, signals=shown, **_id(item.id)))
+        rendered = {name: answers.build_rendered_signal(registry.signals[name], r) for name, r in result.items()}
+        rows.append(answers.RenderedRow(index=index, signals=rendered, **answers.build_id(item.id)))
     return answers.RenderAnswer(object="list", data=rows)
 
 
 @router.get("/v1/models", response_model=answers.ModelsAnswer, response_model_exclude_unset=True)
 async def models(scorer: Scoring) -> answers.ModelsAnswer:
-    """Lists the names that requests may use."""
+    """List the names that requests may use as `model`."""
     registry = scorer.registry
     signals = [
         answers.ModelInfo(id=name, object="model", kind=signal.kind, default=name == registry.default)
@@ -165,7 +177,7 @@ async def models(scorer: Scoring) -> answers.ModelsAnswer:
 
 @router.get("/info")
 async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
-    """Versions, limits and numerics, and how every signal renders and reads."""
+    """Return versions, limits and numerics, and how every signal renders and reads its items."""
     registry = scorer.registry
     return {
         "api_version": API_VERSION,
@@ -203,34 +215,28 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Prometheus metrics."""
-    return Response(request.app.state.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    """Return the metrics in the text format of Prometheus."""
+    return Response(request.app.state.metrics.format_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _check_count(request: Request, count: int, param: str) -> None:
-    request.state.items = count  # for the log
+    request.state.items = count  # the access log prints it
     most = request.app.state.settings.limits.max_items
     if count > most:
-        raise ServingError(f"{count} {param}, at most {most} in one request", code="too_many_items", param=param)
+        raise ServingError(
+            f"the request has {count} {param}; the limit is {most} (max_items): split it into several requests",
+            code="too_many_items",
+            param=param,
+        )
 
 
-def _failed(index: int, item_id: str | None, error: object) -> answers.FailedRow:
-    assert isinstance(error, AssayError)
-    detail = answers.ErrorDetail(code=error.code, message=error.message, param=error.param, retryable=error.retryable)
-    return answers.FailedRow(index=index, error=detail, **_id(item_id))
+def _require_score(score: float | AssayError) -> float:
+    if isinstance(score, AssayError):
+        raise score
+    return score
 
 
-def _id(item_id: str | None) -> dict[str, str]:
-    """An id is echoed where one was sent, and absent where none was."""
-    return {} if item_id is None else {"id": item_id}
-
-
-def _number(total: float | AssayError) -> float:
-    if isinstance(total, AssayError):
-        raise total
-    return total
-
-
-def _scored(result: ItemScore | AssayError) -> ItemScore:
+def _require_logits(result: ItemScore | AssayError) -> ItemScore:
+    # Callers have put errors aside already; the assertion only narrows the type.
     assert not isinstance(result, AssayError)
     return result

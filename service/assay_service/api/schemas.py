@@ -1,6 +1,6 @@
-"""The wire, inward: requests, the error body, and the one table from error codes to HTTP statuses.
+"""Define requests, the error body, and the one table from error codes to HTTP statuses.
 
-Requests are strict and refuse unknown fields (scoring-traps 10); no float may be NaN or infinite.
+Requests are strict and refuse unknown fields (scoring-traps 10). No float may be NaN or infinite.
 """
 
 from collections.abc import Mapping
@@ -23,19 +23,19 @@ STATUS: Mapping[str, int] = {
     "not_finite": 500,
     "internal": 500,
 }
-CONTENT_STATUS = 422  # a content error, where an endpoint has no per-item place for it
+CONTENT_STATUS = 422  # a content error of an endpoint whose answer has no place for errors of single items
 
 
-def _valid_unicode(text: str) -> str:
-    """JSON can carry half of a surrogate pair, which no tokenizer can encode."""
+def _check_unicode(text: str) -> str:
+    """Return `text` if a tokenizer can encode it; JSON can carry half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("not valid Unicode: it holds a lone surrogate") from None
+        raise ValueError("must be valid Unicode; it holds a lone surrogate") from None
     return text
 
 
-Text = Annotated[str, AfterValidator(_valid_unicode)]
+Text = Annotated[str, AfterValidator(_check_unicode)]
 Weights = Annotated[dict[Name, Weight], Field(min_length=1)]
 
 
@@ -44,9 +44,9 @@ class _Request(BaseModel):
 
 
 class ChatMessage(_Request):
-    """One turn; which roles and further fields exist is the template's to say.
+    """One message of a conversation; the template decides which roles and further fields exist.
 
-    `content` is a text, null, or a list with one text part. What is wrong in it is the item's error.
+    `content` is a text, null, or a list with one text part. Any other content becomes an error of its item.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -55,23 +55,23 @@ class ChatMessage(_Request):
     content: str | list[Any] | dict[str, Any] | int | float | bool | None
 
 
-# Which of a union's forms is meant is decided by its JSON type, so that an error names one form's field. The tags
-# stand in pydantic's error locations and are taken out of ours; no field has such a name.
+# The JSON type decides which form of a union is meant, so that an error names a field of that form only. The tags
+# stand in pydantic's error locations and are removed from ours; no field has such a name.
 UNION_TAGS = frozenset({"<text>", "<structured>"})
 
 
-def _form(value: object) -> str:
+def _get_form(value: object) -> str:
     return "<text>" if isinstance(value, str) else "<structured>"
 
 
 Prompt = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[list[ChatMessage], Field(fail_fast=True), Tag("<structured>")],
-    Discriminator(_form),
+    Discriminator(_get_form),
 ]
 
 
 class ScoreItem(_Request):
-    """Exactly one of `prompt` with `completion`, or `messages` whose last one is the assistant's."""
+    """An item: either `prompt` and `completion`, or `messages`, the last of which is the assistant's."""
 
     prompt: Prompt | None = None
     completion: Text | None = None
@@ -80,29 +80,31 @@ class ScoreItem(_Request):
     id: Annotated[Text, Field(max_length=256)] | None = None
 
     @model_validator(mode="after")
-    def _one_form(self) -> "ScoreItem":
+    def _one_get_form(self) -> "ScoreItem":
         pair = (self.prompt is not None) + (self.completion is not None)
         if (self.messages is None and pair != 2) or (self.messages is not None and pair):
-            raise ValueError("give exactly one of: prompt and completion, or messages")
+            raise ValueError("set either `prompt` and `completion`, or `messages`")
         if self.messages is not None and (not self.messages or self.messages[-1].role != "assistant"):
-            raise ValueError("the last of messages must be the assistant's")
+            raise ValueError("the last of `messages` must have the role `assistant`")
         return self
 
 
-class _Chooses(_Request):
+class _ChoosesBlend(_Request):
+    """A request that names a signal or blend, or gives weights of its own."""
+
     model: Name | None = None
     weights: Weights | None = None
 
     @model_validator(mode="after")
-    def _one_rule(self) -> "_Chooses":
+    def _one_rule(self) -> "_ChoosesBlend":
         if self.model is not None and self.weights is not None:
-            raise ValueError("give model or weights, not both")
+            raise ValueError("set `model` or `weights`, not both")
         if self.weights is not None and sum(self.weights.values()) <= 0:
             raise ValueError("at least one weight must be above zero")
         return self
 
 
-class ScoreRequest(_Chooses):
+class ScoreRequest(_ChoosesBlend):
     """Body of `POST /v1/score`."""
 
     truncation: Truncation = "error"
@@ -119,12 +121,12 @@ class RankCompletion(_Request):
 
 RankEntry = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[RankCompletion, Tag("<structured>")],
-    Discriminator(_form),
+    Discriminator(_get_form),
 ]
 
 
-class RankRequest(_Chooses):
-    """Body of `POST /v1/rank`: a prompt, as text or messages, and its completions."""
+class RankRequest(_ChoosesBlend):
+    """Body of `POST /v1/rank`: a prompt, as a text or as messages, and its completions."""
 
     prompt: Prompt | None = None
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)] | None = None
@@ -134,12 +136,12 @@ class RankRequest(_Chooses):
     @model_validator(mode="after")
     def _one_prompt(self) -> "RankRequest":
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give exactly one of: prompt, or messages")
+            raise ValueError("set exactly one of `prompt` and `messages`")
         return self
 
 
 class CompareRequest(_Request):
-    """Body of `POST /v1/compare`; without `model` every signal and blend compares."""
+    """Body of `POST /v1/compare`; without `model`, every signal and every blend compares `a` and `b`."""
 
     model: Name | None = None
     prompt: Prompt
@@ -148,7 +150,7 @@ class CompareRequest(_Request):
 
 
 class RenderRequest(_Request):
-    """Body of `POST /v1/render`; without `model` every signal shows what it reads."""
+    """Body of `POST /v1/render`; without `model`, every signal renders the items."""
 
     model: Name | None = None
     truncation: Truncation = "error"
@@ -156,7 +158,7 @@ class RenderRequest(_Request):
 
 
 class RequestError(BaseModel):
-    """Why a request has no answer. Never holds any of its text."""
+    """The reason why a request has no answer; it never holds any text of the request."""
 
     code: str
     message: str
@@ -166,7 +168,7 @@ class RequestError(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Body of every answer that is not 2xx."""
+    """Body of every answer whose status is not 2xx."""
 
     error: RequestError
 

@@ -1,29 +1,27 @@
-"""From items to answers: render, submit, blend, gather errors. Shared by every endpoint that scores.
+"""Turn items into logits: render them, submit them to the engine, and gather results and errors.
 
-Rendering has a thread of its own, so that tokenising a large request does not hold up the event loop, and works in
-slices, so that it does not hold up a small request either.
+Every endpoint that scores uses this module. Rendering has a thread of its own, so that tokenizing a large request does
+not hold up the event loop. It works in slices, so that a large request does not hold up a small one either.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from assay_service.api import answers
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
 from assay_service.errors import AssayError, ContentError
 from assay_service.metrics import Metrics
-from assay_service.registry import Provenance, Registry
-from assay_service.scoring.blend import Blend, blended, probability
+from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Truncation
 from assay_service.scoring.render import Rendered
 
-# One turn of the render thread: whichever of items and characters is used up first.
+# One turn of the render thread ends at whichever limit is reached first: items, or characters.
 SLICE_ITEMS = 16
 SLICE_CHARS = 50_000
 
-# What a message counts besides its content and role.
+# Characters that a message counts for besides its content and role, because a template prints words around it.
 MESSAGE_CHARS = 16
 
 Renderings = dict[str, Rendered]
@@ -31,20 +29,20 @@ Renderings = dict[str, Rendered]
 
 @dataclass(frozen=True, slots=True)
 class ItemScore:
-    """The logits of one item and what they were read from, by signal."""
+    """The logits of one item, and the rendered texts that gave them, both by signal."""
 
     logits: dict[str, float]
     rendered: Renderings
 
 
 class Scorer:
-    """Scores items.
+    """Renders and scores the items of requests.
 
     Args:
-        registry: what is served.
-        engine: runs the models.
-        metrics: is told of every item.
-        max_item_chars: characters in one item; longer ones are not even tokenised.
+        registry: the served signals and blends.
+        engine: the engine that runs the models.
+        metrics: the counters and histograms that every result updates.
+        max_item_chars: most characters in one item; longer items are refused before they are tokenized.
     """
 
     def __init__(self, registry: Registry, engine: Engine, metrics: Metrics, max_item_chars: int) -> None:
@@ -52,10 +50,11 @@ class Scorer:
         self._max_item_chars = max_item_chars
         self.engine = engine
         self._metrics = metrics
+        # With one thread, the slices of several requests take turns in the order in which they were submitted.
         self._render_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="assay-render")
 
     def close(self) -> None:
-        """Ends the render thread."""
+        """End the render thread."""
         self._render_thread.shutdown(wait=False, cancel_futures=True)
 
     async def score(
@@ -66,13 +65,13 @@ class Scorer:
         *,
         fresh: bool = False,
     ) -> list[ItemScore | AssayError]:
-        """The logits of every item, or why it has none, in order.
+        """Return the logits of every item, or the error for which it has none, in the order of the items.
 
         Args:
-            items: what to score, or why it is not an item.
-            signals: by which signals.
-            truncation: of prompts that are too long.
-            fresh: run the models even for what is remembered.
+            items: items to score; an error in place of an item is returned as it is.
+            signals: names of the signals that score them.
+            truncation: policy for prompts that are too long.
+            fresh: True runs the models even for logits that are cached.
 
         Raises:
             ServingError: the whole request was refused.
@@ -81,15 +80,16 @@ class Scorer:
         renderings = [rendering for rendering in rendered if not isinstance(rendering, AssayError)]
         tasks = [Task(name, r.sequence) for by_signal in renderings for name, r in by_signal.items()]
         futures = self.engine.submit(tasks, fresh=fresh)
-        waiting = iter(futures)
+        waiting = iter(futures)  # in the order of `tasks`: by item, then by signal
         results: list[ItemScore | AssayError] = []
         try:
             for rendering in rendered:
                 if isinstance(rendering, AssayError):
                     results.append(rendering)
                 else:
-                    results.append(await _gathered({name: next(waiting) for name in rendering}, rendering))
+                    results.append(await _gather({name: next(waiting) for name in rendering}, rendering))
         except asyncio.CancelledError:
+            # The client is gone. The engine drops sequences whose futures are all cancelled.
             for future in futures:
                 future.cancel()
             raise
@@ -99,67 +99,18 @@ class Scorer:
     async def render(
         self, items: Sequence[Item | ContentError], signals: Sequence[str], truncation: Truncation
     ) -> list[Renderings | AssayError]:
-        """Every item as every signal sees it, or why that cannot be."""
+        """Return every item as each signal reads it, or the error for which it cannot be rendered.
+
+        Args:
+            items: items to render; an error in place of an item is returned as it is.
+            signals: names of the signals that read them.
+            truncation: policy for prompts that are too long.
+        """
         loop = asyncio.get_running_loop()
         rendered: list[Renderings | AssayError] = []
-        for part in _slices(items):
+        for part in _cut_slices(items):
             rendered += await loop.run_in_executor(self._render_thread, self._render_slice, part, signals, truncation)
         return rendered
-
-    def value(self, name: str, score: ItemScore) -> answers.SignalValue:
-        """One signal's part of an answer; only absolute signals have a probability (scoring-traps 11)."""
-        rendered = score.rendered[name]
-        fields: dict[str, float | int] = {
-            "logit": score.logits[name],
-            "prompt_tokens": rendered.boundary,
-            "completion_tokens": rendered.completion_tokens,
-            "truncated_tokens": rendered.truncated_tokens,
-            "dropped_tokens": rendered.dropped_tokens,
-            "control_tokens_as_text": rendered.control_tokens_as_text,
-        }
-        if self.registry.signals[name].kind == "absolute":
-            fields["prob"] = probability(score.logits[name])
-        return answers.SignalValue.model_validate(fields)
-
-    def shown(self, name: str, rendered: Rendered) -> answers.RenderedSignal:
-        """What exactly one signal scores."""
-        span = rendered.sequence.score
-        rules = self.registry.signals[name].renderer.rules
-        types = {} if rules.token_types is None else {"token_types": rendered.sequence.types}
-        return answers.RenderedSignal(
-            text=rendered.text,
-            ids=list(rendered.sequence.ids),
-            boundary=rendered.boundary,
-            score_position=answers.ScorePositionInfo(policy=rules.score_position, start=span.start, end=span.end),
-            truncated_tokens=rendered.truncated_tokens,
-            dropped_tokens=rendered.dropped_tokens,
-            dropped=[
-                answers.DroppedText(message=part.slot.index, field=part.slot.field, text=part.text)
-                for part in rendered.dropped
-            ],
-            control_tokens_as_text=rendered.control_tokens_as_text,
-            **types,
-        )
-
-    def blended(self, blend: Blend, score: ItemScore | AssayError) -> float | AssayError:
-        """The score of an item, or why it has none."""
-        if isinstance(score, AssayError):
-            return score
-        try:
-            return blended(blend, score.logits, self.registry.moments)
-        except AssayError as error:
-            return error
-
-    def provenance(self, signals: Iterable[str], blend: Blend | None) -> answers.ProvenanceInfo:
-        """Where the numbers of an answer come from."""
-        described: dict[str, Provenance] = {name: self.registry.signals[name].provenance for name in signals}
-        fields: dict[str, object] = {
-            "signals": {name: asdict(provenance) for name, provenance in described.items()},
-            "fingerprint": self.registry.fingerprint(blend),
-        }
-        if blend is not None:
-            fields["blend"] = asdict(blend)
-        return answers.ProvenanceInfo.model_validate(fields)
 
     def _render_slice(
         self, items: Sequence[Item | ContentError], signals: Sequence[str], truncation: Truncation
@@ -170,19 +121,23 @@ class Scorer:
                 if isinstance(item, ContentError):
                     raise item
                 self._check_size(item)
-                rendered.append(self._rendered(item, signals, truncation))
+                rendered.append(self._render_item(item, signals, truncation))
             except ContentError as error:
                 rendered.append(error)
         return rendered
 
-    def _rendered(self, item: Item, signals: Sequence[str], truncation: Truncation) -> Renderings:
+    def _render_item(self, item: Item, signals: Sequence[str], truncation: Truncation) -> Renderings:
+        # Signals with the same template and rules share a renderer, so their text is rendered once.
         renderers = {name: self.registry.signals[name].renderer for name in signals}
         once = {renderer: renderer.render(item, truncation) for renderer in dict.fromkeys(renderers.values())}
         return {name: once[renderer] for name, renderer in renderers.items()}
 
     def _check_size(self, item: Item) -> None:
-        if (chars := _chars(item)) > self._max_item_chars:
-            raise ContentError(f"{chars} characters, at most {self._max_item_chars} are read", code="too_long")
+        if (chars := _count_chars(item)) > self._max_item_chars:
+            raise ContentError(
+                f"the item has {chars} characters; the limit is {self._max_item_chars} (max_item_chars)",
+                code="too_long",
+            )
 
     def _count(self, results: Sequence[ItemScore | AssayError]) -> None:
         for result in results:
@@ -195,30 +150,30 @@ class Scorer:
                 self._metrics.logits.labels(name).observe(logit)
 
 
-def _chars(item: Item | ContentError) -> int:
-    """What rendering has to write at least: also a message without content takes a template's words."""
+def _count_chars(item: Item | ContentError) -> int:
+    """Return a lower bound on the characters of the rendered item; a message without content counts as well."""
     if isinstance(item, ContentError):
         return 0
     texts = (text for message in item.messages for _, text in message.texts())
     return sum(map(len, texts)) + sum(len(message.role) + MESSAGE_CHARS for message in item.messages)
 
 
-def _slices(items: Sequence[Item | ContentError]) -> Iterator[list[Item | ContentError]]:
-    """Cuts `items` into turns of the render thread; an item that is long by itself is a turn of its own."""
+def _cut_slices(items: Sequence[Item | ContentError]) -> Iterator[list[Item | ContentError]]:
+    """Cut `items` into turns of the render thread; an item that is long by itself has a turn of its own."""
     part: list[Item | ContentError] = []
     chars = 0
     for item in items:
-        if part and (len(part) == SLICE_ITEMS or chars + _chars(item) > SLICE_CHARS):
+        if part and (len(part) == SLICE_ITEMS or chars + _count_chars(item) > SLICE_CHARS):
             yield part
             part, chars = [], 0
         part.append(item)
-        chars += _chars(item)
+        chars += _count_chars(item)
     if part:
         yield part
 
 
-async def _gathered(futures: dict[str, "Future[float]"], rendered: Renderings) -> ItemScore | AssayError:
-    """The logits of one item; the first failure of any signal is the item's."""
+async def _gather(futures: dict[str, "Future[float]"], rendered: Renderings) -> ItemScore | AssayError:
+    """Wait for the logits of one item; the first failure of any signal becomes the item's error."""
     logits = {}
     failure: AssayError | None = None
     for name, future in futures.items():

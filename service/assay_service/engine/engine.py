@@ -1,9 +1,12 @@
-"""The bounded queue and the thread that runs the models.
+"""Run the models on one thread, behind a bounded queue.
 
-All forwards happen on one thread, because switching adapters changes a base's state. What was computed is remembered,
-and what is being computed is not computed twice. Faults: out of memory splits the batch once; a device that failed
-computes nothing more; anything else is repeated sequence by sequence, so that one bad sequence does not fail its
-neighbours; a logit that is not finite fails alone.
+All forward passes run on one thread, because switching adapters changes a base's state. Computed logits are cached, and
+a sequence that is being computed is not computed a second time. Faults are handled as follows:
+
+- Out of memory: the batch is split in two and tried again, once.
+- The device failed: nothing is computed any more.
+- Any other exception: the sequences run one by one, so that one bad sequence does not fail its neighbours.
+- A logit that is not finite: only that sequence fails.
 """
 
 import logging
@@ -19,7 +22,7 @@ import torch
 from assay_service.engine.cache import ResultCache
 from assay_service.engine.fault import Fault
 from assay_service.engine.job import Job, Task
-from assay_service.engine.plan import computed_tokens, due_times, next_batch
+from assay_service.engine.plan import choose_next_batch, compute_due_times, count_computed_tokens
 from assay_service.errors import AssayError, ForwardFailed, NotFinite, NotReady, Overloaded
 from assay_service.metrics import Metrics
 from assay_service.scoring.model import RewardModel
@@ -30,17 +33,18 @@ _log = logging.getLogger("assay")
 
 
 class Engine:
-    """Scores sequences in batches made of whatever is waiting.
+    """A queue and a worker thread that score sequences in batches of whatever is waiting.
 
     Args:
-        models: the model that holds each signal.
-        identities: all that decides a logit besides its sequence, for signals whose invariance is proved; the others
-            are neither cached nor computed once for two requests.
-        max_batch_tokens: tokens computed in one forward.
-        max_queue_tokens: tokens waiting before requests are refused.
-        cache_bytes: of remembered logits; 0 also computes what two requests ask for twice.
-        metrics: is told of every batch.
-        on_failure: is called once, on the worker's thread, when the device has failed.
+        models: models by name of the signal.
+        identities: fingerprints of everything that decides a logit besides its sequence, by name of the signal. A
+            signal without one, whose invariance was not shown, is neither cached nor shared between requests.
+        max_batch_tokens: most tokens that one forward pass computes.
+        max_queue_tokens: number of waiting tokens beyond which requests are refused.
+        cache_bytes: size of the cache of logits. 0 turns off the cache, and also the sharing of a sequence that two
+            requests wait for at the same time.
+        metrics: the counters and histograms that every batch updates.
+        on_failure: callback, called once on the worker's thread when the device has failed.
     """
 
     def __init__(
@@ -62,9 +66,9 @@ class Engine:
         self._metrics = metrics
         self._on_failure = on_failure
         self._queue: list[Job] = []
-        self._known: dict[bytes, Job] = {}  # waiting or running
+        self._unfinished: dict[bytes, Job] = {}  # waiting or running
         self._queued_tokens = 0
-        self._clock = 0  # tokens served so far, in which `plan` counts what is due
+        self._clock = 0  # number of tokens served so far: the clock of `plan`
         self._changed = threading.Condition()
         self._stopping = False
         self._failed = False
@@ -72,11 +76,11 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="assay-engine", daemon=True)
 
     def start(self) -> None:
-        """Starts the worker."""
+        """Start the worker."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuses new jobs, finishes those that wait, and returns when the worker has ended."""
+        """Refuse new jobs, finish those that wait, and return when the worker has ended."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -85,69 +89,74 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the worker runs and its device works."""
+        """Return True while the worker runs and its device works."""
         return self._thread.is_alive() and not self._failed
 
     @property
     def failed(self) -> bool:
-        """Whether the device has failed; only a new process can help."""
+        """Return True once the device has failed; only a new process can score again then."""
         return self._failed
 
     @property
     def stopping(self) -> bool:
-        """Whether new jobs are refused."""
+        """Return True once new jobs are refused."""
         return self._stopping
 
-    def since_success_s(self, signal: str) -> float:
-        """Seconds since a forward of `signal` last gave a finite logit; infinite before the first."""
+    def get_age_of_success_s(self, signal: str) -> float:
+        """Return the seconds since a forward pass of `signal` last gave a finite logit; infinite before the first."""
         return time.monotonic() - self._last_success_s[signal]
 
     def submit(self, tasks: Sequence[Task], *, fresh: bool = False) -> list["Future[float]"]:
-        """Queues all `tasks`, or none.
+        """Queue all `tasks`, or none of them.
 
         Args:
-            tasks: what to score.
-            fresh: compute them even if they are known.
+            tasks: sequences to score.
+            fresh: True computes them even if their logits are cached.
 
         Returns:
-            For each task a future that gives its logit or an `AssayError`. Cancelling all that wait for a sequence
-            drops it before any work is done for it.
+            One future for each task, which gives its logit or an `AssayError`. A sequence whose futures are all
+            cancelled leaves the queue before any work is done for it.
 
         Raises:
-            Overloaded: they do not fit in the queue.
+            Overloaded: the tasks do not fit in the queue.
             NotReady: the engine is stopping or its worker has ended.
         """
         now_s = time.monotonic()
-        candidates = [self._job(task, now_s, fresh=fresh) for task in tasks]  # hashes, so before the lock
+        # Making jobs hashes their ids, which takes long enough to do it before the lock.
+        candidates = [self._make_job(task, now_s, fresh=fresh) for task in tasks]
         with self._changed:
             if self._stopping or not self._thread.is_alive():
                 raise NotReady("the service is shutting down")
-            jobs, new = self._known_or_new(candidates)
+            jobs, new = self._find_or_add(candidates)
             tokens = sum(job.tokens for job in new)
+            # An empty queue takes a request of any size: otherwise a large one could never be served.
             if new and self._queue and self._queued_tokens + tokens > self._max_queue_tokens:
                 self._metrics.rejected.inc()
-                raise Overloaded("too many tokens are waiting", retry_after_s=RETRY_AFTER_S)
-            futures = [_answered(job) if isinstance(job, float) else job.subscribe() for job in jobs]
+                raise Overloaded("the queue is full: too many tokens are waiting", retry_after_s=RETRY_AFTER_S)
+            futures = [_make_done_future(job) if isinstance(job, float) else job.subscribe() for job in jobs]
             self._enqueue(new)
         return futures
 
-    def _job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
+    def _make_job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
         identity = None if fresh else self._identities.get(task.signal)
         return Job(task, identity, now_s, shares_prompt=self._models[task.signal].architecture.causal)
 
-    def _known_or_new(self, candidates: Sequence[Job]) -> tuple[list[Job | float], list[Job]]:
-        """For each job its logit, or the job that will give it; and those of the jobs that are new."""
+    def _find_or_add(self, candidates: Sequence[Job]) -> tuple[list[Job | float], list[Job]]:
+        """Return each candidate's cached logit, or the job that will give it; and the jobs that are new."""
         jobs: list[Job | float] = []
         new: dict[bytes, Job] = {}
-        for job, due in zip(candidates, due_times(self._clock, [job.tokens for job in candidates]), strict=True):
+        for job, due in zip(
+            candidates, compute_due_times(self._clock, [job.tokens for job in candidates]), strict=True
+        ):
             cached = self._cache.get(job.key) if job.reusable else None
             if cached is not None:
                 jobs.append(cached)
                 self._metrics.lookups.labels("hit").inc()
                 continue
-            known = self._known.get(job.key, new.get(job.key))
-            self._metrics.lookups.labels("miss" if known is None else "in_flight").inc()
-            serving = new.setdefault(job.key, job) if known is None else known
+            # A request may hold the same sequence twice, so its own new jobs count as well.
+            earlier = self._unfinished.get(job.key, new.get(job.key))
+            self._metrics.lookups.labels("miss" if earlier is None else "in_flight").inc()
+            serving = new.setdefault(job.key, job) if earlier is None else earlier
             serving.schedule(due)
             jobs.append(serving)
         return jobs, list(new.values())
@@ -155,10 +164,10 @@ class Engine:
     def _enqueue(self, new: Sequence[Job]) -> None:
         if self._failed:
             for job in new:
-                job.fail(_ended())
+                job.fail(_make_device_error())
             return
         self._queue.extend(new)
-        self._known |= {job.key: job for job in new}
+        self._unfinished |= {job.key: job for job in new}
         self._count(sum(job.tokens for job in new))
         self._changed.notify_all()
 
@@ -169,13 +178,13 @@ class Engine:
                 for job in batch:
                     self._metrics.queue_s.observe(now_s - job.since_s)
                 self._run(batch)
-        except BaseException:  # a bug of ours: nobody may wait for ever
-            _log.exception("the worker ends")
+        except BaseException:  # a bug in the engine: no request may wait for ever
+            _log.exception("the worker ends because of an error that it does not handle")
             self._fail()
             raise
 
     def _take(self) -> list[Job]:
-        """Waits for jobs and takes the next batch out of the queue; empty when there will be no more."""
+        """Wait for jobs and take the next batch out of the queue; return an empty one when the engine stops."""
         while True:
             with self._changed:
                 while not self._queue and not self._stopping:
@@ -184,18 +193,18 @@ class Engine:
                 queue = list(self._queue)
                 if not queue and self._stopping:
                     return []
-            # Nobody else takes jobs out, so this needs no lock, and those who submit do not wait for it.
-            batch = [queue[i] for i in next_batch([job.waiting for job in queue], self._max_batch_tokens)]
+            # No other thread takes jobs out, so choosing needs no lock, and `submit` does not wait for it.
+            batch = [queue[i] for i in choose_next_batch([job.waiting for job in queue], self._max_batch_tokens)]
             with self._changed:
                 self._remove(batch)
             if batch:
                 return batch
 
     def _drop(self, jobs: Sequence[Job]) -> None:
-        """Forgets jobs that nobody waits for any more, before any work is done for them."""
+        """Remove jobs that no request waits for any more, before any work is done for them."""
         self._remove(jobs)
         for job in jobs:
-            del self._known[job.key]
+            del self._unfinished[job.key]
 
     def _remove(self, jobs: Sequence[Job]) -> None:
         gone = {id(job) for job in jobs}
@@ -217,7 +226,7 @@ class Engine:
                 self._finish(job, logit)
             else:
                 self._metrics.not_finite.labels(job.task.signal).inc()
-                self._finish(job, NotFinite("the model gave a logit that is not finite"))
+                self._finish(job, NotFinite("the model computed a logit that is not finite (NaN or infinite)"))
 
     def _recover(self, batch: list[Job], fault: Fault, *, split: bool) -> None:
         if fault.device:
@@ -225,8 +234,9 @@ class Engine:
             return
         if len(batch) == 1 or (split and fault.out_of_memory):
             for job in batch:
-                self._finish(job, fault.error())
+                self._finish(job, fault.make_error())
             return
+        # One by one, the sequence that raised fails alone.
         parts = [[job] for job in batch]
         if fault.out_of_memory:
             self._metrics.out_of_memory.inc()
@@ -236,24 +246,25 @@ class Engine:
                 self._run(part, split=split or fault.out_of_memory)
 
     def _fail(self) -> None:
-        """After this nothing is computed any more; what is remembered is still answered."""
+        """Fail all unfinished jobs and compute nothing any more; cached logits are still answered."""
         with self._changed:
             self._failed = True
-            unfinished, self._known = list(self._known.values()), {}
+            unfinished, self._unfinished = list(self._unfinished.values()), {}
             self._queue = []
             self._count(-self._queued_tokens)
         for job in unfinished:
-            job.fail(_ended())
+            job.fail(_make_device_error())
         self._on_failure()
 
     def _finish(self, job: Job, outcome: float | AssayError) -> None:
         with self._changed:
-            del self._known[job.key]
+            del self._unfinished[job.key]
             if isinstance(outcome, float) and job.reusable:
                 self._cache.put(job.key, outcome)
                 self._metrics.cache_bytes.set(self._cache.size_bytes)
+        # Outside the lock, because a future runs its callbacks on this thread.
         if isinstance(outcome, float):
-            job.give(outcome)
+            job.finish(outcome)
         else:
             job.fail(outcome)
 
@@ -264,20 +275,20 @@ class Engine:
             with torch.inference_mode():
                 logits: list[float] = self._models[signal].logits([job.task.sequence for job in batch], signal).tolist()
         except Exception as error:
-            # As text: a handler that keeps the exception would keep its frames' tensors.
-            _log.warning("a forward of %s failed\n%s", signal, traceback.format_exc())
-            return Fault.of(error)
+            # The trace is logged as text: a log handler that keeps the exception would keep its frames' tensors.
+            _log.warning("a forward pass of signal %s failed\n%s", signal, traceback.format_exc())
+            return Fault.classify(error)
         self._clock += sum(job.tokens for job in batch)
         self._metrics.forward_s.labels(signal).observe(time.monotonic() - started_s)
-        self._metrics.batch_tokens.labels(signal).observe(computed_tokens([job.waiting for job in batch]))
+        self._metrics.batch_tokens.labels(signal).observe(count_computed_tokens([job.waiting for job in batch]))
         return logits
 
 
-def _answered(logit: float) -> "Future[float]":
+def _make_done_future(logit: float) -> "Future[float]":
     future: Future[float] = Future()
     future.set_result(logit)
     return future
 
 
-def _ended() -> ForwardFailed:
-    return ForwardFailed("the device has failed and the service is ending")
+def _make_device_error() -> ForwardFailed:
+    return ForwardFailed("the device has failed and the service is shutting down")

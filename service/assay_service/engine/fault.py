@@ -1,4 +1,7 @@
-"""What kind of failure a forward met. Plain values: an exception would keep the tensors of its frames alive."""
+"""Classify the failures of a forward pass.
+
+A fault holds plain values only: an exception would keep the tensors of its frames alive.
+"""
 
 from dataclasses import dataclass
 
@@ -9,12 +12,12 @@ from assay_service.errors import ForwardFailed
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A forward that raised.
+    """A forward pass that raised an exception.
 
     Attributes:
-        name: the exception's type; a device's message may hold addresses.
-        out_of_memory: fewer sequences at once may fit.
-        device: nothing can be computed any more.
+        name: type of the exception; its message is not kept, as a device's message may hold addresses.
+        out_of_memory: True if memory ran out, so that fewer sequences at once may fit.
+        device: True if the device failed, so that nothing can be computed any more.
     """
 
     name: str
@@ -22,13 +25,14 @@ class Fault:
     device: bool
 
     @classmethod
-    def of(cls, error: Exception) -> "Fault":
-        """What `error` is."""
+    def classify(cls, error: Exception) -> "Fault":
+        """Return the fault that an exception of a forward pass stands for."""
         text = str(error).lower()
         memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text
-        memory |= "defaultcpuallocator" in text  # a RuntimeError that says "can't allocate memory"
+        # On the CPU, torch raises a plain RuntimeError that says "can't allocate memory".
+        memory |= "defaultcpuallocator" in text
         return cls(type(error).__name__, memory, isinstance(error, torch.AcceleratorError) and not memory)
 
-    def error(self) -> ForwardFailed:
-        """A new error to answer with; each item has its own."""
-        return ForwardFailed(f"the forward failed with {self.name}")
+    def make_error(self) -> ForwardFailed:
+        """Return a new error to answer one item with; items do not share an exception."""
+        return ForwardFailed(f"the forward pass failed with {self.name}")

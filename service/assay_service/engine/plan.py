@@ -1,4 +1,7 @@
-"""Which waiting sequences run together in the next forward. Pure: values in, values out; `clock` is an argument."""
+"""Choose which waiting sequences run together in the next forward pass.
+
+All functions are pure: values in, values out. The clock is an argument.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +10,14 @@ from itertools import accumulate
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A sequence in the queue, as far as planning cares.
+    """The properties of a sequence in the queue that planning needs.
 
     Attributes:
-        signal: only sequences of one signal share a forward.
-        prompt: equal for sequences whose prompt is computed once for all of them; None where nothing is shared.
-        prompt_tokens: what is computed once; 0 where nothing is shared.
-        own_tokens: what is computed for this sequence alone.
-        due: when it should run, in tokens that the engine has served.
+        signal: name of the signal; only sequences of the same signal share a forward pass.
+        prompt: hash that is equal for sequences whose prompt is computed once for all; None where nothing is shared.
+        prompt_tokens: number of tokens that are computed once for all; 0 where nothing is shared.
+        own_tokens: number of tokens that are computed for this sequence alone.
+        due: time at which it should run, on a clock that counts the tokens that the engine has served.
     """
 
     signal: str
@@ -24,39 +27,41 @@ class Waiting:
     due: float
 
 
-def due_times(clock: float, tokens: Sequence[int]) -> list[float]:
-    """When the sequences of a request that arrives at `clock` fall due, given their tokens.
+def compute_due_times(clock: float, tokens: Sequence[int]) -> list[float]:
+    """Return the times at which the sequences of a new request fall due.
 
-    Each when the request would have got to it if it had been served alone from now on. A huge request thus falls due
-    bit by bit: small ones that come later go ahead of what is not due yet, and it goes ahead of those that come after.
+    A sequence falls due when the engine would start it if it served this request alone from now on. A huge request
+    thus falls due bit by bit. Small requests that arrive later run before the part that is not due yet, and the huge
+    request runs before those that arrive later still.
 
     Args:
-        clock: tokens that the engine has served so far; a slow machine has slow time.
-        tokens: of the request's sequences, in order.
+        clock: number of tokens that the engine has served so far; the clock of a slow machine is slow.
+        tokens: numbers of tokens of the request's sequences, in order.
     """
     return [clock + before for before in [0, *accumulate(tokens)][:-1]]
 
 
-def computed_tokens(batch: Sequence[Waiting]) -> int:
-    """Tokens that a forward of `batch` computes: each prompt once, and what stands behind it."""
+def count_computed_tokens(batch: Sequence[Waiting]) -> int:
+    """Return the number of tokens that a forward pass computes: each prompt once, and each sequence's own tokens."""
     prompts = {sequence.prompt: sequence.prompt_tokens for sequence in batch}
     return sum(prompts.values()) + sum(sequence.own_tokens for sequence in batch)
 
 
-def next_batch(waiting: Sequence[Waiting], max_batch_tokens: int) -> list[int]:
-    """Indices of the sequences that run next, the first due first.
+def choose_next_batch(waiting: Sequence[Waiting], max_batch_tokens: int) -> list[int]:
+    """Return the indices of the sequences that run next, in the order in which they fall due.
 
-    The one that is due first always runs, so nothing starves; others of its signal join it in the order they fall due,
-    as long as the tokens that are then computed, a shared prompt counted once, stay within the limit. One that does not
-    fit is passed over for one that does. A sequence longer than the limit runs alone.
+    The sequence that is due first always runs, so no sequence waits for ever. Others of its signal join in the order
+    in which they fall due, as long as the computed tokens stay within the limit; a shared prompt counts once. A
+    sequence that does not fit is skipped for a later one that does. A sequence longer than the limit runs alone.
 
     Args:
         waiting: the queue, in order of arrival.
-        max_batch_tokens: tokens computed in one forward.
+        max_batch_tokens: most tokens that one forward pass computes.
 
     Returns:
-        Indices into `waiting`; empty only if `waiting` is.
+        Indices into `waiting`; empty only if `waiting` is empty.
     """
+    # Sorting is stable: sequences that fall due at the same time keep their order of arrival.
     order = sorted(range(len(waiting)), key=lambda i: waiting[i].due)
     chosen: list[int] = []
     prompts: set[bytes | None] = set()
