@@ -1,7 +1,7 @@
-"""Find where a chat template prints each text of a conversation, and what it leaves out. Pure.
+"""Find where a chat template prints each text of a conversation, and which texts it drops. No side effects.
 
-A skeleton is the conversation with a unique mark in the place of every text. White space is not compared: templates
-trim texts and put line breaks around reasoning, and models are trained on the result.
+A skeleton is the rendered conversation with a unique mark in the place of every text. White space is not compared:
+templates trim texts and put line breaks around reasoning, and models are trained on the result.
 """
 
 import re
@@ -15,29 +15,30 @@ from assay_service.scoring.item import Message
 
 # Marks are letters only, so that no template trims, splits or escapes them.
 _MARK = re.compile("AssaySentinel([A-J]+)q")
-NEUTRAL = "AssaySentinelq"  # stands in for one text beside others, which may be marks
-_PLAIN_ROLE = re.compile(r"[\w-]{1,64}")  # other roles are not repeated in an error, which never quotes a text
+NEUTRAL = "AssaySentinelq"  # takes the place of one text beside others, which may be marks
+_PLAIN_ROLE = re.compile(r"[\w-]{1,64}")  # another role may hold text of a user, which an error never quotes
 
-# A role with the names of its further fields: all that a skeleton depends on.
+# The role and the names of the further fields of each message; a skeleton depends on nothing else.
 Shape = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Name one text of a conversation: the field `field` of the message at `index`."""
+    """The place of one text of a conversation: the field `field` of the message at `index`."""
 
     index: int
     role: str
     field: str
 
     def __str__(self) -> str:
+        """Return the place for errors; an unusual role is not shown, since errors never quote a text."""
         where = f"messages[{self.index}]" + ("" if self.field == "content" else f".{self.field}")
         return where + (f" (role '{self.role}')" if _PLAIN_ROLE.fullmatch(self.role) else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Hold a text that a template did not print: all of the text at `slot`, or a part of it."""
+    """A text that a template did not print: all of the text at `slot`, or a part of it."""
 
     slot: Slot
     text: str
@@ -45,18 +46,18 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """Hold what a template prints around the texts of a conversation.
+    """The strings that a template prints around the texts of a conversation.
 
     Attributes:
-        literals: what stands before the first text, between the texts and after the last one.
-        order: the numbers of the texts in the order in which they are printed; one fewer than `literals`.
+        literals: strings before the first text, between the texts and after the last one.
+        order: numbers of the texts in the order in which they are printed; one fewer than `literals`.
     """
 
     literals: tuple[str, ...]
     order: tuple[int, ...]
 
     def filled(self, texts: Sequence[str]) -> str:
-        """Return the conversation with `texts`, by number, put in as they are."""
+        """Return the conversation with `texts`, indexed by number, inserted as they are."""
         pieces = [self.literals[0]]
         for number, literal in zip(self.order, self.literals[1:], strict=True):
             pieces += (texts[number], literal)
@@ -80,7 +81,7 @@ class Skeleton:
 
 
 def shape_of(messages: Iterable[Message]) -> Shape:
-    """Return what the skeleton of `messages` depends on."""
+    """Return the shape of `messages`, on which alone the skeleton depends."""
     return tuple((m.role, tuple(name for name, _ in m.fields) if m.fields else ()) for m in messages)
 
 
@@ -113,7 +114,7 @@ def skeleton_of(shape: Shape, text: str) -> Skeleton:
     """Return the skeleton that `text`, the rendered conversation of marks, shows.
 
     Raises:
-        ContentError: `template_error` if a text of the conversation is not printed, or more than once.
+        ContentError: a text of the conversation is not printed, or more than once; the code is `template_error`.
     """
     slots = slots_of(shape)
     parts = _MARK.split(text)
@@ -123,7 +124,10 @@ def skeleton_of(shape: Shape, text: str) -> Skeleton:
         if counts[number] == 0:
             raise ContentError(f"the template does not print {slot}; {_ADVICE}", code="template_error")
         if counts[number] > 1:
-            raise ContentError(f"the template prints {slot} {counts[number]} times", code="template_error")
+            raise ContentError(
+                f"the template prints {slot} {counts[number]} times; declare a template that prints it once",
+                code="template_error",
+            )
     return Skeleton(tuple(parts[::2]), tuple(numbers))
 
 
@@ -131,23 +135,24 @@ def lost(text: str, head: str, tail: str, printed: str) -> str:
     """Return the part of `text` that `printed` does not show; "" if it shows all of it.
 
     Args:
-        text: what should stand between `head` and `tail`.
-        head: what the template prints before a neutral text in this place.
-        tail: what it prints after it.
-        printed: what it printed for `text`.
+        text: text that should stand between `head` and `tail`.
+        head: text that the template prints before a neutral text in this place.
+        tail: text that the template prints after it.
+        printed: rendered conversation with `text`.
     """
     wanted, head, tail, printed = _packed(text), _packed(head), _packed(tail), _packed(printed)
     start = _common(head, printed)
     end = len(printed) - _common(tail[::-1], printed[start:][::-1])
-    # Where the template leaves out a part of what it prints around neutral texts (an empty `<think></think>`), the
-    # same characters may be those of the text.
+    # The template may print less around this text than around a neutral one (no empty `<think></think>`). The same
+    # characters may then belong to the text.
     if start < len(head):
         start -= _overlap(printed[:start], wanted)
     elif _TAGS.fullmatch(wanted[: (shared := _overlap(head, wanted))]):
-        start -= shared  # an empty `<think></think>` that the template prints once, whether or not the text has it
+        start -= shared  # an empty `<think></think>` that the template prints once, even if the text contains it too
     if len(printed) - end < len(tail):
         end += _overlap(printed[end:][::-1], wanted[::-1])
     shown = printed[start:end]
+    # A template may insert characters between those of the text; a text whose characters all occur in order is shown.
     remaining = iter(shown)
     if wanted in shown or all(character in remaining for character in wanted):
         return ""
@@ -158,7 +163,7 @@ def lost(text: str, head: str, tail: str, printed: str) -> str:
 
 
 _TAGS = re.compile(r"(<[^<>]+>|\[[^\[\]]+\])+")
-_LONGEST_MARKER = 256  # characters of what a template prints around a text
+_LONGEST_MARKER = 256  # characters that a template prints around a text; the limit keeps the search linear
 _ADVICE = "remove it, or declare a template that prints it"
 _LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 _DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
@@ -170,7 +175,7 @@ def _packed(text: str) -> str:
 
 
 def _matching(packed: str, lead: str, contents: Sequence[str], literals: Sequence[str]) -> int:
-    """Return how many contents stand at the start of `packed`, each followed by its literal."""
+    """Return the number of contents that stand at the start of `packed`, each followed by its literal."""
     if not packed.startswith(lead):
         return 0
     place, count = len(lead), 0
@@ -182,6 +187,7 @@ def _matching(packed: str, lead: str, contents: Sequence[str], literals: Sequenc
 
 
 def _reversed(contents: Sequence[str], literals: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return both lists backwards with every string reversed, so that ends can be matched like beginnings."""
     return [text[::-1] for text in reversed(contents)], [text[::-1] for text in reversed(literals)]
 
 
