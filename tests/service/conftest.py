@@ -16,7 +16,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Each test twice: on the kernels, and as on a machine that cannot have them."""
     if request.param == "torch":
         monkeypatch.setattr(build, "missing", lambda *_: "there is no compiler")
-    elif (reason := build.missing(torch.float32, torch.device("cpu"))) is not None:
+    elif (reason := build.load_or_explain(torch.float32, torch.device("cpu"))) is not None:
         pytest.skip(reason)
     return str(request.param)
 

@@ -87,12 +87,12 @@ def test_gathered_keys_give_the_oracle_logit(
 def test_where_flash_attention_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, capability = torch.device("cuda"), [(8, 0)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability[0])
-    assert varlen.usable(torch.bfloat16, cuda, 64)
-    assert not varlen.usable(torch.float32, cuda, 64)
-    assert not varlen.usable(torch.bfloat16, cuda, 26)
-    assert not varlen.usable(torch.bfloat16, torch.device("cpu"), 64)
+    assert varlen.is_usable(torch.bfloat16, cuda, 64)
+    assert not varlen.is_usable(torch.float32, cuda, 64)
+    assert not varlen.is_usable(torch.bfloat16, cuda, 26)
+    assert not varlen.is_usable(torch.bfloat16, torch.device("cpu"), 64)
     capability[0] = (7, 5)
-    assert not varlen.usable(torch.float16, cuda, 64)
+    assert not varlen.is_usable(torch.float16, cuda, 64)
 
 
 @pytest.mark.gpu

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import Adapter
-from assay_service.scoring.embedding import OwnEmbedding, own_embedding
-from assay_service.scoring.lora import Parts, name_of_embedding, parts_of
+from assay_service.scoring.embedding import OwnEmbedding, build_own_embedding
+from assay_service.scoring.lora import Parts, find_embedding_name, sort_tensors
 
 
 def attach(base: PreTrainedModel, dense: str | None, adapters: Mapping[str, Adapter]) -> OwnEmbedding | None:
@@ -34,38 +34,38 @@ def attach(base: PreTrainedModel, dense: str | None, adapters: Mapping[str, Adap
         StartError: an adapter does not fit, or would change the base; the message names a tensor or setting.
     """
     last = list(adapters)[-1:]
-    parts = {key: parts_of(adapter, base, dense if key in last else None) for key, adapter in adapters.items()}
+    parts = {key: sort_tensors(adapter, base, dense if key in last else None) for key, adapter in adapters.items()}
     for part in list(parts.values())[1:]:
         if part.adapter.config.get("use_dora"):
             raise StartError(
                 f"{part.adapter.directory}: DoRA on top of another adapter is not served; merge the adapters before it "
                 "into the base (PEFT: merge_and_unload, then save_pretrained) and serve that as `base`"
             )
-    embedding, parts = _embedding(base, parts)
+    embedding, parts = _build_embedding(base, parts)
     for key, part in parts.items():
         if part.trained_names:
             _inject(base, key, part)
     return embedding
 
 
-def _embedding(base: PreTrainedModel, parts: dict[str, Parts]) -> tuple[OwnEmbedding | None, dict[str, Parts]]:
+def _build_embedding(base: PreTrainedModel, parts: dict[str, Parts]) -> tuple[OwnEmbedding | None, dict[str, Parts]]:
     """Return the embedding that the adapters make, and the adapters without the changes that it contains.
 
     LoRA on an embedding stays with PEFT if nothing else changes the embedding, since it takes less memory than a table.
     """
     shared = base.get_input_embeddings()
     shared = getattr(shared, "base_layer", shared)
-    name = name_of_embedding(base)
-    own = own_embedding(shared, [part.embedding for part in parts.values()])
+    name = find_embedding_name(base)
+    own = build_own_embedding(shared, [part.embedding for part in parts.values()])
     if not any(name in part.trained_names for part in parts.values()) or (own is None and len(parts) == 1):
         return own, parts
-    folded = {key: part.with_embedding_folded(name) for key, part in parts.items()}
-    return own_embedding(shared, [part.embedding for part in folded.values()]), folded
+    folded = {key: part.fold_embedding(name) for key, part in parts.items()}
+    return build_own_embedding(shared, [part.embedding for part in folded.values()]), folded
 
 
 def _inject(base: PreTrainedModel, key: str, part: Parts) -> None:
     """Add the LoRA layers of one adapter to the base through PEFT, under the name `key`."""
-    where, config = part.adapter.directory, part.config()
+    where, config = part.adapter.directory, part.build_config()
     try:
         with warnings.catch_warnings():
             # PEFT warns of a second adapter on one base, which is the purpose here.

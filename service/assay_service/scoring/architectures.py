@@ -83,7 +83,7 @@ def architecture_of(config: Mapping[str, Any], where: object) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def first_position(config: Mapping[str, Any]) -> int:
+def find_first_position(config: Mapping[str, Any]) -> int:
     """Return the position of a sequence's first token.
 
     Raises:
@@ -104,7 +104,7 @@ def first_position(config: Mapping[str, Any]) -> int:
 def longest_sequence(config: Mapping[str, Any]) -> int | None:
     """Return the number of tokens for which there are positions; None if the configuration does not say it."""
     positions = config.get("max_position_embeddings")
-    return positions - first_position(config) if isinstance(positions, int) else None
+    return positions - find_first_position(config) if isinstance(positions, int) else None
 
 
 def longest_scaled(config: Mapping[str, Any]) -> int | None:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from assay_service.errors import StartError
-from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, pickled, read_config, value_head_files
+from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_value_head_files, pickled, read_config
 from assay_service.scoring.names import check_whole_head, head_weight, unwrapped
 
 # Keys of a PEFT model's raw `state_dict`: those with the adapter's name in them, and those of the untouched originals.
@@ -140,8 +140,8 @@ def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
         raise StartError(f"{directory}: has no {ADAPTER_WEIGHTS}{pickled(directory, ADAPTER_WEIGHTS)}")
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    head = read_head([path, *value_head_files(directory)])
-    tensors = _as_saved_by_peft(tensors, path)
+    head = read_head([path, *find_value_head_files(directory)])
+    tensors = _rename_as_saved_by_peft(tensors, path)
     if head is not None:
         name = _MODULE_TO_SAVE.sub("", head.name)
         beside = name.removesuffix(".weight").removesuffix(".out_proj")  # for RoBERTa this includes the dense layer
@@ -162,7 +162,7 @@ def sha256_of_adapters(adapters: Sequence[Adapter]) -> str | None:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _as_saved_by_peft(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+def _rename_as_saved_by_peft(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a model's raw `state_dict` under the names of `save_pretrained`.
 
     A raw `state_dict` has the adapter's name in every key, and the untouched original beside a head or embedding.
@@ -175,10 +175,10 @@ def _as_saved_by_peft(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[s
     if len(names) > 1:
         raise StartError(f"{path}: holds several adapters ({', '.join(sorted(names))}); save only the one to be served")
     kept = {name: tensor for name, tensor in tensors.items() if not _ORIGINAL.search(name)}
-    return {_MODULE_TO_SAVE.sub("", _NAMED.sub(_without_name, name)): tensor for name, tensor in kept.items()}
+    return {_MODULE_TO_SAVE.sub("", _NAMED.sub(_remove_adapter_name, name)): tensor for name, tensor in kept.items()}
 
 
-def _without_name(match: re.Match[str]) -> str:
+def _remove_adapter_name(match: re.Match[str]) -> str:
     """Return a tensor's name without that of the adapter."""
     return match[1] if match[1].endswith("lora_magnitude_vector") else match[1] + match[3]
 

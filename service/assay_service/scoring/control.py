@@ -30,36 +30,36 @@ class ControlTokens:
         self._pattern = re.compile("|".join(map(re.escape, self._texts)) or "(?!)")
         self._number = {text: number for number, text in enumerate(self._texts)}
 
-    def first(self, text: str) -> str | None:
+    def find_first(self, text: str) -> str | None:
         """Return the first control token in `text`, or None."""
         found = self._pattern.search(text)
         return None if found is None else found.group()
 
-    def quoted(self, item: Item) -> Item:
+    def quote(self, item: Item) -> Item:
         """Return `item` with every control token of its texts replaced by characters that no template knows.
 
         Raises:
             ContentError: a text holds one of these characters; the code is `special_tokens`.
         """
-        return replace(item, messages=tuple(map(self._quoted_message, item.messages)))
+        return replace(item, messages=tuple(map(self._quote_message, item.messages)))
 
-    def unquoted(self, text: str) -> str:
+    def unquote(self, text: str) -> str:
         """Return a rendered text with the control tokens of its messages as they were."""
         return re.sub(f"{_QUOTED[0]}([0-9]+){_QUOTED[1]}", lambda found: self._texts[int(found[1])], text)
 
-    def respelled(self, text: str) -> str:
+    def respell(self, text: str) -> str:
         """Return a rendered text with the template's own control tokens in their other spelling."""
-        return self._pattern.sub(lambda found: self.spelling(found.group()), text)
+        return self._pattern.sub(lambda found: self.respell_token(found.group()), text)
 
-    def spelling(self, token: str) -> str:
+    def respell_token(self, token: str) -> str:
         """Return the other spelling of a control token, which no text contains."""
         return f"{_OWN[0]}{self._number[token]}{_OWN[1]}"
 
-    def _quoted_message(self, message: Message) -> Message:
-        fields = tuple((name, self._quoted_text(text)) for name, text in message.fields)
-        return replace(message, content=self._quoted_text(message.content), fields=fields)
+    def _quote_message(self, message: Message) -> Message:
+        fields = tuple((name, self._quote_text(text)) for name, text in message.fields)
+        return replace(message, content=self._quote_text(message.content), fields=fields)
 
-    def _quoted_text(self, text: str) -> str:
+    def _quote_text(self, text: str) -> str:
         if _RESERVED.search(text):
             raise ContentError(
                 "a message holds a control token and a character of U+FDD0 to U+FDD3; remove that character",
@@ -89,13 +89,13 @@ class PlainEncoder:
         known = {token["content"]: token["id"] for token in state["added_tokens"]}
         for token in state["added_tokens"]:
             if token["content"] in tokens.texts:
-                token["content"] = self._tokens.spelling(token["content"])
+                token["content"] = self._tokens.respell_token(token["content"])
         self._encoder = Tokenizer.from_str(json.dumps(state))
         self._encoder.no_truncation()
         self._encoder.no_padding()
         # Loading gives new ids to the respelled tokens, and perhaps to those after them; they are mapped back.
         self._ids = {
-            self._encoder.token_to_id(self._tokens.spelling(text) if text in tokens.texts else text): number
+            self._encoder.token_to_id(self._tokens.respell_token(text) if text in tokens.texts else text): number
             for text, number in known.items()
         }
         clash = self._ids.keys() & set(encoder.get_vocab(with_added_tokens=False).values()) - set(known.values())
@@ -104,6 +104,6 @@ class PlainEncoder:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text that was rendered from a quoted item."""
-        spelled = self._tokens.unquoted(self._tokens.respelled(text))
+        spelled = self._tokens.unquote(self._tokens.respell(text))
         ids = self._encoder.encode(spelled, add_special_tokens=False).ids
         return tuple(self._ids.get(token, token) for token in ids)

@@ -32,7 +32,7 @@ class EmbeddingChange:
     indices: tuple[int, ...] = ()
     rows: torch.Tensor | None = None
 
-    def applied_to(self, table: torch.Tensor) -> torch.Tensor:
+    def apply_to(self, table: torch.Tensor) -> torch.Tensor:
         """Return the embedding `[V', H]` after this change of `table`, `[V, H]`.
 
         Raises:
@@ -48,9 +48,9 @@ class EmbeddingChange:
                     f"{list(table.shape)}; declare the adapter's own `base`"
                 )
             table = table.float() + self.delta.to(table.device)
-        return table if self.rows is None else self._with_rows(self.rows, table)
+        return table if self.rows is None else self._replace_rows(self.rows, table)
 
-    def _with_rows(self, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    def _replace_rows(self, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """Return a copy of the table with the trained rows in it."""
         self._check_width(rows, table)
         if not len(self.indices) == len(set(self.indices)) == len(rows) or min(self.indices) < 0:
@@ -120,7 +120,7 @@ class OwnEmbedding:
         return torch.where(own[..., None], rows, embedded)
 
 
-def own_embedding(shared: nn.Embedding, changes: Iterable[EmbeddingChange]) -> OwnEmbedding | None:
+def build_own_embedding(shared: nn.Embedding, changes: Iterable[EmbeddingChange]) -> OwnEmbedding | None:
     """Return the embedding that `changes`, in order, make of the base's; None if they change nothing.
 
     Raises:
@@ -128,6 +128,6 @@ def own_embedding(shared: nn.Embedding, changes: Iterable[EmbeddingChange]) -> O
     """
     table = weight = shared.weight.detach()
     for change in changes:
-        table = change.applied_to(table)
+        table = change.apply_to(table)
     table = table.to(weight)
     return None if torch.equal(table, weight) else OwnEmbedding(shared, table)

@@ -84,11 +84,11 @@ class ItemEncoder:
             ContentError: a message holds a control token (`special_tokens`), or `Template.render` refuses the item.
         """
         for message in item.messages:
-            if token := self._control.first(message.role):
+            if token := self._control.find_first(message.role):
                 raise ContentError(
                     f"a role holds the control token {token!r}; send a plain role", code="special_tokens"
                 )
-        found = self._first_control_token(item)
+        found = self._find_control_token(item)
         if found is not None and self._plain is None:
             raise ContentError(
                 f"a message holds the control token {found!r}; send plain text, since the service renders it, or "
@@ -99,9 +99,9 @@ class ItemEncoder:
             # The normaliser can turn other characters of a message into a control token, so ids are compared as well.
             text = self._template.render(item)
             ids = self.encode_text(text.full)
-            if self._has_own_control_tokens(ids, item):
+            if self._has_expected_control_tokens(ids, item):
                 prompt = self._encode_kept(text.prompt)
-                return Encoded(text, ids, prompt, _common_prefix(ids, prompt), 0)
+                return Encoded(text, ids, prompt, _count_common_prefix(ids, prompt), 0)
         if self._plain is None:
             raise ContentError(
                 "a message tokenises to a control token; send plain text, or declare `control_tokens: text`",
@@ -115,34 +115,36 @@ class ItemEncoder:
 
     def _encode_as_text(self, item: Item, plain: PlainEncoder) -> Encoded:
         """Encode an item whose control tokens are read as plain characters."""
-        rendered = self._template.render(self._control.quoted(item))
+        rendered = self._template.render(self._control.quote(item))
         ids, prompt = plain.encode(rendered.full), plain.encode(rendered.prompt)
-        if not self._has_own_control_tokens(ids, item):
+        if not self._has_expected_control_tokens(ids, item):
             raise ContentError(
                 "a message tokenises to a control token even as plain characters; remove it", code="special_tokens"
             )
-        shown = self._control.unquoted
+        shown = self._control.unquote
         dropped = tuple(replace(part, text=shown(part.text)) for part in rendered.dropped)
         texts = (text for message in item.messages for _, text in message.texts())
-        count = sum(len(self._controls(self.encode_text(text))) for text in texts)
+        count = sum(len(self._select_control_ids(self.encode_text(text))) for text in texts)
         text = RenderedText(shown(rendered.prompt), shown(rendered.full), dropped)
-        return Encoded(text, ids, prompt, _common_prefix(ids, prompt), count)
+        return Encoded(text, ids, prompt, _count_common_prefix(ids, prompt), count)
 
-    def _first_control_token(self, item: Item) -> str | None:
+    def _find_control_token(self, item: Item) -> str | None:
         """Return the first control token in the texts of an item, or None."""
-        found = (self._control.first(text) for message in item.messages for _, text in message.texts())
+        found = (self._control.find_first(text) for message in item.messages for _, text in message.texts())
         return next((token for token in found if token is not None), None)
 
-    def _has_own_control_tokens(self, ids: tuple[int, ...], item: Item) -> bool:
+    def _has_expected_control_tokens(self, ids: tuple[int, ...], item: Item) -> bool:
         """Return whether the control tokens are those of a neutral conversation of the same shape, in their order."""
-        return self._controls(ids) == self._controls(self._encode_kept(self._template.skeleton(item)))
+        return self._select_control_ids(ids) == self._select_control_ids(
+            self._encode_kept(self._template.render_neutral(item))
+        )
 
-    def _controls(self, ids: tuple[int, ...]) -> list[int]:
+    def _select_control_ids(self, ids: tuple[int, ...]) -> list[int]:
         """Return the control tokens among `ids`, in their order."""
         return [token for token in ids if token in self._control_ids]
 
 
-def turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
+def find_turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
     """Return the added tokens that a template prints around messages.
 
     A message that holds such a token opens or closes a turn, whether or not the tokenizer's file calls it special:
@@ -153,21 +155,21 @@ def turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
         template: template that prints the conversations.
         added: texts of the tokenizer's added tokens.
     """
-    printed = "".join(_neutral_conversations(template))
+    printed = "".join(_render_neutral_conversations(template))
     tags = {opening for tag in added if (opening := tag.replace("/", "", 1)) != tag}
     return frozenset(token for token in added if token in printed and token.replace("/", "", 1) not in tags)
 
 
-def _neutral_conversations(template: Template) -> Iterator[str]:
+def _render_neutral_conversations(template: Template) -> Iterator[str]:
     """Yield rendered conversations of many roles with neutral texts."""
     for roles in _TURNS:
         try:
-            yield template.skeleton(Item(tuple(Message(role, "") for role in roles)))
+            yield template.render_neutral(Item(tuple(Message(role, "") for role in roles)))
         except ContentError:  # many templates refuse some roles; an item with such a role is refused when it comes
             continue
 
 
-def _common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def _count_common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     """Return the length of the longest common prefix."""
     for index, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:

@@ -68,7 +68,7 @@ def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
             f"{reference}: only a hub id has a `revision`; remove it, since files are identified by their hash"
         )
     if reference.startswith(PACKAGE_SCHEME):
-        return _package_directory(reference.removeprefix(PACKAGE_SCHEME))
+        return _find_package_directory(reference.removeprefix(PACKAGE_SCHEME))
     if path.is_dir():
         return path.resolve()
     if reference.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
@@ -141,7 +141,7 @@ def weight_files(directory: Path) -> list[Path]:
         raise StartError(
             f"{directory}: {missing[0] if missing else 'every shard'} is missing; download the checkpoint again"
         )
-    return [*files, *value_head_files(directory)]
+    return [*files, *find_value_head_files(directory)]
 
 
 def sha256_of(files: Iterable[Path]) -> str:
@@ -161,7 +161,7 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
     """
     path = directory / file_name
     if not path.is_file():
-        raise StartError(f"{path}: no such file{_instead(directory, file_name)}")
+        raise StartError(f"{path}: no such file{_explain_instead(directory, file_name)}")
     config = read_json(path)
     if "auto_map" in config:
         raise StartError(
@@ -220,7 +220,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return read
 
 
-def _package_directory(name: str) -> Path:
+def _find_package_directory(name: str) -> Path:
     """Return the directory that a package with a model names as `MODEL_DIR`."""
     try:
         directory = Path(importlib.import_module(name).MODEL_DIR)
@@ -236,7 +236,7 @@ def _package_directory(name: str) -> Path:
     return directory
 
 
-def _instead(directory: Path, file_name: str) -> str:
+def _explain_instead(directory: Path, file_name: str) -> str:
     """Return what a directory without `file_name` contains instead, and how to declare it; "" if that is not known."""
     if (directory / "run.json").is_file() and (directory / "checkpoint").is_dir():
         return f"; this is the directory of a training run: declare its checkpoint, {directory / 'checkpoint'}"
@@ -247,7 +247,7 @@ def _instead(directory: Path, file_name: str) -> str:
     return ""
 
 
-def value_head_files(directory: Path) -> list[Path]:
+def find_value_head_files(directory: Path) -> list[Path]:
     """Return the file in which LLaMA-Factory keeps the head, if there is one."""
     path = directory / VALUE_HEAD
     return [path] if path.is_file() else []

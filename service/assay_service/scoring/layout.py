@@ -131,7 +131,7 @@ def pack(sequences: Sequence[TokenSequence], *, share_prompts: bool) -> Layout:
     )
 
 
-def narrowed(row: Layout) -> tuple[torch.Tensor, tuple[tuple[Span, ...], ...]]:
+def select_read_tokens(row: Layout) -> tuple[torch.Tensor, tuple[tuple[Span, ...], ...]]:
     """Return the positions of a row that heads read, and the score spans among them.
 
     The steps after the attention of the last layer are needed for these tokens alone.
@@ -169,10 +169,10 @@ class _Row:
         prefix = self.prompts.get(prompt)
         if boundary and prefix is None:
             prefix = self.prompts[prompt] = self._append(*prompt, 0, None)
-        pieces = [] if prefix is None else [_piece(sequence.score, Span(0, boundary), prefix.start)]
+        pieces = [] if prefix is None else [_map_piece(sequence.score, Span(0, boundary), prefix.start)]
         if boundary < len(sequence.ids):
             own = self._append(sequence.ids[boundary:], types[boundary:], boundary, prefix)
-            pieces.append(_piece(sequence.score, Span(boundary, len(sequence.ids)), own.start))
+            pieces.append(_map_piece(sequence.score, Span(boundary, len(sequence.ids)), own.start))
         return tuple(piece for piece in pieces if piece is not None)
 
     def _append(self, ids: tuple[int, ...], types: Sequence[int], position: int, prefix: Span | None) -> Span:
@@ -185,7 +185,7 @@ class _Row:
         return own
 
 
-def _piece(score: Span, part: Span, start: int) -> Span | None:
+def _map_piece(score: Span, part: Span, start: int) -> Span | None:
     """Return the span of the row in which `score` covers `part` of its sequence, which lies at `start`; None if empty.
 
     Args:

@@ -71,7 +71,7 @@ class Parts:
     trained_names: Mapping[str, str]
     embedding: EmbeddingChange
 
-    def config(self) -> LoraConfig:
+    def build_config(self) -> LoraConfig:
         """Return the configuration to inject on a bare base, with one exact entry for every module that needs one."""
         given = self.adapter.config
         config = LoraConfig(
@@ -80,14 +80,14 @@ class Parts:
             inference_mode=True,
         )
         exact = {module: f"^{re.escape(module)}" for module in self.trained_names}
-        ranks = {exact[module]: self._rank(module) for module in exact}
-        alphas = {exact[module]: _alpha(self.adapter, trained) for module, trained in self.trained_names.items()}
+        ranks = {exact[module]: self._find_rank(module) for module in exact}
+        alphas = {exact[module]: _find_alpha(self.adapter, trained) for module, trained in self.trained_names.items()}
         # PEFT tries every entry for every module, so only those that differ from the rest are entries.
         config.rank_pattern = {module: rank for module, rank in ranks.items() if rank != config.r}
         config.alpha_pattern = {module: alpha for module, alpha in alphas.items() if alpha != config.lora_alpha}
         return config
 
-    def with_embedding_folded(self, embedding: str) -> "Parts":
+    def fold_embedding(self, embedding: str) -> "Parts":
         """Return the same parts, with LoRA on the token embedding turned into the sum that it adds to the table.
 
         Raises:
@@ -99,7 +99,7 @@ class Parts:
             raise StartError(
                 f"{self.adapter.directory}: DoRA on an embedding of the signal's own is not served. {_MERGE}"
             )
-        rank, alpha = self._rank(embedding), _alpha(self.adapter, self.trained_names[embedding])
+        rank, alpha = self._find_rank(embedding), _find_alpha(self.adapter, self.trained_names[embedding])
         scaling = alpha / (rank**0.5 if self.adapter.config.get("use_rslora") else rank)
         a, b = (self.lora[f"{embedding}.lora_embedding_{side}"].float() for side in "AB")
         return replace(
@@ -109,7 +109,7 @@ class Parts:
             embedding=replace(self.embedding, delta=(b @ a).T * scaling),
         )
 
-    def _rank(self, module: str) -> int:
+    def _find_rank(self, module: str) -> int:
         """Return the rank of a module's tensors, because the file does not keep the order of overlapping patterns."""
         sides = (self.lora.get(f"{module}.{name}") for name in ("lora_A.weight", "lora_embedding_A"))
         first = next((side for side in sides if side is not None), None)
@@ -122,7 +122,7 @@ class Parts:
         return len(first)
 
 
-def parts_of(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> Parts:
+def sort_tensors(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> Parts:
     """Sort the tensors of an adapter by what they change.
 
     Args:
@@ -137,7 +137,7 @@ def parts_of(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> Part
     _check_settings(adapter)
     lora, trained, rest = {}, {}, {}
     for name, tensor in adapter.tensors.items():
-        bare = _bare(name, base.base_model_prefix)
+        bare = _strip_prefixes(name, base.base_model_prefix)
         if bare.startswith(_OUTPUTS) or (dense is not None and bare in (f"{dense}.weight", f"{dense}.bias")):
             continue
         if (match := _LORA.match(bare)) is None:
@@ -145,32 +145,32 @@ def parts_of(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> Part
         else:
             lora[bare] = tensor
             trained[match[1]] = name.removeprefix("base_model.model.")[: len(match[1]) - len(bare)]
-    embedding = name_of_embedding(base)
-    whole = [rest.pop(name, None) for name in _whole_names(embedding)]
+    embedding = find_embedding_name(base)
+    whole = [rest.pop(name, None) for name in _list_embedding_names(embedding)]
     rows = rest.pop(f"{embedding}.{_DELTA}", None)
     _check_rest(rest, adapter, base)
     _check_modules(trained, adapter, base, dense)
     change = EmbeddingChange(
         source=adapter.directory,
         whole=next((tensor for tensor in whole if tensor is not None), None),
-        indices=() if rows is None else _token_indices(adapter, f"{base.base_model_prefix}.{embedding}"),
+        indices=() if rows is None else _read_token_indices(adapter, f"{base.base_model_prefix}.{embedding}"),
         rows=rows,
     )
     return Parts(adapter, lora, trained, change)
 
 
-def name_of_embedding(base: PreTrainedModel) -> str:
+def find_embedding_name(base: PreTrainedModel) -> str:
     """Return the name of the token embedding among the modules of a bare base."""
     found = base.get_input_embeddings()
-    return next(_plain(name) for name, module in base.named_modules() if module is found)
+    return next(_strip_base_layer(name) for name, module in base.named_modules() if module is found)
 
 
-def _whole_names(embedding: str) -> tuple[str, ...]:
+def _list_embedding_names(embedding: str) -> tuple[str, ...]:
     """Return the names under which PEFT saves a whole embedding: plain, below LoRA, below trained rows."""
     return tuple(f"{embedding}.{part}weight" for part in ("", "base_layer.", "token_adapter.base_layer."))
 
 
-def _token_indices(adapter: Adapter, embedding: str) -> tuple[int, ...]:
+def _read_token_indices(adapter: Adapter, embedding: str) -> tuple[int, ...]:
     """Return the ids of the tokens that have trained rows."""
     indices = adapter.config.get("trainable_token_indices")
     if isinstance(indices, Mapping):
@@ -185,9 +185,9 @@ def _token_indices(adapter: Adapter, embedding: str) -> tuple[int, ...]:
 
 def _check_rest(rest: Mapping[str, torch.Tensor], adapter: Adapter, base: PreTrainedModel) -> None:
     """Refuse tensors that would change the base; copies of its own tensors are accepted."""
-    own = {_plain(name): tensor for name, tensor in base.state_dict().items()} if rest else {}
+    own = {_strip_base_layer(name): tensor for name, tensor in base.state_dict().items()} if rest else {}
     for name, tensor in sorted(rest.items()):
-        original = own.get(_plain(name))
+        original = own.get(_strip_base_layer(name))
         if original is not None and original.shape == tensor.shape and torch.equal(tensor.to(original), original):
             continue
         why = "is not a tensor of its base" if original is None else "differs from the base's own tensor"
@@ -203,7 +203,7 @@ def _check_modules(trained: Mapping[str, str], adapter: Adapter, base: PreTraine
     PEFT leaves modules without tensors as they are in the base, so an incomplete file would give a wrong score.
     """
     where = adapter.directory
-    modules = {_plain(name): module for name, module in base.named_modules() if ".lora_" not in name}
+    modules = {_strip_base_layer(name): module for name, module in base.named_modules() if ".lora_" not in name}
     foreign = sorted(set(trained) - set(modules))
     if dense is not None and dense in foreign:
         raise StartError(f"{where}: LoRA on {dense}, the layer before the head, is not served. {_MERGE}")
@@ -252,13 +252,13 @@ def _check_settings(adapter: Adapter) -> None:
             )
 
 
-def _alpha(adapter: Adapter, trained: str) -> float:
+def _find_alpha(adapter: Adapter, trained: str) -> float:
     """Return the alpha of a module in training: the value of the pattern that matches the end of its name.
 
     PEFT takes the first pattern that matches, but sorts the patterns when it saves them. The file does not keep the
     order.
     """
-    found = set(_matching(adapter, "alpha_pattern", trained))
+    found = set(_match_patterns(adapter, "alpha_pattern", trained))
     if len(found) > 1:
         raise StartError(
             f"{adapter.directory}: alpha_pattern has {sorted(found)} for {trained}, and the file does not keep which "
@@ -270,7 +270,7 @@ def _alpha(adapter: Adapter, trained: str) -> float:
 
 def _check_rank(adapter: Adapter, trained: str, rank: int) -> None:
     """Refuse a tensor whose rank is not one that the configuration gives its module."""
-    known = _matching(adapter, "rank_pattern", trained) or [adapter.config.get("r", LoraConfig.r)]
+    known = _match_patterns(adapter, "rank_pattern", trained) or [adapter.config.get("r", LoraConfig.r)]
     if rank not in known:
         raise StartError(
             f"{adapter.directory}: the LoRA tensors of {trained} have rank {rank}, but {ADAPTER_CONFIG} says "
@@ -278,7 +278,7 @@ def _check_rank(adapter: Adapter, trained: str, rank: int) -> None:
         )
 
 
-def _matching(adapter: Adapter, patterns: str, trained: str) -> list[Any]:
+def _match_patterns(adapter: Adapter, patterns: str, trained: str) -> list[Any]:
     """Return the values of all patterns that match a module's name in training."""
     given = adapter.config.get(patterns) or {}
     try:
@@ -287,11 +287,11 @@ def _matching(adapter: Adapter, patterns: str, trained: str) -> list[Any]:
         raise StartError(f"{adapter.directory}: {patterns}: a pattern is not a regular expression: {error}") from error
 
 
-def _plain(name: str) -> str:
+def _strip_base_layer(name: str) -> str:
     """Return the name of a module or tensor as it was before PEFT put a layer around it."""
     return name.removesuffix(".base_layer").replace(".base_layer.", ".")
 
 
-def _bare(name: str, base_model_prefix: str) -> str:
+def _strip_prefixes(name: str, base_model_prefix: str) -> str:
     """Return a tensor's name without the prefixes of PEFT and of the model class."""
     return re.sub(rf"^(?:base_model\.model\.)?(?:{re.escape(base_model_prefix)}\.)?", "", name)

@@ -21,7 +21,13 @@ from transformers.utils import logging as transformers_logging
 from assay_service.errors import StartError
 from assay_service.scoring import names
 from assay_service.scoring.adapters import attach
-from assay_service.scoring.architectures import ARCHITECTURES, ROPE_TYPES, architecture_of, first_position, token_types
+from assay_service.scoring.architectures import (
+    ARCHITECTURES,
+    ROPE_TYPES,
+    architecture_of,
+    find_first_position,
+    token_types,
+)
 from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import OwnEmbedding
 from assay_service.scoring.files import ADAPTER_CONFIG, read_config, weight_files
@@ -31,7 +37,7 @@ from assay_service.scoring.kernels.choose import choose_backend
 from assay_service.scoring.kernels.row_invariant import make_invariant
 from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.kernels.torch_segments import TorchSegments
-from assay_service.scoring.layout import Layout, TokenSequence, narrowed, pack
+from assay_service.scoring.layout import Layout, TokenSequence, pack, select_read_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class RewardModel:
         self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
         self.architecture = ARCHITECTURES[base.config.model_type]
         self.device = device
-        self._first_position = first_position(base.config.to_dict())
+        self._first_position = find_first_position(base.config.to_dict())
         self.token_types = token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
         self._embedding: OwnEmbedding | None = None  # of the active signal
@@ -203,12 +209,12 @@ class RewardModel:
         """Return the pooled hidden states that the head of signal `name` reads, fp32 `[n, H]`, one per sequence."""
         self._activate(name)
         if not self.architecture.packed:
-            return torch.cat([self._pooled_alone(sequence) for sequence in sequences])
+            return torch.cat([self._pool_alone(sequence) for sequence in sequences])
         # In an encoder prompt tokens also see the completion, so its hidden states cannot be shared.
         row = pack(sequences, share_prompts=self.architecture.causal)
         if not self._backend.reads_subset:
             return pool(self.hidden(row), row.spans)
-        read, spans = narrowed(row)
+        read, spans = select_read_tokens(row)
         return pool(self.hidden(row, read=read), spans)
 
     def hidden(self, row: Layout, **read: torch.Tensor) -> torch.Tensor:
@@ -220,12 +226,12 @@ class RewardModel:
                 `reads_subset`. The result is then `[1, R, H]`.
         """
         output = self.base(
-            **self._inputs(row.ids.to(self.device)),
+            **self._build_inputs(row.ids.to(self.device)),
             position_ids=row.positions.to(self.device) + self._first_position,
             segments=self._backend.segments(row),
             masks={},
             **read,
-            **self._types(row.types),
+            **self._build_types(row.types),
             **({"use_cache": False} if self.architecture.causal else {}),  # encoders do not know this argument
         )
         return torch.as_tensor(output.last_hidden_state)
@@ -237,17 +243,17 @@ class RewardModel:
         """
         return torch.as_tensor(self._signals[name].head(self.pooled(sequences, name)))
 
-    def _pooled_alone(self, sequence: TokenSequence) -> torch.Tensor:
+    def _pool_alone(self, sequence: TokenSequence) -> torch.Tensor:
         """Run one sequence by itself, for architectures whose attention cannot be packed; fp32 `[1, H]`."""
         ids = torch.tensor([sequence.ids], device=self.device)
-        types = self._types(torch.tensor([sequence.types]))
-        return pool(self.base(**self._inputs(ids), **types).last_hidden_state, ((sequence.score,),))
+        types = self._build_types(torch.tensor([sequence.types]))
+        return pool(self.base(**self._build_inputs(ids), **types).last_hidden_state, ((sequence.score,),))
 
-    def _types(self, types: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _build_types(self, types: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the token types as an argument of the base; none where the base does not distinguish them."""
         return {"token_type_ids": types.to(self.device)} if self.token_types > 1 else {}
 
-    def _inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _build_inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the input arguments of the base: token ids, or vectors from the active signal's own embedding."""
         return {"input_ids": ids} if self._embedding is None else {"inputs_embeds": self._embedding(ids)}
 

@@ -61,7 +61,7 @@ def shapes_of(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
-        _, header = _header(path)
+        _, header = _read_header(path)
         shapes |= {name: shape for name, (shape, _) in header.items()}
     return shapes
 
@@ -72,11 +72,11 @@ def missing_bytes(path: Path) -> int:
     Raises:
         StartError: the file is not a safetensors file.
     """
-    start, header = _header(path)
+    start, header = _read_header(path)
     return max(0, start + max((end for _, end in header.values()), default=0) - path.stat().st_size)
 
 
-def _header(path: Path) -> tuple[int, dict[str, tuple[tuple[int, ...], int]]]:
+def _read_header(path: Path) -> tuple[int, dict[str, tuple[tuple[int, ...], int]]]:
     """Return the offset of the tensors in a safetensors file, and each tensor's shape and end from that offset."""
     try:
         with path.open("rb") as stream:
@@ -136,13 +136,13 @@ def check_whole_head(head: str, names: Iterable[str], where: object, also: str |
     Raises:
         StartError: the head has another tensor; the message names it.
     """
-    module = _in_module(head).removesuffix(".weight")
+    module = _strip_to_module(head).removesuffix(".weight")
     own = {f"{module}.weight", f"{module}.bias"}
     if module == "classifier.out_proj":
         own |= {"classifier.dense.weight", "classifier.dense.bias"}
     roots = tuple({f"{name.partition('.')[0]}." for name in (*HEAD_MODULES, *([also] if also else []))})
     for name in sorted(names):
-        found = _in_module(name)
+        found = _strip_to_module(name)
         # PEFT keeps the untrained head beside the trained one as `original_module`; nothing reads it.
         if found in own or not found.startswith(roots) or ".original_module." in name:
             continue
@@ -156,7 +156,7 @@ def check_whole_head(head: str, names: Iterable[str], where: object, also: str |
         )
 
 
-def _in_module(name: str) -> str:
+def _strip_to_module(name: str) -> str:
     """Return a tensor's name without the prefixes of wrappers and PEFT, and without PEFT's `modules_to_save`."""
     return re.sub(r"\.modules_to_save\.\w+(?=\.)", "", unwrapped(name).removeprefix("base_model.model."))
 
@@ -186,7 +186,7 @@ def why_no_head(shapes: Shapes) -> str:
     return f"{looked}; if this is the base of a LoRA reward model, declare the `adapter` that has the head"
 
 
-def why_missing(missing: str, names: Iterable[str]) -> str:
+def explain_missing(missing: str, names: Iterable[str]) -> str:
     """Return why a tensor is missing: its prefix is unknown, or the format is another one; "" if neither is seen.
 
     Args:
@@ -206,7 +206,7 @@ def why_missing(missing: str, names: Iterable[str]) -> str:
     return ""
 
 
-def why_unknown(name: str) -> str:
+def explain_unknown(name: str) -> str:
     """Return where a tensor belongs that has no place in the architecture; "" if it is not recognised."""
     if name.startswith("normalizer."):
         return "; it belongs to safe-rlhf's normaliser of scores, which is not served"
@@ -233,7 +233,7 @@ def check_loaded(report: Mapping[str, Any], directory: Path, prefix: str, tensor
     if missing:
         raise StartError(
             f"{directory}: tensor {missing[0]} is missing, so it would be random ({len(missing)} missing)"
-            f"{why_missing(missing[0].removeprefix(prefix), tensors)}"
+            f"{explain_missing(missing[0].removeprefix(prefix), tensors)}"
         )
     mismatched = sorted(str(entry) for entry in report["mismatched_keys"])
     if mismatched:
@@ -246,7 +246,7 @@ def check_loaded(report: Mapping[str, Any], directory: Path, prefix: str, tensor
     if unknown:
         raise StartError(
             f"{directory}: tensor {unknown[0]} has no place in the architecture ({len(unknown)} unknown)"
-            f"{why_unknown(unknown[0])}"
+            f"{explain_unknown(unknown[0])}"
         )
 
 

@@ -36,7 +36,7 @@ class Pads:
         Raises:
             StartError: a tokenizer's pad token is not in its vocabulary.
         """
-        return self.config is not None or (bool(self.adapters) and self._of_tokenizers() is not None)
+        return self.config is not None or (bool(self.adapters) and self._find_in_tokenizers() is not None)
 
     def agreed(self) -> int | None:
         """Return the pad token id with which the head was trained; None if no file names one.
@@ -44,25 +44,25 @@ class Pads:
         Raises:
             StartError: the base's `config.json` and the adapter's tokenizer name different ones.
         """
-        named = self._of_adapter()
+        named = self._find_in_adapters()
         if named is not None and self.config is not None and named[0] != self.config:
             raise StartError(
                 f"pad_token_id: declare it, because the base's config.json says {self.config} "
-                f"({token_text(self.base, self.config)!r}) and the adapter's tokenizer {named[0]} ({named[1]!r}). TRL "
-                "trains with the pad of the tokenizer, transformers' Trainer with that of config.json"
+                f"({find_token_text(self.base, self.config)!r}) and the adapter's tokenizer {named[0]} ({named[1]!r}). "
+                "TRL trains with the pad of the tokenizer, transformers' Trainer with that of config.json"
             )
-        return self._of_tokenizers() if self.config is None else self.config
+        return self._find_in_tokenizers() if self.config is None else self.config
 
-    def _of_adapter(self) -> tuple[int, str] | None:
+    def _find_in_adapters(self) -> tuple[int, str] | None:
         """Return id and text of the pad token that the last adapter with one names."""
         for number in reversed(range(len(self.adapters))):
             if "pad_token" in read_special_tokens(self.adapters[number]).named:
                 return pad_token(self.adapters[number], tokenizer_directory(self.base, *self.adapters[: number + 1]))
         return None
 
-    def _of_tokenizers(self) -> int | None:
+    def _find_in_tokenizers(self) -> int | None:
         """Return the id of the pad token that the adapters' tokenizers or the base's name."""
-        named = self._of_adapter() or pad_token(self.base, self.base)
+        named = self._find_in_adapters() or pad_token(self.base, self.base)
         return None if named is None else named[0]
 
 
@@ -79,7 +79,7 @@ def pad_token(directory: Path, vocabulary: Path) -> tuple[int, str] | None:
     token, path = read_special_tokens(directory).named.get("pad_token"), vocabulary / TOKENIZER_FILE
     if token is None or not path.is_file():
         return None
-    token_id = _token_id(_tokenizer(vocabulary), token)
+    token_id = _find_token_id(_read_tokenizer(vocabulary), token)
     if token_id is None:
         raise StartError(
             f"{directory}: its tokenizer's pad_token {token!r} is not in {path}; declare the `pad_token_id` that the "
@@ -88,16 +88,16 @@ def pad_token(directory: Path, vocabulary: Path) -> tuple[int, str] | None:
     return token_id, token
 
 
-def token_text(vocabulary: Path, token_id: int) -> str | None:
+def find_token_text(vocabulary: Path, token_id: int) -> str | None:
     """Return the text of a token in a `tokenizer.json`; None if the file or the token does not exist."""
-    tokenizer = _tokenizer(vocabulary) if (vocabulary / TOKENIZER_FILE).is_file() else {}
+    tokenizer = _read_tokenizer(vocabulary) if (vocabulary / TOKENIZER_FILE).is_file() else {}
     texts = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])}
     if token_id not in texts:
-        texts = {number: text for text, number in _vocabulary(tokenizer).items()}
+        texts = {number: text for text, number in _read_vocabulary(tokenizer).items()}
     return texts.get(token_id)
 
 
-def _tokenizer(directory: Path) -> dict[str, Any]:
+def _read_tokenizer(directory: Path) -> dict[str, Any]:
     """Return the content of a `tokenizer.json`.
 
     Raises:
@@ -116,16 +116,16 @@ def _tokenizer(directory: Path) -> dict[str, Any]:
     return tokenizer
 
 
-def _token_id(tokenizer: dict[str, Any], token: str) -> int | None:
+def _find_token_id(tokenizer: dict[str, Any], token: str) -> int | None:
     """Return the id of a token's text; None if the tokenizer does not have it."""
     # Added tokens come first, as in the tokenizers library: their ids override those of the model's vocabulary.
     for entry in tokenizer.get("added_tokens", []):
         if entry["content"] == token:
             return int(entry["id"])
-    return _vocabulary(tokenizer).get(token)
+    return _read_vocabulary(tokenizer).get(token)
 
 
-def _vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
+def _read_vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
     """Return ids keyed by text: most models map texts to ids, Unigram lists texts with their scores."""
     vocabulary = tokenizer.get("model", {}).get("vocab", {})
     if isinstance(vocabulary, list):

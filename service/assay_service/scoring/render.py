@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
-from assay_service.scoring.encoding import Encoded, ItemEncoder, turn_tokens
+from assay_service.scoring.encoding import Encoded, ItemEncoder, find_turn_tokens
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.rules import RenderRules
@@ -78,7 +78,7 @@ class Renderer:
         self.template = Template(self._tokenizer, rules.template)
         added = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items()}
         special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
-        special |= {t: added[t] for t in turn_tokens(self.template, added)}
+        special |= {t: added[t] for t in find_turn_tokens(self.template, added)}
         special |= {t: self._tokenizer.convert_tokens_to_ids(t) for t in self._tokenizer.all_special_tokens}
         control_ids = frozenset(special.values())
         # Unknown words of a message become the unknown token, so it must not be refused as a control token. GPT-2 and
@@ -106,8 +106,8 @@ class Renderer:
                 `too_long` or `completion_too_long`.
         """
         self._refuse_unfinished(item)
-        encoded = self._encoded(item)
-        return self._rendered(encoded, encoded.ids, truncation)
+        encoded = self._encode(item)
+        return self._build_rendered(encoded, encoded.ids, truncation)
 
     def render_within(self, item: Item, kept_prompt_tokens: int) -> Rendered:
         """Return the ids of `item`, cut on both sides as far as needed, as in training ([CRS] section 5.3).
@@ -119,14 +119,14 @@ class Renderer:
             ContentError: the item cannot be scored, for the reasons of `render` except `too_long` and
                 `completion_too_long`.
         """
-        encoded = self._encoded(item)
+        encoded = self._encode(item)
         room = self.rules.max_length - min(encoded.boundary, kept_prompt_tokens)
         cut = len(encoded.ids) - encoded.boundary > room
         if cut:  # encode it again without an end of turn, as an unfinished completion
             item = replace(item, finish_reason="length")
             self._refuse_unfinished(item)
-            encoded = self._encoded(item)
-        rendered = self._rendered(encoded, encoded.ids[: encoded.boundary + room], "prompt_left")
+            encoded = self._encode(item)
+        rendered = self._build_rendered(encoded, encoded.ids[: encoded.boundary + room], "prompt_left")
         return replace(rendered, completion_cut=cut)
 
     def prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ class Renderer:
         Raises:
             ContentError: the conversation cannot be rendered, for the reasons of `render`.
         """
-        return self._encoded(Item((*messages, PROBE.messages[-1]))).prompt
+        return self._encode(Item((*messages, PROBE.messages[-1]))).prompt
 
     def _refuse_unfinished(self, item: Item) -> None:
         if item.finish_reason == "length" and self.rules.unfinished == "error":
@@ -145,7 +145,7 @@ class Renderer:
                 param="finish_reason",
             )
 
-    def _encoded(self, item: Item) -> Encoded:
+    def _encode(self, item: Item) -> Encoded:
         """Return the text of `item`, all its ids and the boundary."""
         encoded = self._items.encode(item)
         if self.rules.dropped_content == "error" and encoded.text.dropped:
@@ -188,21 +188,21 @@ class Renderer:
                 code="template_error",
             )
 
-    def _rendered(self, encoded: Encoded, ids: tuple[int, ...], truncation: Truncation) -> Rendered:
+    def _build_rendered(self, encoded: Encoded, ids: tuple[int, ...], truncation: Truncation) -> Rendered:
         kept, cut = self._truncate(ids, encoded.boundary, truncation)
         boundary = encoded.boundary - cut
-        second = self._second_segment(ids, encoded.boundary, cut)
+        second = self._find_second_segment(ids, encoded.boundary, cut)
         dropped = encoded.text.dropped
         return Rendered(
             text=encoded.text.full,
-            sequence=TokenSequence(kept, boundary, self._score_span(kept, boundary), second),
+            sequence=TokenSequence(kept, boundary, self._find_score_span(kept, boundary), second),
             truncated_tokens=cut,
             dropped=dropped,
             dropped_tokens=sum(len(self._items.encode_text(part.text)) for part in dropped),
             control_tokens_as_text=encoded.control_tokens_as_text,
         )
 
-    def _second_segment(self, ids: tuple[int, ...], boundary: int, cut: int) -> int | None:
+    def _find_second_segment(self, ids: tuple[int, ...], boundary: int, cut: int) -> int | None:
         """Return the index where tokens of type 1 begin after `cut` prompt tokens were removed; None if there are none.
 
         A separator that was removed still ends the first segment, so the completion keeps the type that it has in
@@ -211,9 +211,9 @@ class Renderer:
         separator = self._tokenizer.sep_token_id
         if self.rules.token_types != "second_after_sep" or separator not in ids[:-1]:
             return None
-        return max(ids.index(separator) + 1 - cut, self._lead(ids, boundary))
+        return max(ids.index(separator) + 1 - cut, self._count_lead(ids, boundary))
 
-    def _lead(self, ids: tuple[int, ...], boundary: int) -> int:
+    def _count_lead(self, ids: tuple[int, ...], boundary: int) -> int:
         """Return the number of tokens at the front that are never removed: 1 for a leading BOS or CLS, else 0."""
         return int(ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id) and boundary > 0)
 
@@ -224,7 +224,7 @@ class Renderer:
             return ids, 0
         if truncation == "error":
             raise ContentError(f"the item has {len(ids)} tokens, at most {self.rules.max_length} fit", code="too_long")
-        lead = self._lead(ids, boundary)
+        lead = self._count_lead(ids, boundary)
         if excess > boundary - lead:
             raise ContentError(
                 f"the completion alone has {len(ids) - boundary} tokens, at most {self.rules.max_length - lead} fit",
@@ -233,7 +233,7 @@ class Renderer:
             )
         return ids[:lead] + ids[lead + excess :], excess
 
-    def _score_span(self, ids: tuple[int, ...], boundary: int) -> Span:
+    def _find_score_span(self, ids: tuple[int, ...], boundary: int) -> Span:
         """Return the tokens that the head reads by the score position of the rules."""
         match self.rules.score_position:
             case "first_token" | "pooler":
@@ -263,8 +263,8 @@ class Renderer:
         """Refuse at start the rules that would fail, or score the wrong token, for every item."""
         if (self.rules.eos == "append" or self.rules.score_position == "eos") and self._tokenizer.eos_token_id is None:
             raise StartError(
-                "eos, score_position: the tokenizer has no EOS token; declare its `eos_token` in tokenizer_config.json, "
-                "or other values of these keys"
+                "eos, score_position: the tokenizer has no EOS token; declare its `eos_token` in "
+                "tokenizer_config.json, or other values of these keys"
             )
         if self.rules.score_position == "last_non_pad_id" and self.rules.pad_token_id is None:
             raise StartError(

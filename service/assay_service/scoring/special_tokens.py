@@ -44,19 +44,19 @@ def read_special_tokens(directory: Path) -> SpecialTokens:
         StartError: a file is not a JSON object.
     """
     config = read_optional(directory, TOKENIZER_CONFIG)
-    ids = {text: int(number) for number, text in _texts(config.get("added_tokens_decoder") or {}).items()}
+    ids = {text: int(number) for number, text in _read_texts(config.get("added_tokens_decoder") or {}).items()}
     if "added_tokens_decoder" not in config:
         config = {**config, **read_optional(directory, "special_tokens_map.json")}
         ids = read_optional(directory, "added_tokens.json")
     # transformers 5 writes the first key and transformers 4 the second; in 4 the first is a mapping by name.
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    by_name = _texts({name: token for name, token in config.items() if name.endswith("_token")})
+    by_name = _read_texts({name: token for name, token in config.items() if name.endswith("_token")})
     if isinstance(extra, dict):
-        by_name, extra = by_name | _texts(extra), []
+        by_name, extra = by_name | _read_texts(extra), []
     return SpecialTokens(
         named={name: text for name, text in by_name.items() if name in _NAMES},
         models={name: text for name, text in by_name.items() if name not in _NAMES},
-        extra=tuple(_texts(dict(enumerate(extra))).values()),
+        extra=tuple(_read_texts(dict(enumerate(extra))).values()),
         ids=ids,
     )
 
@@ -70,7 +70,7 @@ def read_optional(directory: Path, name: str) -> dict[str, Any]:
     return read_config(directory, name) if (directory / name).is_file() else {}
 
 
-def _texts(tokens: Mapping[_Key, Any]) -> dict[_Key, str]:
+def _read_texts(tokens: Mapping[_Key, Any]) -> dict[_Key, str]:
     """Return the texts of tokens that are written as strings or objects; null and empty tokens are dropped."""
     texts = {key: token.get("content") if isinstance(token, dict) else token for key, token in tokens.items()}
     return {key: text for key, text in texts.items() if isinstance(text, str) and text}

@@ -56,7 +56,7 @@ def read_template(declared: Path | None, checkpoint: Path, tokenizer: Path, name
         if not declared.is_file():
             raise StartError(f"template: {declared}: no such file; declare the path of a Jinja file")
         return declared.read_text(encoding="utf-8")
-    found = _configured(tokenizer / "tokenizer_config.json")
+    found = _read_configured(tokenizer / "tokenizer_config.json")
     for directory in dict.fromkeys((tokenizer, checkpoint)):
         files = {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
         if (single := directory / "chat_template.jinja").is_file():
@@ -71,7 +71,7 @@ def read_template(declared: Path | None, checkpoint: Path, tokenizer: Path, name
     return found[name or _DEFAULT]
 
 
-def _configured(path: Path) -> dict[str, str]:
+def _read_configured(path: Path) -> dict[str, str]:
     """Return the chat templates of a `tokenizer_config.json`, keyed by name; none if the file does not exist."""
     if not path.is_file():
         return {}
@@ -144,39 +144,39 @@ class Template:
         """
         if not item.prompt:
             raise ContentError("the completion is the only message; send its prompt as well", code="no_prompt")
-        frame = self._skeleton(skeleton.shape_of(item.messages))
+        frame = self._skeleton(skeleton.build_shape(item.messages))
         prompt = self._prompt(item.prompt)
         full = self._apply(item.messages)
-        texts = skeleton.texts_of(item.messages)
-        suspects = frame.suspects(full, texts)
-        dropped = tuple(self._dropped(item.messages, texts, suspects, full)) if suspects else ()
+        texts = skeleton.list_texts(item.messages)
+        suspects = frame.find_suspects(full, texts)
+        dropped = tuple(self._find_dropped(item.messages, texts, suspects, full)) if suspects else ()
         if item.finish_reason == "length":
-            full = self._unfinished(item, prompt, full)
+            full = self._cut_unfinished(item, prompt, full)
         return RenderedText(prompt, full, dropped)
 
-    def skeleton(self, item: Item) -> str:
+    def render_neutral(self, item: Item) -> str:
         """Return a rendered conversation of the same shape with neutral texts.
 
         Its control tokens are the ones that may occur in `item`.
         """
-        return self._neutral(skeleton.shape_of(item.messages), item.finish_reason)
+        return self._neutral(skeleton.build_shape(item.messages), item.finish_reason)
 
     def _render_neutral(self, shape: Shape, finish_reason: FinishReason) -> str:
         frame = self._skeleton(shape)
-        slots = skeleton.slots_of(shape)
+        slots = skeleton.list_slots(shape)
         neutral = [NEUTRAL] * len(slots)
         if finish_reason == "stop":
-            return frame.filled(neutral)
-        end = frame.order.index(slots.index(_completion_slot(skeleton.marked(shape)))) + 1
-        return Skeleton((*frame.literals[:end], ""), frame.order[:end]).filled(neutral)
+            return frame.fill(neutral)
+        end = frame.order.index(slots.index(_locate_completion(skeleton.build_marked(shape)))) + 1
+        return Skeleton((*frame.literals[:end], ""), frame.order[:end]).fill(neutral)
 
     def _render_skeleton(self, shape: Shape) -> Skeleton:
-        return skeleton.skeleton_of(shape, self._apply(skeleton.marked(shape)))
+        return skeleton.parse_skeleton(shape, self._apply(skeleton.build_marked(shape)))
 
     def _render_prompt(self, messages: tuple[Message, ...]) -> str:
         return self._apply(messages, add_generation_prompt=True)
 
-    def _dropped(
+    def _find_dropped(
         self, messages: tuple[Message, ...], texts: Sequence[str], suspects: Sequence[int], full: str
     ) -> list[Dropped]:
         """Return the texts that `full` does not show, by rendering each suspect once with a mark in its place."""
@@ -185,17 +185,17 @@ class Template:
                 "the template rewrites too many messages to find the texts that it does not print; send fewer messages",
                 code="template_error",
             )
-        slots, dropped = skeleton.slots_of(skeleton.shape_of(messages)), []
+        slots, dropped = skeleton.list_slots(skeleton.build_shape(messages)), []
         for number in sorted(suspects):
-            head, tail = self._around(messages, slots[number])
-            if text := skeleton.lost(texts[number], head, tail, full):
+            head, tail = self._split_around(messages, slots[number])
+            if text := skeleton.find_lost(texts[number], head, tail, full):
                 dropped.append(Dropped(slots[number], text))
         return dropped
 
-    def _around(self, messages: tuple[Message, ...], slot: Slot) -> tuple[str, str]:
+    def _split_around(self, messages: tuple[Message, ...], slot: Slot) -> tuple[str, str]:
         """Return the text before and after a neutral text in the place of `slot`."""
         message, neutral = messages[slot.index], NEUTRAL
-        while any(neutral in text for text in skeleton.texts_of(messages)):
+        while any(neutral in text for text in skeleton.list_texts(messages)):
             neutral += "q"
         if slot.field == "content":
             message = replace(message, content=neutral)
@@ -208,15 +208,15 @@ class Template:
             )
         return head, rest[0]
 
-    def _unfinished(self, item: Item, prompt: str, full: str) -> str:
+    def _cut_unfinished(self, item: Item, prompt: str, full: str) -> str:
         """Return `full` up to the end of the completion, which the template printed as it is or stripped."""
-        head, tail = self._around(item.messages, _completion_slot(item.messages))
-        printed = _between(full, head, tail, item.completion)
+        head, tail = self._split_around(item.messages, _locate_completion(item.messages))
+        printed = _extract_completion(full, head, tail, item.completion)
         if (
             printed is None
         ):  # the text before this completion is not that before neutral ones: try the generation prompt
-            head, printed = prompt, _between(full, prompt, tail, item.completion)
-        elif not _is_certain(self._lead(skeleton.shape_of(item.messages)), prompt, head, item.completion):
+            head, printed = prompt, _extract_completion(full, prompt, tail, item.completion)
+        elif not _is_certain(self._lead(skeleton.build_shape(item.messages)), prompt, head, item.completion):
             raise ContentError(
                 "the text that the template prints before a completion depends on how the completion continues; "
                 "declare a template that prints its generation prompt before every finished completion",
@@ -244,10 +244,10 @@ class Template:
         completion is finished, it is not known whether it will have reasoning. The method tries completions that are
         made of the template's own words.
         """
-        messages = skeleton.marked(shape)
+        messages = skeleton.build_marked(shape)
         prompt = self._prompt(messages[:-1]).rstrip()
-        head, _ = self._around(messages, _completion_slot(messages))
-        words = _words_between(prompt, head)
+        head, _ = self._split_around(messages, _locate_completion(messages))
+        words = _find_words_between(prompt, head)
         closed = [word.replace("/", "", 1) for word in words if word.startswith(("</", "[/"))]
         if not head.startswith(prompt) or not set(words).issuperset(closed):
             return None
@@ -277,18 +277,18 @@ class Template:
             ) from None
 
 
-def _completion_slot(messages: tuple[Message, ...]) -> Slot:
+def _locate_completion(messages: tuple[Message, ...]) -> Slot:
     """Return the slot of the completion."""
     return Slot(len(messages) - 1, messages[-1].role, "content")
 
 
-def _between(full: str, head: str, tail: str, completion: str) -> str | None:
+def _extract_completion(full: str, head: str, tail: str, completion: str) -> str | None:
     """Return the text between `head` and `tail`; None unless it is the completion, stripped or not."""
     printed = full[len(head) : len(full) - len(tail)]
     return printed if full == head + printed + tail and printed.strip() == completion.strip() else None
 
 
-def _words_between(prompt: str, head: str) -> tuple[str, ...]:
+def _find_words_between(prompt: str, head: str) -> tuple[str, ...]:
     """Return the different words that `head` has after `prompt`, with which it starts."""
     return tuple(dict.fromkeys(_WORD.findall(head[len(prompt) :])))
 
@@ -305,7 +305,7 @@ def _is_certain(lead: tuple[str, ...] | None, prompt: str, head: str, completion
         completion: text of the completion so far.
     """
     prompt, start = prompt.rstrip(), completion.strip()
-    if lead is None or not head.startswith(prompt) or _words_between(prompt, head) != lead:
+    if lead is None or not head.startswith(prompt) or _find_words_between(prompt, head) != lead:
         return False
     # Tags can be distinguished as wholes. Other words (`◁think▷`, `# Thinking`) have no known end, so a completion must
     # not even begin with their first character.

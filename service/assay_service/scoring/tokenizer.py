@@ -54,7 +54,7 @@ def load(directory: Path) -> PreTrainedTokenizerFast:
     Raises:
         StartError: a file is missing or cannot be read, or it declares special tokens that `tokenizer.json` lacks.
     """
-    encoder = _from_file(directory)
+    encoder = _read_encoder(directory)
     special = read_special_tokens(directory)
     _check_special(encoder, special, directory)
     names = {name: text for name, text in special.named.items() if name != "unk_token"}
@@ -82,7 +82,7 @@ def check_ids(encoder: Tokenizer, law: Tokenizer) -> None:
     """
     wrong = [
         kind
-        for kind, text in _probes(law)
+        for kind, text in _list_probes(law)
         if encoder.encode(text, add_special_tokens=False).ids != law.encode(text, add_special_tokens=False).ids
     ]
     if wrong:
@@ -147,7 +147,7 @@ def write(source: Path, directory: Path, template: str | None) -> None:
     (directory / TOKENIZER_CONFIG).write_text(json.dumps(written, indent=1) + "\n")
     if template is not None:
         (directory / TEMPLATE_FILE).write_text(template, encoding="utf-8")
-    misread = _misread_by_transformers(directory)
+    misread = _explain_misreading(directory)
     if misread is not None:
         _LOG.warning(
             "%s: Assay reads this tokenizer as it is, but AutoTokenizer and vLLM do not, because of the model type in "
@@ -158,19 +158,19 @@ def write(source: Path, directory: Path, template: str | None) -> None:
         )
 
 
-def _misread_by_transformers(directory: Path) -> str | None:
+def _explain_misreading(directory: Path) -> str | None:
     """Return why `AutoTokenizer`, and so vLLM, reads a checkpoint with other ids than its file; None if it does not."""
     try:
         encoder = AutoTokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
         encoder.no_truncation()
         encoder.no_padding()
-        check_ids(encoder, _from_file(directory))
+        check_ids(encoder, _read_encoder(directory))
     except Exception as error:  # a fault of another reader must not end the training run that writes the checkpoint
         return str(error)
     return None
 
 
-def _from_file(directory: Path) -> Tokenizer:
+def _read_encoder(directory: Path) -> Tokenizer:
     """Return the tokenizer of `tokenizer.json` without truncation and padding, which would shorten or fill texts."""
     path = tokenizer_directory(directory) / TOKENIZER_FILE
     try:
@@ -182,7 +182,7 @@ def _from_file(directory: Path) -> Tokenizer:
     return encoder
 
 
-def _probes(encoder: Tokenizer) -> Iterator[tuple[str, str]]:
+def _list_probes(encoder: Tokenizer) -> Iterator[tuple[str, str]]:
     """Yield pairs of kind and text: plain texts, and every control token beside spaces and text."""
     yield from _PROBES.items()
     tokens = [token.content for _, token in sorted(encoder.get_added_tokens_decoder().items())]

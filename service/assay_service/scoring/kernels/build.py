@@ -32,7 +32,7 @@ _start_log = logging.getLogger("assay.start")
 _SLOWER = "torch's slower operators are used instead"
 
 
-def missing(dtype: torch.dtype, device: torch.device) -> str | None:
+def load_or_explain(dtype: torch.dtype, device: torch.device) -> str | None:
     """Load the kernels into `torch.ops.assay` and return None, or return why they cannot be used.
 
     Args:
@@ -40,51 +40,51 @@ def missing(dtype: torch.dtype, device: torch.device) -> str | None:
         device: device of the base.
     """
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        return f"Assay has none for {_name(dtype)} on {device.type}"
+        return f"Assay has none for {_spell_dtype(dtype)} on {device.type}"
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[no-untyped-call]
         return "they need oneDNN, which is missing or switched off"
-    return _loaded() or _tried(dtype)
+    return _load() or _try_dtype(dtype)
 
 
 @functools.cache
-def _loaded() -> str | None:
+def _load() -> str | None:
     """Build and load the kernels once in a process; return why that failed, or None."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return "they need a CPU with AVX-512"
     # torch.cpu has no public function for this; the flag makes conversion to bf16 one instruction.
     flags = [*_FLAGS, *(["-mavx512bf16"] if torch.cpu._is_avx512_bf16_supported() else [])]
     try:
-        library = _library(flags)
+        library = _find_or_build_library(flags)
         try:
             torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         except OSError:  # a cached library of another installation of the compiler or its libraries: build it again
             library.unlink()
-            torch.ops.load_library(_library(flags))  # type: ignore[no-untyped-call]
+            torch.ops.load_library(_find_or_build_library(flags))  # type: ignore[no-untyped-call]
     except (subprocess.CalledProcessError, OSError) as error:
-        reason = _why_not_built(error)
+        reason = _explain_failed_build(error)
         _log.warning("no CPU kernels; %s: %s", _SLOWER, reason)
         return reason
     return None
 
 
-def _why_not_built(error: subprocess.CalledProcessError | OSError) -> str:
+def _explain_failed_build(error: subprocess.CalledProcessError | OSError) -> str:
     """Return why the kernels could not be built, and what to do about it."""
     if isinstance(error, subprocess.CalledProcessError):
         printed = " ".join(error.stderr.split())[:2000] or "nothing"
         return f"they could not be built: {error.cmd[0]} returned {error.returncode} and printed {printed}"
-    if isinstance(error, FileNotFoundError) and error.filename == _compiler():
+    if isinstance(error, FileNotFoundError) and error.filename == _find_compiler():
         return f"they could not be built: the C++ compiler {error.filename} is missing; install g++, or set CXX"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.ENOENT, errno.ENOTDIR):
         return f"they could not be built: {error}; set XDG_CACHE_HOME to a writable directory"
     return f"they could not be built or loaded: {error}"
 
 
-def _compiler() -> str:
+def _find_compiler() -> str:
     """Return the C++ compiler that torch would use, which CXX can set."""
     return str(cpp_extension.get_cxx_compiler())  # type: ignore[no-untyped-call]
 
 
-def _library(flags: list[str]) -> Path:
+def _find_or_build_library(flags: list[str]) -> Path:
     """Return the path of the built kernels, and build them if needed.
 
     They are built if these sources were never built with these flags and this torch.
@@ -107,7 +107,7 @@ def _build(flags: list[str], library: Path) -> None:
     sources = [path for path in _FILES if path.suffix == ".cpp"]
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
     linked = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-lc10", "-ltorch_cpu"]
-    compiler = [_compiler(), "-std=c++20", "-fPIC", *flags, *includes]
+    compiler = [_find_compiler(), "-std=c++20", "-fPIC", *flags, *includes]
     objects = [library.with_name(f"{path.stem}.o") for path in sources]
     with ThreadPoolExecutor() as at_once:
         commands = [[*compiler, "-c", path, "-o", built] for path, built in zip(sources, objects, strict=True)]
@@ -121,14 +121,14 @@ def _run(command: Sequence[str | Path]) -> None:
 
 
 @functools.cache
-def _tried(dtype: torch.dtype) -> str | None:
+def _try_dtype(dtype: torch.dtype) -> str | None:
     """Compute a small product; return oneDNN's reason if it has no kernel of this dtype for this CPU, or None."""
     ones = torch.ones(16, 32, dtype=dtype)
     try:
         torch.ops.assay.linear(ones, torch.ops.assay.pack(ones), None, 16)
     except RuntimeError as error:
         needed = ": it needs a CPU with AVX512-BF16 or AMX" if dtype == torch.bfloat16 else ""
-        return f"oneDNN has no kernel for {_name(dtype)} on this CPU{needed} ({str(error).splitlines()[0]})"
+        return f"oneDNN has no kernel for {_spell_dtype(dtype)} on this CPU{needed} ({str(error).splitlines()[0]})"
     return None
 
 
@@ -149,11 +149,11 @@ def slow_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
         return None
     units = "AVX512-BF16 or AMX" if dtype == torch.bfloat16 else "AMX-FP16"
     return (
-        f"this CPU has no instructions for {_name(dtype)} ({units}), so torch emulates it: declare `dtype: float32`, "
-        "which is several times faster here, rounds less, and takes twice the memory"
+        f"this CPU has no instructions for {_spell_dtype(dtype)} ({units}), so torch emulates it: declare "
+        "`dtype: float32`, which is several times faster here, rounds less, and takes twice the memory"
     )
 
 
-def _name(dtype: torch.dtype) -> str:
+def _spell_dtype(dtype: torch.dtype) -> str:
     """Return the name of a dtype as configurations spell it."""
     return str(dtype).removeprefix("torch.")

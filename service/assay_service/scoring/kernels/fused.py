@@ -72,12 +72,12 @@ class _GatedMLP(nn.Module):
 
     def add_to(self, hidden: torch.Tensor, x: torch.Tensor) -> None:
         """Add the output for `x`, `[..., H]`, to `hidden` of the same shape, in place."""
-        gate, up = _inner(self.gate_proj), _inner(self.up_proj)
+        gate, up = _unwrap_idle(self.gate_proj), _unwrap_idle(self.up_proj)
         if type(gate) is PackedLinear and type(up) is PackedLinear and gate.bias is None and up.bias is None:
             inner = torch.ops.assay.gated(x, gate.panels, up.panels, self.gelu, gate.out_features)
         else:
             inner = torch.ops.assay.gate(gate(x), up(x), self.gelu)
-        _add(hidden, self.down_proj, inner)
+        _add_product(hidden, self.down_proj, inner)
 
 
 class _Attention(nn.Module):
@@ -130,13 +130,13 @@ class _DecoderLayer(nn.Module):
         attended = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, segments)
         if self.last:  # after the last attention no layer looks at the other tokens
             hidden_states, attended = hidden_states[:, read], attended[:, read]
-        _add(hidden_states, self.self_attn.o_proj, attended)
+        _add_product(hidden_states, self.self_attn.o_proj, attended)
         for part in torch.split(hidden_states, _MLP_ROWS, dim=1):
             self.mlp.add_to(part, self.post_attention_layernorm(part))
         return hidden_states
 
 
-def _inner(linear: Any) -> nn.Module:  # noqa: ANN401 - a layer, or PEFT's around it
+def _unwrap_idle(linear: Any) -> nn.Module:  # noqa: ANN401 - a layer, or PEFT's around it
     """Return the layer itself if no adapter around it is active; then it computes as on a base without adapters."""
     layer: nn.Module = linear
     if hasattr(linear, "base_layer"):
@@ -145,9 +145,9 @@ def _inner(linear: Any) -> nn.Module:  # noqa: ANN401 - a layer, or PEFT's aroun
     return layer
 
 
-def _add(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
+def _add_product(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
     """Add the product to `hidden`, in place."""
-    layer = _inner(linear)
+    layer = _unwrap_idle(linear)
     if type(layer) is PackedLinear:
         torch.ops.assay.linear_add(hidden, x, layer.panels, layer.bias32)
     else:
@@ -174,7 +174,7 @@ def native_attention(  # noqa: PLR0913 - the signature is transformers'
         key: keys, `[1, kv_heads, T, head_dim]`.
         value: values, in the shape of `key`.
         attention_mask: always None; the segments take its place.
-        segments: table from `segment_table`, int64 `[n, 4]`.
+        segments: table from `build_segment_table`, int64 `[n, 4]`.
         scaling: factor on the dot products; None means `head_dim ** -0.5`.
         sliding_window: number of tokens that a token sees, itself included (causal layers only); None means all.
 
@@ -192,7 +192,7 @@ def native_attention(  # noqa: PLR0913 - the signature is transformers'
     return attended, None
 
 
-def segment_table(segments: tuple[Segment, ...]) -> torch.Tensor:
+def build_segment_table(segments: tuple[Segment, ...]) -> torch.Tensor:
     """Return segments as the kernel reads them, int64 `[n, 4]`: start and end, then those of the prefix or zeros."""
     rows = [
         (s.own.start, s.own.end, *((0, 0) if s.prefix is None else (s.prefix.start, s.prefix.end))) for s in segments
@@ -217,12 +217,12 @@ class Native:
 
     def segments(self, row: Layout) -> torch.Tensor:
         """Return the segments as the kernel reads them, int64 `[n, 4]`."""
-        return segment_table(row.segments)
+        return build_segment_table(row.segments)
 
 
 def _fuse(base: PreTrainedModel) -> bool:
     """Replace the layers that the kernels compute; return whether the last one computes only the tokens to be read."""
-    own, around = _doras(base)
+    own, around = _find_doras(base)
     for module in list(base.modules()):
         name = type(module).__name__
         if type(module) is nn.Linear and module not in own:
@@ -235,7 +235,7 @@ def _fuse(base: PreTrainedModel) -> bool:
     return any(isinstance(module, _DecoderLayer) for module in base.modules())
 
 
-def _doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
+def _find_doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
     """Return the modules of DoRA adapters, and the layers around which they are and whose weights they read.
 
     Other adapters around the same layers, and layers without any, are computed as on a base without DoRA.

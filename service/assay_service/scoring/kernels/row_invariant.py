@@ -50,7 +50,7 @@ class NotInvariant(RuntimeError):
     """Raised if no way was found to compute a product whose rows do not depend on each other."""
 
 
-def agreeing_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[int, Block]:
+def find_agreeing_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[int, Block]:
     """Return the blocks in which the product with `weight` has the bits of `LARGEST_TOKENS` rows, by row count.
 
     Random rows are computed `LARGEST_TOKENS` at once, again in another order, and then fewer at a time. Another order
@@ -76,7 +76,7 @@ def agreeing_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[int
     for count in range(STEP_TOKENS, LARGEST_TOKENS + 1, STEP_TOKENS):
         parts = [(rows[:count], expected[:count]), (rows[-count:], expected[-count:])]
         for block in (Block(count, transposed=False), Block(count, transposed=True)):
-            products = (_product(part, weight, bias, transposed=block.transposed) for part, _ in parts)
+            products = (_multiply(part, weight, bias, transposed=block.transposed) for part, _ in parts)
             if all(torch.equal(product, right) for product, (_, right) in zip(products, parts, strict=True)):
                 found[count] = block
                 break
@@ -105,7 +105,7 @@ class RowInvariantLinear(nn.Linear):
     """A linear layer whose output rows depend on their input row only.
 
     Attributes:
-        agreeing: usable blocks, keyed by row count, from `agreeing_blocks`.
+        agreeing: usable blocks, keyed by row count, from `find_agreeing_blocks`.
     """
 
     agreeing: Mapping[int, Block]
@@ -115,17 +115,17 @@ class RowInvariantLinear(nn.Linear):
         flat = input.reshape(-1, self.in_features)
         blocks = cover(flat.shape[0], self.agreeing)
         if len(blocks) == 1 and blocks[0].rows == flat.shape[0]:
-            output = _product(flat, self.weight, self.bias, transposed=blocks[0].transposed)
+            output = _multiply(flat, self.weight, self.bias, transposed=blocks[0].transposed)
         else:
-            output = self._in_blocks(flat, blocks)
+            output = self._multiply_in_blocks(flat, blocks)
         return output.view(*input.shape[:-1], self.out_features)
 
-    def _in_blocks(self, flat: torch.Tensor, blocks: tuple[Block, ...]) -> torch.Tensor:
+    def _multiply_in_blocks(self, flat: torch.Tensor, blocks: tuple[Block, ...]) -> torch.Tensor:
         """Compute the product `[rows, N]` block by block; rows of zeros fill the last block."""
         rows = flat.shape[0]
         padded = torch.cat([flat, flat.new_zeros(sum(block.rows for block in blocks) - rows, flat.shape[1])])
         parts = zip(torch.split(padded, [block.rows for block in blocks]), blocks, strict=True)
-        products = [_product(part, self.weight, self.bias, transposed=block.transposed) for part, block in parts]
+        products = [_multiply(part, self.weight, self.bias, transposed=block.transposed) for part, block in parts]
         return torch.cat(products)[:rows]
 
 
@@ -165,7 +165,7 @@ def make_invariant(model: nn.Module) -> None:
             key = (*module.weight.shape, module.weight.dtype, module.bias is None)
             if key not in known:
                 with torch.inference_mode():
-                    known[key] = agreeing_blocks(module.weight, module.bias)
+                    known[key] = find_agreeing_blocks(module.weight, module.bias)
             module.__class__ = RowInvariantLinear
             module.agreeing = known[key]  # type: ignore[assignment]
     _slice_activations(model)
@@ -186,7 +186,7 @@ def _slice_activations(model: nn.Module) -> None:
                 setattr(module, name, SlicedActivation(activation))
 
 
-def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
+def _multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
     """Return the product `[rows, N]`, computed as it is or transposed."""
     if not transposed:
         return linear(rows, weight, bias)

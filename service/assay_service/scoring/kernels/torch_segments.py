@@ -87,18 +87,18 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     mixed = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     tensors = (tensor.float() if mixed else tensor for tensor in (query, key, value))
-    queries, keys, values = (_pieces(tensor, segments) for tensor in tensors)
+    queries, keys, values = (_split_segments(tensor, segments) for tensor in tensors)
     outputs = []
     # In mixed-precision training attention is computed in fp32: on CPUs the gradient takes 1.2 to 5 times as long in
     # bf16.
     with torch.autocast("cpu", enabled=False) if mixed else nullcontext():
         for segment in segments:
-            query_piece = _aligned(queries[segment.own])
-            mask = _mask(segment, sliding_window, query_piece, masks) if causal else None
+            query_piece = _align(queries[segment.own])
+            mask = _build_mask(segment, sliding_window, query_piece, masks) if causal else None
             attended = scaled_dot_product_attention(
                 query_piece,
-                _seen(keys, segment),
-                _seen(values, segment),
+                _gather_visible(keys, segment),
+                _gather_visible(values, segment),
                 attn_mask=mask,
                 dropout_p=dropout,
                 is_causal=causal and mask is None,
@@ -111,12 +111,12 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     return torch.cat(outputs, dim=1), None
 
 
-def _reach(segment: Segment) -> int:
+def _count_visible(segment: Segment) -> int:
     """Return the number of keys that the segment's last token may see."""
     return segment.own.tokens + (0 if segment.prefix is None else segment.prefix.tokens)
 
 
-def _pieces(tensor: torch.Tensor, segments: tuple[Segment, ...]) -> dict[Span, torch.Tensor]:
+def _split_segments(tensor: torch.Tensor, segments: tuple[Segment, ...]) -> dict[Span, torch.Tensor]:
     """Return the tokens of every segment, by one split.
 
     Slices would each cost the backward pass a tensor of the whole row.
@@ -126,22 +126,22 @@ def _pieces(tensor: torch.Tensor, segments: tuple[Segment, ...]) -> dict[Span, t
     return {segment.own: part for segment, part in zip(segments, parts, strict=False)}
 
 
-def _aligned(part: torch.Tensor) -> torch.Tensor:
+def _align(part: torch.Tensor) -> torch.Tensor:
     """Return the tensor, copied if its tokens do not begin on cache lines, since a kernel may depend on that."""
     return part if part.stride(2) * part.element_size() % _CACHE_LINE_BYTES == 0 else part.contiguous()
 
 
-def _seen(pieces: dict[Span, torch.Tensor], segment: Segment) -> torch.Tensor:
+def _gather_visible(pieces: dict[Span, torch.Tensor], segment: Segment) -> torch.Tensor:
     """Return the keys or values that the segment sees: those of its prefix, then its own."""
     if segment.prefix is None:
-        return _aligned(pieces[segment.own])
+        return _align(pieces[segment.own])
     # Concatenating with tokens as the slowest dimension copies whole blocks and transposes nothing.
     return torch.cat([pieces[span].transpose(1, 2) for span in (segment.prefix, segment.own)], dim=1).transpose(1, 2)
 
 
-def _mask(segment: Segment, sliding_window: int | None, like: torch.Tensor, masks: Masks) -> torch.Tensor | None:
+def _build_mask(segment: Segment, sliding_window: int | None, like: torch.Tensor, masks: Masks) -> torch.Tensor | None:
     """Return the additive mask of the segment, `[queries, keys]`; None where plain causality is the same."""
-    queries, keys = segment.own.tokens, _reach(segment)
+    queries, keys = segment.own.tokens, _count_visible(segment)
     window = None if sliding_window is None or sliding_window >= keys else sliding_window
     if queries == keys and window is None:
         return None

@@ -66,7 +66,7 @@ class Varlen:
         return gather(row, self._device)
 
 
-def usable(dtype: torch.dtype, device: torch.device, head_size: int) -> bool:
+def is_usable(dtype: torch.dtype, device: torch.device, head_size: int) -> bool:
     """Return whether FlashAttention computes heads of `head_size` in `dtype` on `device`."""
     # FlashAttention's own limits: half precision, head sizes up to 256 in steps of 8, and Ampere or newer.
     return (
