@@ -408,8 +408,8 @@ def test_settings_that_are_not_served_are_refused_with_what_to_do(
 @pytest.mark.parametrize(
     ("indices", "message"),
     [
-        (None, "do not say which tokens"),
-        ({"lm_head": [1, 2]}, "do not say which tokens"),
+        (None, "must list the token ids"),
+        ({"lm_head": [1, 2]}, "must list the token ids"),
         ([1], "are not 3 different ids"),
         ([1, 1, 2], "are not 3 different ids"),
         ([1, 1, 2, 3], "are not 3 different ids"),
@@ -579,9 +579,9 @@ def test_an_adapter_of_another_directory_is_refused_unless_it_is_declared_the_sa
     with pytest.raises(StartError, match=rf"was trained on {other}, but `base` is .*`adapter_base: {other}`"):
         resolve.resolve(configuration(tmp_path, adapter="adapter"))
     assert resolve.resolve(configuration(tmp_path, adapter="adapter", adapter_base=other))
-    with pytest.raises(StartError, match="adapter_base: declared, but there is no `adapter`"):
+    with pytest.raises(StartError, match="adapter_base: is declared without an `adapter`"):
         resolve.resolve(configuration(tmp_path, adapter_base="x"))
-    with pytest.raises(StartError, match=r"adapter_base: declared 'x', but .* says"):
+    with pytest.raises(StartError, match=r"adapter_base: is 'x', but .* says"):
         resolve.resolve(configuration(tmp_path, adapter="adapter", adapter_base="x"))
 
 

@@ -293,5 +293,5 @@ def test_without_onednn_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_other_dtypes_and_devices_have_no_kernels() -> None:
-    assert build.load_or_explain(torch.float16, CPU) == "there are none for float16 on cpu"
-    assert build.load_or_explain(torch.bfloat16, torch.device("cuda")) == "there are none for bfloat16 on cuda"
+    assert build.load_or_explain(torch.float16, CPU) == "Assay has none for float16 on cpu"
+    assert build.load_or_explain(torch.bfloat16, torch.device("cuda")) == "Assay has none for bfloat16 on cuda"

@@ -164,7 +164,7 @@ def test_a_missing_head_refuses_to_start(tmp_path: Path) -> None:
     """Trap 17."""
     directory, _ = plain(tmp_path)
     edit_tensors(directory / "model.safetensors", lambda t: {k: v for k, v in t.items() if k != "score.weight"})
-    with pytest.raises(StartError, match=r"no head; looked for score\.weight"):
+    with pytest.raises(StartError, match=r"no head was found; looked for score\.weight"):
         load(directory)
 
 

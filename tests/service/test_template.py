@@ -89,8 +89,8 @@ def test_thinking_that_the_template_drops_from_earlier_turns_is_reported_or_refu
     assert rendered.dropped_tokens == len(fast.tokenize("<think>\nIt is hot.\n</think>"))
     assert refusal(renderer(trl_templates()["qwen3"], dropped_content="error"), item) == (
         "dropped_content",
-        "the template leaves out a part of messages[1] (role 'assistant') (27 characters); "
-        "declare dropped_content: report to score what is left",
+        "the template does not print a part of messages[1] (role 'assistant') (27 characters); "
+        "declare `dropped_content: report` to score the rest",
     )
 
 
