@@ -77,19 +77,19 @@ class Adapter:
         return hashlib.sha256((_hash_tensors(self.tensors) + json.dumps(scale, sort_keys=True)).encode()).hexdigest()
 
 
-def read_head(files: Iterable[Path], also: str | None = None) -> HeadTensors | None:
+def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTensors | None:
     """Return the head in `files`, or None if they contain none.
 
     Args:
         files: safetensors files.
-        also: name of a further head module, from `value_head_prefix` in `config.json`.
+        extra_head: name of a further head module, from `value_head_prefix` in `config.json`.
 
     Raises:
         StartError: there are several heads, or a head has more tensors than are read; the message names them.
     """
-    found: list[HeadTensors] = []
+    heads: list[HeadTensors] = []
     present: dict[str, Path] = {}
-    pattern = head_weight(also)
+    pattern = head_weight(extra_head)
     for path in files:
         with safe_open(path, framework="pt") as tensors:
             names = set(tensors.keys())
@@ -97,15 +97,15 @@ def read_head(files: Iterable[Path], also: str | None = None) -> HeadTensors | N
             for name in sorted(name for name in names if pattern.match(unwrapped(name))):
                 bias = name.removesuffix("weight") + "bias"
                 own = tensors.get_tensor(bias) if bias in names else None
-                found.append(HeadTensors(name, tensors.get_tensor(name), own))
-    if len(found) > 1:
+                heads.append(HeadTensors(name, tensors.get_tensor(name), own))
+    if len(heads) > 1:
         raise StartError(
-            f"there are several heads: {', '.join(sorted(head.name for head in found))}; a signal has only one. "
+            f"there are several heads: {', '.join(sorted(head.name for head in heads))}; a signal has only one. "
             "Save the checkpoint with the head that was trained"
         )
-    if found:
-        check_whole_head(found[0].name, present, present[found[0].name], also)
-    return found[0] if found else None
+    if heads:
+        check_whole_head(heads[0].name, present, present[heads[0].name], extra_head)
+    return heads[0] if heads else None
 
 
 def read_dense(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -118,7 +118,7 @@ def read_dense(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch.
     name = re.compile(rf"^(?:base_model\.model\.)?(?:\w+\.)?{re.escape(module)}(?:\.modules_to_save\.\w+)?\.weight$")
     for path in files:
         with safe_open(path, framework="pt") as tensors:
-            for weight in (found for found in tensors.keys() if name.match(unwrapped(found))):  # noqa: SIM118
+            for weight in (key for key in tensors.keys() if name.match(unwrapped(key))):  # noqa: SIM118
                 return tensors.get_tensor(weight), tensors.get_tensor(weight.removesuffix("weight") + "bias")
     return None
 

@@ -32,8 +32,8 @@ class ControlTokens:
 
     def find_first(self, text: str) -> str | None:
         """Return the first control token in `text`, or None."""
-        found = self._pattern.search(text)
-        return None if found is None else found.group()
+        match = self._pattern.search(text)
+        return None if match is None else match.group()
 
     def quote(self, item: Item) -> Item:
         """Return `item` with every control token of its texts replaced by characters that no template knows.
@@ -45,11 +45,11 @@ class ControlTokens:
 
     def unquote(self, text: str) -> str:
         """Return a rendered text with the control tokens of its messages as they were."""
-        return re.sub(f"{_QUOTED[0]}([0-9]+){_QUOTED[1]}", lambda found: self._texts[int(found[1])], text)
+        return re.sub(f"{_QUOTED[0]}([0-9]+){_QUOTED[1]}", lambda match: self._texts[int(match[1])], text)
 
     def respell(self, text: str) -> str:
         """Return a rendered text with the template's own control tokens in their other spelling."""
-        return self._pattern.sub(lambda found: self.respell_token(found.group()), text)
+        return self._pattern.sub(lambda match: self.respell_token(match.group()), text)
 
     def respell_token(self, token: str) -> str:
         """Return the other spelling of a control token, which no text contains."""
@@ -65,7 +65,7 @@ class ControlTokens:
                 "a message holds a control token and a character of U+FDD0 to U+FDD3; remove that character",
                 code="special_tokens",
             )
-        return self._pattern.sub(lambda found: f"{_QUOTED[0]}{self._number[found.group()]}{_QUOTED[1]}", text)
+        return self._pattern.sub(lambda match: f"{_QUOTED[0]}{self._number[match.group()]}{_QUOTED[1]}", text)
 
 
 class PlainEncoder:

@@ -88,14 +88,14 @@ class ItemEncoder:
                 raise ContentError(
                     f"a role holds the control token {token!r}; send a plain role", code="special_tokens"
                 )
-        found = self._find_control_token(item)
-        if found is not None and self._plain is None:
+        control_token = self._find_control_token(item)
+        if control_token is not None and self._plain is None:
             raise ContentError(
-                f"a message holds the control token {found!r}; send plain text, since the service renders it, or "
-                "declare `control_tokens: text`",
+                f"a message holds the control token {control_token!r}; send plain text, since the service renders it, "
+                "or declare `control_tokens: text`",
                 code="special_tokens",
             )
-        if found is None:
+        if control_token is None:
             # The normaliser can turn other characters of a message into a control token, so ids are compared as well.
             text = self._template.render(item)
             ids = self.encode_text(text.full)
@@ -130,8 +130,8 @@ class ItemEncoder:
 
     def _find_control_token(self, item: Item) -> str | None:
         """Return the first control token in the texts of an item, or None."""
-        found = (self._control.find_first(text) for message in item.messages for _, text in message.texts())
-        return next((token for token in found if token is not None), None)
+        tokens = (self._control.find_first(text) for message in item.messages for _, text in message.texts())
+        return next((token for token in tokens if token is not None), None)
 
     def _has_expected_control_tokens(self, ids: tuple[int, ...], item: Item) -> bool:
         """Return whether the control tokens are those of a neutral conversation of the same shape, in their order."""

@@ -187,20 +187,20 @@ def pickled(directory: Path, wanted: str) -> str:
         wanted: name of the safetensors file that is missing.
     """
     stem = "pytorch_model" if wanted == "model.safetensors" else wanted.removesuffix(".safetensors")
-    found = sorted(path.name for path in directory.glob(f"{stem}*.bin"))
-    if not found and wanted == "model.safetensors":
+    pickles = sorted(path.name for path in directory.glob(f"{stem}*.bin"))
+    if not pickles and wanted == "model.safetensors":
         others = (path.name for path in directory.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".pkl"})
-        found = sorted(name for name in others if not name.startswith(_NOT_WEIGHTS))
-    if not found:
+        pickles = sorted(name for name in others if not name.startswith(_NOT_WEIGHTS))
+    if not pickles:
         return ""
-    pattern = f"{stem}*.bin" if found[0].startswith(stem) else found[0]
+    pattern = f"{stem}*.bin" if pickles[0].startswith(stem) else pickles[0]
     code = (
         f"import glob, torch; from safetensors.torch import save_file; w = {{}}; "
         f"[w.update(torch.load(p, map_location='cpu', weights_only=True)) for p in sorted(glob.glob('{pattern}'))]; "
         f"save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{wanted}', metadata={{'format': 'pt'}})"
     )
     return (
-        f"; {found[0]} is a pickle and is not read, because reading one can run code. "
+        f"; {pickles[0]} is a pickle and is not read, because reading one can run code. "
         f'Convert it once: cd {shlex.quote(str(directory))} && python -c "{code}"'
     )
 

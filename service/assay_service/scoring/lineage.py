@@ -59,8 +59,8 @@ def check_lineage(adapters: Sequence[Path], base: Path, hub_id: str | None, decl
 
 def _check_stack(adapter: Path, trained_on: str, before: Sequence[Path]) -> None:
     """Refuse an adapter that was trained on another adapter which does not come before it."""
-    found = Path(trained_on).expanduser()
-    if trained_on and (found / ADAPTER_CONFIG).is_file() and found.resolve() not in before:
+    earlier = Path(trained_on).expanduser()
+    if trained_on and (earlier / ADAPTER_CONFIG).is_file() and earlier.resolve() not in before:
         raise StartError(
             f"{adapter}: was trained on top of the adapter {trained_on}; declare both, in that order: "
             f"`adapter: [{trained_on}, {adapter}]`, and the base of the first as `base`"

@@ -161,8 +161,8 @@ def sort_tensors(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> 
 
 def find_embedding_name(base: PreTrainedModel) -> str:
     """Return the name of the token embedding among the modules of a bare base."""
-    found = base.get_input_embeddings()
-    return next(_strip_base_layer(name) for name, module in base.named_modules() if module is found)
+    embedding = base.get_input_embeddings()
+    return next(_strip_base_layer(name) for name, module in base.named_modules() if module is embedding)
 
 
 def _list_embedding_names(embedding: str) -> tuple[str, ...]:
@@ -258,13 +258,13 @@ def _find_alpha(adapter: Adapter, trained: str) -> float:
     PEFT takes the first pattern that matches, but sorts the patterns when it saves them. The file does not keep the
     order.
     """
-    found = set(_match_patterns(adapter, "alpha_pattern", trained))
-    if len(found) > 1:
+    alphas = set(_match_patterns(adapter, "alpha_pattern", trained))
+    if len(alphas) > 1:
         raise StartError(
-            f"{adapter.directory}: alpha_pattern has {sorted(found)} for {trained}, and the file does not keep which "
+            f"{adapter.directory}: alpha_pattern has {sorted(alphas)} for {trained}, and the file does not keep which "
             f"of them came first in training; change the patterns in {ADAPTER_CONFIG} so that only one of them matches"
         )
-    alpha: float = next(iter(found), adapter.config.get("lora_alpha", LoraConfig.lora_alpha))
+    alpha: float = next(iter(alphas), adapter.config.get("lora_alpha", LoraConfig.lora_alpha))
     return alpha
 
 

@@ -111,17 +111,17 @@ def check_unwrapping(names: Iterable[str], where: object) -> None:
             )
 
 
-def head_weight(also: str | None = None) -> re.Pattern[str]:
+def head_weight(extra_head: str | None = None) -> re.Pattern[str]:
     """Return the pattern of a head weight's name without wrappers; it also accepts PEFT's prefix and `modules_to_save`.
 
     Args:
-        also: name of a further head module, as OpenRLHF's `value_head_prefix` in `config.json` gives it.
+        extra_head: name of a further head module, as OpenRLHF's `value_head_prefix` in `config.json` gives it.
     """
-    modules = "|".join(map(re.escape, (*HEAD_MODULES, *([also] if also else []))))
+    modules = "|".join(map(re.escape, (*HEAD_MODULES, *([extra_head] if extra_head else []))))
     return re.compile(rf"^(?:base_model\.model\.)?(?:{modules})(?:\.modules_to_save\.\w+)?\.weight$")
 
 
-def check_whole_head(head: str, names: Iterable[str], where: object, also: str | None = None) -> None:
+def check_whole_head(head: str, names: Iterable[str], where: object, extra_head: str | None = None) -> None:
     """Refuse a checkpoint whose head has more tensors than the linear layer that is read.
 
     Without them the score would be that of another head. RoBERTa's dense layer before `classifier.out_proj` is read if
@@ -131,7 +131,7 @@ def check_whole_head(head: str, names: Iterable[str], where: object, also: str |
         head: name of the weight that is read.
         names: names of all tensors in the same files.
         where: name of the files in errors.
-        also: name of a further head module, as for `head_weight`.
+        extra_head: name of a further head module, as for `head_weight`.
 
     Raises:
         StartError: the head has another tensor; the message names it.
@@ -140,11 +140,11 @@ def check_whole_head(head: str, names: Iterable[str], where: object, also: str |
     own = {f"{module}.weight", f"{module}.bias"}
     if module == "classifier.out_proj":
         own |= {"classifier.dense.weight", "classifier.dense.bias"}
-    roots = tuple({f"{name.partition('.')[0]}." for name in (*HEAD_MODULES, *([also] if also else []))})
+    roots = tuple({f"{name.partition('.')[0]}." for name in (*HEAD_MODULES, *([extra_head] if extra_head else []))})
     for name in sorted(names):
-        found = _strip_to_module(name)
+        bare = _strip_to_module(name)
         # PEFT keeps the untrained head beside the trained one as `original_module`; nothing reads it.
-        if found in own or not found.startswith(roots) or ".original_module." in name:
+        if bare in own or not bare.startswith(roots) or ".original_module." in name:
             continue
         if ".lora_" in name:
             raise StartError(
@@ -168,10 +168,10 @@ def why_no_head(shapes: Shapes) -> str:
         shapes: shapes of all its tensors, keyed by name.
     """
     for pattern, kind in _UNSERVED_HEADS:
-        found = sorted({name.rpartition(".")[0] for name in shapes if pattern.match(name)})
-        if found:
+        layers = sorted({name.rpartition(".")[0] for name in shapes if pattern.match(name)})
+        if layers:
             return (
-                f"{kind.format(names=', '.join(found[:4]))}: not served yet; Assay serves heads of one linear layer "
+                f"{kind.format(names=', '.join(layers[:4]))}: not served yet; Assay serves heads of one linear layer "
                 "with one output"
             )
     one_row = sorted(name for name, shape in shapes.items() if len(shape) == 2 and shape[0] == 1 and _is_top(name))

@@ -56,19 +56,19 @@ def read_template(declared: Path | None, checkpoint: Path, tokenizer: Path, name
         if not declared.is_file():
             raise StartError(f"template: {declared}: no such file; declare the path of a Jinja file")
         return declared.read_text(encoding="utf-8")
-    found = _read_configured(tokenizer / "tokenizer_config.json")
+    templates = _read_configured(tokenizer / "tokenizer_config.json")
     for directory in dict.fromkeys((tokenizer, checkpoint)):
         files = {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
         if (single := directory / "chat_template.jinja").is_file():
             files[_DEFAULT] = single
-        found |= {stem: path.read_text(encoding="utf-8") for stem, path in files.items()}
-    if not found:
+        templates |= {stem: path.read_text(encoding="utf-8") for stem, path in files.items()}
+    if not templates:
         raise StartError(f"template: {checkpoint} has no chat template; declare the path of a Jinja file")
-    if (name or _DEFAULT) not in found:
-        names = ", ".join(sorted(found))
+    if (name or _DEFAULT) not in templates:
+        names = ", ".join(sorted(templates))
         missing = "no chat template is called 'default'" if name is None else f"no chat template is called {name!r}"
         raise StartError(f"template_name: {missing}; declare one of: {names}")
-    return found[name or _DEFAULT]
+    return templates[name or _DEFAULT]
 
 
 def _read_configured(path: Path) -> dict[str, str]:

@@ -71,16 +71,16 @@ def find_agreeing_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> dic
             raise NotInvariant(
                 f"the rows of a product with a weight of {list(weight.shape)} {weight.dtype} depend on their position"
             )
-    found = {}
+    agreeing = {}
     # The first and the last rows are compared: they begin at other addresses and fall into other tiles.
     for count in range(STEP_TOKENS, LARGEST_TOKENS + 1, STEP_TOKENS):
         parts = [(rows[:count], expected[:count]), (rows[-count:], expected[-count:])]
         for block in (Block(count, transposed=False), Block(count, transposed=True)):
             products = (_multiply(part, weight, bias, transposed=block.transposed) for part, _ in parts)
             if all(torch.equal(product, right) for product, (_, right) in zip(products, parts, strict=True)):
-                found[count] = block
+                agreeing[count] = block
                 break
-    return found
+    return agreeing
 
 
 def cover(rows: int, agreeing: Mapping[int, Block]) -> tuple[Block, ...]:
