@@ -33,7 +33,7 @@ def attach(base: PreTrainedModel, dense: str | None, adapters: Mapping[str, Adap
     Raises:
         StartError: an adapter does not fit, or would change the base; the message names a tensor or setting.
     """
-    last = list(adapters)[-1:]
+    last = list(adapters)[-1:]  # only the last adapter has the head, and with it the layer before the head
     parts = {key: sort_tensors(adapter, base, dense if key in last else None) for key, adapter in adapters.items()}
     for part in list(parts.values())[1:]:
         if part.adapter.config.get("use_dora"):

@@ -54,6 +54,7 @@ def blended(blend: Blend, logits: Mapping[str, float], moments: Mapping[str, Mom
         if blend.standardise == "manifest":
             value = (value - moments[signal].mean) / moments[signal].std
         terms.append(weight * value)
+    # fsum rounds only once, so the order of the signals does not change the score.
     if not all(map(math.isfinite, [*logits.values(), *terms])) or not math.isfinite(score := math.fsum(terms)):
         raise NotFinite("the score is not a finite number, so it is not returned; check the weights of the checkpoint")
     return score

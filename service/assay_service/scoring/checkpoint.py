@@ -187,6 +187,7 @@ def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 of names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
+        # With dtype and shape, because equal bytes can be different tensors.
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()

@@ -129,5 +129,6 @@ def build_own_embedding(shared: nn.Embedding, changes: Iterable[EmbeddingChange]
     table = weight = shared.weight.detach()
     for change in changes:
         table = change.apply_to(table)
+    # Compared in the base's dtype: an adapter saved in fp32 then keeps the shared rows shared.
     table = table.to(weight)
     return None if torch.equal(table, weight) else OwnEmbedding(shared, table)

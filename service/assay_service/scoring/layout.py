@@ -120,7 +120,7 @@ def pack(sequences: Sequence[TokenSequence], *, share_prompts: bool) -> Layout:
     row = _Row()
     spans = tuple(row.add(sequence, sequence.boundary if share_prompts else 0) for sequence in sequences)
     tokens = len(row.ids)
-    fill = [0] * (-tokens % STEP_TOKENS)
+    fill = [0] * (-tokens % STEP_TOKENS)  # id 0 exists in every vocabulary, and nobody reads these tokens
     return Layout(
         ids=torch.tensor([row.ids + fill], dtype=torch.int64),
         positions=torch.tensor([row.positions + fill], dtype=torch.int64),

@@ -73,7 +73,7 @@ def _is_another(trained_on: str, base: Path, hub_id: str | None) -> bool:
     Only the second part of hub ids is compared, because copies of a model have other owners.
     """
     path = Path(trained_on).expanduser()
-    if trained_on and path.is_dir():
+    if trained_on and path.is_dir():  # a relative path may name another directory where the adapter was trained
         return path.is_absolute() and path.resolve() != base
     if hub_id is None or not _HUB_ID.fullmatch(trained_on):
         return False

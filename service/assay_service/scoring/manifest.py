@@ -39,6 +39,7 @@ class GoldenRow(BaseModel):
     logit: float = Field(allow_inf_nan=False)
 
 
+# Unknown keys are refused: a newer version may record something that changes scores.
 class Manifest(BaseModel):
     """The record of one checkpoint.
 

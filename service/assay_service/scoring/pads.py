@@ -36,6 +36,7 @@ class Pads:
         Raises:
             StartError: a tokenizer's pad token is not in its vocabulary.
         """
+        # The tokenizer of a whole model may name a pad that its trainer never used.
         return self.config is not None or (bool(self.adapters) and self._find_in_tokenizers() is not None)
 
     def agreed(self) -> int | None:
@@ -55,6 +56,7 @@ class Pads:
 
     def _find_in_adapters(self) -> tuple[int, str] | None:
         """Return id and text of the pad token that the last adapter with one names."""
+        # A later adapter may come without a tokenizer; its vocabulary is then that of the adapters before it.
         for number in reversed(range(len(self.adapters))):
             if "pad_token" in read_special_tokens(self.adapters[number]).named:
                 return pad_token(self.adapters[number], tokenizer_directory(self.base, *self.adapters[: number + 1]))

@@ -162,6 +162,7 @@ class Renderer:
             raise ContentError(
                 "the completion has no tokens; send a completion with text", code="empty_completion", param="completion"
             )
+        # An id beyond the embedding would fail in the forward pass, and on a GPU break the device for all items.
         if max(ids) >= self._vocabulary_size:
             raise ContentError(
                 f"token id {max(ids)} lies outside the model's vocabulary of {self._vocabulary_size}; check that the "
@@ -224,7 +225,7 @@ class Renderer:
             return ids, 0
         if truncation == "error":
             raise ContentError(f"the item has {len(ids)} tokens, at most {self.rules.max_length} fit", code="too_long")
-        lead = self._count_lead(ids, boundary)
+        lead = self._count_lead(ids, boundary)  # models are trained with this token at the front
         if excess > boundary - lead:
             raise ContentError(
                 f"the completion alone has {len(ids) - boundary} tokens, at most {self.rules.max_length - lead} fit",
@@ -248,7 +249,7 @@ class Renderer:
                 last = len(ids) - 1
             case "last_non_pad_id":
                 last = next((i for i in reversed(range(len(ids))) if ids[i] != self.rules.pad_token_id), -1)
-            case "eos":
+            case "eos":  # earlier turns of the prompt may end with EOS as well, so the search starts at the boundary
                 eos = self._tokenizer.eos_token_id
                 last = next((i for i in range(boundary, len(ids)) if ids[i] == eos), len(ids) - 1)
         if last < 0:
