@@ -180,7 +180,7 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
 
 
 def pickled(directory: Path, wanted: str) -> str:
-    """Return what to do about pickled weights in the place of `wanted`; "" if there are none.
+    """Explain how to convert pickled weights in the place of `wanted`; "" if there are none.
 
     Args:
         directory: directory of the checkpoint.
@@ -237,7 +237,7 @@ def _find_package_directory(name: str) -> Path:
 
 
 def _explain_instead(directory: Path, file_name: str) -> str:
-    """Return what a directory without `file_name` contains instead, and how to declare it; "" if that is not known."""
+    """Explain what a directory without `file_name` contains instead, and how to declare it; "" if that is not known."""
     if (directory / "run.json").is_file() and (directory / "checkpoint").is_dir():
         return f"; this is the directory of a training run: declare its checkpoint, {directory / 'checkpoint'}"
     if file_name == "config.json" and (directory / ADAPTER_CONFIG).is_file():

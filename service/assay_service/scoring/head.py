@@ -114,7 +114,7 @@ def checked(head: Head, hidden_size: int, where: str) -> Head:
         )
     if not all(bool(torch.isfinite(parameter).all()) for parameter in head.parameters()):
         raise StartError(
-            f"{where}: holds values that are not finite, so no score would be; use a checkpoint from before training "
-            "diverged"
+            f"{where}: holds values that are not finite, so scores would not be finite either; use a checkpoint "
+            "from before training diverged"
         )
     return head

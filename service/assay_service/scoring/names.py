@@ -162,7 +162,7 @@ def _strip_to_module(name: str) -> str:
 
 
 def why_no_head(shapes: Shapes) -> str:
-    """Return what a checkpoint without a served head has instead, and what to do.
+    """Explain why a checkpoint has no head that Assay serves, and how to declare or convert it.
 
     Args:
         shapes: shapes of all its tensors, keyed by name.

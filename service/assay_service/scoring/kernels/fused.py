@@ -125,7 +125,7 @@ class _DecoderLayer(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         segments: torch.Tensor,
         read: torch.Tensor,
-        **_: Any,  # noqa: ANN401 - what transformers passes to every layer
+        **_: Any,  # noqa: ANN401 - further arguments of transformers
     ) -> torch.Tensor:
         attended = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, segments)
         if self.last:  # after the last attention no layer looks at the other tokens
@@ -164,7 +164,7 @@ def native_attention(  # noqa: PLR0913 - the signature is transformers'
     segments: torch.Tensor,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,  # noqa: ANN401 - what transformers passes to every attention function
+    **_: Any,  # noqa: ANN401 - further arguments of transformers
 ) -> tuple[torch.Tensor, None]:
     """Compute the attention of `torch_segments.packed_attention` by one kernel call.
 

@@ -55,7 +55,7 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     dropout: float = 0.0,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
-    **unused: Any,  # noqa: ANN401 - what transformers passes to every attention function
+    **unused: Any,  # noqa: ANN401 - further arguments of transformers
 ) -> tuple[torch.Tensor, None]:
     """Compute scaled dot-product attention, each segment by itself with its prefix.
 

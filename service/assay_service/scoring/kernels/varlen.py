@@ -104,7 +104,7 @@ def varlen_attention(  # noqa: PLR0913 - the signature is transformers'
     segments: Gathering,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,  # noqa: ANN401 - what transformers passes to every attention function
+    **_: Any,  # noqa: ANN401 - further arguments of transformers
 ) -> tuple[torch.Tensor, None]:
     """Compute the attention of `torch_segments.packed_attention` by one call.
 
