@@ -254,7 +254,7 @@ def test_of_several_templates_the_default_or_the_declared_one_is_taken(tmp_path:
     assert [read_template(None, base, base, name) for name in ("default", "rag", "tool_use")] == ["D", "R", "T"]
     with pytest.raises(StartError, match="no chat template is called 'x'; declare one of: default, rag, tool_use"):
         read_template(None, base, base, "x")
-    with pytest.raises(StartError, match="declare one of them"):
+    with pytest.raises(StartError, match="declare only one of them"):
         read_template(tmp_path / "own.jinja", base, base, "rag")
     (base / "chat_template.jinja").write_text("F")
     assert read_template(None, base, base) == "F"

@@ -50,9 +50,7 @@ class Rendered:
 
 
 class Renderer:
-    """A converter from items to token sequences under fixed rules.
-
-    It is not safe for concurrent use, because the settings of the tokenizer are shared.
+    """A converter of items to token sequences, not safe for concurrent use (the tokenizer's settings are shared).
 
     Args:
         tokenizer: fast tokenizer; its truncation and padding are switched off.
@@ -97,8 +95,7 @@ class Renderer:
 
         Args:
             item: prompt and completion.
-            truncation: "error" refuses an item that is too long; "prompt_left" removes tokens at the front of its
-                prompt.
+            truncation: "error" refuses an item that is too long; "prompt_left" cuts the front of its prompt.
 
         Raises:
             ContentError: the item cannot be scored; the code is `unfinished`, `empty_completion`, `special_tokens`,
@@ -116,8 +113,7 @@ class Renderer:
         them is cut on the right, and then has no end of turn.
 
         Raises:
-            ContentError: the item cannot be scored, for the reasons of `render` except `too_long` and
-                `completion_too_long`.
+            ContentError: the item cannot be scored, as for `render`, except `too_long` and `completion_too_long`.
         """
         encoded = self._encode(item)
         room = self.rules.max_length - min(encoded.boundary, kept_prompt_tokens)
@@ -159,14 +155,11 @@ class Renderer:
         if self.rules.eos == "append" and item.finish_reason == "stop" and ids[-1:] != (self._tokenizer.eos_token_id,):
             ids = (*ids, self._tokenizer.eos_token_id)
         if not ids or (item.finish_reason == "length" and encoded.boundary == len(ids)):
-            raise ContentError(
-                "the completion has no tokens; send a completion with text", code="empty_completion", param="completion"
-            )
+            raise ContentError("the completion has no tokens; send text", code="empty_completion", param="completion")
         # An id beyond the embedding would fail in the forward pass, and on a GPU break the device for all items.
         if max(ids) >= self._vocabulary_size:
             raise ContentError(
-                f"token id {max(ids)} lies outside the model's vocabulary of {self._vocabulary_size}; check that the "
-                "checkpoint has its own tokenizer.json",
+                f"token id {max(ids)} lies outside the model's vocabulary; check the checkpoint's tokenizer.json",
                 code="token_out_of_range",
             )
         self._check_reading(ids, encoded.boundary)
@@ -253,11 +246,7 @@ class Renderer:
                 eos = self._tokenizer.eos_token_id
                 last = next((i for i in range(boundary, len(ids)) if ids[i] == eos), len(ids) - 1)
         if last < 0:
-            raise ContentError(
-                f"score_position {self.rules.score_position} finds no token to read; send a completion with text",
-                code="empty_completion",
-                param="completion",
-            )
+            raise ContentError("the head has no token to read; send text", code="empty_completion", param="completion")
         return Span(last, last + 1)
 
     def _check_rules(self) -> None:

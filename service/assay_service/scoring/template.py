@@ -22,8 +22,7 @@ from assay_service.scoring import skeleton
 from assay_service.scoring.item import FinishReason, Item, Message
 from assay_service.scoring.skeleton import NEUTRAL, Dropped, Shape, Skeleton, Slot
 
-# Templates that print today's date would give another score tomorrow. All templates see this day, which is Llama 3.1's
-# own default.
+# Templates that print today's date would give another score tomorrow. All see this day, Llama 3.1's own default.
 _PINNED_DAY = datetime(2024, 7, 26)
 
 _DEFAULT = "default"
@@ -79,9 +78,7 @@ def _read_configured(path: Path) -> dict[str, str]:
         own = json.loads(path.read_bytes()).get("chat_template")
         named = {entry["name"]: entry["template"] for entry in own} if isinstance(own, list) else {_DEFAULT: own}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise StartError(
-            f"{path}: chat_template must be a text or a list of entries with `name` and `template`; correct the file"
-        ) from error
+        raise StartError(f"{path}: chat_template must be a text or a list of `name` and `template`") from error
     return {name: template for name, template in named.items() if isinstance(template, str)}
 
 
@@ -155,10 +152,7 @@ class Template:
         return RenderedText(prompt, full, dropped)
 
     def render_neutral(self, item: Item) -> str:
-        """Return a rendered conversation of the same shape with neutral texts.
-
-        Its control tokens are the ones that may occur in `item`.
-        """
+        """Return a neutral conversation of the same shape, whose control tokens are those that `item` may have."""
         return self._neutral(skeleton.build_shape(item.messages), item.finish_reason)
 
     def _render_neutral(self, shape: Shape, finish_reason: FinishReason) -> str:
@@ -182,8 +176,7 @@ class Template:
         """Return the texts that `full` does not show, by rendering each suspect once with a mark in its place."""
         if len(suspects) * len(messages) > _MOST_RENDERED:
             raise ContentError(
-                "the template rewrites too many messages to find the texts that it does not print; send fewer messages",
-                code="template_error",
+                "the template rewrites too many messages to find dropped texts; send fewer", code="template_error"
             )
         slots, dropped = skeleton.list_slots(skeleton.build_shape(messages)), []
         for number in sorted(suspects):
@@ -203,18 +196,14 @@ class Template:
             message = replace(message, fields=tuple({**dict(message.fields), slot.field: neutral}.items()))
         head, *rest = self._apply((*messages[: slot.index], message, *messages[slot.index + 1 :])).split(neutral)
         if len(rest) != 1:
-            raise ContentError(
-                f"beside the other messages, the template does not print {slot} exactly once", code="template_error"
-            )
+            raise ContentError(f"beside other messages, the template does not print {slot} once", code="template_error")
         return head, rest[0]
 
     def _cut_unfinished(self, item: Item, prompt: str, full: str) -> str:
         """Return `full` up to the end of the completion, which the template printed as it is or stripped."""
         head, tail = self._split_around(item.messages, _locate_completion(item.messages))
         printed = _extract_completion(full, head, tail, item.completion)
-        if (
-            printed is None
-        ):  # the text before this completion is not that before neutral ones: try the generation prompt
+        if printed is None:  # neutral completions have other text before them: try the generation prompt
             head, printed = prompt, _extract_completion(full, prompt, tail, item.completion)
         elif not _is_certain(self._lead(skeleton.build_shape(item.messages)), prompt, head, item.completion):
             raise ContentError(
@@ -231,18 +220,15 @@ class Template:
                 param="finish_reason",
             )
         if not printed:
-            raise ContentError(
-                "the completion is empty; send a completion with text", code="empty_completion", param="completion"
-            )
+            raise ContentError("the completion is empty; send text", code="empty_completion", param="completion")
         return head + printed
 
     def _find_lead(self, shape: Shape) -> tuple[str, ...] | None:
         """Return the words that the template prints between the generation prompt and a completion.
 
         The result is None if these words depend on the completion, or close what the generation prompt opened. For
-        example, Qwen3's template opens completions without reasoning by an empty, closed `<think>` block. Before a
-        completion is finished, it is not known whether it will have reasoning. The method tries completions that are
-        made of the template's own words.
+        example, Qwen3's template opens completions without reasoning by an empty, closed `<think>` block, but an
+        unfinished completion may still get reasoning. The method tries completions of the template's own words.
         """
         messages = skeleton.build_marked(shape)
         prompt = self._prompt(messages[:-1]).rstrip()
@@ -307,7 +293,6 @@ def _is_certain(lead: tuple[str, ...] | None, prompt: str, head: str, completion
     prompt, start = prompt.rstrip(), completion.strip()
     if lead is None or not head.startswith(prompt) or _find_words_between(prompt, head) != lead:
         return False
-    # Tags can be distinguished as wholes. Other words (`◁think▷`, `# Thinking`) have no known end, so a completion must
-    # not even begin with their first character.
+    # Tags can be distinguished as wholes; of other words (`◁think▷`, `# Thinking`) the first character must differ.
     openings = [word if word[0] in "<[" else word[0] for word in (*lead[:1], *(w for w in lead[1:] if w[0] in "<["))]
     return not any(start.startswith(word) or (start and word.startswith(start)) for word in openings)
