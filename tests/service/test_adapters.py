@@ -410,10 +410,10 @@ def test_settings_that_are_not_served_are_refused_with_what_to_do(
     [
         (None, "must list the token ids"),
         ({"lm_head": [1, 2]}, "must list the token ids"),
-        ([1], "are not 3 different ids"),
-        ([1, 1, 2], "are not 3 different ids"),
-        ([1, 1, 2, 3], "are not 3 different ids"),
-        ([-1, 1, 2], "are not 3 different ids"),
+        ([1], "must be 3 different ids"),
+        ([1, 1, 2], "must be 3 different ids"),
+        ([1, 1, 2, 3], "must be 3 different ids"),
+        ([-1, 1, 2], "must be 3 different ids"),
         ([1, 2, 900], r"token 367 lies beyond the base's embedding and has no row; save .* save_embedding_layers=True"),
     ],
 )
