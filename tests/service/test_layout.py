@@ -58,7 +58,7 @@ def test_a_prompt_that_begins_like_another_is_not_shared() -> None:
 
 
 def test_nothing_cannot_be_packed_and_a_boundary_lies_inside() -> None:
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="at least one sequence"):
         pack([], share_prompts=True)
     with pytest.raises(ValueError, match="boundary 3"):
         TokenSequence((1, 2), 3, Span(0, 1))

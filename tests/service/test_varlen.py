@@ -71,7 +71,7 @@ def test_gathered_keys_give_the_oracle_logit(
 ) -> None:
     monkeypatch.setattr(varlen, "varlen_attn", flash_attention)
     monkeypatch.setattr(varlen, "_PARAMETERS", parameters)
-    monkeypatch.setattr(build, "missing", lambda *_: "a GPU has none")
+    monkeypatch.setattr(build, "load_or_explain", lambda *_: "a GPU has none")
     monkeypatch.setattr(varlen, "usable", lambda *_: True)
     fast = checkpoints.tokenizer_of(architecture)
     reference = checkpoints.classifier(architecture, fast)
