@@ -72,7 +72,7 @@ def test_gathered_keys_give_the_oracle_logit(
     monkeypatch.setattr(varlen, "varlen_attn", flash_attention)
     monkeypatch.setattr(varlen, "_PARAMETERS", parameters)
     monkeypatch.setattr(build, "load_or_explain", lambda *_: "a GPU has none")
-    monkeypatch.setattr(varlen, "usable", lambda *_: True)
+    monkeypatch.setattr(varlen, "is_usable", lambda *_: True)
     fast = checkpoints.tokenizer_of(architecture)
     reference = checkpoints.classifier(architecture, fast)
     model = RewardModel.load(checkpoints.save(tmp_path, reference, fast), torch.float32, torch.device("cpu"))
