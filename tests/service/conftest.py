@@ -15,8 +15,8 @@ from tests import checkpoints
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each test twice: on the kernels, and as on a machine that cannot have them."""
     if request.param == "torch":
-        monkeypatch.setattr(build, "missing", lambda *_: "there is no compiler")
-    elif (reason := build.missing(torch.float32, torch.device("cpu"))) is not None:
+        monkeypatch.setattr(build, "load_or_explain", lambda *_: "there is no compiler")
+    elif (reason := build.load_or_explain(torch.float32, torch.device("cpu"))) is not None:
         pytest.skip(reason)
     return str(request.param)
 

@@ -392,7 +392,7 @@ def test_settings_that_do_not_change_a_trained_adapter_are_accepted(tmp_path: Pa
         ({"modules_to_save": ["norm"]}, "'norm' was trained, .* its tensors are missing"),
         ({"trainable_token_indices": [1]}, "'trainable_token_indices' was trained, .* its tensors are missing"),
         ({"r": 16}, "have rank 4, but adapter_config.json says 16"),
-        ({"alpha_pattern": {"(": 3}}, "alpha_pattern: not a regular expression"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern: a pattern is not a regular expression"),
     ],
 )
 def test_settings_that_are_not_served_are_refused_with_what_to_do(
@@ -408,12 +408,12 @@ def test_settings_that_are_not_served_are_refused_with_what_to_do(
 @pytest.mark.parametrize(
     ("indices", "message"),
     [
-        (None, "do not say which tokens"),
-        ({"lm_head": [1, 2]}, "do not say which tokens"),
-        ([1], "are not 3 different ids"),
-        ([1, 1, 2], "are not 3 different ids"),
-        ([1, 1, 2, 3], "are not 3 different ids"),
-        ([-1, 1, 2], "are not 3 different ids"),
+        (None, "must list the token ids"),
+        ({"lm_head": [1, 2]}, "must list the token ids"),
+        ([1], "must be 3 different ids"),
+        ([1, 1, 2], "must be 3 different ids"),
+        ([1, 1, 2, 3], "must be 3 different ids"),
+        ([-1, 1, 2], "must be 3 different ids"),
         ([1, 2, 900], r"token 367 lies beyond the base's embedding and has no row; save .* save_embedding_layers=True"),
     ],
 )
@@ -579,9 +579,9 @@ def test_an_adapter_of_another_directory_is_refused_unless_it_is_declared_the_sa
     with pytest.raises(StartError, match=rf"was trained on {other}, but `base` is .*`adapter_base: {other}`"):
         resolve.resolve(configuration(tmp_path, adapter="adapter"))
     assert resolve.resolve(configuration(tmp_path, adapter="adapter", adapter_base=other))
-    with pytest.raises(StartError, match="adapter_base: declared, but there is no `adapter`"):
+    with pytest.raises(StartError, match="adapter_base: is declared without an `adapter`"):
         resolve.resolve(configuration(tmp_path, adapter_base="x"))
-    with pytest.raises(StartError, match=r"adapter_base: declared 'x', but .* says"):
+    with pytest.raises(StartError, match=r"adapter_base: is 'x', but .* says"):
         resolve.resolve(configuration(tmp_path, adapter="adapter", adapter_base="x"))
 
 

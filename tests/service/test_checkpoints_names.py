@@ -90,7 +90,7 @@ def test_the_dense_layer_of_a_wrapped_classifier_is_found(tmp_path: Path) -> Non
 
 def test_tensors_that_differ_by_a_prefix_only_are_refused() -> None:
     with pytest.raises(
-        StartError, match=r"tensors module\.score\.weight and score\.weight differ by a wrapper's prefix"
+        StartError, match=r"tensors module\.score\.weight and score\.weight differ only by a wrapper's prefix"
     ):
         names.check_unwrapping(["score.weight", "module.score.weight"], "here")
 
@@ -100,7 +100,7 @@ def test_tensors_that_differ_by_a_prefix_only_are_refused() -> None:
     [
         (
             {"score.0.weight": (8, 8), "score.0.bias": (8,), "score.2.weight": (1, 8)},
-            r"several layers \(score\.0, score\.2\), as of GRM",
+            r"several layers \(score\.0, score\.2\), as in GRM",
         ),
         (
             {"v_head.summary.0.weight": (8, 8), "v_head.summary.2.weight": (1, 8)},
@@ -112,7 +112,10 @@ def test_tensors_that_differ_by_a_prefix_only_are_refused() -> None:
             {"model.layers.0.x.weight": (1, 8), "lm_head.weight": (9, 8)},
             r"this is a language model\. .* rows of lm_head is not served",
         ),
-        ({"model.norm.weight": (8,)}, r"no head; looked for score\.weight, classifier\.weight.*declare the `adapter`"),
+        (
+            {"model.norm.weight": (8,)},
+            r"no head was found; looked for score\.weight, classifier\.weight.*declare the `adapter`",
+        ),
     ],
     ids=str,
 )
@@ -160,7 +163,7 @@ def test_a_head_of_which_a_part_would_be_left_out_is_refused(head: str, beside: 
     assert read_head([path], "my_value") is not None
     save_file(tensors | {beside: torch.ones(8, 8)}, path)
     with pytest.raises(
-        StartError, match=rf"/f: {re.escape(beside)} (belongs to the head beside|adapts the head itself)"
+        StartError, match=rf"/f: {re.escape(beside)} (belongs to the head as well as|is LoRA on the head itself)"
     ):
         read_head([path], "my_value")
 

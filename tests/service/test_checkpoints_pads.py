@@ -59,7 +59,7 @@ def trl(tmp_path: Path) -> tuple[Path, Any]:
 
 def test_an_adapter_whose_pad_is_not_the_bases_is_refused_until_it_is_declared(trl: tuple[Path, Any]) -> None:
     directory, trained = trl
-    with pytest.raises(StartError, match=r"config\.json says 2 \('<\|pad\|>'\), .* tokenizer 1 \('<\|im_end\|>'\)"):
+    with pytest.raises(StartError, match=r"config\.json says 2 \('<\|pad\|>'\) and .* tokenizer 1 \('<\|im_end\|>'\)"):
         resolved(directory, adapter="adapter")
     logit, ids = served_logit(directory, adapter="adapter", pad_token_id=EOS)
     assert ids[-1] == EOS
@@ -86,7 +86,9 @@ def test_a_stack_has_the_pad_of_the_tokenizer_that_its_reward_was_trained_with(t
     for kept in ((), ("tokenizer_config.json",)):  # with a copy of its names, whose ids only the SFT adapter has
         for name in kept:
             shutil.copy(sft / name, directory / "adapter")
-        with pytest.raises(StartError, match=r"config\.json says 2 \('<\|pad\|>'\), .* tokenizer 1 \('<\|im_end\|>'\)"):
+        with pytest.raises(
+            StartError, match=r"config\.json says 2 \('<\|pad\|>'\) and .* tokenizer 1 \('<\|im_end\|>'\)"
+        ):
             resolved(directory, **stack)
     logit, ids = served_logit(directory, **stack, pad_token_id=EOS)
     assert logit == pytest.approx(checkpoints.oracle(oracle, ids), abs=1e-5)

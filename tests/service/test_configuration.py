@@ -74,8 +74,8 @@ def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path
         "signals.a: max_length: 999 is more than the checkpoint's 256; declare at most that",
         "signals.a: eos: declare it, one of template, append",
         "signals.a: unfinished: declare it, one of score, error",
-        f"signals.b: base: ../nowhere: no such directory; looked at {tmp_path.parent / 'nowhere'}",
-        f"signals.c: base: {tmp_path / 'opt'}: architecture 'opt' is not served; served are bert, deberta-v2, gemma, "
+        f"signals.b: base: ../nowhere: no such directory; looked at {tmp_path.parent / 'nowhere'}; correct the path",
+        f"signals.c: base: {tmp_path / 'opt'}: architecture 'opt' is not served; Assay serves bert, deberta-v2, gemma, "
         "gpt_neox, llama, mistral, qwen2, qwen3, roberta",
     ]
 
@@ -395,8 +395,11 @@ def _without_head(directory: Path) -> None:
     ("spoil", "said"),
     [
         (_cut_off, "the last 12 bytes are missing; download or save it again"),
-        (_without_head, "no head; looked for score.weight"),
-        (lambda directory: (directory / "tokenizer.json").write_text('{"model": '), "tokenizer.json: Expecting value"),
+        (_without_head, "no head was found; looked for score.weight"),
+        (
+            lambda directory: (directory / "tokenizer.json").write_text('{"model": '),
+            "tokenizer.json: cannot be read as JSON: Expecting value",
+        ),
     ],
 )
 def test_inspect_proposes_nothing_as_served_that_loading_refuses(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay_service.scoring.layout import STEP_TOKENS, Span, TokenSequence, narrowed, pack
+from assay_service.scoring.layout import STEP_TOKENS, Span, TokenSequence, pack, select_read_tokens
 
 PROMPTS = [(), (1,), (1, 2), (2, 1), (1, 2, 3, 4)]
 
@@ -58,7 +58,7 @@ def test_a_prompt_that_begins_like_another_is_not_shared() -> None:
 
 
 def test_nothing_cannot_be_packed_and_a_boundary_lies_inside() -> None:
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="at least one sequence"):
         pack([], share_prompts=True)
     with pytest.raises(ValueError, match="boundary 3"):
         TokenSequence((1, 2), 3, Span(0, 1))
@@ -69,7 +69,7 @@ def test_nothing_cannot_be_packed_and_a_boundary_lies_inside() -> None:
 @given(given=st.lists(sequences(), min_size=1, max_size=6), share=st.booleans())
 def test_what_is_read_is_found_again_among_the_tokens_that_are_read(given: list[TokenSequence], share: bool) -> None:
     row = pack(given, share_prompts=share)
-    index, spans = narrowed(row)
+    index, spans = select_read_tokens(row)
     assert len(index) % STEP_TOKENS == 0
     assert len(index) < sum(sequence.score.tokens for sequence in given) + STEP_TOKENS
     for sequence, pieces in zip(given, spans, strict=True):

@@ -10,12 +10,12 @@ from torch.nn.functional import gelu, linear, silu
 from torch.utils import cpp_extension
 
 from assay_service.scoring.kernels import build
-from assay_service.scoring.kernels.fused import segment_table
+from assay_service.scoring.kernels.fused import build_segment_table
 from assay_service.scoring.layout import Layout, Span, TokenSequence, pack
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
-    build.missing(torch.bfloat16, CPU) is not None, reason=str(build.missing(torch.bfloat16, CPU))
+    build.load_or_explain(torch.bfloat16, CPU) is not None, reason=str(build.load_or_explain(torch.bfloat16, CPU))
 )
 ops = torch.ops.assay
 DTYPES = (torch.float32, torch.bfloat16)
@@ -141,7 +141,7 @@ def test_attention(heads: int, groups: int, width: int, window: int, causal: boo
     tokens = layout.ids.shape[1]
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, tokens, n, width).to(dtype).transpose(1, 2) for n in (heads, groups, groups))
-    table = segment_table(layout.segments)
+    table = build_segment_table(layout.segments)
     got = ops.attention(q, k, v, None, None, table, width**-0.5, window, causal)
     assert close(got[0], attended(q, k, v, layout, window, causal))
     assert not got[0, layout.tokens :].any()
@@ -161,7 +161,7 @@ def test_attention_turns_queries_and_keys_by_their_positions(width: int, dtype: 
         low, high = x.double().chunk(2, dim=-1)
         return (x.double() * cos.double() + torch.cat([-high, low], dim=-1) * sin.double()).to(dtype)
 
-    got = ops.attention(q, k, v, cos, sin, segment_table(layout.segments), width**-0.5, 0, True)
+    got = ops.attention(q, k, v, cos, sin, build_segment_table(layout.segments), width**-0.5, 0, True)
     assert close(got[0], attended(turned(q), turned(k), v, layout, 0, causal=True))
 
 
@@ -192,7 +192,7 @@ def test_a_row_is_the_same_at_every_position_of_every_tile(inputs: int, outputs:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_does_not_see_where_a_segment_lies(dtype: torch.dtype) -> None:
     layout = row(True)
-    table, tokens = segment_table(layout.segments), layout.tokens
+    table, tokens = build_segment_table(layout.segments), layout.tokens
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, tokens, n, 64).to(dtype).transpose(1, 2) for n in (4, 2, 2))
     expected = ops.attention(q, k, v, None, None, table, 0.125, 0, True)
@@ -209,7 +209,7 @@ def test_a_poisoned_segment_poisons_itself_only() -> None:
     tokens = layout.ids.shape[1]
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, tokens, 2, 32).transpose(1, 2) for _ in "qkv")
-    table = segment_table(layout.segments)
+    table = build_segment_table(layout.segments)
     expected = ops.attention(q, k, v, None, None, table, 0.2, 0, True)
     sick = layout.segments[2].own  # a completion, whose prompt has others
     for x in (q, k, v):
@@ -281,17 +281,17 @@ def test_kernels_that_do_not_load_are_built_again(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
     built = []
     monkeypatch.setattr(build, "_build", lambda _, library: built.append(library.write_bytes(b"no library")))
-    build._loaded.cache_clear()
-    assert "could not be built or loaded" in str(build.missing(torch.float32, CPU))
+    build._load.cache_clear()
+    assert "could not be built or loaded" in str(build.load_or_explain(torch.float32, CPU))
     assert len(built) == 2
-    build._loaded.cache_clear()
+    build._load.cache_clear()
 
 
 def test_without_onednn_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert "oneDNN" in str(build.missing(torch.float32, CPU))
+    assert "oneDNN" in str(build.load_or_explain(torch.float32, CPU))
 
 
 def test_other_dtypes_and_devices_have_no_kernels() -> None:
-    assert build.missing(torch.float16, CPU) == "there are none for float16 on cpu"
-    assert build.missing(torch.bfloat16, torch.device("cuda")) == "there are none for bfloat16 on cuda"
+    assert build.load_or_explain(torch.float16, CPU) == "Assay has none for float16 on cpu"
+    assert build.load_or_explain(torch.bfloat16, torch.device("cuda")) == "Assay has none for bfloat16 on cuda"

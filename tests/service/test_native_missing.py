@@ -20,7 +20,7 @@ avx512 = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [
-        ("no-such-compiler", r"there is no C\+\+ compiler no-such-compiler; install g\+\+, or set CXX"),
+        ("no-such-compiler", r"the C\+\+ compiler no-such-compiler is missing; install g\+\+, or set CXX"),
         ("false", "false returned 1 and printed nothing"),
     ],
 )
@@ -29,12 +29,12 @@ def test_a_machine_without_a_compiler_says_so(
 ) -> None:
     monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
-    build._loaded.cache_clear()
-    assert re.search(reason, str(build.missing(torch.float32, CPU)))
+    build._load.cache_clear()
+    assert re.search(reason, str(build.load_or_explain(torch.float32, CPU)))
     assert not list(tmp_path.iterdir())  # nothing half built is left
     (warned,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warned.startswith("no CPU kernels; torch's operators serve instead, more slowly: they could not be built")
-    build._loaded.cache_clear()
+    assert warned.startswith("no CPU kernels; torch's slower operators are used instead: they could not be built")
+    build._load.cache_clear()
 
 
 @avx512
@@ -42,10 +42,10 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_variable_that_moves_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: "/proc/none")  # nobody can write there
-    build._loaded.cache_clear()
-    reason = str(build.missing(torch.float32, CPU))
-    build._loaded.cache_clear()
-    assert reason.endswith("set XDG_CACHE_HOME to a directory that can be written")
+    build._load.cache_clear()
+    reason = str(build.load_or_explain(torch.float32, CPU))
+    build._load.cache_clear()
+    assert reason.endswith("set XDG_CACHE_HOME to a writable directory")
 
 
 @pytest.mark.parametrize(("bf16", "amx"), [(False, False), (True, False), (False, True)])

@@ -14,8 +14,8 @@ from assay_service.scoring.kernels.row_invariant import (
     LARGEST_TOKENS,
     Block,
     NotInvariant,
-    agreeing_blocks,
     cover,
+    find_agreeing_blocks,
     make_invariant,
 )
 from assay_service.scoring.layout import STEP_TOKENS
@@ -58,9 +58,9 @@ def test_counts_that_disagree_are_left_out(monkeypatch: pytest.MonkeyPatch) -> N
         return product + 1e-3 if given.shape[0] < 256 else product
 
     monkeypatch.setattr(row_invariant, "linear", by_count)
-    wide = agreeing_blocks(torch.randn(512, 64), None)
+    wide = find_agreeing_blocks(torch.randn(512, 64), None)
     assert {count: block.transposed for count, block in wide.items() if count < 256} == {64: True, 128: True, 192: True}
-    narrow = agreeing_blocks(torch.randn(128, 64), torch.randn(128))
+    narrow = find_agreeing_blocks(torch.randn(128, 64), torch.randn(128))
     assert min(narrow) == 256
 
 
@@ -70,7 +70,7 @@ def test_rows_that_depend_on_their_position_are_reported(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(row_invariant, "linear", by_position)
     with pytest.raises(NotInvariant, match=r"\[8, 4\] torch.float32 depend on their position"):
-        agreeing_blocks(torch.randn(8, 4), None)
+        find_agreeing_blocks(torch.randn(8, 4), None)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 6])

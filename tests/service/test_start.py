@@ -164,14 +164,14 @@ def test_a_missing_head_refuses_to_start(tmp_path: Path) -> None:
     """Trap 17."""
     directory, _ = plain(tmp_path)
     edit_tensors(directory / "model.safetensors", lambda t: {k: v for k, v in t.items() if k != "score.weight"})
-    with pytest.raises(StartError, match=r"no head; looked for score\.weight"):
+    with pytest.raises(StartError, match=r"no head was found; looked for score\.weight"):
         load(directory)
 
 
 def test_an_all_zero_head_refuses_to_start(tmp_path: Path) -> None:
     directory, _ = plain(tmp_path)
     edit_tensors(directory / "model.safetensors", lambda t: t | {"score.weight": torch.zeros_like(t["score.weight"])})
-    with pytest.raises(StartError, match=r"score\.weight: all zero"):
+    with pytest.raises(StartError, match=r"score\.weight: is all zero"):
         load(directory)
 
 
@@ -179,7 +179,7 @@ def test_a_head_with_several_labels_refuses_to_start(tmp_path: Path) -> None:
     """Trap 11."""
     directory, _ = plain(tmp_path)
     edit_tensors(directory / "model.safetensors", lambda t: t | {"score.weight": torch.ones(2, 32)})
-    with pytest.raises(StartError, match=r"score\.weight: shape \[2, 32\]"):
+    with pytest.raises(StartError, match=r"score\.weight: has shape \[2, 32\]"):
         load(directory)
 
 

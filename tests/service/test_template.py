@@ -89,8 +89,8 @@ def test_thinking_that_the_template_drops_from_earlier_turns_is_reported_or_refu
     assert rendered.dropped_tokens == len(fast.tokenize("<think>\nIt is hot.\n</think>"))
     assert refusal(renderer(trl_templates()["qwen3"], dropped_content="error"), item) == (
         "dropped_content",
-        "the template leaves out a part of messages[1] (role 'assistant') (27 characters); "
-        "declare dropped_content: report to score what is left",
+        "the template does not print a part of messages[1] (role 'assistant') (27 characters); "
+        "declare `dropped_content: report` to score the rest",
     )
 
 
@@ -254,7 +254,7 @@ def test_of_several_templates_the_default_or_the_declared_one_is_taken(tmp_path:
     assert [read_template(None, base, base, name) for name in ("default", "rag", "tool_use")] == ["D", "R", "T"]
     with pytest.raises(StartError, match="no chat template is called 'x'; declare one of: default, rag, tool_use"):
         read_template(None, base, base, "x")
-    with pytest.raises(StartError, match="declare one of them"):
+    with pytest.raises(StartError, match="declare only one of them"):
         read_template(tmp_path / "own.jinja", base, base, "rag")
     (base / "chat_template.jinja").write_text("F")
     assert read_template(None, base, base) == "F"

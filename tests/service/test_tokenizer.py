@@ -314,12 +314,14 @@ def test_other_formats_are_refused_with_the_way_to_convert_them(name: str, reade
     checkpoints.save(tmp_path / "base", checkpoints.classifier("llama", fast), fast)
     (tmp_path / "base" / "tokenizer.json").unlink()
     (tmp_path / "base" / name).write_bytes(b"{}")
-    with pytest.raises(StartError, match=f"has no tokenizer.json; {name}, which {reader} reads.*save_pretrained"):
+    with pytest.raises(
+        StartError, match=f"has no tokenizer.json; Assay does not read {name}, the format of {reader}.*save_pretrained"
+    ):
         load(tmp_path / "base")
-    with pytest.raises(StartError, match=f"has no tokenizer.json; {name}"):  # training asks this one
+    with pytest.raises(StartError, match=f"Assay does not read {name}"):  # training calls this one
         tokenizer.load(tmp_path / "base")
     (tmp_path / "base" / name).unlink()
-    with pytest.raises(StartError, match=r"has no tokenizer\.json; a base brings its tokenizer"):
+    with pytest.raises(StartError, match=r"has no tokenizer\.json; copy it from the model"):
         load(tmp_path / "base")
 
 

@@ -71,8 +71,8 @@ def test_gathered_keys_give_the_oracle_logit(
 ) -> None:
     monkeypatch.setattr(varlen, "varlen_attn", flash_attention)
     monkeypatch.setattr(varlen, "_PARAMETERS", parameters)
-    monkeypatch.setattr(build, "missing", lambda *_: "a GPU has none")
-    monkeypatch.setattr(varlen, "usable", lambda *_: True)
+    monkeypatch.setattr(build, "load_or_explain", lambda *_: "a GPU has none")
+    monkeypatch.setattr(varlen, "is_usable", lambda *_: True)
     fast = checkpoints.tokenizer_of(architecture)
     reference = checkpoints.classifier(architecture, fast)
     model = RewardModel.load(checkpoints.save(tmp_path, reference, fast), torch.float32, torch.device("cpu"))
@@ -87,12 +87,12 @@ def test_gathered_keys_give_the_oracle_logit(
 def test_where_flash_attention_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, capability = torch.device("cuda"), [(8, 0)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability[0])
-    assert varlen.usable(torch.bfloat16, cuda, 64)
-    assert not varlen.usable(torch.float32, cuda, 64)
-    assert not varlen.usable(torch.bfloat16, cuda, 26)
-    assert not varlen.usable(torch.bfloat16, torch.device("cpu"), 64)
+    assert varlen.is_usable(torch.bfloat16, cuda, 64)
+    assert not varlen.is_usable(torch.float32, cuda, 64)
+    assert not varlen.is_usable(torch.bfloat16, cuda, 26)
+    assert not varlen.is_usable(torch.bfloat16, torch.device("cpu"), 64)
     capability[0] = (7, 5)
-    assert not varlen.usable(torch.float16, cuda, 64)
+    assert not varlen.is_usable(torch.float16, cuda, 64)
 
 
 @pytest.mark.gpu

@@ -1,6 +1,6 @@
-"""Put the adapters of one signal on a base: LoRA through PEFT, embedded tokens into the signal's own copy.
+"""Put the adapters of one signal on a base: LoRA through PEFT, and embedded tokens into the signal's own copy.
 
-No tensor of the base is written: what PEFT is handed are LoRA tensors alone (`lora.py` refuses the others by name).
+No tensor of the base is written. PEFT receives only LoRA tensors; `lora.py` refuses all others by name.
 """
 
 import warnings
@@ -11,68 +11,71 @@ from transformers import PreTrainedModel
 
 from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import Adapter
-from assay_service.scoring.embedding import OwnEmbedding, own_embedding
-from assay_service.scoring.lora import Parts, name_of_embedding, parts_of
+from assay_service.scoring.embedding import OwnEmbedding, build_own_embedding
+from assay_service.scoring.lora import Parts, find_embedding_name, sort_tensors
 
 
 def attach(base: PreTrainedModel, dense: str | None, adapters: Mapping[str, Adapter]) -> OwnEmbedding | None:
-    """Load adapters onto a base; which of them a forward uses is decided later.
+    """Load adapters onto a base; each forward pass selects later which of them it uses.
 
-    Several are applied together, which is what merging one after the other comes to: LoRA adds to a layer's output.
-    DoRA scales what is there, by norms of the weight that it was trained on, so it can only be the first.
+    Several adapters are applied together. That equals merging one after the other, because LoRA adds to a layer's
+    output. DoRA scales the output by norms of the weight that it was trained on, so it can only be the first.
 
     Args:
-        base: a bare base; other signals' adapters may be on it.
-        dense: the layer before the head, which is read with the head, from the last adapter; None for none.
-        adapters: by the name that PEFT is to know them by, in the order in which they are applied.
+        base: bare base; adapters of other signals may be on it.
+        dense: name of the layer before the head, which is read with the head from the last adapter; None if there is
+            none.
+        adapters: adapters in the order in which they are applied, keyed by the name that PEFT gives them.
 
     Returns:
-        The token embedding of a signal with these adapters; None where it is the base's.
+        The token embedding of a signal with these adapters; None if it is the base's.
 
     Raises:
-        StartError: an adapter does not fit, or would change the base, naming a tensor or setting.
+        StartError: an adapter does not fit, or would change the base; the message names a tensor or setting.
     """
-    last = list(adapters)[-1:]
-    parts = {key: parts_of(adapter, base, dense if key in last else None) for key, adapter in adapters.items()}
+    last = list(adapters)[-1:]  # only the last adapter has the head, and with it the layer before the head
+    parts = {key: sort_tensors(adapter, base, dense if key in last else None) for key, adapter in adapters.items()}
     for part in list(parts.values())[1:]:
         if part.adapter.config.get("use_dora"):
             raise StartError(
                 f"{part.adapter.directory}: DoRA on top of another adapter is not served; merge the adapters before it "
                 "into the base (PEFT: merge_and_unload, then save_pretrained) and serve that as `base`"
             )
-    embedding, parts = _embedding(base, parts)
+    embedding, parts = _build_embedding(base, parts)
     for key, part in parts.items():
         if part.trained_names:
             _inject(base, key, part)
     return embedding
 
 
-def _embedding(base: PreTrainedModel, parts: dict[str, Parts]) -> tuple[OwnEmbedding | None, dict[str, Parts]]:
-    """Return the embedding that the adapters make, and the adapters without what is in it.
+def _build_embedding(base: PreTrainedModel, parts: dict[str, Parts]) -> tuple[OwnEmbedding | None, dict[str, Parts]]:
+    """Return the embedding that the adapters make, and the adapters without the changes that it contains.
 
-    LoRA on an embedding stays with PEFT where nothing else changes it, since it takes less memory than a table.
+    LoRA on an embedding stays with PEFT if nothing else changes the embedding, since it takes less memory than a table.
     """
     shared = base.get_input_embeddings()
     shared = getattr(shared, "base_layer", shared)
-    name = name_of_embedding(base)
-    own = own_embedding(shared, [part.embedding for part in parts.values()])
+    name = find_embedding_name(base)
+    own = build_own_embedding(shared, [part.embedding for part in parts.values()])
     if not any(name in part.trained_names for part in parts.values()) or (own is None and len(parts) == 1):
         return own, parts
-    folded = {key: part.with_embedding_folded(name) for key, part in parts.items()}
-    return own_embedding(shared, [part.embedding for part in folded.values()]), folded
+    folded = {key: part.fold_embedding(name) for key, part in parts.items()}
+    return build_own_embedding(shared, [part.embedding for part in folded.values()]), folded
 
 
 def _inject(base: PreTrainedModel, key: str, part: Parts) -> None:
-    where, config = part.adapter.directory, part.config()
+    """Add the LoRA layers of one adapter to the base through PEFT, under the name `key`."""
+    where, config = part.adapter.directory, part.build_config()
     try:
         with warnings.catch_warnings():
-            # Several adapters on one base is what we mean.
+            # PEFT warns of a second adapter on one base, which is the purpose here.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             inject_adapter_in_model(config, base, adapter_name=key)
         result = set_peft_model_state_dict(base, dict(part.lora), adapter_name=key)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise StartError(f"{where}: the adapter does not fit its base: {error}") from error
+        raise StartError(f"{where}: the adapter does not fit its base: {error}; declare its own `base`") from error
+    # PEFT also lists the missing tensors of the other adapters on this base, which were loaded before.
     missing = sorted(name for name in result.missing_keys if f".{key}." in name or name.endswith(f".{key}"))
     wrong = [*sorted(result.unexpected_keys), *missing]
     if wrong:
-        raise StartError(f"{where}: the adapter does not fit its base at {wrong[0]}")
+        raise StartError(f"{where}: the adapter does not fit its base at {wrong[0]}; declare its own `base`")

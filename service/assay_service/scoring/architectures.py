@@ -1,4 +1,4 @@
-"""The architectures that are served, each held to a parity test, and what scoring must know of them."""
+"""List the architectures that are served, each with a parity test, and the properties that scoring depends on."""
 
 import math
 from collections.abc import Mapping
@@ -10,17 +10,18 @@ from assay_service.errors import StartError
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What scoring must know of a transformers model type.
+    """Properties of a transformers model type that scoring depends on.
 
     Attributes:
-        causal: a token sees only what stands before it, so completions can share their prompt.
-        packed: its attention goes through transformers' interface; the others run one sequence per forward.
-        head: what transformers calls the head of a classifier.
-        head_bias: whether that has a bias.
-        dense: what transformers calls the layer that a classifier has between hidden state and head; None for none.
-        positions_after_pad: positions count from behind the pad token's id (fairseq's convention).
-        type_vocab_size: what transformers assumes where `config.json` has no such key; None where the architecture's
-            tokenizers never set token types, so that every token has type 0.
+        causal: whether a token sees only the tokens before it, so that completions can share their prompt.
+        packed: whether its attention goes through transformers' interface; the others run one sequence per forward
+            pass.
+        head: name of a classifier's head in transformers.
+        head_bias: whether that head has a bias.
+        dense: name of the layer between hidden state and head of a classifier in transformers; None if there is none.
+        positions_after_pad: whether positions start after the pad token's id (fairseq's convention).
+        type_vocab_size: number of token types that transformers assumes if `config.json` has no such key. None if the
+            tokenizers of the architecture never set token types, so that every token has type 0.
     """
 
     causal: bool
@@ -45,65 +46,76 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
 }
 
-# longrope and dynamic pick their frequencies by the longest sequence of the row: neighbours would matter.
+# longrope and dynamic choose their frequencies by the longest sequence of a row, so a score would depend on its batch.
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 
-# Those that stretch positions by a factor.
+# Types that stretch positions by a factor.
 _SCALED_ROPES = frozenset({"linear", "llama3", "yarn"})
 
-# The pad of a RoBERTa whose configuration names none, in transformers.
+# The pad token id that transformers gives a RoBERTa whose configuration names none.
 _ROBERTA_PAD = 1
 
 
 def architecture_of(config: Mapping[str, Any], where: object) -> Architecture:
-    """The architecture of a checkpoint.
+    """Return the architecture of a checkpoint.
 
     Args:
-        config: its `config.json`.
-        where: what to call it in errors.
+        config: parsed `config.json` of the checkpoint.
+        where: name of the checkpoint in errors.
 
     Raises:
-        StartError: with the reason why it is not served.
+        StartError: the architecture, or an option in the configuration, is not served.
     """
     name = str(config.get("model_type"))
     if name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise StartError(f"{where}: architecture {name!r} is not served; served are {known}")
+        raise StartError(f"{where}: architecture {name!r} is not served; Assay serves {known}")
     if config.get("is_decoder") or config.get("quantization_config"):
-        raise StartError(f"{where}: is_decoder and quantised checkpoints are not served")
+        raise StartError(
+            f"{where}: checkpoints with `is_decoder` or `quantization_config` are not served; declare an encoder "
+            "without `is_decoder`, or weights that are not quantised"
+        )
     if ARCHITECTURES[name].causal and (config.get("is_causal") is False or config.get("use_bidirectional_attention")):
-        raise StartError(f"{where}: a decoder that attends in both directions is not served")
+        raise StartError(
+            f"{where}: a decoder that attends in both directions (`is_causal: false` or `use_bidirectional_attention`) "
+            "is not served"
+        )
     return ARCHITECTURES[name]
 
 
-def first_position(config: Mapping[str, Any]) -> int:
-    """The position of a sequence's first token."""
+def find_first_position(config: Mapping[str, Any]) -> int:
+    """Return the position of a sequence's first token.
+
+    Raises:
+        StartError: positions start after the pad, but the configuration has none.
+    """
     architecture = ARCHITECTURES.get(config.get("model_type", ""))
     if architecture is None or not architecture.positions_after_pad:
         return 0
     pad = config.get("pad_token_id", _ROBERTA_PAD)
     if pad is None:
         raise StartError(
-            "config.json: pad_token_id is null, and the positions of this architecture begin after its pad"
+            "config.json: pad_token_id is null, but the positions of this architecture start after its pad; set it to "
+            "the id with which the model was trained"
         )
     return int(pad) + 1
 
 
 def longest_sequence(config: Mapping[str, Any]) -> int | None:
-    """Tokens for which there are positions; None where the configuration does not say."""
+    """Return the number of tokens for which there are positions; None if the configuration does not say it."""
     positions = config.get("max_position_embeddings")
-    return positions - first_position(config) if isinstance(positions, int) else None
+    return positions - find_first_position(config) if isinstance(positions, int) else None
 
 
 def longest_scaled(config: Mapping[str, Any]) -> int | None:
-    """Return the tokens that a scaling of rotary positions reaches; None where the configuration has none.
+    """Return the number of tokens that a scaling of rotary positions reaches; None if the configuration has none.
 
     Qwen's way to declare yarn keeps `max_position_embeddings` at the length before scaling. The scaling then reaches
     `factor` times `original_max_position_embeddings`. Both spellings are read: `rope_parameters` of transformers 5 and
     the older `rope_scaling`.
 
     Raises:
-        StartError: the scaling's numbers are not numbers.
+        StartError: the factor or the original length is not a positive number.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type")) not in _SCALED_ROPES:
@@ -112,12 +124,15 @@ def longest_scaled(config: Mapping[str, Any]) -> int | None:
     if factor is None or original is None:
         return None
     if not all(isinstance(number, int | float) and 0 < number < math.inf for number in (factor, original)):
-        raise StartError(f"config.json: rope scaling: factor {factor!r} of {original!r} positions is not a length")
+        raise StartError(
+            f"config.json: rope scaling: factor {factor!r} of {original!r} positions is not a length; both must be "
+            "positive numbers"
+        )
     return int(factor * original)
 
 
 def token_types(config: Mapping[str, Any]) -> int:
-    """Return how many token types (segments) a base tells apart; 1 where it has none or never gets any but 0."""
+    """Return the number of token types (segments) that a base distinguishes; 1 if every token has type 0."""
     architecture = ARCHITECTURES.get(config.get("model_type", ""))
     if architecture is None or architecture.type_vocab_size is None:
         return 1
@@ -126,5 +141,5 @@ def token_types(config: Mapping[str, Any]) -> int:
 
 
 def activation_of(config: Mapping[str, Any]) -> str:
-    """What a classifier's dense layer is followed by."""
+    """Return the name of the activation after a classifier's dense layer, as transformers spells it."""
     return str(config.get("pooler_hidden_act", "gelu")) if config.get("model_type") == "deberta-v2" else "tanh"

@@ -1,4 +1,4 @@
-"""From logits to scores: blend, rank, compare. Pure, float64."""
+"""Turn logits into scores: blend, rank and compare them in float64, without side effects."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ class Blend:
     """A rule that makes one score from several logits.
 
     Attributes:
-        name: its served name; of weights that came with a request, "custom".
-        weights: by signal, finite and not negative; used as they are, not normalised.
-        standardise: "manifest": each logit is first standardised with its checkpoint's mean and std, because
-            Bradley-Terry logits have no scale of their own (scoring-traps 24).
+        name: served name of the blend; "custom" for weights that came with a request.
+        weights: finite, non-negative weights keyed by signal; used as they are, not normalised.
+        standardise: "manifest" standardises each logit first by its checkpoint's mean and std, because Bradley-Terry
+            logits have no scale of their own (scoring-traps 24). "none" does not.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Moments:
 
 
 def blended(blend: Blend, logits: Mapping[str, float], moments: Mapping[str, Moments]) -> float:
-    """The score: `Σ_s w_s · x_s` with `x_s` the logit, or `(logit - mean_s) / std_s`.
+    """Return the score `Σ_s w_s · x_s`, where `x_s` is the logit or `(logit - mean_s) / std_s`.
 
-    Source: [CRS] section 5.4, reward of crs_rlhf (weights on logits); standardising is ours.
+    Source: [CRS] section 5.4, the reward of crs-rlhf (weights on logits); standardising is ours.
 
     Args:
-        blend: the rule.
-        logits: at least those that the blend weighs.
-        moments: of the signals; needed where the blend standardises.
+        blend: blending rule.
+        logits: logits keyed by signal, at least those that the blend weighs.
+        moments: moments keyed by signal; needed if the blend standardises.
 
     Raises:
         NotFinite: a logit or the sum is not finite; a failure never becomes a number.
@@ -54,14 +54,15 @@ def blended(blend: Blend, logits: Mapping[str, float], moments: Mapping[str, Mom
         if blend.standardise == "manifest":
             value = (value - moments[signal].mean) / moments[signal].std
         terms.append(weight * value)
+    # fsum rounds only once, so the order of the signals does not change the score.
     if not all(map(math.isfinite, [*logits.values(), *terms])) or not math.isfinite(score := math.fsum(terms)):
-        raise NotFinite("the score is not a finite number")
+        raise NotFinite("the score is not a finite number, so it is not returned; check the weights of the checkpoint")
     return score
 
 
 def probability(logit: float) -> float:
-    """The logistic function in float64, which reaches 1.0 from a logit of about 37 (float32: 17)."""
-    if logit >= 0:
+    """Return the logistic function of a logit in float64, which reaches 1.0 at a logit of about 37 (float32: 17)."""
+    if logit >= 0:  # each branch avoids the overflow of exp
         return 1 / (1 + math.exp(-logit))
     return math.exp(logit) / (1 + math.exp(logit))
 
@@ -71,8 +72,8 @@ class Place:
     """One completion in a ranking.
 
     Attributes:
-        index: of the completion in the request.
-        margin: its score minus the next one's; None for the last.
+        index: index of the completion in the request.
+        margin: score of the completion minus that of the next one; None for the last.
     """
 
     index: int
@@ -80,7 +81,7 @@ class Place:
 
 
 def ranked(scores: Mapping[int, float]) -> Sequence[Place]:
-    """Completions by falling score; equal scores by rising index."""
+    """Return completions by falling score; equal scores by rising index."""
     order = sorted(scores, key=lambda index: (-scores[index], index))
     following: list[int | None] = [*order[1:], None]
     return [

@@ -1,6 +1,6 @@
-"""Read tensors from files: safetensors only, heads found by name, and SHA-256 of what was read.
+"""Read tensors from safetensors files, find heads by their names, and hash the tensors that were read.
 
-Nothing here executes what a checkpoint brings: no pickles (CVE-2025-32434).
+No code of a checkpoint is ever executed, and no pickle is read (CVE-2025-32434).
 """
 
 import hashlib
@@ -15,10 +15,10 @@ import torch
 from safetensors import safe_open
 
 from assay_service.errors import StartError
-from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, pickled, read_config, value_head_files
+from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_value_head_files, pickled, read_config
 from assay_service.scoring.names import check_whole_head, head_weight, unwrapped
 
-# Keys of a PEFT model's raw `state_dict`: with the adapter's name in them, and what the adapter stands beside.
+# Keys of a PEFT model's raw `state_dict`: those with the adapter's name in them, and those of the untouched originals.
 _NAMED = re.compile(
     r"^(.+\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta))"
     r"\.(?!(?:weight|bias)$)(\w+)((?:\.weight|\.bias)?)$"
@@ -29,13 +29,13 @@ _ORIGINAL = re.compile(r"\.original_module\.|\.trainable_tokens_original\.")
 
 @dataclass(frozen=True, slots=True)
 class HeadTensors:
-    """A head as it lies in a file.
+    """A head as a file stores it.
 
     Attributes:
-        name: the weight's name in the file.
-        weight: `[1, H]`.
-        bias: `[1]`, or None.
-        dense: weight `[H, H]` and bias `[H]` of the layer before it, where the score position asks for it.
+        name: name of the weight in the file.
+        weight: weight, `[1, H]`.
+        bias: bias, `[1]`, or None.
+        dense: weight `[H, H]` and bias `[H]` of the layer before it, if the score position needs that layer.
     """
 
     name: str
@@ -45,7 +45,7 @@ class HeadTensors:
 
     @property
     def sha256(self) -> str:
-        """Hash of the values, whatever file they lie in."""
+        """Return the SHA-256 of the values, independent of the file that holds them."""
         tensors = {"weight": self.weight, **({} if self.bias is None else {"bias": self.bias})}
         tensors |= {} if self.dense is None else {"dense.weight": self.dense[0], "dense.bias": self.dense[1]}
         return _hash_tensors(tensors)
@@ -56,9 +56,9 @@ class Adapter:
     """A LoRA adapter in PEFT's format.
 
     Attributes:
-        directory: where it was read.
-        config: the parsed `adapter_config.json`.
-        tensors: under the names that PEFT saves them by, the head left out.
+        directory: directory from which it was read.
+        config: parsed `adapter_config.json`.
+        tensors: tensors without the head, keyed by the name that PEFT saves them under.
     """
 
     directory: Path
@@ -67,7 +67,7 @@ class Adapter:
 
     @property
     def sha256(self) -> str:
-        """Hash of the tensors and of the settings that decide what they do."""
+        """Return the SHA-256 of the tensors and of the settings that change their effect."""
         scale = {
             k: self.config.get(k)
             for k in ("r", "fan_in_fan_out", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
@@ -77,19 +77,19 @@ class Adapter:
         return hashlib.sha256((_hash_tensors(self.tensors) + json.dumps(scale, sort_keys=True)).encode()).hexdigest()
 
 
-def read_head(files: Iterable[Path], also: str | None = None) -> HeadTensors | None:
-    """Return the head in `files`, or None if they hold none.
+def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTensors | None:
+    """Return the head in `files`, or None if they contain none.
 
     Args:
         files: safetensors files.
-        also: the name of one more module that is a head, as `value_head_prefix` in `config.json` says.
+        extra_head: name of a further head module, from `value_head_prefix` in `config.json`.
 
     Raises:
-        StartError: naming the tensors, if there are several heads, or more of one than is read.
+        StartError: there are several heads, or a head has more tensors than are read; the message names them.
     """
-    found: list[HeadTensors] = []
+    heads: list[HeadTensors] = []
     present: dict[str, Path] = {}
-    pattern = head_weight(also)
+    pattern = head_weight(extra_head)
     for path in files:
         with safe_open(path, framework="pt") as tensors:
             names = set(tensors.keys())
@@ -97,71 +97,75 @@ def read_head(files: Iterable[Path], also: str | None = None) -> HeadTensors | N
             for name in sorted(name for name in names if pattern.match(unwrapped(name))):
                 bias = name.removesuffix("weight") + "bias"
                 own = tensors.get_tensor(bias) if bias in names else None
-                found.append(HeadTensors(name, tensors.get_tensor(name), own))
-    if len(found) > 1:
+                heads.append(HeadTensors(name, tensors.get_tensor(name), own))
+    if len(heads) > 1:
         raise StartError(
-            f"several heads: {', '.join(sorted(head.name for head in found))}; a signal has one. Save the checkpoint "
-            "with the one that was trained"
+            f"there are several heads: {', '.join(sorted(head.name for head in heads))}; a signal has only one. "
+            "Save the checkpoint with the head that was trained"
         )
-    if found:
-        check_whole_head(found[0].name, present, present[found[0].name], also)
-    return found[0] if found else None
+    if heads:
+        check_whole_head(heads[0].name, present, present[heads[0].name], extra_head)
+    return heads[0] if heads else None
 
 
 def read_dense(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Weight and bias of the layer that a classifier has before its head, or None if the files hold none.
+    """Return weight `[H, H]` and bias `[H]` of the layer before a classifier's head, or None if the files contain none.
 
     Args:
-        files: safetensors files; the first that has it counts.
-        module: what transformers calls it.
+        files: safetensors files; the first file that has the layer is used.
+        module: name of the layer in transformers.
     """
     name = re.compile(rf"^(?:base_model\.model\.)?(?:\w+\.)?{re.escape(module)}(?:\.modules_to_save\.\w+)?\.weight$")
     for path in files:
         with safe_open(path, framework="pt") as tensors:
-            for weight in (found for found in tensors.keys() if name.match(unwrapped(found))):  # noqa: SIM118
+            for weight in (key for key in tensors.keys() if name.match(unwrapped(key))):  # noqa: SIM118
                 return tensors.get_tensor(weight), tensors.get_tensor(weight.removesuffix("weight") + "bias")
     return None
 
 
 def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
-    """A PEFT LoRA adapter, and the head saved with it (`modules_to_save`) if there is one.
+    """Read a PEFT LoRA adapter, and the head saved with it (`modules_to_save`) if there is one.
 
     Raises:
-        StartError: not a LoRA adapter, remote code asked for, or every `lora_B` is zero (never trained).
+        StartError: it is not a LoRA adapter, asks for remote code, or every `lora_B` is zero (never trained).
     """
     config = read_config(directory, ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
-        raise StartError(f"{directory}: peft_type {config.get('peft_type')!r}; only LORA adapters are served")
+        raise StartError(
+            f"{directory}: peft_type is {config.get('peft_type')!r}, but only LORA adapters are served; merge it into "
+            "its base and declare that as `base`"
+        )
     path = directory / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise StartError(f"{directory}: no {ADAPTER_WEIGHTS}{pickled(directory, ADAPTER_WEIGHTS)}")
+        raise StartError(f"{directory}: has no {ADAPTER_WEIGHTS}{pickled(directory, ADAPTER_WEIGHTS)}")
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    head = read_head([path, *value_head_files(directory)])
-    tensors = _as_saved_by_peft(tensors, path)
+    head = read_head([path, *find_value_head_files(directory)])
+    tensors = _rename_as_saved_by_peft(tensors, path)
     if head is not None:
         name = _MODULE_TO_SAVE.sub("", head.name)
-        beside = name.removesuffix(".weight").removesuffix(".out_proj")  # of RoBERTa's also the dense layer
+        beside = name.removesuffix(".weight").removesuffix(".out_proj")  # for RoBERTa this includes the dense layer
         tensors = {n: t for n, t in tensors.items() if not n.startswith(f"{beside}.")}
+    # Training starts with one factor at zero, so that the adapter changes nothing; MiCA starts with the other one.
     zero = "lora_A" if config.get("init_lora_weights") == "mica" else "lora_B"
     outputs = [tensor for name, tensor in tensors.items() if zero in name or "lora_embedding_A" in name]
     if not any(bool(torch.count_nonzero(tensor)) for tensor in outputs):
-        raise StartError(f"{path}: every {zero} is zero; the adapter was never trained")
+        raise StartError(f"{path}: every {zero} is zero; the adapter was never trained: declare a trained one")
     return Adapter(directory, config, tensors), head
 
 
 def sha256_of_adapters(adapters: Sequence[Adapter]) -> str | None:
-    """Return the hash of adapters that are applied in this order; of one, its own; None where there are none."""
+    """Return the SHA-256 of adapters in this order; for a single adapter, its own; None if there are none."""
     digests = [adapter.sha256 for adapter in adapters]
     if len(digests) < 2:
         return digests[0] if digests else None
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _as_saved_by_peft(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a model's raw `state_dict` under the names of `save_pretrained`, which leaves the name out.
+def _rename_as_saved_by_peft(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model's raw `state_dict` under the names of `save_pretrained`.
 
-    A raw one has the adapter's name in every key, and the untouched original beside a head or embedding.
+    A raw `state_dict` has the adapter's name in every key, and the untouched original beside a head or embedding.
 
     Raises:
         StartError: it holds several adapters.
@@ -169,20 +173,21 @@ def _as_saved_by_peft(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[s
     names = {match[2] for name in tensors if (match := _NAMED.match(name))}
     names |= {match[1] for name in tensors if (match := _MODULE_TO_SAVE.search(name))}
     if len(names) > 1:
-        raise StartError(
-            f"{path}: holds several adapters ({', '.join(sorted(names))}); save the one to be served alone"
-        )
+        raise StartError(f"{path}: holds several adapters ({', '.join(sorted(names))}); save only the one to be served")
     kept = {name: tensor for name, tensor in tensors.items() if not _ORIGINAL.search(name)}
-    return {_MODULE_TO_SAVE.sub("", _NAMED.sub(_without_name, name)): tensor for name, tensor in kept.items()}
+    return {_MODULE_TO_SAVE.sub("", _NAMED.sub(_remove_adapter_name, name)): tensor for name, tensor in kept.items()}
 
 
-def _without_name(match: re.Match[str]) -> str:
+def _remove_adapter_name(match: re.Match[str]) -> str:
+    """Return a tensor's name without that of the adapter."""
     return match[1] if match[1].endswith("lora_magnitude_vector") else match[1] + match[3]
 
 
 def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
+        # With dtype and shape, because equal bytes can be different tensors.
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()

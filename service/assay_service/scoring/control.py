@@ -9,99 +9,101 @@ from tokenizers import Tokenizer
 from assay_service.errors import ContentError, StartError
 from assay_service.scoring.item import Item, Message
 
-# Unicode noncharacters, which no text holds for a purpose: (first, last) of a control token in its other spelling, and
-# of a control token in a message.
+# Unicode noncharacters, which texts do not contain on purpose. They enclose the other spelling of the template's own
+# control tokens, and the control tokens in messages.
 _OWN, _QUOTED = ("\ufdd0", "\ufdd1"), ("\ufdd2", "\ufdd3")
 _RESERVED = re.compile("[\ufdd0-\ufdd3]")
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer.
+    """The control tokens of a tokenizer, with the replacements that hide them from templates and tokenizers.
 
     Args:
-        texts: how they are written.
+        texts: texts of the control tokens.
     """
 
     def __init__(self, texts: frozenset[str]) -> None:
         self.texts = texts
+        # The longest first, because a pattern takes the first alternative that matches.
         self._texts = sorted(texts, key=lambda text: (-len(text), text))
         # Without any control token the pattern matches nothing.
         self._pattern = re.compile("|".join(map(re.escape, self._texts)) or "(?!)")
         self._number = {text: number for number, text in enumerate(self._texts)}
 
-    def first(self, text: str) -> str | None:
-        """Return the first control token in `text`."""
-        found = self._pattern.search(text)
-        return None if found is None else found.group()
+    def find_first(self, text: str) -> str | None:
+        """Return the first control token in `text`, or None."""
+        match = self._pattern.search(text)
+        return None if match is None else match.group()
 
-    def quoted(self, item: Item) -> Item:
+    def quote(self, item: Item) -> Item:
         """Return `item` with every control token of its texts replaced by characters that no template knows.
 
         Raises:
-            ContentError: `special_tokens` if a text holds one of these characters.
+            ContentError: a text holds one of these characters; the code is `special_tokens`.
         """
-        return replace(item, messages=tuple(map(self._quoted_message, item.messages)))
+        return replace(item, messages=tuple(map(self._quote_message, item.messages)))
 
-    def unquoted(self, text: str) -> str:
+    def unquote(self, text: str) -> str:
         """Return a rendered text with the control tokens of its messages as they were."""
-        return re.sub(f"{_QUOTED[0]}([0-9]+){_QUOTED[1]}", lambda found: self._texts[int(found[1])], text)
+        return re.sub(f"{_QUOTED[0]}([0-9]+){_QUOTED[1]}", lambda match: self._texts[int(match[1])], text)
 
-    def respelled(self, text: str) -> str:
+    def respell(self, text: str) -> str:
         """Return a rendered text with the template's own control tokens in their other spelling."""
-        return self._pattern.sub(lambda found: self.spelling(found.group()), text)
+        return self._pattern.sub(lambda match: self.respell_token(match.group()), text)
 
-    def spelling(self, token: str) -> str:
-        """Return the other spelling of a control token."""
+    def respell_token(self, token: str) -> str:
+        """Return the other spelling of a control token, which no text contains."""
         return f"{_OWN[0]}{self._number[token]}{_OWN[1]}"
 
-    def _quoted_message(self, message: Message) -> Message:
-        fields = tuple((name, self._quoted_text(text)) for name, text in message.fields)
-        return replace(message, content=self._quoted_text(message.content), fields=fields)
+    def _quote_message(self, message: Message) -> Message:
+        fields = tuple((name, self._quote_text(text)) for name, text in message.fields)
+        return replace(message, content=self._quote_text(message.content), fields=fields)
 
-    def _quoted_text(self, text: str) -> str:
+    def _quote_text(self, text: str) -> str:
         if _RESERVED.search(text):
             raise ContentError(
-                "a message holds a control token and one of U+FDD0 to U+FDD3; remove the latter", code="special_tokens"
+                "a message holds a control token and a character of U+FDD0 to U+FDD3; remove that character",
+                code="special_tokens",
             )
-        return self._pattern.sub(lambda found: f"{_QUOTED[0]}{self._number[found.group()]}{_QUOTED[1]}", text)
+        return self._pattern.sub(lambda match: f"{_QUOTED[0]}{self._number[match.group()]}{_QUOTED[1]}", text)
 
 
 class PlainEncoder:
-    """Encodes rendered texts so that only the template's control tokens are control tokens.
+    """An encoder of rendered texts in which only the template's own control tokens are control tokens.
 
-    It is the same tokenizer with its control tokens under another spelling, which no text has. Normaliser,
-    pre-tokeniser and model see one text, cut at the same places, so that borders between words are as always.
+    It is the same tokenizer with its control tokens under another spelling, which no text contains. Normaliser,
+    pre-tokenizer and model see one text that is split at the same places, so the borders between words are as always.
 
     Args:
         encoder: the tokenizer.
         tokens: its control tokens.
 
     Raises:
-        StartError: the tokenizer cannot be changed so.
+        StartError: the tokenizer cannot be changed in this way.
     """
 
     def __init__(self, encoder: Tokenizer, tokens: ControlTokens) -> None:
         self._tokens = tokens
         state = json.loads(encoder.to_str())
-        state["post_processor"] = None  # it names control tokens, and no token is added here
+        state["post_processor"] = None  # it refers to control tokens by their old spelling, and is not used here
         known = {token["content"]: token["id"] for token in state["added_tokens"]}
         for token in state["added_tokens"]:
             if token["content"] in tokens.texts:
-                token["content"] = self._tokens.spelling(token["content"])
+                token["content"] = self._tokens.respell_token(token["content"])
         self._encoder = Tokenizer.from_str(json.dumps(state))
         self._encoder.no_truncation()
         self._encoder.no_padding()
-        # Loading gave new ids to the respelled tokens, and perhaps to those after them.
+        # Loading gives new ids to the respelled tokens, and perhaps to those after them; they are mapped back.
         self._ids = {
-            self._encoder.token_to_id(self._tokens.spelling(text) if text in tokens.texts else text): number
+            self._encoder.token_to_id(self._tokens.respell_token(text) if text in tokens.texts else text): number
             for text, number in known.items()
         }
         clash = self._ids.keys() & set(encoder.get_vocab(with_added_tokens=False).values()) - set(known.values())
         if clash or not known.keys() >= tokens.texts:
-            raise StartError("control_tokens: this tokenizer cannot take them as text; declare control_tokens: error")
+            raise StartError("control_tokens: this tokenizer cannot read them as text; declare `control_tokens: error`")
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text that was rendered from a quoted item."""
-        spelled = self._tokens.unquoted(self._tokens.respelled(text))
+        spelled = self._tokens.unquote(self._tokens.respell(text))
         ids = self._encoder.encode(spelled, add_special_tokens=False).ids
         return tuple(self._ids.get(token, token) for token in ids)

@@ -1,7 +1,7 @@
-"""An item to ids by a template and a tokenizer: the whole text, tokenised once, and where the completion begins.
+"""Turn an item into ids by a template and a tokenizer, and find where the completion begins.
 
-No special tokens are added. The boundary is the longest common prefix, in ids, with the tokenised generation prompt; a
-token that merges across the border belongs to the completion.
+The whole text is tokenised once, without adding special tokens. The boundary is the length of the longest common
+prefix, in ids, with the tokenised generation prompt. A token that merges across the border belongs to the completion.
 """
 
 import functools
@@ -16,8 +16,8 @@ from assay_service.scoring.item import Item, Message
 from assay_service.scoring.manifest import ControlTokenPolicy
 from assay_service.scoring.template import RenderedText, Template
 
-_KEPT = 16  # ids of texts that items share
-# Conversations in which a template prints what opens and closes turns; each must end with the assistant.
+_KEPT = 16  # tokenised texts in memory; items share their prompt and their skeleton
+# Conversations in which a template prints the tokens that open and close turns; each must end with the assistant.
 _TURNS = (
     ("user", "assistant", "user", "assistant"),
     ("system", "user", "assistant"),
@@ -28,14 +28,14 @@ _TURNS = (
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Hold an item as ids.
+    """An item as token ids.
 
     Attributes:
-        text: what the template printed.
-        ids: of the whole text.
-        prompt: ids of the prompt's text alone.
-        boundary: number of ids that `ids` and `prompt` have in common at their start.
-        control_tokens_as_text: control tokens in the messages that were read as plain characters.
+        text: texts that the template printed.
+        ids: token ids of the whole text.
+        prompt: token ids of the prompt's text alone.
+        boundary: length of the common prefix of `ids` and `prompt`.
+        control_tokens_as_text: number of control tokens in the messages that were read as plain characters.
     """
 
     text: RenderedText
@@ -46,14 +46,16 @@ class Encoded:
 
 
 class ItemEncoder:
-    """Encodes items. Not safe for concurrent use: the tokenizer's settings are shared.
+    """An encoder of items.
+
+    It is not safe for concurrent use, because the settings of the tokenizer are shared.
 
     Args:
-        template: prints the text.
-        encoder: the tokenizer; without truncation and padding.
+        template: template that prints the text.
+        encoder: tokenizer without truncation and padding.
         control_tokens: texts of the tokens that only the template may print.
-        control_ids: the ids of those that must be the same as in a neutral text.
-        policy: what a control token in a message is.
+        control_ids: ids of the tokens that must be the same as in a neutral text.
+        policy: "error" refuses a control token in a message, "text" reads it as plain characters.
 
     Raises:
         StartError: the policy does not work with this tokenizer.
@@ -79,26 +81,32 @@ class ItemEncoder:
         """Return the ids of `item`.
 
         Raises:
-            ContentError: `special_tokens`, or as `Template.render`.
+            ContentError: a message holds a control token (`special_tokens`), or `Template.render` refuses the item.
         """
         for message in item.messages:
-            if token := self._control.first(message.role):
-                raise ContentError(f"a role holds the control token {token!r}", code="special_tokens")
-        found = self._first_control_token(item)
-        if found is not None and self._plain is None:
+            if token := self._control.find_first(message.role):
+                raise ContentError(
+                    f"a role holds the control token {token!r}; send a plain role", code="special_tokens"
+                )
+        control_token = self._find_control_token(item)
+        if control_token is not None and self._plain is None:
             raise ContentError(
-                f"a message holds the control token {found!r}; send plain text, the service renders it, or declare "
-                "control_tokens: text",
+                f"a message holds the control token {control_token!r}; send plain text, since the service renders it, "
+                "or declare `control_tokens: text`",
                 code="special_tokens",
             )
-        if found is None:
+        if control_token is None:
+            # The normaliser can turn other characters of a message into a control token, so ids are compared as well.
             text = self._template.render(item)
             ids = self.encode_text(text.full)
-            if self._has_own_control_tokens(ids, item):
+            if self._has_expected_control_tokens(ids, item):
                 prompt = self._encode_kept(text.prompt)
-                return Encoded(text, ids, prompt, _common_prefix(ids, prompt), 0)
+                return Encoded(text, ids, prompt, _count_common_prefix(ids, prompt), 0)
         if self._plain is None:
-            raise ContentError("a message tokenises to a control token", code="special_tokens")
+            raise ContentError(
+                "a message tokenises to a control token; send plain text, or declare `control_tokens: text`",
+                code="special_tokens",
+            )
         return self._encode_as_text(item, self._plain)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
@@ -106,56 +114,63 @@ class ItemEncoder:
         return tuple(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def _encode_as_text(self, item: Item, plain: PlainEncoder) -> Encoded:
-        rendered = self._template.render(self._control.quoted(item))
+        """Encode an item whose control tokens are read as plain characters."""
+        rendered = self._template.render(self._control.quote(item))
         ids, prompt = plain.encode(rendered.full), plain.encode(rendered.prompt)
-        if not self._has_own_control_tokens(ids, item):
+        if not self._has_expected_control_tokens(ids, item):
             raise ContentError(
                 "a message tokenises to a control token even as plain characters; remove it", code="special_tokens"
             )
-        shown = self._control.unquoted
+        shown = self._control.unquote
         dropped = tuple(replace(part, text=shown(part.text)) for part in rendered.dropped)
         texts = (text for message in item.messages for _, text in message.texts())
-        count = sum(len(self._controls(self.encode_text(text))) for text in texts)
+        count = sum(len(self._select_control_ids(self.encode_text(text))) for text in texts)
         text = RenderedText(shown(rendered.prompt), shown(rendered.full), dropped)
-        return Encoded(text, ids, prompt, _common_prefix(ids, prompt), count)
+        return Encoded(text, ids, prompt, _count_common_prefix(ids, prompt), count)
 
-    def _first_control_token(self, item: Item) -> str | None:
-        found = (self._control.first(text) for message in item.messages for _, text in message.texts())
-        return next((token for token in found if token is not None), None)
+    def _find_control_token(self, item: Item) -> str | None:
+        """Return the first control token in the texts of an item, or None."""
+        tokens = (self._control.find_first(text) for message in item.messages for _, text in message.texts())
+        return next((token for token in tokens if token is not None), None)
 
-    def _has_own_control_tokens(self, ids: tuple[int, ...], item: Item) -> bool:
-        """Whether the control tokens are those of a neutral conversation of the same shape, in their order."""
-        return self._controls(ids) == self._controls(self._encode_kept(self._template.skeleton(item)))
+    def _has_expected_control_tokens(self, ids: tuple[int, ...], item: Item) -> bool:
+        """Return whether the control tokens are those of a neutral conversation of the same shape, in their order."""
+        return self._select_control_ids(ids) == self._select_control_ids(
+            self._encode_kept(self._template.render_neutral(item))
+        )
 
-    def _controls(self, ids: tuple[int, ...]) -> list[int]:
+    def _select_control_ids(self, ids: tuple[int, ...]) -> list[int]:
+        """Return the control tokens among `ids`, in their order."""
         return [token for token in ids if token in self._control_ids]
 
 
-def turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
+def find_turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
     """Return the added tokens that a template prints around messages.
 
-    A message that holds one opens or closes a turn, whether or not the file calls it special: DeepSeek-V3's
-    `<｜User｜>` and `<｜Assistant｜>` are not. Tags with a closing tag, such as `<think>`, belong to replies as well.
+    A message that holds such a token opens or closes a turn, whether or not the tokenizer's file calls it special:
+    DeepSeek-V3's `<｜User｜>` and `<｜Assistant｜>` are not marked so. Tags with a closing tag, such as `<think>`, are
+    excluded, because completions contain them as well.
 
     Args:
-        template: prints the conversations.
-        added: the added tokens of the tokenizer.
+        template: template that prints the conversations.
+        added: texts of the tokenizer's added tokens.
     """
-    printed = "".join(_neutral_conversations(template))
+    printed = "".join(_render_neutral_conversations(template))
     tags = {opening for tag in added if (opening := tag.replace("/", "", 1)) != tag}
     return frozenset(token for token in added if token in printed and token.replace("/", "", 1) not in tags)
 
 
-def _neutral_conversations(template: Template) -> Iterator[str]:
+def _render_neutral_conversations(template: Template) -> Iterator[str]:
+    """Yield rendered conversations of many roles with neutral texts."""
     for roles in _TURNS:
         try:
-            yield template.skeleton(Item(tuple(Message(role, "") for role in roles)))
-        except ContentError:  # not every template knows every role, and none of them need be refused here
+            yield template.render_neutral(Item(tuple(Message(role, "") for role in roles)))
+        except ContentError:  # many templates refuse some roles; an item with such a role is refused when it comes
             continue
 
 
-def _common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Length of the longest common prefix."""
+def _count_common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Return the length of the longest common prefix."""
     for index, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:
             return index

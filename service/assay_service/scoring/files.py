@@ -1,7 +1,7 @@
 """Find the files of a checkpoint and read its JSON configurations, without importing torch.
 
-A configuration can so be checked as a whole before anything heavy is imported. Nothing here executes what a
-checkpoint brings: a configuration that asks for remote code is refused (CVE-2025-32434, CVE-2026-22807).
+So a configuration can be checked as a whole before anything heavy is imported. No code of a checkpoint is ever
+executed: a configuration that asks for remote code is refused (CVE-2025-32434, CVE-2026-22807).
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from assay_service.errors import StartError
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILE = "tokenizer.json"
-# Vocabularies in other formats, each with what reads it; from none of them follows every step from text to ids.
+# Vocabularies in other formats, each with the library that reads it. None of them defines every step from text to ids,
+# so ids read from them could differ from those of training.
 _OTHER_TOKENIZERS = {
     "tokenizer.model": "SentencePiece or tiktoken",
     "spiece.model": "SentencePiece",
@@ -36,8 +37,9 @@ _OTHER_TOKENIZERS = {
 }
 VALUE_HEAD = "value_head.safetensors"
 PACKAGE_SCHEME = "package:"
+# Pickles that lie beside weights without being weights.
 _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "trainer_state", "value_head", "adapter_model")
-# Types of what is read from a checkpoint's JSON; null counts as not there. transformers checks the other keys.
+# Types of the values that are read from a checkpoint's JSON; null counts as absent. transformers checks other keys.
 _TYPES: Mapping[str, tuple[type, str]] = {
     **dict.fromkeys(("model_type", "value_head_prefix", "dtype", "torch_dtype", "pooler_hidden_act"), (str, "text")),
     **dict.fromkeys(("base_model_name_or_path", "revision", "task_type", "peft_type"), (str, "text")),
@@ -45,6 +47,7 @@ _TYPES: Mapping[str, tuple[type, str]] = {
     **dict.fromkeys(("rope_scaling", "rope_parameters", "weight_map"), (dict, "a mapping (a JSON object)")),
     "architectures": (list, "a list of texts"),
 }
+# Weights are downloaded as safetensors only, so that no pickle reaches this machine.
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -52,43 +55,45 @@ def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
     """Return the directory that a base or adapter reference names.
 
     Args:
-        reference: a path, `package:NAME` for weights that a Python package carries, or a hub id.
-        revision: commit, tag or branch of a hub id; must be None for the others.
-        relative_to: where a relative path starts.
+        reference: path, `package:NAME` for weights that a Python package contains, or hub id.
+        revision: commit, tag or branch of a hub id; None for the other kinds.
+        relative_to: directory where a relative path starts.
 
     Raises:
-        StartError: there is no such directory or package, a hub id without revision, or a hub that does not answer.
+        StartError: the directory or package does not exist, a hub id has no revision, or the hub cannot be reached.
     """
     path = place(reference, relative_to)
     if revision is not None and (path.is_dir() or reference.startswith(PACKAGE_SCHEME)):
-        raise StartError(f"{reference}: only a hub id has a `revision`; files are identified by their hash")
+        raise StartError(
+            f"{reference}: only a hub id has a `revision`; remove it, since files are identified by their hash"
+        )
     if reference.startswith(PACKAGE_SCHEME):
-        return _package_directory(reference.removeprefix(PACKAGE_SCHEME))
+        return _find_package_directory(reference.removeprefix(PACKAGE_SCHEME))
     if path.is_dir():
         return path.resolve()
     if reference.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
-        raise StartError(f"{reference}: no such directory; looked at {path.resolve()}")
+        raise StartError(f"{reference}: no such directory; looked at {path.resolve()}; correct the path")
     if revision is None:
         raise StartError(
             f"{reference}: no such directory; looked at {path.resolve()}; if it is a hub id, declare its `revision`"
         )
     try:
         return Path(snapshot_download(reference, revision=revision, allow_patterns=list(_HUB_FILES)))
-    except (OSError, ValueError) as error:  # a ValueError for an id that no repository can have
-        raise StartError(f"{reference} at {revision}: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: an id that no repository can have
+        raise StartError(f"{reference} at {revision}: cannot be downloaded: {error}") from error
 
 
 def place(reference: str, relative_to: Path) -> Path:
-    """Return the path that a text names, whether or not anything is there. `~` is the home.
+    """Return the path that a text names, whether or not it exists. `~` is the home directory.
 
     Raises:
-        StartError: no file can have this path, or it cannot be looked at.
+        StartError: no file can have this path, or it cannot be accessed.
     """
     try:
         path = relative_to / Path(reference).expanduser()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.stat()
-    except (OSError, ValueError, RuntimeError) as error:  # too long; a null character; the home of an unknown user
+    except (OSError, ValueError, RuntimeError) as error:  # a long name; a null character; the home of an unknown user
         reason = error.strerror if isinstance(error, OSError) else error
         raise StartError(f"{reference[:80]!r}: not a path that can be read: {reason}") from error
     return path
@@ -98,8 +103,8 @@ def tokenizer_directory(base: Path, *adapters: Path) -> Path:
     """Return the directory whose `tokenizer.json` turns a signal's text into ids: the last adapter's, else the base's.
 
     Raises:
-        StartError: there is none, or the adapter brings a tokenizer in a format that is not read, whose tokens may be
-            others than the base's.
+        StartError: there is none, or the adapter has a tokenizer in a format that is not read. Its tokens may differ
+            from the base's.
     """
     for directory in (*reversed(adapters), base):
         if (directory / TOKENIZER_FILE).is_file():
@@ -108,16 +113,17 @@ def tokenizer_directory(base: Path, *adapters: Path) -> Path:
         if others:
             path, by = others[0]
             raise StartError(
-                f"{directory}: has no {TOKENIZER_FILE}; {path.name}, which {by} reads, is not read. Make the file with "
+                f"{directory}: has no {TOKENIZER_FILE}; Assay does not read {path.name}, the format of {by}. "
+                "Create the file with "
                 '`pip install sentencepiece protobuf tiktoken; python -c "from transformers import AutoTokenizer as T; '
                 f"T.from_pretrained('{directory}').save_pretrained('{directory}')\"`"
                 + (f", or delete {path.name} if the adapter has the base's tokenizer" if directory != base else "")
             )
-    raise StartError(f"{base}: has no {TOKENIZER_FILE}; a base brings its tokenizer")
+    raise StartError(f"{base}: has no {TOKENIZER_FILE}; copy it from the model that the base was made from")
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a full model: `model.safetensors`, or the shards of its index; and a value head's own.
+    """Return the safetensors files of a full model: one file or the shards of its index, and a value head's own file.
 
     Raises:
         StartError: there are none, or a shard is missing; pickled weights are named, not read.
@@ -129,15 +135,17 @@ def weight_files(directory: Path) -> list[Path]:
         shards = read_config(directory, index.name).get("weight_map", {})
         files = [directory / name for name in sorted(set(shards.values()))]
     else:
-        raise StartError(f"{directory}: neither model.safetensors nor its index{pickled(directory, single.name)}")
+        raise StartError(f"{directory}: has neither model.safetensors nor its index{pickled(directory, single.name)}")
     missing = [path.name for path in files if not path.is_file()]
     if missing or not files:
-        raise StartError(f"{directory}: {missing[0] if missing else 'every shard'} is missing")
-    return [*files, *value_head_files(directory)]
+        raise StartError(
+            f"{directory}: {missing[0] if missing else 'every shard'} is missing; download the checkpoint again"
+        )
+    return [*files, *find_value_head_files(directory)]
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """One hash over the bytes of `files`; of a single file, that file's own SHA-256."""
+    """Return one SHA-256 over the bytes of `files`; for a single file, that file's own SHA-256."""
     digests = []
     for path in files:
         with path.open("rb") as stream:
@@ -146,52 +154,53 @@ def sha256_of(files: Iterable[Path]) -> str:
 
 
 def read_config(directory: Path, file_name: str = "config.json") -> dict[str, Any]:
-    """A checkpoint's JSON configuration.
+    """Return the JSON configuration of a checkpoint.
 
     Raises:
-        StartError: it is missing, malformed, asks for remote code, or a key that is read has a value of another type.
+        StartError: it is missing or malformed, asks for remote code, or a key that is read has a value of another type.
     """
     path = directory / file_name
     if not path.is_file():
-        raise StartError(f"{path}: no such file{_instead(directory, file_name)}")
+        raise StartError(f"{path}: no such file{_explain_instead(directory, file_name)}")
     config = read_json(path)
     if "auto_map" in config:
         raise StartError(
-            f"{path}: `auto_map` asks for remote code, which Assay never runs; if the model is of a served class "
+            f"{path}: `auto_map` asks for remote code, which Assay never runs; if the model has a served architecture "
             "without that code, remove `auto_map` from a copy of the file"
         )
+    # In Python True is an int, but in a configuration it is a wrong number.
     for key, (kind, words) in _TYPES.items():
         value = config.get(key)
         right = isinstance(value, kind) and not isinstance(value, bool)
         if isinstance(value, list):
-            right = right and all(isinstance(one, str) for one in value)
+            right = right and all(isinstance(entry, str) for entry in value)
         if value is not None and not right:
             raise StartError(f"{path}: {key} must be {words}, not {json.dumps(value)[:60]}; correct the file")
     return config
 
 
 def pickled(directory: Path, wanted: str) -> str:
-    """Return what to do about weights that are pickled where `wanted` should be; "" where there are none.
+    """Explain how to convert pickled weights in the place of `wanted`; "" if there are none.
 
     Args:
-        directory: of the checkpoint.
+        directory: directory of the checkpoint.
         wanted: name of the safetensors file that is missing.
     """
     stem = "pytorch_model" if wanted == "model.safetensors" else wanted.removesuffix(".safetensors")
-    found = sorted(path.name for path in directory.glob(f"{stem}*.bin"))
-    if not found and wanted == "model.safetensors":
+    pickles = sorted(path.name for path in directory.glob(f"{stem}*.bin"))
+    if not pickles and wanted == "model.safetensors":
         others = (path.name for path in directory.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".pkl"})
-        found = sorted(name for name in others if not name.startswith(_NOT_WEIGHTS))
-    if not found:
+        pickles = sorted(name for name in others if not name.startswith(_NOT_WEIGHTS))
+    if not pickles:
         return ""
-    pattern = f"{stem}*.bin" if found[0].startswith(stem) else found[0]
+    pattern = f"{stem}*.bin" if pickles[0].startswith(stem) else pickles[0]
     code = (
         f"import glob, torch; from safetensors.torch import save_file; w = {{}}; "
         f"[w.update(torch.load(p, map_location='cpu', weights_only=True)) for p in sorted(glob.glob('{pattern}'))]; "
         f"save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{wanted}', metadata={{'format': 'pt'}})"
     )
     return (
-        f"; {found[0]} is a pickle and is not read, because reading one can run code. "
+        f"; {pickles[0]} is a pickle and is not read, because reading one can run code. "
         f'Convert it once: cd {shlex.quote(str(directory))} && python -c "{code}"'
     )
 
@@ -200,33 +209,35 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`.
 
     Raises:
-        StartError: it cannot be read, or is not a JSON object.
+        StartError: the file cannot be read, or is not a JSON object.
     """
     try:
         read = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise StartError(f"{path}: {error}") from error
+        raise StartError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(read, dict):
-        raise StartError(f"{path}: not a JSON object")
+        raise StartError(f"{path}: not a JSON object; download or save the file again")
     return read
 
 
-def _package_directory(name: str) -> Path:
-    """The directory that a model-carrying package names as `MODEL_DIR`."""
+def _find_package_directory(name: str) -> Path:
+    """Return the directory that a package with a model names as `MODEL_DIR`."""
     try:
         directory = Path(importlib.import_module(name).MODEL_DIR)
     except ModuleNotFoundError:
         raise StartError(
-            f"package:{name} is not installed; the embedded models come with pip install '.[service,embedded]' in a "
+            f"package:{name} is not installed; install the embedded models by pip install '.[service,embedded]' in a "
             "checkout"
         ) from None
     except AttributeError:
-        raise StartError(f"package:{name} carries no model: it has no MODEL_DIR") from None
+        raise StartError(
+            f"package:{name} contains no model: it has no MODEL_DIR; name a package that contains weights"
+        ) from None
     return directory
 
 
-def _instead(directory: Path, file_name: str) -> str:
-    """Return what a directory without `file_name` is instead, and how to declare it; "" where that is not known."""
+def _explain_instead(directory: Path, file_name: str) -> str:
+    """Explain what a directory without `file_name` contains instead, and how to declare it; "" if that is not known."""
     if (directory / "run.json").is_file() and (directory / "checkpoint").is_dir():
         return f"; this is the directory of a training run: declare its checkpoint, {directory / 'checkpoint'}"
     if file_name == "config.json" and (directory / ADAPTER_CONFIG).is_file():
@@ -236,7 +247,7 @@ def _instead(directory: Path, file_name: str) -> str:
     return ""
 
 
-def value_head_files(directory: Path) -> list[Path]:
-    """Return the file that LLaMA-Factory keeps the head in, if there is one."""
+def find_value_head_files(directory: Path) -> list[Path]:
+    """Return the file in which LLaMA-Factory keeps the head, if there is one."""
     path = directory / VALUE_HEAD
     return [path] if path.is_file() else []

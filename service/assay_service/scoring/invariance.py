@@ -1,4 +1,4 @@
-"""Whether the logits of a model depend on what is computed together: tried on this machine with this model."""
+"""Check on this machine whether the logits of a loaded model depend on what is computed together."""
 
 import random
 from collections.abc import Sequence
@@ -9,23 +9,26 @@ from assay_service.scoring.kernels.row_invariant import NotInvariant
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 
-# Prompt and completion tokens of the tried sequences; completions in one group share their prompt.
+# Numbers of prompt tokens, and of tokens in the completions that share the prompt. They lie around multiples of 32 and
+# 64, where kernels change their tiles, and include an empty prompt and a completion of one token.
 _GROUPS = ((90, (1, 5, 230, 64)), (1, (63,)), (33, (31, 32, 128)), (0, (17,)))
 
-# Tokens of the largest tried batch, at least.
+# Least number of tokens in the largest batch that is tried.
 _MANY = 2048
 
 
 def is_invariant(model: RewardModel, name: str, longest_tokens: int) -> bool:
-    """Whether signal `name` gives random sequences the same bits alone, together, in another order and with a sibling.
+    """Return whether signal `name` gives random sequences the same bits in every batch that is tried.
+
+    The sequences are computed alone, together, in another order, and with completions of the same prompt.
 
     Args:
-        model: holds the signal.
-        name: of the signal.
-        longest_tokens: tokens that a sequence may have.
+        model: model that holds the signal.
+        name: name of the signal.
+        longest_tokens: largest number of tokens of a sequence.
     """
-    generator = random.Random(0)  # noqa: S311 - a draw, not a secret
-    sequences = _sequences(generator, model.vocabulary_size_of(name), longest_tokens, pairs=model.token_types > 1)
+    generator = random.Random(0)  # noqa: S311 - the ids are not a secret, and every start tries the same ones
+    sequences = _draw_sequences(generator, model.vocabulary_size_of(name), longest_tokens, pairs=model.token_types > 1)
     order = generator.sample(range(len(sequences)), len(sequences))
     half = len(sequences) // 2
     with torch.inference_mode():
@@ -38,11 +41,11 @@ def is_invariant(model: RewardModel, name: str, longest_tokens: int) -> bool:
 
 
 def made_invariant(model: RewardModel, longest_tokens: dict[str, int]) -> dict[str, bool]:
-    """Makes the signals of `model` invariant as far as this machine can, and says for which of them it is proved.
+    """Make the signals of `model` invariant as far as this machine can, and return for which of them the check holds.
 
     Args:
-        model: with all its signals.
-        longest_tokens: tokens that a sequence may have, by signal.
+        model: model with all its signals.
+        longest_tokens: largest number of tokens of a sequence, keyed by signal.
     """
     try:
         model.make_invariant()
@@ -51,7 +54,7 @@ def made_invariant(model: RewardModel, longest_tokens: dict[str, int]) -> dict[s
     return {name: is_invariant(model, name, longest) for name, longest in longest_tokens.items()}
 
 
-def _sequences(
+def _draw_sequences(
     generator: random.Random, vocabulary_size: int, longest_tokens: int, *, pairs: bool
 ) -> list[TokenSequence]:
     """Return random sequences; with `pairs` their completions have token type 1."""

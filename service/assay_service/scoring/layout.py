@@ -1,8 +1,8 @@
-"""Sequences laid end to end in one row, prompts once each, with positions. Pure: ids in, tensors out.
+"""Lay token sequences end to end in one row, with equal prompts stored once. Ids in, tensors out, no side effects.
 
-A row holds *segments*: a prompt that several completions share is one, and each completion is one that attends to its
-prompt as well (see `attention.py`). Where nothing is shared, as in encoders, a sequence is one segment. Between
-sequences there is no padding; at the end the row is filled up to a multiple of `STEP_TOKENS`.
+A row holds *segments*. A prompt that several completions share is one segment, and each completion is a segment that
+attends to its prompt as well (see `kernels/`). Where nothing is shared, as in encoders, a sequence is one segment.
+Only the end of the row is padded, to a multiple of `STEP_TOKENS`; sequences stand side by side.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-# Rows come in multiples of this: elementwise kernels then have no remainder that is computed another way, and the
-# row counts that matrix products are checked for (see `rows.py`) are few.
+# Rows come in multiples of this. Elementwise kernels then have no remainder that is computed another way, and there are
+# few row counts for which matrix products must be checked (see `kernels/row_invariant.py`).
 STEP_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `[start, end)`. Never empty."""
+    """The tokens `[start, end)`; never empty."""
 
     start: int
     end: int
@@ -28,19 +28,19 @@ class Span:
 
     @property
     def tokens(self) -> int:
-        """How many there are."""
+        """Return the number of tokens."""
         return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """The ids of one item for one signal, where its completion begins, and the span that its head reads.
+    """The token ids of one item for one signal, with its boundary and the span that its head reads.
 
     Attributes:
-        ids: prompt and completion.
+        ids: token ids of prompt and completion.
         boundary: number of prompt tokens.
-        score: counted from the start of the sequence.
-        second_segment: index of the first token of type 1, the second text of a pair; None where all have type 0.
+        score: score span, counted from the start of the sequence.
+        second_segment: index of the first token of type 1, the second text of a pair; None if all tokens have type 0.
     """
 
     ids: tuple[int, ...]
@@ -58,23 +58,23 @@ class TokenSequence:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """The ids before the boundary."""
+        """Return the ids before the boundary."""
         return self.ids[: self.boundary]
 
     @property
     def types(self) -> list[int]:
-        """The token type of every id: 0, and 1 from `second_segment` on."""
+        """Return the token type of every id: 0, and 1 from `second_segment` on."""
         zeros = len(self.ids) if self.second_segment is None else self.second_segment
         return [0] * zeros + [1] * (len(self.ids) - zeros)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens of a row that attend to themselves, and to those of their prefix.
+    """Tokens of a row that attend to themselves and to those of their prefix.
 
     Attributes:
-        own: where they lie in the row.
-        prefix: where the prompt before them lies in the row; None if they are the first of their sequence.
+        own: span of these tokens in the row.
+        prefix: span of the prompt before them in the row; None if they are the first of their sequence.
     """
 
     own: Span
@@ -86,12 +86,12 @@ class Layout:
     """A packed row.
 
     Attributes:
-        ids: int64 `[1, T]`, `T` a multiple of `STEP_TOKENS`; what fills it up is 0.
-        positions: int64 `[1, T]`, counted from the start of each sequence.
-        types: int64 `[1, T]`, the token type of each; of what fills the row up, 0.
-        segments: they cover the row from its start without gaps; what fills it up belongs to none.
-        spans: for each sequence where its score span lies in the row, in one or two pieces.
-        tokens: how many are computed: `T` without what fills it up.
+        ids: token ids, int64 `[1, T]`, `T` a multiple of `STEP_TOKENS`; the padding at the end is 0.
+        positions: positions, int64 `[1, T]`, counted from the start of each sequence.
+        types: token types, int64 `[1, T]`; the padding has type 0.
+        segments: segments that cover the row from its start without gaps; the padding belongs to none.
+        spans: score span of each sequence in the row, in one or two pieces.
+        tokens: number of tokens without the padding.
     """
 
     ids: torch.Tensor
@@ -103,24 +103,24 @@ class Layout:
 
 
 def pack(sequences: Sequence[TokenSequence], *, share_prompts: bool) -> Layout:
-    """Lays `sequences` end to end in the given order.
+    """Lay `sequences` end to end in the given order.
 
-    A sequence is always cut in two at its boundary where prompts may be shared, also when nobody shares its prompt: how
-    an item is computed is a property of the item and not of its neighbours.
+    Where prompts may be shared, a sequence is always split in two at its boundary, even if nobody shares its prompt.
+    The computation of an item then depends on the item only, not on its neighbours.
 
     Args:
-        sequences: what to lay out.
-        share_prompts: equal prompts are laid out once (right for causal models only).
+        sequences: sequences to lay out.
+        share_prompts: whether equal prompts are laid out once (right for causal models only).
 
     Raises:
-        ValueError: there are none.
+        ValueError: `sequences` is empty.
     """
     if not sequences:
-        raise ValueError("nothing to pack")
+        raise ValueError("a row needs at least one sequence")
     row = _Row()
     spans = tuple(row.add(sequence, sequence.boundary if share_prompts else 0) for sequence in sequences)
     tokens = len(row.ids)
-    fill = [0] * (-tokens % STEP_TOKENS)
+    fill = [0] * (-tokens % STEP_TOKENS)  # id 0 exists in every vocabulary, and nobody reads these tokens
     return Layout(
         ids=torch.tensor([row.ids + fill], dtype=torch.int64),
         positions=torch.tensor([row.positions + fill], dtype=torch.int64),
@@ -131,13 +131,13 @@ def pack(sequences: Sequence[TokenSequence], *, share_prompts: bool) -> Layout:
     )
 
 
-def narrowed(row: Layout) -> tuple[torch.Tensor, tuple[tuple[Span, ...], ...]]:
-    """The tokens of a row that heads read, and where the score spans lie among them.
+def select_read_tokens(row: Layout) -> tuple[torch.Tensor, tuple[tuple[Span, ...], ...]]:
+    """Return the positions of a row that heads read, and the score spans among them.
 
-    What comes after the attention of the last layer is needed for these alone.
+    The steps after the attention of the last layer are needed for these tokens alone.
 
     Returns:
-        int64 `[R]`, places in the row, `R` a multiple of `STEP_TOKENS`; and the spans, counted in that order.
+        Positions in the row, int64 `[R]`, `R` a multiple of `STEP_TOKENS`; and the spans, counted in that order.
     """
     starts: dict[Span, int] = {}
     index: list[int] = []
@@ -146,13 +146,14 @@ def narrowed(row: Layout) -> tuple[torch.Tensor, tuple[tuple[Span, ...], ...]]:
             starts[piece] = len(index)
             index += range(piece.start, piece.end)
     spans = tuple(tuple(Span(starts[p], starts[p] + p.tokens) for p in pieces) for pieces in row.spans)
+    # Reading the first token again keeps the shapes of the last layer to multiples of STEP_TOKENS.
     fill = [0] * (-len(index) % STEP_TOKENS)
     return torch.tensor(index + fill, dtype=torch.int64), spans
 
 
 @dataclass(slots=True)
 class _Row:
-    """A row being laid out."""
+    """A row during construction."""
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -161,19 +162,21 @@ class _Row:
     prompts: dict[tuple[tuple[int, ...], tuple[int, ...]], Span] = field(default_factory=dict)
 
     def add(self, sequence: TokenSequence, boundary: int) -> tuple[Span, ...]:
-        """Lays out what is not there yet, and returns the pieces of the score span."""
+        """Lay out the parts that the row does not have yet, and return the pieces of the score span."""
         types = sequence.types
+        # Equal ids with other token types have other hidden states, so both make the key.
         prompt = sequence.ids[:boundary], tuple(types[:boundary])
         prefix = self.prompts.get(prompt)
         if boundary and prefix is None:
             prefix = self.prompts[prompt] = self._append(*prompt, 0, None)
-        pieces = [] if prefix is None else [_piece(sequence.score, Span(0, boundary), prefix.start)]
+        pieces = [] if prefix is None else [_map_piece(sequence.score, Span(0, boundary), prefix.start)]
         if boundary < len(sequence.ids):
             own = self._append(sequence.ids[boundary:], types[boundary:], boundary, prefix)
-            pieces.append(_piece(sequence.score, Span(boundary, len(sequence.ids)), own.start))
+            pieces.append(_map_piece(sequence.score, Span(boundary, len(sequence.ids)), own.start))
         return tuple(piece for piece in pieces if piece is not None)
 
     def _append(self, ids: tuple[int, ...], types: Sequence[int], position: int, prefix: Span | None) -> Span:
+        """Append one segment and return its span in the row."""
         own = Span(len(self.ids), len(self.ids) + len(ids))
         self.ids += ids
         self.types += types
@@ -182,7 +185,13 @@ class _Row:
         return own
 
 
-def _piece(score: Span, part: Span, start: int) -> Span | None:
-    """What `score` covers of `part` of its sequence, where that part lies at `start` in the row."""
+def _map_piece(score: Span, part: Span, start: int) -> Span | None:
+    """Return the span of the row in which `score` covers `part` of its sequence, which lies at `start`; None if empty.
+
+    Args:
+        score: score span, counted from the start of the sequence.
+        part: part of the sequence, counted in the same way.
+        start: place of the part in the row.
+    """
     first, last = max(score.start, part.start), min(score.end, part.end)
     return Span(start + first - part.start, start + last - part.start) if first < last else None

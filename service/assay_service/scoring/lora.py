@@ -1,7 +1,7 @@
-"""Read what a PEFT adapter changes: LoRA, the token embedding, nothing else. What is not understood is refused.
+"""Read what a PEFT adapter changes: LoRA and the token embedding. Anything else is refused.
 
-A base is shared by every signal on it, so a tensor that would change it is refused by name, unless it equals the
-base's own (PEFT saves such copies beside LoRA on an embedding).
+A base is shared by every signal on it, so a tensor that would change it is refused by name. A tensor that equals the
+base's own is accepted (PEFT saves such copies beside LoRA on an embedding).
 """
 
 import re
@@ -21,14 +21,14 @@ from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import EmbeddingChange
 from assay_service.scoring.files import ADAPTER_CONFIG
 
-# What shapes the forward and is handed to PEFT. Which modules are adapted is read off the tensors.
+# Settings that change the forward pass and are passed to PEFT. The tensors show which modules are adapted.
 _SHAPING = ("r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out")
 
-# What says which modules were adapted; with what is saved whole, since that is never adapted.
+# Settings that select the adapted modules. Modules that are saved whole count here, since they are never adapted.
 _SELECTING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
 
-# What says how the adapter was made or found, and does not shape the forward of trained weights. EVA's new ranks and
-# scales are in the patterns; `ensure_weight_tying` is about output layers, which a reward never reads.
+# Settings that record how the adapter was made and do not change the forward pass of trained weights. EVA's new ranks
+# and scales are in the patterns; `ensure_weight_tying` concerns output layers, which a reward never reads.
 _HISTORY = frozenset(
     {"peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "auto_mapping"}
     | {*_SELECTING, "peft_version"}
@@ -39,7 +39,7 @@ _HISTORY = frozenset(
 # Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) change its weights.
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 _CONVERSION = (
-    "Convert it to plain LoRA by peft's save_pretrained(path_initial_model_for_weight_conversion=…). If `base` is "
+    "Convert it to plain LoRA by PEFT's save_pretrained(path_initial_model_for_weight_conversion=…). If `base` is "
     "the changed base that training saved, set init_lora_weights to true in adapter_config.json"
 )
 _MERGE = "Merge the adapter into its base (PEFT: merge_and_unload, then save_pretrained) and serve that as `base`"
@@ -56,13 +56,14 @@ _DELTA = "token_adapter.trainable_tokens_delta"
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What one adapter changes, under the names of a bare base.
+    """The changes of one adapter, under the names of a bare base.
 
     Attributes:
-        adapter: where it comes from.
-        lora: LoRA tensors.
-        trained_names: by adapted module, its name in training, which patterns of ranks and alphas go by.
-        embedding: what else is done to the token embedding.
+        adapter: adapter that was read.
+        lora: LoRA tensors, keyed by name.
+        trained_names: name in training of each adapted module, keyed by its bare name. Patterns of ranks and alphas
+            refer to the names in training.
+        embedding: other changes of the token embedding.
     """
 
     adapter: Adapter
@@ -70,7 +71,7 @@ class Parts:
     trained_names: Mapping[str, str]
     embedding: EmbeddingChange
 
-    def config(self) -> LoraConfig:
+    def build_config(self) -> LoraConfig:
         """Return the configuration to inject on a bare base, with one exact entry for every module that needs one."""
         given = self.adapter.config
         config = LoraConfig(
@@ -79,18 +80,18 @@ class Parts:
             inference_mode=True,
         )
         exact = {module: f"^{re.escape(module)}" for module in self.trained_names}
-        ranks = {exact[module]: self._rank(module) for module in exact}
-        alphas = {exact[module]: _alpha(self.adapter, trained) for module, trained in self.trained_names.items()}
+        ranks = {exact[module]: self._find_rank(module) for module in exact}
+        alphas = {exact[module]: _find_alpha(self.adapter, trained) for module, trained in self.trained_names.items()}
         # PEFT tries every entry for every module, so only those that differ from the rest are entries.
         config.rank_pattern = {module: rank for module, rank in ranks.items() if rank != config.r}
         config.alpha_pattern = {module: alpha for module, alpha in alphas.items() if alpha != config.lora_alpha}
         return config
 
-    def with_embedding_folded(self, embedding: str) -> "Parts":
-        """Return the same parts with LoRA on the token embedding turned into the sum that it adds to the table.
+    def fold_embedding(self, embedding: str) -> "Parts":
+        """Return the same parts, with LoRA on the token embedding turned into the sum that it adds to the table.
 
         Raises:
-            StartError: it is a DoRA, whose norms depend on the table that it was trained on.
+            StartError: the adapter is a DoRA, whose norms depend on the table that it was trained on.
         """
         if embedding not in self.trained_names:
             return self
@@ -98,7 +99,7 @@ class Parts:
             raise StartError(
                 f"{self.adapter.directory}: DoRA on an embedding of the signal's own is not served. {_MERGE}"
             )
-        rank, alpha = self._rank(embedding), _alpha(self.adapter, self.trained_names[embedding])
+        rank, alpha = self._find_rank(embedding), _find_alpha(self.adapter, self.trained_names[embedding])
         scaling = alpha / (rank**0.5 if self.adapter.config.get("use_rslora") else rank)
         a, b = (self.lora[f"{embedding}.lora_embedding_{side}"].float() for side in "AB")
         return replace(
@@ -108,32 +109,35 @@ class Parts:
             embedding=replace(self.embedding, delta=(b @ a).T * scaling),
         )
 
-    def _rank(self, module: str) -> int:
-        """Return the rank that the tensors of a module have; the order of overlapping patterns is not in the file."""
+    def _find_rank(self, module: str) -> int:
+        """Return the rank of a module's tensors, because the file does not keep the order of overlapping patterns."""
         sides = (self.lora.get(f"{module}.{name}") for name in ("lora_A.weight", "lora_embedding_A"))
         first = next((side for side in sides if side is not None), None)
         if first is None:
-            raise StartError(f"{self.adapter.directory}: the adapter does not fit its base at {module}: no lora_A")
+            raise StartError(
+                f"{self.adapter.directory}: the adapter does not fit its base at {module}: it has no lora_A; save the "
+                "whole adapter again"
+            )
         _check_rank(self.adapter, self.trained_names[module], len(first))
         return len(first)
 
 
-def parts_of(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> Parts:
-    """Sort the tensors of an adapter.
+def sort_tensors(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> Parts:
+    """Sort the tensors of an adapter by what they change.
 
     Args:
-        adapter: as it was read.
-        base: the bare base that it goes on; other adapters may be on it already.
-        dense: the layer before the head, which is read with the head; None for none.
+        adapter: adapter as it was read.
+        base: bare base for the adapter; other adapters may be on it already.
+        dense: name of the layer before the head, which is read with the head; None if there is none.
 
     Raises:
-        StartError: naming the setting or tensor, if the adapter asks for something that is not served, or if it would
-            change the base.
+        StartError: the adapter has a setting that is not served, or would change the base; the message names the
+            setting or tensor.
     """
     _check_settings(adapter)
     lora, trained, rest = {}, {}, {}
     for name, tensor in adapter.tensors.items():
-        bare = _bare(name, base.base_model_prefix)
+        bare = _strip_prefixes(name, base.base_model_prefix)
         if bare.startswith(_OUTPUTS) or (dense is not None and bare in (f"{dense}.weight", f"{dense}.bias")):
             continue
         if (match := _LORA.match(bare)) is None:
@@ -141,48 +145,52 @@ def parts_of(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> Part
         else:
             lora[bare] = tensor
             trained[match[1]] = name.removeprefix("base_model.model.")[: len(match[1]) - len(bare)]
-    embedding = name_of_embedding(base)
-    whole = [rest.pop(name, None) for name in _whole_names(embedding)]
+    embedding = find_embedding_name(base)
+    whole = [rest.pop(name, None) for name in _list_embedding_names(embedding)]
     rows = rest.pop(f"{embedding}.{_DELTA}", None)
     _check_rest(rest, adapter, base)
     _check_modules(trained, adapter, base, dense)
     change = EmbeddingChange(
         source=adapter.directory,
         whole=next((tensor for tensor in whole if tensor is not None), None),
-        indices=() if rows is None else _token_indices(adapter, f"{base.base_model_prefix}.{embedding}"),
+        indices=() if rows is None else _read_token_indices(adapter, f"{base.base_model_prefix}.{embedding}"),
         rows=rows,
     )
     return Parts(adapter, lora, trained, change)
 
 
-def name_of_embedding(base: PreTrainedModel) -> str:
+def find_embedding_name(base: PreTrainedModel) -> str:
     """Return the name of the token embedding among the modules of a bare base."""
-    found = base.get_input_embeddings()
-    return next(_plain(name) for name, module in base.named_modules() if module is found)
+    embedding = base.get_input_embeddings()
+    return next(_strip_base_layer(name) for name, module in base.named_modules() if module is embedding)
 
 
-def _whole_names(embedding: str) -> tuple[str, ...]:
+def _list_embedding_names(embedding: str) -> tuple[str, ...]:
     """Return the names under which PEFT saves a whole embedding: plain, below LoRA, below trained rows."""
     return tuple(f"{embedding}.{part}weight" for part in ("", "base_layer.", "token_adapter.base_layer."))
 
 
-def _token_indices(adapter: Adapter, embedding: str) -> tuple[int, ...]:
+def _read_token_indices(adapter: Adapter, embedding: str) -> tuple[int, ...]:
+    """Return the ids of the tokens that have trained rows."""
     indices = adapter.config.get("trainable_token_indices")
     if isinstance(indices, Mapping):
         indices = next((ids for module, ids in indices.items() if f".{embedding}".endswith(f".{module}")), None)
     if not isinstance(indices, list) or not indices or not all(type(index) is int for index in indices):
-        raise StartError(f"{adapter.directory}: trainable_token_indices do not say which tokens have rows of their own")
+        raise StartError(
+            f"{adapter.directory}: trainable_token_indices must list the token ids that have trained rows; save the "
+            "adapter again"
+        )
     return tuple(indices)
 
 
 def _check_rest(rest: Mapping[str, torch.Tensor], adapter: Adapter, base: PreTrainedModel) -> None:
-    """Refuse tensors that would change the base; copies of its own are left alone."""
-    own = {_plain(name): tensor for name, tensor in base.state_dict().items()} if rest else {}
+    """Refuse tensors that would change the base; copies of its own tensors are accepted."""
+    own = {_strip_base_layer(name): tensor for name, tensor in base.state_dict().items()} if rest else {}
     for name, tensor in sorted(rest.items()):
-        mine = own.get(_plain(name))
-        if mine is not None and mine.shape == tensor.shape and torch.equal(tensor.to(mine), mine):
+        original = own.get(_strip_base_layer(name))
+        if original is not None and original.shape == tensor.shape and torch.equal(tensor.to(original), original):
             continue
-        why = "is not a tensor of its base" if mine is None else "differs from the base's own tensor"
+        why = "is not a tensor of its base" if original is None else "differs from the base's own tensor"
         raise StartError(
             f"{adapter.directory}: {name} is neither LoRA nor a head nor the token embedding, and {why}; "
             f"an adapter must not change the base, which other signals share. {_MERGE}"
@@ -192,17 +200,21 @@ def _check_rest(rest: Mapping[str, torch.Tensor], adapter: Adapter, base: PreTra
 def _check_modules(trained: Mapping[str, str], adapter: Adapter, base: PreTrainedModel, dense: str | None) -> None:
     """Refuse an adapter of modules that the base does not have, and one that lacks modules that were adapted.
 
-    PEFT leaves modules without tensors as they are in the base, so that a file of which a part is lost gives a score.
+    PEFT leaves modules without tensors as they are in the base, so an incomplete file would give a wrong score.
     """
     where = adapter.directory
-    modules = {_plain(name): module for name, module in base.named_modules() if ".lora_" not in name}
+    modules = {_strip_base_layer(name): module for name, module in base.named_modules() if ".lora_" not in name}
     foreign = sorted(set(trained) - set(modules))
     if dense is not None and dense in foreign:
         raise StartError(f"{where}: LoRA on {dense}, the layer before the head, is not served. {_MERGE}")
     if foreign:
-        raise StartError(f"{where}: the adapter does not fit its base: it adapts {foreign[0]}, which is not there")
+        raise StartError(
+            f"{where}: the adapter does not fit its base: it adapts {foreign[0]}, which the base does not have; "
+            "declare its own `base`"
+        )
     given = {key: adapter.config[key] for key in _SELECTING if adapter.config.get(key) is not None}
-    if not trained or given.get("target_modules") in (None, "all-linear"):  # what that is depends on PEFT
+    # The meaning of these two values depends on the version of PEFT, so lost modules cannot be recognised.
+    if not trained or given.get("target_modules") in (None, "all-linear"):
         return
     config, (bare, full) = LoraConfig(**given), next(iter(trained.items()))
     prefix = full.removesuffix(bare)
@@ -216,7 +228,9 @@ def _check_modules(trained: Mapping[str, str], adapter: Adapter, base: PreTraine
 
 
 def _check_settings(adapter: Adapter) -> None:
+    """Refuse settings that would make the forward pass differ from plain LoRA or change the base."""
     config, where = adapter.config, adapter.directory
+    # A setting at its default changes nothing. One that this PEFT does not know is accepted only if it is unset.
     defaults = LoraConfig().to_dict()
     for key, value in config.items():
         if key in _HISTORY or key in _SHAPING or not value:
@@ -230,47 +244,54 @@ def _check_settings(adapter: Adapter) -> None:
     modules = [module for module in config.get("modules_to_save") or () if f"{module}." not in _OUTPUTS]
     named = [(module, f".{module}.") for module in modules if module not in _HEADS]
     named += [("trainable_token_indices", f".{_DELTA}")] if config.get("trainable_token_indices") else []
-    for what, part in named:
+    for setting, part in named:
         if not any(part in f".{name}" for name in adapter.tensors):
-            raise StartError(f"{where}: {what!r} was trained, as {ADAPTER_CONFIG} says, but its tensors are missing")
+            raise StartError(
+                f"{where}: {ADAPTER_CONFIG} says that {setting!r} was trained, but its tensors are missing; save the "
+                "whole adapter again"
+            )
 
 
-def _alpha(adapter: Adapter, trained: str) -> float:
-    """Return what PEFT scaled a module by in training: the value of the pattern that matches the end of its name.
+def _find_alpha(adapter: Adapter, trained: str) -> float:
+    """Return the alpha of a module in training: the value of the pattern that matches the end of its name.
 
-    PEFT takes the first that matches, but sorts the patterns when it saves them, so the first is not known any more.
+    PEFT takes the first pattern that matches, but sorts the patterns when it saves them. The file does not keep the
+    order.
     """
-    found = set(_matching(adapter, "alpha_pattern", trained))
-    if len(found) > 1:
+    alphas = set(_match_patterns(adapter, "alpha_pattern", trained))
+    if len(alphas) > 1:
         raise StartError(
-            f"{adapter.directory}: alpha_pattern has {sorted(found)} for {trained}, and the file does not keep which "
-            f"came first in training; change the patterns in {ADAPTER_CONFIG} so that one of them matches"
+            f"{adapter.directory}: alpha_pattern has {sorted(alphas)} for {trained}, and the file does not keep which "
+            f"of them came first in training; change the patterns in {ADAPTER_CONFIG} so that only one of them matches"
         )
-    alpha: float = next(iter(found), adapter.config.get("lora_alpha", LoraConfig.lora_alpha))
+    alpha: float = next(iter(alphas), adapter.config.get("lora_alpha", LoraConfig.lora_alpha))
     return alpha
 
 
 def _check_rank(adapter: Adapter, trained: str, rank: int) -> None:
-    """Refuse a tensor whose rank is none that the configuration has for its module."""
-    known = _matching(adapter, "rank_pattern", trained) or [adapter.config.get("r", LoraConfig.r)]
+    """Refuse a tensor whose rank is not one that the configuration gives its module."""
+    known = _match_patterns(adapter, "rank_pattern", trained) or [adapter.config.get("r", LoraConfig.r)]
     if rank not in known:
         raise StartError(
-            f"{adapter.directory}: the LoRA tensors of {trained} have rank {rank}, but {ADAPTER_CONFIG} says {known[0]}"
+            f"{adapter.directory}: the LoRA tensors of {trained} have rank {rank}, but {ADAPTER_CONFIG} says "
+            f"{known[0]}; take both files from one adapter"
         )
 
 
-def _matching(adapter: Adapter, patterns: str, trained: str) -> list[Any]:
+def _match_patterns(adapter: Adapter, patterns: str, trained: str) -> list[Any]:
+    """Return the values of all patterns that match a module's name in training."""
     given = adapter.config.get(patterns) or {}
     try:
         return [value for key, value in given.items() if get_pattern_key([key], trained) == key]
     except re.error as error:
-        raise StartError(f"{adapter.directory}: {patterns}: not a regular expression: {error}") from error
+        raise StartError(f"{adapter.directory}: {patterns}: a pattern is not a regular expression: {error}") from error
 
 
-def _plain(name: str) -> str:
+def _strip_base_layer(name: str) -> str:
     """Return the name of a module or tensor as it was before PEFT put a layer around it."""
     return name.removesuffix(".base_layer").replace(".base_layer.", ".")
 
 
-def _bare(name: str, base_model_prefix: str) -> str:
+def _strip_prefixes(name: str, base_model_prefix: str) -> str:
+    """Return a tensor's name without the prefixes of PEFT and of the model class."""
     return re.sub(rf"^(?:base_model\.model\.)?(?:{re.escape(base_model_prefix)}\.)?", "", name)

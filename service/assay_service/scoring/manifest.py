@@ -1,7 +1,7 @@
-"""What a checkpoint claims about itself: `assay.json`, written by training, read at load.
+"""Read and write `assay.json`, in which training records how a checkpoint must be served.
 
-Everything that decides a score besides the weights is here, so that a checkpoint is served as it was trained
-(scoring-traps 1, 5-7, 25). A field that is None is not claimed; the configuration must then declare it.
+It holds everything that decides a score besides the weights, so that a checkpoint is served as it was trained
+(scoring-traps 1, 5-7, 25). A field that is None is not recorded; the configuration must then declare it.
 """
 
 from pathlib import Path
@@ -24,7 +24,13 @@ TokenTypes = Literal["zero", "second_after_sep"]
 
 
 class GoldenRow(BaseModel):
-    """A conversation and the logit that training saw for it, checked whenever the checkpoint is loaded."""
+    """A conversation and its logit in training, checked whenever the checkpoint is loaded.
+
+    Attributes:
+        messages: pairs of role and content; the last one is the assistant's.
+        finish_reason: "stop" for a finished completion, "length" for one that was cut off.
+        logit: logit of the conversation.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,22 +39,23 @@ class GoldenRow(BaseModel):
     logit: float = Field(allow_inf_nan=False)
 
 
+# Unknown keys are refused: a newer version may record something that changes scores.
 class Manifest(BaseModel):
-    """The claims of one checkpoint.
+    """The record of one checkpoint.
 
     Attributes:
-        kind: what the logit means.
+        kind: meaning of the logit.
         base_sha256: SHA-256 of the base's weights, over its safetensors files.
         template_sha256: SHA-256 of the chat template's text.
-        score_position: which tokens the head reads.
-        eos: where the end of turn comes from.
-        max_length: tokens of prompt and completion together.
-        unfinished: whether a completion cut off by a length limit is scored or is an error.
-        mean, std: of the logits over the training completions; for blends that standardise.
+        score_position: position or span of tokens that the head reads.
+        eos: source of the end of turn.
+        max_length: largest number of tokens of prompt and completion together.
+        unfinished: whether a completion cut off by a length limit is scored or refused.
+        mean, std: mean and standard deviation of the logits over the training completions, for blends that standardise.
         golden: rows to recompute after loading.
-        token_types: of bases that tell token types apart. A manifest without this key means "zero", because
+        token_types: token types, for bases that distinguish them. A manifest without this key means "zero", because
             `assay train reward` trains so.
-        pad_token_id: the id that `last_non_pad_id` skips.
+        pad_token_id: token id that `last_non_pad_id` skips.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,13 +75,13 @@ class Manifest(BaseModel):
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest in `directory`, or one that claims nothing where there is none.
+    """Return the manifest in `directory`, or an empty one if the file does not exist.
 
     Raises:
-        StartError: the file is there and is not a manifest.
+        StartError: the file exists and is not a manifest.
     """
     path = directory / FILE_NAME
-    if not path.is_file():
+    if not path.is_file():  # a checkpoint of another trainer, whose token types are unknown
         return Manifest(token_types=None)
     try:
         return Manifest.model_validate_json(path.read_bytes())
@@ -84,5 +91,5 @@ def read(directory: Path) -> Manifest:
 
 
 def write(manifest: Manifest, directory: Path) -> None:
-    """Writes `manifest` into `directory`, leaving out what is not claimed."""
+    """Write `manifest` into `directory`, without the fields that are None."""
     (directory / FILE_NAME).write_text(manifest.model_dump_json(indent=1, exclude_none=True) + "\n")

@@ -1,9 +1,9 @@
-"""A base in memory with its adapters and heads: sequences in, fp32 logits out.
+"""Hold a base model in memory with its adapters and heads, and turn token sequences into fp32 logits.
 
-The model code is transformers'; its attention is ours, and where kernels serve, more of its layers (`kernels/`). One
-base serves many signals, each an adapter (or none) with a head. Switching adapters changes the base's state, so a
-`RewardModel` belongs to one thread at a time (scoring-traps 18). Training uses the same forward, with gradients, on
-torch's operators.
+The model code is that of transformers. The attention is Assay's own, and so are more layers where the CPU kernels serve
+(`kernels/`). One base serves many signals; each signal is an adapter (or none) with a head. Switching adapters changes
+the state of the base, so only one thread at a time may use a `RewardModel` (scoring-traps 18). Training runs the same
+forward pass with gradients, on torch's operators.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,13 @@ from transformers.utils import logging as transformers_logging
 from assay_service.errors import StartError
 from assay_service.scoring import names
 from assay_service.scoring.adapters import attach
-from assay_service.scoring.architectures import ARCHITECTURES, ROPE_TYPES, architecture_of, first_position, token_types
+from assay_service.scoring.architectures import (
+    ARCHITECTURES,
+    ROPE_TYPES,
+    architecture_of,
+    find_first_position,
+    token_types,
+)
 from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import OwnEmbedding
 from assay_service.scoring.files import ADAPTER_CONFIG, read_config, weight_files
@@ -31,29 +37,31 @@ from assay_service.scoring.kernels.choose import choose_backend
 from assay_service.scoring.kernels.row_invariant import make_invariant
 from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.kernels.torch_segments import TorchSegments
-from assay_service.scoring.layout import Layout, TokenSequence, narrowed, pack
+from assay_service.scoring.layout import Layout, TokenSequence, pack, select_read_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class _Signal:
-    adapters: tuple[str, ...]  # names that PEFT knows them by, in the order in which they are applied
+    """Holds the parts that one signal adds to the base."""
+
+    adapters: tuple[str, ...]  # their names in PEFT, in the order in which they are applied
     head: Head
     embedding: OwnEmbedding | None = None
 
 
 class RewardModel:
-    """One base, many signals.
+    """A base model that computes the logits of many signals.
 
     Args:
-        base: a bare transformers model (no task head) with packed attention.
-        device: where it is.
+        base: bare transformers model (no task head) with packed attention.
+        device: device to which the base is moved.
 
     Attributes:
         hidden_size: width of the hidden states.
-        vocabulary_size: rows of the base's embedding; a signal may have its own (`vocabulary_size_of`).
-        architecture: what scoring must know of the base.
-        token_types: how many token types the base tells apart.
-        kernels: the back end that computes the base.
+        vocabulary_size: number of rows of the base's embedding; a signal may have its own (`vocabulary_size_of`).
+        architecture: properties of the base's architecture that scoring depends on.
+        token_types: number of token types that the base distinguishes.
+        kernels: description of the back end that computes the base.
     """
 
     def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
@@ -62,7 +70,7 @@ class RewardModel:
         self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
         self.architecture = ARCHITECTURES[base.config.model_type]
         self.device = device
-        self._first_position = first_position(base.config.to_dict())
+        self._first_position = find_first_position(base.config.to_dict())
         self.token_types = token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
         self._embedding: OwnEmbedding | None = None  # of the active signal
@@ -71,26 +79,29 @@ class RewardModel:
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "RewardModel":
-        """Reads a base from safetensors files.
+        """Read a base from safetensors files.
 
         Args:
-            directory: a checkpoint with `config.json` and weights; heads in it are not read here.
-            dtype: what the base computes in; heads stay fp32.
-            device: where to put it.
+            directory: checkpoint with `config.json` and weights; a head in it is not read here.
+            dtype: dtype in which the base computes; heads stay fp32.
+            device: device on which the base is placed.
 
         Raises:
-            StartError: the architecture is not on the list, or a tensor is missing, unknown or of the wrong shape.
+            StartError: the architecture is not served, or a tensor is missing, unknown or of the wrong shape.
         """
         config = read_config(directory)
         architecture = architecture_of(config, directory)
         tensors = names.shapes_of(weight_files(directory))
         names.check_unwrapping(tensors, directory)
         if (directory / ADAPTER_CONFIG).is_file():
-            raise StartError(f"{directory}: a base with an {ADAPTER_CONFIG} in it; declare the adapter as `adapter`")
+            raise StartError(
+                f"{directory}: declared as `base`, but it holds an {ADAPTER_CONFIG}; declare the adapter as `adapter`"
+            )
+        # A pooler counts as part of the head, which is read elsewhere, so the base is loaded without it.
         options: dict[str, Any] = {"add_pooling_layer": False} if config["model_type"] in ("bert", "roberta") else {}
         if any(name != names.unwrapped(name) for name in tensors):
             options["key_mapping"] = {names.WRAPPER.pattern: ""}
-        # Quiet: its report of unused tensors is replaced by ours, which is an error or nothing.
+        # Transformers only warns of missing and unused tensors; `check_loaded` below makes them errors.
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         base, report = AutoModel.from_pretrained(
@@ -107,21 +118,21 @@ class RewardModel:
         rope = (getattr(base.config, "rope_parameters", None) or {}).get("rope_type", "default")
         if rope not in ROPE_TYPES:
             raise StartError(
-                f"{directory}: rope_type {rope!r} is not served; served are {', '.join(sorted(ROPE_TYPES))}"
+                f"{directory}: rope_type {rope!r} is not served; Assay serves {', '.join(sorted(ROPE_TYPES))}"
             )
         return cls(base, device)
 
     def add_signal(self, name: str, head: Head, *adapters: Adapter) -> None:
-        """Add a signal.
+        """Add a signal with a trained head.
 
         Args:
-            name: its name, new to this model.
-            head: reads the logit.
-            adapters: are put on the base in this order, each trained on what is there before it; none reads the bare
-                base.
+            name: name of the signal, new to this model.
+            head: head that reads the logit.
+            adapters: adapters, applied to the base in this order; each was trained on the base with those before it.
+                None are given for a head on the bare base.
 
         Raises:
-            StartError: an adapter does not fit the base or would change it, naming a tensor.
+            StartError: an adapter does not fit the base or would change it; the message names a tensor.
         """
         keys = tuple(f"signal{len(self._signals)}_{number}" for number in range(len(adapters)))
         embedding = attach(self.base, self.architecture.dense, dict(zip(keys, adapters, strict=True)))
@@ -129,7 +140,7 @@ class RewardModel:
         self.base.eval()
 
     def add_fresh_signal(self, name: str, head: Head, lora: LoraConfig | None) -> None:
-        """Adds a signal to be trained, with an adapter, or for None with the whole base."""
+        """Add a signal to be trained: a new adapter on the base, or the whole base if `lora` is None."""
         if lora is None:
             self._signals[name] = _Signal((), head.to(self.device))
             return
@@ -137,20 +148,20 @@ class RewardModel:
         inject_adapter_in_model(lora, self.base, adapter_name=key)
         self.base.eval()  # new modules start in training mode
         for module in self.base.modules():
-            if isinstance(module, BaseTunerLayer):  # in mixed precision it would copy its input to fp32 for nothing
+            if isinstance(module, BaseTunerLayer):  # else it copies its input to fp32, which mixed precision undoes
                 module.cast_input_dtype_enabled = False
         self._signals[name] = _Signal((key,), head.to(self.device))
         self._activate(name)
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
-        """What is trained of a fresh signal: LoRA weights, or the whole base's, and the head's."""
+        """Return the trained parameters of a fresh signal: its LoRA's or the whole base's, and its head's."""
         signal = self._signals[name]
-        of_base = self.base.named_parameters()
-        mine = [p for n, p in of_base if not signal.adapters or f".{signal.adapters[0]}." in n]
-        return [*mine, *signal.head.parameters()]
+        named = self.base.named_parameters()
+        own = [p for n, p in named if not signal.adapters or f".{signal.adapters[0]}." in n]
+        return [*own, *signal.head.parameters()]
 
     def adapter_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """The LoRA and head tensors of a signal, under the names of PEFT's file format."""
+        """Return the LoRA and head tensors of a signal, fp32 on the CPU, under the names of PEFT's file format."""
         signal = self._signals[name]
         prefix = f"base_model.model.{self.base.base_model_prefix}."
         tensors = {
@@ -162,19 +173,19 @@ class RewardModel:
         return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (tensors | head).items()}
 
     def whole_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """The base's tensors and the head's of a signal without adapter, under the names of transformers' format."""
+        """Return base and head tensors of a signal without adapter, fp32 on the CPU, under transformers' names."""
         prefix = f"{self.base.base_model_prefix}."
         base = {prefix + n: p for n, p in self.base.state_dict().items()}
         head = {f"{self.architecture.head}.{n}": p for n, p in self._signals[name].head.named_parameters()}
         return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (base | head).items()}
 
     def vocabulary_size_of(self, name: str) -> int:
-        """Return how many token ids signal `name` embeds: the base's, or those of its own embedding."""
+        """Return the number of token ids that signal `name` embeds: the base's, or those of its own embedding."""
         embedding = self._signals[name].embedding
         return self.vocabulary_size if embedding is None else embedding.vocabulary_size
 
     def own_bytes(self, name: str) -> int:
-        """Return the bytes that signal `name` holds besides the base: LoRA, embedded tokens of its own, the head."""
+        """Return the bytes that signal `name` holds besides the base: LoRA, rows of its own embedding, and the head."""
         signal = self._signals[name]
         lora = [p for n, p in self.base.named_parameters() if set(n.split(".")) & set(signal.adapters)]
         held = [*lora, *signal.head.parameters()]
@@ -182,12 +193,12 @@ class RewardModel:
         return embedding + sum(int(p.numel()) * int(p.element_size()) for p in held)
 
     def make_invariant(self) -> None:
-        """Makes the logit of a sequence independent of what it is computed with; after all signals were added.
+        """Make the logit of a sequence independent of its batch; call this after all signals were added.
 
         Raises:
-            NotInvariant: this machine has no way of computing a layer's product like that.
+            NotInvariant: this machine has no way to compute a layer's product so that its rows are independent.
         """
-        if self.architecture.packed:  # the others run alone, and alone is always the same
+        if self.architecture.packed:  # the others run one sequence at a time, which no neighbour can change
             self._backend, self.kernels = choose_backend(self.base)
             self._backend.prepare(self.base)
             make_invariant(self.base)
@@ -195,56 +206,64 @@ class RewardModel:
             make_invariant(signal.head)
 
     def pooled(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
-        """What the head of signal `name` reads: fp32 `[n, H]`, in the order of `sequences`."""
+        """Return the pooled hidden states that the head of signal `name` reads, fp32 `[n, H]`, one per sequence."""
         self._activate(name)
         if not self.architecture.packed:
-            return torch.cat([self._pooled_alone(sequence) for sequence in sequences])
+            return torch.cat([self._pool_alone(sequence) for sequence in sequences])
+        # In an encoder prompt tokens also see the completion, so its hidden states cannot be shared.
         row = pack(sequences, share_prompts=self.architecture.causal)
         if not self._backend.reads_subset:
             return pool(self.hidden(row), row.spans)
-        read, spans = narrowed(row)
+        read, spans = select_read_tokens(row)
         return pool(self.hidden(row, read=read), spans)
 
     def hidden(self, row: Layout, **read: torch.Tensor) -> torch.Tensor:
-        """The last hidden states of a packed row, `[1, T, H]`, with whatever adapter is active.
+        """Return the last hidden states of a packed row under the active adapters, `[1, T, H]` in the base's dtype.
 
         Args:
-            row: the row.
-            read: where the kernels' layers serve, `read`: the tokens that are asked for, int64 `[R]`; then `[1, R, H]`.
+            row: packed row of `T` tokens.
+            read: row positions that are needed, int64 `[R]`, as the keyword `read`; only for a back end with
+                `reads_subset`. The result is then `[1, R, H]`.
         """
         output = self.base(
-            **self._inputs(row.ids.to(self.device)),
+            **self._build_inputs(row.ids.to(self.device)),
             position_ids=row.positions.to(self.device) + self._first_position,
             segments=self._backend.segments(row),
             masks={},
             **read,
-            **self._types(row.types),
-            **({"use_cache": False} if self.architecture.causal else {}),
+            **self._build_types(row.types),
+            **({"use_cache": False} if self.architecture.causal else {}),  # encoders do not know this argument
         )
         return torch.as_tensor(output.last_hidden_state)
 
     def logits(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
-        """The logits of signal `name`: fp32 `[n]`, in order. They may be non-finite; callers check."""
+        """Return the logits of signal `name`, fp32 `[n]`, in the order of `sequences`.
+
+        They may be infinite or NaN; the caller checks them.
+        """
         return torch.as_tensor(self._signals[name].head(self.pooled(sequences, name)))
 
-    def _pooled_alone(self, sequence: TokenSequence) -> torch.Tensor:
+    def _pool_alone(self, sequence: TokenSequence) -> torch.Tensor:
+        """Run one sequence by itself, for architectures whose attention cannot be packed; fp32 `[1, H]`."""
         ids = torch.tensor([sequence.ids], device=self.device)
-        types = self._types(torch.tensor([sequence.types]))
-        return pool(self.base(**self._inputs(ids), **types).last_hidden_state, ((sequence.score,),))
+        types = self._build_types(torch.tensor([sequence.types]))
+        return pool(self.base(**self._build_inputs(ids), **types).last_hidden_state, ((sequence.score,),))
 
-    def _types(self, types: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _build_types(self, types: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the token types as an argument of the base; none where the base does not distinguish them."""
         return {"token_type_ids": types.to(self.device)} if self.token_types > 1 else {}
 
-    def _inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return what the base is called with: ids, or tokens embedded by the active signal's own embedding."""
+    def _build_inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the input arguments of the base: token ids, or vectors from the active signal's own embedding."""
         return {"input_ids": ids} if self._embedding is None else {"inputs_embeds": self._embedding(ids)}
 
     def _activate(self, name: str) -> None:
-        """Make what signal `name` reads the next forward's: its adapters, or the bare base, and its embedding."""
+        """Select the adapters and the embedding of signal `name` for the next forward pass."""
         signal = self._signals[name]
         self._embedding = signal.embedding
         for module in self.base.modules():
             if hasattr(module, "lora_A"):
                 module.enable_adapters(bool(signal.adapters))
+                # Setting adapters walks through all parameters, so it is done only on a change.
                 if signal.adapters and module.active_adapters != list(signal.adapters):
                     module.set_adapter(list(signal.adapters))

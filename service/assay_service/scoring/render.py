@@ -1,4 +1,4 @@
-"""An item to ids, boundary and score span: exactly what is scored."""
+"""Turn an item into exactly what is scored: token ids, the boundary before its completion, and the score span."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
-from assay_service.scoring.encoding import Encoded, ItemEncoder, turn_tokens
+from assay_service.scoring.encoding import Encoded, ItemEncoder, find_turn_tokens
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.rules import RenderRules
@@ -18,15 +18,15 @@ from assay_service.scoring.template import Template
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What is scored for one item and one signal.
+    """The token sequence that is scored for one item and one signal.
 
     Attributes:
-        text: the rendered conversation before tokenising; of a truncated item, the whole of it.
-        sequence: the ids after truncation, the boundary and the score span.
-        truncated_tokens: prompt tokens that were cut.
-        dropped: what the template left out of the messages; only where the rules allow it.
-        dropped_tokens: tokens of these texts, each by itself.
-        control_tokens_as_text: control tokens in the messages that were read as plain characters.
+        text: rendered conversation before tokenising; for a truncated item, the whole of it.
+        sequence: ids after truncation, the boundary and the score span.
+        truncated_tokens: number of prompt tokens that were removed.
+        dropped: texts of the messages that the template did not print; empty unless the rules allow it.
+        dropped_tokens: number of tokens in these texts, each tokenised by itself.
+        control_tokens_as_text: number of control tokens in the messages that were read as plain characters.
         completion_cut: whether the completion was cut as well, which only training does.
     """
 
@@ -40,22 +40,22 @@ class Rendered:
 
     @property
     def boundary(self) -> int:
-        """Number of prompt tokens."""
+        """Return the number of prompt tokens."""
         return self.sequence.boundary
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens of the completion, its end of turn included."""
+        """Return the number of tokens in the completion, its end of turn included."""
         return len(self.sequence.ids) - self.boundary
 
 
 class Renderer:
-    """Turns items into sequences under fixed rules. Not safe for concurrent use: the tokenizer's settings are shared.
+    """A converter of items to token sequences, not safe for concurrent use (the tokenizer's settings are shared).
 
     Args:
-        tokenizer: a fast tokenizer; its truncation and padding are switched off.
-        rules: how to render.
-        vocabulary_size: rows of the base's embedding.
+        tokenizer: fast tokenizer; its truncation and padding are switched off.
+        rules: rules by which text becomes ids.
+        vocabulary_size: number of rows of the signal's embedding.
 
     Raises:
         StartError: the rules do not work with this tokenizer.
@@ -65,98 +65,110 @@ class Renderer:
         self.rules = rules
         self._tokenizer: Any = tokenizer
         self._vocabulary_size = vocabulary_size
-        # Tokenizer files may carry truncation and padding (all-MiniLM: 128 tokens), which would cut silently.
+        # Tokenizer files may set truncation and padding (all-MiniLM: 128 tokens), which would shorten texts silently.
         encoder = self._tokenizer.backend_tokenizer
         encoder.no_truncation()
         encoder.no_padding()
         file = encoder.to_str()
-        # Templates print special tokens by their names, those of the model's own (`image_token`) among them.
+        # Templates print special tokens by name, also by the model's own names (`image_token`), so names decide ids.
         named = sorted((name, str(text)) for name, text in self._tokenizer.special_tokens_map.items())
         self.tokenizer_sha256 = hashlib.sha256(f"{named}{file}".encode()).hexdigest()
         self.template = Template(self._tokenizer, rules.template)
         added = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items()}
         special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
-        special |= {t: added[t] for t in turn_tokens(self.template, added)}
+        special |= {t: added[t] for t in find_turn_tokens(self.template, added)}
         special |= {t: self._tokenizer.convert_tokens_to_ids(t) for t in self._tokenizer.all_special_tokens}
         control_ids = frozenset(special.values())
-        # Words that the model does not know become its unknown token. GPT-2 and Pythia only name one: it is their EOS.
+        # Unknown words of a message become the unknown token, so it must not be refused as a control token. GPT-2 and
+        # Pythia only name one without using it: it is their EOS.
         model = json.loads(file)["model"]
         if model.get("unk_token") or model.get("unk_id") is not None:
             control_ids -= {self._tokenizer.unk_token_id}
         self._items = ItemEncoder(self.template, encoder, frozenset(special), control_ids, rules.control_tokens)
-        # Every item is held to what the probe shows.
+        # Ids that every item must have in the places where the probe has them; `_check_rules` sets them.
         self._first: int | None = None
         self._separator: int | None = None
         self._check_rules()
 
     def render(self, item: Item, truncation: Truncation = "error") -> Rendered:
-        """The ids of `item`.
+        """Return the ids of `item`, with its boundary and score span.
+
+        Args:
+            item: prompt and completion.
+            truncation: "error" refuses an item that is too long; "prompt_left" cuts the front of its prompt.
 
         Raises:
-            ContentError: with code `unfinished`, `empty_completion`, `special_tokens`, `template_error`,
-                `dropped_content`, `unfinished_unsupported`, `too_long` or `completion_too_long`.
+            ContentError: the item cannot be scored; the code is `unfinished`, `empty_completion`, `special_tokens`,
+                `template_error`, `dropped_content`, `unfinished_unsupported`, `no_prompt`, `token_out_of_range`,
+                `too_long` or `completion_too_long`.
         """
         self._refuse_unfinished(item)
-        encoded = self._encoded(item)
-        return self._rendered(encoded, encoded.ids, truncation)
+        encoded = self._encode(item)
+        return self._build_rendered(encoded, encoded.ids, truncation)
 
     def render_within(self, item: Item, kept_prompt_tokens: int) -> Rendered:
         """Return the ids of `item`, cut on both sides as far as needed, as in training ([CRS] section 5.3).
 
-        The prompt is cut from the front, but `kept_prompt_tokens` of it stay; a completion that has no room beside them
-        is cut on the right, and then has no end of turn.
+        The prompt is cut from the front, but `kept_prompt_tokens` of it stay. A completion that does not fit beside
+        them is cut on the right, and then has no end of turn.
 
         Raises:
-            ContentError: as `render`, without `too_long` and `completion_too_long`.
+            ContentError: the item cannot be scored, as for `render`, except `too_long` and `completion_too_long`.
         """
-        encoded = self._encoded(item)
+        encoded = self._encode(item)
         room = self.rules.max_length - min(encoded.boundary, kept_prompt_tokens)
         cut = len(encoded.ids) - encoded.boundary > room
-        if cut:
+        if cut:  # encode it again without an end of turn, as an unfinished completion
             item = replace(item, finish_reason="length")
             self._refuse_unfinished(item)
-            encoded = self._encoded(item)
-        rendered = self._rendered(encoded, encoded.ids[: encoded.boundary + room], "prompt_left")
+            encoded = self._encode(item)
+        rendered = self._build_rendered(encoded, encoded.ids[: encoded.boundary + room], "prompt_left")
         return replace(rendered, completion_cut=cut)
 
     def prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """The ids that a policy continues: the conversation so far with the generation prompt.
+        """Return the ids that a policy continues: the conversation so far with the generation prompt.
 
         Raises:
-            ContentError: as `render`.
+            ContentError: the conversation cannot be rendered, for the reasons of `render`.
         """
-        return self._encoded(Item((*messages, PROBE.messages[-1]))).prompt
+        return self._encode(Item((*messages, PROBE.messages[-1]))).prompt
 
     def _refuse_unfinished(self, item: Item) -> None:
         if item.finish_reason == "length" and self.rules.unfinished == "error":
             raise ContentError(
-                "this signal does not score unfinished completions", code="unfinished", param="finish_reason"
+                "this signal does not score unfinished completions; send finished ones, or declare `unfinished: score`",
+                code="unfinished",
+                param="finish_reason",
             )
 
-    def _encoded(self, item: Item) -> Encoded:
-        """The text of `item`, all its ids and the boundary."""
+    def _encode(self, item: Item) -> Encoded:
+        """Return the text of `item`, all its ids and the boundary."""
         encoded = self._items.encode(item)
         if self.rules.dropped_content == "error" and encoded.text.dropped:
             dropped = encoded.text.dropped[0]
             raise ContentError(
-                f"the template leaves out a part of {dropped.slot} ({len(dropped.text)} characters); "
-                "declare dropped_content: report to score what is left",
+                f"the template does not print a part of {dropped.slot} ({len(dropped.text)} characters); "
+                "declare `dropped_content: report` to score the rest",
                 code="dropped_content",
             )
         ids = encoded.ids
         if self.rules.eos == "append" and item.finish_reason == "stop" and ids[-1:] != (self._tokenizer.eos_token_id,):
             ids = (*ids, self._tokenizer.eos_token_id)
         if not ids or (item.finish_reason == "length" and encoded.boundary == len(ids)):
-            raise ContentError("the completion has no tokens", code="empty_completion", param="completion")
+            raise ContentError("the completion has no tokens; send text", code="empty_completion", param="completion")
+        # An id beyond the embedding would fail in the forward pass, and on a GPU break the device for all items.
         if max(ids) >= self._vocabulary_size:
-            raise ContentError("a token id lies outside the model's vocabulary", code="token_out_of_range")
+            raise ContentError(
+                f"token id {max(ids)} lies outside the model's vocabulary; check the checkpoint's tokenizer.json",
+                code="token_out_of_range",
+            )
         self._check_reading(ids, encoded.boundary)
         return replace(encoded, ids=ids)
 
     def _check_reading(self, ids: tuple[int, ...], boundary: int) -> None:
-        """Refuse a conversation in which the tokens that the head or the types go by are not where the probe has them.
+        """Refuse a conversation without the tokens that the head or the token types depend on.
 
-        Templates can print them for some roles only.
+        The probe shows where they belong. Templates can print them for some roles only.
         """
         if self._first is not None and ids[0] != self._first:
             raise ContentError(
@@ -166,46 +178,47 @@ class Renderer:
             )
         if self._separator is not None and self._separator not in ids[:boundary]:
             raise ContentError(
-                "token_types: second_after_sep, but the template prints no separator before this completion",
+                "token_types is second_after_sep, but the template prints no separator before this completion",
                 code="template_error",
             )
 
-    def _rendered(self, encoded: Encoded, ids: tuple[int, ...], truncation: Truncation) -> Rendered:
+    def _build_rendered(self, encoded: Encoded, ids: tuple[int, ...], truncation: Truncation) -> Rendered:
         kept, cut = self._truncate(ids, encoded.boundary, truncation)
         boundary = encoded.boundary - cut
-        second = self._second_segment(ids, encoded.boundary, cut)
+        second = self._find_second_segment(ids, encoded.boundary, cut)
         dropped = encoded.text.dropped
         return Rendered(
             text=encoded.text.full,
-            sequence=TokenSequence(kept, boundary, self._score_span(kept, boundary), second),
+            sequence=TokenSequence(kept, boundary, self._find_score_span(kept, boundary), second),
             truncated_tokens=cut,
             dropped=dropped,
             dropped_tokens=sum(len(self._items.encode_text(part.text)) for part in dropped),
             control_tokens_as_text=encoded.control_tokens_as_text,
         )
 
-    def _second_segment(self, ids: tuple[int, ...], boundary: int, cut: int) -> int | None:
-        """Return where tokens of type 1 begin after `cut` prompt tokens were removed; None if there are none.
+    def _find_second_segment(self, ids: tuple[int, ...], boundary: int, cut: int) -> int | None:
+        """Return the index where tokens of type 1 begin after `cut` prompt tokens were removed; None if there are none.
 
-        A separator that was cut still ends the first segment: the completion keeps the type that it has in training.
+        A separator that was removed still ends the first segment, so the completion keeps the type that it has in
+        training.
         """
         separator = self._tokenizer.sep_token_id
         if self.rules.token_types != "second_after_sep" or separator not in ids[:-1]:
             return None
-        return max(ids.index(separator) + 1 - cut, self._lead(ids, boundary))
+        return max(ids.index(separator) + 1 - cut, self._count_lead(ids, boundary))
 
-    def _lead(self, ids: tuple[int, ...], boundary: int) -> int:
-        """Return how many tokens at the front are never cut: a leading BOS or CLS, else none."""
+    def _count_lead(self, ids: tuple[int, ...], boundary: int) -> int:
+        """Return the number of tokens at the front that are never removed: 1 for a leading BOS or CLS, else 0."""
         return int(ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id) and boundary > 0)
 
     def _truncate(self, ids: tuple[int, ...], boundary: int, truncation: Truncation) -> tuple[tuple[int, ...], int]:
-        """The ids within the length limit, and how many prompt tokens were cut from the front (a leading BOS stays)."""
+        """Return the ids within the length limit and the number of prompt tokens removed after a leading BOS or CLS."""
         excess = len(ids) - self.rules.max_length
         if excess <= 0:
             return ids, 0
         if truncation == "error":
-            raise ContentError(f"{len(ids)} tokens, at most {self.rules.max_length} fit", code="too_long")
-        lead = self._lead(ids, boundary)
+            raise ContentError(f"the item has {len(ids)} tokens, at most {self.rules.max_length} fit", code="too_long")
+        lead = self._count_lead(ids, boundary)  # models are trained with this token at the front
         if excess > boundary - lead:
             raise ContentError(
                 f"the completion alone has {len(ids) - boundary} tokens, at most {self.rules.max_length - lead} fit",
@@ -214,7 +227,8 @@ class Renderer:
             )
         return ids[:lead] + ids[lead + excess :], excess
 
-    def _score_span(self, ids: tuple[int, ...], boundary: int) -> Span:
+    def _find_score_span(self, ids: tuple[int, ...], boundary: int) -> Span:
+        """Return the tokens that the head reads by the score position of the rules."""
         match self.rules.score_position:
             case "first_token" | "pooler":
                 return Span(0, 1)
@@ -222,27 +236,30 @@ class Renderer:
                 return Span(0, len(ids))
             case "completion" if boundary < len(ids):
                 return Span(boundary, len(ids))
-            case "completion":  # empty, and the template prints no end of turn
+            case "completion":  # the completion is empty, and the template prints no end of turn
                 last = -1
             case "last_token":
                 last = len(ids) - 1
             case "last_non_pad_id":
                 last = next((i for i in reversed(range(len(ids))) if ids[i] != self.rules.pad_token_id), -1)
-            case "eos":
+            case "eos":  # earlier turns of the prompt may end with EOS as well, so the search starts at the boundary
                 eos = self._tokenizer.eos_token_id
                 last = next((i for i in range(boundary, len(ids)) if ids[i] == eos), len(ids) - 1)
         if last < 0:
-            raise ContentError("there is no token to read", code="empty_completion", param="completion")
+            raise ContentError("the head has no token to read; send text", code="empty_completion", param="completion")
         return Span(last, last + 1)
 
     def _check_rules(self) -> None:
-        """Refuses at start what would fail, or score the wrong token, for every item."""
+        """Refuse at start the rules that would fail, or score the wrong token, for every item."""
         if (self.rules.eos == "append" or self.rules.score_position == "eos") and self._tokenizer.eos_token_id is None:
-            raise StartError("eos: the tokenizer has no EOS token")
+            raise StartError(
+                "eos, score_position: the tokenizer has no EOS token; declare its `eos_token` in "
+                "tokenizer_config.json, or other values of these keys"
+            )
         if self.rules.score_position == "last_non_pad_id" and self.rules.pad_token_id is None:
             raise StartError(
-                "score_position: last_non_pad_id skips a pad, and no file of the checkpoint names one; declare the "
-                "`pad_token_id` that the head was trained with, or `score_position: last_token`"
+                "score_position: last_non_pad_id skips a pad token, but no file of the checkpoint names one; declare "
+                "the `pad_token_id` that the head was trained with, or `score_position: last_token`"
             )
         try:
             probe = self.render(PROBE)
@@ -252,7 +269,10 @@ class Renderer:
             self.rules.score_position == "eos"
             and self._tokenizer.eos_token_id not in probe.sequence.ids[probe.boundary :]
         ):
-            raise StartError("score_position: eos, but the template prints no EOS after the completion")
+            raise StartError(
+                "score_position: eos, but the template prints no EOS after the completion; print it, or declare "
+                "`eos: append`"
+            )
         second = probe.sequence.second_segment
         if self.rules.token_types == "second_after_sep" and (second is None or second > probe.boundary):
             raise StartError(
@@ -266,7 +286,7 @@ class Renderer:
             self._separator = self._tokenizer.sep_token_id
 
     def _check_first(self, first: int) -> None:
-        """Refuse to read a first token that the model was not trained to put the whole text into."""
+        """Refuse to read a first token into which the model was not trained to summarise the text."""
         name = "cls_token" if self._tokenizer.cls_token is not None else "bos_token"
         token = getattr(self._tokenizer, name)
         if token is None or first != getattr(self._tokenizer, f"{name}_id"):

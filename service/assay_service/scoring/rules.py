@@ -1,4 +1,4 @@
-"""Hold the rules by which one signal turns text into ids. Imports neither torch nor transformers."""
+"""Hold the rules by which one signal turns text into ids, without importing torch or transformers."""
 
 from dataclasses import dataclass
 
@@ -14,20 +14,22 @@ from assay_service.scoring.manifest import (
 
 @dataclass(frozen=True, slots=True)
 class RenderRules:
-    """How one signal turns text into ids; all of it is part of the fingerprint.
+    """The rules by which one signal turns text into ids; all of them are part of the fingerprint.
 
     Attributes:
         template: Jinja source of the chat template.
-        max_length: tokens of prompt and completion together.
-        score_position: which tokens the head reads.
-        eos: "template": what the template prints is the end of turn; "append": the tokenizer's EOS is added to a
-            finished completion that does not end with it.
-        unfinished: whether `finish_reason` "length" is scored or is an item error.
-        pad_token_id: the id that `last_non_pad_id` skips; None where no file of the checkpoint names one.
-        token_types: "zero": every token has type 0; "second_after_sep": tokens after the first separator have type 1,
-            as `tokenizer(prompt, reply)` gives; None where the base has one type only.
-        dropped_content: whether an item of which the template leaves out a text is an error, or is scored and reported.
-        control_tokens: whether a control token in a message is an error, or plain characters.
+        max_length: largest number of tokens of prompt and completion together.
+        score_position: position or span of tokens that the head reads.
+        eos: "template": the template prints the end of turn. "append": the tokenizer's EOS is added to a finished
+            completion that does not end with it.
+        unfinished: "score" if items with `finish_reason` "length" are scored, "error" if they are refused.
+        pad_token_id: token id that `last_non_pad_id` skips; None if no file of the checkpoint names one.
+        dropped_content: "error" if an item is refused when the template does not print one of its texts; "report" if it
+            is scored and the text is reported.
+        control_tokens: "error" if an item with a control token in a message is refused; "text" if such a token is read
+            as plain characters.
+        token_types: "zero": every token has type 0. "second_after_sep": tokens after the first separator have type 1,
+            as `tokenizer(prompt, completion)` gives them. None if the base has one type only.
     """
 
     template: str

@@ -1,7 +1,7 @@
-"""Find where a chat template prints each text of a conversation, and what it leaves out. Pure.
+"""Find where a chat template prints each text of a conversation, and which texts it drops. No side effects.
 
-A skeleton is the conversation with a unique mark in the place of every text. White space is not compared: templates
-trim texts and put line breaks around reasoning, and models are trained on the result.
+A skeleton is the rendered conversation with a unique mark in the place of every text. White space is not compared:
+templates trim texts and put line breaks around reasoning, and models are trained on the result.
 """
 
 import re
@@ -15,29 +15,30 @@ from assay_service.scoring.item import Message
 
 # Marks are letters only, so that no template trims, splits or escapes them.
 _MARK = re.compile("AssaySentinel([A-J]+)q")
-NEUTRAL = "AssaySentinelq"  # stands in for one text beside others, which may be marks
-_PLAIN_ROLE = re.compile(r"[\w-]{1,64}")  # other roles are not repeated in an error, which never quotes a text
+NEUTRAL = "AssaySentinelq"  # takes the place of one text beside others, which may be marks
+_PLAIN_ROLE = re.compile(r"[\w-]{1,64}")  # another role may hold text of a user, which an error never quotes
 
-# A role with the names of its further fields: all that a skeleton depends on.
+# The role and the names of the further fields of each message; a skeleton depends on nothing else.
 Shape = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Name one text of a conversation: the field `field` of the message at `index`."""
+    """The place of one text of a conversation: the field `field` of the message at `index`."""
 
     index: int
     role: str
     field: str
 
     def __str__(self) -> str:
+        """Return the place for errors; an unusual role is not shown, since errors never quote a text."""
         where = f"messages[{self.index}]" + ("" if self.field == "content" else f".{self.field}")
         return where + (f" (role '{self.role}')" if _PLAIN_ROLE.fullmatch(self.role) else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Hold a text that a template did not print: all of the text at `slot`, or a part of it."""
+    """A text that a template did not print: all of the text at `slot`, or a part of it."""
 
     slot: Slot
     text: str
@@ -45,77 +46,77 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """Hold what a template prints around the texts of a conversation.
+    """The strings that a template prints around the texts of a conversation.
 
     Attributes:
-        literals: what stands before the first text, between the texts and after the last one.
-        order: the numbers of the texts in the order in which they are printed; one fewer than `literals`.
+        literals: strings before the first text, between the texts and after the last one.
+        order: numbers of the texts in the order in which they are printed; one fewer than `literals`.
     """
 
     literals: tuple[str, ...]
     order: tuple[int, ...]
 
-    def filled(self, texts: Sequence[str]) -> str:
-        """Return the conversation with `texts`, by number, put in as they are."""
+    def fill(self, texts: Sequence[str]) -> str:
+        """Return the conversation with `texts`, indexed by number, inserted as they are."""
         pieces = [self.literals[0]]
         for number, literal in zip(self.order, self.literals[1:], strict=True):
             pieces += (texts[number], literal)
         return "".join(pieces)
 
-    def suspects(self, printed: str, texts: Sequence[str]) -> Sequence[int]:
+    def find_suspects(self, printed: str, texts: Sequence[str]) -> Sequence[int]:
         """Return the numbers of the texts that `printed` may not show as they are; none if it shows all of them."""
-        if printed == self.filled(texts):
+        if printed == self.fill(texts):
             return ()
-        packed = _packed(printed)
+        packed = _remove_space(printed)
         literals, contents = (
-            [_packed(literal) for literal in self.literals],
-            [_packed(texts[number]) for number in self.order],
+            [_remove_space(literal) for literal in self.literals],
+            [_remove_space(texts[number]) for number in self.order],
         )
         around = [f"{text}{after}" for text, after in zip(contents, literals[1:], strict=True)]
         if packed == literals[0] + "".join(around):
             return ()
-        first = _matching(packed, literals[0], contents, literals[1:])
-        last = _matching(packed[::-1], literals[-1][::-1], *_reversed(contents, literals[:-1]))
+        first = _count_matching(packed, literals[0], contents, literals[1:])
+        last = _count_matching(packed[::-1], literals[-1][::-1], *_reverse_all(contents, literals[:-1]))
         return self.order[first : max(len(self.order) - last, first)] or self.order
 
 
-def shape_of(messages: Iterable[Message]) -> Shape:
-    """Return what the skeleton of `messages` depends on."""
+def build_shape(messages: Iterable[Message]) -> Shape:
+    """Return the shape of `messages`, on which alone the skeleton depends."""
     return tuple((m.role, tuple(name for name, _ in m.fields) if m.fields else ()) for m in messages)
 
 
-def slots_of(shape: Shape) -> tuple[Slot, ...]:
+def list_slots(shape: Shape) -> tuple[Slot, ...]:
     """Return the slots of a conversation in the order of its messages."""
     return tuple(Slot(i, role, field) for i, (role, fields) in enumerate(shape) for field in ("content", *fields))
 
 
-def texts_of(messages: Iterable[Message]) -> list[str]:
-    """Return the texts of a conversation, in the order of `slots_of`."""
+def list_texts(messages: Iterable[Message]) -> list[str]:
+    """Return the texts of a conversation, in the order of `list_slots`."""
     return [text for message in messages for _, text in message.texts()]
 
 
-def _mark(number: int) -> str:
+def _build_mark(number: int) -> str:
     """Return the mark that stands for the text with this number."""
     return f"AssaySentinel{str(number).translate(_LETTERS)}q"
 
 
-def marked(shape: Shape) -> tuple[Message, ...]:
+def build_marked(shape: Shape) -> tuple[Message, ...]:
     """Return a conversation of this shape with a mark in the place of every text."""
     messages, number = [], 0
     for role, fields in shape:
-        content, *others = (_mark(number + i) for i in range(len(fields) + 1))
+        content, *others = (_build_mark(number + i) for i in range(len(fields) + 1))
         number += len(fields) + 1
         messages.append(Message(role, content, tuple(zip(fields, others, strict=True))))
     return tuple(messages)
 
 
-def skeleton_of(shape: Shape, text: str) -> Skeleton:
+def parse_skeleton(shape: Shape, text: str) -> Skeleton:
     """Return the skeleton that `text`, the rendered conversation of marks, shows.
 
     Raises:
-        ContentError: `template_error` if a text of the conversation is not printed, or more than once.
+        ContentError: a text of the conversation is not printed, or more than once; the code is `template_error`.
     """
-    slots = slots_of(shape)
+    slots = list_slots(shape)
     parts = _MARK.split(text)
     numbers = [int(letters.translate(_DIGITS)) for letters in parts[1::2]]
     counts = Counter(numbers)
@@ -123,54 +124,58 @@ def skeleton_of(shape: Shape, text: str) -> Skeleton:
         if counts[number] == 0:
             raise ContentError(f"the template does not print {slot}; {_ADVICE}", code="template_error")
         if counts[number] > 1:
-            raise ContentError(f"the template prints {slot} {counts[number]} times", code="template_error")
+            raise ContentError(
+                f"the template prints {slot} {counts[number]} times; declare a template that prints it once",
+                code="template_error",
+            )
     return Skeleton(tuple(parts[::2]), tuple(numbers))
 
 
-def lost(text: str, head: str, tail: str, printed: str) -> str:
+def find_lost(text: str, head: str, tail: str, printed: str) -> str:
     """Return the part of `text` that `printed` does not show; "" if it shows all of it.
 
     Args:
-        text: what should stand between `head` and `tail`.
-        head: what the template prints before a neutral text in this place.
-        tail: what it prints after it.
-        printed: what it printed for `text`.
+        text: text that should stand between `head` and `tail`.
+        head: text that the template prints before a neutral text in this place.
+        tail: text that the template prints after it.
+        printed: rendered conversation with `text`.
     """
-    wanted, head, tail, printed = _packed(text), _packed(head), _packed(tail), _packed(printed)
-    start = _common(head, printed)
-    end = len(printed) - _common(tail[::-1], printed[start:][::-1])
-    # Where the template leaves out a part of what it prints around neutral texts (an empty `<think></think>`), the
-    # same characters may be those of the text.
+    wanted, head, tail, printed = _remove_space(text), _remove_space(head), _remove_space(tail), _remove_space(printed)
+    start = _count_common(head, printed)
+    end = len(printed) - _count_common(tail[::-1], printed[start:][::-1])
+    # The template may print less around this text than around a neutral one (no empty `<think></think>`). The same
+    # characters may then belong to the text.
     if start < len(head):
-        start -= _overlap(printed[:start], wanted)
-    elif _TAGS.fullmatch(wanted[: (shared := _overlap(head, wanted))]):
-        start -= shared  # an empty `<think></think>` that the template prints once, whether or not the text has it
+        start -= _count_overlap(printed[:start], wanted)
+    elif _TAGS.fullmatch(wanted[: (shared := _count_overlap(head, wanted))]):
+        start -= shared  # an empty `<think></think>` that the template prints once, even if the text contains it too
     if len(printed) - end < len(tail):
-        end += _overlap(printed[end:][::-1], wanted[::-1])
+        end += _count_overlap(printed[end:][::-1], wanted[::-1])
     shown = printed[start:end]
+    # A template may insert characters between those of the text; a text whose characters all occur in order is shown.
     remaining = iter(shown)
     if wanted in shown or all(character in remaining for character in wanted):
         return ""
-    before = _common(wanted, shown)
-    after = _common(wanted[before:][::-1], shown[before:][::-1])
+    before = _count_common(wanted, shown)
+    after = _count_common(wanted[before:][::-1], shown[before:][::-1])
     places = [place for place, character in enumerate(text) if not character.isspace()]
     return text[places[before] : places[len(wanted) - after - 1] + 1]
 
 
 _TAGS = re.compile(r"(<[^<>]+>|\[[^\[\]]+\])+")
-_LONGEST_MARKER = 256  # characters of what a template prints around a text
+_LONGEST_MARKER = 256  # characters that a template prints around a text; the limit keeps the search linear
 _ADVICE = "remove it, or declare a template that prints it"
 _LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 _DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
 
 
-def _packed(text: str) -> str:
+def _remove_space(text: str) -> str:
     """Return `text` without white space."""
     return "".join(text.split())
 
 
-def _matching(packed: str, lead: str, contents: Sequence[str], literals: Sequence[str]) -> int:
-    """Return how many contents stand at the start of `packed`, each followed by its literal."""
+def _count_matching(packed: str, lead: str, contents: Sequence[str], literals: Sequence[str]) -> int:
+    """Return the number of contents that stand at the start of `packed`, each followed by its literal."""
     if not packed.startswith(lead):
         return 0
     place, count = len(lead), 0
@@ -181,16 +186,17 @@ def _matching(packed: str, lead: str, contents: Sequence[str], literals: Sequenc
     return count
 
 
-def _reversed(contents: Sequence[str], literals: Sequence[str]) -> tuple[list[str], list[str]]:
+def _reverse_all(contents: Sequence[str], literals: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return both lists backwards with every string reversed, so that ends can be matched like beginnings."""
     return [text[::-1] for text in reversed(contents)], [text[::-1] for text in reversed(literals)]
 
 
-def _common(a: str, b: str) -> int:
+def _count_common(a: str, b: str) -> int:
     """Return the length of the longest common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
-def _overlap(before: str, text: str) -> int:
+def _count_overlap(before: str, text: str) -> int:
     """Return the length of the longest end of `before` that is a start of `text`, up to `_LONGEST_MARKER`."""
     longest = min(len(before), len(text), _LONGEST_MARKER)
     return next((n for n in range(longest, 0, -1) if before.endswith(text[:n])), 0)

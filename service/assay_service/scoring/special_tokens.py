@@ -17,10 +17,10 @@ class SpecialTokens:
     """The special tokens that the files beside a `tokenizer.json` declare.
 
     Attributes:
-        named: text by transformers' name, as `eos_token`.
-        models: text by a name of the model's own, as `image_token`.
+        named: texts keyed by a name of transformers, such as `eos_token`.
+        models: texts keyed by a name of the model's own, such as `image_token`.
         extra: texts without a name.
-        ids: text to id of all tokens that are declared with an id.
+        ids: ids of all tokens that are declared with an id, keyed by text.
     """
 
     named: Mapping[str, str]
@@ -29,43 +29,48 @@ class SpecialTokens:
     ids: Mapping[str, int]
 
     def texts(self) -> frozenset[str]:
-        """Return every declared token but the unknown token, which stands for text and is never looked for in it."""
+        """Return every declared token except the unknown token, which stands for text and is never searched for."""
         every = {*self.named.values(), *self.models.values(), *self.extra, *self.ids}
         return frozenset(every) - {self.named.get("unk_token", "")}
 
 
 def read_special_tokens(directory: Path) -> SpecialTokens:
-    """Return what the files in a directory declare, by transformers' order of precedence.
+    """Return the special tokens that the files in a directory declare, by transformers' order of precedence.
 
-    `special_tokens_map.json` overrides `tokenizer_config.json`, and is not read where the latter has
+    `special_tokens_map.json` overrides `tokenizer_config.json`. It is not read if the latter has
     `added_tokens_decoder`.
 
     Raises:
         StartError: a file is not a JSON object.
     """
     config = read_optional(directory, TOKENIZER_CONFIG)
-    ids = {text: int(number) for number, text in _texts(config.get("added_tokens_decoder") or {}).items()}
+    ids = {text: int(number) for number, text in _read_texts(config.get("added_tokens_decoder") or {}).items()}
     if "added_tokens_decoder" not in config:
         config = {**config, **read_optional(directory, "special_tokens_map.json")}
         ids = read_optional(directory, "added_tokens.json")
+    # transformers 5 writes the first key and transformers 4 the second; in 4 the first is a mapping by name.
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    by_name = _texts({name: token for name, token in config.items() if name.endswith("_token")})
+    by_name = _read_texts({name: token for name, token in config.items() if name.endswith("_token")})
     if isinstance(extra, dict):
-        by_name, extra = by_name | _texts(extra), []
+        by_name, extra = by_name | _read_texts(extra), []
     return SpecialTokens(
         named={name: text for name, text in by_name.items() if name in _NAMES},
         models={name: text for name, text in by_name.items() if name not in _NAMES},
-        extra=tuple(_texts(dict(enumerate(extra))).values()),
+        extra=tuple(_read_texts(dict(enumerate(extra))).values()),
         ids=ids,
     )
 
 
 def read_optional(directory: Path, name: str) -> dict[str, Any]:
-    """Return a JSON object; an empty one where there is no such file."""
+    """Return the JSON object in a file; an empty one if the file does not exist.
+
+    Raises:
+        StartError: the file is not a JSON object.
+    """
     return read_config(directory, name) if (directory / name).is_file() else {}
 
 
-def _texts(tokens: Mapping[_Key, Any]) -> dict[_Key, str]:
-    """Return the texts of tokens that are written as strings or objects; what is null or empty is none."""
+def _read_texts(tokens: Mapping[_Key, Any]) -> dict[_Key, str]:
+    """Return the texts of tokens that are written as strings or objects; null and empty tokens are dropped."""
     texts = {key: token.get("content") if isinstance(token, dict) else token for key, token in tokens.items()}
     return {key: text for key, text in texts.items() if isinstance(text, str) and text}

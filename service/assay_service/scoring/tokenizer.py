@@ -1,8 +1,8 @@
-"""Load and write tokenizers so that their ids are those of the checkpoint's `tokenizer.json`, whatever class it names.
+"""Load and write tokenizers so that their ids are those of `tokenizer.json`, whichever class the checkpoint names.
 
-transformers 5 takes only the vocabulary and the merges from that file; it rebuilds the normaliser and the
-pre-tokenizer from the class that `tokenizer_config.json` or the model type names. Spaces, newlines and whole scripts
-can be lost that way without a warning (https://github.com/huggingface/transformers/issues/45488).
+Transformers 5 takes only the vocabulary and the merges from that file. It rebuilds the normaliser and the pre-tokenizer
+from the class that `tokenizer_config.json` or the model type names. Spaces, newlines and whole scripts can be lost that
+way without a warning (https://github.com/huggingface/transformers/issues/45488).
 """
 
 import json
@@ -23,8 +23,9 @@ Ids = tuple[int, ...]
 
 _LOG = logging.getLogger("assay")
 TEMPLATE_FILE = "chat_template.jinja"
-# What a reader of an exported checkpoint needs besides the special tokens; none of it changes ids.
+# Settings that readers of an exported checkpoint need besides the special tokens; none of them changes ids.
 _KEPT_SETTINGS = ("model_max_length", "model_input_names", "padding_side", "truncation_side")
+# One text for every normaliser or pre-tokenizer step that a rebuilt tokenizer was seen to lose.
 _ACCENTS = "café naïve Ångström ñandú"
 _PROBES = {
     "words": "The rapist met the therapist.",
@@ -47,13 +48,13 @@ def load(directory: Path) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a checkpoint, with the ids of its `tokenizer.json` and its special tokens by name.
 
     Args:
-        directory: holds `tokenizer.json`, and `tokenizer_config.json` or `special_tokens_map.json` where there are
-            special tokens.
+        directory: directory with `tokenizer.json`. Special tokens are declared in `tokenizer_config.json` or
+            `special_tokens_map.json` beside it.
 
     Raises:
         StartError: a file is missing or cannot be read, or it declares special tokens that `tokenizer.json` lacks.
     """
-    encoder = _from_file(directory)
+    encoder = _read_encoder(directory)
     special = read_special_tokens(directory)
     _check_special(encoder, special, directory)
     names = {name: text for name, text in special.named.items() if name != "unk_token"}
@@ -63,9 +64,9 @@ def load(directory: Path) -> PreTrainedTokenizerFast:
         model_specific_special_tokens=dict(special.models),
         **names,
     )
-    # As an argument it would become a control token, which it is not in every tokenizer.json.
+    # As an argument of the class it would become a control token, which not every tokenizer.json makes it.
     tokenizer.unk_token = special.named.get("unk_token")
-    check_ids(tokenizer.backend_tokenizer, encoder)  # the tokenizer has a copy
+    check_ids(tokenizer.backend_tokenizer, encoder)  # the tokenizer works on a copy, which the class may have changed
     return tokenizer
 
 
@@ -73,39 +74,40 @@ def check_ids(encoder: Tokenizer, law: Tokenizer) -> None:
     """Check that an encoder gives the ids of a `tokenizer.json` on texts of many kinds.
 
     Args:
-        encoder: what will encode; without truncation and padding.
-        law: `tokenizers.Tokenizer.from_file` of that file; without truncation and padding.
+        encoder: encoder to check, without truncation and padding.
+        law: reference, which is `tokenizers.Tokenizer.from_file` of that file, without truncation and padding.
 
     Raises:
-        StartError: naming the kinds of text whose ids differ.
+        StartError: the ids differ; the message names the kinds of text.
     """
     wrong = [
         kind
-        for kind, text in _probes(law)
+        for kind, text in _list_probes(law)
         if encoder.encode(text, add_special_tokens=False).ids != law.encode(text, add_special_tokens=False).ids
     ]
     if wrong:
         raise StartError(
             f"the loaded tokenizer gives other ids than its {TOKENIZER_FILE} for {', '.join(wrong)}; "
-            "transformers.PreTrainedTokenizerFast keeps the file's normaliser and pre-tokenizer"
+            "load it with transformers.PreTrainedTokenizerFast, which keeps the file's normaliser and pre-tokenizer"
         )
 
 
 def unprinted(tokenizer: PreTrainedTokenizerFast, directory: Path, ids: Ids, boundary: int) -> tuple[str, ...]:
-    """Return the special tokens that a tokenizer would put around a text by itself, and that a template does not print.
+    """Return the special tokens that a tokenizer would add to a text by itself but that the template does not print.
 
-    Assay adds none: the template prints them, or the model reads none. The tokens are those of the post-processor of
-    `tokenizer.json`, and those of `add_bos_token` and `add_eos_token`, by which the classes of Llama and Gemma added
-    them in transformers 4.
+    Assay adds no special tokens: either the template prints them, or the model does not see them. The tokens are those
+    of the post-processor in `tokenizer.json`. Those of `add_bos_token` and `add_eos_token` count as well, because the
+    Llama and Gemma classes of transformers 4 added them.
 
     Args:
-        tokenizer: from `load`.
-        directory: where it was loaded from.
-        ids: a conversation as the template prints it.
-        boundary: where its completion begins.
+        tokenizer: tokenizer that `load` returned.
+        directory: directory from which it was loaded.
+        ids: token ids of a conversation as the template prints it.
+        boundary: index of the first completion token in `ids`.
     """
     config = read_optional(directory, TOKENIZER_CONFIG)
     encoding = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True)
+    # Tokens before the first and after the last token of the text "a" were added by the post-processor.
     own = [index for index, special in enumerate(encoding.special_tokens_mask) if not special]
     before, after = (encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]) if own else ([], [])
     if not before and config.get("add_bos_token") is True and tokenizer.bos_token is not None:
@@ -121,13 +123,15 @@ def write(source: Path, directory: Path, template: str | None) -> None:
     """Write the tokenizer of a checkpoint into another directory, for Assay and for transformers and vLLM.
 
     `tokenizer.json` is copied byte for byte. The class becomes `PreTrainedTokenizerFast`, with which transformers reads
-    that file as it is; flags of tokens stand in that file alone.
+    that file unchanged. The flags of tokens are kept in that file alone.
+
+    A model type can make transformers rebuild the tokenizer nevertheless. Transformers 5 does so for qwen2, whichever
+    class is named. A warning is then logged.
 
     Args:
-        source: the checkpoint's directory, which `load` has read.
-        directory: a checkpoint with its `config.json`. Where its model type makes transformers rebuild the tokenizer
-            nevertheless, a warning is logged: transformers 5 does so for qwen2, whatever class is named.
-        template: Jinja source of the chat template that goes with it; None writes none.
+        source: directory of the checkpoint, which `load` has read.
+        directory: checkpoint directory with its `config.json`, into which the tokenizer is written.
+        template: Jinja source of the chat template that belongs to it; None writes no template.
     """
     special, config = read_special_tokens(source), read_optional(source, TOKENIZER_CONFIG)
     written = {
@@ -143,43 +147,43 @@ def write(source: Path, directory: Path, template: str | None) -> None:
     (directory / TOKENIZER_CONFIG).write_text(json.dumps(written, indent=1) + "\n")
     if template is not None:
         (directory / TEMPLATE_FILE).write_text(template, encoding="utf-8")
-    misread = _misread_by_transformers(directory)
+    misread = _explain_misreading(directory)
     if misread is not None:
         _LOG.warning(
             "%s: Assay reads this tokenizer as it is, but AutoTokenizer and vLLM do not, because of the model type in "
-            "config.json (%s). Give them a copy of tokenizer.json, tokenizer_config.json and %s in a directory alone.",
+            "config.json (%s). Give them a directory with copies of only tokenizer.json, tokenizer_config.json and %s.",
             directory,
             misread,
             TEMPLATE_FILE,
         )
 
 
-def _misread_by_transformers(directory: Path) -> str | None:
-    """Return why `AutoTokenizer`, and so vLLM, reads a checkpoint with other ids; None if it gives the file's."""
+def _explain_misreading(directory: Path) -> str | None:
+    """Return why `AutoTokenizer`, and so vLLM, reads a checkpoint with other ids than its file; None if it does not."""
     try:
         encoder = AutoTokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
         encoder.no_truncation()
         encoder.no_padding()
-        check_ids(encoder, _from_file(directory))
-    except Exception as error:  # nothing that a reader of the checkpoint meets may end the run that writes it
+        check_ids(encoder, _read_encoder(directory))
+    except Exception as error:  # a fault of another reader must not end the training run that writes the checkpoint
         return str(error)
     return None
 
 
-def _from_file(directory: Path) -> Tokenizer:
-    """Return the tokenizer of `tokenizer.json`; without truncation and padding, which would cut or fill texts."""
+def _read_encoder(directory: Path) -> Tokenizer:
+    """Return the tokenizer of `tokenizer.json` without truncation and padding, which would shorten or fill texts."""
     path = tokenizer_directory(directory) / TOKENIZER_FILE
     try:
         encoder = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises no class of its own
+    except Exception as error:  # the tokenizers library has no exception class of its own
         raise StartError(f"{path}: cannot be read: {error}") from None
     encoder.no_truncation()
     encoder.no_padding()
     return encoder
 
 
-def _probes(encoder: Tokenizer) -> Iterator[tuple[str, str]]:
-    """Yield texts with the kind of each: plain ones, and every control token beside spaces and text."""
+def _list_probes(encoder: Tokenizer) -> Iterator[tuple[str, str]]:
+    """Yield pairs of kind and text: plain texts, and every control token beside spaces and text."""
     yield from _PROBES.items()
     tokens = [token.content for _, token in sorted(encoder.get_added_tokens_decoder().items())]
     yield "a space after a control token", "".join(f"{token} a" for token in tokens)
@@ -189,7 +193,7 @@ def _probes(encoder: Tokenizer) -> Iterator[tuple[str, str]]:
 
 
 def _check_special(encoder: Tokenizer, special: SpecialTokens, directory: Path) -> None:
-    """Refuse tokens that the file alone would split like text, or to which it gives another id."""
+    """Refuse special tokens that `tokenizer.json` would split like text, or to which it gives another id."""
     path = directory / TOKENIZER_FILE
     added = {token.content: number for number, token in encoder.get_added_tokens_decoder().items()}
     missing = sorted(special.texts() - set(added))
@@ -199,7 +203,7 @@ def _check_special(encoder: Tokenizer, special: SpecialTokens, directory: Path) 
     if missing:
         raise StartError(
             f"{path}: has no added token {missing[0]!r}, which the files beside it declare ({len(missing)} missing), "
-            "so that it would be split like text; write it in with transformers.PreTrainedTokenizerFast."
+            "so it would be split like text; add it with transformers.PreTrainedTokenizerFast."
             "from_pretrained(DIR).save_pretrained(DIR) and check its id, or remove it from tokenizer_config.json, "
             "special_tokens_map.json and added_tokens.json"
         )
@@ -207,5 +211,5 @@ def _check_special(encoder: Tokenizer, special: SpecialTokens, directory: Path) 
         if encoder.token_to_id(text) != number:
             raise StartError(
                 f"{path}: gives {text!r} the id {encoder.token_to_id(text)}, but the files beside it say {number}; "
-                "they are of different tokenizers: take all of them from one checkpoint"
+                "they belong to different tokenizers: take all of them from one checkpoint"
             )

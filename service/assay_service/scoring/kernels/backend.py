@@ -1,4 +1,4 @@
-"""The protocol that every implementation of a base's layers and attention follows."""
+"""Define the protocol that every implementation of a base's layers and attention follows."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,10 +9,10 @@ from assay_service.scoring.layout import Layout
 
 
 class Backend(Protocol):
-    """Computes the layers of a base on packed rows.
+    """An implementation of the layers of a base on packed rows.
 
     Attributes:
-        name: a stable name, which is part of every fingerprint.
+        name: stable name, which is part of every fingerprint.
         reads_subset: whether the last layer computes only the tokens that a head reads.
     """
 
@@ -30,11 +30,11 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """Describes what computes a base.
+    """A description of the back end that computes a base.
 
     Attributes:
-        name: the name of the back end.
-        reason: why the CPU kernels are not used; None where they are, or where FlashAttention serves.
+        name: name of the back end.
+        reason: why the CPU kernels are not used; None where they are, or where FlashAttention is used instead.
     """
 
     name: str

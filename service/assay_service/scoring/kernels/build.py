@@ -1,8 +1,9 @@
-"""The kernels in C++ that compute on CPUs: built once for an installation, loaded once in a process.
+"""Build the C++ kernels for CPUs once for an installation, and load them once in a process.
 
-They are products, norms and attention over oneDNN's small-matrix kernels, which torch has. A row comes out of them the
-same whatever stands beside it, at any number of rows, and sooner than out of torch's own. They need AVX-512 and a C++
-compiler; without, and for other devices and dtypes, torch's own operators do the work (see `row_invariant.py`).
+The kernels compute products, norms and attention with oneDNN's small-matrix kernels, which torch contains. Their result
+for a row does not depend on the rows beside it or on the number of rows, and they are faster than torch's operators.
+They need AVX-512 and a C++ compiler. Without these, and for other devices and dtypes, torch's own operators are used
+(see `row_invariant.py`).
 """
 
 import errno
@@ -21,80 +22,92 @@ from torch.utils import cpp_extension
 
 _FILES = sorted((Path(__file__).parent / "native").iterdir())
 
-# Not `-march=native`: what was built on one machine (an image, a shared home) must run on another of the same kind.
+# Not `-march=native`: a library built on one machine (into an image or a shared home) must run on others as well.
 _ISA = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 _FLAGS = ("-O3", *_ISA, "-fopenmp", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512")
 
 _log = logging.getLogger("assay")
 _start_log = logging.getLogger("assay.start")
 
-_SLOWER = "torch's operators serve instead, more slowly"
+_SLOWER = "torch's slower operators are used instead"
 
 
-def missing(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why the kernels cannot be used; None if they can, and then they are loaded: `torch.ops.assay` has them."""
+def load_or_explain(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Load the kernels into `torch.ops.assay` and return None, or return why they cannot be used.
+
+    Args:
+        dtype: dtype of the base.
+        device: device of the base.
+    """
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        return f"there are none for {_name(dtype)} on {device.type}"
+        return f"Assay has none for {_spell_dtype(dtype)} on {device.type}"
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[no-untyped-call]
         return "they need oneDNN, which is missing or switched off"
-    return _loaded() or _tried(dtype)
+    return _load() or _try_dtype(dtype)
 
 
 @functools.cache
-def _loaded() -> str | None:
+def _load() -> str | None:
+    """Build and load the kernels once in a process; return why that failed, or None."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return "they need a CPU with AVX-512"
+    # torch.cpu has no public function for this; the flag makes conversion to bf16 one instruction.
     flags = [*_FLAGS, *(["-mavx512bf16"] if torch.cpu._is_avx512_bf16_supported() else [])]
     try:
-        library = _library(flags)
+        library = _find_or_build_library(flags)
         try:
             torch.ops.load_library(library)  # type: ignore[no-untyped-call]
-        except OSError:  # kept from another installation of the compiler or its libraries
+        except OSError:  # a cached library of another installation of the compiler or its libraries: build it again
             library.unlink()
-            torch.ops.load_library(_library(flags))  # type: ignore[no-untyped-call]
+            torch.ops.load_library(_find_or_build_library(flags))  # type: ignore[no-untyped-call]
     except (subprocess.CalledProcessError, OSError) as error:
-        reason = _why_not_built(error)
+        reason = _explain_failed_build(error)
         _log.warning("no CPU kernels; %s: %s", _SLOWER, reason)
         return reason
     return None
 
 
-def _why_not_built(error: subprocess.CalledProcessError | OSError) -> str:
-    """Return why the kernels could not be built, with what to do about it."""
+def _explain_failed_build(error: subprocess.CalledProcessError | OSError) -> str:
+    """Return why the kernels could not be built, and what to do about it."""
     if isinstance(error, subprocess.CalledProcessError):
-        said = " ".join(error.stderr.split())[:2000] or "nothing"
-        return f"they could not be built: {error.cmd[0]} returned {error.returncode} and printed {said}"
-    if isinstance(error, FileNotFoundError) and error.filename == _compiler():
-        return f"they could not be built: there is no C++ compiler {error.filename}; install g++, or set CXX to another"
+        printed = " ".join(error.stderr.split())[:2000] or "nothing"
+        return f"they could not be built: {error.cmd[0]} returned {error.returncode} and printed {printed}"
+    if isinstance(error, FileNotFoundError) and error.filename == _find_compiler():
+        return f"they could not be built: the C++ compiler {error.filename} is missing; install g++, or set CXX"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.ENOENT, errno.ENOTDIR):
-        return f"they could not be built: {error}; set XDG_CACHE_HOME to a directory that can be written"
+        return f"they could not be built: {error}; set XDG_CACHE_HOME to a writable directory"
     return f"they could not be built or loaded: {error}"
 
 
-def _compiler() -> str:
+def _find_compiler() -> str:
+    """Return the C++ compiler that torch would use, which CXX can set."""
     return str(cpp_extension.get_cxx_compiler())  # type: ignore[no-untyped-call]
 
 
-def _library(flags: list[str]) -> Path:
-    """The built kernels; builds them where these sources were not built with these flags and this torch before."""
+def _find_or_build_library(flags: list[str]) -> Path:
+    """Return the path of the built kernels, and build them if needed.
+
+    They are built if these sources were never built with these flags and this torch.
+    """
     digest = hashlib.sha256(" ".join([torch.__version__, *flags]).encode())
     for path in _FILES:
         digest.update(path.read_bytes())
     kept = Path(cpp_extension.get_default_build_root()) / f"assay_native_{digest.hexdigest()[:16]}.so"
     if not kept.is_file():
-        _start_log.info("building the CPU kernels, once for this installation, in %s", kept.parent)
+        _start_log.info("building the CPU kernels in %s; this happens once for an installation", kept.parent)
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as directory:
             _build(flags, Path(directory) / kept.name)
-            (Path(directory) / kept.name).replace(kept)  # whole or not at all
+            (Path(directory) / kept.name).replace(kept)  # atomic: another process sees the whole file or none
     return kept
 
 
 def _build(flags: list[str], library: Path) -> None:
+    """Compile all sources at the same time and link them to `library`."""
     sources = [path for path in _FILES if path.suffix == ".cpp"]
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
     linked = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-lc10", "-ltorch_cpu"]
-    compiler = [_compiler(), "-std=c++20", "-fPIC", *flags, *includes]
+    compiler = [_find_compiler(), "-std=c++20", "-fPIC", *flags, *includes]
     objects = [library.with_name(f"{path.stem}.o") for path in sources]
     with ThreadPoolExecutor() as at_once:
         commands = [[*compiler, "-c", path, "-o", built] for path, built in zip(sources, objects, strict=True)]
@@ -103,27 +116,28 @@ def _build(flags: list[str], library: Path) -> None:
 
 
 def _run(command: Sequence[str | Path]) -> None:
+    """Run a compiler command."""
     subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - our own compiler and sources
 
 
 @functools.cache
-def _tried(dtype: torch.dtype) -> str | None:
-    """A small product: oneDNN has the kernel of this dtype for this CPU, or says why not."""
+def _try_dtype(dtype: torch.dtype) -> str | None:
+    """Compute a small product; return oneDNN's reason if it has no kernel of this dtype for this CPU, or None."""
     ones = torch.ones(16, 32, dtype=dtype)
     try:
         torch.ops.assay.linear(ones, torch.ops.assay.pack(ones), None, 16)
     except RuntimeError as error:
         needed = ": it needs a CPU with AVX512-BF16 or AMX" if dtype == torch.bfloat16 else ""
-        return f"oneDNN has none for {_name(dtype)} on this CPU{needed} ({str(error).splitlines()[0]})"
+        return f"oneDNN has no kernel for {_spell_dtype(dtype)} on this CPU{needed} ({str(error).splitlines()[0]})"
     return None
 
 
 def slow_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return why a dtype is slow on this machine, and what to do; None where it is not known to be.
+    """Return why a dtype is slow on this machine and what to do; None if it is not known to be slow.
 
     Args:
-        dtype: what a base computes in.
-        device: where it computes.
+        dtype: dtype in which a base computes.
+        device: device on which it computes.
     """
     if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return None
@@ -135,10 +149,11 @@ def slow_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
         return None
     units = "AVX512-BF16 or AMX" if dtype == torch.bfloat16 else "AMX-FP16"
     return (
-        f"this CPU has no units for {_name(dtype)} ({units}), so torch emulates it: declare `dtype: float32`, which is "
-        "several times faster here, rounds less, and takes twice the memory"
+        f"this CPU has no instructions for {_spell_dtype(dtype)} ({units}), so torch emulates it: declare "
+        "`dtype: float32`, which is several times faster here, rounds less, and takes twice the memory"
     )
 
 
-def _name(dtype: torch.dtype) -> str:
+def _spell_dtype(dtype: torch.dtype) -> str:
+    """Return the name of a dtype as configurations spell it."""
     return str(dtype).removeprefix("torch.")

@@ -12,13 +12,14 @@ def choose_backend(base: PreTrainedModel) -> tuple[Backend, Kernels]:
     """Return the fastest back end whose rows do not depend on each other, and its description.
 
     Args:
-        base: the base on its device and in its dtype; both decide.
+        base: base model on its device and in its dtype; both decide the choice.
     """
     config = base.config
     head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    reason = "they need heads of even size" if head_size % 2 else build.missing(base.dtype, base.device)
+    # The CPU kernels pack pairs of numbers and rotate halves of a head, so an odd head size does not fit them.
+    reason = "they need heads of even size" if head_size % 2 else build.load_or_explain(base.dtype, base.device)
     if reason is None:
         return Native(), Kernels(Native.name)
-    if varlen.usable(base.dtype, base.device, head_size):
+    if varlen.is_usable(base.dtype, base.device, head_size):
         return varlen.Varlen(base.device), Kernels(varlen.Varlen.name)
     return TorchSegments(), Kernels(TorchSegments.name, f"no CPU kernels: {reason}")

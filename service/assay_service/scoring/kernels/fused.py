@@ -1,7 +1,7 @@
 """Run the layers of a base on the C++ kernels: products, gated products, norms, and attention with rotary positions.
 
-Each takes the place of one of transformers' layers of the same name and parameters, by class, in place; adapters around
-a layer stay around it. What is not known here stays transformers' own.
+Each class replaces the layer of transformers that has the same name and parameters, in place. Adapters around a layer
+stay around it. Layers that are not listed here keep transformers' code.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ from assay_service.scoring.layout import Layout, Segment
 
 NAME = "assay_native"
 
-# Llama rounds what was normed before the weight, Gemma multiplies with 1 + weight and rounds once.
+# True: round the normed value before multiplying with the weight (Llama). Gemma multiplies with 1 + weight and rounds
+# once. A class with another rounding is not listed, because its scores would lose their bits.
 _RMS_NORMS: Mapping[str, bool] = {
     **dict.fromkeys(("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "MistralRMSNorm"), True),
     "GemmaRMSNorm": False,
@@ -23,32 +24,35 @@ _RMS_NORMS: Mapping[str, bool] = {
 _LAYERS = tuple(f"{name}DecoderLayer" for name in ("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma"))
 _GELU_OF = {"silu": False, "gelu_pytorch_tanh": True}
 
-# Rows of an MLP that are computed at once. What lies between its products is several times as wide as all else, and
-# buffers beyond 32 MiB come from the system each time, which costs more than the products gain from more rows.
+# Rows of an MLP that are computed at once. The hidden layer of an MLP is several times as wide as all other tensors.
+# Buffers above 32 MiB are requested from the system each time, which costs more than the products gain by more rows.
 _MLP_ROWS = 2048
 
-# The kernels' vectors: a norm's width is a multiple of this.
+# Numbers in one vector of the kernels; the norm kernel needs a width that is a multiple of this.
 _LANES = 16
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer whose weight lies in panels; its bias is fp32.
+    """A linear layer whose weight is stored in panels for the kernels; its bias is fp32.
 
     Attributes:
-        panels: the weight as the kernels read it; `weight` is the same, or still the layer's own for what reads it.
-        bias32: the bias in fp32, or None.
+        panels: weight in the layout that the kernels read. `weight` holds the same tensor, or the original one for
+            adapters that read it.
+        bias32: bias in fp32, or None.
     """
 
     panels: torch.Tensor
     bias32: torch.Tensor | None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The product, `[..., N]` from `[..., K]`."""
+        """Return the product, `[..., N]` from `[..., K]`, in the dtype of the input."""
         product: torch.Tensor = torch.ops.assay.linear(input, self.panels, self.bias32, self.out_features)
         return product
 
 
 class _RMSNorm(nn.Module):
+    """A root-mean-square norm on the kernels."""
+
     weight32: torch.Tensor
     epsilon: float
     round_first: bool
@@ -59,22 +63,26 @@ class _RMSNorm(nn.Module):
 
 
 class _GatedMLP(nn.Module):
+    """A gated MLP on the kernels, which adds its output to the hidden states in place."""
+
     gate_proj: Any
     up_proj: Any
     down_proj: Any
     gelu: bool
 
     def add_to(self, hidden: torch.Tensor, x: torch.Tensor) -> None:
-        """Adds the output for `x` to `hidden`, in place."""
-        gate, up = _inner(self.gate_proj), _inner(self.up_proj)
+        """Add the output for `x`, `[..., H]`, to `hidden` of the same shape, in place."""
+        gate, up = _unwrap_idle(self.gate_proj), _unwrap_idle(self.up_proj)
         if type(gate) is PackedLinear and type(up) is PackedLinear and gate.bias is None and up.bias is None:
             inner = torch.ops.assay.gated(x, gate.panels, up.panels, self.gelu, gate.out_features)
         else:
             inner = torch.ops.assay.gate(gate(x), up(x), self.gelu)
-        _add(hidden, self.down_proj, inner)
+        _add_product(hidden, self.down_proj, inner)
 
 
 class _Attention(nn.Module):
+    """An attention layer on the kernels, without its output projection."""
+
     q_proj: Any
     k_proj: Any
     v_proj: Any
@@ -90,7 +98,7 @@ class _Attention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         segments: torch.Tensor,
     ) -> torch.Tensor:
-        """What `o_proj` is applied to."""
+        """Return the input of `o_proj`: the attended values with heads side by side, `[1, T, heads * head_dim]`."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key = self.q_proj(hidden_states).view(shape), self.k_proj(hidden_states).view(shape)
         value = self.v_proj(hidden_states).view(shape)
@@ -103,6 +111,8 @@ class _Attention(nn.Module):
 
 
 class _DecoderLayer(nn.Module):
+    """A decoder layer on the kernels, which adds to the hidden states in place."""
+
     input_layernorm: Any
     self_attn: Any
     post_attention_layernorm: Any
@@ -115,19 +125,19 @@ class _DecoderLayer(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         segments: torch.Tensor,
         read: torch.Tensor,
-        **_: Any,  # noqa: ANN401 - what transformers passes to every layer
+        **_: Any,  # noqa: ANN401 - further arguments of transformers
     ) -> torch.Tensor:
         attended = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, segments)
-        if self.last:  # nobody reads the other tokens any more
+        if self.last:  # after the last attention no layer looks at the other tokens
             hidden_states, attended = hidden_states[:, read], attended[:, read]
-        _add(hidden_states, self.self_attn.o_proj, attended)
+        _add_product(hidden_states, self.self_attn.o_proj, attended)
         for part in torch.split(hidden_states, _MLP_ROWS, dim=1):
             self.mlp.add_to(part, self.post_attention_layernorm(part))
         return hidden_states
 
 
-def _inner(linear: Any) -> nn.Module:  # noqa: ANN401 - a layer, or PEFT's around it
-    """The layer itself where no adapter around it is active: then it computes as if there were none on this base."""
+def _unwrap_idle(linear: Any) -> nn.Module:  # noqa: ANN401 - a layer, or PEFT's around it
+    """Return the layer itself if no adapter around it is active; then it computes as on a base without adapters."""
     layer: nn.Module = linear
     if hasattr(linear, "base_layer"):
         idle = linear.disable_adapters or not any(name in linear.lora_A for name in linear.active_adapters)
@@ -135,9 +145,9 @@ def _inner(linear: Any) -> nn.Module:  # noqa: ANN401 - a layer, or PEFT's aroun
     return layer
 
 
-def _add(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
-    """Adds the product to `hidden`, in place."""
-    layer = _inner(linear)
+def _add_product(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
+    """Add the product to `hidden`, in place."""
+    layer = _unwrap_idle(linear)
     if type(layer) is PackedLinear:
         torch.ops.assay.linear_add(hidden, x, layer.panels, layer.bias32)
     else:
@@ -154,19 +164,36 @@ def native_attention(  # noqa: PLR0913 - the signature is transformers'
     segments: torch.Tensor,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,  # noqa: ANN401 - what transformers passes to every attention function
+    **_: Any,  # noqa: ANN401 - further arguments of transformers
 ) -> tuple[torch.Tensor, None]:
-    """As `attention.packed_attention`, by one kernel call; `segments` is `segment_table`'s."""
+    """Compute the attention of `torch_segments.packed_attention` by one kernel call.
+
+    Args:
+        module: attention layer; its `is_causal` distinguishes decoders from encoders.
+        query: queries, `[1, heads, T, head_dim]`.
+        key: keys, `[1, kv_heads, T, head_dim]`.
+        value: values, in the shape of `key`.
+        attention_mask: always None; the segments take its place.
+        segments: table from `build_segment_table`, int64 `[n, 4]`.
+        scaling: factor on the dot products; None means `head_dim ** -0.5`.
+        sliding_window: number of tokens that a token sees, itself included (causal layers only); None means all.
+
+    Returns:
+        The attended values, `[1, T, heads, head_dim]`, and None for the attention weights.
+
+    Raises:
+        ValueError: a mask was passed.
+    """
     if attention_mask is not None:
-        raise ValueError("packed attention takes no mask")
+        raise ValueError("packed attention takes no mask: pass attention_mask=None and the segments of the row")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = getattr(module, "is_causal", True)
     attended = torch.ops.assay.attention(query, key, value, None, None, segments, scale, sliding_window or 0, causal)
     return attended, None
 
 
-def segment_table(segments: tuple[Segment, ...]) -> torch.Tensor:
-    """Segments as the kernel reads them: int64 `[n, 4]`, start and end, and those of the prefix or zeros."""
+def build_segment_table(segments: tuple[Segment, ...]) -> torch.Tensor:
+    """Return segments as the kernel reads them, int64 `[n, 4]`: start and end, then those of the prefix or zeros."""
     rows = [
         (s.own.start, s.own.end, *((0, 0) if s.prefix is None else (s.prefix.start, s.prefix.end))) for s in segments
     ]
@@ -174,7 +201,7 @@ def segment_table(segments: tuple[Segment, ...]) -> torch.Tensor:
 
 
 class Native:
-    """Computes a base on the C++ kernels; training is not possible afterwards."""
+    """Back end on the C++ kernels; the base cannot be trained afterwards."""
 
     name = "assay"
 
@@ -184,18 +211,18 @@ class Native:
     def prepare(self, base: PreTrainedModel) -> None:
         """Replace transformers' layers by the layers of this module, in place.
 
-        Afterwards `reads_subset` says whether the last layer computes only the tokens that `read` asks for.
+        Afterwards `reads_subset` is true if the last layer computes only the tokens that `read` asks for.
         """
         self.reads_subset = _fuse(base)
 
     def segments(self, row: Layout) -> torch.Tensor:
         """Return the segments as the kernel reads them, int64 `[n, 4]`."""
-        return segment_table(row.segments)
+        return build_segment_table(row.segments)
 
 
 def _fuse(base: PreTrainedModel) -> bool:
-    """Replace the layers that the kernels compute, and return whether the last one puts out only what is read."""
-    own, around = _doras(base)
+    """Replace the layers that the kernels compute; return whether the last one computes only the tokens to be read."""
+    own, around = _find_doras(base)
     for module in list(base.modules()):
         name = type(module).__name__
         if type(module) is nn.Linear and module not in own:
@@ -208,10 +235,10 @@ def _fuse(base: PreTrainedModel) -> bool:
     return any(isinstance(module, _DecoderLayer) for module in base.modules())
 
 
-def _doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
-    """What belongs to DoRA adapters, and the layers that they are around, whose weights they read.
+def _find_doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
+    """Return the modules of DoRA adapters, and the layers around which they are and whose weights they read.
 
-    Other adapters around the same layers, and the layers without any, are computed as on a base that has no DoRA.
+    Other adapters around the same layers, and layers without any, are computed as on a base without DoRA.
     """
     own: set[nn.Module] = set()
     around: set[nn.Module] = set()
@@ -220,24 +247,24 @@ def _doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
         for name, part in module.named_children() if doras else ():
             if name == "base_layer":
                 around.add(part)
-            elif isinstance(part, nn.ModuleDict):  # by adapter
+            elif isinstance(part, nn.ModuleDict):  # its keys are the names of adapters
                 own.update(inner for key in doras & set(part) for inner in part[key].modules())
     return own, around
 
 
 def _pack(linear: nn.Linear, *, keep: bool) -> None:
-    """Turns a linear layer into a packed one, in place; one whose width cannot be packed stays.
+    """Turn a linear layer into a packed one, in place; a layer whose width cannot be packed stays as it is.
 
     Args:
-        linear: the layer.
-        keep: whether its weight and bias stay as they are as well.
+        linear: layer to pack.
+        keep: whether its original weight and bias stay beside the packed ones.
     """
-    if linear.weight.element_size() == 2 and linear.in_features % 2:
+    if linear.weight.element_size() == 2 and linear.in_features % 2:  # the kernels read bf16 numbers in pairs
         return
     linear.__class__ = PackedLinear
     panels = torch.ops.assay.pack(linear.weight.detach())
     bias = None if linear.bias is None else linear.bias.detach().float()
-    if not keep:
+    if not keep:  # free the original: a second copy of every weight would double the memory of a base
         linear.weight = nn.Parameter(panels, requires_grad=False)
         linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     linear.register_buffer("panels", panels, persistent=False)
@@ -245,14 +272,17 @@ def _pack(linear: nn.Linear, *, keep: bool) -> None:
 
 
 def _fuse_layer(layer: Any, config: Any, *, last: bool) -> None:  # noqa: ANN401 - five classes of the same structure
+    """Turn a decoder layer, its attention and its MLP into those of this module, in place."""
     attention, mlp = layer.self_attn, layer.mlp
-    holder = config if type(attention).__name__ == "MistralAttention" else attention  # as transformers' own
+    # Mistral has the window in its configuration; in the other classes it may differ from layer to layer.
+    holder = config if type(attention).__name__ == "MistralAttention" else attention
     attention.window = getattr(holder, "sliding_window", None) or 0
     mlp.gelu, layer.last = _GELU_OF[config.hidden_act], last
     layer.__class__, attention.__class__, mlp.__class__ = _DecoderLayer, _Attention, _GatedMLP
 
 
 def _fuse_norm(norm: Any, *, round_first: bool) -> None:  # noqa: ANN401 - five classes with the same parameters
+    """Turn a norm into one on the kernels, in place."""
     weight = norm.weight.detach().float()
     norm.register_buffer("weight32", weight if round_first else 1 + weight, persistent=False)
     norm.epsilon, norm.round_first = (norm.variance_epsilon if round_first else norm.eps), round_first

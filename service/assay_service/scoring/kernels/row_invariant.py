@@ -1,12 +1,13 @@
-"""Matrix products, and activations, whose rows do not depend on how many rows are computed together.
+"""Compute matrix products and activations so that no row depends on how many rows are computed together.
 
 A library picks its kernel by the number of rows, and two kernels may add the same products in another order. So each
-weight is tried at every row count that a row may have (see `layout.STEP_TOKENS`), and only those are used that give,
-bit for bit, what the largest gives; others are cut into some that do. On two AMX cores (torch 2.13, bf16, 768-wide)
-64 to 512 rows disagree with 1,024, but agree if the product is computed transposed.
+weight is tried at every row count that a row of tokens may have (see `layout.STEP_TOKENS`). Only those counts are used
+that give the bits of the largest count; the others are cut into some of these. On two AMX cores (torch 2.13, bf16,
+768-wide) 64 to 512 rows disagree with 1,024, but agree if the product is computed transposed.
 
-Elementwise kernels compute what is left over of a thread's share of the numbers one by one, and some activations then
-come out otherwise than from a vector. How much is left over depends on how many numbers there are.
+Elementwise kernels split their numbers between threads and compute each share in vectors. The remainder of a share is
+computed one by one, and some activations then give other bits than in a vector. The size of the remainder depends on
+the total count of numbers.
 """
 
 from collections.abc import Mapping
@@ -18,24 +19,27 @@ from torch.nn.functional import linear
 
 from assay_service.scoring.layout import STEP_TOKENS
 
+# The row count whose result the others must reproduce; a longer row is computed in several blocks.
 LARGEST_TOKENS = 2048
 
-# Rows that are cyclically moved by these counts must come out as before, only moved.
+# Rows are rotated by these counts, and their products must be the same bits, only rotated. The counts are not multiples
+# of a kernel's tile, so every row is tried at other places within a tile.
 _SHIFTS = (1, 29, 1003)
 
-# Numbers that one thread computes without a remainder: fewer than torch's grain, and whole vectors.
+# Count of numbers that one thread computes without a remainder: below torch's grain size, and a multiple of a vector.
 _SLICE = 16384
 
+# Attributes under which the served architectures of transformers keep their activations.
 _ACTIVATIONS = ("act_fn", "act", "intermediate_act_fn")
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows that are computed by one call.
+    """Rows that one call computes.
 
     Attributes:
-        rows: how many.
-        transposed: the product is computed as (W xᵀ)ᵀ.
+        rows: number of rows.
+        transposed: whether the product is computed as (W xᵀ)ᵀ.
     """
 
     rows: int
@@ -43,49 +47,50 @@ class Block:
 
 
 class NotInvariant(RuntimeError):
-    """No way of computing a product was found whose rows do not depend on each other."""
+    """Raised if no way was found to compute a product whose rows do not depend on each other."""
 
 
-def agreeing_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[int, Block]:
-    """The row counts at which the product with `weight` agrees with that at `LARGEST_TOKENS`, and how.
+def find_agreeing_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[int, Block]:
+    """Return the blocks in which the product with `weight` has the bits of `LARGEST_TOKENS` rows, by row count.
 
-    Random rows are computed `LARGEST_TOKENS` at once, and again in another order, and then fewer at a time. Another
-    order of summation shows in about one of a thousand bf16 numbers, so thousands are compared, not a few.
+    Random rows are computed `LARGEST_TOKENS` at once, again in another order, and then fewer at a time. Another order
+    of summation shows in about one of a thousand bf16 numbers, so thousands are compared, not a few.
 
     Args:
-        weight: `[N, K]`, on its device and in its dtype.
-        bias: `[N]`, or None.
+        weight: weight of the layer, `[N, K]`, on its device and in its dtype.
+        bias: bias of the layer, `[N]`, or None.
 
     Raises:
-        NotInvariant: not even the rows of one call are independent of their position.
+        NotInvariant: even within one call, a row depends on its position.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)  # a fixed seed: every start of a service decides the same
     rows = torch.randn(LARGEST_TOKENS, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
     expected = linear(rows, weight, bias)
     for shift in _SHIFTS:
         if not torch.equal(linear(rows.roll(shift, 0), weight, bias), expected.roll(shift, 0)):
             raise NotInvariant(
-                f"the rows of a product with {list(weight.shape)} {weight.dtype} depend on their position"
+                f"the rows of a product with a weight of {list(weight.shape)} {weight.dtype} depend on their position"
             )
-    found = {}
+    agreeing = {}
+    # The first and the last rows are compared: they begin at other addresses and fall into other tiles.
     for count in range(STEP_TOKENS, LARGEST_TOKENS + 1, STEP_TOKENS):
         parts = [(rows[:count], expected[:count]), (rows[-count:], expected[-count:])]
         for block in (Block(count, transposed=False), Block(count, transposed=True)):
-            products = (_product(part, weight, bias, transposed=block.transposed) for part, _ in parts)
+            products = (_multiply(part, weight, bias, transposed=block.transposed) for part, _ in parts)
             if all(torch.equal(product, right) for product, (_, right) in zip(products, parts, strict=True)):
-                found[count] = block
+                agreeing[count] = block
                 break
-    return found
+    return agreeing
 
 
 def cover(rows: int, agreeing: Mapping[int, Block]) -> tuple[Block, ...]:
-    """Blocks that cover `rows` rows, the largest first; the last may reach beyond the end.
+    """Return blocks that cover `rows` rows, the largest first; the last block may reach beyond the end.
 
     Args:
-        rows: a positive number.
-        agreeing: by row count; not empty.
+        rows: positive number of rows.
+        agreeing: usable blocks, keyed by row count; not empty.
     """
-    if rows in agreeing:  # nearly always: rows come in the counts that were tried
+    if rows in agreeing:  # nearly always, since rows come in multiples of STEP_TOKENS
         return (agreeing[rows],)
     blocks = []
     while rows > 0:
@@ -97,33 +102,38 @@ def cover(rows: int, agreeing: Mapping[int, Block]) -> tuple[Block, ...]:
 
 
 class RowInvariantLinear(nn.Linear):
-    """A linear layer whose output rows depend on their input row only."""
+    """A linear layer whose output rows depend on their input row only.
+
+    Attributes:
+        agreeing: usable blocks, keyed by row count, from `find_agreeing_blocks`.
+    """
 
     agreeing: Mapping[int, Block]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The product, `[..., N]` from `[..., K]`."""
+        """Return the product, `[..., N]` from `[..., K]`, in the dtype of the input."""
         flat = input.reshape(-1, self.in_features)
         blocks = cover(flat.shape[0], self.agreeing)
         if len(blocks) == 1 and blocks[0].rows == flat.shape[0]:
-            output = _product(flat, self.weight, self.bias, transposed=blocks[0].transposed)
+            output = _multiply(flat, self.weight, self.bias, transposed=blocks[0].transposed)
         else:
-            output = self._in_blocks(flat, blocks)
+            output = self._multiply_in_blocks(flat, blocks)
         return output.view(*input.shape[:-1], self.out_features)
 
-    def _in_blocks(self, flat: torch.Tensor, blocks: tuple[Block, ...]) -> torch.Tensor:
+    def _multiply_in_blocks(self, flat: torch.Tensor, blocks: tuple[Block, ...]) -> torch.Tensor:
+        """Compute the product `[rows, N]` block by block; rows of zeros fill the last block."""
         rows = flat.shape[0]
         padded = torch.cat([flat, flat.new_zeros(sum(block.rows for block in blocks) - rows, flat.shape[1])])
         parts = zip(torch.split(padded, [block.rows for block in blocks]), blocks, strict=True)
-        products = [_product(part, self.weight, self.bias, transposed=block.transposed) for part, block in parts]
+        products = [_multiply(part, self.weight, self.bias, transposed=block.transposed) for part, block in parts]
         return torch.cat(products)[:rows]
 
 
 class SlicedActivation(nn.Module):
-    """An activation that is computed without remainders.
+    """An activation that is computed in slices, so that no thread has a remainder.
 
     Args:
-        activation: elementwise.
+        activation: elementwise activation.
     """
 
     def __init__(self, activation: nn.Module) -> None:
@@ -131,39 +141,40 @@ class SlicedActivation(nn.Module):
         self.activation = activation
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """As `input`, of which there is a multiple of `STEP_TOKENS`."""
+        """Return the activation of `input`, in its shape; its number of elements is a multiple of `STEP_TOKENS`."""
         slices = input.reshape(-1).split(_SLICE)  # type: ignore[no-untyped-call]
         return torch.cat([self.activation(part) for part in slices]).view_as(input)
 
 
 def has_remainders(activation: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether `activation` gives a number other bits where it is left over than in a vector."""
+    """Return whether `activation` gives a number other bits in the remainder of a thread's share than in a vector."""
     numbers = torch.linspace(-8, 8, 4096, device=device).to(dtype)
     whole = activation(numbers)
     return not all(torch.equal(activation(numbers[i : i + 1]), whole[i : i + 1]) for i in range(0, 4096, 7))
 
 
 def make_invariant(model: nn.Module) -> None:
-    """Turns every linear layer of `model` into one whose rows do not depend on each other, and activations, in place.
+    """Make all linear layers and activations of `model` independent of how many rows they compute, in place.
 
     Raises:
-        NotInvariant: naming the shape for which there is no such way.
+        NotInvariant: a product cannot be computed so; the message names its shape.
     """
-    known: dict[tuple[object, ...], dict[int, Block]] = {}
+    known: dict[tuple[object, ...], dict[int, Block]] = {}  # trying is slow, and many layers have the same shape
     for module in model.modules():
         if type(module) is nn.Linear:
             key = (*module.weight.shape, module.weight.dtype, module.bias is None)
             if key not in known:
                 with torch.inference_mode():
-                    known[key] = agreeing_blocks(module.weight, module.bias)
+                    known[key] = find_agreeing_blocks(module.weight, module.bias)
             module.__class__ = RowInvariantLinear
             module.agreeing = known[key]  # type: ignore[assignment]
     _slice_activations(model)
 
 
 def _slice_activations(model: nn.Module) -> None:
+    """Replace the activations that have remainders by sliced ones, in place."""
     like = next(model.parameters())
-    known: dict[type[nn.Module], bool] = {}  # every layer has one of the same type
+    known: dict[type[nn.Module], bool] = {}  # the layers of a base have activations of the same type
     for module in list(model.modules()):
         for name in _ACTIVATIONS:
             activation = getattr(module, name, None)
@@ -175,7 +186,8 @@ def _slice_activations(model: nn.Module) -> None:
                 setattr(module, name, SlicedActivation(activation))
 
 
-def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
+def _multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
+    """Return the product `[rows, N]`, computed as it is or transposed."""
     if not transposed:
         return linear(rows, weight, bias)
     product = linear(weight, rows).t()

@@ -1,9 +1,11 @@
-"""Attention within each segment of a packed row, registered with transformers' attention interface.
+"""Compute attention within each segment of a packed row by torch's operators.
 
-Transformers builds no mask for an attention function whose name its mask table does not know, so neither padding masks
-nor its own detection of packed rows (by jumps in position ids) are at work. Each segment is a call of its own, whose
-shape depends on its item only: that is half of why a score does not depend on the
-batch (`row_invariant.py` is the other).
+The function is registered with transformers' attention interface.
+
+Transformers builds no mask for an attention function whose name its mask table does not know. So neither padding masks
+nor its own detection of packed rows (by jumps in position ids) take effect. Each segment is a call of its own, whose
+shape depends on its item only. That is half of why a score does not depend on the batch; `row_invariant.py` is the
+other half.
 """
 
 from contextlib import nullcontext
@@ -18,14 +20,15 @@ from assay_service.scoring.layout import Layout, Segment, Span
 
 NAME = "assay_packed"
 
+# Kernels choose their path by the alignment of addresses, and two paths may round differently.
 _CACHE_LINE_BYTES = 64
 
-# Additive masks by (queries, keys, window): made by the first layer of a forward and used by the others.
+# Additive masks, keyed by (queries, keys, window); the first layer of a forward pass builds them for all layers.
 Masks = dict[tuple[int, int, int | None], torch.Tensor | None]
 
 
 class TorchSegments:
-    """Computes attention by one call of torch's for each segment, and products by row-invariant layers."""
+    """Back end with one call of torch's attention for each segment, and row-invariant linear layers."""
 
     name = "torch"
     reads_subset = False
@@ -52,49 +55,50 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     dropout: float = 0.0,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
-    **unused: Any,  # noqa: ANN401 - what transformers passes to every attention function
+    **unused: Any,  # noqa: ANN401 - further arguments of transformers
 ) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention, each segment by itself and its prefix.
+    """Compute scaled dot-product attention, each segment by itself with its prefix.
 
     Args:
-        module: the attention layer; its `is_causal` says decoder or encoder unless the argument does.
-        query: `[1, heads, T, head_dim]`.
-        key: `[1, kv_heads, T, head_dim]`.
-        value: as `key`.
-        attention_mask: must be None, segments are the mask.
-        segments: of the row; what they do not cover comes out as zeros.
-        masks: those already made in this forward; is added to.
+        module: attention layer; its `is_causal` distinguishes decoders from encoders unless the argument does.
+        query: queries, `[1, heads, T, head_dim]`.
+        key: keys, `[1, kv_heads, T, head_dim]`.
+        value: values, in the shape of `key`.
+        attention_mask: always None; the segments take its place.
+        segments: segments of the row; tokens that they do not cover get zeros.
+        masks: masks already built in this forward pass; new ones are added.
         scaling: factor on the dot products; None means `head_dim ** -0.5`.
-        dropout: probability, from the layer; 0 in eval mode.
-        sliding_window: a token sees so many, itself included (causal layers only); None means all.
-        is_causal: None means the module's own.
-        unused: ignored.
+        dropout: probability of dropout from the layer; 0 in eval mode.
+        sliding_window: number of tokens that a token sees, itself included (causal layers only); None means all.
+        is_causal: whether a token sees only tokens before it and itself; None means the module's own value.
+        unused: further arguments of transformers, ignored.
 
     Returns:
-        `[1, T, heads, head_dim]`, and None for the attention weights.
+        The attended values, `[1, T, heads, head_dim]`, and None for the attention weights.
 
     Raises:
         ValueError: a mask was passed, or the row is shorter than its segments.
     """
     if attention_mask is not None:
-        raise ValueError("packed attention takes no mask")
+        raise ValueError("packed attention takes no mask: pass attention_mask=None and the segments of the row")
     rows = query.shape[2]
     if query.shape[0] != 1 or segments[-1].own.end > rows:
         raise ValueError(f"segments up to {segments[-1].own.end} do not lie in the row {tuple(query.shape)}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     mixed = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     tensors = (tensor.float() if mixed else tensor for tensor in (query, key, value))
-    queries, keys, values = (_pieces(tensor, segments) for tensor in tensors)
+    queries, keys, values = (_split_segments(tensor, segments) for tensor in tensors)
     outputs = []
-    # Of training in mixed precision: on CPUs torch's kernel of the gradient takes 1.2 to 5 times as long in bf16.
+    # In mixed-precision training attention is computed in fp32: on CPUs the gradient takes 1.2 to 5 times as long in
+    # bf16.
     with torch.autocast("cpu", enabled=False) if mixed else nullcontext():
         for segment in segments:
-            query_piece = _aligned(queries[segment.own])
-            mask = _mask(segment, sliding_window, query_piece, masks) if causal else None
+            query_piece = _align(queries[segment.own])
+            mask = _build_mask(segment, sliding_window, query_piece, masks) if causal else None
             attended = scaled_dot_product_attention(
                 query_piece,
-                _seen(keys, segment),
-                _seen(values, segment),
+                _gather_visible(keys, segment),
+                _gather_visible(values, segment),
                 attn_mask=mask,
                 dropout_p=dropout,
                 is_causal=causal and mask is None,
@@ -107,34 +111,37 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     return torch.cat(outputs, dim=1), None
 
 
-def _reach(segment: Segment) -> int:
-    """Tokens that the segment's last token may see."""
+def _count_visible(segment: Segment) -> int:
+    """Return the number of keys that the segment's last token may see."""
     return segment.own.tokens + (0 if segment.prefix is None else segment.prefix.tokens)
 
 
-def _pieces(tensor: torch.Tensor, segments: tuple[Segment, ...]) -> dict[Span, torch.Tensor]:
-    """The tokens of every segment, by one split: slices would each cost the backward pass a tensor of the whole row."""
+def _split_segments(tensor: torch.Tensor, segments: tuple[Segment, ...]) -> dict[Span, torch.Tensor]:
+    """Return the tokens of every segment, by one split.
+
+    Slices would each cost the backward pass a tensor of the whole row.
+    """
     lengths = [segment.own.tokens for segment in segments]
     parts = torch.split(tensor, [*lengths, tensor.shape[2] - sum(lengths)], dim=2)
     return {segment.own: part for segment, part in zip(segments, parts, strict=False)}
 
 
-def _aligned(part: torch.Tensor) -> torch.Tensor:
-    """Copied where tokens would not begin on a cache line, which a kernel may depend on."""
+def _align(part: torch.Tensor) -> torch.Tensor:
+    """Return the tensor, copied if its tokens do not begin on cache lines, since a kernel may depend on that."""
     return part if part.stride(2) * part.element_size() % _CACHE_LINE_BYTES == 0 else part.contiguous()
 
 
-def _seen(pieces: dict[Span, torch.Tensor], segment: Segment) -> torch.Tensor:
-    """Keys or values that the segment sees: its prefix, then its own."""
+def _gather_visible(pieces: dict[Span, torch.Tensor], segment: Segment) -> torch.Tensor:
+    """Return the keys or values that the segment sees: those of its prefix, then its own."""
     if segment.prefix is None:
-        return _aligned(pieces[segment.own])
-    # Tokens are the slowest dimension in memory, so that they are joined, and not transposed, by copying.
+        return _align(pieces[segment.own])
+    # Concatenating with tokens as the slowest dimension copies whole blocks and transposes nothing.
     return torch.cat([pieces[span].transpose(1, 2) for span in (segment.prefix, segment.own)], dim=1).transpose(1, 2)
 
 
-def _mask(segment: Segment, sliding_window: int | None, like: torch.Tensor, masks: Masks) -> torch.Tensor | None:
-    """What the segment's tokens see: additive `[queries, keys]`; None where plain causality says it."""
-    queries, keys = segment.own.tokens, _reach(segment)
+def _build_mask(segment: Segment, sliding_window: int | None, like: torch.Tensor, masks: Masks) -> torch.Tensor | None:
+    """Return the additive mask of the segment, `[queries, keys]`; None where plain causality is the same."""
+    queries, keys = segment.own.tokens, _count_visible(segment)
     window = None if sliding_window is None or sliding_window >= keys else sliding_window
     if queries == keys and window is None:
         return None

@@ -1,9 +1,10 @@
-"""Attention within segments on a GPU: one variable-length call for a row (`torch.nn.attention.varlen`, FlashAttention).
+"""Compute attention within segments on a GPU by one variable-length call for a row (FlashAttention).
 
-Keys are gathered so that each segment's stand behind its prefix's; a causal segment then sees its prefix and itself, as
-FlashAttention aligns queries with the last keys. With one split of the keys its results do not depend on the batch
-(`num_splits=1`, torch 2.12 on; before, the proof at start says what holds). FlexAttention is not used: its results
-depend on where a segment begins.
+The call is `torch.nn.attention.varlen`. Keys are gathered so that the keys of each segment stand behind those of its
+prefix. FlashAttention aligns queries with the last keys, so a causal segment then sees its prefix and itself.
+
+With one split of the keys the results do not depend on the batch (`num_splits=1`, from torch 2.12). For older versions
+the invariance check at start decides. FlexAttention is not used, because its results depend on where a segment begins.
 """
 
 import inspect
@@ -20,19 +21,20 @@ from assay_service.scoring.layout import Layout
 NAME = "assay_varlen"
 
 _PARAMETERS = inspect.signature(varlen_attn).parameters
+# With several splits the order of summation would depend on how many blocks the whole batch has.
 _ONE_SPLIT: Any = {"num_splits": 1} if "num_splits" in _PARAMETERS else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Gathering:
-    """Where the queries and keys of the segments of one row lie.
+    """Positions of the queries and keys of all segments of one row.
 
     Attributes:
-        keys: int64 `[K]`, tokens of the row in the order in which segments see them.
-        query_ends: int32 `[n + 1]`, from 0.
-        key_ends: int32 `[n + 1]`, from 0.
-        most_queries: of a segment.
-        most_keys: of a segment.
+        keys: row positions of the keys in the order in which segments see them, int64 `[K]`.
+        query_ends: cumulative number of queries, starting with 0, int32 `[n + 1]`.
+        key_ends: cumulative number of keys, starting with 0, int32 `[n + 1]`.
+        most_queries: largest number of queries of a segment.
+        most_keys: largest number of keys of a segment.
     """
 
     keys: torch.Tensor
@@ -43,10 +45,10 @@ class Gathering:
 
 
 class Varlen:
-    """Computes attention by FlashAttention's variable-length call, and products by row-invariant layers.
+    """Back end with FlashAttention's variable-length attention and row-invariant linear layers.
 
     Args:
-        device: a CUDA device.
+        device: CUDA device.
     """
 
     name = "varlen"
@@ -60,12 +62,13 @@ class Varlen:
         base.set_attn_implementation(NAME)
 
     def segments(self, row: Layout) -> "Gathering":
-        """Return the places of queries and keys of a packed row, on the device."""
+        """Return the positions of the queries and keys of a packed row, on the device."""
         return gather(row, self._device)
 
 
-def usable(dtype: torch.dtype, device: torch.device, head_size: int) -> bool:
-    """Whether FlashAttention computes heads of `head_size` in `dtype` on `device`."""
+def is_usable(dtype: torch.dtype, device: torch.device, head_size: int) -> bool:
+    """Return whether FlashAttention computes heads of `head_size` in `dtype` on `device`."""
+    # FlashAttention's own limits: half precision, head sizes up to 256 in steps of 8, and Ampere or newer.
     return (
         device.type == "cuda"
         and dtype in (torch.bfloat16, torch.float16)
@@ -76,7 +79,7 @@ def usable(dtype: torch.dtype, device: torch.device, head_size: int) -> bool:
 
 
 def gather(row: Layout, device: torch.device) -> Gathering:
-    """The gathering of a row; what fills it up is a segment of its own, which nobody reads."""
+    """Build the `Gathering` of a row; the padding at its end becomes a segment whose output nobody reads."""
     seen = [[segment.own] if segment.prefix is None else [segment.prefix, segment.own] for segment in row.segments]
     keys = [token for spans in seen for span in spans for token in range(span.start, span.end)]
     queries = [segment.own.tokens for segment in row.segments]
@@ -101,20 +104,37 @@ def varlen_attention(  # noqa: PLR0913 - the signature is transformers'
     segments: Gathering,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,  # noqa: ANN401 - what transformers passes to every attention function
+    **_: Any,  # noqa: ANN401 - further arguments of transformers
 ) -> tuple[torch.Tensor, None]:
-    """As `torch_segments.packed_attention`, by one call; `segments` is `gather`'s."""
+    """Compute the attention of `torch_segments.packed_attention` by one call.
+
+    Args:
+        module: attention layer; its `is_causal` distinguishes decoders from encoders.
+        query: queries, `[1, heads, T, head_dim]`.
+        key: keys, `[1, kv_heads, T, head_dim]`.
+        value: values, in the shape of `key`.
+        attention_mask: always None; the segments take its place.
+        segments: positions of queries and keys, from `gather`.
+        scaling: factor on the dot products; None means `head_dim ** -0.5`.
+        sliding_window: number of tokens that a token sees, itself included (causal layers only); None means all.
+
+    Returns:
+        The attended values, `[1, T, heads, head_dim]`, and None for the attention weights.
+
+    Raises:
+        ValueError: a mask was passed.
+    """
     if attention_mask is not None:
-        raise ValueError("packed attention takes no mask")
+        raise ValueError("packed attention takes no mask: pass attention_mask=None and the segments of the row")
     causal = getattr(module, "is_causal", True)
-    # The window counts the token itself, FlashAttention's those before it.
+    # The window of transformers counts the token itself; FlashAttention's counts only the tokens before it.
     left = sliding_window - 1 if causal and sliding_window else -1
     keys, values = (tensor[0].transpose(0, 1)[segments.keys] for tensor in (key, value))
     group = query.shape[1] // key.shape[1]
     options = dict(_ONE_SPLIT)
     if "enable_gqa" in _PARAMETERS:
         options["enable_gqa"] = group > 1
-    elif group > 1:  # torch 2.11
+    elif group > 1:  # torch 2.11 has no grouped-query attention here
         keys, values = (tensor.repeat_interleave(group, dim=1) for tensor in (keys, values))
     attended = varlen_attn(
         query[0].transpose(0, 1).contiguous(),

@@ -1,5 +1,5 @@
 // Attention within the segments of a packed row, each with its prefix. Keys are packed once, in chunks that begin with
-// each segment; so what a query is computed with, and in which order, depends on its item only.
+// each segment. The keys of a query, and the order of summation, therefore depend on its item only.
 #include <torch/library.h>
 
 #include <atomic>
@@ -13,19 +13,19 @@
 namespace assay {
 namespace {
 
-constexpr int64_t kKeys = 64;      // of a chunk
-constexpr int64_t kQueries = 128;  // of a block, over the heads that share keys
+constexpr int64_t kKeys = 64;      // keys in a chunk
+constexpr int64_t kQueries = 128;  // queries in a block, over the heads that share keys
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 struct Segment {
-  int64_t start, tokens, chunk;       // where it lies in the row, and its first chunk
-  int64_t prefix_tokens, prefix_chunk;  // 0 tokens for none
+  int64_t start, tokens, chunk;         // place in the row, number of tokens, and first chunk
+  int64_t prefix_tokens, prefix_chunk;  // 0 tokens without a prefix
 
   int64_t prefix_chunks() const { return (prefix_tokens + kKeys - 1) / kKeys; }
   int64_t own_chunks() const { return (tokens + kKeys - 1) / kKeys; }
 };
 
-// From rows [start, end, prefix start, prefix end]; a prefix is a segment that stands before.
+// Reads segments from rows [start, end, prefix start, prefix end]; a prefix is an earlier segment.
 std::vector<Segment> read(const at::Tensor& table, int64_t row_tokens) {
   TORCH_CHECK(table.scalar_type() == at::kLong && table.dim() == 2 && table.size(0) > 0 && table.size(1) == 4 && table.is_contiguous(), "segments");
   const int64_t* p = table.const_data_ptr<int64_t>();
@@ -49,7 +49,7 @@ std::vector<Segment> read(const at::Tensor& table, int64_t row_tokens) {
   return segments;
 }
 
-// Heads of tokens, and what turns them by their positions (rotary embedding; null for none).
+// Heads of tokens, with the cosines and sines that rotate them by position (rotary embedding; null without one).
 template <typename T>
 struct Heads {
   const T* data;
@@ -65,7 +65,7 @@ struct Heads {
     for (int64_t i = 0; i < width; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(from + i);
   }
 
-  // Writes one head of one token, turned; `line` is scratch of a width.
+  // Writes one head of one token, rotated; `line` is scratch memory for one head.
   void copy(int64_t head, int64_t token, T* to, float* line) const {
     const T* from = data + head * head_stride + token * token_stride;
     if (!cos) {
@@ -89,7 +89,7 @@ struct Heads {
   }
 };
 
-// Keys [64, d] -> [d / pair, 64, pair], values [64, d] -> [64 / pair, d, pair].
+// Packs keys [64, d] -> [d / pair, 64, pair] and values [64, d] -> [64 / pair, d, pair], as oneDNN reads them.
 template <typename T>
 void pack_chunk(const T* keys, const T* values, int64_t d, T* packed_keys, T* packed_values) {
   constexpr int64_t pair = kPair<T>;
@@ -105,12 +105,13 @@ void pack_chunk(const T* keys, const T* values, int64_t d, T* packed_keys, T* pa
   }
 }
 
-// Scores of one query, chunk by chunk `step` apart, to weights; what is hidden was set to -inf. Returns their sum.
+// Turns the scores of one query into weights that are not yet normalised, and returns their sum. Chunks are `step`
+// apart; the scores of hidden keys are -inf.
 template <typename T>
 float softmax(float* scores, T* weights, int64_t chunks, int64_t step, float scale) {
   __m512 top[kKeys / 16];
   std::fill(top, top + kKeys / 16, _mm512_set1_ps(kHidden));
-  for (int64_t c = 0; c < chunks; ++c)  // a NaN is passed over here and found by the sum
+  for (int64_t c = 0; c < chunks; ++c)  // the maximum ignores a NaN, but the sum below keeps it
     for (int64_t j = 0; j < kKeys / 16; ++j) top[j] = _mm512_max_ps(_mm512_loadu_ps(scores + c * step + 16 * j), top[j]);
   const __m512 highest_of = _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
   const Vec factor(scale * kLog2E), highest(_mm512_reduce_max_ps(highest_of));
@@ -173,12 +174,12 @@ struct Workspace {
   Growing<float> scores, result, line;
 };
 
-// A block of queries of one segment, of all heads that share their keys.
+// A block of queries of one segment, for all heads that share their keys. It is the unit of work of a thread.
 template <typename T>
 struct Block {
   const Shape& shape;
   const Segment& s;
-  int64_t head, first;  // kv head; first query, counted from the start of the segment
+  int64_t head, first;  // key-value head; first query, counted from the start of the segment
 
   int64_t queries() const { return std::min(shape.block(), s.tokens - first); }
   int64_t rows() const { return (shape.group() * queries() + 15) / 16 * 16; }
@@ -189,12 +190,12 @@ struct Block {
     return (head * shape.chunks + (c < before ? s.prefix_chunk + c : s.chunk + c - before)) * shape.chunk_size();
   }
 
-  // Hides from query `i` of the segment what it does not see: what fills chunks up, what comes after it, what is too old.
+  // Hides keys from query `i` of the segment: the padding of chunks, later tokens, and tokens outside the window.
   void hide(int64_t i, float* scores, int64_t step) const {
     const int64_t before = s.prefix_chunks(), age = shape.window > 0 ? shape.window : std::numeric_limits<int64_t>::max();
-    const int64_t seen = shape.causal ? i + 1 : s.tokens;             // of its own segment
+    const int64_t seen = shape.causal ? i + 1 : s.tokens;             // visible tokens of its own segment
     const int64_t own_from = std::max<int64_t>(0, i + 1 - std::min(age, i + 1));
-    const int64_t left = age > i + 1 ? age - (i + 1) : 0;             // of the window, for the prefix
+    const int64_t left = age > i + 1 ? age - (i + 1) : 0;             // part of the window that reaches into the prefix
     const int64_t prefix_from = s.prefix_tokens - std::min(left, s.prefix_tokens);
     for (int64_t c = 0; c < chunks(); ++c) {
       const bool prefix = c < before;
@@ -250,7 +251,7 @@ void run(const Shape& shape, const std::vector<Segment>& segments, const Heads<T
   });
 }
 
-// q [1, heads, T, d], k and v [1, kv heads, T, d] -> [1, T, heads, d]; what no segment covers comes out as zeros.
+// Computes q [1, heads, T, d], k and v [1, kv heads, T, d] -> [1, T, heads, d]; tokens outside of segments get zeros.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const std::optional<at::Tensor>& cos,
                      const std::optional<at::Tensor>& sin, const at::Tensor& table, double scale, int64_t window, bool causal) {
   for (const auto& t : {q, k, v})

@@ -1,4 +1,4 @@
-// What the kernels share. Every kernel computes a row, or an item, in an order that depends on nothing else.
+// Parts that the kernels share. Every kernel computes a row, or an item, in an order that depends on nothing else.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -13,17 +13,18 @@ namespace assay {
 
 using Vec = at::vec::Vectorized<float>;
 
-// oneDNN's small-matrix kernels want consecutive k of a column side by side: two bf16, one float.
+// Number of consecutive k of a column that oneDNN's small-matrix kernels need side by side: two bf16, one float.
 template <typename T>
 constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;
 
-// C[m, n] = A[m, k] B[k, n], or += ; B laid out in pairs, C in fp32. Each row of C is summed in one order, whatever m.
+// Computes C[m, n] = A[m, k] B[k, n], or adds it to C; B is laid out in pairs, C is fp32. The order of summation in a
+// row of C does not depend on m.
 template <typename T>
 void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, float* c, bool add = false) {
   at::native::cpublas::brgemm(m, n, k, lda, n, n, add, a, b, c, kPair<T> == 2);
 }
 
-// Gives the matrix unit back when a thread is done with its products, or with trying.
+// Releases the matrix unit (AMX) when a thread has finished its products, also after an exception.
 template <typename T>
 struct Unit {
   Unit() = default;
@@ -32,7 +33,7 @@ struct Unit {
   ~Unit() { at::native::cpublas::brgemm_release(kPair<T> == 2); }
 };
 
-// Memory that begins on a cache line and is not initialised.
+// Uninitialised memory that begins on a cache line, so that the alignment never selects another code path.
 template <typename T>
 struct Scratch {
   explicit Scratch(int64_t n) : data(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64)), std::free) {
@@ -42,7 +43,7 @@ struct Scratch {
   std::unique_ptr<T, decltype(&std::free)> data;
 };
 
-// Scratch that is asked for again and again, and allocated when more is asked for than ever before.
+// Scratch memory that is reused, and allocated again only if a larger size is requested than before.
 template <typename T>
 struct Growing {
   T* get(int64_t n) {
@@ -73,7 +74,7 @@ inline Vec load(const at::BFloat16* from) {
 
 inline Vec load(const float* from) { return Vec::loadu(from); }
 
-// Sixteen and sixteen numbers, rounded to the nearest.
+// Stores two vectors of sixteen numbers, rounded to the nearest.
 inline void store(const Vec& low, const Vec& high, at::BFloat16* to) {
 #ifdef __AVX512BF16__
   _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
@@ -99,11 +100,11 @@ inline float sum(const Vec& v) { return _mm512_reduce_add_ps(v); }
 
 constexpr float kLog2E = 1.4426950408889634f;
 
-// 2 to the power of x <= 126, to 3e-7; 0 below -126, NaN of NaN. Reduced to [-1/2, 1/2], then a polynomial of degree 6
-// (Taylor's, whose rest is 1e-7 there).
+// Returns 2 to the power of x <= 126, with a relative error of 3e-7; 0 below -126, NaN for NaN. The argument is reduced
+// to [-1/2, 1/2], then a Taylor polynomial of degree 6 is used, whose remainder is 1e-7 there.
 inline Vec power_of_2(const Vec& x) {
   const __m512 least = _mm512_set1_ps(-126.f);
-  const __mmask16 shown = _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ);  // also where it is NaN
+  const __mmask16 shown = _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ);  // also true for NaN, which must not become 0
   const __m512 shifted = _mm512_max_ps(least, x);
   const __m512 whole = _mm512_roundscale_ps(shifted, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 part = _mm512_sub_ps(shifted, whole);
@@ -116,10 +117,11 @@ inline Vec power_of_2(const Vec& x) {
   return Vec(_mm512_maskz_scalef_ps(shown, p, whole));
 }
 
-// x / (1 + e^-y), to 3e-7: the quotient by an estimate and one step of Newton's. 0 where e^-y is more than floats hold.
+// Returns x / (1 + e^-y), with a relative error of 3e-7: an estimate of the quotient and one Newton step. 0 where e^-y
+// overflows.
 inline Vec times_sigmoid(const Vec& x, const Vec& y) {
   const __m512 most = _mm512_set1_ps(126.f), exponent = _mm512_mul_ps(y, _mm512_set1_ps(-kLog2E));
-  const __mmask16 open = _mm512_cmp_ps_mask(exponent, most, _CMP_NGT_UQ);  // also where it is NaN
+  const __mmask16 open = _mm512_cmp_ps_mask(exponent, most, _CMP_NGT_UQ);  // also true for NaN
   const __m512 below = _mm512_add_ps(_mm512_set1_ps(1.f), power_of_2(Vec(_mm512_min_ps(most, exponent))));
   const __m512 estimate = _mm512_rcp14_ps(below);
   const __m512 better = _mm512_mul_ps(estimate, _mm512_fnmadd_ps(below, estimate, _mm512_set1_ps(2.f)));

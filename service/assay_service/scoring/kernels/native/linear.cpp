@@ -1,4 +1,5 @@
-// Linear layers over packed weights: a panel of columns against a block of rows, the whole of k at once.
+// Linear layers over packed weights. A task multiplies a panel of columns by a block of rows over all of k, so each
+// number is one sum in one order.
 #include <torch/library.h>
 
 #include "common.h"
@@ -6,13 +7,13 @@
 namespace assay {
 namespace {
 
-constexpr int64_t kRows = 256;     // of a block, at most: what stays in the second-level cache while panels pass
-constexpr int64_t kColumns = 128;  // of a panel, at most
+constexpr int64_t kRows = 256;     // most rows in a block: they stay in the second-level cache while panels pass
+constexpr int64_t kColumns = 128;  // most columns in a panel
 constexpr int64_t kLanes = 16;
 constexpr int64_t kStep = 32;
 
-// Rows of a block, so that every thread has as many blocks, of about the same size; in steps, as oneDNN compiles a kernel
-// for every number of rows that it meets.
+// Returns the number of rows in a block, such that all threads get equally many blocks of about the same size. It is a
+// multiple of kStep, because oneDNN compiles a kernel for every number of rows.
 int64_t rows_of(int64_t m) {
   const int64_t threads = at::get_num_threads(), rounds = (m + threads * kRows - 1) / (threads * kRows);
   const int64_t rows = (m + threads * rounds - 1) / (threads * rounds);
@@ -21,7 +22,7 @@ int64_t rows_of(int64_t m) {
 
 int64_t columns_of(int64_t n) { return std::min(kColumns, (n + kLanes - 1) / kLanes * kLanes); }
 
-// [N, K] -> [panels, K / pair, columns, pair]; columns that N does not fill are zero.
+// Packs a weight [N, K] -> [panels, K / pair, columns, pair]; columns beyond N are zero.
 at::Tensor pack(const at::Tensor& weight) {
   const int64_t n = weight.size(0), k = weight.size(1), columns = columns_of(n);
   const int64_t pair = weight.element_size() == 2 ? 2 : 1, panels = (n + columns - 1) / columns;
@@ -31,7 +32,7 @@ at::Tensor pack(const at::Tensor& weight) {
   return padded.view({panels, columns, k / pair, pair}).permute({0, 2, 1, 3}).contiguous();
 }
 
-// Computes the tiles of `weights`, and from each of their lines `finish(column, width, to, line)` makes what goes to `out[m, n]`.
+// Computes the tiles of `weights`; `finish(column, width, to, line)` turns each of their lines into part of `out[m, n]`.
 template <typename T, typename F>
 void for_tiles(const at::Tensor& x, at::TensorList weights, T* out, int64_t n, const F& finish) {
   if (x.size(0) == 0) return;
@@ -61,7 +62,7 @@ void check(const at::Tensor& x, const at::Tensor& packed, int64_t n) {
   TORCH_CHECK(columns == packed.size(2) && (n + columns - 1) / columns == packed.size(0), n, " outputs do not fit the weight");
 }
 
-// y = x W^T (+ bias), or y += that; rounded once.
+// Computes y = x W^T (+ bias), or adds it to y. The sum is rounded once, at the end.
 void multiply_into(at::Tensor& y, const at::Tensor& x, const at::Tensor& packed, const std::optional<at::Tensor>& bias, bool add) {
   const int64_t n = y.size(-1);
   check(x, packed, n);
@@ -97,14 +98,14 @@ void linear_add(at::Tensor& y, const at::Tensor& x, const at::Tensor& packed, co
 
 Vec silu(const Vec& x) { return times_sigmoid(x, x); }
 
-// The tanh approximation: x * (1 + tanh(u)) / 2 = x * sigmoid(2 u).
+// The tanh approximation of GELU: x * (1 + tanh(u)) / 2 = x * sigmoid(2 u).
 Vec gelu_tanh(const Vec& x) {
   return times_sigmoid(x, Vec(2 * 0.7978845608028654f) * (x + Vec(0.044715f) * x * x * x));
 }
 
 Vec gate_of(const Vec& x, bool gelu) { return gelu ? gelu_tanh(x) : silu(x); }
 
-// act(x G^T) * (x U^T), rounded once.
+// Computes act(x G^T) * (x U^T), rounded once.
 at::Tensor gated(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& up, bool gelu, int64_t n) {
   check(x, gate, n);
   check(x, up, n);
@@ -127,7 +128,8 @@ at::Tensor gated(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& 
   return y;
 }
 
-// act(gate) * up of products that were rounded before, a row at a time: what fills a row up to whole vectors is zero.
+// Computes act(gate) * up for products that were already rounded, a row at a time. Each row is padded with zeros to whole
+// vectors, so that no remainder takes another code path.
 at::Tensor gate(const at::Tensor& gates, const at::Tensor& ups, bool gelu) {
   TORCH_CHECK(gates.sizes() == ups.sizes() && gates.scalar_type() == ups.scalar_type(), "gates and ups differ");
   const auto a = gates.contiguous(), b = ups.contiguous();

@@ -1,4 +1,4 @@
-// Root-mean-square norm, a row at a time.
+// Root-mean-square norm, a row at a time, so that a row never depends on its neighbours.
 #include <torch/library.h>
 
 #include "common.h"
@@ -6,7 +6,8 @@
 namespace assay {
 namespace {
 
-// x / sqrt(mean(x^2) + eps) * weight; the quotient is rounded first where `round_first` (Llama), else not (Gemma).
+// Computes x / sqrt(mean(x^2) + eps) * weight. With `round_first` the quotient is rounded before the product (Llama),
+// without it is not (Gemma).
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, bool round_first) {
   const int64_t width = x.size(-1), rows = x.numel() / width;
   TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.numel() == width && width % Vec::size() == 0, "weight");
