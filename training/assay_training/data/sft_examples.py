@@ -64,7 +64,7 @@ class SftReport:
 
     @property
     def lost(self) -> dict[str, int]:
-        """The records that nothing is learned from, by reason."""
+        """Return the numbers of records that nothing is learned from, by reason."""
         return {**self.refused, **({"no reply within max_length": self.empty} if self.empty else {})}
 
 

@@ -65,7 +65,7 @@ def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut 
         if isinstance(prompt, LeftOut):
             yield prompt
             continue
-        better, worse = (_said_last(row, of) for of in (chosen, rejected))
+        better, worse = (_read_last(row, of) for of in (chosen, rejected))
         gaps = gaps_of(row, source.largest_gap, (len(better), len(worse)), said)
         yield from _compared(Ranking(source.name, group_in(row, prompt), prompt, (), ()), better, worse, gaps)
     yield Understood(count, said)
@@ -122,8 +122,8 @@ def _replies(row: Row, field: str) -> _Replies:
     raise row.error(f"field {row.named(field)} is {_shape(value)}, not {_SHAPES}")
 
 
-def _said_last(row: Row, replies: _Replies) -> list[str]:
-    """Return what the assistant says last in each; the space between `Assistant:` and an HH reply is no part of it."""
+def _read_last(row: Row, replies: _Replies) -> list[str]:
+    """Return the last message of each conversation, without the space between `Assistant:` and an HH completion."""
     texts = [conversation[-1].content for conversation in replies.conversations]
     return [text.strip() for text in texts] if _kind(row) == _HH else texts
 
