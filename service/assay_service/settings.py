@@ -1,6 +1,7 @@
 """Read the configuration of a service from YAML into one frozen object, checked before anything is loaded."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -104,10 +105,12 @@ class BlendSettings(_Frozen):
     Attributes:
         weights: weights of the logits by name of the signal; finite, not negative, and not all zero.
         standardise: rule for scaling logits first: `none`, or by the mean and std of their signals (`manifest`).
+        description: a sentence for users, which `/v1/models` shows; it changes no score.
     """
 
     weights: dict[Name, Weight] = Field(min_length=1)
     standardise: Standardise = "none"
+    description: str | None = None
 
     @model_validator(mode="after")
     def _some_weight(self) -> "BlendSettings":
@@ -253,9 +256,8 @@ def _format_problem(error: ErrorDetails) -> str:
     given = error["input"]
     # Long values and whole mappings are not repeated: the key is enough to find them.
     shown = f", not {given!r}" if isinstance(given, (str, int, float)) and len(repr(given)) <= 60 else ""
-    return f"{key}: {text}{shown}" + (
-        f": {get_advice(last)}" if error["type"] == "literal_error" and get_advice(last) else ""
-    )
+    advice = get_advice(last) if error["type"] == "literal_error" else ""
+    return f"{key}: {text}{shown}" + (f": {advice}" if advice else "")
 
 
 def _find_meant_key(error: ErrorDetails) -> str | None:
@@ -293,8 +295,6 @@ def _build_usable_signals(raw: Mapping[str, Any], errors: Iterable[ErrorDetails]
         if not (isinstance(name, str) and isinstance(signal, dict)) or (name, "[key]") in wrong:
             continue
         right = {key: value for key, value in signal.items() if (name, key) not in wrong}
-        try:
+        with suppress(ValidationError):  # a key that every signal needs is missing
             usable[name] = SignalSettings.model_validate(right)
-        except ValidationError:  # a key that every signal needs is missing
-            continue
     return usable

@@ -192,7 +192,7 @@ class Reply:
 
 
 @dataclass
-class TokenizedPrompt:
+class ReceivedRequest:
     """One request that the loopback server saw."""
 
     path: str
@@ -202,14 +202,14 @@ class TokenizedPrompt:
     team: str | None  # a header of the caller's own
 
 
-Script = Callable[[TokenizedPrompt, int], Reply]
+Script = Callable[[ReceivedRequest, int], Reply]
 
 
 class Loopback:
     """A real server on 127.0.0.1 whose answers a script decides, from the request and its number from 0."""
 
     def __init__(self, script: Script) -> None:
-        self.asked: list[TokenizedPrompt] = []
+        self.asked: list[ReceivedRequest] = []
         self.open = 0  # connections
         lock = threading.Lock()
         loopback = self
@@ -231,7 +231,7 @@ class Loopback:
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
                 body, get = json.loads(raw or b"{}"), self.headers.get
-                asked = TokenizedPrompt(self.path, get("X-Request-ID"), body, self.client_address[1], get("X-Team"))
+                asked = ReceivedRequest(self.path, get("X-Request-ID"), body, self.client_address[1], get("X-Team"))
                 with lock:
                     number = len(loopback.asked)
                     loopback.asked.append(asked)

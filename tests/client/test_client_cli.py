@@ -22,7 +22,7 @@ from assay_client.results import RankedCompletion, RankResult
 from assay_client.types import Provenance, SignalValue
 
 if TYPE_CHECKING:
-    from tests.client.conftest import Loopback, Reply, Script, TokenizedPrompt, Wire
+    from tests.client.conftest import Loopback, ReceivedRequest, Reply, Script, Wire
 
     Start = Callable[[Script], Loopback]
 
@@ -31,7 +31,7 @@ RUN = CliRunner()
 
 @pytest.fixture
 def server(loopback: "Start", wire: "type[Wire]", reply: "type[Reply]") -> "Loopback":
-    def script(asked: "TokenizedPrompt", number: int) -> "Reply":
+    def script(asked: "ReceivedRequest", number: int) -> "Reply":
         return reply(wire.honest(asked.path, asked.body))
 
     return loopback(script)

@@ -25,7 +25,7 @@ from assay_client.errors import (
 )
 
 if TYPE_CHECKING:
-    from tests.client.conftest import Either, FakeClock, Loopback, Reply, Script, TokenizedPrompt, Wire
+    from tests.client.conftest import Either, FakeClock, Loopback, ReceivedRequest, Reply, Script, Wire
 
     Start = Callable[[Script], Loopback]
 
@@ -256,7 +256,7 @@ def test_nobody_listening_is_a_connect_error(either: "Either", clock: "FakeClock
 def test_a_reset_in_the_middle_of_an_answer_is_tried_again(
     either: "Either", loopback: "Start", reply: "type[Reply]", wire: "type[Wire]", clock: "FakeClock"
 ) -> None:
-    def script(asked: "TokenizedPrompt", number: int) -> "Reply":
+    def script(asked: "ReceivedRequest", number: int) -> "Reply":
         return reply(wire.honest(asked.path, asked.body), cut_at=40 if number == 0 else None)
 
     server = loopback(script)
@@ -277,7 +277,7 @@ def test_a_reset_every_time_is_a_connect_error(
 def test_a_slow_answer_times_out_and_is_tried_again(
     either: "Either", loopback: "Start", reply: "type[Reply]", wire: "type[Wire]"
 ) -> None:
-    def script(asked: "TokenizedPrompt", number: int) -> "Reply":
+    def script(asked: "ReceivedRequest", number: int) -> "Reply":
         return reply(wire.honest(asked.path, asked.body), delay_s=0.2 if number == 0 else 0)
 
     server = loopback(script)

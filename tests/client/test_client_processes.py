@@ -18,7 +18,7 @@ from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.errors import InvalidAnswer, ServerError
 
 if TYPE_CHECKING:
-    from tests.client.conftest import Either, Loopback, Reply, Script, TokenizedPrompt, Wire
+    from tests.client.conftest import Either, Loopback, ReceivedRequest, Reply, Script, Wire
 
     Start = Callable[[Script], Loopback]
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def server(loopback: "Start", wire: "type[Wire]", reply: "type[Reply]") -> "Loopback":
     """Answers after 20 ms, so that requests of several processes are on their way at the same time."""
 
-    def script(asked: "TokenizedPrompt", number: int) -> "Reply":
+    def script(asked: "ReceivedRequest", number: int) -> "Reply":
         return reply(wire.honest(asked.path, asked.body), delay_s=0.02)
 
     return loopback(script)
@@ -295,7 +295,7 @@ def test_an_answer_to_another_request_is_refused_and_its_connection_given_up(
 ) -> None:
     """A connection that is one answer behind would be wrong for ever."""
 
-    def script(asked: "TokenizedPrompt", number: int) -> "Reply":
+    def script(asked: "ReceivedRequest", number: int) -> "Reply":
         headers = {"X-Request-ID": got} if number == 0 else {}
         return reply(wire.honest(asked.path, asked.body), 200 if number else status, headers)
 

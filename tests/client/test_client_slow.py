@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.client.conftest import Loopback, Reply, Script, TokenizedPrompt, Wire
+    from tests.client.conftest import Loopback, ReceivedRequest, Reply, Script, Wire
 
     Start = Callable[[Script], Loopback]
 
@@ -31,7 +31,7 @@ def slow(loopback: "Start", wire: "type[Wire]", reply: "type[Reply]") -> "Callab
     def start(item_s: float) -> "Loopback":
         lock = threading.Lock()
 
-        def script(asked: "TokenizedPrompt", number: int) -> "Reply":
+        def script(asked: "ReceivedRequest", number: int) -> "Reply":
             if asked.path == "/v1/score":
                 with lock:
                     time.sleep(item_s * len(asked.body["items"]))
@@ -49,7 +49,9 @@ def assay(tmp_path: Path) -> "Iterator[Callable[..., subprocess.Popen[str]]]":
 
     def start(*words: str, **options: Any) -> "subprocess.Popen[str]":
         given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path, **options}
-        begun.append(subprocess.Popen([ASSAY, *words], **given))
+        # A background shell ignores SIGINT, and so would the command.
+        interruptible = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        begun.append(subprocess.Popen([ASSAY, *words], preexec_fn=interruptible, **given))  # noqa: PLW1509
         return begun[-1]
 
     yield start
@@ -166,7 +168,7 @@ def test_a_service_that_says_nothing_is_given_up_and_the_error_says_how_to_go_on
 ) -> None:
     hung, awake = threading.Event(), threading.Event()
 
-    def script(asked: "TokenizedPrompt", number: int) -> "Reply":
+    def script(asked: "ReceivedRequest", number: int) -> "Reply":
         if number > 12:
             hung.set()
         if hung.is_set():

@@ -52,7 +52,7 @@ signals:
   abs: {base: base, adapter: abs}
   enc: {base: enc, kind: preference, eos: template, unfinished: error, token_types: zero}
 blends:
-  mix: {weights: {pref: 0.25, abs: 0.75}}
+  mix: {weights: {pref: 0.25, abs: 0.75}, description: a quarter and three quarters}
   mix_std: {weights: {pref: 0.25, abs: 0.75}, standardise: manifest}
 default: mix
 limits: {max_items: 64, max_body_bytes: 250000, max_item_chars: 150000}

@@ -456,6 +456,8 @@ def test_models_health_ready_info_metrics_and_docs(run: Run) -> None:
         "pref": "preference", "abs": "absolute", "enc": "preference", "mix": "blend", "mix_std": "blend",
     }  # fmt: skip
     assert [name for name, row in models.items() if row["default"]] == ["mix"]
+    described = {name: row["description"] for name, row in models.items() if "description" in row}
+    assert described == {"mix": "a quarter and three quarters"}
     info = got["/info"].json()
     assert info["api_version"] == "1"
     assert info["limits"]["max_items"] == 64

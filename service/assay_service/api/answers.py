@@ -203,6 +203,7 @@ class ModelInfo(_Answer):
     default: bool
     weights: dict[str, Finite] | None = None
     standardise: Standardise | None = None
+    description: str | None = None
 
 
 class ModelsAnswer(_Answer):

@@ -154,9 +154,9 @@ async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring)
 
 
 @router.get("/v1/models", response_model=answers.ModelsAnswer, response_model_exclude_unset=True)
-async def models(scorer: Scoring) -> answers.ModelsAnswer:
+async def models(request: Request, scorer: Scoring) -> answers.ModelsAnswer:
     """List the names that requests may use as `model`."""
-    registry = scorer.registry
+    registry, declared = scorer.registry, request.app.state.settings.blends
     signals = [
         answers.ModelInfo(id=name, object="model", kind=signal.kind, default=name == registry.default)
         for name, signal in registry.signals.items()
@@ -169,6 +169,7 @@ async def models(scorer: Scoring) -> answers.ModelsAnswer:
             default=name == registry.default,
             weights=dict(blend.weights),
             standardise=blend.standardise,
+            **({"description": text} if (text := declared[name].description) else {}),
         )
         for name, blend in registry.blends.items()
     ]

@@ -1,6 +1,5 @@
 """Build the renderer of a policy, and save a trained policy as a checkpoint that has been read back."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from assay_service.scoring.rules import RenderRules
 from assay_training.config.base import ConfigError
 from assay_training.data.sft_examples import SftExample
 from assay_training.models.policy import Policy
+from assay_training.runs.files import replace_whole
 
 RELOADED_SAMPLE = 8
 RELOADED_TOLERANCE = 1e-3  # in nats; merging an adapter into the weights rounds
@@ -62,18 +62,19 @@ def save_policy(
     sample = sample[:RELOADED_SAMPLE]
     with torch.inference_mode():
         expected = policy.logprobs(sample)
-    unchecked = directory.with_suffix(".tmp")
-    policy.save(unchecked)
-    tokenizer.write(base, unchecked, template)
-    with torch.inference_mode():
-        again = Policy(unchecked, None, policy.device).logprobs(sample)
-    difference = float((again - expected).abs().max())
-    if not difference <= RELOADED_TOLERANCE:
-        raise RuntimeError(
-            f"{unchecked}: the saved model is not the trained one: a log-probability differs by {difference} nats"
-        )
-    shutil.rmtree(directory, ignore_errors=True)
-    unchecked.rename(directory)
+
+    def write(unchecked: Path) -> None:
+        policy.save(unchecked)
+        tokenizer.write(base, unchecked, template)
+        with torch.inference_mode():
+            again = Policy(unchecked, None, policy.device).logprobs(sample)
+        difference = float((again - expected).abs().max())
+        if not difference <= RELOADED_TOLERANCE:
+            raise RuntimeError(
+                f"{unchecked}: the saved model is not the trained one: a log-probability differs by {difference} nats"
+            )
+
+    replace_whole(directory, write)
 
 
 def describe_policy(checkpoint: Path) -> list[str]:

@@ -27,6 +27,7 @@ from assay_training.rl.session import RolloutSession, check_sampled_base
 from assay_training.rollout.collect import Rollout, ScoredCompletion
 from assay_training.rollout.completion import Ids
 from assay_training.rollout.rewards import Rewards, identify_service, open_patient_client
+from assay_training.runs.files import replace_whole
 
 
 class RejectionRun:
@@ -161,9 +162,7 @@ class RejectionRun:
         )
         # Renamed when complete: the directory marks the round as learned.
         if self.run.writes:
-            unfinished = adapter.with_suffix(".tmp")
-            self.policy.save_adapter(unfinished)
-            unfinished.rename(adapter)
+            replace_whole(adapter, self.policy.save_adapter)
         accelerator().wait_for_everyone()
 
 

@@ -16,6 +16,7 @@ from textwrap import shorten
 from typing import Any
 
 from assay_service.scoring.files import sha256_of, weight_files
+from assay_training.runs.files import replace_whole
 from assay_training.runs.metrics import MetricsWriter, find_not_finite
 from assay_training.runs.resume import ResumePoint
 
@@ -89,13 +90,12 @@ class RunDirectory:
         """
         if not self.writes:
             return
-        temporary = self.path / f"{name}.tmp"
         fault = next(find_not_finite(value), None)
         if fault is not None:
             where = f"{self.path / name}: {fault[0]}".removesuffix(": ")
             raise FloatingPointError(f"{where} is {fault[1]}: the model's output is not finite")
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-        temporary.rename(self.path / name)
+        text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+        replace_whole(self.path / name, lambda path: path.write_text(text))
 
     def resume_point(self, part: str) -> ResumePoint:
         """Return the resume point of one training of the run, such as a fold or a stage."""

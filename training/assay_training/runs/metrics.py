@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from assay_training.runs.files import replace_whole
+
 
 class MetricsWriter:
     """A writer of the metrics of one training of a run, one row for each step.
@@ -27,9 +29,7 @@ class MetricsWriter:
         written = self._file.read_text() if self._file.is_file() else ""
         kept = "".join(f"{line}\n" for line in written.splitlines() if self._is_kept(line, step))
         if kept != written:  # also true if only the last newline is missing; the next row would continue that line
-            temporary = self._file.with_suffix(".tmp")
-            temporary.write_text(kept)
-            temporary.rename(self._file)
+            replace_whole(self._file, lambda path: path.write_text(kept))
         self._writer = SummaryWriter(str(self._plots), purge_step=step)
 
     def _is_kept(self, line: str, step: int) -> bool:

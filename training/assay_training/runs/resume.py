@@ -13,6 +13,7 @@ from torch import nn
 
 from assay_training.distributed.sharding import gather_full_tensor, take_local_shard
 from assay_training.errors import RunStopped
+from assay_training.runs.files import replace_whole
 
 
 class ResumePoint:
@@ -56,9 +57,7 @@ class ResumePoint:
         if not writes:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.rename(self._path)
+        replace_whole(self._path, lambda path: torch.save(state, path))
 
     def load(
         self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
