@@ -334,7 +334,7 @@ def test_an_adapter_whose_tokenizer_is_not_read_does_not_get_the_bases(tmp_path:
     assert load(tmp_path / "base", adapter=str(adapter), score_position="last_token").signals
     (adapter / "added_tokens.json").write_text(json.dumps({"<|end|>": 5}))
     with pytest.raises(
-        StartError, match=r"adapter: has no tokenizer\.json; added_tokens\.json.*or delete added_tokens"
+        StartError, match=r"adapter: has no tokenizer\.json; Assay does not read added_tokens\.json.*or delete added_tokens"
     ):
         load(tmp_path / "base", adapter=str(adapter), score_position="last_token")
 
@@ -409,7 +409,7 @@ def test_a_conversation_without_the_token_that_the_head_or_the_types_go_by_is_it
     for position, types, missing in (
         ("pooler", "zero", r"score_position pooler reads the first token, .* with '\[CLS\]'"),
         ("first_token", "zero", r"score_position first_token reads"),
-        ("mean", "second_after_sep", "token_types: second_after_sep, .* no separator before this completion"),
+        ("mean", "second_after_sep", "token_types is second_after_sep, .* no separator before this completion"),
     ):
         signals = load(tmp_path, score_position=position, template=str(template), token_types=types).signals
         renderer = signals["s"].renderer
