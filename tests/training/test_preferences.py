@@ -258,7 +258,7 @@ def test_what_cannot_be_read_is_told_by_line_field_and_remedy(
 
 def test_a_field_that_a_row_does_not_have_is_told(tmp_path: Path) -> None:
     with pytest.raises(
-        RecordError, match=r":1: field 'best', named in `fields` .* is missing; the row has prompt, chosen, r"
+        RecordError, match=r":1: field 'best', which `fields` .* names, is missing; the row has prompt, chosen, r"
     ):
         read(tmp_path, [SHAPES["TRL, explicit"]], fields={"chosen": "best"})
 

@@ -319,7 +319,7 @@ def test_a_completion_without_a_score_is_dropped_with_its_comparisons(monkeypatc
     table = served_scores.annotate(tabulate_agreement(found.records, found.by_model), found, read)
     assert {(r["asked"], r["kept"], r["kept_in_part"]) for r in table.records} == {(3, 2, 2)}
     assert {str(r["left_out"]) for r in table.records} == {"{'x: no verdict': 2}"}
-    assert table.notes[-2] == "x: no verdict: 2 left out"
+    assert table.notes[-2] == "x: no verdict: 2 dropped"
     assert table.notes[-1] == (
         "Completions without a score, dropped with all comparisons to them: 3 q_2, 2 p_3. "
         "Kept: 2 of 3 prompts, 2 of them without some of their completions."
@@ -521,7 +521,10 @@ def test_a_model_that_changes_between_calls_is_an_error(monkeypatch: pytest.Monk
         ("nothing:x", "not of the form FORMAT:PATH; FORMAT is one of hh"),
         ("preferences:absent.jsonl", "no such file or folder"),
         ("preferences:/", "the last part of the path is the name of the source"),
-        ("alpaca_eval:tests/client", "tests/client: no *.jsonl, *.jsonl.gz, *.json, *.json.gz, *.parquet files"),
+        (
+            "alpaca_eval:tests/client",
+            "tests/client: the folder has no files *.jsonl, *.jsonl.gz, *.json, *.json.gz, *.parquet",
+        ),
     ],
 )
 def test_a_source_that_does_not_exist_is_an_error(given: str, message: str) -> None:

@@ -24,7 +24,7 @@ def test_rows_without_a_verdict_are_dropped_as_alpaca_eval_does(tmp_path: Path) 
     assert (found["n"], found["wins"], found["losses"], found["draws"]) == (7, 3, 2, 2)
     assert found["no_verdict"] == 2
     code, output = evaluate("winrate", path)
-    assert (code, "annotations.json: no verdict: 2 left out" in output) == (0, True)
+    assert (code, "annotations.json: no verdict: 2 dropped" in output) == (0, True)
 
 
 MISSING = [None, float("nan"), "", "  ", "nan", "NaN", "None", "null", "<NA>"]
