@@ -460,7 +460,7 @@ def test_completions_that_cannot_be_scored_are_dropped_and_reported(url: str, tm
     )
     assert (code, [r["failures"] for r in json.loads(output)]) == (0, [{"special_tokens": 1}] * 2)
     code, output = run("agreement", f"preferences:{tmp_path / 'x.jsonl'}", "--url", url, "--model", "nobody")
-    assert (code, "'nobody' is not served; served are" in output) == (2, True)
+    assert (code, "'nobody' is not served; the served models are" in output) == (2, True)
 
 
 @pytest.mark.slow
