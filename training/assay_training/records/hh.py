@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from assay_service.scoring.item import Message
 from assay_training.records.record import Dialogue, LeftOut, Pair, Ranking, group_of
 from assay_training.records.rows import Row
-from assay_training.records.turns import turns_in
+from assay_training.records.turns import split_turns
 
 
 def parse_dialogue(row: Row, field: str) -> tuple[Message, ...]:
@@ -14,7 +14,7 @@ def parse_dialogue(row: Row, field: str) -> tuple[Message, ...]:
     Raises:
         RecordError: the field is missing, or text precedes the first turn.
     """
-    first, turns = turns_in(row.get(field, str))
+    first, turns = split_turns(row.get(field, str))
     if first:
         raise row.error(f"field {field!r} does not begin with a turn, but with {first[:40]!r}")
     return turns

@@ -23,7 +23,7 @@ from assay_service.scoring.item import Item, Message
 from assay_training.config.data import OWN_FIELDS
 from assay_training.records.record import Dialogue, Labelled, Pair, Ranking, Text, group_of, leave_out
 from assay_training.records.rows import Row
-from assay_training.records.turns import prompt_in
+from assay_training.records.turns import parse_prompt
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 # Fields that would change the scored text or the loss, and that no reader supports: an error instead of a wrong model.
@@ -116,16 +116,16 @@ def say_ignored(row: Row, format_: str, said: Counter[str]) -> None:
             )
         said[f"ignored: {name}"] += 1
     read = {name: row.fields[name] for name in OWN_FIELDS[format_] if name in row.fields}
-    said.update(f"ignored in messages: {key}" for key in sorted(set(_further(list(read.values())))))
+    said.update(f"ignored in messages: {key}" for key in sorted(set(_find_unread_keys(list(read.values())))))
 
 
-def _further(value: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
-    """Yield the keys of the messages in lists of lists that are neither read nor empty."""
+def _find_unread_keys(value: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
+    """Yield the keys of messages, in lists of any depth, that have a value and that no reader reads."""
     if isinstance(value, list):
-        for one in value:
-            yield from _further(one)
+        for member in value:
+            yield from _find_unread_keys(member)
     elif isinstance(value, dict):
-        yield from (key for key, of in value.items() if key not in _READ and of not in (None, [], {}, ""))
+        yield from (key for key, content in value.items() if key not in _READ and content not in (None, [], {}, ""))
 
 
 def prompt_of(row: Row) -> tuple[Message, ...]:
@@ -136,7 +136,7 @@ def prompt_of(row: Row) -> tuple[Message, ...]:
     """
     prompt = row.fields.get("prompt")
     if isinstance(prompt, str):
-        return prompt_in(prompt) or (Message("user", row.text("prompt")),)
+        return parse_prompt(prompt) or (Message("user", row.text("prompt")),)
     if isinstance(prompt, list) and prompt:
         return messages_in(row, "prompt", prompt)
     raise row.error(f"field {row.named('prompt')} is neither a text nor a list of messages with 'role' and 'content'")

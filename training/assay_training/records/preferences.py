@@ -22,7 +22,7 @@ from assay_training.records.gaps import Gaps, gaps_of
 from assay_training.records.plain import group_in, messages_in, prompt_of, say_ignored
 from assay_training.records.record import LeftOut, Pair, Ranking, Understood
 from assay_training.records.rows import Row
-from assay_training.records.turns import START, prompt_in
+from assay_training.records.turns import START, parse_prompt
 
 _SHAPES = "a text, a list of messages with 'role' and 'content', or a list of several of these"
 _HH = "HH dialogue"
@@ -65,7 +65,7 @@ def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut 
         if isinstance(prompt, LeftOut):
             yield prompt
             continue
-        better, worse = (_read_last(row, of) for of in (chosen, rejected))
+        better, worse = _read_last(row, chosen), _read_last(row, rejected)
         gaps = gaps_of(row, source.largest_gap, (len(better), len(worse)), said)
         yield from _compared(Ranking(source.name, group_in(row, prompt), prompt, (), ()), better, worse, gaps)
     yield Understood(count, said)
@@ -111,7 +111,7 @@ def _replies(row: Row, field: str) -> _Replies:
     if isinstance(value, str):
         return _Replies("text", [(Message("assistant", value),)])
     given = value if isinstance(value, list) else []
-    if not any(isinstance(one, dict) for one in given):  # a null is a reply that is not there, but no message
+    if not any(isinstance(one, dict) for one in given):  # a null stands for a missing completion, never for a message
         given = [one for one in given if one is not None]
     if given and all(isinstance(one, str) for one in given):
         return _Replies("list of texts", [(Message("assistant", one),) for one in given])
@@ -144,7 +144,7 @@ def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) 
     conversations = [*chosen.conversations, *rejected.conversations]
     if any(conversation[-1].role != "assistant" for conversation in conversations):
         return LeftOut("does not end with the assistant")
-    _refuse_twice(row, chosen, rejected, said)
+    _check_repeated_prompt(row, chosen, rejected, said)
     before = conversations[0][:-1]
     if any(conversation[:-1] != before for conversation in conversations):
         return LeftOut("chosen and rejected differ before the last message")
@@ -163,12 +163,16 @@ def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) 
     return _with_system(row, prompt, said)
 
 
-def _refuse_twice(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) -> None:
-    """Refuse replies that hold the whole HH dialogue beside a prompt; count texts that may hold the prompt again."""
+def _check_repeated_prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) -> None:
+    """Count completions that begin with the prompt, which is then read twice.
+
+    Raises:
+        RecordError: a completion is a whole HH dialogue, although the row has a prompt.
+    """
     prompt = row.fields.get("prompt")
     if not (chosen.texts and isinstance(prompt, str) and prompt.strip()):
         return
-    texts = [of[-1].content for of in (*chosen.conversations, *rejected.conversations)]
+    texts = [conversation[-1].content for conversation in (*chosen.conversations, *rejected.conversations)]
     if any(text.startswith(START) for text in texts):
         raise row.error("'chosen' or 'rejected' holds the dialogue that 'prompt' is a part of; use `format: hh`")
     if all(text.strip().startswith(prompt.strip()) for text in texts):
@@ -179,7 +183,7 @@ def _kind(row: Row) -> str:
     prompt = row.fields.get("prompt")
     if not isinstance(prompt, str):
         return "messages"
-    return "text" if prompt_in(prompt) is None else _HH
+    return "text" if parse_prompt(prompt) is None else _HH
 
 
 def _begins(before: tuple[Message, ...], given: tuple[Message, ...], *, whole: bool) -> bool:
