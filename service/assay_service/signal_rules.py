@@ -13,8 +13,9 @@ from assay_service.scoring.blend import Moments
 from assay_service.scoring.manifest import EosPolicy, Manifest, ScorePosition, TokenTypes, Unfinished
 from assay_service.scoring.pads import Pads
 from assay_service.scoring.rules import RenderRules
-from assay_service.settings import SignalSettings, list_allowed_values
+from assay_service.settings import list_allowed_values
 from assay_service.signal_files import SignalFiles
+from assay_service.signal_settings import SignalSettings
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -3,16 +3,17 @@
 No float of an answer may be NaN or infinite, so that a failed computation cannot leave as a number.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from assay_service.api.scorer import ItemScore
+from assay_service.api.scoring import ScoredItem
 from assay_service.errors import AssayError
 from assay_service.registry import Registry, Signal
-from assay_service.scoring.blend import Blend, Moments, Standardise, blended, probability
+from assay_service.scoring.blend import Blend, Standardise, probability
 from assay_service.scoring.render import Rendered
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -216,30 +217,24 @@ class ModelsAnswer(_Answer):
 # The endpoints leave out what was never set, so the functions below set a field only where it has a meaning.
 
 
-def compute_score(blend: Blend, result: ItemScore | AssayError, moments: Mapping[str, Moments]) -> float | AssayError:
-    """Return the blended score of an item, or the error for which it has none."""
-    if isinstance(result, AssayError):
-        return result
-    try:
-        return blended(blend, result.logits, moments)
-    except AssayError as error:  # a weighted sum can overflow although every logit is finite
-        return error
-
-
 def build_scored_row(
-    registry: Registry, blend: Blend, result: ItemScore | AssayError, *, index: int, item_id: str | None
+    registry: Registry, scored: ScoredItem | AssayError, *, index: int, item_id: str | None
 ) -> ScoredRow | FailedRow:
     """Build the row of one item: its score and the values of its signals, or its error."""
-    score = compute_score(blend, result, registry.moments)
-    if isinstance(score, AssayError) or isinstance(result, AssayError):  # the second only narrows the type
-        return build_failed_row(score, index=index, item_id=item_id)
-    values = {name: build_signal_value(registry.signals[name], result) for name in result.logits}
-    return ScoredRow(index=index, score=score, signals=values, **build_id(item_id))
+    if isinstance(scored, AssayError):
+        return build_failed_row(scored, index=index, item_id=item_id)
+    return ScoredRow(
+        index=index, score=scored.score, signals=build_signal_values(registry, scored), **build_id(item_id)
+    )
 
 
-def build_failed_row(error: float | AssayError, *, index: int, item_id: str | None) -> FailedRow:
+def build_signal_values(registry: Registry, scored: ScoredItem) -> dict[str, SignalValue]:
+    """Build the values of all signals that scored an item, by name."""
+    return {name: build_signal_value(registry.signals[name], scored.result) for name in scored.result.logits}
+
+
+def build_failed_row(error: AssayError, *, index: int, item_id: str | None) -> FailedRow:
     """Build the row of an item that has an error in place of its score."""
-    assert isinstance(error, AssayError)
     detail = ErrorDetail(code=error.code, message=error.message, param=error.param, retryable=error.retryable)
     return FailedRow(index=index, error=detail, **build_id(item_id))
 

@@ -18,7 +18,8 @@ from assay_service.api.body import UniqueKeysRoute
 from assay_service.api.guard import run_while_connected
 from assay_service.api.messages import build_completion_items, build_items
 from assay_service.api.scorer import ItemScore, Scorer
-from assay_service.errors import AssayError, ServingError
+from assay_service.api.scoring import ScoredItem, check_count, score_items, score_result
+from assay_service.errors import AssayError
 from assay_service.scoring.blend import probability, ranked
 
 API_VERSION = "1"
@@ -37,19 +38,18 @@ Scoring = Annotated[Scorer, Depends(_get_scorer)]
 @router.post("/v1/score", response_model=answers.ScoreAnswer, response_model_exclude_unset=True)
 async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -> answers.ScoreAnswer:
     """Score items; an item that cannot be scored has an error in its place."""
-    _check_count(request, len(body.items), "items")
+    check_count(request, len(body.items), "items")
     registry = scorer.registry
     blend = registry.blend(body.model, body.weights)
-    items = build_items(body.items)
-    results = await run_while_connected(request, scorer.score(items, list(blend.weights), body.truncation))
+    scored = await score_items(request, build_items(body.items), blend, body.truncation)
     return answers.ScoreAnswer(
         id=f"score-{uuid.uuid4().hex}",
         object="list",
         created=int(time.time()),
         model=blend.name,
         data=[
-            answers.build_scored_row(registry, blend, result, index=index, item_id=item.id)
-            for index, (item, result) in enumerate(zip(body.items, results, strict=True))
+            answers.build_scored_row(registry, result, index=index, item_id=item.id)
+            for index, (item, result) in enumerate(zip(body.items, scored, strict=True))
         ],
         provenance=answers.build_provenance(registry, blend.weights, blend),
     )
@@ -58,16 +58,16 @@ async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -
 @router.post("/v1/rank", response_model=answers.RankAnswer, response_model_exclude_unset=True)
 async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> answers.RankAnswer:
     """Rank the completions of one prompt; margins are those of the whole ranking, also where `top_n` cuts it."""
-    _check_count(request, len(body.completions), "completions")
+    check_count(request, len(body.completions), "completions")
     registry = scorer.registry
     blend = registry.blend(body.model, body.weights)
     # Errors of the prompt name the field in which the client sent it.
     prompt, field = (body.messages or [], "messages") if body.prompt is None else (body.prompt, "prompt")
     entries = [schemas.RankCompletion(completion=c) if isinstance(c, str) else c for c in body.completions]
     items = build_completion_items(prompt, entries, field)
-    results = await run_while_connected(request, scorer.score(items, list(blend.weights)))
-    scores = [answers.compute_score(blend, result, registry.moments) for result in results]
-    places = ranked({index: score for index, score in enumerate(scores) if not isinstance(score, AssayError)})
+    scored = await score_items(request, items, blend)
+    kept = {index: result for index, result in enumerate(scored) if not isinstance(result, AssayError)}
+    places = ranked({index: result.score for index, result in kept.items()})
     return answers.RankAnswer(
         id=f"rank-{uuid.uuid4().hex}",
         object="rank",
@@ -76,20 +76,17 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
         results=[
             answers.RankedRow(
                 index=place.index,
-                score=_require_score(scores[place.index]),
-                signals={
-                    name: answers.build_signal_value(registry.signals[name], _require_logits(results[place.index]))
-                    for name in blend.weights
-                },
+                score=kept[place.index].score,
+                signals=answers.build_signal_values(registry, kept[place.index]),
                 margin=place.margin,
                 **answers.build_id(entries[place.index].id),
             )
             for place in places[: body.top_n]  # cut last, so that margins are those of the whole ranking
         ],
         errors=[
-            answers.build_failed_row(score, index=index, item_id=entries[index].id)
-            for index, score in enumerate(scores)
-            if isinstance(score, AssayError)
+            answers.build_failed_row(result, index=index, item_id=entries[index].id)
+            for index, result in enumerate(scored)
+            if isinstance(result, AssayError)
         ],
         provenance=answers.build_provenance(registry, blend.weights, blend),
     )
@@ -120,8 +117,8 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
         )
     # A request that names a blend gets only its margin; one that names a signal gets none.
     margins = {
-        name: _require_score(answers.compute_score(rule, a, registry.moments))
-        - _require_score(answers.compute_score(rule, b, registry.moments))
+        name: _require_score(score_result(rule, a, registry.moments))
+        - _require_score(score_result(rule, b, registry.moments))
         for name, rule in registry.blends.items()
         if body.model in (None, name)
     }
@@ -138,7 +135,7 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
 @router.post("/v1/render", response_model=answers.RenderAnswer, response_model_exclude_unset=True)
 async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring) -> answers.RenderAnswer:
     """Return the exact text and token ids that every signal would score, or those of one signal or blend."""
-    _check_count(request, len(body.items), "items")
+    check_count(request, len(body.items), "items")
     registry = scorer.registry
     signals = list(registry.signals if body.model is None else registry.blend(body.model, None).weights)
     rows: list[answers.RenderedRow | answers.FailedRow] = []
@@ -220,21 +217,10 @@ async def metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.format_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _check_count(request: Request, count: int, param: str) -> None:
-    request.state.items = count  # the access log prints it
-    most = request.app.state.settings.limits.max_items
-    if count > most:
-        raise ServingError(
-            f"the request has {count} {param}; the limit is {most} (max_items): split it into several requests",
-            code="too_many_items",
-            param=param,
-        )
-
-
-def _require_score(score: float | AssayError) -> float:
-    if isinstance(score, AssayError):
-        raise score
-    return score
+def _require_score(scored: ScoredItem | AssayError) -> float:
+    if isinstance(scored, AssayError):
+        raise scored
+    return scored.score
 
 
 def _require_logits(result: ItemScore | AssayError) -> ItemScore:

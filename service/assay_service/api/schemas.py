@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from assay_service.scoring.item import FinishReason, Truncation
-from assay_service.settings import Name, Weight
+from assay_service.signal_settings import Name, Weight
 
 STATUS: Mapping[str, int] = {
     "invalid_request": 422,

@@ -1,0 +1,82 @@
+"""Speak OpenRLHF's wire: `POST /get_reward`, as its remote reward models answer it.
+
+Source: OpenRLHF's client, https://github.com/OpenRLHF/OpenRLHF/blob/main/openrlhf/utils/agent.py.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from assay_service.api.compat.rendered import read_pairs, read_texts
+from assay_service.api.compat.wire import Context, Wire, WireBody, make_router
+from assay_service.api.refusals import Refusal
+from assay_service.api.schemas import Text
+from assay_service.errors import ServingError
+from assay_service.scoring.blend import probability
+
+
+def build_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:
+    """Return the status and body of an error; OpenRLHF's own server has only FastAPI's `detail`."""
+    return refusal.status, {"detail": refusal.message, "code": refusal.code, "request_id": request_id}
+
+
+WIRE = Wire(
+    name="openrlhf",
+    title="OpenRLHF",
+    activation="none: `rewards` holds the score",
+    overload_status=503,
+    build_error=build_error,
+)
+router = make_router(WIRE)
+
+
+class Body(WireBody):
+    """Body of `POST /get_reward`; `prompts` separates prompt and completion in each text of `query`."""
+
+    ignores_unknown = True
+
+    query: Annotated[list[Text], Field(fail_fast=True)]
+    prompts: Annotated[list[Text], Field(fail_fast=True)] | None = None
+
+
+@router.post("/get_reward")
+async def get_reward(body: Body, context: Context) -> dict[str, Any]:
+    """Score rendered conversations.
+
+    `scores` is part of the answer only for one absolute signal, whose probability it holds; the client takes `rewards`
+    in its place otherwise. The values of `extra_logs` are the logits of all signals, one list for each.
+    """
+    blend = context.find_blend()
+    prompts, completions = _split(body)
+    items = (
+        read_texts(context, blend, body.query) if prompts is None else read_pairs(context, blend, prompts, completions)
+    )
+    scored = await context.score(items, blend, [f"query[{index}]" for index in range(len(items))])
+    answer: dict[str, Any] = {"rewards": [one.score for one in scored], "extra_logs": {}}
+    # A floored item has no logits, and OpenRLHF ends a run at a null, so a request with one has no logs.
+    if scored and all(one.result is not None for one in scored):
+        answer["extra_logs"] = {
+            name: [one.result.logits[name] for one in scored if one.result is not None] for name in blend.weights
+        }
+    if context.is_absolute(blend):
+        answer["scores"] = [probability(one.score) for one in scored]
+    return answer
+
+
+def _split(body: Body) -> tuple[list[str], list[str]] | None:
+    """Return the prompts and the rest of each query; None for a request without prompts or queries."""
+    # With several URLs, OpenRLHF sends the later ones an empty query beside all prompts.
+    if body.prompts is None or not body.query:
+        return None
+    if len(body.prompts) != len(body.query):
+        raise ServingError(
+            f"has {len(body.prompts)} prompts for {len(body.query)} queries", code="invalid_request", param="prompts"
+        )
+    for index, (query, prompt) in enumerate(zip(body.query, body.prompts, strict=True)):
+        if not query.startswith(prompt):
+            raise ServingError(
+                "does not begin with its prompt; send both as the policy's template renders them",
+                code="invalid_request",
+                param=f"query[{index}]",
+            )
+    return body.prompts, [q[len(p) :] for q, p in zip(body.query, body.prompts, strict=True)]

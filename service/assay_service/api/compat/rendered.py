@@ -1,0 +1,54 @@
+"""Read the text that trainers send, which a chat template has rendered already, back into items."""
+
+from assay_service.api.compat.wire import WireContext
+from assay_service.errors import ContentError, ServingError
+from assay_service.scoring.blend import Blend
+from assay_service.scoring.item import Item
+from assay_service.scoring.transcript import Transcript
+
+
+def read_texts(context: WireContext, blend: Blend, texts: list[str]) -> list[Item | ContentError]:
+    """Return the conversation of each rendered text; its last turn is the completion.
+
+    Args:
+        context: the wire, whose settings may name the policy's template.
+        blend: blend that scores; without a policy, its signals' own template reads the texts.
+        texts: rendered conversations, with special tokens, perhaps with leading pads.
+
+    Raises:
+        ServingError: no policy is declared, and the signals of the blend have different templates.
+    """
+    transcript = _find_transcript(context, blend)
+    return [_read(transcript, text, None) for text in texts]
+
+
+def read_pairs(
+    context: WireContext, blend: Blend, prompts: list[str], completions: list[str]
+) -> list[Item | ContentError]:
+    """Return the conversation of each rendered prompt, which ends with the generation prompt, and its completion.
+
+    Raises:
+        ServingError: as for `read_texts`.
+    """
+    transcript = _find_transcript(context, blend)
+    return [_read(transcript, p, c) for p, c in zip(prompts, completions, strict=True)]
+
+
+def _find_transcript(context: WireContext, blend: Blend) -> Transcript:
+    if context.policy is not None:
+        return context.policy
+    transcripts = {context.registry.signals[name].renderer.transcript for name in blend.weights}
+    if len(transcripts) > 1:
+        raise ServingError(
+            "the signals of this blend have different templates, so the text cannot be read by their own; declare the "
+            f"policy's tokenizer and template: compat.wires.{context.name}.policy: DIR",
+            code="invalid_request",
+        )
+    return transcripts.pop()
+
+
+def _read(transcript: Transcript, text: str, completion: str | None) -> Item | ContentError:
+    try:
+        return transcript.read(text) if completion is None else transcript.read_pair(text, completion)
+    except ContentError as error:
+        return error
