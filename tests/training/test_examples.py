@@ -16,7 +16,7 @@ from assay_service.scoring.rules import RenderRules
 from assay_training.config.base import ConfigError, read
 from assay_training.config.reward import RewardConfig
 from assay_training.data.examples import Example, render_records
-from assay_training.models.batches import token_batches
+from assay_training.models.batches import cut_token_batches
 from assay_training.records.record import Judged, Pair, Ranking
 from assay_training.reward_model.command import run
 from assay_training.reward_model.run import RewardRun
@@ -231,7 +231,7 @@ def test_token_batches_lose_nothing_split_nothing_and_keep_the_limit(sizes: list
     record = labelled("hi", "yes", 1.0)
     examples = [tiny.fake_ids(record, *lengths) for lengths in sizes]
     indices = list(range(len(examples)))[::-1]
-    parts = list(token_batches(indices, examples, limit))
+    parts = list(cut_token_batches(indices, examples, limit))
     assert [i for part in parts for i in part] == indices
     assert all(parts)
     for part in parts:

@@ -9,8 +9,8 @@ import pytest
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import Source
 from assay_training.records.record import Dialogue, Judged, Labelled, Pair, Ranking, RecordError, Spoken, Text
-from assay_training.records.rows import Row, rows_of_hub
-from assay_training.records.sources import data_hashes, read_labelled, read_rankings, read_spoken
+from assay_training.records.rows import Row, read_hub_rows
+from assay_training.records.sources import hash_data, read_labelled, read_rankings, read_spoken
 from tests.training import tiny
 
 
@@ -374,7 +374,7 @@ def test_plain_and_gzipped_files_are_read_in_the_order_of_their_names(tmp_path: 
     (tmp_path / "set" / "a.jsonl").write_text('{"text": "first"}\n')
     records = read_spoken(tmp_path, source("text")).records
     assert [record.text for record in records if isinstance(record, Text)] == ["first", "second"]
-    assert list(data_hashes(tmp_path, source("text"), [])) == ["set/a.jsonl", "set/b.jsonl.gz"]
+    assert list(hash_data(tmp_path, source("text"), [])) == ["set/a.jsonl", "set/b.jsonl.gz"]
 
 
 COMMIT = "0123456789" * 4
@@ -398,8 +398,8 @@ def test_a_set_that_datasets_loads_is_read_like_a_file(tmp_path: Path) -> None:
     assert read_rankings(tmp_path, hub).records == [
         Ranking("set", "hi", (Message("user", "Hi."),), ("a", "b"), (Pair(0, 1),))
     ]
-    assert data_hashes(tmp_path, hub, []) == {f"{folder} train": COMMIT}
-    (row,) = rows_of_hub(folder, None, None, COMMIT, "train")
+    assert hash_data(tmp_path, hub, []) == {f"{folder} train": COMMIT}
+    (row,) = read_hub_rows(folder, None, None, COMMIT, "train")
     assert (row.where, row.subset) == (f"{folder}@{COMMIT} train:1", "train")
 
 
@@ -412,7 +412,7 @@ def test_a_set_with_several_configurations_is_read_by_their_name(tmp_path: Path)
     (record,) = read_spoken(tmp_path, hub).records
     assert isinstance(record, Dialogue)
     assert record.messages[1].content == "socratic"
-    assert data_hashes(tmp_path, hub, []) == {f"{folder} socratic train": COMMIT}
+    assert hash_data(tmp_path, hub, []) == {f"{folder} socratic train": COMMIT}
     with pytest.raises(RecordError, match="Config name is missing"):
         read_spoken(tmp_path, source("gsm8k", hub=folder, revision=COMMIT))
 
@@ -424,7 +424,7 @@ def test_a_folder_of_a_set_is_the_subset(tmp_path: Path) -> None:
     hub = source("hh", hub=folder, hub_dir="harmless-base", revision=COMMIT)
     (record,) = read_rankings(tmp_path, hub).records
     assert (record.source, record.group) == ("set/harmless-base", "harmless base")
-    assert data_hashes(tmp_path, hub, []) == {f"{folder} harmless-base train": COMMIT}
+    assert hash_data(tmp_path, hub, []) == {f"{folder} harmless-base train": COMMIT}
 
 
 def test_a_broken_file_of_a_set_is_told_with_the_set(tmp_path: Path) -> None:

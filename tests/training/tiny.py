@@ -11,7 +11,7 @@ import yaml
 from peft import LoraConfig
 from torch import nn
 
-from assay_service.scoring.files import sha256_of, weight_files
+from assay_service.scoring.files import hash_files, list_weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.layout import Span, TokenSequence
@@ -129,4 +129,4 @@ def fake_ids(record: Judged, *lengths: int) -> Example:
 
 
 def base_hash(base: Path) -> str:
-    return sha256_of(weight_files(base))
+    return hash_files(list_weight_files(base))

@@ -40,7 +40,7 @@ def is_invariant(model: RewardModel, name: str, longest_tokens: int) -> bool:
         )
 
 
-def made_invariant(model: RewardModel, longest_tokens: dict[str, int]) -> dict[str, bool]:
+def make_invariant(model: RewardModel, longest_tokens: dict[str, int]) -> dict[str, bool]:
     """Make the signals of `model` invariant as far as this machine can, and return for which of them the check holds.
 
     Args:

@@ -3,7 +3,7 @@ r"""Read HH dialogues ([HH]): `chosen` and `rejected`, each `\n\nHuman: … \n\n
 from collections.abc import Iterable, Iterator
 
 from assay_service.scoring.item import Message
-from assay_training.records.record import Dialogue, LeftOut, Pair, Ranking, group_of
+from assay_training.records.record import Dialogue, LeftOut, Pair, Ranking, find_group
 from assay_training.records.rows import Row
 from assay_training.records.turns import split_turns
 
@@ -40,7 +40,7 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut]:
             continue
         # The group is the first human turn: dialogues that begin alike must be in the same part.
         texts = (chosen[-1].content, rejected[-1].content)
-        yield Ranking(f"{source}/{row.subset}", group_of(chosen[0].content), chosen[:-1], texts, (Pair(0, 1),))
+        yield Ranking(f"{source}/{row.subset}", find_group(chosen[0].content), chosen[:-1], texts, (Pair(0, 1),))
 
 
 def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | LeftOut]:
@@ -55,7 +55,7 @@ def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | LeftOut]:
         if fault is not None:
             yield LeftOut(fault)
             continue
-        yield Dialogue(f"{source}/{row.subset}", group_of(chosen[0].content), chosen)
+        yield Dialogue(f"{source}/{row.subset}", find_group(chosen[0].content), chosen)
 
 
 def _fault(turns: tuple[Message, ...]) -> str | None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from assay_service.scoring.item import Message
-from assay_training.records.record import Dialogue, LeftOut, group_of
+from assay_training.records.record import Dialogue, LeftOut, find_group
 from assay_training.records.rows import Row
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")
@@ -50,4 +50,4 @@ def gsm8k(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | LeftOut]:
 def _dialogue(source: str, instruction: str, answer: str) -> Dialogue | LeftOut:
     if not answer.strip():
         return LeftOut("empty completion")
-    return Dialogue(source, group_of(instruction), (Message("user", instruction), Message("assistant", answer)))
+    return Dialogue(source, find_group(instruction), (Message("user", instruction), Message("assistant", answer)))

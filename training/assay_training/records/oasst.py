@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from assay_service.scoring.item import Item, Message
-from assay_training.records.record import Dialogue, Labelled, LeftOut, Pair, Ranking, drop_equal_pairs, group_of
+from assay_training.records.record import Dialogue, Labelled, LeftOut, Pair, Ranking, drop_equal_pairs, find_group
 from assay_training.records.rows import Row
 
 MAX_REPLIES = 4  # the largest K of a ranking
@@ -133,7 +133,7 @@ def _trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str
             continue
         language = root.get("lang", str)
         if root.get("tree_state", str) == _FINISHED and language in languages:
-            yield group_of(root.text("text")), language, _tree(root, children)
+            yield find_group(root.text("text")), language, _tree(root, children)
 
 
 def _parent(row: Row, messages: Mapping[str, Row]) -> str:

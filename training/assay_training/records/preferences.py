@@ -18,8 +18,8 @@ from typing import Any
 
 from assay_service.scoring.item import Message
 from assay_training.config.data import Source
-from assay_training.records.gaps import Gaps, gaps_of
-from assay_training.records.plain import group_in, messages_in, prompt_of, say_ignored
+from assay_training.records.gaps import Gaps, read_gaps
+from assay_training.records.plain import read_messages, read_prompt, read_row_group, say_ignored
 from assay_training.records.record import LeftOut, Pair, Ranking, Understood
 from assay_training.records.rows import Row
 from assay_training.records.turns import START, parse_prompt
@@ -66,8 +66,8 @@ def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut 
             yield prompt
             continue
         better, worse = _read_last(row, chosen), _read_last(row, rejected)
-        gaps = gaps_of(row, source.largest_gap, (len(better), len(worse)), said)
-        yield from _compared(Ranking(source.name, group_in(row, prompt), prompt, (), ()), better, worse, gaps)
+        gaps = read_gaps(row, source.largest_gap, (len(better), len(worse)), said)
+        yield from _compared(Ranking(source.name, read_row_group(row, prompt), prompt, (), ()), better, worse, gaps)
     yield Understood(count, said)
 
 
@@ -116,9 +116,9 @@ def _replies(row: Row, field: str) -> _Replies:
     if given and all(isinstance(one, str) for one in given):
         return _Replies("list of texts", [(Message("assistant", one),) for one in given])
     if given and all(isinstance(one, list) and one for one in given):
-        return _Replies("list of conversations", [messages_in(row, field, one) for one in given])
+        return _Replies("list of conversations", [read_messages(row, field, one) for one in given])
     if given and all(isinstance(one, dict) for one in given):
-        return _Replies("messages", [messages_in(row, field, given)])
+        return _Replies("messages", [read_messages(row, field, given)])
     raise row.error(f"field {row.named(field)} is {_shape(value)}, not {_SHAPES}")
 
 
@@ -140,7 +140,7 @@ def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) 
     """Return the messages before the completions: the prompt, the common beginning, or both."""
     if chosen.texts != rejected.texts:
         raise row.error(f"fields 'chosen' and 'rejected' have different shapes: {chosen.shape}, {rejected.shape}")
-    given = prompt_of(row) if row.fields.get("prompt") not in (None, []) else None
+    given = read_prompt(row) if row.fields.get("prompt") not in (None, []) else None
     conversations = [*chosen.conversations, *rejected.conversations]
     if any(conversation[-1].role != "assistant" for conversation in conversations):
         return LeftOut("does not end with the assistant")

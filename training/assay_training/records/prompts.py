@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 from assay_service.scoring.item import Message
-from assay_training.records.plain import prompt_of
-from assay_training.records.record import Dialogue, LeftOut, Prompt, Ranking, Text, Understood, group_of
+from assay_training.records.plain import read_prompt
+from assay_training.records.record import Dialogue, LeftOut, Prompt, Ranking, Text, Understood, find_group
 from assay_training.records.rows import Row
 
 
@@ -15,8 +15,8 @@ def prompts(source: str, rows: Iterable[Row]) -> Iterator[Prompt]:
         RecordError: a prompt is missing or malformed.
     """
     for row in rows:
-        messages = prompt_of(row)
-        yield Prompt(source, group_of(messages[-1].content), messages)
+        messages = read_prompt(row)
+        yield Prompt(source, find_group(messages[-1].content), messages)
 
 
 def asked(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 from assay_service.scoring.item import Message
-from assay_training.records.record import LeftOut, Pair, Ranking, drop_equal_pairs, group_of
+from assay_training.records.record import LeftOut, Pair, Ranking, drop_equal_pairs, find_group
 from assay_training.records.rows import Row
 
 _ANSWERS = 4
@@ -32,5 +32,5 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut]:
             yield LeftOut("empty completion")
             continue
         yield from drop_equal_pairs(
-            Ranking(source, group_of(question), (Message("user", question),), texts, pairs, ties)
+            Ranking(source, find_group(question), (Message("user", question),), texts, pairs, ties)
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from assay_service.scoring.item import Item, Message
-from assay_training.records.record import Labelled, LeftOut, Pair, Ranking, drop_equal_pairs, group_of
+from assay_training.records.record import Labelled, LeftOut, Pair, Ranking, drop_equal_pairs, find_group
 from assay_training.records.rows import Row
 
 _FEEDBACKQA = {"Bad": 0, "Could be Improved": 1, "Acceptable": 2, "Excellent": 3}
@@ -40,7 +40,7 @@ def labelled(source: str, rated: Iterable[Rated | LeftOut]) -> Iterator[Labelled
             yield row
             continue
         item = Item.of(row.question, row.answer)
-        yield Labelled(source, group_of(row.question), item, float(row.rating))
+        yield Labelled(source, find_group(row.question), item, float(row.rating))
 
 
 def rankings(source: str, rated: Iterable[Rated | LeftOut]) -> Iterator[Ranking | LeftOut]:
@@ -61,7 +61,7 @@ def rankings(source: str, rated: Iterable[Rated | LeftOut]) -> Iterator[Ranking 
         if pairs or ties:
             texts = tuple(row.answer for row in rows)
             yield from drop_equal_pairs(
-                Ranking(source, group_of(question), (Message("user", question),), texts, pairs, ties)
+                Ranking(source, find_group(question), (Message("user", question),), texts, pairs, ties)
             )
         else:
             yield LeftOut("a single completion")

@@ -168,7 +168,7 @@ def drop_equal_pairs(ranking: Ranking) -> Iterator[Ranking | LeftOut]:
         yield replace(ranking, pairs=pairs)
 
 
-def group_of(text: str) -> str:
+def find_group(text: str) -> str:
     """Return the group of a question: its words, without case or punctuation; a text without words unchanged.
 
     Questions that differ in nothing else are one group, and are never in a training and a test part at once.
@@ -176,6 +176,6 @@ def group_of(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower())) or text.strip()
 
 
-def leave_out(name: str) -> str:
+def explain_drop(name: str) -> str:
     """Return how to leave a field out, in a run's YAML and on the command line."""
     return f"`fields: {{{name}: null}}` (`--field {name}=` of `assay evaluate`)"

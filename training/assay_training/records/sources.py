@@ -10,7 +10,7 @@ from assay_training.config.data import Format, Source
 from assay_training.config.mixture import Augment, Step
 from assay_training.records import hh, instructions, oasst, plain, preferences, prompts, ranked, rated
 from assay_training.records.record import Judged, Labelled, LeftOut, Prompt, Ranking, RecordError, Spoken, Understood
-from assay_training.records.rows import Row, files, rows_of_files, rows_of_hub, sha256
+from assay_training.records.rows import Row, hash_file, list_data_files, read_folder_rows, read_hub_rows
 
 R = TypeVar("R")
 Reader = Callable[[Source, Iterable[Row]], Iterator[R | LeftOut | Understood]]
@@ -166,15 +166,15 @@ def read_prompts(data: Path, sources: Sequence[Source]) -> Read[Prompt]:
     return _read(data, sources, "prompts")
 
 
-def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) -> dict[str, str]:
+def hash_data(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) -> dict[str, str]:
     """Return the identity of a run's data: the SHA-256 of each file, and the commit of each hub data set."""
-    hashes = {str(step.file): sha256(data / step.file) for step in mixture if isinstance(step, Augment)}
+    hashes = {str(step.file): hash_file(data / step.file) for step in mixture if isinstance(step, Augment)}
     for source in sources:
         if source.hub is not None:
             name = " ".join(filter(None, (source.hub, source.hub_config, source.hub_dir, source.split)))
             hashes[name] = str(source.revision)
         else:
-            hashes |= {str(path.relative_to(data)): sha256(path) for path in files(data / source.name)}
+            hashes |= {str(path.relative_to(data)): hash_file(path) for path in list_data_files(data / source.name)}
     return hashes
 
 
@@ -222,7 +222,7 @@ def _parts(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[t
 
 def _rows(data: Path, source: Source) -> Iterator[Row]:
     if source.hub is None:
-        rows = rows_of_files(data / source.name)
+        rows = read_folder_rows(data / source.name)
     else:
-        rows = rows_of_hub(source.hub, source.hub_config, source.hub_dir, str(source.revision), source.split)
+        rows = read_hub_rows(source.hub, source.hub_config, source.hub_dir, str(source.revision), source.split)
     return (row.renamed(source.fields) for row in rows) if source.fields else rows

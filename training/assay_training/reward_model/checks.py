@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.algorithms.folds import HELD_OUT, assign_fold
 from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
 from assay_training.config.objective import AbsoluteObjective, LabelledMargin, PreferenceObjective
@@ -17,7 +17,7 @@ from assay_training.records.record import Judged, Labelled, Ranking
 def find_fold(config: RewardConfig, record: Judged) -> int:
     """Return the fold of a record, or `HELD_OUT`."""
     split = config.split
-    return fold_of(record.group, folds=split.folds or 1, held_out=split.held_out, seed=config.seed)
+    return assign_fold(record.group, folds=split.folds or 1, held_out=split.held_out, seed=config.seed)
 
 
 def is_trainable(record: Judged) -> bool:

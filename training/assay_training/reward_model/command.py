@@ -5,7 +5,7 @@ from pathlib import Path
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.config.base import read
 from assay_training.config.reward import RewardConfig
-from assay_training.distributed.processes import tell
+from assay_training.distributed.processes import print_once
 from assay_training.evaluation import plots
 from assay_training.evaluation.results import LENGTH, MODEL, results
 from assay_training.evaluation.rows import Rows
@@ -40,7 +40,7 @@ def run(config_path: Path, data: Path, out: Path | None) -> Path | None:
     if served and reward.run.writes:
         (directory / summary.SERVICE).write_text(summary.build_service_yaml(config))
     for line in summary.summary_lines(config, results or {}, directory):
-        tell(line)
+        print_once(line)
     return directory / "checkpoint" if served else None
 
 

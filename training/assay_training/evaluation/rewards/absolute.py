@@ -9,7 +9,7 @@ from assay_training.algorithms.statistics import Floats, bucket_errors, calibrat
 from assay_training.evaluation import plots
 from assay_training.evaluation.table import Picture, Table, integer_column, number_column, text_column
 from assay_training.records.record import RecordError
-from assay_training.records.rows import rows_of_any
+from assay_training.records.rows import read_file_rows
 
 COLUMNS = (
     text_column("file", "file"),
@@ -32,7 +32,7 @@ def read_predictions(path: Path) -> tuple[Floats, Floats]:
         RecordError: the file has no rows, or a field is missing or out of range; the message names file, row and field.
     """
     labels, predictions = [], []
-    for row in rows_of_any(path):
+    for row in read_file_rows(path):
         label, prediction = row.get("label", float), row.get("prediction", float)
         if not 0 <= label <= 1:
             raise row.error(f"field 'label' is {label}, not a number from 0 to 1")
