@@ -114,7 +114,7 @@ def ours(base: Path, targets: list[str]) -> Contender:
             schedule = Schedule(examples, settings, seed=0)
             train(
                 objective,
-                model.parameters_of("signal"),
+                model.get_parameters("signal"),
                 schedule,
                 name="ours",
                 metrics=directory.metrics("part"),

@@ -537,7 +537,7 @@ def test_rankings_of_ties_alone_are_counted_by_their_data_set() -> None:
 def test_a_run_that_would_train_on_less_than_half_of_its_data_is_refused() -> None:
     assert check_refused({}, 10) == []
     assert check_refused({"special": 5}, 10) == [
-        "sources: 5 of 10 records cannot be rendered (special: 5); they are left out"
+        "sources: 5 of 10 records cannot be rendered (special: 5); they are dropped"
     ]
     with pytest.raises(ConfigError, match=r"6 of 10 records cannot be rendered \(long: 1, special: 5\)"):
         check_refused({"special": 5, "long": 1}, 10)

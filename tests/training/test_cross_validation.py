@@ -618,7 +618,7 @@ def test_what_the_renderer_refuses_is_missing_before_anything_is_written(tmp_pat
     begun.begin()
 
 
-def test_faulty_rows_of_a_published_set_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_faulty_rows_of_a_published_set_are_dropped_and_counted(tmp_path: Path) -> None:
     begun = prepare(tmp_path)
     faulty = [tiny.hh_row("empty", "Yes.", " "), tiny.hh_row("same", "Yes.", "Yes."), {"chosen": "", "rejected": ""}]
     tiny.write_rows(begun.data / "hh_rlhf" / "z.test.jsonl.gz", faulty)

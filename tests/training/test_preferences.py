@@ -269,7 +269,7 @@ def test_null_leaves_a_field_out(fields: dict[str, None], tmp_path: Path) -> Non
     assert read(tmp_path, [row], fields=fields).records == [EXPECTED]
 
 
-def test_what_teaches_nothing_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_what_teaches_nothing_is_dropped_and_counted(tmp_path: Path) -> None:
     again = [USER, BAD, USER]
     rows = [
         {"prompt": "a", "chosen": "b", "rejected": "b"},
@@ -281,7 +281,7 @@ def test_what_teaches_nothing_is_left_out_and_counted(tmp_path: Path) -> None:
     ]
     found = read(tmp_path, rows, largest_gap=9)
     assert found.records == [EXPECTED]
-    assert found.left_out == {
+    assert found.dropped == {
         "set: chosen and rejected are equal": 1,
         "set: empty completion": 1,
         "set: chosen and rejected differ before the last message": 1,

@@ -269,7 +269,7 @@ def test_a_line_that_cannot_be_meant_is_told_by_its_number(line: bytes, message:
 
 
 @pytest.mark.parametrize(
-    ("folder", "format_", "left_out", "ties_alone"),
+    ("folder", "format_", "dropped", "ties_alone"),
     [
         ("feedbackqa", "feedbackqa", {"a pair of equal completions": 1}, 50),
         (
@@ -283,11 +283,11 @@ def test_a_line_that_cannot_be_meant_is_told_by_its_number(line: bytes, message:
     ],
 )
 def test_what_published_rankings_do_not_teach_is_counted(
-    folder: str, format_: Format, left_out: dict[str, int], ties_alone: int, request: pytest.FixtureRequest
+    folder: str, format_: Format, dropped: dict[str, int], ties_alone: int, request: pytest.FixtureRequest
 ) -> None:
     data = request.config.getoption("--data")
     if data is None or not (data / folder).is_dir():
         pytest.skip(f"the published data are not there (--data=DIR with {folder} in it)")
     found = read_rankings(data, [Source(name=folder, format=format_)])
-    assert found.left_out == {f"{folder}: {reason}": count for reason, count in left_out.items()}
+    assert found.dropped == {f"{folder}: {reason}": count for reason, count in dropped.items()}
     assert sum(count_ties_only(found.records).values()) == ties_alone

@@ -111,7 +111,7 @@ def trainable(base: Path, *, seed: int = 0, dropout: float = 0.0) -> tuple[Rewar
     head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(seed), bias=model.architecture.head_bias)
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=["query", "value"])
     model.add_fresh_signal("s", head, lora)
-    return model, model.parameters_of("s")
+    return model, model.get_parameters("s")
 
 
 def ranking(prompt: str, completions: Iterable[str], pairs: Pairs = ((0, 1),), source: str = "hh_rlhf/x") -> Ranking:

@@ -26,8 +26,8 @@ from assay_experiments.rollouts import read_prompts
 from assay_experiments.sweep import Run, build_runs, read_plan, write_rows
 from assay_service.scoring.item import Message
 from assay_service.scoring.tokenizer import load
-from assay_training.algorithms.best_of_n import expected, kl_bound, win_rate
-from assay_training.algorithms.statistics import Floats, clustered_share
+from assay_training.algorithms.best_of_n import compute_expected_gold, compute_kl_bound, compute_win_rate
+from assay_training.algorithms.statistics import Floats, compute_clustered_share
 from assay_training.config.rollout import Reward
 from assay_training.models.batches import cut_token_batches
 from assay_training.models.checkpoint import build_policy_renderer
@@ -127,7 +127,7 @@ def group_by_prompt(samples: Sequence[ScoredCompletion]) -> dict[Ids, dict[str, 
 
 def average_rates(rates: Mapping[Ids, float]) -> dict[str, Any]:
     """Return the mean of the prompts' rates with its 95 % interval, clustered by prompt."""
-    return asdict(clustered_share(np.array(list(rates.values())), [str(prompt) for prompt in rates]))
+    return asdict(compute_clustered_share(np.array(list(rates.values())), [str(prompt) for prompt in rates]))
 
 
 def compute_wins(samples: Sequence[ScoredCompletion], first: Sequence[ScoredCompletion]) -> dict[str, dict[str, Any]]:
@@ -166,9 +166,13 @@ def compute_best_of(n: int, by: Mapping[str, float], first: Sequence[ScoredCompl
     prompts = {prompt: numbers for prompt, numbers in group_by_prompt(first).items() if len(numbers["length"]) > n}
     scores = {p: np.sum([weight * prompts[p][name] for name, weight in by.items()], axis=0) for p in prompts}
     names = list(collect_numbers(first[0]))
-    means = {name: float(np.mean([expected(scores[p], prompts[p][name], n) for p in prompts])) for name in names}
-    rates = {name: average_rates({p: win_rate(scores[p], prompts[p][name], n) for p in prompts}) for name in names}
-    return {"answers": len(first), "kl": kl_bound(n), "means": means, "wins": rates}
+    means = {
+        name: float(np.mean([compute_expected_gold(scores[p], prompts[p][name], n) for p in prompts])) for name in names
+    }
+    rates = {
+        name: average_rates({p: compute_win_rate(scores[p], prompts[p][name], n) for p in prompts}) for name in names
+    }
+    return {"answers": len(first), "kl": compute_kl_bound(n), "means": means, "wins": rates}
 
 
 def main(

@@ -77,7 +77,7 @@ class SftRun:
                 print_once(line)
             reports[stage.name] = {
                 "understood": read_stage.understood,
-                "left_out": read_stage.left_out,
+                "left_out": read_stage.dropped,
                 "training": asdict(report),
                 "held_out": asdict(held_out_report),
             }

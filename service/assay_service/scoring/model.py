@@ -58,7 +58,7 @@ class RewardModel:
 
     Attributes:
         hidden_size: width of the hidden states.
-        vocabulary_size: number of rows of the base's embedding; a signal may have its own (`vocabulary_size_of`).
+        vocabulary_size: number of rows of the base's embedding; a signal may have its own (`get_vocabulary_size`).
         architecture: properties of the base's architecture that scoring depends on.
         token_types: number of token types that the base distinguishes.
         kernels: description of the back end that computes the base.
@@ -153,7 +153,7 @@ class RewardModel:
         self._signals[name] = _Signal((key,), head.to(self.device))
         self._activate(name)
 
-    def parameters_of(self, name: str) -> list[nn.Parameter]:
+    def get_parameters(self, name: str) -> list[nn.Parameter]:
         """Return the trained parameters of a fresh signal: its LoRA's or the whole base's, and its head's."""
         signal = self._signals[name]
         named = self.base.named_parameters()
@@ -179,7 +179,7 @@ class RewardModel:
         head = {f"{self.architecture.head}.{n}": p for n, p in self._signals[name].head.named_parameters()}
         return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (base | head).items()}
 
-    def vocabulary_size_of(self, name: str) -> int:
+    def get_vocabulary_size(self, name: str) -> int:
         """Return the number of token ids that signal `name` embeds: the base's, or those of its own embedding."""
         embedding = self._signals[name].embedding
         return self.vocabulary_size if embedding is None else embedding.vocabulary_size

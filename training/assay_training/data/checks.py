@@ -28,7 +28,7 @@ def check_refused(refused: Mapping[str, int], records: int, key: str = "sources"
     line = f"{total} of {records} records cannot be rendered ({counts})"
     if total > LARGEST_REFUSED_SHARE * records:
         raise ConfigError(f"{key}: {line}")
-    return [f"{key}: {line}; they are left out"] if total else []
+    return [f"{key}: {line}; they are dropped"] if total else []
 
 
 def find_base(config: RunConfig) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from assay_service.scoring.item import Message
 from assay_training.records.plain import read_prompt
-from assay_training.records.record import Dialogue, LeftOut, Prompt, Ranking, Text, Understood, find_group
+from assay_training.records.record import Dialogue, Dropped, Prompt, Ranking, Text, Understood, find_group
 from assay_training.records.rows import Row
 
 
@@ -20,8 +20,8 @@ def prompts(source: str, rows: Iterable[Row]) -> Iterator[Prompt]:
 
 
 def asked(
-    records: Iterable[Ranking | Dialogue | Text | Prompt | LeftOut | Understood],
-) -> Iterator[Prompt | LeftOut | Understood]:
+    records: Iterable[Ranking | Dialogue | Text | Prompt | Dropped | Understood],
+) -> Iterator[Prompt | Dropped | Understood]:
     """Yield the prompts of records, each once.
 
     The prompt of a dialogue is everything before the assistant's last message. A record without a prompt is dropped.
@@ -29,12 +29,12 @@ def asked(
     # Preference sets repeat prompts, one row per pair; a policy should be asked each of them equally often.
     seen: set[tuple[Message, ...]] = set()
     for record in records:
-        if isinstance(record, LeftOut | Understood):
+        if isinstance(record, Dropped | Understood):
             yield record
             continue
         messages = _messages(record)
         if not messages:
-            yield LeftOut("no prompt")
+            yield Dropped("no prompt")
         elif messages not in seen:
             seen.add(messages)
             yield Prompt(record.source, record.group, messages)

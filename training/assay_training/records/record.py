@@ -21,7 +21,7 @@ class RecordError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class Dropped:
     """A dropped record: published sets are known to have rows that cannot be used.
 
     Attributes:
@@ -156,14 +156,14 @@ Spoken = Dialogue | Text
 Record = Judged | Spoken | Prompt
 
 
-def drop_equal_pairs(ranking: Ranking) -> Iterator[Ranking | LeftOut]:
+def drop_equal_pairs(ranking: Ranking) -> Iterator[Ranking | Dropped]:
     """Yield a ranking without pairs of equal completions, which no model can distinguish.
 
     A dropped record is yielded for each such pair; nothing else is yielded if no pair and no tie remains.
     """
     pairs = tuple(pair for pair in ranking.pairs if ranking.completions[pair.better] != ranking.completions[pair.worse])
     # Ties stay also if their texts are equal: they are only reported.
-    yield from [LeftOut("a pair of equal completions")] * (len(ranking.pairs) - len(pairs))
+    yield from [Dropped("a pair of equal completions")] * (len(ranking.pairs) - len(pairs))
     if pairs or ranking.ties:
         yield replace(ranking, pairs=pairs)
 

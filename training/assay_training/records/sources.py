@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 from assay_training.config.data import Format, Source
 from assay_training.config.mixture import Augment, Step
 from assay_training.records import hh, instructions, oasst, plain, preferences, prompts, ranked, rated
-from assay_training.records.record import Judged, Labelled, LeftOut, Prompt, Ranking, RecordError, Spoken, Understood
+from assay_training.records.record import Dropped, Judged, Labelled, Prompt, Ranking, RecordError, Spoken, Understood
 from assay_training.records.rows import Row, hash_file, list_data_files, read_folder_rows, read_hub_rows
 
 R = TypeVar("R")
-Reader = Callable[[Source, Iterable[Row]], Iterator[R | LeftOut | Understood]]
+Reader = Callable[[Source, Iterable[Row]], Iterator[R | Dropped | Understood]]
 Part = Callable[[Row], str]
 
 
@@ -23,19 +23,19 @@ class Read(Generic[R]):
 
     Attributes:
         records: records, in the order of the sources.
-        left_out: numbers of dropped records, by source and reason.
+        dropped: numbers of dropped records, by source and reason.
         understood: number of rows of each phrase on the fields that were read or ignored, by source.
     """
 
     records: list[R]
-    left_out: Counter[str]
+    dropped: Counter[str]
     understood: dict[str, dict[str, int]]
 
     def report_lines(self) -> list[str]:
         """Return a line per source whose reader reports on its fields, and a line per reason for dropped records."""
         return [
             *(f"{name}: {'; '.join(_counted(said))}" for name, said in self.understood.items()),
-            *(f"{reason}: {count:,} dropped" for reason, count in self.left_out.items()),
+            *(f"{reason}: {count:,} dropped" for reason, count in self.dropped.items()),
         ]
 
 
@@ -193,8 +193,8 @@ def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = 
         before = len(read.records)
         parts = _parts(source, _rows(data, source), part)
         for record in (record for divided, rows in parts for record in reader(divided, rows)):
-            if isinstance(record, LeftOut):
-                read.left_out[f"{source.name}: {record.reason}"] += 1
+            if isinstance(record, Dropped):
+                read.dropped[f"{source.name}: {record.reason}"] += 1
             elif isinstance(record, Understood):
                 said = read.understood.setdefault(source.name, {})
                 for phrase, count in {_ROWS: record.rows, **record.said}.items():
@@ -203,7 +203,7 @@ def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = 
                 read.records.append(record)
         # A source without a record of the kind is a mistake in its format or its data.
         if len(read.records) == before:
-            reasons = ", ".join(reason for reason in read.left_out if reason.startswith(f"{source.name}: "))
+            reasons = ", ".join(reason for reason in read.dropped if reason.startswith(f"{source.name}: "))
             raise RecordError(f"sources: {source.name}: no {_KINDS[kind]} in the source{reasons and f' ({reasons})'}")
     return read
 

@@ -10,7 +10,7 @@ from assay_training.config.mixture import Augment
 from assay_training.config.objective import AbsoluteObjective, LabelledMargin, PreferenceObjective
 from assay_training.config.reward import RewardConfig
 from assay_training.data.mixture import Paraphrases, is_low, mix
-from assay_training.evaluation.results import domains
+from assay_training.evaluation.results import group_by_domain
 from assay_training.records.record import Judged, Labelled, Ranking
 
 
@@ -143,5 +143,5 @@ def _check_test_parts(config: RewardConfig, records: Sequence[tuple[Judged, int]
 
 def _has_domain(records: Sequence[Judged]) -> bool:
     """Return whether a domain has two groups; labels of different sources share no statistic."""
-    domain_sources = domains({record.source for record in records}).values()
+    domain_sources = group_by_domain({record.source for record in records}).values()
     return any(len({record.group for record in records if record.source in sources}) > 1 for sources in domain_sources)

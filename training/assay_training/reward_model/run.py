@@ -116,7 +116,7 @@ class RewardRun:
             "render.json",
             {
                 "understood": found.understood,
-                "left_out": found.left_out + count_ties_only(records),
+                "left_out": found.dropped + count_ties_only(records),
                 **asdict(report),
                 **count_paraphrases(config, learned, self._paraphrases),
             },
@@ -147,7 +147,7 @@ class RewardRun:
             objective = Pairwise(model, config.name, config.objective, settings)
         train(
             objective,
-            model.parameters_of(config.name),
+            model.get_parameters(config.name),
             Schedule(examples, settings, config.seed),
             name=f"{config.name} {name}",
             metrics=self.run.metrics(name),
@@ -157,7 +157,7 @@ class RewardRun:
             return model
         # Sharded weights are spread over processes, but one process predicts and saves: it needs them whole.
         whole = self.build_model()
-        copy_whole(model.parameters_of(config.name), whole.parameters_of(config.name))
+        copy_whole(model.get_parameters(config.name), whole.get_parameters(config.name))
         return whole
 
     def predict(self, model: RewardModel, examples: Sequence[Example]) -> list[list[float]]:

@@ -81,7 +81,7 @@ class RolloutSession:
         self.prompts, dropped = render_prompts(read.records, renderer, config.rollout.max_prompt_tokens)
         # Long prompts are expected to be dropped; many that the renderer refuses mean a wrong template.
         check_refused(dropped - Counter(too_long=dropped["too_long"]), len(read.records))
-        self._report_prompts(read.left_out + dropped)
+        self._report_prompts(read.dropped + dropped)
         identity = {
             "config": config.model_dump(mode="json", exclude=CHANGEABLE),
             "template": self._template,
@@ -91,7 +91,7 @@ class RolloutSession:
         self.run = RunDirectory(out, identity, writes=get_accelerator().is_main_process)
         # The main process first checks that the directory has no foreign files; after that the others may write.
         get_accelerator().wait_for_everyone()
-        counts = {"prompts": len(self.prompts), "understood": read.understood, "left_out": read.left_out + dropped}
+        counts = {"prompts": len(self.prompts), "understood": read.understood, "left_out": read.dropped + dropped}
         self.run.write_json("render.json", counts)
         eos, device = self._tokenizer.eos_token_id, get_accelerator().device
         engine = load_engine(config.rollout, config.lora.r, eos, base, device)

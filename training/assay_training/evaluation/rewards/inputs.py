@@ -178,7 +178,7 @@ def read_candidates(given: str, options: ReadOptions = NO_OPTIONS) -> Read[Candi
     if not several:
         raise RecordError(f"{given}: no prompt has two completions to choose from")
     if len(several) < len(by_prompt):
-        read.left_out[f"{path.name}: the only completion of its prompt"] += len(by_prompt) - len(several)
+        read.dropped[f"{path.name}: the only completion of its prompt"] += len(by_prompt) - len(several)
     candidates = [
         Candidates(records[0].source, records[0].group, tuple(r.item for r in records), tuple(r.label for r in records))
         for records in several
@@ -195,7 +195,7 @@ def _replace_records(read: Read[Any], records: list[R], by: str | None) -> Read[
         name: {phrase: rows for phrase, rows in counts.items() if phrase != f"ignored: {by}"}
         for name, counts in read.understood.items()
     }
-    return Read(records, read.left_out, understood)
+    return Read(records, read.dropped, understood)
 
 
 def _name_part(source: str, row: Row, by: str | None) -> str:
@@ -215,7 +215,7 @@ def _read_verdict_rankings(paths: Sequence[Path], options: ReadOptions) -> Read[
     for path in paths:
         verdicts = read_verdicts([path], options.reference, () if options.by is None else (options.by,))
         read.records.extend(_convert_verdict(verdict, path) for verdict in verdicts.records)
-        read.left_out.update(verdicts.left_out)
+        read.dropped.update(verdicts.dropped)
     return read
 
 
