@@ -166,7 +166,7 @@ def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> 
         ),
         (
             {"signals": {"a": {"base": "rm"}}, "defaults": "a"},
-            "defaults: unknown key; did you mean `default`? Keys are signals, blends, default, limits",
+            "defaults: unknown key; did you mean `default`? Keys are signals, blends, default, limits, compat",
         ),
     ],
 )
@@ -473,6 +473,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "A signal": settings.SignalSettings,
     "A blend": settings.BlendSettings,
     "Limits": settings.Limits,
+    "Compatible wires": settings.CompatSettings,
+    "A wire": settings.WireSettings,
 }
 
 

@@ -13,7 +13,7 @@ from assay_service.api.scorer import ItemScore
 from assay_service.api.scoring import ScoredItem
 from assay_service.errors import AssayError
 from assay_service.registry import Registry, Signal
-from assay_service.scoring.blend import Blend, Standardise, probability
+from assay_service.scoring.blend import Blend, Standardise, compute_probability
 from assay_service.scoring.render import Rendered
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -255,8 +255,8 @@ def build_signal_value(signal: Signal, score: ItemScore) -> SignalValue:
         "dropped_tokens": rendered.dropped_tokens,
         "control_tokens_as_text": rendered.control_tokens_as_text,
     }
-    if signal.kind == "absolute":
-        fields["prob"] = probability(logit)  # of a preference signal only the sigmoid of a margin is a probability
+    if signal.kind == "absolute":  # of a preference signal only the sigmoid of a margin is a probability
+        fields["prob"] = compute_probability(logit)
     return SignalValue.model_validate(fields)
 
 

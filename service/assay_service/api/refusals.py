@@ -16,7 +16,7 @@ from assay_service.api import schemas
 from assay_service.api.body import TWICE
 from assay_service.api.guard import BodyTooLarge
 from assay_service.errors import AssayError, ContentError, Overloaded
-from assay_service.validation import explain, key_of
+from assay_service.validation import explain, format_key
 
 _NOT_JSON = "the body is not valid JSON"
 _PLAIN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
@@ -91,7 +91,7 @@ def _format_param(loc: tuple[Any, ...]) -> str | None:
 
     The path has neither union tags nor names with unusual characters, which would echo the input.
     """
-    return key_of(loc[1:], lambda part: part not in schemas.UNION_TAGS and bool(_PLAIN.match(part))) or None
+    return format_key(loc[1:], lambda part: part not in schemas.UNION_TAGS and bool(_PLAIN.match(part))) or None
 
 
 def _has_json_type(request: Request) -> bool:

@@ -20,7 +20,7 @@ from assay_service.api.messages import build_completion_items, build_items
 from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.api.scoring import ScoredItem, check_count, score_items, score_result
 from assay_service.errors import AssayError
-from assay_service.scoring.blend import probability, ranked
+from assay_service.scoring.blend import compute_probability, rank_scores
 
 API_VERSION = "1"
 
@@ -67,7 +67,7 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
     items = build_completion_items(prompt, entries, field)
     scored = await score_items(request, items, blend)
     kept = {index: result for index, result in enumerate(scored) if not isinstance(result, AssayError)}
-    places = ranked({index: result.score for index, result in kept.items()})
+    places = rank_scores({index: result.score for index, result in kept.items()})
     return answers.RankAnswer(
         id=f"rank-{uuid.uuid4().hex}",
         object="rank",
@@ -111,7 +111,7 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
     for name in names:
         signal, margin = registry.signals[name], a.logits[name] - b.logits[name]
         # The margin of two absolute logits is not a Bradley-Terry logit.
-        chance = {"prob_a": probability(margin)} if signal.kind == "preference" else {}
+        chance = {"prob_a": compute_probability(margin)} if signal.kind == "preference" else {}
         signals[name] = answers.ComparedSignal(
             margin=margin, a=answers.build_signal_value(signal, a), b=answers.build_signal_value(signal, b), **chance
         )

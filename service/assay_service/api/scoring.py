@@ -8,7 +8,7 @@ from fastapi import Request
 from assay_service.api.guard import run_while_connected
 from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.errors import AssayError, ContentError, ServingError
-from assay_service.scoring.blend import Blend, Moments, blended
+from assay_service.scoring.blend import Blend, Moments, blend_logits
 from assay_service.scoring.item import Item, Truncation
 
 
@@ -49,7 +49,7 @@ def score_result(
     if isinstance(result, AssayError):
         return result
     try:
-        return ScoredItem(blended(blend, result.logits, moments), result)
+        return ScoredItem(blend_logits(blend, result.logits, moments), result)
     except AssayError as error:  # a weighted sum can overflow although every logit is finite
         return error
 

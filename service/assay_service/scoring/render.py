@@ -14,6 +14,7 @@ from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.skeleton import Dropped
 from assay_service.scoring.template import Template
+from assay_service.scoring.transcript import build_transcript
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Renderer:
         named = sorted((name, str(text)) for name, text in self._tokenizer.special_tokens_map.items())
         self.tokenizer_sha256 = hashlib.sha256(f"{named}{file}".encode()).hexdigest()
         self.template = Template(self._tokenizer, rules.template)
+        self.transcript = build_transcript(self.template, self._tokenizer)
         added = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items()}
         special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
         special |= {t: added[t] for t in find_turn_tokens(self.template, added)}

@@ -1,5 +1,7 @@
 """Read a conversation back from the text that a chat template rendered."""
 
+from transformers import PreTrainedTokenizerBase
+
 from assay_service.scoring.item import Item
 from assay_service.scoring.template import Template
 
@@ -33,3 +35,8 @@ class Transcript:
             ContentError: as for `read`.
         """
         raise NotImplementedError
+
+
+def build_transcript(template: Template, tokenizer: PreTrainedTokenizerBase) -> Transcript:
+    """Return a reader of the conversations that `template` renders with the special tokens of `tokenizer`."""
+    return Transcript(template, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)

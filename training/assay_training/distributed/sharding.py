@@ -17,12 +17,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from assay_training.config.base import ConfigError
-from assay_training.distributed.processes import accelerator
+from assay_training.distributed.processes import get_accelerator
 
 
 def sharding_requested() -> bool:
     """Return whether the processes were started with an FSDP configuration."""
-    return bool(accelerator().distributed_type == DistributedType.FSDP)
+    return bool(get_accelerator().distributed_type == DistributedType.FSDP)
 
 
 def shard(model: PreTrainedModel) -> None:
@@ -35,7 +35,7 @@ def shard(model: PreTrainedModel) -> None:
     """
     if not sharding_requested():
         return
-    together = accelerator()
+    together = get_accelerator()
     mesh = init_device_mesh(together.device.type, (together.num_processes,))
     layers = set(model._no_split_modules or ())
     if not layers:
@@ -55,7 +55,7 @@ def count_padding_passes(forwards: int) -> int:
 
     Processes that shard a layer compute it together: one that runs fewer passes would make the others wait forever.
     """
-    return -forwards % accelerator().num_processes if sharding_requested() else 0
+    return -forwards % get_accelerator().num_processes if sharding_requested() else 0
 
 
 def copy_whole(parts: Iterable[torch.Tensor], into: Iterable[torch.Tensor]) -> None:

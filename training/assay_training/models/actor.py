@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from assay_training.config.model import Adam, Lora
 from assay_training.data.sft_examples import SftExample
-from assay_training.models.batches import autocast, token_batches
+from assay_training.models.batches import autocast, cut_token_batches
 from assay_training.models.policy import Policy
 
 
@@ -143,6 +143,6 @@ class Actor:
 
 def _cut_micro_batches(examples: Sequence[SftExample], settings: Adam) -> Iterator[tuple[list[SftExample], list[int]]]:
     """Yield micro-batches with the number of target tokens of each example; they are bounded as in training."""
-    for indices in token_batches(range(len(examples)), examples, settings.micro_batch_tokens):
+    for indices in cut_token_batches(range(len(examples)), examples, settings.micro_batch_tokens):
         part = [examples[i] for i in indices]
         yield part, [example.targets for example in part]

@@ -10,7 +10,7 @@ from assay_training.config.base import ConfigError
 from assay_training.config.model import Lora
 
 
-def lora_config(lora: Lora, model: Any, task_type: str | None = None) -> LoraConfig:  # noqa: ANN401 - transformers
+def build_lora_config(lora: Lora, model: Any, task_type: str | None = None) -> LoraConfig:  # noqa: ANN401 - transformers
     """Return PEFT's configuration of an adapter, without dropout, so that training and serving compute the same.
 
     With `lora.layers` the adapted modules are listed by their full names. PEFT's own `layers_to_transform` expects a

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from assay_training.records.record import GAP_OPTION, leave_out
+from assay_training.records.record import GAP_OPTION, explain_drop
 from assay_training.records.rows import Row
 
 Gaps = Callable[[int, int], float | None]
 
 
-def gaps_of(row: Row, largest: float | None, counts: tuple[int, int], said: Counter[str]) -> Gaps:
+def read_gaps(row: Row, largest: float | None, counts: tuple[int, int], said: Counter[str]) -> Gaps:
     """Return a function from a chosen completion i and a rejected completion j to their gap, or to None without one.
 
     A gap is a share of the source's largest gap. It is read from `gap` (already in 0..1), from `margin`, or from
@@ -33,7 +33,7 @@ def gaps_of(row: Row, largest: float | None, counts: tuple[int, int], said: Coun
     if given == ["margin"] and largest is None:
         raise row.error(
             f"field {row.named('margin')} is a target margin: declare the source's `largest_gap` ({GAP_OPTION}), the "
-            f"margin that counts as a gap of 1, or drop the field with {leave_out('margin')}"
+            f"margin that counts as a gap of 1, or drop the field with {explain_drop('margin')}"
         )
     if scores and largest is None:
         said[f"not used: {', '.join(scores)} (`largest_gap` or `--largest-gap` makes their difference a gap)"] += 1
@@ -41,7 +41,7 @@ def gaps_of(row: Row, largest: float | None, counts: tuple[int, int], said: Coun
     if len(given) + bool(scores) > 1:
         raise row.error(
             f"fields {' and '.join([*given, *scores])} both define the gap; drop one of them with "
-            f"{leave_out((given or scores)[0])}"
+            f"{explain_drop((given or scores)[0])}"
         )
     if given:
         return _one(row, given[0], 1.0 if given[0] == "gap" else largest or 1.0, said)

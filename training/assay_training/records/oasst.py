@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from assay_service.scoring.item import Item, Message
-from assay_training.records.record import Dialogue, Labelled, LeftOut, Pair, Ranking, drop_equal_pairs, group_of
+from assay_training.records.record import Dialogue, Dropped, Labelled, Pair, Ranking, drop_equal_pairs, find_group
 from assay_training.records.rows import Row
 
 MAX_REPLIES = 4  # the largest K of a ranking
@@ -37,7 +37,7 @@ class _Node:
     replies: list["_Node"] = field(default_factory=list)
 
 
-def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Ranking | LeftOut]:
+def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Ranking | Dropped]:
     """Yield a ranking of the best four ranked completions of every prompt, best first.
 
     Prompts with fewer than two ranked completions are dropped.
@@ -56,7 +56,7 @@ def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Ite
                 continue
             ranked = sorted((r for r in node.replies if r.rank is not None), key=lambda r: r.rank or 0)[:MAX_REPLIES]
             if len(ranked) < 2:
-                yield LeftOut("fewer than two ranked completions")
+                yield Dropped("fewer than two ranked completions")
                 continue
             ranks = [reply.rank or 0 for reply in ranked]
             pairs = tuple(Pair(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b)
@@ -67,7 +67,7 @@ def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Ite
 
 def labelled(
     source: str, rows: Iterable[Row], languages: frozenset[str], weights: Mapping[str, float]
-) -> Iterator[Labelled | LeftOut]:
+) -> Iterator[Labelled | Dropped]:
     """Yield every assistant message with the weighted sum of its labels as its label.
 
     Messages without one of the labels, or with a sum below 0, are dropped.
@@ -88,9 +88,9 @@ def labelled(
             missing = weights.keys() - node.labels.keys()
             label = sum(weight * node.labels.get(name, 0.0) for name, weight in weights.items())
             if missing:
-                yield LeftOut(f"no label {min(missing)!r}")
+                yield Dropped(f"no label {min(missing)!r}")
             elif label < 0:
-                yield LeftOut("a quality below 0")
+                yield Dropped("a quality below 0")
             else:
                 yield Labelled(f"{source}/{language}", group, Item(node.path), label)
 
@@ -133,7 +133,7 @@ def _trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str
             continue
         language = root.get("lang", str)
         if root.get("tree_state", str) == _FINISHED and language in languages:
-            yield group_of(root.text("text")), language, _tree(root, children)
+            yield find_group(root.text("text")), language, _tree(root, children)
 
 
 def _parent(row: Row, messages: Mapping[str, Row]) -> str:

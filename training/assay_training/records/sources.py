@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 from assay_training.config.data import Format, Source
 from assay_training.config.mixture import Augment, Step
 from assay_training.records import hh, instructions, oasst, plain, preferences, prompts, ranked, rated
-from assay_training.records.record import Judged, Labelled, LeftOut, Prompt, Ranking, RecordError, Spoken, Understood
-from assay_training.records.rows import Row, files, rows_of_files, rows_of_hub, sha256
+from assay_training.records.record import Dropped, Judged, Labelled, Prompt, Ranking, RecordError, Spoken, Understood
+from assay_training.records.rows import Row, hash_file, list_data_files, read_folder_rows, read_hub_rows
 
 R = TypeVar("R")
-Reader = Callable[[Source, Iterable[Row]], Iterator[R | LeftOut | Understood]]
+Reader = Callable[[Source, Iterable[Row]], Iterator[R | Dropped | Understood]]
 Part = Callable[[Row], str]
 
 
@@ -23,19 +23,19 @@ class Read(Generic[R]):
 
     Attributes:
         records: records, in the order of the sources.
-        left_out: numbers of dropped records, by source and reason.
+        dropped: numbers of dropped records, by source and reason.
         understood: number of rows of each phrase on the fields that were read or ignored, by source.
     """
 
     records: list[R]
-    left_out: Counter[str]
+    dropped: Counter[str]
     understood: dict[str, dict[str, int]]
 
     def report_lines(self) -> list[str]:
         """Return a line per source whose reader reports on its fields, and a line per reason for dropped records."""
         return [
             *(f"{name}: {'; '.join(_counted(said))}" for name, said in self.understood.items()),
-            *(f"{reason}: {count:,} dropped" for reason, count in self.left_out.items()),
+            *(f"{reason}: {count:,} dropped" for reason, count in self.dropped.items()),
         ]
 
 
@@ -166,15 +166,15 @@ def read_prompts(data: Path, sources: Sequence[Source]) -> Read[Prompt]:
     return _read(data, sources, "prompts")
 
 
-def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) -> dict[str, str]:
+def hash_data(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) -> dict[str, str]:
     """Return the identity of a run's data: the SHA-256 of each file, and the commit of each hub data set."""
-    hashes = {str(step.file): sha256(data / step.file) for step in mixture if isinstance(step, Augment)}
+    hashes = {str(step.file): hash_file(data / step.file) for step in mixture if isinstance(step, Augment)}
     for source in sources:
         if source.hub is not None:
             name = " ".join(filter(None, (source.hub, source.hub_config, source.hub_dir, source.split)))
             hashes[name] = str(source.revision)
         else:
-            hashes |= {str(path.relative_to(data)): sha256(path) for path in files(data / source.name)}
+            hashes |= {str(path.relative_to(data)): hash_file(path) for path in list_data_files(data / source.name)}
     return hashes
 
 
@@ -193,8 +193,8 @@ def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = 
         before = len(read.records)
         parts = _parts(source, _rows(data, source), part)
         for record in (record for divided, rows in parts for record in reader(divided, rows)):
-            if isinstance(record, LeftOut):
-                read.left_out[f"{source.name}: {record.reason}"] += 1
+            if isinstance(record, Dropped):
+                read.dropped[f"{source.name}: {record.reason}"] += 1
             elif isinstance(record, Understood):
                 said = read.understood.setdefault(source.name, {})
                 for phrase, count in {_ROWS: record.rows, **record.said}.items():
@@ -203,7 +203,7 @@ def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = 
                 read.records.append(record)
         # A source without a record of the kind is a mistake in its format or its data.
         if len(read.records) == before:
-            reasons = ", ".join(reason for reason in read.left_out if reason.startswith(f"{source.name}: "))
+            reasons = ", ".join(reason for reason in read.dropped if reason.startswith(f"{source.name}: "))
             raise RecordError(f"sources: {source.name}: no {_KINDS[kind]} in the source{reasons and f' ({reasons})'}")
     return read
 
@@ -222,7 +222,7 @@ def _parts(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[t
 
 def _rows(data: Path, source: Source) -> Iterator[Row]:
     if source.hub is None:
-        rows = rows_of_files(data / source.name)
+        rows = read_folder_rows(data / source.name)
     else:
-        rows = rows_of_hub(source.hub, source.hub_config, source.hub_dir, str(source.revision), source.split)
+        rows = read_hub_rows(source.hub, source.hub_config, source.hub_dir, str(source.revision), source.split)
     return (row.renamed(source.fields) for row in rows) if source.fields else rows

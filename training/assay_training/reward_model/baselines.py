@@ -16,7 +16,7 @@ from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.config.model import OptimizerConfig
 from assay_training.data.examples import Example
-from assay_training.models.batches import autocast, token_batches
+from assay_training.models.batches import autocast, cut_token_batches
 from assay_training.records.record import Labelled
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # on standardized features, so that one grid serves every base
@@ -91,7 +91,7 @@ def compute_frozen_features(
     # Sequences of like length share a micro-batch, which bounds its memory by tokens; the order is restored below.
     by_length = sorted(range(len(examples)), key=lambda i: examples[i].tokens)
     for part in tqdm(
-        list(token_batches(by_length, examples, settings.micro_batch_tokens)), desc="frozen base", mininterval=10
+        list(cut_token_batches(by_length, examples, settings.micro_batch_tokens)), desc="frozen base", mininterval=10
     ):
         with torch.inference_mode(), autocast(model.device, settings):
             rows = model.pooled([_score_all_tokens(s) for i in part for s in examples[i].sequences], signal)

@@ -4,20 +4,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.algorithms.folds import HELD_OUT, assign_fold
 from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
 from assay_training.config.objective import AbsoluteObjective, LabelledMargin, PreferenceObjective
 from assay_training.config.reward import RewardConfig
 from assay_training.data.mixture import Paraphrases, is_low, mix
-from assay_training.evaluation.results import domains
+from assay_training.evaluation.results import group_by_domain
 from assay_training.records.record import Judged, Labelled, Ranking
 
 
 def find_fold(config: RewardConfig, record: Judged) -> int:
     """Return the fold of a record, or `HELD_OUT`."""
     split = config.split
-    return fold_of(record.group, folds=split.folds or 1, held_out=split.held_out, seed=config.seed)
+    return assign_fold(record.group, folds=split.folds or 1, held_out=split.held_out, seed=config.seed)
 
 
 def is_trainable(record: Judged) -> bool:
@@ -143,5 +143,5 @@ def _check_test_parts(config: RewardConfig, records: Sequence[tuple[Judged, int]
 
 def _has_domain(records: Sequence[Judged]) -> bool:
     """Return whether a domain has two groups; labels of different sources share no statistic."""
-    domain_sources = domains({record.source for record in records}).values()
+    domain_sources = group_by_domain({record.source for record in records}).values()
     return any(len({record.group for record in records if record.source in sources}) > 1 for sources in domain_sources)

@@ -45,7 +45,7 @@ class Experience:
         return self.example.tokens
 
 
-def example_of(sample: ScoredCompletion) -> SftExample:
+def build_example(sample: ScoredCompletion) -> SftExample:
     """Return the token ids of a sample, with the completion's tokens as targets."""
     return SftExample.of(sample.completion.prompt, sample.completion.ids)
 
@@ -112,7 +112,7 @@ def build_experiences(
     # Cut to the length of each completion: experiences have no padding, so they can be batched by tokens.
     columns = (logprobs, values, whitened, returns, weights)
     experiences = [
-        Experience(example_of(sample), *(column[i, : len(sample.completion.ids)] for column in columns))
+        Experience(build_example(sample), *(column[i, : len(sample.completion.ids)] for column in columns))
         for i, sample in enumerate(samples)
     ]
     entropies = torch.cat([output.entropies for output in outputs])

@@ -12,7 +12,7 @@ from assay_service.api.compat.wire import Context, Wire, WireBody, make_router
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
 from assay_service.errors import ServingError
-from assay_service.scoring.blend import probability
+from assay_service.scoring.blend import compute_probability
 
 
 def build_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:
@@ -47,10 +47,8 @@ async def get_reward(body: Body, context: Context) -> dict[str, Any]:
     in its place otherwise. The values of `extra_logs` are the logits of all signals, one list for each.
     """
     blend = context.find_blend()
-    prompts, completions = _split(body)
-    items = (
-        read_texts(context, blend, body.query) if prompts is None else read_pairs(context, blend, prompts, completions)
-    )
+    pairs = _split(body)
+    items = read_texts(context, blend, body.query) if pairs is None else read_pairs(context, blend, pairs)
     scored = await context.score(items, blend, [f"query[{index}]" for index in range(len(items))])
     answer: dict[str, Any] = {"rewards": [one.score for one in scored], "extra_logs": {}}
     # A floored item has no logits, and OpenRLHF ends a run at a null, so a request with one has no logs.
@@ -59,12 +57,12 @@ async def get_reward(body: Body, context: Context) -> dict[str, Any]:
             name: [one.result.logits[name] for one in scored if one.result is not None] for name in blend.weights
         }
     if context.is_absolute(blend):
-        answer["scores"] = [probability(one.score) for one in scored]
+        answer["scores"] = [compute_probability(one.score) for one in scored]
     return answer
 
 
-def _split(body: Body) -> tuple[list[str], list[str]] | None:
-    """Return the prompts and the rest of each query; None for a request without prompts or queries."""
+def _split(body: Body) -> list[tuple[str, str]] | None:
+    """Return the prompt and the completion of each query; None for a request without prompts or queries."""
     # With several URLs, OpenRLHF sends the later ones an empty query beside all prompts.
     if body.prompts is None or not body.query:
         return None
@@ -79,4 +77,4 @@ def _split(body: Body) -> tuple[list[str], list[str]] | None:
                 code="invalid_request",
                 param=f"query[{index}]",
             )
-    return body.prompts, [q[len(p) :] for q, p in zip(body.query, body.prompts, strict=True)]
+    return [(p, q[len(p) :]) for q, p in zip(body.query, body.prompts, strict=True)]

@@ -1,5 +1,7 @@
 """Read the text that trainers send, which a chat template has rendered already, back into items."""
 
+from collections.abc import Sequence
+
 from assay_service.api.compat.wire import WireContext
 from assay_service.errors import ContentError, ServingError
 from assay_service.scoring.blend import Blend
@@ -7,7 +9,7 @@ from assay_service.scoring.item import Item
 from assay_service.scoring.transcript import Transcript
 
 
-def read_texts(context: WireContext, blend: Blend, texts: list[str]) -> list[Item | ContentError]:
+def read_texts(context: WireContext, blend: Blend, texts: Sequence[str]) -> list[Item | ContentError]:
     """Return the conversation of each rendered text; its last turn is the completion.
 
     Args:
@@ -22,16 +24,14 @@ def read_texts(context: WireContext, blend: Blend, texts: list[str]) -> list[Ite
     return [_read(transcript, text, None) for text in texts]
 
 
-def read_pairs(
-    context: WireContext, blend: Blend, prompts: list[str], completions: list[str]
-) -> list[Item | ContentError]:
+def read_pairs(context: WireContext, blend: Blend, pairs: Sequence[tuple[str, str]]) -> list[Item | ContentError]:
     """Return the conversation of each rendered prompt, which ends with the generation prompt, and its completion.
 
     Raises:
         ServingError: as for `read_texts`.
     """
     transcript = _find_transcript(context, blend)
-    return [_read(transcript, p, c) for p, c in zip(prompts, completions, strict=True)]
+    return [_read(transcript, prompt, completion) for prompt, completion in pairs]
 
 
 def _find_transcript(context: WireContext, blend: Blend) -> Transcript:

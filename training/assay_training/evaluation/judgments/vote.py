@@ -122,7 +122,7 @@ def _build_picture(records: Sequence[dict[str, Any]], models: Sequence[str]) -> 
     means = [record for record in records if record["group"] is None]
     points = {model: [record["points"] for record in means if record["model"] == model] for model in models}
     names = [f"{rule.ballot_ties}; {rule.majority_ties}" if rule.ballot_ties else "Borda of ballots" for rule in RULES]
-    return Picture("Mean points under every rule for ties.", lambda: plots.dots(points, names, "mean points"))
+    return Picture("Mean points under every rule for ties.", lambda: plots.draw_dots(points, names, "mean points"))
 
 
 def _average(points: Sequence[dict[str, float]]) -> dict[str, float]:
