@@ -72,8 +72,8 @@ def _render_protocol(facts: CardFacts) -> str:
     return (
         f"{facts.examples} {'prompts' if facts.config.objective.kind == 'preference' else 'items'}. "
         f"{split.held_out:.0%} of the groups (a group is a question or a first human turn) were held out to choose "
-        f"hyper-parameters. The others are divided into {split.folds} folds. {split.test_folds} folds were tested, "
-        "each by a model that was trained without it. "
+        f"hyper-parameters. The others are divided into {split.folds} folds. {split.test_folds} of them "
+        f"{'was' if split.test_folds == 1 else 'were'} tested, each by a model that was trained without it. "
         "The served model was trained on all groups. Intervals are 95 % confidence intervals, clustered by group. "
         "*Frozen head*: a linear head on the same base without the adapter, with the ridge penalty chosen on the "
         "held-out groups. *Length*: "

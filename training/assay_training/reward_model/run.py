@@ -288,12 +288,8 @@ class RewardRun:
             if len(rows) == GOLDEN_ROWS:
                 break
         if self.examples and not rows:
-            raise ConfigError(
-                "golden: no row of the data fits max_length; give a short prompt and completion as golden"
-            )
-        print_once(
-            f"golden: the first {len(rows)} rows of the data are stored in the checkpoint and checked at every load"
-        )
+            raise ConfigError("golden: no row of the data fits max_length; give a short prompt and completion")
+        print_once(f"golden: the first {len(rows)} rows of the data are stored in the checkpoint, checked at each load")
         return rows
 
 
