@@ -226,7 +226,9 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - the options of a command
 
 
 def _show_evaluation(evaluate: "Callable[[], Table]", judged: Sequence[str], as_json: bool, html: Path | None) -> None:
-    files = _list_files(judged)
+    from assay_training.evaluation.rewards.inputs import list_files  # noqa: PLC0415
+
+    files = [path for given in judged for path in list_files(given)]
     # Before the scores are fetched, which may take hours.
     _check_outputs(files, html)
     show_table(evaluate(), files, as_json, html)
@@ -237,12 +239,6 @@ def _require_rows(rows: list[T], files: Sequence[Path]) -> list[T]:
     if not rows:
         raise ValueError(f"{', '.join(map(str, files))}: found no rows to evaluate")
     return rows
-
-
-def _list_files(judged: Sequence[str]) -> list[Path]:
-    from assay_training.evaluation.rewards.inputs import list_files  # noqa: PLC0415
-
-    return [path for given in judged for path in list_files(given)]
 
 
 def _check_outputs(inputs: Sequence[Path], *outputs: Path | None) -> None:
