@@ -101,7 +101,9 @@ class _Loader:
         if resolved.rules.score_position == "pooler":
             head = replace(head, dense=_read_dense(resolved.adapter or base, base, model.architecture))
         model.add_signal(name, checked(_build_head(head, resolved.config), model.hidden_size, head.name), *adapters)
-        _log.info("signals.%s: takes %.1f MiB of memory in addition to its base", name, model.own_bytes(name) / 2**20)
+        _log.info(
+            "signals.%s: takes %.1f MiB of memory in addition to its base", name, model.count_own_bytes(name) / 2**20
+        )
         renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.get_vocabulary_size(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError(

@@ -192,7 +192,7 @@ def test_only_the_rows_that_differ_take_memory(tmp_path: Path) -> None:
         trained(tmp_path / name, base, **kinds("llama")[name])
     names = ("plain", "resized", "indices", "modules-to-save")
     model = served(directory, {name: tmp_path / name for name in names})
-    plain, resized, indices, whole = (model.own_bytes(name) for name in names)
+    plain, resized, indices, whole = (model.count_own_bytes(name) for name in names)
     # Two layers: q_proj 32 -> 32 and down_proj 64 -> 32 by rank 4, and a head of 32.
     assert plain == 4 * (2 * 4 * (32 + 32 + 64 + 32) + 32)
     assert resized - plain == ADDED * 32 * 4 + (vocabulary + ADDED) * 4
@@ -349,7 +349,7 @@ def test_copies_of_the_base_and_output_layers_are_left_alone(tmp_path: Path) -> 
     model = served(directory, {"a": tmp_path / "a"})
     made = sequences(base.config.vocab_size)
     assert logits(model, "a", made) == pytest.approx([checkpoints.oracle(oracle, s.ids) for s in made], abs=1e-5)
-    assert model.own_bytes("a") == 4 * (2 * 4 * (32 + 32 + 64 + 32) + 32)
+    assert model.count_own_bytes("a") == 4 * (2 * 4 * (32 + 32 + 64 + 32) + 32)
 
 
 @pytest.mark.parametrize("kind", ["plain", "dora", "indices", "modules-to-save", "lora-on-embedding"])

@@ -153,6 +153,7 @@ class SftRun:
         for part in tqdm(batches, desc=f"held out, {stage.name}", mininterval=10):
             # Not `inference_mode`: FSDP keeps tensors between passes, and training cannot use inference tensors.
             with torch.no_grad(), autocast(self.policy.device, stage.optimizer):
+                # Summed in float64, so that the rounding of many tokens does not add up.
                 total -= float(self.policy.logprobs([examples[i] for i in part]).double().sum())
         loss = total / targets
         if not loss < LARGEST_LOSS:

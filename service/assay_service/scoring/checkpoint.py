@@ -117,6 +117,8 @@ def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTenso
 def read_dense(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return weight `[H, H]` and bias `[H]` of the layer before a classifier's head, or None if the files contain none.
 
+    Both have the dtype of the file.
+
     Args:
         files: safetensors files; the first file that has the layer is used.
         module: name of the layer in transformers.

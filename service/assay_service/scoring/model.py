@@ -160,8 +160,11 @@ class RewardModel:
         own = [p for n, p in named if not signal.adapters or f".{signal.adapters[0]}." in n]
         return [*own, *signal.head.parameters()]
 
-    def adapter_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Return the LoRA and head tensors of a signal, fp32 on the CPU, under the names of PEFT's file format."""
+    def collect_adapter_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the LoRA and head tensors of a signal, fp32 on the CPU, under the names of PEFT's file format.
+
+        The tensors have the shapes of PEFT's file: `[r, in]` and `[out, r]` for LoRA, `[1, H]` for the head's weight.
+        """
         signal = self._signals[name]
         prefix = f"base_model.model.{self.base.base_model_prefix}."
         tensors = {
@@ -172,8 +175,11 @@ class RewardModel:
         head = {f"base_model.model.{self.architecture.head}.{n}": p for n, p in signal.head.named_parameters()}
         return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (tensors | head).items()}
 
-    def whole_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Return base and head tensors of a signal without adapter, fp32 on the CPU, under transformers' names."""
+    def collect_whole_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Return base and head tensors of a signal without adapter, fp32 on the CPU, under transformers' names.
+
+        The tensors have the shapes of transformers' file; the head's weight is `[1, H]`.
+        """
         prefix = f"{self.base.base_model_prefix}."
         base = {prefix + n: p for n, p in self.base.state_dict().items()}
         head = {f"{self.architecture.head}.{n}": p for n, p in self._signals[name].head.named_parameters()}
@@ -184,7 +190,7 @@ class RewardModel:
         embedding = self._signals[name].embedding
         return self.vocabulary_size if embedding is None else embedding.vocabulary_size
 
-    def own_bytes(self, name: str) -> int:
+    def count_own_bytes(self, name: str) -> int:
         """Return the bytes that signal `name` holds besides the base: LoRA, rows of its own embedding, and the head."""
         signal = self._signals[name]
         lora = [p for n, p in self.base.named_parameters() if set(n.split(".")) & set(signal.adapters)]

@@ -126,7 +126,16 @@ def soft_label_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights
 def sigmoid_squared_error(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the squared error of σ(logit): `L = Σ_n w_n · (σ(logits_n) − labels_n)²` (`sig+mse` in [CRS] section 5.3).
 
-    Arguments, shapes and errors are those of `soft_label_cross_entropy`.
+    Args:
+        logits: outputs of the head, fp32 `[n]`.
+        labels: quality labels in 0..1, fp32 `[n]`.
+        weights: shares of the batch, fp32 `[n]`; `1 / n` each gives the mean.
+
+    Returns:
+        The loss, fp32 scalar.
+
+    Raises:
+        ValueError: the tensors are not vectors of one length.
     """
     _check_shapes(logits, labels, weights)
     return (weights * (torch.sigmoid(logits) - labels).square()).sum()
@@ -138,7 +147,16 @@ def raw_squared_error(predictions: torch.Tensor, labels: torch.Tensor, weights: 
     `L = Σ_n w_n · ((predictions_n − labels_n)² + 0.02 · excess_n)`, where `excess_n` is the distance of the prediction
     from the interval 0..1.
 
-    The head's output is the quality itself, not a logit. Shapes and errors are those of `soft_label_cross_entropy`.
+    Args:
+        predictions: outputs of the head, fp32 `[n]`; they are the quality itself, not logits.
+        labels: quality labels in 0..1, fp32 `[n]`.
+        weights: shares of the batch, fp32 `[n]`; `1 / n` each gives the mean.
+
+    Returns:
+        The loss, fp32 scalar.
+
+    Raises:
+        ValueError: the tensors are not vectors of one length.
     """
     _check_shapes(predictions, labels, weights)
     # Two one-sided distances: at most one of them is positive.

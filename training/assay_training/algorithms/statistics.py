@@ -136,6 +136,7 @@ def bootstrap_clusters(
         DegenerateSample: the statistic is undefined for the rows themselves, or for more than half of the draws.
     """
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    # Stable, so that the rows of a cluster keep their order, and sums over them their rounding.
     members = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
     # A generator of its own, so that the interval does not depend on what was drawn before.
     generator = np.random.default_rng(seed)
@@ -145,6 +146,7 @@ def bootstrap_clusters(
         chosen = generator.integers(len(members), size=len(members))
         with contextlib.suppress(DegenerateSample):
             drawn.append(statistic(np.concatenate([members[g] for g in chosen])))
+    # An interval from the few draws that are left would not be one of the statistic.
     if len(drawn) < draws / 2:
         raise DegenerateSample(f"the statistic is defined for only {len(drawn)} of {draws} bootstrap draws")
     low, high = np.quantile(drawn, [0.025, 0.975])
@@ -210,6 +212,7 @@ class Moments:
 def compute_moments(margins: Floats) -> Moments:
     """Return the moments of reward margins, float64 `[n]`; n may be 0."""
     n = len(margins)
+    # With equal margins skewness and kurtosis are 0/0.
     spread = n > 0 and bool(np.ptp(margins))
     return Moments(
         n=n,
@@ -288,4 +291,5 @@ def compute_auc(positive: NDArray[np.bool_], scores: Floats) -> float:
     if positive.all() or not positive.any():
         raise DegenerateSample("AUC is undefined: it needs rows of both classes")
     u = mannwhitneyu(scores[positive], scores[~positive]).statistic
+    # U counts the pairs that the positive row wins, and ties as one half.
     return float(u / (positive.sum() * (~positive).sum()))

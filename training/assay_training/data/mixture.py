@@ -130,6 +130,7 @@ def draw_portion(records: Sequence[Judged], sources: Sequence[str], share: float
     _check_names("portion", sources, records)
     drawn_from = [r for r in records if r.source in sources or r.data_set in sources]
     others = [r for r in records if not (r.source in sources or r.data_set in sources)]
+    # `share` is a share of the result: drawn / (drawn + others).
     wanted = round(len(others) * share / (1 - share))
     if wanted > len(drawn_from):
         raise ConfigError(f"portion: a share of {share} needs {wanted} records, but the sources have {len(drawn_from)}")
@@ -158,6 +159,7 @@ def draw_proportions(records: Sequence[Judged], wanted: steps.Proportions, draw:
         if isinstance(record, Labelled):
             buckets[find_bucket(record.label)].append(record)
     shares: dict[Bucket, float] = {"low": wanted.low, "mid": wanted.mid, "high": wanted.high}
+    # Nothing is drawn twice, so the scarcest bucket limits the size of the result.
     total = min(len(buckets[name]) / share for name, share in shares.items())
     return [record for name, share in shares.items() for record in draw.sample(buckets[name], round(total * share))]
 
@@ -196,6 +198,7 @@ def draw_mismatched(records: Sequence[Judged], share: float, draw: random.Random
     made = []
     for pool in pools.values():
         for record in pool:
+            # Both numbers are drawn for every record, so a larger share only adds items to those of a smaller one.
             other = draw.choice(pool)
             if draw.random() < share and other.item.completion not in answers[record.group]:
                 messages = (*record.item.prompt, Message("assistant", other.item.completion))

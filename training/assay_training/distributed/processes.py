@@ -40,6 +40,8 @@ def gather_results(results: Sequence[T], count: int) -> list[T]:
     together = get_accelerator()
     if together.num_processes == 1:
         return list(results)
+    # `gather_object` joins lists, so each process wraps its list to keep it apart from the others'.
     gathered = iter(gather_object([list(results)]))
     by_process = [iter(next(gathered)) for _ in range(together.num_processes)]
+    # `select_own` dealt the items in turn.
     return [next(by_process[i % together.num_processes]) for i in range(count)]

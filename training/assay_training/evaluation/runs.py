@@ -82,6 +82,7 @@ def name_runs(directories: Sequence[Path]) -> list[str]:
     for path, count in Counter(resolved).items():
         if count > 1:
             raise RecordError(f"{path} is given twice; give each run once")
+    # Of the parents, because a single run would otherwise have the name `.`.
     common = Path(os.path.commonpath([path.parent for path in resolved]))
     return [str(path.relative_to(common)) for path in resolved]
 

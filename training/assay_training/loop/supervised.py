@@ -88,4 +88,5 @@ def train(
             resume.save(step + 1, parameters, optimizer, writes=main)
     if main:
         metrics.end()
+    # No process reads the metrics or the state before the main process has written them.
     together.wait_for_everyone()

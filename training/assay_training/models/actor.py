@@ -122,6 +122,7 @@ class Actor:
         """
         logprobs: list[torch.Tensor] = []
         for part, counts in _cut_micro_batches(examples, settings):
+            # Without its adapter the policy is the base, so the reference needs no weights of its own.
             with torch.no_grad(), self.policy.disable_adapter():
                 logits, targets, _ = self._compute_logits(part, settings)
                 logprobs += torch.split(-cross_entropy(logits, targets, reduction="none"), counts)

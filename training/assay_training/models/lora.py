@@ -30,6 +30,7 @@ def build_lora_config(lora: Lora, model: Any, task_type: str | None = None) -> L
     head = model.get_output_embeddings()
     wanted: list[str] = []
     for target in lora.target_modules:
+        # With the dots only whole parts of a name are compared, as PEFT does: `proj` is not `o_proj`.
         names = [name for name, module in _find_linears(model) if f".{name}".endswith(f".{target}")]
         if layers is not None:
             names = [name for name in names if any(name.startswith(layer) for layer in layers)]

@@ -50,6 +50,7 @@ def read_gaps(row: Row, largest: float | None, counts: tuple[int, int], said: Co
 
 def _one(row: Row, name: str, largest: float, said: Counter[str]) -> Gaps:
     gap = _number(row, name, row.fields[name]) / largest
+    # A margin below zero is allowed: it favors the rejected completion, and its pair is dropped later.
     if gap > 1 or (name == "gap" and gap < 0):
         limit = "in 0..1" if name == "gap" else f"within the source's largest_gap {largest:g}"
         raise row.error(f"field {row.named(name)} is {row.fields[name]}, not {limit}")

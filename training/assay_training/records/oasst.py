@@ -120,6 +120,7 @@ def _trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str
     """Yield group, language and root of every finished tree in one of `languages`, in the order of the file."""
     messages: dict[str, Row] = {}
     for row in _messages(rows):
+        # Replies find their parent by its id, so two messages of one id would share their replies.
         if messages.setdefault(row.get("message_id", str), row) is not row:
             raise row.error(f"field 'message_id': {row.get('message_id', str)!r} occurs twice")
     children: dict[str, list[Row]] = defaultdict(list)
@@ -156,6 +157,7 @@ def _check_roots(messages: Mapping[str, Row]) -> None:
             visited[above] = None
             top = row.fields.get("parent_id") is None or row.fields.get("deleted") is True
             above = None if top else _parent(row, messages)
+        # Remembered, so that a deep tree is not climbed again from each of its messages.
         rooted |= visited.keys()
 
 
@@ -204,6 +206,7 @@ def _node(row: Row, before: tuple[Message, ...]) -> _Node:
 def _labels(row: Row) -> dict[str, float]:
     given = row.fields.get("labels") or {}
     try:
+        # The data set on the hub has lists of names and values, the published files an object per label.
         if "name" in given:
             labels = dict(zip(given["name"], given["value"], strict=True))
         else:
@@ -211,6 +214,7 @@ def _labels(row: Row) -> dict[str, float]:
     except (TypeError, ValueError, KeyError, AttributeError):
         raise row.error("field 'labels' is neither names and values nor an object per label") from None
     for name, value in labels.items():
+        # In Python true is an int, but it is not a label.
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise row.error(f"field 'labels': {name!r} is not a number")
         if not 0 <= value <= 1:

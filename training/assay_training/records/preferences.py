@@ -76,6 +76,7 @@ def _compared(
 ) -> Iterator[Ranking | Dropped]:
     """Yield the ranking of the completions, preceded by its dropped pairs."""
     texts, pairs = (*chosen, *rejected), []
+    # Counted once for each completion, not for each of its pairs.
     yield from [Dropped("empty completion")] * sum(not text.strip() for text in texts)
     for i, better in enumerate(chosen):
         for j, worse in enumerate(rejected):
@@ -175,6 +176,7 @@ def _check_repeated_prompt(row: Row, chosen: _Replies, rejected: _Replies, said:
     texts = [conversation[-1].content for conversation in (*chosen.conversations, *rejected.conversations)]
     if any(text.startswith(START) for text in texts):
         raise row.error("'chosen' or 'rejected' holds the dialogue that 'prompt' is a part of; use `format: hh`")
+    # Only counted: a completion may also begin with a short prompt by chance.
     if all(text.strip().startswith(prompt.strip()) for text in texts):
         said["chosen and rejected begin with the prompt, which is read twice then"] += 1
 

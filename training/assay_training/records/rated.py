@@ -79,6 +79,7 @@ def feedbackqa(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
         ratings = row.get("rating", list)
         if not ratings or not all(isinstance(rating, str) and rating in _FEEDBACKQA for rating in ratings):
             raise row.error(f"field 'rating' is empty or not one of {', '.join(_FEEDBACKQA)}")
+        # 3 is the value of Excellent, so the mean is in 0..1.
         mean = Fraction(sum(_FEEDBACKQA[rating] for rating in ratings), 3 * len(ratings))
         yield _rated(row.get("question", str), row.get("passage.reference.section_content", str), mean)
 
@@ -95,6 +96,7 @@ def arena_bench(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
         if score is None:
             yield Dropped("no score")
             continue
+        # Python counts true and false as integers.
         if isinstance(score, bool) or not isinstance(score, int | float) or not low <= score <= high:
             raise row.error(f"field 'score' is not a number from {low} to {high}")
         rating = (Fraction(score) - low) / (high - low)

@@ -172,6 +172,7 @@ def hash_data(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) ->
     for source in sources:
         if source.hub is not None:
             name = " ".join(filter(None, (source.hub, source.hub_config, source.hub_dir, source.split)))
+            # A commit fixes the content of a hub data set, so its files need no hash.
             hashes[name] = str(source.revision)
         else:
             hashes |= {str(path.relative_to(data)): hash_file(path) for path in list_data_files(data / source.name)}
@@ -198,6 +199,7 @@ def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = 
             elif isinstance(record, Understood):
                 said = read.understood.setdefault(source.name, {})
                 for phrase, count in {_ROWS: record.rows, **record.said}.items():
+                    # Summed, because a divided source is read part by part.
                     said[phrase] = said.get(phrase, 0) + count
             else:
                 read.records.append(record)

@@ -104,6 +104,7 @@ def _list_trainings(config: RewardConfig) -> Iterator[tuple[str, tuple[int, ...]
     if config.split.folds is None:
         yield "the training part", (HELD_OUT,)
         return
+    # The model that is served learns from all records, the held-out ones too.
     yield "all records", ()
     for fold in range(config.split.test_folds or 0):
         yield f"all but fold {fold}", (HELD_OUT, fold)
@@ -117,6 +118,7 @@ def _check_training_part(config: RewardConfig, name: str, training: Sequence[Jud
     objective = config.objective
     if isinstance(objective, PreferenceObjective) and isinstance(objective.margin, LabelledMargin):
         rankings = (record for record in mixed if isinstance(record, Ranking))
+        # One gap is enough: pairs without one are trained with the target margin 0.
         if all(pair.gap is None for record in rankings for pair in record.pairs):
             raise ConfigError(
                 f"objective: margin: labelled needs pairs with a gap, but no pair has one ({name}); "

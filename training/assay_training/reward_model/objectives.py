@@ -110,6 +110,7 @@ class Pairwise:
         """
         if not isinstance(self._config.margin, BatchMeanMargin):
             return RankedBatch(len(batch), None)
+        # The sum over this process; `total` adds those of the others.
         mean = torch.zeros((), device=self._model.device)
         with torch.no_grad():
             for part in mine:
@@ -129,6 +130,7 @@ class Pairwise:
             targets = losses.batch_mean_margins(margins, shared.mean_margin)
         loss = losses.bradley_terry(margins, targets, pairs.weights)
         better, worse = logits[pairs.better], logits[pairs.worse]
+        # A term with the coefficient 0 is not computed: 0 times an infinite logit would be NaN.
         if self._config.l2:
             loss = loss + self._config.l2 * losses.squared_logits(better, worse, pairs.weights)
         if self._config.centring:

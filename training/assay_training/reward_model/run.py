@@ -50,8 +50,8 @@ from assay_training.reward_model.prediction import predict
 from assay_training.runs.directory import RunDirectory, hash_base
 
 STATISTICS_SAMPLE = 500  # examples for the mean and standard deviation of the manifest
-GOLDEN_ROWS = 3
-RELOADED_SAMPLE = 16
+GOLDEN_ROWS = 3  # each costs a forward pass at every load of the checkpoint
+RELOADED_SAMPLE = 16  # examples; a wrong tensor changes the logits of all of them
 # In logits: fp32 rounding stays below it, and a wrong weight changes logits by far more.
 RELOADED_TOLERANCE = 1e-5
 
@@ -180,10 +180,10 @@ class RewardRun:
         sample = self.examples[:: max(1, len(self.examples) // STATISTICS_SAMPLE)]
         logits = [logit for row in self.predict(model, sample) for logit in row]
         if self.config.lora is None:
-            write_whole(directory, model.whole_tensors(self.config.name), self.template, self.base)
+            write_whole(directory, model.collect_whole_tensors(self.config.name), self.template, self.base)
             base, adapters, head = directory, [], read_head(list_weight_files(directory))
         else:
-            tensors, head_name = model.adapter_tensors(self.config.name), model.architecture.head
+            tensors, head_name = model.collect_adapter_tensors(self.config.name), model.architecture.head
             write_adapter(directory, tensors, self.config, head_name, self.template)
             adapter, head = read_adapter(directory)
             base, adapters = self.base, [adapter]
@@ -198,6 +198,7 @@ class RewardRun:
 
     def build_model(self) -> RewardModel:
         """Load the base and add a new signal, with the same initial weights for the same seed."""
+        # PEFT draws LoRA's first weights from the global generator.
         torch.manual_seed(self.config.seed)
         model = RewardModel.load(self.base, torch.float32, self.device)
         generator = torch.Generator().manual_seed(self.config.seed)
@@ -288,12 +289,8 @@ class RewardRun:
             if len(rows) == GOLDEN_ROWS:
                 break
         if self.examples and not rows:
-            raise ConfigError(
-                "golden: no row of the data fits max_length; give a short prompt and completion as golden"
-            )
-        print_once(
-            f"golden: the first {len(rows)} rows of the data are stored in the checkpoint and checked at every load"
-        )
+            raise ConfigError("golden: no row of the data fits max_length; give a short prompt and completion")
+        print_once(f"golden: the first {len(rows)} rows of the data are stored in the checkpoint, checked at each load")
         return rows
 
 

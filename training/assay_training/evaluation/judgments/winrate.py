@@ -102,6 +102,7 @@ def assign_groups(verdict: Verdict, groups: Mapping[str, tuple[str, ...]]) -> Ve
 
 def _build_record(pair: tuple[str, str], group: str | None, verdicts: Sequence[Verdict], ddof: int) -> dict[str, Any]:
     scores = np.array([verdict.score for verdict in verdicts])
+    # In characters, since models count tokens differently.
     extra_length = np.array([float(len(verdict.outputs[0]) - len(verdict.outputs[1])) for verdict in verdicts])
     rate = compute_win_rate(scores, ddof=ddof)
     equal = compute_length_controlled(scores, extra_length)

@@ -59,7 +59,7 @@ def tabulate_agreement(rankings: Sequence[Ranking], scores: Mapping[str, Logits]
 
     Args:
         rankings: judged completions, in an order that does not depend on their ranks.
-        scores: scores by model, ranking and completion, as logits.
+        scores: scores by model, `[ranking][completion]`, as logits.
         seed: seed of the bootstrap.
     """
     rows = Rows.of(rankings, {**scores, LENGTH: measure_lengths(rankings)})
@@ -148,11 +148,13 @@ def _compute_differences(hits: Mapping[str, Floats], groups: Sequence[str], seed
             differences[a][b] = differences[b][a] = {"difference": None, "ci95": None}
             continue
         bounds = None
+        # A single cluster has no spread to resample.
         if len(set(groups)) > 1:
             estimate = bootstrap_clusters(_make_mean(by_pair), groups, seed=seed)
             bounds = (estimate.low, estimate.high)
         mean = float(by_pair.mean())
         differences[a][b] = {"difference": mean, "ci95": None if bounds is None else list(bounds)}
+        # Negated instead of drawn again, so that both directions agree exactly.
         differences[b][a] = {"difference": -mean, "ci95": None if bounds is None else [-bounds[1], -bounds[0]]}
     return differences
 

@@ -59,8 +59,8 @@ def tabulate_best_of_n(candidates: Sequence[Candidates], gold: Logits | None, sc
 
     Args:
         candidates: prompts with two completions or more.
-        gold: gold values of a served model by prompt and completion; `None` for those of the candidates, in 0..1.
-        scores: scores by model, prompt and completion, as logits.
+        gold: gold values of a served model, `[prompt][completion]`; `None` for those of the candidates, in 0..1.
+        scores: scores by model, `[prompt][completion]`, as logits.
     """
     gold_values: Logits = [prompt.gold for prompt in candidates] if gold is None else gold
     # Labels are shares, with Wilson's intervals; the scores of a served model have no bounds.
@@ -76,6 +76,7 @@ def tabulate_best_of_n(candidates: Sequence[Candidates], gold: Logits | None, sc
         for source, inside in _group_by_source(candidates).items()
         for model in selectors
         for n in NS
+        # A prompt with fewer than N completions has no best of N.
         if (enough := [i for i in inside if len(gold_values[i]) >= n])
     ]
     pictures = tuple(picture for source in _group_by_source(candidates) for picture in _build_pictures(source, records))

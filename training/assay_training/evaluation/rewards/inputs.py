@@ -170,6 +170,7 @@ def read_candidates(given: str, options: ReadOptions = NO_OPTIONS) -> Read[Candi
     read: Read[Ranking | Labelled] = read_labelled(
         path.resolve().parent, [options.build_source(format_, path)], options.build_part(path)
     )
+    # By all messages: conversations may differ and still end with the same question.
     by_prompt: dict[tuple[str, tuple[Message, ...]], list[Labelled]] = defaultdict(list)
     for record in read.records:
         assert isinstance(record, Labelled)
@@ -293,5 +294,6 @@ def _sort_completions(ranking: Ranking) -> Ranking:
         prompt=ranking.prompt,
         completions=tuple(ranking.completions[k] for k in order),
         pairs=tuple(Pair(place[pair.better], place[pair.worse], pair.gap) for pair in ranking.pairs),
+        # A tie has no order, so the smaller index is first, as the readers have it.
         ties=tuple((min(place[i], place[j]), max(place[i], place[j])) for i, j in ranking.ties),
     )

@@ -60,7 +60,7 @@ def tabulate_margins(rankings: Sequence[Ranking], scores: Mapping[str, Logits]) 
 
     Args:
         rankings: judged completions.
-        scores: scores by model, ranking and completion, as logits.
+        scores: scores by model, `[ranking][completion]`, as logits.
     """
     rows = Rows.of(rankings, dict(scores))
     lengths = measure_lengths(rankings)
@@ -86,9 +86,11 @@ def _compute_moments(rows: Rows, model: str) -> dict[str, Any]:
     values = rows.values[model]
     bins = compute_reliability(values)
     extremes = values[rows.extremes]
+    # Weighted by the size of the bins: the expected calibration error.
     error = sum(b.n * abs(b.label - b.prediction) for b in bins)
     return {
         **asdict(compute_moments(values)),
+        # `None` where there are no pairs: a mean of nothing is NaN, which JSON does not have.
         "accuracy": float(compute_outcomes(values).mean()) if len(values) else None,
         "best_minus_worst": float(extremes.mean()) if len(extremes) else None,
         "calibration_error": float(error / len(values)) if len(values) else None,
@@ -125,4 +127,5 @@ def _build_pictures(rows: Rows, model: str, scores: Logits, lengths: Logits) -> 
         f"{model}: score against length in characters.",
         lambda: plots.draw_scatter(flat[:, 1], flat[:, 0], "characters", "score"),
     )
+    # Rankings that have only ties have no margins to draw.
     return [*margin_pictures, score_picture] if len(values) else [score_picture]
