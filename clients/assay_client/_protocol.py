@@ -1,6 +1,7 @@
 """Build requests without a socket; each request knows how its answer is read."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,6 @@ from assay_client._answers import (
     parse_rank,
     parse_render,
     parse_score,
-    to_finite,
 )
 from assay_client.errors import InvalidInput
 
@@ -141,7 +141,7 @@ def build_options(
     if model is not None and weights is not None:
         raise InvalidInput("`model` and `weights` exclude each other: give one of them")
     for name, weight in (weights or {}).items():
-        if to_finite(weight) is None:
+        if not _is_finite(weight):
             raise InvalidInput(f"the weight of `{name}` must be a finite number")
     if truncation is not None and truncation not in get_args(t.Truncation):
         raise InvalidInput('`truncation` must be "error" or "prompt_left"')
@@ -149,6 +149,14 @@ def build_options(
         raise InvalidInput("`top_n` must be at least 1")
     given = {"model": model, "weights": weights and dict(weights), "truncation": truncation, "top_n": top_n}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        # Python's bool is an int, but JSON's true is not a number.
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int beyond any float
+        return False
 
 
 def _read_item(value: object, index: int, name: str = "items") -> t.Item:
