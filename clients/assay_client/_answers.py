@@ -19,7 +19,6 @@ Row: TypeAlias = Mapping[str, object]
 # Structs of `_wire`, which exist only at run time. `astuple` lists their fields in the order of the dataclass.
 Struct: TypeAlias = Any
 T = TypeVar("T")
-ScoreT = TypeVar("ScoreT", bound=t.Score)
 OutcomeT = TypeVar("OutcomeT", bound=t.Score | r.RenderedItem | t.ScoreFailure)
 
 
@@ -209,7 +208,7 @@ def parse_models(body: bytes) -> tuple[r.ModelCard, ...]:
     return tuple(r.ModelCard(card.id, card.kind, row) for card, row in zip(cards, details, strict=True))
 
 
-def outcome_to_wire(outcome: t.Score | t.ScoreFailure | r.RenderedItem) -> dict[str, object]:
+def encode_outcome(outcome: t.Score | t.ScoreFailure | r.RenderedItem) -> dict[str, object]:
     """Return a row as the server wrote it; fields that the server omits are omitted."""
     row = asdict(outcome)
     if row["id"] is None:
@@ -219,7 +218,7 @@ def outcome_to_wire(outcome: t.Score | t.ScoreFailure | r.RenderedItem) -> dict[
     return row
 
 
-def comparison_to_wire(comparison: r.Comparison) -> dict[str, object]:
+def encode_comparison(comparison: r.Comparison) -> dict[str, object]:
     """Return a comparison as the server wrote it, without the answer's id and time, which the client does not keep."""
     row = asdict(comparison)
     for signal in row["signals"].values():

@@ -41,7 +41,7 @@ class Call(Generic[T]):
     payload: Row | None
     parse: Callable[[bytes], T]
 
-    def body(self) -> bytes | None:
+    def encode_body(self) -> bytes | None:
         """Return the payload as UTF-8 JSON; None for a GET request.
 
         Raises:
@@ -110,7 +110,7 @@ def build_rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], opt
         # The prompt is sent once for all; an empty one stands in for it, because an item cannot be checked without.
         items.append(_read_item({"prompt": "", **row}, index, "completions"))
     rows = [{name: value for name, value in item.to_wire().items() if name != "prompt"} for item in items]
-    payload = {**options, "prompt": t.prompt_to_wire(prompt), "completions": rows}
+    payload = {**options, "prompt": t.encode_prompt(prompt), "completions": rows}
     top_n = options.get("top_n")
     assert top_n is None or isinstance(top_n, int)
     return Call("/v1/rank", payload, partial(parse_rank, ids=[item.id for item in items], top_n=top_n))
@@ -118,7 +118,7 @@ def build_rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], opt
 
 def build_compare_call(prompt: t.Prompt, a: str, b: str, options: Row) -> Call[r.Comparison]:
     """Return the call that compares completion `a` with `b`; raise InvalidInput if the prompt is malformed."""
-    return Call("/v1/compare", {**options, "prompt": t.prompt_to_wire(prompt), "a": a, "b": b}, parse_comparison)
+    return Call("/v1/compare", {**options, "prompt": t.encode_prompt(prompt), "a": a, "b": b}, parse_comparison)
 
 
 def build_options(

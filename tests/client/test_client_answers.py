@@ -22,7 +22,7 @@ Break = Callable[[dict[str, Any]], object]
 
 
 def asked(call: p.Call[Any]) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(call.body() or b"")
+    body: dict[str, Any] = json.loads(call.encode_body() or b"")
     return body
 
 

@@ -19,14 +19,14 @@ ITEMS = [("p", "1.5"), ("p", "bad"), ("p", "-2")]
 
 
 def asked(call: p.Call[Any]) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(call.body() or b"")
+    body: dict[str, Any] = json.loads(call.encode_body() or b"")
     return body
 
 
 def test_a_request_says_what_was_asked_and_nothing_else() -> None:
     (call,) = p.build_score_calls([Item(prompt="p", completion="é", id="a")], p.build_options(model="crs"), 64)
     assert call.path == "/v1/score"
-    assert call.body() == '{"model": "crs", "items": [{"prompt": "p", "completion": "é", "id": "a"}]}'.encode()
+    assert call.encode_body() == '{"model": "crs", "items": [{"prompt": "p", "completion": "é", "id": "a"}]}'.encode()
 
 
 @given(
@@ -88,4 +88,4 @@ def test_a_malformed_item_is_named_by_its_index() -> None:
 def test_text_that_utf8_cannot_hold_is_refused_before_it_is_sent() -> None:
     (call,) = p.build_score_calls([("p", "\ud800")], {}, 64)
     with pytest.raises(InvalidInput, match="cannot be sent"):
-        call.body()
+        call.encode_body()
