@@ -70,7 +70,8 @@ _RENDERED_SIGNAL = _build_struct(
     score_end=None,
     score_position=_POSITION,
 )
-_RENDERED = _build_row(r.RenderedItem, _RENDERED_SIGNAL, score=float | None)
+# A rendered row has no score; it is read only so that one beside an error is refused.
+_RENDERED = _build_row(r.RenderedItem, _RENDERED_SIGNAL, score=Any | None)
 _COMPARED = _build_struct(r.SignalComparison, a=_SIGNAL, b=_SIGNAL)
 _MARGIN = msgspec.defstruct("Margin", [("margin", float)])
 
@@ -117,7 +118,7 @@ def decode(body: bytes, decoder: Decoder[T]) -> T:
         raise InvalidAnswer(_describe_fault(body, decoder.type, "")) from error
     except (ValueError, RecursionError) as error:
         place = re.search(r"\(byte (\d+)\)", str(error))
-        # msgspec gives only the place, and NaN, which is no JSON, would be an "invalid character".
+        # msgspec gives only the place, so that NaN, which JSON does not have, would be an "invalid character".
         found = f": {_show(body[int(place[1]) :])}" if place else ""
         raise InvalidAnswer(f"the answer is not JSON: {error}{found}") from error
 
@@ -146,7 +147,7 @@ def _find_reason(raw: bytes | msgspec.Raw, hint: Hint) -> str | None:
 
 
 def _list_parts(raw: bytes | msgspec.Raw, hint: Hint) -> list[tuple[str, msgspec.Raw, Hint]]:
-    """Return the step, the bytes and the type of each part of a value; none if the value is no such container."""
+    """Return the step, the bytes and the type of each part of a value; none if the value is not such a container."""
     # Of an optional container, the container; `type | None` has it first.
     kind = get_args(hint)[0] if NoneType in get_args(hint) else hint
     origin = get_origin(kind) or kind

@@ -251,7 +251,7 @@ def _parse_weights(text: str | None) -> Mapping[str, float] | None:
 def main() -> None:
     """Run the command line; this is the entry point `assay`."""
     commands = Commands.of(app, entry_points(group=GROUP))
-    # The first word that is no option: no option before a command takes a value.
+    # The first word that is not an option: no option before a command takes a value.
     name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     known = {*typer.main.get_group(commands.app).commands}
     # An unknown command may be one of an extra that is not installed; typer would only say that it is unknown.

@@ -159,6 +159,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
         r"^data\[1\]\.error: object missing required field `code` \(value: \{\"message\": ",
     ),
     "error is text": (lambda body: body["data"][1].update(error="bad"), r"^data\[1\]\.error: .* got `str`"),
+    "signals beside an error": (lambda body: body["data"][1].update(signals=3), r"^data\[1\]\.signals: .* got `int`"),
     "error null": (lambda body: body["data"][1].update(error=None), r"^data\[1\]\.score: .* the row has no error"),
     "retryable is a number": (
         lambda body: body["data"][1]["error"].update(retryable=0),
@@ -333,6 +334,7 @@ def rendering(wire: "type[Wire]") -> tuple[p.Call[RenderResult], dict[str, Any]]
 
 def test_a_rendering_is_read_whole(wire: "type[Wire]") -> None:
     call, body = rendering(wire)
+    body["data"][0]["score"] = "ignored"
     first, failed, _ = call.parse(json.dumps(body).encode()).data
     assert isinstance(first, RenderedItem)
     assert first.signals["preference"] == RenderedSignal(
