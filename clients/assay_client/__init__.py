@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+# For checkers of types only; at run time `__getattr__` imports each name.
 if TYPE_CHECKING:
     from assay_client.client import AsyncRewardClient, RewardClient
     from assay_client.errors import (
@@ -102,4 +103,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__})  # with names that are not imported yet, so that shells complete them

@@ -27,7 +27,7 @@ REQUEST_ID = "X-Request-ID"
 class Clock:
     """The source of time and of random numbers, in one place so that tests can replace it."""
 
-    def now_s(self) -> float:
+    def get_now_s(self) -> float:
         """Return the monotonic time in seconds."""
         return time.monotonic()
 
@@ -39,7 +39,7 @@ class Clock:
         """Wait `delay_s`, or until `stop` is set."""
         stop.wait(delay_s)
 
-    async def async_sleep(self, delay_s: float) -> None:
+    async def sleep_async(self, delay_s: float) -> None:
         """Wait `delay_s`; the wait may be cancelled."""
         await asyncio.sleep(delay_s)
 
@@ -86,7 +86,7 @@ class BaseClient(Generic[MineT, TransportT]):
         self.chunk_size = chunk_size
         self.max_concurrency = max_concurrency
         self.base_url = base_url
-        self._headers = dict(headers or {})
+        self._headers = dict(headers or {})  # a copy, because the caller may change its own
         self._policy = Policy(timeout_s, deadline_s, max_retries)
         self._transport: TransportT | None = transport
         self._made_in = os.getpid()
@@ -149,7 +149,7 @@ class BaseClient(Generic[MineT, TransportT]):
         """Return the request of a call, with an id that is the same in all tries."""
         # A caller's headers may not replace it: answers are matched to requests by it.
         headers = {REQUEST_ID: uuid.uuid4().hex}
-        body = call.body()
+        body = call.encode_body()
         if body is None:
             return http.build_request("GET", call.path, headers=headers)
         headers["Content-Type"] = "application/json"
@@ -161,17 +161,18 @@ class BaseClient(Generic[MineT, TransportT]):
             self._policy,
             request_id=request.headers[REQUEST_ID],
             deadline_at_s=deadline_at_s,
-            now_s=self._clock.now_s(),
+            now_s=self._clock.get_now_s(),
         )
 
     def _compute_deadline_s(self) -> float:
-        return self._clock.now_s() + self._policy.deadline_s
+        return self._clock.get_now_s() + self._policy.deadline_s
 
     def _build_event(self, outcome: Reply | TransportError | None = None) -> Event:
-        return Event(self._clock.now_s(), self._clock.draw(), outcome)
+        return Event(self._clock.get_now_s(), self._clock.draw(), outcome)
 
 
 def _check_url(base_url: str) -> None:
+    # httpx takes an address without a scheme, and would fail only at the first request.
     try:
         host = httpx.URL(base_url).host if base_url.startswith(("http://", "https://")) else ""
     except httpx.InvalidURL as error:
@@ -221,5 +222,5 @@ def convert_error(error: httpx.RequestError, request: httpx.Request) -> Transpor
     kind = Timeout if isinstance(error, httpx.TimeoutException) else ConnectError
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     ours = kind(f"{what} ({request.url})")
-    ours.__cause__ = error
+    ours.__cause__ = error  # by hand, because the error is returned: retries decide whether it is raised
     return ours

@@ -48,6 +48,7 @@ class Commands:
                 continue
             whole.registered_commands += part.registered_commands
             whole.registered_groups += part.registered_groups
+            # The built group, because a command gets its name only when typer builds it.
             commands.extra_of |= dict.fromkeys(typer.main.get_group(part).commands, entry.name)
         return commands
 

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import httpx
 
+# By loop, because a connection belongs to the loop that opened it.
 Loops: TypeAlias = dict[asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None, None]]]
 
 

@@ -94,7 +94,7 @@ async def run_in_order(
             if await _wait_for_answer(window, silence_s / LOOKS) or await alive():
                 silent_s = 0.0
             else:
-                silent_s += now_s() - begun_s
+                silent_s += now_s() - begun_s  # measured, because the sign of life itself may take long
             if silent_s >= silence_s:
                 raise Timeout(f"no sign of life from the service for {silence_s:g} s")
             _put_answered(window, put)
@@ -122,7 +122,7 @@ async def _fill(
 
 async def _wait_for_answer(window: deque[tuple[Given, asyncio.Task[Made]]], within_s: float) -> bool:
     """Wait some seconds and return whether a question was answered or failed; True at once if none is in flight."""
-    busy = _list_busy(window)
+    busy = _list_busy(window)  # may be empty, which `asyncio.wait` refuses
     return not busy or bool((await asyncio.wait(busy, timeout=within_s, return_when=asyncio.FIRST_COMPLETED))[0])
 
 

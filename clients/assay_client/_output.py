@@ -90,13 +90,14 @@ def open_output(target: str, run: Row | None, on_earlier: Callable[[Row], None] 
     path = Path(target).resolve()  # so that the rename replaces the file behind a link, and not the link
     if target == STANDARD:
         yield Sink(sys.stdout)
-        sys.stdout.flush()
+        sys.stdout.flush()  # here, so that a reader who has left is an error of this command and not of its exit
         return
     if path.exists() and not path.is_file():
         with path.open("w", encoding="utf-8") as device:
             yield Sink(device)
         return
     part = find_part(path)  # beside the target, as a rename does not cross file systems
+    # Not truncated: another process may hold the lock, and its rows must stay.
     with part.open("a+", encoding="utf-8") as file:
         _lock(file, part)
         sink = Sink(file, _find_state(part), run)
@@ -105,7 +106,7 @@ def open_output(target: str, run: Row | None, on_earlier: Callable[[Row], None] 
         try:
             yield sink
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # the new name must not reach the disk before the rows
             part.replace(path)
         finally:
             if not part.exists() or part.stat().st_size == 0:

@@ -1,6 +1,7 @@
 """Build requests without a socket; each request knows how its answer is read."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,6 @@ from assay_client._answers import (
     parse_rank,
     parse_render,
     parse_score,
-    to_finite,
 )
 from assay_client.errors import InvalidInput
 
@@ -41,7 +41,7 @@ class Call(Generic[T]):
     payload: Row | None
     parse: Callable[[bytes], T]
 
-    def body(self) -> bytes | None:
+    def encode_body(self) -> bytes | None:
         """Return the payload as UTF-8 JSON; None for a GET request.
 
         Raises:
@@ -110,7 +110,7 @@ def build_rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], opt
         # The prompt is sent once for all; an empty one stands in for it, because an item cannot be checked without.
         items.append(_read_item({"prompt": "", **row}, index, "completions"))
     rows = [{name: value for name, value in item.to_wire().items() if name != "prompt"} for item in items]
-    payload = {**options, "prompt": t.prompt_to_wire(prompt), "completions": rows}
+    payload = {**options, "prompt": t.encode_prompt(prompt), "completions": rows}
     top_n = options.get("top_n")
     assert top_n is None or isinstance(top_n, int)
     return Call("/v1/rank", payload, partial(parse_rank, ids=[item.id for item in items], top_n=top_n))
@@ -118,7 +118,7 @@ def build_rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], opt
 
 def build_compare_call(prompt: t.Prompt, a: str, b: str, options: Row) -> Call[r.Comparison]:
     """Return the call that compares completion `a` with `b`; raise InvalidInput if the prompt is malformed."""
-    return Call("/v1/compare", {**options, "prompt": t.prompt_to_wire(prompt), "a": a, "b": b}, parse_comparison)
+    return Call("/v1/compare", {**options, "prompt": t.encode_prompt(prompt), "a": a, "b": b}, parse_comparison)
 
 
 def build_options(
@@ -141,7 +141,7 @@ def build_options(
     if model is not None and weights is not None:
         raise InvalidInput("`model` and `weights` exclude each other: give one of them")
     for name, weight in (weights or {}).items():
-        if to_finite(weight) is None:
+        if not _is_finite(weight):
             raise InvalidInput(f"the weight of `{name}` must be a finite number")
     if truncation is not None and truncation not in get_args(t.Truncation):
         raise InvalidInput('`truncation` must be "error" or "prompt_left"')
@@ -149,6 +149,14 @@ def build_options(
         raise InvalidInput("`top_n` must be at least 1")
     given = {"model": model, "weights": weights and dict(weights), "truncation": truncation, "top_n": top_n}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        # Python's bool is an int, but JSON's true is not a number.
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int beyond any float
+        return False
 
 
 def _read_item(value: object, index: int, name: str = "items") -> t.Item:

@@ -32,6 +32,7 @@ def run_with_service(
 
     from assay_client import client  # noqa: PLC0415
 
+    # Before the client with a limit of a day, which would retry a refused connection.
     reach(url)
 
     async def run() -> "Tally":

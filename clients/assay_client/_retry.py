@@ -21,6 +21,7 @@ from assay_client.errors import (
 )
 
 OK = 200
+# A busy or broken server or proxy, which may work later; other statuses would come back unchanged.
 RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 8.0
@@ -180,7 +181,7 @@ def compute_retry_delay_s(
         return None
     if isinstance(failure, ServerError):
         if failure.status not in RETRY_STATUSES or failure.retryable is False:
-            return None
+            return None  # a `retryable` of None is a proxy's page, which says nothing either way
     elif not isinstance(failure, TransportError):
         return None
     # The exponent is bounded before the power is taken: 2.0**2000 overflows.
@@ -204,6 +205,7 @@ def read_retry_after_s(headers: Mapping[str, str]) -> float | None:
             seconds = (parsedate_to_datetime(value) - parsedate_to_datetime(headers["date"])).total_seconds()
         except (ValueError, TypeError, KeyError):
             return None
+    # `float` reads "nan" and "inf" too, and a date may be in the past.
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 

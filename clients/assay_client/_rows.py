@@ -116,12 +116,15 @@ class RankRow:
     @property
     def chars(self) -> int:
         """Return the number of characters of the completions, a measure of their work."""
-        return sum(len(str(completion)) for completion in self.completions)
+        return sum(
+            len(str(completion)) for completion in self.completions
+        )  # the service computes a prompt once for all
 
 
 def _split_row(row: Row, names: dict[str, str]) -> tuple[Row, Row]:
     """Return the parts of a row that `names` knows, under their names in wire form, and the other keys."""
     known = {name: row[key] for key, name in names.items() if key in row}
+    # Kept in the output by `extra`: turned into text, 7 and "7" would be one id.
     if not isinstance(known.get("id", ""), str | None):
         del known["id"]
     taken = {key for key, name in names.items() if name in known}
@@ -188,6 +191,7 @@ class _Unreadable(Exception):
 
 
 def _is_list(file: BinaryIO) -> bool:
+    # Looked at and not read, because a pipe cannot go back.
     head: bytes = file.peek(HEAD_BYTES)  # type: ignore[attr-defined]  # `_open_source` returns files that have it
     return head[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 

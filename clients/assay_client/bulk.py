@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
-from assay_client._answers import check_fingerprint, outcome_to_wire
+from assay_client._answers import check_fingerprint, encode_outcome
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
 from assay_client._output import open_output
 from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
@@ -146,7 +146,7 @@ async def rank_file(  # noqa: PLR0913  # options of one command, all by name
     def show(start: int, part: list[RankRow], result: RankResult) -> list[Row]:
         (row,) = part
         on_row(start, row, result)
-        results, errors = ([outcome_to_wire(row) for row in rows] for rows in (result.results, result.errors))
+        results, errors = ([encode_outcome(row) for row in rows] for rows in (result.results, result.errors))
         name = {} if row.id is None else {"id": row.id}
         shown: Row = {"index": start, **name, "model": result.model, "results": results, "errors": errors}
         return [{**shown, "extra": row.extra} if row.extra else shown]
@@ -201,6 +201,7 @@ async def _run(
     pace = Pace(most_rows or client.chunk_size)
     with open_output(target, run, tally.add) if target is not None else nullcontext() as sink:
         done = sink.earlier if sink else 0
+        # Rows of an earlier run count: a file may not mix scores of two models.
         tally.fingerprint = sink.fingerprint if sink else None
         whole = read_rows(source, job.make)
         rows = islice(whole, done, None)
@@ -214,6 +215,7 @@ async def _run(
         def put(part: list[RowT], result: Result) -> None:
             nonlocal done
             fingerprint = job.fingerprint(result)
+            # Checked before anything is written, so that the rows in the file stay comparable.
             if fingerprint is not None:
                 tally.fingerprint = check_fingerprint(tally.fingerprint, fingerprint)
             shown = job.show(done, part, result)
@@ -253,5 +255,5 @@ async def _is_alive(client: AsyncRewardClient, within_s: float) -> bool:
 
 def _build_rows(start: int, part: list[ItemRow], result: ScoreResult | RenderResult) -> list[Row]:
     """Return the server's rows with indices that count over the file, and with the other keys of the input rows."""
-    rows = [outcome_to_wire(replace(outcome, index=start + outcome.index)) for outcome in result.data]
+    rows = [encode_outcome(replace(outcome, index=start + outcome.index)) for outcome in result.data]
     return [{**row, "extra": given.extra} if given.extra else row for row, given in zip(rows, part, strict=True)]

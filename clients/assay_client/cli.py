@@ -66,7 +66,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def assay(
+def read_global_options(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
@@ -139,7 +139,7 @@ def rank(  # noqa: PLR0913  # the options of one command
 
     target, parsed = _choose_target(output, json), _parse_weights(weights)
 
-    def on_row(index: int, row: "RankRow", result: "RankResult") -> None:
+    def show_row(index: int, row: "RankRow", result: "RankResult") -> None:
         if target is None:
             show_rank(index, row, result)
 
@@ -154,7 +154,7 @@ def rank(  # noqa: PLR0913  # the options of one command
                 weights=parsed,
                 top_n=top_n,
                 silence_s=timeout,
-                on_row=on_row,
+                on_row=show_row,
                 on_rows=show,
             ),
             concurrency=concurrency,
@@ -175,7 +175,7 @@ def compare(
 ) -> None:
     """Compare two completions under every signal and blend; a positive margin favours A."""
     from assay_client import client  # noqa: PLC0415
-    from assay_client._answers import comparison_to_wire  # noqa: PLC0415
+    from assay_client._answers import encode_comparison  # noqa: PLC0415
     from assay_client._output import open_output  # noqa: PLC0415
 
     target = _choose_target(output, json)
@@ -187,7 +187,7 @@ def compare(
             show_comparison(result)
         else:
             with open_output(target, None) as sink:
-                sink.write([comparison_to_wire(result)], result.provenance.fingerprint)
+                sink.write([encode_comparison(result)], result.provenance.fingerprint)
 
 
 @app.command()
@@ -251,6 +251,7 @@ def _parse_weights(text: str | None) -> Mapping[str, float] | None:
 def main() -> None:
     """Run the command line; this is the entry point `assay`."""
     commands = Commands.of(app, entry_points(group=GROUP))
+    # The first word that is not an option: no option before a command takes a value.
     name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     known = {*typer.main.get_group(commands.app).commands}
     # An unknown command may be one of an extra that is not installed; typer would only say that it is unknown.

@@ -103,7 +103,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         if self._is_elsewhere():
             return
         here = self._get_connections()
-        for stop in list(here.running):
+        for stop in list(here.running):  # a copy, because a call that ends meanwhile removes its own
             stop.set()
         here.http.close()
 
@@ -151,7 +151,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         return step.value
 
     def _try(self, http: httpx.Client, request: httpx.Request, timeout_s: float) -> Reply | TransportError:
-        until_s = self._clock.now_s() + timeout_s
+        until_s = self._clock.get_now_s() + timeout_s
         request.extensions["timeout"] = httpx.Timeout(timeout_s).as_dict()
         try:
             response = http.send(request, stream=True)
@@ -161,7 +161,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
                 for part in response.iter_bytes():
                     body += part
                     # httpx limits each wait for the socket; an answer that arrives byte by byte could last for ever.
-                    if self._clock.now_s() > until_s:
+                    if self._clock.get_now_s() > until_s:
                         return Timeout(f"the answer was not complete after {timeout_s:g} s")
                 return Reply(response.status_code, response.headers, bytes(body))
             finally:
@@ -185,7 +185,7 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
                 loops.pop(ended, None)  # another thread may have removed it already
             http = httpx.AsyncClient(**self._build_http_settings())
             loops[loop] = http, close_at_end(http)
-            await anext(loops[loop][1])
+            await anext(loops[loop][1])  # started, because a loop closes only generators that have run
         return loops[loop][0]
 
     async def score(
@@ -259,7 +259,7 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
                 for _ in range(min(self.max_concurrency, len(calls))):
                     group.create_task(self._work(waiting, answers, deadline_at_s))
         except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+            raise failures.exceptions[0] from None  # callers catch errors of the client, not groups of them
         return [answers[n] for n in range(len(calls))]
 
     async def _work(
@@ -278,12 +278,12 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
             if isinstance(step, Send):
                 outcome = await self._try(http, request, step.timeout_s)
             else:
-                await self._clock.async_sleep(step.delay_s)
+                await self._clock.sleep_async(step.delay_s)
             step = steps.send(self._build_event(outcome))
         return step.value
 
     async def _try(self, http: httpx.AsyncClient, request: httpx.Request, timeout_s: float) -> Reply | TransportError:
-        request.extensions["timeout"] = httpx.Timeout(None).as_dict()
+        request.extensions["timeout"] = httpx.Timeout(None).as_dict()  # `asyncio.timeout` limits the try instead
         try:
             # Around the whole try, so that it also holds for transports without a timeout, such as httpx.ASGITransport.
             async with asyncio.timeout(timeout_s):

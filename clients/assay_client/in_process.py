@@ -46,7 +46,7 @@ class AppTransport(httpx.BaseTransport):
         """
         if self._made_in != os.getpid():
             raise RuntimeError("the application runs in another process; start one, and its client, in this process")
-        request.read()
+        request.read()  # a body in parts can be read in this thread, but not in the application's loop
         try:
             return self._portal.call(self._answer, request)
         except CancelledError:

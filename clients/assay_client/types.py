@@ -67,7 +67,7 @@ def read_messages(value: object, name: str) -> tuple[Message, ...]:
     Raises:
         InvalidInput: the value is not such a sequence; the message calls it `name`.
     """
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):  # a text is a sequence too
         raise InvalidInput(f"`{name}` must be {'text or ' * (name == 'prompt')}a list of messages")
     return tuple(Message.of(message) for message in value)
 
@@ -91,7 +91,7 @@ def read_completion_text(completion: object) -> str:
     return message.content
 
 
-def prompt_to_wire(prompt: object) -> str | list[dict[str, object]]:
+def encode_prompt(prompt: object) -> str | list[dict[str, object]]:
     """Return a prompt in wire form: text, or a list of messages; raise InvalidInput if it is neither."""
     if isinstance(prompt, str):
         return prompt
@@ -162,9 +162,9 @@ class Item:
     def to_wire(self) -> dict[str, object]:
         """Return the item in wire form; fields that are None are omitted."""
         row: dict[str, object] = {
-            "prompt": None if self.prompt is None else prompt_to_wire(self.prompt),
+            "prompt": None if self.prompt is None else encode_prompt(self.prompt),
             "completion": self.completion,
-            "messages": None if self.messages is None else prompt_to_wire(self.messages),
+            "messages": None if self.messages is None else encode_prompt(self.messages),
             "finish_reason": self.finish_reason,
             "id": self.id,
         }

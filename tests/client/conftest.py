@@ -26,7 +26,7 @@ class FakeClock(Clock):
         self.now = 1000.0
         self.slept: list[float] = []
 
-    def now_s(self) -> float:
+    def get_now_s(self) -> float:
         return self.now
 
     def draw(self) -> float:
@@ -36,7 +36,7 @@ class FakeClock(Clock):
         self.slept.append(delay_s)
         self.now += delay_s
 
-    async def async_sleep(self, delay_s: float) -> None:
+    async def sleep_async(self, delay_s: float) -> None:
         self.sleep(delay_s, threading.Event())
 
 
