@@ -33,12 +33,12 @@ def estimate_k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Ten
 
 
 def estimate_k2(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Return the estimate k2 = (log π − log π_ref)² / 2: never negative, biased, low variance; fp32, shapes as for k1."""
+    """Return the estimate k2 = (log π − log π_ref)² / 2: never negative, biased, low variance; fp32, shaped as k1."""
     return (logprobs - ref_logprobs).square() / 2
 
 
 def estimate_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Return the estimate k3 = π_ref/π − 1 − log(π_ref/π): unbiased and never negative; fp32, shapes as for k1."""
+    """Return the estimate k3 = π_ref/π − 1 − log(π_ref/π): unbiased and never negative; fp32, shaped as k1."""
     log_ratio = ref_logprobs - logprobs
     # expm1 keeps precision where the two policies nearly agree, which is the usual case.
     return torch.expm1(log_ratio) - log_ratio
