@@ -116,7 +116,7 @@ def build_experiences(
         for i, sample in enumerate(samples)
     ]
     entropies = torch.cat([output.entropies for output in outputs])
-    kl = _average_per_completion(ppo.k1(logprobs, ref_logprobs), mask)
+    kl = _average_per_completion(ppo.estimate_k1(logprobs, ref_logprobs), mask)
     lengths = mask.sum(dim=1).float()
     metrics = {
         "score": float(scores.mean()),
@@ -124,7 +124,7 @@ def build_experiences(
         "score_std": float(scores.std(correction=0)),
         "shaped_score": float(shaped.mean()),
         "kl": kl,
-        "kl_k3": _average_per_completion(ppo.k3(logprobs, ref_logprobs), mask),
+        "kl_k3": _average_per_completion(ppo.estimate_k3(logprobs, ref_logprobs), mask),
         "kl_reward": -kl_coef * kl,
         "kl_coef": kl_coef,
         "entropy": float(entropies.mean()),
