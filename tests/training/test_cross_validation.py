@@ -717,7 +717,7 @@ def test_a_mixture_must_fit_the_part_that_is_trained_on(tmp_path: Path) -> None:
 
 
 def test_the_weights_of_the_base_are_read_after_the_data(tmp_path: Path) -> None:
-    """In a process of its own, so that the peak of memory is the run's. bf16 weights cannot stay on disk as they are."""
+    """In a process of its own, so that the peak is its own. bf16 weights cannot stay in the file, as fp32 ones do."""
     fast = checkpoints.encoder_tokenizer()
     base = checkpoints.classifier("bert", fast, num_hidden_layers=1, vocab_size=1_000_000).base_model
     size = base.get_input_embeddings().weight.nbytes

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import kurtosis, mannwhitneyu, norm, skew, spearmanr, t
@@ -42,7 +43,7 @@ class Estimate:
     clusters: int
 
 
-def clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
+def clustered_mean(values: Float64[Floats, " n"], clusters: Sequence[str]) -> Estimate:
     """Return the mean of `values` with a normal interval that is robust to dependence within clusters.
 
     Variance of the mean: `G / (G − 1) · Σ_g (Σ_{i in g} (x_i − mean))² / n²` (Liang and Zeger 1986, Biometrika 73, the
@@ -60,7 +61,7 @@ def clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, len(values), count)
 
 
-def clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate:
+def clustered_share(values: Float64[Floats, " n"], clusters: Sequence[str]) -> Estimate:
     """Return the mean of `values` in 0..1 with Wilson's interval at the effective sample size.
 
     The effective sample size is `n / deff · (t_{n−1} / t_{G−1})²`:
@@ -92,7 +93,7 @@ def clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate:
     return Estimate(p, float(low), float(high), n, count)
 
 
-def _compute_clustered_mean(values: Floats, clusters: Sequence[str]) -> tuple[float, float, int]:
+def _compute_clustered_mean(values: Float64[Floats, " n"], clusters: Sequence[str]) -> tuple[float, float, int]:
     """Return the mean, its cluster-robust variance, and the number of clusters."""
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(index.max()) + 1 if len(index) else 0
@@ -104,7 +105,7 @@ def _compute_clustered_mean(values: Floats, clusters: Sequence[str]) -> tuple[fl
 
 
 def interval_bounds(
-    estimator: Callable[[Floats, Sequence[str]], Estimate], values: Floats, clusters: Sequence[str]
+    estimator: Callable[[Floats, Sequence[str]], Estimate], values: Float64[Floats, " n"], clusters: Sequence[str]
 ) -> list[float] | None:
     """Return the ends of an estimate's 95 % interval, or None where fewer than two clusters allow no interval.
 
@@ -151,7 +152,7 @@ def bootstrap(
     return Estimate(value, float(low), float(high), len(index), len(members))
 
 
-def outcomes(margins: Floats) -> Floats:
+def outcomes(margins: Float64[Floats, " n"]) -> Float64[Floats, " n"]:
     """Return whether each pair is ranked correctly: 1 for a positive margin, 0 for a negative one, ½ for a tie.
 
     Args:
@@ -163,7 +164,9 @@ def outcomes(margins: Floats) -> Floats:
     return (np.sign(margins) + 1) / 2
 
 
-def bucket_errors(labels: Floats, predictions: Floats) -> dict[str, tuple[int, float, float]]:
+def bucket_errors(
+    labels: Float64[Floats, " n"], predictions: Float64[Floats, " n"]
+) -> dict[str, tuple[int, float, float]]:
     """Return number of rows, MSE and MAE for each bucket of the label, as in [CRS] tables 6 and 7.
 
     The buckets are `low` (label at most 0.4), `high` (at least 0.9), `mid` (between) and `all`; empty ones are skipped.
@@ -207,7 +210,7 @@ class Moments:
     kurtosis: float | None
 
 
-def moments(margins: Floats) -> Moments:
+def moments(margins: Float64[Floats, " n"]) -> Moments:
     """Return the moments of reward margins, float64 `[n]`; n may be 0."""
     n = len(margins)
     spread = n > 0 and bool(np.ptp(margins))
@@ -239,7 +242,7 @@ class Bin:
     label: float
 
 
-def calibration(labels: Floats, predictions: Floats) -> list[Bin]:
+def calibration(labels: Float64[Floats, " n"], predictions: Float64[Floats, " n"]) -> list[Bin]:
     """Return mean label and mean prediction for each tenth of the prediction; empty tenths are skipped.
 
     Args:
@@ -255,7 +258,7 @@ def calibration(labels: Floats, predictions: Floats) -> list[Bin]:
     ]
 
 
-def reliability(margins: Floats) -> list[Bin]:
+def reliability(margins: Float64[Floats, " n"]) -> list[Bin]:
     """Return pairwise accuracy (`label`) beside predicted confidence σ(|margin|) (`prediction`), by its tenths.
 
     Args:
@@ -264,7 +267,7 @@ def reliability(margins: Floats) -> list[Bin]:
     return calibration(outcomes(margins), expit(np.abs(margins)))
 
 
-def spearman(a: Floats, b: Floats) -> float:
+def spearman(a: Float64[Floats, " n"], b: Float64[Floats, " n"]) -> float:
     """Return Spearman's rank correlation of two columns, float64 `[n]`; ties get mid-ranks.
 
     Raises:
@@ -275,7 +278,7 @@ def spearman(a: Floats, b: Floats) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def auc(positive: NDArray[np.bool_], scores: Floats) -> float:
+def auc(positive: Bool[NDArray[np.bool_], " n"], scores: Float64[Floats, " n"]) -> float:
     """Return the probability that a positive row scores above a negative row; ties count one half.
 
     Args:
