@@ -38,7 +38,7 @@ class Wire:
     Attributes:
         name: name in the configuration and in the path `/compat/NAME`.
         title: name of the server or client that speaks this wire, for the documentation.
-        activation: what the wire does to a score before it is sent, in one phrase for the documentation.
+        activation: change of a score before it is sent, in one phrase for the documentation.
         overload_status: HTTP status for a full queue, unless the configuration sets another one.
         build_error: function from a refusal and a request id to the HTTP status and the JSON body of an error.
     """
