@@ -21,7 +21,7 @@ from assay_service.scoring.tokenizer import load
 from assay_training.config.data import Source
 from assay_training.config.model import Lora
 from assay_training.models.actor import Actor
-from assay_training.models.checkpoint import policy_renderer
+from assay_training.models.checkpoint import build_policy_renderer
 from assay_training.records.sources import read_prompts
 from assay_training.rollout.completion import Ids
 from assay_training.rollout.engines.base import Engine, Sampling
@@ -46,7 +46,7 @@ def prompts_of(base: Path, data: Path, count: int) -> list[Ids]:
     """The first that are short enough."""
     tokenizer: Any = load(base)
     found = read_prompts(data, [Source(name="hh_rlhf", format="hh")])
-    renderer = policy_renderer(tokenizer, TEMPLATE.read_text(), len(tokenizer))
+    renderer = build_policy_renderer(tokenizer, TEMPLATE.read_text(), len(tokenizer))
     return [asked.ids for asked in render_prompts(found.records, renderer, PROMPT_TOKENS)[0][:count]]
 
 

@@ -37,7 +37,7 @@ from assay_training.config.model import Lora, OptimizerConfig
 from assay_training.config.objective import PreferenceObjective
 from assay_training.data.examples import Example, render_records
 from assay_training.loop.supervised import Schedule, train
-from assay_training.models.lora import lora_config
+from assay_training.models.lora import build_lora_config
 from assay_training.records.record import Text
 from assay_training.records.sources import read_rankings, read_spoken
 from assay_training.reward_model.objectives import Pairwise
@@ -104,7 +104,7 @@ def ours(base: Path, targets: list[str]) -> Contender:
     settings = OptimizerConfig(learning_rate=1e-4, batch_prompts=BATCH)
     model = RewardModel.load(base, torch.float32, torch.device("cpu"))
     head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(0), bias=model.architecture.head_bias)
-    model.add_fresh_signal("signal", head, lora_config(adapter(targets), model.base))
+    model.add_fresh_signal("signal", head, build_lora_config(adapter(targets), model.base))
     objective = Pairwise(model, "signal", PreferenceObjective(kind="preference"), settings)
 
     def run(examples: Sequence[Example]) -> None:
@@ -114,7 +114,7 @@ def ours(base: Path, targets: list[str]) -> Contender:
             schedule = Schedule(examples, settings, seed=0)
             train(
                 objective,
-                model.parameters_of("signal"),
+                model.get_parameters("signal"),
                 schedule,
                 name="ours",
                 metrics=directory.metrics("part"),
@@ -128,7 +128,7 @@ def trainer(base: Path, targets: list[str], sampling: str, *, bf16: bool) -> Con
     """A Trainer on transformers' own model with PEFT."""
     plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
     plain.config.pad_token_id = pad_id = load(base).pad_token_id
-    model = get_peft_model(plain, lora_config(adapter(targets), plain, "SEQ_CLS"))
+    model = get_peft_model(plain, build_lora_config(adapter(targets), plain, "SEQ_CLS"))
 
     def run(examples: Sequence[Example]) -> None:
         with tempfile.TemporaryDirectory() as out:

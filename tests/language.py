@@ -19,7 +19,7 @@ BANNED = {
     r"\btold\b": "reported, printed",
     r"\bmend(s|ed|ing)?\b": "fix",
     r"\bcomes? to\b|\bcame to\b|\bcoming to\b": "is, results in",
-    r"\b(is|are) no (?!longer|more\b)": "is not a",
+    r"(?<!\bthere )\b(is|are) no (?!longer|more\b)": "is not a",
     r"\bof what\b": "a noun",
     r"\botherwise than\b": "differently from",
     r"\bsay(s)? otherwise\b": "contradict",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from assay_service import loader, registry, settings
-from assay_service.scoring.blend import blended
+from assay_service.scoring.blend import blend_logits
 from assay_service.scoring.item import Item
 
 EMBEDDED = settings.EMBEDDED.parent
@@ -26,7 +26,7 @@ def score(served: registry.Registry, model: str, prompt: str, completion: str) -
         signal = served.signals[name]
         sequence = signal.renderer.render(Item.of(prompt, completion)).sequence
         logits[name] = signal.model.logits([sequence], name).item()
-    return blended(blend, logits, served.moments)
+    return blend_logits(blend, logits, served.moments)
 
 
 def test_their_scores_are_proved_not_to_depend_on_the_batch(served: registry.Registry) -> None:

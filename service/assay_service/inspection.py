@@ -176,19 +176,19 @@ def _describe_pad(tokenizer: Path) -> str:
 
 def _list_heads(located: SignalFiles) -> list[str]:
     """Return name and shape of every head in the checkpoint that should have one."""
-    shapes = names.shapes_of(sorted(located.checkpoint.glob("*.safetensors")))
-    pattern = names.head_weight(located.config.get("value_head_prefix"))
-    return [f"{name} {list(shape)}" for name, shape in shapes.items() if pattern.match(names.unwrapped(name))]
+    shapes = names.read_shapes(sorted(located.checkpoint.glob("*.safetensors")))
+    pattern = names.build_head_weight_pattern(located.config.get("value_head_prefix"))
+    return [f"{name} {list(shape)}" for name, shape in shapes.items() if pattern.match(names.unwrap_name(name))]
 
 
 def _find_broken_files(located: SignalFiles) -> Iterator[str]:
     """Yield the faults of files that would stop loading; no declaration can help there."""
     paths = sorted(located.checkpoint.glob("*.safetensors"))
     if paths and not _list_heads(located):
-        yield f"{located.checkpoint}: {names.why_no_head(names.shapes_of(paths))}"
+        yield f"{located.checkpoint}: {names.why_no_head(names.read_shapes(paths))}"
     # Without an adapter the checkpoint is the base, and each path would come twice.
     for path in dict.fromkeys([*paths, *sorted(located.base.glob("*.safetensors"))]):
-        if (missing := names.missing_bytes(path)) > 0:
+        if (missing := names.count_missing_bytes(path)) > 0:
             yield f"{path}: the last {missing} bytes are missing; download or save it again"
     try:
         files.read_json(located.tokenizer / files.TOKENIZER_FILE)

@@ -15,12 +15,12 @@ from assay_service.logs import START, log_step
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, files, manifest, names, tokenizer
-from assay_service.scoring.architectures import Architecture, activation_of
+from assay_service.scoring.architectures import Architecture, read_activation
 from assay_service.scoring.blend import Blend
 from assay_service.scoring.head import Dense, Head, checked
-from assay_service.scoring.invariance import made_invariant
+from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.item import PROBE, Item, Message
-from assay_service.scoring.kernels.build import slow_dtype
+from assay_service.scoring.kernels.build import explain_slow_dtype
 from assay_service.scoring.manifest import GoldenRow, Manifest
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
@@ -101,8 +101,10 @@ class _Loader:
         if resolved.rules.score_position == "pooler":
             head = replace(head, dense=_read_dense(resolved.adapter or base, base, model.architecture))
         model.add_signal(name, checked(_build_head(head, resolved.config), model.hidden_size, head.name), *adapters)
-        _log.info("signals.%s: takes %.1f MiB of memory in addition to its base", name, model.own_bytes(name) / 2**20)
-        renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.vocabulary_size_of(name))
+        _log.info(
+            "signals.%s: takes %.1f MiB of memory in addition to its base", name, model.count_own_bytes(name) / 2**20
+        )
+        renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.get_vocabulary_size(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError(
                 "template: is not the one that the checkpoint was trained with: its hash is not template_sha256"
@@ -113,19 +115,19 @@ class _Loader:
             model=resolved.model,
             # The directory of a hub snapshot is named by its commit.
             revision=base.name if resolved.revision else base_sha256,
-            adapter_sha256=checkpoint.sha256_of_adapters(adapters),
+            adapter_sha256=checkpoint.hash_adapters(adapters),
             head_sha256=head.sha256,
             template_sha256=renderer.template.sha256,
             dtype=resolved.dtype,
         )
-        config_sha256 = files.sha256_of([base / "config.json"])
+        config_sha256 = files.hash_files([base / "config.json"])
         return Signal(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256)
 
     def _check_hash(self, base: Path, claims: Manifest) -> str:
         if base not in self._hashes:  # hashing reads the whole file, so each base is hashed once
-            weights = files.weight_files(base)
+            weights = files.list_weight_files(base)
             with log_step("hashing the weights of %s (%.2f GB)", base, sum(p.stat().st_size for p in weights) / 1e9):
-                self._hashes[base] = files.sha256_of(weights)
+                self._hashes[base] = files.hash_files(weights)
         if claims.base_sha256 not in (None, self._hashes[base]):
             raise StartError(f"{base}: the weights are not those that the adapter was trained on (base_sha256 differs)")
         return self._hashes[base]
@@ -133,7 +135,7 @@ class _Loader:
     def _load_model(self, base: Path, dtype: torch.dtype, device: torch.device) -> RewardModel:
         key = (base, dtype, str(device))
         if key not in self._models:
-            if (slow := slow_dtype(dtype, device)) is not None:
+            if (slow := explain_slow_dtype(dtype, device)) is not None:
                 _log.warning("base %s: %s", base, slow)
             with log_step("loading base %s (%s, %s)", base, str(dtype).removeprefix("torch."), device):
                 self._models[key] = RewardModel.load(base, dtype, device)
@@ -151,7 +153,7 @@ class _Loader:
             loaded = tokenizer.load(source)
             renderer = Renderer(loaded, rules, vocabulary_size)
             probe = renderer.render(PROBE).sequence
-            unprinted = tokenizer.unprinted(loaded, source, probe.ids, probe.boundary)
+            unprinted = tokenizer.find_unprinted(loaded, source, probe.ids, probe.boundary)
             self._renderers[key] = renderer, unprinted
         return self._renderers[key]
 
@@ -186,7 +188,7 @@ def _log_how_served(signal: Signal, *, is_invariant: bool) -> None:
 def _read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
     """Read the adapters in the order in which they are applied, and the head of the last adapter or of the base."""
     if resolved.adapter is None:
-        weights = files.weight_files(resolved.base)
+        weights = files.list_weight_files(resolved.base)
         head = checkpoint.read_head(weights, resolved.config.get("value_head_prefix"))
         if head is None:
             raise StartError(f"{resolved.base}: {_explain_no_head(resolved.base, weights)}")
@@ -203,8 +205,8 @@ def _read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], c
 
 
 def _explain_no_head(directory: Path, weights: Sequence[Path]) -> str:
-    pickle = files.pickled(directory, files.VALUE_HEAD)
-    return f"no head{pickle}" if pickle else names.why_no_head(names.shapes_of(weights))
+    pickle = files.explain_pickled(directory, files.VALUE_HEAD)
+    return f"no head{pickle}" if pickle else names.why_no_head(names.read_shapes(weights))
 
 
 def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
@@ -215,7 +217,7 @@ def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
     longest: dict[RewardModel, dict[str, int]] = {}
     for name, signal in signals.items():
         longest.setdefault(signal.model, {})[name] = signal.renderer.rules.max_length
-    return {name: passed for model, names in longest.items() for name, passed in made_invariant(model, names).items()}
+    return {name: passed for model, names in longest.items() for name, passed in make_invariant(model, names).items()}
 
 
 def _read_dense(directory: Path, base: Path, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,7 +229,7 @@ def _read_dense(directory: Path, base: Path, architecture: Architecture) -> tupl
     if architecture.dense is None:
         raise StartError("score_position: pooler is only for encoders whose classifiers have a layer before the head")
     adapter = directory / files.ADAPTER_WEIGHTS
-    sources = [*([adapter] if adapter.is_file() else []), *files.weight_files(base)]
+    sources = [*([adapter] if adapter.is_file() else []), *files.list_weight_files(base)]
     dense = checkpoint.read_dense(sources, architecture.dense)
     if dense is None:
         raise StartError(f"{base}: has no tensor {architecture.dense}.weight, which score_position pooler reads")
@@ -242,7 +244,7 @@ def _check_head(name: str, position: manifest.ScorePosition, architecture: Archi
 
 
 def _build_head(tensors: checkpoint.HeadTensors, config: Mapping[str, Any]) -> Head:
-    dense = None if tensors.dense is None else Dense(*tensors.dense, activation_of(config))
+    dense = None if tensors.dense is None else Dense(*tensors.dense, read_activation(config))
     return Head(tensors.weight, tensors.bias, dense)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from assay_service.errors import Problems
 from assay_service.scoring import files
-from assay_service.scoring.architectures import architecture_of
+from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
 from assay_service.scoring.manifest import Kind, Manifest
 from assay_service.scoring.rules import RenderRules
@@ -113,9 +113,9 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     problems, template, declared = Problems(), "", None
     # Each check has a block of its own, so that one wrong key does not hide the others.
     with problems.collected("base"):
-        architecture_of(config, located.base)
+        read_architecture(config, located.base)
     with problems.collected("base"):
-        files.weight_files(located.base)
+        files.list_weight_files(located.base)
     with problems.collected("template"):
         declared = None if settings.template is None else files.place(settings.template, relative_to)
     with problems.collected():

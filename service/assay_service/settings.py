@@ -29,8 +29,8 @@ from assay_service.validation import (
     explain,
     find_wrong_names,
     find_wrong_names_in,
+    format_key,
     join_names,
-    key_of,
 )
 from assay_service.yaml_file import read_yaml
 
@@ -271,8 +271,8 @@ def _find_meant_key(error: ErrorDetails) -> str | None:
 def _format_key(location: tuple[int | str, ...]) -> str:
     """Format the location of an error as the errors about checkpoints' files have it: "signals.rm: eos"."""
     if location[0] == "signals" and len(location) > 2:
-        return f"{key_of(location[:2])}: {key_of(location[2:])}"
-    return key_of(location)
+        return f"{format_key(location[:2])}: {format_key(location[2:])}"
+    return format_key(location)
 
 
 def _list_keys_at(location: tuple[int | str, ...]) -> list[str]:

@@ -75,7 +75,7 @@ def locate(settings: SignalSettings, relative_to: Path) -> SignalFiles:
     with problems.collected():
         check_lineage(adapters, base, reference if revision else None, settings.adapter_base)
     with problems.collected("base"):
-        tokenizer = files.tokenizer_directory(base, *adapters)
+        tokenizer = files.find_tokenizer_directory(base, *adapters)
     problems.raise_any()
     return SignalFiles(
         base=base,

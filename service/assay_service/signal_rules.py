@@ -8,7 +8,12 @@ from typing import Any, TypeVar
 
 from assay_service.advice import get_advice
 from assay_service.errors import Problems, StartError
-from assay_service.scoring.architectures import ARCHITECTURES, longest_scaled, longest_sequence, token_types
+from assay_service.scoring.architectures import (
+    ARCHITECTURES,
+    count_token_types,
+    find_longest_scaled,
+    find_longest_sequence,
+)
 from assay_service.scoring.blend import Moments
 from assay_service.scoring.manifest import EosPolicy, Manifest, ScorePosition, TokenTypes, Unfinished
 from assay_service.scoring.pads import Pads
@@ -107,13 +112,13 @@ def _decide_max_length(settings: SignalSettings, claims: Manifest, config: Mappi
 
     A declared limit may exceed `max_position_embeddings` as far as a scaling of rotary positions allows.
     """
-    positions = longest_sequence(config)
+    positions = find_longest_sequence(config)
     max_length = settings.max_length or claims.max_length or positions
     if not isinstance(max_length, int):
         raise StartError(
             f"max_length: declare it; neither the manifest nor config.json has it: {get_advice('max_length')}"
         )
-    reach = None if positions is None else max(positions, longest_scaled(config) or 0)
+    reach = None if positions is None else max(positions, find_longest_scaled(config) or 0)
     # A base without `max_position_embeddings` sets no limit of its own.
     longest = min(claims.max_length or max_length, reach or max_length)
     if max_length > longest:
@@ -127,7 +132,7 @@ def _decide_token_types(settings: SignalSettings, claims: Manifest, config: Mapp
     Nothing in a checkpoint's files shows whether it was trained on pairs of segments, and a wrong rule gives wrong
     scores. So the rule is never inferred.
     """
-    types = token_types(config)
+    types = count_token_types(config)
     if types < 2:
         if settings.token_types == "second_after_sep":
             raise StartError("token_types: the base has only one token type; remove `token_types: second_after_sep`")

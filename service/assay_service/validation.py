@@ -74,7 +74,7 @@ def explain(error: ErrorDetails) -> str:
     return text.format_map(context)
 
 
-def key_of(location: tuple[int | str, ...], keep: Callable[[str], bool] = lambda _: True) -> str:
+def format_key(location: tuple[int | str, ...], keep: Callable[[str], bool] = lambda _: True) -> str:
     """Return a pydantic location as a path: ("items", 3, "prompt") is "items[3].prompt".
 
     Args:

@@ -151,7 +151,7 @@ def test_adapters_of_every_kind_score_as_peft_does_and_leave_the_base_as_it_was(
     packed = hashes(model)
     for name, oracle in oracles.items():
         added = kinds(architecture)[name].get("added", 0)
-        assert model.vocabulary_size_of(name) == vocabulary + added
+        assert model.get_vocabulary_size(name) == vocabulary + added
         made = with_position(architecture, sequences(vocabulary + added, added=added))
         right = [checkpoints.oracle(oracle, s.ids) for s in made]
         assert logits(model, name, made) == pytest.approx(right, abs=2e-5), name
@@ -176,7 +176,7 @@ def test_a_signal_with_its_own_embedding_has_its_bits_alone_and_beside_others(
     for name, adapter in adapters.items():
         alone = served(directory, {name: adapter}, dtype)
         alone.make_invariant()
-        made = sequences(together.vocabulary_size_of(name), added=ADDED if name == "resized" else 0)
+        made = sequences(together.get_vocabulary_size(name), added=ADDED if name == "resized" else 0)
         expected = logits(alone, name, made)
         assert logits(together, name, made) == expected
         assert logits(together, name, made[::-1]) == expected[::-1]
@@ -192,7 +192,7 @@ def test_only_the_rows_that_differ_take_memory(tmp_path: Path) -> None:
         trained(tmp_path / name, base, **kinds("llama")[name])
     names = ("plain", "resized", "indices", "modules-to-save")
     model = served(directory, {name: tmp_path / name for name in names})
-    plain, resized, indices, whole = (model.own_bytes(name) for name in names)
+    plain, resized, indices, whole = (model.count_own_bytes(name) for name in names)
     # Two layers: q_proj 32 -> 32 and down_proj 64 -> 32 by rank 4, and a head of 32.
     assert plain == 4 * (2 * 4 * (32 + 32 + 64 + 32) + 32)
     assert resized - plain == ADDED * 32 * 4 + (vocabulary + ADDED) * 4
@@ -349,7 +349,7 @@ def test_copies_of_the_base_and_output_layers_are_left_alone(tmp_path: Path) -> 
     model = served(directory, {"a": tmp_path / "a"})
     made = sequences(base.config.vocab_size)
     assert logits(model, "a", made) == pytest.approx([checkpoints.oracle(oracle, s.ids) for s in made], abs=1e-5)
-    assert model.own_bytes("a") == 4 * (2 * 4 * (32 + 32 + 64 + 32) + 32)
+    assert model.count_own_bytes("a") == 4 * (2 * 4 * (32 + 32 + 64 + 32) + 32)
 
 
 @pytest.mark.parametrize("kind", ["plain", "dora", "indices", "modules-to-save", "lora-on-embedding"])
@@ -433,7 +433,7 @@ def test_a_row_behind_the_base_s_last_token_is_a_new_token(tmp_path: Path) -> No
     larger.resize_token_embeddings(vocabulary + 1, mean_resizing=False)
     oracle = trained(tmp_path / "a", larger, trainable_token_indices=[vocabulary])
     model = served(directory, {"a": tmp_path / "a"})
-    assert model.vocabulary_size_of("a") == vocabulary + 1
+    assert model.get_vocabulary_size("a") == vocabulary + 1
     made = sequences(vocabulary + 1, added=1)
     right = [checkpoints.oracle(oracle, s.ids) for s in made]
     assert logits(model, "a", made) == pytest.approx(right, abs=1e-5)
@@ -489,7 +489,7 @@ def test_a_reward_on_an_sft_adapter_scores_as_merging_them_in_order(form: str, t
     model.make_invariant()
     added = first.get("added", 0)
     vocabulary = int(oracle.config.vocab_size)
-    assert model.vocabulary_size_of("stack") == vocabulary
+    assert model.get_vocabulary_size("stack") == vocabulary
     made = sequences(vocabulary, added=added)
     right = [checkpoints.oracle(oracle, s.ids) for s in made]
     found = logits(model, "stack", made)

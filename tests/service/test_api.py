@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from assay_service.api.app import create_app
-from assay_service.scoring.blend import probability
+from assay_service.scoring.blend import compute_probability
 from tests import checkpoints
 
 Run = Callable[[Callable[[httpx.AsyncClient], Awaitable[Any]]], Any]
@@ -61,7 +61,7 @@ def test_scores_are_the_oracles_and_the_blend_is_theirs(run: Run, tiny: dict[str
         pref, absolute = row["signals"]["pref"], row["signals"]["abs"]
         assert row["score"] == pytest.approx(0.25 * pref["logit"] + 0.75 * absolute["logit"], abs=1e-12)
         assert "prob" not in pref  # trap 11: a Bradley-Terry logit has no probability of its own
-        assert absolute["prob"] == probability(absolute["logit"])
+        assert absolute["prob"] == compute_probability(absolute["logit"])
 
 
 def test_both_forms_of_an_item_score_bit_equal(run: Run) -> None:
@@ -424,7 +424,7 @@ def test_compare_has_a_probability_for_preference_only(run: Run) -> None:
     rows = score(run, *({"prompt": "hi", "completion": c} for c in ("yes", "no")))["data"]
     margins = {n: rows[0]["signals"][n]["logit"] - rows[1]["signals"][n]["logit"] for n in ("pref", "abs")}
     assert body["signals"]["pref"]["margin"] == pytest.approx(margins["pref"], abs=1e-5)
-    assert body["signals"]["pref"]["prob_a"] == probability(body["signals"]["pref"]["margin"])
+    assert body["signals"]["pref"]["prob_a"] == compute_probability(body["signals"]["pref"]["margin"])
     assert body["signals"]["abs"]["margin"] == pytest.approx(margins["abs"], abs=1e-5)
     assert "prob_a" not in body["signals"]["abs"]
     assert body["blends"]["mix"]["margin"] == pytest.approx(rows[0]["score"] - rows[1]["score"])

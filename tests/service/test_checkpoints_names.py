@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from assay_service.errors import StartError
 from assay_service.scoring import names
 from assay_service.scoring.checkpoint import read_dense, read_head
-from assay_service.scoring.files import pickled, weight_files
+from assay_service.scoring.files import explain_pickled, list_weight_files
 from assay_service.scoring.head import Head, checked
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
@@ -37,7 +37,7 @@ def rewritten(directory: Path, change: Callable[[Tensors], Tensors], **config: A
 
 
 def logit(directory: Path, also: str | None = None) -> float:
-    head = read_head(weight_files(directory), also)
+    head = read_head(list_weight_files(directory), also)
     assert head is not None
     model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
     model.add_signal("s", checked(Head(head.weight, head.bias), 32, head.name))
@@ -74,7 +74,7 @@ def test_a_renamed_checkpoint_scores_as_before_it_was_renamed(trainer: str, tmp_
 
 def test_the_head_that_openrlhf_names_in_the_config_is_read(tmp_path: Path) -> None:
     expected = rewritten(tmp_path, inside("model.", "my_value"), value_head_prefix="my_value")
-    assert read_head(weight_files(tmp_path)) is None
+    assert read_head(list_weight_files(tmp_path)) is None
     assert logit(tmp_path, "my_value") == pytest.approx(expected, abs=1e-5)
 
 
@@ -200,7 +200,7 @@ def test_the_command_for_pickles_converts_them(tmp_path: Path) -> None:
     torch.save({n: t for n, t in tensors.items() if n not in first}, directory / "pytorch_model-00002-of-00002.bin")
     torch.save({"x": 1}, directory / "training_args.bin")
     with pytest.raises(StartError, match="is a pickle and is not read") as refused:
-        weight_files(directory)
+        list_weight_files(directory)
     command = refused.value.message.partition("Convert it once: ")[2]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path})
@@ -209,9 +209,9 @@ def test_the_command_for_pickles_converts_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["adapter_model", "value_head"])
 def test_pickled_adapters_and_value_heads_are_named_with_their_command(name: str, tmp_path: Path) -> None:
-    assert pickled(tmp_path, f"{name}.safetensors") == ""
+    assert explain_pickled(tmp_path, f"{name}.safetensors") == ""
     (tmp_path / f"{name}.bin").touch()
-    told = pickled(tmp_path, f"{name}.safetensors")
+    told = explain_pickled(tmp_path, f"{name}.safetensors")
     assert f"{name}.bin is a pickle and is not read" in told
     assert f"glob('{name}*.bin')" in told
     assert f"'{name}.safetensors'" in told
@@ -220,10 +220,10 @@ def test_pickled_adapters_and_value_heads_are_named_with_their_command(name: str
 def test_pickles_of_a_trainers_state_are_not_taken_for_weights(tmp_path: Path) -> None:
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (tmp_path / name).touch()
-    assert pickled(tmp_path, "model.safetensors") == ""
+    assert explain_pickled(tmp_path, "model.safetensors") == ""
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{half")
     with pytest.raises(StartError, match=r"model\.safetensors: not a whole safetensors file"):
-        names.shapes_of([tmp_path / "model.safetensors"])
+        names.read_shapes([tmp_path / "model.safetensors"])

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from assay_service import loader, resolve, settings
 from assay_service.errors import StartError
-from assay_service.scoring.architectures import longest_scaled
+from assay_service.scoring.architectures import find_longest_scaled
 from assay_service.scoring.item import PROBE, Item
 from tests import checkpoints
 
@@ -212,9 +212,9 @@ def test_yarn_reaches_beyond_the_trained_positions(spelling: str, tmp_path: Path
 def test_the_reach_of_a_scaling_is_factor_times_the_original_positions(
     scaling: dict[str, Any], expected: int | None
 ) -> None:
-    assert longest_scaled(scaling) == expected
+    assert find_longest_scaled(scaling) == expected
 
 
 def test_a_scaling_that_is_no_length_is_refused() -> None:
     with pytest.raises(StartError, match=r"rope scaling: factor '4' of 64 positions is not a length"):
-        longest_scaled({"rope_scaling": {"type": "yarn", "factor": "4", "original_max_position_embeddings": 64}})
+        find_longest_scaled({"rope_scaling": {"type": "yarn", "factor": "4", "original_max_position_embeddings": 64}})

@@ -10,7 +10,7 @@ import torch
 
 from assay_service.scoring.checkpoint import read_adapter
 from assay_service.scoring.head import Head
-from assay_service.scoring.invariance import is_invariant, made_invariant
+from assay_service.scoring.invariance import is_invariant, make_invariant
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 from tests import checkpoints
@@ -127,7 +127,7 @@ def test_the_proof_at_start_holds_for_every_thread_count(threads: int, tmp_path:
     torch.set_num_threads(threads)
     try:
         model = load(tmp_path, "llama", torch.bfloat16)
-        assert made_invariant(model, {"s": 1024}) == {"s": True}
+        assert make_invariant(model, {"s": 1024}) == {"s": True}
         assert is_invariant(model, "s", 12)
     finally:
         torch.set_num_threads(before)

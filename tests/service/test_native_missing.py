@@ -53,11 +53,11 @@ def test_bf16_without_units_of_the_cpu_is_called_slow(bf16: bool, amx: bool, mon
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    slow = build.slow_dtype(torch.bfloat16, CPU)
+    slow = build.explain_slow_dtype(torch.bfloat16, CPU)
     if bf16 or amx:
         assert slow is None
     else:
         assert slow is not None
         assert "declare `dtype: float32`" in slow
-    assert build.slow_dtype(torch.float32, CPU) is None
-    assert build.slow_dtype(torch.bfloat16, torch.device("cuda")) is None
+    assert build.explain_slow_dtype(torch.float32, CPU) is None
+    assert build.explain_slow_dtype(torch.bfloat16, torch.device("cuda")) is None

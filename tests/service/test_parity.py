@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from assay_service.errors import StartError
-from assay_service.scoring.architectures import activation_of
+from assay_service.scoring.architectures import read_activation
 from assay_service.scoring.checkpoint import read_adapter, read_dense, read_head
-from assay_service.scoring.files import read_config, weight_files
+from assay_service.scoring.files import list_weight_files, read_config
 from assay_service.scoring.head import Dense, Head
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.kernels.backend import Kernels
@@ -57,7 +57,7 @@ def items() -> list[Item]:
 
 def head_of(directory: Path, model: RewardModel, adapter: Path | None = None) -> Head:
     """The head in `directory` or `adapter`, with the layer before it where the architecture has one."""
-    own = weight_files(directory)
+    own = list_weight_files(directory)
     files = own if adapter is None else [adapter / "adapter_model.safetensors"]
     head = read_head(files)
     assert head is not None
@@ -65,7 +65,7 @@ def head_of(directory: Path, model: RewardModel, adapter: Path | None = None) ->
         return Head(head.weight, head.bias)
     dense = read_dense([*files, *own], model.architecture.dense)
     assert dense is not None
-    return Head(head.weight, head.bias, Dense(*dense, activation_of(read_config(directory))))
+    return Head(head.weight, head.bias, Dense(*dense, read_activation(read_config(directory))))
 
 
 def renderer_of(architecture: str, fast: PreTrainedTokenizerFast) -> Renderer:

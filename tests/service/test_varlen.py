@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from assay_service.scoring.head import Head
-from assay_service.scoring.invariance import made_invariant
+from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.kernels import build, varlen
 from assay_service.scoring.kernels.backend import Kernels
 from assay_service.scoring.layout import Span, TokenSequence
@@ -106,7 +106,7 @@ def test_on_a_gpu_logits_are_invariant_and_near_those_of_the_cpu(architecture: s
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
         model = RewardModel.load(directory, dtype, torch.device(device))
         model.add_signal("s", Head(torch.ones(1, model.hidden_size), None))
-        assert made_invariant(model, {"s": 1024}) == {"s": True}
+        assert make_invariant(model, {"s": 1024}) == {"s": True}
         with torch.inference_mode():
             logits[device] = model.logits(sequences(), "s").cpu()
     assert (logits["cpu"] - logits["cuda"]).abs().max() < 0.05 * logits["cpu"].std()

@@ -13,15 +13,15 @@ from assay_experiments import sweep
 from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
-from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.algorithms.folds import HELD_OUT, assign_fold
 from assay_training.cli.main import app
 from assay_training.config.base import ConfigError, Frozen, RunConfig, Seed, read
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
 from assay_training.config.sft import SftConfig
-from assay_training.data.chat_template import template_of
-from assay_training.data.checks import base_of, check_refused
+from assay_training.data.chat_template import find_template
+from assay_training.data.checks import check_refused, find_base
 from assay_training.records.record import Judged
 from assay_training.reward_model.checks import check_records, count_ties_only
 from tests import checkpoints
@@ -164,7 +164,7 @@ def test_the_base_is_looked_for_beside_the_configuration(
     expected.mkdir(parents=True, exist_ok=True)
     path = tiny.write_config(tmp_path / "deep" / "run.yaml", Path(written.format(root=tmp_path)))
     for given in (path, Path("../deep/run.yaml")):
-        assert base_of(read(given, RewardConfig)) == expected
+        assert find_base(read(given, RewardConfig)) == expected
 
 
 @pytest.mark.parametrize("written", ["../models/absent", "./absent", "absent", "~/absent"])
@@ -174,7 +174,7 @@ def test_a_base_that_is_not_there_is_told_by_its_whole_path(
     monkeypatch.setenv("HOME", str(tmp_path))
     config = read(tiny.write_config(tmp_path / "deep" / "run.yaml", Path(written)), RewardConfig)
     with pytest.raises(ConfigError, match=f"base: {tmp_path}/.*absent: no such directory"):
-        base_of(config)
+        find_base(config)
 
 
 def test_hub_ids_and_packages_stay_as_they_are(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_hub_ids_and_packages_stay_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=f"base: {tmp_path}/org/model: no such directory.*hub id needs its `revision`"
     ):
-        base_of(config)
+        find_base(config)
 
 
 @pytest.mark.parametrize(
@@ -210,12 +210,12 @@ def test_without_a_template_the_bases_own_is_taken(files: dict[str, str], found:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     if found is not None:
-        assert template_of(config, tmp_path) == found
+        assert find_template(config, tmp_path) == found
         return
     with pytest.raises(
         ConfigError, match=r"template: declare the path .* the base's cannot be used: .*no chat template"
     ):
-        template_of(config, tmp_path)
+        find_template(config, tmp_path)
 
 
 def test_all_that_is_wrong_is_told_at_once_in_plain_words(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_the_bases_of_plans_and_pipeline_are_where_the_documents_say(monkeypatch
         assert _pipeline(name).base_reference == str(repository / "runs" / "pipeline" / "policy")
     for name, kind in (("ppo", PpoConfig), ("rejection", RejectionConfig)):
         config: RunConfig = read(repository / "examples" / f"{name}.yaml", kind)
-        assert base_of(config) == repository / "examples" / "pipeline" / "policy"
+        assert find_base(config) == repository / "examples" / "pipeline" / "policy"
 
 
 def test_the_gold_model_of_the_experiments_is_a_configuration() -> None:
@@ -458,7 +458,7 @@ def of_part(part: int, count: int, config: RewardConfig) -> list[str]:
     names = (f"group {i}" for i in range(10_000))
     found = (
         n for n in names
-        if fold_of(n, folds=split.folds or 1, held_out=split.held_out, seed=config.seed) == part
+        if assign_fold(n, folds=split.folds or 1, held_out=split.held_out, seed=config.seed) == part
     )  # fmt: skip
     return [name for name, _ in zip(found, range(count), strict=False)]
 
@@ -537,7 +537,7 @@ def test_rankings_of_ties_alone_are_counted_by_their_data_set() -> None:
 def test_a_run_that_would_train_on_less_than_half_of_its_data_is_refused() -> None:
     assert check_refused({}, 10) == []
     assert check_refused({"special": 5}, 10) == [
-        "sources: 5 of 10 records cannot be rendered (special: 5); they are left out"
+        "sources: 5 of 10 records cannot be rendered (special: 5); they are dropped"
     ]
     with pytest.raises(ConfigError, match=r"6 of 10 records cannot be rendered \(long: 1, special: 5\)"):
         check_refused({"special": 5, "long": 1}, 10)

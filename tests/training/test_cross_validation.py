@@ -21,11 +21,11 @@ from assay_service import loader, registry, settings
 from assay_service.errors import StartError
 from assay_service.scoring import files
 from assay_service.scoring.item import Item, Message
-from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.algorithms.folds import HELD_OUT, assign_fold
 from assay_training.cli.main import app
 from assay_training.config.base import ConfigError, read
 from assay_training.config.reward import RewardConfig
-from assay_training.records.record import RecordError, group_of
+from assay_training.records.record import RecordError, find_group
 from assay_training.reward_model.command import run
 from assay_training.reward_model.cross_validation import CrossValidation
 from assay_training.reward_model.run import RewardRun
@@ -100,7 +100,7 @@ def write_data(data: Path, *, flipped: int | None = None) -> None:
 
 
 def fold(question: str) -> int:
-    return fold_of(group_of(question), folds=2, held_out=0.2, seed=3)
+    return assign_fold(find_group(question), folds=2, held_out=0.2, seed=3)
 
 
 def prepare(root: Path, kind: str = "preference", **changes: Any) -> Run:
@@ -606,7 +606,7 @@ def test_parts_that_cannot_be_trained_or_tested_are_told_before_anything_is_writ
 def test_what_the_renderer_refuses_is_missing_before_anything_is_written(tmp_path: Path) -> None:
     """The held-out replies hold a control token: of what is left nothing is tested, and the mended data may start."""
     begun = prepare(tmp_path, sources=[tiny.HH], split={"held_out": 0.3})
-    held_out = [fold_of(group_of(q), folds=1, held_out=0.3, seed=3) == HELD_OUT for q in questions()]
+    held_out = [assign_fold(find_group(q), folds=1, held_out=0.3, seed=3) == HELD_OUT for q in questions()]
     replies = ["[SEP]" if out else "Mix." for out in held_out]
     rows = [tiny.hh_row(q, reply, "I cannot.") for q, reply in zip(questions(), replies, strict=True)]
     shutil.rmtree(begun.data / "hh_rlhf")
@@ -618,7 +618,7 @@ def test_what_the_renderer_refuses_is_missing_before_anything_is_written(tmp_pat
     begun.begin()
 
 
-def test_faulty_rows_of_a_published_set_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_faulty_rows_of_a_published_set_are_dropped_and_counted(tmp_path: Path) -> None:
     begun = prepare(tmp_path)
     faulty = [tiny.hh_row("empty", "Yes.", " "), tiny.hh_row("same", "Yes.", "Yes."), {"chosen": "", "rejected": ""}]
     tiny.write_rows(begun.data / "hh_rlhf" / "z.test.jsonl.gz", faulty)

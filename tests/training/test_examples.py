@@ -16,7 +16,7 @@ from assay_service.scoring.rules import RenderRules
 from assay_training.config.base import ConfigError, read
 from assay_training.config.reward import RewardConfig
 from assay_training.data.examples import Example, render_records
-from assay_training.models.batches import token_batches
+from assay_training.models.batches import cut_token_batches
 from assay_training.records.record import Judged, Pair, Ranking
 from assay_training.reward_model.command import run
 from assay_training.reward_model.run import RewardRun
@@ -142,7 +142,7 @@ def test_every_reason_to_refuse_is_counted_by_its_code() -> None:
     assert report.refused == {"template_error": 1, "unfinished": 1, "special_tokens": 1}
 
 
-def test_a_pair_whose_completions_are_equal_after_the_cut_is_left_out_and_counted() -> None:
+def test_a_pair_whose_completions_are_equal_after_the_cut_is_dropped_and_counted() -> None:
     """Both completions are cut at 32 tokens, before they differ."""
     equal = ranking("hi", ["bread " * 60 + "fox", "bread " * 60 + "dog"], source="a/x")
     apart = ranking("hi", ["yes", "no"], source="a/x")
@@ -151,7 +151,7 @@ def test_a_pair_whose_completions_are_equal_after_the_cut_is_left_out_and_counte
     assert report.equal_ids == {"a": 2}
 
 
-def test_only_the_equal_pairs_of_a_ranking_are_left_out() -> None:
+def test_only_the_equal_pairs_of_a_ranking_are_dropped() -> None:
     """Of four completions the first two are equal after the cut; the tie of the last two stays."""
     texts_ = ["bread " * 60 + "fox", "bread " * 60 + "dog", "yes", "no"]
     record = Ranking(
@@ -170,7 +170,7 @@ def trimming() -> Renderer:
     return Renderer(fast, RenderRules(template, 48, "mean", "template", "score", fast.pad_token_id), len(fast))
 
 
-def test_a_pair_that_the_template_makes_equal_is_left_out() -> None:
+def test_a_pair_that_the_template_makes_equal_is_dropped() -> None:
     examples, report = render_records([ranking("hi", ["yes", "yes\n"])], trimming())
     assert (examples, report.equal_ids) == ([], {"hh_rlhf": 1})
 
@@ -231,7 +231,7 @@ def test_token_batches_lose_nothing_split_nothing_and_keep_the_limit(sizes: list
     record = labelled("hi", "yes", 1.0)
     examples = [tiny.fake_ids(record, *lengths) for lengths in sizes]
     indices = list(range(len(examples)))[::-1]
-    parts = list(token_batches(indices, examples, limit))
+    parts = list(cut_token_batches(indices, examples, limit))
     assert [i for part in parts for i in part] == indices
     assert all(parts)
     for part in parts:

@@ -2,11 +2,11 @@
 
 from collections import Counter
 
-from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.algorithms.folds import HELD_OUT, assign_fold
 
 
 def folds(seed: int, groups: list[str], *, held_out: float = 0.1) -> list[int]:
-    return [fold_of(group, folds=5, held_out=held_out, seed=seed) for group in groups]
+    return [assign_fold(group, folds=5, held_out=held_out, seed=seed) for group in groups]
 
 
 def test_the_assignment_is_fixed_for_ever() -> None:

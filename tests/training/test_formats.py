@@ -9,8 +9,8 @@ import pytest
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import Source
 from assay_training.records.record import Dialogue, Judged, Labelled, Pair, Ranking, RecordError, Spoken, Text
-from assay_training.records.rows import Row, rows_of_hub
-from assay_training.records.sources import data_hashes, read_labelled, read_rankings, read_spoken
+from assay_training.records.rows import Row, read_hub_rows
+from assay_training.records.sources import hash_data, read_labelled, read_rankings, read_spoken
 from tests.training import tiny
 
 
@@ -78,14 +78,14 @@ def test_of_more_than_four_replies_the_best_four_count(tmp_path: Path) -> None:
 
 
 def test_labels_of_a_tree_are_labelled_items(tmp_path: Path) -> None:
-    """A reply without the label is left out (774 rows of the thesis' data)."""
+    """A reply without the label is dropped (774 rows of the thesis' data)."""
     assert labelled(tmp_path, "oasst", TREE) == [
         Labelled("set/en", "how", Item((*QUESTION, Message("assistant", "Second."))), 0.5),
         Labelled("set/en", "how", Item((*QUESTION, Message("assistant", "Best."))), 1.0),
     ]
 
 
-def test_several_labels_are_summed_by_weight_and_what_is_below_zero_is_left_out(tmp_path: Path) -> None:
+def test_several_labels_are_summed_by_weight_and_what_is_below_zero_is_dropped(tmp_path: Path) -> None:
     rows = [*TREE, message("i", "q", "assistant", "Vile.", labels=quality(0.0, toxicity=1.0))]
     found = labelled(tmp_path, "oasst", rows, labels={"quality": 0.8, "toxicity": -0.2})
     assert [record.label for record in found if isinstance(record, Labelled)] == pytest.approx([0.35, 0.8])
@@ -114,7 +114,7 @@ def test_whole_trees_are_read_like_their_messages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"lang": "de"}, {"tree_state": "growing"}])
-def test_trees_in_other_languages_or_unfinished_are_left_out(changes: dict[str, str], tmp_path: Path) -> None:
+def test_trees_in_other_languages_or_unfinished_are_dropped(changes: dict[str, str], tmp_path: Path) -> None:
     other = [row | changes | {"message_tree_id": "other"} for row in TREE]
     renamed = [
         row | {"message_id": f"{row['message_id']}2", "parent_id": row["parent_id"] and f"{row['parent_id']}2"}
@@ -201,19 +201,19 @@ def test_prompts_whose_replies_cannot_be_compared_are_counted_and_ties_stay(tmp_
     ]
     found = read_rankings(write(tmp_path, rows), source("oasst"))
     assert found.records == [Ranking("set/en", "how", QUESTION, ("So.", "Thus."), (), ((0, 1),))]
-    assert found.left_out == {"set: fewer than two ranked completions": 1, "set: a pair of equal completions": 1}
+    assert found.dropped == {"set: fewer than two ranked completions": 1, "set: a pair of equal completions": 1}
 
 
-def test_a_misspelt_label_is_told_with_what_was_left_out_for_it(tmp_path: Path) -> None:
+def test_a_misspelt_label_is_told_with_what_was_dropped_for_it(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"sources: set: no labelled items in the source \(set: no label 'qualty'\)"):
         labelled(tmp_path, "oasst", TREE, labels={"qualty": 1.0})
 
 
-def test_what_is_left_out_of_published_sets_is_counted(tmp_path: Path) -> None:
+def test_what_is_dropped_of_published_sets_is_counted(tmp_path: Path) -> None:
     data = write(tmp_path, [arena(10, "a"), arena(1, "b"), arena(5, " "), arena(None, "c")])
-    assert read_rankings(data, source("arena_bench")).left_out == {"set: empty completion": 1, "set: no score": 1}
+    assert read_rankings(data, source("arena_bench")).dropped == {"set: empty completion": 1, "set: no score": 1}
     data = write(tmp_path / "b", [{"instruction": "Hi.", "output": ""}, {"instruction": "Hi.", "output": "Hello."}])
-    assert read_spoken(data, source("alpaca")).left_out == {"set: empty completion": 1}
+    assert read_spoken(data, source("alpaca")).dropped == {"set: empty completion": 1}
 
 
 ANSWERS = {f"prediction {i}": f"answer {i}" for i in range(1, 5)}
@@ -257,7 +257,7 @@ def test_two_equal_answers_with_different_ratings_are_no_pair(tmp_path: Path) ->
     assert isinstance(record, Ranking)
     assert {(p.better, p.worse): p.gap for p in record.pairs} == {(0, 2): 0.5, (0, 3): 1.0, (2, 1): 0.5}
     assert record.ties == ((1, 3),)
-    assert found.left_out == {"set: a pair of equal completions": 2}
+    assert found.dropped == {"set: a pair of equal completions": 2}
     assert len(labelled(tmp_path, "arena_bench", rows)) == 4
     with pytest.raises(RecordError, match=r"no rankings in the source \(set: a pair of equal completions\)"):
         rankings(tmp_path, "arena_bench", rows[:2])
@@ -374,7 +374,7 @@ def test_plain_and_gzipped_files_are_read_in_the_order_of_their_names(tmp_path: 
     (tmp_path / "set" / "a.jsonl").write_text('{"text": "first"}\n')
     records = read_spoken(tmp_path, source("text")).records
     assert [record.text for record in records if isinstance(record, Text)] == ["first", "second"]
-    assert list(data_hashes(tmp_path, source("text"), [])) == ["set/a.jsonl", "set/b.jsonl.gz"]
+    assert list(hash_data(tmp_path, source("text"), [])) == ["set/a.jsonl", "set/b.jsonl.gz"]
 
 
 COMMIT = "0123456789" * 4
@@ -398,8 +398,8 @@ def test_a_set_that_datasets_loads_is_read_like_a_file(tmp_path: Path) -> None:
     assert read_rankings(tmp_path, hub).records == [
         Ranking("set", "hi", (Message("user", "Hi."),), ("a", "b"), (Pair(0, 1),))
     ]
-    assert data_hashes(tmp_path, hub, []) == {f"{folder} train": COMMIT}
-    (row,) = rows_of_hub(folder, None, None, COMMIT, "train")
+    assert hash_data(tmp_path, hub, []) == {f"{folder} train": COMMIT}
+    (row,) = read_hub_rows(folder, None, None, COMMIT, "train")
     assert (row.where, row.subset) == (f"{folder}@{COMMIT} train:1", "train")
 
 
@@ -412,7 +412,7 @@ def test_a_set_with_several_configurations_is_read_by_their_name(tmp_path: Path)
     (record,) = read_spoken(tmp_path, hub).records
     assert isinstance(record, Dialogue)
     assert record.messages[1].content == "socratic"
-    assert data_hashes(tmp_path, hub, []) == {f"{folder} socratic train": COMMIT}
+    assert hash_data(tmp_path, hub, []) == {f"{folder} socratic train": COMMIT}
     with pytest.raises(RecordError, match="Config name is missing"):
         read_spoken(tmp_path, source("gsm8k", hub=folder, revision=COMMIT))
 
@@ -424,7 +424,7 @@ def test_a_folder_of_a_set_is_the_subset(tmp_path: Path) -> None:
     hub = source("hh", hub=folder, hub_dir="harmless-base", revision=COMMIT)
     (record,) = read_rankings(tmp_path, hub).records
     assert (record.source, record.group) == ("set/harmless-base", "harmless base")
-    assert data_hashes(tmp_path, hub, []) == {f"{folder} harmless-base train": COMMIT}
+    assert hash_data(tmp_path, hub, []) == {f"{folder} harmless-base train": COMMIT}
 
 
 def test_a_broken_file_of_a_set_is_told_with_the_set(tmp_path: Path) -> None:

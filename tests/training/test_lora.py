@@ -14,7 +14,7 @@ from assay_service.scoring.item import Item
 from assay_service.scoring.model import RewardModel
 from assay_training.config.base import ConfigError
 from assay_training.config.model import Lora
-from assay_training.models.lora import lora_config
+from assay_training.models.lora import build_lora_config
 from assay_training.models.policy import Policy
 from assay_training.reward_model.command import run
 from tests import checkpoints
@@ -47,7 +47,7 @@ def test_exactly_the_wanted_layers_get_adapters(architecture: str, layers: list[
     model = RewardModel.load(tmp_path, torch.float32, CPU)
     head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(0), bias=model.architecture.head_bias)
     lora = Lora(r=2, alpha=4, target_modules=targets, layers=layers)
-    model.add_fresh_signal("s", head, lora_config(lora, model.base))
+    model.add_fresh_signal("s", head, build_lora_config(lora, model.base))
     peft = LoraConfig(r=2, target_modules=targets, layers_to_transform=layers, task_type=TaskType.SEQ_CLS)
     prefix = f"base_model.model.{whole.base_model_prefix}."
     expected = {name for name in adapted(get_peft_model(whole, peft), prefix) if "pooler" not in name}
@@ -82,7 +82,7 @@ def test_modules_that_the_base_does_not_have_are_named(lora: dict[str, list[int]
     whole = checkpoints.classifier("llama", checkpoints.tokenizer_of("llama"), num_hidden_layers=4)
     given = Lora.model_validate({"r": 2, "alpha": 4, "target_modules": ["q_proj"]} | lora)
     with pytest.raises(ConfigError, match=message):
-        lora_config(given, whole.base_model)
+        build_lora_config(given, whole.base_model)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])

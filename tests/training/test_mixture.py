@@ -7,15 +7,15 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from assay_service.scoring.item import Item, Message
-from assay_training.algorithms.adjustment import adjusted_label
+from assay_training.algorithms.adjustment import adjust_label
 from assay_training.config import mixture as steps
 from assay_training.config.base import ConfigError
 from assay_training.data.mixture import (
     augment,
-    mismatched,
+    draw_mismatched,
+    draw_portion,
     mix,
     over_sample,
-    portion,
     repeat,
     under_sample,
     weight_extremes,
@@ -23,7 +23,7 @@ from assay_training.data.mixture import (
 )
 from assay_training.records.paraphrases import Paraphrase, read_paraphrases
 from assay_training.records.record import Judged, Labelled, RecordError
-from assay_training.records.rows import Row, rows_of_file
+from assay_training.records.rows import Row, read_json_lines
 from tests.training import tiny
 
 LOW, MID, HIGH = 4104, 26961, 7787  # of the thesis' 38,852 rows
@@ -120,7 +120,7 @@ def test_too_few_rows_to_under_sample_are_told_with_their_range() -> None:
 )
 def test_algorithm_1(label: float, similarity: float, adjusted: float) -> None:
     """The first two are [CRS] table 4."""
-    assert adjusted_label(label, similarity) == pytest.approx(adjusted, abs=1e-3)
+    assert adjust_label(label, similarity) == pytest.approx(adjusted, abs=1e-3)
 
 
 def test_a_paraphrase_is_added_beside_its_original_with_its_own_label() -> None:
@@ -139,7 +139,7 @@ def test_a_paraphrase_is_added_beside_its_original_with_its_own_label() -> None:
 def test_paraphrases_are_read_and_another_language_counts_as_unlike(tmp_path: Path) -> None:
     row = {"prompt": "q", "completion": "c", "paraphrase": "p", "similarity": 0.9}
     file = tiny.write_rows(tmp_path / "p.jsonl.gz", [row, row | {"completion": "d", "same_language": False}])
-    read = read_paraphrases(rows_of_file(file))
+    read = read_paraphrases(read_json_lines(file))
     assert read == {Item.of("q", "c"): Paraphrase("p", 0.9), Item.of("q", "d"): Paraphrase("p", 0.2)}
     with pytest.raises(RecordError, match="f:2: the item has a paraphrase already"):
         read_paraphrases([Row("f:1", "f", row), Row("f:2", "f", row)])
@@ -155,18 +155,18 @@ def test_extremes_weigh_a_constant(thesis: list[Judged]) -> None:
 @pytest.mark.parametrize(("share", "drawn"), [(0.5, 100), (0.1, 11), (0.25, 33)])
 def test_a_portion_is_a_share_of_the_result(share: float, drawn: int) -> None:
     """Llama-2's helpfulness mix has an equal part of other data, its safety mix a tenth ([Llama 2] section 3.2.2)."""
-    mixed = portion(RECORDS, ["b"], share, draw())
+    mixed = draw_portion(RECORDS, ["b"], share, draw())
     assert Counter(r.source for r in mixed) == {"a": 100, "b": drawn}
     assert len(set(mixed)) == len(mixed)
 
 
 def test_a_portion_larger_than_its_sources_is_told() -> None:
     with pytest.raises(ConfigError, match=r"a share of 0\.6 needs 150 records, but the sources have 100"):
-        portion(RECORDS, ["b"], 0.6, draw())
+        draw_portion(RECORDS, ["b"], 0.6, draw())
 
 
 def test_mismatched_items_pair_a_prompt_with_a_foreign_answer_of_its_own_source() -> None:
-    made = mismatched(RECORDS, 1.0, draw(1))
+    made = draw_mismatched(RECORDS, 1.0, draw(1))
     assert 180 <= len(made) <= 200  # a draw of the item itself makes none
     for twin in made:
         (prompt,) = twin.item.prompt
@@ -178,15 +178,15 @@ def test_mismatched_items_pair_a_prompt_with_a_foreign_answer_of_its_own_source(
 def test_an_answer_that_two_questions_share_is_not_a_mismatch() -> None:
     records: list[Judged] = [Labelled("a", f"q{i}", Item.of(f"q{i}", f"answer {i // 2}"), 1.0) for i in range(4)]
     for seed in range(20):
-        for twin in mismatched(records, 1.0, draw(seed)):
+        for twin in draw_mismatched(records, 1.0, draw(seed)):
             assert twin.item.completion != f"answer {int(twin.group[1]) // 2}"
 
 
 def test_the_share_is_kept_and_the_draw_is_seeded() -> None:
-    made = mismatched(RECORDS, 0.5, draw(1))
+    made = draw_mismatched(RECORDS, 0.5, draw(1))
     assert 70 <= len(made) <= 130
-    assert made == mismatched(RECORDS, 0.5, draw(1))
-    assert made != mismatched(RECORDS, 0.5, draw(2))
+    assert made == draw_mismatched(RECORDS, 0.5, draw(1))
+    assert made != draw_mismatched(RECORDS, 0.5, draw(2))
 
 
 def times_of(source: str, times: dict[str, float]) -> int:
@@ -212,7 +212,7 @@ def test_naming_what_there_is_not_is_an_error() -> None:
     with pytest.raises(ConfigError, match="repeat: 'a/c' is not a source of this run; its sources are a, b"):
         repeat(RECORDS, {"a/c": 2})
     with pytest.raises(ConfigError, match="portion: 'c' is not a source of this run; its sources are a, b"):
-        portion(RECORDS, ["c"], 0.5, draw())
+        draw_portion(RECORDS, ["c"], 0.5, draw())
 
 
 @pytest.mark.parametrize("step", ["over_sample", "augment", "weight_low"])

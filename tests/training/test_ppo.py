@@ -31,7 +31,7 @@ from assay_training.config.model import Adam, Lora
 from assay_training.config.ppo import Ppo, PpoConfig
 from assay_training.config.rollout import Reward
 from assay_training.data.sft_examples import SftExample
-from assay_training.distributed.processes import accelerator
+from assay_training.distributed.processes import get_accelerator
 from assay_training.loop.step import accumulate
 from assay_training.models.actor import Actor, PolicyOutputs
 from assay_training.models.batches import autocast
@@ -209,7 +209,7 @@ def test_a_mini_batch_in_one_forward_or_in_many_has_the_same_gradient(home: Path
             experience(one, look, (-1.0) ** i) for i, (one, look) in enumerate(zip(examples(), outputs, strict=True))
         ]
         settings = FP32.model_copy(update={"micro_batch_tokens": limit})
-        accumulate(ClippedObjective(actor, PPO, settings), made, actor.parameters(), settings, accelerator())
+        accumulate(ClippedObjective(actor, PPO, settings), made, actor.parameters(), settings, get_accelerator())
         found.append(torch.cat([p.grad.flatten() for p in actor.parameters() if p.grad is not None]))
     assert torch.allclose(found[0], found[1], rtol=0, atol=1e-6)
     assert found[0].abs().max() > 1e-3

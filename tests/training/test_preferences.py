@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from assay_service.scoring.item import Message
 from assay_training.config.data import Source
 from assay_training.records.record import Pair, Prompt, Ranking, RecordError
-from assay_training.records.rows import rows_of_any
+from assay_training.records.rows import read_file_rows
 from assay_training.records.sources import Read, read_labelled, read_prompts, read_rankings
 from assay_training.reward_model.command import run
 from tests.training import tiny
@@ -269,7 +269,7 @@ def test_null_leaves_a_field_out(fields: dict[str, None], tmp_path: Path) -> Non
     assert read(tmp_path, [row], fields=fields).records == [EXPECTED]
 
 
-def test_what_teaches_nothing_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_what_teaches_nothing_is_dropped_and_counted(tmp_path: Path) -> None:
     again = [USER, BAD, USER]
     rows = [
         {"prompt": "a", "chosen": "b", "rejected": "b"},
@@ -281,7 +281,7 @@ def test_what_teaches_nothing_is_left_out_and_counted(tmp_path: Path) -> None:
     ]
     found = read(tmp_path, rows, largest_gap=9)
     assert found.records == [EXPECTED]
-    assert found.left_out == {
+    assert found.dropped == {
         "set: chosen and rejected are equal": 1,
         "set: empty completion": 1,
         "set: chosen and rejected differ before the last message": 1,
@@ -314,13 +314,13 @@ def test_every_kind_of_file_is_read_and_blank_lines_are_skipped(tmp_path: Path) 
 def test_a_broken_line_behind_a_blank_one_is_told_by_its_own_number(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n{"a": \n')
     with pytest.raises(RecordError, match=r"x\.jsonl:3: Expecting value"):
-        list(rows_of_any(tmp_path / "x.jsonl"))
+        list(read_file_rows(tmp_path / "x.jsonl"))
 
 
 def test_a_file_that_is_no_parquet_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(RecordError, match=r"x\.parquet: .*[Pp]arquet"):
-        list(rows_of_any(tmp_path / "x.parquet"))
+        list(read_file_rows(tmp_path / "x.parquet"))
 
 
 def test_policies_are_asked_the_prompts_of_a_preference_set(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from assay_training.algorithms.proportions import length_controlled, longer_wins, win_rate
+from assay_training.algorithms.proportions import compute_length_controlled, compute_longer_wins, compute_win_rate
 
 
 def scores(wins: int, losses: int, draws: int = 0) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -24,7 +24,7 @@ def scores(wins: int, losses: int, draws: int = 0) -> np.ndarray[tuple[int], np.
     ],
 )
 def test_a_hundred_verdicts_have_the_thesis_errors(wins: int, se: float, half: float | None, p: float) -> None:
-    rate = win_rate(scores(wins, 100 - wins))
+    rate = compute_win_rate(scores(wins, 100 - wins))
     assert (rate.value, rate.n, rate.wins, rate.draws, rate.losses) == (wins / 100, 100, wins, 0, 100 - wins)
     assert rate.se is not None
     assert rate.normal is not None
@@ -35,36 +35,38 @@ def test_a_hundred_verdicts_have_the_thesis_errors(wins: int, se: float, half: f
 
 
 def test_equation_7_1_divides_by_n() -> None:
-    rate = win_rate(scores(66, 34), ddof=0)
+    rate = compute_win_rate(scores(66, 34), ddof=0)
     assert rate.se is not None
     assert 100 * rate.se == pytest.approx(4.737, abs=0.0005)
-    assert 100 * (win_rate(scores(66, 34)).se or 0) == pytest.approx(4.761, abs=0.0005)
+    assert 100 * (compute_win_rate(scores(66, 34)).se or 0) == pytest.approx(4.761, abs=0.0005)
 
 
 def test_draws_are_half_wins_that_the_test_does_not_see() -> None:
-    rate = win_rate(scores(6, 2, draws=4))
+    rate = compute_win_rate(scores(6, 2, draws=4))
     assert (rate.value, rate.draws) == (8 / 12, 4)
     assert rate.p_value == pytest.approx(2 * (1 + 8 + 28) / 256)
-    assert win_rate(scores(0, 0, draws=3)).p_value == 1
+    assert compute_win_rate(scores(0, 0, draws=3)).p_value == 1
 
 
 def test_wilson_keeps_within_the_scale() -> None:
     """Of 10 wins in 10: lower end n / (n + z²)."""
     z = 1.959964
-    rate = win_rate(scores(10, 0))
+    rate = compute_win_rate(scores(10, 0))
     assert rate.wilson == pytest.approx((10 / (10 + z**2), 1.0), abs=1e-6)
     assert (rate.se, rate.normal) == (0.0, (1.0, 1.0))
 
 
 def test_one_verdict_has_no_error() -> None:
-    rate = win_rate(scores(1, 0))
+    rate = compute_win_rate(scores(1, 0))
     assert (rate.value, rate.se, rate.normal) == (1.0, None, None)
 
 
 def test_the_longer_one() -> None:
-    assert longer_wins(np.array([1.0, 0.0, 1.0, 0.5]), np.array([5.0, -2.0, -3.0, 7.0])) == pytest.approx(2.5 / 4)
-    assert longer_wins(np.array([1.0, 0.0]), np.array([3.0, 0.0])) == 1.0
-    assert longer_wins(np.array([1.0]), np.array([0.0])) is None
+    assert compute_longer_wins(np.array([1.0, 0.0, 1.0, 0.5]), np.array([5.0, -2.0, -3.0, 7.0])) == pytest.approx(
+        2.5 / 4
+    )
+    assert compute_longer_wins(np.array([1.0, 0.0]), np.array([3.0, 0.0])) == 1.0
+    assert compute_longer_wins(np.array([1.0]), np.array([0.0])) is None
 
 
 def test_the_win_rate_at_equal_length_is_that_of_a_logistic_fit() -> None:
@@ -81,7 +83,7 @@ def test_the_win_rate_at_equal_length_is_that_of_a_logistic_fit() -> None:
         return float((np.logaddexp(0, z) - won * z).sum())
 
     theta = minimize(loss, np.zeros(2)).x[0]
-    found = length_controlled(won, differences)
+    found = compute_length_controlled(won, differences)
     assert found is not None
     rate, (low, high) = found
     assert rate == pytest.approx(1 / (1 + math.exp(-theta)), abs=1e-5)
@@ -94,22 +96,22 @@ def test_the_win_rate_at_equal_length_is_that_of_a_logistic_fit() -> None:
     assert (low, high) == pytest.approx(
         [1 / (1 + math.exp(-theta - z * error)) for z in (-1.959964, 1.959964)], abs=1e-4
     )
-    turned = length_controlled(1 - won, -differences)
+    turned = compute_length_controlled(1 - won, -differences)
     assert turned is not None
     assert [turned[0], *turned[1]] == pytest.approx([1 - rate, 1 - high, 1 - low])
 
 
 def test_separated_by_length_there_is_no_length_controlled_rate() -> None:
     differences = np.array([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0])
-    assert length_controlled((differences > 0).astype(float), differences) is None
-    assert length_controlled(scores(2, 2), np.zeros(4)) is None
-    assert length_controlled(scores(4, 0), np.array([1.0, 2.0, -1.0, 3.0])) is None
+    assert compute_length_controlled((differences > 0).astype(float), differences) is None
+    assert compute_length_controlled(scores(2, 2), np.zeros(4)) is None
+    assert compute_length_controlled(scores(4, 0), np.array([1.0, 2.0, -1.0, 3.0])) is None
     level = np.array([-2.0, -1.0, 0.0, 0.0, 1.0])  # all apart, but for two that are equally long
-    assert length_controlled(np.array([0.0, 0.0, 0.0, 1.0, 1.0]), level) is None
+    assert compute_length_controlled(np.array([0.0, 0.0, 0.0, 1.0, 1.0]), level) is None
     rising = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
-    assert length_controlled(np.array([0.0, 0.0, 0.5, 1.0, 1.0]), rising) is None
-    assert length_controlled(np.array([0.0, 1.0, 0.0, 1.0, 1.0]), rising) is not None
-    assert length_controlled(np.full(5, 0.5), rising) is None
+    assert compute_length_controlled(np.array([0.0, 0.0, 0.5, 1.0, 1.0]), rising) is None
+    assert compute_length_controlled(np.array([0.0, 1.0, 0.0, 1.0, 1.0]), rising) is not None
+    assert compute_length_controlled(np.full(5, 0.5), rising) is None
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_separated_by_length_there_is_no_length_controlled_rate() -> None:
     ],
 )
 def test_a_failed_or_uninformative_fit_gives_no_rate(won: list[float], differences: list[float]) -> None:
-    assert length_controlled(np.array(won, dtype=float), np.array(differences, dtype=float)) is None
+    assert compute_length_controlled(np.array(won, dtype=float), np.array(differences, dtype=float)) is None
 
 
 def test_small_groups_have_a_rate_with_an_honest_interval_or_none() -> None:
@@ -132,13 +134,13 @@ def test_small_groups_have_a_rate_with_an_honest_interval_or_none() -> None:
         n = int(generator.integers(1, 14))
         won = generator.choice([0.0, 0.5, 1.0] if generator.random() < 0.5 else [0.0, 1.0], n)
         differences = np.round(generator.lognormal(6.5, 1, n) - generator.lognormal(6.5, 1, n))
-        equal = length_controlled(won, differences)
+        equal = compute_length_controlled(won, differences)
         if equal is None:
             continue
         found += 1
         rate, (low, high) = equal
         assert 0 <= low <= rate <= high <= 1
-        wilson = win_rate(won).wilson
+        wilson = compute_win_rate(won).wilson
         assert n > 6 or high - low > wilson[1] - wilson[0]
     assert found > 700
 
@@ -149,5 +151,5 @@ def test_a_large_group_keeps_the_sandwich_estimator() -> None:
     differences = np.round(generator.normal(50, 300, 100))
     won = (generator.random(100) < 1 / (1 + np.exp(-differences / 300))).astype(float)
     won[:30] = 0.5
-    rate, interval = length_controlled(won, differences) or (0, (0, 0))
+    rate, interval = compute_length_controlled(won, differences) or (0, (0, 0))
     assert [rate, *interval] == pytest.approx([0.50472629, 0.41982518, 0.58935570], abs=1e-6)

@@ -10,9 +10,9 @@ from assay_service.scoring.item import Item, Message
 from assay_training.config.data import Format, Source
 from assay_training.records import plain
 from assay_training.records.hh import parse_dialogue
-from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
-from assay_training.records.rows import Row, rows_of_file
-from assay_training.records.sources import data_hashes, read_labelled, read_rankings, read_spoken
+from assay_training.records.record import Labelled, Pair, Ranking, RecordError, find_group
+from assay_training.records.rows import Row, read_json_lines
+from assay_training.records.sources import hash_data, read_labelled, read_rankings, read_spoken
 from assay_training.reward_model.checks import count_ties_only
 from tests.training import tiny
 from tests.training.tiny import dialogue, feedback_row, hh_row, safety_row
@@ -138,13 +138,13 @@ def test_diasafety_labels(tmp_path: Path) -> None:
 
 
 def test_the_group_of_a_question_is_its_words() -> None:
-    assert group_of("  What's  THE\ttime?! ") == group_of("what s the time") == "what s the time"
-    assert group_of("What is the time?") != group_of("What was the time?")
-    assert group_of("Größe: 5") == "größe 5"
+    assert find_group("  What's  THE\ttime?! ") == find_group("what s the time") == "what s the time"
+    assert find_group("What is the time?") != find_group("What was the time?")
+    assert find_group("Größe: 5") == "größe 5"
 
 
 def test_questions_without_words_are_groups_of_their_own() -> None:
-    assert [group_of(text) for text in ("?!", " … ", "🙂", "⭐")] == ["?!", "…", "🙂", "⭐"]
+    assert [find_group(text) for text in ("?!", " … ", "🙂", "⭐")] == ["?!", "…", "🙂", "⭐"]
 
 
 GOOD_HH = hh_row("a", "b", "c")
@@ -196,7 +196,7 @@ def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="hh_rlhf: no such folder"):
         read_rankings(tmp_path, sources("hh_rlhf"))
     with pytest.raises(RecordError, match="diasafety: no such folder"):
-        data_hashes(tmp_path, sources("diasafety"), [])
+        hash_data(tmp_path, sources("diasafety"), [])
 
 
 def test_a_format_without_the_needed_kind_of_record_is_told(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_hashes_name_every_file_that_is_read_and_no_other(tmp_path: Path) -> Non
     folder.mkdir()
     (folder / "train.jsonl.gz").write_bytes(b"abc")
     (folder / "LICENSE").write_text("free")
-    assert data_hashes(tmp_path, sources("diasafety"), []) == {
+    assert hash_data(tmp_path, sources("diasafety"), []) == {
         "diasafety/train.jsonl.gz": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     }
 
@@ -247,7 +247,7 @@ def test_a_system_prompt_is_no_group() -> None:
         )
         for question in ("How?", "Why?")
     ]
-    assert [record.group for record in plain.labels("x", rows)] == ["how", "why"]
+    assert [record.group for record in plain.read_labelled("x", rows)] == ["how", "why"]
 
 
 @pytest.mark.parametrize(
@@ -262,14 +262,14 @@ def test_a_system_prompt_is_no_group() -> None:
 def test_a_line_that_cannot_be_meant_is_told_by_its_number(line: bytes, message: str, tmp_path: Path) -> None:
     """JSON's last key of a name would win, and half of a surrogate pair is no text."""
     (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a byte order mark is none of it"}\n' + line + b"\n")
-    rows = rows_of_file(tmp_path / "x.jsonl")
+    rows = read_json_lines(tmp_path / "x.jsonl")
     assert next(rows).text("prompt")
     with pytest.raises(RecordError, match=rf"x\.jsonl:2: .*{message}"):
         next(rows)
 
 
 @pytest.mark.parametrize(
-    ("folder", "format_", "left_out", "ties_alone"),
+    ("folder", "format_", "dropped", "ties_alone"),
     [
         ("feedbackqa", "feedbackqa", {"a pair of equal completions": 1}, 50),
         (
@@ -283,11 +283,11 @@ def test_a_line_that_cannot_be_meant_is_told_by_its_number(line: bytes, message:
     ],
 )
 def test_what_published_rankings_do_not_teach_is_counted(
-    folder: str, format_: Format, left_out: dict[str, int], ties_alone: int, request: pytest.FixtureRequest
+    folder: str, format_: Format, dropped: dict[str, int], ties_alone: int, request: pytest.FixtureRequest
 ) -> None:
     data = request.config.getoption("--data")
     if data is None or not (data / folder).is_dir():
         pytest.skip(f"the published data are not there (--data=DIR with {folder} in it)")
     found = read_rankings(data, [Source(name=folder, format=format_)])
-    assert found.left_out == {f"{folder}: {reason}": count for reason, count in left_out.items()}
+    assert found.dropped == {f"{folder}: {reason}": count for reason, count in dropped.items()}
     assert sum(count_ties_only(found.records).values()) == ties_alone

@@ -11,7 +11,7 @@ import pytest
 from assay_training.config.base import read
 from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
 from assay_training.config.reward import RewardConfig
-from assay_training.evaluation.results import results
+from assay_training.evaluation.results import compute_results
 from assay_training.evaluation.rows import Rows
 from assay_training.records.record import Pair
 from assay_training.reward_model.card import CardFacts, render_card
@@ -65,7 +65,7 @@ def preference_rows() -> Rows:
 
 
 def test_accuracy_by_domain() -> None:
-    numbers = results(preference_rows(), PREFERENCE, seed=0)
+    numbers = compute_results(preference_rows(), PREFERENCE, seed=0)
     accuracy = {domain: part["accuracy"]["model"]["value"] for domain, part in numbers.items()}
     assert accuracy == {
         "hh_rlhf/helpful-base": 0.5,
@@ -83,7 +83,9 @@ def test_accuracy_by_domain() -> None:
 
 def test_the_difference_is_paired() -> None:
     """Hits 1 0 1 ½ against 1 0 1 0: differences 0 0 0 ½, mean 1/8 and SEM 1/8; unpaired the SEM would be above 0.3."""
-    difference = results(preference_rows(), PREFERENCE, seed=0)["hh_rlhf/helpful (all)"]["difference"]["frozen head"]
+    difference = compute_results(preference_rows(), PREFERENCE, seed=0)["hh_rlhf/helpful (all)"]["difference"][
+        "frozen head"
+    ]
     assert difference["value"] == pytest.approx(0.125)
     assert difference["high"] - difference["value"] == pytest.approx(Z * 0.125, abs=1e-6)
 
@@ -100,7 +102,7 @@ def absolute_rows() -> Rows:
 @cache
 def absolute_results(seed: int) -> dict[str, Any]:
     """Once for all tests: the bootstrap takes seconds."""
-    return results(absolute_rows(), ABSOLUTE, seed)
+    return compute_results(absolute_rows(), ABSOLUTE, seed)
 
 
 def test_absolute_numbers_by_domain() -> None:
@@ -126,7 +128,7 @@ def test_absolute_errors_are_those_of_the_sigmoid() -> None:
 
 def test_the_seed_reaches_the_bootstrap() -> None:
     rows = absolute_rows()
-    other = results(rows.where(rows.sources == "feedbackqa"), ABSOLUTE, seed=1)
+    other = compute_results(rows.where(rows.sources == "feedbackqa"), ABSOLUTE, seed=1)
     ranks = [numbers["feedbackqa"]["rank"]["length"] for numbers in (absolute_results(0), other)]
     assert ranks[0]["value"] == ranks[1]["value"]
     assert ranks[0]["low"] != ranks[1]["low"]
@@ -238,8 +240,10 @@ def test_an_absolute_card_has_a_row_for_every_bucket() -> None:
 
 
 def test_a_card_of_real_results_is_made_of_both_kinds() -> None:
-    """What `results` gives is what `card` takes."""
-    assert "| all | 8 | 8 | " in render_card(facts("preference"), results(preference_rows(), PREFERENCE, seed=0))
+    """Checks that `card` takes what `compute_results` gives."""
+    assert "| all | 8 | 8 | " in render_card(
+        facts("preference"), compute_results(preference_rows(), PREFERENCE, seed=0)
+    )
 
 
 def test_accuracy_by_strength_counts_pairs_by_quarters_of_the_gap() -> None:
@@ -250,7 +254,7 @@ def test_accuracy_by_strength_counts_pairs_by_quarters_of_the_gap() -> None:
         record = replace(ranking(f"g{i}", "ab", (), "feedbackqa"), pairs=(Pair(0, 1, gap),))
         examples.append(fake_ids(record, 1, 1))
         logits.append([float(i % 2), 0.5])
-    numbers = results(Rows.of([example.record for example in examples], {"model": logits}), PREFERENCE, seed=0)[
+    numbers = compute_results(Rows.of([example.record for example in examples], {"model": logits}), PREFERENCE, seed=0)[
         "feedbackqa"
     ]
     strengths = numbers["by strength"]
@@ -272,7 +276,7 @@ def test_best_against_worst_is_one_pair_of_each_ranking() -> None:
     )
     assert rows.extremes is not None
     assert rows.extremes.tolist() == [True, False, False, False, False, True, False, False, False]
-    numbers = results(rows, PREFERENCE, seed=0)["all"]
+    numbers = compute_results(rows, PREFERENCE, seed=0)["all"]
     assert (numbers["best against worst"]["model"]["n"], numbers["best against worst"]["model"]["value"]) == (2, 1.0)
 
 
@@ -283,7 +287,7 @@ def test_ties_are_reported_apart() -> None:
         [record, *others],
         {"model": [[3.0, 1.0, 2.5], *([1.0, 0.0] for _ in others)]},
     )
-    numbers = results(rows, PREFERENCE, seed=0)
+    numbers = compute_results(rows, PREFERENCE, seed=0)
     assert numbers["x"]["ties"] == {"n": 2, "mean |margin|": 1.0}  # 0.5 and -1.5
     assert numbers["y"]["ties"] == {"n": 0, "mean |margin|": None}
     assert numbers["all"]["accuracy"]["model"]["n"] == 4
@@ -292,7 +296,9 @@ def test_ties_are_reported_apart() -> None:
 def test_ties_of_a_source_without_pairs_are_counted_in_all() -> None:
     tied = replace(ranking("a", "xy", (), "x"), ties=((0, 1),))
     others = [ranking("b", "xy", source="y"), ranking("c", "xy", source="y")]
-    numbers = results(Rows.of([tied, *others], {"model": [[3.0, 1.0], [1.0, 0.0], [1.0, 0.0]]}), PREFERENCE, seed=0)
+    numbers = compute_results(
+        Rows.of([tied, *others], {"model": [[3.0, 1.0], [1.0, 0.0], [1.0, 0.0]]}), PREFERENCE, seed=0
+    )
     assert list(numbers) == ["y", "all"]  # one group
     assert numbers["all"]["ties"] == {"n": 1, "mean |margin|": 2.0}
     assert numbers["y"]["ties"] == {"n": 0, "mean |margin|": None}
@@ -301,7 +307,7 @@ def test_ties_of_a_source_without_pairs_are_counted_in_all() -> None:
 def test_an_accuracy_without_a_miss_is_not_certain() -> None:
     """Four of four: Wilson's interval, from 0.5101."""
     rows = Rows.of([ranking(name, "xy", source="y") for name in "abcd"], {"model": [[1.0, 0.0]] * 4})
-    accuracy = results(rows, PREFERENCE, seed=0)["all"]["accuracy"]["model"]
+    accuracy = compute_results(rows, PREFERENCE, seed=0)["all"]["accuracy"]["model"]
     assert (accuracy["value"], accuracy["low"], accuracy["high"]) == (1.0, pytest.approx(0.510109, abs=1e-6), 1.0)
 
 
@@ -320,7 +326,7 @@ def test_a_raw_output_is_its_own_quality_and_the_baselines_are_not() -> None:
         labels=labels,
     )
     raw = AbsoluteObjective(kind="absolute", loss="mse+penalty")
-    errors = results(rows, raw, seed=0)["a"]["errors"]
+    errors = compute_results(rows, raw, seed=0)["a"]["errors"]
     assert errors["model"]["all"] == (3, 0.0, 0.0)
     assert errors["length"]["all"] == (3, pytest.approx(0.0482, abs=1e-4), pytest.approx(0.1793, abs=1e-4))
 
@@ -330,7 +336,7 @@ def test_a_source_of_one_group_has_no_numbers_of_its_own() -> None:
         fake_ids(ranking(group, "xy", source=source), 1, 1) for group, source in (("a", "x"), ("b", "y"), ("c", "y"))
     ]
     logits = [[1.0, 0.0]] * 3
-    numbers = results(
+    numbers = compute_results(
         Rows.of([example.record for example in examples], {"model": logits, "length": logits}), PREFERENCE, seed=0
     )
     assert list(numbers) == ["y", "all"]
@@ -340,7 +346,7 @@ def test_a_source_of_one_group_has_no_numbers_of_its_own() -> None:
 def test_labels_that_are_all_equal_have_errors_but_no_rank() -> None:
     examples = [fake_ids(labelled(group, "x", 0.25), 1) for group in "abc"]
     logits: dict[str, Any] = {name: [[0.0], [1.0], [2.0]] for name in ("model", "length", "frozen head")}
-    numbers = results(Rows.of([example.record for example in examples], logits), ABSOLUTE, seed=0)["feedbackqa"]
+    numbers = compute_results(Rows.of([example.record for example in examples], logits), ABSOLUTE, seed=0)["feedbackqa"]
     assert numbers["rank"] == {"model": None, "length": None, "frozen head": None}
     assert numbers["errors"]["model"]["all"][0] == 3
     text = render_card(facts("absolute"), {"feedbackqa": numbers})
@@ -353,7 +359,7 @@ def test_a_gap_of_nothing_is_a_negligible_preference() -> None:
     gaps = (0.0, 1 / 3, 2 / 3, 1.0)
     records = [replace(ranking(str(i), "xy"), pairs=(Pair(0, 1, gaps[i // 2]),)) for i in range(8)]
     rows = Rows.of(records, {"model": [[i / 10, 0.35] for i in range(8)]})
-    found = results(rows, PREFERENCE, seed=0)["all"]["by strength"]
+    found = compute_results(rows, PREFERENCE, seed=0)["all"]["by strength"]
     assert {name: of["model"]["value"] for name, of in found.items()} == {
         "negligibly better": 0.0,
         "slightly better": 0.0,

@@ -22,10 +22,15 @@ from typer.testing import CliRunner
 from assay_client.client import RewardClient
 from assay_client.errors import FingerprintChanged
 from assay_service.scoring.item import Item, Message
-from assay_training.algorithms.best_of_n import compute_selection_probabilities, expected, kl_bound, win_rate
-from assay_training.algorithms.statistics import reliability
+from assay_training.algorithms.best_of_n import (
+    compute_expected_gold,
+    compute_kl_bound,
+    compute_selection_probabilities,
+    compute_win_rate,
+)
+from assay_training.algorithms.statistics import compute_reliability
 from assay_training.cli.main import app
-from assay_training.evaluation.report import print_table, to_json
+from assay_training.evaluation.report import print_table, render_json
 from assay_training.evaluation.rewards import scores as served_scores
 from assay_training.evaluation.rewards.agreement import compute_kappa, tabulate_agreement
 from assay_training.evaluation.rewards.best_of_n import tabulate_best_of_n
@@ -57,27 +62,29 @@ def test_the_best_of_n_is_the_mean_over_all_draws(gold: list[int], data: st.Data
         best = max(scores[i] for i in drawn)
         tied = [gold[i] for i in drawn if scores[i] == best]
         picks.append(sum(tied) / len(tied))
-    found = expected(np.array(scores, dtype=float), np.array(gold, dtype=float), n)
+    found = compute_expected_gold(np.array(scores, dtype=float), np.array(gold, dtype=float), n)
     assert found == pytest.approx(sum(picks) / len(picks))
     assert compute_selection_probabilities(np.array(scores, dtype=float), n).sum() == pytest.approx(1)
 
 
 def test_many_samples_do_not_overflow() -> None:
     scores = np.arange(512).astype(np.float64)
-    assert expected(scores, scores, 256) == pytest.approx(256 / 257 * 513 - 1)  # the mean of the largest of n
+    assert compute_expected_gold(scores, scores, 256) == pytest.approx(
+        256 / 257 * 513 - 1
+    )  # the mean of the largest of n
 
 
 def test_the_kl_bound() -> None:
-    assert [kl_bound(n) for n in (1, 2, 256)] == pytest.approx([0, math.log(2) - 0.5, 4.549083], abs=1e-6)
+    assert [compute_kl_bound(n) for n in (1, 2, 256)] == pytest.approx([0, math.log(2) - 0.5, 4.549083], abs=1e-6)
 
 
 def test_the_opponent_is_one_that_was_not_picked_from() -> None:
     """By the gold value itself the best of two beats a third in two of three cases, whatever M is."""
     for count in (3, 5, 9):
         gold = np.arange(count).astype(np.float64)
-        assert win_rate(gold, gold, 2) == pytest.approx(2 / 3)
-        assert win_rate(-gold, gold, 2) == pytest.approx(1 / 3)
-        assert win_rate(np.zeros(count), gold, 2) == pytest.approx(0.5)
+        assert compute_win_rate(gold, gold, 2) == pytest.approx(2 / 3)
+        assert compute_win_rate(-gold, gold, 2) == pytest.approx(1 / 3)
+        assert compute_win_rate(np.zeros(count), gold, 2) == pytest.approx(0.5)
 
 
 def ranking(i: int, *pairs: Pair, ties: tuple[tuple[int, int], ...] = (), source: str = "a") -> Ranking:
@@ -127,7 +134,7 @@ def test_a_source_of_ties_alone_is_counted_and_reported() -> None:
         ("b", None, 5),
         ("all", None, 5),
     ]
-    to_json(alone)
+    render_json(alone)
     assert "<svg" in alone.pictures[0].svg
 
 
@@ -220,7 +227,7 @@ def test_kappa_is_cohens() -> None:
 
 def test_calibration_of_margins() -> None:
     """ln 4 is 0.8: of ten such margins eight should be right, and eight are."""
-    (only,) = reliability(np.array([math.log(4)] * 8 + [-math.log(4)] * 2))
+    (only,) = compute_reliability(np.array([math.log(4)] * 8 + [-math.log(4)] * 2))
     assert (only.n, only.label) == (10, 0.8)
     assert only.prediction == pytest.approx(0.8)
     judged = [ranking(i, Pair(0, 1)) for i in range(10)]

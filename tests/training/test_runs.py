@@ -13,7 +13,7 @@ from assay_training.cli.main import app
 from assay_training.evaluation import plots
 from assay_training.evaluation.runs import name_runs
 from assay_training.records.record import RecordError
-from assay_training.records.rows import rows_of_file
+from assay_training.records.rows import read_json_lines
 from assay_training.runs.metrics import MetricsWriter
 from tests.training.test_ppo import go, home, url
 
@@ -91,7 +91,7 @@ def test_half_a_line_at_the_end_is_an_unfinished_step(tmp_path: Path) -> None:
     metrics.write_text(metrics.read_text() + '{"part": "ppo", "step": 2, "sco')
     assert [(r["run"], r["steps"], r["score"]) for r in records(whole, killed)] == [("whole", 3, 3), ("killed", 2, 2)]
     with pytest.raises(RecordError, match=r"metrics\.jsonl:3: Unterminated string"):  # data are read as before
-        list(rows_of_file(metrics))
+        list(read_json_lines(metrics))
     metrics.write_text(metrics.read_text() + "\n")
     assert f"{metrics}:3: " in refused(whole, killed)
 
@@ -194,7 +194,7 @@ def test_a_run_that_is_given_twice_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 6, 7, 11, 20])
 def test_every_run_has_a_colour_of_its_own_and_many_names_stand_beside_the_axes(count: int) -> None:
-    figure = plots.courses({f"run {i}": [(0.0, 0.0), (1.0, float(i))] for i in range(count)}, "score")
+    figure = plots.draw_courses({f"run {i}": [(0.0, 0.0), (1.0, float(i))] for i in range(count)}, "score")
     figure.draw_without_rendering()
     axes = figure.axes[0]
     lines = [line for line in axes.lines if str(line.get_label()).startswith("run")]
@@ -209,5 +209,5 @@ def test_every_run_has_a_colour_of_its_own_and_many_names_stand_beside_the_axes(
 
 
 def test_a_run_with_one_step_is_seen() -> None:
-    figure = plots.courses({"run": [(0.0, 1.0)]}, "score")
+    figure = plots.draw_courses({"run": [(0.0, 1.0)]}, "score")
     assert figure.axes[0].lines[-1].get_marker() == "o"

@@ -80,7 +80,7 @@ def test_verdicts_rankings_and_labels_have_parts_too(tmp_path: Path) -> None:
     verdicts = [row(2, i, dataset="ab"[i % 2]) for i in range(3)] + [row(None, 3, dataset="b")]
     read = read_comparisons(f"alpaca_eval:{write(tmp_path / 'v.json', verdicts)}", ReadOptions(by="dataset"))
     assert [r.source for r in read.records] == ["v/a", "v/b", "v/a"]
-    assert read.left_out == {"v.json: no verdict": 1}
+    assert read.dropped == {"v.json: no verdict": 1}
     rankings = [{"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2], "meta": {"turn": i}} for i in (1, 2)]
     read = read_comparisons(f"rankings:{write(tmp_path / 'r.json', rankings)}", ReadOptions(by="meta.turn"))
     assert [r.source for r in read.records] == ["r.json/1", "r.json/2"]
@@ -114,8 +114,8 @@ def test_fields_have_other_names_and_margins_are_gaps(tmp_path: Path) -> None:
     names = parse_fields(["prompt=question", "chosen=good", "rejected=bad"])
     found = read_comparisons(given, ReadOptions(largest_gap=4, fields=names)).records
     assert [(r.completions, r.pairs[0].gap) for r in found] == [(("a", "b"), 0.75), (("a", "b"), 0.25)]
-    left_out = read_comparisons(given, ReadOptions(fields=names | parse_fields(["margin="]))).records
-    assert [r.pairs[0].gap for r in left_out] == [None, None]
+    dropped = read_comparisons(given, ReadOptions(fields=names | parse_fields(["margin="]))).records
+    assert [r.pairs[0].gap for r in dropped] == [None, None]
     for options, message in (
         (("--field", "prompt"), "--field prompt: not of the form NAME=FIELD, as in prompt=question"),
         (
@@ -151,7 +151,7 @@ def test_a_prompt_with_one_completion_is_counted(tmp_path: Path) -> None:
     labels = [{"prompt": p, "completion": c, "label": 0.5} for p, c in (("q", "a"), ("q", "b"), ("r", "a"))]
     read = read_candidates(f"labels:{write(tmp_path / 'l.json', labels)}")
     assert len(read.records) == 1
-    assert read.left_out == {"l.json: the only completion of its prompt": 1}
+    assert read.dropped == {"l.json: the only completion of its prompt": 1}
 
 
 @pytest.mark.parametrize(

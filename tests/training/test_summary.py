@@ -31,7 +31,7 @@ def test_a_preference_model_is_summarised_beside_its_length_baseline(tmp_path: P
         "all": {"accuracy": {"model": ESTIMATE, "length": ESTIMATE | {"value": 0.65}}},
         "few": {"accuracy": {}},
     }
-    assert summary.summary_lines(config_of(tmp_path, split={"held_out": 0.1}), results, Path("runs/tiny")) == [
+    assert summary.format_summary(config_of(tmp_path, split={"held_out": 0.1}), results, Path("runs/tiny")) == [
         "tiny, on held-out groups:",
         "  hh_rlhf: 0.700 [0.600, 0.800] of 1,200 pairs right; the longer completion is better in 0.550 [0.500, 0.600]",
         "  all: 0.700 [0.600, 0.800] of 1,200 pairs right; the longer completion is better in 0.650 [0.600, 0.800]; "
@@ -54,12 +54,14 @@ def test_an_absolute_model_is_summarised_by_source(tmp_path: Path) -> None:
         "rank": {"model": ESTIMATE, "length": None},
     }
     config = config_of(tmp_path, objective={"kind": "absolute"})
-    assert summary.summary_lines(config, {"diasafety": numbers}, Path("r"))[:2] == [
+    assert summary.format_summary(config, {"diasafety": numbers}, Path("r"))[:2] == [
         "tiny, on out-of-fold groups; the checkpoint is trained on all:",
         "  diasafety: AUC of 602 items: model 0.700 [0.600, 0.800], by length -; MSE 0.2500, MAE 0.5000",
     ]
     raw = config_of(tmp_path, objective={"kind": "absolute", "loss": "mse+penalty"}, split={"held_out": 0.1})
-    assert summary.summary_lines(raw, {}, Path("r"))[-1] == "no checkpoint: the output of this objective is not a logit"
+    assert (
+        summary.format_summary(raw, {}, Path("r"))[-1] == "no checkpoint: the output of this objective is not a logit"
+    )
 
 
 def test_a_whole_model_of_the_hub_is_served_by_its_checkpoint(tmp_path: Path) -> None:

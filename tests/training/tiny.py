@@ -11,7 +11,7 @@ import yaml
 from peft import LoraConfig
 from torch import nn
 
-from assay_service.scoring.files import sha256_of, weight_files
+from assay_service.scoring.files import hash_files, list_weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.layout import Span, TokenSequence
@@ -111,7 +111,7 @@ def trainable(base: Path, *, seed: int = 0, dropout: float = 0.0) -> tuple[Rewar
     head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(seed), bias=model.architecture.head_bias)
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=["query", "value"])
     model.add_fresh_signal("s", head, lora)
-    return model, model.parameters_of("s")
+    return model, model.get_parameters("s")
 
 
 def ranking(prompt: str, completions: Iterable[str], pairs: Pairs = ((0, 1),), source: str = "hh_rlhf/x") -> Ranking:
@@ -129,4 +129,4 @@ def fake_ids(record: Judged, *lengths: int) -> Example:
 
 
 def base_hash(base: Path) -> str:
-    return sha256_of(weight_files(base))
+    return hash_files(list_weight_files(base))

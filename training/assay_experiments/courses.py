@@ -86,7 +86,7 @@ def main(plan: Annotated[Path, typer.Argument(exists=True)], runs: Path = Path("
         drawn = {name: average_seeds(rows, name, figure.metric) for name in figure.variants}
         # Without a date in the file, an unchanged plot is an unchanged file.
         path = FIGURES / f"{figure.name}.svg"
-        plots.courses(drawn, figure.label).savefig(path, metadata={"Date": None})
+        plots.draw_courses(drawn, figure.label).savefig(path, metadata={"Date": None})
     typer.echo(f"collected {len(done)} finished runs of {len(planned)} planned runs")
 
 

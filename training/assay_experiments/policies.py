@@ -26,14 +26,14 @@ from assay_experiments.rollouts import read_prompts
 from assay_experiments.sweep import Run, build_runs, read_plan, write_rows
 from assay_service.scoring.item import Message
 from assay_service.scoring.tokenizer import load
-from assay_training.algorithms.best_of_n import expected, kl_bound, win_rate
-from assay_training.algorithms.statistics import Floats, clustered_share
+from assay_training.algorithms.best_of_n import compute_expected_gold, compute_kl_bound, compute_win_rate
+from assay_training.algorithms.statistics import Floats, compute_clustered_share
 from assay_training.config.rollout import Reward
-from assay_training.models.batches import token_batches
-from assay_training.models.checkpoint import policy_renderer
+from assay_training.models.batches import cut_token_batches
+from assay_training.models.checkpoint import build_policy_renderer
 from assay_training.models.policy import Policy
-from assay_training.records.record import Prompt, group_of
-from assay_training.rl.experience import example_of
+from assay_training.records.record import Prompt, find_group
+from assay_training.rl.experience import build_example
 from assay_training.rollout.collect import Collector, ScoredCompletion
 from assay_training.rollout.completion import Ids
 from assay_training.rollout.engines.base import Sampling
@@ -81,9 +81,9 @@ class Bench:
         first, rollout = Path(config["base"]), config["rollout"]
         tokenizer: Any = load(first)
         prompts = [
-            Prompt("laion", group_of(text), (Message("user", text),)) for text in read_prompts(data / PROMPTS, 250)
+            Prompt("laion", find_group(text), (Message("user", text),)) for text in read_prompts(data / PROMPTS, 250)
         ]
-        renderer = policy_renderer(tokenizer, Path(config["template"]).read_text(), len(tokenizer))
+        renderer = build_policy_renderer(tokenizer, Path(config["template"]).read_text(), len(tokenizer))
         asked, _ = render_prompts(prompts, renderer, rollout["max_prompt_tokens"])
         signals = [card.id for card in client.models() if card.kind != "blend"]
         # The weights only make the service score by all signals; the blend itself is not used.
@@ -100,9 +100,9 @@ class Bench:
 
     def compute_kl(self, policy: Path, samples: Sequence[ScoredCompletion]) -> float:
         """Return the mean of log π - log π_first over the policy's completions, in nats per completion."""
-        examples, total = [example_of(sample) for sample in samples], 0.0
+        examples, total = [build_example(sample) for sample in samples], 0.0
         models = (Policy(policy, None, CPU), Policy(self.first, None, CPU))
-        for part in token_batches(range(len(examples)), examples, FORWARD_TOKENS):
+        for part in cut_token_batches(range(len(examples)), examples, FORWARD_TOKENS):
             with torch.no_grad():
                 own, initial = (float(m.logprobs([examples[i] for i in part]).double().sum()) for m in models)
             total += own - initial
@@ -127,7 +127,7 @@ def group_by_prompt(samples: Sequence[ScoredCompletion]) -> dict[Ids, dict[str, 
 
 def average_rates(rates: Mapping[Ids, float]) -> dict[str, Any]:
     """Return the mean of the prompts' rates with its 95 % interval, clustered by prompt."""
-    return asdict(clustered_share(np.array(list(rates.values())), [str(prompt) for prompt in rates]))
+    return asdict(compute_clustered_share(np.array(list(rates.values())), [str(prompt) for prompt in rates]))
 
 
 def compute_wins(samples: Sequence[ScoredCompletion], first: Sequence[ScoredCompletion]) -> dict[str, dict[str, Any]]:
@@ -166,9 +166,13 @@ def compute_best_of(n: int, by: Mapping[str, float], first: Sequence[ScoredCompl
     prompts = {prompt: numbers for prompt, numbers in group_by_prompt(first).items() if len(numbers["length"]) > n}
     scores = {p: np.sum([weight * prompts[p][name] for name, weight in by.items()], axis=0) for p in prompts}
     names = list(collect_numbers(first[0]))
-    means = {name: float(np.mean([expected(scores[p], prompts[p][name], n) for p in prompts])) for name in names}
-    rates = {name: average_rates({p: win_rate(scores[p], prompts[p][name], n) for p in prompts}) for name in names}
-    return {"answers": len(first), "kl": kl_bound(n), "means": means, "wins": rates}
+    means = {
+        name: float(np.mean([compute_expected_gold(scores[p], prompts[p][name], n) for p in prompts])) for name in names
+    }
+    rates = {
+        name: average_rates({p: compute_win_rate(scores[p], prompts[p][name], n) for p in prompts}) for name in names
+    }
+    return {"answers": len(first), "kl": compute_kl_bound(n), "means": means, "wins": rates}
 
 
 def main(

@@ -11,21 +11,21 @@ import torch
 from tqdm import tqdm
 
 from assay_service.scoring import tokenizer
-from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.algorithms.folds import HELD_OUT, assign_fold
 from assay_training.config.base import ConfigError, read
 from assay_training.config.sft import SftConfig, Stage
-from assay_training.data.chat_template import template_of
-from assay_training.data.checks import base_of, check_length, check_refused
+from assay_training.data.chat_template import find_template
+from assay_training.data.checks import check_length, check_refused, find_base
 from assay_training.data.sft_examples import SftExample, SftRenderer
-from assay_training.distributed.processes import accelerator, tell
+from assay_training.distributed.processes import get_accelerator, print_once
 from assay_training.distributed.sharding import copy_whole, sharding_requested
 from assay_training.loop.next_token import NextToken
 from assay_training.loop.supervised import Schedule, train
-from assay_training.models.batches import autocast, token_batches
-from assay_training.models.checkpoint import describe_policy, policy_renderer, save_policy
+from assay_training.models.batches import autocast, cut_token_batches
+from assay_training.models.checkpoint import build_policy_renderer, describe_policy, save_policy
 from assay_training.models.policy import Policy
-from assay_training.records.sources import data_hashes, read_spoken
-from assay_training.runs.directory import RunDirectory, base_identity
+from assay_training.records.sources import hash_data, read_spoken
+from assay_training.runs.directory import RunDirectory, hash_base
 
 LARGEST_LOSS = 700.0  # nats per token; the perplexity of a larger loss overflows float64
 
@@ -52,21 +52,21 @@ class SftRun:
 
     def __init__(self, config: SftConfig, data: Path, out: Path) -> None:
         self.config = config
-        self.base = base_of(config)
-        self.template = template_of(config, self.base)
+        self.base = find_base(config)
+        self.template = find_template(config, self.base)
         check_length("max_length", config.max_length, self.base)
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
         for line in (line for read_stage in spoken for line in read_stage.report_lines()):
-            tell(line)
+            print_once(line)
         hashes: dict[str, str] = {}
         for stage in config.stages:
-            hashes |= data_hashes(data, stage.sources, [])
+            hashes |= hash_data(data, stage.sources, [])
         torch.manual_seed(config.seed)  # an adapter is initialised at random
-        self.policy = Policy(self.base, config.lora, accelerator().device)
+        self.policy = Policy(self.base, config.lora, get_accelerator().device)
         self.policy.shard()
         self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
         loaded = tokenizer.load(self.base)
-        rendered = policy_renderer(loaded, self.template, self.policy.vocabulary_size)
+        rendered = build_policy_renderer(loaded, self.template, self.policy.vocabulary_size)
         renderer, reports = SftRenderer(rendered, loaded, config.max_length), {}
         for stage, read_stage in zip(config.stages, spoken, strict=True):
             training, report = renderer.examples([r for r in read_stage.records if not self._is_held_out(r.group)])
@@ -74,10 +74,10 @@ class SftRun:
             self.parts.append((training, held_out))
             lost = Counter(report.lost) + Counter(held_out_report.lost)
             for line in check_refused(lost, len(read_stage.records), f"stages: {stage.name}"):
-                tell(line)
+                print_once(line)
             reports[stage.name] = {
                 "understood": read_stage.understood,
-                "left_out": read_stage.left_out,
+                "left_out": read_stage.dropped,
                 "training": asdict(report),
                 "held_out": asdict(held_out_report),
             }
@@ -92,10 +92,10 @@ class SftRun:
             {
                 "config": config.model_dump(mode="json", exclude={"template", "base"}),
                 "template": self.template,
-                **base_identity(self.base),
+                **hash_base(self.base),
                 "data_sha256": hashes,
             },
-            writes=accelerator().is_main_process,
+            writes=get_accelerator().is_main_process,
         )
         self.run.write_json("render.json", reports)
 
@@ -149,10 +149,11 @@ class SftRun:
             FloatingPointError: the loss is not finite, or its perplexity would not be.
         """
         targets, total = sum(example.targets for example in examples), 0.0
-        batches = list(token_batches(range(len(examples)), examples, stage.optimizer.micro_batch_tokens))
+        batches = list(cut_token_batches(range(len(examples)), examples, stage.optimizer.micro_batch_tokens))
         for part in tqdm(batches, desc=f"held out, {stage.name}", mininterval=10):
             # Not `inference_mode`: FSDP keeps tensors between passes, and training cannot use inference tensors.
             with torch.no_grad(), autocast(self.policy.device, stage.optimizer):
+                # Summed in float64, so that the rounding of many tokens does not add up.
                 total -= float(self.policy.logprobs([examples[i] for i in part]).double().sum())
         loss = total / targets
         if not loss < LARGEST_LOSS:
@@ -164,7 +165,7 @@ class SftRun:
 
     def _is_held_out(self, group: str) -> bool:
         """Return whether a group of records is held out from training."""
-        return fold_of(group, folds=1, held_out=self.config.held_out, seed=self.config.seed) == HELD_OUT
+        return assign_fold(group, folds=1, held_out=self.config.held_out, seed=self.config.seed) == HELD_OUT
 
 
 def run(config_path: Path, data: Path, out: Path | None) -> Path:
@@ -184,7 +185,7 @@ def run(config_path: Path, data: Path, out: Path | None) -> Path:
     sft = SftRun(config, data, out or Path("runs") / config.name)
     checkpoint = sft.go()
     for line in describe_sft_run(sft.run.read_json("results.json") or {}, checkpoint):
-        tell(line)
+        print_once(line)
     return checkpoint
 
 

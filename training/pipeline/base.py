@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from assay_service.scoring.tokenizer import write
-from assay_training.records.rows import rows_of_files
+from assay_training.records.rows import read_folder_rows
 
 VOCABULARY = 4096
 # ChatML's tokens: the end of a turn is the EOS token, so that generation stops there.
@@ -36,7 +36,7 @@ def read_texts(data: Path) -> Iterator[str]:
     Raises:
         RecordError: the folder or its field `text` is missing.
     """
-    for row in rows_of_files(data / "oasst1_en_train_text"):
+    for row in read_folder_rows(data / "oasst1_en_train_text"):
         yield row.get("text", str)
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from assay_service.api.scorer import ItemScore
 from assay_service.errors import AssayError
 from assay_service.registry import Registry, Signal
-from assay_service.scoring.blend import Blend, Moments, Standardise, blended, probability
+from assay_service.scoring.blend import Blend, Moments, Standardise, blend_logits, compute_probability
 from assay_service.scoring.render import Rendered
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -221,7 +221,7 @@ def compute_score(blend: Blend, result: ItemScore | AssayError, moments: Mapping
     if isinstance(result, AssayError):
         return result
     try:
-        return blended(blend, result.logits, moments)
+        return blend_logits(blend, result.logits, moments)
     except AssayError as error:  # a weighted sum can overflow although every logit is finite
         return error
 
@@ -261,7 +261,9 @@ def build_signal_value(signal: Signal, score: ItemScore) -> SignalValue:
         "control_tokens_as_text": rendered.control_tokens_as_text,
     }
     if signal.kind == "absolute":
-        fields["prob"] = probability(logit)  # of a preference signal only the sigmoid of a margin is a probability
+        fields["prob"] = compute_probability(
+            logit
+        )  # of a preference signal only the sigmoid of a margin is a probability
     return SignalValue.model_validate(fields)
 
 

@@ -27,7 +27,7 @@ from assay_service.request_id import HEADER
 from assay_service.resolve import ResolvedSignal
 from assay_service.scoring.item import PROBE
 from assay_service.settings import Settings
-from assay_service.validation import explain, key_of
+from assay_service.validation import explain, format_key
 
 # /ready trusts a forward pass that is at most this old. Otherwise it runs one, within the time limit.
 RECENT_FORWARD_S = 30.0
@@ -204,7 +204,7 @@ def _format_param(loc: tuple[Any, ...]) -> str | None:
 
     The path has neither union tags nor names with unusual characters, which would echo the input.
     """
-    return key_of(loc[1:], lambda part: part not in schemas.UNION_TAGS and bool(_PLAIN.match(part))) or None
+    return format_key(loc[1:], lambda part: part not in schemas.UNION_TAGS and bool(_PLAIN.match(part))) or None
 
 
 def _has_json_type(request: Request) -> bool:

@@ -19,7 +19,7 @@ from assay_service.api.guard import run_while_connected
 from assay_service.api.messages import build_completion_items, build_items
 from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.errors import AssayError, ServingError
-from assay_service.scoring.blend import probability, ranked
+from assay_service.scoring.blend import compute_probability, rank_scores
 
 API_VERSION = "1"
 
@@ -67,7 +67,7 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
     items = build_completion_items(prompt, entries, field)
     results = await run_while_connected(request, scorer.score(items, list(blend.weights)))
     scores = [answers.compute_score(blend, result, registry.moments) for result in results]
-    places = ranked({index: score for index, score in enumerate(scores) if not isinstance(score, AssayError)})
+    places = rank_scores({index: score for index, score in enumerate(scores) if not isinstance(score, AssayError)})
     return answers.RankAnswer(
         id=f"rank-{uuid.uuid4().hex}",
         object="rank",
@@ -114,7 +114,7 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
     for name in names:
         signal, margin = registry.signals[name], a.logits[name] - b.logits[name]
         # The margin of two absolute logits is not a Bradley-Terry logit.
-        chance = {"prob_a": probability(margin)} if signal.kind == "preference" else {}
+        chance = {"prob_a": compute_probability(margin)} if signal.kind == "preference" else {}
         signals[name] = answers.ComparedSignal(
             margin=margin, a=answers.build_signal_value(signal, a), b=answers.build_signal_value(signal, b), **chance
         )

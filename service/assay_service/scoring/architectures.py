@@ -56,7 +56,7 @@ _SCALED_ROPES = frozenset({"linear", "llama3", "yarn"})
 _ROBERTA_PAD = 1
 
 
-def architecture_of(config: Mapping[str, Any], where: object) -> Architecture:
+def read_architecture(config: Mapping[str, Any], where: object) -> Architecture:
     """Return the architecture of a checkpoint.
 
     Args:
@@ -101,13 +101,13 @@ def find_first_position(config: Mapping[str, Any]) -> int:
     return int(pad) + 1
 
 
-def longest_sequence(config: Mapping[str, Any]) -> int | None:
+def find_longest_sequence(config: Mapping[str, Any]) -> int | None:
     """Return the number of tokens for which there are positions; None if the configuration does not say it."""
     positions = config.get("max_position_embeddings")
     return positions - find_first_position(config) if isinstance(positions, int) else None
 
 
-def longest_scaled(config: Mapping[str, Any]) -> int | None:
+def find_longest_scaled(config: Mapping[str, Any]) -> int | None:
     """Return the number of tokens that a scaling of rotary positions reaches; None if the configuration has none.
 
     Qwen's way to declare yarn keeps `max_position_embeddings` at the length before scaling. The scaling then reaches
@@ -131,7 +131,7 @@ def longest_scaled(config: Mapping[str, Any]) -> int | None:
     return int(factor * original)
 
 
-def token_types(config: Mapping[str, Any]) -> int:
+def count_token_types(config: Mapping[str, Any]) -> int:
     """Return the number of token types (segments) that a base distinguishes; 1 if every token has type 0."""
     architecture = ARCHITECTURES.get(config.get("model_type", ""))
     if architecture is None or architecture.type_vocab_size is None:
@@ -140,6 +140,6 @@ def token_types(config: Mapping[str, Any]) -> int:
     return max(1, architecture.type_vocab_size if declared is None else declared)
 
 
-def activation_of(config: Mapping[str, Any]) -> str:
+def read_activation(config: Mapping[str, Any]) -> str:
     """Return the name of the activation after a classifier's dense layer, as transformers spells it."""
     return str(config.get("pooler_hidden_act", "gelu")) if config.get("model_type") == "deberta-v2" else "tanh"

@@ -34,7 +34,7 @@ class Moments:
     std: float
 
 
-def blended(blend: Blend, logits: Mapping[str, float], moments: Mapping[str, Moments]) -> float:
+def blend_logits(blend: Blend, logits: Mapping[str, float], moments: Mapping[str, Moments]) -> float:
     """Return the score `Σ_s w_s · x_s`, where `x_s` is the logit or `(logit - mean_s) / std_s`.
 
     Source: [CRS] section 5.4, the reward of crs-rlhf (weights on logits); standardising is ours.
@@ -60,7 +60,7 @@ def blended(blend: Blend, logits: Mapping[str, float], moments: Mapping[str, Mom
     return score
 
 
-def probability(logit: float) -> float:
+def compute_probability(logit: float) -> float:
     """Return the logistic function of a logit in float64, which reaches 1.0 at a logit of about 37 (float32: 17)."""
     if logit >= 0:  # each branch avoids the overflow of exp
         return 1 / (1 + math.exp(-logit))
@@ -80,7 +80,7 @@ class Place:
     margin: float | None
 
 
-def ranked(scores: Mapping[int, float]) -> Sequence[Place]:
+def rank_scores(scores: Mapping[int, float]) -> Sequence[Place]:
     """Return completions by falling score; equal scores by rising index."""
     order = sorted(scores, key=lambda index: (-scores[index], index))
     following: list[int | None] = [*order[1:], None]

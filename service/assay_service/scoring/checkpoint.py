@@ -15,8 +15,14 @@ import torch
 from safetensors import safe_open
 
 from assay_service.errors import StartError
-from assay_service.scoring.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_value_head_files, pickled, read_config
-from assay_service.scoring.names import check_whole_head, head_weight, unwrapped
+from assay_service.scoring.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    explain_pickled,
+    find_value_head_files,
+    read_config,
+)
+from assay_service.scoring.names import build_head_weight_pattern, check_whole_head, unwrap_name
 
 # Keys of a PEFT model's raw `state_dict`: those with the adapter's name in them, and those of the untouched originals.
 _NAMED = re.compile(
@@ -89,12 +95,12 @@ def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTenso
     """
     heads: list[HeadTensors] = []
     present: dict[str, Path] = {}
-    pattern = head_weight(extra_head)
+    pattern = build_head_weight_pattern(extra_head)
     for path in files:
         with safe_open(path, framework="pt") as tensors:
             names = set(tensors.keys())
             present |= dict.fromkeys(names, path)
-            for name in sorted(name for name in names if pattern.match(unwrapped(name))):
+            for name in sorted(name for name in names if pattern.match(unwrap_name(name))):
                 bias = name.removesuffix("weight") + "bias"
                 own = tensors.get_tensor(bias) if bias in names else None
                 heads.append(HeadTensors(name, tensors.get_tensor(name), own))
@@ -111,6 +117,8 @@ def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTenso
 def read_dense(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return weight `[H, H]` and bias `[H]` of the layer before a classifier's head, or None if the files contain none.
 
+    Both have the dtype of the file.
+
     Args:
         files: safetensors files; the first file that has the layer is used.
         module: name of the layer in transformers.
@@ -118,7 +126,7 @@ def read_dense(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch.
     name = re.compile(rf"^(?:base_model\.model\.)?(?:\w+\.)?{re.escape(module)}(?:\.modules_to_save\.\w+)?\.weight$")
     for path in files:
         with safe_open(path, framework="pt") as tensors:
-            for weight in (key for key in tensors.keys() if name.match(unwrapped(key))):  # noqa: SIM118
+            for weight in (key for key in tensors.keys() if name.match(unwrap_name(key))):  # noqa: SIM118
                 return tensors.get_tensor(weight), tensors.get_tensor(weight.removesuffix("weight") + "bias")
     return None
 
@@ -137,7 +145,7 @@ def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
         )
     path = directory / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise StartError(f"{directory}: has no {ADAPTER_WEIGHTS}{pickled(directory, ADAPTER_WEIGHTS)}")
+        raise StartError(f"{directory}: has no {ADAPTER_WEIGHTS}{explain_pickled(directory, ADAPTER_WEIGHTS)}")
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     head = read_head([path, *find_value_head_files(directory)])
@@ -154,7 +162,7 @@ def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
     return Adapter(directory, config, tensors), head
 
 
-def sha256_of_adapters(adapters: Sequence[Adapter]) -> str | None:
+def hash_adapters(adapters: Sequence[Adapter]) -> str | None:
     """Return the SHA-256 of adapters in this order; for a single adapter, its own; None if there are none."""
     digests = [adapter.sha256 for adapter in adapters]
     if len(digests) < 2:

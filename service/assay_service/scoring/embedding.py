@@ -35,6 +35,8 @@ class EmbeddingChange:
     def apply_to(self, table: torch.Tensor) -> torch.Tensor:
         """Return the embedding `[V', H]` after this change of `table`, `[V, H]`.
 
+        With LoRA on the embedding the result is fp32. A whole table keeps its dtype, and rows take that of the table.
+
         Raises:
             StartError: a shape does not fit, or a token id between the table's end and the last trained row has no row.
         """

@@ -99,7 +99,7 @@ def place(reference: str, relative_to: Path) -> Path:
     return path
 
 
-def tokenizer_directory(base: Path, *adapters: Path) -> Path:
+def find_tokenizer_directory(base: Path, *adapters: Path) -> Path:
     """Return the directory whose `tokenizer.json` turns a signal's text into ids: the last adapter's, else the base's.
 
     Raises:
@@ -122,7 +122,7 @@ def tokenizer_directory(base: Path, *adapters: Path) -> Path:
     raise StartError(f"{base}: has no {TOKENIZER_FILE}; copy it from the model that the base was made from")
 
 
-def weight_files(directory: Path) -> list[Path]:
+def list_weight_files(directory: Path) -> list[Path]:
     """Return the safetensors files of a full model: one file or the shards of its index, and a value head's own file.
 
     Raises:
@@ -135,7 +135,9 @@ def weight_files(directory: Path) -> list[Path]:
         shards = read_config(directory, index.name).get("weight_map", {})
         files = [directory / name for name in sorted(set(shards.values()))]
     else:
-        raise StartError(f"{directory}: has neither model.safetensors nor its index{pickled(directory, single.name)}")
+        raise StartError(
+            f"{directory}: has neither model.safetensors nor its index{explain_pickled(directory, single.name)}"
+        )
     missing = [path.name for path in files if not path.is_file()]
     if missing or not files:
         raise StartError(
@@ -144,7 +146,7 @@ def weight_files(directory: Path) -> list[Path]:
     return [*files, *find_value_head_files(directory)]
 
 
-def sha256_of(files: Iterable[Path]) -> str:
+def hash_files(files: Iterable[Path]) -> str:
     """Return one SHA-256 over the bytes of `files`; for a single file, that file's own SHA-256."""
     digests = []
     for path in files:
@@ -179,7 +181,7 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
     return config
 
 
-def pickled(directory: Path, wanted: str) -> str:
+def explain_pickled(directory: Path, wanted: str) -> str:
     """Explain how to convert pickled weights in the place of `wanted`; "" if there are none.
 
     Args:

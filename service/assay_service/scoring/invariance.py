@@ -28,7 +28,7 @@ def is_invariant(model: RewardModel, name: str, longest_tokens: int) -> bool:
         longest_tokens: largest number of tokens of a sequence.
     """
     generator = random.Random(0)  # noqa: S311 - the ids are not a secret, and every start tries the same ones
-    sequences = _draw_sequences(generator, model.vocabulary_size_of(name), longest_tokens, pairs=model.token_types > 1)
+    sequences = _draw_sequences(generator, model.get_vocabulary_size(name), longest_tokens, pairs=model.token_types > 1)
     order = generator.sample(range(len(sequences)), len(sequences))
     half = len(sequences) // 2
     with torch.inference_mode():
@@ -40,7 +40,7 @@ def is_invariant(model: RewardModel, name: str, longest_tokens: int) -> bool:
         )
 
 
-def made_invariant(model: RewardModel, longest_tokens: dict[str, int]) -> dict[str, bool]:
+def make_invariant(model: RewardModel, longest_tokens: dict[str, int]) -> dict[str, bool]:
     """Make the signals of `model` invariant as far as this machine can, and return for which of them the check holds.
 
     Args:

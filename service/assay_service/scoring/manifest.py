@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from assay_service.errors import StartError
-from assay_service.validation import SHA256_PATTERN, explain, key_of
+from assay_service.validation import SHA256_PATTERN, explain, format_key
 
 FILE_NAME = "assay.json"
 
@@ -87,7 +87,7 @@ def read(directory: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        raise StartError(*(f"{path}: {key_of(e['loc']) or 'the file'}: {explain(e)}" for e in errors)) from error
+        raise StartError(*(f"{path}: {format_key(e['loc']) or 'the file'}: {explain(e)}" for e in errors)) from error
 
 
 def write(manifest: Manifest, directory: Path) -> None:

@@ -24,13 +24,13 @@ from assay_service.scoring.adapters import attach
 from assay_service.scoring.architectures import (
     ARCHITECTURES,
     ROPE_TYPES,
-    architecture_of,
+    count_token_types,
     find_first_position,
-    token_types,
+    read_architecture,
 )
 from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import OwnEmbedding
-from assay_service.scoring.files import ADAPTER_CONFIG, read_config, weight_files
+from assay_service.scoring.files import ADAPTER_CONFIG, list_weight_files, read_config
 from assay_service.scoring.head import Head, pool
 from assay_service.scoring.kernels.backend import Backend, Kernels
 from assay_service.scoring.kernels.choose import choose_backend
@@ -58,7 +58,7 @@ class RewardModel:
 
     Attributes:
         hidden_size: width of the hidden states.
-        vocabulary_size: number of rows of the base's embedding; a signal may have its own (`vocabulary_size_of`).
+        vocabulary_size: number of rows of the base's embedding; a signal may have its own (`get_vocabulary_size`).
         architecture: properties of the base's architecture that scoring depends on.
         token_types: number of token types that the base distinguishes.
         kernels: description of the back end that computes the base.
@@ -71,7 +71,7 @@ class RewardModel:
         self.architecture = ARCHITECTURES[base.config.model_type]
         self.device = device
         self._first_position = find_first_position(base.config.to_dict())
-        self.token_types = token_types(base.config.to_dict())
+        self.token_types = count_token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
         self._embedding: OwnEmbedding | None = None  # of the active signal
         self._backend: Backend = TorchSegments()
@@ -90,8 +90,8 @@ class RewardModel:
             StartError: the architecture is not served, or a tensor is missing, unknown or of the wrong shape.
         """
         config = read_config(directory)
-        architecture = architecture_of(config, directory)
-        tensors = names.shapes_of(weight_files(directory))
+        architecture = read_architecture(config, directory)
+        tensors = names.read_shapes(list_weight_files(directory))
         names.check_unwrapping(tensors, directory)
         if (directory / ADAPTER_CONFIG).is_file():
             raise StartError(
@@ -99,7 +99,7 @@ class RewardModel:
             )
         # A pooler counts as part of the head, which is read elsewhere, so the base is loaded without it.
         options: dict[str, Any] = {"add_pooling_layer": False} if config["model_type"] in ("bert", "roberta") else {}
-        if any(name != names.unwrapped(name) for name in tensors):
+        if any(name != names.unwrap_name(name) for name in tensors):
             options["key_mapping"] = {names.WRAPPER.pattern: ""}
         # Transformers only warns of missing and unused tensors; `check_loaded` below makes them errors.
         transformers_logging.set_verbosity_error()
@@ -153,15 +153,18 @@ class RewardModel:
         self._signals[name] = _Signal((key,), head.to(self.device))
         self._activate(name)
 
-    def parameters_of(self, name: str) -> list[nn.Parameter]:
+    def get_parameters(self, name: str) -> list[nn.Parameter]:
         """Return the trained parameters of a fresh signal: its LoRA's or the whole base's, and its head's."""
         signal = self._signals[name]
         named = self.base.named_parameters()
         own = [p for n, p in named if not signal.adapters or f".{signal.adapters[0]}." in n]
         return [*own, *signal.head.parameters()]
 
-    def adapter_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Return the LoRA and head tensors of a signal, fp32 on the CPU, under the names of PEFT's file format."""
+    def collect_adapter_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the LoRA and head tensors of a signal, fp32 on the CPU, under the names of PEFT's file format.
+
+        The tensors have the shapes of PEFT's file: `[r, in]` and `[out, r]` for LoRA, `[1, H]` for the head's weight.
+        """
         signal = self._signals[name]
         prefix = f"base_model.model.{self.base.base_model_prefix}."
         tensors = {
@@ -172,19 +175,22 @@ class RewardModel:
         head = {f"base_model.model.{self.architecture.head}.{n}": p for n, p in signal.head.named_parameters()}
         return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (tensors | head).items()}
 
-    def whole_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Return base and head tensors of a signal without adapter, fp32 on the CPU, under transformers' names."""
+    def collect_whole_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Return base and head tensors of a signal without adapter, fp32 on the CPU, under transformers' names.
+
+        The tensors have the shapes of transformers' file; the head's weight is `[1, H]`.
+        """
         prefix = f"{self.base.base_model_prefix}."
         base = {prefix + n: p for n, p in self.base.state_dict().items()}
         head = {f"{self.architecture.head}.{n}": p for n, p in self._signals[name].head.named_parameters()}
         return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (base | head).items()}
 
-    def vocabulary_size_of(self, name: str) -> int:
+    def get_vocabulary_size(self, name: str) -> int:
         """Return the number of token ids that signal `name` embeds: the base's, or those of its own embedding."""
         embedding = self._signals[name].embedding
         return self.vocabulary_size if embedding is None else embedding.vocabulary_size
 
-    def own_bytes(self, name: str) -> int:
+    def count_own_bytes(self, name: str) -> int:
         """Return the bytes that signal `name` holds besides the base: LoRA, rows of its own embedding, and the head."""
         signal = self._signals[name]
         lora = [p for n, p in self.base.named_parameters() if set(n.split(".")) & set(signal.adapters)]

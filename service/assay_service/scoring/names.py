@@ -53,7 +53,7 @@ _UNSERVED_HEADS = (
 )  # fmt: skip
 
 
-def shapes_of(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+def read_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in safetensors files, keyed by name, from the headers of the files.
 
     Raises:
@@ -66,7 +66,7 @@ def shapes_of(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def missing_bytes(path: Path) -> int:
+def count_missing_bytes(path: Path) -> int:
     """Return how many bytes of its tensors a safetensors file lacks, as after an interrupted download.
 
     Raises:
@@ -90,7 +90,7 @@ def _read_header(path: Path) -> tuple[int, dict[str, tuple[tuple[int, ...], int]
         raise StartError(f"{path}: not a whole safetensors file ({error}); download or save it again") from error
 
 
-def unwrapped(name: str) -> str:
+def unwrap_name(name: str) -> str:
     """Return a tensor's name without the prefixes that trainers' wrappers put in front of it."""
     return WRAPPER.sub("", name)
 
@@ -103,7 +103,7 @@ def check_unwrapping(names: Iterable[str], where: object) -> None:
     """
     seen: dict[str, str] = {}
     for name in sorted(names):
-        other = seen.setdefault(unwrapped(name), name)
+        other = seen.setdefault(unwrap_name(name), name)
         if other != name:
             raise StartError(
                 f"{where}: tensors {other} and {name} differ only by a wrapper's prefix, so one of them would be lost; "
@@ -111,7 +111,7 @@ def check_unwrapping(names: Iterable[str], where: object) -> None:
             )
 
 
-def head_weight(extra_head: str | None = None) -> re.Pattern[str]:
+def build_head_weight_pattern(extra_head: str | None = None) -> re.Pattern[str]:
     """Return the pattern of a head weight's name without wrappers; it also accepts PEFT's prefix and `modules_to_save`.
 
     Args:
@@ -131,7 +131,7 @@ def check_whole_head(head: str, names: Iterable[str], where: object, extra_head:
         head: name of the weight that is read.
         names: names of all tensors in the same files.
         where: name of the files in errors.
-        extra_head: name of a further head module, as for `head_weight`.
+        extra_head: name of a further head module, as for `build_head_weight_pattern`.
 
     Raises:
         StartError: the head has another tensor; the message names it.
@@ -158,7 +158,7 @@ def check_whole_head(head: str, names: Iterable[str], where: object, extra_head:
 
 def _strip_to_module(name: str) -> str:
     """Return a tensor's name without the prefixes of wrappers and PEFT, and without PEFT's `modules_to_save`."""
-    return re.sub(r"\.modules_to_save\.\w+(?=\.)", "", unwrapped(name).removeprefix("base_model.model."))
+    return re.sub(r"\.modules_to_save\.\w+(?=\.)", "", unwrap_name(name).removeprefix("base_model.model."))
 
 
 def why_no_head(shapes: Shapes) -> str:
@@ -178,7 +178,7 @@ def why_no_head(shapes: Shapes) -> str:
     looked = f"no head was found; looked for {', '.join(f'{module}.weight' for module in HEAD_MODULES)}"
     if one_row:
         return f"{looked}; {one_row[0]} has one output: if that is the head, rename it to score.weight in the file"
-    if any(unwrapped(name).startswith(("lm_head.", "embed_out.")) for name in shapes):
+    if any(unwrap_name(name).startswith(("lm_head.", "embed_out.")) for name in shapes):
         return (
             f"{looked}; this is a language model. A reward that is read from rows of lm_head is not served; if this is "
             "the base of a LoRA reward model, declare the `adapter` that has the head"
@@ -241,7 +241,7 @@ def check_loaded(report: Mapping[str, Any], directory: Path, prefix: str, tensor
             f"{directory}: a tensor has the wrong shape: {mismatched[0]}; check that config.json belongs to the weights"
         )
     unused = (*_UNUSED, *([f"{head}."] if head else []))
-    unexpected = (unwrapped(name).removeprefix(prefix) for name in report["unexpected_keys"])
+    unexpected = (unwrap_name(name).removeprefix(prefix) for name in report["unexpected_keys"])
     unknown = sorted(name for name in unexpected if not name.startswith(unused) and not name.endswith(_UNUSED))
     if unknown:
         raise StartError(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from assay_service.errors import StartError
-from assay_service.scoring.files import TOKENIZER_FILE, read_json, tokenizer_directory
+from assay_service.scoring.files import TOKENIZER_FILE, find_tokenizer_directory, read_json
 from assay_service.scoring.special_tokens import read_special_tokens
 
 
@@ -59,7 +59,9 @@ class Pads:
         # A later adapter may come without a tokenizer; its vocabulary is then that of the adapters before it.
         for number in reversed(range(len(self.adapters))):
             if "pad_token" in read_special_tokens(self.adapters[number]).named:
-                return pad_token(self.adapters[number], tokenizer_directory(self.base, *self.adapters[: number + 1]))
+                return pad_token(
+                    self.adapters[number], find_tokenizer_directory(self.base, *self.adapters[: number + 1])
+                )
         return None
 
     def _find_in_tokenizers(self) -> int | None:

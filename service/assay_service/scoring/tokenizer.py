@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from assay_service.errors import StartError
-from assay_service.scoring.files import TOKENIZER_FILE, tokenizer_directory
+from assay_service.scoring.files import TOKENIZER_FILE, find_tokenizer_directory
 from assay_service.scoring.special_tokens import TOKENIZER_CONFIG, SpecialTokens, read_optional, read_special_tokens
 
 Ids = tuple[int, ...]
@@ -92,7 +92,7 @@ def check_ids(encoder: Tokenizer, law: Tokenizer) -> None:
         )
 
 
-def unprinted(tokenizer: PreTrainedTokenizerFast, directory: Path, ids: Ids, boundary: int) -> tuple[str, ...]:
+def find_unprinted(tokenizer: PreTrainedTokenizerFast, directory: Path, ids: Ids, boundary: int) -> tuple[str, ...]:
     """Return the special tokens that a tokenizer would add to a text by itself but that the template does not print.
 
     Assay adds no special tokens: either the template prints them, or the model does not see them. The tokens are those
@@ -172,7 +172,7 @@ def _explain_misreading(directory: Path) -> str | None:
 
 def _read_encoder(directory: Path) -> Tokenizer:
     """Return the tokenizer of `tokenizer.json` without truncation and padding, which would shorten or fill texts."""
-    path = tokenizer_directory(directory) / TOKENIZER_FILE
+    path = find_tokenizer_directory(directory) / TOKENIZER_FILE
     try:
         encoder = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library has no exception class of its own

@@ -1,7 +1,7 @@
 """Adjust the quality label of a paraphrase by its similarity to the original ([CRS] algorithm 1)."""
 
 
-def adjusted_label(label: float, similarity: float) -> float:
+def adjust_label(label: float, similarity: float) -> float:
     """Return the label of a paraphrase: the less it resembles the original, the lower its quality.
 
     `label' = clip(label − 0.5 · (1 − (similarity + 1) / 2), 0, 1)`, with the constants of the authors' code.

@@ -33,7 +33,7 @@ def compute_selection_probabilities(scores: Floats, n: int) -> Floats:
     return np.asarray(shares[group], dtype=np.float64)
 
 
-def expected(scores: Floats, gold: Floats, n: int) -> float:
+def compute_expected_gold(scores: Floats, gold: Floats, n: int) -> float:
     """Return the expected gold value of the best of n samples.
 
     Args:
@@ -44,7 +44,7 @@ def expected(scores: Floats, gold: Floats, n: int) -> float:
     return float(compute_selection_probabilities(scores, n) @ gold)
 
 
-def win_rate(scores: Floats, gold: Floats, n: int) -> float:
+def compute_win_rate(scores: Floats, gold: Floats, n: int) -> float:
     """Return the probability that the best of n has a higher gold value than one further sample.
 
     A tie counts as half a win. The estimate is unbiased, because the opponent never competes in the selection.
@@ -62,6 +62,6 @@ def win_rate(scores: Floats, gold: Floats, n: int) -> float:
     return wins / len(gold)
 
 
-def kl_bound(n: int) -> float:
+def compute_kl_bound(n: int) -> float:
     """Return the upper bound of KL(best of n ‖ policy) in nats: `ln n − (n − 1) / n`."""
     return math.log(n) - (n - 1) / n

@@ -7,6 +7,6 @@ LOW, HIGH = 0.4, 0.9
 Bucket = Literal["low", "mid", "high"]
 
 
-def bucket_of(label: float) -> Bucket:
+def find_bucket(label: float) -> Bucket:
     """Return the bucket of a label: low at 0.4 or less, high at 0.9 or more, mid between."""
     return "low" if label <= LOW else "high" if label >= HIGH else "mid"

@@ -5,7 +5,7 @@ import hashlib
 HELD_OUT = -1
 
 
-def fold_of(group: str, *, folds: int, held_out: float, seed: int) -> int:
+def assign_fold(group: str, *, folds: int, held_out: float, seed: int) -> int:
     """Return the fold that tests on `group`, or `HELD_OUT`.
 
     Args:

@@ -22,7 +22,7 @@ coefficient [Ziegler], truncated importance weights [Ionides]; [CRS] equations 2
 import torch
 
 
-def k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+def estimate_k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     """Return the estimate k1 = log π − log π_ref of KL(π ‖ π_ref) at each sampled token: unbiased, sometimes negative.
 
     Args:
@@ -32,13 +32,13 @@ def k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     return logprobs - ref_logprobs
 
 
-def k2(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Return the estimate k2 = (log π − log π_ref)² / 2: never negative, biased, low variance; shapes as in `k1`."""
+def estimate_k2(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+    """Return the estimate k2 = (log π − log π_ref)² / 2: never negative, biased, low variance; fp32, shaped as k1."""
     return (logprobs - ref_logprobs).square() / 2
 
 
-def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Return the estimate k3 = π_ref/π − 1 − log(π_ref/π): unbiased and never negative; shapes as in `k1`."""
+def estimate_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+    """Return the estimate k3 = π_ref/π − 1 − log(π_ref/π): unbiased and never negative; fp32, shaped as k1."""
     log_ratio = ref_logprobs - logprobs
     # expm1 keeps precision where the two policies nearly agree, which is the usual case.
     return torch.expm1(log_ratio) - log_ratio
@@ -86,7 +86,7 @@ def compute_token_rewards(
     Returns:
         Rewards, fp32 `[B, T]`.
     """
-    rewards = torch.where(completion_mask, -kl_coef * k1(logprobs, ref_logprobs), 0.0)
+    rewards = torch.where(completion_mask, -kl_coef * estimate_k1(logprobs, ref_logprobs), 0.0)
     # Completion tokens come first in their row, so their number gives the place of the last one.
     last = completion_mask.sum(dim=1) - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores

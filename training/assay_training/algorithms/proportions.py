@@ -48,7 +48,7 @@ class WinRate:
     losses: int
 
 
-def win_rate(scores: Floats, *, ddof: int = 1) -> WinRate:
+def compute_win_rate(scores: Floats, *, ddof: int = 1) -> WinRate:
     """Return the win rate of `scores` with its standard error, intervals and binomial test.
 
     Args:
@@ -73,7 +73,7 @@ def win_rate(scores: Floats, *, ddof: int = 1) -> WinRate:
     )
 
 
-def longer_wins(scores: Floats, differences: Floats) -> float | None:
+def compute_longer_wins(scores: Floats, differences: Floats) -> float | None:
     """Return the share of comparisons that the longer completion wins; a tie counts as half a win.
 
     Args:
@@ -89,7 +89,7 @@ def longer_wins(scores: Floats, differences: Floats) -> float | None:
     return float(np.where(differences > 0, scores, 1 - scores)[unequal].mean())
 
 
-def length_controlled(scores: Floats, differences: Floats) -> tuple[float, Interval] | None:
+def compute_length_controlled(scores: Floats, differences: Floats) -> tuple[float, Interval] | None:
     """Return the length-controlled win rate of A with its 95 % interval.
 
     A logistic regression fits `score = σ(θ + φ · tanh(difference / std(difference)))`. The win rate at equal length is

@@ -42,7 +42,7 @@ class Estimate:
     clusters: int
 
 
-def clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
+def compute_clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
     """Return the mean of `values` with a normal interval that is robust to dependence within clusters.
 
     Variance of the mean: `G / (G − 1) · Σ_g (Σ_{i in g} (x_i − mean))² / n²` (Liang and Zeger 1986, Biometrika 73, the
@@ -55,18 +55,18 @@ def clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
     Raises:
         ValueError: there are fewer than two clusters.
     """
-    mean, variance, count = _compute_clustered_mean(values, clusters)
+    mean, variance, count = _compute_mean_and_variance(values, clusters)
     half = Z_95 * variance**0.5
     return Estimate(mean, mean - half, mean + half, len(values), count)
 
 
-def clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate:
+def compute_clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate:
     """Return the mean of `values` in 0..1 with Wilson's interval at the effective sample size.
 
     The effective sample size is `n / deff · (t_{n−1} / t_{G−1})²`:
 
-    - The design effect `deff` is the variance of `clustered_mean` over that of n independent rows of 0 or 1, which is
-      `p (1 − p) / (n − 1)`.
+    - The design effect `deff` is the variance of `compute_clustered_mean` over that of n independent rows of 0 or 1,
+      which is `p (1 − p) / (n − 1)`.
     - The ratio of the 97.5 % quantiles of t widens the interval where few clusters estimate the variance.
 
     See Korn and Graubard 1998, Survey Methodology 24; with Wilson's interval Franco et al. 2019, Journal of Survey
@@ -81,7 +81,7 @@ def clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate:
     Raises:
         ValueError: there are fewer than two clusters.
     """
-    p, variance, count = _compute_clustered_mean(values, clusters)
+    p, variance, count = _compute_mean_and_variance(values, clusters)
     n, size = len(values), float(count)
     # A negative correlation within clusters, which is usually chance, must not narrow the interval.
     variance = max(variance, float(values.var(ddof=1)) / n)
@@ -92,7 +92,7 @@ def clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate:
     return Estimate(p, float(low), float(high), n, count)
 
 
-def _compute_clustered_mean(values: Floats, clusters: Sequence[str]) -> tuple[float, float, int]:
+def _compute_mean_and_variance(values: Floats, clusters: Sequence[str]) -> tuple[float, float, int]:
     """Return the mean, its cluster-robust variance, and the number of clusters."""
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(index.max()) + 1 if len(index) else 0
@@ -103,13 +103,13 @@ def _compute_clustered_mean(values: Floats, clusters: Sequence[str]) -> tuple[fl
     return mean, float(count / (count - 1) * (sums**2).sum()) / len(values) ** 2, count
 
 
-def interval_bounds(
+def compute_interval_bounds(
     estimator: Callable[[Floats, Sequence[str]], Estimate], values: Floats, clusters: Sequence[str]
 ) -> list[float] | None:
     """Return the ends of an estimate's 95 % interval, or None where fewer than two clusters allow no interval.
 
     Args:
-        estimator: `clustered_mean` or `clustered_share`.
+        estimator: `compute_clustered_mean` or `compute_clustered_share`.
         values: numbers, float64 `[n]`.
         clusters: name of each row's cluster, length n.
     """
@@ -119,7 +119,7 @@ def interval_bounds(
     return [estimate.low, estimate.high]
 
 
-def bootstrap(
+def bootstrap_clusters(
     statistic: Callable[[NDArray[np.int64]], float], clusters: Sequence[str], *, seed: int, draws: int = 500
 ) -> Estimate:
     """Return a statistic with a percentile interval from resampling whole clusters with replacement.
@@ -136,6 +136,7 @@ def bootstrap(
         DegenerateSample: the statistic is undefined for the rows themselves, or for more than half of the draws.
     """
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    # Stable, so that the rows of a cluster keep their order, and sums over them their rounding.
     members = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
     # A generator of its own, so that the interval does not depend on what was drawn before.
     generator = np.random.default_rng(seed)
@@ -145,13 +146,14 @@ def bootstrap(
         chosen = generator.integers(len(members), size=len(members))
         with contextlib.suppress(DegenerateSample):
             drawn.append(statistic(np.concatenate([members[g] for g in chosen])))
+    # An interval from the few draws that are left would not be one of the statistic.
     if len(drawn) < draws / 2:
         raise DegenerateSample(f"the statistic is defined for only {len(drawn)} of {draws} bootstrap draws")
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(value, float(low), float(high), len(index), len(members))
 
 
-def outcomes(margins: Floats) -> Floats:
+def compute_outcomes(margins: Floats) -> Floats:
     """Return whether each pair is ranked correctly: 1 for a positive margin, 0 for a negative one, ½ for a tie.
 
     Args:
@@ -163,7 +165,7 @@ def outcomes(margins: Floats) -> Floats:
     return (np.sign(margins) + 1) / 2
 
 
-def bucket_errors(labels: Floats, predictions: Floats) -> dict[str, tuple[int, float, float]]:
+def compute_bucket_errors(labels: Floats, predictions: Floats) -> dict[str, tuple[int, float, float]]:
     """Return number of rows, MSE and MAE for each bucket of the label, as in [CRS] tables 6 and 7.
 
     The buckets are `low` (label at most 0.4), `high` (at least 0.9), `mid` (between) and `all`; empty ones are skipped.
@@ -207,9 +209,10 @@ class Moments:
     kurtosis: float | None
 
 
-def moments(margins: Floats) -> Moments:
+def compute_moments(margins: Floats) -> Moments:
     """Return the moments of reward margins, float64 `[n]`; n may be 0."""
     n = len(margins)
+    # With equal margins skewness and kurtosis are 0/0.
     spread = n > 0 and bool(np.ptp(margins))
     return Moments(
         n=n,
@@ -239,7 +242,7 @@ class Bin:
     label: float
 
 
-def calibration(labels: Floats, predictions: Floats) -> list[Bin]:
+def compute_calibration(labels: Floats, predictions: Floats) -> list[Bin]:
     """Return mean label and mean prediction for each tenth of the prediction; empty tenths are skipped.
 
     Args:
@@ -255,16 +258,16 @@ def calibration(labels: Floats, predictions: Floats) -> list[Bin]:
     ]
 
 
-def reliability(margins: Floats) -> list[Bin]:
+def compute_reliability(margins: Floats) -> list[Bin]:
     """Return pairwise accuracy (`label`) beside predicted confidence σ(|margin|) (`prediction`), by its tenths.
 
     Args:
         margins: logit of the better completion minus logit of the worse, float64 `[n]`; 0 counts as half right.
     """
-    return calibration(outcomes(margins), expit(np.abs(margins)))
+    return compute_calibration(compute_outcomes(margins), expit(np.abs(margins)))
 
 
-def spearman(a: Floats, b: Floats) -> float:
+def compute_spearman(a: Floats, b: Floats) -> float:
     """Return Spearman's rank correlation of two columns, float64 `[n]`; ties get mid-ranks.
 
     Raises:
@@ -275,7 +278,7 @@ def spearman(a: Floats, b: Floats) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def auc(positive: NDArray[np.bool_], scores: Floats) -> float:
+def compute_auc(positive: NDArray[np.bool_], scores: Floats) -> float:
     """Return the probability that a positive row scores above a negative row; ties count one half.
 
     Args:
@@ -288,4 +291,5 @@ def auc(positive: NDArray[np.bool_], scores: Floats) -> float:
     if positive.all() or not positive.any():
         raise DegenerateSample("AUC is undefined: it needs rows of both classes")
     u = mannwhitneyu(scores[positive], scores[~positive]).statistic
+    # U counts the pairs that the positive row wins, and ties as one half.
     return float(u / (positive.sum() * (~positive).sum()))

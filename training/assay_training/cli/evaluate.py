@@ -7,8 +7,9 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -172,10 +173,10 @@ def agreement(  # noqa: PLR0913, PLR0917 - the options of a command
     from assay_training.evaluation.rewards.options import ReadOptions, parse_fields  # noqa: PLC0415
 
     with plain_errors("evaluate agreement"):
-        _check_outputs(_list_files(judged), html)
         options = ReadOptions(reference, group_by, largest_gap, parse_fields(field or []))
-        table = evaluate_rankings(tabulate_agreement, judged, options, url, model or [])
-        show_table(table, _list_files(judged), as_json, html)
+        _show_evaluation(
+            partial(evaluate_rankings, tabulate_agreement, judged, options, url, model or []), judged, as_json, html
+        )
 
 
 @app.command("margins")
@@ -196,10 +197,10 @@ def margins(  # noqa: PLR0913, PLR0917 - the options of a command
     from assay_training.evaluation.rewards.options import ReadOptions, parse_fields  # noqa: PLC0415
 
     with plain_errors("evaluate margins"):
-        _check_outputs(_list_files(judged), html)
         options = ReadOptions(reference, group_by, largest_gap, parse_fields(field or []))
-        table = evaluate_rankings(tabulate_margins, judged, options, url, model or [])
-        show_table(table, _list_files(judged), as_json, html)
+        _show_evaluation(
+            partial(evaluate_rankings, tabulate_margins, judged, options, url, model or []), judged, as_json, html
+        )
 
 
 @app.command("best-of-n")
@@ -220,10 +221,17 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - the options of a command
     from assay_training.evaluation.rewards.options import ReadOptions, parse_fields  # noqa: PLC0415
 
     with plain_errors("evaluate best-of-n"):
-        _check_outputs(_list_files(judged), html)
         options = ReadOptions(by=group_by, fields=parse_fields(field or []))
-        table = evaluate_candidates(judged, options, url, model or [], gold)
-        show_table(table, _list_files(judged), as_json, html)
+        _show_evaluation(partial(evaluate_candidates, judged, options, url, model or [], gold), judged, as_json, html)
+
+
+def _show_evaluation(evaluate: "Callable[[], Table]", judged: Sequence[str], as_json: bool, html: Path | None) -> None:
+    from assay_training.evaluation.rewards.inputs import list_files  # noqa: PLC0415
+
+    files = [path for given in judged for path in list_files(given)]
+    # Before the scores are fetched, which may take hours.
+    _check_outputs(files, html)
+    show_table(evaluate(), files, as_json, html)
 
 
 def _require_rows(rows: list[T], files: Sequence[Path]) -> list[T]:
@@ -231,12 +239,6 @@ def _require_rows(rows: list[T], files: Sequence[Path]) -> list[T]:
     if not rows:
         raise ValueError(f"{', '.join(map(str, files))}: found no rows to evaluate")
     return rows
-
-
-def _list_files(judged: Sequence[str]) -> list[Path]:
-    from assay_training.evaluation.rewards.inputs import list_files  # noqa: PLC0415
-
-    return [path for given in judged for path in list_files(given)]
 
 
 def _check_outputs(inputs: Sequence[Path], *outputs: Path | None) -> None:
@@ -282,11 +284,11 @@ def show_table(table: "Table", paths: Sequence[Path], as_json: bool, html: Path 
     from assay_training.evaluation import report  # noqa: PLC0415
 
     # The JSON is made first in any case: it refuses NaN and infinity before anything is written.
-    numbers = report.to_json(table)
+    numbers = report.render_json(table)
     _check_outputs(paths, html)
     if html is not None:
         provenance = report.Provenance.compute(shlex.join(["assay", *sys.argv[1:]]), paths)
-        html.write_text(report.to_html(table, provenance))
+        html.write_text(report.render_html(table, provenance))
     if as_json:
         typer.echo(numbers)
         for note in table.notes:

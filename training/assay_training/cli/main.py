@@ -146,6 +146,7 @@ def report(
     with plain_errors("report"):
         table = compare_runs(runs)
         inputs = [run / name for run in runs for name in ("run.json", "metrics.jsonl")]
+        # A run that was just started has no metrics yet.
         evaluate.show_table(table, [path for path in inputs if path.is_file()], as_json, html)
 
 

@@ -7,7 +7,7 @@ from assay_service.scoring.template import read_template
 from assay_training.config.base import ConfigError, RunConfig
 
 
-def template_of(config: RunConfig, base: Path) -> str:
+def find_template(config: RunConfig, base: Path) -> str:
     """Return the text of the template that a run renders with.
 
     Args:

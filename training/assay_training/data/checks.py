@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from assay_service.errors import StartError
-from assay_service.scoring.architectures import longest_scaled, longest_sequence
+from assay_service.scoring.architectures import find_longest_scaled, find_longest_sequence
 from assay_service.scoring.files import read_config, resolve
 from assay_training.config.base import ConfigError, RunConfig
 
@@ -28,10 +28,10 @@ def check_refused(refused: Mapping[str, int], records: int, key: str = "sources"
     line = f"{total} of {records} records cannot be rendered ({counts})"
     if total > LARGEST_REFUSED_SHARE * records:
         raise ConfigError(f"{key}: {line}")
-    return [f"{key}: {line}; they are left out"] if total else []
+    return [f"{key}: {line}; they are dropped"] if total else []
 
 
-def base_of(config: RunConfig) -> Path:
+def find_base(config: RunConfig) -> Path:
     """Return the directory of the base, which is downloaded if it is on the hub.
 
     Raises:
@@ -56,6 +56,6 @@ def check_length(name: str, max_length: int, base: Path) -> None:
         ConfigError: the base has fewer positions than max_length.
     """
     config = read_config(base)
-    positions = longest_sequence(config)
-    if positions is not None and max_length > max(positions, longest_scaled(config) or 0):
+    positions = find_longest_sequence(config)
+    if positions is not None and max_length > max(positions, find_longest_scaled(config) or 0):
         raise ConfigError(f"{name}: {max_length} is more than the {positions} positions of {base}; lower {name}")

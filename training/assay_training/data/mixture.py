@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from assay_service.scoring.item import Item, Message
-from assay_training.algorithms.adjustment import adjusted_label
-from assay_training.algorithms.buckets import HIGH, LOW, Bucket, bucket_of
+from assay_training.algorithms.adjustment import adjust_label
+from assay_training.algorithms.buckets import HIGH, LOW, Bucket, find_bucket
 from assay_training.config import mixture as steps
 from assay_training.config.base import ConfigError
 from assay_training.records.paraphrases import Paraphrase
@@ -66,7 +66,7 @@ def under_sample(records: Sequence[Judged], rows: int, draw: random.Random) -> l
     width = (HIGH - LOW) / BINS
     edges = [LOW + width * number for number in range(1, BINS)]
     for record in records:
-        if isinstance(record, Labelled) and bucket_of(record.label) == "mid":
+        if isinstance(record, Labelled) and find_bucket(record.label) == "mid":
             # The tolerance puts a label such as 0.5 into the range that ends at it, whatever the edge's rounding.
             ranges[sum(record.label > edge + 1e-12 for edge in edges)].append(record)
         else:
@@ -94,7 +94,7 @@ def augment(records: Sequence[Judged], paraphrases: Mapping[Item, Paraphrase]) -
         replace(
             record,
             item=Item((*record.item.prompt, Message("assistant", paraphrases[record.item].text))),
-            label=adjusted_label(record.label, paraphrases[record.item].similarity),
+            label=adjust_label(record.label, paraphrases[record.item].similarity),
         )
         for record in low
         if record.item in paraphrases
@@ -117,11 +117,11 @@ def weight_low(records: Sequence[Judged], share: float) -> list[Judged]:
 def weight_extremes(records: Sequence[Judged], weight: float) -> list[Judged]:
     """Set the weight of low and high labelled items."""
     return [
-        replace(r, weight=weight) if isinstance(r, Labelled) and bucket_of(r.label) != "mid" else r for r in records
+        replace(r, weight=weight) if isinstance(r, Labelled) and find_bucket(r.label) != "mid" else r for r in records
     ]
 
 
-def portion(records: Sequence[Judged], sources: Sequence[str], share: float, draw: random.Random) -> list[Judged]:
+def draw_portion(records: Sequence[Judged], sources: Sequence[str], share: float, draw: random.Random) -> list[Judged]:
     """Draw records of `sources` uniformly until they are `share` of the result; all other records stay.
 
     Raises:
@@ -130,6 +130,7 @@ def portion(records: Sequence[Judged], sources: Sequence[str], share: float, dra
     _check_names("portion", sources, records)
     drawn_from = [r for r in records if r.source in sources or r.data_set in sources]
     others = [r for r in records if not (r.source in sources or r.data_set in sources)]
+    # `share` is a share of the result: drawn / (drawn + others).
     wanted = round(len(others) * share / (1 - share))
     if wanted > len(drawn_from):
         raise ConfigError(f"portion: a share of {share} needs {wanted} records, but the sources have {len(drawn_from)}")
@@ -151,13 +152,14 @@ def sample(records: Sequence[Judged], share: float) -> list[Judged]:
     return [record for record in records if _hash_group(record.group, slice(24, 32)) < share]
 
 
-def proportions(records: Sequence[Judged], wanted: steps.Proportions, draw: random.Random) -> list[Judged]:
+def draw_proportions(records: Sequence[Judged], wanted: steps.Proportions, draw: random.Random) -> list[Judged]:
     """Draw as many labelled items as have the wanted shares of low, mid and high labels; rankings are skipped."""
     buckets: dict[Bucket, list[Judged]] = {"low": [], "mid": [], "high": []}
     for record in records:
         if isinstance(record, Labelled):
-            buckets[bucket_of(record.label)].append(record)
+            buckets[find_bucket(record.label)].append(record)
     shares: dict[Bucket, float] = {"low": wanted.low, "mid": wanted.mid, "high": wanted.high}
+    # Nothing is drawn twice, so the scarcest bucket limits the size of the result.
     total = min(len(buckets[name]) / share for name, share in shares.items())
     return [record for name, share in shares.items() for record in draw.sample(buckets[name], round(total * share))]
 
@@ -174,7 +176,7 @@ def repeat(records: Sequence[Judged], times: Mapping[str, float]) -> list[Judged
     return [record for record in records for _ in range(_count_copies(record, times))]
 
 
-def mismatched(records: Sequence[Judged], share: float, draw: random.Random) -> list[Labelled]:
+def draw_mismatched(records: Sequence[Judged], share: float, draw: random.Random) -> list[Labelled]:
     """Draw prompts with the completion of another prompt, labelled 0, because it does not answer the prompt.
 
     Prompt and completion are from the same source, so that the style of a source does not predict the label.
@@ -196,6 +198,7 @@ def mismatched(records: Sequence[Judged], share: float, draw: random.Random) -> 
     made = []
     for pool in pools.values():
         for record in pool:
+            # Both numbers are drawn for every record, so a larger share only adds items to those of a smaller one.
             other = draw.choice(pool)
             if draw.random() < share and other.item.completion not in answers[record.group]:
                 messages = (*record.item.prompt, Message("assistant", other.item.completion))
@@ -205,7 +208,7 @@ def mismatched(records: Sequence[Judged], share: float, draw: random.Random) -> 
 
 def is_low(record: Judged) -> bool:
     """Return whether a record is a labelled item with a label of at most 0.4."""
-    return isinstance(record, Labelled) and bucket_of(record.label) == "low"
+    return isinstance(record, Labelled) and find_bucket(record.label) == "low"
 
 
 def _select_low(records: Sequence[Judged], step: str) -> list[Labelled]:
@@ -245,10 +248,10 @@ _STEPS: Mapping[type[Any], _Apply] = {
     steps.Augment: lambda records, step, _, paraphrases: augment(records, paraphrases[step.file]),
     steps.WeightLow: lambda records, step, _, __: weight_low(records, step.share),
     steps.WeightExtremes: lambda records, step, _, __: weight_extremes(records, step.weight),
-    steps.Portion: lambda records, step, draw, _: portion(records, step.sources, step.share, draw),
+    steps.Portion: lambda records, step, draw, _: draw_portion(records, step.sources, step.share, draw),
     steps.Keep: lambda records, step, _, __: keep(records, step.sources),
     steps.Sample: lambda records, step, _, __: sample(records, step.share),
-    steps.Proportions: lambda records, step, draw, _: proportions(records, step, draw),
-    steps.Mismatched: lambda records, step, draw, _: [*records, *mismatched(records, step.share, draw)],
+    steps.Proportions: lambda records, step, draw, _: draw_proportions(records, step, draw),
+    steps.Mismatched: lambda records, step, draw, _: [*records, *draw_mismatched(records, step.share, draw)],
     steps.Repeat: lambda records, step, _, __: repeat(records, step.times),
 }

@@ -124,6 +124,7 @@ class SftRenderer:
             spans.append((rendered.boundary, self._find_end(ids, rendered.boundary)))
         mask = [False] * len(ids)
         for start, end in spans:
+            # The first token has no prediction, even where a template prints nothing before the completion.
             mask[max(start, 1) : end] = [True] * (end - max(start, 1))
         return ids, mask
 

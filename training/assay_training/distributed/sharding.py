@@ -17,12 +17,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from assay_training.config.base import ConfigError
-from assay_training.distributed.processes import accelerator
+from assay_training.distributed.processes import get_accelerator
 
 
 def sharding_requested() -> bool:
     """Return whether the processes were started with an FSDP configuration."""
-    return bool(accelerator().distributed_type == DistributedType.FSDP)
+    return bool(get_accelerator().distributed_type == DistributedType.FSDP)
 
 
 def shard(model: PreTrainedModel) -> None:
@@ -35,7 +35,7 @@ def shard(model: PreTrainedModel) -> None:
     """
     if not sharding_requested():
         return
-    together = accelerator()
+    together = get_accelerator()
     mesh = init_device_mesh(together.device.type, (together.num_processes,))
     layers = set(model._no_split_modules or ())
     if not layers:
@@ -44,6 +44,7 @@ def shard(model: PreTrainedModel) -> None:
         )
     for module in list(model.modules()):
         if type(module).__name__ in layers:
+            # Gathered again for the backward pass: a model is sharded to save memory, not time.
             layer = fully_shard(module, mesh=mesh, reshard_after_forward=True)
             # Sum, as for replicated parameters; FSDP's default is the mean over processes.
             layer.set_gradient_divide_factor(1.0)
@@ -55,7 +56,7 @@ def count_padding_passes(forwards: int) -> int:
 
     Processes that shard a layer compute it together: one that runs fewer passes would make the others wait forever.
     """
-    return -forwards % accelerator().num_processes if sharding_requested() else 0
+    return -forwards % get_accelerator().num_processes if sharding_requested() else 0
 
 
 def copy_whole(parts: Iterable[torch.Tensor], into: Iterable[torch.Tensor]) -> None:
@@ -71,7 +72,11 @@ def copy_whole(parts: Iterable[torch.Tensor], into: Iterable[torch.Tensor]) -> N
 
 
 def gather_full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the full tensor of a sharded one, or the tensor itself; all processes must call it."""
+    """Return the full tensor of a sharded one, or the tensor itself; all processes must call it.
+
+    Args:
+        tensor: tensor of any shape and dtype. The result has its global shape and its dtype.
+    """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -79,8 +84,8 @@ def take_local_shard(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return a full tensor sharded as `like` is, or the tensor itself if `like` is not sharded.
 
     Args:
-        tensor: full tensor, the same in every process.
-        like: tensor of the same shape, whose placement is copied.
+        tensor: full tensor of any shape and dtype, the same in every process. The result has its dtype.
+        like: tensor of the same global shape, whose placement is copied.
     """
     if not isinstance(like, DTensor):
         return tensor

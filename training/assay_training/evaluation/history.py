@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from assay_training.records.record import RecordError
-from assay_training.records.rows import Row, json_of, rows_of_file
+from assay_training.records.rows import Row, read_json_lines, read_json_value
 
 TOTALS = {"ppo": "steps", "rounds": "rounds"}  # part of a run -> configuration key with its number of steps
 
@@ -87,10 +87,10 @@ def read_run(directory: Path, name: str) -> tuple[Run, list[RunHistory]]:
         raise RecordError(f"{directory}: not the directory of a run: it has neither metrics.jsonl nor run.json")
     config: Mapping[str, Any] = {}
     if recorded.is_file():
-        config = Row(str(recorded), "run", json_of(recorded, dict)).get("config", dict)
+        config = Row(str(recorded), "run", read_json_value(recorded, dict)).get("config", dict)
     parts: dict[str, list[Row]] = {}
     # A run that is still writing may have an unfinished last line, which `growing` skips.
-    for row in rows_of_file(metrics, growing=True) if metrics.is_file() else ():
+    for row in read_json_lines(metrics, growing=True) if metrics.is_file() else ():
         row.get("step", int)
         parts.setdefault(row.text("part"), []).append(row)
     run = Run(name, _describe_reward(Row(str(recorded), "run", config)), (directory / "results.json").is_file())

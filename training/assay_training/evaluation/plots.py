@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from assay_training.algorithms.statistics import Floats, moments
+from assay_training.algorithms.statistics import Floats, compute_moments
 from assay_training.evaluation.rows import Rows
 
 BINS = 60
@@ -15,7 +15,7 @@ MAX_LINES_INSIDE = 6  # lines in a legend within the axes; a longer legend is dr
 LETTER_WIDTH, LINE_HEIGHT = 0.09, 0.24  # inches in a legend, by which the figure grows with it
 
 
-def margins(rows: Rows, model: str) -> Figure:
+def draw_margins(rows: Rows, model: str) -> Figure:
     """Draw the distribution of a model's reward margins, one panel per source ([Margin] figure 1).
 
     Args:
@@ -26,7 +26,7 @@ def margins(rows: Rows, model: str) -> Figure:
     figure = Figure(figsize=(4 * len(sources), 3.2), layout="constrained")
     for axes, source in zip(figure.subplots(1, len(sources), squeeze=False)[0], sources, strict=True):
         values = rows.values[model][rows.sources == source]
-        measured = moments(values)
+        measured = compute_moments(values)
         skewness = "–" if measured.skewness is None else f"{measured.skewness:.2f}"
         axes.hist(values, bins=BINS)
         axes.axvline(0, color="black", linewidth=1)
@@ -38,7 +38,7 @@ def margins(rows: Rows, model: str) -> Figure:
     return figure
 
 
-def curve(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> Figure:
+def draw_curve(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> Figure:
     """Draw connected points, with the diagonal on which x and y are equal."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
@@ -49,7 +49,7 @@ def curve(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) ->
     return figure
 
 
-def scatter(x: Floats, y: Floats, x_label: str, y_label: str) -> Figure:
+def draw_scatter(x: Floats, y: Floats, x_label: str, y_label: str) -> Figure:
     """Draw points, fp64 `[n]` each."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
@@ -59,7 +59,7 @@ def scatter(x: Floats, y: Floats, x_label: str, y_label: str) -> Figure:
     return figure
 
 
-def lines(
+def draw_lines(
     points: Mapping[str, Sequence[tuple[float, float]]], ticks: Mapping[float, str], x_label: str, y_label: str
 ) -> Figure:
     """Draw one line per name over a logarithmic axis of base 2.
@@ -81,7 +81,7 @@ def lines(
     return figure
 
 
-def intervals(rows: Sequence[tuple[str, float, float, float]], x_label: str, middle: float) -> Figure:
+def draw_intervals(rows: Sequence[tuple[str, float, float, float]], x_label: str, middle: float) -> Figure:
     """Draw values with their intervals, one below the other, and a vertical line.
 
     Args:
@@ -101,7 +101,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], x_label: str, mid
     return figure
 
 
-def dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_label: str) -> Figure:
+def draw_dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_label: str) -> Figure:
     """Draw a row of dots for every name, with a colour for every key of `points`.
 
     Args:
@@ -120,7 +120,7 @@ def dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_label: s
     return figure
 
 
-def courses(points: Mapping[str, Sequence[tuple[float, float]]], y_label: str) -> Figure:
+def draw_courses(points: Mapping[str, Sequence[tuple[float, float]]], y_label: str) -> Figure:
     """Draw one line per run over its steps: the values faint, and their running mean on top.
 
     The running mean is over a twentieth of the run's steps. Up to 20 runs have different colours.

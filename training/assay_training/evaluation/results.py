@@ -12,15 +12,15 @@ from assay_training.algorithms.statistics import (
     DegenerateSample,
     Estimate,
     Floats,
-    auc,
-    bootstrap,
-    bucket_errors,
-    calibration,
-    clustered_mean,
-    clustered_share,
-    moments,
-    outcomes,
-    spearman,
+    bootstrap_clusters,
+    compute_auc,
+    compute_bucket_errors,
+    compute_calibration,
+    compute_clustered_mean,
+    compute_clustered_share,
+    compute_moments,
+    compute_outcomes,
+    compute_spearman,
 )
 from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
 from assay_training.evaluation.rows import Rows
@@ -31,7 +31,7 @@ MODEL, FROZEN, LENGTH = "model", "frozen head", "length"
 STRENGTHS = {"negligibly better": 0.25, "slightly better": 0.5, "better": 0.75, "significantly better": 1.0}
 
 
-def results(rows: Rows, objective: PreferenceObjective | AbsoluteObjective, seed: int) -> dict[str, Any]:
+def compute_results(rows: Rows, objective: PreferenceObjective | AbsoluteObjective, seed: int) -> dict[str, Any]:
     """Return every number by domain: each source, the subsets of each data set together, and for preference all pairs.
 
     A domain with a single group is skipped, since one group gives no interval for others.
@@ -41,7 +41,7 @@ def results(rows: Rows, objective: PreferenceObjective | AbsoluteObjective, seed
         objective: objective of the run, which decides between preference and absolute results.
         seed: seed of the bootstrap of the absolute results.
     """
-    parts = {name: rows.of_sources(sources) for name, sources in domains(rows.all_sources).items()}
+    parts = {name: rows.of_sources(sources) for name, sources in group_by_domain(rows.all_sources).items()}
     kept = {name: part for name, part in parts.items() if len(np.unique(part.groups)) > 1}
     if isinstance(objective, AbsoluteObjective):
         return {name: compute_absolute_results(part, objective, seed) for name, part in kept.items()}
@@ -59,18 +59,18 @@ def compute_preference_results(rows: Rows) -> dict[str, Any]:
     """
     assert rows.extremes is not None
     assert rows.ties is not None
-    hits = {name: outcomes(margins) for name, margins in rows.values.items()}
+    hits = {name: compute_outcomes(margins) for name, margins in rows.values.items()}
     groups = rows.groups
     return {
         "accuracy": _accuracy(hits, groups, np.ones(len(groups), dtype=bool)),
         "best against worst": _accuracy(hits, groups, rows.extremes),
         "by strength": compute_strength_accuracy(rows, hits),
         "difference": {
-            name: asdict(clustered_mean(hits[MODEL] - column, groups.tolist()))
+            name: asdict(compute_clustered_mean(hits[MODEL] - column, groups.tolist()))
             for name, column in hits.items()
             if name != MODEL
         },
-        "margins": asdict(moments(rows.values[MODEL])),
+        "margins": asdict(compute_moments(rows.values[MODEL])),
         "ties": {
             "n": len(rows.ties.sources),
             "mean |margin|": float(np.abs(rows.ties.values[MODEL]).mean()) if len(rows.ties.sources) else None,
@@ -128,18 +128,22 @@ def compute_absolute_results(rows: Rows, objective: AbsoluteObjective, seed: int
     }
 
     def compute_rank(column: Floats, index: NDArray[np.int64]) -> float:
-        return auc(labels[index] == 1.0, column[index]) if binary else spearman(labels[index], column[index])
+        return (
+            compute_auc(labels[index] == 1.0, column[index])
+            if binary
+            else compute_spearman(labels[index], column[index])
+        )
 
     def estimate_interval(statistic: Callable[[NDArray[np.int64]], float]) -> dict[str, Any] | None:
         try:
-            estimate: Estimate = bootstrap(statistic, groups, seed=seed)
+            estimate: Estimate = bootstrap_clusters(statistic, groups, seed=seed)
         except DegenerateSample:
             return None
         return asdict(estimate)
 
     return {
-        "errors": {name: bucket_errors(labels, column) for name, column in qualities.items()},
-        "calibration": [asdict(bin_) for bin_ in calibration(labels, qualities[MODEL])],
+        "errors": {name: compute_bucket_errors(labels, column) for name, column in qualities.items()},
+        "calibration": [asdict(bin_) for bin_ in compute_calibration(labels, qualities[MODEL])],
         "statistic": "AUC" if binary else "Spearman",
         "rank": {
             name: estimate_interval(lambda index, c=column: compute_rank(c, index))  # type: ignore[misc]
@@ -155,7 +159,7 @@ def compute_absolute_results(rows: Rows, objective: AbsoluteObjective, seed: int
     }
 
 
-def domains(sources: Collection[str]) -> dict[str, list[str]]:
+def group_by_domain(sources: Collection[str]) -> dict[str, list[str]]:
     """Return the sources of each domain.
 
     A domain is a source by itself, all subsets of a data set (`NAME (all)`), or its helpful subsets
@@ -183,7 +187,7 @@ def iterate_slices(rows: Rows) -> Iterator[tuple[str, str | None, Rows]]:
     Yields:
         The domain, the strength (`None` for the whole domain) and its rows. Only the whole domain has ties.
     """
-    parts = {name: rows.of_sources(sources) for name, sources in domains(rows.all_sources).items()}
+    parts = {name: rows.of_sources(sources) for name, sources in group_by_domain(rows.all_sources).items()}
     for source, part in {**parts, "all": rows}.items():
         yield source, None, part
         yield from ((source, name, part.where(mask)) for name, mask in split_by_strength(part).items() if mask.any())
@@ -193,4 +197,4 @@ def _accuracy(hits: Mapping[str, Floats], groups: NDArray[np.str_], mask: NDArra
     clusters = groups[mask].tolist()
     if len(set(clusters)) < 2:  # a cluster-robust interval needs two clusters
         return {}
-    return {name: asdict(clustered_share(column[mask], clusters)) for name, column in hits.items()}
+    return {name: asdict(compute_clustered_share(column[mask], clusters)) for name, column in hits.items()}

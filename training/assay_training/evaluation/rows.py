@@ -46,7 +46,7 @@ class Rows:
 
         Args:
             records: rankings, or labelled items.
-            contenders: logits by contender, record and completion; a labelled item has one completion.
+            contenders: logits by contender, `[record][completion]`; a labelled item has one completion.
         """
         # The records of a run are all of one kind, which its objective decides.
         if all(isinstance(record, Labelled) for record in records):

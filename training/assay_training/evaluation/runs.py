@@ -82,6 +82,7 @@ def name_runs(directories: Sequence[Path]) -> list[str]:
     for path, count in Counter(resolved).items():
         if count > 1:
             raise RecordError(f"{path} is given twice; give each run once")
+    # Of the parents, because a single run would otherwise have the name `.`.
     common = Path(os.path.commonpath([path.parent for path in resolved]))
     return [str(path.relative_to(common)) for path in resolved]
 
@@ -153,7 +154,7 @@ def _build_picture(name: str, histories: Sequence[RunHistory]) -> Picture:
         label = f"{history.run.name} {history.part}" if has_parts else history.run.name
         if points := history.read_points(name):
             points_by_label[f"{label}: {history.run.reward}" if has_rewards else label] = points
-    return Picture(f"{CAPTIONS[name]}.", lambda: plots.courses(points_by_label, name))
+    return Picture(f"{CAPTIONS[name]}.", lambda: plots.draw_courses(points_by_label, name))
 
 
 def _build_record(history: RunHistory, names: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import nn
 from assay_training.config.model import Adam
 from assay_training.distributed.gradients import clip_gradients, split_by_sharding, sum_gradients
 from assay_training.distributed.sharding import count_padding_passes, gather_full_tensor
-from assay_training.models.batches import token_batches
+from assay_training.models.batches import cut_token_batches
 from assay_training.runs.metrics import find_not_finite
 
 Shared = TypeVar("Shared")
@@ -89,7 +89,7 @@ def accumulate(
     Returns:
         The batch's loss, and the norm of its gradient before clipping.
     """
-    cut = token_batches(range(len(batch)), batch, settings.micro_batch_tokens)
+    cut = cut_token_batches(range(len(batch)), batch, settings.micro_batch_tokens)
     parts = [MicroBatch([batch[i] for i in part], share=1) for part in cut]
     # Padding passes repeat a micro-batch with a factor of 0, which adds nothing to loss and gradients.
     parts += [replace(parts[0], share=0)] * count_padding_passes(len(parts))

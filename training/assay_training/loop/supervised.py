@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from assay_training.algorithms.schedule import compute_learning_rate_share, draw_random_batches
 from assay_training.config.model import OptimizerConfig
-from assay_training.distributed.processes import accelerator
+from assay_training.distributed.processes import get_accelerator
 from assay_training.loop.step import Objective, accumulate, build_optimizer, check_finite, check_numbers, update
 from assay_training.runs.metrics import MetricsWriter
 from assay_training.runs.resume import ResumePoint
@@ -68,7 +68,7 @@ def train(
     Raises:
         FloatingPointError: the loss, the norm of the gradient, or a trained parameter is not finite.
     """
-    together, settings = accelerator(), schedule.settings
+    together, settings = get_accelerator(), schedule.settings
     optimizer = build_optimizer(parameters, settings)
     (start, _), batches, main = resume.load(parameters, optimizer), schedule.batches(), together.is_main_process
     if main:
@@ -88,4 +88,5 @@ def train(
             resume.save(step + 1, parameters, optimizer, writes=main)
     if main:
         metrics.end()
+    # No process reads the metrics or the state before the main process has written them.
     together.wait_for_everyone()

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from assay_training.config.model import Adam, Lora
 from assay_training.data.sft_examples import SftExample
-from assay_training.models.batches import autocast, token_batches
+from assay_training.models.batches import autocast, cut_token_batches
 from assay_training.models.policy import Policy
 
 
@@ -122,6 +122,7 @@ class Actor:
         """
         logprobs: list[torch.Tensor] = []
         for part, counts in _cut_micro_batches(examples, settings):
+            # Without its adapter the policy is the base, so the reference needs no weights of its own.
             with torch.no_grad(), self.policy.disable_adapter():
                 logits, targets, _ = self._compute_logits(part, settings)
                 logprobs += torch.split(-cross_entropy(logits, targets, reduction="none"), counts)
@@ -143,6 +144,6 @@ class Actor:
 
 def _cut_micro_batches(examples: Sequence[SftExample], settings: Adam) -> Iterator[tuple[list[SftExample], list[int]]]:
     """Yield micro-batches with the number of target tokens of each example; they are bounded as in training."""
-    for indices in token_batches(range(len(examples)), examples, settings.micro_batch_tokens):
+    for indices in cut_token_batches(range(len(examples)), examples, settings.micro_batch_tokens):
         part = [examples[i] for i in indices]
         yield part, [example.targets for example in part]

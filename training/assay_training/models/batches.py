@@ -17,7 +17,7 @@ class Tokens(Protocol):
         ...
 
 
-def token_batches(indices: Sequence[int], examples: Sequence[Tokens], limit_tokens: int) -> Iterator[list[int]]:
+def cut_token_batches(indices: Sequence[int], examples: Sequence[Tokens], limit_tokens: int) -> Iterator[list[int]]:
     """Yield consecutive parts of `indices` with at most `limit_tokens` tokens each, never splitting an example.
 
     Args:

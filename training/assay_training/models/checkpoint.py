@@ -19,7 +19,7 @@ RELOADED_SAMPLE = 8
 RELOADED_TOLERANCE = 1e-3  # in nats; merging an adapter into the weights rounds
 
 
-def policy_renderer(loaded: PreTrainedTokenizerBase, template: str, vocabulary_size: int) -> Renderer:
+def build_policy_renderer(loaded: PreTrainedTokenizerBase, template: str, vocabulary_size: int) -> Renderer:
     """Build the renderer of a policy's chat template, without a length limit.
 
     Args:

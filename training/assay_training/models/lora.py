@@ -10,7 +10,7 @@ from assay_training.config.base import ConfigError
 from assay_training.config.model import Lora
 
 
-def lora_config(lora: Lora, model: Any, task_type: str | None = None) -> LoraConfig:  # noqa: ANN401 - transformers
+def build_lora_config(lora: Lora, model: Any, task_type: str | None = None) -> LoraConfig:  # noqa: ANN401 - transformers
     """Return PEFT's configuration of an adapter, without dropout, so that training and serving compute the same.
 
     With `lora.layers` the adapted modules are listed by their full names. PEFT's own `layers_to_transform` expects a
@@ -30,6 +30,7 @@ def lora_config(lora: Lora, model: Any, task_type: str | None = None) -> LoraCon
     head = model.get_output_embeddings()
     wanted: list[str] = []
     for target in lora.target_modules:
+        # With the dots only whole parts of a name are compared, as PEFT does: `proj` is not `o_proj`.
         names = [name for name, module in _find_linears(model) if f".{name}".endswith(f".{target}")]
         if layers is not None:
             names = [name for name in names if any(name.startswith(layer) for layer in layers)]

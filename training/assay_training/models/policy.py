@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from assay_service.scoring.architectures import architecture_of
+from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.files import read_config
 from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.layout import Span, TokenSequence, pack
@@ -24,7 +24,7 @@ from assay_training.config.base import ConfigError
 from assay_training.config.model import Lora
 from assay_training.data.sft_examples import SftExample
 from assay_training.distributed.sharding import shard
-from assay_training.models.lora import lora_config
+from assay_training.models.lora import build_lora_config
 
 
 class Policy:
@@ -47,7 +47,7 @@ class Policy:
     """
 
     def __init__(self, directory: Path, lora: Lora | None, device: torch.device) -> None:
-        architecture = architecture_of(read_config(directory), directory)
+        architecture = read_architecture(read_config(directory), directory)
         if not (architecture.causal and architecture.packed):
             raise ConfigError(f"base: {directory} is not a causal language model that Assay can pack")
         self._model, report = AutoModelForCausalLM.from_pretrained(
@@ -63,7 +63,7 @@ class Policy:
         self._body = RewardModel(self._model.base_model, device)
         self.head: nn.Module = self._model.get_output_embeddings().to(device)
         if lora is not None:
-            self._model = get_peft_model(self._model, lora_config(lora, self._model, "CAUSAL_LM"))
+            self._model = get_peft_model(self._model, build_lora_config(lora, self._model, "CAUSAL_LM"))
         self._adapted = lora is not None
         self._model.eval()  # also in training: no module may behave differently in training and serving
         self.device = device

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from assay_training.records.record import GAP_OPTION, leave_out
+from assay_training.records.record import GAP_OPTION, explain_drop
 from assay_training.records.rows import Row
 
 Gaps = Callable[[int, int], float | None]
 
 
-def gaps_of(row: Row, largest: float | None, counts: tuple[int, int], said: Counter[str]) -> Gaps:
+def read_gaps(row: Row, largest: float | None, counts: tuple[int, int], said: Counter[str]) -> Gaps:
     """Return a function from a chosen completion i and a rejected completion j to their gap, or to None without one.
 
     A gap is a share of the source's largest gap. It is read from `gap` (already in 0..1), from `margin`, or from
@@ -33,7 +33,7 @@ def gaps_of(row: Row, largest: float | None, counts: tuple[int, int], said: Coun
     if given == ["margin"] and largest is None:
         raise row.error(
             f"field {row.named('margin')} is a target margin: declare the source's `largest_gap` ({GAP_OPTION}), the "
-            f"margin that counts as a gap of 1, or drop the field with {leave_out('margin')}"
+            f"margin that counts as a gap of 1, or drop the field with {explain_drop('margin')}"
         )
     if scores and largest is None:
         said[f"not used: {', '.join(scores)} (`largest_gap` or `--largest-gap` makes their difference a gap)"] += 1
@@ -41,15 +41,16 @@ def gaps_of(row: Row, largest: float | None, counts: tuple[int, int], said: Coun
     if len(given) + bool(scores) > 1:
         raise row.error(
             f"fields {' and '.join([*given, *scores])} both define the gap; drop one of them with "
-            f"{leave_out((given or scores)[0])}"
+            f"{explain_drop((given or scores)[0])}"
         )
     if given:
-        return _one(row, given[0], 1.0 if given[0] == "gap" else largest or 1.0, said)
-    return _difference(row, scores, largest or 1.0, counts, said) if scores else lambda i, j: None
+        return _read_gap(row, given[0], 1.0 if given[0] == "gap" else largest or 1.0, said)
+    return _read_difference(row, scores, largest or 1.0, counts, said) if scores else lambda i, j: None
 
 
-def _one(row: Row, name: str, largest: float, said: Counter[str]) -> Gaps:
-    gap = _number(row, name, row.fields[name]) / largest
+def _read_gap(row: Row, name: str, largest: float, said: Counter[str]) -> Gaps:
+    gap = _parse_number(row, name, row.fields[name]) / largest
+    # A margin below zero is allowed: it favors the rejected completion, and its pair is dropped later.
     if gap > 1 or (name == "gap" and gap < 0):
         limit = "in 0..1" if name == "gap" else f"within the source's largest_gap {largest:g}"
         raise row.error(f"field {row.named(name)} is {row.fields[name]}, not {limit}")
@@ -57,10 +58,10 @@ def _one(row: Row, name: str, largest: float, said: Counter[str]) -> Gaps:
     return lambda i, j: gap
 
 
-def _difference(row: Row, names: list[str], largest: float, counts: tuple[int, int], said: Counter[str]) -> Gaps:
+def _read_difference(row: Row, names: list[str], largest: float, counts: tuple[int, int], said: Counter[str]) -> Gaps:
     if len(names) == 1:
         raise row.error(f"field {row.named(names[0])} is given without the other completion's score")
-    chosen, rejected = (_numbers(row, name, count) for name, count in zip(names, counts, strict=True))
+    chosen, rejected = (_read_numbers(row, name, count) for name, count in zip(names, counts, strict=True))
     # Only the upper end: a rejected completion with the higher score is dropped later, however far apart they are.
     widest = max(chosen) - min(rejected)
     if widest > largest:
@@ -69,17 +70,17 @@ def _difference(row: Row, names: list[str], largest: float, counts: tuple[int, i
     return lambda i, j: (chosen[i] - rejected[j]) / largest
 
 
-def _numbers(row: Row, name: str, count: int) -> list[float]:
+def _read_numbers(row: Row, name: str, count: int) -> list[float]:
     """Return one number per completion; a single number is repeated for all of them."""
     value = row.fields[name]
     if not isinstance(value, list):
-        return [_number(row, name, value)] * count
+        return [_parse_number(row, name, value)] * count
     if len(value) != count:
         raise row.error(f"field {row.named(name)} has {len(value)} numbers for {count} completions")
-    return [_number(row, name, one) for one in value]
+    return [_parse_number(row, name, one) for one in value]
 
 
-def _number(row: Row, name: str, value: Any) -> float:  # noqa: ANN401 - JSON
+def _parse_number(row: Row, name: str, value: Any) -> float:  # noqa: ANN401 - JSON
     try:
         # JSON's true is not a number, but Python's float(True) is 1.0.
         number = math.nan if isinstance(value, bool) else float(value)

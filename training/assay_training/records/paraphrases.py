@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from assay_service.scoring.item import Item, Message
-from assay_training.records.plain import prompt_of
+from assay_training.records.plain import read_prompt
 from assay_training.records.rows import Row
 
 OTHER_LANGUAGE = 0.2  # the similarity of a paraphrase in another language ([CRS] section 5.3)
@@ -31,7 +31,7 @@ def read_paraphrases(rows: Iterable[Row]) -> dict[Item, Paraphrase]:
     """
     paraphrases: dict[Item, Paraphrase] = {}
     for row in rows:
-        item = Item((*prompt_of(row), Message("assistant", row.text("completion"))))
+        item = Item((*read_prompt(row), Message("assistant", row.text("completion"))))
         similarity = row.get("similarity", float)
         if not -1 <= similarity <= 1:
             raise row.error(f"field 'similarity' is {similarity}, not in -1..1")

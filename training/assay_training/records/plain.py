@@ -21,7 +21,7 @@ from typing import Any
 
 from assay_service.scoring.item import Item, Message
 from assay_training.config.data import OWN_FIELDS
-from assay_training.records.record import Dialogue, Labelled, Pair, Ranking, Text, group_of, leave_out
+from assay_training.records.record import Dialogue, Labelled, Pair, Ranking, Text, explain_drop, find_group
 from assay_training.records.rows import Row
 from assay_training.records.turns import parse_prompt
 
@@ -35,14 +35,14 @@ _READ = frozenset({"role", "content", *_LEARNED})  # of a message
 _LOST = ("tool_calls", "function_call", "reasoning_content", "thinking")  # parts of a message besides its content
 
 
-def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
+def read_rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
     """Yield a ranking of K completions per row.
 
     Raises:
         RecordError: a row is malformed, all completions are tied, or equal completions have different ranks.
     """
     for row in rows:
-        prompt, texts, ranks = prompt_of(row), row.get("completions", list), row.get("ranks", list)
+        prompt, texts, ranks = read_prompt(row), row.get("completions", list), row.get("ranks", list)
         if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
             raise row.error("field 'completions' is not a list of two texts or more, none of them empty")
         if len(ranks) != len(texts) or not all(type(rank) is int and rank >= 1 for rank in ranks):
@@ -53,39 +53,39 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
         ties = tuple((i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if i < j and a == b)
         if any(texts[pair.better] == texts[pair.worse] for pair in beats):
             raise row.error("field 'completions' holds a text twice, at different ranks")
-        yield Ranking(source, group_in(row, prompt), prompt, tuple(texts), beats, ties)
+        yield Ranking(source, read_row_group(row, prompt), prompt, tuple(texts), beats, ties)
 
 
-def labels(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
+def read_labelled(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
     """Yield a labelled item per row.
 
     Raises:
         RecordError: a row is malformed, or a label is not in 0..1.
     """
     for row in rows:
-        prompt, label = prompt_of(row), row.get("label", float)
+        prompt, label = read_prompt(row), row.get("label", float)
         if not (math.isfinite(label) and 0 <= label <= 1):
             raise row.error(f"field 'label' is {label}, not in 0..1")
         item = Item((*prompt, Message("assistant", row.text("completion"))))
-        yield Labelled(source, group_in(row, prompt), item, label)
+        yield Labelled(source, read_row_group(row, prompt), item, label)
 
 
-def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
+def read_dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
     """Yield a dialogue per row.
 
     Raises:
         RecordError: a row is malformed, has no message of the assistant, or has an empty one.
     """
     for row in rows:
-        messages = messages_in(row, "messages", row.get("messages", list))
+        messages = read_messages(row, "messages", row.get("messages", list))
         if not any(message.role == "assistant" for message in messages):
             raise row.error("field 'messages' has no message of the assistant")
         if not all(message.content.strip() for message in messages if message.role == "assistant"):
             raise row.error("field 'messages' has an empty message of the assistant")
-        yield Dialogue(source, group_in(row, messages), messages)
+        yield Dialogue(source, read_row_group(row, messages), messages)
 
 
-def text(source: str, rows: Iterable[Row]) -> Iterator[Text]:
+def read_texts(source: str, rows: Iterable[Row]) -> Iterator[Text]:
     """Yield a text per row; equal texts are one group.
 
     Raises:
@@ -112,7 +112,7 @@ def say_ignored(row: Row, format_: str, said: Counter[str]) -> None:
             continue
         if name in _UNSUPPORTED:
             raise row.error(
-                f"field {name!r} is not supported and would change the training; drop it with {leave_out(name)}"
+                f"field {name!r} is not supported and would change the training; drop it with {explain_drop(name)}"
             )
         said[f"ignored: {name}"] += 1
     read = {name: row.fields[name] for name in OWN_FIELDS[format_] if name in row.fields}
@@ -128,7 +128,7 @@ def _find_unread_keys(value: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
         yield from (key for key, content in value.items() if key not in _READ and content not in (None, [], {}, ""))
 
 
-def prompt_of(row: Row) -> tuple[Message, ...]:
+def read_prompt(row: Row) -> tuple[Message, ...]:
     """Return the messages before the completion.
 
     Raises:
@@ -138,11 +138,11 @@ def prompt_of(row: Row) -> tuple[Message, ...]:
     if isinstance(prompt, str):
         return parse_prompt(prompt) or (Message("user", row.text("prompt")),)
     if isinstance(prompt, list) and prompt:
-        return messages_in(row, "prompt", prompt)
+        return read_messages(row, "prompt", prompt)
     raise row.error(f"field {row.named('prompt')} is neither a text nor a list of messages with 'role' and 'content'")
 
 
-def messages_in(row: Row, field: str, messages: Sequence[Any]) -> tuple[Message, ...]:
+def read_messages(row: Row, field: str, messages: Sequence[Any]) -> tuple[Message, ...]:
     """Return messages from their JSON form.
 
     Raises:
@@ -168,9 +168,9 @@ def messages_in(row: Row, field: str, messages: Sequence[Any]) -> tuple[Message,
     return tuple(Message(message["role"], message["content"]) for message in messages)
 
 
-def group_in(row: Row, messages: Sequence[Message]) -> str:
+def read_row_group(row: Row, messages: Sequence[Message]) -> str:
     """Return the group of a row: its field `group`, else the first user message."""
     if row.fields.get("group") is not None:
         return row.get("group", str)
     # Not the first message: a system prompt is the same for a whole data set.
-    return group_of(next((message for message in messages if message.role == "user"), messages[0]).content)
+    return find_group(next((message for message in messages if message.role == "user"), messages[0]).content)

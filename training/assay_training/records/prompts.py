@@ -3,25 +3,25 @@
 from collections.abc import Iterable, Iterator
 
 from assay_service.scoring.item import Message
-from assay_training.records.plain import prompt_of
-from assay_training.records.record import Dialogue, LeftOut, Prompt, Ranking, Text, Understood, group_of
+from assay_training.records.plain import read_prompt
+from assay_training.records.record import Dialogue, Dropped, Prompt, Ranking, Text, Understood, find_group
 from assay_training.records.rows import Row
 
 
-def prompts(source: str, rows: Iterable[Row]) -> Iterator[Prompt]:
+def read_prompts(source: str, rows: Iterable[Row]) -> Iterator[Prompt]:
     """Yield a prompt per row.
 
     Raises:
         RecordError: a prompt is missing or malformed.
     """
     for row in rows:
-        messages = prompt_of(row)
-        yield Prompt(source, group_of(messages[-1].content), messages)
+        messages = read_prompt(row)
+        yield Prompt(source, find_group(messages[-1].content), messages)
 
 
-def asked(
-    records: Iterable[Ranking | Dialogue | Text | Prompt | LeftOut | Understood],
-) -> Iterator[Prompt | LeftOut | Understood]:
+def extract_prompts(
+    records: Iterable[Ranking | Dialogue | Text | Prompt | Dropped | Understood],
+) -> Iterator[Prompt | Dropped | Understood]:
     """Yield the prompts of records, each once.
 
     The prompt of a dialogue is everything before the assistant's last message. A record without a prompt is dropped.
@@ -29,12 +29,12 @@ def asked(
     # Preference sets repeat prompts, one row per pair; a policy should be asked each of them equally often.
     seen: set[tuple[Message, ...]] = set()
     for record in records:
-        if isinstance(record, LeftOut | Understood):
+        if isinstance(record, Dropped | Understood):
             yield record
             continue
         messages = _messages(record)
         if not messages:
-            yield LeftOut("no prompt")
+            yield Dropped("no prompt")
         elif messages not in seen:
             seen.add(messages)
             yield Prompt(record.source, record.group, messages)

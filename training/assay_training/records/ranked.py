@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 from assay_service.scoring.item import Message
-from assay_training.records.record import LeftOut, Pair, Ranking, drop_equal_pairs, group_of
+from assay_training.records.record import Dropped, Pair, Ranking, drop_equal_pairs, find_group
 from assay_training.records.rows import Row
 
 _ANSWERS = 4
 _COMPARED = tuple(combinations(range(_ANSWERS), 2))  # the order of the field: 1v2, 1v3, 1v4, 2v3, 2v4, 3v4
 
 
-def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut]:
+def read_rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | Dropped]:
     """Yield a ranking per question; a comparison is 1 or 2 for the better completion, 0 for a tie.
 
     Rows with an empty completion are dropped.
@@ -29,8 +29,8 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | LeftOut]:
         question = row.get("question", str)
         texts = tuple(row.get(f"prediction {number}", str) for number in range(1, _ANSWERS + 1))
         if not all(text.strip() for text in texts):
-            yield LeftOut("empty completion")
+            yield Dropped("empty completion")
             continue
         yield from drop_equal_pairs(
-            Ranking(source, group_of(question), (Message("user", question),), texts, pairs, ties)
+            Ranking(source, find_group(question), (Message("user", question),), texts, pairs, ties)
         )

@@ -21,7 +21,7 @@ class RecordError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class Dropped:
     """A dropped record: published sets are known to have rows that cannot be used.
 
     Attributes:
@@ -156,19 +156,19 @@ Spoken = Dialogue | Text
 Record = Judged | Spoken | Prompt
 
 
-def drop_equal_pairs(ranking: Ranking) -> Iterator[Ranking | LeftOut]:
+def drop_equal_pairs(ranking: Ranking) -> Iterator[Ranking | Dropped]:
     """Yield a ranking without pairs of equal completions, which no model can distinguish.
 
     A dropped record is yielded for each such pair; nothing else is yielded if no pair and no tie remains.
     """
     pairs = tuple(pair for pair in ranking.pairs if ranking.completions[pair.better] != ranking.completions[pair.worse])
     # Ties stay also if their texts are equal: they are only reported.
-    yield from [LeftOut("a pair of equal completions")] * (len(ranking.pairs) - len(pairs))
+    yield from [Dropped("a pair of equal completions")] * (len(ranking.pairs) - len(pairs))
     if pairs or ranking.ties:
         yield replace(ranking, pairs=pairs)
 
 
-def group_of(text: str) -> str:
+def find_group(text: str) -> str:
     """Return the group of a question: its words, without case or punctuation; a text without words unchanged.
 
     Questions that differ in nothing else are one group, and are never in a training and a test part at once.
@@ -176,6 +176,6 @@ def group_of(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower())) or text.strip()
 
 
-def leave_out(name: str) -> str:
+def explain_drop(name: str) -> str:
     """Return how to leave a field out, in a run's YAML and on the command line."""
     return f"`fields: {{{name}: null}}` (`--field {name}=` of `assay evaluate`)"

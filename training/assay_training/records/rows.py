@@ -112,7 +112,7 @@ _NO_ROWS = frozenset(
 )  # files that `datasets` writes beside its rows
 
 
-def files(folder: Path) -> list[Path]:
+def list_data_files(folder: Path) -> list[Path]:
     """Return the files of a data set, which is a folder or a file, in the order of reading.
 
     Raises:
@@ -128,21 +128,21 @@ def files(folder: Path) -> list[Path]:
     return found
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def rows_of_files(folder: Path) -> Iterator[Row]:
+def read_folder_rows(folder: Path) -> Iterator[Row]:
     """Return all rows of a folder.
 
     Raises:
         RecordError: a file is broken, or a row is not an object.
     """
-    return (row for path in files(folder) for row in rows_of_any(path))
+    return (row for path in list_data_files(folder) for row in read_file_rows(path))
 
 
-def rows_of_file(path: Path, *, growing: bool = False) -> Iterator[Row]:
+def read_json_lines(path: Path, *, growing: bool = False) -> Iterator[Row]:
     """Yield all rows of a file of JSON lines.
 
     Args:
@@ -154,12 +154,12 @@ def rows_of_file(path: Path, *, growing: bool = False) -> Iterator[Row]:
     """
     if not path.is_file():
         raise RecordError(f"{path}: no such file")
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_read_lines(path), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
-            fields = _parsed(line)
+            fields = _parse(line)
         except (ValueError, RecursionError) as error:
             if growing and not line.endswith(b"\n"):
                 return
@@ -169,7 +169,7 @@ def rows_of_file(path: Path, *, growing: bool = False) -> Iterator[Row]:
         yield Row(where, path.name.split(".")[0], fields)
 
 
-def rows_of_any(path: Path) -> Iterator[Row]:
+def read_file_rows(path: Path) -> Iterator[Row]:
     """Return all rows of a file: JSON lines, a JSON list or Parquet, by its name.
 
     A file `*.json` that holds JSON lines, as some published sets have it, is read as JSON lines.
@@ -178,22 +178,22 @@ def rows_of_any(path: Path) -> Iterator[Row]:
         RecordError: the file is missing or broken, or a row is not an object.
     """
     if path.suffix == ".parquet":
-        return rows_of_parquet(path)
-    return rows_of_file(path) if ".jsonl" in path.suffixes or _holds_lines(path) else rows_of_list(path)
+        return read_parquet_rows(path)
+    return read_json_lines(path) if ".jsonl" in path.suffixes or _holds_lines(path) else read_json_list(path)
 
 
 def _holds_lines(path: Path) -> bool:
     """Return whether the first line is a complete JSON object and another line follows."""
     if not path.is_file():
         return False
-    first = list(islice((line for line in _lines(path) if line.strip()), 2))
+    first = list(islice((line for line in _read_lines(path) if line.strip()), 2))
     try:
-        return len(first) == 2 and isinstance(_parsed(first[0]), dict)
+        return len(first) == 2 and isinstance(_parse(first[0]), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def rows_of_parquet(path: Path) -> Iterator[Row]:
+def read_parquet_rows(path: Path) -> Iterator[Row]:
     """Yield all rows of a Parquet file, read by `datasets`.
 
     Raises:
@@ -213,20 +213,20 @@ def rows_of_parquet(path: Path) -> Iterator[Row]:
         raise error if isinstance(error, RecordError) else RecordError(f"{path}: {error}") from error
 
 
-def rows_of_list(path: Path) -> Iterator[Row]:
+def read_json_list(path: Path) -> Iterator[Row]:
     """Yield all rows of a file that is one JSON list, gzipped or not.
 
     Raises:
         RecordError: the file is missing or broken, or is not a list of objects.
     """
-    for number, fields in enumerate(json_of(path, list), start=1):
+    for number, fields in enumerate(read_json_value(path, list), start=1):
         where = f"{path}: row {number}"
         if not isinstance(fields, dict):
             raise RecordError(f"{where}: not an object")
         yield Row(where, path.name.split(".")[0], fields)
 
 
-def json_of(path: Path, kind: type[Kind]) -> Kind:
+def read_json_value(path: Path, kind: type[Kind]) -> Kind:
     """Return the JSON value of a file, gzipped or not.
 
     Raises:
@@ -235,7 +235,7 @@ def json_of(path: Path, kind: type[Kind]) -> Kind:
     if not path.is_file():
         raise RecordError(f"{path}: no such file")
     try:
-        value = _parsed(b"".join(_lines(path)))
+        value = _parse(b"".join(_read_lines(path)))
     except (ValueError, RecursionError) as error:
         raise error if isinstance(error, RecordError) else RecordError(f"{path}: {error}") from error
     if not isinstance(value, kind):
@@ -243,7 +243,7 @@ def json_of(path: Path, kind: type[Kind]) -> Kind:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_equal_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # Python's json module would keep the last of two equal keys silently.
     fields = dict(pairs)
     if len(fields) < len(pairs):
@@ -252,10 +252,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_DECODER = json.JSONDecoder(object_pairs_hook=_refuse_equal_keys)
 
 
-def _parsed(content: bytes) -> object:
+def _parse(content: bytes) -> object:
     # utf-8-sig also accepts a byte order mark, which some published files have.
     value: object = _DECODER.decode(content.decode("utf-8-sig"))
     if b"\\ud" in content or b"\\uD" in content:  # half of a surrogate pair is valid JSON, but cannot be encoded
@@ -263,7 +263,7 @@ def _parsed(content: bytes) -> object:
     return value
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _read_lines(path: Path) -> Iterator[bytes]:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
         try:
             yield from stream
@@ -271,7 +271,7 @@ def _lines(path: Path) -> Iterator[bytes]:
             raise RecordError(f"{path}: {error}") from error
 
 
-def rows_of_hub(name: str, config: str | None, folder: str | None, revision: str, split: str) -> Iterator[Row]:
+def read_hub_rows(name: str, config: str | None, folder: str | None, revision: str, split: str) -> Iterator[Row]:
     """Yield all rows of one split of a data set on the hub, or of a folder that `datasets` can load.
 
     Args:

@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 from assay_training.config.data import Format, Source
 from assay_training.config.mixture import Augment, Step
 from assay_training.records import hh, instructions, oasst, plain, preferences, prompts, ranked, rated
-from assay_training.records.record import Judged, Labelled, LeftOut, Prompt, Ranking, RecordError, Spoken, Understood
-from assay_training.records.rows import Row, files, rows_of_files, rows_of_hub, sha256
+from assay_training.records.record import Dropped, Judged, Labelled, Prompt, Ranking, RecordError, Spoken, Understood
+from assay_training.records.rows import Row, hash_file, list_data_files, read_folder_rows, read_hub_rows
 
 R = TypeVar("R")
-Reader = Callable[[Source, Iterable[Row]], Iterator[R | LeftOut | Understood]]
+Reader = Callable[[Source, Iterable[Row]], Iterator[R | Dropped | Understood]]
 Part = Callable[[Row], str]
 
 
@@ -23,23 +23,23 @@ class Read(Generic[R]):
 
     Attributes:
         records: records, in the order of the sources.
-        left_out: numbers of dropped records, by source and reason.
+        dropped: numbers of dropped records, by source and reason.
         understood: number of rows of each phrase on the fields that were read or ignored, by source.
     """
 
     records: list[R]
-    left_out: Counter[str]
+    dropped: Counter[str]
     understood: dict[str, dict[str, int]]
 
     def report_lines(self) -> list[str]:
         """Return a line per source whose reader reports on its fields, and a line per reason for dropped records."""
         return [
-            *(f"{name}: {'; '.join(_counted(said))}" for name, said in self.understood.items()),
-            *(f"{reason}: {count:,} dropped" for reason, count in self.left_out.items()),
+            *(f"{name}: {'; '.join(_format_counts(said))}" for name, said in self.understood.items()),
+            *(f"{reason}: {count:,} dropped" for reason, count in self.dropped.items()),
         ]
 
 
-def _counted(said: Mapping[str, int]) -> Iterator[str]:
+def _format_counts(said: Mapping[str, int]) -> Iterator[str]:
     """Yield the phrases on the rows, with a count for each that does not apply to all rows."""
     yield f"{said[_ROWS]:,} rows"
     yield from (
@@ -66,15 +66,15 @@ class _Readers:
         completed: Reader[Any] | None = self.rankings or self.spoken
         if self.prompts is None and completed is not None:
             # The dataclass is frozen.
-            object.__setattr__(self, "prompts", lambda source, rows: prompts.asked(completed(source, rows)))
+            object.__setattr__(self, "prompts", lambda source, rows: prompts.extract_prompts(completed(source, rows)))
 
 
-def _named(reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
+def _take_source(reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
     """Return a reader that takes a source from one that takes the name of a source."""
     return lambda source, rows: reader(source.name, rows)
 
 
-def _own(format_: Format, reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
+def _report_ignored(format_: Format, reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
     """Return a reader of one of Assay's own formats, which reports the ignored fields at the end."""
 
     def read(source: Source, rows: Iterable[Row]) -> Iterator[Any]:
@@ -93,34 +93,42 @@ def _own(format_: Format, reader: Callable[[str, Iterable[Row]], Iterator[Any]])
     return read
 
 
-def _rated(reader: rated.Reader) -> _Readers:
+def _build_rated_readers(reader: rated.Reader) -> _Readers:
     return _Readers(
-        rankings=lambda source, rows: rated.rankings(source.name, reader(rows)),
-        labelled=lambda source, rows: rated.labelled(source.name, reader(rows)),
+        rankings=lambda source, rows: rated.build_rankings(source.name, reader(rows)),
+        labelled=lambda source, rows: rated.build_labelled(source.name, reader(rows)),
     )
 
 
 _FORMATS: dict[Format, _Readers] = {
-    "hh": _Readers(rankings=_named(hh.rankings), spoken=_named(hh.dialogues)),
-    "feedbackqa": _rated(rated.feedbackqa),
-    "arena_bench": _rated(rated.arena_bench),
-    "diasafety": _Readers(labelled=_rated(rated.diasafety).labelled),
-    "halueval": _Readers(labelled=_rated(rated.halueval).labelled),
-    "qa_feedback": _Readers(rankings=_named(ranked.rankings)),
+    "hh": _Readers(rankings=_take_source(hh.read_rankings), spoken=_take_source(hh.read_dialogues)),
+    "feedbackqa": _build_rated_readers(rated.read_feedbackqa),
+    "arena_bench": _build_rated_readers(rated.read_arena_bench),
+    "diasafety": _Readers(labelled=_build_rated_readers(rated.read_diasafety).labelled),
+    "halueval": _Readers(labelled=_build_rated_readers(rated.read_halueval).labelled),
+    "qa_feedback": _Readers(rankings=_take_source(ranked.read_rankings)),
     "oasst": _Readers(
-        rankings=lambda source, rows: oasst.rankings(source.name, rows, frozenset(source.languages)),
-        labelled=lambda source, rows: oasst.labelled(source.name, rows, frozenset(source.languages), source.labels),
-        spoken=lambda source, rows: oasst.dialogues(source.name, rows, frozenset(source.languages)),
+        rankings=lambda source, rows: oasst.read_rankings(source.name, rows, frozenset(source.languages)),
+        labelled=lambda source, rows: oasst.read_labelled(
+            source.name, rows, frozenset(source.languages), source.labels
+        ),
+        spoken=lambda source, rows: oasst.read_dialogues(source.name, rows, frozenset(source.languages)),
     ),
-    "alpaca": _Readers(spoken=_named(instructions.alpaca)),
-    "dolly": _Readers(spoken=_named(instructions.dolly)),
-    "gsm8k": _Readers(labelled=_rated(rated.gsm8k_solutions).labelled, spoken=_named(instructions.gsm8k)),
-    "preferences": _Readers(rankings=preferences.rankings),
-    "rankings": _Readers(rankings=_own("rankings", plain.rankings)),
-    "labels": _Readers(labelled=_own("labels", plain.labels)),
-    "dialogues": _Readers(spoken=_own("dialogues", plain.dialogues)),
-    "text": _Readers(spoken=_own("text", plain.text)),
-    "prompts": _Readers(prompts=_own("prompts", lambda source, rows: prompts.asked(prompts.prompts(source, rows)))),
+    "alpaca": _Readers(spoken=_take_source(instructions.read_alpaca)),
+    "dolly": _Readers(spoken=_take_source(instructions.read_dolly)),
+    "gsm8k": _Readers(
+        labelled=_build_rated_readers(rated.read_gsm8k_solutions).labelled, spoken=_take_source(instructions.read_gsm8k)
+    ),
+    "preferences": _Readers(rankings=preferences.read_rankings),
+    "rankings": _Readers(rankings=_report_ignored("rankings", plain.read_rankings)),
+    "labels": _Readers(labelled=_report_ignored("labels", plain.read_labelled)),
+    "dialogues": _Readers(spoken=_report_ignored("dialogues", plain.read_dialogues)),
+    "text": _Readers(spoken=_report_ignored("text", plain.read_texts)),
+    "prompts": _Readers(
+        prompts=_report_ignored(
+            "prompts", lambda source, rows: prompts.extract_prompts(prompts.read_prompts(source, rows))
+        )
+    ),
 }
 
 
@@ -166,15 +174,16 @@ def read_prompts(data: Path, sources: Sequence[Source]) -> Read[Prompt]:
     return _read(data, sources, "prompts")
 
 
-def data_hashes(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) -> dict[str, str]:
+def hash_data(data: Path, sources: Sequence[Source], mixture: Sequence[Step]) -> dict[str, str]:
     """Return the identity of a run's data: the SHA-256 of each file, and the commit of each hub data set."""
-    hashes = {str(step.file): sha256(data / step.file) for step in mixture if isinstance(step, Augment)}
+    hashes = {str(step.file): hash_file(data / step.file) for step in mixture if isinstance(step, Augment)}
     for source in sources:
         if source.hub is not None:
             name = " ".join(filter(None, (source.hub, source.hub_config, source.hub_dir, source.split)))
+            # A commit fixes the content of a hub data set, so its files need no hash.
             hashes[name] = str(source.revision)
         else:
-            hashes |= {str(path.relative_to(data)): sha256(path) for path in files(data / source.name)}
+            hashes |= {str(path.relative_to(data)): hash_file(path) for path in list_data_files(data / source.name)}
     return hashes
 
 
@@ -191,24 +200,25 @@ def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = 
                 f"sources: {source.name}: format {source.format!r} has no {_KINDS[kind]}; these have: {able}"
             )
         before = len(read.records)
-        parts = _parts(source, _rows(data, source), part)
+        parts = _divide(source, _read_rows(data, source), part)
         for record in (record for divided, rows in parts for record in reader(divided, rows)):
-            if isinstance(record, LeftOut):
-                read.left_out[f"{source.name}: {record.reason}"] += 1
+            if isinstance(record, Dropped):
+                read.dropped[f"{source.name}: {record.reason}"] += 1
             elif isinstance(record, Understood):
                 said = read.understood.setdefault(source.name, {})
                 for phrase, count in {_ROWS: record.rows, **record.said}.items():
+                    # Summed, because a divided source is read part by part.
                     said[phrase] = said.get(phrase, 0) + count
             else:
                 read.records.append(record)
         # A source without a record of the kind is a mistake in its format or its data.
         if len(read.records) == before:
-            reasons = ", ".join(reason for reason in read.left_out if reason.startswith(f"{source.name}: "))
+            reasons = ", ".join(reason for reason in read.dropped if reason.startswith(f"{source.name}: "))
             raise RecordError(f"sources: {source.name}: no {_KINDS[kind]} in the source{reasons and f' ({reasons})'}")
     return read
 
 
-def _parts(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[tuple[Source, Iterable[Row]]]:
+def _divide(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[tuple[Source, Iterable[Row]]]:
     if part is None:
         yield source, rows
         return
@@ -220,9 +230,9 @@ def _parts(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[t
         yield source.model_copy(update={"name": f"{source.name}/{name}"}), part_rows
 
 
-def _rows(data: Path, source: Source) -> Iterator[Row]:
+def _read_rows(data: Path, source: Source) -> Iterator[Row]:
     if source.hub is None:
-        rows = rows_of_files(data / source.name)
+        rows = read_folder_rows(data / source.name)
     else:
-        rows = rows_of_hub(source.hub, source.hub_config, source.hub_dir, str(source.revision), source.split)
+        rows = read_hub_rows(source.hub, source.hub_config, source.hub_dir, str(source.revision), source.split)
     return (row.renamed(source.fields) for row in rows) if source.fields else rows

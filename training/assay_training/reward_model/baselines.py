@@ -16,7 +16,7 @@ from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.config.model import OptimizerConfig
 from assay_training.data.examples import Example
-from assay_training.models.batches import autocast, token_batches
+from assay_training.models.batches import autocast, cut_token_batches
 from assay_training.records.record import Labelled
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # on standardized features, so that one grid serves every base
@@ -53,6 +53,7 @@ class LinearData:
                 better += [offset + pair.better for pair in example.record.pairs]
                 worse += [offset + pair.worse for pair in example.record.pairs]
             offset += len(rows)
+        # float64: near the optimum, the loss changes by less than the rounding of fp32.
         stacked = torch.cat(list(features)).double()
         if labels:
             return cls(stacked, torch.tensor(labels, dtype=torch.float64), None, None)
@@ -91,11 +92,12 @@ def compute_frozen_features(
     # Sequences of like length share a micro-batch, which bounds its memory by tokens; the order is restored below.
     by_length = sorted(range(len(examples)), key=lambda i: examples[i].tokens)
     for part in tqdm(
-        list(token_batches(by_length, examples, settings.micro_batch_tokens)), desc="frozen base", mininterval=10
+        list(cut_token_batches(by_length, examples, settings.micro_batch_tokens)), desc="frozen base", mininterval=10
     ):
         with torch.inference_mode(), autocast(model.device, settings):
             rows = model.pooled([_score_all_tokens(s) for i in part for s in examples[i].sequences], signal)
         for i, chunk in zip(part, torch.split(rows, [len(examples[i].sequences) for i in part]), strict=True):
+            # Cloned outside inference mode, because autograd cannot use tensors that were made in it.
             features[i] = chunk.clone()
     return [features[i] for i in range(len(examples))]
 
@@ -189,6 +191,7 @@ def _fit(data: LinearData, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
     scaled = LinearData((data.features - mean) / std, data.labels, data.better, data.worse)
     weight = torch.zeros(scaled.features.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    # The loss is convex, so L-BFGS finds its optimum, without a learning rate to choose.
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -198,5 +201,6 @@ def _fit(data: LinearData, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
+    # Standardization is folded into weight and bias, which then apply to features as they are.
     own = (weight / std).detach()
     return own, (bias - own @ mean).detach()

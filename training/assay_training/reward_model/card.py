@@ -67,13 +67,14 @@ def _render_protocol(facts: CardFacts) -> str:
     split, rendering = facts.config.split, facts.rendering
     refused, dropped = (
         ", ".join(f"{count} {reason}" for reason, count in rendering[kind].items()) or "none"
+        # The file's key for dropped rows is `left_out`, which older run directories have too.
         for kind in ("refused", "left_out")
     )
     return (
         f"{facts.examples} {'prompts' if facts.config.objective.kind == 'preference' else 'items'}. "
         f"{split.held_out:.0%} of the groups (a group is a question or a first human turn) were held out to choose "
-        f"hyper-parameters. The others are divided into {split.folds} folds. {split.test_folds} folds were tested, "
-        "each by a model that was trained without it. "
+        f"hyper-parameters. The others are divided into {split.folds} folds. {split.test_folds} of them "
+        f"{'was' if split.test_folds == 1 else 'were'} tested, each by a model that was trained without it. "
         "The served model was trained on all groups. Intervals are 95 % confidence intervals, clustered by group. "
         "*Frozen head*: a linear head on the same base without the adapter, with the ridge penalty chosen on the "
         "held-out groups. *Length*: "
@@ -107,6 +108,7 @@ def _render_absolute_tables(results: Results) -> str:
     errors = ["| items of | label | n | model MSE / MAE | length | frozen head |", "|---|---|---|---|---|---|"]
     for domain, numbers in results.items():
         rank, difference = numbers["rank"], numbers["difference"]
+        # All contenders are compared on the same rows, so one count serves for all.
         count, *_ = numbers["errors"][MODEL]["all"]
         ranks.append(f"| {domain} | {count} | {numbers['statistic']} {_render_comparison(rank, difference)}")
         for bucket, (count, *_) in numbers["errors"][MODEL].items():
@@ -122,11 +124,13 @@ def _render_verdict(results: Results) -> str:
     lines = []
     for domain, numbers in results.items():
         statistic = numbers["accuracy" if "accuracy" in numbers else "rank"]
+        # A rank correlation or an AUC is undefined if the values, or the labels, are all equal.
         if None in (statistic[MODEL], statistic[LENGTH], numbers["difference"][FROZEN]):
             lines.append(f"- {domain}: the values are too alike to be ranked.")
             continue
         above = statistic[MODEL]["low"] > statistic[LENGTH]["value"]
         better = numbers["difference"][FROZEN]["value"] > 0
+        # An interval that includes 0 shows no difference, even if the estimate is positive.
         certain = numbers["difference"][FROZEN]["low"] > 0
         lines.append(
             f"- {domain}: the interval's lower bound is {'above' if above else '**not above**'} the length baseline; "
@@ -137,6 +141,7 @@ def _render_verdict(results: Results) -> str:
 
 
 def _render_reproduction(facts: CardFacts) -> str:
+    # The template is a file beside the card; the keys stay in the order of the documentation.
     config = yaml.safe_dump(facts.config.model_dump(mode="json", exclude={"template"}), sort_keys=False).strip()
     hashes = "\n".join(f"{digest}  {path}" for path, digest in sorted(facts.data_sha256.items()))
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())

@@ -21,7 +21,7 @@ def write_adapter(
 
     Args:
         directory: directory of the checkpoint, created if missing; the manifest of an older checkpoint is removed.
-        tensors: LoRA and head tensors under PEFT's names, as trained (fp32).
+        tensors: LoRA and head tensors under PEFT's names, fp32; `[1, H]` for the head's weight.
         config: configuration of the run, with `lora`.
         head_name: name of the head's module, which PEFT lists in `modules_to_save`.
         template: chat template of the run.
@@ -50,7 +50,7 @@ def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], template: 
 
     Args:
         directory: directory of the checkpoint, created if missing; the manifest of an older checkpoint is removed.
-        tensors: tensors of the whole model under transformers' names, as trained (fp32).
+        tensors: tensors of the whole model under transformers' names, fp32; `[1, H]` for the head's weight.
         template: chat template of the run.
         base: directory from which `config.json` and the tokenizer are copied.
     """

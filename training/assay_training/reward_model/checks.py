@@ -4,20 +4,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from assay_training.algorithms.folds import HELD_OUT, fold_of
+from assay_training.algorithms.folds import HELD_OUT, assign_fold
 from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
 from assay_training.config.objective import AbsoluteObjective, LabelledMargin, PreferenceObjective
 from assay_training.config.reward import RewardConfig
 from assay_training.data.mixture import Paraphrases, is_low, mix
-from assay_training.evaluation.results import domains
+from assay_training.evaluation.results import group_by_domain
 from assay_training.records.record import Judged, Labelled, Ranking
 
 
 def find_fold(config: RewardConfig, record: Judged) -> int:
     """Return the fold of a record, or `HELD_OUT`."""
     split = config.split
-    return fold_of(record.group, folds=split.folds or 1, held_out=split.held_out, seed=config.seed)
+    return assign_fold(record.group, folds=split.folds or 1, held_out=split.held_out, seed=config.seed)
 
 
 def is_trainable(record: Judged) -> bool:
@@ -104,6 +104,7 @@ def _list_trainings(config: RewardConfig) -> Iterator[tuple[str, tuple[int, ...]
     if config.split.folds is None:
         yield "the training part", (HELD_OUT,)
         return
+    # The model that is served learns from all records, the held-out ones too.
     yield "all records", ()
     for fold in range(config.split.test_folds or 0):
         yield f"all but fold {fold}", (HELD_OUT, fold)
@@ -117,6 +118,7 @@ def _check_training_part(config: RewardConfig, name: str, training: Sequence[Jud
     objective = config.objective
     if isinstance(objective, PreferenceObjective) and isinstance(objective.margin, LabelledMargin):
         rankings = (record for record in mixed if isinstance(record, Ranking))
+        # One gap is enough: pairs without one are trained with the target margin 0.
         if all(pair.gap is None for record in rankings for pair in record.pairs):
             raise ConfigError(
                 f"objective: margin: labelled needs pairs with a gap, but no pair has one ({name}); "
@@ -143,5 +145,5 @@ def _check_test_parts(config: RewardConfig, records: Sequence[tuple[Judged, int]
 
 def _has_domain(records: Sequence[Judged]) -> bool:
     """Return whether a domain has two groups; labels of different sources share no statistic."""
-    domain_sources = domains({record.source for record in records}).values()
+    domain_sources = group_by_domain({record.source for record in records}).values()
     return any(len({record.group for record in records if record.source in sources}) > 1 for sources in domain_sources)

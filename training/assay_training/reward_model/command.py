@@ -5,9 +5,9 @@ from pathlib import Path
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.config.base import read
 from assay_training.config.reward import RewardConfig
-from assay_training.distributed.processes import tell
+from assay_training.distributed.processes import print_once
 from assay_training.evaluation import plots
-from assay_training.evaluation.results import LENGTH, MODEL, results
+from assay_training.evaluation.results import LENGTH, MODEL, compute_results
 from assay_training.evaluation.rows import Rows
 from assay_training.reward_model import summary
 from assay_training.reward_model.baselines import compute_length_logits, fit_length
@@ -39,8 +39,8 @@ def run(config_path: Path, data: Path, out: Path | None) -> Path | None:
     served = config.objective.served
     if served and reward.run.writes:
         (directory / summary.SERVICE).write_text(summary.build_service_yaml(config))
-    for line in summary.summary_lines(config, results or {}, directory):
-        tell(line)
+    for line in summary.format_summary(config, results or {}, directory):
+        print_once(line)
     return directory / "checkpoint" if served else None
 
 
@@ -61,7 +61,7 @@ def train_single(reward: RewardRun) -> None:
     absolute = reward.config.objective.kind == "absolute"  # labels have a scale, to which the length is fitted
     lengths = fit_length(reward.exclude_parts(HELD_OUT), held_out) if absolute else compute_length_logits(held_out)
     rows = Rows.of([example.record for example in held_out], {MODEL: stored, LENGTH: lengths})
-    reward.run.write_json("results.json", results(rows, reward.config.objective, reward.config.seed))
+    reward.run.write_json("results.json", compute_results(rows, reward.config.objective, reward.config.seed))
     if rows.labels is None and reward.run.writes:
-        plots.margins(rows, MODEL).savefig(reward.run.path / "margins.png", dpi=120)
+        plots.draw_margins(rows, MODEL).savefig(reward.run.path / "margins.png", dpi=120)
     reward.run.forget()

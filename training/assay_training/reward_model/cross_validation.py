@@ -10,7 +10,7 @@ from assay_service.scoring.head import Head
 from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.evaluation import plots
-from assay_training.evaluation.results import FROZEN, LENGTH, MODEL, results
+from assay_training.evaluation.results import FROZEN, LENGTH, MODEL, compute_results
 from assay_training.evaluation.rows import Rows
 from assay_training.reward_model.baselines import (
     compute_frozen_features,
@@ -110,7 +110,7 @@ def cross_validate(reward: RewardRun, config_path: Path) -> None:
         [reward.examples[i].record for i in tested],
         {name: [row for row in logits if row is not None] for name, logits in contenders.items()},
     )
-    numbers = results(rows, reward.config.objective, reward.config.seed)
+    numbers = compute_results(rows, reward.config.objective, reward.config.seed)
     reward.run.write_json("results.json", numbers)
     facts = CardFacts(
         config=reward.config,
@@ -123,5 +123,5 @@ def cross_validate(reward: RewardRun, config_path: Path) -> None:
     if reward.run.writes:
         (checkpoint / "MODEL_CARD.md").write_text(render_card(facts, numbers))
         if rows.labels is None:
-            plots.margins(rows, MODEL).savefig(reward.run.path / "margins.png", dpi=120)
+            plots.draw_margins(rows, MODEL).savefig(reward.run.path / "margins.png", dpi=120)
     reward.run.forget()

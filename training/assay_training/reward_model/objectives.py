@@ -15,9 +15,9 @@ from assay_training.models.batches import autocast
 from assay_training.records.record import Labelled, Ranking
 
 POINTWISE = {
-    "logistic": losses.soft_label_cross_entropy,
-    "sig+mse": losses.sigmoid_squared_error,
-    "mse+penalty": losses.raw_squared_error,
+    "logistic": losses.compute_soft_label_cross_entropy,
+    "sig+mse": losses.compute_sigmoid_squared_error,
+    "mse+penalty": losses.compute_raw_squared_error,
 }
 
 
@@ -110,6 +110,7 @@ class Pairwise:
         """
         if not isinstance(self._config.margin, BatchMeanMargin):
             return RankedBatch(len(batch), None)
+        # The sum over this process; `total` adds those of the others.
         mean = torch.zeros((), device=self._model.device)
         with torch.no_grad():
             for part in mine:
@@ -126,13 +127,14 @@ class Pairwise:
         if isinstance(self._config.margin, LabelledMargin):
             targets = self._config.margin.scale * pairs.gaps
         elif shared.mean_margin is not None:
-            targets = losses.batch_mean_margins(margins, shared.mean_margin)
-        loss = losses.bradley_terry(margins, targets, pairs.weights)
+            targets = losses.compute_batch_mean_margins(margins, shared.mean_margin)
+        loss = losses.compute_bradley_terry(margins, targets, pairs.weights)
         better, worse = logits[pairs.better], logits[pairs.worse]
+        # A term with the coefficient 0 is not computed: 0 times an infinite logit would be NaN.
         if self._config.l2:
-            loss = loss + self._config.l2 * losses.squared_logits(better, worse, pairs.weights)
+            loss = loss + self._config.l2 * losses.compute_squared_logits(better, worse, pairs.weights)
         if self._config.centring:
-            loss = loss + self._config.centring * losses.squared_sums(better, worse, pairs.weights)
+            loss = loss + self._config.centring * losses.compute_squared_sums(better, worse, pairs.weights)
         return loss
 
     def _compute_logits(self, part: Sequence[Example]) -> torch.Tensor:

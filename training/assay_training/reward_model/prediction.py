@@ -8,7 +8,7 @@ from tqdm import tqdm
 from assay_service.scoring.model import RewardModel
 from assay_training.config.model import OptimizerConfig
 from assay_training.data.examples import Example
-from assay_training.models.batches import autocast, token_batches
+from assay_training.models.batches import autocast, cut_token_batches
 
 
 def predict(
@@ -26,7 +26,7 @@ def predict(
     # Sequences of like length share a micro-batch, which bounds its memory by tokens; the order is restored below.
     by_length = sorted(range(len(examples)), key=lambda i: examples[i].tokens)
     for part in tqdm(
-        list(token_batches(by_length, examples, settings.micro_batch_tokens)),
+        list(cut_token_batches(by_length, examples, settings.micro_batch_tokens)),
         desc=f"score {signal}",
         mininterval=10,
     ):

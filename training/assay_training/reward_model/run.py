@@ -13,7 +13,7 @@ from assay_service.errors import ContentError
 from assay_service.scoring import manifest as manifests
 from assay_service.scoring import tokenizer
 from assay_service.scoring.checkpoint import read_adapter, read_head
-from assay_service.scoring.files import sha256_of, weight_files
+from assay_service.scoring.files import hash_files, list_weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item
 from assay_service.scoring.layout import TokenSequence
@@ -25,17 +25,17 @@ from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
 from assay_training.config.objective import AbsoluteObjective
 from assay_training.config.reward import RewardConfig
-from assay_training.data.chat_template import template_of
-from assay_training.data.checks import base_of, check_length, check_refused
+from assay_training.data.chat_template import find_template
+from assay_training.data.checks import check_length, check_refused, find_base
 from assay_training.data.examples import Example, render_records
 from assay_training.data.mixture import Paraphrases, mix
-from assay_training.distributed.processes import accelerator, tell
+from assay_training.distributed.processes import get_accelerator, print_once
 from assay_training.distributed.sharding import copy_whole, shard, sharding_requested
 from assay_training.loop.supervised import Schedule, train
-from assay_training.models.lora import lora_config
+from assay_training.models.lora import build_lora_config
 from assay_training.records.paraphrases import read_paraphrases
-from assay_training.records.rows import rows_of_file
-from assay_training.records.sources import data_hashes, read_labelled, read_rankings
+from assay_training.records.rows import read_json_lines
+from assay_training.records.sources import hash_data, read_labelled, read_rankings
 from assay_training.reward_model.checkpoint import write_adapter, write_whole
 from assay_training.reward_model.checks import (
     check_equal_ids,
@@ -47,11 +47,11 @@ from assay_training.reward_model.checks import (
 )
 from assay_training.reward_model.objectives import Pairwise, Pointwise
 from assay_training.reward_model.prediction import predict
-from assay_training.runs.directory import RunDirectory, base_identity
+from assay_training.runs.directory import RunDirectory, hash_base
 
 STATISTICS_SAMPLE = 500  # examples for the mean and standard deviation of the manifest
-GOLDEN_ROWS = 3
-RELOADED_SAMPLE = 16
+GOLDEN_ROWS = 3  # each costs a forward pass at every load of the checkpoint
+RELOADED_SAMPLE = 16  # examples; a wrong tensor changes the logits of all of them
 # In logits: fp32 rounding stays below it, and a wrong weight changes logits by far more.
 RELOADED_TOLERANCE = 1e-5
 
@@ -77,15 +77,15 @@ class RewardRun:
 
     def __init__(self, config: RewardConfig, data: Path, out: Path) -> None:
         self.config = config
-        self.base = base_of(config)
-        self.template = template_of(config, self.base)
+        self.base = find_base(config)
+        self.template = find_template(config, self.base)
         read = read_rankings if config.objective.kind == "preference" else read_labelled
         found = read(data, config.sources)
         for line in found.report_lines():
-            tell(line)
+            print_once(line)
         self._paraphrases = _read_paraphrases(config, data)
         check_length("max_length", config.max_length, self.base)
-        self.device = accelerator().device
+        self.device = get_accelerator().device
         model = self.build_model()
         self.renderer = self._build_renderer(model)
         # Before the data, which take long to render: a golden row that does not fit fails at once.
@@ -95,7 +95,7 @@ class RewardRun:
         self.golden = declared or self._take_first_rows()
         records = [example.record for example in self.examples]
         for line in (*lines, *check_equal_ids(report.equal_ids, records, config.max_length)):
-            tell(line)
+            print_once(line)
         check_records(config, records, self._paraphrases)
         # Everything that decides the result. `test_folds` is missing because it only adds tests to the same run.
         self.run = RunDirectory(
@@ -105,10 +105,10 @@ class RewardRun:
                     mode="json", exclude={"template": True, "base": True, "split": {"test_folds"}}
                 ),
                 "template": self.template,
-                **base_identity(self.base),
-                "data_sha256": data_hashes(data, config.sources, config.mixture),
+                **hash_base(self.base),
+                "data_sha256": hash_data(data, config.sources, config.mixture),
             },
-            writes=accelerator().is_main_process,
+            writes=get_accelerator().is_main_process,
         )
         self.parts = [find_fold(config, record) for record in records]
         learned = [example.record for example in self.exclude_parts(HELD_OUT)]
@@ -116,7 +116,7 @@ class RewardRun:
             "render.json",
             {
                 "understood": found.understood,
-                "left_out": found.left_out + count_ties_only(records),
+                "left_out": found.dropped + count_ties_only(records),
                 **asdict(report),
                 **count_paraphrases(config, learned, self._paraphrases),
             },
@@ -147,7 +147,7 @@ class RewardRun:
             objective = Pairwise(model, config.name, config.objective, settings)
         train(
             objective,
-            model.parameters_of(config.name),
+            model.get_parameters(config.name),
             Schedule(examples, settings, config.seed),
             name=f"{config.name} {name}",
             metrics=self.run.metrics(name),
@@ -157,7 +157,7 @@ class RewardRun:
             return model
         # Sharded weights are spread over processes, but one process predicts and saves: it needs them whole.
         whole = self.build_model()
-        copy_whole(model.parameters_of(config.name), whole.parameters_of(config.name))
+        copy_whole(model.get_parameters(config.name), whole.get_parameters(config.name))
         return whole
 
     def predict(self, model: RewardModel, examples: Sequence[Example]) -> list[list[float]]:
@@ -180,10 +180,10 @@ class RewardRun:
         sample = self.examples[:: max(1, len(self.examples) // STATISTICS_SAMPLE)]
         logits = [logit for row in self.predict(model, sample) for logit in row]
         if self.config.lora is None:
-            write_whole(directory, model.whole_tensors(self.config.name), self.template, self.base)
-            base, adapters, head = directory, [], read_head(weight_files(directory))
+            write_whole(directory, model.collect_whole_tensors(self.config.name), self.template, self.base)
+            base, adapters, head = directory, [], read_head(list_weight_files(directory))
         else:
-            tensors, head_name = model.adapter_tensors(self.config.name), model.architecture.head
+            tensors, head_name = model.collect_adapter_tensors(self.config.name), model.architecture.head
             write_adapter(directory, tensors, self.config, head_name, self.template)
             adapter, head = read_adapter(directory)
             base, adapters = self.base, [adapter]
@@ -191,19 +191,20 @@ class RewardRun:
         reloaded = RewardModel.load(base, torch.float32, self.device)
         reloaded.add_signal(self.config.name, Head(head.weight, head.bias), *adapters)
         self._check_reloaded(model, reloaded, sample[:RELOADED_SAMPLE])
-        base_sha256 = sha256_of(weight_files(base))
+        base_sha256 = hash_files(list_weight_files(base))
         statistics_ = (statistics.fmean(logits), statistics.stdev(logits))
         manifests.write(self._build_manifest(model, base_sha256, *statistics_), directory)
         return directory
 
     def build_model(self) -> RewardModel:
         """Load the base and add a new signal, with the same initial weights for the same seed."""
+        # PEFT draws LoRA's first weights from the global generator.
         torch.manual_seed(self.config.seed)
         model = RewardModel.load(self.base, torch.float32, self.device)
         generator = torch.Generator().manual_seed(self.config.seed)
         head = Head.fresh(model.hidden_size, generator, bias=model.architecture.head_bias)
         lora = self.config.lora
-        model.add_fresh_signal(self.config.name, head, None if lora is None else lora_config(lora, model.base))
+        model.add_fresh_signal(self.config.name, head, None if lora is None else build_lora_config(lora, model.base))
         return model
 
     def _mix(self, name: str, training: Sequence[Example]) -> list[Example]:
@@ -288,13 +289,11 @@ class RewardRun:
             if len(rows) == GOLDEN_ROWS:
                 break
         if self.examples and not rows:
-            raise ConfigError(
-                "golden: no row of the data fits max_length; give a short prompt and completion as golden"
-            )
-        tell(f"golden: the first {len(rows)} rows of the data are stored in the checkpoint and checked at every load")
+            raise ConfigError("golden: no row of the data fits max_length; give a short prompt and completion")
+        print_once(f"golden: the first {len(rows)} rows of the data are stored in the checkpoint, checked at each load")
         return rows
 
 
 def _read_paraphrases(config: RewardConfig, data: Path) -> Paraphrases:
     files = [step.file for step in config.mixture if isinstance(step, Augment)]
-    return {file: read_paraphrases(rows_of_file(data / file)) for file in files}
+    return {file: read_paraphrases(read_json_lines(data / file)) for file in files}

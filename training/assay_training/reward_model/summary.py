@@ -12,7 +12,7 @@ from assay_training.evaluation.results import LENGTH, MODEL
 SERVICE = "service.yaml"
 
 
-def summary_lines(config: RewardConfig, results: Mapping[str, Any], run: Path) -> list[str]:
+def format_summary(config: RewardConfig, results: Mapping[str, Any], run: Path) -> list[str]:
     """Return the results of a reward model by source, beside its length baseline, and how to serve it.
 
     Args:

@@ -45,7 +45,7 @@ class Experience:
         return self.example.tokens
 
 
-def example_of(sample: ScoredCompletion) -> SftExample:
+def build_example(sample: ScoredCompletion) -> SftExample:
     """Return the token ids of a sample, with the completion's tokens as targets."""
     return SftExample.of(sample.completion.prompt, sample.completion.ids)
 
@@ -112,11 +112,11 @@ def build_experiences(
     # Cut to the length of each completion: experiences have no padding, so they can be batched by tokens.
     columns = (logprobs, values, whitened, returns, weights)
     experiences = [
-        Experience(example_of(sample), *(column[i, : len(sample.completion.ids)] for column in columns))
+        Experience(build_example(sample), *(column[i, : len(sample.completion.ids)] for column in columns))
         for i, sample in enumerate(samples)
     ]
     entropies = torch.cat([output.entropies for output in outputs])
-    kl = _average_per_completion(ppo.k1(logprobs, ref_logprobs), mask)
+    kl = _average_per_completion(ppo.estimate_k1(logprobs, ref_logprobs), mask)
     lengths = mask.sum(dim=1).float()
     metrics = {
         "score": float(scores.mean()),
@@ -124,7 +124,7 @@ def build_experiences(
         "score_std": float(scores.std(correction=0)),
         "shaped_score": float(shaped.mean()),
         "kl": kl,
-        "kl_k3": _average_per_completion(ppo.k3(logprobs, ref_logprobs), mask),
+        "kl_k3": _average_per_completion(ppo.estimate_k3(logprobs, ref_logprobs), mask),
         "kl_reward": -kl_coef * kl,
         "kl_coef": kl_coef,
         "entropy": float(entropies.mean()),

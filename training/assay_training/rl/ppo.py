@@ -17,13 +17,13 @@ from assay_training.algorithms.ppo import adapt_kl_coef, exceeds_ratio_limit
 from assay_training.algorithms.schedule import SEED_STRIDE, draw_cyclic_batch, draw_random_batches
 from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
-from assay_training.distributed.processes import accelerator, gather_results, select_own, tell
+from assay_training.distributed.processes import gather_results, get_accelerator, print_once, select_own
 from assay_training.loop.step import accumulate, build_optimizer, check_finite, check_numbers, update
 from assay_training.models.actor import Actor
-from assay_training.records.rows import rows_of_file
+from assay_training.records.rows import read_json_lines
 from assay_training.rl import summary
 from assay_training.rl.clipped import TALLY_NAMES, ClippedObjective
-from assay_training.rl.experience import Experience, Metrics, build_experiences, example_of
+from assay_training.rl.experience import Experience, Metrics, build_example, build_experiences
 from assay_training.rl.session import RolloutSession, check_sampled_base
 from assay_training.rollout.collect import ScoredCompletion
 from assay_training.rollout.rewards import Rewards, identify_service, open_patient_client
@@ -49,7 +49,7 @@ class PpoRun:
     """
 
     def __init__(self, config: PpoConfig, data: Path, out: Path, client: RewardClient) -> None:
-        self.config, self._client, self._together = config, client, accelerator()
+        self.config, self._client, self._together = config, client, get_accelerator()
         base = check_sampled_base(config)
         torch.manual_seed(config.seed)  # the adapter is initialised at random
         self.actor = Actor(base, config.lora, self._together.device, config.rollout.temperature)
@@ -70,7 +70,7 @@ class PpoRun:
             self.run.forget()  # a run killed after writing its results still has its resume state
             return self.session.checkpoint
         for line in identify_service(self._client, self.config.reward):
-            tell(line)
+            print_once(line)
         metrics, resume, main = self.run.metrics("ppo"), self.run.resume_point("ppo"), self._together.is_main_process
         start, kept = resume.load(self.actor.parameters(), self._optimizer)
         kl_coef = float(kept.get("kl_coef") or self.config.kl.coef)
@@ -139,7 +139,7 @@ class PpoRun:
             samples: scored completions of the rollout, the same in every process.
             kl_coef: coefficient of the KL penalty.
         """
-        share, settings = [example_of(sample) for sample in select_own(samples)], self.config.optimizer
+        share, settings = [build_example(sample) for sample in select_own(samples)], self.config.optimizer
         # Moved to the CPU, because gathering pickles them.
         own_outputs = [output.to("cpu") for output in self.actor.compute_old_outputs(share, settings)]
         own_references = [logprobs.cpu() for logprobs in self.actor.compute_reference_logprobs(share, settings)]
@@ -214,7 +214,7 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
     with open_patient_client(url, config.reward) as client:
         ppo = PpoRun(config, data, out or Path("runs") / config.name, client)
         checkpoint = ppo.go()
-    rows = [row.fields for row in rows_of_file(ppo.run.path / "metrics.jsonl")]
+    rows = [row.fields for row in read_json_lines(ppo.run.path / "metrics.jsonl")]
     for line in summary.describe_ppo_run([row for row in rows if row["part"] == "ppo"], checkpoint):
-        tell(line)
+        print_once(line)
     return checkpoint

@@ -16,13 +16,13 @@ from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.rollout import Reward
 from assay_training.data.sft_examples import SftExample
-from assay_training.distributed.processes import accelerator, tell
+from assay_training.distributed.processes import get_accelerator, print_once
 from assay_training.loop.next_token import NextToken
 from assay_training.loop.supervised import Schedule, train
-from assay_training.models.batches import token_batches
+from assay_training.models.batches import cut_token_batches
 from assay_training.models.policy import Policy
 from assay_training.rl import summary
-from assay_training.rl.experience import compute_correlation, example_of, shape_sample_scores
+from assay_training.rl.experience import build_example, compute_correlation, shape_sample_scores
 from assay_training.rl.session import RolloutSession, check_sampled_base
 from assay_training.rollout.collect import Rollout, ScoredCompletion
 from assay_training.rollout.completion import Ids
@@ -53,7 +53,7 @@ class RejectionRun:
         self.config, self._client = config, client
         base = check_sampled_base(config)
         torch.manual_seed(config.seed)  # the adapter is initialised at random
-        self.policy = Policy(base, config.lora, accelerator().device)
+        self.policy = Policy(base, config.lora, get_accelerator().device)
         self.session = RolloutSession(config, base, self.policy, data, out)
         self.run = self.session.run
 
@@ -70,7 +70,7 @@ class RejectionRun:
             self.run.forget()  # a run killed after writing its results still has its resume state
             return self.session.checkpoint
         for line in identify_service(self._client, self.config.reward):
-            tell(line)
+            print_once(line)
         kept: list[SftExample] = []
         results: list[dict[str, Any]] = []
         fingerprint: str | None = None
@@ -123,8 +123,8 @@ class RejectionRun:
 
         The policy computes in fp32, where rounding hides the least.
         """
-        settings, examples, logprobs = self.config, [example_of(sample) for sample in samples], []
-        for part in token_batches(range(len(examples)), examples, settings.optimizer.micro_batch_tokens):
+        settings, examples, logprobs = self.config, [build_example(sample) for sample in samples], []
+        for part in cut_token_batches(range(len(examples)), examples, settings.optimizer.micro_batch_tokens):
             with torch.no_grad():
                 logprobs.append(self.policy.logprobs([examples[i] for i in part], settings.rollout.temperature).cpu())
         engine = torch.tensor([logprob for sample in samples for logprob in sample.completion.logprobs])
@@ -163,7 +163,7 @@ class RejectionRun:
         # Renamed when complete: the directory marks the round as learned.
         if self.run.writes:
             replace_whole(adapter, self.policy.save_adapter)
-        accelerator().wait_for_everyone()
+        get_accelerator().wait_for_everyone()
 
 
 def group_by_prompt(samples: Sequence[ScoredCompletion]) -> list[list[ScoredCompletion]]:
@@ -243,5 +243,5 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
         checkpoint = rejection.go()
     rounds = rejection.run.read_json("results.json") or []
     for line in summary.describe_rejection_run(rounds, config.samples, checkpoint):
-        tell(line)
+        print_once(line)
     return checkpoint

@@ -10,20 +10,20 @@ from assay_service.scoring import tokenizer
 from assay_training.config.base import ConfigError
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
-from assay_training.data.chat_template import template_of
-from assay_training.data.checks import base_of, check_length, check_refused
+from assay_training.data.chat_template import find_template
+from assay_training.data.checks import check_length, check_refused, find_base
 from assay_training.data.sft_examples import SftExample
-from assay_training.distributed.processes import accelerator, tell
+from assay_training.distributed.processes import get_accelerator, print_once
 from assay_training.distributed.sharding import sharding_requested
-from assay_training.models.checkpoint import RELOADED_SAMPLE, policy_renderer, save_policy
+from assay_training.models.checkpoint import RELOADED_SAMPLE, build_policy_renderer, save_policy
 from assay_training.models.policy import Policy
-from assay_training.records.sources import data_hashes, read_prompts
+from assay_training.records.sources import hash_data, read_prompts
 from assay_training.rl.engine_check import EngineCheck
 from assay_training.rollout.collect import Collector, Rollout
 from assay_training.rollout.engines.load import load_engine
 from assay_training.rollout.prompts import TokenizedPrompt, render_prompts
 from assay_training.rollout.rewards import Rewards
-from assay_training.runs.directory import RunDirectory, base_identity
+from assay_training.runs.directory import RunDirectory, hash_base
 
 # Keys that are not part of a run's identity. `template` and `base` are paths: the identity has the template's text and
 # hashes of the base's files. The others may be changed to let a stopped run continue.
@@ -45,7 +45,7 @@ def check_sampled_base(config: PpoConfig | RejectionConfig) -> Path:
     """
     if sharding_requested():
         raise ConfigError("sampling needs the whole policy in every process; start the run without FSDP")
-    base = base_of(config)
+    base = find_base(config)
     check_length("rollout: max_prompt_tokens + max_new_tokens", config.rollout.max_tokens, base)
     return base
 
@@ -71,29 +71,29 @@ class RolloutSession:
 
     def __init__(self, config: PpoConfig | RejectionConfig, base: Path, policy: Policy, data: Path, out: Path) -> None:
         self._config, self._policy, self._base = config, policy, base
-        self._template = template_of(config, base)
+        self._template = find_template(config, base)
         self.engine_check = EngineCheck(config.rollout.max_logprob_mismatch)
         read = read_prompts(data, config.sources)
         for line in read.report_lines():
-            tell(line)
+            print_once(line)
         self._tokenizer: Any = tokenizer.load(base)
-        renderer = policy_renderer(self._tokenizer, self._template, policy.vocabulary_size)
+        renderer = build_policy_renderer(self._tokenizer, self._template, policy.vocabulary_size)
         self.prompts, dropped = render_prompts(read.records, renderer, config.rollout.max_prompt_tokens)
         # Long prompts are expected to be dropped; many that the renderer refuses mean a wrong template.
         check_refused(dropped - Counter(too_long=dropped["too_long"]), len(read.records))
-        self._report_prompts(read.left_out + dropped)
+        self._report_prompts(read.dropped + dropped)
         identity = {
             "config": config.model_dump(mode="json", exclude=CHANGEABLE),
             "template": self._template,
-            **base_identity(base),
-            "data_sha256": data_hashes(data, config.sources, []),
+            **hash_base(base),
+            "data_sha256": hash_data(data, config.sources, []),
         }
-        self.run = RunDirectory(out, identity, writes=accelerator().is_main_process)
+        self.run = RunDirectory(out, identity, writes=get_accelerator().is_main_process)
         # The main process first checks that the directory has no foreign files; after that the others may write.
-        accelerator().wait_for_everyone()
-        counts = {"prompts": len(self.prompts), "understood": read.understood, "left_out": read.left_out + dropped}
+        get_accelerator().wait_for_everyone()
+        counts = {"prompts": len(self.prompts), "understood": read.understood, "left_out": read.dropped + dropped}
         self.run.write_json("render.json", counts)
-        eos, device = self._tokenizer.eos_token_id, accelerator().device
+        eos, device = self._tokenizer.eos_token_id, get_accelerator().device
         engine = load_engine(config.rollout, config.lora.r, eos, base, device)
         self._collector = Collector(
             engine, lambda completion: completion.text(self._tokenizer), config.rollout.chunk_completions
@@ -112,7 +112,7 @@ class RolloutSession:
             AssayError: the service could not be reached, or refused a request.
         """
         # Engines cache adapters by name, so every adapter has a directory that no other has had.
-        folder = self.run.path / "state" / f"adapters-{accelerator().process_index}" / f"step-{number}"
+        folder = self.run.path / "state" / f"adapters-{get_accelerator().process_index}" / f"step-{number}"
         self._policy.save_adapter(folder)
         self._collector.engine.push(folder)
         rollout = self._collector.collect(prompts, rewards, f"{self._config.seed}:{number}")
@@ -131,7 +131,7 @@ class RolloutSession:
         needed = self._config.prompts if isinstance(self._config, RejectionConfig) else 1
         if len(self.prompts) < needed:
             raise ConfigError(f"sources: {counted}; the run needs at least {needed:,}")
-        tell(counted)
+        print_once(counted)
 
     @property
     def checkpoint(self) -> Path:
@@ -150,7 +150,7 @@ class RolloutSession:
             end = (self._tokenizer.eos_token_id,)  # a prompt of one token would have no target to compare
             sample = [SftExample.of(prompt.ids[:1], prompt.ids[1:] + end) for prompt in self.prompts[:RELOADED_SAMPLE]]
             save_policy(self._policy, self.checkpoint, self._base, self._template, sample)
-        accelerator().wait_for_everyone()
+        get_accelerator().wait_for_everyone()
         self.run.write_json("results.json", results)
         self.run.forget()
         return self.checkpoint

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from assay_client.types import Item
 from assay_client.types import Message as WireMessage
-from assay_training.distributed.processes import accelerator, gather_results, select_own
+from assay_training.distributed.processes import gather_results, get_accelerator, select_own
 from assay_training.rollout.completion import Completion
 from assay_training.rollout.engines.base import Engine
 from assay_training.rollout.prompts import TokenizedPrompt
@@ -108,7 +108,7 @@ class Collector:
                 score; or processes got scores from different models.
             AssayError: the service could not be reached, or refused a request.
         """
-        own, timings = self._collect_own(select_own(prompts), rewards, f"{seed}:{accelerator().process_index}")
+        own, timings = self._collect_own(select_own(prompts), rewards, f"{seed}:{get_accelerator().process_index}")
         gathered = gather_results([(outcome, rewards.fingerprint) for outcome in own], len(prompts))
         outcomes = [outcome for outcome, _ in gathered]
         fingerprints = {fingerprint for _, fingerprint in gathered}
@@ -132,7 +132,7 @@ class Collector:
         """Return a scored completion, or the code of an error, for each prompt of this process."""
         sampled: list[tuple[TokenizedPrompt, Completion, str]] = []
         generate_s, started_s = 0.0, time.monotonic()
-        starts, main = range(0, len(prompts), self.chunk), accelerator().is_main_process
+        starts, main = range(0, len(prompts), self.chunk), get_accelerator().is_main_process
         # The engine and the service compute at the same time, each on its own device or process.
         with _ScoringThread(rewards) as scoring:
             for start in tqdm(starts, "chunks", leave=False, delay=SHORT_S, disable=not main):

@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from assay_service.scoring.files import sha256_of, weight_files
+from assay_service.scoring.files import hash_files, list_weight_files
 from assay_training.runs.files import replace_whole
 from assay_training.runs.metrics import MetricsWriter, find_not_finite
 from assay_training.runs.resume import ResumePoint
@@ -122,10 +122,10 @@ def _find_differences(recorded: Any, now: Any, name: str = "") -> Iterator[str]:
         yield f"{name} was {before} and is {after}"
 
 
-def base_identity(base: Path) -> dict[str, str]:
+def hash_base(base: Path) -> dict[str, str]:
     """Return the SHA-256 of a base's weights, and of its other files that decide what it computes."""
     others = [base / name for name in BASE_FILES if (base / name).is_file()]
-    return {"base_sha256": sha256_of(weight_files(base)), "base_files_sha256": sha256_of(others)}
+    return {"base_sha256": hash_files(list_weight_files(base)), "base_files_sha256": hash_files(others)}
 
 
 def _lock(path: Path) -> None:

@@ -132,7 +132,7 @@ def _try_dtype(dtype: torch.dtype) -> str | None:
     return None
 
 
-def slow_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
+def explain_slow_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
     """Return why a dtype is slow on this machine and what to do; None if it is not known to be slow.
 
     Args:

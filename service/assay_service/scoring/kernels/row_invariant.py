@@ -141,7 +141,7 @@ class SlicedActivation(nn.Module):
         self.activation = activation
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the activation of `input`, in its shape; its number of elements is a multiple of `STEP_TOKENS`."""
+        """Return the activation of `input`, in its shape and dtype; its size is a multiple of `STEP_TOKENS`."""
         slices = input.reshape(-1).split(_SLICE)  # type: ignore[no-untyped-call]
         return torch.cat([self.activation(part) for part in slices]).view_as(input)
 

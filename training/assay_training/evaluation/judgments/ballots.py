@@ -22,7 +22,7 @@ from typing import Any
 
 from assay_training.algorithms.voting import Ballot
 from assay_training.records.record import RecordError
-from assay_training.records.rows import Row, json_of
+from assay_training.records.rows import Row, read_json_value
 
 FORMAT, KEY_FORMAT = "assay-ballots", "assay-ballots-key"
 _RUN = re.compile(r"run\D*(\d+)$")
@@ -54,7 +54,7 @@ def read_polls(paths: Sequence[Path], keys: Path) -> list[Poll]:
     Raises:
         RecordError: a file is malformed or does not match the key; the message names file, prompt and field.
     """
-    key = Row(str(keys), keys.stem, json_of(keys, dict))
+    key = Row(str(keys), keys.stem, read_json_value(keys, dict))
     if key.fields.get("format") == KEY_FORMAT:
         # A file's name is the name of its group of voters.
         if len({path.name for path in paths}) < len(paths):
@@ -114,7 +114,7 @@ def _read_key(key: Row) -> dict[str, object]:
 
 def _read_polls(path: Path, models: Mapping[str, object], key: Row) -> Iterator[Poll]:
     """Yield the polls of a file in Assay's format."""
-    content = Row(str(path), path.stem, json_of(path, dict))
+    content = Row(str(path), path.stem, read_json_value(path, dict))
     if content.get("format", str) != FORMAT:
         raise content.error(f"field 'format' is not {FORMAT!r}")
     prompts = content.get("prompts", list)
@@ -136,7 +136,7 @@ def _read_polls(path: Path, models: Mapping[str, object], key: Row) -> Iterator[
 
 def _read_crs_polls(path: Path, group: str, prompts: object, key: Row) -> Iterator[Poll]:
     """Yield the polls of a file in the format of [CRS]."""
-    lists = json_of(path, list)
+    lists = read_json_value(path, list)
     known = _require_object(f"{key.where}: {group}", prompts)
     if not lists or len(lists) != len(known.fields):
         raise RecordError(f"{path}: ballots on {len(lists)} prompts, but {known.where} has {len(known.fields)} prompts")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from assay_training.evaluation import grouping
 from assay_training.records.record import RecordError
-from assay_training.records.rows import Row, json_of, rows_of_any
+from assay_training.records.rows import Row, read_file_rows, read_json_value
 
 _TURNS = (  # beginning and end of a turn of a ROLE in common chat templates
     (r"<\|im_start\|>\s*ROLE\s*?(?:\n|$)", r"<\|im_end\|>"),
@@ -75,7 +75,9 @@ def read_groups(path: Path, by: Sequence[str] = ()) -> dict[str, tuple[str, ...]
         raise RecordError(
             f"{path}: the file is one object of instructions, without fields to group by; omit --group-by"
         )
-    named = _name_row_groups(path, list(rows_of_any(path)), by) if whole is None else _read_object_groups(path, whole)
+    named = (
+        _name_row_groups(path, list(read_file_rows(path)), by) if whole is None else _read_object_groups(path, whole)
+    )
     groups: dict[str, tuple[str, ...]] = {}
     for row, names in named:
         if groups.setdefault(strip_markup(row.text("instruction")), names) != names:
@@ -90,7 +92,7 @@ def _read_object(path: Path) -> dict[str, object] | None:
     if ".jsonl" in path.suffixes:
         return None
     try:
-        return json_of(path, dict)
+        return read_json_value(path, dict)
     except RecordError:
         return None  # reading its rows raises an error that names the place
 

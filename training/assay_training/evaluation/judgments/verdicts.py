@@ -8,7 +8,7 @@ from pathlib import Path
 from assay_training.evaluation import grouping
 from assay_training.evaluation.judgments.names import AssumedNameCheck, read_names
 from assay_training.records.record import RecordError
-from assay_training.records.rows import Row, rows_of_any
+from assay_training.records.rows import Row, read_file_rows
 from assay_training.records.sources import Read
 
 NO_VERDICT = "no verdict"
@@ -128,7 +128,7 @@ def _read_pairs(
     assumed = AssumedNameCheck()
     for path in paths:
         pairs = []
-        for row in rows_of_any(path):
+        for row in read_file_rows(path):
             names = read_names(row, path, reference)
             assumed.check(row, path, names)
             if not {"output_1", "output_2"} & row.fields.keys():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from assay_training.algorithms.proportions import length_controlled, longer_wins, win_rate
+from assay_training.algorithms.proportions import compute_length_controlled, compute_longer_wins, compute_win_rate
 from assay_training.evaluation import plots
 from assay_training.evaluation.judgments.instructions import strip_markup
 from assay_training.evaluation.judgments.verdicts import Verdict
@@ -63,7 +63,7 @@ def tabulate_win_rates(verdicts: Read[Verdict], *, ddof: int = 1) -> Table:
             for name in (None, *verdict.groups):
                 compared[either.first, either.second][name].append(either)
     given_directions = {(verdict.first, verdict.second) for verdict in verdicts.records}
-    dropped = {"no_verdict": verdicts.left_out.total()}
+    dropped = {"no_verdict": verdicts.dropped.total()}
     records = [
         _build_record(pair, name, members, ddof) | dropped
         for pair, by_group in compared.items()
@@ -79,7 +79,7 @@ def tabulate_win_rates(verdicts: Read[Verdict], *, ddof: int = 1) -> Table:
     # A group of few verdicts would make the plot unreadable; the table has them.
     overall = [record for record in lines if record["group"] is None]
     rows = [(f"{r['row']} over {r['column']}", r["win_rate"], *r["wilson95"]) for r in overall]
-    picture = Picture("Win rates with Wilson's 95 % intervals.", lambda: plots.intervals(rows, "win rate", 0.5))
+    picture = Picture("Win rates with Wilson's 95 % intervals.", lambda: plots.draw_intervals(rows, "win rate", 0.5))
     notes = (*NOTES, *again, *verdicts.report_lines())
     return Table("Win rates", tuple(records), COLUMNS, lines, notes, (picture,))
 
@@ -102,9 +102,10 @@ def assign_groups(verdict: Verdict, groups: Mapping[str, tuple[str, ...]]) -> Ve
 
 def _build_record(pair: tuple[str, str], group: str | None, verdicts: Sequence[Verdict], ddof: int) -> dict[str, Any]:
     scores = np.array([verdict.score for verdict in verdicts])
+    # In characters, since models count tokens differently.
     extra_length = np.array([float(len(verdict.outputs[0]) - len(verdict.outputs[1])) for verdict in verdicts])
-    rate = win_rate(scores, ddof=ddof)
-    equal = length_controlled(scores, extra_length)
+    rate = compute_win_rate(scores, ddof=ddof)
+    equal = compute_length_controlled(scores, extra_length)
     return {
         "row": pair[0],
         "column": pair[1],
@@ -118,7 +119,7 @@ def _build_record(pair: tuple[str, str], group: str | None, verdicts: Sequence[V
         "wins": rate.wins,
         "draws": rate.draws,
         "losses": rate.losses,
-        "longer_wins": longer_wins(scores, extra_length),
+        "longer_wins": compute_longer_wins(scores, extra_length),
         "length_controlled": None if equal is None else equal[0],
         "length_controlled95": None if equal is None else list(equal[1]),
     }

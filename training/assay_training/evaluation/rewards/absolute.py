@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from assay_training.algorithms.statistics import Floats, bucket_errors, calibration
+from assay_training.algorithms.statistics import Floats, compute_bucket_errors, compute_calibration
 from assay_training.evaluation import plots
 from assay_training.evaluation.table import Picture, Table, integer_column, number_column, text_column
 from assay_training.records.record import RecordError
-from assay_training.records.rows import rows_of_any
+from assay_training.records.rows import read_file_rows
 
 COLUMNS = (
     text_column("file", "file"),
@@ -32,7 +32,7 @@ def read_predictions(path: Path) -> tuple[Floats, Floats]:
         RecordError: the file has no rows, or a field is missing or out of range; the message names file, row and field.
     """
     labels, predictions = [], []
-    for row in rows_of_any(path):
+    for row in read_file_rows(path):
         label, prediction = row.get("label", float), row.get("prediction", float)
         if not 0 <= label <= 1:
             raise row.error(f"field 'label' is {label}, not a number from 0 to 1")
@@ -54,15 +54,15 @@ def tabulate_errors(predictions: Mapping[str, tuple[Floats, Floats]]) -> Table:
     records = [
         {"file": name, "bucket": bucket, "n": n, "mse": mse, "mae": mae}
         for name, (labels, predicted) in predictions.items()
-        for bucket, (n, mse, mae) in bucket_errors(labels, predicted).items()
+        for bucket, (n, mse, mae) in compute_bucket_errors(labels, predicted).items()
     ]
     pictures = tuple(_build_picture(name, labels, predicted) for name, (labels, predicted) in predictions.items())
     return Table("Errors of absolute rewards", tuple(records), COLUMNS, notes=NOTES, pictures=pictures)
 
 
 def _build_picture(name: str, labels: Floats, predictions: Floats) -> Picture:
-    bins = calibration(labels, predictions)
+    bins = compute_calibration(labels, predictions)
     return Picture(
         f"{name}: mean label against mean prediction, in ten bins of the prediction.",
-        lambda: plots.curve([b.prediction for b in bins], [b.label for b in bins], "prediction", "label"),
+        lambda: plots.draw_curve([b.prediction for b in bins], [b.label for b in bins], "prediction", "label"),
     )

@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from assay_training.algorithms.statistics import Floats, bootstrap, clustered_share, interval_bounds, outcomes
+from assay_training.algorithms.statistics import (
+    Floats,
+    bootstrap_clusters,
+    compute_clustered_share,
+    compute_interval_bounds,
+    compute_outcomes,
+)
 from assay_training.evaluation import plots
 from assay_training.evaluation.results import LENGTH, iterate_slices
 from assay_training.evaluation.rewards.scores import measure_lengths
@@ -53,7 +59,7 @@ def tabulate_agreement(rankings: Sequence[Ranking], scores: Mapping[str, Logits]
 
     Args:
         rankings: judged completions, in an order that does not depend on their ranks.
-        scores: scores by model, ranking and completion, as logits.
+        scores: scores by model, `[ranking][completion]`, as logits.
         seed: seed of the bootstrap.
     """
     rows = Rows.of(rankings, {**scores, LENGTH: measure_lengths(rankings)})
@@ -69,7 +75,7 @@ def tabulate_agreement(rankings: Sequence[Ranking], scores: Mapping[str, Logits]
 def _build_records(rows: Rows, source: str, strength: str | None, seed: int) -> list[dict[str, Any]]:
     assert rows.firsts is not None
     groups = rows.groups.tolist()
-    hits = {name: outcomes(margins) for name, margins in rows.values.items()}
+    hits = {name: compute_outcomes(margins) for name, margins in rows.values.items()}
     records = []
     versus = _compute_differences(hits, groups, seed)
     for name, hit in hits.items():
@@ -82,7 +88,7 @@ def _build_records(rows: Rows, source: str, strength: str | None, seed: int) -> 
                 "n": len(hit),
                 "groups": len(set(groups)),
                 "accuracy": float(hit.mean()) if len(hit) else None,
-                "ci95": interval_bounds(clustered_share, hit, groups),
+                "ci95": compute_interval_bounds(compute_clustered_share, hit, groups),
                 "kappa": compute_kappa(rows.firsts, rows.values[name]),
                 "difference": over_length["difference"],
                 "difference95": over_length["ci95"],
@@ -142,11 +148,13 @@ def _compute_differences(hits: Mapping[str, Floats], groups: Sequence[str], seed
             differences[a][b] = differences[b][a] = {"difference": None, "ci95": None}
             continue
         bounds = None
+        # A single cluster has no spread to resample.
         if len(set(groups)) > 1:
-            estimate = bootstrap(_make_mean(by_pair), groups, seed=seed)
+            estimate = bootstrap_clusters(_make_mean(by_pair), groups, seed=seed)
             bounds = (estimate.low, estimate.high)
         mean = float(by_pair.mean())
         differences[a][b] = {"difference": mean, "ci95": None if bounds is None else list(bounds)}
+        # Negated instead of drawn again, so that both directions agree exactly.
         differences[b][a] = {"difference": -mean, "ci95": None if bounds is None else [-bounds[1], -bounds[0]]}
     return differences
 
@@ -160,7 +168,7 @@ def _build_picture(records: Sequence[Mapping[str, Any]]) -> Picture:
     ]
     return Picture(
         "Agreement with the judges by model and source, with 95 % intervals.",
-        lambda: plots.intervals(rows, "agreement", 0.5),
+        lambda: plots.draw_intervals(rows, "agreement", 0.5),
     )
 
 

@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from assay_training.algorithms.best_of_n import expected, kl_bound, win_rate
-from assay_training.algorithms.statistics import Estimate, Floats, clustered_mean, clustered_share, interval_bounds
+from assay_training.algorithms.best_of_n import compute_expected_gold, compute_kl_bound, compute_win_rate
+from assay_training.algorithms.statistics import (
+    Estimate,
+    Floats,
+    compute_clustered_mean,
+    compute_clustered_share,
+    compute_interval_bounds,
+)
 from assay_training.evaluation import plots
-from assay_training.evaluation.results import LENGTH, domains
+from assay_training.evaluation.results import LENGTH, group_by_domain
 from assay_training.evaluation.rewards.inputs import Candidates
 from assay_training.evaluation.rewards.scores import GOLD, measure_lengths
 from assay_training.evaluation.rows import Logits
@@ -53,12 +59,12 @@ def tabulate_best_of_n(candidates: Sequence[Candidates], gold: Logits | None, sc
 
     Args:
         candidates: prompts with two completions or more.
-        gold: gold values of a served model by prompt and completion; `None` for those of the candidates, in 0..1.
-        scores: scores by model, prompt and completion, as logits.
+        gold: gold values of a served model, `[prompt][completion]`; `None` for those of the candidates, in 0..1.
+        scores: scores by model, `[prompt][completion]`, as logits.
     """
     gold_values: Logits = [prompt.gold for prompt in candidates] if gold is None else gold
     # Labels are shares, with Wilson's intervals; the scores of a served model have no bounds.
-    estimate = clustered_share if gold is None else clustered_mean
+    estimate = compute_clustered_share if gold is None else compute_clustered_mean
     selectors = {**scores, LENGTH: measure_lengths(candidates), GOLD: gold_values}
     records = [
         _build_record(
@@ -70,6 +76,7 @@ def tabulate_best_of_n(candidates: Sequence[Candidates], gold: Logits | None, sc
         for source, inside in _group_by_source(candidates).items()
         for model in selectors
         for n in NS
+        # A prompt with fewer than N completions has no best of N.
         if (enough := [i for i in inside if len(gold_values[i]) >= n])
     ]
     pictures = tuple(picture for source in _group_by_source(candidates) for picture in _build_pictures(source, records))
@@ -78,7 +85,7 @@ def tabulate_best_of_n(candidates: Sequence[Candidates], gold: Logits | None, sc
 
 def _group_by_source(candidates: Sequence[Candidates]) -> dict[str, list[int]]:
     """Return the indices of the prompts of every source, and of every data set with several sources."""
-    by_domain = domains({prompt.source for prompt in candidates})
+    by_domain = group_by_domain({prompt.source for prompt in candidates})
     return {
         name: [i for i, prompt in enumerate(candidates) if prompt.source in sources]
         for name, sources in by_domain.items()
@@ -101,22 +108,24 @@ def _build_record(
     """
     source, model, n = key
     scored = [(np.asarray(scores), np.asarray(gold, dtype=np.float64)) for scores, gold in rows]
-    values = np.array([expected(scores, gold, n) for scores, gold in scored])
+    values = np.array([compute_expected_gold(scores, gold, n) for scores, gold in scored])
     # The opponent is one completion more than the N that are selected from.
     spare = [i for i, (scores, _) in enumerate(scored) if len(scores) > n]
-    wins = np.array([win_rate(*scored[i], n) for i in spare])
+    wins = np.array([compute_win_rate(*scored[i], n) for i in spare])
     return {
         "source": source,
         "model": model,
         "n": n,
         "prompts": len(rows),
-        "kl_bound": kl_bound(n),
+        "kl_bound": compute_kl_bound(n),
         "gold": float(values.mean()),
-        "gold95": interval_bounds(estimate, values, groups),
+        "gold95": compute_interval_bounds(estimate, values, groups),
         "win_prompts": len(spare),
         "win_rate": float(wins.mean()) if len(wins) else None,
         # The best of one is a sample like its opponent: its win rate is one half for any scores, without an interval.
-        "win_rate95": None if n == 1 else interval_bounds(clustered_share, wins, [groups[i] for i in spare]),
+        "win_rate95": None
+        if n == 1
+        else compute_interval_bounds(compute_clustered_share, wins, [groups[i] for i in spare]),
     }
 
 
@@ -141,7 +150,7 @@ def _draw(records: Sequence[Mapping[str, Any]], key: str, label: str) -> Figure:
     }
     # Each tick also shows the KL bound, by which the best of N can be compared with a trained policy.
     ticks = {float(r["n"]): f"{r['n']}\n{r['kl_bound']:.2f}" for r in records}
-    return plots.lines(lines, ticks, "N, and below it the bound on the KL divergence in nats", label)
+    return plots.draw_lines(lines, ticks, "N, and below it the bound on the KL divergence in nats", label)
 
 
 def _describe_counts(prompts: Mapping[int, int]) -> str:

@@ -76,7 +76,7 @@ def evaluate_candidates(
 
 def _merge(reads: Sequence[Read[T]]) -> Read[T]:
     """Return the records of several sources together, with their counts of dropped rows."""
-    dropped = sum((read.left_out for read in reads), Counter[str]())
+    dropped = sum((read.dropped for read in reads), Counter[str]())
     understood = {name: counts for read in reads for name, counts in read.understood.items()}
     return Read([record for read in reads for record in read.records], dropped, understood)
 

@@ -15,9 +15,9 @@ from assay_training.evaluation.judgments.ballots import FORMAT
 from assay_training.evaluation.judgments.instructions import strip_markup
 from assay_training.evaluation.judgments.verdicts import Verdict, read_verdicts
 from assay_training.evaluation.rewards.options import NO_OPTIONS, ReadOptions
-from assay_training.records.plain import prompt_of
-from assay_training.records.record import Labelled, Pair, Ranking, RecordError, group_of
-from assay_training.records.rows import Row, files, json_of, rows_of_any
+from assay_training.records.plain import read_prompt
+from assay_training.records.record import Labelled, Pair, Ranking, RecordError, find_group
+from assay_training.records.rows import Row, list_data_files, read_file_rows, read_json_value
 from assay_training.records.sources import Read, read_labelled, read_rankings
 
 R = TypeVar("R")
@@ -108,7 +108,7 @@ def list_files(given: str) -> list[Path]:
     Raises:
         RecordError: `FORMAT:PATH` is malformed, or the folder has no files of records.
     """
-    return files(parse_source(given)[1])
+    return list_data_files(parse_source(given)[1])
 
 
 def read_comparisons(given: str, options: ReadOptions = NO_OPTIONS) -> Read[Ranking]:
@@ -163,13 +163,14 @@ def read_candidates(given: str, options: ReadOptions = NO_OPTIONS) -> Read[Candi
         )
     if format_ == COMPLETIONS:
         options.check_fixed(given)
-        rows = [row for file in list_files(given) for row in rows_of_any(file)]
+        rows = [row for file in list_files(given) for row in read_file_rows(file)]
         if options.by is not None:
             grouping.check_field(rows, options.by)
         return Read([_read_rollout(row, _name_part(path.name, row, options.by)) for row in rows], Counter(), {})
     read: Read[Ranking | Labelled] = read_labelled(
         path.resolve().parent, [options.build_source(format_, path)], options.build_part(path)
     )
+    # By all messages: conversations may differ and still end with the same question.
     by_prompt: dict[tuple[str, tuple[Message, ...]], list[Labelled]] = defaultdict(list)
     for record in read.records:
         assert isinstance(record, Labelled)
@@ -178,7 +179,7 @@ def read_candidates(given: str, options: ReadOptions = NO_OPTIONS) -> Read[Candi
     if not several:
         raise RecordError(f"{given}: no prompt has two completions to choose from")
     if len(several) < len(by_prompt):
-        read.left_out[f"{path.name}: the only completion of its prompt"] += len(by_prompt) - len(several)
+        read.dropped[f"{path.name}: the only completion of its prompt"] += len(by_prompt) - len(several)
     candidates = [
         Candidates(records[0].source, records[0].group, tuple(r.item for r in records), tuple(r.label for r in records))
         for records in several
@@ -195,7 +196,7 @@ def _replace_records(read: Read[Any], records: list[R], by: str | None) -> Read[
         name: {phrase: rows for phrase, rows in counts.items() if phrase != f"ignored: {by}"}
         for name, counts in read.understood.items()
     }
-    return Read(records, read.left_out, understood)
+    return Read(records, read.dropped, understood)
 
 
 def _name_part(source: str, row: Row, by: str | None) -> str:
@@ -203,11 +204,11 @@ def _name_part(source: str, row: Row, by: str | None) -> str:
 
 
 def _read_rollout(row: Row, source: str) -> Candidates:
-    prompt, texts = prompt_of(row), row.get("completions", list)
+    prompt, texts = read_prompt(row), row.get("completions", list)
     if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
         raise row.error("field 'completions' is not a list of two texts or more, none of them empty")
     items = tuple(Item((*prompt, Message("assistant", text))) for text in texts)
-    return Candidates(source, group_of(prompt[-1].content), items, ())
+    return Candidates(source, find_group(prompt[-1].content), items, ())
 
 
 def _read_verdict_rankings(paths: Sequence[Path], options: ReadOptions) -> Read[Ranking]:
@@ -215,7 +216,7 @@ def _read_verdict_rankings(paths: Sequence[Path], options: ReadOptions) -> Read[
     for path in paths:
         verdicts = read_verdicts([path], options.reference, () if options.by is None else (options.by,))
         read.records.extend(_convert_verdict(verdict, path) for verdict in verdicts.records)
-        read.left_out.update(verdicts.left_out)
+        read.dropped.update(verdicts.dropped)
     return read
 
 
@@ -226,7 +227,7 @@ def _convert_verdict(verdict: Verdict, path: Path) -> Ranking:
     prompt = _clean_instruction(verdict.instruction)
     return Ranking(
         source="/".join((path.name.split(".json")[0], *verdict.groups)),
-        group=group_of(prompt),
+        group=find_group(prompt),
         prompt=(Message("user", prompt),),
         completions=verdict.outputs,
         pairs=pairs,
@@ -246,7 +247,7 @@ def _clean_instruction(instruction: str) -> str:
 def _read_ballot_rankings(path: Path) -> Iterator[Ranking]:
     """Yield a ranking for every prompt, with the pairs and ties of all its voters."""
     source = path.name.split(".json")[0]
-    content = Row(str(path), source, json_of(path, dict))
+    content = Row(str(path), source, read_json_value(path, dict))
     if content.get("format", str) != FORMAT:
         raise content.error(f"field 'format' is not {FORMAT!r}")
     for number, fields in enumerate(content.get("prompts", list), start=1):
@@ -264,7 +265,7 @@ def _read_ballot_rankings(path: Path) -> Iterator[Ranking]:
         numbers = range(len(texts))
         yield Ranking(
             source,
-            group_of(prompt),
+            find_group(prompt),
             (Message("user", prompt),),
             tuple(texts.values()),
             tuple(Pair(i, j) for ranks in voted for i in numbers for j in numbers if ranks[i] < ranks[j]),
@@ -293,5 +294,6 @@ def _sort_completions(ranking: Ranking) -> Ranking:
         prompt=ranking.prompt,
         completions=tuple(ranking.completions[k] for k in order),
         pairs=tuple(Pair(place[pair.better], place[pair.worse], pair.gap) for pair in ranking.pairs),
+        # A tie has no order, so the smaller index is first, as the readers have it.
         ties=tuple((min(place[i], place[j]), max(place[i], place[j])) for i, j in ranking.ties),
     )

@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from assay_training.algorithms.statistics import Floats, moments, outcomes, reliability, spearman
+from assay_training.algorithms.statistics import (
+    Floats,
+    compute_moments,
+    compute_outcomes,
+    compute_reliability,
+    compute_spearman,
+)
 from assay_training.evaluation import plots
 from assay_training.evaluation.results import iterate_slices
 from assay_training.evaluation.rewards.scores import measure_lengths
@@ -54,7 +60,7 @@ def tabulate_margins(rankings: Sequence[Ranking], scores: Mapping[str, Logits]) 
 
     Args:
         rankings: judged completions.
-        scores: scores by model, ranking and completion, as logits.
+        scores: scores by model, `[ranking][completion]`, as logits.
     """
     rows = Rows.of(rankings, dict(scores))
     lengths = measure_lengths(rankings)
@@ -78,12 +84,14 @@ def tabulate_margins(rankings: Sequence[Ranking], scores: Mapping[str, Logits]) 
 def _compute_moments(rows: Rows, model: str) -> dict[str, Any]:
     assert rows.extremes is not None
     values = rows.values[model]
-    bins = reliability(values)
+    bins = compute_reliability(values)
     extremes = values[rows.extremes]
+    # Weighted by the size of the bins: the expected calibration error.
     error = sum(b.n * abs(b.label - b.prediction) for b in bins)
     return {
-        **asdict(moments(values)),
-        "accuracy": float(outcomes(values).mean()) if len(values) else None,
+        **asdict(compute_moments(values)),
+        # `None` where there are no pairs: a mean of nothing is NaN, which JSON does not have.
+        "accuracy": float(compute_outcomes(values).mean()) if len(values) else None,
         "best_minus_worst": float(extremes.mean()) if len(extremes) else None,
         "calibration_error": float(error / len(values)) if len(values) else None,
         "calibration": [asdict(b) for b in bins],
@@ -100,23 +108,24 @@ def _compute_score_statistics(scored: Floats | None) -> dict[str, float | None]:
         "mean_score": float(scored[:, 0].mean()),
         "std_score": float(scored[:, 0].std(ddof=1)),
         "length_correlation": float(np.corrcoef(scored.T)[0, 1]) if vary else None,
-        "length_spearman": spearman(scored[:, 0], scored[:, 1]) if vary else None,
+        "length_spearman": compute_spearman(scored[:, 0], scored[:, 1]) if vary else None,
     }
 
 
 def _build_pictures(rows: Rows, model: str, scores: Logits, lengths: Logits) -> list[Picture]:
     values = rows.values[model]
     flat = np.array([pair for row in zip(scores, lengths, strict=True) for pair in zip(*row, strict=True)])
-    bins = reliability(values)
+    bins = compute_reliability(values)
     margin_pictures = [
-        Picture(f"{model}: reward margins by source.", lambda: plots.margins(rows, model)),
+        Picture(f"{model}: reward margins by source.", lambda: plots.draw_margins(rows, model)),
         Picture(
             f"{model}: how often the higher score is right against σ(|margin|), in ten bins.",
-            lambda: plots.curve([b.prediction for b in bins], [b.label for b in bins], "σ(|margin|)", "accuracy"),
+            lambda: plots.draw_curve([b.prediction for b in bins], [b.label for b in bins], "σ(|margin|)", "accuracy"),
         ),
     ]
     score_picture = Picture(
         f"{model}: score against length in characters.",
-        lambda: plots.scatter(flat[:, 1], flat[:, 0], "characters", "score"),
+        lambda: plots.draw_scatter(flat[:, 1], flat[:, 0], "characters", "score"),
     )
+    # Rankings that have only ties have no margins to draw.
     return [*margin_pictures, score_picture] if len(values) else [score_picture]

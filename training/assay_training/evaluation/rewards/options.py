@@ -11,7 +11,7 @@ from assay_training.config.data import Source
 from assay_training.config.wording import explain_errors
 from assay_training.evaluation import grouping
 from assay_training.records.record import RecordError
-from assay_training.records.rows import rows_of_files
+from assay_training.records.rows import read_folder_rows
 from assay_training.records.sources import Part
 
 
@@ -77,7 +77,7 @@ class ReadOptions:
         """
         if self.by is None:
             return None
-        grouping.check_field(rows_of_files(path), self.by)
+        grouping.check_field(read_folder_rows(path), self.by)
         return partial(grouping.read_group, field=self.by)
 
 
