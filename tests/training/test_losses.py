@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from assay_training.algorithms.losses import (
     compute_batch_mean_margins,
@@ -190,10 +191,10 @@ def test_the_next_token_loss_is_the_weighted_sum() -> None:
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
-    """ms-swift#9927: margins [B, 1] minus [B] are [B, B], silently."""
-    with pytest.raises(ValueError, match="vectors of one length"):
+    """ms-swift#9927: margins [B, 1] minus [B] are [B, B], silently. The hook in `tests/conftest.py` sees it."""
+    with pytest.raises(TypeCheckError, match="parameter 'target_margins'"):
         compute_bradley_terry(torch.zeros(3), torch.zeros(3, 1), torch.ones(3))
-    with pytest.raises(ValueError, match="vectors of one length"):
+    with pytest.raises(TypeCheckError, match="parameter 'logits'"):
         compute_soft_label_cross_entropy(torch.zeros(3, 1), torch.zeros(3, 1), torch.ones(3, 1))
-    with pytest.raises(ValueError, match="vectors of one length"):
+    with pytest.raises(TypeCheckError, match="parameter 'labels'"):
         compute_raw_squared_error(torch.zeros(3), torch.zeros(1), torch.ones(3))

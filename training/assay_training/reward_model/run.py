@@ -86,8 +86,8 @@ class RewardRun:
         self._paraphrases = _read_paraphrases(config, data)
         check_length("max_length", config.max_length, self.base)
         self.device = get_accelerator().device
-        model = self.build_model()
-        self.renderer = self._build_renderer(model)
+        # Without weights: a base or an adapter that does not fit fails now, and the weights are read after the data.
+        self.renderer = self._build_renderer(self.build_model(torch.device("meta")))
         # Before the data, which take long to render: a golden row that does not fit fails at once.
         declared = [self._render_golden(*texts) for texts in config.golden or ()]
         self.examples, report = render_records(found.records, self.renderer)
@@ -196,11 +196,10 @@ class RewardRun:
         manifests.write(self._build_manifest(model, base_sha256, *statistics_), directory)
         return directory
 
-    def build_model(self) -> RewardModel:
-        """Load the base and add a new signal, with the same initial weights for the same seed."""
-        # PEFT draws LoRA's first weights from the global generator.
+    def build_model(self, device: torch.device | None = None) -> RewardModel:
+        """Load the base and add a new signal, with the same initial weights for the same seed; on `meta` with none."""
         torch.manual_seed(self.config.seed)
-        model = RewardModel.load(self.base, torch.float32, self.device)
+        model = RewardModel.load(self.base, torch.float32, device or self.device)
         generator = torch.Generator().manual_seed(self.config.seed)
         head = Head.fresh(model.hidden_size, generator, bias=model.architecture.head_bias)
         lora = self.config.lora

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from assay_training.algorithms import ppo
@@ -33,11 +35,11 @@ class Experience:
     """
 
     example: SftExample
-    logprobs: torch.Tensor
-    values: torch.Tensor
-    advantages: torch.Tensor
-    returns: torch.Tensor
-    weights: torch.Tensor
+    logprobs: Float[Tensor, " n"]
+    values: Float[Tensor, " n"]
+    advantages: Float[Tensor, " n"]
+    returns: Float[Tensor, " n"]
+    weights: Float[Tensor, " n"]
 
     @property
     def tokens(self) -> int:
@@ -52,7 +54,7 @@ def build_example(sample: ScoredCompletion) -> SftExample:
 
 def shape_sample_scores(
     samples: Sequence[ScoredCompletion], reward: Reward
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"], Float[Tensor, " B"]]:
     """Return the scores of samples, whether each completion ended by EOS, and the shaped scores.
 
     Args:
@@ -71,7 +73,7 @@ def shape_sample_scores(
 def build_experiences(
     samples: Sequence[ScoredCompletion],
     outputs: Sequence[OldPolicyOutputs],
-    references: Sequence[torch.Tensor],
+    references: Sequence[Float[Tensor, " _"]],
     kl_coef: float,
     config: PpoConfig,
 ) -> tuple[list[Experience], Metrics]:
@@ -141,23 +143,23 @@ def build_experiences(
     return experiences, {name: number for name, number in metrics.items() if number is not None}
 
 
-def _pad(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+def _pad(rows: Sequence[Shaped[Tensor, " _"]]) -> Shaped[Tensor, "B T"]:
     """Return rows `[n]` of different lengths as one tensor `[B, T]`, padded with zeros on the right."""
     return pad_sequence(list(rows), batch_first=True)
 
 
-def _average_per_completion(values: torch.Tensor, mask: torch.Tensor) -> float:
+def _average_per_completion(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> float:
     """Return the sum over a completion's tokens, averaged over completions; both `[B, T]`."""
     return float(torch.where(mask, values, 0.0).sum(dim=1).mean())
 
 
-def _compute_explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float | None:
+def _compute_explained_variance(values: Float[Tensor, " t"], returns: Float[Tensor, " t"]) -> float | None:
     """Return 1 − Var(R − V) / Var(R) over all tokens; None where all returns are equal."""
     variance = float(returns.var(correction=0))
     return 1 - float((returns - values).var(correction=0)) / variance if variance else None
 
 
-def compute_correlation(x: torch.Tensor, y: torch.Tensor) -> float | None:
+def compute_correlation(x: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> float | None:
     """Return Pearson's correlation of two vectors, fp32 `[B]`.
 
     It is None where one of them is constant, as lengths are when every completion is truncated.
@@ -166,6 +168,6 @@ def compute_correlation(x: torch.Tensor, y: torch.Tensor) -> float | None:
     return float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if varied else None
 
 
-def _compute_ess_share(weights: torch.Tensor) -> float:
+def _compute_ess_share(weights: Float[Tensor, " t"]) -> float:
     """Return the effective sample size as a share of the samples, `(Σw)² / (n · Σw²)`."""
     return float(weights.sum().square() / (len(weights) * weights.square().sum()))
