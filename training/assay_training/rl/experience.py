@@ -95,52 +95,104 @@ def build_experiences(
         The experiences in the order of `samples`, and metrics by name. A metric that is undefined for the rollout is
         absent, such as a correlation with lengths that are all equal.
     """
-    logprobs, values, ref_logprobs = (
-        _pad(rows) for rows in ([o.logprobs for o in outputs], [o.values for o in outputs], references)
+    rollout = _pad_rollout(samples, outputs, references)
+    scores, finished, shaped = (
+        column.to(rollout.logprobs.device) for column in shape_sample_scores(samples, config.reward)
     )
-    mask = _pad([torch.ones_like(output.logprobs, dtype=torch.bool) for output in outputs])
-    device = logprobs.device
-    scores, finished, shaped = (column.to(device) for column in shape_sample_scores(samples, config.reward))
-    rewards = ppo.compute_token_rewards(shaped, logprobs, ref_logprobs, mask, kl_coef)
-    advantages = ppo.compute_gae(rewards, values, mask, gamma=config.ppo.gamma, gae_lambda=config.ppo.gae_lambda)
+    mask = rollout.mask
+    rewards = ppo.compute_token_rewards(shaped, rollout.logprobs, rollout.ref_logprobs, mask, kl_coef)
+    advantages = ppo.compute_gae(
+        rewards, rollout.values, mask, gamma=config.ppo.gamma, gae_lambda=config.ppo.gae_lambda
+    )
     # Returns are on the scale of rewards, so they use the advantages before whitening.
-    returns = advantages + values
+    returns = advantages + rollout.values
     whitened = ppo.whiten(advantages, mask, ppo.compute_masked_sums(advantages, mask))
-    engine_logprobs = _pad([torch.tensor(sample.completion.logprobs, device=device) for sample in samples])
     cap = config.rollout.importance_cap
     weights = (
-        torch.ones_like(logprobs) if cap is None else ppo.compute_importance_weights(logprobs, engine_logprobs, cap)
+        torch.ones_like(rollout.logprobs)
+        if cap is None
+        else ppo.compute_importance_weights(rollout.logprobs, rollout.engine_logprobs, cap)
     )
     # Cut to the length of each completion: experiences have no padding, so they can be batched by tokens.
-    columns = (logprobs, values, whitened, returns, weights)
+    columns = (rollout.logprobs, rollout.values, whitened, returns, weights)
     experiences = [
         Experience(build_example(sample), *(column[i, : len(sample.completion.ids)] for column in columns))
         for i, sample in enumerate(samples)
     ]
-    entropies = torch.cat([output.entropies for output in outputs])
-    kl = _average_per_completion(ppo.estimate_k1(logprobs, ref_logprobs), mask)
-    lengths = mask.sum(dim=1).float()
     metrics = {
-        "score": float(scores.mean()),
-        # Population standard deviation, which is 0 and not NaN for a single completion.
-        "score_std": float(scores.std(correction=0)),
-        "shaped_score": float(shaped.mean()),
-        "kl": kl,
-        "kl_k3": _average_per_completion(ppo.estimate_k3(logprobs, ref_logprobs), mask),
-        "kl_reward": -kl_coef * kl,
-        "kl_coef": kl_coef,
-        "entropy": float(entropies.mean()),
-        "explained_variance": _compute_explained_variance(values[mask], returns[mask]),
-        "eos_rate": float(finished.float().mean()),
-        "length": float(lengths.mean()),
-        "score_length_correlation": compute_correlation(scores, lengths),
-        # Measured in every rollout, whether or not importance weights are used: `EngineCheck` stops on it.
-        "logprob_mismatch": float((logprobs - engine_logprobs).abs()[mask].mean()),
-        "logprob_mismatch_max": float((logprobs - engine_logprobs).abs()[mask].max()),
+        **_measure_scores(scores, shaped, finished, mask.sum(dim=1).float()),
+        **_measure_kl(rollout, kl_coef),
+        "entropy": float(torch.cat([output.entropies for output in outputs]).mean()),
+        "explained_variance": _compute_explained_variance(rollout.values[mask], returns[mask]),
         "importance_ess": None if cap is None else _compute_ess_share(weights[mask]),
         "importance_capped": None if cap is None else float((weights[mask] >= cap).float().mean()),
     }
     return experiences, {name: number for name, number in metrics.items() if number is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Rollout:
+    """The log-probabilities and values of a rollout's tokens.
+
+    Attributes:
+        logprobs: log π_old, fp32 `[B, T]`, zero at padding.
+        values: V_old, fp32 `[B, T]`.
+        ref_logprobs: log π_ref, fp32 `[B, T]`.
+        engine_logprobs: log π_engine, as the engine reported it while it sampled, fp32 `[B, T]`.
+        mask: True at tokens of completions, False at padding, bool `[B, T]`.
+    """
+
+    logprobs: Float[Tensor, "B T"]
+    values: Float[Tensor, "B T"]
+    ref_logprobs: Float[Tensor, "B T"]
+    engine_logprobs: Float[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+
+
+def _pad_rollout(
+    samples: Sequence[ScoredCompletion],
+    outputs: Sequence[OldPolicyOutputs],
+    references: Sequence[Float[Tensor, " _"]],
+) -> _Rollout:
+    device = outputs[0].logprobs.device
+    return _Rollout(
+        logprobs=_pad([output.logprobs for output in outputs]),
+        values=_pad([output.values for output in outputs]),
+        ref_logprobs=_pad(references),
+        engine_logprobs=_pad([torch.tensor(sample.completion.logprobs, device=device) for sample in samples]),
+        mask=_pad([torch.ones_like(output.logprobs, dtype=torch.bool) for output in outputs]),
+    )
+
+
+def _measure_scores(
+    scores: Float[Tensor, " B"], shaped: Float[Tensor, " B"], finished: Bool[Tensor, " B"], lengths: Float[Tensor, " B"]
+) -> dict[str, float | None]:
+    """Return the metrics of scores and lengths; None where one is undefined."""
+    return {
+        "score": float(scores.mean()),
+        # Population standard deviation, which is 0 and not NaN for a single completion.
+        "score_std": float(scores.std(correction=0)),
+        "shaped_score": float(shaped.mean()),
+        "eos_rate": float(finished.float().mean()),
+        "length": float(lengths.mean()),
+        "score_length_correlation": compute_correlation(scores, lengths),
+    }
+
+
+def _measure_kl(rollout: _Rollout, kl_coef: float) -> dict[str, float]:
+    """Return the distances of the policy to the reference, and to the engine that sampled for it."""
+    mask, ref_logprobs = rollout.mask, rollout.ref_logprobs
+    kl = _average_per_completion(ppo.estimate_k1(rollout.logprobs, ref_logprobs), mask)
+    # Measured in every rollout, whether or not importance weights are used: `EngineCheck` stops on it.
+    mismatch = (rollout.logprobs - rollout.engine_logprobs).abs()[mask]
+    return {
+        "kl": kl,
+        "kl_k3": _average_per_completion(ppo.estimate_k3(rollout.logprobs, ref_logprobs), mask),
+        "kl_reward": -kl_coef * kl,
+        "kl_coef": kl_coef,
+        "logprob_mismatch": float(mismatch.mean()),
+        "logprob_mismatch_max": float(mismatch.max()),
+    }
 
 
 def _pad(rows: Sequence[Shaped[Tensor, " _"]]) -> Shaped[Tensor, "B T"]:
