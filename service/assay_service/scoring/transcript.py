@@ -63,7 +63,7 @@ class Transcript:
     def read(self, text: str) -> Item:
         """Return the conversation of `text`, whose last turn is the completion.
 
-        Turns that a policy invented after its own cannot be told from the conversation; `read_pair` refuses them.
+        Turns that a policy invented after its own look like the conversation; only `read_pair` refuses them.
 
         Raises:
             ContentError: the template does not give this text for any conversation; the code is `unreadable_text`. Or a
@@ -88,7 +88,7 @@ class Transcript:
 
     @functools.cached_property
     def _patterns(self) -> dict[str, re.Pattern[str]]:
-        """Return for each role the pattern of what ends its turn: a pattern takes the first place, then the longest."""
+        """Return for each role the pattern that ends its turn: it takes the first place, and there the longest string."""
         longest = {role: sorted(texts, key=len, reverse=True) for role, texts in self._turns.between.items()}
         return {role: re.compile("|".join(map(re.escape, texts)) or "(?!)") for role, texts in longest.items()}
 
@@ -100,16 +100,18 @@ class Transcript:
     def _ends(self) -> list[str]:
         """Return the ends of a finished text before an EOS, the longest first."""
         ends = {end.strip() for end in self._turns.ends}
-        if self._eos:  # some templates print EOS after the end of turn, and policies stop at either of them
-            ends |= {end.removesuffix(self._eos).strip() for end in ends}
-        if "" in ends:  # the turn ends where the next one begins, as in GLM's template, and policies stop there
+        if "" in ends:  # the turn ends where the next one begins, as in GLM's template
             following = self._turns.between.get("assistant", {})
             ends |= {text.strip() for text, role in following.items() if role != "assistant"}
+        # Policies stop at the first control token, but templates may print EOS or a generation prompt after it.
+        ends |= {token for end in ends for token in self._control_tokens if end.startswith(token)}
+        if self._eos:
+            ends |= {end.removesuffix(self._eos).strip() for end in ends}
         return sorted(ends - {""}, key=len, reverse=True)
 
     @functools.cached_property
     def _forbidden(self) -> re.Pattern[str]:
-        """Return the pattern of what no message may hold: control tokens, and the strings that end a turn."""
+        """Return the pattern that no message may contain: control tokens, and the strings that end a turn."""
         texts = sorted(self._control_tokens | self._turns.list_marks(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
@@ -159,7 +161,7 @@ class Transcript:
                 reasons.append(reason)
         if not reasons:
             raise ContentError(
-                "the text is no conversation of this template that ends with the assistant's turn; send text that the "
+                "the text is not a conversation of this template that ends with the assistant's turn; send text that the "
                 "template rendered, with its special tokens",
                 code=_UNREADABLE,
             )
