@@ -6,7 +6,7 @@ were read: a reading counts only if the result is the text. White space is not c
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from assay_service.errors import ContentError
 from assay_service.scoring.encoding import find_control_tokens
 from assay_service.scoring.item import FinishReason, Item, Message
+from assay_service.scoring.skeleton import NEUTRAL
 from assay_service.scoring.template import PINNED_DAY, RenderedText, Template
 from assay_service.scoring.turns import Turns, learn_turns, list_day_patterns, remove_bos
 
@@ -82,13 +83,22 @@ class Transcript:
         completion, finish_reason = self._remove_end(completion)
         return Item(self._read(prompt, completion), finish_reason)
 
+    def read_completion(self, prompt: Sequence[Message], completion: str) -> Item:
+        """Return the conversation of messages and the completion that a policy wrote after them, with special tokens.
+
+        Raises:
+            ContentError: as for `read_pair`, or the template refuses the messages.
+        """
+        rendered = self._template.render(Item((*prompt, Message("assistant", NEUTRAL))))
+        return self.read_pair(rendered.prompt, completion)
+
     @functools.cached_property
     def _turns(self) -> Turns:
         return learn_turns(self._template, self._bos)
 
     @functools.cached_property
     def _patterns(self) -> dict[str, re.Pattern[str]]:
-        """Return for each role the pattern that ends its turn: it takes the first place, and there the longest string."""
+        """Return for each role the pattern of the strings that end its turn, the longest of which is tried first."""
         longest = {role: sorted(texts, key=len, reverse=True) for role, texts in self._turns.between.items()}
         return {role: re.compile("|".join(map(re.escape, texts)) or "(?!)") for role, texts in longest.items()}
 
@@ -161,8 +171,8 @@ class Transcript:
                 reasons.append(reason)
         if not reasons:
             raise ContentError(
-                "the text is not a conversation of this template that ends with the assistant's turn; send text that the "
-                "template rendered, with its special tokens",
+                "the text is not a conversation of this template that ends with the assistant's turn; send text that "
+                "the template rendered, with its special tokens",
                 code=_UNREADABLE,
             )
         raise ContentError(f"the template gives another text for the messages in it: {reasons[0]}", code=_UNREADABLE)
