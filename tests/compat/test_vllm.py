@@ -338,14 +338,14 @@ def test_the_call_of_verl_gives_the_logit_of_transformers(tmp_path: Path) -> Non
     (tmp_path / "service.yaml").write_text(
         f"signals: {{rm: {{base: {json.dumps(str(directory))}, kind: preference, eos: template, unfinished: score}}}}"
     )
-    whole = str(fast.apply_chat_template(CHAT, tokenize=False))
-    text = whole.removeprefix("<|bos|>")
-    assert text != whole
-    # Payload of verl 19c3befa, experimental/reward_loop/reward_loop.py, `compute_score_disrm`.
+    # The bodies that verl 0.9.1 sends: recorded from its `RewardLoopWorker.compute_score_disrm`.
+    text = (
+        "<|im_start|>user\n\nHow do I bake bread?<|im_end|><|im_start|>assistant\n\nMix flour.<|im_end|>"  # without BOS
+    )
     payload = {"model": str(directory), "input": text, "use_activation": False}
     with TestClient(create_app(read_settings(tmp_path / "service.yaml"))) as client:
         answer = client.post("/compat/vllm/classify", json=payload).json()
         embedded = client.post("/compat/sglang/v1/embeddings", json={"model": str(directory), "input": text}).json()
-    expected = checkpoints.oracle(model, tuple(fast.encode(whole, add_special_tokens=False)))
+    expected = checkpoints.oracle(model, tuple(fast.encode(f"<|bos|>{text}", add_special_tokens=False)))
     assert answer["data"][-1]["probs"][-1] == pytest.approx(expected, abs=1e-4)
     assert embedded["data"][-1]["embedding"][-1] == answer["data"][-1]["probs"][-1]
