@@ -3,11 +3,13 @@
 import base64
 import json
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from fastapi.testclient import TestClient
 
@@ -349,3 +351,15 @@ def test_the_call_of_verl_gives_the_logit_of_transformers(tmp_path: Path) -> Non
     expected = checkpoints.oracle(model, tuple(fast.encode(f"<|bos|>{text}", add_special_tokens=False)))
     assert answer["data"][-1]["probs"][-1] == pytest.approx(expected, abs=1e-4)
     assert embedded["data"][-1]["embedding"][-1] == answer["data"][-1]["probs"][-1]
+
+
+def test_the_examples_of_the_page_run(url: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compat-servers.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page.partition("## Server options")[0], flags=re.DOTALL)
+    scores = []
+    for block in blocks:
+        names: dict[str, Any] = {"httpx": httpx, "openai": openai, "tokenizer": FAST}
+        exec(block.replace("http://127.0.0.1:8000", url), names)
+        scores.append(names["score"])
+    assert len(scores) == 2
+    assert scores[0] == pytest.approx(scores[1])  # the SDK reads float32

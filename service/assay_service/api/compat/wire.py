@@ -140,8 +140,8 @@ class WireContext:
     def find_blend(self, model: str | None = None) -> Blend:
         """Return the blend that scores: of the model that a request names, of the wire's settings, or the default.
 
-        Other servers call a model by its path or hub id, which is no name here. So a request may also name the base of
-        a signal as the configuration writes it, if one signal alone is that base without an adapter.
+        Other servers call a model by its path or hub id, which cannot be a served name. So a request may also name the
+        base of a signal as the configuration writes it, if one signal alone is that base without an adapter.
 
         Raises:
             UnknownModel: no signal or blend of that name is served.
