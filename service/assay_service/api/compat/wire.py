@@ -5,6 +5,7 @@ here: settings, refused items, overload, and errors in the wire's own form.
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -139,9 +140,20 @@ class WireContext:
     def find_blend(self, model: str | None = None) -> Blend:
         """Return the blend that scores: of the model that a request names, of the wire's settings, or the default.
 
+        Other servers call a model by its path or hub id, which cannot be a served name. So a request may also name the
+        base of a signal as the configuration writes it, if one signal alone is that base without an adapter.
+
         Raises:
             UnknownModel: no signal or blend of that name is served.
         """
+        based = [
+            name
+            for name, signal in self.registry.signals.items()
+            if signal.provenance.model == model and signal.provenance.adapter_sha256 is None
+        ]
+        is_name = model in self.registry.signals or model in self.registry.blends
+        if not is_name and len(based) == 1:
+            return self.registry.blend(based[0], None)
         return self.registry.blend(model or self.settings.model, None)
 
     def is_absolute(self, blend: Blend) -> bool:
@@ -225,9 +237,9 @@ class WireRoute(UniqueKeysRoute):
 
 def _build_error_response(request: Request, wire: Wire, refusal: Refusal) -> JSONResponse:
     settings: WireSettings = request.app.state.settings.compat.wires.get(wire.name, WireSettings())
+    if refusal.code in _OVERLOAD:  # before the body is built, because some wires write the status into it as well
+        refusal = dataclasses.replace(refusal, status=settings.overload_status or wire.overload_status)
     status, body = wire.build_error(refusal, request.state.request_id)
-    if refusal.code in _OVERLOAD:
-        status = settings.overload_status or wire.overload_status
     response = JSONResponse(body, status_code=status)
     if refusal.retry_after_s is not None:
         response.headers["Retry-After"] = f"{refusal.retry_after_s:.0f}"
