@@ -60,13 +60,14 @@ class ChatMessage(_Request):
 UNION_TAGS = frozenset({"<text>", "<structured>"})
 
 
-def _get_form(value: object) -> str:
+def get_form(value: object) -> str:
+    """Return the tag of a value that is either a text or an object."""
     return "<text>" if isinstance(value, str) else "<structured>"
 
 
 Prompt = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[list[ChatMessage], Field(fail_fast=True), Tag("<structured>")],
-    Discriminator(_get_form),
+    Discriminator(get_form),
 ]
 
 
@@ -121,7 +122,7 @@ class RankCompletion(_Request):
 
 RankEntry = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[RankCompletion, Tag("<structured>")],
-    Discriminator(_get_form),
+    Discriminator(get_form),
 ]
 
 

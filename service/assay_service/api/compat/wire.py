@@ -121,7 +121,7 @@ class WireContext:
     def __init__(self, request: Request, wire: Wire) -> None:
         self._request = request
         self._wire = wire
-        self.settings: WireSettings = request.app.state.settings.compat.wires.get(wire.name, WireSettings())
+        self.settings: WireSettings = request.app.state.settings.compat.get_wire(wire.name)
         scorer: Scorer = request.app.state.scorer
         self.registry: Registry = scorer.registry
         # The reader of the policy's text, if one is declared.
@@ -200,7 +200,10 @@ class WireContext:
 def _name_item(error: AssayError, param: str) -> AssayError:
     """Return a copy of an item's error that names the field of the item; other requests may hold the same error."""
     named = copy.copy(error)
-    named.param = param if error.param is None else f"{param}.{error.param}"
+    if error.param is None:
+        named.param = param
+    elif not error.param.startswith(param):  # a request of one item has the fields of the item itself
+        named.param = f"{param}.{error.param}"
     return named
 
 
@@ -236,7 +239,7 @@ class WireRoute(UniqueKeysRoute):
 
 
 def _build_error_response(request: Request, wire: Wire, refusal: Refusal) -> JSONResponse:
-    settings: WireSettings = request.app.state.settings.compat.wires.get(wire.name, WireSettings())
+    settings: WireSettings = request.app.state.settings.compat.get_wire(wire.name)
     if refusal.code in _OVERLOAD:  # before the body is built, because some wires write the status into it as well
         refusal = dataclasses.replace(refusal, status=settings.overload_status or wire.overload_status)
     status, body = wire.build_error(refusal, request.state.request_id)
