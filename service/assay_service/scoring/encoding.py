@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError
 from assay_service.scoring.control import ControlTokens, PlainEncoder
@@ -144,7 +145,15 @@ class ItemEncoder:
         return [token for token in ids if token in self._control_ids]
 
 
-def find_turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
+def find_control_tokens(template: Template, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the ids of the tokens that only a template may print, keyed by their texts: special and turn tokens."""
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= {text: added[text] for text in _find_turn_tokens(template, added)}
+    return special | {text: tokenizer.convert_tokens_to_ids(text) for text in tokenizer.all_special_tokens}
+
+
+def _find_turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
     """Return the added tokens that a template prints around messages.
 
     A message that holds such a token opens or closes a turn, whether or not the tokenizer's file calls it special:

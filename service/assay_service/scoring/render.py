@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
-from assay_service.scoring.encoding import Encoded, ItemEncoder, find_turn_tokens
+from assay_service.scoring.encoding import Encoded, ItemEncoder, find_control_tokens
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.rules import RenderRules
@@ -76,10 +76,7 @@ class Renderer:
         self.tokenizer_sha256 = hashlib.sha256(f"{named}{file}".encode()).hexdigest()
         self.template = Template(self._tokenizer, rules.template)
         self.transcript = build_transcript(self.template, self._tokenizer)
-        added = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items()}
-        special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
-        special |= {t: added[t] for t in find_turn_tokens(self.template, added)}
-        special |= {t: self._tokenizer.convert_tokens_to_ids(t) for t in self._tokenizer.all_special_tokens}
+        special = find_control_tokens(self.template, self._tokenizer)
         control_ids = frozenset(special.values())
         # Unknown words of a message become the unknown token, so it must not be refused as a control token. GPT-2 and
         # Pythia only name one without using it: it is their EOS.

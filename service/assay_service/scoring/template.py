@@ -23,7 +23,7 @@ from assay_service.scoring.item import FinishReason, Item, Message
 from assay_service.scoring.skeleton import NEUTRAL, Dropped, Shape, Skeleton, Slot
 
 # Templates that print today's date would give another score tomorrow. All see this day, Llama 3.1's own default.
-_PINNED_DAY = datetime(2024, 7, 26)
+PINNED_DAY = datetime(2024, 7, 26)
 
 _DEFAULT = "default"
 _KEPT = 16  # rendered prompts in memory: completions of one prompt arrive together, and a prompt may be long
@@ -253,7 +253,7 @@ class Template:
                 chat_template=self._text,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                strftime_now=_PINNED_DAY.strftime,
+                strftime_now=PINNED_DAY.strftime,
             )
         except Exception as error:
             # Error texts may quote the conversation; only the text of a template's own `raise_exception` is shown.
