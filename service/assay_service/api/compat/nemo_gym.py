@@ -7,7 +7,7 @@ Sources: https://github.com/NVIDIA-NeMo/Gym, `nemo_gym/base_resources_server.py`
 import itertools
 import json
 import statistics
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import Response
 from pydantic import Field
@@ -52,7 +52,7 @@ class VerifyBody(WireBody):
 class CompareBody(WireBody):
     """Body of `POST /compare`: the responses to one conversation; a principle would ask for other scores."""
 
-    ignored = {"principle": ()}
+    ignored: ClassVar = {"principle": ()}
 
     conversation_history: list[dict[str, Any]]
     response_objs: Annotated[list[dict[str, Any]], Field(fail_fast=True)]
