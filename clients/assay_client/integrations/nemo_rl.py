@@ -68,7 +68,7 @@ def _join(turns: Sequence[Turn]) -> str:
 
 
 @cache
-def make_environment() -> Any:  # noqa: ANN401 - a class of NeMo-RL
+def make_environment() -> Any:
     """Return the environment class, without the decorator of Ray."""
     import torch
     from nemo_rl.environments.interfaces import (  # type: ignore[import-not-found]
@@ -82,7 +82,7 @@ def make_environment() -> Any:  # noqa: ANN401 - a class of NeMo-RL
         def __init__(self, config: Mapping[str, Any]) -> None:
             self._reader = RewardReader(config)
 
-        def step(self, message_log_batch: list[Any], metadata: list[Any]) -> Any:  # noqa: ANN401
+        def step(self, message_log_batch: list[Any], metadata: list[Any]) -> Any:
             """Return the rewards of a batch; see `RewardReader.score`."""
             rewards = self._reader.score(message_log_batch)
             size = len(message_log_batch)
@@ -97,7 +97,7 @@ def make_environment() -> Any:  # noqa: ANN401 - a class of NeMo-RL
                 answers=[log[-1]["content"] for log in message_log_batch],
             )
 
-        def global_post_process_and_metrics(self, batch: Any) -> Any:  # noqa: ANN401
+        def global_post_process_and_metrics(self, batch: Any) -> Any:
             """Return the batch as it is, and no metrics."""
             return batch, {}
 
@@ -105,13 +105,13 @@ def make_environment() -> Any:  # noqa: ANN401 - a class of NeMo-RL
 
 
 @cache
-def _make_actor() -> Any:  # noqa: ANN401 - a Ray actor class
+def _make_actor() -> Any:
     import ray  # type: ignore[import-not-found]
 
     return ray.remote(make_environment())
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     """Return `AssayEnvironment`, the name that `register_env` takes."""
     if name == "AssayEnvironment":
         return _make_actor()

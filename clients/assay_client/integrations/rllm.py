@@ -34,7 +34,7 @@ def make_evaluator(
     """
     scorer = Scorer(open_client(client), ScoreOptions(model, weights))
 
-    def assay(task: Any, episode: Any) -> Any:  # noqa: ANN401 - rLLM's types
+    def assay(task: Any, episode: Any) -> Any:
         """Return the `EvalOutput` of an episode, with the logit of each signal.
 
         Raises:
@@ -52,7 +52,7 @@ def make_evaluator(
     return assay
 
 
-def read_episode(task: Any, episode: Any) -> tuple[Any, Any, FinishReason | None]:  # noqa: ANN401
+def read_episode(task: Any, episode: Any) -> tuple[Any, Any, FinishReason | None]:
     """Return the prompt, the completion and the finish reason of the last step of an episode.
 
     Raises:

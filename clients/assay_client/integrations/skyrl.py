@@ -15,7 +15,7 @@ from assay_client.types import FinishReason
 
 
 @cache
-def make_env_class() -> Any:  # noqa: ANN401 - a class of SkyRL
+def make_env_class() -> Any:
     """Return the environment class, a subclass of SkyRL's `BaseTextEnv`.
 
     Its `env_config` has `url`, and optionally `model` and `end_token`. SkyRL passes the completion as text only. With
@@ -38,7 +38,7 @@ def make_env_class() -> Any:  # noqa: ANN401 - a class of SkyRL
             self._prompt = prompt
             return prompt, {}
 
-        def step(self, action: str) -> Any:  # noqa: ANN401
+        def step(self, action: str) -> Any:
             """Return the score of a completion as the reward, and the logit of each signal as metadata.
 
             Raises:
@@ -60,7 +60,7 @@ def _open(url: str, model: str | None) -> Scorer:
     return Scorer(RewardClient(url), ScoreOptions(model))
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     """Return `AssayEnv`, the name that `register` takes."""
     if name == "AssayEnv":
         return make_env_class()

@@ -51,7 +51,7 @@ def make_rm(
     tokens = read_end_tokens(end_token)
     scorer = AsyncScorer(open_async_client(client), ScoreOptions(model))
 
-    async def score_samples(_args: object, samples: Any, **_: object) -> Any:  # noqa: ANN401 - slime's Sample
+    async def score_samples(_args: object, samples: Any, **_: object) -> Any:
         """Return the reward of a sample, or those of a list of samples.
 
         Raises:
@@ -86,7 +86,7 @@ async def _score(scorer: AsyncScorer, samples: Sequence[Any], tokens: tuple[str,
     return [{**read_parts(row), TOTAL: row.score} for row in rows]
 
 
-def _read_finish_reason(sample: Any) -> FinishReason:  # noqa: ANN401
+def _read_finish_reason(sample: Any) -> FinishReason:
     status = getattr(sample.status, "value", sample.status)
     if status not in _FINISH:
         raise InvalidInput(f"a sample with the status {status!r} has no completion that could be scored")

@@ -23,7 +23,7 @@ class AssayPreferenceModel:
         self._client = open_async_client(client)
         self._model = model
 
-    async def __call__(self, comparison: Any) -> float:  # noqa: ANN401 - the cookbook's Comparison
+    async def __call__(self, comparison: Any) -> float:
         """Return `1 - 2 * P(A)`: -1 if A is certainly preferred, 0 for a tie, 1 if B is.
 
         Args:

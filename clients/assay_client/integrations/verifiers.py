@@ -39,7 +39,7 @@ def make_reward(
     """
     scorer = AsyncScorer(open_async_client(client), ScoreOptions(model, weights))
 
-    async def assay(trace: Any) -> float | dict[str, float]:  # noqa: ANN401 - verifiers' Trace
+    async def assay(trace: Any) -> float | dict[str, float]:
         """Return the score of the last message of a trace's final branch."""
         turns = [_build_message(message) for message in trace.messages]
         result = await scorer.score(build_rows([turns[:-1]], [turns[-1:]], [_read_finish_reason(trace)]))
@@ -79,7 +79,7 @@ def make_rubric_function(
     return assay
 
 
-def _build_message(message: Any) -> dict[str, Any]:  # noqa: ANN401 - one of verifiers' message types
+def _build_message(message: Any) -> dict[str, Any]:
     """Return a message in the form of chat completions; verifiers writes calls of functions without nesting."""
     turn: dict[str, Any] = message.model_dump(mode="json", exclude_none=True)
     # Opaque items of a provider, which repeat the turn in a form of their own.
@@ -94,7 +94,7 @@ def _build_call(call: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": call["id"], "type": call["type"], "function": function}
 
 
-def _read_finish_reason(trace: Any) -> FinishReason:  # noqa: ANN401
+def _read_finish_reason(trace: Any) -> FinishReason:
     last = next((call for call in reversed(trace.calls) if call.error is None), None)
     # A limit of turns stops a conversation between messages, so that the last one is complete.
     limited = trace.is_truncated and trace.stop_condition != "max_turns"

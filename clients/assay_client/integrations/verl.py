@@ -34,8 +34,8 @@ class AssayRewardManager:
 
     def __init__(
         self,
-        config: Any,  # noqa: ANN401 - OmegaConf's types are verl's
-        tokenizer: Any,  # noqa: ANN401
+        config: Any,
+        tokenizer: Any,
         compute_score: object,
         reward_router_address: str | None = None,
         reward_model_tokenizer: object = None,
@@ -46,7 +46,7 @@ class AssayRewardManager:
         ids = options.get("eos_token_id", tokenizer.eos_token_id)
         self._eos_token_ids = read_token_ids(ids if isinstance(ids, int) else [*ids])
 
-    async def run_single(self, data: Any) -> dict[str, Any]:  # noqa: ANN401 - verl's DataProto
+    async def run_single(self, data: Any) -> dict[str, Any]:
         """Return the reward of the last sequence of `data`, and the logit of each signal beside it.
 
         Args:
@@ -71,7 +71,7 @@ class AssayRewardManager:
         return {"reward_score": score.score, "reward_extra_info": {**read_parts(score), "score": score.score}}
 
     @classmethod
-    def assemble_rm_scores(cls, data: Any, scores: list[float]) -> Any:  # noqa: ANN401 - verl's types
+    def assemble_rm_scores(cls, data: Any, scores: list[float]) -> Any:
         """Return the scores as the tensor that verl trains on, by verl's own function."""
         from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase  # type: ignore[import-not-found]
 
@@ -120,6 +120,6 @@ def build_scorer(url: str, model: str | None) -> AsyncScorer:
     return AsyncScorer(AsyncRewardClient(url), ScoreOptions(model))
 
 
-def read_messages(prompt: Any) -> str | Sequence[Any]:  # noqa: ANN401 - text, a list, or numpy's array of messages
+def read_messages(prompt: Any) -> str | Sequence[Any]:
     """Return a prompt as text or as a list; columns of parquet files are arrays."""
     return prompt if isinstance(prompt, str) else list(prompt)
