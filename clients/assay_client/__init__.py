@@ -9,19 +9,33 @@ from typing import TYPE_CHECKING
 
 # For checkers of types only; at run time `__getattr__` imports each name.
 if TYPE_CHECKING:
-    from assay_client.client import AsyncRewardClient, RewardClient
+    from assay_client.affinity import affinity_key
+    from assay_client.async_client import AsyncRewardClient
+    from assay_client.client import RewardClient
     from assay_client.errors import (
         AssayError,
+        BodyTooLarge,
+        ClientGone,
         ConnectError,
         DeadlineExceeded,
         FingerprintChanged,
+        ForwardFailed,
+        Internal,
         InvalidAnswer,
         InvalidInput,
+        InvalidRequest,
         ItemFailed,
         ItemsFailed,
+        ModelNotFound,
+        NotFinite,
+        NotReady,
+        Overloaded,
+        PermissionDenied,
         ServerError,
         Timeout,
+        TooManyItems,
         TransportError,
+        Unauthorized,
     )
     from assay_client.in_process import AppTransport
     from assay_client.results import (
@@ -54,18 +68,28 @@ __all__ = [
     "AssayError",
     "AsyncRewardClient",
     "Blend",
+    "BodyTooLarge",
+    "ClientGone",
     "Comparison",
     "ConnectError",
     "DeadlineExceeded",
     "FingerprintChanged",
+    "ForwardFailed",
+    "Internal",
     "InvalidAnswer",
     "InvalidInput",
+    "InvalidRequest",
     "Item",
     "ItemError",
     "ItemFailed",
     "ItemsFailed",
     "Message",
     "ModelCard",
+    "ModelNotFound",
+    "NotFinite",
+    "NotReady",
+    "Overloaded",
+    "PermissionDenied",
     "Provenance",
     "RankResult",
     "RankedCompletion",
@@ -81,11 +105,15 @@ __all__ = [
     "SignalProvenance",
     "SignalValue",
     "Timeout",
+    "TooManyItems",
     "TransportError",
+    "Unauthorized",
     "__version__",
+    "affinity_key",
 ]
 
-_MODULES = ("client", "errors", "in_process", "results", "types")
+# Those that import an HTTP library come last.
+_MODULES = ("affinity", "errors", "types", "results", "client", "async_client", "in_process")
 
 
 def __getattr__(name: str) -> object:

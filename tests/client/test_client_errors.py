@@ -14,6 +14,7 @@ from assay_client.errors import (
     InvalidInput,
     ItemFailed,
     ItemsFailed,
+    Overloaded,
     ServerError,
     Timeout,
     TransportError,
@@ -31,12 +32,15 @@ EVERY = [
     FingerprintChanged("f1", "f2"),
     ITEM,
     ItemsFailed((ITEM,), 5),
+    Overloaded("full", status=429, code="overloaded", retryable=True, retry_after_s=1.5),
+    FingerprintChanged("f1", "f2", ("http://a", "http://b")),
 ]
 
 
 @pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("through", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy], ids=["pickle", "copy"])
 def test_an_error_survives_a_process_border(error: AssayError, through: object) -> None:
+    error = copy.copy(error)
     error.request_id = "r-1"
     again = through(error)  # type: ignore[operator]
     assert type(again) is type(error)
@@ -56,6 +60,13 @@ def test_what_errors_say() -> None:
     assert str(EVERY[5]) == "429 overloaded at items[1]: full"
     assert str(EVERY[7]) == "the model changed during the call: fingerprint f1 became f2"
     assert str(EVERY[9]) == "1 of 5 items failed; the first: item 3 (x): special_token: holds <s>"
+
+
+@pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
+def test_an_error_ends_with_the_id_of_its_request(error: AssayError) -> None:
+    named = copy.copy(error)
+    named.request_id = "r-1"
+    assert str(named) == f"{error} (request r-1)"
 
 
 @pytest.mark.parametrize(

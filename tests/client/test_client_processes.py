@@ -172,7 +172,14 @@ COPIES |= {"copy": copy.copy, "deepcopy": copy.deepcopy}
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("kind", [RewardClient, AsyncRewardClient])
 def test_a_copy_has_the_settings_and_connections_of_its_own(server: "Loopback", how: str, kind: Any) -> None:
-    settings = {"timeout_s": 7.0, "deadline_s": 8.0, "max_retries": 1, "chunk_size": 2, "max_concurrency": 3}
+    settings = {
+        "api_key": "k-1",
+        "timeout_s": 7.0,
+        "deadline_s": 8.0,
+        "max_retries": 1,
+        "chunk_size": 2,
+        "max_concurrency": 3,
+    }
     client = kind(server.url, headers={"X-Team": "red"}, **settings)
     again = COPIES[how](client)
 

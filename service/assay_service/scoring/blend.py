@@ -48,16 +48,23 @@ def blend_logits(blend: Blend, logits: Mapping[str, float], moments: Mapping[str
         NotFinite: a logit or the sum is not finite; a failure never becomes a number.
         KeyError: a logit or its moments are missing.
     """
-    terms = []
+    terms = weigh_logits(blend, logits, moments)
+    # fsum rounds only once, so the order of the signals does not change the score.
+    finite = all(map(math.isfinite, [*logits.values(), *terms.values()]))
+    if not finite or not math.isfinite(score := math.fsum(terms.values())):
+        raise NotFinite("the score is not a finite number, so it is not returned; check the weights of the checkpoint")
+    return score
+
+
+def weigh_logits(blend: Blend, logits: Mapping[str, float], moments: Mapping[str, Moments]) -> dict[str, float]:
+    """Return the term `w_s · x_s` of each signal, whose sum is the score; see `blend_logits`."""
+    terms = {}
     for signal, weight in blend.weights.items():
         value = logits[signal]
         if blend.standardise == "manifest":
             value = (value - moments[signal].mean) / moments[signal].std
-        terms.append(weight * value)
-    # fsum rounds only once, so the order of the signals does not change the score.
-    if not all(map(math.isfinite, [*logits.values(), *terms])) or not math.isfinite(score := math.fsum(terms)):
-        raise NotFinite("the score is not a finite number, so it is not returned; check the weights of the checkpoint")
-    return score
+        terms[signal] = weight * value
+    return terms
 
 
 def compute_probability(logit: float) -> float:

@@ -97,10 +97,12 @@ class WireScore:
     Attributes:
         score: the blend's score, or the floor.
         result: logits and rendered texts; None for a refused item that got the floor.
+        error: the reason why a refused item got the floor; None for the others.
     """
 
     score: float
     result: ItemScore | None
+    error: ContentError | None = None
 
     @property
     def tokens(self) -> int:
@@ -193,7 +195,7 @@ class WireContext:
             return WireScore(scored.score, scored.result)
         # Only the item's own fault may become the declared floor. A failure of the service never becomes a number.
         if isinstance(scored, ContentError) and isinstance(self.settings.on_item_error, Floor):
-            return WireScore(self.settings.on_item_error.floor, None)
+            return WireScore(self.settings.on_item_error.floor, None, scored)
         raise _name_item(scored, param)
 
 
