@@ -3,7 +3,9 @@
 import copy
 import json
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from assay_client._retry import Reply, build_server_error
 from assay_client.errors import (
     BY_CODE,
+    BY_STATUS,
     AssayError,
     BodyTooLarge,
     ConnectError,
@@ -123,6 +126,13 @@ def test_every_code_of_the_service_has_a_class_of_its_own() -> None:
         error = build_server_error(answer(code, schemas.STATUS.get(code, 401)))
         assert type(error) is kind
         assert (error.code, error.param, error.retryable) == (code, "items[1]", True)
+
+
+def test_the_page_lists_every_class_with_its_code_and_status() -> None:
+    page = (Path(__file__).parents[2] / "docs/client.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\d*) ?\|$", page, flags=re.M)
+    statuses = {kind: str(status) for status, kind in BY_STATUS.items()}
+    assert rows == [(kind.__name__, code, statuses.get(kind, "")) for code, kind in BY_CODE.items()]
 
 
 def test_every_code_that_the_service_raises_is_in_its_table() -> None:
