@@ -164,12 +164,12 @@ BY_CODE: Mapping[str, type[ServerError]] = {
     "model_not_found": ModelNotFound,
     "body_too_large": BodyTooLarge,
     "too_many_items": TooManyItems,
-    "client_gone": ClientGone,
     "overloaded": Overloaded,
     "not_ready": NotReady,
     "forward_failed": ForwardFailed,
     "not_finite": NotFinite,
     "internal": Internal,
+    "client_gone": ClientGone,
 }
 # For codes of a newer service, and for pages of proxies and gateways, as far as a status has one meaning.
 BY_STATUS: Mapping[int, type[ServerError]] = {

@@ -11,13 +11,10 @@ from assay_service.compat_settings import CompatSettings
 from assay_service.errors import StartError
 
 # Every wire with its routes; a new wire is one module and one line here.
-<<<<<<< HEAD
 WIRES: Mapping[Wire, APIRouter] = {
-    module.WIRE: module.router for module in (aws, chat, cohere, jina, llamafactory, openrlhf, sglang, slime, tei, vllm)
+    module.WIRE: module.router
+    for module in (aws, chat, cohere, jina, llamafactory, nemo_gym, openrlhf, sglang, slime, tei, vllm)
 }
-=======
-WIRES: Mapping[Wire, APIRouter] = {module.WIRE: module.router for module in (nemo_gym, openrlhf)}
->>>>>>> w-gym
 
 
 def mount_wires(app: FastAPI, settings: CompatSettings) -> None:
