@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TransportError,
     )
     from assay_client.in_process import AppTransport
+    from assay_client.provenance import Blend, LengthPenalty, Provenance, SignalProvenance
     from assay_client.results import (
         Comparison,
         ModelCard,
@@ -35,15 +36,12 @@ if TYPE_CHECKING:
         SignalComparison,
     )
     from assay_client.types import (
-        Blend,
         Item,
         ItemError,
         Message,
-        Provenance,
         Score,
         ScoreFailure,
         ScoreResult,
-        SignalProvenance,
         SignalValue,
     )
 
@@ -64,6 +62,7 @@ __all__ = [
     "ItemError",
     "ItemFailed",
     "ItemsFailed",
+    "LengthPenalty",
     "Message",
     "ModelCard",
     "Provenance",
@@ -85,7 +84,7 @@ __all__ = [
     "__version__",
 ]
 
-_MODULES = ("client", "errors", "in_process", "results", "types")
+_MODULES = ("client", "errors", "in_process", "provenance", "results", "types")
 
 
 def __getattr__(name: str) -> object:

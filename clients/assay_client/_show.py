@@ -36,7 +36,10 @@ def show_comparison(result: "Comparison") -> None:
         prob = "" if signal_.prob_a is None else f"{signal_.prob_a:.3f}"
         table.add_row(name, f"{signal_.margin:+.4f}", prob, f"{signal_.a.logit:.4f}", f"{signal_.b.logit:.4f}")
     for name, margin in result.blends.items():
-        table.add_row(f"{name} (blend)", f"{margin:+.4f}", "", "", "")
+        penalty = result.length_penalties.get(name)
+        # The logits of the table do not show it, so that their sum would not explain the margin.
+        length = "" if penalty is None else f", -{penalty.per_token:g} per token of {penalty.signal}"
+        table.add_row(f"{name} (blend{length})", f"{margin:+.4f}", "", "", "")
     print_table(table)
 
 

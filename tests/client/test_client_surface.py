@@ -24,6 +24,7 @@ NAMES = [
     "ItemError",
     "ItemFailed",
     "ItemsFailed",
+    "LengthPenalty",
     "Message",
     "ModelCard",
     "Provenance",

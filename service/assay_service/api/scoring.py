@@ -48,8 +48,9 @@ def score_result(
     """Return the blended score of an item, or the error for which it has none."""
     if isinstance(result, AssayError):
         return result
+    tokens = {name: rendered.completion_tokens for name, rendered in result.rendered.items()}
     try:
-        return ScoredItem(blend_logits(blend, result.logits, moments), result)
+        return ScoredItem(blend_logits(blend, result.logits, moments, tokens), result)
     except AssayError as error:  # a weighted sum can overflow although every logit is finite
         return error
 
