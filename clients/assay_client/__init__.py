@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Unauthorized,
     )
     from assay_client.in_process import AppTransport
+    from assay_client.provenance import Blend, LengthPenalty, Provenance, SignalProvenance
     from assay_client.results import (
         Comparison,
         ModelCard,
@@ -49,15 +50,12 @@ if TYPE_CHECKING:
         SignalComparison,
     )
     from assay_client.types import (
-        Blend,
         Item,
         ItemError,
         Message,
-        Provenance,
         Score,
         ScoreFailure,
         ScoreResult,
-        SignalProvenance,
         SignalValue,
     )
 
@@ -83,6 +81,7 @@ __all__ = [
     "ItemError",
     "ItemFailed",
     "ItemsFailed",
+    "LengthPenalty",
     "Message",
     "ModelCard",
     "ModelNotFound",
@@ -113,7 +112,7 @@ __all__ = [
 ]
 
 # Those that import an HTTP library come last.
-_MODULES = ("affinity", "errors", "types", "results", "client", "async_client", "in_process")
+_MODULES = ("affinity", "errors", "types", "provenance", "results", "client", "async_client", "in_process")
 
 
 def __getattr__(name: str) -> object:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args, overload
 
 from assay_client.errors import InvalidInput, ItemFailed, ItemsFailed
+from assay_client.provenance import Provenance
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Truncation: TypeAlias = Literal["error", "prompt_left"]
@@ -227,36 +228,6 @@ class ScoreFailure:
     def to_exception(self) -> ItemFailed:
         """Return the failure as an exception."""
         return ItemFailed(index=self.index, id=self.id, request_id=self.request_id, **asdict(self.error))
-
-
-@dataclass(frozen=True, slots=True)
-class SignalProvenance:
-    """The weights and files behind a signal; `adapter_sha256` is None if it has no adapter."""
-
-    model: str
-    revision: str
-    adapter_sha256: str | None
-    head_sha256: str
-    template_sha256: str
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class Blend:
-    """The rule score = Σ w·logit; `standardise` names the transformation of the logits; `name` may be None."""
-
-    name: str | None
-    weights: Mapping[str, float]
-    standardise: str
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Everything that decided the scores. Equal `fingerprint`: same text, same score. Comparisons have no `blend`."""
-
-    blend: Blend | None
-    signals: Mapping[str, SignalProvenance]
-    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)

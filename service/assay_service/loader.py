@@ -16,7 +16,6 @@ from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, files, manifest, names, tokenizer
 from assay_service.scoring.architectures import Architecture, read_activation
-from assay_service.scoring.blend import Blend
 from assay_service.scoring.head import Dense, Head, checked
 from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.item import PROBE, Item, Message
@@ -65,7 +64,7 @@ def load_resolved(settings: Settings, resolved: Mapping[str, ResolvedSignal]) ->
             _check_forward(checked_signal)
             _check_golden(checked_signal, resolved[name].claims.golden)
         _log_how_served(checked_signal, is_invariant=invariant[name])
-    blends = {name: Blend(name, dict(b.weights), b.standardise) for name, b in settings.blends.items()}
+    blends = {name: blend.build_blend(name) for name, blend in settings.blends.items()}
     return Registry(signals, blends, settings.default, invariant)
 
 

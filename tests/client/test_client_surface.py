@@ -29,6 +29,7 @@ NAMES = [
     "ItemError",
     "ItemFailed",
     "ItemsFailed",
+    "LengthPenalty",
     "Message",
     "ModelCard",
     "ModelNotFound",

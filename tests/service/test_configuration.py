@@ -158,7 +158,7 @@ def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> 
         ),
         (
             {"signals": {"a": {"base": "rm"}}, "blends": {"b": {"weights": {"a": 0}}}, "default": "a"},
-            "blends.b: at least one weight must be above zero",
+            "blends.b: at least one weight must not be zero",
         ),
         (
             {"signals": {"a": {"base": "rm"}}, "directory": "/"},
@@ -472,6 +472,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "The file": settings.Settings,
     "A signal": signal_settings.SignalSettings,
     "A blend": signal_settings.BlendSettings,
+    "A length penalty": signal_settings.LengthPenaltySettings,
     "Limits": settings.Limits,
     "Compatible wires": compat_settings.CompatSettings,
     "A wire": compat_settings.WireSettings,

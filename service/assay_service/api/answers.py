@@ -13,7 +13,7 @@ from assay_service.api.scorer import ItemScore
 from assay_service.api.scoring import ScoredItem
 from assay_service.errors import AssayError
 from assay_service.registry import Registry, Signal
-from assay_service.scoring.blend import Blend, Standardise, compute_probability
+from assay_service.scoring.blend import Blend, LengthPenalty, Standardise, compute_probability
 from assay_service.scoring.render import Rendered
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -66,11 +66,12 @@ class FailedRow(_Answer):
 
 
 class BlendInfo(_Answer):
-    """The weighted sum by which logits became scores."""
+    """The weighted sum by which logits became scores; `length_penalty` for blends that have one."""
 
     name: str
     weights: dict[str, Finite]
     standardise: Standardise
+    length_penalty: LengthPenalty | None = None
 
 
 class SignalProvenance(_Answer):
@@ -134,9 +135,10 @@ class ComparedSignal(_Answer):
 
 
 class ComparedBlend(_Answer):
-    """The margin of `a` over `b` by one blend."""
+    """The margin of `a` over `b` by one blend, in which the difference of their length penalties is included."""
 
     margin: Finite
+    length_penalty: LengthPenalty | None = None
 
 
 class CompareAnswer(_Answer):
@@ -204,6 +206,7 @@ class ModelInfo(_Answer):
     default: bool
     weights: dict[str, Finite] | None = None
     standardise: Standardise | None = None
+    length_penalty: LengthPenalty | None = None
     description: str | None = None
 
 
@@ -284,5 +287,12 @@ def build_provenance(registry: Registry, signals: Iterable[str], blend: Blend | 
         "fingerprint": registry.fingerprint(blend),
     }
     if blend is not None:
-        fields["blend"] = asdict(blend)
+        rule = {"name": blend.name, "weights": blend.weights, "standardise": blend.standardise}
+        fields["blend"] = rule | build_length_penalty(blend)
     return ProvenanceInfo.model_validate(fields)
+
+
+def build_length_penalty(blend: Blend) -> dict[str, LengthPenalty]:
+    """Return the field `length_penalty` of a blend, or no field at all."""
+    penalty = blend.length_penalty
+    return {} if penalty is None else {"length_penalty": penalty}

@@ -127,7 +127,10 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
         object="comparison",
         created=int(time.time()),
         signals=signals,
-        blends={name: answers.ComparedBlend(margin=margin) for name, margin in margins.items()},
+        blends={
+            name: answers.ComparedBlend(margin=margin, **answers.build_length_penalty(registry.blends[name]))
+            for name, margin in margins.items()
+        },
         provenance=answers.build_provenance(registry, names, blend),
     )
 
@@ -166,6 +169,7 @@ async def models(request: Request, scorer: Scoring) -> answers.ModelsAnswer:
             default=name == registry.default,
             weights=dict(blend.weights),
             standardise=blend.standardise,
+            **answers.build_length_penalty(blend),
             **({"description": text} if (text := declared[name].description) else {}),
         )
         for name, blend in registry.blends.items()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from assay_service.scoring.item import FinishReason, Truncation
-from assay_service.signal_settings import Name, Weight
+from assay_service.signal_settings import Name, Weight, check_some_weight
 
 STATUS: Mapping[str, int] = {
     "invalid_request": 422,
@@ -100,8 +100,8 @@ class _ChoosesBlend(_Request):
     def _one_rule(self) -> "_ChoosesBlend":
         if self.model is not None and self.weights is not None:
             raise ValueError("set `model` or `weights`, not both")
-        if self.weights is not None and sum(self.weights.values()) <= 0:
-            raise ValueError("at least one weight must be above zero")
+        if self.weights is not None:
+            check_some_weight(self.weights)
         return self
 
 

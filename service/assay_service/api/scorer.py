@@ -34,6 +34,11 @@ class ItemScore:
     logits: dict[str, float]
     rendered: Renderings
 
+    @property
+    def completion_tokens(self) -> dict[str, int]:
+        """Return the number of tokens in the completion, by signal."""
+        return {name: rendered.completion_tokens for name, rendered in self.rendered.items()}
+
 
 class Scorer:
     """Renders and scores the items of requests.

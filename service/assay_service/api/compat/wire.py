@@ -161,7 +161,7 @@ class WireContext:
     def is_absolute(self, blend: Blend) -> bool:
         """Return True if the sigmoid of the blend's score is a quality in 0..1: it is one absolute signal as it is."""
         (name, weight), *others = blend.weights.items()
-        plain = weight == 1.0 and blend.standardise == "none" and not others
+        plain = weight == 1.0 and blend.standardise == "none" and blend.length_penalty is None and not others
         return plain and self.registry.signals[name].kind == "absolute"
 
     async def score(
