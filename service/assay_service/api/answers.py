@@ -14,7 +14,8 @@ from assay_service.api.scoring import ScoredItem
 from assay_service.errors import AssayError
 from assay_service.registry import Registry, Signal
 from assay_service.scoring.blend import Blend, Standardise, compute_probability
-from assay_service.scoring.render import Rendered
+from assay_service.scoring.manifest import Reasoning
+from assay_service.scoring.rendered import Rendered
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -166,6 +167,13 @@ class DroppedText(_Answer):
     text: str
 
 
+class ReasoningInfo(_Answer):
+    """The signal's policy for reasoning, and the reasoning that it removed from this completion."""
+
+    policy: Reasoning
+    removed: str
+
+
 class RenderedSignal(_Answer):
     """The exact text and token ids that one signal scores; `token_types` for bases that have more than one."""
 
@@ -178,6 +186,7 @@ class RenderedSignal(_Answer):
     dropped_tokens: int
     dropped: list[DroppedText]
     control_tokens_as_text: int
+    reasoning: ReasoningInfo
 
 
 class RenderedRow(_Answer):
@@ -273,6 +282,7 @@ def build_rendered_signal(signal: Signal, rendered: Rendered) -> RenderedSignal:
         dropped_tokens=rendered.dropped_tokens,
         dropped=[DroppedText(message=p.slot.index, field=p.slot.field, text=p.text) for p in rendered.dropped],
         control_tokens_as_text=rendered.control_tokens_as_text,
+        reasoning=ReasoningInfo(policy=rules.reasoning, removed=rendered.reasoning),
         **types,
     )
 

@@ -202,6 +202,8 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "unfinished": signal.renderer.rules.unfinished,
                 "dropped_content": signal.renderer.rules.dropped_content,
                 "control_tokens": signal.renderer.rules.control_tokens,
+                "reasoning": signal.renderer.rules.reasoning,
+                "reasoning_tags": list(signal.renderer.rules.reasoning_tags),
                 "token_types": signal.renderer.rules.token_types,
                 "mean": None if signal.moments is None else signal.moments.mean,
                 "std": None if signal.moments is None else signal.moments.std,
