@@ -59,7 +59,7 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
     with problems.collected():
         types = _decide_token_types(settings, claims, located.config)
     with problems.collected():
-        reasoning, tags = _decide_reasoning(settings, claims)
+        reasoning, tags = decide_reasoning(settings, claims)
     problems.raise_any()
     return RenderRules(
         template=template,
@@ -158,11 +158,14 @@ def _decide_token_types(settings: SignalSettings, claims: Manifest, config: Mapp
     return settle("token_types", settings.token_types, claims.token_types)
 
 
-def _decide_reasoning(settings: SignalSettings, claims: Manifest) -> tuple[Reasoning, tuple[str, str]]:
+def decide_reasoning(settings: SignalSettings, claims: Manifest) -> tuple[Reasoning, tuple[str, str]]:
     """Return the rule for the reasoning of completions, and its tags.
 
     It is the operator's policy, so a declared value may differ from the manifest's. Only reasoning that training never
     showed to the model cannot be kept.
+
+    Raises:
+        StartError: such reasoning is to be kept, or the tags are equal, not needed or not those of training.
     """
     reasoning: Reasoning = settings.reasoning or claims.reasoning or "keep"
     if reasoning == "keep" and claims.reasoning in ("strip", "error"):

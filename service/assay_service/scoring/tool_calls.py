@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 Json: TypeAlias = Any  # a value that JSON can hold
 
-# Paths in errors show names of arguments only if they are plain, because an error never quotes a text.
 _RANK_DIGITS = 6
+# Some templates escape texts for Python's quotes themselves.
+_QUOTED = str.maketrans({"\\": r"\\", "'": r"\'", "\n": r"\n", "\r": r"\r"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,8 @@ class Leaf:
     """One text or value of a message, which the template has to print.
 
     Attributes:
-        field: path within the message, such as `content` or `tool_calls[0].function.name`.
+        field: path within the message, such as `content` or `tool_calls[0].function.name`. Arguments are counted in
+            it, because their names are texts, which no error quotes.
         text: the text; of a bare value, its JSON.
         bare: True for what JSON writes without quotes: a number, true, false, null, or an empty list or object.
         named: True for the name of an argument.
@@ -28,11 +30,14 @@ class Leaf:
     named: bool = False
 
     def list_spellings(self) -> tuple[str, ...]:
-        """Return the ways in which a template may print the leaf: as it is, by `tojson`, and by Python's `str`."""
+        """Return the ways in which a template may print the leaf: as it is, by `tojson`, or as Python writes it."""
         if not self.field.startswith("tool_calls"):
             return (self.text,)
-        other = str(json.loads(self.text)) if self.bare else json.dumps(self.text, ensure_ascii=False)[1:-1]
-        return (self.text, other) if other != self.text else (self.text,)
+        if self.bare:
+            return tuple(dict.fromkeys((self.text, str(json.loads(self.text)))))
+        return tuple(
+            dict.fromkeys((self.text, json.dumps(self.text, ensure_ascii=False)[1:-1], self.text.translate(_QUOTED)))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +107,7 @@ def _list_leaves(value: Json, path: str) -> Iterator[Leaf]:
     if isinstance(value, dict) and value:
         for number, (name, inner) in enumerate(value.items()):
             yield Leaf(f"{path}.<name {number}>", name, named=True)
-            plain = name.isidentifier() and name.isascii()
-            yield from _list_leaves(inner, f"{path}.{name if plain else f'<value {number}>'}")
+            yield from _list_leaves(inner, f"{path}.<value {number}>")
     elif isinstance(value, list) and value:
         for number, inner in enumerate(value):
             yield from _list_leaves(inner, f"{path}[{number}]")
