@@ -25,7 +25,7 @@ class Message:
     Attributes:
         role: the speaker, one of the roles that the signal's template knows.
         content: text, or the other forms of OpenAI's SDKs: None, or a list of parts. The service checks it per item.
-        others: further fields of the turn, such as `name`, in wire form.
+        others: further fields of the turn, such as `name` or `tool_calls`, in wire form.
 
     Raises:
         InvalidInput: the role is not text.
@@ -44,14 +44,15 @@ class Message:
         """Return a message from its wire form, as OpenAI's SDKs write it; a `Message` is returned as it is.
 
         Raises:
-            InvalidInput: the value is not an object with `role` and `content`, or the role is not text.
+            InvalidInput: the value is not an object with `role` and `content`, or the role is not text. A message with
+                `tool_calls` may lack the content.
         """
         if isinstance(value, Message):
             return value
-        if not isinstance(value, Mapping) or not {"role", "content"} <= set(value):
+        if not isinstance(value, Mapping) or "role" not in value or not ("content" in value or value.get("tool_calls")):
             raise InvalidInput("a message must be an object with `role` and `content`")
         others = tuple((str(key), field) for key, field in value.items() if key not in ("role", "content"))
-        return cls(value["role"], value["content"], others)
+        return cls(value["role"], value.get("content"), others)
 
     def to_wire(self) -> dict[str, object]:
         """Return the message in wire form."""

@@ -262,9 +262,10 @@ def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
         )
 
 
-def _compute_logit(signal: Signal, item: Item) -> float:
+def _compute_logit(signal: Signal, item: Item, *, trained: bool = False) -> float:
     with torch.inference_mode():
-        return signal.model.logits([signal.renderer.render(item).sequence], signal.name).item()
+        rendered = signal.renderer.render(item, trained=trained)
+        return signal.model.logits([rendered.sequence], signal.name).item()
 
 
 def _check_forward(signal: Signal) -> None:
@@ -280,7 +281,7 @@ def _check_golden(signal: Signal, golden: tuple[GoldenRow, ...]) -> None:
     tolerance = _GOLDEN_TOLERANCE[signal.provenance.dtype]
     for number, row in enumerate(golden):
         item = Item(tuple(Message(role, content) for role, content in row.messages), row.finish_reason)
-        logit = _compute_logit(signal, item)
+        logit = _compute_logit(signal, item, trained=True)  # the rows hold what training rendered
         if not math.isclose(logit, row.logit, rel_tol=tolerance, abs_tol=tolerance):
             raise StartError(
                 f"golden row {number}: the manifest says {row.logit:.6f}, but the loaded model gives {logit:.6f}"

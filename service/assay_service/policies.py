@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 from assay_service.compat_settings import WireName
 from assay_service.errors import Problems
 from assay_service.scoring import tokenizer
-from assay_service.scoring.template import Template, read_template
+from assay_service.scoring.template import Template
+from assay_service.scoring.template_files import read_template
 from assay_service.scoring.transcript import Transcript, build_transcript
 from assay_service.settings import Settings
 
@@ -20,10 +22,12 @@ def load_policies(settings: Settings) -> Mapping[WireName, Transcript]:
     readers: dict[Path, Transcript] = {}  # wires that declare the same directory share its reader
     policies: dict[WireName, Transcript] = {}
     problems = Problems()
-    for wire, declared in settings.compat.wires.items():
-        if declared.policy is None:
+    wires: tuple[WireName, ...] = get_args(WireName)
+    for wire in wires:
+        declared = settings.compat.get_wire(wire).policy
+        if declared is None:
             continue
-        directory = settings.directory / declared.policy
+        directory = settings.directory / declared
         with problems.collected(f"compat.wires.{wire}.policy"):
             if directory not in readers:
                 readers[directory] = _load(directory)

@@ -15,7 +15,7 @@ from assay_service.scoring.blend import Moments
 from assay_service.scoring.manifest import Kind, Manifest
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.special_tokens import read_special_tokens
-from assay_service.scoring.template import read_template
+from assay_service.scoring.template_files import read_template
 from assay_service.settings import Settings, parse
 from assay_service.signal_files import locate
 from assay_service.signal_rules import decide_dtype, decide_moments, decide_rules, settle

@@ -11,7 +11,9 @@ from assay_service.scoring.manifest import (
     DroppedContent,
     EosPolicy,
     Kind,
+    Reasoning,
     ScorePosition,
+    Tag,
     TokenTypes,
     Unfinished,
 )
@@ -54,6 +56,8 @@ class SignalSettings(Frozen):
         unfinished: rule for completions that a length limit cut off: scored, or an error.
         dropped_content: rule for an item of which the template drops a part: an error, or scored and reported.
         control_tokens: rule for a control token in a message: an error, or read as plain characters.
+        reasoning: rule for the reasoning of a completion: rendered as it is, removed before, or an error.
+        reasoning_tags: the two tags that enclose reasoning; None takes `<think>` and `</think>`.
     """
 
     kind: Kind | None = None
@@ -75,6 +79,8 @@ class SignalSettings(Frozen):
     unfinished: Unfinished | None = None
     dropped_content: DroppedContent = "error"
     control_tokens: ControlTokenPolicy = "error"
+    reasoning: Reasoning | None = None
+    reasoning_tags: tuple[Tag, Tag] | None = None
 
     @model_validator(mode="after")
     def _some_weights(self) -> "SignalSettings":

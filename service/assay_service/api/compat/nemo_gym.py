@@ -94,7 +94,10 @@ async def verify(body: VerifyBody, context: Context) -> Response:
 
 
 def _split_reward(context: WireContext, blend: Blend, scored: WireScore) -> dict[str, float]:
-    """Return the parts of a score: one for each signal, and the length penalty. NeMo-RL takes 0.0 for a part that is missing, so a floor has parts."""
+    """Return the parts of a score: one for each signal, and the length penalty.
+
+    NeMo-RL takes 0.0 for a part that is missing, so a floor has parts as well.
+    """
     if scored.result is None:
         return dict.fromkeys(blend.weights, scored.score / len(blend.weights))
     return weigh_logits(blend, scored.result.logits, context.registry.moments, scored.result.completion_tokens)
