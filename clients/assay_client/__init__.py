@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 # For checkers of types only; at run time `__getattr__` imports each name.
 if TYPE_CHECKING:
+    from assay_client.best_of import BestOfN, best_of_n, best_of_n_async
     from assay_client.client import AsyncRewardClient, RewardClient
     from assay_client.errors import (
         AssayError,
         ConnectError,
         DeadlineExceeded,
         FingerprintChanged,
+        GenerationFailed,
         InvalidAnswer,
         InvalidInput,
         ItemFailed,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         Timeout,
         TransportError,
     )
+    from assay_client.generation import Endpoint, Generation
     from assay_client.in_process import AppTransport
     from assay_client.results import (
         Comparison,
@@ -53,11 +56,15 @@ __all__ = [
     "AppTransport",
     "AssayError",
     "AsyncRewardClient",
+    "BestOfN",
     "Blend",
     "Comparison",
     "ConnectError",
     "DeadlineExceeded",
+    "Endpoint",
     "FingerprintChanged",
+    "Generation",
+    "GenerationFailed",
     "InvalidAnswer",
     "InvalidInput",
     "Item",
@@ -83,9 +90,11 @@ __all__ = [
     "Timeout",
     "TransportError",
     "__version__",
+    "best_of_n",
+    "best_of_n_async",
 ]
 
-_MODULES = ("client", "errors", "in_process", "results", "types")
+_MODULES = ("client", "errors", "in_process", "results", "types", "generation", "best_of")
 
 
 def __getattr__(name: str) -> object:
