@@ -9,21 +9,35 @@ from typing import TYPE_CHECKING
 
 # For checkers of types only; at run time `__getattr__` imports each name.
 if TYPE_CHECKING:
+    from assay_client.affinity import affinity_key
+    from assay_client.async_client import AsyncRewardClient
     from assay_client.best_of import BestOfN, best_of_n, best_of_n_async
-    from assay_client.client import AsyncRewardClient, RewardClient
+    from assay_client.client import RewardClient
     from assay_client.errors import (
         AssayError,
+        BodyTooLarge,
+        ClientGone,
         ConnectError,
         DeadlineExceeded,
         FingerprintChanged,
+        ForwardFailed,
         GenerationFailed,
+        Internal,
         InvalidAnswer,
         InvalidInput,
+        InvalidRequest,
         ItemFailed,
         ItemsFailed,
+        ModelNotFound,
+        NotFinite,
+        NotReady,
+        Overloaded,
+        PermissionDenied,
         ServerError,
         Timeout,
+        TooManyItems,
         TransportError,
+        Unauthorized,
     )
     from assay_client.generation import Endpoint, Generation
     from assay_client.in_process import AppTransport
@@ -58,21 +72,31 @@ __all__ = [
     "AsyncRewardClient",
     "BestOfN",
     "Blend",
+    "BodyTooLarge",
+    "ClientGone",
     "Comparison",
     "ConnectError",
     "DeadlineExceeded",
     "Endpoint",
     "FingerprintChanged",
+    "ForwardFailed",
     "Generation",
     "GenerationFailed",
+    "Internal",
     "InvalidAnswer",
     "InvalidInput",
+    "InvalidRequest",
     "Item",
     "ItemError",
     "ItemFailed",
     "ItemsFailed",
     "Message",
     "ModelCard",
+    "ModelNotFound",
+    "NotFinite",
+    "NotReady",
+    "Overloaded",
+    "PermissionDenied",
     "Provenance",
     "RankResult",
     "RankedCompletion",
@@ -88,13 +112,17 @@ __all__ = [
     "SignalProvenance",
     "SignalValue",
     "Timeout",
+    "TooManyItems",
     "TransportError",
+    "Unauthorized",
     "__version__",
+    "affinity_key",
     "best_of_n",
     "best_of_n_async",
 ]
 
-_MODULES = ("client", "errors", "in_process", "results", "types", "generation", "best_of")
+# Those that import an HTTP library come last.
+_MODULES = ("affinity", "errors", "types", "results", "client", "async_client", "in_process", "generation", "best_of")
 
 
 def __getattr__(name: str) -> object:

@@ -13,7 +13,7 @@ import typer
 import typer.main
 
 from assay_client._commands import GROUP, Commands, explain_missing
-from assay_client._reach import reach, run_with_service
+from assay_client._reach import reach, read_api_key, run_with_service
 from assay_client._show import (
     EXIT_FAILED,
     finish,
@@ -39,6 +39,11 @@ Weights = Annotated[str | None, typer.Option(metavar="NAME=W,...", help="Weight 
 Truncation = Annotated[str | None, typer.Option(help="Treatment of items that are too long: error or prompt_left.")]
 # The one place where the environment is read, for every command that talks to a service.
 Url = Annotated[str, typer.Option(envvar="ASSAY_URL", help="Address of the service.")]
+# A file, because other users of the machine can read a command's words.
+ApiKeyFile = Annotated[
+    str | None,
+    typer.Option(envvar="ASSAY_API_KEY_FILE", metavar="FILE", help="File with the API key.", show_default=False),
+]
 LOCAL = "http://127.0.0.1:8000"
 Output = Annotated[
     str | None,
@@ -83,6 +88,7 @@ def score(  # noqa: PLR0913  # the options of one command
     weights: Weights = None,
     truncation: Truncation = None,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     timeout: Timeout = 60.0,
     chunk_size: ChunkSize = 64,
     concurrency: Concurrency = 8,
@@ -112,8 +118,9 @@ def score(  # noqa: PLR0913  # the options of one command
                 silence_s=timeout,
                 on_rows=show,
             ),
-            chunk_size,
-            concurrency,
+            api_key=read_api_key(api_key_file),
+            chunk_size=chunk_size,
+            concurrency=concurrency,
         )
     finish(tally)
 
@@ -128,6 +135,7 @@ def rank(  # noqa: PLR0913  # the options of one command
     weights: Weights = None,
     top_n: Annotated[int | None, typer.Option(min=1, help="Show only the best N.")] = None,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     timeout: Timeout = 60.0,
     concurrency: Concurrency = 8,
 ) -> None:
@@ -157,13 +165,14 @@ def rank(  # noqa: PLR0913  # the options of one command
                 on_row=show_row,
                 on_rows=show,
             ),
+            api_key=read_api_key(api_key_file),
             concurrency=concurrency,
         )
     finish(tally)
 
 
 @app.command()
-def compare(
+def compare(  # noqa: PLR0913  # the options of one command
     *,
     prompt: Annotated[str, typer.Option(help="Prompt that both completions answer.")],
     a: Annotated[str, typer.Option(help="First completion.")],
@@ -172,6 +181,7 @@ def compare(
     json: Json = False,
     model: Annotated[str | None, typer.Option(help="Compare by this signal or blend alone.")] = None,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
 ) -> None:
     """Compare two completions under every signal and blend; a positive margin favours A."""
     from assay_client import client  # noqa: PLC0415
@@ -180,8 +190,9 @@ def compare(
 
     target = _choose_target(output, json)
     with report_errors(target):
-        reach(url)
-        with client.RewardClient(url) as service:
+        api_key = read_api_key(api_key_file)
+        reach(url, api_key)
+        with client.RewardClient(url, api_key=api_key) as service:
             result = service.compare(prompt, a, b, model=model)
         if target is None:
             show_comparison(result)
@@ -199,6 +210,7 @@ def render(  # noqa: PLR0913  # the options of one command
     model: Annotated[str | None, typer.Option(help="Show only the signals of this signal or blend.")] = None,
     truncation: Truncation = None,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     timeout: Timeout = 60.0,
     prompt_field: PromptField = "prompt",
     completion_field: CompletionField = "completion",
@@ -222,6 +234,7 @@ def render(  # noqa: PLR0913  # the options of one command
                 silence_s=timeout,
                 on_item=show_rendered if target is None else lambda item: None,
             ),
+            api_key=read_api_key(api_key_file),
         )
     finish(tally, "rendered")
 

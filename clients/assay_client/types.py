@@ -5,7 +5,7 @@ every float is finite and every index is the position in the caller's own list.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args, overload
 
 from assay_client.errors import InvalidInput, ItemFailed, ItemsFailed
@@ -217,16 +217,16 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ScoreFailure:
-    """An item without a score; the other items of the call are scored all the same."""
+    """An item without a score, and the `X-Request-ID` of its request; the other items are scored all the same."""
 
     index: int
     id: str | None
     error: ItemError
+    request_id: str | None = None
 
     def to_exception(self) -> ItemFailed:
         """Return the failure as an exception."""
-        e = self.error
-        return ItemFailed(e.message, index=self.index, id=self.id, code=e.code, param=e.param, retryable=e.retryable)
+        return ItemFailed(index=self.index, id=self.id, request_id=self.request_id, **asdict(self.error))
 
 
 @dataclass(frozen=True, slots=True)
