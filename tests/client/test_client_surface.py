@@ -13,14 +13,18 @@ NAMES = [
     "AppTransport",
     "AssayError",
     "AsyncRewardClient",
+    "BestOfN",
     "Blend",
     "BodyTooLarge",
     "ClientGone",
     "Comparison",
     "ConnectError",
     "DeadlineExceeded",
+    "Endpoint",
     "FingerprintChanged",
     "ForwardFailed",
+    "Generation",
+    "GenerationFailed",
     "Internal",
     "InvalidAnswer",
     "InvalidInput",
@@ -57,6 +61,8 @@ NAMES = [
     "Unauthorized",
     "__version__",
     "affinity_key",
+    "best_of_n",
+    "best_of_n_async",
 ]
 
 
