@@ -125,9 +125,14 @@ def test_the_two_sides_name_the_same_fields() -> None:
 def test_the_examples_of_the_page_run(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are, but for the address and the models: a service in this process, with tiny models."""
     page = (Path(__file__).parents[2] / "docs/client.md").read_text()
-    first, trainer, embedded = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    first, key, several, trainer, embedded = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     monkeypatch.setattr(settings, "EMBEDDED", tiny["root"] / "service.yaml")
     exec(embedded, {})
+    made: dict[str, Any] = {"RewardClient": RewardClient, "KEY": "k-1"}
+    exec(key, made)
+    assert made["client"].endpoints == ("https://rewards.example",)
+    exec(several, made)
+    assert len(made["client"].endpoints) == 3
     with RewardClient("http://assay", transport=AppTransport(create_app(tiny["settings"]))) as client:
         ran: dict[str, Any] = {"client": client, "EOS": 2}
         address = 'RewardClient("http://127.0.0.1:8000")'
