@@ -1,13 +1,16 @@
 """OpenRLHF, LLaMA-Factory and slime: payloads of their clients give the scores of the native endpoint."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from fastapi.testclient import TestClient
 
 from assay_service import create_app
+from assay_service.api.compat.wire import FLOORED_HEADER
 from assay_service.compat_settings import CompatSettings
 from assay_service.errors import ForwardFailed, StartError
 from assay_service.scoring.blend import compute_probability
@@ -219,3 +222,13 @@ def test_a_blend_of_signals_with_different_templates_needs_a_policy(tiny: dict[s
         assert answer.json().get("code") == code
         if code:
             assert "compat.wires.openrlhf.policy: DIR" in answer.json()["detail"]
+
+
+def test_the_page_of_these_trainers_has_right_paths_and_settings(url: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compat-trainers.md").read_text()
+    assert sorted(re.findall(r"http://HOST:PORT(/\S+)", page)) == sorted(WIRES)
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.S)]
+    declared = [CompatSettings.model_validate(block["compat"]) for block in blocks if "compat" in block]
+    assert len(declared) == 2
+    assert "assay_floored_items_total" in httpx.get(f"{url}/metrics").text
+    assert FLOORED_HEADER in page
