@@ -164,8 +164,13 @@ def test_fields_that_cannot_change_a_score_are_ignored(url: str) -> None:
     more = {"encoding_format": "float", "embed_dtype": "float32", "endianness": "native", "dimensions": None}
     (row,) = post(url, "/pooling", messages=CHAT, **RAW, **IGNORED, **more).json()["data"]
     assert row["data"] == plain
-    zero = {"max_tokens_per_query": 0, "max_tokens_per_doc": 0, "instruction": None, "chat_template_kwargs": {}}
-    ((pair),) = post(url, "/score", queries=PROMPT, documents="Mix flour.", **RAW, **IGNORED, **zero).json()["data"]
+    zero: dict[str, Any] = {
+        "max_tokens_per_query": 0,
+        "max_tokens_per_doc": 0,
+        "instruction": None,
+        "chat_template_kwargs": {},
+    }
+    (pair,) = post(url, "/score", queries=PROMPT, documents="Mix flour.", **RAW, **IGNORED, **zero).json()["data"]
     assert pair["score"] == plain[0]
 
 

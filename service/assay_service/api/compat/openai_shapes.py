@@ -148,6 +148,6 @@ def decode_ids(context: WireContext, blend: Blend, ids: Sequence[int]) -> str | 
         )
     (renderer,) = renderers.values()
     try:
-        return renderer.decode(ids)
+        return renderer.transcript.decode(ids)
     except ContentError as error:
         return error
