@@ -19,6 +19,7 @@ from assay_service.api.guard import BodyTooLarge, Guard
 from assay_service.api.refusals import refuse
 from assay_service.api.routes import router
 from assay_service.api.scorer import Scorer
+from assay_service.api.token_ids import collect_readers
 from assay_service.engine.engine import Engine
 from assay_service.errors import AssayError, NotReady, Overloaded
 from assay_service.metrics import Metrics
@@ -83,7 +84,11 @@ def create_app(
         scorer.close()
 
     app = FastAPI(title="Assay", version=version("assay-rewards"), lifespan=lifespan)
-    app.state.scorer, app.state.metrics, app.state.settings, app.state.policies = scorer, metrics, settings, policies
+    app.state.scorer, app.state.metrics, app.state.settings = scorer, metrics, settings
+    app.state.policies = {wire: reader.transcript for wire, reader in policies.items()}
+    # A declared policy reads ids before a signal that has the same tokenizer with another template.
+    own = [signal.token_reader for signal in registry.signals.values()]
+    app.state.token_readers = collect_readers([*dict.fromkeys(policies.values()), *own])
     app.include_router(router)
     mount_wires(app, settings.compat)
     app.add_api_route("/health", health, methods=["GET"], responses=schemas.ERROR_RESPONSES)

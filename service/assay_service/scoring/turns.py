@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from assay_service.errors import ContentError
-from assay_service.scoring.item import Item
-from assay_service.scoring.skeleton import Skeleton, build_marked, parse_skeleton
+from assay_service.scoring.item import Item, Message
+from assay_service.scoring.skeleton import Skeleton, build_marked, build_shape, parse_skeleton
 from assay_service.scoring.template import Template
 
 # Where a template prints two roles alike, the first of them is read.
@@ -61,7 +61,7 @@ def learn_turns(template: Template, bos: str | None) -> Turns:
     """
     turns = Turns()
     for roles in _list_shapes():
-        shape = tuple((role, ()) for role in roles)
+        shape = build_shape(Message(role, "") for role in roles)
         try:
             rendered = template.render(Item(build_marked(shape)))
             full = parse_skeleton(shape, rendered.full)
