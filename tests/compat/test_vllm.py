@@ -230,6 +230,7 @@ def check_error(answer: httpx.Response, status: int, param: str | None = None) -
         ("/classify", {"input": [True]}, "input[0]"),
         ("/classify", {"input": [-1]}, "input[0]"),
         ("/classify", {"input": [IDS, [99999]]}, "input[1]"),
+        ("/classify", {"input": [IDS, [2**32]]}, "input[1]"),
         ("/classify", {"input": [IDS, TEXT]}, "input[1]"),
         ("/classify", {"input": [TEXT, IDS]}, "input[1]"),
         ("/classify", {"input": [TEXT, PROMPT]}, "input[1]"),
@@ -260,6 +261,16 @@ def test_a_body_that_is_not_json_is_an_error_in_the_form_of_vllm(url: str) -> No
 
 
 JSON = {"content-type": "application/json"}
+
+
+def test_ids_need_one_tokenizer(serve: Serve) -> None:
+    settings = serve().app.state.settings
+    blends = {"both": settings.blends["mix"].model_copy(update={"weights": {"pref": 1.0, "enc": 1.0}})}
+    app = create_app(settings.model_copy(update={"blends": blends, "default": "both"}))
+    with TestClient(app) as client:
+        answer = client.post("/compat/vllm/classify", json={"input": IDS, "model": "both"})
+    assert answer.status_code == 400
+    assert "different tokenizers" in answer.json()["error"]["message"]
 
 
 def test_a_full_queue_is_503_in_status_and_body(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

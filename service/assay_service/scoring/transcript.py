@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError
@@ -53,20 +52,12 @@ class Transcript:
         eos: text of the tokenizer's EOS token; None if it has none.
         pad: text of the tokenizer's pad token; None if it has none.
         control_tokens: texts of the tokens that only the template may print.
-        encoder: tokenizer whose token ids `decode` reads.
     """
 
     def __init__(
-        self,
-        template: Template,
-        bos: str | None,
-        eos: str | None,
-        pad: str | None,
-        control_tokens: frozenset[str],
-        encoder: Tokenizer,
+        self, template: Template, bos: str | None, eos: str | None, pad: str | None, control_tokens: frozenset[str]
     ) -> None:
         self._template = template
-        self._encoder = encoder
         self._bos, self._eos, self._pad = bos, eos, pad
         self._control_tokens = control_tokens
 
@@ -100,20 +91,6 @@ class Transcript:
         """
         rendered = self._template.render(Item((*prompt, Message("assistant", NEUTRAL))))
         return self.read_pair(rendered.prompt, completion)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, special tokens included.
-
-        Raises:
-            ContentError: an id is not in the tokenizer, so its text would be lost; the code is `token_out_of_range`.
-        """
-        unknown = next((token for token in ids if self._encoder.id_to_token(token) is None), None)
-        if unknown is not None:
-            raise ContentError(
-                f"token id {unknown} is not in the tokenizer of the reward model; send ids of this tokenizer, or text",
-                code="token_out_of_range",
-            )
-        return str(self._encoder.decode(list(ids), skip_special_tokens=False))
 
     @functools.cached_property
     def _turns(self) -> Turns:
@@ -260,8 +237,7 @@ class Transcript:
 def build_transcript(template: Template, tokenizer: PreTrainedTokenizerBase) -> Transcript:
     """Return a reader of the conversations that `template` renders with the special tokens of `tokenizer`."""
     tokens = frozenset(find_control_tokens(template, tokenizer))
-    bos, eos, pad = tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token
-    return Transcript(template, bos, eos, pad, tokens, tokenizer.backend_tokenizer)
+    return Transcript(template, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokens)
 
 
 def _remove_space(text: str) -> str:
