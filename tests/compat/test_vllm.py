@@ -153,7 +153,7 @@ def test_ranking_falls_and_ties_keep_their_order(url: str) -> None:
 
 
 IGNORED = {"user": "a", "request_id": "b", "priority": 3, "cache_salt": "c", "padding": "do_not_pad"} | {
-    "truncation_side": "left", "truncate_prompt_tokens": None, "mm_processor_kwargs": None
+    "encoding_format": "float", "truncation_side": "left", "truncate_prompt_tokens": None, "mm_processor_kwargs": None
 }  # fmt: skip
 CHAT_ONLY = {"add_generation_prompt": False, "continue_final_message": False, "chat_template": None}
 
@@ -161,7 +161,7 @@ CHAT_ONLY = {"add_generation_prompt": False, "continue_final_message": False, "c
 def test_fields_that_cannot_change_a_score_are_ignored(url: str) -> None:
     plain = read_probs(post(url, "/classify", messages=CHAT, **RAW))
     assert read_probs(post(url, "/classify", messages=CHAT, **RAW, **IGNORED, **CHAT_ONLY)) == plain
-    more = {"encoding_format": "float", "embed_dtype": "float32", "endianness": "native", "dimensions": None}
+    more = {"embed_dtype": "float32", "endianness": "native", "dimensions": None}
     (row,) = post(url, "/pooling", messages=CHAT, **RAW, **IGNORED, **more).json()["data"]
     assert row["data"] == plain
     zero: dict[str, Any] = {
@@ -186,7 +186,7 @@ def test_fields_that_cannot_change_a_score_are_ignored(url: str) -> None:
         ("/classify", {"normalize": False}),
         ("/classify", {"truncate_prompt_tokens": -1}),
         ("/classify", {"mm_processor_kwargs": {"a": 1}}),
-        ("/classify", {"encoding_format": "float"}),
+        ("/classify", {"encoding_format": "base64"}),
         ("/classify", {"logit_bias": 1.0}),
         ("/classify", {"use_activation": "no"}),
         ("/pooling", {"task": "embed"}),
@@ -377,5 +377,7 @@ def test_the_examples_of_the_page_run(url: str) -> None:
         names: dict[str, Any] = {"httpx": httpx, "openai": openai, "tokenizer": FAST}
         exec(block.replace("http://127.0.0.1:8000", url), names)
         scores.append(names["score"])
+        if "client" in names:
+            names["client"].close()
     assert len(scores) == 2
     assert scores[0] == pytest.approx(scores[1])  # the SDK reads float32
