@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,6 +18,13 @@ TEXT = str(FAST.apply_chat_template(CHAT, tokenize=False))
 QUERY = str(FAST.apply_chat_template(CHAT[:1], tokenize=False, add_generation_prompt=True))
 ITEM = TEXT.removeprefix(QUERY)
 IDS = FAST.encode(TEXT, add_special_tokens=False)
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    """OpenAI's SDK at the wire."""
+    with openai.OpenAI(base_url=f"{url}/compat/sglang/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def post(url: str, path: str, **body: Any) -> httpx.Response:
@@ -35,10 +43,11 @@ def logit(tiny: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64", None])
-def test_the_sdk_of_openai_reads_scores_as_embeddings(url: str, logit: float, encoding: str | None) -> None:
+def test_the_sdk_of_openai_reads_scores_as_embeddings(
+    client: openai.OpenAI, logit: float, encoding: str | None
+) -> None:
     """Without an encoding, the SDK asks for base64 and decodes it itself."""
     asked: dict[str, Any] = {} if encoding is None else {"encoding_format": encoding}
-    client = openai.OpenAI(base_url=f"{url}/compat/sglang/v1", api_key="none")
     answer = client.embeddings.create(model="pref", input=[TEXT, TEXT], user="a", **asked)
     assert [row.index for row in answer.data] == [0, 1]
     for row in answer.data:
@@ -60,11 +69,10 @@ def test_the_asynchronous_sdk_of_openai_reads_scores_as_embeddings(url: str, log
     assert asyncio.run(ask()) == pytest.approx([logit, logit], abs=1e-4)
 
 
-def test_the_sdk_of_openai_reads_errors(url: str) -> None:
-    client = openai.OpenAI(base_url=f"{url}/compat/sglang/v1", api_key="none", max_retries=0)
+def test_the_sdk_of_openai_reads_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="neither a signal nor a blend"):
         client.embeddings.create(model="other", input=TEXT)
-    with pytest.raises(openai.BadRequestError, match="no conversation of this template"):
+    with pytest.raises(openai.BadRequestError, match="not a conversation of this template"):
         client.embeddings.create(model="pref", input="Hello")
     with pytest.raises(openai.BadRequestError, match="dimensions"):
         client.embeddings.create(model="pref", input=TEXT, dimensions=2)
@@ -140,11 +148,12 @@ def test_the_model_default_is_the_default(url: str) -> None:
     ],
 )
 def test_bad_input_is_an_error_in_the_form_of_sglang(url: str, path: str, field: dict[str, Any]) -> None:
-    body: dict[str, Any] = {
+    bodies: dict[str, dict[str, Any]] = {
         "/v1/score": {"query": QUERY, "items": [ITEM]},
         "/v1/embeddings": {"input": TEXT},
         "/classify": {"text": TEXT},
-    }[path]
+    }
+    body = bodies[path]
     assert post(url, path, **body).status_code == 200
     answer = post(url, path, **{**body, **field})
     assert answer.status_code == 400

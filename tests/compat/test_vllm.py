@@ -153,7 +153,7 @@ def test_ranking_falls_and_ties_keep_their_order(url: str) -> None:
 
 
 IGNORED = {"user": "a", "request_id": "b", "priority": 3, "cache_salt": "c", "padding": "do_not_pad"} | {
-    "truncation_side": "left", "truncate_prompt_tokens": None, "mm_processor_kwargs": None
+    "encoding_format": "float", "truncation_side": "left", "truncate_prompt_tokens": None, "mm_processor_kwargs": None
 }  # fmt: skip
 CHAT_ONLY = {"add_generation_prompt": False, "continue_final_message": False, "chat_template": None}
 
@@ -161,11 +161,16 @@ CHAT_ONLY = {"add_generation_prompt": False, "continue_final_message": False, "c
 def test_fields_that_cannot_change_a_score_are_ignored(url: str) -> None:
     plain = read_probs(post(url, "/classify", messages=CHAT, **RAW))
     assert read_probs(post(url, "/classify", messages=CHAT, **RAW, **IGNORED, **CHAT_ONLY)) == plain
-    more = {"encoding_format": "float", "embed_dtype": "float32", "endianness": "native", "dimensions": None}
+    more = {"embed_dtype": "float32", "endianness": "native", "dimensions": None}
     (row,) = post(url, "/pooling", messages=CHAT, **RAW, **IGNORED, **more).json()["data"]
     assert row["data"] == plain
-    zero = {"max_tokens_per_query": 0, "max_tokens_per_doc": 0, "instruction": None, "chat_template_kwargs": {}}
-    ((pair),) = post(url, "/score", queries=PROMPT, documents="Mix flour.", **RAW, **IGNORED, **zero).json()["data"]
+    zero: dict[str, Any] = {
+        "max_tokens_per_query": 0,
+        "max_tokens_per_doc": 0,
+        "instruction": None,
+        "chat_template_kwargs": {},
+    }
+    (pair,) = post(url, "/score", queries=PROMPT, documents="Mix flour.", **RAW, **IGNORED, **zero).json()["data"]
     assert pair["score"] == plain[0]
 
 
@@ -181,7 +186,7 @@ def test_fields_that_cannot_change_a_score_are_ignored(url: str) -> None:
         ("/classify", {"normalize": False}),
         ("/classify", {"truncate_prompt_tokens": -1}),
         ("/classify", {"mm_processor_kwargs": {"a": 1}}),
-        ("/classify", {"encoding_format": "float"}),
+        ("/classify", {"encoding_format": "base64"}),
         ("/classify", {"logit_bias": 1.0}),
         ("/classify", {"use_activation": "no"}),
         ("/pooling", {"task": "embed"}),
@@ -225,6 +230,7 @@ def check_error(answer: httpx.Response, status: int, param: str | None = None) -
         ("/classify", {"input": [True]}, "input[0]"),
         ("/classify", {"input": [-1]}, "input[0]"),
         ("/classify", {"input": [IDS, [99999]]}, "input[1]"),
+        ("/classify", {"input": [IDS, [2**32]]}, "input[1]"),
         ("/classify", {"input": [IDS, TEXT]}, "input[1]"),
         ("/classify", {"input": [TEXT, IDS]}, "input[1]"),
         ("/classify", {"input": [TEXT, PROMPT]}, "input[1]"),
@@ -255,6 +261,16 @@ def test_a_body_that_is_not_json_is_an_error_in_the_form_of_vllm(url: str) -> No
 
 
 JSON = {"content-type": "application/json"}
+
+
+def test_ids_need_one_tokenizer(serve: Serve) -> None:
+    settings = serve().app.state.settings
+    blends = {"both": settings.blends["mix"].model_copy(update={"weights": {"pref": 1.0, "enc": 1.0}})}
+    app = create_app(settings.model_copy(update={"blends": blends, "default": "both"}))
+    with TestClient(app) as client:
+        answer = client.post("/compat/vllm/classify", json={"input": IDS, "model": "both"})
+    assert answer.status_code == 400
+    assert "different tokenizers" in answer.json()["error"]["message"]
 
 
 def test_a_full_queue_is_503_in_status_and_body(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,5 +377,7 @@ def test_the_examples_of_the_page_run(url: str) -> None:
         names: dict[str, Any] = {"httpx": httpx, "openai": openai, "tokenizer": FAST}
         exec(block.replace("http://127.0.0.1:8000", url), names)
         scores.append(names["score"])
+        if "client" in names:
+            names["client"].close()
     assert len(scores) == 2
     assert scores[0] == pytest.approx(scores[1])  # the SDK reads float32

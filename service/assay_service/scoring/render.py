@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -114,20 +113,6 @@ class Renderer:
             ContentError: the conversation cannot be rendered, for the reasons of `render`.
         """
         return self._encode(Item((*messages, PROBE.messages[-1]))).prompt
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, special tokens included.
-
-        Raises:
-            ContentError: an id is not in the tokenizer; the code is `token_out_of_range`. Its text would be lost.
-        """
-        encoder = self.tokenizer.backend_tokenizer
-        if (unknown := next((i for i in ids if encoder.id_to_token(i) is None), None)) is not None:
-            raise ContentError(
-                f"token id {unknown} is not in the tokenizer of the reward model; send its ids, or text",
-                code="token_out_of_range",
-            )
-        return str(encoder.decode(list(ids), skip_special_tokens=False))
 
     def _refuse_unfinished(self, item: Item) -> None:
         if item.finish_reason == "length" and self.rules.unfinished == "error":

@@ -140,14 +140,15 @@ def decode_ids(context: WireContext, blend: Blend, ids: Sequence[int]) -> str | 
     Raises:
         ServingError: the signals of the blend have different tokenizers.
     """
-    renderers = {(one := context.registry.signals[name].renderer).tokenizer_sha256: one for name in blend.weights}
-    if len(renderers) > 1:
+    signals = [context.registry.signals[name] for name in blend.weights]
+    readers = {signal.renderer.tokenizer_sha256: signal.token_reader for signal in signals}
+    if len(readers) > 1:
         raise ServingError(
             "the signals of this blend have different tokenizers, so token ids have no single meaning; send text",
             code="invalid_request",
         )
-    (renderer,) = renderers.values()
+    (reader,) = readers.values()
     try:
-        return renderer.decode(ids)
+        return reader.decode(ids)
     except ContentError as error:
         return error

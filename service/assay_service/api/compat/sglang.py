@@ -199,19 +199,12 @@ def _read_items(body: ScoreBody, context: WireContext, blend: Blend) -> list[Ite
     """Return the conversation of each item with the query."""
     query = "" if body.query is None else _decode(context, blend, list_entries(body.query)[0])
     texts = [_decode(context, blend, entry) for entry in list_entries(body.items)]
-    return [_read_item(body, context, blend, query, text) for text in texts]
-
-
-def _read_item(
-    body: ScoreBody, context: WireContext, blend: Blend, query: str | ContentError, text: str | ContentError
-) -> Item | ContentError:
     if isinstance(query, ContentError):
-        return query
-    if isinstance(text, ContentError):
-        return text
+        return [query for _ in texts]
     if query and not body.item_first:
-        return read_pairs(context, blend, [(query, text)])[0]
-    return read_texts(context, blend, [text + query])[0]
+        pairs = [text if isinstance(text, ContentError) else (query, text) for text in texts]
+        return read_pairs(context, blend, pairs)
+    return [text if isinstance(text, ContentError) else read_texts(context, blend, [text + query])[0] for text in texts]
 
 
 def _decode(context: WireContext, blend: Blend, entry: str | list[int]) -> str | ContentError:

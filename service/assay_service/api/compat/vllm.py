@@ -64,6 +64,7 @@ class _Body(WireBody):
     ignored: ClassVar[Mapping[str, object]] = {
         **dict.fromkeys(("user", "request_id", "priority", "cache_salt", "truncation_side"), ANY),
         "padding": ("do_not_pad",),
+        "encoding_format": ("float",),
         "mm_processor_kwargs": (),
         "truncate_prompt_tokens": (),
     }
