@@ -99,6 +99,17 @@ def encode_value(value: float, encoding: Encoding) -> list[float] | str:
     return [value] if encoding == "float" else base64.b64encode(struct.pack("<f", value)).decode()
 
 
+def build_usage(tokens: int) -> dict[str, Any]:
+    """Return the usage of a request whose items have so many tokens together; nothing is generated."""
+    return {
+        "prompt_tokens": tokens,
+        "total_tokens": tokens,
+        "completion_tokens": 0,
+        "prompt_tokens_details": None,
+        "completion_tokens_details": None,
+    }
+
+
 def list_models(context: WireContext) -> dict[str, Any]:
     """Return the names that requests may use as `model`; the default comes first, because clients take the first."""
     registry = context.registry

@@ -16,6 +16,7 @@ from assay_service.api.compat.openai_shapes import (
     IdInput,
     Input,
     Texts,
+    build_usage,
     decode_ids,
     encode_value,
     list_entries,
@@ -142,7 +143,7 @@ async def score(body: ScoreBody, context: Context) -> dict[str, Any]:
         "pooled_hidden_states": None,
         "token_logprobs": None,
         "model": body.model or blend.name,
-        "usage": _build_usage(sum(one.tokens for one in scored)),
+        "usage": {**build_usage(sum(one.tokens for one in scored)), "reasoning_tokens": 0},
         "object": "scoring",
     }
 
@@ -160,7 +161,7 @@ async def embed(body: EmbeddingsBody, context: Context) -> dict[str, Any]:
             for index, one in enumerate(scored)
         ],
         "model": body.model or blend.name,
-        "usage": _build_usage(sum(one.tokens for one in scored)),
+        "usage": {**build_usage(sum(one.tokens for one in scored)), "reasoning_tokens": 0},
     }
 
 
@@ -215,14 +216,3 @@ def _read_item(
 
 def _decode(context: WireContext, blend: Blend, entry: str | list[int]) -> str | ContentError:
     return entry if isinstance(entry, str) else decode_ids(context, blend, entry)
-
-
-def _build_usage(tokens: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": tokens,
-        "total_tokens": tokens,
-        "completion_tokens": 0,
-        "prompt_tokens_details": None,
-        "reasoning_tokens": 0,
-        "completion_tokens_details": None,
-    }

@@ -13,6 +13,7 @@ from assay_service.api.compat.openai_shapes import (
     Encoding,
     Input,
     Texts,
+    build_usage,
     encode_value,
     list_entries,
     list_models,
@@ -28,7 +29,13 @@ from assay_service.errors import ContentError
 from assay_service.scoring.blend import Blend, compute_probability, rank_scores
 from assay_service.scoring.item import Item
 
-_TYPES = {400: "BadRequestError", 404: "NotFoundError", 413: "BadRequestError"}
+_TYPES = {
+    400: "BadRequestError",
+    404: "NotFoundError",
+    413: "BadRequestError",
+    429: "Too Many Requests",
+    503: "Service Unavailable",
+}
 
 
 def build_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:
@@ -267,17 +274,11 @@ def _build_list(
     rows: list[dict[str, Any]],
     scored: Sequence[WireScore],
 ) -> dict[str, Any]:
-    tokens = sum(one.tokens for one in scored)
     return {
         "id": f"{prefix}-{context.request_id}",
         "object": "list",
         "created": int(time.time()),
         "model": body.model or blend.name,
         "data": rows,
-        "usage": {
-            "prompt_tokens": tokens,
-            "total_tokens": tokens,
-            "completion_tokens": 0,
-            "prompt_tokens_details": None,
-        },
+        "usage": build_usage(sum(one.tokens for one in scored)),
     }

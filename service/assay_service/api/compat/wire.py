@@ -39,7 +39,7 @@ class Wire:
     Attributes:
         name: name in the configuration and in the path `/compat/NAME`.
         title: name of the server or client that speaks this wire, for the documentation.
-        activation: what the wire does to a score before it is sent, in one phrase for the documentation.
+        activation: change of a score before it is sent, in one phrase for the documentation.
         overload_status: HTTP status for a full queue, unless the configuration sets another one.
         build_error: function from a refusal and a request id to the HTTP status and the JSON body of an error.
     """
@@ -97,10 +97,12 @@ class WireScore:
     Attributes:
         score: the blend's score, or the floor.
         result: logits and rendered texts; None for a refused item that got the floor.
+        error: the reason why a refused item got the floor; None for the others.
     """
 
     score: float
     result: ItemScore | None
+    error: ContentError | None = None
 
     @property
     def tokens(self) -> int:
@@ -140,8 +142,8 @@ class WireContext:
     def find_blend(self, model: str | None = None) -> Blend:
         """Return the blend that scores: of the model that a request names, of the wire's settings, or the default.
 
-        Other servers call a model by its path or hub id, which is no name here. So a request may also name the base of
-        a signal as the configuration writes it, if one signal alone is that base without an adapter.
+        Other servers call a model by its path or hub id, which cannot be a served name. So a request may also name the
+        base of a signal as the configuration writes it, if one signal alone is that base without an adapter.
 
         Raises:
             UnknownModel: no signal or blend of that name is served.
@@ -159,7 +161,7 @@ class WireContext:
     def is_absolute(self, blend: Blend) -> bool:
         """Return True if the sigmoid of the blend's score is a quality in 0..1: it is one absolute signal as it is."""
         (name, weight), *others = blend.weights.items()
-        plain = weight == 1.0 and blend.standardise == "none" and not others
+        plain = weight == 1.0 and blend.standardise == "none" and blend.length_penalty is None and not others
         return plain and self.registry.signals[name].kind == "absolute"
 
     async def score(
@@ -193,7 +195,7 @@ class WireContext:
             return WireScore(scored.score, scored.result)
         # Only the item's own fault may become the declared floor. A failure of the service never becomes a number.
         if isinstance(scored, ContentError) and isinstance(self.settings.on_item_error, Floor):
-            return WireScore(self.settings.on_item_error.floor, None)
+            return WireScore(self.settings.on_item_error.floor, None, scored)
         raise _name_item(scored, param)
 
 
