@@ -1,5 +1,6 @@
 """Bad input by every wire for rerank, TEI, chat and Amazon Nova: the wire's own error, and never a score."""
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -78,9 +79,9 @@ def put(body: Any, path: tuple[str | int, ...], value: object) -> Any:
     """A copy of `body` with another value at `path`."""
     if not path:
         return value
-    copy = dict(body) if isinstance(body, Mapping) else list(body)
-    copy[path[0]] = put(copy[path[0]], path[1:], value)
-    return copy
+    changed: Any = copy.copy(body)
+    changed[path[0]] = put(body[path[0]], path[1:], value)
+    return changed
 
 
 def check(url: str, endpoint: Endpoint, content: bytes) -> httpx.Response:
@@ -200,7 +201,7 @@ def test_a_model_that_is_not_served(serve: Serve, url: str, endpoint: Endpoint) 
     assert check(url, endpoint, json.dumps({**endpoint.body, "model": "other"}).encode()).status_code == 404
 
 
-COHERE_FIELDS = {
+COHERE_FIELDS: Mapping[str, list[Any]] = {
     "top_n": [0, -1, 1.5, "3", True],
     "max_tokens_per_doc": [512, -1, "0", False],
     "max_chunks_per_doc": [10, 0, True],
@@ -254,7 +255,7 @@ def test_fields_of_jina_that_are_refused(url: str, name: str) -> None:
     check(url, ENDPOINTS[3], json.dumps({**ENDPOINTS[3].body, name: JINA_FIELDS[name]}).encode())
 
 
-TEI_FIELDS = {
+TEI_FIELDS: Mapping[str, list[Any]] = {
     "truncate": ["true", 1],
     "truncation_direction": ["LEFT", "both", 0, None],
     "raw_scores": ["yes", 1, None],

@@ -59,7 +59,7 @@ def test_ms_swift_reads_a_bare_number(serve: Serve) -> None:
     assert float(answer["choices"][0]["message"]["content"]) == score(url, "pref")["score"]
 
 
-def test_nemotron_70b_has_a_name_of_its_own(serve: Serve) -> None:
+def test_the_pair_may_have_a_name_of_its_own(serve: Serve) -> None:
     url = serve(wires={"chat": {"content": "reward:{score}"}}).url
     answer = httpx.post(f"{url}/compat/chat/v1/chat/completions", json={"messages": MESSAGES}).json()
     name, value = answer["choices"][0]["message"]["content"].split(":")
