@@ -22,7 +22,7 @@ _TYPES = {"overloaded": "Overloaded", "not_ready": "Unhealthy"}
 
 
 def build_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:
-    """Return the status and body of an error: 422 for what the client can mend, 424 for what the service cannot do."""
+    """Return the status and body of an error: 422 for what the client can fix, 424 for what the service cannot do."""
     if refusal.code in _TYPES:
         status, kind = refusal.status, _TYPES[refusal.code]
     elif refusal.message == _EMPTY:
