@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from assay_client._parquet import is_parquet
 from assay_client.errors import InvalidInput
 
 STANDARD = "-"  # stdout
@@ -121,7 +122,7 @@ def open_output(
         finish: a function from the part, whole, and the target that writes the target; None renames the part.
 
     Raises:
-        InvalidInput: the part belongs to another run, or another process writes it.
+        InvalidInput: the part belongs to another run, another process writes it, or the rows cannot become Parquet.
     """
     path = Path(target).resolve()  # so that the rename replaces the file behind a link, and not the link
     if target == STANDARD:
@@ -132,6 +133,8 @@ def open_output(
         with path.open("w", encoding="utf-8") as device:
             yield Sink(device)
         return
+    if is_parquet(path) and finish is None:
+        raise InvalidInput(f"{target}: only `score` writes Parquet; name a file for JSON lines")
     part = find_part(path)  # beside the target, as a rename does not cross file systems
     # Not truncated: another process may hold the lock, and its rows must stay.
     with part.open("a+", encoding="utf-8") as file:

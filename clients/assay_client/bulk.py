@@ -15,7 +15,7 @@ from assay_client._output import open_errors, open_output
 from assay_client._parquet import import_pyarrow, is_parquet, write_parquet
 from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
 from assay_client.client import AsyncRewardClient
-from assay_client.errors import AssayError, InvalidInput, ServerError
+from assay_client.errors import AssayError, ServerError
 from assay_client.results import RankResult, RenderedItem, RenderResult
 from assay_client.types import ScoreFailure, ScoreResult, Truncation
 
@@ -208,8 +208,6 @@ async def _run(  # noqa: PLR0913  # what differs between the three commands
     on_shown: Callable[[Row], None] = lambda row: None,
     finish: Callable[[Path, Path], None] | None = None,
 ) -> Tally:
-    if target is not None and is_parquet(target) and finish is None:
-        raise InvalidInput(f"{target}: only `score` writes Parquet; name a file for JSON lines")
     known = await run_off_loop(partial(survey, source, job.make))
     tally = Tally(extra=known.extra if known else ())
     # A run continues only with the same input and options. A pipe cannot be read twice, so that no run continues it.
@@ -226,12 +224,6 @@ async def _run(  # noqa: PLR0913  # what differs between the three commands
         tally.fingerprint = sink.fingerprint if sink else None
         whole = read_rows(source, job.make)
         rows = islice(whole, done, None)
-
-        async def ask(part: list[RowT]) -> Result:
-            begun_s = asyncio.get_running_loop().time()
-            result = await job.ask(part)
-            pace.learn(sum(row.chars for row in part), asyncio.get_running_loop().time() - begun_s)
-            return result
 
         def put(part: list[RowT], result: Result) -> None:
             nonlocal done
@@ -251,7 +243,7 @@ async def _run(  # noqa: PLR0913  # what differs between the three commands
         try:
             await run_in_order(
                 take=lambda: pace.take(rows),
-                ask=ask,
+                ask=lambda part: pace.measure(part, job.ask(part)),
                 put=put,
                 alive=partial(is_alive, client, silence_s / LOOKS),
                 width=client.max_concurrency,

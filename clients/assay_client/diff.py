@@ -117,7 +117,6 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
 
     async def ask(part: list[DiffRow]) -> Answers:
         items = [item for row in part for item in row.items]
-        begun_s = asyncio.get_running_loop().time()
         try:
             async with asyncio.TaskGroup() as group:  # a failure of one service stops the other's request
                 first, second = (
@@ -126,7 +125,6 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
                 )
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        pace.learn(sum(row.chars for row in part), asyncio.get_running_loop().time() - begun_s)
         return first.result(), second.result()
 
     def put(part: list[DiffRow], answers: Answers) -> None:
@@ -145,7 +143,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
     try:
         await run_in_order(
             take=lambda: pace.take(whole),
-            ask=ask,
+            ask=lambda part: pace.measure(part, ask(part)),
             put=put,
             alive=is_each_alive,
             width=min(old.max_concurrency, new.max_concurrency),

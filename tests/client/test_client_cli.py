@@ -342,7 +342,7 @@ def test_the_own_commands_are_not_changed_by_merging() -> None:
     before = len(cli.app.registered_commands)
     whole = _commands.Commands.of(cli.app, [])
     assert len(cli.app.registered_commands) == before
-    assert set(typer.main.get_group(whole.app).commands) == {"score", "rank", "compare", "render"}
+    assert set(typer.main.get_group(whole.app).commands) == {"score", "rank", "compare", "render", "diff"}
 
 
 def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:

@@ -45,6 +45,7 @@ def measure_kib(*words: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_ten_times_the_rows_need_no_more_memory(
     slow: Callable[[float], "Loopback"], tmp_path: Path, ending: str

@@ -12,13 +12,24 @@ import pytest
 import yaml
 from fastapi import FastAPI
 
-from assay_client import AsyncRewardClient, Blend, Item, LengthPenalty, Score, ScoreResult
+from assay_client import (
+    AppTransport,
+    AsyncRewardClient,
+    Blend,
+    Item,
+    LengthPenalty,
+    RewardClient,
+    Score,
+    ScoreResult,
+)
 from assay_client import _show as show
 from assay_client._answers import encode_comparison
 from assay_service import create_app
 from assay_service.errors import StartError
 from assay_service.resolve import read_resolved
 from assay_service.settings import Settings, parse
+from assay_training.config.rollout import Reward
+from assay_training.rollout.rewards import identify_service
 from tests.service.test_configuration import model
 
 
@@ -155,6 +166,16 @@ def test_a_length_penalty_is_in_models_ranks_and_comparisons(talk: Talk, capsys:
     lines = capsys.readouterr().out
     assert "short (blend, -0.25 per token of abs)" in lines
     assert "safe (blend) " in lines
+
+
+def test_a_run_prints_the_whole_rule_that_it_trains_on(app: FastAPI) -> None:
+    with RewardClient("http://assay", transport=AppTransport(app)) as client:
+        (line, *_) = identify_service(client, Reward(model="short"))
+        assert line.startswith(
+            "rewards: short = 1 pref - 0.5 abs, minus 0.25 per completion token of abs; fingerprint "
+        )
+        (line, *_) = identify_service(client, Reward(weights={"pref": -1.0, "abs": 2.0}))
+        assert line.startswith("rewards: weights of the run = -1 pref + 2 abs; fingerprint ")
 
 
 def test_a_comparison_is_written_as_the_server_wrote_it(app: FastAPI, talk: Talk) -> None:
