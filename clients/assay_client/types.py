@@ -43,7 +43,7 @@ class Message:
         """Return a message from its wire form, as OpenAI's SDKs write it; a `Message` is returned as it is.
 
         Raises:
-            InvalidInput: the value is not an object with `role` and `content` (or `tool_calls`), or the role is not text.
+            InvalidInput: the value has no `role`, or neither `content` nor `tool_calls`; or the role is not text.
         """
         if isinstance(value, Message):
             return value
