@@ -44,8 +44,7 @@ class Message:
         """Return a message from its wire form, as OpenAI's SDKs write it; a `Message` is returned as it is.
 
         Raises:
-            InvalidInput: the value is not an object with `role` and `content`, or the role is not text. A message with
-                `tool_calls` may lack the content.
+            InvalidInput: the value has no `role`, or neither `content` nor `tool_calls`; or the role is not text.
         """
         if isinstance(value, Message):
             return value

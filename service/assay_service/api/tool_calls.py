@@ -109,7 +109,7 @@ def _check_fields(value: Mapping[str, Any], known: tuple[str, ...], where: str) 
     for name in sorted(value):
         if name not in known and not is_empty(value[name]):
             named = f"{where}.{name}" if name.isidentifier() and name.isascii() else where
-            raise make_error(named, "is no part of a tool call that is scored; remove it")
+            raise make_error(named, "does not belong to a tool call in OpenAI's form; remove it")
 
 
 def _read_arguments(value: object, where: str) -> tuple[str, bool]:
