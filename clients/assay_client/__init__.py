@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from assay_client.generation import Endpoint, Generation
     from assay_client.in_process import AppTransport
+    from assay_client.provenance import Blend, LengthPenalty, Provenance, SignalProvenance
     from assay_client.results import (
         Comparison,
         ModelCard,
@@ -52,15 +53,12 @@ if TYPE_CHECKING:
         SignalComparison,
     )
     from assay_client.types import (
-        Blend,
         Item,
         ItemError,
         Message,
-        Provenance,
         Score,
         ScoreFailure,
         ScoreResult,
-        SignalProvenance,
         SignalValue,
     )
 
@@ -90,6 +88,7 @@ __all__ = [
     "ItemError",
     "ItemFailed",
     "ItemsFailed",
+    "LengthPenalty",
     "Message",
     "ModelCard",
     "ModelNotFound",
@@ -122,7 +121,18 @@ __all__ = [
 ]
 
 # Those that import an HTTP library come last.
-_MODULES = ("affinity", "errors", "types", "results", "client", "async_client", "in_process", "generation", "best_of")
+_MODULES = (
+    "affinity",
+    "errors",
+    "types",
+    "provenance",
+    "results",
+    "client",
+    "async_client",
+    "in_process",
+    "generation",
+    "best_of",
+)
 
 
 def __getattr__(name: str) -> object:

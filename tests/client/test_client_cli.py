@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from assay_client import _commands, _show, cli
 from assay_client._rows import RankRow
+from assay_client.provenance import Provenance
 from assay_client.results import RankedCompletion, RankResult
-from assay_client.types import Provenance, SignalValue
+from assay_client.types import SignalValue
 
 if TYPE_CHECKING:
     from tests.client.conftest import Loopback, ReceivedRequest, Reply, Script, Wire

@@ -33,6 +33,7 @@ NAMES = [
     "ItemError",
     "ItemFailed",
     "ItemsFailed",
+    "LengthPenalty",
     "Message",
     "ModelCard",
     "ModelNotFound",

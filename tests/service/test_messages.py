@@ -76,9 +76,9 @@ FAULTS: list[tuple[list[dict[str, Any]], str, str | None, str]] = [
     ),
     (
         [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, REPLY],
-        "invalid_message",
-        "messages[0].content",
-        "messages[0].content has 2 parts",
+        "template_error",
+        None,
+        "the template does not read lists of text parts, as messages[0].content is",
     ),
     (
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, REPLY],
@@ -89,8 +89,8 @@ FAULTS: list[tuple[list[dict[str, Any]], str, str | None, str]] = [
     (
         [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, REPLY],
         "invalid_message",
-        "messages[1].tool_calls",
-        "messages[1].tool_calls is not a text",
+        "messages[1].tool_calls[0]",
+        "messages[1].tool_calls[0] is not a function call",
     ),
     ([USER, REPLY | {"content": None}], "invalid_message", "messages[1].content", "messages[1].content is null"),
     ([USER | {"content": 3}, REPLY], "invalid_message", "messages[0].content", "messages[0].content is neither"),
