@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any
@@ -78,14 +79,23 @@ class Handler(BaseHTTPRequestHandler):
         """Stay silent."""
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@contextmanager
+def serve_numbers() -> Iterator[Server]:
+    """A chat server that runs."""
     with Server() as started:
         thread = Thread(target=started.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
+        try:
+            yield started
+        finally:
+            started.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve_numbers() as started:
         yield started
-        started.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import asyncio
 import importlib.util
 import math
 import pickle
+import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from assay_client import AsyncRewardClient, Item, RewardClient
 from assay_client.integrations.trl import async_signal_rewards, reward_function, signal_rewards
 from tests import checkpoints
 
+PAGE = Path(__file__).parents[2] / "docs" / "compat-trainers.md"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_grpo.py"
 PROMPTS = ["How do I bake bread?", "The quick brown fox", "Hi", "0 1 2 3"]
 COMPLETIONS = 32  # per step
@@ -191,3 +194,31 @@ def test_rloo_takes_the_same_function(url: str, tmp_path: Path) -> None:
     trainer.train()
     row = trainer.state.log_history[0]
     assert row["rewards/reward/mean"] == pytest.approx(0.25 * row["assay/pref"] + 0.75 * row["assay/abs"], abs=1e-4)
+
+
+def test_the_examples_of_the_page_make_trainers(url: str, tmp_path: Path) -> None:
+    """As they are, but for the address, the names of the tiny signals, and settings for a CPU."""
+    section = PAGE.read_text().partition("## TRL\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    tokenizer = checkpoints.decoder_tokenizer()
+    policy = checkpoints.language_model("llama", tokenizer)
+    checkpoints.save(tmp_path / "policy", policy, tokenizer)
+    prompts = Dataset.from_list([{"prompt": text} for text in PROMPTS])
+    names: dict[str, Any] = {"policy": str(tmp_path / "policy"), "tokenizer": tokenizer, "prompts": prompts}
+    theirs = {
+        "http://127.0.0.1:8000": url,
+        '"preference", "absolute"': '"pref", "abs"',
+        "GRPOConfig(": "partial(GRPOConfig, **SETTINGS)(",
+        '"runs/grpo"': repr(str(tmp_path)),
+    }
+    trainers = []
+    for block in blocks:
+        assert "127.0.0.1:8000" in block
+        for old, new in theirs.items():
+            block = block.replace(old, new)  # noqa: PLW2901
+        exec(block, names | {"partial": partial, "SETTINGS": SETTINGS}, names)
+        trainers.append(names["trainer"])
+    assert [trainer.reward_func_names for trainer in trainers] == [["reward"], ["pref", "abs"]]
+    arguments = {"prompts": ["Hi"], "completions": ["Mix."], "completion_ids": [[5, tokenizer.eos_token_id]]}
+    (total,), (pref,), (absolute,) = (f(**arguments) for one in trainers for f in one.reward_funcs)
+    assert total == pytest.approx(0.25 * pref + 0.75 * absolute, abs=1e-5)

@@ -18,6 +18,7 @@ from assay_client.types import Score, ScoreFailure
 from assay_service import settings
 from assay_service.api import answers
 from assay_service.api.app import create_app
+from tests.client.test_client_best_of import serve_numbers
 
 
 def talk_to(tiny: dict[str, Any], talk: Callable[[AsyncRewardClient], Awaitable[Any]], **client: Any) -> Any:
@@ -125,7 +126,7 @@ def test_the_two_sides_name_the_same_fields() -> None:
 def test_the_examples_of_the_page_run(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are, but for the address and the models: a service in this process, with tiny models."""
     page = (Path(__file__).parents[2] / "docs/client.md").read_text()
-    first, trainer, embedded = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    first, trainer, best, embedded = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     monkeypatch.setattr(settings, "EMBEDDED", tiny["root"] / "service.yaml")
     exec(embedded, {})
     with RewardClient("http://assay", transport=AppTransport(create_app(tiny["settings"]))) as client:
@@ -140,6 +141,10 @@ def test_the_examples_of_the_page_run(tiny: dict[str, Any], monkeypatch: pytest.
         exec(trainer, ran)
         chats = [[{"role": "assistant", "content": text}] for text in ("bread", "bread", "<|im_end|>")]
         rewards = ran["assay"]([[{"role": "user", "content": "bake?"}]] * 3, chats, [[5, 2], [5], [5, 2]], other=1)
+        with serve_numbers() as policy:
+            exec(best.replace("http://127.0.0.1:8001/v1", policy.url).replace('"crs"', '"mix"'), ran)
+        assert len({*ran["best"].scores}) == 8
+        assert ran["best"].score == max(ran["best"].scores)
         finished, cut = client.score([("bake?", "bread", "stop"), ("bake?", "bread", "length")], model="mix").scores()
     assert rewards == [finished, cut, None]
     assert finished != cut
