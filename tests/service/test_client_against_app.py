@@ -112,12 +112,12 @@ def test_the_two_sides_name_the_same_fields() -> None:
     """Wire types are pydantic in the service and dataclasses in the client on purpose; here they are held equal."""
     from dataclasses import fields  # noqa: PLC0415
 
-    from assay_client import types  # noqa: PLC0415
+    from assay_client import provenance, types  # noqa: PLC0415
 
     pairs: list[tuple[type[BaseModel], Any]] = [
         (answers.SignalValue, types.SignalValue),
         (answers.ErrorDetail, types.ItemError),
-        (answers.SignalProvenance, types.SignalProvenance),
+        (answers.SignalProvenance, provenance.SignalProvenance),
     ]
     for wire, own in pairs:
         assert set(wire.model_fields) == {field.name for field in fields(own)}
@@ -126,9 +126,11 @@ def test_the_two_sides_name_the_same_fields() -> None:
 def test_the_examples_of_the_page_run(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are, but for the address and the models: a service in this process, with tiny models."""
     page = (Path(__file__).parents[2] / "docs/client.md").read_text()
-    first, trainer, best, embedded = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    first, secret, several, trainer, best, embedded = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     monkeypatch.setattr(settings, "EMBEDDED", tiny["root"] / "service.yaml")
     exec(embedded, {})
+    for made in (secret, several):
+        exec(made, {"RewardClient": RewardClient, "KEY": "k"})
     with RewardClient("http://assay", transport=AppTransport(create_app(tiny["settings"]))) as client:
         ran: dict[str, Any] = {"client": client, "EOS": 2}
         address = 'RewardClient("http://127.0.0.1:8000")'
