@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.integrations._rows import Rows, build_rows, read_finish_reason, read_token_ids
 from assay_client.integrations._scorer import TOTAL, AsyncScorer, ScoreOptions, Scorer, read_rewards
+from assay_client.integrations._single import open_async_client, open_client
 from assay_client.types import Score, ScoreResult, Truncation
 
 Rewards: TypeAlias = list[float | None]
@@ -90,7 +91,7 @@ def reward_function(
     Raises:
         InvalidInput: `eos_token_id` is not a token id.
     """
-    scorer = Scorer(_open(client), ScoreOptions(model, weights, truncation))
+    scorer = Scorer(open_client(client), ScoreOptions(model, weights, truncation))
     return RewardFunction(scorer, read_token_ids(eos_token_id), TOTAL if model is None else model, None)
 
 
@@ -115,7 +116,7 @@ def signal_rewards(
     Raises:
         InvalidInput: `signals` are not different names, or `eos_token_id` is not a token id.
     """
-    scorer = Scorer(_open(client), ScoreOptions.for_signals(signals, truncation), signals)
+    scorer = Scorer(open_client(client), ScoreOptions.for_signals(signals, truncation), signals)
     ids = read_token_ids(eos_token_id)
     return [RewardFunction(scorer, ids, name, name) for name in signals]
 
@@ -133,7 +134,7 @@ def async_reward_function(
     TRL runs it beside other coroutine functions. It cannot be pickled: AsyncGRPO takes `reward_function`, which it runs
     in threads.
     """
-    scorer = AsyncScorer(_open_async(client), ScoreOptions(model, weights, truncation))
+    scorer = AsyncScorer(open_async_client(client), ScoreOptions(model, weights, truncation))
     return _build_async(scorer, read_token_ids(eos_token_id), TOTAL if model is None else model, None)
 
 
@@ -145,7 +146,7 @@ def async_signal_rewards(
     truncation: Truncation | None = None,
 ) -> list[AsyncReward]:
     """Return one coroutine function for each signal, with the rewards of `signal_rewards`."""
-    scorer = AsyncScorer(_open_async(client), ScoreOptions.for_signals(signals, truncation), signals)
+    scorer = AsyncScorer(open_async_client(client), ScoreOptions.for_signals(signals, truncation), signals)
     ids = read_token_ids(eos_token_id)
     return [_build_async(scorer, ids, name, name) for name in signals]
 
@@ -197,11 +198,3 @@ def _build_rows(
 
 def _read_step(state: TrainerState | None) -> int | None:
     return None if state is None else state.global_step
-
-
-def _open(client: RewardClient | str) -> RewardClient:
-    return RewardClient(client) if isinstance(client, str) else client
-
-
-def _open_async(client: AsyncRewardClient | str) -> AsyncRewardClient:
-    return AsyncRewardClient(client) if isinstance(client, str) else client
