@@ -58,8 +58,9 @@ def test_openrlhf_has_probabilities_for_an_absolute_signal_and_errors_for_failur
     reward_func = make_reward_func(serve(wires={"openrlhf": {"model": "abs"}}).url)
     answer = reward_func([RENDERED + "hello<|im_end|>"], [RENDERED], [None])
     assert 0 < answer["scores"][0] < 1
-    with pytest.raises(ServerError):
+    with pytest.raises(ServerError) as raised:
         reward_func(["no template"], ["no"], [None])
+    assert raised.value.code == "unreadable_text"
 
 
 # ms-swift 4.6.0: `orms[name](args=args)`, then `f(completions, **columns)` with these columns.
