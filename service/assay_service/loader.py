@@ -25,6 +25,7 @@ from assay_service.scoring.manifest import GoldenRow, Manifest
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
+from assay_service.scoring.token_reader import TokenReader
 from assay_service.settings import Settings
 
 _log = logging.getLogger("assay")
@@ -121,7 +122,12 @@ class _Loader:
             dtype=resolved.dtype,
         )
         config_sha256 = files.hash_files([base / "config.json"])
-        return Signal(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256)
+        reader = TokenReader(
+            f"signals.{name}", tokenizer.hash_file(resolved.tokenizer), renderer.tokenizer, renderer.transcript
+        )
+        return Signal(
+            name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader
+        )
 
     def _check_hash(self, base: Path, claims: Manifest) -> str:
         if base not in self._hashes:  # hashing reads the whole file, so each base is hashed once

@@ -12,6 +12,7 @@ from assay_service.scoring import manifest
 from assay_service.scoring.blend import Blend, Moments
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
+from assay_service.scoring.token_reader import TokenReader
 
 CUSTOM = "custom"  # name of a blend whose weights come with the request
 
@@ -53,6 +54,7 @@ class Signal:
         provenance: checkpoint, template and dtype.
         base_sha256: SHA-256 of the base's weights.
         config_sha256: SHA-256 of the base's `config.json`, which decides what the weights compute.
+        token_reader: reader of token ids of this signal's tokenizer.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Signal:
     provenance: Provenance
     base_sha256: str
     config_sha256: str
+    token_reader: TokenReader
 
 
 class Registry:

@@ -19,9 +19,11 @@ from assay_service.api.guard import BodyTooLarge, Guard
 from assay_service.api.refusals import refuse
 from assay_service.api.routes import router
 from assay_service.api.scorer import Scorer
+from assay_service.api.token_ids import collect_readers
 from assay_service.engine.engine import Engine
 from assay_service.errors import AssayError, NotReady, Overloaded
 from assay_service.metrics import Metrics
+from assay_service.policies import load_policies
 from assay_service.request_id import HEADER
 from assay_service.resolve import ResolvedSignal
 from assay_service.scoring.item import PROBE
@@ -50,6 +52,7 @@ def create_app(
     Raises:
         StartError: the configuration or a checkpoint is wrong.
     """
+    policies = load_policies(settings)  # before the models, which take longer
     # The command resolves signals before torch is imported, so that a wrong configuration is reported at once.
     registry = loader.load(settings) if resolved is None else loader.load_resolved(settings, resolved)
     metrics = Metrics()
@@ -81,7 +84,11 @@ def create_app(
         scorer.close()
 
     app = FastAPI(title="Assay", version=version("assay-rewards"), lifespan=lifespan)
-    app.state.scorer, app.state.metrics, app.state.settings, app.state.policies = scorer, metrics, settings, {}
+    app.state.scorer, app.state.metrics, app.state.settings = scorer, metrics, settings
+    app.state.policies = {wire: reader.transcript for wire, reader in policies.items()}
+    # A declared policy reads ids before a signal that has the same tokenizer with another template.
+    own = [signal.token_reader for signal in registry.signals.values()]
+    app.state.token_readers = collect_readers([*dict.fromkeys(policies.values()), *own])
     app.include_router(router)
     mount_wires(app, settings.compat)
     app.add_api_route("/health", health, methods=["GET"], responses=schemas.ERROR_RESPONSES)

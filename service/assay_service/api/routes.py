@@ -16,9 +16,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from assay_service.api import answers, schemas
 from assay_service.api.body import UniqueKeysRoute
 from assay_service.api.guard import run_while_connected
-from assay_service.api.messages import build_completion_items, build_items
+from assay_service.api.messages import build_completion_items
 from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.api.scoring import ScoredItem, check_count, score_items, score_result
+from assay_service.api.token_ids import read_items
 from assay_service.errors import AssayError
 from assay_service.scoring.blend import compute_probability, rank_scores
 
@@ -41,7 +42,8 @@ async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -
     check_count(request, len(body.items), "items")
     registry = scorer.registry
     blend = registry.blend(body.model, body.weights)
-    scored = await score_items(request, build_items(body.items), blend, body.truncation)
+    items = read_items(body.items, body.tokenizer_sha256, request.app.state.token_readers)
+    scored = await score_items(request, items, blend, body.truncation)
     return answers.ScoreAnswer(
         id=f"score-{uuid.uuid4().hex}",
         object="list",
@@ -139,7 +141,7 @@ async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring)
     registry = scorer.registry
     signals = list(registry.signals if body.model is None else registry.blend(body.model, None).weights)
     rows: list[answers.RenderedRow | answers.FailedRow] = []
-    items = build_items(body.items)
+    items = read_items(body.items, body.tokenizer_sha256, request.app.state.token_readers)
     results = await run_while_connected(request, scorer.render(items, signals, body.truncation))
     for index, (item, result) in enumerate(zip(body.items, results, strict=True)):
         if isinstance(result, AssayError):
@@ -187,6 +189,9 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "invariant": all(registry.invariant.values()),
+        },
+        "tokenizers": {
+            sha256: [reader.source for reader in readers] for sha256, readers in request.app.state.token_readers.items()
         },
         "signals": {
             name: {

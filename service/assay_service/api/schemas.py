@@ -70,20 +70,29 @@ Prompt = Annotated[
 ]
 
 
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class ScoreItem(_Request):
-    """An item: either `prompt` and `completion`, or `messages`, the last of which is the assistant's."""
+    """An item: `prompt` and `completion`, or `messages`, whose last one is the assistant's, or ids of both texts."""
 
     prompt: Prompt | None = None
     completion: Text | None = None
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)] | None = None
+    prompt_ids: TokenIds | None = None
+    completion_ids: TokenIds | None = None
     finish_reason: FinishReason = "stop"
     id: Annotated[Text, Field(max_length=256)] | None = None
 
     @model_validator(mode="after")
     def _one_get_form(self) -> "ScoreItem":
-        pair = (self.prompt is not None) + (self.completion is not None)
-        if (self.messages is None and pair != 2) or (self.messages is not None and pair):
-            raise ValueError("set either `prompt` and `completion`, or `messages`")
+        forms = ((self.prompt, self.completion), (self.messages,), (self.prompt_ids, self.completion_ids))
+        given = [[field is not None for field in form] for form in forms]
+        if sum(map(any, given)) != 1 or not any(map(all, given)):
+            raise ValueError("set `prompt` and `completion`, or `messages`, or `prompt_ids` and `completion_ids`")
+        if self.prompt_ids is not None and "finish_reason" in self.model_fields_set:
+            raise ValueError("`finish_reason` is read from the last of `completion_ids`; remove it")
         if self.messages is not None and (not self.messages or self.messages[-1].role != "assistant"):
             raise ValueError("the last of `messages` must have the role `assistant`")
         return self
@@ -104,11 +113,22 @@ class _ChoosesBlend(_Request):
         return self
 
 
-class ScoreRequest(_ChoosesBlend):
-    """Body of `POST /v1/score`."""
+class _HoldsItems(_Request):
+    """A request with items; `tokenizer_sha256` is the hash of the `tokenizer.json` that gave their ids."""
 
     truncation: Truncation = "error"
     items: Annotated[list[ScoreItem], Field(fail_fast=True)]
+    tokenizer_sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _names_tokenizer(self) -> "_HoldsItems":
+        if self.tokenizer_sha256 is None and any(item.prompt_ids is not None for item in self.items):
+            raise ValueError("`prompt_ids` needs `tokenizer_sha256`, which is the output of `sha256sum tokenizer.json`")
+        return self
+
+
+class ScoreRequest(_HoldsItems, _ChoosesBlend):
+    """Body of `POST /v1/score`."""
 
 
 class RankCompletion(_Request):
@@ -149,12 +169,10 @@ class CompareRequest(_Request):
     b: Text
 
 
-class RenderRequest(_Request):
+class RenderRequest(_HoldsItems):
     """Body of `POST /v1/render`; without `model`, every signal renders the items."""
 
     model: Name | None = None
-    truncation: Truncation = "error"
-    items: Annotated[list[ScoreItem], Field(fail_fast=True)]
 
 
 class RequestError(BaseModel):

@@ -166,7 +166,9 @@ def _find_turn_tokens(template: Template, added: Collection[str]) -> frozenset[s
     """
     printed = "".join(_render_neutral_conversations(template))
     tags = {opening for tag in added if (opening := tag.replace("/", "", 1)) != tag}
-    return frozenset(token for token in added if token in printed and token.replace("/", "", 1) not in tags)
+    # Gemma's vocabulary has added tokens for line breaks, which its template prints, but which are text.
+    words = (token for token in added if token.strip())
+    return frozenset(token for token in words if token in printed and token.replace("/", "", 1) not in tags)
 
 
 def _render_neutral_conversations(template: Template) -> Iterator[str]:

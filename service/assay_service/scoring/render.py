@@ -64,25 +64,25 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: RenderRules, vocabulary_size: int) -> None:
         self.rules = rules
-        self._tokenizer: Any = tokenizer
+        self.tokenizer: Any = tokenizer
         self._vocabulary_size = vocabulary_size
         # Tokenizer files may set truncation and padding (all-MiniLM: 128 tokens), which would shorten texts silently.
-        encoder = self._tokenizer.backend_tokenizer
+        encoder = self.tokenizer.backend_tokenizer
         encoder.no_truncation()
         encoder.no_padding()
         file = encoder.to_str()
         # Templates print special tokens by name, also by the model's own names (`image_token`), so names decide ids.
-        named = sorted((name, str(text)) for name, text in self._tokenizer.special_tokens_map.items())
+        named = sorted((name, str(text)) for name, text in self.tokenizer.special_tokens_map.items())
         self.tokenizer_sha256 = hashlib.sha256(f"{named}{file}".encode()).hexdigest()
-        self.template = Template(self._tokenizer, rules.template)
-        self.transcript = build_transcript(self.template, self._tokenizer)
-        special = find_control_tokens(self.template, self._tokenizer)
+        self.template = Template(self.tokenizer, rules.template)
+        self.transcript = build_transcript(self.template, self.tokenizer)
+        special = find_control_tokens(self.template, self.tokenizer)
         control_ids = frozenset(special.values())
         # Unknown words of a message become the unknown token, so it must not be refused as a control token. GPT-2 and
         # Pythia only name one without using it: it is their EOS.
         model = json.loads(file)["model"]
         if model.get("unk_token") or model.get("unk_id") is not None:
-            control_ids -= {self._tokenizer.unk_token_id}
+            control_ids -= {self.tokenizer.unk_token_id}
         self._items = ItemEncoder(self.template, encoder, frozenset(special), control_ids, rules.control_tokens)
         # Ids that every item must have in the places where the probe has them; `_check_rules` sets them.
         self._first: int | None = None
@@ -151,8 +151,8 @@ class Renderer:
                 code="dropped_content",
             )
         ids = encoded.ids
-        if self.rules.eos == "append" and item.finish_reason == "stop" and ids[-1:] != (self._tokenizer.eos_token_id,):
-            ids = (*ids, self._tokenizer.eos_token_id)
+        if self.rules.eos == "append" and item.finish_reason == "stop" and ids[-1:] != (self.tokenizer.eos_token_id,):
+            ids = (*ids, self.tokenizer.eos_token_id)
         if not ids or (item.finish_reason == "length" and encoded.boundary == len(ids)):
             raise ContentError("the completion has no tokens; send text", code="empty_completion", param="completion")
         # An id beyond the embedding would fail in the forward pass, and on a GPU break the device for all items.
@@ -172,7 +172,7 @@ class Renderer:
         if self._first is not None and ids[0] != self._first:
             raise ContentError(
                 f"score_position {self.rules.score_position} reads the first token, but the template does not begin "
-                f"this conversation with {self._tokenizer.convert_ids_to_tokens(self._first)!r}",
+                f"this conversation with {self.tokenizer.convert_ids_to_tokens(self._first)!r}",
                 code="template_error",
             )
         if self._separator is not None and self._separator not in ids[:boundary]:
@@ -201,14 +201,14 @@ class Renderer:
         A separator that was removed still ends the first segment, so the completion keeps the type that it has in
         training.
         """
-        separator = self._tokenizer.sep_token_id
+        separator = self.tokenizer.sep_token_id
         if self.rules.token_types != "second_after_sep" or separator not in ids[:-1]:
             return None
         return max(ids.index(separator) + 1 - cut, self._count_lead(ids, boundary))
 
     def _count_lead(self, ids: tuple[int, ...], boundary: int) -> int:
         """Return the number of tokens at the front that are never removed: 1 for a leading BOS or CLS, else 0."""
-        return int(ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id) and boundary > 0)
+        return int(ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) and boundary > 0)
 
     def _truncate(self, ids: tuple[int, ...], boundary: int, truncation: Truncation) -> tuple[tuple[int, ...], int]:
         """Return the ids within the length limit and the number of prompt tokens removed after a leading BOS or CLS."""
@@ -242,7 +242,7 @@ class Renderer:
             case "last_non_pad_id":
                 last = next((i for i in reversed(range(len(ids))) if ids[i] != self.rules.pad_token_id), -1)
             case "eos":  # earlier turns of the prompt may end with EOS as well, so the search starts at the boundary
-                eos = self._tokenizer.eos_token_id
+                eos = self.tokenizer.eos_token_id
                 last = next((i for i in range(boundary, len(ids)) if ids[i] == eos), len(ids) - 1)
         if last < 0:
             raise ContentError("the head has no token to read; send text", code="empty_completion", param="completion")
@@ -250,7 +250,7 @@ class Renderer:
 
     def _check_rules(self) -> None:
         """Refuse at start the rules that would fail, or score the wrong token, for every item."""
-        if (self.rules.eos == "append" or self.rules.score_position == "eos") and self._tokenizer.eos_token_id is None:
+        if (self.rules.eos == "append" or self.rules.score_position == "eos") and self.tokenizer.eos_token_id is None:
             raise StartError(
                 "eos, score_position: the tokenizer has no EOS token; declare its `eos_token` in "
                 "tokenizer_config.json, or other values of these keys"
@@ -266,7 +266,7 @@ class Renderer:
             raise StartError(f"template: cannot render one user and one assistant message: {error.message}") from error
         if (
             self.rules.score_position == "eos"
-            and self._tokenizer.eos_token_id not in probe.sequence.ids[probe.boundary :]
+            and self.tokenizer.eos_token_id not in probe.sequence.ids[probe.boundary :]
         ):
             raise StartError(
                 "score_position: eos, but the template prints no EOS after the completion; print it, or declare "
@@ -276,21 +276,21 @@ class Renderer:
         if self.rules.token_types == "second_after_sep" and (second is None or second > probe.boundary):
             raise StartError(
                 "token_types: second_after_sep, but the template prints no separator token of the tokenizer "
-                f"({self._tokenizer.sep_token!r}) before the completion; print it, or declare `token_types: zero`"
+                f"({self.tokenizer.sep_token!r}) before the completion; print it, or declare `token_types: zero`"
             )
         if self.rules.score_position in ("pooler", "first_token"):
             self._check_first(probe.sequence.ids[0])
             self._first = probe.sequence.ids[0]
         if self.rules.token_types == "second_after_sep":
-            self._separator = self._tokenizer.sep_token_id
+            self._separator = self.tokenizer.sep_token_id
 
     def _check_first(self, first: int) -> None:
         """Refuse to read a first token into which the model was not trained to summarise the text."""
-        name = "cls_token" if self._tokenizer.cls_token is not None else "bos_token"
-        token = getattr(self._tokenizer, name)
-        if token is None or first != getattr(self._tokenizer, f"{name}_id"):
+        name = "cls_token" if self.tokenizer.cls_token is not None else "bos_token"
+        token = getattr(self.tokenizer, name)
+        if token is None or first != getattr(self.tokenizer, f"{name}_id"):
             raise StartError(
                 f"score_position: {self.rules.score_position} reads the first token, which is "
-                f"{self._tokenizer.convert_ids_to_tokens(first)!r}; it must be the tokenizer's {name} ({token!r}): "
+                f"{self.tokenizer.convert_ids_to_tokens(first)!r}; it must be the tokenizer's {name} ({token!r}): "
                 "print it at the start of the template"
             )

@@ -6,7 +6,7 @@ were read: a reading counts only if the result is the text. White space is not c
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from assay_service.errors import ContentError
 from assay_service.scoring.encoding import find_control_tokens
 from assay_service.scoring.item import FinishReason, Item, Message
+from assay_service.scoring.skeleton import NEUTRAL
 from assay_service.scoring.template import PINNED_DAY, RenderedText, Template
 from assay_service.scoring.turns import Turns, learn_turns, list_day_patterns, remove_bos
 
@@ -63,7 +64,7 @@ class Transcript:
     def read(self, text: str) -> Item:
         """Return the conversation of `text`, whose last turn is the completion.
 
-        Turns that a policy invented after its own cannot be told from the conversation; `read_pair` refuses them.
+        Turns that a policy invented after its own look like the conversation; only `read_pair` refuses them.
 
         Raises:
             ContentError: the template does not give this text for any conversation; the code is `unreadable_text`. Or a
@@ -82,13 +83,22 @@ class Transcript:
         completion, finish_reason = self._remove_end(completion)
         return Item(self._read(prompt, completion), finish_reason)
 
+    def read_completion(self, prompt: Sequence[Message], completion: str) -> Item:
+        """Return the conversation of messages and the completion that a policy wrote after them, with special tokens.
+
+        Raises:
+            ContentError: as for `read_pair`, or the template refuses the messages.
+        """
+        rendered = self._template.render(Item((*prompt, Message("assistant", NEUTRAL))))
+        return self.read_pair(rendered.prompt, completion)
+
     @functools.cached_property
     def _turns(self) -> Turns:
         return learn_turns(self._template, self._bos)
 
     @functools.cached_property
     def _patterns(self) -> dict[str, re.Pattern[str]]:
-        """Return for each role the pattern of what ends its turn: a pattern takes the first place, then the longest."""
+        """Return for each role the pattern of the strings that end its turn, the longest of which is tried first."""
         longest = {role: sorted(texts, key=len, reverse=True) for role, texts in self._turns.between.items()}
         return {role: re.compile("|".join(map(re.escape, texts)) or "(?!)") for role, texts in longest.items()}
 
@@ -100,16 +110,18 @@ class Transcript:
     def _ends(self) -> list[str]:
         """Return the ends of a finished text before an EOS, the longest first."""
         ends = {end.strip() for end in self._turns.ends}
-        if self._eos:  # some templates print EOS after the end of turn, and policies stop at either of them
-            ends |= {end.removesuffix(self._eos).strip() for end in ends}
-        if "" in ends:  # the turn ends where the next one begins, as in GLM's template, and policies stop there
+        if "" in ends:  # the turn ends where the next one begins, as in GLM's template
             following = self._turns.between.get("assistant", {})
             ends |= {text.strip() for text, role in following.items() if role != "assistant"}
+        # Policies stop at the first control token, but templates may print EOS or a generation prompt after it.
+        ends |= {token for end in ends for token in self._control_tokens if end.startswith(token)}
+        if self._eos:
+            ends |= {end.removesuffix(self._eos).strip() for end in ends}
         return sorted(ends - {""}, key=len, reverse=True)
 
     @functools.cached_property
     def _forbidden(self) -> re.Pattern[str]:
-        """Return the pattern of what no message may hold: control tokens, and the strings that end a turn."""
+        """Return the pattern that no message may contain: control tokens, and the strings that end a turn."""
         texts = sorted(self._control_tokens | self._turns.list_marks(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
@@ -159,8 +171,8 @@ class Transcript:
                 reasons.append(reason)
         if not reasons:
             raise ContentError(
-                "the text is no conversation of this template that ends with the assistant's turn; send text that the "
-                "template rendered, with its special tokens",
+                "the text is not a conversation of this template that ends with the assistant's turn; send text that "
+                "the template rendered, with its special tokens",
                 code=_UNREADABLE,
             )
         raise ContentError(f"the template gives another text for the messages in it: {reasons[0]}", code=_UNREADABLE)

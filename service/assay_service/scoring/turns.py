@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from assay_service.errors import ContentError
-from assay_service.scoring.item import Item
-from assay_service.scoring.skeleton import Skeleton, build_marked, parse_skeleton
+from assay_service.scoring.item import Item, Message
+from assay_service.scoring.skeleton import Skeleton, build_marked, build_shape, parse_skeleton
 from assay_service.scoring.template import Template
 
 # Where a template prints two roles alike, the first of them is read.
@@ -25,7 +25,7 @@ _CONTEXTS = (
     ("system", "user", "assistant"),
     ("user", "assistant", "tool"),
 )
-# The last tag of a string, such as `<think>`; a tag with a bar opens a turn, and is no reasoning.
+# The last tag of a string, such as `<think>`; a tag with a bar opens a turn.
 _LAST_TAG = re.compile(r"(<[^<>/\s|｜]+>|\[[^\[\]/\s]+\]|◁[^◁▷/\s]+▷)\s*$")
 
 
@@ -35,10 +35,10 @@ class Turns:
 
     Attributes:
         starts: roles of the first turn, keyed by what is printed before it, without BOS.
-        between: for each role, the roles of the next turn keyed by what is printed between both turns.
+        between: roles of the next turn, keyed by the role of a turn and then by what is printed between both.
         ends: strings after an assistant's last turn.
-        opened: for strings that open reasoning, the length of the part that belongs to the completion, such as
-            `<think>` and a line break at the end of a generation prompt.
+        opened: length of the part that belongs to the completion, keyed by a string that opens reasoning. The part is
+            `<think>` and a line break, for example.
     """
 
     starts: dict[str, str] = field(default_factory=dict)
@@ -61,7 +61,7 @@ def learn_turns(template: Template, bos: str | None) -> Turns:
     """
     turns = Turns()
     for roles in _list_shapes():
-        shape = tuple((role, ()) for role in roles)
+        shape = build_shape(Message(role, "") for role in roles)
         try:
             rendered = template.render(Item(build_marked(shape)))
             full = parse_skeleton(shape, rendered.full)

@@ -11,7 +11,8 @@ from assay_service.api.compat.rendered import read_pairs, read_texts
 from assay_service.api.compat.wire import Context, Wire, WireBody, make_router
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
-from assay_service.errors import ServingError
+from assay_service.compat_settings import Floor
+from assay_service.errors import ContentError, ServingError
 from assay_service.scoring.blend import compute_probability
 
 
@@ -51,8 +52,8 @@ async def get_reward(body: Body, context: Context) -> dict[str, Any]:
     items = read_texts(context, blend, body.query) if pairs is None else read_pairs(context, blend, pairs)
     scored = await context.score(items, blend, [f"query[{index}]" for index in range(len(items))])
     answer: dict[str, Any] = {"rewards": [one.score for one in scored], "extra_logs": {}}
-    # A floored item has no logits, and OpenRLHF ends a run at a null, so a request with one has no logs.
-    if scored and all(one.result is not None for one in scored):
+    # A floored item has no logits, OpenRLHF ends a run at a null, and all its samples must have the same logs.
+    if scored and not isinstance(context.settings.on_item_error, Floor):
         answer["extra_logs"] = {
             name: [one.result.logits[name] for one in scored if one.result is not None] for name in blend.weights
         }
@@ -61,7 +62,7 @@ async def get_reward(body: Body, context: Context) -> dict[str, Any]:
     return answer
 
 
-def _split(body: Body) -> list[tuple[str, str]] | None:
+def _split(body: Body) -> list[tuple[str, str] | ContentError] | None:
     """Return the prompt and the completion of each query; None for a request without prompts or queries."""
     # With several URLs, OpenRLHF sends the later ones an empty query beside all prompts.
     if body.prompts is None or not body.query:
@@ -70,11 +71,22 @@ def _split(body: Body) -> list[tuple[str, str]] | None:
         raise ServingError(
             f"has {len(body.prompts)} prompts for {len(body.query)} queries", code="invalid_request", param="prompts"
         )
-    for index, (query, prompt) in enumerate(zip(body.query, body.prompts, strict=True)):
-        if not query.startswith(prompt):
-            raise ServingError(
-                "does not begin with its prompt; send both as the policy's template renders them",
-                code="invalid_request",
-                param=f"query[{index}]",
-            )
-    return [(p, q[len(p) :]) for q, p in zip(body.query, body.prompts, strict=True)]
+    return [_split_query(query, prompt) for query, prompt in zip(body.query, body.prompts, strict=True)]
+
+
+def _split_query(query: str, prompt: str) -> tuple[str, str] | ContentError:
+    """Return the prompt and the completion of a query, whose prompt was encoded and decoded once more."""
+    if query.startswith(prompt):
+        return prompt, query[len(prompt) :]
+    # Decoding may add or remove spaces.
+    places = [place for place, character in enumerate(query) if not character.isspace()]
+    packed = "".join(prompt.split())
+    if packed and "".join(query.split()).startswith(packed):
+        end = places[len(packed) - 1] + 1
+        end += len(query[end:]) - len(query[end:].lstrip()) if prompt[-1].isspace() else 0
+        return query[:end], query[end:]
+    return ContentError(
+        "the query does not begin with its prompt; OpenRLHF cuts prompts that are too long from the left, so filter or "
+        "shorten them, and send both as the policy's template renders them",
+        code="unreadable_text",
+    )

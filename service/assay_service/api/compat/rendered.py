@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from assay_service.api.compat.wire import WireContext
 from assay_service.errors import ContentError, ServingError
 from assay_service.scoring.blend import Blend
-from assay_service.scoring.item import Item
+from assay_service.scoring.item import Item, Message
 from assay_service.scoring.transcript import Transcript
 
 
@@ -24,14 +24,33 @@ def read_texts(context: WireContext, blend: Blend, texts: Sequence[str]) -> list
     return [_read(transcript, text, None) for text in texts]
 
 
-def read_pairs(context: WireContext, blend: Blend, pairs: Sequence[tuple[str, str]]) -> list[Item | ContentError]:
+def read_pairs(
+    context: WireContext, blend: Blend, pairs: Sequence[tuple[str, str] | ContentError]
+) -> list[Item | ContentError]:
     """Return the conversation of each rendered prompt, which ends with the generation prompt, and its completion.
+
+    An error in place of a pair is returned as it is.
 
     Raises:
         ServingError: as for `read_texts`.
     """
     transcript = _find_transcript(context, blend)
-    return [_read(transcript, prompt, completion) for prompt, completion in pairs]
+    return [pair if isinstance(pair, ContentError) else _read(transcript, *pair) for pair in pairs]
+
+
+def read_completion(
+    context: WireContext, blend: Blend, prompt: Sequence[Message], completion: str
+) -> Item | ContentError:
+    """Return the conversation of a prompt of messages and the completion that the policy wrote, with special tokens.
+
+    Raises:
+        ServingError: as for `read_texts`.
+    """
+    transcript = _find_transcript(context, blend)
+    try:
+        return transcript.read_completion(prompt, completion)
+    except ContentError as error:
+        return error
 
 
 def _find_transcript(context: WireContext, blend: Blend) -> Transcript:
