@@ -159,7 +159,7 @@ def test_areal_scores_in_another_process(url: str) -> None:
             for text in ("hello<|im_end|>", "hello")
         ]
     assert scores == [stop, cut]
-    assert reward_fn(RENDERED, "hello<|im_end|>", [1], [2], answer="x") == stop  # a row without messages
+    assert reward_fn(RENDERED, "hello<|im_end|>", [1], [2], prompt="x") == stop  # a row without messages
 
 
 def test_areal_never_gets_a_timeout_error_of_which_it_would_make_a_zero() -> None:

@@ -43,6 +43,7 @@ class AssayReward:
         completions: str,
         prompt_ids: Sequence[int],
         completion_ids: Sequence[int],
+        /,  # a data set may have columns of these names
         **row: object,
     ) -> float:
         """Return the score of one completion.

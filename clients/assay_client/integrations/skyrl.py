@@ -21,7 +21,7 @@ def make_env_class() -> Any:
     Its `env_config` has `url`, and optionally `model` and `end_token`. SkyRL passes the completion as text only. With
     `end_token`, a completion without it was cut off; without `end_token`, every completion counts as finished.
     """
-    from skyrl_gym.envs.base_text_env import BaseTextEnv, BaseTextEnvStepOutput  # type: ignore[import-not-found]
+    from skyrl_gym.envs.base_text_env import BaseTextEnv, BaseTextEnvStepOutput
 
     class AssayEnv(BaseTextEnv):  # type: ignore[misc]
         """An environment of one turn, whose reward is the score of a running service."""
