@@ -264,6 +264,8 @@ def build_server_error(reply: Reply) -> ServerError:
     except (ValueError, RecursionError):
         body = None
     error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(body, dict) and "error" not in body:
+        error = {"code": body.get("code"), "message": body.get("detail")}  # the form of `/compat/openrlhf`
     after_s = read_retry_after_s(reply.headers)
     # Proxies answer with pages of their own, so that nothing about the body of an error is taken for granted.
     if not isinstance(error, dict) or not isinstance(error.get("code"), str):

@@ -58,8 +58,9 @@ def test_openrlhf_has_probabilities_for_an_absolute_signal_and_errors_for_failur
     reward_func = make_reward_func(serve(wires={"openrlhf": {"model": "abs"}}).url)
     answer = reward_func([RENDERED + "hello<|im_end|>"], [RENDERED], [None])
     assert 0 < answer["scores"][0] < 1
-    with pytest.raises(ServerError):
+    with pytest.raises(ServerError) as raised:
         reward_func(["no template"], ["no"], [None])
+    assert raised.value.code == "unreadable_text"
 
 
 # ms-swift 4.6.0: `orms[name](args=args)`, then `f(completions, **columns)` with these columns.
@@ -158,7 +159,7 @@ def test_areal_scores_in_another_process(url: str) -> None:
             for text in ("hello<|im_end|>", "hello")
         ]
     assert scores == [stop, cut]
-    assert reward_fn(RENDERED, "hello<|im_end|>", [1], [2], answer="x") == stop  # a row without messages
+    assert reward_fn(RENDERED, "hello<|im_end|>", [1], [2], prompt="x") == stop  # a row without messages
 
 
 def test_areal_never_gets_a_timeout_error_of_which_it_would_make_a_zero() -> None:

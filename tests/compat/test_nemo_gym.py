@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from assay_service.api.compat.responses import read_conversation
+from assay_service.scoring.item import Item
 from tests.compat.conftest import Serve
 
 PARAMS = {"input": [{"role": "user", "content": "say hi", "type": "message"}], "tools": []}
@@ -54,11 +56,12 @@ def test_a_verified_row_keeps_its_columns_and_gets_a_reward_with_its_parts(url: 
         # of an earlier verification
         "reward": 9.0,
         "_ng_failure_class": "judge_failed",
+        "_ng_failure_judge_error": "x",
     }
     answer = verify(url, row)
     assert answer.status_code == 200
     native = score(url, CHAT)
-    expected = {key: value for key, value in row.items() if key != "_ng_failure_class"}
+    expected = {key: value for key, value in row.items() if not key.startswith("_ng_failure")}
     expected["reward"] = native["score"]
     got = answer.json()
     components = got.pop("reward_components")
@@ -131,6 +134,36 @@ def test_a_response_that_failed_is_not_scored(url: str) -> None:
     for fields in ({"status": "failed"}, {"error": {"code": "server_error", "message": "x"}}):
         row = {"responses_create_params": PARAMS, "response": response(output("hi"), **fields)}
         assert verify(url, row).status_code == 422
+
+
+def test_reasoning_and_function_calls_become_parts_of_the_turns_that_they_belong_to() -> None:
+    params = {"instructions": "Be kind.", "input": [{"role": "developer", "content": "Use tools."}, *PARAMS["input"]]}
+    items = [
+        REASONING,
+        output("let me see"),
+        CALL,
+        {**CALL, "name": "find", "call_id": "c2"},
+        {"type": "function_call_output", "call_id": "c1", "output": "sun"},
+        {"type": "function_call_output", "call_id": "c2", "output": "rain"},
+        {"id": "r2", "type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "done"}]},
+        output("sun and rain"),
+    ]
+    item = read_conversation(params, response(*items))
+    assert isinstance(item, Item)
+    assert [(message.role, message.content) for message in item.messages] == [
+        ("system", "Be kind."),
+        ("developer", "Use tools."),
+        ("user", "say hi"),
+        ("assistant", "let me see"),
+        ("tool", "sun"),
+        ("tool", "rain"),
+        ("assistant", "sun and rain"),
+    ]
+    turn = item.messages[3]
+    assert dict(turn.fields) == {"reasoning_content": "hm"}
+    assert [(call.name, call.id) for call in turn.tool_calls] == [("look", "c1"), ("find", "c2")]
+    assert dict(item.messages[-1].fields) == {"reasoning_content": "done"}
+    assert item.finish_reason == "stop"
 
 
 def test_a_floored_row_is_marked_as_a_failure_and_its_parts_sum_to_the_floor(serve: Serve) -> None:

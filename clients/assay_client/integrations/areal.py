@@ -43,6 +43,7 @@ class AssayReward:
         completions: str,
         prompt_ids: Sequence[int],
         completion_ids: Sequence[int],
+        /,  # a data set may have columns of these names
         **row: object,
     ) -> float:
         """Return the score of one completion.
@@ -68,7 +69,7 @@ class AssayReward:
             text, finish_reason = split_end_token(completions, self.end_tokens)
             return score_single(scorer, messages, text, finish_reason).score
         except TimeoutError as error:
-            late = TransportError(f"the service did not answer within {self.deadline_s:g} s: {error}")
+            late = TransportError(f"the service did not answer within {self.deadline_s:g} s: {error.args[0]}")
             late.request_id = getattr(error, "request_id", None)
             raise late from None
 

@@ -71,7 +71,7 @@ def _join(turns: Sequence[Turn]) -> str:
 def make_environment() -> Any:
     """Return the environment class, without the decorator of Ray."""
     import torch
-    from nemo_rl.environments.interfaces import (  # type: ignore[import-not-found]
+    from nemo_rl.environments.interfaces import (
         EnvironmentInterface,
         EnvironmentReturn,
     )
@@ -106,7 +106,7 @@ def make_environment() -> Any:
 
 @cache
 def _make_actor() -> Any:
-    import ray  # type: ignore[import-not-found]
+    import ray
 
     return ray.remote(make_environment())
 

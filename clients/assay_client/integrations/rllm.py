@@ -42,7 +42,7 @@ def make_evaluator(
             ItemFailed: the completion cannot be scored.
             AssayError: the request failed.
         """
-        from rllm.eval.types import EvalOutput, Signal  # type: ignore[import-not-found]
+        from rllm.eval.types import EvalOutput, Signal
 
         prompt, completion, finish_reason = read_episode(task, episode)
         score = score_single(scorer, prompt, completion, finish_reason)

@@ -4,7 +4,7 @@ Source: https://github.com/THUDM/slime, `slime/rollout/rm_hub` and `slime/utils/
 for a missing reward, so that a sample that cannot be scored raises an error.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from assay_client.client import AsyncRewardClient
@@ -33,7 +33,7 @@ def make_rm(
     end_token: str | Collection[str],
     model: str | None = None,
     parts: bool = False,
-) -> Callable[..., Awaitable[Any]]:
+) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Return `async f(args, sample)`, which scores one sample, or a group of samples by one request.
 
     Prompts that are messages are sent as they are. Prompts that a template has rendered (`--apply-chat-template`) are

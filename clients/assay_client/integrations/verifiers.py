@@ -5,7 +5,7 @@ by name; and for releases before 0.2, `verifiers/rubrics/rubric.py`, which passe
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from assay_client.client import AsyncRewardClient
@@ -25,7 +25,7 @@ def make_reward(
     model: str | None = None,
     weights: Mapping[str, float] | None = None,
     parts: bool = False,
-) -> Callable[..., Awaitable[Any]]:
+) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Return `async f(trace)` for verifiers' `task.rewards`, whose reward is the score of a signal or blend.
 
     A completion that cannot be scored raises an error, which verifiers records: the reward stays None.
@@ -51,7 +51,7 @@ def make_reward(
 
 def make_rubric_function(
     client: AsyncRewardClient | str, *, model: str | None = None, weights: Mapping[str, float] | None = None
-) -> Callable[..., Awaitable[list[float]]]:
+) -> Callable[..., Coroutine[Any, Any, list[float]]]:
     """Return `async f(prompts, completions, states)` for the `Rubric` of verifiers before 0.2.
 
     It is a group function, so that a group of completions is one request. Those releases make a 0 of every error of a

@@ -73,7 +73,7 @@ class AssayRewardManager:
     @classmethod
     def assemble_rm_scores(cls, data: Any, scores: list[float]) -> Any:
         """Return the scores as the tensor that verl trains on, by verl's own function."""
-        from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase  # type: ignore[import-not-found]
+        from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
         return RewardManagerBase.assemble_rm_scores(data, scores)
 

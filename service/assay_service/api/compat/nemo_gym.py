@@ -18,8 +18,9 @@ from assay_service.api.compat.wire import Context, Wire, WireBody, WireContext, 
 from assay_service.api.refusals import Refusal
 from assay_service.scoring.blend import Blend, rank_scores, weigh_logits
 
-# Fields that an answer sets. A row that is verified again may hold those of its last answer.
-_ANSWERED = ("reward", "reward_components", "_ng_failure_class", "_ng_failure_terminal", "_ng_failure_assay_error")
+# Fields that an answer sets, or that mark a failure. A row that is verified again may hold those of its last answer.
+_ANSWERED = ("reward", "reward_components", "_ng_no_persist")
+_FAILURE = "_ng_failure"
 
 # NeMo-Gym's clients put this before the path of a server when they record calls (`observability_enabled`).
 _PREFIX = "/ng-rollout/{rollout_id}"
@@ -81,14 +82,18 @@ async def verify(body: VerifyBody, context: Context) -> Response:
     blend = context.find_blend()
     item = read_conversation(body.responses_create_params, body.response)
     scored = (await context.score([item], blend, ["response"]))[0]
-    row = {name: value for name, value in body.model_dump().items() if name not in _ANSWERED}
+    row = {
+        name: value
+        for name, value in body.model_dump().items()
+        if name not in _ANSWERED and not name.startswith(_FAILURE)
+    }
     row["reward"] = scored.score
     if len(blend.weights) > 1 or blend.length_penalty is not None:
         row["reward_components"] = _split_reward(context, blend, scored)
     if scored.error is not None:
         # Terminal, because another try would be refused as well.
-        row |= {"_ng_failure_class": "assay_refused", "_ng_failure_terminal": True}
-        row["_ng_failure_assay_error"] = f"{scored.error.code}: {scored.error.message}"
+        row |= {f"{_FAILURE}_class": "assay_refused", f"{_FAILURE}_terminal": True}
+        row[f"{_FAILURE}_assay_error"] = f"{scored.error.code}: {scored.error.message}"
     # Escaped, because a column may hold half of a surrogate pair, which has no UTF-8 form.
     return Response(json.dumps(row, ensure_ascii=True, allow_nan=False), media_type="application/json")
 

@@ -138,7 +138,7 @@ class _Turns:
 
 
 def _read_parts(content: object) -> object:
-    """Return the content of a message without what is no text of it: annotations and log-probabilities."""
+    """Return the content of a message without the annotations and log-probabilities of its text."""
     if not isinstance(content, list):
         return content
     return [
