@@ -9,8 +9,9 @@ from typing import Any
 
 from assay_service.api.messages import build_items
 from assay_service.api.schemas import ChatMessage, ScoreItem
+from assay_service.api.scorer import ItemSource
 from assay_service.errors import ContentError
-from assay_service.scoring.item import FinishReason, Item
+from assay_service.scoring.item import FinishReason
 
 _ROLES = ("user", "assistant", "system", "developer", "tool")
 # Fields of an item that say nothing about its text; the last four are those of NeMo-Gym's training servers.
@@ -21,7 +22,7 @@ _METADATA = frozenset(
 _UNFINISHED = ("failed", "cancelled", "in_progress", "queued")
 
 
-def read_conversation(params: Mapping[str, Any], response: Mapping[str, Any]) -> Item | ContentError:
+def read_conversation(params: Mapping[str, Any], response: Mapping[str, Any]) -> ItemSource:
     """Return the item of a request to a model and its response, whose last message is the completion.
 
     Args:
@@ -42,9 +43,7 @@ def read_conversation(params: Mapping[str, Any], response: Mapping[str, Any]) ->
         return error
 
 
-def read_completion(
-    history: Sequence[Mapping[str, Any]], response: Mapping[str, Any], where: str
-) -> Item | ContentError:
+def read_completion(history: Sequence[Mapping[str, Any]], response: Mapping[str, Any], where: str) -> ItemSource:
     """Return the item of a conversation and a response that continues it.
 
     Args:
@@ -60,7 +59,7 @@ def read_completion(
         return error
 
 
-def _finish(turns: "_Turns", response: Mapping[str, Any], where: str) -> Item | ContentError:
+def _finish(turns: "_Turns", response: Mapping[str, Any], where: str) -> ItemSource:
     if response.get("error") is not None or response.get("status") in _UNFINISHED:
         raise _make_error(where, "is not a response that ended: it has an error, or it was still running")
     before = len(turns.messages)

@@ -13,7 +13,8 @@ from assay_service.api.compat.rendered import read_texts
 from assay_service.api.compat.wire import Context, Wire, WireBody, WireContext, make_router
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
-from assay_service.errors import ContentError, ServingError
+from assay_service.api.scorer import ItemSource
+from assay_service.errors import ServingError
 from assay_service.scoring.blend import Blend, compute_probability
 from assay_service.scoring.item import Item, Truncation
 
@@ -131,6 +132,6 @@ def _list_sequences(inputs: Inputs) -> list[list[str]]:
     return [inputs] if form == "<texts>" else inputs  # type: ignore[list-item, return-value]
 
 
-def _read_sequences(context: WireContext, blend: Blend, sequences: list[list[str]]) -> list[Item | ContentError]:
+def _read_sequences(context: WireContext, blend: Blend, sequences: list[list[str]]) -> list[ItemSource]:
     texts = iter(read_texts(context, blend, [sequence[0] for sequence in sequences if len(sequence) == 1]))
     return [next(texts) if len(sequence) == 1 else Item.of(sequence[0], sequence[1]) for sequence in sequences]
