@@ -70,11 +70,7 @@ def test_openrlhf_gets_scores_only_for_one_absolute_signal(serve: Serve) -> None
 
 
 def test_openrlhf_sends_later_servers_an_empty_query_beside_the_prompts(url: str) -> None:
-    bodies: list[dict[str, Any]] = [
-        {"query": []},
-        {"query": [], "prompts": [], "labels": []},
-        {"query": [], "prompts": [PROMPT]},
-    ]
+    bodies: list[dict[str, Any]] = [{"query": []}, {"query": [], "prompts": []}, {"query": [], "prompts": [PROMPT]}]
     for body in bodies:
         answer = post(url, "/compat/openrlhf/get_reward", **body)
         assert (answer.status_code, answer.json()) == (200, {"rewards": [], "extra_logs": {}})
@@ -145,12 +141,12 @@ def test_a_refused_item_gets_the_declared_floor_and_is_counted(serve: Serve, wir
     served = serve(wires={wire: {"on_item_error": {"floor": -7.5}}})
     good, bad = f"{PROMPT}{ANSWER}{END}", f"{PROMPT}{ANSWER}{END}{END}{END}"
     path = next(path for path in WIRES if wire in path)
-    body: dict[str, Any] = {
+    bodies: dict[str, dict[str, Any]] = {
         "openrlhf": {"query": [good, bad]},
         "llamafactory": {"model": "model", "messages": [good, bad]},
         "slime": {"prompt": PROMPT, "response": f"{ANSWER}{END}{END}{END}"},
-    }[wire]
-    answer = post(served.url, path, **body)
+    }
+    answer = post(served.url, path, **bodies[wire])
     assert answer.status_code == 200
     score = native(served.url)["score"]
     if wire == "slime":
