@@ -104,7 +104,9 @@ async def predict(body: PredictBody, context: Context) -> list[Any]:
     """Score rendered conversations, or pairs of a prompt and a completion."""
     blend = context.find_blend()
     is_batch = _get_form(body.inputs) == "<batch>"
-    items = _read_sequences(context, blend, _list_sequences(body.inputs))
+    sequences = _list_sequences(body.inputs)
+    context.check_count(len(sequences), "inputs")
+    items = _read_sequences(context, blend, sequences)
     names = [f"inputs[{index}]" for index in range(len(items))] if is_batch else ["inputs"]
     scored = await context.score(items, blend, names, body.truncation)
     predictions = [[{"score": body.convert(one.score), "label": "LABEL_0"}] for one in scored]

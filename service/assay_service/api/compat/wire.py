@@ -164,6 +164,14 @@ class WireContext:
         plain = weight == 1.0 and blend.standardise == "none" and blend.length_penalty is None and not others
         return plain and self.registry.signals[name].kind == "absolute"
 
+    def check_count(self, count: int, field: str) -> None:
+        """Refuse a request with too many items before they are built, which takes seconds for a million.
+
+        Raises:
+            ServingError: the request has more than `limits.max_items` items; the code is `too_many_items`.
+        """
+        check_count(self._request, count, field)
+
     async def score(
         self,
         items: Sequence[ItemSource],
