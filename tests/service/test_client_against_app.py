@@ -111,12 +111,13 @@ def test_the_two_sides_name_the_same_fields() -> None:
     """Wire types are pydantic in the service and dataclasses in the client on purpose; here they are held equal."""
     from dataclasses import fields  # noqa: PLC0415
 
-    from assay_client import types  # noqa: PLC0415
+    from assay_client import provenance, types  # noqa: PLC0415
 
     pairs: list[tuple[type[BaseModel], Any]] = [
         (answers.SignalValue, types.SignalValue),
         (answers.ErrorDetail, types.ItemError),
-        (answers.SignalProvenance, types.SignalProvenance),
+        (answers.SignalProvenance, provenance.SignalProvenance),
+        (answers.BlendInfo, provenance.Blend),
     ]
     for wire, own in pairs:
         assert set(wire.model_fields) == {field.name for field in fields(own)}
