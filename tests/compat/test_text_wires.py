@@ -21,8 +21,8 @@ from tests.compat.conftest import Serve
 PROMPT = "<|im_start|>user\nWhat is hot?<|im_end|>\n<|im_start|>assistant\n"
 ANSWER, END = "The sun is hot.", "<|im_end|>"
 MESSAGES = [{"role": "user", "content": "What is hot?"}]
-# Recorded from OpenRLHF 3c3be623 (openrlhf/utils/agent.py), LLaMA-Factory ff6d4d12 (ppo_utils.py) and slime 624b824a
-# (rm_hub/__init__.py), whose client functions posted to a server that kept the bodies.
+# Bodies in the form that the client functions of OpenRLHF 3c3be623 (openrlhf/utils/agent.py), LLaMA-Factory ff6d4d12
+# (ppo_utils.py) and slime 624b824a (rm_hub/__init__.py) send, written from their sources.
 OPENRLHF: dict[str, Any] = {"query": [f"{PROMPT}{ANSWER}{END}"], "prompts": [PROMPT], "labels": ["the sun"]}
 LLAMAFACTORY: dict[str, Any] = {
     "model": "model",

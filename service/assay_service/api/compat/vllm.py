@@ -252,10 +252,10 @@ async def models(context: Context) -> dict[str, Any]:
 async def _score_input(body: InputBody, context: WireContext) -> tuple[Blend, list[WireScore]]:
     blend = context.find_blend(body.model)
     if body.input is not None:
-        items = read_entries(context, blend, list_entries(body.input))
+        items: list[ItemSource] = read_entries(context, blend, list_entries(body.input))
         names = name_entries(body.input, "input")
     else:
-        items, names = build_items([ScoreItem.model_construct(messages=body.messages)]), ["messages"]
+        items, names = [*build_items([ScoreItem.model_construct(messages=body.messages)])], ["messages"]
     return blend, await context.score(items, blend, names)
 
 
