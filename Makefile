@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Assay needs Python 3.11 or newer: make PYTHON=python3.x ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'Installing into .venv: three to four minutes, 2 GB with torch for CPUs and 6 GB with CUDA.'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,training,embedded,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,training,embedded,compat,dev]'
 	touch $@
 
 check: install ## format, lint, types, import contracts, language, documentation site

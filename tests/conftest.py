@@ -4,6 +4,19 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Before any of these modules is imported: every call checks the shapes, dtypes and types that its signature declares.
+install_import_hook(
+    [
+        "assay_training.algorithms",
+        "assay_training.models.actor",
+        "assay_training.reward_model.objectives",
+        "assay_training.rl.experience",
+    ],
+    # An int is accepted for a float, as type checkers do (PEP 484).
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 # A deadline per example measures how busy the machine is; pytest-timeout ends a test that hangs.
 settings.register_profile("assay", deadline=None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from assay_client.affinity import affinity_key
     from assay_client.async_client import AsyncRewardClient
+    from assay_client.best_of import BestOfN, best_of_n, best_of_n_async
     from assay_client.client import RewardClient
     from assay_client.errors import (
         AssayError,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         DeadlineExceeded,
         FingerprintChanged,
         ForwardFailed,
+        GenerationFailed,
         Internal,
         InvalidAnswer,
         InvalidInput,
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
         TransportError,
         Unauthorized,
     )
+    from assay_client.generation import Endpoint, Generation
     from assay_client.in_process import AppTransport
+    from assay_client.provenance import Blend, LengthPenalty, Provenance, SignalProvenance
     from assay_client.results import (
         Comparison,
         ModelCard,
@@ -49,15 +53,12 @@ if TYPE_CHECKING:
         SignalComparison,
     )
     from assay_client.types import (
-        Blend,
         Item,
         ItemError,
         Message,
-        Provenance,
         Score,
         ScoreFailure,
         ScoreResult,
-        SignalProvenance,
         SignalValue,
     )
 
@@ -67,14 +68,18 @@ __all__ = [
     "AppTransport",
     "AssayError",
     "AsyncRewardClient",
+    "BestOfN",
     "Blend",
     "BodyTooLarge",
     "ClientGone",
     "Comparison",
     "ConnectError",
     "DeadlineExceeded",
+    "Endpoint",
     "FingerprintChanged",
     "ForwardFailed",
+    "Generation",
+    "GenerationFailed",
     "Internal",
     "InvalidAnswer",
     "InvalidInput",
@@ -83,6 +88,7 @@ __all__ = [
     "ItemError",
     "ItemFailed",
     "ItemsFailed",
+    "LengthPenalty",
     "Message",
     "ModelCard",
     "ModelNotFound",
@@ -110,10 +116,23 @@ __all__ = [
     "Unauthorized",
     "__version__",
     "affinity_key",
+    "best_of_n",
+    "best_of_n_async",
 ]
 
 # Those that import an HTTP library come last.
-_MODULES = ("affinity", "errors", "types", "results", "client", "async_client", "in_process")
+_MODULES = (
+    "affinity",
+    "errors",
+    "types",
+    "provenance",
+    "results",
+    "client",
+    "async_client",
+    "in_process",
+    "generation",
+    "best_of",
+)
 
 
 def __getattr__(name: str) -> object:

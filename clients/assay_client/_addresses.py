@@ -14,7 +14,8 @@ def read_endpoints(base_url: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         InvalidInput: there is no address, one occurs twice, or one is not an http or https address without credentials.
     """
-    urls = tuple(_check_url(url) for url in ([base_url] if isinstance(base_url, str) else base_url))
+    given = base_url if isinstance(base_url, Sequence) and not isinstance(base_url, str) else [base_url]
+    urls = tuple(_check_url(url) for url in given)
     if not urls or len(set(urls)) != len(urls):
         raise InvalidInput("`base_url` must be an address, or a list of different addresses")
     return urls

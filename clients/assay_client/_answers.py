@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from msgspec.structs import astuple
 
 from assay_client import _wire as w
+from assay_client import provenance as p
 from assay_client import results as r
 from assay_client import types as t
 from assay_client.errors import FingerprintChanged, InvalidAnswer
@@ -36,10 +37,16 @@ def parse_object(body: bytes) -> Row:
     return w.decode(body, w.OBJECT)
 
 
-def _build_provenance(source: Struct) -> t.Provenance:
-    blend = None if source.blend is None else t.Blend(*astuple(source.blend))
-    signals = {name: t.SignalProvenance(*astuple(signal)) for name, signal in source.signals.items()}
-    return t.Provenance(blend, signals, source.fingerprint)
+def _build_provenance(source: Struct) -> p.Provenance:
+    blend = None
+    if (rule := source.blend) is not None:
+        blend = p.Blend(rule.name, rule.weights, rule.standardise, _build_length_penalty(rule.length_penalty))
+    signals = {name: p.SignalProvenance(*astuple(signal)) for name, signal in source.signals.items()}
+    return p.Provenance(blend, signals, source.fingerprint)
+
+
+def _build_length_penalty(source: Struct | None) -> p.LengthPenalty | None:
+    return None if source is None else p.LengthPenalty(*astuple(source))
 
 
 def _build_outcomes(
@@ -196,7 +203,9 @@ def parse_comparison(body: bytes) -> r.Comparison:
         a, b = (t.SignalValue(*astuple(value)) for value in (row.a, row.b))
         signals[name] = r.SignalComparison(row.margin, row.prob_a, a, b)
     blends = {name: row.margin for name, row in answer.blends.items()}
-    return r.Comparison(signals, blends, _build_provenance(answer.provenance))
+    built = {name: _build_length_penalty(row.length_penalty) for name, row in answer.blends.items()}
+    penalties = {name: penalty for name, penalty in built.items() if penalty is not None}
+    return r.Comparison(signals, blends, _build_provenance(answer.provenance), penalties)
 
 
 def parse_render(body: bytes, ids: Sequence[str | None], positions: Sequence[int]) -> r.RenderResult:
@@ -256,7 +265,8 @@ def encode_comparison(comparison: r.Comparison) -> dict[str, object]:
         _drop_none(signal, "prob_a")
         _drop_none(signal["a"], "prob")
         _drop_none(signal["b"], "prob")
-    row["blends"] = {name: {"margin": margin} for name, margin in row["blends"].items()}
+    penalties = {name: {"length_penalty": penalty} for name, penalty in row.pop("length_penalties").items()}
+    row["blends"] = {name: {"margin": margin} | penalties.get(name, {}) for name, margin in row["blends"].items()}
     _drop_none(row["provenance"], "blend")
     return {"object": "comparison", **row}
 

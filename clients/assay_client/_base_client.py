@@ -14,6 +14,7 @@ from typing import Any, Generic, Self, TypeVar
 import httpx
 
 from assay_client._addresses import check_api_key, read_endpoints
+from assay_client._connections import get_tls
 from assay_client._endpoints import Endpoints
 from assay_client._protocol import Call, FindHome
 from assay_client._retry import OK, Event, Policy, Reply, Steps, build_server_error, exchange
@@ -179,7 +180,9 @@ class BaseClient(Generic[MineT, TransportT]):
         # The slots limit the concurrency; a limit here too would let tries time out while they wait in line.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.max_concurrency)
         key = {} if self._api_key is None else {"Authorization": f"Bearer {self._api_key}"}
-        return {"transport": self._transport, "headers": {**self._headers, **key}, "limits": limits}
+        settings = {"transport": self._transport, "headers": {**self._headers, **key}, "limits": limits}
+        # Shared, because loops and copies of a client are made often: `asyncio.run` for each call, process pools.
+        return settings if self._transport is not None else {**settings, "verify": get_tls()}
 
     def _get_find_home(self) -> FindHome | None:
         """Return the function that finds the endpoint of a key now; None if there is only one."""

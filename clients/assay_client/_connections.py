@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import ssl
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeAlias
 
 import httpx
@@ -43,6 +45,12 @@ class Loop:
 
 # By loop, because a connection belongs to the loop that opened it.
 Loops: TypeAlias = dict[asyncio.AbstractEventLoop, Loop]
+
+
+@cache
+def get_tls() -> ssl.SSLContext:
+    """Return the trusted certificates of this process; reading them takes 60 ms, as much as scoring a few items."""
+    return httpx.create_ssl_context()
 
 
 @contextmanager

@@ -1,11 +1,10 @@
-"""Run the command line `assay`: `score`, `rank`, `compare`, `render`, and the commands that the extras add.
+"""Run the command line `assay`: `score`, `rank`, `compare`, `render`, `diff`, and the commands that the extras add.
 
 Only typer and the standard library are imported at the top, so that `assay serve --help` is quick.
 The functions below import the rest where they begin.
 """
 
 import sys
-from collections.abc import Mapping
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -13,7 +12,27 @@ import typer
 import typer.main
 
 from assay_client._commands import GROUP, Commands, explain_missing
-from assay_client._reach import reach, read_api_key, run_with_service
+from assay_client._diff_command import diff
+from assay_client._options import (
+    LOCAL,
+    ApiKeyFile,
+    ChunkSize,
+    CompletionField,
+    Concurrency,
+    File,
+    Json,
+    MessagesField,
+    Model,
+    Output,
+    PromptField,
+    Timeout,
+    Truncation,
+    Url,
+    Weights,
+    choose_target,
+    parse_weights,
+)
+from assay_client._reach import reach, read_api_key, run_with_services
 from assay_client._show import (
     EXIT_FAILED,
     finish,
@@ -29,37 +48,6 @@ if TYPE_CHECKING:
     from assay_client._rows import RankRow
     from assay_client.results import RankResult
     from assay_client.types import Truncation as TruncationName
-
-File = Annotated[
-    str,
-    typer.Argument(metavar="FILE", help="JSON lines or a JSON list, plain or gzip; - is stdin.", show_default=False),
-]
-Model = Annotated[str | None, typer.Option(help="Signal or blend to score by.")]
-Weights = Annotated[str | None, typer.Option(metavar="NAME=W,...", help="Weight of each signal, instead of a model.")]
-Truncation = Annotated[str | None, typer.Option(help="Treatment of items that are too long: error or prompt_left.")]
-# The one place where the environment is read, for every command that talks to a service.
-Url = Annotated[str, typer.Option(envvar="ASSAY_URL", help="Address of the service.")]
-# A file, because other users of the machine can read a command's words.
-ApiKeyFile = Annotated[
-    str | None,
-    typer.Option(envvar="ASSAY_API_KEY_FILE", metavar="FILE", help="File with the API key.", show_default=False),
-]
-LOCAL = "http://127.0.0.1:8000"
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "-o", "--output", help="Write JSON to this file instead of printing a table; - is stdout.", show_default=False
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, as -o - does.")]
-Timeout = Annotated[
-    float, typer.Option(min=0.1, metavar="SECONDS", help="Give up if the service is silent for this long.")
-]
-ChunkSize = Annotated[int, typer.Option(min=1, help="Most rows in one request; a slow service gets fewer.")]
-Concurrency = Annotated[int, typer.Option(min=1, help="Most requests in flight at once.")]
-PromptField = Annotated[str, typer.Option(metavar="KEY", help="Key that holds the prompt.")]
-CompletionField = Annotated[str, typer.Option(metavar="KEY", help="Key that holds the completion.")]
-MessagesField = Annotated[str, typer.Option(metavar="KEY", help="Key that holds a whole conversation.")]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -95,18 +83,24 @@ def score(  # noqa: PLR0913  # the options of one command
     prompt_field: PromptField = "prompt",
     completion_field: CompletionField = "completion",
     messages_field: MessagesField = "messages",
+    errors: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the items that failed to this file as well.", show_default=False),
+    ] = None,
 ) -> None:
     """Score each item of a file, one output row per input row. The same command continues where an earlier one stopped.
+
+    Files that are called ….parquet are read and written as Parquet, and all others as JSON.
 
     Exits with 0 if all items were scored, 1 if some failed (their rows hold the error), 2 if the command failed.
     """
     from assay_client import bulk  # noqa: PLC0415
     from assay_client._rows import Fields  # noqa: PLC0415
 
-    parsed = _parse_weights(weights)
+    parsed = parse_weights(weights)
     with report_errors(output), show_progress() as show:
-        tally = run_with_service(
-            url,
+        tally = run_with_services(
+            [url],
             lambda service: bulk.score_file(
                 service,
                 file,
@@ -116,6 +110,7 @@ def score(  # noqa: PLR0913  # the options of one command
                 truncation=cast("TruncationName | None", truncation),
                 fields=Fields(prompt_field, completion_field, messages_field),
                 silence_s=timeout,
+                errors=errors,
                 on_rows=show,
             ),
             api_key=read_api_key(api_key_file),
@@ -145,15 +140,15 @@ def rank(  # noqa: PLR0913  # the options of one command
     """
     from assay_client import bulk  # noqa: PLC0415
 
-    target, parsed = _choose_target(output, json), _parse_weights(weights)
+    target, parsed = choose_target(output, json), parse_weights(weights)
 
     def show_row(index: int, row: "RankRow", result: "RankResult") -> None:
         if target is None:
             show_rank(index, row, result)
 
     with report_errors(target), show_progress() as show:
-        tally = run_with_service(
-            url,
+        tally = run_with_services(
+            [url],
             lambda service: bulk.rank_file(
                 service,
                 file,
@@ -188,7 +183,7 @@ def compare(  # noqa: PLR0913  # the options of one command
     from assay_client._answers import encode_comparison  # noqa: PLC0415
     from assay_client._output import open_output  # noqa: PLC0415
 
-    target = _choose_target(output, json)
+    target = choose_target(output, json)
     with report_errors(target):
         api_key = read_api_key(api_key_file)
         reach(url, api_key)
@@ -220,10 +215,10 @@ def render(  # noqa: PLR0913  # the options of one command
     from assay_client import bulk  # noqa: PLC0415
     from assay_client._rows import Fields  # noqa: PLC0415
 
-    target = _choose_target(output, json)
+    target = choose_target(output, json)
     with report_errors(target):
-        tally = run_with_service(
-            url,
+        tally = run_with_services(
+            [url],
             lambda service: bulk.render_file(
                 service,
                 file,
@@ -239,26 +234,7 @@ def render(  # noqa: PLR0913  # the options of one command
     finish(tally, "rendered")
 
 
-def _choose_target(output: str | None, json: bool) -> str | None:
-    if json and output not in (None, "-"):
-        raise typer.BadParameter("--json writes to stdout, and -o to a file: give one of them")
-    return "-" if json else output
-
-
-def _parse_weights(text: str | None) -> Mapping[str, float] | None:
-    """Parse weights from "name=w,..."; raise BadParameter for any other form."""
-    if text is None:
-        return None
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, number = (piece.strip() for piece in part.partition("="))
-        if not (name and equals) or name in weights:
-            raise typer.BadParameter(f"--weights must be NAME=W,... with each name once, got {text!r}")
-        try:
-            weights[name] = float(number)
-        except ValueError as error:
-            raise typer.BadParameter(f"--weights: {number!r} is not a number") from error
-    return weights
+app.command()(diff)
 
 
 def main() -> None:

@@ -11,7 +11,8 @@
     ├── InvalidAnswer               status 200, but the body breaks the wire format          (ValueError)
     ├── FingerprintChanged          parts of one call were scored by different models        (RuntimeError)
     ├── ItemFailed                  one item could not be scored: index, id, code, param, retryable
-    └── ItemsFailed                 some items have no score: failures                       (RuntimeError)
+    ├── ItemsFailed                 some items have no score: failures                       (RuntimeError)
+    └── GenerationFailed            a server of `best_of_n` gave no completions: status      (RuntimeError)
 
 `TransportError` and `ServerError` are raised after the retries, so catching them needs no loop. No failure is
 ever turned into a number. All of them can be pickled, so they cross process pools.
@@ -164,12 +165,12 @@ BY_CODE: Mapping[str, type[ServerError]] = {
     "model_not_found": ModelNotFound,
     "body_too_large": BodyTooLarge,
     "too_many_items": TooManyItems,
-    "client_gone": ClientGone,
     "overloaded": Overloaded,
     "not_ready": NotReady,
     "forward_failed": ForwardFailed,
     "not_finite": NotFinite,
     "internal": Internal,
+    "client_gone": ClientGone,
 }
 # For codes of a newer service, and for pages of proxies and gateways, as far as a status has one meaning.
 BY_STATUS: Mapping[int, type[ServerError]] = {
@@ -260,3 +261,18 @@ class ItemsFailed(AssayError, RuntimeError):
         super().__init__(f"{len(failures)} of {total} items failed; the first: {failures[0]}")
         self.failures = failures
         self.total = total
+
+
+class GenerationFailed(AssayError, RuntimeError):
+    """An error that the server that `best_of_n` generates with refused a request, or gave an answer of another form.
+
+    Attributes:
+        status: the HTTP status.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.args[0]}"

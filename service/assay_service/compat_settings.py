@@ -1,9 +1,11 @@
 """Define the settings of the compatible wires: the HTTP interfaces of other servers that Assay answers as well."""
 
+import string
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from assay_service.signal_settings import Frozen, Name
 
@@ -40,6 +42,53 @@ class WireSettings(Frozen):
     overload_status: Literal[429, 503] | None = None
 
 
+def _check_content(text: str) -> str:
+    """Return a form of `content` if it has a placeholder and no other one than `{pairs}` and `{score}`."""
+    try:
+        fields = {
+            (name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(text) if name is not None
+        }
+    except ValueError:
+        fields = set()
+    if not fields or not fields <= {("pairs", "", None), ("score", "", None)}:
+        raise ValueError("must have {pairs} or {score}, and no other braces")
+    return text
+
+
+class ChatSettings(WireSettings):
+    """The settings of the wire `chat`.
+
+    Attributes:
+        content: form of the text that carries the scores. `{score}` is the score; `{pairs}` is `NAME:SCORE` of the
+            signal or blend, and of all signals of a blend, with commas in between.
+    """
+
+    content: Annotated[str, AfterValidator(_check_content)] = "{pairs}"
+
+    def format_content(self, score: float, pairs: Mapping[str, float]) -> str:
+        """Return the text that carries a score; every number is the shortest text that reads back as it."""
+        joined = ",".join(f"{name}:{value!r}" for name, value in pairs.items())
+        return self.content.format(score=repr(score), pairs=joined)
+
+
+class Wires(TypedDict, total=False):
+    """Settings by name of the wire."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    aws: WireSettings
+    chat: ChatSettings
+    cohere: WireSettings
+    jina: WireSettings
+    llamafactory: WireSettings
+    nemo_gym: WireSettings
+    openrlhf: WireSettings
+    sglang: WireSettings
+    slime: WireSettings
+    tei: WireSettings
+    vllm: WireSettings
+
+
 class CompatSettings(Frozen):
     """The settings of all wires; each wire is served under `/compat/NAME`.
 
@@ -49,4 +98,8 @@ class CompatSettings(Frozen):
     """
 
     root: WireName | None = None
-    wires: Mapping[WireName, WireSettings] = {}
+    wires: Wires = Field(default_factory=Wires)
+
+    def get_wire(self, name: WireName) -> WireSettings:
+        """Return the settings of a wire, or their defaults."""
+        return self.wires.get(name, ChatSettings() if name == "chat" else WireSettings())

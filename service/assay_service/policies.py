@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 from assay_service.compat_settings import WireName
 from assay_service.errors import Problems
 from assay_service.scoring import tokenizer
-from assay_service.scoring.template import Template, read_template
+from assay_service.scoring.template import Template
+from assay_service.scoring.template_files import read_template
 from assay_service.scoring.token_reader import TokenReader
 from assay_service.scoring.transcript import build_transcript
 from assay_service.settings import Settings
@@ -21,10 +23,12 @@ def load_policies(settings: Settings) -> Mapping[WireName, TokenReader]:
     readers: dict[Path, TokenReader] = {}  # wires that declare the same directory share its reader
     policies: dict[WireName, TokenReader] = {}
     problems = Problems()
-    for wire, declared in settings.compat.wires.items():
-        if declared.policy is None:
+    wires: tuple[WireName, ...] = get_args(WireName)
+    for wire in wires:
+        declared = settings.compat.get_wire(wire).policy
+        if declared is None:
             continue
-        directory, key = settings.directory / declared.policy, f"compat.wires.{wire}.policy"
+        directory, key = settings.directory / declared, f"compat.wires.{wire}.policy"
         with problems.collected(key):
             if directory not in readers:
                 readers[directory] = _load(directory, key)

@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from assay_service.advice import get_advice
-from assay_service.compat_settings import CompatSettings, WireSettings
+from assay_service.compat_settings import ChatSettings, CompatSettings, Wires, WireSettings
 from assay_service.errors import StartError
-from assay_service.signal_settings import BlendSettings, Frozen, Name, SignalSettings
+from assay_service.signal_settings import BlendSettings, Frozen, LengthPenaltySettings, Name, SignalSettings
 from assay_service.validation import (
     explain,
     find_wrong_names,
@@ -189,10 +189,13 @@ def _list_keys_at(location: tuple[int | str, ...]) -> list[str]:
     models: Mapping[tuple[int, int | str], type[BaseModel]] = {
         (3, "signals"): SignalSettings,
         (3, "blends"): BlendSettings,
+        (4, "blends"): LengthPenaltySettings,
         (2, "limits"): Limits,
         (2, "compat"): CompatSettings,
-        (4, "compat"): WireSettings,
+        (4, "compat"): ChatSettings if location[2:3] == ("chat",) else WireSettings,
     }
+    if (len(location), location[0]) == (3, "compat"):
+        return list(Wires.__annotations__)
     model = models.get((len(location), location[0]), Settings)
     return [name for name in model.model_fields if name != "directory"]
 

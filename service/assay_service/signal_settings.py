@@ -1,23 +1,27 @@
 """Define the settings of one signal and of one blend."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from assay_service.scoring.blend import Standardise
+from assay_service.scoring.blend import Blend, LengthPenalty, Standardise
 from assay_service.scoring.manifest import (
     ControlTokenPolicy,
     DroppedContent,
     EosPolicy,
     Kind,
+    Reasoning,
     ScorePosition,
+    Tag,
     TokenTypes,
     Unfinished,
 )
 from assay_service.validation import DEVICE_PATTERN, NAME_PATTERN, check_one_or_several
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+LARGEST_WEIGHT = 1e6
+Weight = Annotated[float, Field(ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False)]
 
 
 class Frozen(BaseModel):
@@ -52,6 +56,8 @@ class SignalSettings(Frozen):
         unfinished: rule for completions that a length limit cut off: scored, or an error.
         dropped_content: rule for an item of which the template drops a part: an error, or scored and reported.
         control_tokens: rule for a control token in a message: an error, or read as plain characters.
+        reasoning: rule for the reasoning of a completion: rendered as it is, removed before, or an error.
+        reasoning_tags: the two tags that enclose reasoning; None takes `<think>` and `</think>`.
     """
 
     kind: Kind | None = None
@@ -73,6 +79,8 @@ class SignalSettings(Frozen):
     unfinished: Unfinished | None = None
     dropped_content: DroppedContent = "error"
     control_tokens: ControlTokenPolicy = "error"
+    reasoning: Reasoning | None = None
+    reasoning_tags: tuple[Tag, Tag] | None = None
 
     @model_validator(mode="after")
     def _some_weights(self) -> "SignalSettings":
@@ -81,21 +89,53 @@ class SignalSettings(Frozen):
         return self
 
 
+def check_some_weight(weights: Mapping[str, float]) -> None:
+    """Raise ValueError if all weights are zero, so that every text would have the same score."""
+    if not any(weights.values()):
+        raise ValueError("at least one weight must not be zero")
+
+
+class LengthPenaltySettings(Frozen):
+    """The settings of a blend's penalty on long completions.
+
+    Attributes:
+        per_token: logits that each token of the completion subtracts from the score. The end of turn counts, as it does
+            in `completion_tokens`.
+        signal: the signal of the blend whose tokens are counted; None where all signals of the blend count the same.
+    """
+
+    per_token: float = Field(gt=0, le=LARGEST_WEIGHT, allow_inf_nan=False)
+    signal: Name | None = None
+
+
 class BlendSettings(Frozen):
     """The settings of a blend: a named weighted sum of signals.
 
     Attributes:
-        weights: weights of the logits by name of the signal; finite, not negative, and not all zero.
+        weights: weights of the logits by name of the signal; finite, and not all zero. A negative weight makes the
+            signal a cost.
         standardise: rule for scaling logits first: `none`, or by the mean and std of their signals (`manifest`).
+        length_penalty: penalty on long completions, which is not standardised; None for no penalty.
         description: a sentence for users, which `/v1/models` shows; it changes no score.
     """
 
     weights: dict[Name, Weight] = Field(min_length=1)
     standardise: Standardise = "none"
+    length_penalty: LengthPenaltySettings | None = None
     description: str | None = None
 
     @model_validator(mode="after")
-    def _some_weight(self) -> "BlendSettings":
-        if sum(self.weights.values()) <= 0:
-            raise ValueError("at least one weight must be above zero")
+    def _check_rule(self) -> "BlendSettings":
+        check_some_weight(self.weights)
+        signal = None if self.length_penalty is None else self.length_penalty.signal
+        if signal is not None and signal not in self.weights:
+            raise ValueError(f"length_penalty.signal: {signal!r} has no weight in this blend; name one that has")
         return self
+
+    def build_blend(self, name: str) -> Blend:
+        """Return the rule that these settings declare, under its served name."""
+        penalty = self.length_penalty
+        # Without a declared signal all count the same, so that any of them does; sorted, so that their order in the
+        # file does not matter.
+        length = None if penalty is None else LengthPenalty(penalty.per_token, penalty.signal or min(self.weights))
+        return Blend(name, dict(self.weights), self.standardise, length)

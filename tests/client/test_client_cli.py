@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from assay_client import _commands, _show, cli
 from assay_client._rows import RankRow
+from assay_client.provenance import Provenance
 from assay_client.results import RankedCompletion, RankResult
-from assay_client.types import Provenance, SignalValue
+from assay_client.types import SignalValue
 
 if TYPE_CHECKING:
     from tests.client.conftest import Loopback, ReceivedRequest, Reply, Script, Wire
@@ -341,7 +342,7 @@ def test_the_own_commands_are_not_changed_by_merging() -> None:
     before = len(cli.app.registered_commands)
     whole = _commands.Commands.of(cli.app, [])
     assert len(cli.app.registered_commands) == before
-    assert set(typer.main.get_group(whole.app).commands) == {"score", "rank", "compare", "render"}
+    assert set(typer.main.get_group(whole.app).commands) == {"score", "rank", "compare", "render", "diff"}
 
 
 def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:

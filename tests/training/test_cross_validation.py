@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from assay_service import loader, registry, settings
@@ -714,3 +714,44 @@ def test_a_mixture_must_fit_the_part_that_is_trained_on(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="the training part"):
             begun.begin()
         assert not begun.out.exists()
+
+
+def test_the_weights_of_the_base_are_read_after_the_data(tmp_path: Path) -> None:
+    """In a process of its own, so that the peak is its own. bf16 weights cannot stay in the file, as fp32 ones do."""
+    fast = checkpoints.encoder_tokenizer()
+    base = checkpoints.classifier("bert", fast, num_hidden_layers=1, vocab_size=1_000_000).base_model
+    size = base.get_input_embeddings().weight.nbytes
+    checkpoints.save(tmp_path / "base", base.to(torch.bfloat16), fast)
+    tiny.write_rows(tmp_path / "data" / "hh_rlhf" / "x.jsonl.gz", [tiny.hh_row(q, "a fox", "no") for q in questions()])
+    tiny.write_config(tmp_path / "run.yaml", tmp_path / "base")
+    code = f"""
+import re
+from pathlib import Path
+from assay_training.config.base import read
+from assay_training.config.reward import RewardConfig
+from assay_training.reward_model.run import RewardRun
+
+def told(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+before = told("VmRSS")
+root = Path({str(tmp_path)!r})
+run = RewardRun(read(root / "run.yaml", RewardConfig), root / "data", root / "out")
+print(told("VmHWM") - before)
+run.build_model()
+print(told("VmHWM") - before)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    begun, built = map(int, ended.stdout.split()[-2:])
+    assert begun < size / 2 < size < built
+
+
+def test_a_base_of_other_tensors_is_told_before_the_data_are_rendered(tmp_path: Path) -> None:
+    begun = prepare(tmp_path)
+    weights = begun.config.parent / "base" / "model.safetensors"
+    tensors = load_file(weights)
+    lost = sorted(name for name in tensors if name.endswith("query.weight"))[0]
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, weights, metadata={"format": "pt"})
+    with pytest.raises(StartError, match=f"tensor {re.escape(lost)} is missing, so it would be random"):
+        begun.begin()
+    assert not begun.out.exists()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from assay_training.algorithms.voting import ranked_pairs
+from assay_training.algorithms.voting import rank_by_pairs
 from assay_training.evaluation.judgments.ballots import read_polls
 from tests.training.test_judgments import records
 
@@ -86,7 +86,7 @@ def test_the_merged_rankings_are_the_authors(thesis: Path) -> None:
     folder = thesis / "human_study"
     polls = read_polls(sorted(folder.glob("original-*.json"), reverse=True), folder / "all_keys.json")
     stored = [tuple(order) for path in sorted(folder.glob("final_*.json")) for order in json.loads(path.read_text())]
-    rankings = [ranked_pairs(poll.ballots, "stored order", "by name") for poll in polls]
+    rankings = [rank_by_pairs(poll.ballots, "stored order", "by name") for poll in polls]
     found = [tuple(model for tied in ranking for model in tied) for ranking in rankings]
     assert len(found) == 60
     assert found == stored

@@ -247,7 +247,7 @@ def test_a_system_prompt_is_no_group() -> None:
         )
         for question in ("How?", "Why?")
     ]
-    assert [record.group for record in plain.labels("x", rows)] == ["how", "why"]
+    assert [record.group for record in plain.read_labelled("x", rows)] == ["how", "why"]
 
 
 @pytest.mark.parametrize(

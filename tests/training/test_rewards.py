@@ -30,7 +30,7 @@ from assay_training.algorithms.best_of_n import (
 )
 from assay_training.algorithms.statistics import compute_reliability
 from assay_training.cli.main import app
-from assay_training.evaluation.report import print_table, to_json
+from assay_training.evaluation.report import print_table, render_json
 from assay_training.evaluation.rewards import scores as served_scores
 from assay_training.evaluation.rewards.agreement import compute_kappa, tabulate_agreement
 from assay_training.evaluation.rewards.best_of_n import tabulate_best_of_n
@@ -134,7 +134,7 @@ def test_a_source_of_ties_alone_is_counted_and_reported() -> None:
         ("b", None, 5),
         ("all", None, 5),
     ]
-    to_json(alone)
+    render_json(alone)
     assert "<svg" in alone.pictures[0].svg
 
 

@@ -12,10 +12,10 @@ from assay_training.algorithms.voting import (
     Ballot,
     BallotTies,
     MajorityTies,
-    as_ranking,
-    borda,
+    compute_borda_points,
+    convert_to_ranking,
     count_votes,
-    ranked_pairs,
+    rank_by_pairs,
 )
 
 
@@ -25,7 +25,7 @@ def ballot(order: str) -> Ballot:
 
 
 def winners(ballots: list[Ballot], majority: MajorityTies = "by name", tied: BallotTies = "stored order") -> str:
-    return " ".join("=".join(group) for group in ranked_pairs(ballots, tied, majority))
+    return " ".join("=".join(group) for group in rank_by_pairs(ballots, tied, majority))
 
 
 def test_the_thesis_example() -> None:
@@ -71,9 +71,11 @@ def test_one_that_ties_with_everyone_stands_in_the_middle() -> None:
 
 
 def test_points_are_the_thesis() -> None:
-    assert borda((("a",), ("b",), ("c",))) == pytest.approx({"a": 1, "b": 2 / 3, "c": 1 / 3})
-    assert borda((("a", "b"), ("c",))) == pytest.approx({"a": 5 / 6, "b": 5 / 6, "c": 1 / 3})
-    assert borda(as_ranking({"a": 2, "b": 1, "c": 2})) == pytest.approx({"b": 1, "a": 0.5, "c": 0.5})
+    assert compute_borda_points((("a",), ("b",), ("c",))) == pytest.approx({"a": 1, "b": 2 / 3, "c": 1 / 3})
+    assert compute_borda_points((("a", "b"), ("c",))) == pytest.approx({"a": 5 / 6, "b": 5 / 6, "c": 1 / 3})
+    assert compute_borda_points(convert_to_ranking({"a": 2, "b": 1, "c": 2})) == pytest.approx(
+        {"b": 1, "a": 0.5, "c": 0.5}
+    )
 
 
 BALLOTS = st.lists(st.tuples(*[st.integers(1, 4)] * 4), min_size=1, max_size=7).map(
@@ -85,13 +87,13 @@ BALLOTS = st.lists(st.tuples(*[st.integers(1, 4)] * 4), min_size=1, max_size=7).
 def test_everyone_is_ranked_once_and_a_condorcet_winner_first(
     ballots: list[Ballot], tied: BallotTies, majority: MajorityTies
 ) -> None:
-    ranking = ranked_pairs(ballots, tied, majority)
+    ranking = rank_by_pairs(ballots, tied, majority)
     assert sorted(c for group in ranking for c in group) == list("wxyz")
     votes = count_votes(ballots, tied)
     for candidate in "wxyz":
         if all(votes[candidate, other] > votes[other, candidate] for other in "wxyz" if other != candidate):
             assert ranking[0] == (candidate,)
-    assert sum(borda(ranking).values()) == pytest.approx(2.5)
+    assert sum(compute_borda_points(ranking).values()) == pytest.approx(2.5)
 
 
 @given(BALLOTS)
@@ -103,8 +105,8 @@ def test_without_rules_that_look_at_names_renaming_renames_the_result(ballots: l
         return
     names = dict(zip("wxyz", "zyxw", strict=True))
     renamed = [{names[c]: rank for c, rank in b.items()} for b in ballots]
-    expected = [{names[c] for c in group} for group in ranked_pairs(ballots, "no vote", "no majority")]
-    assert [set(group) for group in ranked_pairs(renamed, "no vote", "no majority")] == expected
+    expected = [{names[c] for c in group} for group in rank_by_pairs(ballots, "no vote", "no majority")]
+    assert [set(group) for group in rank_by_pairs(renamed, "no vote", "no majority")] == expected
 
 
 @given(BALLOTS)
@@ -115,5 +117,5 @@ def test_ballots_turned_round_turn_the_result_round(ballots: list[Ballot]) -> No
     if len(set(strengths)) < len(strengths):
         return
     turned = [{candidate: 5 - rank for candidate, rank in b.items()} for b in ballots]
-    forth = ranked_pairs(ballots, "no vote", "no majority")
-    assert ranked_pairs(turned, "no vote", "no majority") == forth[::-1]
+    forth = rank_by_pairs(ballots, "no vote", "no majority")
+    assert rank_by_pairs(turned, "no vote", "no majority") == forth[::-1]

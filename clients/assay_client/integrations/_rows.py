@@ -19,7 +19,8 @@ def read_token_ids(eos_token_id: int | Collection[int]) -> frozenset[int]:
     Raises:
         InvalidInput: there is none, or a value is not a token id.
     """
-    ids = frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
+    given = eos_token_id if isinstance(eos_token_id, Collection) else [eos_token_id]  # a tokenizer may have None
+    ids = frozenset(given)
     if not ids or not all(isinstance(token, int) and token >= 0 for token in ids):
         raise InvalidInput("`eos_token_id` must be the id of the policy's end token, or a list of such ids")
     return ids

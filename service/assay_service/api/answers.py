@@ -13,17 +13,18 @@ from assay_service.api.scorer import ItemScore
 from assay_service.api.scoring import ScoredItem
 from assay_service.errors import AssayError
 from assay_service.registry import Registry, Signal
-from assay_service.scoring.blend import Blend, Standardise, compute_probability
-from assay_service.scoring.render import Rendered
+from assay_service.scoring.blend import Blend, LengthPenalty, Standardise, compute_probability
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """Base of all answers; a field that is not declared is an error."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class SignalValue(_Answer):
+class SignalValue(Answer):
     """The logit of one signal for one item, and the token counts behind it; `prob` for absolute signals only.
 
     `dropped_tokens` counts tokens of the messages that the template does not print, `control_tokens_as_text` the
@@ -39,7 +40,7 @@ class SignalValue(_Answer):
     control_tokens_as_text: int
 
 
-class ErrorDetail(_Answer):
+class ErrorDetail(Answer):
     """The reason why one item has no score; `param` is the field inside the item, null if it is the whole item."""
 
     code: str
@@ -48,7 +49,7 @@ class ErrorDetail(_Answer):
     retryable: bool
 
 
-class ScoredRow(_Answer):
+class ScoredRow(Answer):
     """A scored item."""
 
     index: int
@@ -57,7 +58,7 @@ class ScoredRow(_Answer):
     signals: dict[str, SignalValue]
 
 
-class FailedRow(_Answer):
+class FailedRow(Answer):
     """An item without a score."""
 
     index: int
@@ -65,15 +66,16 @@ class FailedRow(_Answer):
     error: ErrorDetail
 
 
-class BlendInfo(_Answer):
-    """The weighted sum by which logits became scores."""
+class BlendInfo(Answer):
+    """The weighted sum by which logits became scores; `length_penalty` for blends that have one."""
 
     name: str
     weights: dict[str, Finite]
     standardise: Standardise
+    length_penalty: LengthPenalty | None = None
 
 
-class SignalProvenance(_Answer):
+class SignalProvenance(Answer):
     """The checkpoint, template and dtype that gave a signal's logits."""
 
     model: str
@@ -84,7 +86,7 @@ class SignalProvenance(_Answer):
     dtype: str
 
 
-class ProvenanceInfo(_Answer):
+class ProvenanceInfo(Answer):
     """The blend, its signals, and the fingerprint over everything that decides a score."""
 
     blend: BlendInfo | None = None
@@ -92,7 +94,7 @@ class ProvenanceInfo(_Answer):
     fingerprint: str
 
 
-class ScoreAnswer(_Answer):
+class ScoreAnswer(Answer):
     """Answer of `POST /v1/score`."""
 
     id: str
@@ -109,7 +111,7 @@ class RankedRow(ScoredRow):
     margin: Finite | None
 
 
-class RankAnswer(_Answer):
+class RankAnswer(Answer):
     """Answer of `POST /v1/rank`."""
 
     id: str
@@ -121,7 +123,7 @@ class RankAnswer(_Answer):
     provenance: ProvenanceInfo
 
 
-class ComparedSignal(_Answer):
+class ComparedSignal(Answer):
     """The margin of `a` over `b` by one signal.
 
     `prob_a` = σ(margin) for preference signals only, where it is the Bradley-Terry probability that `a` beats `b`.
@@ -133,13 +135,14 @@ class ComparedSignal(_Answer):
     b: SignalValue
 
 
-class ComparedBlend(_Answer):
-    """The margin of `a` over `b` by one blend."""
+class ComparedBlend(Answer):
+    """The margin of `a` over `b` by one blend, in which the difference of their length penalties is included."""
 
     margin: Finite
+    length_penalty: LengthPenalty | None = None
 
 
-class CompareAnswer(_Answer):
+class CompareAnswer(Answer):
     """Answer of `POST /v1/compare`."""
 
     id: str
@@ -150,52 +153,7 @@ class CompareAnswer(_Answer):
     provenance: ProvenanceInfo
 
 
-class ScorePositionInfo(_Answer):
-    """The tokens that the head reads: `[start, end)`."""
-
-    policy: str
-    start: int
-    end: int
-
-
-class DroppedText(_Answer):
-    """A text, or a part of it, that the template does not print; it stands in `field` of `messages[message]`."""
-
-    message: int
-    field: str
-    text: str
-
-
-class RenderedSignal(_Answer):
-    """The exact text and token ids that one signal scores; `token_types` for bases that have more than one."""
-
-    text: str
-    ids: list[int]
-    boundary: int
-    score_position: ScorePositionInfo
-    token_types: list[int] | None = None
-    truncated_tokens: int
-    dropped_tokens: int
-    dropped: list[DroppedText]
-    control_tokens_as_text: int
-
-
-class RenderedRow(_Answer):
-    """An item as every signal reads it."""
-
-    index: int
-    id: str | None = None
-    signals: dict[str, RenderedSignal]
-
-
-class RenderAnswer(_Answer):
-    """Answer of `POST /v1/render`."""
-
-    object: Literal["list"] = "list"
-    data: list[RenderedRow | FailedRow]
-
-
-class ModelInfo(_Answer):
+class ModelInfo(Answer):
     """A name that requests may use."""
 
     id: str
@@ -204,10 +162,11 @@ class ModelInfo(_Answer):
     default: bool
     weights: dict[str, Finite] | None = None
     standardise: Standardise | None = None
+    length_penalty: LengthPenalty | None = None
     description: str | None = None
 
 
-class ModelsAnswer(_Answer):
+class ModelsAnswer(Answer):
     """Answer of `GET /v1/models`."""
 
     object: Literal["list"] = "list"
@@ -260,23 +219,6 @@ def build_signal_value(signal: Signal, score: ItemScore) -> SignalValue:
     return SignalValue.model_validate(fields)
 
 
-def build_rendered_signal(signal: Signal, rendered: Rendered) -> RenderedSignal:
-    """Build the text and token ids that one signal scores, with the tokens that its head reads."""
-    span, rules = rendered.sequence.score, signal.renderer.rules
-    types = {} if rules.token_types is None else {"token_types": rendered.sequence.types}
-    return RenderedSignal(
-        text=rendered.text,
-        ids=list(rendered.sequence.ids),
-        boundary=rendered.boundary,
-        score_position=ScorePositionInfo(policy=rules.score_position, start=span.start, end=span.end),
-        truncated_tokens=rendered.truncated_tokens,
-        dropped_tokens=rendered.dropped_tokens,
-        dropped=[DroppedText(message=p.slot.index, field=p.slot.field, text=p.text) for p in rendered.dropped],
-        control_tokens_as_text=rendered.control_tokens_as_text,
-        **types,
-    )
-
-
 def build_provenance(registry: Registry, signals: Iterable[str], blend: Blend | None) -> ProvenanceInfo:
     """Build the provenance of an answer; without a blend the fingerprint covers all served signals."""
     fields: dict[str, object] = {
@@ -284,5 +226,12 @@ def build_provenance(registry: Registry, signals: Iterable[str], blend: Blend | 
         "fingerprint": registry.fingerprint(blend),
     }
     if blend is not None:
-        fields["blend"] = asdict(blend)
+        rule = {"name": blend.name, "weights": blend.weights, "standardise": blend.standardise}
+        fields["blend"] = rule | build_length_penalty(blend)
     return ProvenanceInfo.model_validate(fields)
+
+
+def build_length_penalty(blend: Blend) -> dict[str, LengthPenalty]:
+    """Return the field `length_penalty` of a blend, or no field at all."""
+    penalty = blend.length_penalty
+    return {} if penalty is None else {"length_penalty": penalty}

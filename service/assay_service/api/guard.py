@@ -71,7 +71,7 @@ class Guard:
         received = 0
         status = 500  # stays where no answer starts, because nothing handled an exception
 
-        async def counted_receive() -> Message:
+        async def count_received() -> Message:
             nonlocal received
             message = await receive()
             # Bytes are counted as they arrive: a chunked body has no content-length, and a client may send a wrong one.
@@ -88,7 +88,7 @@ class Guard:
             await send(message)
 
         try:
-            await self._app(scope, counted_receive, send_with_id)
+            await self._app(scope, count_received, send_with_id)
         finally:
             self._record(scope, status, time.monotonic() - started_s)
 

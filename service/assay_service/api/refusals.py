@@ -44,6 +44,11 @@ class Refusal:
     retryable: bool = False
     retry_after_s: float | None = None
 
+    @property
+    def sentence(self) -> str:
+        """Return the message behind the path of the wrong field, for wires whose errors are one text."""
+        return self.message if self.param is None else f"{self.param}: {self.message}"
+
 
 def refuse(request: Request, error: Exception) -> Refusal:
     """Return the refusal of an exception that a request raised, and log the exceptions that no code expected.

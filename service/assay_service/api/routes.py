@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 from fastapi import APIRouter, Depends, Request, Response
 
-from assay_service.api import answers, schemas
+from assay_service.api import answers, render_answers, schemas
 from assay_service.api.body import UniqueKeysRoute
 from assay_service.api.guard import run_while_connected
 from assay_service.api.messages import build_completion_items
@@ -129,27 +129,30 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
         object="comparison",
         created=int(time.time()),
         signals=signals,
-        blends={name: answers.ComparedBlend(margin=margin) for name, margin in margins.items()},
+        blends={
+            name: answers.ComparedBlend(margin=margin, **answers.build_length_penalty(registry.blends[name]))
+            for name, margin in margins.items()
+        },
         provenance=answers.build_provenance(registry, names, blend),
     )
 
 
-@router.post("/v1/render", response_model=answers.RenderAnswer, response_model_exclude_unset=True)
-async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring) -> answers.RenderAnswer:
+@router.post("/v1/render", response_model=render_answers.RenderAnswer, response_model_exclude_unset=True)
+async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring) -> render_answers.RenderAnswer:
     """Return the exact text and token ids that every signal would score, or those of one signal or blend."""
     check_count(request, len(body.items), "items")
     registry = scorer.registry
     signals = list(registry.signals if body.model is None else registry.blend(body.model, None).weights)
-    rows: list[answers.RenderedRow | answers.FailedRow] = []
+    rows: list[render_answers.RenderedRow | answers.FailedRow] = []
     items = read_items(body.items, body.tokenizer_sha256, request.app.state.token_readers)
     results = await run_while_connected(request, scorer.render(items, signals, body.truncation))
     for index, (item, result) in enumerate(zip(body.items, results, strict=True)):
         if isinstance(result, AssayError):
             rows.append(answers.build_failed_row(result, index=index, item_id=item.id))
             continue
-        rendered = {name: answers.build_rendered_signal(registry.signals[name], r) for name, r in result.items()}
-        rows.append(answers.RenderedRow(index=index, signals=rendered, **answers.build_id(item.id)))
-    return answers.RenderAnswer(object="list", data=rows)
+        rendered = {name: render_answers.build_rendered_signal(registry.signals[name], r) for name, r in result.items()}
+        rows.append(render_answers.RenderedRow(index=index, signals=rendered, **answers.build_id(item.id)))
+    return render_answers.RenderAnswer(object="list", data=rows)
 
 
 @router.get("/v1/models", response_model=answers.ModelsAnswer, response_model_exclude_unset=True)
@@ -168,6 +171,7 @@ async def models(request: Request, scorer: Scoring) -> answers.ModelsAnswer:
             default=name == registry.default,
             weights=dict(blend.weights),
             standardise=blend.standardise,
+            **answers.build_length_penalty(blend),
             **({"description": text} if (text := declared[name].description) else {}),
         )
         for name, blend in registry.blends.items()
@@ -207,6 +211,8 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "unfinished": signal.renderer.rules.unfinished,
                 "dropped_content": signal.renderer.rules.dropped_content,
                 "control_tokens": signal.renderer.rules.control_tokens,
+                "reasoning": signal.renderer.rules.reasoning,
+                "reasoning_tags": list(signal.renderer.rules.reasoning_tags),
                 "token_types": signal.renderer.rules.token_types,
                 "mean": None if signal.moments is None else signal.moments.mean,
                 "std": None if signal.moments is None else signal.moments.std,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from assay_service.scoring.item import FinishReason, Truncation
-from assay_service.signal_settings import Name, Weight
+from assay_service.signal_settings import Name, Weight, check_some_weight
 
 STATUS: Mapping[str, int] = {
     "invalid_request": 422,
@@ -46,7 +46,8 @@ class _Request(BaseModel):
 class ChatMessage(_Request):
     """One message of a conversation; the template decides which roles and further fields exist.
 
-    `content` is a text, null, or a list with one text part. Any other content becomes an error of its item.
+    `content` is a text, null, or a list of text parts; a message with `tool_calls` may lack it. Any other content
+    becomes an error of its item.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -54,19 +55,27 @@ class ChatMessage(_Request):
     role: Annotated[Text, Field(min_length=1, max_length=64)]
     content: str | list[Any] | dict[str, Any] | int | float | bool | None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_calls_alone(cls, value: Any) -> Any:  # noqa: ANN401 - any JSON value
+        if isinstance(value, dict) and value.get("tool_calls") and "content" not in value:
+            return {**value, "content": None}
+        return value
+
 
 # The JSON type decides which form of a union is meant, so that an error names a field of that form only. The tags
 # stand in pydantic's error locations and are removed from ours; no field has such a name.
 UNION_TAGS = frozenset({"<text>", "<structured>"})
 
 
-def _get_form(value: object) -> str:
+def get_form(value: object) -> str:
+    """Return the tag of a value that is either a text or an object."""
     return "<text>" if isinstance(value, str) else "<structured>"
 
 
 Prompt = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[list[ChatMessage], Field(fail_fast=True), Tag("<structured>")],
-    Discriminator(_get_form),
+    Discriminator(get_form),
 ]
 
 
@@ -84,6 +93,7 @@ class ScoreItem(_Request):
     completion_ids: TokenIds | None = None
     finish_reason: FinishReason = "stop"
     id: Annotated[Text, Field(max_length=256)] | None = None
+    tools: list[Any] | None = None
 
     @model_validator(mode="after")
     def _one_get_form(self) -> "ScoreItem":
@@ -108,8 +118,8 @@ class _ChoosesBlend(_Request):
     def _one_rule(self) -> "_ChoosesBlend":
         if self.model is not None and self.weights is not None:
             raise ValueError("set `model` or `weights`, not both")
-        if self.weights is not None and sum(self.weights.values()) <= 0:
-            raise ValueError("at least one weight must be above zero")
+        if self.weights is not None:
+            check_some_weight(self.weights)
         return self
 
 
@@ -141,7 +151,7 @@ class RankCompletion(_Request):
 
 RankEntry = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[RankCompletion, Tag("<structured>")],
-    Discriminator(_get_form),
+    Discriminator(get_form),
 ]
 
 

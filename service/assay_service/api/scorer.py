@@ -15,7 +15,7 @@ from assay_service.errors import AssayError, ContentError
 from assay_service.metrics import Metrics
 from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Truncation
-from assay_service.scoring.render import Rendered
+from assay_service.scoring.rendered import Rendered
 
 # One turn of the render thread ends at whichever limit is reached first: items, or characters.
 SLICE_ITEMS = 16
@@ -33,6 +33,11 @@ class ItemScore:
 
     logits: dict[str, float]
     rendered: Renderings
+
+    @property
+    def completion_tokens(self) -> dict[str, int]:
+        """Return the number of tokens in the completion, by signal."""
+        return {name: rendered.completion_tokens for name, rendered in self.rendered.items()}
 
 
 class Scorer:
@@ -155,7 +160,12 @@ def _count_chars(item: Item | ContentError) -> int:
     if isinstance(item, ContentError):
         return 0
     texts = (text for message in item.messages for _, text in message.texts())
-    return sum(map(len, texts)) + sum(len(message.role) + MESSAGE_CHARS for message in item.messages)
+    links = (link for message in item.messages for link in message.list_links())
+    return (
+        sum(map(len, texts))
+        + sum(map(len, links))
+        + sum(len(message.role) + MESSAGE_CHARS for message in item.messages)
+    )
 
 
 def _cut_slices(items: Sequence[Item | ContentError]) -> Iterator[list[Item | ContentError]]:

@@ -49,7 +49,7 @@ def score_result(
     if isinstance(result, AssayError):
         return result
     try:
-        return ScoredItem(blend_logits(blend, result.logits, moments), result)
+        return ScoredItem(blend_logits(blend, result.logits, moments, result.completion_tokens), result)
     except AssayError as error:  # a weighted sum can overflow although every logit is finite
         return error
 

@@ -84,11 +84,14 @@ class ItemEncoder:
         Raises:
             ContentError: a message holds a control token (`special_tokens`), or `Template.render` refuses the item.
         """
+        item = self._template.choose_arguments(item)
         for message in item.messages:
-            if token := self._control.find_first(message.role):
-                raise ContentError(
-                    f"a role holds the control token {token!r}; send a plain role", code="special_tokens"
-                )
+            for plain in (message.role, *message.list_links()):
+                if token := self._control.find_first(plain):
+                    what = "a role" if plain is message.role else "an id or name of a tool call"
+                    raise ContentError(
+                        f"{what} holds the control token {token!r}; send a plain one", code="special_tokens"
+                    )
         control_token = self._find_control_token(item)
         if control_token is not None and self._plain is None:
             raise ContentError(

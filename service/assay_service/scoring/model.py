@@ -84,7 +84,8 @@ class RewardModel:
         Args:
             directory: checkpoint with `config.json` and weights; a head in it is not read here.
             dtype: dtype in which the base computes; heads stay fp32.
-            device: device on which the base is placed.
+            device: device on which the base is placed. On `meta` no weight is read: the errors below come from the
+                headers of the files, and the model has names and shapes only. That needs accelerate.
 
         Raises:
             StartError: the architecture is not served, or a tensor is missing, unknown or of the wrong shape.
@@ -101,6 +102,8 @@ class RewardModel:
         options: dict[str, Any] = {"add_pooling_layer": False} if config["model_type"] in ("bert", "roberta") else {}
         if any(name != names.unwrap_name(name) for name in tensors):
             options["key_mapping"] = {names.WRAPPER.pattern: ""}
+        if device.type == "meta":  # otherwise transformers would read the weights before `to` drops them
+            options["device_map"] = device
         # Transformers only warns of missing and unused tensors; `check_loaded` below makes them errors.
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -11,43 +11,11 @@ from assay_service.errors import ContentError, StartError
 from assay_service.scoring.encoding import Encoded, ItemEncoder, find_control_tokens
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Span, TokenSequence
+from assay_service.scoring.reasoning import ReasoningRule
+from assay_service.scoring.rendered import Rendered
 from assay_service.scoring.rules import RenderRules
-from assay_service.scoring.skeleton import Dropped
 from assay_service.scoring.template import Template
 from assay_service.scoring.transcript import build_transcript
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """The token sequence that is scored for one item and one signal.
-
-    Attributes:
-        text: rendered conversation before tokenising; for a truncated item, the whole of it.
-        sequence: ids after truncation, the boundary and the score span.
-        truncated_tokens: number of prompt tokens that were removed.
-        dropped: texts of the messages that the template did not print; empty unless the rules allow it.
-        dropped_tokens: number of tokens in these texts, each tokenised by itself.
-        control_tokens_as_text: number of control tokens in the messages that were read as plain characters.
-        completion_cut: whether the completion was cut as well, which only training does.
-    """
-
-    text: str
-    sequence: TokenSequence
-    truncated_tokens: int
-    dropped: tuple[Dropped, ...] = ()
-    dropped_tokens: int = 0
-    control_tokens_as_text: int = 0
-    completion_cut: bool = False
-
-    @property
-    def boundary(self) -> int:
-        """Return the number of prompt tokens."""
-        return self.sequence.boundary
-
-    @property
-    def completion_tokens(self) -> int:
-        """Return the number of tokens in the completion, its end of turn included."""
-        return len(self.sequence.ids) - self.boundary
 
 
 class Renderer:
@@ -76,6 +44,9 @@ class Renderer:
         self.tokenizer_sha256 = hashlib.sha256(f"{named}{file}".encode()).hexdigest()
         self.template = Template(self.tokenizer, rules.template)
         self.transcript = build_transcript(self.template, self.tokenizer)
+        start, end = rules.reasoning_tags
+        opened = rules.reasoning != "keep" and self.template.opens(start)
+        self._reasoning = ReasoningRule(rules.reasoning, start, end, opened)
         special = find_control_tokens(self.template, self.tokenizer)
         control_ids = frozenset(special.values())
         # Unknown words of a message become the unknown token, so it must not be refused as a control token. GPT-2 and
@@ -89,21 +60,31 @@ class Renderer:
         self._separator: int | None = None
         self._check_rules()
 
-    def render(self, item: Item, truncation: Truncation = "error") -> Rendered:
+    def render(self, item: Item, truncation: Truncation = "error", *, trained: bool = False) -> Rendered:
         """Return the ids of `item`, with its boundary and score span.
 
         Args:
             item: prompt and completion.
             truncation: "error" refuses an item that is too long; "prompt_left" cuts the front of its prompt.
+            trained: True for an item whose reasoning was treated in training; the rules' policy is not applied.
 
         Raises:
             ContentError: the item cannot be scored; the code is `unfinished`, `empty_completion`, `special_tokens`,
                 `template_error`, `dropped_content`, `unfinished_unsupported`, `no_prompt`, `token_out_of_range`,
-                `too_long` or `completion_too_long`.
+                `reasoning`, `too_long` or `completion_too_long`.
         """
         self._refuse_unfinished(item)
+        item, reasoning = (item, "") if trained else self._reasoning.apply(item)
         encoded = self._encode(item)
-        return self._build_rendered(encoded, encoded.ids, truncation)
+        return replace(self._build_rendered(encoded, encoded.ids, truncation), reasoning=reasoning)
+
+    def treat_reasoning(self, item: Item) -> Item:
+        """Return `item` without the reasoning that the rules remove, as `render` reads it.
+
+        Raises:
+            ContentError: the rules refuse its reasoning; the code is `reasoning`.
+        """
+        return self._reasoning.apply(item)[0]
 
     def render_within(self, item: Item, kept_prompt_tokens: int) -> Rendered:
         """Return the ids of `item`, cut on both sides as far as needed, as in training ([CRS] section 5.3).
@@ -114,6 +95,7 @@ class Renderer:
         Raises:
             ContentError: the item cannot be scored, as for `render`, except `too_long` and `completion_too_long`.
         """
+        item, reasoning = self._reasoning.apply(item)
         encoded = self._encode(item)
         room = self.rules.max_length - min(encoded.boundary, kept_prompt_tokens)
         cut = len(encoded.ids) - encoded.boundary > room
@@ -122,7 +104,7 @@ class Renderer:
             self._refuse_unfinished(item)
             encoded = self._encode(item)
         rendered = self._build_rendered(encoded, encoded.ids[: encoded.boundary + room], "prompt_left")
-        return replace(rendered, completion_cut=cut)
+        return replace(rendered, completion_cut=cut, reasoning=reasoning)
 
     def prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """Return the ids that a policy continues: the conversation so far with the generation prompt.

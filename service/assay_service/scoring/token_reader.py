@@ -36,14 +36,8 @@ class TokenReader:
             ContentError: an id is not in the vocabulary (`token_out_of_range`), or the text cannot be read, as for
                 `Transcript.read_pair`.
         """
-        for name, ids in (("prompt_ids", prompt), ("completion_ids", completion)):
-            unknown = next((token for token in set(ids) if not self._has(token)), None)
-            if unknown is not None:
-                raise ContentError(
-                    f"{name} holds the id {unknown}, which the tokenizer does not have",
-                    code="token_out_of_range",
-                    param=name,
-                )
+        self._check(prompt, "prompt_ids")
+        self._check(completion, "completion_ids")
         # Some decoders drop the space at the start of a text, so the completion is decoded behind its prompt.
         start, whole = self._decode(prompt), self._decode([*prompt, *completion])
         if not whole.startswith(start):
@@ -51,6 +45,24 @@ class TokenReader:
                 "the text of prompt_ids changes when completion_ids follow; send both as text", code="unreadable_text"
             )
         return self.transcript.read_pair(start, whole[len(start) :])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens included.
+
+        Raises:
+            ContentError: an id is not in the vocabulary, so its text would be lost; the code is `token_out_of_range`.
+        """
+        self._check(ids, None)
+        return self._decode(ids)
+
+    def _check(self, ids: Sequence[int], name: str | None) -> None:
+        unknown = next((token for token in set(ids) if not self._has(token)), None)
+        if unknown is not None:
+            raise ContentError(
+                f"{name or 'the list'} holds the id {unknown}, which the tokenizer does not have",
+                code="token_out_of_range",
+                param=name,
+            )
 
     def _has(self, token: int) -> bool:
         return token < _ABOVE_IDS and self._encoder.id_to_token(token) is not None

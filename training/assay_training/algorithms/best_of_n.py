@@ -7,11 +7,12 @@ Legend: `M` samples of one prompt, of which the estimators use all; `N <= M` of 
 import math
 
 import numpy as np
+from jaxtyping import Float64
 
 from assay_training.algorithms.statistics import Floats
 
 
-def compute_selection_probabilities(scores: Floats, n: int) -> Floats:
+def compute_selection_probabilities(scores: Float64[Floats, " M"], n: int) -> Float64[Floats, " M"]:
     """Return the probability that each sample is the best of n drawn without replacement.
 
     The sample of rank k (from the smallest score, k = 1..M) is the largest of n in C(k − 1, n − 1) of C(M, n) draws
@@ -33,7 +34,7 @@ def compute_selection_probabilities(scores: Floats, n: int) -> Floats:
     return np.asarray(shares[group], dtype=np.float64)
 
 
-def compute_expected_gold(scores: Floats, gold: Floats, n: int) -> float:
+def compute_expected_gold(scores: Float64[Floats, " M"], gold: Float64[Floats, " M"], n: int) -> float:
     """Return the expected gold value of the best of n samples.
 
     Args:
@@ -44,7 +45,7 @@ def compute_expected_gold(scores: Floats, gold: Floats, n: int) -> float:
     return float(compute_selection_probabilities(scores, n) @ gold)
 
 
-def compute_win_rate(scores: Floats, gold: Floats, n: int) -> float:
+def compute_win_rate(scores: Float64[Floats, " M"], gold: Float64[Floats, " M"], n: int) -> float:
     """Return the probability that the best of n has a higher gold value than one further sample.
 
     A tie counts as half a win. The estimate is unbiased, because the opponent never competes in the selection.

@@ -12,12 +12,16 @@ Every loss is a weighted *sum*, so the losses of micro-batches, and of processes
 """
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 EXCESS = 0.02  # weight of the part of a raw prediction outside 0..1 ([CRS] section 5.3)
 
 
-def bradley_terry(margins: torch.Tensor, target_margins: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def compute_bradley_terry(
+    margins: Float[Tensor, " p"], target_margins: Float[Tensor, " p"], weights: Float[Tensor, " p"]
+) -> Float[Tensor, ""]:
     """Return the weighted negative log-likelihood of the Bradley-Terry model, with target margins.
 
     `L = −Σ_p w_p · log σ(margins_p − target_margins_p)` ([Bradley-Terry])
@@ -25,7 +29,7 @@ def bradley_terry(margins: torch.Tensor, target_margins: torch.Tensor, weights: 
     - With weights `1 / (pairs of the prompt · prompts)` and no target margins it is [CRS] equation 2.12: the mean over
       all C(K, 2) pairs of a prompt, then over prompts.
     - With labelled target margins it is [Margin] equation 3.
-    - With those of `batch_mean_margins` it is [Margin] equations 4 to 7.
+    - With those of `compute_batch_mean_margins` it is [Margin] equations 4 to 7.
 
     Args:
         margins: logit of the better completion minus logit of the worse, fp32 `[p]`.
@@ -34,15 +38,11 @@ def bradley_terry(margins: torch.Tensor, target_margins: torch.Tensor, weights: 
 
     Returns:
         The loss, fp32 scalar.
-
-    Raises:
-        ValueError: the tensors are not vectors of one length.
     """
-    _check_shapes(margins, target_margins, weights)
     return -(weights * logsigmoid(margins - target_margins)).sum()
 
 
-def batch_mean_margins(margins: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+def compute_batch_mean_margins(margins: Float[Tensor, " p"], mean: Float[Tensor, ""]) -> Float[Tensor, " p"]:
     """Return the adaptive target margins with threshold of [Margin] equations 6 and 7.
 
     The target is the batch's mean margin μ for pairs below it, and 0 for the others. The paper leaves open whether μ is
@@ -65,7 +65,9 @@ def batch_mean_margins(margins: torch.Tensor, mean: torch.Tensor) -> torch.Tenso
     return torch.where(margins.detach() < mean, mean, torch.zeros_like(margins))
 
 
-def squared_logits(better: torch.Tensor, worse: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def compute_squared_logits(
+    better: Float[Tensor, " p"], worse: Float[Tensor, " p"], weights: Float[Tensor, " p"]
+) -> Float[Tensor, ""]:
     """Return the L2 penalty on logits of [Open-Assistant]: `L = Σ_p w_p · ½ (better_p² + worse_p²)`.
 
     Args:
@@ -75,15 +77,13 @@ def squared_logits(better: torch.Tensor, worse: torch.Tensor, weights: torch.Ten
 
     Returns:
         The penalty, fp32 scalar.
-
-    Raises:
-        ValueError: the tensors are not vectors of one length.
     """
-    _check_shapes(better, worse, weights)
     return (weights * 0.5 * (better.square() + worse.square())).sum()
 
 
-def squared_sums(better: torch.Tensor, worse: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def compute_squared_sums(
+    better: Float[Tensor, " p"], worse: Float[Tensor, " p"], weights: Float[Tensor, " p"]
+) -> Float[Tensor, ""]:
     """Return the centring penalty `L = Σ_p w_p · (better_p + worse_p)²` (Eisenstein et al. 2023, arXiv:2312.09244).
 
     The Bradley-Terry loss depends on differences of logits alone. This penalty fixes their level at zero.
@@ -95,15 +95,13 @@ def squared_sums(better: torch.Tensor, worse: torch.Tensor, weights: torch.Tenso
 
     Returns:
         The penalty, fp32 scalar.
-
-    Raises:
-        ValueError: the tensors are not vectors of one length.
     """
-    _check_shapes(better, worse, weights)
     return (weights * (better + worse).square()).sum()
 
 
-def soft_label_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def compute_soft_label_cross_entropy(
+    logits: Float[Tensor, " n"], labels: Float[Tensor, " n"], weights: Float[Tensor, " n"]
+) -> Float[Tensor, ""]:
     """Return the binary cross-entropy of σ(logit) against soft labels (`logistic` in [CRS] section 5.3).
 
     `L = −Σ_n w_n · (labels_n · log σ(logits_n) + (1 − labels_n) · log(1 − σ(logits_n)))`
@@ -115,56 +113,36 @@ def soft_label_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights
 
     Returns:
         The loss, fp32 scalar.
-
-    Raises:
-        ValueError: the tensors are not vectors of one length.
     """
-    _check_shapes(logits, labels, weights)
     return (weights * binary_cross_entropy_with_logits(logits, labels, reduction="none")).sum()
 
 
-def sigmoid_squared_error(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def compute_sigmoid_squared_error(
+    logits: Float[Tensor, " n"], labels: Float[Tensor, " n"], weights: Float[Tensor, " n"]
+) -> Float[Tensor, ""]:
     """Return the squared error of σ(logit): `L = Σ_n w_n · (σ(logits_n) − labels_n)²` (`sig+mse` in [CRS] section 5.3).
 
-    Args:
-        logits: outputs of the head, fp32 `[n]`.
-        labels: quality labels in 0..1, fp32 `[n]`.
-        weights: shares of the batch, fp32 `[n]`; `1 / n` each gives the mean.
-
-    Returns:
-        The loss, fp32 scalar.
-
-    Raises:
-        ValueError: the tensors are not vectors of one length.
+    Arguments and shapes are those of `soft_label_cross_entropy`.
     """
-    _check_shapes(logits, labels, weights)
     return (weights * (torch.sigmoid(logits) - labels).square()).sum()
 
 
-def raw_squared_error(predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def compute_raw_squared_error(
+    predictions: Float[Tensor, " n"], labels: Float[Tensor, " n"], weights: Float[Tensor, " n"]
+) -> Float[Tensor, ""]:
     """Return the squared error of the raw output, plus 0.02 times its excess over 0..1 (`mse` in [CRS] section 5.3).
 
     `L = Σ_n w_n · ((predictions_n − labels_n)² + 0.02 · excess_n)`, where `excess_n` is the distance of the prediction
     from the interval 0..1.
 
-    Args:
-        predictions: outputs of the head, fp32 `[n]`; they are the quality itself, not logits.
-        labels: quality labels in 0..1, fp32 `[n]`.
-        weights: shares of the batch, fp32 `[n]`; `1 / n` each gives the mean.
-
-    Returns:
-        The loss, fp32 scalar.
-
-    Raises:
-        ValueError: the tensors are not vectors of one length.
+    The head's output is the quality itself, not a logit. Shapes are those of `soft_label_cross_entropy`.
     """
-    _check_shapes(predictions, labels, weights)
     # Two one-sided distances: at most one of them is positive.
     excess = (-predictions).clamp_min(0) + (predictions - 1).clamp_min(0)
     return (weights * ((predictions - labels).square() + EXCESS * excess)).sum()
 
 
-def next_token_cross_entropy(logprobs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def compute_next_token_cross_entropy(logprobs: Float[Tensor, " t"], weights: Float[Tensor, " t"]) -> Float[Tensor, ""]:
     """Return the cross-entropy of the target tokens: `L = −Σ_t w_t · logprobs_t`.
 
     Args:
@@ -173,16 +151,5 @@ def next_token_cross_entropy(logprobs: torch.Tensor, weights: torch.Tensor) -> t
 
     Returns:
         The loss, fp32 scalar.
-
-    Raises:
-        ValueError: the tensors are not vectors of one length.
     """
-    _check_shapes(logprobs, weights)
     return -(weights * logprobs).sum()
-
-
-def _check_shapes(*tensors: torch.Tensor) -> None:
-    """Check that all tensors are vectors of one length; `[p] - [p, 1]` would silently broadcast to a matrix."""
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) > 1 or tensors[0].dim() != 1:
-        raise ValueError(f"expected vectors of one length, got tensors of shapes {sorted(shapes)}")

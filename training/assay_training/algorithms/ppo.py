@@ -20,9 +20,11 @@ coefficient [Ziegler], truncated importance weights [Ionides]; [CRS] equations 2
 """
 
 import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
 
 
-def k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+def estimate_k1(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return the estimate k1 = log π − log π_ref of KL(π ‖ π_ref) at each sampled token: unbiased, sometimes negative.
 
     Args:
@@ -32,21 +34,21 @@ def k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     return logprobs - ref_logprobs
 
 
-def k2(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Return the estimate k2 = (log π − log π_ref)² / 2: never negative, biased, low variance; fp32, shapes as `k1`."""
+def estimate_k2(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return the estimate k2 = (log π − log π_ref)² / 2: never negative, biased, low variance; shapes as k1."""
     return (logprobs - ref_logprobs).square() / 2
 
 
-def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Return the estimate k3 = π_ref/π − 1 − log(π_ref/π): unbiased and never negative; fp32, shapes as in `k1`."""
+def estimate_k3(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return the estimate k3 = π_ref/π − 1 − log(π_ref/π): unbiased and never negative; shapes as k1."""
     log_ratio = ref_logprobs - logprobs
     # expm1 keeps precision where the two policies nearly agree, which is the usual case.
     return torch.expm1(log_ratio) - log_ratio
 
 
 def shape_scores(
-    scores: torch.Tensor, finished: torch.Tensor, *, clip: float | None, missing_eos_penalty: float
-) -> torch.Tensor:
+    scores: Float[Tensor, " B"], finished: Bool[Tensor, " B"], *, clip: float | None, missing_eos_penalty: float
+) -> Float[Tensor, " B"]:
     """Return the reward of each completion: its clipped score, less a penalty where it has no EOS token.
 
     `shaped_b = clip(score_b, ±clip) − missing_eos_penalty · [not finished_b]`
@@ -66,12 +68,12 @@ def shape_scores(
 
 
 def compute_token_rewards(
-    scores: torch.Tensor,
-    logprobs: torch.Tensor,
-    ref_logprobs: torch.Tensor,
-    completion_mask: torch.Tensor,
+    scores: Float[Tensor, " B"],
+    logprobs: Float[Tensor, "B T"],
+    ref_logprobs: Float[Tensor, "B T"],
+    completion_mask: Bool[Tensor, "B T"],
     kl_coef: float,
-) -> torch.Tensor:
+) -> Float[Tensor, "B T"]:
     """Return the reward of each token: the KL penalty everywhere, plus the score at the last token ([Ziegler]).
 
     `r_t = −kl_coef · (log π_old − log π_ref)_t + [t is last] · score`
@@ -86,7 +88,7 @@ def compute_token_rewards(
     Returns:
         Rewards, fp32 `[B, T]`.
     """
-    rewards = torch.where(completion_mask, -kl_coef * k1(logprobs, ref_logprobs), 0.0)
+    rewards = torch.where(completion_mask, -kl_coef * estimate_k1(logprobs, ref_logprobs), 0.0)
     # Completion tokens come first in their row, so their number gives the place of the last one.
     last = completion_mask.sum(dim=1) - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores
@@ -94,8 +96,13 @@ def compute_token_rewards(
 
 
 def compute_gae(
-    rewards: torch.Tensor, values: torch.Tensor, completion_mask: torch.Tensor, *, gamma: float, gae_lambda: float
-) -> torch.Tensor:
+    rewards: Float[Tensor, "B T"],
+    values: Float[Tensor, "B T"],
+    completion_mask: Bool[Tensor, "B T"],
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> Float[Tensor, "B T"]:
     """Return the generalized advantage estimates of [GAE].
 
     `A_t = Σ_l (γλ)^l · δ_{t+l}` with `δ_t = r_t + γ · V_{t+1} − V_t`; V is 0 after the last token.
@@ -121,7 +128,7 @@ def compute_gae(
     return torch.where(completion_mask, advantages, 0.0)
 
 
-def compute_masked_sums(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def compute_masked_sums(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float64[Tensor, "3"]:
     """Return the number of the masked values, their sum, and the sum of their squares.
 
     Unlike mean and variance, these can be added up over processes.
@@ -137,7 +144,9 @@ def compute_masked_sums(values: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
     return torch.stack([torch.ones_like(counted).sum(), counted.sum(), counted.square().sum()])
 
 
-def whiten(values: torch.Tensor, mask: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
+def whiten(
+    values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], totals: Float64[Tensor, "3"]
+) -> Float[Tensor, "*shape"]:
     """Return the masked values shifted and scaled to mean 0 and population variance 1.
 
     Args:
@@ -157,8 +166,8 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, totals: torch.Tensor) -> to
 
 
 def compute_policy_losses(
-    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_range: float
-) -> torch.Tensor:
+    logprobs: Float[Tensor, " t"], old_logprobs: Float[Tensor, " t"], advantages: Float[Tensor, " t"], clip_range: float
+) -> Float[Tensor, " t"]:
     """Return the clipped surrogate loss of each token ([PPO] equation 7, negated).
 
     `L_t = −min(ρ_t · A_t, clip(ρ_t, 1 ± clip_range) · A_t)` with `ρ = π / π_old`
@@ -177,8 +186,8 @@ def compute_policy_losses(
 
 
 def compute_value_losses(
-    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, value_clip_range: float
-) -> torch.Tensor:
+    values: Float[Tensor, " t"], old_values: Float[Tensor, " t"], returns: Float[Tensor, " t"], value_clip_range: float
+) -> Float[Tensor, " t"]:
     """Return the clipped squared error of the value of each token.
 
     `L_t = ½ max((V_t − R_t)², (V_old,t + clip(V_t − V_old,t, ±value_clip_range) − R_t)²)`
@@ -196,7 +205,9 @@ def compute_value_losses(
     return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
 
 
-def compute_importance_weights(logprobs: torch.Tensor, engine_logprobs: torch.Tensor, cap: float) -> torch.Tensor:
+def compute_importance_weights(
+    logprobs: Float[Tensor, "*shape"], engine_logprobs: Float[Tensor, "*shape"], cap: float
+) -> Float[Tensor, "*shape"]:
     """Return the truncated importance weight `w_t = min(π_old / π_engine, cap)` of each token ([Ionides]).
 
     It corrects for the mismatch between the engine, which samples, and the trainer, which computes π_old.

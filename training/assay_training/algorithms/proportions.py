@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 from scipy.special import expit
 from scipy.stats import binomtest
 from statsmodels.api import GLM, add_constant
@@ -48,7 +49,7 @@ class WinRate:
     losses: int
 
 
-def compute_win_rate(scores: Floats, *, ddof: int = 1) -> WinRate:
+def compute_win_rate(scores: Float64[Floats, " n"], *, ddof: int = 1) -> WinRate:
     """Return the win rate of `scores` with its standard error, intervals and binomial test.
 
     Args:
@@ -73,7 +74,7 @@ def compute_win_rate(scores: Floats, *, ddof: int = 1) -> WinRate:
     )
 
 
-def compute_longer_wins(scores: Floats, differences: Floats) -> float | None:
+def compute_longer_wins(scores: Float64[Floats, " n"], differences: Float64[Floats, " n"]) -> float | None:
     """Return the share of comparisons that the longer completion wins; a tie counts as half a win.
 
     Args:
@@ -89,7 +90,9 @@ def compute_longer_wins(scores: Floats, differences: Floats) -> float | None:
     return float(np.where(differences > 0, scores, 1 - scores)[unequal].mean())
 
 
-def compute_length_controlled(scores: Floats, differences: Floats) -> tuple[float, Interval] | None:
+def compute_length_controlled(
+    scores: Float64[Floats, " n"], differences: Float64[Floats, " n"]
+) -> tuple[float, Interval] | None:
     """Return the length-controlled win rate of A with its 95 % interval.
 
     A logistic regression fits `score = σ(θ + φ · tanh(difference / std(difference)))`. The win rate at equal length is
@@ -126,7 +129,7 @@ def compute_length_controlled(scores: Floats, differences: Floats) -> tuple[floa
     return float(expit(theta)), wide if len(scores) < FEW_COMPARISONS else _compute_interval(theta, sandwich)
 
 
-def _fit(scores: Floats, terms: Floats) -> tuple[float, float, float] | None:
+def _fit(scores: Float64[Floats, " n"], terms: Float64[Floats, " n"]) -> tuple[float, float, float] | None:
     """Return θ with its sandwich and its binomial standard error, or None where the fit fails."""
     features = add_constant(terms, has_constant="add")
     with warnings.catch_warnings():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import kurtosis, mannwhitneyu, norm, skew, spearmanr, t
@@ -42,7 +43,7 @@ class Estimate:
     clusters: int
 
 
-def compute_clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
+def compute_clustered_mean(values: Float64[Floats, " n"], clusters: Sequence[str]) -> Estimate:
     """Return the mean of `values` with a normal interval that is robust to dependence within clusters.
 
     Variance of the mean: `G / (G − 1) · Σ_g (Σ_{i in g} (x_i − mean))² / n²` (Liang and Zeger 1986, Biometrika 73, the
@@ -60,7 +61,7 @@ def compute_clustered_mean(values: Floats, clusters: Sequence[str]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, len(values), count)
 
 
-def compute_clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate:
+def compute_clustered_share(values: Float64[Floats, " n"], clusters: Sequence[str]) -> Estimate:
     """Return the mean of `values` in 0..1 with Wilson's interval at the effective sample size.
 
     The effective sample size is `n / deff · (t_{n−1} / t_{G−1})²`:
@@ -92,7 +93,7 @@ def compute_clustered_share(values: Floats, clusters: Sequence[str]) -> Estimate
     return Estimate(p, float(low), float(high), n, count)
 
 
-def _compute_mean_and_variance(values: Floats, clusters: Sequence[str]) -> tuple[float, float, int]:
+def _compute_mean_and_variance(values: Float64[Floats, " n"], clusters: Sequence[str]) -> tuple[float, float, int]:
     """Return the mean, its cluster-robust variance, and the number of clusters."""
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(index.max()) + 1 if len(index) else 0
@@ -104,7 +105,7 @@ def _compute_mean_and_variance(values: Floats, clusters: Sequence[str]) -> tuple
 
 
 def compute_interval_bounds(
-    estimator: Callable[[Floats, Sequence[str]], Estimate], values: Floats, clusters: Sequence[str]
+    estimator: Callable[[Floats, Sequence[str]], Estimate], values: Float64[Floats, " n"], clusters: Sequence[str]
 ) -> list[float] | None:
     """Return the ends of an estimate's 95 % interval, or None where fewer than two clusters allow no interval.
 
@@ -153,7 +154,7 @@ def bootstrap_clusters(
     return Estimate(value, float(low), float(high), len(index), len(members))
 
 
-def compute_outcomes(margins: Floats) -> Floats:
+def compute_outcomes(margins: Float64[Floats, " n"]) -> Float64[Floats, " n"]:
     """Return whether each pair is ranked correctly: 1 for a positive margin, 0 for a negative one, ½ for a tie.
 
     Args:
@@ -165,7 +166,9 @@ def compute_outcomes(margins: Floats) -> Floats:
     return (np.sign(margins) + 1) / 2
 
 
-def compute_bucket_errors(labels: Floats, predictions: Floats) -> dict[str, tuple[int, float, float]]:
+def compute_bucket_errors(
+    labels: Float64[Floats, " n"], predictions: Float64[Floats, " n"]
+) -> dict[str, tuple[int, float, float]]:
     """Return number of rows, MSE and MAE for each bucket of the label, as in [CRS] tables 6 and 7.
 
     The buckets are `low` (label at most 0.4), `high` (at least 0.9), `mid` (between) and `all`; empty ones are skipped.
@@ -209,7 +212,7 @@ class Moments:
     kurtosis: float | None
 
 
-def compute_moments(margins: Floats) -> Moments:
+def compute_moments(margins: Float64[Floats, " n"]) -> Moments:
     """Return the moments of reward margins, float64 `[n]`; n may be 0."""
     n = len(margins)
     # With equal margins skewness and kurtosis are 0/0.
@@ -242,7 +245,7 @@ class Bin:
     label: float
 
 
-def compute_calibration(labels: Floats, predictions: Floats) -> list[Bin]:
+def compute_calibration(labels: Float64[Floats, " n"], predictions: Float64[Floats, " n"]) -> list[Bin]:
     """Return mean label and mean prediction for each tenth of the prediction; empty tenths are skipped.
 
     Args:
@@ -258,7 +261,7 @@ def compute_calibration(labels: Floats, predictions: Floats) -> list[Bin]:
     ]
 
 
-def compute_reliability(margins: Floats) -> list[Bin]:
+def compute_reliability(margins: Float64[Floats, " n"]) -> list[Bin]:
     """Return pairwise accuracy (`label`) beside predicted confidence σ(|margin|) (`prediction`), by its tenths.
 
     Args:
@@ -267,7 +270,7 @@ def compute_reliability(margins: Floats) -> list[Bin]:
     return compute_calibration(compute_outcomes(margins), expit(np.abs(margins)))
 
 
-def compute_spearman(a: Floats, b: Floats) -> float:
+def compute_spearman(a: Float64[Floats, " n"], b: Float64[Floats, " n"]) -> float:
     """Return Spearman's rank correlation of two columns, float64 `[n]`; ties get mid-ranks.
 
     Raises:
@@ -278,7 +281,7 @@ def compute_spearman(a: Floats, b: Floats) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def compute_auc(positive: NDArray[np.bool_], scores: Floats) -> float:
+def compute_auc(positive: Bool[NDArray[np.bool_], " n"], scores: Float64[Floats, " n"]) -> float:
     """Return the probability that a positive row scores above a negative row; ties count one half.
 
     Args:

@@ -35,7 +35,7 @@ def count_votes(ballots: Sequence[Ballot], ties: BallotTies) -> dict[tuple[str, 
     return votes
 
 
-def ranked_pairs(ballots: Sequence[Ballot], ballot_ties: BallotTies, majority_ties: MajorityTies) -> Ranking:
+def rank_by_pairs(ballots: Sequence[Ballot], ballot_ties: BallotTies, majority_ties: MajorityTies) -> Ranking:
     """Rank the candidates by ranked pairs ([Tideman]): majorities are locked in, the largest first.
 
     A majority that would close a cycle with those already locked in is skipped. Majorities with equal votes are locked
@@ -68,7 +68,7 @@ def ranked_pairs(ballots: Sequence[Ballot], ballot_ties: BallotTies, majority_ti
     return tuple(tuple(sorted(c for c in net if net[c] == place)) for place in sorted(set(net.values()), reverse=True))
 
 
-def borda(ranking: Ranking) -> dict[str, float]:
+def compute_borda_points(ranking: Ranking) -> dict[str, float]:
     """Return the Borda points of a ranking of K candidates: 1 for the best, (K − 1) / K for the second, 1 / K last.
 
     Tied candidates share the points of their places. For K = 3 these are the 1, 0.67 and 0.33 of [CRS] chapter 7.
@@ -83,7 +83,7 @@ def borda(ranking: Ranking) -> dict[str, float]:
     return points
 
 
-def as_ranking(ballot: Ballot) -> Ranking:
+def convert_to_ranking(ballot: Ballot) -> Ranking:
     """Return a ballot as a ranking; candidates of equal rank share a place, sorted by name."""
     ranks = sorted(set(ballot.values()))
     return tuple(tuple(sorted(c for c in ballot if ballot[c] == rank)) for rank in ranks)

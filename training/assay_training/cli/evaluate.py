@@ -284,11 +284,11 @@ def show_table(table: "Table", paths: Sequence[Path], as_json: bool, html: Path 
     from assay_training.evaluation import report  # noqa: PLC0415
 
     # The JSON is made first in any case: it refuses NaN and infinity before anything is written.
-    numbers = report.to_json(table)
+    numbers = report.render_json(table)
     _check_outputs(paths, html)
     if html is not None:
         provenance = report.Provenance.compute(shlex.join(["assay", *sys.argv[1:]]), paths)
-        html.write_text(report.to_html(table, provenance))
+        html.write_text(report.render_html(table, provenance))
     if as_json:
         typer.echo(numbers)
         for note in table.notes:

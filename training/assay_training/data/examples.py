@@ -65,13 +65,13 @@ def render_records(records: Sequence[Judged], renderer: Renderer) -> tuple[list[
         except ContentError as error:
             report.refused[error.code] = report.refused.get(error.code, 0) + 1
             continue
-        kept = _without_equal_ids(record, sequences, report) if isinstance(record, Ranking) else record
+        kept = _drop_equal_ids(record, sequences, report) if isinstance(record, Ranking) else record
         if kept is not None:
             examples.append(Example(kept, sequences))
     return examples, report
 
 
-def _without_equal_ids(ranking: Ranking, sequences: Sequence[TokenSequence], report: RenderReport) -> Ranking | None:
+def _drop_equal_ids(ranking: Ranking, sequences: Sequence[TokenSequence], report: RenderReport) -> Ranking | None:
     """Return the ranking without pairs and ties of equal ids, which are counted; None if none remain."""
 
     # Equal ids with different score spans have different logits: the span is part of the comparison.

@@ -67,7 +67,7 @@ def print_table(table: Table, console: Console, room: int | None) -> None:
         console.print(f"  {note}", markup=False, highlight=False, soft_wrap=room is None)
 
 
-def to_json(table: Table) -> str:
+def render_json(table: Table) -> str:
     """Return all records as JSON.
 
     Raises:
@@ -76,7 +76,7 @@ def to_json(table: Table) -> str:
     return json.dumps(list(table.records), indent=1, allow_nan=False, ensure_ascii=False)
 
 
-def to_html(table: Table, provenance: Provenance) -> str:
+def render_html(table: Table, provenance: Provenance) -> str:
     """Return the table as one HTML page, without scripts and without links to other files."""
     source = files("assay_training.evaluation").joinpath("report.html.jinja").read_text()
     # Names and notes come from data: without escaping they could inject markup.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from assay_training.algorithms.losses import next_token_cross_entropy
+from assay_training.algorithms.losses import compute_next_token_cross_entropy
 from assay_training.config.model import OptimizerConfig
 from assay_training.data.sft_examples import SftExample
 from assay_training.loop.step import MicroBatch, Total
@@ -31,4 +31,4 @@ class NextToken:
         """Return the micro-batch's share of the batch's loss, fp32 scalar."""
         with autocast(self._policy.device, self._settings):
             logprobs = self._policy.logprobs(part)
-        return next_token_cross_entropy(logprobs, torch.full_like(logprobs, 1 / shared))
+        return compute_next_token_cross_entropy(logprobs, torch.full_like(logprobs, 1 / shared))

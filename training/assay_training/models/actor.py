@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from assay_training.config.model import Adam, Lora
@@ -30,8 +31,8 @@ class PolicyOutputs:
         values: expected return before each target token, fp32 `[t]`.
     """
 
-    logprobs: torch.Tensor
-    values: torch.Tensor
+    logprobs: Float[Tensor, " t"]
+    values: Float[Tensor, " t"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class OldPolicyOutputs(PolicyOutputs):
         entropies: entropies of the distributions that the tokens were sampled from, fp32 `[t]`, in nats.
     """
 
-    entropies: torch.Tensor
+    entropies: Float[Tensor, " t"]
 
     def to(self, device: torch.device | str) -> "OldPolicyOutputs":
         """Move the outputs to a device."""
@@ -110,7 +111,7 @@ class Actor:
             outputs += [OldPolicyOutputs(*row) for row in zip(*columns, strict=True)]
         return outputs
 
-    def compute_reference_logprobs(self, examples: Sequence[SftExample], settings: Adam) -> list[torch.Tensor]:
+    def compute_reference_logprobs(self, examples: Sequence[SftExample], settings: Adam) -> list[Float[Tensor, " _"]]:
         """Return log π_ref of each example's target tokens: the policy's with its adapter disabled.
 
         Args:
@@ -120,7 +121,7 @@ class Actor:
         Returns:
             One tensor for each example, fp32 `[n]` for its n target tokens, in nats, without gradient.
         """
-        logprobs: list[torch.Tensor] = []
+        logprobs: list[Tensor] = []
         for part, counts in _cut_micro_batches(examples, settings):
             # Without its adapter the policy is the base, so the reference needs no weights of its own.
             with torch.no_grad(), self.policy.disable_adapter():
@@ -130,14 +131,14 @@ class Actor:
 
     def _compute_logits(
         self, examples: Sequence[SftExample], settings: Adam
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[Float[Tensor, "t V"], Int64[Tensor, " t"], Float[Tensor, "t H"]]:
         """Return logits over temperature fp32 `[t, V]`, target ids int64 `[t]`, and hidden states `[t, H]`."""
         with autocast(self.policy.device, settings):
             hidden, targets = self.policy.compute_target_states(examples)
         # Always in fp32: with bf16 logits, half of the mismatch between trainer and engine would be their rounding.
         return self.policy.head(hidden.float()) / self._temperature, targets, hidden
 
-    def _compute_values(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _compute_values(self, hidden: Float[Tensor, "t H"]) -> Float[Tensor, " t"]:
         """Return the values, fp32 `[t]`, from hidden states `[t, H]`."""
         return torch.as_tensor(self.value_head(hidden.float()).squeeze(-1))
 

@@ -44,12 +44,12 @@ def read_gaps(row: Row, largest: float | None, counts: tuple[int, int], said: Co
             f"{explain_drop((given or scores)[0])}"
         )
     if given:
-        return _one(row, given[0], 1.0 if given[0] == "gap" else largest or 1.0, said)
-    return _difference(row, scores, largest or 1.0, counts, said) if scores else lambda i, j: None
+        return _read_gap(row, given[0], 1.0 if given[0] == "gap" else largest or 1.0, said)
+    return _read_difference(row, scores, largest or 1.0, counts, said) if scores else lambda i, j: None
 
 
-def _one(row: Row, name: str, largest: float, said: Counter[str]) -> Gaps:
-    gap = _number(row, name, row.fields[name]) / largest
+def _read_gap(row: Row, name: str, largest: float, said: Counter[str]) -> Gaps:
+    gap = _parse_number(row, name, row.fields[name]) / largest
     # A margin below zero is allowed: it favors the rejected completion, and its pair is dropped later.
     if gap > 1 or (name == "gap" and gap < 0):
         limit = "in 0..1" if name == "gap" else f"within the source's largest_gap {largest:g}"
@@ -58,10 +58,10 @@ def _one(row: Row, name: str, largest: float, said: Counter[str]) -> Gaps:
     return lambda i, j: gap
 
 
-def _difference(row: Row, names: list[str], largest: float, counts: tuple[int, int], said: Counter[str]) -> Gaps:
+def _read_difference(row: Row, names: list[str], largest: float, counts: tuple[int, int], said: Counter[str]) -> Gaps:
     if len(names) == 1:
         raise row.error(f"field {row.named(names[0])} is given without the other completion's score")
-    chosen, rejected = (_numbers(row, name, count) for name, count in zip(names, counts, strict=True))
+    chosen, rejected = (_read_numbers(row, name, count) for name, count in zip(names, counts, strict=True))
     # Only the upper end: a rejected completion with the higher score is dropped later, however far apart they are.
     widest = max(chosen) - min(rejected)
     if widest > largest:
@@ -70,17 +70,17 @@ def _difference(row: Row, names: list[str], largest: float, counts: tuple[int, i
     return lambda i, j: (chosen[i] - rejected[j]) / largest
 
 
-def _numbers(row: Row, name: str, count: int) -> list[float]:
+def _read_numbers(row: Row, name: str, count: int) -> list[float]:
     """Return one number per completion; a single number is repeated for all of them."""
     value = row.fields[name]
     if not isinstance(value, list):
-        return [_number(row, name, value)] * count
+        return [_parse_number(row, name, value)] * count
     if len(value) != count:
         raise row.error(f"field {row.named(name)} has {len(value)} numbers for {count} completions")
-    return [_number(row, name, one) for one in value]
+    return [_parse_number(row, name, one) for one in value]
 
 
-def _number(row: Row, name: str, value: Any) -> float:  # noqa: ANN401 - JSON
+def _parse_number(row: Row, name: str, value: Any) -> float:  # noqa: ANN401 - JSON
     try:
         # JSON's true is not a number, but Python's float(True) is 1.0.
         number = math.nan if isinstance(value, bool) else float(value)

@@ -20,7 +20,7 @@ def parse_dialogue(row: Row, field: str) -> tuple[Message, ...]:
     return turns
 
 
-def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | Dropped]:
+def read_rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | Dropped]:
     """Yield a pair per row, and drop rows whose earlier turns differ or whose last completions are equal.
 
     Of the published test rows, 63 are dropped.
@@ -30,7 +30,7 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | Dropped]:
     """
     for row in rows:
         chosen, rejected = parse_dialogue(row, "chosen"), parse_dialogue(row, "rejected")
-        fault = _fault(chosen) or _fault(rejected)
+        fault = _find_fault(chosen) or _find_fault(rejected)
         if fault is None and chosen[:-1] != rejected[:-1]:
             fault = "earlier turns differ"
         if fault is None and chosen == rejected:
@@ -43,7 +43,7 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | Dropped]:
         yield Ranking(f"{source}/{row.subset}", find_group(chosen[0].content), chosen[:-1], texts, (Pair(0, 1),))
 
 
-def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | Dropped]:
+def read_dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | Dropped]:
     """Yield the chosen dialogues that end with the assistant; others are dropped.
 
     Raises:
@@ -51,14 +51,14 @@ def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue | Dropped]:
     """
     for row in rows:
         chosen = parse_dialogue(row, "chosen")
-        fault = _fault(chosen)
+        fault = _find_fault(chosen)
         if fault is not None:
             yield Dropped(fault)
             continue
         yield Dialogue(f"{source}/{row.subset}", find_group(chosen[0].content), chosen)
 
 
-def _fault(turns: tuple[Message, ...]) -> str | None:
+def _find_fault(turns: tuple[Message, ...]) -> str | None:
     if not turns or turns[-1].role != "assistant":
         return "does not end with the assistant"
     return None if turns[-1].content else "empty completion"

@@ -37,7 +37,7 @@ class _Node:
     replies: list["_Node"] = field(default_factory=list)
 
 
-def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Ranking | Dropped]:
+def read_rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Ranking | Dropped]:
     """Yield a ranking of the best four ranked completions of every prompt, best first.
 
     Prompts with fewer than two ranked completions are dropped.
@@ -50,7 +50,7 @@ def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Ite
     Raises:
         RecordError: a row or a tree is malformed.
     """
-    for group, language, root in _trees(rows, languages):
+    for group, language, root in _read_trees(rows, languages):
         for node in _walk(root):
             if node.path[-1].role != "user" or not node.replies:
                 continue
@@ -65,7 +65,7 @@ def rankings(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Ite
             yield from drop_equal_pairs(Ranking(f"{source}/{language}", group, node.path, texts, pairs, ties))
 
 
-def labelled(
+def read_labelled(
     source: str, rows: Iterable[Row], languages: frozenset[str], weights: Mapping[str, float]
 ) -> Iterator[Labelled | Dropped]:
     """Yield every assistant message with the weighted sum of its labels as its label.
@@ -81,7 +81,7 @@ def labelled(
     Raises:
         RecordError: a row or a tree is malformed.
     """
-    for group, language, root in _trees(rows, languages):
+    for group, language, root in _read_trees(rows, languages):
         for node in _walk(root):
             if node.path[-1].role != "assistant":
                 continue
@@ -95,7 +95,7 @@ def labelled(
                 yield Labelled(f"{source}/{language}", group, Item(node.path), label)
 
 
-def dialogues(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Dialogue]:
+def read_dialogues(source: str, rows: Iterable[Row], languages: frozenset[str]) -> Iterator[Dialogue]:
     """Yield one thread per tree, which follows the best-ranked child and ends with the assistant's last turn.
 
     Args:
@@ -106,7 +106,7 @@ def dialogues(source: str, rows: Iterable[Row], languages: frozenset[str]) -> It
     Raises:
         RecordError: a row or a tree is malformed.
     """
-    for group, language, root in _trees(rows, languages):
+    for group, language, root in _read_trees(rows, languages):
         node = root
         while node.replies:
             # Children without a rank come last, because False sorts before True.
@@ -116,10 +116,10 @@ def dialogues(source: str, rows: Iterable[Row], languages: frozenset[str]) -> It
             yield Dialogue(f"{source}/{language}", group, path)
 
 
-def _trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str, str, _Node]]:
+def _read_trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str, str, _Node]]:
     """Yield group, language and root of every finished tree in one of `languages`, in the order of the file."""
     messages: dict[str, Row] = {}
-    for row in _messages(rows):
+    for row in _flatten_messages(rows):
         # Replies find their parent by its id, so two messages of one id would share their replies.
         if messages.setdefault(row.get("message_id", str), row) is not row:
             raise row.error(f"field 'message_id': {row.get('message_id', str)!r} occurs twice")
@@ -127,17 +127,17 @@ def _trees(rows: Iterable[Row], languages: frozenset[str]) -> Iterator[tuple[str
     for row in messages.values():
         # A deleted message drops its whole subtree: its children are reached only through it.
         if row.fields.get("parent_id") is not None and row.fields.get("deleted") is not True:
-            children[_parent(row, messages)].append(row)
+            children[_get_parent(row, messages)].append(row)
     _check_roots(messages)
     for root in messages.values():
         if root.fields.get("parent_id") is not None or root.fields.get("deleted") is True:
             continue
         language = root.get("lang", str)
         if root.get("tree_state", str) == _FINISHED and language in languages:
-            yield find_group(root.text("text")), language, _tree(root, children)
+            yield find_group(root.text("text")), language, _build_tree(root, children)
 
 
-def _parent(row: Row, messages: Mapping[str, Row]) -> str:
+def _get_parent(row: Row, messages: Mapping[str, Row]) -> str:
     parent = row.get("parent_id", str)
     if parent not in messages:
         raise row.error(f"field 'parent_id': no message has the id {parent!r}")
@@ -156,12 +156,12 @@ def _check_roots(messages: Mapping[str, Row]) -> None:
                 raise row.error("field 'parent_id': the message is its own ancestor")
             visited[above] = None
             top = row.fields.get("parent_id") is None or row.fields.get("deleted") is True
-            above = None if top else _parent(row, messages)
+            above = None if top else _get_parent(row, messages)
         # Remembered, so that a deep tree is not climbed again from each of its messages.
         rooted |= visited.keys()
 
 
-def _messages(rows: Iterable[Row]) -> Iterator[Row]:
+def _flatten_messages(rows: Iterable[Row]) -> Iterator[Row]:
     """Yield messages, also those inside whole trees."""
     for row in rows:
         prompt = row.fields.get("prompt")
@@ -180,19 +180,19 @@ def _messages(rows: Iterable[Row]) -> Iterator[Row]:
             waiting += [(reply, flat.get("message_id", str)) for reply in replies]
 
 
-def _tree(root: Row, children: Mapping[str, list[Row]]) -> _Node:
+def _build_tree(root: Row, children: Mapping[str, list[Row]]) -> _Node:
     """Build a tree; without recursion, because its depth is not limited."""
-    top = _node(root, ())
+    top = _build_node(root, ())
     waiting = [(root, top)]
     while waiting:
         row, node = waiting.pop()
         for reply in children.get(row.get("message_id", str), ()):
-            node.replies.append(_node(reply, node.path))
+            node.replies.append(_build_node(reply, node.path))
             waiting.append((reply, node.replies[-1]))
     return top
 
 
-def _node(row: Row, before: tuple[Message, ...]) -> _Node:
+def _build_node(row: Row, before: tuple[Message, ...]) -> _Node:
     role = row.get("role", str)
     if role not in _ROLES:
         raise row.error("field 'role' is not prompter or assistant")
@@ -200,10 +200,10 @@ def _node(row: Row, before: tuple[Message, ...]) -> _Node:
     rank = None if row.fields.get("rank") is None else row.get("rank", int)
     if rank is not None and rank < 0:
         raise row.error(f"field 'rank' is {rank}; ranks begin at 0, which is best")
-    return _Node(path, rank, _labels(row))
+    return _Node(path, rank, _read_labels(row))
 
 
-def _labels(row: Row) -> dict[str, float]:
+def _read_labels(row: Row) -> dict[str, float]:
     given = row.fields.get("labels") or {}
     try:
         # The data set on the hub has lists of names and values, the published files an object per label.

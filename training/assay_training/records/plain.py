@@ -35,7 +35,7 @@ _READ = frozenset({"role", "content", *_LEARNED})  # of a message
 _LOST = ("tool_calls", "function_call", "reasoning_content", "thinking")  # parts of a message besides its content
 
 
-def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
+def read_rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
     """Yield a ranking of K completions per row.
 
     Raises:
@@ -56,7 +56,7 @@ def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking]:
         yield Ranking(source, read_row_group(row, prompt), prompt, tuple(texts), beats, ties)
 
 
-def labels(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
+def read_labelled(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
     """Yield a labelled item per row.
 
     Raises:
@@ -70,7 +70,7 @@ def labels(source: str, rows: Iterable[Row]) -> Iterator[Labelled]:
         yield Labelled(source, read_row_group(row, prompt), item, label)
 
 
-def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
+def read_dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
     """Yield a dialogue per row.
 
     Raises:
@@ -85,7 +85,7 @@ def dialogues(source: str, rows: Iterable[Row]) -> Iterator[Dialogue]:
         yield Dialogue(source, read_row_group(row, messages), messages)
 
 
-def text(source: str, rows: Iterable[Row]) -> Iterator[Text]:
+def read_texts(source: str, rows: Iterable[Row]) -> Iterator[Text]:
     """Yield a text per row; equal texts are one group.
 
     Raises:

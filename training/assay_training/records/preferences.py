@@ -46,7 +46,7 @@ class _Replies:
         return "text" in self.shape
 
 
-def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | Dropped | Understood]:
+def read_rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | Dropped | Understood]:
     """Yield a ranking per row, preceded by its dropped pairs, and at the end how the fields were read.
 
     Published sets have faulty rows. Empty completions, pairs of equal completions and pairs that the ratings contradict
@@ -59,19 +59,19 @@ def rankings(source: Source, rows: Iterable[Row]) -> Iterator[Ranking | Dropped 
     for row in rows:
         count += 1
         say_ignored(row, "preferences", said)
-        chosen, rejected = _replies(row, "chosen"), _replies(row, "rejected")
-        said.update(f"{name} from {row.named(name)}: {field.shape}" for name, field in _both(chosen, rejected))
-        prompt = _prompt(row, chosen, rejected, said)
+        chosen, rejected = _read_replies(row, "chosen"), _read_replies(row, "rejected")
+        said.update(f"{name} from {row.named(name)}: {field.shape}" for name, field in _name_both(chosen, rejected))
+        prompt = _read_prompt(row, chosen, rejected, said)
         if isinstance(prompt, Dropped):
             yield prompt
             continue
         better, worse = _read_last(row, chosen), _read_last(row, rejected)
         gaps = read_gaps(row, source.largest_gap, (len(better), len(worse)), said)
-        yield from _compared(Ranking(source.name, read_row_group(row, prompt), prompt, (), ()), better, worse, gaps)
+        yield from _compare(Ranking(source.name, read_row_group(row, prompt), prompt, (), ()), better, worse, gaps)
     yield Understood(count, said)
 
 
-def _compared(
+def _compare(
     ranking: Ranking, chosen: Sequence[str], rejected: Sequence[str], gaps: Gaps
 ) -> Iterator[Ranking | Dropped]:
     """Yield the ranking of the completions, preceded by its dropped pairs."""
@@ -102,12 +102,12 @@ def _compared(
         )
 
 
-def _both(chosen: _Replies, rejected: _Replies) -> Iterator[tuple[str, _Replies]]:
+def _name_both(chosen: _Replies, rejected: _Replies) -> Iterator[tuple[str, _Replies]]:
     yield "chosen", chosen
     yield "rejected", rejected
 
 
-def _replies(row: Row, field: str) -> _Replies:
+def _read_replies(row: Row, field: str) -> _Replies:
     value = row.fields.get(field)
     if isinstance(value, str):
         return _Replies("text", [(Message("assistant", value),)])
@@ -120,16 +120,16 @@ def _replies(row: Row, field: str) -> _Replies:
         return _Replies("list of conversations", [read_messages(row, field, one) for one in given])
     if given and all(isinstance(one, dict) for one in given):
         return _Replies("messages", [read_messages(row, field, given)])
-    raise row.error(f"field {row.named(field)} is {_shape(value)}, not {_SHAPES}")
+    raise row.error(f"field {row.named(field)} is {_describe_shape(value)}, not {_SHAPES}")
 
 
 def _read_last(row: Row, replies: _Replies) -> list[str]:
     """Return the last message of each conversation, without the space between `Assistant:` and an HH completion."""
     texts = [conversation[-1].content for conversation in replies.conversations]
-    return [text.strip() for text in texts] if _kind(row) == _HH else texts
+    return [text.strip() for text in texts] if _find_kind(row) == _HH else texts
 
 
-def _shape(value: Any) -> str:  # noqa: ANN401 - JSON
+def _describe_shape(value: Any) -> str:  # noqa: ANN401 - JSON
     if value is None:
         return "missing"
     if isinstance(value, list) and None in value:
@@ -137,7 +137,7 @@ def _shape(value: Any) -> str:  # noqa: ANN401 - JSON
     return "an empty list" if value == [] else f"of another shape ({type(value).__name__})"
 
 
-def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) -> tuple[Message, ...] | Dropped:
+def _read_prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) -> tuple[Message, ...] | Dropped:
     """Return the messages before the completions: the prompt, the common beginning, or both."""
     if chosen.texts != rejected.texts:
         raise row.error(f"fields 'chosen' and 'rejected' have different shapes: {chosen.shape}, {rejected.shape}")
@@ -155,13 +155,13 @@ def _prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) 
         raise row.error(f"field {row.named('prompt')} is missing, and 'chosen' has completions without a prompt{hint}")
     if given is not None and conversations[0][0].role == "assistant":  # the conversations continue the prompt
         prompt = (*given, *before)
-        said[f"prompt from {row.named('prompt')}: {_kind(row)}"] += 1
+        said[f"prompt from {row.named('prompt')}: {_find_kind(row)}"] += 1
     else:
         prompt = before
         said["prompt from the common beginning of 'chosen' and 'rejected'"] += 1
-        if given is not None and not _begins(before, given, whole=_kind(row) != "text"):
+        if given is not None and not _begin_alike(before, given, whole=_find_kind(row) != "text"):
             raise row.error(f"field {row.named('prompt')} is not the beginning of 'chosen' and 'rejected'")
-    return _with_system(row, prompt, said)
+    return _add_system(row, prompt, said)
 
 
 def _check_repeated_prompt(row: Row, chosen: _Replies, rejected: _Replies, said: Counter[str]) -> None:
@@ -181,21 +181,21 @@ def _check_repeated_prompt(row: Row, chosen: _Replies, rejected: _Replies, said:
         said["chosen and rejected begin with the prompt, which is read twice then"] += 1
 
 
-def _kind(row: Row) -> str:
+def _find_kind(row: Row) -> str:
     prompt = row.fields.get("prompt")
     if not isinstance(prompt, str):
         return "messages"
     return "text" if parse_prompt(prompt) is None else _HH
 
 
-def _begins(before: tuple[Message, ...], given: tuple[Message, ...], *, whole: bool) -> bool:
+def _begin_alike(before: tuple[Message, ...], given: tuple[Message, ...], *, whole: bool) -> bool:
     """Return whether conversations begin with the row's prompt: its messages, or a user message of its text."""
     if whole:
         return before[: len(given)] == given
     return any(message.role == "user" and message.content.strip() == given[0].content.strip() for message in before)
 
 
-def _with_system(row: Row, prompt: tuple[Message, ...], said: Counter[str]) -> tuple[Message, ...]:
+def _add_system(row: Row, prompt: tuple[Message, ...], said: Counter[str]) -> tuple[Message, ...]:
     if not row.fields.get("system"):
         return prompt
     system = Message("system", row.text("system"))

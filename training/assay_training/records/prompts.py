@@ -8,7 +8,7 @@ from assay_training.records.record import Dialogue, Dropped, Prompt, Ranking, Te
 from assay_training.records.rows import Row
 
 
-def prompts(source: str, rows: Iterable[Row]) -> Iterator[Prompt]:
+def read_prompts(source: str, rows: Iterable[Row]) -> Iterator[Prompt]:
     """Yield a prompt per row.
 
     Raises:
@@ -19,7 +19,7 @@ def prompts(source: str, rows: Iterable[Row]) -> Iterator[Prompt]:
         yield Prompt(source, find_group(messages[-1].content), messages)
 
 
-def asked(
+def extract_prompts(
     records: Iterable[Ranking | Dialogue | Text | Prompt | Dropped | Understood],
 ) -> Iterator[Prompt | Dropped | Understood]:
     """Yield the prompts of records, each once.

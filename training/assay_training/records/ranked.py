@@ -11,7 +11,7 @@ _ANSWERS = 4
 _COMPARED = tuple(combinations(range(_ANSWERS), 2))  # the order of the field: 1v2, 1v3, 1v4, 2v3, 2v4, 3v4
 
 
-def rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | Dropped]:
+def read_rankings(source: str, rows: Iterable[Row]) -> Iterator[Ranking | Dropped]:
     """Yield a ranking per question; a comparison is 1 or 2 for the better completion, 0 for a tie.
 
     Rows with an empty completion are dropped.

@@ -33,7 +33,7 @@ class Rated:
 Reader = Callable[[Iterable[Row]], Iterator[Rated | Dropped]]
 
 
-def labelled(source: str, rated: Iterable[Rated | Dropped]) -> Iterator[Labelled | Dropped]:
+def build_labelled(source: str, rated: Iterable[Rated | Dropped]) -> Iterator[Labelled | Dropped]:
     """Yield every completion as an item with its rating as label."""
     for row in rated:
         if isinstance(row, Dropped):
@@ -43,7 +43,7 @@ def labelled(source: str, rated: Iterable[Rated | Dropped]) -> Iterator[Labelled
         yield Labelled(source, find_group(row.question), item, float(row.rating))
 
 
-def rankings(source: str, rated: Iterable[Rated | Dropped]) -> Iterator[Ranking | Dropped]:
+def build_rankings(source: str, rated: Iterable[Rated | Dropped]) -> Iterator[Ranking | Dropped]:
     """Yield a ranking per question, with a gap for every pair of different ratings, and ties for equal ones.
 
     Questions with one completion are dropped.
@@ -67,7 +67,7 @@ def rankings(source: str, rated: Iterable[Rated | Dropped]) -> Iterator[Ranking 
             yield Dropped("a single completion")
 
 
-def feedbackqa(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
+def read_feedbackqa(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
     """Read FeedbackQA: the mean of two or three annotators' ratings.
 
     Bad is 0, Could be Improved 1/3, Acceptable 2/3 and Excellent 1.
@@ -81,10 +81,10 @@ def feedbackqa(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
             raise row.error(f"field 'rating' is empty or not one of {', '.join(_FEEDBACKQA)}")
         # 3 is the value of Excellent, so the mean is in 0..1.
         mean = Fraction(sum(_FEEDBACKQA[rating] for rating in ratings), 3 * len(ratings))
-        yield _rated(row.get("question", str), row.get("passage.reference.section_content", str), mean)
+        yield _build_rated(row.get("question", str), row.get("passage.reference.section_content", str), mean)
 
 
-def arena_bench(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
+def read_arena_bench(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
     """Read Arena-bench: GPT-4's score of 1 to 10, scaled to 0..1; rows without a score (33 of them) are dropped.
 
     Raises:
@@ -100,28 +100,28 @@ def arena_bench(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
         if isinstance(score, bool) or not isinstance(score, int | float) or not low <= score <= high:
             raise row.error(f"field 'score' is not a number from {low} to {high}")
         rating = (Fraction(score) - low) / (high - low)
-        yield _rated(row.get("prompt", str), row.get("answer", str), rating)
+        yield _build_rated(row.get("prompt", str), row.get("answer", str), rating)
 
 
-def diasafety(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
+def read_diasafety(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
     """Read DiaSafety: a response in its context, Safe is 1, Unsafe 0.
 
     Raises:
         RecordError: a row is malformed.
     """
-    return _verdicts(rows, ("context", "response", "label"), _DIASAFETY)
+    return _read_verdicts(rows, ("context", "response", "label"), _DIASAFETY)
 
 
-def halueval(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
+def read_halueval(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
     """Read HaluEval (general): a completion without hallucinations is 1, one with them 0.
 
     Raises:
         RecordError: a row is malformed.
     """
-    return _verdicts(rows, ("user_query", "chatgpt_response", "hallucination"), _HALUEVAL)
+    return _read_verdicts(rows, ("user_query", "chatgpt_response", "hallucination"), _HALUEVAL)
 
 
-def gsm8k_solutions(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
+def read_gsm8k_solutions(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
     """Read the solutions of four models to GSM8K problems: right is 1, wrong 0.
 
     Rows of the folder's other files have no verdict and are skipped.
@@ -135,14 +135,14 @@ def gsm8k_solutions(rows: Iterable[Row]) -> Iterator[Rated | Dropped]:
         for model, solution in row.fields.items():
             if isinstance(solution, dict):
                 right = row.get(f"{model}.is_correct", bool)
-                yield _rated(row.get("question", str), row.get(f"{model}.solution", str), Fraction(right))
+                yield _build_rated(row.get("question", str), row.get(f"{model}.solution", str), Fraction(right))
 
 
-def _rated(question: str, answer: str, rating: Fraction) -> Rated | Dropped:
+def _build_rated(question: str, answer: str, rating: Fraction) -> Rated | Dropped:
     return Rated(question, answer, rating) if answer.strip() else Dropped("empty completion")
 
 
-def _verdicts(
+def _read_verdicts(
     rows: Iterable[Row], fields: tuple[str, str, str], ratings: Mapping[str, int]
 ) -> Iterator[Rated | Dropped]:
     """Read rows of a question, a completion and a verdict of two words, in the three `fields`."""
@@ -151,4 +151,4 @@ def _verdicts(
         word = row.get(verdict, str)
         if word not in ratings:
             raise row.error(f"field {verdict!r} is not {' or '.join(ratings)}")
-        yield _rated(row.get(question, str), row.get(answer, str), Fraction(ratings[word]))
+        yield _build_rated(row.get(question, str), row.get(answer, str), Fraction(ratings[word]))

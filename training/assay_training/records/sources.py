@@ -34,12 +34,12 @@ class Read(Generic[R]):
     def report_lines(self) -> list[str]:
         """Return a line per source whose reader reports on its fields, and a line per reason for dropped records."""
         return [
-            *(f"{name}: {'; '.join(_counted(said))}" for name, said in self.understood.items()),
+            *(f"{name}: {'; '.join(_format_counts(said))}" for name, said in self.understood.items()),
             *(f"{reason}: {count:,} dropped" for reason, count in self.dropped.items()),
         ]
 
 
-def _counted(said: Mapping[str, int]) -> Iterator[str]:
+def _format_counts(said: Mapping[str, int]) -> Iterator[str]:
     """Yield the phrases on the rows, with a count for each that does not apply to all rows."""
     yield f"{said[_ROWS]:,} rows"
     yield from (
@@ -66,15 +66,15 @@ class _Readers:
         completed: Reader[Any] | None = self.rankings or self.spoken
         if self.prompts is None and completed is not None:
             # The dataclass is frozen.
-            object.__setattr__(self, "prompts", lambda source, rows: prompts.asked(completed(source, rows)))
+            object.__setattr__(self, "prompts", lambda source, rows: prompts.extract_prompts(completed(source, rows)))
 
 
-def _named(reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
+def _take_source(reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
     """Return a reader that takes a source from one that takes the name of a source."""
     return lambda source, rows: reader(source.name, rows)
 
 
-def _own(format_: Format, reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
+def _report_ignored(format_: Format, reader: Callable[[str, Iterable[Row]], Iterator[Any]]) -> Reader[Any]:
     """Return a reader of one of Assay's own formats, which reports the ignored fields at the end."""
 
     def read(source: Source, rows: Iterable[Row]) -> Iterator[Any]:
@@ -93,34 +93,42 @@ def _own(format_: Format, reader: Callable[[str, Iterable[Row]], Iterator[Any]])
     return read
 
 
-def _rated(reader: rated.Reader) -> _Readers:
+def _build_rated_readers(reader: rated.Reader) -> _Readers:
     return _Readers(
-        rankings=lambda source, rows: rated.rankings(source.name, reader(rows)),
-        labelled=lambda source, rows: rated.labelled(source.name, reader(rows)),
+        rankings=lambda source, rows: rated.build_rankings(source.name, reader(rows)),
+        labelled=lambda source, rows: rated.build_labelled(source.name, reader(rows)),
     )
 
 
 _FORMATS: dict[Format, _Readers] = {
-    "hh": _Readers(rankings=_named(hh.rankings), spoken=_named(hh.dialogues)),
-    "feedbackqa": _rated(rated.feedbackqa),
-    "arena_bench": _rated(rated.arena_bench),
-    "diasafety": _Readers(labelled=_rated(rated.diasafety).labelled),
-    "halueval": _Readers(labelled=_rated(rated.halueval).labelled),
-    "qa_feedback": _Readers(rankings=_named(ranked.rankings)),
+    "hh": _Readers(rankings=_take_source(hh.read_rankings), spoken=_take_source(hh.read_dialogues)),
+    "feedbackqa": _build_rated_readers(rated.read_feedbackqa),
+    "arena_bench": _build_rated_readers(rated.read_arena_bench),
+    "diasafety": _Readers(labelled=_build_rated_readers(rated.read_diasafety).labelled),
+    "halueval": _Readers(labelled=_build_rated_readers(rated.read_halueval).labelled),
+    "qa_feedback": _Readers(rankings=_take_source(ranked.read_rankings)),
     "oasst": _Readers(
-        rankings=lambda source, rows: oasst.rankings(source.name, rows, frozenset(source.languages)),
-        labelled=lambda source, rows: oasst.labelled(source.name, rows, frozenset(source.languages), source.labels),
-        spoken=lambda source, rows: oasst.dialogues(source.name, rows, frozenset(source.languages)),
+        rankings=lambda source, rows: oasst.read_rankings(source.name, rows, frozenset(source.languages)),
+        labelled=lambda source, rows: oasst.read_labelled(
+            source.name, rows, frozenset(source.languages), source.labels
+        ),
+        spoken=lambda source, rows: oasst.read_dialogues(source.name, rows, frozenset(source.languages)),
     ),
-    "alpaca": _Readers(spoken=_named(instructions.alpaca)),
-    "dolly": _Readers(spoken=_named(instructions.dolly)),
-    "gsm8k": _Readers(labelled=_rated(rated.gsm8k_solutions).labelled, spoken=_named(instructions.gsm8k)),
-    "preferences": _Readers(rankings=preferences.rankings),
-    "rankings": _Readers(rankings=_own("rankings", plain.rankings)),
-    "labels": _Readers(labelled=_own("labels", plain.labels)),
-    "dialogues": _Readers(spoken=_own("dialogues", plain.dialogues)),
-    "text": _Readers(spoken=_own("text", plain.text)),
-    "prompts": _Readers(prompts=_own("prompts", lambda source, rows: prompts.asked(prompts.prompts(source, rows)))),
+    "alpaca": _Readers(spoken=_take_source(instructions.read_alpaca)),
+    "dolly": _Readers(spoken=_take_source(instructions.read_dolly)),
+    "gsm8k": _Readers(
+        labelled=_build_rated_readers(rated.read_gsm8k_solutions).labelled, spoken=_take_source(instructions.read_gsm8k)
+    ),
+    "preferences": _Readers(rankings=preferences.read_rankings),
+    "rankings": _Readers(rankings=_report_ignored("rankings", plain.read_rankings)),
+    "labels": _Readers(labelled=_report_ignored("labels", plain.read_labelled)),
+    "dialogues": _Readers(spoken=_report_ignored("dialogues", plain.read_dialogues)),
+    "text": _Readers(spoken=_report_ignored("text", plain.read_texts)),
+    "prompts": _Readers(
+        prompts=_report_ignored(
+            "prompts", lambda source, rows: prompts.extract_prompts(prompts.read_prompts(source, rows))
+        )
+    ),
 }
 
 
@@ -192,7 +200,7 @@ def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = 
                 f"sources: {source.name}: format {source.format!r} has no {_KINDS[kind]}; these have: {able}"
             )
         before = len(read.records)
-        parts = _parts(source, _rows(data, source), part)
+        parts = _divide(source, _read_rows(data, source), part)
         for record in (record for divided, rows in parts for record in reader(divided, rows)):
             if isinstance(record, Dropped):
                 read.dropped[f"{source.name}: {record.reason}"] += 1
@@ -210,7 +218,7 @@ def _read(data: Path, sources: Sequence[Source], kind: str, part: Part | None = 
     return read
 
 
-def _parts(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[tuple[Source, Iterable[Row]]]:
+def _divide(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[tuple[Source, Iterable[Row]]]:
     if part is None:
         yield source, rows
         return
@@ -222,7 +230,7 @@ def _parts(source: Source, rows: Iterator[Row], part: Part | None) -> Iterator[t
         yield source.model_copy(update={"name": f"{source.name}/{name}"}), part_rows
 
 
-def _rows(data: Path, source: Source) -> Iterator[Row]:
+def _read_rows(data: Path, source: Source) -> Iterator[Row]:
     if source.hub is None:
         rows = read_folder_rows(data / source.name)
     else:

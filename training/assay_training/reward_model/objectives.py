@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from assay_service.scoring.model import RewardModel
 from assay_training.algorithms import losses
@@ -15,9 +17,9 @@ from assay_training.models.batches import autocast
 from assay_training.records.record import Labelled, Ranking
 
 POINTWISE = {
-    "logistic": losses.soft_label_cross_entropy,
-    "sig+mse": losses.sigmoid_squared_error,
-    "mse+penalty": losses.raw_squared_error,
+    "logistic": losses.compute_soft_label_cross_entropy,
+    "sig+mse": losses.compute_sigmoid_squared_error,
+    "mse+penalty": losses.compute_raw_squared_error,
 }
 
 
@@ -31,10 +33,10 @@ class Pairs:
         gaps: gaps in 0..1, fp32 `[p]`; 0 for a pair without one.
     """
 
-    better: torch.Tensor
-    worse: torch.Tensor
-    weights: torch.Tensor
-    gaps: torch.Tensor
+    better: Int64[Tensor, " p"]
+    worse: Int64[Tensor, " p"]
+    weights: Float[Tensor, " p"]
+    gaps: Float[Tensor, " p"]
 
     @classmethod
     def build(cls, part: Sequence[Example], batch_size: int, device: torch.device) -> "Pairs":
@@ -67,7 +69,7 @@ class Pairs:
             torch.tensor(gaps, device=device),
         )
 
-    def margins(self, logits: torch.Tensor) -> torch.Tensor:
+    def margins(self, logits: Float[Tensor, " n"]) -> Float[Tensor, " p"]:
         """Return the logit of the better completion minus that of the worse: `[n]` to fp32 `[p]`."""
         return logits[self.better] - logits[self.worse]
 
@@ -82,7 +84,7 @@ class RankedBatch:
     """
 
     prompts: int
-    mean_margin: torch.Tensor | None
+    mean_margin: Float[Tensor, ""] | None
 
 
 class Pairwise:
@@ -118,7 +120,7 @@ class Pairwise:
                 mean += part.share * (pairs.weights * pairs.margins(self._compute_logits(part.examples))).sum()
         return RankedBatch(len(batch), total(mean))
 
-    def loss(self, part: Sequence[Example], shared: RankedBatch) -> torch.Tensor:
+    def loss(self, part: Sequence[Example], shared: RankedBatch) -> Float[Tensor, ""]:
         """Return the micro-batch's share of the batch's loss, fp32 scalar."""
         logits = self._compute_logits(part)
         pairs = Pairs.build(part, shared.prompts, self._model.device)
@@ -127,17 +129,17 @@ class Pairwise:
         if isinstance(self._config.margin, LabelledMargin):
             targets = self._config.margin.scale * pairs.gaps
         elif shared.mean_margin is not None:
-            targets = losses.batch_mean_margins(margins, shared.mean_margin)
-        loss = losses.bradley_terry(margins, targets, pairs.weights)
+            targets = losses.compute_batch_mean_margins(margins, shared.mean_margin)
+        loss = losses.compute_bradley_terry(margins, targets, pairs.weights)
         better, worse = logits[pairs.better], logits[pairs.worse]
         # A term with the coefficient 0 is not computed: 0 times an infinite logit would be NaN.
         if self._config.l2:
-            loss = loss + self._config.l2 * losses.squared_logits(better, worse, pairs.weights)
+            loss = loss + self._config.l2 * losses.compute_squared_logits(better, worse, pairs.weights)
         if self._config.centring:
-            loss = loss + self._config.centring * losses.squared_sums(better, worse, pairs.weights)
+            loss = loss + self._config.centring * losses.compute_squared_sums(better, worse, pairs.weights)
         return loss
 
-    def _compute_logits(self, part: Sequence[Example]) -> torch.Tensor:
+    def _compute_logits(self, part: Sequence[Example]) -> Float[Tensor, " n"]:
         return _compute_logits(self._model, self._signal, part, self._settings)
 
 
@@ -159,7 +161,7 @@ class Pointwise:
         """Return the number of items of the batch; weights are not divided by their sum ([CRS] section 5.3)."""
         return len(batch)
 
-    def loss(self, part: Sequence[Example], shared: int) -> torch.Tensor:
+    def loss(self, part: Sequence[Example], shared: int) -> Float[Tensor, ""]:
         """Return the micro-batch's share of the batch's loss, fp32 scalar."""
         records = [example.record for example in part if isinstance(example.record, Labelled)]
         logits = _compute_logits(self._model, self._signal, part, self._settings)
@@ -170,7 +172,7 @@ class Pointwise:
 
 def _compute_logits(
     model: RewardModel, signal: str, part: Sequence[Example], settings: OptimizerConfig
-) -> torch.Tensor:
+) -> Float[Tensor, " n"]:
     """Return the logits of all sequences of a micro-batch, concatenated, fp32 `[n]`."""
     with autocast(model.device, settings):
         return model.logits([sequence for example in part for sequence in example.sequences], signal)

@@ -86,8 +86,8 @@ class RewardRun:
         self._paraphrases = _read_paraphrases(config, data)
         check_length("max_length", config.max_length, self.base)
         self.device = get_accelerator().device
-        model = self.build_model()
-        self.renderer = self._build_renderer(model)
+        # Without weights: a base or an adapter that does not fit fails now, and the weights are read after the data.
+        self.renderer = self._build_renderer(self.build_model(torch.device("meta")))
         # Before the data, which take long to render: a golden row that does not fit fails at once.
         declared = [self._render_golden(*texts) for texts in config.golden or ()]
         self.examples, report = render_records(found.records, self.renderer)
@@ -196,11 +196,10 @@ class RewardRun:
         manifests.write(self._build_manifest(model, base_sha256, *statistics_), directory)
         return directory
 
-    def build_model(self) -> RewardModel:
-        """Load the base and add a new signal, with the same initial weights for the same seed."""
-        # PEFT draws LoRA's first weights from the global generator.
+    def build_model(self, device: torch.device | None = None) -> RewardModel:
+        """Load the base and add a new signal, with the same initial weights for the same seed; on `meta` with none."""
         torch.manual_seed(self.config.seed)
-        model = RewardModel.load(self.base, torch.float32, self.device)
+        model = RewardModel.load(self.base, torch.float32, device or self.device)
         generator = torch.Generator().manual_seed(self.config.seed)
         head = Head.fresh(model.hidden_size, generator, bias=model.architecture.head_bias)
         lora = self.config.lora
@@ -235,15 +234,8 @@ class RewardRun:
 
     def _build_renderer(self, model: RewardModel) -> Renderer:
         """Build the renderer that the service will use."""
-        config = self.config
-        rules = RenderRules(
-            self.template,
-            config.max_length,
-            config.score_position,
-            config.eos,
-            config.unfinished,
-            model.base.config.pad_token_id,
-        )
+        pad = model.base.config.pad_token_id
+        rules = RenderRules(template=self.template, pad_token_id=pad, **self.config.rules)
         return Renderer(tokenizer.load(self.base), rules, model.vocabulary_size)
 
     def _build_manifest(self, model: RewardModel, base_sha256: str, mean: float, std: float) -> manifests.Manifest:
@@ -252,21 +244,19 @@ class RewardRun:
         for item, sequence in self.golden:
             with torch.inference_mode():
                 logit = model.logits([sequence], config.name).item()
-            messages = tuple((message.role, message.content) for message in item.messages)
+            shown = self.renderer.treat_reasoning(item).messages
+            messages = tuple((message.role, message.content) for message in shown)
             golden.append(manifests.GoldenRow(messages=messages, logit=logit))
         return manifests.Manifest(
             kind=config.objective.kind,
             base_sha256=base_sha256,
             template_sha256=self.renderer.template.sha256,
-            score_position=config.score_position,
-            eos=config.eos,
-            max_length=config.max_length,
-            unfinished=config.unfinished,
             mean=mean,
             std=std,
             golden=tuple(golden),
             token_types="zero" if model.token_types > 1 else None,
             pad_token_id=self.renderer.rules.pad_token_id if config.score_position == "last_non_pad_id" else None,
+            **config.rules,
         )
 
     def _render_golden(self, prompt: str, completion: str) -> Golden:

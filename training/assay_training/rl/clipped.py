@@ -68,6 +68,6 @@ class ClippedObjective:
                 (ratio - 1).abs() > settings.clip_range,
                 (outputs.values - values).abs() > settings.value_clip_range,
             )
-            tallied = (ratio, ratio.square(), ppo.k2(outputs.logprobs, logprobs), *clipped, policy, value)
+            tallied = (ratio, ratio.square(), ppo.estimate_k2(outputs.logprobs, logprobs), *clipped, policy, value)
             self.tally += torch.stack([column.double().sum() for column in tallied])
         return (policy.sum() + settings.value_coef * value.sum()) / shared

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from assay_training.algorithms import ppo
@@ -33,11 +35,11 @@ class Experience:
     """
 
     example: SftExample
-    logprobs: torch.Tensor
-    values: torch.Tensor
-    advantages: torch.Tensor
-    returns: torch.Tensor
-    weights: torch.Tensor
+    logprobs: Float[Tensor, " n"]
+    values: Float[Tensor, " n"]
+    advantages: Float[Tensor, " n"]
+    returns: Float[Tensor, " n"]
+    weights: Float[Tensor, " n"]
 
     @property
     def tokens(self) -> int:
@@ -52,7 +54,7 @@ def build_example(sample: ScoredCompletion) -> SftExample:
 
 def shape_sample_scores(
     samples: Sequence[ScoredCompletion], reward: Reward
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"], Float[Tensor, " B"]]:
     """Return the scores of samples, whether each completion ended by EOS, and the shaped scores.
 
     Args:
@@ -71,7 +73,7 @@ def shape_sample_scores(
 def build_experiences(
     samples: Sequence[ScoredCompletion],
     outputs: Sequence[OldPolicyOutputs],
-    references: Sequence[torch.Tensor],
+    references: Sequence[Float[Tensor, " _"]],
     kl_coef: float,
     config: PpoConfig,
 ) -> tuple[list[Experience], Metrics]:
@@ -93,71 +95,123 @@ def build_experiences(
         The experiences in the order of `samples`, and metrics by name. A metric that is undefined for the rollout is
         absent, such as a correlation with lengths that are all equal.
     """
-    logprobs, values, ref_logprobs = (
-        _pad(rows) for rows in ([o.logprobs for o in outputs], [o.values for o in outputs], references)
+    rollout = _pad_rollout(samples, outputs, references)
+    scores, finished, shaped = (
+        column.to(rollout.logprobs.device) for column in shape_sample_scores(samples, config.reward)
     )
-    mask = _pad([torch.ones_like(output.logprobs, dtype=torch.bool) for output in outputs])
-    device = logprobs.device
-    scores, finished, shaped = (column.to(device) for column in shape_sample_scores(samples, config.reward))
-    rewards = ppo.compute_token_rewards(shaped, logprobs, ref_logprobs, mask, kl_coef)
-    advantages = ppo.compute_gae(rewards, values, mask, gamma=config.ppo.gamma, gae_lambda=config.ppo.gae_lambda)
+    mask = rollout.mask
+    rewards = ppo.compute_token_rewards(shaped, rollout.logprobs, rollout.ref_logprobs, mask, kl_coef)
+    advantages = ppo.compute_gae(
+        rewards, rollout.values, mask, gamma=config.ppo.gamma, gae_lambda=config.ppo.gae_lambda
+    )
     # Returns are on the scale of rewards, so they use the advantages before whitening.
-    returns = advantages + values
+    returns = advantages + rollout.values
     whitened = ppo.whiten(advantages, mask, ppo.compute_masked_sums(advantages, mask))
-    engine_logprobs = _pad([torch.tensor(sample.completion.logprobs, device=device) for sample in samples])
     cap = config.rollout.importance_cap
     weights = (
-        torch.ones_like(logprobs) if cap is None else ppo.compute_importance_weights(logprobs, engine_logprobs, cap)
+        torch.ones_like(rollout.logprobs)
+        if cap is None
+        else ppo.compute_importance_weights(rollout.logprobs, rollout.engine_logprobs, cap)
     )
     # Cut to the length of each completion: experiences have no padding, so they can be batched by tokens.
-    columns = (logprobs, values, whitened, returns, weights)
+    columns = (rollout.logprobs, rollout.values, whitened, returns, weights)
     experiences = [
         Experience(build_example(sample), *(column[i, : len(sample.completion.ids)] for column in columns))
         for i, sample in enumerate(samples)
     ]
-    entropies = torch.cat([output.entropies for output in outputs])
-    kl = _average_per_completion(ppo.k1(logprobs, ref_logprobs), mask)
-    lengths = mask.sum(dim=1).float()
     metrics = {
-        "score": float(scores.mean()),
-        # Population standard deviation, which is 0 and not NaN for a single completion.
-        "score_std": float(scores.std(correction=0)),
-        "shaped_score": float(shaped.mean()),
-        "kl": kl,
-        "kl_k3": _average_per_completion(ppo.k3(logprobs, ref_logprobs), mask),
-        "kl_reward": -kl_coef * kl,
-        "kl_coef": kl_coef,
-        "entropy": float(entropies.mean()),
-        "explained_variance": _compute_explained_variance(values[mask], returns[mask]),
-        "eos_rate": float(finished.float().mean()),
-        "length": float(lengths.mean()),
-        "score_length_correlation": compute_correlation(scores, lengths),
-        # Measured in every rollout, whether or not importance weights are used: `EngineCheck` stops on it.
-        "logprob_mismatch": float((logprobs - engine_logprobs).abs()[mask].mean()),
-        "logprob_mismatch_max": float((logprobs - engine_logprobs).abs()[mask].max()),
+        **_measure_scores(scores, shaped, finished, mask.sum(dim=1).float()),
+        **_measure_kl(rollout, kl_coef),
+        "entropy": float(torch.cat([output.entropies for output in outputs]).mean()),
+        "explained_variance": _compute_explained_variance(rollout.values[mask], returns[mask]),
         "importance_ess": None if cap is None else _compute_ess_share(weights[mask]),
         "importance_capped": None if cap is None else float((weights[mask] >= cap).float().mean()),
     }
     return experiences, {name: number for name, number in metrics.items() if number is not None}
 
 
-def _pad(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+@dataclass(frozen=True, slots=True)
+class _Rollout:
+    """The log-probabilities and values of a rollout's tokens.
+
+    Attributes:
+        logprobs: log π_old, fp32 `[B, T]`, zero at padding.
+        values: V_old, fp32 `[B, T]`.
+        ref_logprobs: log π_ref, fp32 `[B, T]`.
+        engine_logprobs: log π_engine, as the engine reported it while it sampled, fp32 `[B, T]`.
+        mask: True at tokens of completions, False at padding, bool `[B, T]`.
+    """
+
+    logprobs: Float[Tensor, "B T"]
+    values: Float[Tensor, "B T"]
+    ref_logprobs: Float[Tensor, "B T"]
+    engine_logprobs: Float[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+
+
+def _pad_rollout(
+    samples: Sequence[ScoredCompletion],
+    outputs: Sequence[OldPolicyOutputs],
+    references: Sequence[Float[Tensor, " _"]],
+) -> _Rollout:
+    device = outputs[0].logprobs.device
+    return _Rollout(
+        logprobs=_pad([output.logprobs for output in outputs]),
+        values=_pad([output.values for output in outputs]),
+        ref_logprobs=_pad(references),
+        engine_logprobs=_pad([torch.tensor(sample.completion.logprobs, device=device) for sample in samples]),
+        mask=_pad([torch.ones_like(output.logprobs, dtype=torch.bool) for output in outputs]),
+    )
+
+
+def _measure_scores(
+    scores: Float[Tensor, " B"], shaped: Float[Tensor, " B"], finished: Bool[Tensor, " B"], lengths: Float[Tensor, " B"]
+) -> dict[str, float | None]:
+    """Return the metrics of scores and lengths; None where one is undefined."""
+    return {
+        "score": float(scores.mean()),
+        # Population standard deviation, which is 0 and not NaN for a single completion.
+        "score_std": float(scores.std(correction=0)),
+        "shaped_score": float(shaped.mean()),
+        "eos_rate": float(finished.float().mean()),
+        "length": float(lengths.mean()),
+        "score_length_correlation": compute_correlation(scores, lengths),
+    }
+
+
+def _measure_kl(rollout: _Rollout, kl_coef: float) -> dict[str, float]:
+    """Return the distances of the policy to the reference, and to the engine that sampled for it."""
+    mask, ref_logprobs = rollout.mask, rollout.ref_logprobs
+    kl = _average_per_completion(ppo.estimate_k1(rollout.logprobs, ref_logprobs), mask)
+    # Measured in every rollout, whether or not importance weights are used: `EngineCheck` stops on it.
+    mismatch = (rollout.logprobs - rollout.engine_logprobs).abs()[mask]
+    return {
+        "kl": kl,
+        "kl_k3": _average_per_completion(ppo.estimate_k3(rollout.logprobs, ref_logprobs), mask),
+        "kl_reward": -kl_coef * kl,
+        "kl_coef": kl_coef,
+        "logprob_mismatch": float(mismatch.mean()),
+        "logprob_mismatch_max": float(mismatch.max()),
+    }
+
+
+def _pad(rows: Sequence[Shaped[Tensor, " _"]]) -> Shaped[Tensor, "B T"]:
     """Return rows `[n]` of different lengths as one tensor `[B, T]`, padded with zeros on the right."""
     return pad_sequence(list(rows), batch_first=True)
 
 
-def _average_per_completion(values: torch.Tensor, mask: torch.Tensor) -> float:
+def _average_per_completion(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> float:
     """Return the sum over a completion's tokens, averaged over completions; both `[B, T]`."""
     return float(torch.where(mask, values, 0.0).sum(dim=1).mean())
 
 
-def _compute_explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float | None:
+def _compute_explained_variance(values: Float[Tensor, " t"], returns: Float[Tensor, " t"]) -> float | None:
     """Return 1 − Var(R − V) / Var(R) over all tokens; None where all returns are equal."""
     variance = float(returns.var(correction=0))
     return 1 - float((returns - values).var(correction=0)) / variance if variance else None
 
 
-def compute_correlation(x: torch.Tensor, y: torch.Tensor) -> float | None:
+def compute_correlation(x: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> float | None:
     """Return Pearson's correlation of two vectors, fp32 `[B]`.
 
     It is None where one of them is constant, as lengths are when every completion is truncated.
@@ -166,6 +220,6 @@ def compute_correlation(x: torch.Tensor, y: torch.Tensor) -> float | None:
     return float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if varied else None
 
 
-def _compute_ess_share(weights: torch.Tensor) -> float:
+def _compute_ess_share(weights: Float[Tensor, " t"]) -> float:
     """Return the effective sample size as a share of the samples, `(Σw)² / (n · Σw²)`."""
     return float(weights.sum().square() / (len(weights) * weights.square().sum()))

@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
-from assay_service.api.compat import llamafactory, nemo_gym, openrlhf, slime
+from assay_service.api.compat import aws, chat, cohere, jina, llamafactory, nemo_gym, openrlhf, sglang, slime, tei, vllm
 from assay_service.api.compat.wire import Wire
 from assay_service.compat_settings import CompatSettings
 from assay_service.errors import StartError
 
 # Every wire with its routes; a new wire is one module and one line here.
-WIRES: Mapping[Wire, APIRouter] = {module.WIRE: module.router for module in (llamafactory, nemo_gym, openrlhf, slime)}
+WIRES: Mapping[Wire, APIRouter] = {
+    module.WIRE: module.router
+    for module in (aws, chat, cohere, jina, llamafactory, nemo_gym, openrlhf, sglang, slime, tei, vllm)
+}
 
 
 def mount_wires(app: FastAPI, settings: CompatSettings) -> None:

@@ -88,7 +88,7 @@ async def verify(body: VerifyBody, context: Context) -> Response:
         if name not in _ANSWERED and not name.startswith(_FAILURE)
     }
     row["reward"] = scored.score
-    if len(blend.weights) > 1:
+    if len(blend.weights) > 1 or blend.length_penalty is not None:
         row["reward_components"] = _split_reward(context, blend, scored)
     if scored.error is not None:
         # Terminal, because another try would be refused as well.
@@ -99,10 +99,13 @@ async def verify(body: VerifyBody, context: Context) -> Response:
 
 
 def _split_reward(context: WireContext, blend: Blend, scored: WireScore) -> dict[str, float]:
-    """Return the part of each signal in a score. NeMo-RL takes 0.0 for a part that is missing, so a floor has parts."""
+    """Return the parts of a score: one for each signal, and the length penalty.
+
+    NeMo-RL takes 0.0 for a part that is missing, so a floor has parts as well.
+    """
     if scored.result is None:
         return dict.fromkeys(blend.weights, scored.score / len(blend.weights))
-    return weigh_logits(blend, scored.result.logits, context.registry.moments)
+    return weigh_logits(blend, scored.result.logits, context.registry.moments, scored.result.completion_tokens)
 
 
 @router.post("/compare")

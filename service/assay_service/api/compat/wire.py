@@ -5,6 +5,7 @@ here: settings, refused items, overload, and errors in the wire's own form.
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -38,7 +39,7 @@ class Wire:
     Attributes:
         name: name in the configuration and in the path `/compat/NAME`.
         title: name of the server or client that speaks this wire, for the documentation.
-        activation: what the wire does to a score before it is sent, in one phrase for the documentation.
+        activation: change of a score before it is sent, in one phrase for the documentation.
         overload_status: HTTP status for a full queue, unless the configuration sets another one.
         build_error: function from a refusal and a request id to the HTTP status and the JSON body of an error.
     """
@@ -122,7 +123,7 @@ class WireContext:
     def __init__(self, request: Request, wire: Wire) -> None:
         self._request = request
         self._wire = wire
-        self.settings: WireSettings = request.app.state.settings.compat.wires.get(wire.name, WireSettings())
+        self.settings: WireSettings = request.app.state.settings.compat.get_wire(wire.name)
         scorer: Scorer = request.app.state.scorer
         self.registry: Registry = scorer.registry
         # The reader of the policy's text, if one is declared.
@@ -141,15 +142,26 @@ class WireContext:
     def find_blend(self, model: str | None = None) -> Blend:
         """Return the blend that scores: of the model that a request names, of the wire's settings, or the default.
 
+        Other servers call a model by its path or hub id, which cannot be a served name. So a request may also name the
+        base of a signal as the configuration writes it, if one signal alone is that base without an adapter.
+
         Raises:
             UnknownModel: no signal or blend of that name is served.
         """
+        based = [
+            name
+            for name, signal in self.registry.signals.items()
+            if signal.provenance.model == model and signal.provenance.adapter_sha256 is None
+        ]
+        is_name = model in self.registry.signals or model in self.registry.blends
+        if not is_name and len(based) == 1:
+            return self.registry.blend(based[0], None)
         return self.registry.blend(model or self.settings.model, None)
 
     def is_absolute(self, blend: Blend) -> bool:
         """Return True if the sigmoid of the blend's score is a quality in 0..1: it is one absolute signal as it is."""
         (name, weight), *others = blend.weights.items()
-        plain = weight == 1.0 and blend.standardise == "none" and not others
+        plain = weight == 1.0 and blend.standardise == "none" and blend.length_penalty is None and not others
         return plain and self.registry.signals[name].kind == "absolute"
 
     async def score(
@@ -190,7 +202,10 @@ class WireContext:
 def _name_item(error: AssayError, param: str) -> AssayError:
     """Return a copy of an item's error that names the field of the item; other requests may hold the same error."""
     named = copy.copy(error)
-    named.param = param if error.param is None else f"{param}.{error.param}"
+    if error.param is None:
+        named.param = param
+    elif not error.param.startswith(param):  # a request of one item has the fields of the item itself
+        named.param = f"{param}.{error.param}"
     return named
 
 
@@ -226,10 +241,10 @@ class WireRoute(UniqueKeysRoute):
 
 
 def _build_error_response(request: Request, wire: Wire, refusal: Refusal) -> JSONResponse:
-    settings: WireSettings = request.app.state.settings.compat.wires.get(wire.name, WireSettings())
+    settings: WireSettings = request.app.state.settings.compat.get_wire(wire.name)
+    if refusal.code in _OVERLOAD:  # before the body is built, because some wires write the status into it as well
+        refusal = dataclasses.replace(refusal, status=settings.overload_status or wire.overload_status)
     status, body = wire.build_error(refusal, request.state.request_id)
-    if refusal.code in _OVERLOAD:
-        status = settings.overload_status or wire.overload_status
     response = JSONResponse(body, status_code=status)
     if refusal.retry_after_s is not None:
         response.headers["Retry-After"] = f"{refusal.retry_after_s:.0f}"

@@ -12,9 +12,9 @@ from assay_training.algorithms.voting import (
     Ballot,
     BallotTies,
     MajorityTies,
-    as_ranking,
-    borda,
-    ranked_pairs,
+    compute_borda_points,
+    convert_to_ranking,
+    rank_by_pairs,
 )
 from assay_training.evaluation import plots
 from assay_training.evaluation.judgments.ballots import Poll
@@ -52,8 +52,8 @@ class Rule:
     def compute_points(self, ballots: Sequence[Ballot]) -> dict[str, float]:
         """Return the points by model, each in 0..1."""
         if self.ballot_ties is None or self.majority_ties is None:
-            return _average([borda(as_ranking(ballot)) for ballot in ballots])
-        return borda(ranked_pairs(ballots, self.ballot_ties, self.majority_ties))
+            return _average([compute_borda_points(convert_to_ranking(ballot)) for ballot in ballots])
+        return compute_borda_points(rank_by_pairs(ballots, self.ballot_ties, self.majority_ties))
 
 
 # The first of these is the rule of [CRS]; the printed table shows its groups, and only the means of the others.
