@@ -6,8 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from assay_service.api.compat.responses import read_conversation
-from assay_service.scoring.item import Item
+from assay_service.api.compat.responses import build_messages
 from tests.compat.conftest import Serve
 
 PARAMS = {"input": [{"role": "user", "content": "say hi", "type": "message"}], "tools": []}
@@ -148,22 +147,27 @@ def test_reasoning_and_function_calls_become_parts_of_the_turns_that_they_belong
         {"id": "r2", "type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "done"}]},
         output("sun and rain"),
     ]
-    item = read_conversation(params, response(*items))
-    assert isinstance(item, Item)
-    assert [(message.role, message.content) for message in item.messages] == [
-        ("system", "Be kind."),
-        ("developer", "Use tools."),
-        ("user", "say hi"),
-        ("assistant", "let me see"),
-        ("tool", "sun"),
-        ("tool", "rain"),
-        ("assistant", "sun and rain"),
+    calls = [
+        {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}},
+        {"id": "c2", "type": "function", "function": {"name": "find", "arguments": "{}"}},
     ]
-    turn = item.messages[3]
-    assert dict(turn.fields) == {"reasoning_content": "hm"}
-    assert [(call.name, call.id) for call in turn.tool_calls] == [("look", "c1"), ("find", "c2")]
-    assert dict(item.messages[-1].fields) == {"reasoning_content": "done"}
-    assert item.finish_reason == "stop"
+    text = {"type": "output_text", "text": "let me see"}
+    assert build_messages(params, response(*items)) == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "developer", "content": "Use tools."},
+        {"role": "user", "content": "say hi"},
+        {"role": "assistant", "content": [text], "reasoning_content": "hm", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "c1", "content": "sun"},
+        {"role": "tool", "tool_call_id": "c2", "content": "rain"},
+        {
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "sun and rain"}],
+            "reasoning_content": "done",
+        },
+    ]
+    # cut off while it reasoned
+    [*_, last] = build_messages(params, response(REASONING, incomplete_details={"reason": "max_output_tokens"}))
+    assert last == {"role": "assistant", "content": "", "reasoning_content": "hm"}
 
 
 def test_a_floored_row_is_marked_as_a_failure_and_its_parts_sum_to_the_floor(serve: Serve) -> None:

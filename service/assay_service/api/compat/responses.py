@@ -30,17 +30,26 @@ def read_conversation(params: Mapping[str, Any], response: Mapping[str, Any]) ->
         response: the response, of which `output`, `incomplete_details`, `status` and `error` are read.
     """
     try:
-        turns = _Turns()
-        if params.get("instructions") is not None:
-            turns.add_message({"role": "system", "content": params["instructions"]}, "instructions")
-        given = params.get("input")
-        if isinstance(given, str):
-            turns.add_message({"role": "user", "content": given}, "input")
-        else:
-            turns.add_items(given, "responses_create_params.input")
-        return _finish(turns, response, "response")
+        return _build_item(build_messages(params, response), response)
     except ContentError as error:
         return error
+
+
+def build_messages(params: Mapping[str, Any], response: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a request and its response as messages of the chat completions API; see `read_conversation`.
+
+    Raises:
+        ContentError: an item has no text, or the response does not end with the assistant's message.
+    """
+    turns = _Turns()
+    if params.get("instructions") is not None:
+        turns.add_message({"role": "system", "content": params["instructions"]}, "instructions")
+    given = params.get("input")
+    if isinstance(given, str):
+        turns.add_message({"role": "user", "content": given}, "input")
+    else:
+        turns.add_items(given, "responses_create_params.input")
+    return _add_response(turns, response, "response")
 
 
 def read_completion(history: Sequence[Mapping[str, Any]], response: Mapping[str, Any], where: str) -> ItemSource:
@@ -54,20 +63,24 @@ def read_completion(history: Sequence[Mapping[str, Any]], response: Mapping[str,
     try:
         turns = _Turns()
         turns.add_items(history, "conversation_history")
-        return _finish(turns, response, where)
+        return _build_item(_add_response(turns, response, where), response)
     except ContentError as error:
         return error
 
 
-def _finish(turns: "_Turns", response: Mapping[str, Any], where: str) -> ItemSource:
+def _add_response(turns: "_Turns", response: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     if response.get("error") is not None or response.get("status") in _UNFINISHED:
         raise _make_error(where, "is not a response that ended: it has an error, or it was still running")
     before = len(turns.messages)
     turns.add_items(response.get("output"), f"{where}.output")
     if len(turns.messages) == before or turns.messages[-1]["role"] != "assistant":
         raise _make_error(f"{where}.output", "does not end with a message of the assistant, so there is no completion")
-    messages = [ChatMessage.model_validate(message) for message in turns.messages]
-    return build_items([ScoreItem(messages=messages, finish_reason=_read_finish_reason(response))])[0]
+    return turns.messages
+
+
+def _build_item(messages: Sequence[Mapping[str, Any]], response: Mapping[str, Any]) -> ItemSource:
+    chat = [ChatMessage.model_validate(message) for message in messages]
+    return build_items([ScoreItem(messages=chat, finish_reason=_read_finish_reason(response))])[0]
 
 
 def _read_finish_reason(response: Mapping[str, Any]) -> FinishReason:
