@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from assay_client._options import (
+from assay_client._reach import read_api_key, run_with_services
+from assay_client._show import EXIT_ITEMS_FAILED, report_errors, show_difference, show_progress
+from assay_client.options import (
     ApiKeyFile,
     ChunkSize,
     CompletionField,
@@ -21,8 +23,6 @@ from assay_client._options import (
     choose_target,
     parse_weights,
 )
-from assay_client._reach import read_api_key, run_with_services
-from assay_client._show import EXIT_ITEMS_FAILED, report_errors, show_difference, show_progress
 
 if TYPE_CHECKING:
     from assay_client.types import Truncation as TruncationName

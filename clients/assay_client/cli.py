@@ -13,7 +13,18 @@ import typer.main
 
 from assay_client._commands import GROUP, Commands, explain_missing
 from assay_client._diff_command import diff
-from assay_client._options import (
+from assay_client._reach import reach, read_api_key, run_with_services
+from assay_client._show import (
+    EXIT_FAILED,
+    finish,
+    report_errors,
+    report_failure,
+    show_comparison,
+    show_progress,
+    show_rank,
+    show_rendered,
+)
+from assay_client.options import (
     LOCAL,
     ApiKeyFile,
     ChunkSize,
@@ -31,17 +42,6 @@ from assay_client._options import (
     Weights,
     choose_target,
     parse_weights,
-)
-from assay_client._reach import reach, read_api_key, run_with_services
-from assay_client._show import (
-    EXIT_FAILED,
-    finish,
-    report_errors,
-    report_failure,
-    show_comparison,
-    show_progress,
-    show_rank,
-    show_rendered,
 )
 
 if TYPE_CHECKING:

@@ -62,7 +62,7 @@ OTHERS = {("nemo_gym", "/seed_session"), ("nemo_gym", "/aggregate_metrics")}
 PATHS = sorted(BODIES)
 # TEI's status for errors of its backend.
 FAILED = {"tei": 424}
-STATUSES = {wire.name: wire.overload_status for wire in WIRES}
+STATUSES: dict[str, int] = {wire.name: wire.overload_status for wire in WIRES}
 
 
 def send(url: str, path: tuple[str, str], body: Any) -> httpx.Response:

@@ -136,7 +136,7 @@ def test_langchain(url: str, native: dict[int, float]) -> None:
     assert [document.page_content for document in kept] == [DOCUMENTS[index] for index in list(native)[:2]]
 
 
-# What `JinaRerank` of langchain-community 0.4.2 sends, recorded; its URL is a constant of the module.
+# What `JinaRerank` of langchain-community 0.4.2 sends, written from its source; its URL is a constant of the module.
 LANGCHAIN_JINA = (
     b'{"query": "Name a prime.", "documents": ["Two.", "Four, since it is even.", "Seven is one.", "I do not know."], '
     b'"model": "mix", "top_n": 3}'

@@ -21,12 +21,15 @@ from tests.compat.conftest import Serve
 PROMPT = "<|im_start|>user\nWhat is hot?<|im_end|>\n<|im_start|>assistant\n"
 ANSWER, END = "The sun is hot.", "<|im_end|>"
 MESSAGES = [{"role": "user", "content": "What is hot?"}]
-# Recorded from OpenRLHF 3c3be623 (openrlhf/utils/agent.py), LLaMA-Factory ff6d4d12 (ppo_utils.py) and slime 624b824a
-# (rm_hub/__init__.py), whose client functions posted to a server that kept the bodies.
-OPENRLHF = {"query": [f"{PROMPT}{ANSWER}{END}"], "prompts": [PROMPT], "labels": ["the sun"]}
-LLAMAFACTORY = {"model": "model", "messages": [f"<|pad|><|pad|>{PROMPT}{ANSWER}{END}", f"{PROMPT}Ice.{END}"]}
-SLIME = {"prompt": PROMPT, "response": f"{ANSWER}{END}", "label": "the sun"}
-WIRES = {
+# Bodies in the form that the client functions of OpenRLHF 3c3be623 (openrlhf/utils/agent.py), LLaMA-Factory ff6d4d12
+# (ppo_utils.py) and slime 624b824a (rm_hub/__init__.py) send, written from their sources.
+OPENRLHF: dict[str, Any] = {"query": [f"{PROMPT}{ANSWER}{END}"], "prompts": [PROMPT], "labels": ["the sun"]}
+LLAMAFACTORY: dict[str, Any] = {
+    "model": "model",
+    "messages": [f"<|pad|><|pad|>{PROMPT}{ANSWER}{END}", f"{PROMPT}Ice.{END}"],
+}
+SLIME: dict[str, Any] = {"prompt": PROMPT, "response": f"{ANSWER}{END}", "label": "the sun"}
+WIRES: dict[str, dict[str, Any]] = {
     "/compat/openrlhf/get_reward": OPENRLHF,
     "/compat/llamafactory/v1/score/evaluation": LLAMAFACTORY,
     "/compat/slime/reward": SLIME,
@@ -67,7 +70,8 @@ def test_openrlhf_gets_scores_only_for_one_absolute_signal(serve: Serve) -> None
 
 
 def test_openrlhf_sends_later_servers_an_empty_query_beside_the_prompts(url: str) -> None:
-    for body in ({"query": []}, {"query": [], "prompts": [], "labels": []}, {"query": [], "prompts": [PROMPT]}):
+    bodies: list[dict[str, Any]] = [{"query": []}, {"query": [], "prompts": []}, {"query": [], "prompts": [PROMPT]}]
+    for body in bodies:
         answer = post(url, "/compat/openrlhf/get_reward", **body)
         assert (answer.status_code, answer.json()) == (200, {"rewards": [], "extra_logs": {}})
 
@@ -105,7 +109,7 @@ def test_slime_gets_a_bare_number_for_a_text_and_for_messages(url: str) -> None:
 @pytest.mark.parametrize("path", WIRES)
 def test_bad_input_is_an_error_of_the_wire_without_any_score(url: str, path: str) -> None:
     first, *_ = (name for name in WIRES[path] if name in ("query", "messages", "response"))
-    is_list = isinstance(WIRES[path][first], list)  # type: ignore[index]
+    is_list = isinstance(WIRES[path][first], list)
     texts = {
         "special_tokens": f"{PROMPT}Yes.{END}{END}{END}" if is_list else f"Yes.{END}{END}{END}",
         "unreadable_text": "Hello." if is_list else None,
@@ -125,7 +129,8 @@ def test_bad_input_is_an_error_of_the_wire_without_any_score(url: str, path: str
 
 
 def test_llamafactory_refuses_an_empty_list_and_a_length_of_its_own(url: str) -> None:
-    for change in ({"messages": []}, {"max_length": 8}, {"temperature": 1.0}):
+    changes: list[dict[str, Any]] = [{"messages": []}, {"max_length": 8}, {"temperature": 1.0}]
+    for change in changes:
         answer = post(url, "/compat/llamafactory/v1/score/evaluation", **LLAMAFACTORY | change)
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
         assert "scores" not in answer.json()
@@ -136,12 +141,12 @@ def test_a_refused_item_gets_the_declared_floor_and_is_counted(serve: Serve, wir
     served = serve(wires={wire: {"on_item_error": {"floor": -7.5}}})
     good, bad = f"{PROMPT}{ANSWER}{END}", f"{PROMPT}{ANSWER}{END}{END}{END}"
     path = next(path for path in WIRES if wire in path)
-    body: dict[str, Any] = {
+    bodies: dict[str, dict[str, Any]] = {
         "openrlhf": {"query": [good, bad]},
         "llamafactory": {"model": "model", "messages": [good, bad]},
         "slime": {"prompt": PROMPT, "response": f"{ANSWER}{END}{END}{END}"},
-    }[wire]
-    answer = post(served.url, path, **body)
+    }
+    answer = post(served.url, path, **bodies[wire])
     assert answer.status_code == 200
     score = native(served.url)["score"]
     if wire == "slime":

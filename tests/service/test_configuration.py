@@ -490,7 +490,7 @@ def rows_of(section: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_the_reference_page_has_every_key_with_its_values_and_default(section: str) -> None:
-    inherited = settings.WireSettings.model_fields if section == "The wire chat" else {}
+    inherited = compat_settings.WireSettings.model_fields if section == "The wire chat" else {}
     fields = {
         name: field
         for name, field in SECTIONS[section].model_fields.items()

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from assay_service.errors import ContentError
 from assay_service.scoring import tokenizer
 from assay_service.scoring.item import Item, Message
-from assay_service.scoring.template import Template, read_template
+from assay_service.scoring.template import Template
+from assay_service.scoring.template_files import read_template
 from assay_service.scoring.transcript import Transcript, build_transcript
 from tests import checkpoints
 from tests.real_templates import trl_templates

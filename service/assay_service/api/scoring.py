@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from fastapi import Request
 
 from assay_service.api.guard import run_while_connected
-from assay_service.api.scorer import ItemScore, Scorer
-from assay_service.errors import AssayError, ContentError, ServingError
+from assay_service.api.scorer import ItemScore, ItemSource, Scorer
+from assay_service.errors import AssayError, ServingError
 from assay_service.scoring.blend import Blend, Moments, blend_logits
-from assay_service.scoring.item import Item, Truncation
+from assay_service.scoring.item import Truncation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class ScoredItem:
 
 async def score_items(
     request: Request,
-    items: Sequence[Item | ContentError],
+    items: Sequence[ItemSource],
     blend: Blend,
     truncation: Truncation = "error",
 ) -> list[ScoredItem | AssayError]:

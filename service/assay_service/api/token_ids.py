@@ -1,9 +1,11 @@
 """Build the items of a request, in which token ids may stand for text."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from assay_service.api.messages import build_items
 from assay_service.api.schemas import ScoreItem
+from assay_service.api.scorer import ItemSource, UnreadItem
 from assay_service.errors import ContentError, ServingError
 from assay_service.scoring.item import Item
 from assay_service.scoring.token_reader import TokenReader
@@ -20,9 +22,7 @@ def collect_readers(readers: Iterable[TokenReader]) -> TokenReaders:
     return known
 
 
-def read_items(
-    items: Sequence[ScoreItem], tokenizer_sha256: str | None, known: TokenReaders
-) -> list[Item | ContentError]:
+def read_items(items: Sequence[ScoreItem], tokenizer_sha256: str | None, known: TokenReaders) -> list[ItemSource]:
     """Build the item of each entry of a request, or the error for which an entry has none.
 
     Args:
@@ -41,10 +41,15 @@ def read_items(
             param="tokenizer_sha256",
         )
     readers = known[tokenizer_sha256] if tokenizer_sha256 is not None else ()
-    return [build_items([item])[0] if item.prompt_ids is None else _read(item, readers) for item in items]
+    return [build_items([item])[0] if item.prompt_ids is None else _defer(item, readers) for item in items]
 
 
-def _read(item: ScoreItem, readers: Sequence[TokenReader]) -> Item | ContentError:
+def _defer(item: ScoreItem, readers: Sequence[TokenReader]) -> UnreadItem:
+    ids = len(item.prompt_ids or ()) + len(item.completion_ids or ())
+    return UnreadItem(ids, partial(_read, item, readers))
+
+
+def _read(item: ScoreItem, readers: Sequence[TokenReader]) -> Item:
     first: ContentError | None = None
     for reader in readers:
         try:
@@ -52,4 +57,4 @@ def _read(item: ScoreItem, readers: Sequence[TokenReader]) -> Item | ContentErro
         except ContentError as error:
             first = first or error
     assert first is not None  # the schema requires the hash of a tokenizer beside ids
-    return first
+    raise first

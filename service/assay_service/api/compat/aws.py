@@ -57,6 +57,7 @@ Samples = Annotated[list[Sample], Field(min_length=1, fail_fast=True), AfterVali
 async def reward(samples: Samples, context: Context) -> list[dict[str, Any]]:
     """Score samples; `metrics_list` holds the logits of all signals of the blend."""
     blend = context.find_blend()
+    context.check_count(len(samples), "samples")
     items = build_items([ScoreItem.model_construct(messages=sample.messages) for sample in samples])
     scored = await context.score(items, blend, [f"samples[{index}]" for index in range(len(items))])
     return [

@@ -55,6 +55,7 @@ async def score_evaluation(body: Body, context: Context) -> dict[str, Any]:
     """Score rendered conversations, in the order in which they were sent."""
     if not body.messages:
         raise ServingError("is empty; send at least one conversation", code="invalid_request", param="messages")
+    context.check_count(len(body.messages), "messages")
     blend = context.find_blend(None if body.model == _ANY_MODEL else body.model)
     items = read_texts(context, blend, body.messages)
     scored = await context.score(items, blend, [f"messages[{index}]" for index in range(len(items))])

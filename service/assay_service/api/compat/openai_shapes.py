@@ -14,9 +14,9 @@ from pydantic import Discriminator, Field, Tag
 from assay_service.api.compat.rendered import read_texts
 from assay_service.api.compat.wire import WireContext
 from assay_service.api.schemas import Text
+from assay_service.api.scorer import ItemSource
 from assay_service.errors import ContentError, ServingError
 from assay_service.scoring.blend import Blend
-from assay_service.scoring.item import Item
 
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Entry = str | list[int]
@@ -76,7 +76,7 @@ def name_entries(value: Input, field: str) -> list[str]:
     return [field] if is_single(value) else [f"{field}[{index}]" for index in range(len(value))]
 
 
-def read_entries(context: WireContext, blend: Blend, entries: Sequence[Entry]) -> list[Item | ContentError]:
+def read_entries(context: WireContext, blend: Blend, entries: Sequence[Entry]) -> list[ItemSource]:
     """Return the conversation of each entry.
 
     Token ids are decoded by the tokenizer of the blend's signals, and then read as text.

@@ -47,6 +47,7 @@ async def get_reward(body: Body, context: Context) -> dict[str, Any]:
     `scores` is part of the answer only for one absolute signal, whose probability it holds; the client takes `rewards`
     in its place otherwise. The values of `extra_logs` are the logits of all signals, one list for each.
     """
+    context.check_count(len(body.query), "query")
     blend = context.find_blend()
     pairs = _split(body)
     items = read_texts(context, blend, body.query) if pairs is None else read_pairs(context, blend, pairs)

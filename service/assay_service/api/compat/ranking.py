@@ -55,6 +55,7 @@ async def rank_documents(
     Raises:
         AssayError: as for `WireContext.score`.
     """
+    context.check_count(len(documents), field)
     items = [Item.of(query, document) for document in documents]
     scored = await context.score(items, blend, [f"{field}[{index}]" for index in range(len(items))], truncation)
     places = rank_scores({index: one.score for index, one in enumerate(scored)})

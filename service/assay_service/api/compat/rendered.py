@@ -1,15 +1,17 @@
 """Read the text that trainers send, which a chat template has rendered already, back into items."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from assay_service.api.compat.wire import WireContext
+from assay_service.api.scorer import ItemSource, UnreadItem
 from assay_service.errors import ContentError, ServingError
 from assay_service.scoring.blend import Blend
-from assay_service.scoring.item import Item, Message
+from assay_service.scoring.item import Message
 from assay_service.scoring.transcript import Transcript
 
 
-def read_texts(context: WireContext, blend: Blend, texts: Sequence[str]) -> list[Item | ContentError]:
+def read_texts(context: WireContext, blend: Blend, texts: Sequence[str]) -> list[ItemSource]:
     """Return the conversation of each rendered text; its last turn is the completion.
 
     Args:
@@ -21,12 +23,10 @@ def read_texts(context: WireContext, blend: Blend, texts: Sequence[str]) -> list
         ServingError: no policy is declared, and the signals of the blend have different templates.
     """
     transcript = _find_transcript(context, blend)
-    return [_read(transcript, text, None) for text in texts]
+    return [UnreadItem(len(text), partial(transcript.read, text)) for text in texts]
 
 
-def read_pairs(
-    context: WireContext, blend: Blend, pairs: Sequence[tuple[str, str] | ContentError]
-) -> list[Item | ContentError]:
+def read_pairs(context: WireContext, blend: Blend, pairs: Sequence[tuple[str, str] | ContentError]) -> list[ItemSource]:
     """Return the conversation of each rendered prompt, which ends with the generation prompt, and its completion.
 
     An error in place of a pair is returned as it is.
@@ -35,22 +35,22 @@ def read_pairs(
         ServingError: as for `read_texts`.
     """
     transcript = _find_transcript(context, blend)
-    return [pair if isinstance(pair, ContentError) else _read(transcript, *pair) for pair in pairs]
+    return [
+        pair
+        if isinstance(pair, ContentError)
+        else UnreadItem(sum(map(len, pair)), partial(transcript.read_pair, *pair))
+        for pair in pairs
+    ]
 
 
-def read_completion(
-    context: WireContext, blend: Blend, prompt: Sequence[Message], completion: str
-) -> Item | ContentError:
+def read_completion(context: WireContext, blend: Blend, prompt: Sequence[Message], completion: str) -> ItemSource:
     """Return the conversation of a prompt of messages and the completion that the policy wrote, with special tokens.
 
     Raises:
         ServingError: as for `read_texts`.
     """
     transcript = _find_transcript(context, blend)
-    try:
-        return transcript.read_completion(prompt, completion)
-    except ContentError as error:
-        return error
+    return UnreadItem(len(completion), partial(transcript.read_completion, prompt, completion))
 
 
 def _find_transcript(context: WireContext, blend: Blend) -> Transcript:
@@ -64,10 +64,3 @@ def _find_transcript(context: WireContext, blend: Blend) -> Transcript:
             code="invalid_request",
         )
     return transcripts.pop()
-
-
-def _read(transcript: Transcript, text: str, completion: str | None) -> Item | ContentError:
-    try:
-        return transcript.read(text) if completion is None else transcript.read_pair(text, completion)
-    except ContentError as error:
-        return error

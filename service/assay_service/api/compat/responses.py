@@ -9,8 +9,9 @@ from typing import Any
 
 from assay_service.api.messages import build_items
 from assay_service.api.schemas import ChatMessage, ScoreItem
+from assay_service.api.scorer import ItemSource
 from assay_service.errors import ContentError
-from assay_service.scoring.item import FinishReason, Item
+from assay_service.scoring.item import FinishReason
 
 _ROLES = ("user", "assistant", "system", "developer", "tool")
 # Fields of an item that say nothing about its text; the last four are those of NeMo-Gym's training servers.
@@ -21,7 +22,7 @@ _METADATA = frozenset(
 _UNFINISHED = ("failed", "cancelled", "in_progress", "queued")
 
 
-def read_conversation(params: Mapping[str, Any], response: Mapping[str, Any]) -> Item | ContentError:
+def read_conversation(params: Mapping[str, Any], response: Mapping[str, Any]) -> ItemSource:
     """Return the item of a request to a model and its response, whose last message is the completion.
 
     Args:
@@ -51,9 +52,7 @@ def build_messages(params: Mapping[str, Any], response: Mapping[str, Any]) -> li
     return _add_response(turns, response, "response")
 
 
-def read_completion(
-    history: Sequence[Mapping[str, Any]], response: Mapping[str, Any], where: str
-) -> Item | ContentError:
+def read_completion(history: Sequence[Mapping[str, Any]], response: Mapping[str, Any], where: str) -> ItemSource:
     """Return the item of a conversation and a response that continues it.
 
     Args:
@@ -79,7 +78,7 @@ def _add_response(turns: "_Turns", response: Mapping[str, Any], where: str) -> l
     return turns.messages
 
 
-def _build_item(messages: Sequence[Mapping[str, Any]], response: Mapping[str, Any]) -> Item | ContentError:
+def _build_item(messages: Sequence[Mapping[str, Any]], response: Mapping[str, Any]) -> ItemSource:
     chat = [ChatMessage.model_validate(message) for message in messages]
     return build_items([ScoreItem(messages=chat, finish_reason=_read_finish_reason(response))])[0]
 

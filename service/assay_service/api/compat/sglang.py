@@ -28,9 +28,9 @@ from assay_service.api.compat.rendered import read_pairs, read_texts
 from assay_service.api.compat.wire import ANY, Context, Wire, WireBody, WireContext, make_router
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
+from assay_service.api.scorer import ItemSource
 from assay_service.errors import ContentError
 from assay_service.scoring.blend import Blend
-from assay_service.scoring.item import Item
 
 # SGLang's own value of `model` for requests that name none.
 _UNNAMED = "default"
@@ -195,7 +195,7 @@ async def models(context: Context) -> dict[str, Any]:
     return list_models(context)
 
 
-def _read_items(body: ScoreBody, context: WireContext, blend: Blend) -> list[Item | ContentError]:
+def _read_items(body: ScoreBody, context: WireContext, blend: Blend) -> list[ItemSource]:
     """Return the conversation of each item with the query."""
     query = "" if body.query is None else _decode(context, blend, list_entries(body.query)[0])
     texts = [_decode(context, blend, entry) for entry in list_entries(body.items)]

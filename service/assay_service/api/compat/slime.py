@@ -10,9 +10,9 @@ from assay_service.api.compat.wire import Context, Wire, WireBody, WireContext, 
 from assay_service.api.messages import build_completion_items
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Prompt, RankCompletion, Text
+from assay_service.api.scorer import ItemSource
 from assay_service.errors import ContentError
 from assay_service.scoring.blend import Blend
-from assay_service.scoring.item import Item
 
 
 def build_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:
@@ -47,7 +47,7 @@ async def reward(body: Body, context: Context) -> float:
     return scored.score
 
 
-def _read(body: Body, context: WireContext, blend: Blend) -> Item | ContentError:
+def _read(body: Body, context: WireContext, blend: Blend) -> ItemSource:
     if isinstance(body.prompt, str):
         return read_pairs(context, blend, [(body.prompt, body.response)])[0]
     # The response takes its place only for the checks of the messages; the policy's template may open reasoning.

@@ -13,7 +13,8 @@ from assay_service.api.compat.rendered import read_texts
 from assay_service.api.compat.wire import Context, Wire, WireBody, WireContext, make_router
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
-from assay_service.errors import ContentError, ServingError
+from assay_service.api.scorer import ItemSource
+from assay_service.errors import ServingError
 from assay_service.scoring.blend import Blend, compute_probability
 from assay_service.scoring.item import Item, Truncation
 
@@ -103,7 +104,9 @@ async def predict(body: PredictBody, context: Context) -> list[Any]:
     """Score rendered conversations, or pairs of a prompt and a completion."""
     blend = context.find_blend()
     is_batch = _get_form(body.inputs) == "<batch>"
-    items = _read_sequences(context, blend, _list_sequences(body.inputs))
+    sequences = _list_sequences(body.inputs)
+    context.check_count(len(sequences), "inputs")
+    items = _read_sequences(context, blend, sequences)
     names = [f"inputs[{index}]" for index in range(len(items))] if is_batch else ["inputs"]
     scored = await context.score(items, blend, names, body.truncation)
     predictions = [[{"score": body.convert(one.score), "label": "LABEL_0"}] for one in scored]
@@ -131,6 +134,6 @@ def _list_sequences(inputs: Inputs) -> list[list[str]]:
     return [inputs] if form == "<texts>" else inputs  # type: ignore[list-item, return-value]
 
 
-def _read_sequences(context: WireContext, blend: Blend, sequences: list[list[str]]) -> list[Item | ContentError]:
+def _read_sequences(context: WireContext, blend: Blend, sequences: list[list[str]]) -> list[ItemSource]:
     texts = iter(read_texts(context, blend, [sequence[0] for sequence in sequences if len(sequence) == 1]))
     return [next(texts) if len(sequence) == 1 else Item.of(sequence[0], sequence[1]) for sequence in sequences]

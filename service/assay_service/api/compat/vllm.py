@@ -25,7 +25,7 @@ from assay_service.api.compat.wire import ANY, Context, Wire, WireBody, WireCont
 from assay_service.api.messages import build_items
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import ChatMessage, ScoreItem, Text
-from assay_service.errors import ContentError
+from assay_service.api.scorer import ItemSource
 from assay_service.scoring.blend import Blend, compute_probability, rank_scores
 from assay_service.scoring.item import Item
 
@@ -252,10 +252,10 @@ async def models(context: Context) -> dict[str, Any]:
 async def _score_input(body: InputBody, context: WireContext) -> tuple[Blend, list[WireScore]]:
     blend = context.find_blend(body.model)
     if body.input is not None:
-        items = read_entries(context, blend, list_entries(body.input))
+        items: list[ItemSource] = read_entries(context, blend, list_entries(body.input))
         names = name_entries(body.input, "input")
     else:
-        items, names = build_items([ScoreItem.model_construct(messages=body.messages)]), ["messages"]
+        items, names = [*build_items([ScoreItem.model_construct(messages=body.messages)])], ["messages"]
     return blend, await context.score(items, blend, names)
 
 
@@ -263,7 +263,7 @@ async def _score_pairs(
     context: WireContext, body: _PairBody, prompts: Sequence[str], completions: Sequence[str], field: str
 ) -> tuple[Blend, list[WireScore]]:
     blend = context.find_blend(body.model)
-    items: list[Item | ContentError] = [Item.of(p, c) for p, c in zip(prompts, completions, strict=True)]
+    items: list[ItemSource] = [Item.of(p, c) for p, c in zip(prompts, completions, strict=True)]
     return blend, await context.score(items, blend, [f"{field}[{index}]" for index in range(len(items))])
 
 

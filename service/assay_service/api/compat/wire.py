@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from assay_service.api.body import UniqueKeysRoute
 from assay_service.api.refusals import Refusal, refuse
-from assay_service.api.scorer import ItemScore, Scorer
+from assay_service.api.scorer import ItemScore, ItemSource, Scorer
 from assay_service.api.scoring import ScoredItem, check_count, score_items
 from assay_service.compat_settings import Floor, WireName, WireSettings
 from assay_service.errors import AssayError, ContentError
 from assay_service.registry import Registry
 from assay_service.scoring.blend import Blend
-from assay_service.scoring.item import Item, Truncation
+from assay_service.scoring.item import Truncation
 from assay_service.scoring.transcript import Transcript
 
 # Names the items of a request that got the floor in place of a score, by their indices.
@@ -164,9 +164,17 @@ class WireContext:
         plain = weight == 1.0 and blend.standardise == "none" and blend.length_penalty is None and not others
         return plain and self.registry.signals[name].kind == "absolute"
 
+    def check_count(self, count: int, field: str) -> None:
+        """Refuse a request with too many items before they are built, which takes seconds for a million.
+
+        Raises:
+            ServingError: the request has more than `limits.max_items` items; the code is `too_many_items`.
+        """
+        check_count(self._request, count, field)
+
     async def score(
         self,
-        items: Sequence[Item | ContentError],
+        items: Sequence[ItemSource],
         blend: Blend,
         params: Sequence[str],
         truncation: Truncation = "error",
