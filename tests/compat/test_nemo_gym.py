@@ -172,7 +172,7 @@ def test_reasoning_and_function_calls_become_parts_of_the_turns_that_they_belong
 
 def test_a_floored_row_is_marked_as_a_failure_and_its_parts_sum_to_the_floor(serve: Serve) -> None:
     url = serve(wires={"nemo_gym": {"on_item_error": {"floor": -3.0}}}).url
-    answer = verify(url, {"responses_create_params": PARAMS, "response": response(CALL), "label": 1})
+    answer = verify(url, {"responses_create_params": PARAMS, "response": response(), "label": 1})
     assert answer.status_code == 200
     assert answer.headers["X-Assay-Floored-Items"] == "0"
     got = answer.json()

@@ -16,7 +16,7 @@ from assay_service.api.compat.responses import read_completion, read_conversatio
 from assay_service.api.compat.rollout_metrics import aggregate_rollouts
 from assay_service.api.compat.wire import Context, Wire, WireBody, WireContext, WireScore, make_router
 from assay_service.api.refusals import Refusal
-from assay_service.scoring.blend import Blend, rank_scores, weigh_logits
+from assay_service.scoring.blend import LENGTH_TERM, Blend, rank_scores, weigh_logits
 
 # Fields that an answer sets, or that mark a failure. A row that is verified again may hold those of its last answer.
 _ANSWERED = ("reward", "reward_components", "_ng_no_persist")
@@ -104,7 +104,8 @@ def _split_reward(context: WireContext, blend: Blend, scored: WireScore) -> dict
     NeMo-RL takes 0.0 for a part that is missing, so a floor has parts as well.
     """
     if scored.result is None:
-        return dict.fromkeys(blend.weights, scored.score / len(blend.weights))
+        names = [*blend.weights] if blend.length_penalty is None else [*blend.weights, LENGTH_TERM]
+        return dict.fromkeys(names, scored.score / len(names))
     return weigh_logits(blend, scored.result.logits, context.registry.moments, scored.result.completion_tokens)
 
 
