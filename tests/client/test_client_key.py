@@ -39,7 +39,9 @@ def server(loopback: "Start", wire: "type[Wire]", reply: "type[Reply]") -> "Loop
 def test_the_key_is_sent_with_every_request_and_logged_by_nobody(
     either: "Either", server: "Loopback", caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    # Other packages set the level of httpx's logger when they are imported.
+    for logger in (None, "httpx", "httpcore"):
+        caplog.set_level(logging.DEBUG, logger)
     assert either.score([("p", "1")], url=server.url, api_key=KEY).scores() == [1.0]
     assert either.call("ready", options={"url": server.url, "api_key": KEY}) is True
     assert "HTTP Request" in caplog.text

@@ -149,13 +149,13 @@ def test_nemo_rl_gets_one_reward_per_log_or_one_tensor_per_signal(url: str) -> N
 
 def test_skyrl_registers_and_steps_the_environment(url: str) -> None:
     gym = pytest.importorskip("skyrl_gym")
-    gym.register(id="assay", entry_point="assay_client.integrations.skyrl:AssayEnv")
+    gym.register(id="assay_steps", entry_point="assay_client.integrations.skyrl:AssayEnv")
     for config, action, reason in (
         ({"url": url}, "hello", "stop"),
         ({"url": url, "end_token": "<|im_end|>"}, "hello<|im_end|>", "stop"),
         ({"url": url, "end_token": "<|im_end|>"}, "hello", "length"),
     ):
-        environment = gym.make("assay", env_config=config, extras={"reward_spec": {}})
+        environment = gym.make("assay_steps", env_config=config, extras={"reward_spec": {}})
         prompt, _ = environment.init(PROMPT)
         assert prompt == PROMPT
         answer = environment.step(action)

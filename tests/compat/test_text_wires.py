@@ -234,6 +234,6 @@ def test_the_page_of_these_trainers_has_right_paths_and_settings(url: str) -> No
     assert sorted(re.findall(r"http://HOST:PORT(/\S+)", page)) == sorted(WIRES)
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.S)]
     declared = [CompatSettings.model_validate(block["compat"]) for block in blocks if "compat" in block]
-    assert len(declared) == 2
+    assert len(declared) == 3
     assert "assay_floored_items_total" in httpx.get(f"{url}/metrics").text
     assert FLOORED_HEADER in page
