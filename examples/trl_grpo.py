@@ -30,11 +30,20 @@ def train(policy: str, url: str, prompts: Dataset, out: str, **options: object) 
     return trainer.state.log_history
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, and train."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("prompts")
-    parser.add_argument("--policy", required=True)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--out", default="runs/grpo")
-    given = parser.parse_args()
-    train(given.policy, given.url, load_dataset("json", data_files=given.prompts, split="train"), given.out)
+    parser.add_argument("prompts", help="a file of JSON lines")
+    parser.add_argument("--policy", required=True, help="a model of the hub, or a directory")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the address of the service")
+    parser.add_argument("--out", default="runs/grpo", help="the directory for checkpoints")
+    parser.add_argument("--steps", type=int, default=-1, help="the number of steps; one epoch if it is not given")
+    parser.add_argument("--cpu", action="store_true", help="train without a GPU")
+    given = parser.parse_args(arguments)
+    prompts = load_dataset("json", data_files=given.prompts, split="train")
+    options = {"use_cpu": True, "bf16": False} if given.cpu else {}
+    train(given.policy, given.url, prompts, given.out, max_steps=given.steps, num_train_epochs=1, **options)
+
+
+if __name__ == "__main__":
+    main()

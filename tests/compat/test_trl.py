@@ -106,6 +106,17 @@ def test_the_reward_rises_with_every_seed(example: Any, url: str, tmp_path: Path
     check_rise(train(example, url, tmp_path, seed=seed, steps=48))
 
 
+def test_the_example_runs_as_a_command(example: Any, url: str, tmp_path: Path) -> None:
+    tokenizer = checkpoints.decoder_tokenizer()
+    policy = checkpoints.language_model("llama", tokenizer, initializer_range=0.02)
+    checkpoints.save(tmp_path / "policy", policy, tokenizer)
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "{text}"}}\n' for text in PROMPTS))
+    out = tmp_path / "out"
+    given = ["--policy", str(tmp_path / "policy"), "--url", url, "--out", str(out), "--steps", "1", "--cpu"]
+    example.main([str(tmp_path / "prompts.jsonl"), *given])
+    assert (out / "checkpoint-1" / "model.safetensors").is_file()
+
+
 def test_signals_are_separate_rewards_for_gdpo(example: Any, url: str, tmp_path: Path, monkeypatch: Any) -> None:
     calls = []
 
