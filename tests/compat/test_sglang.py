@@ -4,12 +4,15 @@ import asyncio
 import base64
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from fastapi.testclient import TestClient
 
+from assay_service import create_app, read_settings
 from tests import checkpoints
 
 FAST = checkpoints.decoder_tokenizer()
@@ -160,3 +163,24 @@ def test_bad_input_is_an_error_in_the_form_of_sglang(url: str, path: str, field:
     error = answer.json()
     assert sorted(error) == ["code", "message", "object", "param", "type"]
     assert (error["object"], error["type"], error["code"]) == ("error", "BadRequestError", 400)
+
+
+def test_ids_keep_the_space_before_a_completion(tmp_path: Path) -> None:
+    """A decoder that drops it at the start of a text must read the completion behind its prompt."""
+    fast = checkpoints.metaspace_tokenizer()
+    checkpoints.save(tmp_path / "rm", checkpoints.classifier("llama", fast), fast)
+    (tmp_path / "service.yaml").write_text(
+        "signals: {rm: {base: rm, kind: absolute, eos: template, unfinished: score, score_position: last_token}}"
+    )
+    prompt, completion = "<|im_start|>user\nhow do<|im_end|>\n<|im_start|>assistant\n", " the sun<|im_end|>"
+    query, whole = (fast(text, add_special_tokens=False).input_ids for text in (prompt, prompt + completion))
+    assert whole[: len(query)] == query
+    item = {"prompt": "how do", "completion": " the sun"}
+    with TestClient(create_app(read_settings(tmp_path / "service.yaml"))) as client:
+        native = client.post("/v1/score", json={"items": [item, item | {"completion": "the sun"}]}).json()["data"]
+        body = {"query": query, "items": [whole[len(query) :]]}
+        scores = client.post("/compat/sglang/v1/score", json=body).json()["scores"]
+        mixed = client.post("/compat/sglang/v1/score", json=body | {"query": prompt})
+    assert scores == [[native[0]["score"]]]
+    assert native[0]["score"] != native[1]["score"]
+    assert mixed.status_code == 400

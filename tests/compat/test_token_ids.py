@@ -111,3 +111,16 @@ def test_a_wrong_id_is_the_error_of_its_item(url: str, file: Path) -> None:
         ("unreadable_text", None),
         ("unreadable_text", None),
     ]
+
+
+def test_ids_that_end_within_a_character_are_the_error_of_their_item(url: str, file: Path) -> None:
+    cut = encode(file, "The sun is hot, mon caf\u00e9 \u6f22")[:-1]
+    (row,) = score(
+        url, {"prompt_ids": encode(file, PROMPT), "completion_ids": cut}, tokenizer_sha256=sha256(file)
+    ).json()["data"]
+    assert (row["error"]["code"], row["error"]["message"]) == (
+        "unreadable_text",
+        "the ids begin or end within a character; send text",
+    )
+    whole = {"prompt_ids": encode(file, PROMPT), "completion_ids": encode(file, "What is \ufffd?<|im_end|>")}
+    assert "score" in score(url, whole, tokenizer_sha256=sha256(file)).json()["data"][0]

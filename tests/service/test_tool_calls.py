@@ -155,6 +155,10 @@ def test_a_template_that_prints_the_list_itself_is_not_taken_for_one_that_reads_
         ([call('{"a": 1, "a": 2}')], "tool_calls[0].function.arguments"),
         ([call('{"a": NaN}')], "tool_calls[0].function.arguments"),
         ([call('{"a": 1e999}')], "tool_calls[0].function.arguments"),
+        # Templates would print the nearest float.
+        ([call('{"a": 9007199254740993.0}')], "tool_calls[0].function.arguments"),
+        ([call('{"a": 0.1000000000000000055}')], "tool_calls[0].function.arguments"),
+        ([call('{"a": 1e-400}')], "tool_calls[0].function.arguments"),
         ([call('{"a": "\\ud800"}')], "tool_calls[0].function.arguments"),
         ([call({"a": float("inf")})], "tool_calls[0].function.arguments"),
         ([call('{"a":' * 5000 + "1" + "}" * 5000)], "tool_calls[0].function.arguments"),

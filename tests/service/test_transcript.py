@@ -1,5 +1,6 @@
 """Rendered text is read back into the conversation that the template rendered, or refused."""
 
+import time
 from functools import lru_cache
 
 import pytest
@@ -103,6 +104,13 @@ def test_a_finished_text_without_eos_gets_none_and_pads_do_not_finish_it() -> No
     assert reader("qwen3")[1].read_pair(CHATML, "Hel") == Item.of("Hi.", "Hel", "length")
     # Where the pad is the EOS, nothing shows whether the first of them is one.
     assert read("mistral", "<s> [INST] Hi. [/INST] Hel</s></s>").finish_reason == "stop"
+
+
+def test_pads_take_linear_time() -> None:
+    pads = "<|endoftext|>" * 200_000  # 2.6 MB on each side took minutes when each pad copied the rest
+    began_s = time.perf_counter()
+    assert read("qwen3", f"{pads}{CHATML}Hel{pads}") == Item.of("Hi.", "Hel", "length")
+    assert time.perf_counter() - began_s < 10
 
 
 def test_white_space_of_a_completion_is_kept() -> None:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from assay_service.errors import ContentError
@@ -112,13 +113,27 @@ def _check_fields(value: Mapping[str, Any], known: tuple[str, ...], where: str) 
             raise make_error(named, "does not belong to a tool call in OpenAI's form; remove it")
 
 
+class _InexactNumber(Exception):
+    """A number in the JSON text of arguments would be rounded."""
+
+
+def _read_float(text: str) -> float:
+    number = float(text)
+    # `Decimal` compares the value as written, so `1e2` equals `100.0`, and `1e-400` does not equal `0.0`.
+    if Decimal(text) != Decimal(repr(number)):
+        raise _InexactNumber
+    return number
+
+
 def _read_arguments(value: object, where: str) -> tuple[str, bool]:
     """Return the JSON text of the arguments, and whether they were sent as text."""
     sent_as_text = isinstance(value, str)
     if isinstance(value, str):
         check_unicode(value, where)
         try:
-            parsed = json.loads(value, object_pairs_hook=_build_object)
+            parsed = json.loads(value, object_pairs_hook=_build_object, parse_float=_read_float)
+        except _InexactNumber:
+            raise make_error(where, "has a number that is not exact as a float; the template would change it") from None
         except (ValueError, RecursionError):  # not JSON, a key twice, a number of thousands of digits, or too deep
             raise make_error(where, "is not the JSON text of an object without repeated keys") from None
     else:

@@ -36,6 +36,14 @@ class TokenReader:
             ContentError: an id is not in the vocabulary (`token_out_of_range`), or the text cannot be read, as for
                 `Transcript.read_pair`.
         """
+        return self.transcript.read_pair(*self.decode_pair(prompt, completion))
+
+    def decode_pair(self, prompt: Sequence[int], completion: Sequence[int]) -> tuple[str, str]:
+        """Return the texts of a prompt and its completion, special tokens included.
+
+        Raises:
+            ContentError: as for `decode`, or the text of the prompt depends on what follows (`unreadable_text`).
+        """
         self._check(prompt, "prompt_ids")
         self._check(completion, "completion_ids")
         # Some decoders drop the space at the start of a text, so the completion is decoded behind its prompt.
@@ -44,13 +52,14 @@ class TokenReader:
             raise ContentError(
                 "the text of prompt_ids changes when completion_ids follow; send both as text", code="unreadable_text"
             )
-        return self.transcript.read_pair(start, whole[len(start) :])
+        return start, whole[len(start) :]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included.
 
         Raises:
             ContentError: an id is not in the vocabulary, so its text would be lost; the code is `token_out_of_range`.
+                Or the ids end within a character; the code is `unreadable_text`.
         """
         self._check(ids, None)
         return self._decode(ids)
@@ -68,4 +77,8 @@ class TokenReader:
         return token < _ABOVE_IDS and self._encoder.id_to_token(token) is not None
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._encoder.decode(list(ids), skip_special_tokens=False))
+        text = str(self._encoder.decode(list(ids), skip_special_tokens=False))
+        # Decoders write U+FFFD for the bytes of a part of a character; a character U+FFFD gives the same ids again.
+        if "\ufffd" in text and self._encoder.encode(text, add_special_tokens=False).ids != list(ids):
+            raise ContentError("the ids begin or end within a character; send text", code="unreadable_text")
+        return text

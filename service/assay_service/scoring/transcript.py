@@ -127,15 +127,28 @@ class Transcript:
 
     def _remove_start(self, text: str) -> str:
         """Return `text` without leading pads and BOS."""
-        while self._pad and text.startswith(self._pad):
-            text = text[len(self._pad) :]
-        text = remove_bos(text, self._bos)
+        start = 0  # an index, because a copy for each pad takes quadratic time
+        while self._pad and text.startswith(self._pad, start):
+            start += len(self._pad)
+        text = remove_bos(text[start:], self._bos)
         if self._bos and text.startswith(self._bos):
             raise ContentError(
                 "the text begins with two BOS tokens; encode rendered text with add_special_tokens=False",
                 code=_UNREADABLE,
             )
         return text
+
+    def _remove_end_pads(self, text: str) -> tuple[str, bool]:
+        """Return `text` without pads at its end, and whether it had one."""
+        end, is_padded = len(text), False
+        while self._pad:
+            rest = end
+            while rest and text[rest - 1].isspace():
+                rest -= 1
+            if not text.endswith(self._pad, 0, rest):
+                break
+            end, is_padded = rest - len(self._pad), True
+        return text[:end], is_padded
 
     def _pin_day(self, text: str) -> str | None:
         """Return `text` with the day that the template sees in place of another one; None if it names no other day."""
@@ -146,11 +159,8 @@ class Transcript:
 
     def _remove_end(self, text: str) -> tuple[str, FinishReason]:
         """Return `text` up to the end of its completion, and whether an end of turn or EOS followed there."""
-        finish_reason: FinishReason = "length"
-        while self._pad and (rest := text.rstrip()).endswith(self._pad):
-            text = rest[: -len(self._pad)]
-            if self._pad == self._eos:
-                finish_reason = "stop"
+        text, is_padded = self._remove_end_pads(text)
+        finish_reason: FinishReason = "stop" if is_padded and self._pad == self._eos else "length"
         if self._eos and (rest := text.rstrip()).endswith(self._eos):
             text, finish_reason = rest[: -len(self._eos)], "stop"
         rest = text.rstrip()

@@ -17,6 +17,7 @@ from assay_service.api.schemas import Text
 from assay_service.api.scorer import ItemSource
 from assay_service.errors import ContentError, ServingError
 from assay_service.scoring.blend import Blend
+from assay_service.scoring.token_reader import TokenReader
 
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Entry = str | list[int]
@@ -140,6 +141,29 @@ def decode_ids(context: WireContext, blend: Blend, ids: Sequence[int]) -> str | 
     Raises:
         ServingError: the signals of the blend have different tokenizers.
     """
+    reader = _find_reader(context, blend)
+    try:
+        return reader.decode(ids)
+    except ContentError as error:
+        return error
+
+
+def decode_pair(
+    context: WireContext, blend: Blend, prompt: Sequence[int], completion: Sequence[int]
+) -> tuple[str, str] | ContentError:
+    """Return the texts of a prompt and its completion, or the error for which an item with such ids is refused.
+
+    Raises:
+        ServingError: as for `decode_ids`.
+    """
+    reader = _find_reader(context, blend)
+    try:
+        return reader.decode_pair(prompt, completion)
+    except ContentError as error:
+        return error
+
+
+def _find_reader(context: WireContext, blend: Blend) -> TokenReader:
     signals = [context.registry.signals[name] for name in blend.weights]
     readers = {signal.renderer.tokenizer_sha256: signal.token_reader for signal in signals}
     if len(readers) > 1:
@@ -148,7 +172,4 @@ def decode_ids(context: WireContext, blend: Blend, ids: Sequence[int]) -> str | 
             code="invalid_request",
         )
     (reader,) = readers.values()
-    try:
-        return reader.decode(ids)
-    except ContentError as error:
-        return error
+    return reader

@@ -13,11 +13,12 @@ from pydantic import Field, model_validator
 
 from assay_service.api.compat.openai_shapes import (
     Encoding,
+    Entry,
     IdInput,
     Input,
     Texts,
     build_usage,
-    decode_ids,
+    decode_pair,
     encode_value,
     list_entries,
     list_models,
@@ -29,7 +30,7 @@ from assay_service.api.compat.wire import ANY, Context, Wire, WireBody, WireCont
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
 from assay_service.api.scorer import ItemSource
-from assay_service.errors import ContentError
+from assay_service.errors import ContentError, ServingError
 from assay_service.scoring.blend import Blend
 
 # SGLang's own value of `model` for requests that name none.
@@ -197,15 +198,22 @@ async def models(context: Context) -> dict[str, Any]:
 
 def _read_items(body: ScoreBody, context: WireContext, blend: Blend) -> list[ItemSource]:
     """Return the conversation of each item with the query."""
-    query = "" if body.query is None else _decode(context, blend, list_entries(body.query)[0])
-    texts = [_decode(context, blend, entry) for entry in list_entries(body.items)]
-    if isinstance(query, ContentError):
-        return [query for _ in texts]
+    items = list_entries(body.items)
+    query = items[0][:0] if body.query is None else list_entries(body.query)[0]
+    parts = [(item, query) if body.item_first else (query, item) for item in items]
+    pairs = [_join(context, blend, first, second) for first, second in parts]
     if query and not body.item_first:
-        pairs = [text if isinstance(text, ContentError) else (query, text) for text in texts]
         return read_pairs(context, blend, pairs)
-    return [text if isinstance(text, ContentError) else read_texts(context, blend, [text + query])[0] for text in texts]
+    # Without a query, or behind the item, it is not the prompt: the text alone shows where the completion begins.
+    return [
+        pair if isinstance(pair, ContentError) else read_texts(context, blend, ["".join(pair)])[0] for pair in pairs
+    ]
 
 
-def _decode(context: WireContext, blend: Blend, entry: str | list[int]) -> str | ContentError:
-    return entry if isinstance(entry, str) else decode_ids(context, blend, entry)
+def _join(context: WireContext, blend: Blend, first: Entry, second: Entry) -> tuple[str, str] | ContentError:
+    """Return two parts of a text; token ids are decoded together, since some decoders drop a space at the start."""
+    if isinstance(first, str) and isinstance(second, str):
+        return first, second
+    if isinstance(first, list) and isinstance(second, list):
+        return decode_pair(context, blend, first, second)
+    raise ServingError("must be text if `query` is, and token ids if `query` is", code="invalid_request", param="items")
