@@ -175,3 +175,13 @@ def test_a_bad_body_is_refused_in_json_and_scores_nothing(path: tuple[str, str],
             continue
         assert 400 <= answer.status_code < 500, body
         assert not {"rewards", "scores", "score", "reward", "data", "results"} & set(answer.json()), body
+
+
+@pytest.mark.parametrize("wire", sorted(STATUSES))
+def test_an_unknown_path_or_method_has_the_errors_form_of_the_wire(wire: str, url: str) -> None:
+    path = next(rest for name, rest in PATHS if name == wire)
+    bad = httpx.post(f"{url}/compat/{wire}{path}", content=b"{", headers=JSON)
+    unknown, method = httpx.post(f"{url}/compat/{wire}/absent", json={}), httpx.delete(f"{url}/compat/{wire}{path}")
+    for answer in (unknown, method):
+        assert 400 <= answer.status_code < 500
+        assert answer.json().keys() == bad.json().keys() != {"detail"}

@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 
 from assay_service import loader
 from assay_service.api import schemas
-from assay_service.api.compat.mount import mount_wires
+from assay_service.api.compat.mount import find_wire, mount_wires
+from assay_service.api.compat.wire import build_error_response
 from assay_service.api.guard import BodyTooLarge, Guard
 from assay_service.api.refusals import refuse
 from assay_service.api.routes import router
@@ -132,8 +133,10 @@ async def ready(request: Request) -> dict[str, Any]:
 
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer an exception in the form of the native endpoints."""
+    """Answer an exception in the form of the native endpoints, or of the wire whose path it is."""
     refusal = refuse(request, error)
+    if (wire := find_wire(request.url.path)) is not None:  # an unknown path or method, which has no route of the wire
+        return build_error_response(request, wire, refusal)
     detail = schemas.RequestError(
         code=refusal.code,
         message=refusal.message,

@@ -17,6 +17,11 @@ WIRES: Mapping[Wire, APIRouter] = {
 }
 
 
+def find_wire(path: str) -> Wire | None:
+    """Return the wire to whose part of the service a path belongs, whether or not the path exists; None for no wire."""
+    return next((wire for wire in WIRES if path.startswith(f"/compat/{wire.name}/")), None)
+
+
 def mount_wires(app: FastAPI, settings: CompatSettings) -> None:
     """Add the routes of all wires to an application that has the native routes already.
 

@@ -240,7 +240,7 @@ class WireRoute(UniqueKeysRoute):
             try:
                 response = await handle(request)
             except Exception as error:  # every error of a wire has the wire's own form, also one that nobody expected
-                return _build_error_response(request, self.spoken, refuse(request, error))
+                return build_error_response(request, self.spoken, refuse(request, error))
             if hasattr(request.state, "floored"):
                 response.headers[FLOORED_HEADER] = ",".join(map(str, request.state.floored))
             return response
@@ -248,7 +248,8 @@ class WireRoute(UniqueKeysRoute):
         return handle_wire
 
 
-def _build_error_response(request: Request, wire: Wire, refusal: Refusal) -> JSONResponse:
+def build_error_response(request: Request, wire: Wire, refusal: Refusal) -> JSONResponse:
+    """Return the answer to a refused request in the form of its wire."""
     settings: WireSettings = request.app.state.settings.compat.get_wire(wire.name)
     if refusal.code in _OVERLOAD:  # before the body is built, because some wires write the status into it as well
         refusal = dataclasses.replace(refusal, status=settings.overload_status or wire.overload_status)
