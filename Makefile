@@ -48,7 +48,7 @@ serve: install ## serve the embedded models on HOST:PORT
 # A small policy and both reward models on it, from the data sets in DATA; what is there already is kept.
 PIPELINE := runs/pipeline
 TRAIN = $(if $(DATA),,$(error DATA is not set: make pipeline DATA=DIR, the folder of the data sets))$(BIN)/assay train
-pipeline: $(PIPELINE)/preference/results.json $(PIPELINE)/absolute/results.json
+pipeline: $(PIPELINE)/preference/results.json $(PIPELINE)/absolute/results.json ## train the small policy and its reward models (DATA=DIR)
 
 $(PIPELINE)/base/model.safetensors: | install
 	$(BIN)/python training/pipeline/base.py new $(DATA) $(@D)
