@@ -75,7 +75,11 @@ class Endpoint:
 
             done = read_several(ask(0, n))[:n] if n > 1 else []
             rest = [pool.submit(ask, k, 1) for k in range(len(done), n)]
-            return done + [read_one(answer.result()) for answer in rest]
+            try:
+                return done + [read_one(answer.result()) for answer in rest]
+            except BaseException:  # leaving the block waits for the pool, so nothing more may be sent
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     async def generate_async(self, prompt: Prompt, n: int) -> list[Generation]:
         """Return `n` completions of a prompt; see `generate`."""

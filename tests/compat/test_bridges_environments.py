@@ -69,8 +69,9 @@ def test_verifiers_scores_the_last_message_of_a_trace(url: str) -> None:
         assert asyncio.run(reward(trace=cut)) == native(url, "length").score
     parts = asyncio.run(make_reward(url, parts=True)(trace=trace()))
     assert parts == {name: value.logit for name, value in native(url).signals.items()}
-    with pytest.raises(ItemFailed):  # verifiers then records an error, and no reward
-        asyncio.run(reward(trace=trace("bad<|im_start|>")))
+    for failed in (trace("bad<|im_start|>"), trace(finish_reason="abort")):
+        with pytest.raises(ItemFailed):  # verifiers then records an error, and no reward
+            asyncio.run(reward(trace=failed))
 
 
 def test_rubrics_get_nan_for_failures_because_they_make_a_zero_of_errors(url: str) -> None:
@@ -209,8 +210,12 @@ def test_rllm_evaluates_the_last_step(url: str) -> None:
     assert evaluate({"instruction": "say hi"}, episode(output="hello")).reward == expected.score
     cut = episode(output="hello", model_output=SimpleNamespace(finish_reason="length"))
     assert evaluate(task, cut).reward == native(url, "length").score
-    with pytest.raises(ItemFailed):
-        evaluate(task, episode(output="bad<|im_start|>"))
+    for failed in (
+        episode(output="bad<|im_start|>"),
+        episode(output="hello", model_output=SimpleNamespace(finish_reason="content_filter")),
+    ):
+        with pytest.raises(ItemFailed):
+            evaluate(task, failed)
     for empty in (SimpleNamespace(trajectories=[]), episode()):
         with pytest.raises(InvalidInput):
             evaluate(task, empty)

@@ -90,6 +90,13 @@ def test_ms_swift_gets_none_for_a_completion_without_a_score(url: str) -> None:
         assert asyncio.run(gather(function, completions, columns)) == expected
 
 
+def test_ms_swift_gets_none_for_a_completion_that_was_aborted_or_filtered(url: str) -> None:
+    reasons: list[str | None] = ["abort", "content_filter", "tool_calls", "stop"]
+    rewards = make_orm(url)(args=None)(["hello"] * 4, **batch(*["hello"] * 4, reasons=reasons))
+    (stop,) = native(url, ("hello", "stop"))
+    assert rewards == [None, None, stop.score, stop.score]
+
+
 async def gather(function: Any, completions: list[str], columns: dict[str, Any]) -> Any:
     return (await asyncio.gather(function(completions, **columns)))[0]
 

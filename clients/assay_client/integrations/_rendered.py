@@ -33,6 +33,20 @@ class RenderedScores:
     probabilities: list[float] | None
 
 
+def require_parts(scores: RenderedScores) -> dict[str, list[float]]:
+    """Return the logits of each signal.
+
+    Raises:
+        InvalidAnswer: a floor took the place of a score, and a floor has no logits.
+    """
+    if not scores.logits:
+        raise InvalidAnswer(
+            "the service gave a refused completion its floor, which has no parts; ask for one reward, or remove "
+            "`on_item_error` from the settings of its wire"
+        )
+    return scores.logits
+
+
 def append_end(completion: str, finish_reason: FinishReason, end_token: str) -> str:
     """Return a completion as its template prints it: with the end token if it ended, and without it if it did not."""
     ended = completion.endswith(end_token)

@@ -6,6 +6,7 @@ produce such rows, for example a conversation that ends with the result of a too
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from assay_client.errors import InvalidInput
 from assay_client.types import FinishReason, Item, ItemError, Message, ScoreFailure, ScoreResult, read_messages
@@ -29,6 +30,15 @@ def read_token_ids(eos_token_id: int | Collection[int]) -> frozenset[int]:
 def read_finish_reason(completion_ids: Sequence[int], eos_token_ids: Collection[int]) -> FinishReason:
     """Return "stop" if the last token of a completion is an end token; otherwise "length", also without any token."""
     return "stop" if len(completion_ids) and completion_ids[-1] in eos_token_ids else "length"
+
+
+def convert_finish_reason(reason: object) -> FinishReason | None:
+    """Return the finish reason of a generator in the words of the service; calls of tools end a turn.
+
+    Any other reason, such as "abort" or "content_filter", is returned as it is. The row then fails, because its text is
+    not what the policy meant to say.
+    """
+    return cast("FinishReason | None", "stop" if reason in ("tool_calls", "function_call") else reason)
 
 
 @dataclass(frozen=True)

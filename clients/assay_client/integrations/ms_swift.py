@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.errors import InvalidInput
-from assay_client.integrations._rows import Rows, build_rows
+from assay_client.integrations._rows import Rows, build_rows, convert_finish_reason
 from assay_client.integrations._scorer import TOTAL, AsyncScorer, ScoreOptions, Scorer, read_rewards
 from assay_client.integrations._single import open_async_client, open_client
 from assay_client.types import FinishReason, Truncation
@@ -115,8 +115,7 @@ def read_batch(completions: Sequence[str], columns: Mapping[str, object]) -> Row
 def _read_finish_reasons(count: int, columns: Mapping[str, object]) -> list[FinishReason | None]:
     truncated, reasons = columns.get("is_truncated"), columns.get("finish_reason")
     if isinstance(reasons, Sequence):
-        # Other reasons than "length", such as "stop" or "tool_calls", say that the turn ended; None says nothing.
-        return [None if reason is None else "length" if reason == "length" else "stop" for reason in reasons]
+        return [convert_finish_reason(reason) for reason in reasons]
     if isinstance(truncated, Sequence):
         return ["length" if cut else "stop" for cut in truncated]
     return [None] * count

@@ -10,7 +10,7 @@ from typing import Any
 
 from assay_client.client import RewardClient
 from assay_client.errors import InvalidInput
-from assay_client.integrations._rendered import append_end, score_rendered
+from assay_client.integrations._rendered import append_end, require_parts, score_rendered
 from assay_client.integrations._rows import read_finish_reason, read_token_ids
 from assay_client.integrations._single import read_end_tokens, read_option
 from assay_client.types import FinishReason
@@ -49,7 +49,7 @@ class RewardReader:
         prompts = [_join(log[:-1]) for log in logs]
         queries = [prompt + self._build_completion(log) for prompt, log in zip(prompts, logs, strict=True)]
         scores = score_rendered(self._client, queries, prompts)
-        return scores.logits if self._parts else scores.rewards
+        return require_parts(scores) if self._parts else scores.rewards
 
     def _build_completion(self, log: Sequence[Turn]) -> str:
         if not log or log[-1]["role"] != "assistant":

@@ -9,6 +9,7 @@ from typing import Any
 
 from assay_client.client import RewardClient
 from assay_client.errors import InvalidInput
+from assay_client.integrations._rows import convert_finish_reason
 from assay_client.integrations._scorer import ScoreOptions, Scorer
 from assay_client.integrations._single import open_client, read_parts, score_single
 from assay_client.types import FinishReason
@@ -63,7 +64,7 @@ def read_episode(task: Any, episode: Any) -> tuple[Any, Any, FinishReason | None
         raise InvalidInput("the episode has no step, so there is no completion")
     step = steps[-1]
     reason = getattr(step.model_output, "finish_reason", None)
-    finish_reason: FinishReason | None = None if reason is None else "length" if reason == "length" else "stop"
+    finish_reason = convert_finish_reason(reason)
     if step.chat_completions:
         return step.chat_completions[:-1], step.chat_completions[-1:], finish_reason
     text = step.model_response or step.output

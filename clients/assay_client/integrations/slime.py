@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import InvalidInput
-from assay_client.integrations._rendered import append_end, score_rendered_async
+from assay_client.integrations._rendered import append_end, require_parts, score_rendered_async
 from assay_client.integrations._rows import build_rows
 from assay_client.integrations._scorer import AsyncScorer, ScoreOptions
 from assay_client.integrations._single import (
@@ -60,14 +60,16 @@ def make_rm(
             AssayError: the request failed.
         """
         group = samples if isinstance(samples, Sequence) else [samples]
-        rewards = await _score(scorer, group, tokens)
+        rewards = await _score(scorer, group, tokens, parts=parts)
         chosen: list[Reward] = [*rewards] if parts else [reward[TOTAL] for reward in rewards]
         return chosen if isinstance(samples, Sequence) else chosen[0]
 
     return score_samples
 
 
-async def _score(scorer: AsyncScorer, samples: Sequence[Any], tokens: tuple[str, ...]) -> list[dict[str, float]]:
+async def _score(
+    scorer: AsyncScorer, samples: Sequence[Any], tokens: tuple[str, ...], *, parts: bool
+) -> list[dict[str, float]]:
     reasons = [_read_finish_reason(sample) for sample in samples]
     rendered = [isinstance(sample.prompt, str) for sample in samples]
     if any(rendered) and not all(rendered):
@@ -78,7 +80,7 @@ async def _score(scorer: AsyncScorer, samples: Sequence[Any], tokens: tuple[str,
             for sample, reason in zip(samples, reasons, strict=True)
         ]
         scores = await score_rendered_async(scorer.client, queries, [sample.prompt for sample in samples])
-        columns = {**scores.logits, TOTAL: scores.rewards}
+        columns = {**require_parts(scores), TOTAL: scores.rewards} if parts else {TOTAL: scores.rewards}
         return [{name: column[index] for name, column in columns.items()} for index in range(len(samples))]
     texts = [split_end_token(sample.response, tokens)[0] for sample in samples]
     result = await scorer.score(build_rows([sample.prompt for sample in samples], texts, reasons))

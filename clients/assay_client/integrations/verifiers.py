@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from assay_client.client import AsyncRewardClient
-from assay_client.integrations._rows import build_rows
+from assay_client.integrations._rows import build_rows, convert_finish_reason
 from assay_client.integrations._scorer import AsyncScorer, ScoreOptions, read_rewards
 from assay_client.integrations._single import open_async_client, read_parts, require_score
 from assay_client.types import FinishReason
@@ -94,8 +94,10 @@ def _build_call(call: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": call["id"], "type": call["type"], "function": function}
 
 
-def _read_finish_reason(trace: Any) -> FinishReason:
+def _read_finish_reason(trace: Any) -> FinishReason | None:
     last = next((call for call in reversed(trace.calls) if call.error is None), None)
     # A limit of turns stops a conversation between messages, so that the last one is complete.
     limited = trace.is_truncated and trace.stop_condition != "max_turns"
-    return "length" if limited or (last is not None and last.finish_reason == "length") else "stop"
+    if limited:
+        return "length"
+    return "stop" if last is None or last.finish_reason is None else convert_finish_reason(last.finish_reason)
