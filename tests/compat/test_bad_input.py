@@ -306,3 +306,24 @@ def test_a_floored_sample_has_no_metrics(serve: Serve) -> None:
     answer = httpx.post(f"{url}/compat/aws/reward", json=[*ENDPOINTS[7].body, long])
     assert answer.headers["x-assay-floored-items"] == "1"
     assert answer.json()[1] == {"id": "2", "aggregate_reward_score": -7.5, "metrics_list": []}
+
+
+def test_a_sample_for_amazon_nova_that_was_cut_off_is_scored_as_such(url: str) -> None:
+    """`finish_reason` and `tools` mean what they mean natively; all other columns are ignored."""
+    sample = ENDPOINTS[7].body[0]
+    native = httpx.post(
+        f"{url}/v1/score", json={"items": [{"messages": sample["messages"], "finish_reason": "length"}]}
+    )
+    score = native.json()["data"][0]["score"]
+    fields: list[dict[str, Any]] = [
+        {"finish_reason": "length"},
+        {"finish_reason": "stop"},
+        {"tools": []},
+        {"tools": [{"name": "x"}]},
+    ]
+    answers = [httpx.post(f"{url}/compat/aws/reward", json=[sample | field]) for field in fields]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 422]
+    cut, stop, plain = (answer.json()[0]["aggregate_reward_score"] for answer in answers[:3])
+    assert cut == score != stop == plain
+    assert "tools are not rendered" in answers[3].json()["errorMessage"]
+    assert httpx.post(f"{url}/compat/aws/reward", json=[sample | {"finish_reason": "cut"}]).status_code == 422

@@ -169,10 +169,6 @@ def test_a_bad_body_is_refused_in_json_and_scores_nothing(path: tuple[str, str],
     wire, rest = path
     for body in spoil(BODIES[path]):
         answer = httpx.post(f"{url}/compat/{wire}{rest}", content=body, headers=JSON, timeout=60)
-        if answer.status_code == 200:  # a field that this wire ignores, whatever is in it
-            assert b"NaN" in body
-            assert any(f'"{name}": {{"a"'.encode() in body for name in ("label", "labels", "metadata", "max_length"))
-            continue
         assert 400 <= answer.status_code < 500, body
         assert not {"rewards", "scores", "score", "reward", "data", "results"} & set(answer.json()), body
 

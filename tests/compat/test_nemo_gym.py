@@ -165,9 +165,105 @@ def test_reasoning_and_function_calls_become_parts_of_the_turns_that_they_belong
             "reasoning_content": "done",
         },
     ]
-    # cut off while it reasoned
-    [*_, last] = build_messages(params, response(REASONING, incomplete_details={"reason": "max_output_tokens"}))
-    assert last == {"role": "assistant", "content": "", "reasoning_content": "hm"}
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [REASONING],  # cut off while it reasoned
+        [output("hi"), REASONING],
+        [CALL, REASONING],
+        [CALL, {"type": "function_call_output", "call_id": "c1", "output": "x"}, REASONING],
+    ],
+)
+def test_reasoning_without_a_message_after_it_is_no_completion(url: str, items: list[Any]) -> None:
+    """An empty completion would be scored as if the model had said nothing on purpose."""
+    cut = response(*items, incomplete_details={"reason": "max_output_tokens"})
+    answer = verify(url, {"responses_create_params": PARAMS, "response": cut})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_message")
+    group = {"conversation_history": [CHAT[0]], "response_objs": [response(output("hi")), cut]}
+    assert verify(url, group, "/compare").status_code == 422
+
+
+def test_a_response_adds_nothing_to_a_turn_of_the_prompt() -> None:
+    params = {"input": [CHAT[0], {"role": "assistant", "content": "let me see"}]}
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    assert build_messages(params, response(CALL)) == [
+        *params["input"],
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+
+
+@pytest.mark.parametrize("items", [[CALL, output("done")], [output("done"), CALL], [output(""), CALL, output("done")]])
+def test_a_message_and_the_calls_beside_it_are_one_turn(items: list[Any]) -> None:
+    text = {"type": "output_text", "text": "done"}
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    assert build_messages(PARAMS, response(*items))[1:] == [
+        {"role": "assistant", "content": [text], "tool_calls": [call]}
+    ]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [output("Part one."), output("Done.")],
+        [output("Part one."), CALL, output("Done.")],
+        [output("Part one."), {"role": "assistant", "content": "Done."}],
+        [REASONING, {"role": "assistant", "content": "hi", "reasoning_content": "other"}],
+        [output("hi"), REASONING, CALL],
+    ],
+)
+def test_items_that_no_one_message_can_hold_are_refused(url: str, items: list[Any]) -> None:
+    answer = verify(url, {"responses_create_params": PARAMS, "response": response(*items)})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_message")
+    assert "turn" in answer.json()["detail"]
+    params = {"input": [CHAT[0], *items, {"role": "user", "content": "and?"}]}
+    assert verify(url, {"responses_create_params": params, "response": response(output("hi"))}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "field", [{"prompt": {"id": "pmpt_1"}}, {"previous_response_id": "resp_0"}, {"conversation": "conv_1"}]
+)
+def test_a_history_that_only_the_policys_server_knows_is_refused(url: str, field: dict[str, Any]) -> None:
+    row = {"responses_create_params": PARAMS | field, "response": response(output("hi"))}
+    answer = verify(url, row)
+    assert answer.status_code == 422
+    assert f"responses_create_params.{next(iter(field))}" in answer.json()["detail"]
+    empty = {"responses_create_params": PARAMS | dict.fromkeys(field), "response": response(output("hi"))}
+    assert verify(url, empty).json()["reward"] == score(url, CHAT)["score"]
+
+
+def test_definitions_of_tools_change_no_score(url: str) -> None:
+    tool = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}, "strict": True}
+    params = PARAMS | {"tools": [tool], "tool_choice": "auto", "parallel_tool_calls": True}
+    row = {"responses_create_params": params, "response": response(output("hi"))}
+    assert verify(url, row).json()["reward"] == score(url, CHAT)["score"]
+
+
+def test_reasoning_that_cannot_be_read_is_refused(url: str) -> None:
+    hidden = {"type": "reasoning", "summary": [], "encrypted_content": "x"}
+    answer = verify(url, {"responses_create_params": PARAMS, "response": response(hidden, output("hi"))})
+    assert answer.status_code == 422
+    assert "response.output[0].encrypted_content" in answer.json()["detail"]
+    nothing = {**hidden, "encrypted_content": None}
+    row = {"responses_create_params": PARAMS, "response": response(nothing, output("hi"))}
+    assert verify(url, row).json()["reward"] == score(url, CHAT)["score"]
+
+
+@pytest.mark.parametrize("status", [["completed"], {"a": 1}, "x", 0, "in_progress"])
+def test_a_status_of_another_kind_does_not_count_as_finished(url: str, status: Any) -> None:
+    for got in (response(output("hi"), status=status), response({**output("hi"), "status": status})):
+        answer = verify(url, {"responses_create_params": PARAMS, "response": got})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_message")
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_column_that_no_answer_could_repeat_is_refused(url: str, number: str) -> None:
+    row = json.dumps({"responses_create_params": PARAMS, "response": response(output("hi")), "label": [7.25]})
+    headers = {"content-type": "application/json"}
+    body = row.replace("7.25", number)
+    answer = httpx.post(f"{url}/compat/nemo_gym/verify", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
 def test_a_floored_row_is_marked_as_a_failure_and_its_parts_sum_to_the_floor(serve: Serve) -> None:
@@ -255,6 +351,13 @@ def test_aggregated_metrics_are_those_of_nemo_gym(url: str) -> None:
         "key_metrics": {},
     }
     assert verify(url, {"verify_responses": [rows[0], rows[0]]}, "/aggregate_metrics").status_code == 422
+
+
+@pytest.mark.parametrize("columns", [{"reward": 1e308}, {"reward": 1.5, "x": 10**400}, {"x": -(10**308)}])
+def test_statistics_that_are_too_large_are_refused(url: str, columns: dict[str, Any]) -> None:
+    rows = [{"_ng_task_index": 0, "_ng_rollout_index": index, **columns} for index in range(2)]
+    answer = verify(url, {"verify_responses": rows}, "/aggregate_metrics")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
 AGGREGATED: dict[str, Any] = {

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from assay_service.api import schemas
-from assay_service.api.body import TWICE
+from assay_service.api.body import NOT_FINITE, TWICE
 from assay_service.api.guard import BodyTooLarge
 from assay_service.errors import AssayError, ContentError, Overloaded
 from assay_service.validation import explain, format_key
@@ -85,7 +85,7 @@ def _refuse_invalid(request: Request, error: RequestValidationError) -> Refusal:
     first = error.errors()[0]  # an error body has only one `param`
     message = explain(first)
     if first["type"] == "json_invalid":
-        message = TWICE if first["ctx"]["error"] == TWICE else _NOT_JSON
+        message = first["ctx"]["error"] if first["ctx"]["error"] in (TWICE, NOT_FINITE) else _NOT_JSON
     if first["loc"] == ("body",) and not _has_json_type(request):
         message = "the body was not read as JSON: send the header `content-type: application/json`"
     return Refusal(schemas.STATUS["invalid_request"], "invalid_request", message, _format_param(first["loc"]))

@@ -14,7 +14,7 @@ import torch
 from fastapi import APIRouter, Depends, Request, Response
 
 from assay_service.api import answers, render_answers, schemas
-from assay_service.api.body import UniqueKeysRoute
+from assay_service.api.body import StrictJsonRoute
 from assay_service.api.guard import run_while_connected
 from assay_service.api.messages import build_completion_items
 from assay_service.api.scorer import ItemScore, Scorer
@@ -25,7 +25,7 @@ from assay_service.scoring.blend import compute_probability, rank_scores
 
 API_VERSION = "1"
 
-router = APIRouter(responses=schemas.ERROR_RESPONSES, route_class=UniqueKeysRoute)
+router = APIRouter(responses=schemas.ERROR_RESPONSES, route_class=StrictJsonRoute)
 
 
 def _get_scorer(request: Request) -> Scorer:

@@ -12,6 +12,7 @@ from assay_service.api.compat.wire import Context, Wire, WireBody, WireScore, ma
 from assay_service.api.messages import build_items
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import ChatMessage, ScoreItem, Text
+from assay_service.scoring.item import FinishReason
 
 
 def build_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:
@@ -36,12 +37,17 @@ def _check_last(messages: list[ChatMessage]) -> list[ChatMessage]:
 
 
 class Sample(WireBody):
-    """One sample; the trainer copies all columns of the data set into it, which are ignored as `metadata` is."""
+    """One sample; the trainer copies all columns of the data set into it.
+
+    `finish_reason` and `tools` mean what they mean natively. Other columns are ignored, as `metadata` is.
+    """
 
     ignores_unknown = True
 
     id: Text
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), AfterValidator(_check_last)]
+    finish_reason: FinishReason = "stop"
+    tools: list[Any] | None = None
 
 
 def _check_ids(samples: list[Sample]) -> list[Sample]:
@@ -58,12 +64,16 @@ async def reward(samples: Samples, context: Context) -> list[dict[str, Any]]:
     """Score samples; `metrics_list` holds the logits of all signals of the blend."""
     blend = context.find_blend()
     context.check_count(len(samples), "samples")
-    items = build_items([ScoreItem.model_construct(messages=sample.messages) for sample in samples])
+    items = build_items([_copy_sample(sample) for sample in samples])
     scored = await context.score(items, blend, [f"samples[{index}]" for index in range(len(items))])
     return [
         {"id": sample.id, "aggregate_reward_score": one.score, "metrics_list": _list_metrics(one)}
         for sample, one in zip(samples, scored, strict=True)
     ]
+
+
+def _copy_sample(sample: Sample) -> ScoreItem:
+    return ScoreItem.model_construct(messages=sample.messages, finish_reason=sample.finish_reason, tools=sample.tools)
 
 
 def _list_metrics(scored: WireScore) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ Source: `nemo_gym/reward_profile.py` in https://github.com/NVIDIA-NeMo/Gym. Its 
 values are skipped, and the standard deviation divides by n - 1.
 """
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,8 @@ def aggregate_rollouts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows: answers of `/verify`; every numeric column is described, and those of `response.usage`.
 
     Raises:
-        ServingError: a row has no valid index, or two rows are the same rollout of one task.
+        ServingError: a row has no valid index, two rows are the same rollout of one task, or a statistic is not
+            finite.
     """
     tasks: dict[int, dict[int, Mapping[str, Any]]] = defaultdict(dict)
     for number, row in enumerate(rows):
@@ -73,7 +75,22 @@ def _read_columns(row: Mapping[str, Any]) -> Columns:
 
 
 def _describe(rows: Sequence[Columns]) -> dict[str, float]:
-    """Return the statistics of each column as `STATISTIC/COLUMN`."""
+    """Return the statistics of each column as `STATISTIC/COLUMN`, all of them finite."""
+    try:
+        described = _compute_statistics(rows)
+        finite = all(map(math.isfinite, described.values()))
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise ServingError(
+            "a column holds numbers whose statistics are too large for a float of 64 bits",
+            code="invalid_request",
+            param="verify_responses",
+        )
+    return described
+
+
+def _compute_statistics(rows: Sequence[Columns]) -> dict[str, float]:
     columns: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         for name, value in row.items():

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from assay_service.api.body import UniqueKeysRoute
+from assay_service.api.body import StrictJsonRoute
 from assay_service.api.refusals import Refusal, refuse
 from assay_service.api.scorer import ItemScore, ItemSource, Scorer
 from assay_service.api.scoring import ScoredItem, check_count, score_items
@@ -226,7 +226,7 @@ def make_router(wire: Wire) -> APIRouter:
     return APIRouter(route_class=Route, tags=[f"compat: {wire.title}"])
 
 
-class WireRoute(UniqueKeysRoute):
+class WireRoute(StrictJsonRoute):
     """A route that answers every error in the form of its wire, and names floored items in a header."""
 
     spoken: ClassVar[Wire]
