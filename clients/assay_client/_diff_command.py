@@ -1,5 +1,6 @@
 """Define the command `assay diff`: what another model or version does to scores, ranks and picks."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -63,12 +64,13 @@ def diff(  # noqa: PLR0913  # the options of one command
 
     Exits with 0 if all rows were scored and no limit is exceeded, 1 otherwise, 2 if the command failed.
     """
-    from assay_client._output import open_output  # noqa: PLC0415
+    from assay_client._output import check_targets, open_output  # noqa: PLC0415
     from assay_client._rows import Fields  # noqa: PLC0415
     from assay_client.diff import diff_file  # noqa: PLC0415
 
     target, parsed = choose_target(output, json), parse_weights(weights)
     with report_errors(target):
+        check_targets(file, target)
         with show_progress() as show:
             found = run_with_services(
                 (old_url, new_url),
@@ -95,7 +97,12 @@ def diff(  # noqa: PLR0913  # the options of one command
         else:
             with open_output(target, None) as sink:
                 sink.write([found.to_json()], None)
+    _exit(breaches, failed=bool(found.failed))
+
+
+def _exit(breaches: Sequence[str], *, failed: bool) -> None:
+    """Print the limits that were exceeded, and end with 1 if there are some or a row failed."""
     for breach in breaches:
         typer.echo(breach, err=True)
-    if breaches or found.failed:
+    if breaches or failed:
         raise typer.Exit(EXIT_ITEMS_FAILED)

@@ -72,6 +72,28 @@ def describe_part(target: str) -> str | None:
     return f"{rows} rows are in {part}" + "; run the same command again to go on from there" * can_go_on
 
 
+def check_targets(source: str, *targets: str | None) -> None:
+    """Refuse to write over the input, or two outputs to one file, before anything is sent.
+
+    Args:
+        source: the path of the input, or "-".
+        targets: the paths of the outputs, None for one that is not written; each also has a `.part` beside it.
+
+    Raises:
+        InvalidInput: two of the files are the same, also behind a link.
+    """
+    taken = {} if source == STANDARD else {Path(source).resolve(): "the input"}
+    for target in targets:
+        # Devices and pipes may be written to twice.
+        if target is None or target == STANDARD or ((path := Path(target).resolve()).exists() and not path.is_file()):
+            continue
+        part = find_part(path)
+        for file in (path, part, _find_state(part)):
+            if file in taken:
+                raise InvalidInput(f"{target}: would write over {taken[file]}; name another file")
+            taken[file] = f"the files of {target}"
+
+
 @contextmanager
 def open_errors(target: str | None) -> Iterator[Callable[[Row], None]]:
     """Yield a function that writes the row of an item to `target` if it has an error; the file appears whole.

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -229,7 +230,19 @@ def _refuse_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return row
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_refuse_repeated_keys)
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _read_float(text: str) -> float:
+    if math.isinf(number := float(text)):  # the output could not hold it
+        raise ValueError("a number is too large for a float of 64 bits")
+    return number
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant, parse_float=_read_float
+)
 
 
 def _parse_json(text: bytes, where: str) -> object:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from assay_client._answers import check_fingerprint, encode_outcome
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
-from assay_client._output import open_errors, open_output
+from assay_client._output import check_targets, open_errors, open_output
 from assay_client._parquet import import_pyarrow, is_parquet, write_parquet
 from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
 from assay_client.client import AsyncRewardClient
@@ -127,6 +127,7 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
     if is_parquet(target):
         import_pyarrow(target)  # fails here, before anything is sent
         finish = write_parquet
+    check_targets(source, target, errors)  # here too, because the file of errors is opened first
     with open_errors(errors) as write_error:
         return await _run(job, client, source, target, silence_s, on_rows=on_rows, on_shown=write_error, finish=finish)
 
@@ -208,6 +209,7 @@ async def _run(  # noqa: PLR0913  # what differs between the three commands
     on_shown: Callable[[Row], None] = lambda row: None,
     finish: Callable[[Path, Path], None] | None = None,
 ) -> Tally:
+    check_targets(source, target)
     known = await run_off_loop(partial(survey, source, job.make))
     tally = Tally(extra=known.extra if known else ())
     # A run continues only with the same input and options. A pipe cannot be read twice, so that no run continues it.

@@ -153,6 +153,10 @@ def read_choice(text: object, finish_reason: object) -> Generation:
     """Return a completion from the fields of a choice; one that was filtered or has no text cannot be scored."""
     if not isinstance(text, str) or not text:
         return Generation(None, None, f"the completion has no text; its finish reason is {finish_reason!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: a completion that was cut within a character
+        return Generation(None, None, "the completion is not valid Unicode")
     if finish_reason not in (None, *get_args(FinishReason)):
         return Generation(None, None, f"the finish reason is {finish_reason!r}, so the text is not the completion")
     return Generation(text, cast("FinishReason | None", finish_reason))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow
+import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
 
@@ -70,3 +71,34 @@ def test_a_service_does_not_differ_from_itself_and_does_from_another_model(serve
         max(range(5), key=old[5:10].__getitem__) != max(range(5), key=new[5:10].__getitem__)
     )
     assert found["pairs"]["old_accuracy"] == (old[10] > old[11])
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [["-o", "in.jsonl"], ["-o", "link.jsonl"], ["-o", "out.jsonl", "--errors", "in.jsonl"]]
+    + [["-o", "out.jsonl", "--errors", name] for name in ("out.jsonl", "out.jsonl.part", "out.jsonl.part.json")],
+    ids=" ".join,
+)
+def test_no_output_is_written_over_the_input_or_another_output(url: str, tmp_path: Path, targets: list[str]) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "hi", "completion": "yes"}\n')
+    (tmp_path / "link.jsonl").symlink_to(source)
+    words = [word if word.startswith("-") else str(tmp_path / word) for word in targets]
+    commands = [["score", str(source)]]
+    if "--errors" not in words:
+        commands += [["render", str(source)], ["diff", url, url, str(source)]]
+    for command in commands:
+        address = [] if command[0] == "diff" else ["--url", url]
+        code, _, told = invoke(*command, *words, *address)
+        assert code == 2
+        assert "would write over" in told
+    assert source.read_text() == '{"prompt": "hi", "completion": "yes"}\n'
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_json_does_not_have_is_refused_with_its_line(url: str, tmp_path: Path, number: str) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "a", "completion": "b"}\n' + f'{{"prompt": "a", "completion": "b", "x": {number}}}\n')
+    code, out, told = invoke("score", str(source), "-o", str(tmp_path / "out.jsonl"), "--url", url)
+    assert (code, out) == (2, "")
+    assert "in.jsonl:2: not JSON: " in told
