@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Assay needs Python 3.11 or newer: make PYTHON=python3.x ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'Installing into .venv: three to four minutes, 2 GB with torch for CPUs and 6 GB with CUDA.'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,training,embedded,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,training,embedded,compat,dev]'
 	touch $@
 
 check: install ## format, lint, types, import contracts, language, documentation site
@@ -48,7 +48,7 @@ serve: install ## serve the embedded models on HOST:PORT
 # A small policy and both reward models on it, from the data sets in DATA; what is there already is kept.
 PIPELINE := runs/pipeline
 TRAIN = $(if $(DATA),,$(error DATA is not set: make pipeline DATA=DIR, the folder of the data sets))$(BIN)/assay train
-pipeline: $(PIPELINE)/preference/results.json $(PIPELINE)/absolute/results.json
+pipeline: $(PIPELINE)/preference/results.json $(PIPELINE)/absolute/results.json ## train the small policy and its reward models (DATA=DIR)
 
 $(PIPELINE)/base/model.safetensors: | install
 	$(BIN)/python training/pipeline/base.py new $(DATA) $(@D)

@@ -57,7 +57,7 @@ def build_answer(items: int) -> bytes:
 
 def read_with_client(body: bytes, items: int) -> list[float]:
     """Return the scores of an answer about `items` items, read by the client."""
-    return parse_score(body, [f"item-{index}" for index in range(items)], 0).scores()
+    return parse_score(body, [f"item-{index}" for index in range(items)], range(items)).scores()
 
 
 def read_with_json(body: bytes, items: int) -> list[float]:

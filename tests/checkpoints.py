@@ -100,6 +100,25 @@ def decoder_tokenizer(template: str = CHATML, **specials: str) -> PreTrainedToke
     return tokenizer(defaults | specials, template, extra=("<|im_start|>",))
 
 
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """For Llama 2 and its kind, whose decoder drops the space at the start of a text."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    specials = {"bos_token": "<|bos|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
+    letters = sorted(set("".join(CORPUS) + "\nuser assistant"))
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[*specials.values(), "<|im_start|>"],
+        initial_alphabet=letters,
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=["<|im_start|>"], **specials)
+    fast.chat_template = CHATML
+    return fast
+
+
 def encoder_tokenizer() -> PreTrainedTokenizerFast:
     """For BERT."""
     specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}

@@ -26,7 +26,7 @@ def score(served: registry.Registry, model: str, prompt: str, completion: str) -
         signal = served.signals[name]
         sequence = signal.renderer.render(Item.of(prompt, completion)).sequence
         logits[name] = signal.model.logits([sequence], name).item()
-    return blend_logits(blend, logits, served.moments)
+    return blend_logits(blend, logits, served.moments, {})
 
 
 def test_their_scores_are_proved_not_to_depend_on_the_batch(served: registry.Registry) -> None:

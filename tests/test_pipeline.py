@@ -1,4 +1,4 @@
-"""The thesis' pipeline in small, as `make pipeline` left it: a policy, and two reward models, adapters on it."""
+"""The pipeline of [CRS] in small, as `make pipeline` left it: a policy, and two reward models, adapters on it."""
 
 import json
 from pathlib import Path

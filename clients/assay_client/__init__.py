@@ -9,21 +9,39 @@ from typing import TYPE_CHECKING
 
 # For checkers of types only; at run time `__getattr__` imports each name.
 if TYPE_CHECKING:
-    from assay_client.client import AsyncRewardClient, RewardClient
+    from assay_client.affinity import affinity_key
+    from assay_client.async_client import AsyncRewardClient
+    from assay_client.best_of import BestOfN, best_of_n, best_of_n_async
+    from assay_client.client import RewardClient
     from assay_client.errors import (
         AssayError,
+        BodyTooLarge,
+        ClientGone,
         ConnectError,
         DeadlineExceeded,
         FingerprintChanged,
+        ForwardFailed,
+        GenerationFailed,
+        Internal,
         InvalidAnswer,
         InvalidInput,
+        InvalidRequest,
         ItemFailed,
         ItemsFailed,
+        ModelNotFound,
+        NotFinite,
+        NotReady,
+        Overloaded,
+        PermissionDenied,
         ServerError,
         Timeout,
+        TooManyItems,
         TransportError,
+        Unauthorized,
     )
+    from assay_client.generation import Endpoint, Generation
     from assay_client.in_process import AppTransport
+    from assay_client.provenance import Blend, LengthPenalty, Provenance, SignalProvenance
     from assay_client.results import (
         Comparison,
         ModelCard,
@@ -35,15 +53,12 @@ if TYPE_CHECKING:
         SignalComparison,
     )
     from assay_client.types import (
-        Blend,
         Item,
         ItemError,
         Message,
-        Provenance,
         Score,
         ScoreFailure,
         ScoreResult,
-        SignalProvenance,
         SignalValue,
     )
 
@@ -53,19 +68,34 @@ __all__ = [
     "AppTransport",
     "AssayError",
     "AsyncRewardClient",
+    "BestOfN",
     "Blend",
+    "BodyTooLarge",
+    "ClientGone",
     "Comparison",
     "ConnectError",
     "DeadlineExceeded",
+    "Endpoint",
     "FingerprintChanged",
+    "ForwardFailed",
+    "Generation",
+    "GenerationFailed",
+    "Internal",
     "InvalidAnswer",
     "InvalidInput",
+    "InvalidRequest",
     "Item",
     "ItemError",
     "ItemFailed",
     "ItemsFailed",
+    "LengthPenalty",
     "Message",
     "ModelCard",
+    "ModelNotFound",
+    "NotFinite",
+    "NotReady",
+    "Overloaded",
+    "PermissionDenied",
     "Provenance",
     "RankResult",
     "RankedCompletion",
@@ -81,11 +111,28 @@ __all__ = [
     "SignalProvenance",
     "SignalValue",
     "Timeout",
+    "TooManyItems",
     "TransportError",
+    "Unauthorized",
     "__version__",
+    "affinity_key",
+    "best_of_n",
+    "best_of_n_async",
 ]
 
-_MODULES = ("client", "errors", "in_process", "results", "types")
+# Those that import an HTTP library come last.
+_MODULES = (
+    "affinity",
+    "errors",
+    "types",
+    "provenance",
+    "results",
+    "client",
+    "async_client",
+    "in_process",
+    "generation",
+    "best_of",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from msgspec.structs import astuple
 
 from assay_client import _wire as w
+from assay_client import provenance as p
 from assay_client import results as r
 from assay_client import types as t
 from assay_client.errors import FingerprintChanged, InvalidAnswer
@@ -22,19 +23,38 @@ T = TypeVar("T")
 OutcomeT = TypeVar("OutcomeT", bound=t.Score | r.RenderedItem | t.ScoreFailure)
 
 
+@dataclass(frozen=True)
+class Answered(Generic[T]):
+    """The value of an answer, the id of its request, and the endpoint that it came from."""
+
+    value: T
+    request_id: str
+    endpoint: str
+
+
 def parse_object(body: bytes) -> Row:
     """Return the JSON object of an answer without a fixed form; raise InvalidAnswer if the body is anything else."""
     return w.decode(body, w.OBJECT)
 
 
-def _build_provenance(source: Struct) -> t.Provenance:
-    blend = None if source.blend is None else t.Blend(*astuple(source.blend))
-    signals = {name: t.SignalProvenance(*astuple(signal)) for name, signal in source.signals.items()}
-    return t.Provenance(blend, signals, source.fingerprint)
+def _build_provenance(source: Struct) -> p.Provenance:
+    blend = None
+    if (rule := source.blend) is not None:
+        blend = p.Blend(rule.name, rule.weights, rule.standardise, _build_length_penalty(rule.length_penalty))
+    signals = {name: p.SignalProvenance(*astuple(signal)) for name, signal in source.signals.items()}
+    return p.Provenance(blend, signals, source.fingerprint)
+
+
+def _build_length_penalty(source: Struct | None) -> p.LengthPenalty | None:
+    return None if source is None else p.LengthPenalty(*astuple(source))
 
 
 def _build_outcomes(
-    build: Callable[[Struct, int, str], T], rows: list[Struct], name: str, ids: Sequence[str | None], offset: int = 0
+    build: Callable[[Struct, int, str], T],
+    rows: list[Struct],
+    name: str,
+    ids: Sequence[str | None],
+    positions: Sequence[int],
 ) -> list[T | t.ScoreFailure]:
     """Return the rows under `name`, made by `build` or as failures; each must be about an item that was sent.
 
@@ -43,13 +63,13 @@ def _build_outcomes(
         rows: the structs of the rows.
         name: the field of the answer that holds the rows.
         ids: the id of each item that was sent.
-        offset: the number that is added to every index.
+        positions: the index in the call of each item that was sent.
     """
-    return [_build_outcome(build, row, ids, offset, f"{name}[{n}]") for n, row in enumerate(rows)]
+    return [_build_outcome(build, row, ids, positions, f"{name}[{n}]") for n, row in enumerate(rows)]
 
 
 def _build_outcome(
-    build: Callable[[Struct, int, str], T], row: Struct, ids: Sequence[str | None], offset: int, where: str
+    build: Callable[[Struct, int, str], T], row: Struct, ids: Sequence[str | None], positions: Sequence[int], where: str
 ) -> T | t.ScoreFailure:
     if not 0 <= row.index < len(ids):
         raise InvalidAnswer(f"{where}: index {row.index} is not one of the {len(ids)} items")
@@ -57,10 +77,10 @@ def _build_outcome(
     if row.id != ids[row.index]:
         raise InvalidAnswer(f"{where}: the id of item {row.index} came back changed")
     if row.error is None:
-        return build(row, row.index + offset, where)
+        return build(row, positions[row.index], where)
     if row.score is not None:
         raise InvalidAnswer(f"{where}: the row has both a score and an error")
-    return t.ScoreFailure(row.index + offset, row.id, t.ItemError(*astuple(row.error)))
+    return t.ScoreFailure(positions[row.index], row.id, t.ItemError(*astuple(row.error)))
 
 
 def _check_present(row: Struct, names: Sequence[str], where: str) -> None:
@@ -84,46 +104,63 @@ def _build_signals(row: Struct) -> dict[str, t.SignalValue]:
     return {name: t.SignalValue(*astuple(signal)) for name, signal in row.signals.items()}
 
 
-def _sort_rows(rows: list[OutcomeT], ids: Sequence[str | None], offset: int) -> tuple[OutcomeT, ...]:
-    """Return the rows by index, which begins at `offset`; raise InvalidAnswer unless there is one for each item."""
+def _sort_rows(rows: list[OutcomeT], positions: Sequence[int]) -> tuple[OutcomeT, ...]:
+    """Return the rows by index; raise InvalidAnswer unless there is one for each position, which ascend."""
     rows = sorted(rows, key=lambda row: row.index)
-    if [row.index for row in rows] != list(range(offset, offset + len(ids))):
-        raise InvalidAnswer(f"data: {len(rows)} rows do not match {len(ids)} items one to one")
+    if [row.index for row in rows] != list(positions):
+        raise InvalidAnswer(f"data: {len(rows)} rows do not match {len(positions)} items one to one")
     return tuple(rows)
 
 
-def parse_score(body: bytes, ids: Sequence[str | None], offset: int) -> t.ScoreResult:
-    """Return the scores of items `offset` … `offset + len(ids) - 1` of a call, in the order of the items.
+def parse_score(body: bytes, ids: Sequence[str | None], positions: Sequence[int]) -> t.ScoreResult:
+    """Return the scores of some items of a call, in the order of the items.
 
     Args:
         body: the answer's body.
         ids: the id of each item that was sent, None where it had none.
-        offset: the number that is added to every index, so that indices count from the start of the call.
+        positions: the index in the call of each item that was sent, ascending.
 
     Raises:
         InvalidAnswer: there is not exactly one row per item, or a row breaks the wire format.
     """
     answer = w.decode(body, w.SCORES)
-    data = _sort_rows(_build_outcomes(_build_score, answer.data, "data", ids, offset), ids, offset)
+    data = _sort_rows(_build_outcomes(_build_score, answer.data, "data", ids, positions), positions)
     return t.ScoreResult(data, answer.model, _build_provenance(answer.provenance))
 
 
-def merge_scores(results: Iterable[t.ScoreResult]) -> t.ScoreResult:
+def merge_scores(parts: Sequence[Answered[t.ScoreResult]]) -> t.ScoreResult:
     """Return the chunks of one call, at least one, as one result whose rows are sorted by index.
 
     Raises:
         FingerprintChanged: two chunks were scored by different models.
     """
-    parts = list(results)
+    first = parts[0]
     for part in parts:
-        check_fingerprint(parts[0].fingerprint, part.fingerprint)
-    data = sorted((row for part in parts for row in part.data), key=lambda row: row.index)
-    return replace(parts[0], data=tuple(data))
+        if part.value.fingerprint != first.value.fingerprint:
+            places = (first.endpoint, part.endpoint)
+            error = FingerprintChanged(first.value.fingerprint, part.value.fingerprint, places)
+            error.request_id = part.request_id
+            raise error
+    return replace(first.value, data=_merge_rows(parts))
 
 
-def merge_renders(results: Iterable[r.RenderResult]) -> r.RenderResult:
-    """Return the chunks of one call as one result, in their order."""
-    return r.RenderResult(tuple(row for part in results for row in part.data))
+def merge_renders(parts: Sequence[Answered[r.RenderResult]]) -> r.RenderResult:
+    """Return the chunks of one call as one result whose rows are sorted by index."""
+    return r.RenderResult(_merge_rows(parts))
+
+
+def merge_rank(part: Answered[r.RankResult]) -> r.RankResult:
+    """Return a ranking whose errors carry the id of their request."""
+    return replace(part.value, errors=_name_request(part.value.errors, part.request_id))
+
+
+def _merge_rows(parts: Iterable[Answered[Any]]) -> tuple[Any, ...]:
+    rows = (row for part in parts for row in _name_request(part.value.data, part.request_id))
+    return tuple(sorted(rows, key=lambda row: row.index))
+
+
+def _name_request(rows: tuple[OutcomeT, ...], request_id: str) -> tuple[OutcomeT, ...]:
+    return tuple(replace(row, request_id=request_id) if isinstance(row, t.ScoreFailure) else row for row in rows)
 
 
 def check_fingerprint(first: str | None, second: str) -> str:
@@ -145,8 +182,8 @@ def parse_rank(body: bytes, ids: Sequence[str | None], top_n: int | None) -> r.R
         InvalidAnswer: a completion is missing or occurs twice, the order is wrong, or a row breaks the wire format.
     """
     answer = w.decode(body, w.RANKING)
-    ranked = _build_outcomes(_build_ranked, answer.results, "results", ids)
-    failed = _build_outcomes(_build_ranked, answer.errors, "errors", ids)
+    ranked = _build_outcomes(_build_ranked, answer.results, "results", ids, range(len(ids)))
+    failed = _build_outcomes(_build_ranked, answer.errors, "errors", ids, range(len(ids)))
     results = tuple(row for row in ranked if isinstance(row, r.RankedCompletion))
     errors = tuple(row for row in failed if isinstance(row, t.ScoreFailure))
     expected = min(len(ids) - len(errors), len(ids) if top_n is None else top_n)
@@ -166,17 +203,19 @@ def parse_comparison(body: bytes) -> r.Comparison:
         a, b = (t.SignalValue(*astuple(value)) for value in (row.a, row.b))
         signals[name] = r.SignalComparison(row.margin, row.prob_a, a, b)
     blends = {name: row.margin for name, row in answer.blends.items()}
-    return r.Comparison(signals, blends, _build_provenance(answer.provenance))
+    built = {name: _build_length_penalty(row.length_penalty) for name, row in answer.blends.items()}
+    penalties = {name: penalty for name, penalty in built.items() if penalty is not None}
+    return r.Comparison(signals, blends, _build_provenance(answer.provenance), penalties)
 
 
-def parse_render(body: bytes, ids: Sequence[str | None], offset: int) -> r.RenderResult:
+def parse_render(body: bytes, ids: Sequence[str | None], positions: Sequence[int]) -> r.RenderResult:
     """Return how the items of a call are read; the arguments are those of `parse_score`.
 
     Raises:
         InvalidAnswer: there is not exactly one row per item, or a row breaks the wire format.
     """
-    rows = _build_outcomes(_build_rendered_item, w.decode(body, w.RENDERS).data, "data", ids, offset)
-    return r.RenderResult(_sort_rows(rows, ids, offset))
+    rows = _build_outcomes(_build_rendered_item, w.decode(body, w.RENDERS).data, "data", ids, positions)
+    return r.RenderResult(_sort_rows(rows, positions))
 
 
 def _build_rendered_item(row: Struct, index: int, where: str) -> r.RenderedItem:
@@ -211,6 +250,7 @@ def parse_models(body: bytes) -> tuple[r.ModelCard, ...]:
 def encode_outcome(outcome: t.Score | t.ScoreFailure | r.RenderedItem) -> dict[str, object]:
     """Return a row as the server wrote it; fields that the server omits are omitted."""
     row = asdict(outcome)
+    row.pop("request_id", None)  # the client's own, about the answer that had this row
     if row["id"] is None:
         del row["id"]
     for signal in row.get("signals", {}).values():
@@ -225,7 +265,8 @@ def encode_comparison(comparison: r.Comparison) -> dict[str, object]:
         _drop_none(signal, "prob_a")
         _drop_none(signal["a"], "prob")
         _drop_none(signal["b"], "prob")
-    row["blends"] = {name: {"margin": margin} for name, margin in row["blends"].items()}
+    penalties = {name: {"length_penalty": penalty} for name, penalty in row.pop("length_penalties").items()}
+    row["blends"] = {name: {"margin": margin} | penalties.get(name, {}) for name, margin in row["blends"].items()}
     _drop_none(row["provenance"], "blend")
     return {"object": "comparison", **row}
 

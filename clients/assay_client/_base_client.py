@@ -6,13 +6,17 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 import httpx
 
-from assay_client._protocol import Call
+from assay_client._addresses import check_api_key, read_endpoints
+from assay_client._connections import get_tls
+from assay_client._endpoints import Endpoints
+from assay_client._protocol import Call, FindHome
 from assay_client._retry import OK, Event, Policy, Reply, Steps, build_server_error, exchange
 from assay_client.errors import ConnectError, InvalidAnswer, InvalidInput, Timeout, TransportError
 
@@ -22,6 +26,8 @@ TransportT = TypeVar("TransportT", httpx.BaseTransport, httpx.AsyncBaseTransport
 
 NOT_READY = 503
 REQUEST_ID = "X-Request-ID"
+AFFINITY = "X-Assay-Affinity"
+CONNECT_S = 5.0  # for a connection alone: a host that is down must not cost a whole try
 
 
 class Clock:
@@ -44,16 +50,35 @@ class Clock:
         await asyncio.sleep(delay_s)
 
 
+@dataclass(frozen=True)
+class Outgoing:
+    """A request that can be sent to any endpoint; `body` is None for GET."""
+
+    path: str
+    request_id: str
+    headers: Mapping[str, str]
+    body: bytes | None
+
+    def build(self, endpoint: str, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """Return the request to an endpoint; its id is the same in all tries."""
+        method = "GET" if self.body is None else "POST"
+        return http.build_request(method, endpoint + self.path, headers=self.headers, content=self.body)
+
+
 class BaseClient(Generic[MineT, TransportT]):
     """A client without its I/O.
 
     Args:
-        base_url: the address of the service, for example "http://127.0.0.1:8000".
-        timeout_s: the seconds that one try may take.
+        base_url: the address of the service, for example "http://127.0.0.1:8000", or a list of addresses that serve the
+            same models. With several, items of one prompt go to the same address while it is well (`affinity_key`), and
+            to another one while it fails.
+        api_key: the key that is sent as `Authorization: Bearer`; it is never part of an error or of the client's repr.
+        timeout_s: the seconds that one try may take; a connection must be made within 5 of them.
         deadline_s: the seconds that one method call may take, with all its chunks, retries and waits.
-        max_retries: the number of tries after the first, per request.
+        max_retries: the number of tries after the first, per request, at all addresses together.
         chunk_size: the most items of one request; longer lists are split.
-        max_concurrency: the most requests of one method call that are in flight at once.
+        max_concurrency: the most requests that are in flight at once, over all calls of the client in one process, or
+            for `AsyncRewardClient` in one event loop. Further requests wait; that time counts towards `deadline_s`.
         transport: an httpx transport that carries the requests instead of the network.
         headers: HTTP headers that are sent with every request.
         clock: the source of time and of random numbers; for tests.
@@ -61,17 +86,20 @@ class BaseClient(Generic[MineT, TransportT]):
     Close it, or use it as a context manager. Every method raises `TransportError` or `ServerError` when another try is
     pointless, `InvalidAnswer` when the answer breaks the wire format, and `InvalidInput` before anything is sent.
 
-    A client may be used in a forked process, and can be pickled: each process opens connections of its own. A client
-    that was given a `transport` can do neither, because the transport belongs to the process that made it.
+    A client may be used in a forked process, and can be pickled, with its key: each process opens connections of its
+    own. A client that was given a `transport` can do neither, because the transport belongs to the process that made
+    it.
 
     Raises:
-        InvalidInput: a number is out of range, or `base_url` is not an http or https address.
+        InvalidInput: a number is out of range, an address is not an http or https address or has a user name or
+            password, or `api_key` has characters that a header cannot hold.
     """
 
     def __init__(  # noqa: PLR0913  # the public knobs, all by name
         self,
-        base_url: str,
+        base_url: str | Sequence[str],
         *,
+        api_key: str | None = None,
         timeout_s: float = 30.0,
         deadline_s: float = 300.0,
         max_retries: int = 5,
@@ -85,8 +113,13 @@ class BaseClient(Generic[MineT, TransportT]):
             raise InvalidInput("`chunk_size` and `max_concurrency` must be at least 1")
         self.chunk_size = chunk_size
         self.max_concurrency = max_concurrency
-        self.base_url = base_url
+        self.endpoints = read_endpoints(base_url)
+        self.base_url = self.endpoints[0]
+        self._endpoints = Endpoints(self.endpoints)
         self._headers = dict(headers or {})  # a copy, because the caller may change its own
+        self._api_key = api_key
+        if api_key is not None:
+            check_api_key(api_key, self._headers)
         self._policy = Policy(timeout_s, deadline_s, max_retries)
         self._transport: TransportT | None = transport
         self._made_in = os.getpid()
@@ -95,7 +128,9 @@ class BaseClient(Generic[MineT, TransportT]):
         # Neither can be copied into another process, so that such a client cannot be pickled.
         self._fixed = transport is not None or clock is not None
         self._clock = clock or Clock()
-        _check_url(base_url)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.endpoints))})"
 
     def __reduce__(self) -> tuple[partial[Self], tuple[()]]:
         """Return the client's settings, from which a copy is made that opens connections of its own.
@@ -108,6 +143,7 @@ class BaseClient(Generic[MineT, TransportT]):
                 "a client that was given `transport` or `clock` cannot be pickled; make one where it is used"
             )
         settings: dict[str, Any] = {
+            "api_key": self._api_key,
             "timeout_s": self._policy.timeout_s,
             "deadline_s": self._policy.deadline_s,
             "max_retries": self._policy.max_retries,
@@ -115,7 +151,7 @@ class BaseClient(Generic[MineT, TransportT]):
             "max_concurrency": self.max_concurrency,
             "headers": self._headers,
         }
-        return partial(type(self), self.base_url, **settings), ()
+        return partial(type(self), self.endpoints, **settings), ()
 
     def _get_state(self, make: Callable[[], MineT]) -> MineT:
         """Return the connections of this process; `make` makes them if they are missing.
@@ -141,25 +177,37 @@ class BaseClient(Generic[MineT, TransportT]):
             raise TransportError(
                 "this client was given a `transport` in another process, where it stays; make a client in this process"
             )
-        # The call limits its concurrency; a limit here too would let tries time out while they wait in line.
+        # The slots limit the concurrency; a limit here too would let tries time out while they wait in line.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.max_concurrency)
-        return {"base_url": self.base_url, "transport": self._transport, "headers": self._headers, "limits": limits}
+        key = {} if self._api_key is None else {"Authorization": f"Bearer {self._api_key}"}
+        settings = {"transport": self._transport, "headers": {**self._headers, **key}, "limits": limits}
+        # Shared, because loops and copies of a client are made often: `asyncio.run` for each call, process pools.
+        return settings if self._transport is not None else {**settings, "verify": get_tls()}
 
-    def _build_request(self, call: Call[T], http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-        """Return the request of a call, with an id that is the same in all tries."""
+    def _get_find_home(self) -> FindHome | None:
+        """Return the function that finds the endpoint of a key now; None if there is only one."""
+        if len(self.endpoints) == 1:
+            return None
+        return partial(self._endpoints.find, now_s=self._clock.get_now_s())
+
+    def _encode(self, call: Call[T]) -> Outgoing:
+        """Return the request of a call, with an id of its own."""
         # A caller's headers may not replace it: answers are matched to requests by it.
         headers = {REQUEST_ID: uuid.uuid4().hex}
         body = call.encode_body()
-        if body is None:
-            return http.build_request("GET", call.path, headers=headers)
-        headers["Content-Type"] = "application/json"
-        return http.build_request("POST", call.path, headers=headers, content=body)
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if call.key is not None:
+            headers[AFFINITY] = call.key
+        return Outgoing(call.path, headers[REQUEST_ID], headers, body)
 
-    def _start_steps(self, call: Call[T], request: httpx.Request, deadline_at_s: float) -> Steps[T]:
+    def _start_steps(self, call: Call[T], outgoing: Outgoing, deadline_at_s: float) -> Steps[T]:
         return exchange(
             call.parse,
             self._policy,
-            request_id=request.headers[REQUEST_ID],
+            self._endpoints,
+            key=call.key or "",
+            request_id=outgoing.request_id,
             deadline_at_s=deadline_at_s,
             now_s=self._clock.get_now_s(),
         )
@@ -169,16 +217,6 @@ class BaseClient(Generic[MineT, TransportT]):
 
     def _build_event(self, outcome: Reply | TransportError | None = None) -> Event:
         return Event(self._clock.get_now_s(), self._clock.draw(), outcome)
-
-
-def _check_url(base_url: str) -> None:
-    # httpx takes an address without a scheme, and would fail only at the first request.
-    try:
-        host = httpx.URL(base_url).host if base_url.startswith(("http://", "https://")) else ""
-    except httpx.InvalidURL as error:
-        raise InvalidInput(f"the service's address {base_url!r} is not a valid URL: {error}") from error
-    if not host:
-        raise InvalidInput(f"the service's address must begin with http:// or https:// and a host, not {base_url!r}")
 
 
 def check_request_id(request: httpx.Request, response: httpx.Response) -> None:
@@ -210,7 +248,9 @@ def is_ready(outcome: Reply | TransportError) -> bool:
     if isinstance(outcome, TransportError) or outcome.status == NOT_READY:
         return False
     if not httpx.codes.is_success(outcome.status):
-        raise build_server_error(outcome)
+        error = build_server_error(outcome)
+        error.request_id = outcome.headers.get("x-request-id")
+        raise error
     return True
 
 

@@ -59,6 +59,13 @@ class Pace:
         fits = chars * TARGET_S / max(seconds, 1e-3)
         self.chars = min(max(fits, self.chars / GROWTH, 1.0), self.chars * GROWTH, MOST_CHARS)
 
+    async def measure(self, part: list[ExtentT], answer: Awaitable[Made]) -> Made:
+        """Return the answer to a request with these rows, and learn from the time that it takes."""
+        begun_s = asyncio.get_running_loop().time()
+        made = await answer
+        self.learn(sum(row.chars for row in part), asyncio.get_running_loop().time() - begun_s)
+        return made
+
 
 async def run_in_order(
     *,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from assay_client._parquet import is_parquet
 from assay_client.errors import InvalidInput
 
 STANDARD = "-"  # stdout
@@ -71,8 +72,65 @@ def describe_part(target: str) -> str | None:
     return f"{rows} rows are in {part}" + "; run the same command again to go on from there" * can_go_on
 
 
+def check_targets(source: str, *targets: str | None) -> None:
+    """Refuse to write over the input, or two outputs to one file, before anything is sent.
+
+    Args:
+        source: the path of the input, or "-".
+        targets: the paths of the outputs, None for one that is not written; each also has a `.part` beside it.
+
+    Raises:
+        InvalidInput: two of the files are the same, also behind a link.
+    """
+    taken = {} if source == STANDARD else {Path(source).resolve(): "the input"}
+    for target in targets:
+        # Devices and pipes may be written to twice.
+        if target is None or target == STANDARD or ((path := Path(target).resolve()).exists() and not path.is_file()):
+            continue
+        part = find_part(path)
+        for file in (path, part, _find_state(part)):
+            if file in taken:
+                raise InvalidInput(f"{target}: would write over {taken[file]}; name another file")
+            taken[file] = f"the files of {target}"
+
+
 @contextmanager
-def open_output(target: str, run: Row | None, on_earlier: Callable[[Row], None] = lambda row: None) -> Iterator[Sink]:
+def open_errors(target: str | None) -> Iterator[Callable[[Row], None]]:
+    """Yield a function that writes the row of an item to `target` if it has an error; the file appears whole.
+
+    Until then its rows are in `TARGET.part`. A run that continues writes them again from its own output, so that the
+    file has the errors of all rows.
+
+    Args:
+        target: the path of the file; None writes nothing.
+    """
+    if target is None:
+        yield lambda row: None
+        return
+    path = Path(target).resolve()
+    part = find_part(path)
+    with part.open("w", encoding="utf-8") as file:
+
+        def write(row: Row) -> None:
+            error, extra = row.get("error"), row.get("extra")
+            if isinstance(error, dict):
+                # An id that is not text is among the other keys of the row.
+                given = row.get("id", extra.get("id") if isinstance(extra, dict) else None)
+                named = {} if given is None else {"id": given}
+                file.write(json.dumps({"index": row["index"], **named, **error}) + "\n")
+                file.flush()
+
+        yield write
+    part.replace(path)
+
+
+@contextmanager
+def open_output(
+    target: str,
+    run: Row | None,
+    on_earlier: Callable[[Row], None] = lambda row: None,
+    finish: Callable[[Path, Path], None] | None = None,
+) -> Iterator[Sink]:
     """Yield a sink whose rows appear under `target` only when all are written; "-" is stdout.
 
     Until then they are in `TARGET.part`, which stays if the run ends early. The same run continues there. Devices and
@@ -83,9 +141,10 @@ def open_output(target: str, run: Row | None, on_earlier: Callable[[Row], None] 
         run: the input's hash and the options, which distinguish runs; None if the input cannot be read twice, so that
             no run can continue.
         on_earlier: a function that is called with each row that an earlier run wrote.
+        finish: a function from the part, whole, and the target that writes the target; None renames the part.
 
     Raises:
-        InvalidInput: the part belongs to another run, or another process writes it.
+        InvalidInput: the part belongs to another run, another process writes it, or the rows cannot become Parquet.
     """
     path = Path(target).resolve()  # so that the rename replaces the file behind a link, and not the link
     if target == STANDARD:
@@ -96,6 +155,8 @@ def open_output(target: str, run: Row | None, on_earlier: Callable[[Row], None] 
         with path.open("w", encoding="utf-8") as device:
             yield Sink(device)
         return
+    if is_parquet(path) and finish is None:
+        raise InvalidInput(f"{target}: only `score` writes Parquet; name a file for JSON lines")
     part = find_part(path)  # beside the target, as a rename does not cross file systems
     # Not truncated: another process may hold the lock, and its rows must stay.
     with part.open("a+", encoding="utf-8") as file:
@@ -107,7 +168,11 @@ def open_output(target: str, run: Row | None, on_earlier: Callable[[Row], None] 
             yield sink
             file.flush()
             os.fsync(file.fileno())  # the new name must not reach the disk before the rows
-            part.replace(path)
+            if finish is None:
+                part.replace(path)
+            else:
+                finish(part, path)
+                part.unlink()
         finally:
             if not part.exists() or part.stat().st_size == 0:
                 part.unlink(missing_ok=True)

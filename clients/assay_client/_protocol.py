@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, zip_longest
 from typing import Generic, TypeAlias, TypeVar, get_args
 
 from assay_client import results as r
@@ -18,12 +19,14 @@ from assay_client._answers import (
     parse_render,
     parse_score,
 )
+from assay_client.affinity import affinity_key
 from assay_client.errors import InvalidInput
 
 ItemLike: TypeAlias = (
     t.Item | tuple[t.Prompt, t.Completion] | tuple[t.Prompt, t.Completion, t.FinishReason | None] | Mapping[str, object]
 )
 CompletionLike: TypeAlias = t.Completion | Mapping[str, object]
+FindHome: TypeAlias = Callable[[str], str]
 T = TypeVar("T")
 
 
@@ -35,11 +38,13 @@ class Call(Generic[T]):
         path: the path of the endpoint.
         payload: the JSON object that is sent; None for a GET request.
         parse: the function that reads the answer's body; it raises InvalidAnswer.
+        key: the affinity key of the prompt, or of the first item's prompt; None where there is no prompt.
     """
 
     path: str
     payload: Row | None
     parse: Callable[[bytes], T]
+    key: str | None = None
 
     def encode_body(self) -> bytes | None:
         """Return the payload as UTF-8 JSON; None for a GET request.
@@ -56,36 +61,68 @@ class Call(Generic[T]):
             raise InvalidInput(f"the request cannot be sent as JSON: {error}") from error
 
 
-def build_score_calls(items: Iterable[ItemLike], options: Row, chunk_size: int) -> list[Call[t.ScoreResult]]:
-    """Return the calls that score items, in the order of the items.
+def build_score_calls(
+    items: Iterable[ItemLike], options: Row, chunk_size: int, find_home: FindHome | None = None
+) -> list[Call[t.ScoreResult]]:
+    """Return the calls that score items; each keeps the order of its items.
 
     Args:
         items: the items, in any form that `Item.of` reads. An empty list makes one call without items.
         options: the part of each payload that is not text, as `build_options` returns it.
         chunk_size: the most items of one call.
+        find_home: the function that returns the endpoint of a key; items of one endpoint make up calls of their own.
+            None puts the items into calls in their order.
 
     Raises:
         InvalidInput: an item is malformed; the message names its index.
     """
-    return _build_item_calls("/v1/score", parse_score, items, options, chunk_size)
+    return _build_item_calls("/v1/score", parse_score, items, options, chunk_size, find_home)
 
 
-def build_render_calls(items: Iterable[ItemLike], options: Row, chunk_size: int) -> list[Call[r.RenderResult]]:
+def build_render_calls(
+    items: Iterable[ItemLike], options: Row, chunk_size: int, find_home: FindHome | None = None
+) -> list[Call[r.RenderResult]]:
     """Return the calls that show how items are read; the arguments and errors are those of `build_score_calls`."""
-    return _build_item_calls("/v1/render", parse_render, items, options, chunk_size)
+    return _build_item_calls("/v1/render", parse_render, items, options, chunk_size, find_home)
 
 
 def _build_item_calls(
-    path: str, parse: Callable[..., T], items: Iterable[ItemLike], options: Row, chunk_size: int
+    path: str,
+    parse: Callable[..., T],
+    items: Iterable[ItemLike],
+    options: Row,
+    chunk_size: int,
+    find_home: FindHome | None,
 ) -> list[Call[T]]:
     rows = [_read_item(item, index) for index, item in enumerate(items)]
     calls = []
-    # An empty list is sent too, because its result needs the server's provenance.
-    for start in range(0, max(len(rows), 1), chunk_size):
-        part = rows[start : start + chunk_size]
-        payload = {**options, "items": [item.to_wire() for item in part]}
-        calls.append(Call(path, payload, partial(parse, ids=[item.id for item in part], offset=start)))
+    for part in _split(rows, chunk_size, find_home):
+        payload = {**options, "items": [rows[n].to_wire() for n in part]}
+        ids = [rows[n].id for n in part]
+        key = _compute_key(rows[part[0]], part[0]) if part else None
+        calls.append(Call(path, payload, partial(parse, ids=ids, positions=part), key))
     return calls
+
+
+def _split(rows: Sequence[t.Item], chunk_size: int, find_home: FindHome | None) -> Iterable[Sequence[int]]:
+    """Return the positions of the items of each call; each position is in exactly one of them."""
+    homes: dict[str, list[int]] = {}
+    for n, row in enumerate(rows):
+        homes.setdefault(find_home(_compute_key(row, n)) if find_home else "", []).append(n)
+    # An empty list is sent too, because its result needs the server's provenance.
+    parts = [[places[n : n + chunk_size] for n in range(0, len(places), chunk_size)] for places in homes.values()]
+    # In turn, so that all endpoints work at the same time.
+    in_turn = [part for part in chain.from_iterable(zip_longest(*parts)) if part is not None]
+    return in_turn or [[]]
+
+
+def _compute_key(item: t.Item, index: int) -> str:
+    prompt = item.prompt if item.messages is None else item.messages[:-1]
+    assert prompt is not None
+    try:
+        return affinity_key(prompt)
+    except InvalidInput as error:
+        raise InvalidInput(f"items[{index}]: {error}") from error
 
 
 def build_rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], options: Row) -> Call[r.RankResult]:
@@ -113,12 +150,14 @@ def build_rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], opt
     payload = {**options, "prompt": t.encode_prompt(prompt), "completions": rows}
     top_n = options.get("top_n")
     assert top_n is None or isinstance(top_n, int)
-    return Call("/v1/rank", payload, partial(parse_rank, ids=[item.id for item in items], top_n=top_n))
+    parse = partial(parse_rank, ids=[item.id for item in items], top_n=top_n)
+    return Call("/v1/rank", payload, parse, affinity_key(prompt))
 
 
 def build_compare_call(prompt: t.Prompt, a: str, b: str, options: Row) -> Call[r.Comparison]:
     """Return the call that compares completion `a` with `b`; raise InvalidInput if the prompt is malformed."""
-    return Call("/v1/compare", {**options, "prompt": t.encode_prompt(prompt), "a": a, "b": b}, parse_comparison)
+    payload = {**options, "prompt": t.encode_prompt(prompt), "a": a, "b": b}
+    return Call("/v1/compare", payload, parse_comparison, affinity_key(prompt))
 
 
 def build_options(

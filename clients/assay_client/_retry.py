@@ -1,7 +1,7 @@
 """Decide when to try again, without a clock: one logical request is a generator that both clients drive.
 
-Nothing here waits, sends or draws: `client` carries out each step and reports its outcome and the time.
-Scoring changes nothing on the server, so every request may be sent again.
+Nothing here waits, sends or draws: the clients carry out each step and report its outcome and the time.
+Scoring changes nothing on the server, so every request may be sent again, also to another endpoint.
 """
 
 import json
@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Generic, TypeAlias, TypeVar
 
+from assay_client._endpoints import RETRY_AFTER_MAX_S, Endpoints
 from assay_client.errors import (
+    BY_CODE,
+    BY_STATUS,
     AssayError,
     DeadlineExceeded,
     InvalidInput,
@@ -26,8 +29,8 @@ RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 8.0
 BACKOFF_JITTER = 0.5  # a wait is drawn from the upper half of its backoff
-RETRY_AFTER_MAX_S = 60.0  # a server that asks for an hour is asked again after a minute
 RETRY_AFTER_SPREAD = 0.25  # clients that are given the same second do not all return in it
+DEADLINE_SLACK_S = 0.01  # a try that ends this close before the deadline was cut short by it
 EXCERPT_CHARS = 120  # the longest part of a foreign body that an error message shows
 
 T = TypeVar("T")
@@ -67,8 +70,9 @@ class Reply:
 
 @dataclass(frozen=True)
 class Send:
-    """A step: send the request and wait at most `timeout_s` for the complete answer."""
+    """A step: send the request to `endpoint` and wait at most `timeout_s` for the complete answer."""
 
+    endpoint: str
     timeout_s: float
 
 
@@ -81,9 +85,10 @@ class Sleep:
 
 @dataclass(frozen=True)
 class Done(Generic[T]):
-    """The last step, with the answer's value."""
+    """The last step, with the answer's value and the endpoint that it came from."""
 
     value: T
+    endpoint: str
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,22 @@ Steps: TypeAlias = Generator[Send | Sleep | Done[T], Event, None]
 
 
 def exchange(
-    parse: Callable[[bytes], T], policy: Policy, *, request_id: str, deadline_at_s: float, now_s: float
+    parse: Callable[[bytes], T],
+    policy: Policy,
+    endpoints: Endpoints,
+    *,
+    key: str,
+    request_id: str,
+    deadline_at_s: float,
+    now_s: float,
 ) -> Steps[T]:
     """Yield the steps of one logical request, with its retries; the caller carries each out and sends its `Event`.
 
     Args:
         parse: the function that reads the body of an answer with status 200.
         policy: the limits of time and of tries.
+        endpoints: the addresses, and what all requests have met there; outcomes are reported to it.
+        key: the affinity key, which decides the order of the endpoints.
         request_id: the request's `X-Request-ID`, which every error carries.
         deadline_at_s: the monotonic time in seconds at which the whole call must have ended.
         now_s: the monotonic time in seconds at the start.
@@ -123,41 +137,80 @@ def exchange(
         InvalidAnswer: `parse` refused the answer; it is not tried again.
     """
     try:
-        yield from _yield_steps(parse, policy, deadline_at_s, now_s)
+        yield from _yield_steps(parse, policy, endpoints, key, deadline_at_s, now_s)
     except AssayError as error:
         error.request_id = request_id
         raise
 
 
-def _yield_steps(parse: Callable[[bytes], T], policy: Policy, deadline_at_s: float, now_s: float) -> Steps[T]:
-    tries = 0
+def _yield_steps(
+    parse: Callable[[bytes], T], policy: Policy, endpoints: Endpoints, key: str, deadline_at_s: float, now_s: float
+) -> Steps[T]:
+    tried: list[str] = []
     while True:
         timeout_s = min(policy.timeout_s, deadline_at_s - now_s)
         if timeout_s <= 0:
-            raise DeadlineExceeded(f"no time is left after {tries} tries within {policy.deadline_s:g} s")
-        event = yield Send(timeout_s)
-        tries += 1
-        outcome = event.outcome
+            raise DeadlineExceeded(f"no time is left after {len(tried)} tries within {policy.deadline_s:g} s")
+        endpoint = endpoints.take(key, now_s, tried)
+        event = yield Send(endpoint, timeout_s)
+        tried.append(endpoint)
+        now_s, outcome = event.now_s, event.outcome
         if isinstance(outcome, Reply) and outcome.status == OK:
-            yield Done(parse(outcome.body))
+            endpoints.report(endpoint, None, now_s)
+            yield Done(parse(outcome.body), endpoint)
             return
         assert outcome is not None
         failure = build_server_error(outcome) if isinstance(outcome, Reply) else outcome
+        endpoints.report(endpoint, failure, now_s)
         # The deadline had shortened this try, so that the deadline is what the caller has to raise.
-        if isinstance(failure, Timeout) and timeout_s < policy.timeout_s:
-            raise DeadlineExceeded(f"no answer within {policy.deadline_s:g} s, {tries} tries") from failure
-        delay_s = compute_retry_delay_s(
-            failure,
-            tries=tries,
-            max_retries=policy.max_retries,
-            asked_s=read_retry_after_s(outcome.headers) if isinstance(outcome, Reply) else None,
-            left_s=deadline_at_s - event.now_s,
-            draw=event.draw,
-        )
+        if isinstance(failure, Timeout) and timeout_s < policy.timeout_s and deadline_at_s - now_s < DEADLINE_SLACK_S:
+            raise DeadlineExceeded(f"no answer within {policy.deadline_s:g} s, {len(tried)} tries") from failure
+        delay_s = _compute_delay_s(failure, policy, endpoints, key, tried, deadline_at_s - now_s, event)
         if delay_s is None:
-            failure.add_note(f"after {tries} tries")
+            places = f" at {len(set(tried))} endpoints" if len(set(tried)) > 1 else ""
+            failure.add_note(f"after {len(tried)} tries{places}")
             raise failure
-        now_s = (yield Sleep(delay_s)).now_s
+        if delay_s > 0:
+            now_s = (yield Sleep(delay_s)).now_s
+
+
+def _compute_delay_s(
+    failure: AssayError,
+    policy: Policy,
+    endpoints: Endpoints,
+    key: str,
+    tried: list[str],
+    left_s: float,
+    event: Event,
+) -> float | None:
+    """Return the seconds to wait before the next try, wherever it goes; 0 for an endpoint that is well and not tried.
+
+    None means to give up.
+    """
+    following = endpoints.find(key, event.now_s, tried)
+    if following not in tried and not endpoints.is_resting(following, event.now_s):
+        return 0.0 if is_retryable(failure, len(tried), policy.max_retries) and left_s > 0 else None
+    asked_s = endpoints.compute_wait_s(following, event.now_s)
+    if following == tried[-1] and isinstance(failure, ServerError):
+        asked_s = failure.retry_after_s  # exactly as long as it asked
+    return compute_retry_delay_s(
+        failure,
+        tries=len(tried),
+        max_retries=policy.max_retries,
+        asked_s=asked_s,
+        left_s=left_s,
+        draw=event.draw,
+    )
+
+
+def is_retryable(failure: AssayError, tries: int, max_retries: int) -> bool:
+    """Return whether a request is tried again, after `tries` tries of which the last one failed."""
+    if tries > max_retries:
+        return False
+    if isinstance(failure, ServerError):
+        # A `retryable` of None is a proxy's page, which says nothing either way.
+        return failure.status in RETRY_STATUSES and failure.retryable is not False
+    return isinstance(failure, TransportError)
 
 
 def compute_retry_delay_s(
@@ -177,12 +230,7 @@ def compute_retry_delay_s(
         left_s: the seconds to the deadline.
         draw: a random number in [0, 1).
     """
-    if tries > max_retries:
-        return None
-    if isinstance(failure, ServerError):
-        if failure.status not in RETRY_STATUSES or failure.retryable is False:
-            return None  # a `retryable` of None is a proxy's page, which says nothing either way
-    elif not isinstance(failure, TransportError):
+    if not is_retryable(failure, tries, max_retries):
         return None
     # The exponent is bounded before the power is taken: 2.0**2000 overflows.
     backoff_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(tries - 1, 32))
@@ -216,15 +264,21 @@ def build_server_error(reply: Reply) -> ServerError:
     except (ValueError, RecursionError):
         body = None
     error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(body, dict) and "error" not in body:
+        error = {"code": body.get("code"), "message": body.get("detail")}  # the form of `/compat/openrlhf`
+    after_s = read_retry_after_s(reply.headers)
     # Proxies answer with pages of their own, so that nothing about the body of an error is taken for granted.
     if not isinstance(error, dict) or not isinstance(error.get("code"), str):
         text = reply.body[:EXCERPT_CHARS].decode(errors="replace").strip()
-        return ServerError(text or "no body", status=reply.status, code=f"http_{reply.status}")
-    param, retryable = error.get("param"), error.get("retryable")
-    return ServerError(
+        kind = BY_STATUS.get(reply.status, ServerError)
+        return kind(text or "no body", status=reply.status, code=f"http_{reply.status}", retry_after_s=after_s)
+    code, param, retryable = error["code"], error.get("param"), error.get("retryable")
+    kind = BY_CODE.get(code) or BY_STATUS.get(reply.status, ServerError)
+    return kind(
         str(error.get("message")),
         status=reply.status,
-        code=error["code"],
+        code=code,
         param=param if isinstance(param, str) else None,
         retryable=retryable if isinstance(retryable, bool) else None,
+        retry_after_s=after_s,
     )

@@ -1,9 +1,10 @@
-"""Read the rows of an input file: JSON lines or one JSON list, plain or compressed with gzip."""
+"""Read the rows of an input file: JSON lines or one JSON list, plain or compressed with gzip, or Parquet."""
 
 import gzip
 import hashlib
 import io
 import json
+import math
 import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
 
+from assay_client._parquet import is_parquet, read_parquet
 from assay_client.errors import InvalidInput
 from assay_client.types import ITEM_KEYS, Completion, Item, Message, read_messages
 
@@ -170,16 +172,22 @@ def read_rows(source: str, make: Callable[[Row], Made]) -> Generator[Made, None,
         make: the function that makes a value from a row's object; it raises InvalidInput if the row is malformed.
 
     Raises:
-        InvalidInput: a row is malformed; the message begins with "FILE:LINE: ", or in a list with "FILE[INDEX]: ".
+        InvalidInput: a row is malformed; the message begins with "FILE:LINE: ", or in a list and in Parquet with
+            "FILE[INDEX]: ".
     """
     name = "stdin" if source == STANDARD else source
+    with closing(read_parquet(source) if is_parquet(source) else _read_json(source, name)) as rows:
+        for where, row in rows:
+            try:
+                yield make(_check_object(row))
+            except InvalidInput as error:
+                raise InvalidInput(f"{name}{where}: {error}") from error
+
+
+def _read_json(source: str, name: str) -> Generator[tuple[str, object], None, None]:
     with _open_source(source) as file:
         try:
-            for where, row in _read_list(file) if _is_list(file) else _read_lines(file):
-                try:
-                    yield make(_check_object(row))
-                except InvalidInput as error:
-                    raise InvalidInput(f"{name}{where}: {error}") from error
+            yield from _read_list(file) if _is_list(file) else _read_lines(file)
         except _Unreadable as error:
             raise InvalidInput(f"{name}{error}") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -222,7 +230,19 @@ def _refuse_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return row
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_refuse_repeated_keys)
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _read_float(text: str) -> float:
+    if math.isinf(number := float(text)):  # the output could not hold it
+        raise ValueError("a number is too large for a float of 64 bits")
+    return number
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant, parse_float=_read_float
+)
 
 
 def _parse_json(text: bytes, where: str) -> object:

@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from assay_client._difference import Difference, Side
     from assay_client._rows import RankRow
     from assay_client.bulk import Tally
     from assay_client.results import Comparison, RankResult, RenderedItem
@@ -36,7 +37,10 @@ def show_comparison(result: "Comparison") -> None:
         prob = "" if signal_.prob_a is None else f"{signal_.prob_a:.3f}"
         table.add_row(name, f"{signal_.margin:+.4f}", prob, f"{signal_.a.logit:.4f}", f"{signal_.b.logit:.4f}")
     for name, margin in result.blends.items():
-        table.add_row(f"{name} (blend)", f"{margin:+.4f}", "", "", "")
+        penalty = result.length_penalties.get(name)
+        # The logits of the table do not show it, so that their sum would not explain the margin.
+        length = "" if penalty is None else f", -{penalty.per_token:g} per token of {penalty.signal}"
+        table.add_row(f"{name} (blend{length})", f"{margin:+.4f}", "", "", "")
     print_table(table)
 
 
@@ -77,6 +81,52 @@ def show_rendered(item: "RenderedItem | ScoreFailure") -> None:
             f"score ({rendered.score_policy}) from tokens {rendered.score_start} to {rendered.score_end - 1}"
         )
         typer.echo(f"    {rendered.text!r}")
+
+
+def show_difference(found: "Difference") -> None:
+    """Print what differs between two services: who they are, one table of counts, and the worst examples."""
+    for side in found.sides:
+        typer.echo(f"{side.name}: {side.url}, {_describe_side(side)}")
+    scores, groups, pairs = found.scores, found.groups, found.pairs
+    table = _build_table("what", "value")
+    table.add_row("rows", str(found.rows))
+    table.add_row("rows without a score", str(found.failed))
+    table.add_row("completions", str(scores.count))
+    table.add_row("of these bit-equal", _format_share(scores.equal, scores.count))
+    for name, value in (("mean", scores.mean if scores.count else None), ("sd", scores.sd)):
+        table.add_row(
+            f"new - old, {name}", "" if value is None else f"{value:+.3g}" if name == "mean" else f"{value:.3g}"
+        )
+    table.add_row("new - old, largest", f"{scores.largest:.3g}" if scores.count else "")
+    sampled = " (sample)" * scores.is_sampled
+    table.add_row(f"Spearman{sampled}", "" if scores.spearman is None else f"{scores.spearman:.6f}")
+    if groups.count:
+        table.add_row("changed picks", _format_share(groups.changed_picks, groups.count))
+        table.add_row("changed orders", _format_share(groups.changed_orders, groups.count))
+        table.add_row("Kendall, mean", f"{groups.taus / groups.tau_rows:.6f}" if groups.tau_rows else "")
+    if pairs.count:
+        table.add_row("old prefers chosen", _format_share(pairs.old_right, pairs.count))
+        table.add_row("new prefers chosen", _format_share(pairs.new_right, pairs.count))
+        table.add_row("flipped pairs", _format_share(pairs.flips, pairs.count))
+    print_table(table)
+    examples = (("score", found.worst), ("pick", groups.worst), ("pair", pairs.worst))
+    for what, rows in (*((name, worst.list_rows()) for name, worst in examples), ("failure", found.failures)):
+        for row in rows:
+            parts = (
+                f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+            )
+            typer.echo(f"{what}: {shorten(', '.join(parts), None)}")
+
+
+def _describe_side(side: "Side") -> str:
+    if side.provenance is None:
+        return "no rows"
+    signals = ", ".join(f"{name} {one.model}@{one.revision[:16]}" for name, one in side.provenance.signals.items())
+    return f"{side.model or 'weights'}, fingerprint {side.provenance.fingerprint[:16]}, {signals}"
+
+
+def _format_share(part: int, whole: int) -> str:
+    return f"{part} of {whole}" + (f" ({part / whole:.2%})" if whole else "")
 
 
 def _build_table(*numbers: str) -> "Table":

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_or
 import msgspec
 from msgspec.json import Decoder
 
+from assay_client import provenance as p
 from assay_client import results as r
 from assay_client import types as t
 from assay_client.errors import InvalidAnswer
@@ -56,8 +57,10 @@ def _build_row(kind: type, signals: Hint, **hints: Hint) -> Hint:
 
 _ERROR = _build_struct(t.ItemError)
 _SIGNAL = _build_struct(t.SignalValue)
+_PENALTY = _build_struct(p.LengthPenalty)
+_BLEND = _build_struct(p.Blend, length_penalty=_PENALTY | None)
 _PROVENANCE = _build_struct(
-    t.Provenance, blend=_build_struct(t.Blend) | None, signals=_build_mapping(_build_struct(t.SignalProvenance))
+    p.Provenance, blend=_BLEND | None, signals=_build_mapping(_build_struct(p.SignalProvenance))
 )
 _SCORE = _build_row(t.Score, _SIGNAL, score=float | None)
 _RANKED = _build_row(r.RankedCompletion, _SIGNAL, score=float | None)
@@ -73,7 +76,7 @@ _RENDERED_SIGNAL = _build_struct(
 # A rendered row has no score; it is read only so that one beside an error is refused.
 _RENDERED = _build_row(r.RenderedItem, _RENDERED_SIGNAL, score=Any | None)
 _COMPARED = _build_struct(r.SignalComparison, a=_SIGNAL, b=_SIGNAL)
-_MARGIN = msgspec.defstruct("Margin", [("margin", float)])
+_MARGIN = msgspec.defstruct("Margin", [("margin", float), ("length_penalty", _PENALTY | None, None)])
 
 OBJECT: Decoder[dict[str, object]] = Decoder(dict[str, object])
 SCORES: Decoder[Any] = Decoder(
@@ -95,6 +98,7 @@ COMPARISON: Decoder[Any] = Decoder(
         object=Literal["comparison"],
         signals=_build_mapping(_COMPARED),
         blends=_build_mapping(_MARGIN),
+        length_penalties=None,
         provenance=_PROVENANCE,
     )
 )

@@ -6,11 +6,13 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from assay_client._answers import check_fingerprint, encode_outcome
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
-from assay_client._output import open_output
+from assay_client._output import check_targets, open_errors, open_output
+from assay_client._parquet import import_pyarrow, is_parquet, write_parquet
 from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import AssayError, ServerError
@@ -85,12 +87,13 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
     truncation: Truncation | None = None,
     fields: Fields = OWN_NAMES,
     silence_s: float = SILENCE_S,
+    errors: str | None = None,
     on_rows: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Tally:
     """Score the items of a file; the output has one row for each row of the input, in order.
 
     An output row is the server's row, with `index` counted from 0 over the rows of the file. Its `extra` holds the keys
-    of the input row that are not part of an item.
+    of the input row that are not part of an item. Files that are called `….parquet` are Parquet, and all others JSON.
 
     Args:
         client: the client, which sends at most `max_concurrency` chunks of at most `chunk_size` rows at once. Chunks
@@ -103,10 +106,13 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
         truncation: "error" or "prompt_left"; as in `RewardClient.score`.
         fields: the keys that hold the parts of an item.
         silence_s: the seconds without an answer or a sign of life after which the service is given up.
+        errors: the path of a file for the rows without a score, as JSON lines with `index`, `id`, `code`, `message`,
+            `param` and `retryable`. They are in the output as well. None writes no such file.
         on_rows: a function that is called with the number of rows written and of all rows (None if not known).
 
     Raises:
-        InvalidInput: a row is malformed; if the file can be read twice, it is raised before anything is sent.
+        InvalidInput: a row is malformed, or pyarrow is needed and not installed. If the file can be read twice, both
+            are raised before anything is sent.
         FingerprintChanged: the model changed during the run.
         Timeout: the service was silent for `silence_s`.
     """
@@ -117,7 +123,13 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
     options: Row = {"command": "score", "model": model, "weights": weights, "truncation": truncation}
     make = partial(ItemRow.of, fields=fields)
     job = _Job(make, ask, _build_rows, lambda result: result.fingerprint, {**options, "fields": asdict(fields)})
-    return await _run(job, client, source, target, silence_s, on_rows)
+    finish = None
+    if is_parquet(target):
+        import_pyarrow(target)  # fails here, before anything is sent
+        finish = write_parquet
+    check_targets(source, target, errors)  # here too, because the file of errors is opened first
+    with open_errors(errors) as write_error:
+        return await _run(job, client, source, target, silence_s, on_rows=on_rows, on_shown=write_error, finish=finish)
 
 
 async def rank_file(  # noqa: PLR0913  # options of one command, all by name
@@ -153,7 +165,7 @@ async def rank_file(  # noqa: PLR0913  # options of one command, all by name
 
     options: Row = {"command": "rank", "model": model, "weights": weights, "top_n": top_n}
     job = _Job(RankRow.of, ask, show, lambda result: result.provenance.fingerprint, options)
-    return await _run(job, client, source, target, silence_s, on_rows, most_rows=1)
+    return await _run(job, client, source, target, silence_s, on_rows=on_rows, most_rows=1)
 
 
 async def render_file(  # noqa: PLR0913  # the options of the command
@@ -185,32 +197,35 @@ async def render_file(  # noqa: PLR0913  # the options of the command
     return await _run(job, client, source, target, silence_s)
 
 
-async def _run(
+async def _run(  # noqa: PLR0913  # what differs between the three commands
     job: _Job[RowT, Result],
     client: AsyncRewardClient,
     source: str,
     target: str | None,
     silence_s: float,
+    *,
     on_rows: Callable[[int, int | None], None] = lambda done, total: None,
     most_rows: int | None = None,
+    on_shown: Callable[[Row], None] = lambda row: None,
+    finish: Callable[[Path, Path], None] | None = None,
 ) -> Tally:
+    check_targets(source, target)
     known = await run_off_loop(partial(survey, source, job.make))
     tally = Tally(extra=known.extra if known else ())
     # A run continues only with the same input and options. A pipe cannot be read twice, so that no run continues it.
     total, run = (known.rows, {"input": known.sha256, **job.options}) if known else (None, None)
     pace = Pace(most_rows or client.chunk_size)
-    with open_output(target, run, tally.add) if target is not None else nullcontext() as sink:
+
+    def count(row: Row) -> None:
+        tally.add(row)
+        on_shown(row)
+
+    with open_output(target, run, count, finish) if target is not None else nullcontext() as sink:
         done = sink.earlier if sink else 0
         # Rows of an earlier run count: a file may not mix scores of two models.
         tally.fingerprint = sink.fingerprint if sink else None
         whole = read_rows(source, job.make)
         rows = islice(whole, done, None)
-
-        async def ask(part: list[RowT]) -> Result:
-            begun_s = asyncio.get_running_loop().time()
-            result = await job.ask(part)
-            pace.learn(sum(row.chars for row in part), asyncio.get_running_loop().time() - begun_s)
-            return result
 
         def put(part: list[RowT], result: Result) -> None:
             nonlocal done
@@ -220,7 +235,7 @@ async def _run(
                 tally.fingerprint = check_fingerprint(tally.fingerprint, fingerprint)
             shown = job.show(done, part, result)
             for row in shown:
-                tally.add(row)
+                count(row)
             if sink is not None:
                 sink.write(shown, tally.fingerprint)
             done += len(part)
@@ -230,9 +245,9 @@ async def _run(
         try:
             await run_in_order(
                 take=lambda: pace.take(rows),
-                ask=ask,
+                ask=lambda part: pace.measure(part, job.ask(part)),
                 put=put,
-                alive=partial(_is_alive, client, silence_s / LOOKS),
+                alive=partial(is_alive, client, silence_s / LOOKS),
                 width=client.max_concurrency,
                 silence_s=silence_s,
             )
@@ -242,7 +257,7 @@ async def _run(
     return tally
 
 
-async def _is_alive(client: AsyncRewardClient, within_s: float) -> bool:
+async def is_alive(client: AsyncRewardClient, within_s: float) -> bool:
     """Return whether the service answers anything at all, even an error, while it works."""
     try:
         await asyncio.wait_for(client.info(), within_s)

@@ -1,11 +1,10 @@
-"""Run the command line `assay`: `score`, `rank`, `compare`, `render`, and the commands that the extras add.
+"""Run the command line `assay`: `score`, `rank`, `compare`, `render`, `diff`, and the commands that the extras add.
 
 Only typer and the standard library are imported at the top, so that `assay serve --help` is quick.
 The functions below import the rest where they begin.
 """
 
 import sys
-from collections.abc import Mapping
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -13,7 +12,8 @@ import typer
 import typer.main
 
 from assay_client._commands import GROUP, Commands, explain_missing
-from assay_client._reach import reach, run_with_service
+from assay_client._diff_command import diff
+from assay_client._reach import reach, read_api_key, run_with_services
 from assay_client._show import (
     EXIT_FAILED,
     finish,
@@ -24,37 +24,30 @@ from assay_client._show import (
     show_rank,
     show_rendered,
 )
+from assay_client.options import (
+    LOCAL,
+    ApiKeyFile,
+    ChunkSize,
+    CompletionField,
+    Concurrency,
+    File,
+    Json,
+    MessagesField,
+    Model,
+    Output,
+    PromptField,
+    Timeout,
+    Truncation,
+    Url,
+    Weights,
+    choose_target,
+    parse_weights,
+)
 
 if TYPE_CHECKING:
     from assay_client._rows import RankRow
     from assay_client.results import RankResult
     from assay_client.types import Truncation as TruncationName
-
-File = Annotated[
-    str,
-    typer.Argument(metavar="FILE", help="JSON lines or a JSON list, plain or gzip; - is stdin.", show_default=False),
-]
-Model = Annotated[str | None, typer.Option(help="Signal or blend to score by.")]
-Weights = Annotated[str | None, typer.Option(metavar="NAME=W,...", help="Weight of each signal, instead of a model.")]
-Truncation = Annotated[str | None, typer.Option(help="Treatment of items that are too long: error or prompt_left.")]
-# The one place where the environment is read, for every command that talks to a service.
-Url = Annotated[str, typer.Option(envvar="ASSAY_URL", help="Address of the service.")]
-LOCAL = "http://127.0.0.1:8000"
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "-o", "--output", help="Write JSON to this file instead of printing a table; - is stdout.", show_default=False
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, as -o - does.")]
-Timeout = Annotated[
-    float, typer.Option(min=0.1, metavar="SECONDS", help="Give up if the service is silent for this long.")
-]
-ChunkSize = Annotated[int, typer.Option(min=1, help="Most rows in one request; a slow service gets fewer.")]
-Concurrency = Annotated[int, typer.Option(min=1, help="Most requests in flight at once.")]
-PromptField = Annotated[str, typer.Option(metavar="KEY", help="Key that holds the prompt.")]
-CompletionField = Annotated[str, typer.Option(metavar="KEY", help="Key that holds the completion.")]
-MessagesField = Annotated[str, typer.Option(metavar="KEY", help="Key that holds a whole conversation.")]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -83,24 +76,31 @@ def score(  # noqa: PLR0913  # the options of one command
     weights: Weights = None,
     truncation: Truncation = None,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     timeout: Timeout = 60.0,
     chunk_size: ChunkSize = 64,
     concurrency: Concurrency = 8,
     prompt_field: PromptField = "prompt",
     completion_field: CompletionField = "completion",
     messages_field: MessagesField = "messages",
+    errors: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the items that failed to this file as well.", show_default=False),
+    ] = None,
 ) -> None:
     """Score each item of a file, one output row per input row. The same command continues where an earlier one stopped.
+
+    Files that are called ….parquet are read and written as Parquet, and all others as JSON.
 
     Exits with 0 if all items were scored, 1 if some failed (their rows hold the error), 2 if the command failed.
     """
     from assay_client import bulk  # noqa: PLC0415
     from assay_client._rows import Fields  # noqa: PLC0415
 
-    parsed = _parse_weights(weights)
+    parsed = parse_weights(weights)
     with report_errors(output), show_progress() as show:
-        tally = run_with_service(
-            url,
+        tally = run_with_services(
+            [url],
             lambda service: bulk.score_file(
                 service,
                 file,
@@ -110,10 +110,12 @@ def score(  # noqa: PLR0913  # the options of one command
                 truncation=cast("TruncationName | None", truncation),
                 fields=Fields(prompt_field, completion_field, messages_field),
                 silence_s=timeout,
+                errors=errors,
                 on_rows=show,
             ),
-            chunk_size,
-            concurrency,
+            api_key=read_api_key(api_key_file),
+            chunk_size=chunk_size,
+            concurrency=concurrency,
         )
     finish(tally)
 
@@ -128,6 +130,7 @@ def rank(  # noqa: PLR0913  # the options of one command
     weights: Weights = None,
     top_n: Annotated[int | None, typer.Option(min=1, help="Show only the best N.")] = None,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     timeout: Timeout = 60.0,
     concurrency: Concurrency = 8,
 ) -> None:
@@ -137,15 +140,15 @@ def rank(  # noqa: PLR0913  # the options of one command
     """
     from assay_client import bulk  # noqa: PLC0415
 
-    target, parsed = _choose_target(output, json), _parse_weights(weights)
+    target, parsed = choose_target(output, json), parse_weights(weights)
 
     def show_row(index: int, row: "RankRow", result: "RankResult") -> None:
         if target is None:
             show_rank(index, row, result)
 
     with report_errors(target), show_progress() as show:
-        tally = run_with_service(
-            url,
+        tally = run_with_services(
+            [url],
             lambda service: bulk.rank_file(
                 service,
                 file,
@@ -157,13 +160,14 @@ def rank(  # noqa: PLR0913  # the options of one command
                 on_row=show_row,
                 on_rows=show,
             ),
+            api_key=read_api_key(api_key_file),
             concurrency=concurrency,
         )
     finish(tally)
 
 
 @app.command()
-def compare(
+def compare(  # noqa: PLR0913  # the options of one command
     *,
     prompt: Annotated[str, typer.Option(help="Prompt that both completions answer.")],
     a: Annotated[str, typer.Option(help="First completion.")],
@@ -172,16 +176,18 @@ def compare(
     json: Json = False,
     model: Annotated[str | None, typer.Option(help="Compare by this signal or blend alone.")] = None,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
 ) -> None:
     """Compare two completions under every signal and blend; a positive margin favours A."""
     from assay_client import client  # noqa: PLC0415
     from assay_client._answers import encode_comparison  # noqa: PLC0415
     from assay_client._output import open_output  # noqa: PLC0415
 
-    target = _choose_target(output, json)
+    target = choose_target(output, json)
     with report_errors(target):
-        reach(url)
-        with client.RewardClient(url) as service:
+        api_key = read_api_key(api_key_file)
+        reach(url, api_key)
+        with client.RewardClient(url, api_key=api_key) as service:
             result = service.compare(prompt, a, b, model=model)
         if target is None:
             show_comparison(result)
@@ -199,6 +205,7 @@ def render(  # noqa: PLR0913  # the options of one command
     model: Annotated[str | None, typer.Option(help="Show only the signals of this signal or blend.")] = None,
     truncation: Truncation = None,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     timeout: Timeout = 60.0,
     prompt_field: PromptField = "prompt",
     completion_field: CompletionField = "completion",
@@ -208,10 +215,10 @@ def render(  # noqa: PLR0913  # the options of one command
     from assay_client import bulk  # noqa: PLC0415
     from assay_client._rows import Fields  # noqa: PLC0415
 
-    target = _choose_target(output, json)
+    target = choose_target(output, json)
     with report_errors(target):
-        tally = run_with_service(
-            url,
+        tally = run_with_services(
+            [url],
             lambda service: bulk.render_file(
                 service,
                 file,
@@ -222,30 +229,12 @@ def render(  # noqa: PLR0913  # the options of one command
                 silence_s=timeout,
                 on_item=show_rendered if target is None else lambda item: None,
             ),
+            api_key=read_api_key(api_key_file),
         )
     finish(tally, "rendered")
 
 
-def _choose_target(output: str | None, json: bool) -> str | None:
-    if json and output not in (None, "-"):
-        raise typer.BadParameter("--json writes to stdout, and -o to a file: give one of them")
-    return "-" if json else output
-
-
-def _parse_weights(text: str | None) -> Mapping[str, float] | None:
-    """Parse weights from "name=w,..."; raise BadParameter for any other form."""
-    if text is None:
-        return None
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, number = (piece.strip() for piece in part.partition("="))
-        if not (name and equals) or name in weights:
-            raise typer.BadParameter(f"--weights must be NAME=W,... with each name once, got {text!r}")
-        try:
-            weights[name] = float(number)
-        except ValueError as error:
-            raise typer.BadParameter(f"--weights: {number!r} is not a number") from error
-    return weights
+app.command()(diff)
 
 
 def main() -> None:

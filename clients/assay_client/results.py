@@ -1,9 +1,10 @@
 """Define the results of ranking, comparing, rendering and listing, as frozen values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from assay_client.types import Provenance, Score, ScoreFailure, SignalValue
+from assay_client.provenance import LengthPenalty, Provenance
+from assay_client.types import Score, ScoreFailure, SignalValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +54,15 @@ class Comparison:
 
     Attributes:
         signals: the comparison under each signal, by name.
-        blends: score(a) − score(b) under each blend, by name.
+        blends: score(a) − score(b) under each blend, by name; a length penalty is part of the scores.
         provenance: the models and files that decided the scores; it has no blend.
+        length_penalties: the length penalty of each blend that has one, by name.
     """
 
     signals: Mapping[str, SignalComparison]
     blends: Mapping[str, float]
     provenance: Provenance
+    length_penalties: Mapping[str, LengthPenalty] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ every float is finite and every index is the position in the caller's own list.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args, overload
 
 from assay_client.errors import InvalidInput, ItemFailed, ItemsFailed
+from assay_client.provenance import Provenance
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Truncation: TypeAlias = Literal["error", "prompt_left"]
@@ -24,7 +25,7 @@ class Message:
     Attributes:
         role: the speaker, one of the roles that the signal's template knows.
         content: text, or the other forms of OpenAI's SDKs: None, or a list of parts. The service checks it per item.
-        others: further fields of the turn, such as `name`, in wire form.
+        others: further fields of the turn, such as `name` or `tool_calls`, in wire form.
 
     Raises:
         InvalidInput: the role is not text.
@@ -43,14 +44,14 @@ class Message:
         """Return a message from its wire form, as OpenAI's SDKs write it; a `Message` is returned as it is.
 
         Raises:
-            InvalidInput: the value is not an object with `role` and `content`, or the role is not text.
+            InvalidInput: the value has no `role`, or neither `content` nor `tool_calls`; or the role is not text.
         """
         if isinstance(value, Message):
             return value
-        if not isinstance(value, Mapping) or not {"role", "content"} <= set(value):
+        if not isinstance(value, Mapping) or "role" not in value or not ("content" in value or value.get("tool_calls")):
             raise InvalidInput("a message must be an object with `role` and `content`")
         others = tuple((str(key), field) for key, field in value.items() if key not in ("role", "content"))
-        return cls(value["role"], value["content"], others)
+        return cls(value["role"], value.get("content"), others)
 
     def to_wire(self) -> dict[str, object]:
         """Return the message in wire form."""
@@ -217,46 +218,16 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ScoreFailure:
-    """An item without a score; the other items of the call are scored all the same."""
+    """An item without a score, and the `X-Request-ID` of its request; the other items are scored all the same."""
 
     index: int
     id: str | None
     error: ItemError
+    request_id: str | None = None
 
     def to_exception(self) -> ItemFailed:
         """Return the failure as an exception."""
-        e = self.error
-        return ItemFailed(e.message, index=self.index, id=self.id, code=e.code, param=e.param, retryable=e.retryable)
-
-
-@dataclass(frozen=True, slots=True)
-class SignalProvenance:
-    """The weights and files behind a signal; `adapter_sha256` is None if it has no adapter."""
-
-    model: str
-    revision: str
-    adapter_sha256: str | None
-    head_sha256: str
-    template_sha256: str
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class Blend:
-    """The rule score = Σ w·logit; `standardise` names the transformation of the logits; `name` may be None."""
-
-    name: str | None
-    weights: Mapping[str, float]
-    standardise: str
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Everything that decided the scores. Equal `fingerprint`: same text, same score. Comparisons have no `blend`."""
-
-    blend: Blend | None
-    signals: Mapping[str, SignalProvenance]
-    fingerprint: str
+        return ItemFailed(index=self.index, id=self.id, request_id=self.request_id, **asdict(self.error))
 
 
 @dataclass(frozen=True, slots=True)

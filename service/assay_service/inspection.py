@@ -17,9 +17,10 @@ from assay_service.errors import StartError
 from assay_service.resolve import ResolvedSignal, resolve_signal
 from assay_service.scoring import files, names, pads
 from assay_service.scoring.special_tokens import TOKENIZER_CONFIG, read_optional, read_special_tokens
-from assay_service.scoring.template import read_template
-from assay_service.settings import SignalSettings, list_allowed_values, parse
+from assay_service.scoring.template_files import read_template
+from assay_service.settings import list_allowed_values, parse
 from assay_service.signal_files import SignalFiles, locate
+from assay_service.signal_settings import SignalSettings
 from assay_service.validation import NAME_PATTERN
 
 

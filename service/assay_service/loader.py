@@ -16,7 +16,6 @@ from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, files, manifest, names, tokenizer
 from assay_service.scoring.architectures import Architecture, read_activation
-from assay_service.scoring.blend import Blend
 from assay_service.scoring.head import Dense, Head, checked
 from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.item import PROBE, Item, Message
@@ -25,6 +24,7 @@ from assay_service.scoring.manifest import GoldenRow, Manifest
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
+from assay_service.scoring.token_reader import TokenReader
 from assay_service.settings import Settings
 
 _log = logging.getLogger("assay")
@@ -65,7 +65,7 @@ def load_resolved(settings: Settings, resolved: Mapping[str, ResolvedSignal]) ->
             _check_forward(checked_signal)
             _check_golden(checked_signal, resolved[name].claims.golden)
         _log_how_served(checked_signal, is_invariant=invariant[name])
-    blends = {name: Blend(name, dict(b.weights), b.standardise) for name, b in settings.blends.items()}
+    blends = {name: blend.build_blend(name) for name, blend in settings.blends.items()}
     return Registry(signals, blends, settings.default, invariant)
 
 
@@ -121,7 +121,12 @@ class _Loader:
             dtype=resolved.dtype,
         )
         config_sha256 = files.hash_files([base / "config.json"])
-        return Signal(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256)
+        reader = TokenReader(
+            f"signals.{name}", tokenizer.hash_file(resolved.tokenizer), renderer.tokenizer, renderer.transcript
+        )
+        return Signal(
+            name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader
+        )
 
     def _check_hash(self, base: Path, claims: Manifest) -> str:
         if base not in self._hashes:  # hashing reads the whole file, so each base is hashed once
@@ -263,9 +268,10 @@ def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
         )
 
 
-def _compute_logit(signal: Signal, item: Item) -> float:
+def _compute_logit(signal: Signal, item: Item, *, trained: bool = False) -> float:
     with torch.inference_mode():
-        return signal.model.logits([signal.renderer.render(item).sequence], signal.name).item()
+        rendered = signal.renderer.render(item, trained=trained)
+        return signal.model.logits([rendered.sequence], signal.name).item()
 
 
 def _check_forward(signal: Signal) -> None:
@@ -281,7 +287,7 @@ def _check_golden(signal: Signal, golden: tuple[GoldenRow, ...]) -> None:
     tolerance = _GOLDEN_TOLERANCE[signal.provenance.dtype]
     for number, row in enumerate(golden):
         item = Item(tuple(Message(role, content) for role, content in row.messages), row.finish_reason)
-        logit = _compute_logit(signal, item)
+        logit = _compute_logit(signal, item, trained=True)  # the rows hold what training rendered
         if not math.isclose(logit, row.logit, rel_tol=tolerance, abs_tol=tolerance):
             raise StartError(
                 f"golden row {number}: the manifest says {row.logit:.6f}, but the loaded model gives {logit:.6f}"

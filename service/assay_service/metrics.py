@@ -36,6 +36,11 @@ class Metrics:
         self.truncated = counter(
             "assay_truncated_items_total", "Number of items whose prompt was truncated before scoring."
         )
+        self.floored = counter(
+            "assay_floored_items_total",
+            "Number of refused items that got the floor of a compatible wire in place of a score.",
+            ["wire"],
+        )
         self.logits = histogram(
             "assay_logit",
             "Logits of each signal; a shift of their distribution shows drift of the reward.",

@@ -12,6 +12,7 @@ from assay_service.scoring import manifest
 from assay_service.scoring.blend import Blend, Moments
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
+from assay_service.scoring.token_reader import TokenReader
 
 CUSTOM = "custom"  # name of a blend whose weights come with the request
 
@@ -53,6 +54,7 @@ class Signal:
         provenance: checkpoint, template and dtype.
         base_sha256: SHA-256 of the base's weights.
         config_sha256: SHA-256 of the base's `config.json`, which decides what the weights compute.
+        token_reader: reader of token ids of this signal's tokenizer.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Signal:
     provenance: Provenance
     base_sha256: str
     config_sha256: str
+    token_reader: TokenReader
 
 
 class Registry:
@@ -129,18 +132,21 @@ class Registry:
         """Return the SHA-256, in hexadecimal, of everything that decides a score except the text.
 
         Args:
-            blend: blend whose signals, weights and scaling are covered; None covers all signals.
+            blend: blend whose signals, weights, scaling and penalty are covered; None covers all signals.
         """
         # Names and weights are sorted, so that their order in a request or a YAML file does not matter.
         names = sorted(self.signals if blend is None else blend.weights)
         described = {name: self._described[name] for name in names}
-        rule = (
-            None
-            if blend is None
-            else {"weights": dict(sorted(blend.weights.items())), "standardise": blend.standardise}
-        )
+        rule = None if blend is None else _describe_rule(blend)
         text = json.dumps({"signals": described, "blend": rule, **self._libraries}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _describe_rule(blend: Blend) -> dict[str, Any]:
+    """Return everything that makes a score of logits, for the fingerprint."""
+    rule = {"weights": dict(sorted(blend.weights.items())), "standardise": blend.standardise}
+    # Left out where there is none, so that blends without a penalty keep the fingerprint that they had before.
+    return rule if blend.length_penalty is None else {**rule, "length_penalty": asdict(blend.length_penalty)}
 
 
 def _describe(signal: Signal) -> dict[str, Any]:

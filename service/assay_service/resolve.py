@@ -14,10 +14,12 @@ from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
 from assay_service.scoring.manifest import Kind, Manifest
 from assay_service.scoring.rules import RenderRules
-from assay_service.scoring.template import read_template
-from assay_service.settings import BlendSettings, Settings, SignalSettings, parse
+from assay_service.scoring.special_tokens import read_special_tokens
+from assay_service.scoring.template_files import read_template
+from assay_service.settings import Settings, parse
 from assay_service.signal_files import locate
 from assay_service.signal_rules import decide_dtype, decide_moments, decide_rules, settle
+from assay_service.signal_settings import BlendSettings, SignalSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +158,39 @@ def _resolve_all(
 def _check_blends(
     blends: Mapping[str, BlendSettings], resolved: Mapping[str, ResolvedSignal], problems: Problems
 ) -> None:
-    """Collect a problem for each blend that standardises a signal without a known mean and standard deviation."""
+    """Collect the problems of blends: unknown moments where logits are standardised, and unequal counts of tokens."""
     for name, blend in blends.items():
+        _check_length_penalty(name, blend, resolved, problems)
         for signal in blend.weights if blend.standardise == "manifest" else ():
             if signal in resolved and resolved[signal].moments is None:
                 problems.lines.append(
                     f"blends.{name}: standardise needs mean and std of {signal!r}, and neither the configuration "
                     f"nor the manifest has them: declare signals.{signal}.mean and .std, or `standardise: none`"
                 )
+
+
+def _check_length_penalty(
+    name: str, blend: BlendSettings, resolved: Mapping[str, ResolvedSignal], problems: Problems
+) -> None:
+    """Collect a problem if a blend's penalty does not say which tokens count, and its signals may count differently."""
+    penalty = blend.length_penalty
+    known = [signal for signal in blend.weights if signal in resolved]
+    if penalty is None or penalty.signal is not None or len(known) < len(blend.weights):
+        return
+    first, *others = known
+    for other in others:
+        if _describe_counting(resolved[first]) != _describe_counting(resolved[other]):
+            problems.lines.append(
+                f"blends.{name}: length_penalty.signal: {first!r} and {other!r} do not have the same tokenizer, "
+                "template and eos, so that they may count different numbers of tokens: declare one of "
+                + ", ".join(blend.weights)
+            )
+            return
+
+
+def _describe_counting(signal: ResolvedSignal) -> tuple[object, ...]:
+    """Return everything that decides how many tokens a completion has."""
+    tokenizer_sha256 = files.hash_files([signal.tokenizer / files.TOKENIZER_FILE])
+    # A template prints special tokens by their names, so that names decide tokens as well.
+    named = read_special_tokens(signal.tokenizer).named
+    return tokenizer_sha256, named, signal.rules.template, signal.rules.eos

@@ -5,27 +5,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from assay_service.advice import get_advice
+from assay_service.compat_settings import ChatSettings, CompatSettings, Wires, WireSettings
 from assay_service.errors import StartError
-from assay_service.scoring.blend import Standardise
-from assay_service.scoring.manifest import (
-    ControlTokenPolicy,
-    DroppedContent,
-    EosPolicy,
-    Kind,
-    ScorePosition,
-    TokenTypes,
-    Unfinished,
-)
+from assay_service.signal_settings import BlendSettings, Frozen, LengthPenaltySettings, Name, SignalSettings
 from assay_service.validation import (
-    DEVICE_PATTERN,
-    NAME_PATTERN,
-    check_one_or_several,
     explain,
     find_wrong_names,
     find_wrong_names_in,
@@ -36,90 +25,8 @@ from assay_service.yaml_file import read_yaml
 
 EMBEDDED = Path(__file__).parent / "embedded" / "service.yaml"
 
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SignalSettings(_Frozen):
-    """The settings of one served head.
-
-    A key that is None comes from the checkpoint's manifest or its other files; without a value the start is refused.
-
-    Attributes:
-        kind: meaning of the logit: a Bradley-Terry reward, or a quality in 0..1 after the sigmoid.
-        base: a path, `package:NAME`, or a hub id; None takes the base that the adapter's `adapter_config.json` names.
-        revision: commit, tag or branch of a hub id.
-        adapter: path of a LoRA adapter with its head; None serves the base's own head. A list is applied in order:
-            each adapter was trained on the base with those before it, and the last one has the head.
-        adapter_base: the base's name in the adapter's files, where that is another name for the same weights.
-        dtype: dtype in which the base computes; None takes the checkpoint's own.
-        device: device of the base, by torch's name; None takes CUDA where there is a CUDA device.
-        max_length: most tokens of prompt and completion together.
-        template: path of a Jinja chat template; None takes the checkpoint's own.
-        template_name: name of one of the checkpoint's chat templates; None takes the one called "default".
-        score_position: the tokens that the head reads.
-        pad_token_id: the id that `score_position: last_non_pad_id` skips.
-        token_types: rule for the types (segments) of tokens, for bases that have several.
-        eos: origin of the end of turn: the chat template, or an appended EOS token.
-        mean: mean of the logits, for blends that standardise.
-        std: standard deviation of the logits, for blends that standardise.
-        unfinished: rule for completions that a length limit cut off: scored, or an error.
-        dropped_content: rule for an item of which the template drops a part: an error, or scored and reported.
-        control_tokens: rule for a control token in a message: an error, or read as plain characters.
-    """
-
-    kind: Kind | None = None
-    base: str | None = None
-    revision: str | None = None
-    adapter: Annotated[str | list[str] | None, BeforeValidator(check_one_or_several)] = None
-    adapter_base: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    device: str | None = Field(None, pattern=DEVICE_PATTERN)
-    max_length: int | None = Field(None, gt=0)
-    template: str | None = None
-    template_name: str | None = None
-    score_position: ScorePosition | None = None
-    pad_token_id: int | None = Field(None, ge=0)
-    token_types: TokenTypes | None = None
-    eos: EosPolicy | None = None
-    mean: float | None = Field(None, allow_inf_nan=False)
-    std: float | None = Field(None, gt=0, allow_inf_nan=False)
-    unfinished: Unfinished | None = None
-    dropped_content: DroppedContent = "error"
-    control_tokens: ControlTokenPolicy = "error"
-
-    @model_validator(mode="after")
-    def _some_weights(self) -> "SignalSettings":
-        if self.base is None and self.adapter is None:
-            raise ValueError("base: declare the directory or hub id of the model, or an `adapter` that names its base")
-        return self
-
-
-class BlendSettings(_Frozen):
-    """The settings of a blend: a named weighted sum of signals.
-
-    Attributes:
-        weights: weights of the logits by name of the signal; finite, not negative, and not all zero.
-        standardise: rule for scaling logits first: `none`, or by the mean and std of their signals (`manifest`).
-        description: a sentence for users, which `/v1/models` shows; it changes no score.
-    """
-
-    weights: dict[Name, Weight] = Field(min_length=1)
-    standardise: Standardise = "none"
-    description: str | None = None
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> "BlendSettings":
-        if sum(self.weights.values()) <= 0:
-            raise ValueError("at least one weight must be above zero")
-        return self
-
-
-class Limits(_Frozen):
+class Limits(Frozen):
     """Limits of the service, which no request can raise.
 
     Attributes:
@@ -140,7 +47,7 @@ class Limits(_Frozen):
     cache_bytes: int = Field(64 * 2**20, ge=0)
 
 
-class Settings(_Frozen):
+class Settings(Frozen):
     """The whole configuration.
 
     Attributes:
@@ -148,13 +55,15 @@ class Settings(_Frozen):
         blends: settings of the blends by served name; a blend and a signal never share a name.
         default: the signal or blend of a request that names none; a single signal without blends needs no `default`.
         limits: limits of the service.
+        compat: settings of the compatible wires.
         directory: folder of the configuration file, at which relative paths start.
     """
 
     signals: dict[Name, SignalSettings] = Field(min_length=1)
-    blends: dict[Name, BlendSettings] = {}
+    blends: Mapping[Name, BlendSettings] = {}
     default: Name
     limits: Limits = Limits()
+    compat: CompatSettings = CompatSettings()
     directory: Path = Field(exclude=True)
 
     @model_validator(mode="before")
@@ -280,8 +189,13 @@ def _list_keys_at(location: tuple[int | str, ...]) -> list[str]:
     models: Mapping[tuple[int, int | str], type[BaseModel]] = {
         (3, "signals"): SignalSettings,
         (3, "blends"): BlendSettings,
+        (4, "blends"): LengthPenaltySettings,
         (2, "limits"): Limits,
+        (2, "compat"): CompatSettings,
+        (4, "compat"): ChatSettings if location[2:3] == ("chat",) else WireSettings,
     }
+    if (len(location), location[0]) == (3, "compat"):
+        return list(Wires.__annotations__)
     model = models.get((len(location), location[0]), Settings)
     return [name for name in model.model_fields if name != "directory"]
 

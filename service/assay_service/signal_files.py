@@ -9,7 +9,7 @@ from assay_service.errors import Problems, StartError
 from assay_service.scoring import files, manifest
 from assay_service.scoring.lineage import check_lineage
 from assay_service.scoring.manifest import Manifest
-from assay_service.settings import SignalSettings
+from assay_service.signal_settings import SignalSettings
 
 
 @dataclass(frozen=True, slots=True)

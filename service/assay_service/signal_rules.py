@@ -15,11 +15,20 @@ from assay_service.scoring.architectures import (
     find_longest_sequence,
 )
 from assay_service.scoring.blend import Moments
-from assay_service.scoring.manifest import EosPolicy, Manifest, ScorePosition, TokenTypes, Unfinished
+from assay_service.scoring.manifest import (
+    REASONING_TAGS,
+    EosPolicy,
+    Manifest,
+    Reasoning,
+    ScorePosition,
+    TokenTypes,
+    Unfinished,
+)
 from assay_service.scoring.pads import Pads
 from assay_service.scoring.rules import RenderRules
-from assay_service.settings import SignalSettings, list_allowed_values
+from assay_service.settings import list_allowed_values
 from assay_service.signal_files import SignalFiles
+from assay_service.signal_settings import SignalSettings
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -49,6 +58,8 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
         unfinished: Unfinished = settle("unfinished", settings.unfinished or claims.unfinished, None)
     with problems.collected():
         types = _decide_token_types(settings, claims, located.config)
+    with problems.collected():
+        reasoning, tags = decide_reasoning(settings, claims)
     problems.raise_any()
     return RenderRules(
         template=template,
@@ -60,6 +71,8 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
         dropped_content=settings.dropped_content,
         control_tokens=settings.control_tokens,
         token_types=types,
+        reasoning=reasoning,
+        reasoning_tags=tags,
     )
 
 
@@ -143,6 +156,31 @@ def _decide_token_types(settings: SignalSettings, claims: Manifest, config: Mapp
             f"of them the head was trained with: {get_advice('token_types')}"
         )
     return settle("token_types", settings.token_types, claims.token_types)
+
+
+def decide_reasoning(settings: SignalSettings, claims: Manifest) -> tuple[Reasoning, tuple[str, str]]:
+    """Return the rule for the reasoning of completions, and its tags.
+
+    It is the operator's policy, so a declared value may differ from the manifest's. Only reasoning that training never
+    showed to the model cannot be kept.
+
+    Raises:
+        StartError: such reasoning is to be kept, or the tags are equal, not needed or not those of training.
+    """
+    reasoning: Reasoning = settings.reasoning or claims.reasoning or "keep"
+    if reasoning == "keep" and claims.reasoning in ("strip", "error"):
+        raise StartError(
+            f"reasoning: declared 'keep', but the manifest says {claims.reasoning!r}, so the model was trained without "
+            "reasoning; declare `strip` or `error`"
+        )
+    if reasoning == "keep" and settings.reasoning_tags is not None:
+        raise StartError("reasoning_tags: remove it, or declare `reasoning: strip` or `error`; `keep` reads no tags")
+    # A model that was trained with "keep" has read no tags, whatever its manifest says of them.
+    claimed = None if claims.reasoning in (None, "keep") else claims.reasoning_tags
+    tags = settle("reasoning_tags", settings.reasoning_tags, claimed, REASONING_TAGS)
+    if tags[0] == tags[1]:
+        raise StartError("reasoning_tags: both are the same; declare an opening and a closing tag")
+    return reasoning, tags
 
 
 def _decide_position_and_pad(settings: SignalSettings, located: SignalFiles) -> tuple[ScorePosition, int | None]:

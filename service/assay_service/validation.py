@@ -52,9 +52,11 @@ _TEXTS: Mapping[str, str] = {
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 SHA256_PATTERN = "^[0-9a-f]{64}$"
 DEVICE_PATTERN = r"^(cpu|mps|(cuda|xpu)(:\d+)?)$"
+TAG_PATTERN = r"^\S(.*\S)?$"
 _PATTERNS: Mapping[str, str] = {
     NAME_PATTERN: "must be 1 to 64 letters, digits, dots, underscores or hyphens",
     SHA256_PATTERN: "must be 64 hexadecimal digits",
+    TAG_PATTERN: "must not begin or end with white space",
     DEVICE_PATTERN: "must be cpu, cuda, cuda:0, cuda:1, …, mps or xpu",
 }
 

@@ -134,7 +134,7 @@ class Wire:
             "/v1/compare": cls.compared,
             "/v1/render": cls.rendered,
         }
-        return {"version": "1"} if path == "/info" else makers[path](asked)
+        return {"version": "1"} if path in ("/info", "/ready") else makers[path](asked)
 
     @classmethod
     def rendered(cls, asked: dict[str, Any]) -> dict[str, Any]:
@@ -200,6 +200,7 @@ class ReceivedRequest:
     body: dict[str, Any]
     port: int  # of the client's end of the connection
     team: str | None  # a header of the caller's own
+    headers: dict[str, str]  # by name in lower case
 
 
 Script = Callable[[ReceivedRequest, int], Reply]
@@ -211,6 +212,7 @@ class Loopback:
     def __init__(self, script: Script) -> None:
         self.asked: list[ReceivedRequest] = []
         self.open = 0  # connections
+        self.most_open = 0
         lock = threading.Lock()
         loopback = self
 
@@ -219,11 +221,14 @@ class Loopback:
 
             def setup(self) -> None:
                 super().setup()
-                loopback.open += 1
+                with lock:
+                    loopback.open += 1
+                    loopback.most_open = max(loopback.most_open, loopback.open)
 
             def finish(self) -> None:
                 super().finish()
-                loopback.open -= 1
+                with lock:
+                    loopback.open -= 1
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -231,7 +236,9 @@ class Loopback:
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
                 body, get = json.loads(raw or b"{}"), self.headers.get
-                asked = ReceivedRequest(self.path, get("X-Request-ID"), body, self.client_address[1], get("X-Team"))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                port = self.client_address[1]
+                asked = ReceivedRequest(self.path, get("X-Request-ID"), body, port, get("X-Team"), headers)
                 with lock:
                     number = len(loopback.asked)
                     loopback.asked.append(asked)

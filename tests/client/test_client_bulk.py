@@ -258,13 +258,13 @@ def test_the_model_may_not_change_within_a_file(wire: "type[Wire]", tmp_path: Pa
     assert {row["score"] for row in rows_of(tmp_path / "out.jsonl.part")} <= {float(n) for n in range(9)}
 
 
-def test_a_file_may_be_scored_onto_itself_through_a_link(honest: httpx.MockTransport, tmp_path: Path) -> None:
+def test_an_output_through_a_link_is_written_behind_it(honest: httpx.MockTransport, tmp_path: Path) -> None:
     source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "2"}])
     link = tmp_path / "link.jsonl"
-    link.symlink_to(source)
+    link.symlink_to(tmp_path / "out.jsonl")
     run(honest, bulk.score_file, source, link)
     assert link.is_symlink()
-    assert rows_of(tmp_path / "in.jsonl")[0]["score"] == 2.0
+    assert rows_of(tmp_path / "out.jsonl")[0]["score"] == 2.0
 
 
 def test_an_empty_file_is_an_empty_file(honest: httpx.MockTransport, tmp_path: Path) -> None:

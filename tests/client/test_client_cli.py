@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from assay_client import _commands, _show, cli
 from assay_client._rows import RankRow
+from assay_client.provenance import Provenance
 from assay_client.results import RankedCompletion, RankResult
-from assay_client.types import Provenance, SignalValue
+from assay_client.types import SignalValue
 
 if TYPE_CHECKING:
     from tests.client.conftest import Loopback, ReceivedRequest, Reply, Script, Wire
@@ -109,7 +110,7 @@ def test_a_refusal_is_one_line_and_exits_with_2(
     server = loopback(lambda asked, number: reply(refusal, status=404))
     done = RUN.invoke(cli.app, ["score", str(file), "--model", "x", "--url", server.url])
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr == "assay: 404 model_not_found at model: no.\n"
+    assert done.stderr == f"assay: 404 model_not_found at model: no. (request {server.asked[-1].request_id})\n"
 
 
 def test_rank_prints_a_table_per_row(server: "Loopback", file: Path) -> None:
@@ -341,7 +342,7 @@ def test_the_own_commands_are_not_changed_by_merging() -> None:
     before = len(cli.app.registered_commands)
     whole = _commands.Commands.of(cli.app, [])
     assert len(cli.app.registered_commands) == before
-    assert set(typer.main.get_group(whole.app).commands) == {"score", "rank", "compare", "render"}
+    assert set(typer.main.get_group(whole.app).commands) == {"score", "rank", "compare", "render", "diff"}
 
 
 def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:

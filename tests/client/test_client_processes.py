@@ -122,6 +122,35 @@ def test_a_child_that_closes_its_client_leaves_the_parents_connection_alone(
     assert first == last != child
 
 
+BUSY = """
+import os, sys, threading, time
+from assay_client.client import RewardClient
+
+client = RewardClient(sys.argv[1], max_concurrency=1)
+client.score([("p", "0")])  # so that the thread below imports nothing at the time of the fork
+busy = threading.Thread(target=client.score, args=([("p", "1")],), kwargs={"model": "slow"})
+busy.start()
+time.sleep(0.3)
+child = os.fork()
+if not child:
+    os._exit(0 if client.score([("p", "2")]).scores() == [2.0] else 1)
+print(os.waitpid(child, 0)[1])
+busy.join()
+"""
+
+
+def test_a_child_does_not_wait_for_requests_of_its_parent(
+    loopback: "Start", wire: "type[Wire]", reply: "type[Reply]", tmp_path: Path
+) -> None:
+    """The parent holds its only slot when it forks; a lock would stay locked in the child for ever."""
+
+    def script(asked: "ReceivedRequest", number: int) -> "Reply":
+        return reply(wire.honest(asked.path, asked.body), delay_s=1.0 if asked.body.get("model") == "slow" else 0.0)
+
+    server = loopback(script)
+    assert run_script(tmp_path, BUSY, server.url) == 0
+
+
 TRANSPORTS = """
 import json, os, sys
 import httpx
@@ -172,7 +201,14 @@ COPIES |= {"copy": copy.copy, "deepcopy": copy.deepcopy}
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("kind", [RewardClient, AsyncRewardClient])
 def test_a_copy_has_the_settings_and_connections_of_its_own(server: "Loopback", how: str, kind: Any) -> None:
-    settings = {"timeout_s": 7.0, "deadline_s": 8.0, "max_retries": 1, "chunk_size": 2, "max_concurrency": 3}
+    settings = {
+        "api_key": "k-1",
+        "timeout_s": 7.0,
+        "deadline_s": 8.0,
+        "max_retries": 1,
+        "chunk_size": 2,
+        "max_concurrency": 3,
+    }
     client = kind(server.url, headers={"X-Team": "red"}, **settings)
     again = COPIES[how](client)
 

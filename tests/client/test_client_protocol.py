@@ -47,7 +47,7 @@ def test_chunks_merged_lose_nothing_and_keep_the_order(
     for call in calls:
         body = wire.scored(asked(call))
         random.shuffle(body["data"])
-        parts.append(call.parse(json.dumps(body).encode()))
+        parts.append(answers.Answered(call.parse(json.dumps(body).encode()), "r", "http://a"))
     random.shuffle(parts)
     data = answers.merge_scores(parts).data
     assert [row.index for row in data] == list(range(len(items)))
@@ -57,13 +57,14 @@ def test_chunks_merged_lose_nothing_and_keep_the_order(
 
 def test_chunks_of_two_models_are_not_merged(wire: "type[Wire]") -> None:
     first, second = p.build_score_calls([("p", "1"), ("p", "2")], {}, 1)
-    parts = [
-        first.parse(json.dumps(wire.scored(asked(first), "f1")).encode()),
-        second.parse(json.dumps(wire.scored(asked(second), "f2")).encode()),
-    ]
-    with pytest.raises(FingerprintChanged) as raised:
-        answers.merge_scores(parts)
-    assert (raised.value.first, raised.value.second) == ("f1", "f2")
+    bodies = [json.dumps(wire.scored(asked(call), f"f{n}")).encode() for n, call in ((1, first), (2, second))]
+    one, other = (call.parse(body) for call, body in zip((first, second), bodies, strict=True))
+    with pytest.raises(FingerprintChanged, match=r"^the model changed during the call: f") as raised:
+        answers.merge_scores([answers.Answered(one, "r1", "http://a"), answers.Answered(other, "r2", "http://a")])
+    assert (raised.value.first, raised.value.second, raised.value.request_id) == ("f1", "f2", "r2")
+    with pytest.raises(FingerprintChanged, match="http://a has fingerprint f1, http://b has f2") as raised:
+        answers.merge_scores([answers.Answered(one, "r1", "http://a"), answers.Answered(other, "r2", "http://b")])
+    assert raised.value.endpoints == ("http://a", "http://b")
 
 
 @pytest.mark.parametrize(

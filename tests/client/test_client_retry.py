@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from assay_client._endpoints import Endpoints
 from assay_client._retry import (
     Done,
     Event,
@@ -127,7 +128,8 @@ def test_nothing_is_begun_that_would_end_after_the_deadline(
 ) -> None:
     now_s, deadline_at_s, sends = 50.0, 50.0 + deadline_s, 0
     policy = Policy(timeout_s=30.0, deadline_s=deadline_s, max_retries=5)
-    steps = exchange(bytes.decode, policy, request_id="r", deadline_at_s=deadline_at_s, now_s=now_s)
+    one = Endpoints(["http://a"])
+    steps = exchange(bytes.decode, policy, one, key="k", request_id="r", deadline_at_s=deadline_at_s, now_s=now_s)
     with suppress(AssayError):
         step = next(steps)
         while not isinstance(step, Done):
@@ -147,8 +149,9 @@ def test_nothing_is_begun_that_would_end_after_the_deadline(
 
 def test_a_try_that_the_deadline_cut_short_is_the_deadlines_fault() -> None:
     policy = Policy(timeout_s=30.0, deadline_s=5.0, max_retries=5)
-    steps = exchange(bytes.decode, policy, request_id="r", deadline_at_s=5.0, now_s=0.0)
-    assert next(steps) == Send(5.0)
+    one = Endpoints(["http://a"])
+    steps = exchange(bytes.decode, policy, one, key="k", request_id="r", deadline_at_s=5.0, now_s=0.0)
+    assert next(steps) == Send("http://a", 5.0)
     with pytest.raises(DeadlineExceeded, match="within 5 s, 1 tries"):
         steps.send(Event(5.0, 0.5, Timeout("x")))
 

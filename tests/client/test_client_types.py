@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from assay_client.errors import InvalidInput, ItemsFailed
-from assay_client.types import Item, ItemError, Message, Provenance, Score, ScoreFailure, ScoreResult
+from assay_client.provenance import Provenance
+from assay_client.types import Item, ItemError, Message, Score, ScoreFailure, ScoreResult
 
 
 def test_every_form_of_an_item_has_the_same_wire_form() -> None:
@@ -13,6 +14,12 @@ def test_every_form_of_an_item_has_the_same_wire_form() -> None:
     assert Item.of(("p", "c")).to_wire() == expected
     assert Item.of({"prompt": "p", "completion": "c"}).to_wire() == expected
     assert Item.of(Item(prompt="p", completion="c")).to_wire() == expected
+
+
+def test_a_message_with_tool_calls_needs_no_content_and_keeps_every_field() -> None:
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "p"}, {"role": "assistant", "tool_calls": calls}]
+    assert Item(messages=messages).to_wire()["messages"] == [messages[0], {"content": None, **messages[1]}]
 
 
 def test_messages_and_optional_fields_reach_the_wire() -> None:

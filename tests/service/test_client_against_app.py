@@ -18,6 +18,7 @@ from assay_client.types import Score, ScoreFailure
 from assay_service import settings
 from assay_service.api import answers
 from assay_service.api.app import create_app
+from tests.client.test_client_best_of import serve_numbers
 
 
 def talk_to(tiny: dict[str, Any], talk: Callable[[AsyncRewardClient], Awaitable[Any]], **client: Any) -> Any:
@@ -111,12 +112,13 @@ def test_the_two_sides_name_the_same_fields() -> None:
     """Wire types are pydantic in the service and dataclasses in the client on purpose; here they are held equal."""
     from dataclasses import fields  # noqa: PLC0415
 
-    from assay_client import types  # noqa: PLC0415
+    from assay_client import provenance, types  # noqa: PLC0415
 
     pairs: list[tuple[type[BaseModel], Any]] = [
         (answers.SignalValue, types.SignalValue),
         (answers.ErrorDetail, types.ItemError),
-        (answers.SignalProvenance, types.SignalProvenance),
+        (answers.SignalProvenance, provenance.SignalProvenance),
+        (answers.BlendInfo, provenance.Blend),
     ]
     for wire, own in pairs:
         assert set(wire.model_fields) == {field.name for field in fields(own)}
@@ -125,9 +127,14 @@ def test_the_two_sides_name_the_same_fields() -> None:
 def test_the_examples_of_the_page_run(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are, but for the address and the models: a service in this process, with tiny models."""
     page = (Path(__file__).parents[2] / "docs/client.md").read_text()
-    first, trainer, embedded = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    first, key, several, trainer, best, embedded = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     monkeypatch.setattr(settings, "EMBEDDED", tiny["root"] / "service.yaml")
     exec(embedded, {})
+    made: dict[str, Any] = {"RewardClient": RewardClient, "KEY": "k-1"}
+    exec(key, made)
+    assert made["client"].endpoints == ("https://rewards.example",)
+    exec(several, made)
+    assert len(made["client"].endpoints) == 3
     with RewardClient("http://assay", transport=AppTransport(create_app(tiny["settings"]))) as client:
         ran: dict[str, Any] = {"client": client, "EOS": 2}
         address = 'RewardClient("http://127.0.0.1:8000")'
@@ -140,6 +147,10 @@ def test_the_examples_of_the_page_run(tiny: dict[str, Any], monkeypatch: pytest.
         exec(trainer, ran)
         chats = [[{"role": "assistant", "content": text}] for text in ("bread", "bread", "<|im_end|>")]
         rewards = ran["assay"]([[{"role": "user", "content": "bake?"}]] * 3, chats, [[5, 2], [5], [5, 2]], other=1)
+        with serve_numbers() as policy:
+            exec(best.replace("http://127.0.0.1:8001/v1", policy.url).replace('"crs"', '"mix"'), ran)
+        assert len({*ran["best"].scores}) == 8
+        assert ran["best"].score == max(ran["best"].scores)
         finished, cut = client.score([("bake?", "bread", "stop"), ("bake?", "bread", "length")], model="mix").scores()
     assert rewards == [finished, cut, None]
     assert finished != cut

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from assay_service import settings
+from assay_service import compat_settings, settings, signal_settings
 from assay_service.errors import StartError
 from assay_service.inspection import build_declaration, inspect
 from assay_service.resolve import ResolvedSignal, read_resolved
@@ -67,7 +67,7 @@ def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path
         "signals.a: kind: must be one of preference, absolute, not 'reward'",
         "signals.c: scoreposition: unknown key; did you mean `score_position`? Keys are kind, base, revision, adapter, "
         "adapter_base, dtype, device, max_length, template, template_name, score_position, pad_token_id, token_types, "
-        "eos, mean, std, unfinished, dropped_content, control_tokens",
+        "eos, mean, std, unfinished, dropped_content, control_tokens, reasoning, reasoning_tags",
         "limits.max_items: must be more than 0, not 0",
         "blends.mix.weights: 'z' is not a signal; signals are a, b, c",
         "default: is required: the signal or blend that answers requests which name none; one of a, b, c, mix",
@@ -158,7 +158,7 @@ def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> 
         ),
         (
             {"signals": {"a": {"base": "rm"}}, "blends": {"b": {"weights": {"a": 0}}}, "default": "a"},
-            "blends.b: at least one weight must be above zero",
+            "blends.b: at least one weight must not be zero",
         ),
         (
             {"signals": {"a": {"base": "rm"}}, "directory": "/"},
@@ -166,7 +166,7 @@ def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> 
         ),
         (
             {"signals": {"a": {"base": "rm"}}, "defaults": "a"},
-            "defaults: unknown key; did you mean `default`? Keys are signals, blends, default, limits",
+            "defaults: unknown key; did you mean `default`? Keys are signals, blends, default, limits, compat",
         ),
     ],
 )
@@ -181,7 +181,7 @@ _values = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )
-_signals = st.dictionaries(st.sampled_from(list(settings.SignalSettings.model_fields)), _values, max_size=4)
+_signals = st.dictionaries(st.sampled_from(list(signal_settings.SignalSettings.model_fields)), _values, max_size=4)
 _blends = st.dictionaries(st.sampled_from(["weights", "standardise"]), _values, max_size=2)
 _files = st.fixed_dictionaries(
     {},
@@ -470,9 +470,12 @@ def test_a_directory_without_checkpoint_says_what_was_looked_for(tmp_path: Path)
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "The file": settings.Settings,
-    "A signal": settings.SignalSettings,
-    "A blend": settings.BlendSettings,
+    "A signal": signal_settings.SignalSettings,
+    "A blend": signal_settings.BlendSettings,
+    "A length penalty": signal_settings.LengthPenaltySettings,
     "Limits": settings.Limits,
+    "Compatible wires": compat_settings.CompatSettings,
+    "A wire": compat_settings.WireSettings,
 }
 
 
@@ -487,7 +490,12 @@ def rows_of(section: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_the_reference_page_has_every_key_with_its_values_and_default(section: str) -> None:
-    fields = {name: field for name, field in SECTIONS[section].model_fields.items() if name != "directory"}
+    inherited = compat_settings.WireSettings.model_fields if section == "The wire chat" else {}
+    fields = {
+        name: field
+        for name, field in SECTIONS[section].model_fields.items()
+        if name != "directory" and name not in inherited
+    }
     rows = rows_of(section)
     assert list(rows) == list(fields)
     for name, field in fields.items():

@@ -14,7 +14,7 @@ from assay_service.errors import ContentError
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
-from assay_service.scoring.template import read_template
+from assay_service.scoring.template_files import read_template
 from assay_service.scoring.tokenizer import load
 from tests import checkpoints
 from tests.real_tokenizers import real_tokenizer

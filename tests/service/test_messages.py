@@ -22,6 +22,7 @@ signals:
   plain: {base: base, adapter: pref}
   named: {base: base, adapter: pref, template: named.jinja}
   thinking: {base: base, adapter: pref, template: qwen3.jinja, dropped_content: report, control_tokens: text}
+  stripping: {base: base, adapter: pref, reasoning: strip, reasoning_tags: ["[THINK]", "[/THINK]"]}
 default: plain
 """
 
@@ -76,9 +77,9 @@ FAULTS: list[tuple[list[dict[str, Any]], str, str | None, str]] = [
     ),
     (
         [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, REPLY],
-        "invalid_message",
-        "messages[0].content",
-        "messages[0].content has 2 parts",
+        "template_error",
+        None,
+        "the template does not read lists of text parts, as messages[0].content is",
     ),
     (
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, REPLY],
@@ -89,8 +90,8 @@ FAULTS: list[tuple[list[dict[str, Any]], str, str | None, str]] = [
     (
         [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, REPLY],
         "invalid_message",
-        "messages[1].tool_calls",
-        "messages[1].tool_calls is not a text",
+        "messages[1].tool_calls[0]",
+        "messages[1].tool_calls[0] is not a function call",
     ),
     ([USER, REPLY | {"content": None}], "invalid_message", "messages[1].content", "messages[1].content is null"),
     ([USER | {"content": 3}, REPLY], "invalid_message", "messages[0].content", "messages[0].content is neither"),
@@ -154,6 +155,32 @@ def test_render_shows_what_was_dropped(service: settings.Settings) -> None:
     assert signal["dropped"] == [{"message": 1, "field": "content", "text": "No: it burns.</think>"}]
     assert signal["dropped_tokens"] > 0
     assert signal["text"].endswith("<think>\nw\n</think>\n\nAsk a doctor.<|im_end|>\n")
+
+
+def test_the_policy_for_reasoning_is_shown_with_what_it_removed(service: settings.Settings) -> None:
+    reasoned = [USER, REPLY | {"content": "[THINK]sky[/THINK]\n\nBlue."}]
+    cut = {"messages": [USER, REPLY | {"content": "[THINK]sky"}], "finish_reason": "length"}
+    items = [{"messages": [USER, REPLY]}, {"messages": reasoned}, cut]
+    rows, shown = answers(
+        service,
+        ("/v1/score", {"model": "stripping", "items": items}),
+        ("/v1/render", {"model": "stripping", "items": items}),
+    )
+    plain, stripped, unfinished = rows["data"]
+    assert plain["score"] == stripped["score"]
+    assert (unfinished["error"]["code"], unfinished["error"]["param"]) == ("reasoning", "completion")
+    rendered = [row["signals"]["stripping"] for row in shown["data"][:2]]
+    assert rendered[0]["ids"] == rendered[1]["ids"]
+    assert [one["reasoning"] for one in rendered] == [
+        {"policy": "strip", "removed": ""},
+        {"policy": "strip", "removed": "[THINK]sky[/THINK]"},
+    ]
+
+
+def test_a_completion_of_tool_calls_needs_no_content(service: settings.Settings) -> None:
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
+    (rows,) = answers(service, scored([USER, {"role": "assistant", "tool_calls": calls}], model="thinking"))
+    assert "score" in rows["data"][0]
 
 
 def test_a_faulty_prompt_fails_every_completion_and_is_named(service: settings.Settings) -> None:

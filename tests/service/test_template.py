@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from assay_service.errors import ContentError, StartError
 from assay_service.scoring.item import Item, Message
-from assay_service.scoring.render import Rendered, Renderer
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rendered import Rendered
 from assay_service.scoring.rules import RenderRules
-from assay_service.scoring.template import read_template
+from assay_service.scoring.template_files import read_template
 from tests import checkpoints
 from tests.real_templates import trl_templates
 

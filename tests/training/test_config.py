@@ -19,6 +19,7 @@ from assay_training.config.base import ConfigError, Frozen, RunConfig, Seed, rea
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
+from assay_training.config.rollout import format_weights
 from assay_training.config.sft import SftConfig
 from assay_training.data.chat_template import find_template
 from assay_training.data.checks import check_refused, find_base
@@ -237,8 +238,8 @@ def test_all_that_is_wrong_is_told_at_once_in_plain_words(tmp_path: Path) -> Non
         "mixture.0.repeat.time: unknown key; the keys here are step, times",
         "optimizer.lr: unknown key; the keys here are batch_prompts, betas, checkpoint_steps, compute_dtype, "
         "epochs, epsilon, learning_rate, max_grad_norm, micro_batch_tokens, warmup_share, weight_decay",
-        "epochs: unknown key; the keys here are base, eos, golden, lora, max_length, mixture, name, "
-        "objective, optimizer, revision, score_position, seed, sources, split, template, unfinished",
+        "epochs: unknown key; the keys here are base, eos, golden, lora, max_length, mixture, name, objective, "
+        "optimizer, reasoning, reasoning_tags, revision, score_position, seed, sources, split, template, unfinished",
         "objective.preference.margin: 'labeled' is not one of 'labelled', 'batch_mean'",
         "max_length: must be a whole number, and is 'long'",
         "eos: 'tempalte' is not one of 'template' or 'append'",
@@ -541,3 +542,9 @@ def test_a_run_that_would_train_on_less_than_half_of_its_data_is_refused() -> No
     ]
     with pytest.raises(ConfigError, match=r"6 of 10 records cannot be rendered \(long: 1, special: 5\)"):
         check_refused({"special": 5, "long": 1}, 10)
+
+
+def test_weights_are_printed_with_their_signs() -> None:
+    assert format_weights({"preference": 0.25, "absolute": 0.75}) == "0.25 preference + 0.75 absolute"
+    assert format_weights({"helpful": 1.0, "cost": -0.5}) == "1 helpful - 0.5 cost"
+    assert format_weights({"cost": -2.0, "helpful": 0.1}) == "-2 cost + 0.1 helpful"

@@ -443,6 +443,17 @@ def test_an_adapter_on_some_layers_is_served_without_a_warning(tmp_path: Path) -
     assert logit(served(done, tmp_path), item) == pytest.approx(row["logit"], abs=1e-5)
 
 
+def test_reasoning_is_stripped_by_the_served_model_as_in_training(tmp_path: Path) -> None:
+    done = prepare(tmp_path, split={"held_out": 0.2}, reasoning="strip", reasoning_tags=("<r>", "</r>"))
+    done.go()
+    manifest = done.json("checkpoint/assay.json")
+    assert (manifest["reasoning"], manifest["reasoning_tags"]) == ("strip", ["<r>", "</r>"])
+    signal = served(done, tmp_path)
+    assert logit(signal, Item.of("Why?", "<r>\nHm.\n</r>\n\nIt is hot.")) == logit(
+        signal, Item.of("Why?", "It is hot.")
+    )
+
+
 @pytest.mark.parametrize(("architecture", "dtype"), [("bert", "float32"), ("llama", "float32"), ("llama", "bfloat16")])
 def test_a_model_of_all_weights_is_saved_whole_and_served(architecture: str, dtype: str, tmp_path: Path) -> None:
     """Also from a base in half precision: what is trained is float32, and served as that."""

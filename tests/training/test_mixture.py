@@ -26,7 +26,7 @@ from assay_training.records.record import Judged, Labelled, RecordError
 from assay_training.records.rows import Row, read_json_lines
 from tests.training import tiny
 
-LOW, MID, HIGH = 4104, 26961, 7787  # of the thesis' 38,852 rows
+LOW, MID, HIGH = 4104, 26961, 7787  # of the 38,852 rows of [CRS]
 
 
 def record(source: str, number: int, label: float) -> Labelled:

@@ -1,4 +1,4 @@
-"""Win rates: the thesis' printed errors, a second implementation of the fit, and the ends of the scale."""
+"""Win rates: the printed errors of [CRS], a second implementation of the fit, and the ends of the scale."""
 
 import math
 

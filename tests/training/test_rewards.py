@@ -161,7 +161,7 @@ def test_a_single_pair_has_no_moments() -> None:
 
 
 def test_the_mean_score_is_over_completions() -> None:
-    """0.8619 and 2.2569 are the thesis' (Fig. 24); here 0 1 2 and 4 5 6, with a strength that has none."""
+    """0.8619 and 2.2569 are those of [CRS] figure 24; here 0 1 2 and 4 5 6, with a strength that has none."""
     judged = [ranking(0, Pair(1, 0, 1.0)), ranking(1, Pair(1, 0, 1.0))]
     table = tabulate_margins(judged, {"m": [[0.0, 1.0, 2.0], [4.0, 5.0, 6.0]]})
     found = {r["strength"]: (r["mean_score"], r["std_score"]) for r in records(table, source="all")}

@@ -3,26 +3,28 @@
 No float of an answer may be NaN or infinite, so that a failed computation cannot leave as a number.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from assay_service.api.scorer import ItemScore
+from assay_service.api.scoring import ScoredItem
 from assay_service.errors import AssayError
 from assay_service.registry import Registry, Signal
-from assay_service.scoring.blend import Blend, Moments, Standardise, blend_logits, compute_probability
-from assay_service.scoring.render import Rendered
+from assay_service.scoring.blend import Blend, LengthPenalty, Standardise, compute_probability
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """Base of all answers; a field that is not declared is an error."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class SignalValue(_Answer):
+class SignalValue(Answer):
     """The logit of one signal for one item, and the token counts behind it; `prob` for absolute signals only.
 
     `dropped_tokens` counts tokens of the messages that the template does not print, `control_tokens_as_text` the
@@ -38,7 +40,7 @@ class SignalValue(_Answer):
     control_tokens_as_text: int
 
 
-class ErrorDetail(_Answer):
+class ErrorDetail(Answer):
     """The reason why one item has no score; `param` is the field inside the item, null if it is the whole item."""
 
     code: str
@@ -47,7 +49,7 @@ class ErrorDetail(_Answer):
     retryable: bool
 
 
-class ScoredRow(_Answer):
+class ScoredRow(Answer):
     """A scored item."""
 
     index: int
@@ -56,7 +58,7 @@ class ScoredRow(_Answer):
     signals: dict[str, SignalValue]
 
 
-class FailedRow(_Answer):
+class FailedRow(Answer):
     """An item without a score."""
 
     index: int
@@ -64,15 +66,16 @@ class FailedRow(_Answer):
     error: ErrorDetail
 
 
-class BlendInfo(_Answer):
-    """The weighted sum by which logits became scores."""
+class BlendInfo(Answer):
+    """The weighted sum by which logits became scores; `length_penalty` for blends that have one."""
 
     name: str
     weights: dict[str, Finite]
     standardise: Standardise
+    length_penalty: LengthPenalty | None = None
 
 
-class SignalProvenance(_Answer):
+class SignalProvenance(Answer):
     """The checkpoint, template and dtype that gave a signal's logits."""
 
     model: str
@@ -83,7 +86,7 @@ class SignalProvenance(_Answer):
     dtype: str
 
 
-class ProvenanceInfo(_Answer):
+class ProvenanceInfo(Answer):
     """The blend, its signals, and the fingerprint over everything that decides a score."""
 
     blend: BlendInfo | None = None
@@ -91,7 +94,7 @@ class ProvenanceInfo(_Answer):
     fingerprint: str
 
 
-class ScoreAnswer(_Answer):
+class ScoreAnswer(Answer):
     """Answer of `POST /v1/score`."""
 
     id: str
@@ -108,7 +111,7 @@ class RankedRow(ScoredRow):
     margin: Finite | None
 
 
-class RankAnswer(_Answer):
+class RankAnswer(Answer):
     """Answer of `POST /v1/rank`."""
 
     id: str
@@ -120,7 +123,7 @@ class RankAnswer(_Answer):
     provenance: ProvenanceInfo
 
 
-class ComparedSignal(_Answer):
+class ComparedSignal(Answer):
     """The margin of `a` over `b` by one signal.
 
     `prob_a` = σ(margin) for preference signals only, where it is the Bradley-Terry probability that `a` beats `b`.
@@ -132,13 +135,14 @@ class ComparedSignal(_Answer):
     b: SignalValue
 
 
-class ComparedBlend(_Answer):
-    """The margin of `a` over `b` by one blend."""
+class ComparedBlend(Answer):
+    """The margin of `a` over `b` by one blend, in which the difference of their length penalties is included."""
 
     margin: Finite
+    length_penalty: LengthPenalty | None = None
 
 
-class CompareAnswer(_Answer):
+class CompareAnswer(Answer):
     """Answer of `POST /v1/compare`."""
 
     id: str
@@ -149,52 +153,7 @@ class CompareAnswer(_Answer):
     provenance: ProvenanceInfo
 
 
-class ScorePositionInfo(_Answer):
-    """The tokens that the head reads: `[start, end)`."""
-
-    policy: str
-    start: int
-    end: int
-
-
-class DroppedText(_Answer):
-    """A text, or a part of it, that the template does not print; it stands in `field` of `messages[message]`."""
-
-    message: int
-    field: str
-    text: str
-
-
-class RenderedSignal(_Answer):
-    """The exact text and token ids that one signal scores; `token_types` for bases that have more than one."""
-
-    text: str
-    ids: list[int]
-    boundary: int
-    score_position: ScorePositionInfo
-    token_types: list[int] | None = None
-    truncated_tokens: int
-    dropped_tokens: int
-    dropped: list[DroppedText]
-    control_tokens_as_text: int
-
-
-class RenderedRow(_Answer):
-    """An item as every signal reads it."""
-
-    index: int
-    id: str | None = None
-    signals: dict[str, RenderedSignal]
-
-
-class RenderAnswer(_Answer):
-    """Answer of `POST /v1/render`."""
-
-    object: Literal["list"] = "list"
-    data: list[RenderedRow | FailedRow]
-
-
-class ModelInfo(_Answer):
+class ModelInfo(Answer):
     """A name that requests may use."""
 
     id: str
@@ -203,10 +162,11 @@ class ModelInfo(_Answer):
     default: bool
     weights: dict[str, Finite] | None = None
     standardise: Standardise | None = None
+    length_penalty: LengthPenalty | None = None
     description: str | None = None
 
 
-class ModelsAnswer(_Answer):
+class ModelsAnswer(Answer):
     """Answer of `GET /v1/models`."""
 
     object: Literal["list"] = "list"
@@ -216,30 +176,24 @@ class ModelsAnswer(_Answer):
 # The endpoints leave out what was never set, so the functions below set a field only where it has a meaning.
 
 
-def compute_score(blend: Blend, result: ItemScore | AssayError, moments: Mapping[str, Moments]) -> float | AssayError:
-    """Return the blended score of an item, or the error for which it has none."""
-    if isinstance(result, AssayError):
-        return result
-    try:
-        return blend_logits(blend, result.logits, moments)
-    except AssayError as error:  # a weighted sum can overflow although every logit is finite
-        return error
-
-
 def build_scored_row(
-    registry: Registry, blend: Blend, result: ItemScore | AssayError, *, index: int, item_id: str | None
+    registry: Registry, scored: ScoredItem | AssayError, *, index: int, item_id: str | None
 ) -> ScoredRow | FailedRow:
     """Build the row of one item: its score and the values of its signals, or its error."""
-    score = compute_score(blend, result, registry.moments)
-    if isinstance(score, AssayError) or isinstance(result, AssayError):  # the second only narrows the type
-        return build_failed_row(score, index=index, item_id=item_id)
-    values = {name: build_signal_value(registry.signals[name], result) for name in result.logits}
-    return ScoredRow(index=index, score=score, signals=values, **build_id(item_id))
+    if isinstance(scored, AssayError):
+        return build_failed_row(scored, index=index, item_id=item_id)
+    return ScoredRow(
+        index=index, score=scored.score, signals=build_signal_values(registry, scored), **build_id(item_id)
+    )
 
 
-def build_failed_row(error: float | AssayError, *, index: int, item_id: str | None) -> FailedRow:
+def build_signal_values(registry: Registry, scored: ScoredItem) -> dict[str, SignalValue]:
+    """Build the values of all signals that scored an item, by name."""
+    return {name: build_signal_value(registry.signals[name], scored.result) for name in scored.result.logits}
+
+
+def build_failed_row(error: AssayError, *, index: int, item_id: str | None) -> FailedRow:
     """Build the row of an item that has an error in place of its score."""
-    assert isinstance(error, AssayError)
     detail = ErrorDetail(code=error.code, message=error.message, param=error.param, retryable=error.retryable)
     return FailedRow(index=index, error=detail, **build_id(item_id))
 
@@ -260,28 +214,9 @@ def build_signal_value(signal: Signal, score: ItemScore) -> SignalValue:
         "dropped_tokens": rendered.dropped_tokens,
         "control_tokens_as_text": rendered.control_tokens_as_text,
     }
-    if signal.kind == "absolute":
-        fields["prob"] = compute_probability(
-            logit
-        )  # of a preference signal only the sigmoid of a margin is a probability
+    if signal.kind == "absolute":  # of a preference signal only the sigmoid of a margin is a probability
+        fields["prob"] = compute_probability(logit)
     return SignalValue.model_validate(fields)
-
-
-def build_rendered_signal(signal: Signal, rendered: Rendered) -> RenderedSignal:
-    """Build the text and token ids that one signal scores, with the tokens that its head reads."""
-    span, rules = rendered.sequence.score, signal.renderer.rules
-    types = {} if rules.token_types is None else {"token_types": rendered.sequence.types}
-    return RenderedSignal(
-        text=rendered.text,
-        ids=list(rendered.sequence.ids),
-        boundary=rendered.boundary,
-        score_position=ScorePositionInfo(policy=rules.score_position, start=span.start, end=span.end),
-        truncated_tokens=rendered.truncated_tokens,
-        dropped_tokens=rendered.dropped_tokens,
-        dropped=[DroppedText(message=p.slot.index, field=p.slot.field, text=p.text) for p in rendered.dropped],
-        control_tokens_as_text=rendered.control_tokens_as_text,
-        **types,
-    )
 
 
 def build_provenance(registry: Registry, signals: Iterable[str], blend: Blend | None) -> ProvenanceInfo:
@@ -291,5 +226,12 @@ def build_provenance(registry: Registry, signals: Iterable[str], blend: Blend | 
         "fingerprint": registry.fingerprint(blend),
     }
     if blend is not None:
-        fields["blend"] = asdict(blend)
+        rule = {"name": blend.name, "weights": blend.weights, "standardise": blend.standardise}
+        fields["blend"] = rule | build_length_penalty(blend)
     return ProvenanceInfo.model_validate(fields)
+
+
+def build_length_penalty(blend: Blend) -> dict[str, LengthPenalty]:
+    """Return the field `length_penalty` of a blend, or no field at all."""
+    penalty = blend.length_penalty
+    return {} if penalty is None else {"length_penalty": penalty}

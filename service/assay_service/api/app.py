@@ -1,9 +1,7 @@
 """Build the FastAPI application: routes, error handlers, probes, start and stop."""
 
 import asyncio
-import logging
 import platform
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -16,27 +14,25 @@ from starlette.exceptions import HTTPException
 
 from assay_service import loader
 from assay_service.api import schemas
-from assay_service.api.body import TWICE
+from assay_service.api.compat.mount import find_wire, mount_wires
+from assay_service.api.compat.wire import build_error_response
 from assay_service.api.guard import BodyTooLarge, Guard
+from assay_service.api.refusals import refuse
 from assay_service.api.routes import router
 from assay_service.api.scorer import Scorer
+from assay_service.api.token_ids import collect_readers
 from assay_service.engine.engine import Engine
-from assay_service.errors import AssayError, ContentError, NotReady, Overloaded, ServingError
+from assay_service.errors import AssayError, NotReady, Overloaded
 from assay_service.metrics import Metrics
+from assay_service.policies import load_policies
 from assay_service.request_id import HEADER
 from assay_service.resolve import ResolvedSignal
 from assay_service.scoring.item import PROBE
 from assay_service.settings import Settings
-from assay_service.validation import explain, format_key
 
 # /ready trusts a forward pass that is at most this old. Otherwise it runs one, within the time limit.
 RECENT_FORWARD_S = 30.0
 PROBE_TIMEOUT_S = 10.0
-
-_NOT_JSON = "the body is not valid JSON"
-_PLAIN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-
-_log = logging.getLogger("assay")
 
 
 def create_app(
@@ -57,6 +53,7 @@ def create_app(
     Raises:
         StartError: the configuration or a checkpoint is wrong.
     """
+    policies = load_policies(settings)  # before the models, which take longer
     # The command resolves signals before torch is imported, so that a wrong configuration is reported at once.
     registry = loader.load(settings) if resolved is None else loader.load_resolved(settings, resolved)
     metrics = Metrics()
@@ -89,15 +86,17 @@ def create_app(
 
     app = FastAPI(title="Assay", version=version("assay-rewards"), lifespan=lifespan)
     app.state.scorer, app.state.metrics, app.state.settings = scorer, metrics, settings
+    app.state.policies = {wire: reader.transcript for wire, reader in policies.items()}
+    # A declared policy reads ids before a signal that has the same tokenizer with another template.
+    own = [signal.token_reader for signal in registry.signals.values()]
+    app.state.token_readers = collect_readers([*dict.fromkeys(policies.values()), *own])
     app.include_router(router)
+    mount_wires(app, settings.compat)
     app.add_api_route("/health", health, methods=["GET"], responses=schemas.ERROR_RESPONSES)
     app.add_api_route("/ready", ready, methods=["GET"], responses=schemas.ERROR_RESPONSES)
     app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(AssayError, _answer_assay_error)
-    app.add_exception_handler(BodyTooLarge, _answer_too_large)
-    app.add_exception_handler(Exception, _answer_crash)
+    for kind in (RequestValidationError, HTTPException, AssayError, BodyTooLarge, Exception):
+        app.add_exception_handler(kind, _answer_error)
     return app
 
 
@@ -133,81 +132,20 @@ async def ready(request: Request) -> dict[str, Any]:
     return {"status": "ready"}
 
 
-def _build_error(
-    request: Request, status: int, *, code: str, message: str, param: str | None, retryable: bool
-) -> JSONResponse:
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer an exception in the form of the native endpoints, or of the wire whose path it is."""
+    refusal = refuse(request, error)
+    if (wire := find_wire(request.url.path)) is not None:  # an unknown path or method, which has no route of the wire
+        return build_error_response(request, wire, refusal)
     detail = schemas.RequestError(
-        code=code, message=message, param=param, request_id=request.state.request_id, retryable=retryable
+        code=refusal.code,
+        message=refusal.message,
+        param=refusal.param,
+        request_id=request.state.request_id,
+        retryable=refusal.retryable,
     )
     # The guard sets this header too, but the answer to a crash is sent outside the guard.
     headers = {HEADER: request.state.request_id}
-    return JSONResponse(schemas.ErrorBody(error=detail).model_dump(), status_code=status, headers=headers)
-
-
-async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
-    """Answer a body that breaks the schema: name the field and the rule, and never echo the input."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]  # the error body has only one `param`
-    param = _format_param(first["loc"])
-    message = explain(first)
-    if first["type"] == "json_invalid":
-        message = TWICE if first["ctx"]["error"] == TWICE else _NOT_JSON
-    if first["loc"] == ("body",) and not _has_json_type(request):
-        message = "the body was not read as JSON: send the header `content-type: application/json`"
-    return _build_error(request, 422, code="invalid_request", message=message, param=param, retryable=False)
-
-
-async def _answer_assay_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer an error that Assay raised on purpose, with the status of its code."""
-    assert isinstance(error, AssayError)
-    # Content errors get here only from /v1/compare, which has no errors of single items.
-    status = schemas.CONTENT_STATUS if isinstance(error, ContentError) else schemas.STATUS[error.code]
-    response = _build_error(
-        request, status, code=error.code, message=error.message, param=error.param, retryable=error.retryable
-    )
-    if isinstance(error, Overloaded):
-        response.headers["Retry-After"] = f"{error.retry_after_s:.0f}"
-    return response
-
-
-async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer Starlette's own errors (404, 405, a body that is not UTF-8) in the form of Assay's."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 400:  # FastAPI's status for bodies that are not UTF-8, too deep, or hold huge numbers
-        return _build_error(request, 422, code="invalid_request", message=_NOT_JSON, param=None, retryable=False)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
-    return _build_error(request, error.status_code, code=code, message=str(error.detail), param=None, retryable=False)
-
-
-async def _answer_too_large(request: Request, error: Exception) -> JSONResponse:
-    """Answer a body that the guard stopped reading."""
-    most = request.app.state.settings.limits.max_body_bytes
-    message = f"the body has more than {most} bytes (max_body_bytes); split the request into several"
-    return await _answer_assay_error(request, ServingError(message, code="body_too_large"))
-
-
-async def _answer_crash(request: Request, error: Exception) -> JSONResponse:
-    """Answer an exception that no code expected: details go to the log, never to the client."""
-    _log.exception("request %s failed", request.state.request_id, exc_info=error)
-    return _build_error(
-        request,
-        500,
-        code="internal",
-        message="internal error; the service's log has the details",
-        param=None,
-        retryable=True,
-    )
-
-
-def _format_param(loc: tuple[Any, ...]) -> str | None:
-    """Format a pydantic location as a path: ("body", "items", 3, "prompt") is items[3].prompt.
-
-    The path has neither union tags nor names with unusual characters, which would echo the input.
-    """
-    return format_key(loc[1:], lambda part: part not in schemas.UNION_TAGS and bool(_PLAIN.match(part))) or None
-
-
-def _has_json_type(request: Request) -> bool:
-    """Return True if the request's `content-type` is JSON; curl's `-d` alone sends the type of a form."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
+    if refusal.retry_after_s is not None:
+        headers["Retry-After"] = f"{refusal.retry_after_s:.0f}"
+    return JSONResponse(schemas.ErrorBody(error=detail).model_dump(), status_code=refusal.status, headers=headers)

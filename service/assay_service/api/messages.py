@@ -6,8 +6,10 @@ A fault in a message becomes an error of its item, so that the other items of th
 from collections.abc import Iterable, Mapping, Sequence
 
 from assay_service.api.schemas import ChatMessage, RankCompletion, ScoreItem
+from assay_service.api.tool_calls import check_unicode, find_links, is_empty, make_error, read_tool_calls
 from assay_service.errors import ContentError
 from assay_service.scoring.item import Item, Message
+from assay_service.scoring.tool_calls import ToolCall
 
 # The first type is that of OpenAI's chat completions API, the others are those of its responses API.
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -37,6 +39,9 @@ def build_completion_items(
 
 def _build_item(item: ScoreItem) -> Item | ContentError:
     try:
+        if not is_empty(item.tools):
+            # Templates print definitions in forms of their own, which nothing here could compare with them.
+            raise make_error("tools", "are not rendered; write the definitions into the system message")
         if item.messages is not None:
             prompt = _build_prompt(item.messages[:-1], "messages")
             return Item((*prompt, _build_completion(item.messages)), item.finish_reason)
@@ -50,69 +55,59 @@ def _build_item(item: ScoreItem) -> Item | ContentError:
 def _build_prompt(prompt: str | Sequence[ChatMessage], name: str) -> tuple[Message, ...]:
     if isinstance(prompt, str):
         return (Message("user", prompt),)
-    return tuple(_build_message(message, f"{name}[{index}]") for index, message in enumerate(prompt))
+    return find_links([_build_message(message, f"{name}[{index}]") for index, message in enumerate(prompt)])
 
 
 def _build_completion(messages: Sequence[ChatMessage]) -> Message:
     where = f"messages[{len(messages) - 1}]"
-    if messages[-1].content is None:
-        raise _make_error(f"{where}.content", "is null, so it holds no text to score")
-    return _build_message(messages[-1], where)
+    completion = _build_message(messages[-1], where)
+    if messages[-1].content is None and not completion.tool_calls:
+        raise make_error(f"{where}.content", "is null, so it holds no text to score")
+    if completion.parts:
+        raise make_error(f"{where}.content", f"has {len(completion.parts)} parts; a completion is one text")
+    return completion
 
 
 def _build_message(message: ChatMessage, where: str) -> Message:
     """Build a message with all its texts.
 
-    Fields that are null or empty are skipped, because SDKs write every field. Texts are kept, and the renderer refuses
-    those that the template does not print. Values of any other type cannot be rendered, so they are errors.
+    Fields that are null or empty are skipped, because SDKs write every field. Texts and tool calls are kept, and the
+    renderer refuses those that the template does not print. Values of any other type are errors.
     """
-    fields = []
+    fields: list[tuple[str, str]] = []
+    calls: tuple[ToolCall, ...] = ()
     for name, value in sorted((message.model_extra or {}).items()):
-        if _is_empty(value):
+        if is_empty(value):
             continue
         # The path of an error never quotes a name that is not plain.
         named = f"{where}.{name}" if name.isidentifier() and name.isascii() else where
-        if not isinstance(value, str):
-            raise _make_error(named, "is not a text, so it cannot be scored; remove it or write it into `content`")
-        fields.append((name, _check_unicode(value, named)))
-    return Message(message.role, _read_content(message.content, f"{where}.content"), tuple(fields))
+        if name == "tool_calls":
+            calls = read_tool_calls(value, named)
+        elif isinstance(value, str):
+            fields.append((name, check_unicode(value, named)))
+        else:
+            raise make_error(named, "is not a text, so it cannot be scored; remove it or write it into `content`")
+    texts = _read_content(message.content, f"{where}.content")
+    parts = texts if len(texts) > 1 else ()
+    return Message(message.role, "" if parts else "".join(texts), tuple(fields), parts, calls)
 
 
-def _read_content(content: object, where: str) -> str:
+def _read_content(content: object, where: str) -> tuple[str, ...]:
+    """Return the text of a content, or the texts of its parts."""
     if content is None:
-        return ""
+        return ()
     if isinstance(content, str):
-        return _check_unicode(content, where)
+        return (check_unicode(content, where),)
     if not isinstance(content, list):
-        raise _make_error(where, "is neither a text nor a list of parts")
-    if len(content) != 1:
-        # vLLM joins parts by line breaks, templates of transformers without any separator.
-        raise _make_error(where, f"has {len(content)} parts, which servers join differently; send their texts as one")
-    part = content[0]
+        raise make_error(where, "is neither a text nor a list of parts")
+    if not content:
+        raise make_error(where, "has no parts; send a text")
+    return tuple(_read_part(part, f"{where}[{index}]") for index, part in enumerate(content))
+
+
+def _read_part(part: object, where: str) -> str:
     if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-        raise _make_error(f"{where}[0]", "is not a text part; only text is scored")
-    if not all(_is_empty(value) for name, value in part.items() if name not in ("type", "text")):
-        raise _make_error(f"{where}[0]", "has more fields than `type` and `text`")
-    return _check_unicode(part["text"], f"{where}[0].text")
-
-
-def _is_empty(value: object) -> bool:
-    """Return True if `value` is null, an empty text, or a collection of nothing else."""
-    if isinstance(value, Mapping):
-        return all(map(_is_empty, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_empty, value))
-    return value is None or value == ""
-
-
-def _check_unicode(text: str, where: str) -> str:
-    """Return `text` if a tokenizer can encode it; JSON can carry half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _make_error(where, "is not valid Unicode; it holds a lone surrogate") from None
-    return text
-
-
-def _make_error(where: str, why: str) -> ContentError:
-    return ContentError(f"{where} {why}", code="invalid_message", param=where)
+        raise make_error(where, "is not a text part; only text is scored")
+    if not all(is_empty(value) for name, value in part.items() if name not in ("type", "text")):
+        raise make_error(where, "has more fields than `type` and `text`")
+    return check_unicode(part["text"], f"{where}.text")

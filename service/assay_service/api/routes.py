@@ -13,17 +13,19 @@ from typing import Annotated, Any
 import torch
 from fastapi import APIRouter, Depends, Request, Response
 
-from assay_service.api import answers, schemas
-from assay_service.api.body import UniqueKeysRoute
+from assay_service.api import answers, render_answers, schemas
+from assay_service.api.body import StrictJsonRoute
 from assay_service.api.guard import run_while_connected
-from assay_service.api.messages import build_completion_items, build_items
+from assay_service.api.messages import build_completion_items
 from assay_service.api.scorer import ItemScore, Scorer
-from assay_service.errors import AssayError, ServingError
+from assay_service.api.scoring import ScoredItem, check_count, score_items, score_result
+from assay_service.api.token_ids import read_items
+from assay_service.errors import AssayError
 from assay_service.scoring.blend import compute_probability, rank_scores
 
 API_VERSION = "1"
 
-router = APIRouter(responses=schemas.ERROR_RESPONSES, route_class=UniqueKeysRoute)
+router = APIRouter(responses=schemas.ERROR_RESPONSES, route_class=StrictJsonRoute)
 
 
 def _get_scorer(request: Request) -> Scorer:
@@ -37,19 +39,19 @@ Scoring = Annotated[Scorer, Depends(_get_scorer)]
 @router.post("/v1/score", response_model=answers.ScoreAnswer, response_model_exclude_unset=True)
 async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -> answers.ScoreAnswer:
     """Score items; an item that cannot be scored has an error in its place."""
-    _check_count(request, len(body.items), "items")
+    check_count(request, len(body.items), "items")
     registry = scorer.registry
     blend = registry.blend(body.model, body.weights)
-    items = build_items(body.items)
-    results = await run_while_connected(request, scorer.score(items, list(blend.weights), body.truncation))
+    items = read_items(body.items, body.tokenizer_sha256, request.app.state.token_readers)
+    scored = await score_items(request, items, blend, body.truncation)
     return answers.ScoreAnswer(
         id=f"score-{uuid.uuid4().hex}",
         object="list",
         created=int(time.time()),
         model=blend.name,
         data=[
-            answers.build_scored_row(registry, blend, result, index=index, item_id=item.id)
-            for index, (item, result) in enumerate(zip(body.items, results, strict=True))
+            answers.build_scored_row(registry, result, index=index, item_id=item.id)
+            for index, (item, result) in enumerate(zip(body.items, scored, strict=True))
         ],
         provenance=answers.build_provenance(registry, blend.weights, blend),
     )
@@ -58,16 +60,16 @@ async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -
 @router.post("/v1/rank", response_model=answers.RankAnswer, response_model_exclude_unset=True)
 async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> answers.RankAnswer:
     """Rank the completions of one prompt; margins are those of the whole ranking, also where `top_n` cuts it."""
-    _check_count(request, len(body.completions), "completions")
+    check_count(request, len(body.completions), "completions")
     registry = scorer.registry
     blend = registry.blend(body.model, body.weights)
     # Errors of the prompt name the field in which the client sent it.
     prompt, field = (body.messages or [], "messages") if body.prompt is None else (body.prompt, "prompt")
     entries = [schemas.RankCompletion(completion=c) if isinstance(c, str) else c for c in body.completions]
     items = build_completion_items(prompt, entries, field)
-    results = await run_while_connected(request, scorer.score(items, list(blend.weights)))
-    scores = [answers.compute_score(blend, result, registry.moments) for result in results]
-    places = rank_scores({index: score for index, score in enumerate(scores) if not isinstance(score, AssayError)})
+    scored = await score_items(request, items, blend)
+    kept = {index: result for index, result in enumerate(scored) if not isinstance(result, AssayError)}
+    places = rank_scores({index: result.score for index, result in kept.items()})
     return answers.RankAnswer(
         id=f"rank-{uuid.uuid4().hex}",
         object="rank",
@@ -76,20 +78,17 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
         results=[
             answers.RankedRow(
                 index=place.index,
-                score=_require_score(scores[place.index]),
-                signals={
-                    name: answers.build_signal_value(registry.signals[name], _require_logits(results[place.index]))
-                    for name in blend.weights
-                },
+                score=kept[place.index].score,
+                signals=answers.build_signal_values(registry, kept[place.index]),
                 margin=place.margin,
                 **answers.build_id(entries[place.index].id),
             )
             for place in places[: body.top_n]  # cut last, so that margins are those of the whole ranking
         ],
         errors=[
-            answers.build_failed_row(score, index=index, item_id=entries[index].id)
-            for index, score in enumerate(scores)
-            if isinstance(score, AssayError)
+            answers.build_failed_row(result, index=index, item_id=entries[index].id)
+            for index, result in enumerate(scored)
+            if isinstance(result, AssayError)
         ],
         provenance=answers.build_provenance(registry, blend.weights, blend),
     )
@@ -120,8 +119,8 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
         )
     # A request that names a blend gets only its margin; one that names a signal gets none.
     margins = {
-        name: _require_score(answers.compute_score(rule, a, registry.moments))
-        - _require_score(answers.compute_score(rule, b, registry.moments))
+        name: _require_score(score_result(rule, a, registry.moments))
+        - _require_score(score_result(rule, b, registry.moments))
         for name, rule in registry.blends.items()
         if body.model in (None, name)
     }
@@ -130,27 +129,30 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
         object="comparison",
         created=int(time.time()),
         signals=signals,
-        blends={name: answers.ComparedBlend(margin=margin) for name, margin in margins.items()},
+        blends={
+            name: answers.ComparedBlend(margin=margin, **answers.build_length_penalty(registry.blends[name]))
+            for name, margin in margins.items()
+        },
         provenance=answers.build_provenance(registry, names, blend),
     )
 
 
-@router.post("/v1/render", response_model=answers.RenderAnswer, response_model_exclude_unset=True)
-async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring) -> answers.RenderAnswer:
+@router.post("/v1/render", response_model=render_answers.RenderAnswer, response_model_exclude_unset=True)
+async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring) -> render_answers.RenderAnswer:
     """Return the exact text and token ids that every signal would score, or those of one signal or blend."""
-    _check_count(request, len(body.items), "items")
+    check_count(request, len(body.items), "items")
     registry = scorer.registry
     signals = list(registry.signals if body.model is None else registry.blend(body.model, None).weights)
-    rows: list[answers.RenderedRow | answers.FailedRow] = []
-    items = build_items(body.items)
+    rows: list[render_answers.RenderedRow | answers.FailedRow] = []
+    items = read_items(body.items, body.tokenizer_sha256, request.app.state.token_readers)
     results = await run_while_connected(request, scorer.render(items, signals, body.truncation))
     for index, (item, result) in enumerate(zip(body.items, results, strict=True)):
         if isinstance(result, AssayError):
             rows.append(answers.build_failed_row(result, index=index, item_id=item.id))
             continue
-        rendered = {name: answers.build_rendered_signal(registry.signals[name], r) for name, r in result.items()}
-        rows.append(answers.RenderedRow(index=index, signals=rendered, **answers.build_id(item.id)))
-    return answers.RenderAnswer(object="list", data=rows)
+        rendered = {name: render_answers.build_rendered_signal(registry.signals[name], r) for name, r in result.items()}
+        rows.append(render_answers.RenderedRow(index=index, signals=rendered, **answers.build_id(item.id)))
+    return render_answers.RenderAnswer(object="list", data=rows)
 
 
 @router.get("/v1/models", response_model=answers.ModelsAnswer, response_model_exclude_unset=True)
@@ -169,6 +171,7 @@ async def models(request: Request, scorer: Scoring) -> answers.ModelsAnswer:
             default=name == registry.default,
             weights=dict(blend.weights),
             standardise=blend.standardise,
+            **answers.build_length_penalty(blend),
             **({"description": text} if (text := declared[name].description) else {}),
         )
         for name, blend in registry.blends.items()
@@ -191,6 +194,9 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "invariant": all(registry.invariant.values()),
         },
+        "tokenizers": {
+            sha256: [reader.source for reader in readers] for sha256, readers in request.app.state.token_readers.items()
+        },
         "signals": {
             name: {
                 "kind": signal.kind,
@@ -205,6 +211,8 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "unfinished": signal.renderer.rules.unfinished,
                 "dropped_content": signal.renderer.rules.dropped_content,
                 "control_tokens": signal.renderer.rules.control_tokens,
+                "reasoning": signal.renderer.rules.reasoning,
+                "reasoning_tags": list(signal.renderer.rules.reasoning_tags),
                 "token_types": signal.renderer.rules.token_types,
                 "mean": None if signal.moments is None else signal.moments.mean,
                 "std": None if signal.moments is None else signal.moments.std,
@@ -220,21 +228,10 @@ async def metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.format_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _check_count(request: Request, count: int, param: str) -> None:
-    request.state.items = count  # the access log prints it
-    most = request.app.state.settings.limits.max_items
-    if count > most:
-        raise ServingError(
-            f"the request has {count} {param}; the limit is {most} (max_items): split it into several requests",
-            code="too_many_items",
-            param=param,
-        )
-
-
-def _require_score(score: float | AssayError) -> float:
-    if isinstance(score, AssayError):
-        raise score
-    return score
+def _require_score(scored: ScoredItem | AssayError) -> float:
+    if isinstance(scored, AssayError):
+        raise scored
+    return scored.score
 
 
 def _require_logits(result: ItemScore | AssayError) -> ItemScore:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from assay_service.scoring.item import FinishReason, Truncation
-from assay_service.settings import Name, Weight
+from assay_service.signal_settings import Name, Weight, check_some_weight
 
 STATUS: Mapping[str, int] = {
     "invalid_request": 422,
@@ -46,7 +46,8 @@ class _Request(BaseModel):
 class ChatMessage(_Request):
     """One message of a conversation; the template decides which roles and further fields exist.
 
-    `content` is a text, null, or a list with one text part. Any other content becomes an error of its item.
+    `content` is a text, null, or a list of text parts; a message with `tool_calls` may lack it. Any other content
+    becomes an error of its item.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -54,36 +55,54 @@ class ChatMessage(_Request):
     role: Annotated[Text, Field(min_length=1, max_length=64)]
     content: str | list[Any] | dict[str, Any] | int | float | bool | None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_calls_alone(cls, value: Any) -> Any:  # noqa: ANN401 - any JSON value
+        if isinstance(value, dict) and value.get("tool_calls") and "content" not in value:
+            return {**value, "content": None}
+        return value
+
 
 # The JSON type decides which form of a union is meant, so that an error names a field of that form only. The tags
 # stand in pydantic's error locations and are removed from ours; no field has such a name.
 UNION_TAGS = frozenset({"<text>", "<structured>"})
 
 
-def _get_form(value: object) -> str:
+def get_form(value: object) -> str:
+    """Return the tag of a value that is either a text or an object."""
     return "<text>" if isinstance(value, str) else "<structured>"
 
 
 Prompt = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[list[ChatMessage], Field(fail_fast=True), Tag("<structured>")],
-    Discriminator(_get_form),
+    Discriminator(get_form),
 ]
 
 
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class ScoreItem(_Request):
-    """An item: either `prompt` and `completion`, or `messages`, the last of which is the assistant's."""
+    """An item: `prompt` and `completion`, or `messages`, whose last one is the assistant's, or ids of both texts."""
 
     prompt: Prompt | None = None
     completion: Text | None = None
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)] | None = None
+    prompt_ids: TokenIds | None = None
+    completion_ids: TokenIds | None = None
     finish_reason: FinishReason = "stop"
     id: Annotated[Text, Field(max_length=256)] | None = None
+    tools: list[Any] | None = None
 
     @model_validator(mode="after")
     def _one_get_form(self) -> "ScoreItem":
-        pair = (self.prompt is not None) + (self.completion is not None)
-        if (self.messages is None and pair != 2) or (self.messages is not None and pair):
-            raise ValueError("set either `prompt` and `completion`, or `messages`")
+        forms = ((self.prompt, self.completion), (self.messages,), (self.prompt_ids, self.completion_ids))
+        given = [[field is not None for field in form] for form in forms]
+        if sum(map(any, given)) != 1 or not any(map(all, given)):
+            raise ValueError("set `prompt` and `completion`, or `messages`, or `prompt_ids` and `completion_ids`")
+        if self.prompt_ids is not None and "finish_reason" in self.model_fields_set:
+            raise ValueError("`finish_reason` is read from the last of `completion_ids`; remove it")
         if self.messages is not None and (not self.messages or self.messages[-1].role != "assistant"):
             raise ValueError("the last of `messages` must have the role `assistant`")
         return self
@@ -99,16 +118,27 @@ class _ChoosesBlend(_Request):
     def _one_rule(self) -> "_ChoosesBlend":
         if self.model is not None and self.weights is not None:
             raise ValueError("set `model` or `weights`, not both")
-        if self.weights is not None and sum(self.weights.values()) <= 0:
-            raise ValueError("at least one weight must be above zero")
+        if self.weights is not None:
+            check_some_weight(self.weights)
         return self
 
 
-class ScoreRequest(_ChoosesBlend):
-    """Body of `POST /v1/score`."""
+class _HoldsItems(_Request):
+    """A request with items; `tokenizer_sha256` is the hash of the `tokenizer.json` that gave their ids."""
 
     truncation: Truncation = "error"
     items: Annotated[list[ScoreItem], Field(fail_fast=True)]
+    tokenizer_sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _names_tokenizer(self) -> "_HoldsItems":
+        if self.tokenizer_sha256 is None and any(item.prompt_ids is not None for item in self.items):
+            raise ValueError("`prompt_ids` needs `tokenizer_sha256`, which is the output of `sha256sum tokenizer.json`")
+        return self
+
+
+class ScoreRequest(_HoldsItems, _ChoosesBlend):
+    """Body of `POST /v1/score`."""
 
 
 class RankCompletion(_Request):
@@ -121,7 +151,7 @@ class RankCompletion(_Request):
 
 RankEntry = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[RankCompletion, Tag("<structured>")],
-    Discriminator(_get_form),
+    Discriminator(get_form),
 ]
 
 
@@ -149,12 +179,10 @@ class CompareRequest(_Request):
     b: Text
 
 
-class RenderRequest(_Request):
+class RenderRequest(_HoldsItems):
     """Body of `POST /v1/render`; without `model`, every signal renders the items."""
 
     model: Name | None = None
-    truncation: Truncation = "error"
-    items: Annotated[list[ScoreItem], Field(fail_fast=True)]
 
 
 class RequestError(BaseModel):

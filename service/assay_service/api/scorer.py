@@ -5,7 +5,7 @@ not hold up the event loop. It works in slices, so that a large request does not
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from assay_service.errors import AssayError, ContentError
 from assay_service.metrics import Metrics
 from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Truncation
-from assay_service.scoring.render import Rendered
+from assay_service.scoring.rendered import Rendered
 
 # One turn of the render thread ends at whichever limit is reached first: items, or characters.
 SLICE_ITEMS = 16
@@ -28,11 +28,35 @@ Renderings = dict[str, Rendered]
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadItem:
+    """An item that is still text or token ids.
+
+    The render thread reads it, because reading renders templates: it is slow, and tokenizers are shared.
+
+    Attributes:
+        chars: number of characters of the text, or a lower bound for token ids.
+        read: function that returns the item, or raises a ContentError.
+    """
+
+    chars: int
+    read: Callable[[], Item]
+
+
+# What an endpoint makes of one entry of a request; an error stands for an entry that holds no item.
+ItemSource = Item | UnreadItem | ContentError
+
+
+@dataclass(frozen=True, slots=True)
 class ItemScore:
     """The logits of one item, and the rendered texts that gave them, both by signal."""
 
     logits: dict[str, float]
     rendered: Renderings
+
+    @property
+    def completion_tokens(self) -> dict[str, int]:
+        """Return the number of tokens in the completion, by signal."""
+        return {name: rendered.completion_tokens for name, rendered in self.rendered.items()}
 
 
 class Scorer:
@@ -59,7 +83,7 @@ class Scorer:
 
     async def score(
         self,
-        items: Sequence[Item | ContentError],
+        items: Sequence[ItemSource],
         signals: Sequence[str],
         truncation: Truncation = "error",
         *,
@@ -97,7 +121,7 @@ class Scorer:
         return results
 
     async def render(
-        self, items: Sequence[Item | ContentError], signals: Sequence[str], truncation: Truncation
+        self, items: Sequence[ItemSource], signals: Sequence[str], truncation: Truncation
     ) -> list[Renderings | AssayError]:
         """Return every item as each signal reads it, or the error for which it cannot be rendered.
 
@@ -113,7 +137,7 @@ class Scorer:
         return rendered
 
     def _render_slice(
-        self, items: Sequence[Item | ContentError], signals: Sequence[str], truncation: Truncation
+        self, items: Sequence[ItemSource], signals: Sequence[str], truncation: Truncation
     ) -> list[Renderings | AssayError]:
         rendered: list[Renderings | AssayError] = []
         for item in items:
@@ -121,6 +145,8 @@ class Scorer:
                 if isinstance(item, ContentError):
                     raise item
                 self._check_size(item)
+                if isinstance(item, UnreadItem):
+                    item = item.read()  # noqa: PLW2901 - the same item in another form
                 rendered.append(self._render_item(item, signals, truncation))
             except ContentError as error:
                 rendered.append(error)
@@ -132,7 +158,7 @@ class Scorer:
         once = {renderer: renderer.render(item, truncation) for renderer in dict.fromkeys(renderers.values())}
         return {name: once[renderer] for name, renderer in renderers.items()}
 
-    def _check_size(self, item: Item) -> None:
+    def _check_size(self, item: ItemSource) -> None:
         if (chars := _count_chars(item)) > self._max_item_chars:
             raise ContentError(
                 f"the item has {chars} characters; the limit is {self._max_item_chars} (max_item_chars)",
@@ -150,17 +176,24 @@ class Scorer:
                 self._metrics.logits.labels(name).observe(logit)
 
 
-def _count_chars(item: Item | ContentError) -> int:
+def _count_chars(item: ItemSource) -> int:
     """Return a lower bound on the characters of the rendered item; a message without content counts as well."""
     if isinstance(item, ContentError):
         return 0
+    if isinstance(item, UnreadItem):
+        return item.chars
     texts = (text for message in item.messages for _, text in message.texts())
-    return sum(map(len, texts)) + sum(len(message.role) + MESSAGE_CHARS for message in item.messages)
+    links = (link for message in item.messages for link in message.list_links())
+    return (
+        sum(map(len, texts))
+        + sum(map(len, links))
+        + sum(len(message.role) + MESSAGE_CHARS for message in item.messages)
+    )
 
 
-def _cut_slices(items: Sequence[Item | ContentError]) -> Iterator[list[Item | ContentError]]:
+def _cut_slices(items: Sequence[ItemSource]) -> Iterator[list[ItemSource]]:
     """Cut `items` into turns of the render thread; an item that is long by itself has a turn of its own."""
-    part: list[Item | ContentError] = []
+    part: list[ItemSource] = []
     chars = 0
     for item in items:
         if part and (len(part) == SLICE_ITEMS or chars + _count_chars(item) > SLICE_CHARS):

@@ -56,8 +56,7 @@ class ControlTokens:
         return f"{_OWN[0]}{self._number[token]}{_OWN[1]}"
 
     def _quote_message(self, message: Message) -> Message:
-        fields = tuple((name, self._quote_text(text)) for name, text in message.fields)
-        return replace(message, content=self._quote_text(message.content), fields=fields)
+        return message.replace_texts(self._quote_text(text) for _, text in message.texts())
 
     def _quote_text(self, text: str) -> str:
         if _RESERVED.search(text):

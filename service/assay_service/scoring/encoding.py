@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError
 from assay_service.scoring.control import ControlTokens, PlainEncoder
@@ -83,11 +84,14 @@ class ItemEncoder:
         Raises:
             ContentError: a message holds a control token (`special_tokens`), or `Template.render` refuses the item.
         """
+        item = self._template.choose_arguments(item)
         for message in item.messages:
-            if token := self._control.find_first(message.role):
-                raise ContentError(
-                    f"a role holds the control token {token!r}; send a plain role", code="special_tokens"
-                )
+            for plain in (message.role, *message.list_links()):
+                if token := self._control.find_first(plain):
+                    what = "a role" if plain is message.role else "an id or name of a tool call"
+                    raise ContentError(
+                        f"{what} holds the control token {token!r}; send a plain one", code="special_tokens"
+                    )
         control_token = self._find_control_token(item)
         if control_token is not None and self._plain is None:
             raise ContentError(
@@ -144,7 +148,15 @@ class ItemEncoder:
         return [token for token in ids if token in self._control_ids]
 
 
-def find_turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
+def find_control_tokens(template: Template, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the ids of the tokens that only a template may print, keyed by their texts: special and turn tokens."""
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= {text: added[text] for text in _find_turn_tokens(template, added)}
+    return special | {text: tokenizer.convert_tokens_to_ids(text) for text in tokenizer.all_special_tokens}
+
+
+def _find_turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
     """Return the added tokens that a template prints around messages.
 
     A message that holds such a token opens or closes a turn, whether or not the tokenizer's file calls it special:
@@ -157,7 +169,9 @@ def find_turn_tokens(template: Template, added: Collection[str]) -> frozenset[st
     """
     printed = "".join(_render_neutral_conversations(template))
     tags = {opening for tag in added if (opening := tag.replace("/", "", 1)) != tag}
-    return frozenset(token for token in added if token in printed and token.replace("/", "", 1) not in tags)
+    # Gemma's vocabulary has added tokens for line breaks, which its template prints, but which are text.
+    words = (token for token in added if token.strip())
+    return frozenset(token for token in words if token in printed and token.replace("/", "", 1) not in tags)
 
 
 def _render_neutral_conversations(template: Template) -> Iterator[str]:

@@ -5,12 +5,12 @@ It holds everything that decides a score besides the weights, so that a checkpoi
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from assay_service.errors import StartError
-from assay_service.validation import SHA256_PATTERN, explain, format_key
+from assay_service.validation import SHA256_PATTERN, TAG_PATTERN, explain, format_key
 
 FILE_NAME = "assay.json"
 
@@ -20,7 +20,11 @@ EosPolicy = Literal["template", "append"]
 Unfinished = Literal["score", "error"]
 DroppedContent = Literal["error", "report"]
 ControlTokenPolicy = Literal["error", "text"]
+Reasoning = Literal["keep", "strip", "error"]
 TokenTypes = Literal["zero", "second_after_sep"]
+
+Tag = Annotated[str, Field(min_length=1, max_length=256, pattern=TAG_PATTERN)]
+REASONING_TAGS: tuple[str, str] = ("<think>", "</think>")
 
 
 class GoldenRow(BaseModel):
@@ -56,6 +60,8 @@ class Manifest(BaseModel):
         token_types: token types, for bases that distinguish them. A manifest without this key means "zero", because
             `assay train reward` trains so.
         pad_token_id: token id that `last_non_pad_id` skips.
+        reasoning: treatment of the reasoning of completions. A manifest without this key means "keep".
+        reasoning_tags: tags that enclose reasoning; "keep" does not read them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,6 +78,8 @@ class Manifest(BaseModel):
     golden: tuple[GoldenRow, ...] = ()
     token_types: TokenTypes | None = "zero"
     pad_token_id: int | None = Field(None, ge=0)
+    reasoning: Reasoning | None = None
+    reasoning_tags: tuple[Tag, Tag] | None = None
 
 
 def read(directory: Path) -> Manifest:

@@ -2,51 +2,20 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
-from assay_service.scoring.encoding import Encoded, ItemEncoder, find_turn_tokens
+from assay_service.scoring.encoding import Encoded, ItemEncoder, find_control_tokens
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Span, TokenSequence
+from assay_service.scoring.reasoning import ReasoningRule
+from assay_service.scoring.rendered import Rendered
 from assay_service.scoring.rules import RenderRules
-from assay_service.scoring.skeleton import Dropped
 from assay_service.scoring.template import Template
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """The token sequence that is scored for one item and one signal.
-
-    Attributes:
-        text: rendered conversation before tokenising; for a truncated item, the whole of it.
-        sequence: ids after truncation, the boundary and the score span.
-        truncated_tokens: number of prompt tokens that were removed.
-        dropped: texts of the messages that the template did not print; empty unless the rules allow it.
-        dropped_tokens: number of tokens in these texts, each tokenised by itself.
-        control_tokens_as_text: number of control tokens in the messages that were read as plain characters.
-        completion_cut: whether the completion was cut as well, which only training does.
-    """
-
-    text: str
-    sequence: TokenSequence
-    truncated_tokens: int
-    dropped: tuple[Dropped, ...] = ()
-    dropped_tokens: int = 0
-    control_tokens_as_text: int = 0
-    completion_cut: bool = False
-
-    @property
-    def boundary(self) -> int:
-        """Return the number of prompt tokens."""
-        return self.sequence.boundary
-
-    @property
-    def completion_tokens(self) -> int:
-        """Return the number of tokens in the completion, its end of turn included."""
-        return len(self.sequence.ids) - self.boundary
+from assay_service.scoring.transcript import build_transcript
 
 
 class Renderer:
@@ -63,48 +32,59 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: RenderRules, vocabulary_size: int) -> None:
         self.rules = rules
-        self._tokenizer: Any = tokenizer
+        self.tokenizer: Any = tokenizer
         self._vocabulary_size = vocabulary_size
         # Tokenizer files may set truncation and padding (all-MiniLM: 128 tokens), which would shorten texts silently.
-        encoder = self._tokenizer.backend_tokenizer
+        encoder = self.tokenizer.backend_tokenizer
         encoder.no_truncation()
         encoder.no_padding()
         file = encoder.to_str()
         # Templates print special tokens by name, also by the model's own names (`image_token`), so names decide ids.
-        named = sorted((name, str(text)) for name, text in self._tokenizer.special_tokens_map.items())
+        named = sorted((name, str(text)) for name, text in self.tokenizer.special_tokens_map.items())
         self.tokenizer_sha256 = hashlib.sha256(f"{named}{file}".encode()).hexdigest()
-        self.template = Template(self._tokenizer, rules.template)
-        added = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items()}
-        special = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
-        special |= {t: added[t] for t in find_turn_tokens(self.template, added)}
-        special |= {t: self._tokenizer.convert_tokens_to_ids(t) for t in self._tokenizer.all_special_tokens}
+        self.template = Template(self.tokenizer, rules.template)
+        self.transcript = build_transcript(self.template, self.tokenizer)
+        start, end = rules.reasoning_tags
+        opened = rules.reasoning != "keep" and self.template.opens(start)
+        self._reasoning = ReasoningRule(rules.reasoning, start, end, opened)
+        special = find_control_tokens(self.template, self.tokenizer)
         control_ids = frozenset(special.values())
         # Unknown words of a message become the unknown token, so it must not be refused as a control token. GPT-2 and
         # Pythia only name one without using it: it is their EOS.
         model = json.loads(file)["model"]
         if model.get("unk_token") or model.get("unk_id") is not None:
-            control_ids -= {self._tokenizer.unk_token_id}
+            control_ids -= {self.tokenizer.unk_token_id}
         self._items = ItemEncoder(self.template, encoder, frozenset(special), control_ids, rules.control_tokens)
         # Ids that every item must have in the places where the probe has them; `_check_rules` sets them.
         self._first: int | None = None
         self._separator: int | None = None
         self._check_rules()
 
-    def render(self, item: Item, truncation: Truncation = "error") -> Rendered:
+    def render(self, item: Item, truncation: Truncation = "error", *, trained: bool = False) -> Rendered:
         """Return the ids of `item`, with its boundary and score span.
 
         Args:
             item: prompt and completion.
             truncation: "error" refuses an item that is too long; "prompt_left" cuts the front of its prompt.
+            trained: True for an item whose reasoning was treated in training; the rules' policy is not applied.
 
         Raises:
             ContentError: the item cannot be scored; the code is `unfinished`, `empty_completion`, `special_tokens`,
                 `template_error`, `dropped_content`, `unfinished_unsupported`, `no_prompt`, `token_out_of_range`,
-                `too_long` or `completion_too_long`.
+                `reasoning`, `too_long` or `completion_too_long`.
         """
         self._refuse_unfinished(item)
+        item, reasoning = (item, "") if trained else self._reasoning.apply(item)
         encoded = self._encode(item)
-        return self._build_rendered(encoded, encoded.ids, truncation)
+        return replace(self._build_rendered(encoded, encoded.ids, truncation), reasoning=reasoning)
+
+    def treat_reasoning(self, item: Item) -> Item:
+        """Return `item` without the reasoning that the rules remove, as `render` reads it.
+
+        Raises:
+            ContentError: the rules refuse its reasoning; the code is `reasoning`.
+        """
+        return self._reasoning.apply(item)[0]
 
     def render_within(self, item: Item, kept_prompt_tokens: int) -> Rendered:
         """Return the ids of `item`, cut on both sides as far as needed, as in training ([CRS] section 5.3).
@@ -115,6 +95,7 @@ class Renderer:
         Raises:
             ContentError: the item cannot be scored, as for `render`, except `too_long` and `completion_too_long`.
         """
+        item, reasoning = self._reasoning.apply(item)
         encoded = self._encode(item)
         room = self.rules.max_length - min(encoded.boundary, kept_prompt_tokens)
         cut = len(encoded.ids) - encoded.boundary > room
@@ -123,7 +104,7 @@ class Renderer:
             self._refuse_unfinished(item)
             encoded = self._encode(item)
         rendered = self._build_rendered(encoded, encoded.ids[: encoded.boundary + room], "prompt_left")
-        return replace(rendered, completion_cut=cut)
+        return replace(rendered, completion_cut=cut, reasoning=reasoning)
 
     def prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """Return the ids that a policy continues: the conversation so far with the generation prompt.
@@ -152,8 +133,8 @@ class Renderer:
                 code="dropped_content",
             )
         ids = encoded.ids
-        if self.rules.eos == "append" and item.finish_reason == "stop" and ids[-1:] != (self._tokenizer.eos_token_id,):
-            ids = (*ids, self._tokenizer.eos_token_id)
+        if self.rules.eos == "append" and item.finish_reason == "stop" and ids[-1:] != (self.tokenizer.eos_token_id,):
+            ids = (*ids, self.tokenizer.eos_token_id)
         if not ids or (item.finish_reason == "length" and encoded.boundary == len(ids)):
             raise ContentError("the completion has no tokens; send text", code="empty_completion", param="completion")
         # An id beyond the embedding would fail in the forward pass, and on a GPU break the device for all items.
@@ -173,7 +154,7 @@ class Renderer:
         if self._first is not None and ids[0] != self._first:
             raise ContentError(
                 f"score_position {self.rules.score_position} reads the first token, but the template does not begin "
-                f"this conversation with {self._tokenizer.convert_ids_to_tokens(self._first)!r}",
+                f"this conversation with {self.tokenizer.convert_ids_to_tokens(self._first)!r}",
                 code="template_error",
             )
         if self._separator is not None and self._separator not in ids[:boundary]:
@@ -202,14 +183,14 @@ class Renderer:
         A separator that was removed still ends the first segment, so the completion keeps the type that it has in
         training.
         """
-        separator = self._tokenizer.sep_token_id
+        separator = self.tokenizer.sep_token_id
         if self.rules.token_types != "second_after_sep" or separator not in ids[:-1]:
             return None
         return max(ids.index(separator) + 1 - cut, self._count_lead(ids, boundary))
 
     def _count_lead(self, ids: tuple[int, ...], boundary: int) -> int:
         """Return the number of tokens at the front that are never removed: 1 for a leading BOS or CLS, else 0."""
-        return int(ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id) and boundary > 0)
+        return int(ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) and boundary > 0)
 
     def _truncate(self, ids: tuple[int, ...], boundary: int, truncation: Truncation) -> tuple[tuple[int, ...], int]:
         """Return the ids within the length limit and the number of prompt tokens removed after a leading BOS or CLS."""
@@ -243,7 +224,7 @@ class Renderer:
             case "last_non_pad_id":
                 last = next((i for i in reversed(range(len(ids))) if ids[i] != self.rules.pad_token_id), -1)
             case "eos":  # earlier turns of the prompt may end with EOS as well, so the search starts at the boundary
-                eos = self._tokenizer.eos_token_id
+                eos = self.tokenizer.eos_token_id
                 last = next((i for i in range(boundary, len(ids)) if ids[i] == eos), len(ids) - 1)
         if last < 0:
             raise ContentError("the head has no token to read; send text", code="empty_completion", param="completion")
@@ -251,7 +232,7 @@ class Renderer:
 
     def _check_rules(self) -> None:
         """Refuse at start the rules that would fail, or score the wrong token, for every item."""
-        if (self.rules.eos == "append" or self.rules.score_position == "eos") and self._tokenizer.eos_token_id is None:
+        if (self.rules.eos == "append" or self.rules.score_position == "eos") and self.tokenizer.eos_token_id is None:
             raise StartError(
                 "eos, score_position: the tokenizer has no EOS token; declare its `eos_token` in "
                 "tokenizer_config.json, or other values of these keys"
@@ -267,7 +248,7 @@ class Renderer:
             raise StartError(f"template: cannot render one user and one assistant message: {error.message}") from error
         if (
             self.rules.score_position == "eos"
-            and self._tokenizer.eos_token_id not in probe.sequence.ids[probe.boundary :]
+            and self.tokenizer.eos_token_id not in probe.sequence.ids[probe.boundary :]
         ):
             raise StartError(
                 "score_position: eos, but the template prints no EOS after the completion; print it, or declare "
@@ -277,21 +258,21 @@ class Renderer:
         if self.rules.token_types == "second_after_sep" and (second is None or second > probe.boundary):
             raise StartError(
                 "token_types: second_after_sep, but the template prints no separator token of the tokenizer "
-                f"({self._tokenizer.sep_token!r}) before the completion; print it, or declare `token_types: zero`"
+                f"({self.tokenizer.sep_token!r}) before the completion; print it, or declare `token_types: zero`"
             )
         if self.rules.score_position in ("pooler", "first_token"):
             self._check_first(probe.sequence.ids[0])
             self._first = probe.sequence.ids[0]
         if self.rules.token_types == "second_after_sep":
-            self._separator = self._tokenizer.sep_token_id
+            self._separator = self.tokenizer.sep_token_id
 
     def _check_first(self, first: int) -> None:
         """Refuse to read a first token into which the model was not trained to summarise the text."""
-        name = "cls_token" if self._tokenizer.cls_token is not None else "bos_token"
-        token = getattr(self._tokenizer, name)
-        if token is None or first != getattr(self._tokenizer, f"{name}_id"):
+        name = "cls_token" if self.tokenizer.cls_token is not None else "bos_token"
+        token = getattr(self.tokenizer, name)
+        if token is None or first != getattr(self.tokenizer, f"{name}_id"):
             raise StartError(
                 f"score_position: {self.rules.score_position} reads the first token, which is "
-                f"{self._tokenizer.convert_ids_to_tokens(first)!r}; it must be the tokenizer's {name} ({token!r}): "
+                f"{self.tokenizer.convert_ids_to_tokens(first)!r}; it must be the tokenizer's {name} ({token!r}): "
                 "print it at the start of the template"
             )

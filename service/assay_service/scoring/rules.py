@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from assay_service.scoring.manifest import (
+    REASONING_TAGS,
     ControlTokenPolicy,
     DroppedContent,
     EosPolicy,
+    Reasoning,
     ScorePosition,
     TokenTypes,
     Unfinished,
@@ -30,6 +32,9 @@ class RenderRules:
             as plain characters.
         token_types: "zero": every token has type 0. "second_after_sep": tokens after the first separator have type 1,
             as `tokenizer(prompt, completion)` gives them. None if the base has one type only.
+        reasoning: "keep" if reasoning in completions is rendered as it is, "strip" if it is removed first, "error" if
+            such completions are refused.
+        reasoning_tags: tags that open and close reasoning; "keep" does not read them.
     """
 
     template: str
@@ -41,3 +46,5 @@ class RenderRules:
     dropped_content: DroppedContent = "error"
     control_tokens: ControlTokenPolicy = "error"
     token_types: TokenTypes | None = None
+    reasoning: Reasoning = "keep"
+    reasoning_tags: tuple[str, str] = REASONING_TAGS

@@ -7,28 +7,41 @@ templates trim texts and put line breaks around reasoning, and models are traine
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from assay_service.errors import ContentError
 from assay_service.scoring.item import Message
+from assay_service.scoring.tool_calls import Leaf
 
-# Marks are letters only, so that no template trims, splits or escapes them.
-_MARK = re.compile("AssaySentinel([A-J]+)q")
+# Marks are letters only, so that no template trims, splits or escapes them. Those of argument names begin with their
+# rank, so that a template which sorts them puts them in the order of the names themselves. Bare values need numbers.
+_MARK = re.compile("Assay[A-J]*Sentinel([A-J]+)q|8190412([0-9]{7})2140918")
 NEUTRAL = "AssaySentinelq"  # takes the place of one text beside others, which may be marks
+NEUTRAL_BARE = "81904122140918"
 _PLAIN_ROLE = re.compile(r"[\w-]{1,64}")  # another role may hold text of a user, which an error never quotes
 
-# The role and the names of the further fields of each message; a skeleton depends on nothing else.
-Shape = tuple[tuple[str, tuple[str, ...]], ...]
+# The role and the names of the further fields of each message; a message with parts, tool calls or links is itself in
+# the shape, with neutral texts. A skeleton depends on nothing else.
+Shape = tuple[tuple[str, tuple[str, ...]] | Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of one text of a conversation: the field `field` of the message at `index`."""
+    """The place of one text of a conversation: the field `field` of the message at `index`.
+
+    The field is a path, such as `content` or `tool_calls[0].function.name`; `bare` is that of `Leaf`.
+    """
 
     index: int
     role: str
     field: str
+    bare: bool = False
+
+    @property
+    def may_repeat(self) -> bool:
+        """Return True if a template may print the text twice: names of functions stand before their results, too."""
+        return self.field.startswith("tool_calls")
 
     def __str__(self) -> str:
         """Return the place for errors; an unusual role is not shown, since errors never quote a text."""
@@ -63,6 +76,27 @@ class Skeleton:
             pieces += (texts[number], literal)
         return "".join(pieces)
 
+    def spell(self, printed: str, spellings: Sequence[Sequence[str]]) -> list[str]:
+        """Return each text in the first of its spellings that `printed` shows; the first one where it shows none.
+
+        Args:
+            printed: rendered conversation.
+            spellings: spellings of each text, as `Leaf.list_spellings` gives them.
+        """
+        chosen = [known[0] for known in spellings]
+        if all(len(known) == 1 for known in spellings):
+            return chosen
+        packed = _remove_space(printed)
+        place = len(_remove_space(self.literals[0]))
+        for number, literal in zip(self.order, self.literals[1:], strict=True):
+            after = _remove_space(literal)
+            shown = (text for text in spellings[number] if packed.startswith(_remove_space(text) + after, place))
+            if (text := next(shown, None)) is None:
+                break
+            chosen[number] = text
+            place += len(_remove_space(text)) + len(after)
+        return chosen
+
     def find_suspects(self, printed: str, texts: Sequence[str]) -> Sequence[int]:
         """Return the numbers of the texts that `printed` may not show as they are; none if it shows all of them."""
         if printed == self.fill(texts):
@@ -82,12 +116,26 @@ class Skeleton:
 
 def build_shape(messages: Iterable[Message]) -> Shape:
     """Return the shape of `messages`, on which alone the skeleton depends."""
-    return tuple((m.role, tuple(name for name, _ in m.fields) if m.fields else ()) for m in messages)
+    return tuple((m.role, tuple(name for name, _ in m.fields)) if m.is_plain else _blank(m) for m in messages)
+
+
+def _blank(message: Message) -> Message:
+    fields = tuple((name, "") for name, _ in message.fields)
+    # A content that is empty beside tool calls is not printed, so it is part of the shape.
+    content = NEUTRAL if message.content else ""
+    parts, calls = ("",) * len(message.parts), tuple(call.blank() for call in message.tool_calls)
+    return replace(message, content=content, fields=fields, parts=parts, tool_calls=calls)
 
 
 def list_slots(shape: Shape) -> tuple[Slot, ...]:
     """Return the slots of a conversation in the order of its messages."""
-    return tuple(Slot(i, role, field) for i, (role, fields) in enumerate(shape) for field in ("content", *fields))
+    slots: list[Slot] = []
+    for index, turn in enumerate(shape):
+        if isinstance(turn, Message):
+            slots += (Slot(index, turn.role, leaf.field, leaf.bare) for leaf in turn.list_leaves())
+        else:
+            slots += (Slot(index, turn[0], field) for field in ("content", *turn[1]))
+    return tuple(slots)
 
 
 def list_texts(messages: Iterable[Message]) -> list[str]:
@@ -95,15 +143,40 @@ def list_texts(messages: Iterable[Message]) -> list[str]:
     return [text for message in messages for _, text in message.texts()]
 
 
-def _build_mark(number: int) -> str:
+def list_spellings(messages: Iterable[Message]) -> list[tuple[str, ...]]:
+    """Return the spellings of the texts of a conversation, in the order of `list_slots`."""
+    return [leaf.list_spellings() for message in messages for leaf in message.list_leaves()]
+
+
+def build_neutral(slots: Iterable[Slot]) -> list[str]:
+    """Return a neutral text for each slot."""
+    return [NEUTRAL_BARE if slot.bare else NEUTRAL for slot in slots]
+
+
+def build_neutral_links(messages: Iterable[Message]) -> dict[str, str]:
+    """Return a plain text of the same length for each link of `messages`; templates may check lengths."""
+    links = dict.fromkeys(link for message in messages for link in message.list_links())
+    return {link: str(number).translate(_LETTERS).rjust(len(link), "Z") for number, link in enumerate(links)}
+
+
+def _build_mark(number: int, leaf: Leaf | None = None) -> str:
     """Return the mark that stands for the text with this number."""
-    return f"AssaySentinel{str(number).translate(_LETTERS)}q"
+    if leaf is not None and leaf.bare:
+        return f"8190412{number:07}2140918"
+    rank = leaf.text.translate(_LETTERS) if leaf is not None and leaf.named else ""
+    return f"Assay{rank}Sentinel{str(number).translate(_LETTERS)}q"
 
 
 def build_marked(shape: Shape) -> tuple[Message, ...]:
     """Return a conversation of this shape with a mark in the place of every text."""
     messages, number = [], 0
-    for role, fields in shape:
+    for turn in shape:
+        if isinstance(turn, Message):
+            leaves = turn.list_leaves()
+            messages.append(turn.replace_texts(_build_mark(number + i, leaf) for i, leaf in enumerate(leaves)))
+            number += len(leaves)
+            continue
+        role, fields = turn
         content, *others = (_build_mark(number + i) for i in range(len(fields) + 1))
         number += len(fields) + 1
         messages.append(Message(role, content, tuple(zip(fields, others, strict=True))))
@@ -118,17 +191,19 @@ def parse_skeleton(shape: Shape, text: str) -> Skeleton:
     """
     slots = list_slots(shape)
     parts = _MARK.split(text)
-    numbers = [int(letters.translate(_DIGITS)) for letters in parts[1::2]]
+    numbers = [
+        int(digits or letters.translate(_DIGITS)) for letters, digits in zip(parts[1::3], parts[2::3], strict=True)
+    ]
     counts = Counter(numbers)
     for number, slot in enumerate(slots):
         if counts[number] == 0:
             raise ContentError(f"the template does not print {slot}; {_ADVICE}", code="template_error")
-        if counts[number] > 1:
+        if counts[number] > 1 and not slot.may_repeat:
             raise ContentError(
                 f"the template prints {slot} {counts[number]} times; declare a template that prints it once",
                 code="template_error",
             )
-    return Skeleton(tuple(parts[::2]), tuple(numbers))
+    return Skeleton(tuple(parts[::3]), tuple(numbers))
 
 
 def find_lost(text: str, head: str, tail: str, printed: str) -> str:

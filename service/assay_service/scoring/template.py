@@ -7,79 +7,28 @@ never part of a request. All special tokens come from the template; the text is 
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
 
-from assay_service.errors import ContentError, StartError
+from assay_service.errors import ContentError
 from assay_service.scoring import skeleton
-from assay_service.scoring.item import FinishReason, Item, Message
-from assay_service.scoring.skeleton import NEUTRAL, Dropped, Shape, Skeleton, Slot
+from assay_service.scoring.item import PROBE, FinishReason, Item, Message
+from assay_service.scoring.skeleton import NEUTRAL, NEUTRAL_BARE, Dropped, Shape, Skeleton, Slot
+from assay_service.scoring.unfinished import extract_completion, find_words_between, is_certain
 
 # Templates that print today's date would give another score tomorrow. All see this day, Llama 3.1's own default.
-_PINNED_DAY = datetime(2024, 7, 26)
+PINNED_DAY = datetime(2024, 7, 26)
 
-_DEFAULT = "default"
 _KEPT = 16  # rendered prompts in memory: completions of one prompt arrive together, and a prompt may be long
 
 # To find dropped texts, the conversation is rendered once for each suspect. The product of suspects and messages is
 # limited, so that one request cannot keep the service busy for minutes.
 _MOST_RENDERED = 4096
-
-# Words and tags that a template prints before a completion, such as `<think>`.
-_WORD = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|[^\s<>\[\]]+")
-
-
-def read_template(declared: Path | None, checkpoint: Path, tokenizer: Path, name: str | None = None) -> str:
-    """Return the Jinja source of a signal's chat template.
-
-    Args:
-        declared: file that the configuration names; None takes the checkpoint's own template.
-        checkpoint: directory of the adapter or base; its files come first.
-        tokenizer: directory of the tokenizer, whose `tokenizer_config.json` may hold templates.
-        name: name of one of the checkpoint's templates; None takes the one called "default", as transformers does.
-            `chat_template.jinja` and a single text in `tokenizer_config.json` have this name.
-
-    Raises:
-        StartError: the declared file is missing, or the checkpoint has no template of this name.
-    """
-    if declared is not None:
-        if name is not None:
-            raise StartError("template, template_name: declare only one of them")
-        if not declared.is_file():
-            raise StartError(f"template: {declared}: no such file; declare the path of a Jinja file")
-        return declared.read_text(encoding="utf-8")
-    templates = _read_configured(tokenizer / "tokenizer_config.json")
-    for directory in dict.fromkeys((tokenizer, checkpoint)):
-        files = {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
-        if (single := directory / "chat_template.jinja").is_file():
-            files[_DEFAULT] = single
-        templates |= {stem: path.read_text(encoding="utf-8") for stem, path in files.items()}
-    if not templates:
-        raise StartError(f"template: {checkpoint} has no chat template; declare the path of a Jinja file")
-    if (name or _DEFAULT) not in templates:
-        names = ", ".join(sorted(templates))
-        missing = "no chat template is called 'default'" if name is None else f"no chat template is called {name!r}"
-        raise StartError(f"template_name: {missing}; declare one of: {names}")
-    return templates[name or _DEFAULT]
-
-
-def _read_configured(path: Path) -> dict[str, str]:
-    """Return the chat templates of a `tokenizer_config.json`, keyed by name; none if the file does not exist."""
-    if not path.is_file():
-        return {}
-    try:
-        own = json.loads(path.read_bytes()).get("chat_template")
-        named = {entry["name"]: entry["template"] for entry in own} if isinstance(own, list) else {_DEFAULT: own}
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise StartError(f"{path}: chat_template must be a text or a list of `name` and `template`") from error
-    return {name: template for name, template in named.items() if isinstance(template, str)}
 
 
 class ChatTokenizer(Protocol):
@@ -87,7 +36,7 @@ class ChatTokenizer(Protocol):
 
     def apply_chat_template(
         self,
-        conversation: list[dict[str, str]],
+        conversation: list[dict[str, Any]],
         *,
         chat_template: str,
         tokenize: bool,
@@ -141,37 +90,102 @@ class Template:
         """
         if not item.prompt:
             raise ContentError("the completion is the only message; send its prompt as well", code="no_prompt")
+        if item.finish_reason == "length" and item.messages[-1].tool_calls:
+            raise ContentError(
+                "the completion was cut off and has tool calls, whose end cannot be distinguished from the end of "
+                "turn; send its text",
+                code="unfinished_unsupported",
+                param="finish_reason",
+            )
         frame = self._skeleton(skeleton.build_shape(item.messages))
         prompt = self._prompt(item.prompt)
         full = self._apply(item.messages)
-        texts = skeleton.list_texts(item.messages)
-        suspects = frame.find_suspects(full, texts)
-        dropped = tuple(self._find_dropped(item.messages, texts, suspects, full)) if suspects else ()
+        spellings = skeleton.list_spellings(item.messages)
+        suspects = frame.find_suspects(full, frame.spell(full, spellings))
+        dropped = tuple(self._find_dropped(item.messages, spellings, suspects, full)) if suspects else ()
         if item.finish_reason == "length":
             full = self._cut_unfinished(item, prompt, full)
         return RenderedText(prompt, full, dropped)
 
+    def opens(self, tag: str) -> bool:
+        """Return whether the generation prompt ends with `tag`, so that completions begin within the block it opens."""
+        try:
+            return self._prompt(PROBE.prompt).rstrip().endswith(tag)
+        except ContentError:  # no item can be rendered, which is reported when the first one is
+            return False
+
+    def choose_arguments(self, item: Item) -> Item:
+        """Return `item` with the arguments of its tool calls in the form that the template reads.
+
+        It is an object, as transformers documents it, unless the template can only print the JSON text that was sent.
+        """
+        calls = [call for message in item.messages for call in message.tool_calls]
+        if not any(call.sent_as_text for call in calls) or self._can_print(item):
+            return item
+        messages = tuple(
+            replace(m, tool_calls=tuple(replace(c, as_text=c.sent_as_text) for c in m.tool_calls))
+            for m in item.messages
+        )
+        other = replace(item, messages=messages)
+        return other if self._can_print(other) else item
+
+    def _can_print(self, item: Item) -> bool:
+        try:
+            self._skeleton(skeleton.build_shape(item.messages))
+        except ContentError:
+            return False
+        return True
+
     def render_neutral(self, item: Item) -> str:
         """Return a neutral conversation of the same shape, whose control tokens are those that `item` may have."""
-        return self._neutral(skeleton.build_shape(item.messages), item.finish_reason)
+        links = skeleton.build_neutral_links(item.messages)
+        messages = (message.replace_links(links) for message in item.messages) if links else item.messages
+        return self._neutral(skeleton.build_shape(messages), item.finish_reason)
 
     def _render_neutral(self, shape: Shape, finish_reason: FinishReason) -> str:
         frame = self._skeleton(shape)
         slots = skeleton.list_slots(shape)
-        neutral = [NEUTRAL] * len(slots)
+        neutral = skeleton.build_neutral(slots)
         if finish_reason == "stop":
             return frame.fill(neutral)
         end = frame.order.index(slots.index(_locate_completion(skeleton.build_marked(shape)))) + 1
         return Skeleton((*frame.literals[:end], ""), frame.order[:end]).fill(neutral)
 
     def _render_skeleton(self, shape: Shape) -> Skeleton:
-        return skeleton.parse_skeleton(shape, self._apply(skeleton.build_marked(shape)))
+        messages = skeleton.build_marked(shape)
+        try:
+            text = self._apply(messages)
+            found = skeleton.parse_skeleton(shape, text)
+        except ContentError:
+            # With one text for each list of parts, the template shows whether it refuses the lists or something else.
+            single = tuple(replace(m, content=m.content + "".join(m.parts), parts=()) for m in messages)
+            if not any(m.parts for m in messages) or not self._can_print(Item(single)):
+                raise
+            raise _make_parts_error(next(i for i, m in enumerate(messages) if m.parts)) from None
+        self._check_structure(messages, text)
+        return found
+
+    def _check_structure(self, messages: tuple[Message, ...], text: str) -> None:
+        """Refuse a template that prints lists of parts or arguments as Python writes them.
+
+        Every text would be shown, but with braces that no model was trained on.
+        """
+        for index, message in enumerate(messages):
+            if message.parts and self._apply(messages, swapped=index) != text:
+                raise _make_parts_error(index)
+            for call in message.tool_calls:
+                if not call.as_text and call.arguments != "{}" and str(json.loads(call.arguments)) in text:
+                    raise ContentError(
+                        f"the template does not read arguments that are objects, as those of messages[{index}] are; "
+                        "send them as JSON text",
+                        code="template_error",
+                    )
 
     def _render_prompt(self, messages: tuple[Message, ...]) -> str:
         return self._apply(messages, add_generation_prompt=True)
 
     def _find_dropped(
-        self, messages: tuple[Message, ...], texts: Sequence[str], suspects: Sequence[int], full: str
+        self, messages: tuple[Message, ...], spellings: Sequence[Sequence[str]], suspects: Sequence[int], full: str
     ) -> list[Dropped]:
         """Return the texts that `full` does not show, by rendering each suspect once with a mark in its place."""
         if len(suspects) * len(messages) > _MOST_RENDERED:
@@ -179,21 +193,19 @@ class Template:
                 "the template rewrites too many messages to find dropped texts; send fewer", code="template_error"
             )
         slots, dropped = skeleton.list_slots(skeleton.build_shape(messages)), []
-        for number in sorted(suspects):
+        for number in sorted(set(suspects)):
             head, tail = self._split_around(messages, slots[number])
-            if text := skeleton.find_lost(texts[number], head, tail, full):
-                dropped.append(Dropped(slots[number], text))
+            lost = [skeleton.find_lost(text, head, tail, full) for text in spellings[number]]
+            if all(lost):
+                dropped.append(Dropped(slots[number], lost[0]))
         return dropped
 
     def _split_around(self, messages: tuple[Message, ...], slot: Slot) -> tuple[str, str]:
         """Return the text before and after a neutral text in the place of `slot`."""
-        message, neutral = messages[slot.index], NEUTRAL
+        message, neutral = messages[slot.index], NEUTRAL_BARE if slot.bare else NEUTRAL
         while any(neutral in text for text in skeleton.list_texts(messages)):
-            neutral += "q"
-        if slot.field == "content":
-            message = replace(message, content=neutral)
-        else:
-            message = replace(message, fields=tuple({**dict(message.fields), slot.field: neutral}.items()))
+            neutral += "7" if slot.bare else "q"
+        message = message.replace_texts(neutral if name == slot.field else text for name, text in message.texts())
         head, *rest = self._apply((*messages[: slot.index], message, *messages[slot.index + 1 :])).split(neutral)
         if len(rest) != 1:
             raise ContentError(f"beside other messages, the template does not print {slot} once", code="template_error")
@@ -202,10 +214,10 @@ class Template:
     def _cut_unfinished(self, item: Item, prompt: str, full: str) -> str:
         """Return `full` up to the end of the completion, which the template printed as it is or stripped."""
         head, tail = self._split_around(item.messages, _locate_completion(item.messages))
-        printed = _extract_completion(full, head, tail, item.completion)
+        printed = extract_completion(full, head, tail, item.completion)
         if printed is None:  # neutral completions have other text before them: try the generation prompt
-            head, printed = prompt, _extract_completion(full, prompt, tail, item.completion)
-        elif not _is_certain(self._lead(skeleton.build_shape(item.messages)), prompt, head, item.completion):
+            head, printed = prompt, extract_completion(full, prompt, tail, item.completion)
+        elif not is_certain(self._lead(skeleton.build_shape(item.messages)), prompt, head, item.completion):
             raise ContentError(
                 "the text that the template prints before a completion depends on how the completion continues; "
                 "declare a template that prints its generation prompt before every finished completion",
@@ -233,7 +245,7 @@ class Template:
         messages = skeleton.build_marked(shape)
         prompt = self._prompt(messages[:-1]).rstrip()
         head, _ = self._split_around(messages, _locate_completion(messages))
-        words = _find_words_between(prompt, head)
+        words = find_words_between(prompt, head)
         closed = [word.replace("/", "", 1) for word in words if word.startswith(("</", "[/"))]
         if not head.startswith(prompt) or not set(words).issuperset(closed):
             return None
@@ -244,16 +256,21 @@ class Template:
                     return None
         return words
 
-    def _apply(self, messages: tuple[Message, ...], *, add_generation_prompt: bool = False) -> str:
-        """Render messages by the tokenizer, on the pinned day."""
+    def _apply(
+        self, messages: tuple[Message, ...], *, add_generation_prompt: bool = False, swapped: int | None = None
+    ) -> str:
+        """Render messages by the tokenizer, on the pinned day; the parts of message `swapped` have swapped keys."""
         conversation = [message.as_dict() for message in messages]
+        if swapped is not None:
+            parts = conversation[swapped]["content"]
+            conversation[swapped]["content"] = [dict(reversed(part.items())) for part in parts]
         try:
             return self._tokenizer.apply_chat_template(
                 conversation,
                 chat_template=self._text,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                strftime_now=_PINNED_DAY.strftime,
+                strftime_now=PINNED_DAY.strftime,
             )
         except Exception as error:
             # Error texts may quote the conversation; only the text of a template's own `raise_exception` is shown.
@@ -263,36 +280,14 @@ class Template:
             ) from None
 
 
+def _make_parts_error(index: int) -> ContentError:
+    return ContentError(
+        f"the template does not read lists of text parts, as messages[{index}].content is; servers join them "
+        "differently, so send one text",
+        code="template_error",
+    )
+
+
 def _locate_completion(messages: tuple[Message, ...]) -> Slot:
     """Return the slot of the completion."""
     return Slot(len(messages) - 1, messages[-1].role, "content")
-
-
-def _extract_completion(full: str, head: str, tail: str, completion: str) -> str | None:
-    """Return the text between `head` and `tail`; None unless it is the completion, stripped or not."""
-    printed = full[len(head) : len(full) - len(tail)]
-    return printed if full == head + printed + tail and printed.strip() == completion.strip() else None
-
-
-def _find_words_between(prompt: str, head: str) -> tuple[str, ...]:
-    """Return the different words that `head` has after `prompt`, with which it starts."""
-    return tuple(dict.fromkeys(_WORD.findall(head[len(prompt) :])))
-
-
-def _is_certain(lead: tuple[str, ...] | None, prompt: str, head: str, completion: str) -> bool:
-    """Return whether the place of an unfinished completion is certain.
-
-    It is if the completion stands behind `lead` however it continues, and does not begin with a part of `lead` itself.
-
-    Args:
-        lead: words that the template always prints between the generation prompt and completions, or None.
-        prompt: conversation with the generation prompt.
-        head: text that the template printed before this completion; other messages may change it.
-        completion: text of the completion so far.
-    """
-    prompt, start = prompt.rstrip(), completion.strip()
-    if lead is None or not head.startswith(prompt) or _find_words_between(prompt, head) != lead:
-        return False
-    # Tags can be distinguished as wholes; of other words (`◁think▷`, `# Thinking`) the first character must differ.
-    openings = [word if word[0] in "<[" else word[0] for word in (*lead[:1], *(w for w in lead[1:] if w[0] in "<["))]
-    return not any(start.startswith(word) or (start and word.startswith(start)) for word in openings)

@@ -5,6 +5,7 @@ from the class that `tokenizer_config.json` or the model type names. Spaces, new
 way without a warning (https://github.com/huggingface/transformers/issues/45488).
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -68,6 +69,11 @@ def load(directory: Path) -> PreTrainedTokenizerFast:
     tokenizer.unk_token = special.named.get("unk_token")
     check_ids(tokenizer.backend_tokenizer, encoder)  # the tokenizer works on a copy, which the class may have changed
     return tokenizer
+
+
+def hash_file(directory: Path) -> str:
+    """Return the SHA-256 of the bytes of the `tokenizer.json` that `load` reads, as `sha256sum` prints it."""
+    return hashlib.sha256((find_tokenizer_directory(directory) / TOKENIZER_FILE).read_bytes()).hexdigest()
 
 
 def check_ids(encoder: Tokenizer, law: Tokenizer) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from assay_client.cli import LOCAL, Url
+from assay_client.options import LOCAL, Url
 from assay_training.cli.errors import plain_errors
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assay_client.cli import LOCAL, Url
+from assay_client.options import LOCAL, Url
 from assay_training.cli import evaluate
 from assay_training.cli.errors import plain_errors
 

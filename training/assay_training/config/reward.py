@@ -1,10 +1,10 @@
 """Declare the configuration of a reward-model run, which is checked before anything is loaded."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from assay_service.scoring.manifest import EosPolicy, ScorePosition, Unfinished
+from assay_service.scoring.manifest import REASONING_TAGS, EosPolicy, Reasoning, ScorePosition, Tag, Unfinished
 from assay_training.config.base import Name, RunConfig, Seed
 from assay_training.config.data import Sources, Split
 from assay_training.config.mixture import Keep, Portion, Repeat, Sample, Step
@@ -35,6 +35,9 @@ class RewardConfig(RunConfig):
             `first_token`, `mean`, `completion`.
         eos: The source of the end-of-turn token: the chat template prints it, or it is appended.
         unfinished: The treatment of completions that were cut off, by the served model.
+        reasoning: The treatment of reasoning in completions, in training and by the served model: rendered, removed
+            first, or refused.
+        reasoning_tags: The tags that open and close reasoning, where it is not kept.
         lora: The adapter; null trains all weights.
         optimizer: The optimizer and its learning-rate schedule.
         split: The division of the data into training and test parts.
@@ -51,11 +54,19 @@ class RewardConfig(RunConfig):
     score_position: Annotated[ScorePosition, AfterValidator(_check_trainable)]
     eos: EosPolicy
     unfinished: Unfinished
+    reasoning: Reasoning = "keep"
+    reasoning_tags: tuple[Tag, Tag] = REASONING_TAGS
     lora: Lora | None
     optimizer: OptimizerConfig
     split: Split
     seed: Seed = 0
     golden: Annotated[list[tuple[str, str]], Field(min_length=1)] | None = None
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """Return the rules by which the run and the service turn text into token ids, by name."""
+        names = ("max_length", "score_position", "eos", "unfinished", "reasoning", "reasoning_tags")
+        return {name: getattr(self, name) for name in names}
 
     @model_validator(mode="after")
     def _check_steps(self) -> "RewardConfig":

@@ -1,5 +1,6 @@
 """Declare how completions are sampled, and how a running service rewards them."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -42,6 +43,13 @@ class Expected(Frozen):
     signals: dict[str, ExpectedSignal] = Field({})
 
 
+def format_weights(weights: Mapping[str, float]) -> str:
+    """Return a weighted sum as text, such as `0.75 helpful - 0.5 cost`."""
+    terms = [f"{'-' if weight < 0 else '+'} {abs(weight):g} {name}" for name, weight in weights.items()]
+    first, *others = terms
+    return " ".join([first.removeprefix("+ ").replace("- ", "-", 1), *others])
+
+
 class Reward(Frozen):
     """The reward of a completion, computed from the scores of a running service.
 
@@ -49,7 +57,7 @@ class Reward(Frozen):
 
     Attributes:
         model: The served signal or blend; null if `weights` are given.
-        weights: The weight of each signal in a blend of the run's own; null if `model` is given.
+        weights: The weight of each signal in a blend of the run's own, negative for a cost; null with `model`.
         value: The part of a score that is the reward: the logit, or the probability of a single absolute signal.
         clip: The largest magnitude of a score, after blending; null does not clip.
         missing_eos_penalty: The penalty for a completion that was cut off, in logits, subtracted from its score.

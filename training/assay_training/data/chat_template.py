@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from assay_service.errors import StartError
-from assay_service.scoring.template import read_template
+from assay_service.scoring.template_files import read_template
 from assay_training.config.base import ConfigError, RunConfig
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from assay_training.config.rollout import format_weights
 from assay_training.records.record import RecordError
 from assay_training.records.rows import Row, read_json_lines, read_json_value
 
@@ -107,5 +108,5 @@ def _describe_reward(config: Row) -> str | None:
     if config.get("reward", dict).get("weights") is None:
         name = config.text("reward.model")
         return f"p({name})" if config.text("reward.value") == "probability" else name
-    weights = config.get("reward.weights", dict).items()
-    return " + ".join(f"{weight:g} {name}" for weight, name in sorted((weight, name) for name, weight in weights))
+    weights = sorted((weight, name) for name, weight in config.get("reward.weights", dict).items())
+    return format_weights({name: weight for weight, name in weights})

@@ -234,15 +234,8 @@ class RewardRun:
 
     def _build_renderer(self, model: RewardModel) -> Renderer:
         """Build the renderer that the service will use."""
-        config = self.config
-        rules = RenderRules(
-            self.template,
-            config.max_length,
-            config.score_position,
-            config.eos,
-            config.unfinished,
-            model.base.config.pad_token_id,
-        )
+        pad = model.base.config.pad_token_id
+        rules = RenderRules(template=self.template, pad_token_id=pad, **self.config.rules)
         return Renderer(tokenizer.load(self.base), rules, model.vocabulary_size)
 
     def _build_manifest(self, model: RewardModel, base_sha256: str, mean: float, std: float) -> manifests.Manifest:
@@ -251,21 +244,19 @@ class RewardRun:
         for item, sequence in self.golden:
             with torch.inference_mode():
                 logit = model.logits([sequence], config.name).item()
-            messages = tuple((message.role, message.content) for message in item.messages)
+            shown = self.renderer.treat_reasoning(item).messages
+            messages = tuple((message.role, message.content) for message in shown)
             golden.append(manifests.GoldenRow(messages=messages, logit=logit))
         return manifests.Manifest(
             kind=config.objective.kind,
             base_sha256=base_sha256,
             template_sha256=self.renderer.template.sha256,
-            score_position=config.score_position,
-            eos=config.eos,
-            max_length=config.max_length,
-            unfinished=config.unfinished,
             mean=mean,
             std=std,
             golden=tuple(golden),
             token_types="zero" if model.token_types > 1 else None,
             pad_token_id=self.renderer.rules.pad_token_id if config.score_position == "last_non_pad_id" else None,
+            **config.rules,
         )
 
     def _render_golden(self, prompt: str, completion: str) -> Golden:

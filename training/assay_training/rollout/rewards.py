@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from assay_client.client import RewardClient
 from assay_client.errors import AssayError
-from assay_client.types import Item, Provenance, Score, ScoreFailure
+from assay_client.provenance import Provenance
+from assay_client.types import Item, Score, ScoreFailure
 from assay_training.config.base import ConfigError
-from assay_training.config.rollout import Reward
+from assay_training.config.rollout import Reward, format_weights
 from assay_training.errors import RunStopped
 
 
@@ -92,9 +93,13 @@ def identify_service(client: RewardClient, reward: Reward) -> list[str]:
 def _describe_blend(reward: Reward, provenance: Provenance) -> str:
     """Return the weighted sum by which the service scores, such as `crs = 0.5 preference + 0.5 absolute`."""
     rule = provenance.blend
-    weights = " + ".join(f"{weight:g} {name}" for name, weight in rule.weights.items()) if rule is not None else "?"
-    scaling = f", standardised by {rule.standardise}" if rule is not None and rule.standardise != "none" else ""
-    return f"{reward.model or 'weights of the run'} = {weights}{scaling}"
+    name = reward.model or "weights of the run"
+    if rule is None:
+        return f"{name} = ?"
+    scaling = f", standardised by {rule.standardise}" if rule.standardise != "none" else ""
+    penalty = rule.length_penalty
+    length = "" if penalty is None else f", minus {penalty.per_token:g} per completion token of {penalty.signal}"
+    return f"{name} = {format_weights(rule.weights)}{scaling}{length}"
 
 
 def _find_differences(reward: Reward, provenance: Provenance, kinds: Mapping[str, str]) -> Iterator[str]:

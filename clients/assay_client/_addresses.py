@@ -1,0 +1,53 @@
+"""Check where requests go and with which key, before anything is sent."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import httpx
+
+from assay_client.errors import InvalidInput
+
+
+def read_endpoints(base_url: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the addresses of a service, without a slash at the end.
+
+    Raises:
+        InvalidInput: there is no address, one occurs twice, or one is not an http or https address without credentials.
+    """
+    given = base_url if isinstance(base_url, Sequence) and not isinstance(base_url, str) else [base_url]
+    urls = tuple(_check_url(url) for url in given)
+    if not urls or len(set(urls)) != len(urls):
+        raise InvalidInput("`base_url` must be an address, or a list of different addresses")
+    return urls
+
+
+def _check_url(base_url: object) -> str:
+    # httpx takes an address without a scheme, and would fail only at the first request.
+    if not isinstance(base_url, str) or not base_url.startswith(("http://", "https://")):
+        raise InvalidInput(f"the service's address must begin with http:// or https:// and a host, not {base_url!r}")
+    if "@" in base_url.split("/")[2]:
+        # Neither repeated here nor accepted: httpx and this client print addresses in logs and errors.
+        raise InvalidInput(
+            "the service's address must not have a user name or password; give `api_key`, or `headers` with an "
+            "Authorization of your own"
+        )
+    try:
+        host = httpx.URL(base_url).host
+    except httpx.InvalidURL as error:
+        raise InvalidInput(f"the service's address {base_url!r} is not a valid URL: {error}") from error
+    if not host:
+        raise InvalidInput(f"the service's address must begin with http:// or https:// and a host, not {base_url!r}")
+    return base_url.rstrip("/")
+
+
+def check_api_key(api_key: str, headers: Mapping[str, str]) -> None:
+    """Check that a key can be sent; a message never repeats it.
+
+    Raises:
+        InvalidInput: the key is not visible ASCII, or `headers` have an Authorization, too.
+    """
+    # Otherwise the HTTP library would refuse the header, and repeat it in its error.
+    if not isinstance(api_key, str) or not re.fullmatch(r"[\x21-\x7e]+", api_key):
+        raise InvalidInput("`api_key` must be text of visible ASCII characters, without spaces and line breaks")
+    if any(name.lower() == "authorization" for name in headers):
+        raise InvalidInput("`api_key` and an Authorization in `headers` exclude each other: give one of them")

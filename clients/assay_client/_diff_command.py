@@ -1,0 +1,108 @@
+"""Define the command `assay diff`: what another model or version does to scores, ranks and picks."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from assay_client._reach import read_api_key, run_with_services
+from assay_client._show import EXIT_ITEMS_FAILED, report_errors, show_difference, show_progress
+from assay_client.options import (
+    ApiKeyFile,
+    ChunkSize,
+    CompletionField,
+    Concurrency,
+    File,
+    Json,
+    MessagesField,
+    Model,
+    Output,
+    PromptField,
+    Timeout,
+    Truncation,
+    Weights,
+    choose_target,
+    parse_weights,
+)
+
+if TYPE_CHECKING:
+    from assay_client.types import Truncation as TruncationName
+
+Share = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, metavar="SHARE", help="Exit with 1 if a larger share of picks changed.", show_default=False
+    ),
+]
+
+
+def diff(  # noqa: PLR0913  # the options of one command
+    old_url: Annotated[str, typer.Argument(help="Address of the service as it was.", show_default=False)],
+    new_url: Annotated[str, typer.Argument(help="Address of the service as it will be.", show_default=False)],
+    file: File,
+    *,
+    output: Output = None,
+    json: Json = False,
+    model: Model = None,
+    new_model: Annotated[str | None, typer.Option(help="Model of NEW_URL, if it has another name.")] = None,
+    weights: Weights = None,
+    truncation: Truncation = None,
+    api_key_file: ApiKeyFile = None,
+    max_difference: Annotated[
+        float | None, typer.Option(min=0, help="Exit with 1 if a score differs by more.", show_default=False)
+    ] = None,
+    max_changed_picks: Share = None,
+    worst: Annotated[int, typer.Option(min=0, help="Most examples of each kind.")] = 10,
+    timeout: Timeout = 60.0,
+    chunk_size: ChunkSize = 64,
+    concurrency: Concurrency = 8,
+    prompt_field: PromptField = "prompt",
+    completion_field: CompletionField = "completion",
+    messages_field: MessagesField = "messages",
+) -> None:
+    """Score a file by two services, and show what differs: scores, picks among `completions`, `chosen` and `rejected`.
+
+    Exits with 0 if all rows were scored and no limit is exceeded, 1 otherwise, 2 if the command failed.
+    """
+    from assay_client._output import check_targets, open_output  # noqa: PLC0415
+    from assay_client._rows import Fields  # noqa: PLC0415
+    from assay_client.diff import diff_file  # noqa: PLC0415
+
+    target, parsed = choose_target(output, json), parse_weights(weights)
+    with report_errors(target):
+        check_targets(file, target)
+        with show_progress() as show:
+            found = run_with_services(
+                (old_url, new_url),
+                lambda old, new: diff_file(
+                    old,
+                    new,
+                    file,
+                    urls=(old_url, new_url),
+                    models=(model, new_model or model),
+                    weights=parsed,
+                    truncation=cast("TruncationName | None", truncation),
+                    fields=Fields(prompt_field, completion_field, messages_field),
+                    most=worst,
+                    silence_s=timeout,
+                    on_rows=show,
+                ),
+                api_key=read_api_key(api_key_file),
+                chunk_size=chunk_size,
+                concurrency=concurrency,
+            )
+        breaches = found.find_breaches(max_difference, max_changed_picks)
+        if target is None:
+            show_difference(found)
+        else:
+            with open_output(target, None) as sink:
+                sink.write([found.to_json()], None)
+    _exit(breaches, failed=bool(found.failed))
+
+
+def _exit(breaches: Sequence[str], *, failed: bool) -> None:
+    """Print the limits that were exceeded, and end with 1 if there are some or a row failed."""
+    for breach in breaches:
+        typer.echo(breach, err=True)
+    if breaches or failed:
+        raise typer.Exit(EXIT_ITEMS_FAILED)

@@ -1,0 +1,135 @@
+"""Score the rows of a trainer with one request for all reward functions that read them."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from assay_client.client import AsyncRewardClient, RewardClient
+from assay_client.errors import FingerprintChanged, InvalidInput
+from assay_client.integrations._rows import Rows
+from assay_client.integrations._shared import SharedAnswers
+from assay_client.types import Item, Score, ScoreResult, Truncation
+
+logger = logging.getLogger("assay_client.integrations")
+
+ClientT = TypeVar("ClientT", RewardClient, AsyncRewardClient)
+TOTAL = "reward"  # the reader of the score, where the readers are not signals
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What rows are scored by: a `model`, or the `weights` of signals; see `RewardClient.score`."""
+
+    model: str | None = None
+    weights: Mapping[str, float] | None = None
+    truncation: Truncation | None = None
+
+    @classmethod
+    def for_signals(cls, signals: Collection[str], truncation: Truncation | None = None) -> "ScoreOptions":
+        """Return options whose answer has every one of the signals; its score, their sum, is not used.
+
+        Raises:
+            InvalidInput: there is no signal, or one is named twice.
+        """
+        if isinstance(signals, str) or not signals or len(set(signals)) != len(signals):
+            raise InvalidInput("`signals` must be a list of different names of signals")
+        return cls(weights=dict.fromkeys(signals, 1.0), truncation=truncation)
+
+
+class _BaseScorer(Generic[ClientT]):
+    """Score rows for one or several reward functions, which share each answer.
+
+    The first answer's fingerprint is kept. Rewards of two different models must not be mixed in one run, so an answer
+    with another fingerprint raises `FingerprintChanged`. It can be pickled if its client can.
+
+    Args:
+        client: the client of the service.
+        options: the model or the weights that the rows are scored by.
+        readers: the names of the reward functions that read each answer.
+    """
+
+    def __init__(self, client: ClientT, options: ScoreOptions, readers: Sequence[str] = (TOTAL,)) -> None:
+        self.client: ClientT = client
+        self.options = options
+        self.readers = tuple(readers)
+        self.fingerprint: str | None = None
+        self._shared = SharedAnswers[ScoreResult](len(self.readers))
+
+    def _read(self, rows: Rows, answer: ScoreResult) -> ScoreResult:
+        """Return one outcome for each row, and log failures once: trainers only report that a reward is missing."""
+        result = rows.place(answer)
+        if result.failures:
+            first = result.failures[0]
+            logger.warning(
+                "%d of %d completions have no reward; the first is row %d: %s: %s",
+                len(result.failures),
+                len(result.data),
+                first.index,
+                first.error.code,
+                first.error.message,
+            )
+        if self.fingerprint is None:
+            self.fingerprint = result.fingerprint
+        if result.fingerprint != self.fingerprint:
+            raise FingerprintChanged(self.fingerprint, result.fingerprint)
+        return result
+
+
+class Scorer(_BaseScorer[RewardClient]):
+    """A scorer for synchronous reward functions, in one thread or in several."""
+
+    def score(self, rows: Rows, reader: str = TOTAL, step: int | None = None) -> ScoreResult:
+        """Return one outcome for each row; readers of equal rows share one request.
+
+        Args:
+            rows: the rows, as `build_rows` returns them.
+            reader: the name of the reward function that reads the result.
+            step: the trainer's step, if it is known; answers of earlier steps are dropped.
+
+        Raises:
+            FingerprintChanged: the model is no longer that of the first answer.
+            AssayError: what `RewardClient.score` raises.
+        """
+
+        def ask() -> ScoreResult:
+            o = self.options
+            answer = self.client.score(rows.items, model=o.model, weights=o.weights, truncation=o.truncation)
+            return self._read(rows, answer)
+
+        return self._shared.get(reader, compute_key(rows), ask, step)
+
+
+class AsyncScorer(_BaseScorer[AsyncRewardClient]):
+    """A scorer for reward functions that are coroutines, in one event loop or in several."""
+
+    async def score(self, rows: Rows, reader: str = TOTAL, step: int | None = None) -> ScoreResult:
+        """Return one outcome for each row; see `Scorer.score`."""
+
+        async def ask() -> ScoreResult:
+            o = self.options
+            answer = await self.client.score(rows.items, model=o.model, weights=o.weights, truncation=o.truncation)
+            return self._read(rows, answer)
+
+        return await self._shared.get_async(reader, compute_key(rows), ask, step)
+
+
+def compute_key(rows: Rows) -> bytes:
+    """Return the SHA-256 of all that is sent about the rows; equal rows have equal keys."""
+    sent = [entry.to_wire() if isinstance(entry, Item) else entry.message for entry in rows.entries]
+    # `repr` for values that have no JSON form: sending them fails with a message of its own.
+    return hashlib.sha256(json.dumps(sent, sort_keys=True, default=repr).encode()).digest()
+
+
+def read_rewards(result: ScoreResult, signal: str | None = None) -> list[float | None]:
+    """Return the reward of each row, None for a row that could not be scored.
+
+    Args:
+        result: the outcomes of the rows.
+        signal: the signal whose logit is the reward; None for the score of the whole model or blend.
+    """
+    if signal is None:
+        return result.scores(missing=None)
+    return [row.signals[signal].logit if isinstance(row, Score) else None for row in result.data]

@@ -1,0 +1,95 @@
+"""Give slime a custom reward function, for `--custom-rm-path`, also with `--group-rm`.
+
+Source: https://github.com/THUDM/slime, `slime/rollout/rm_hub` and `slime/utils/types.py` (624b824). slime has no value
+for a missing reward, so that a sample that cannot be scored raises an error.
+"""
+
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from assay_client.client import AsyncRewardClient
+from assay_client.errors import InvalidInput
+from assay_client.integrations._rendered import append_end, require_parts, score_rendered_async
+from assay_client.integrations._rows import build_rows
+from assay_client.integrations._scorer import AsyncScorer, ScoreOptions
+from assay_client.integrations._single import (
+    open_async_client,
+    read_end_tokens,
+    read_parts,
+    require_score,
+    split_end_token,
+)
+from assay_client.types import FinishReason
+
+Reward: TypeAlias = float | dict[str, float]
+TOTAL = "reward"
+
+_FINISH: Mapping[str, FinishReason] = {"completed": "stop", "truncated": "length"}
+
+
+def make_rm(
+    client: AsyncRewardClient | str,
+    *,
+    end_token: str | Collection[str],
+    model: str | None = None,
+    parts: bool = False,
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return `async f(args, sample)`, which scores one sample, or a group of samples by one request.
+
+    Prompts that are messages are sent as they are. Prompts that a template has rendered (`--apply-chat-template`) are
+    read by the service: `compat.wires.openrlhf` of its configuration names the policy's template and the model.
+
+    Args:
+        client: the client, or the address of the service.
+        end_token: the text of the policy's end token, such as "<|im_end|>", or all of them, that of the template first.
+        model: the signal or blend to score by, for prompts that are messages; the server's default if None.
+        parts: True returns a dictionary with the score as `reward` and the logit of each signal, for `--reward-key`.
+
+    Raises:
+        InvalidInput: `end_token` is empty.
+    """
+    tokens = read_end_tokens(end_token)
+    scorer = AsyncScorer(open_async_client(client), ScoreOptions(model))
+
+    async def score_samples(_args: object, samples: Any, **_: object) -> Any:
+        """Return the reward of a sample, or those of a list of samples.
+
+        Raises:
+            InvalidInput: a sample was aborted, or has failed, or the group has both forms of prompts.
+            ItemFailed: a completion cannot be scored.
+            AssayError: the request failed.
+        """
+        group = samples if isinstance(samples, Sequence) else [samples]
+        rewards = await _score(scorer, group, tokens, parts=parts)
+        chosen: list[Reward] = [*rewards] if parts else [reward[TOTAL] for reward in rewards]
+        return chosen if isinstance(samples, Sequence) else chosen[0]
+
+    return score_samples
+
+
+async def _score(
+    scorer: AsyncScorer, samples: Sequence[Any], tokens: tuple[str, ...], *, parts: bool
+) -> list[dict[str, float]]:
+    reasons = [_read_finish_reason(sample) for sample in samples]
+    rendered = [isinstance(sample.prompt, str) for sample in samples]
+    if any(rendered) and not all(rendered):
+        raise InvalidInput("the group has prompts as text and as messages; they are scored by different requests")
+    if samples and all(rendered):
+        queries = [
+            sample.prompt + append_end(sample.response, reason, tokens[0])
+            for sample, reason in zip(samples, reasons, strict=True)
+        ]
+        scores = await score_rendered_async(scorer.client, queries, [sample.prompt for sample in samples])
+        columns = {**require_parts(scores), TOTAL: scores.rewards} if parts else {TOTAL: scores.rewards}
+        return [{name: column[index] for name, column in columns.items()} for index in range(len(samples))]
+    texts = [split_end_token(sample.response, tokens)[0] for sample in samples]
+    result = await scorer.score(build_rows([sample.prompt for sample in samples], texts, reasons))
+    rows = [require_score(row) for row in result.data]
+    return [{**read_parts(row), TOTAL: row.score} for row in rows]
+
+
+def _read_finish_reason(sample: Any) -> FinishReason:
+    status = getattr(sample.status, "value", sample.status)
+    if status not in _FINISH:
+        raise InvalidInput(f"a sample with the status {status!r} has no completion that could be scored")
+    return _FINISH[status]

@@ -1,0 +1,43 @@
+"""Give Tinker's cookbook a preference model that compares over HTTP.
+
+Source: https://github.com/thinking-machines-lab/tinker-cookbook, `preference/types.py` (0.6.1).
+"""
+
+from typing import Any
+
+from assay_client.client import AsyncRewardClient
+from assay_client.errors import InvalidInput
+from assay_client.integrations._single import open_async_client
+from assay_client.types import read_completion_text
+
+
+class AssayPreferenceModel:
+    """A `PreferenceModel`: compares two completions of one conversation by a preference signal.
+
+    Args:
+        client: the client, or the address of the service.
+        model: the name of the preference signal; a blend has no probability.
+    """
+
+    def __init__(self, client: AsyncRewardClient | str, model: str) -> None:
+        self._client = open_async_client(client)
+        self._model = model
+
+    async def __call__(self, comparison: Any) -> float:
+        """Return `1 - 2 * P(A)`: -1 if A is certainly preferred, 0 for a tie, 1 if B is.
+
+        Args:
+            comparison: `prompt_conversation`, `completion_A` and `completion_B`, each a list of messages.
+
+        Raises:
+            InvalidInput: a completion is not one message with a text, or the model is not a preference signal.
+            AssayError: the request failed, or a completion cannot be scored.
+        """
+        a, b = (read_completion_text(side) for side in (comparison.completion_A, comparison.completion_B))
+        compared = await self._client.compare(comparison.prompt_conversation, a, b, model=self._model)
+        signal = compared.signals.get(self._model)
+        if signal is None or signal.prob_a is None:
+            raise InvalidInput(
+                f"`{self._model}` is not a preference signal, so it has no probability that A is preferred"
+            )
+        return 1 - 2 * signal.prob_a

@@ -1,0 +1,43 @@
+"""Define what decided a score: the rule of a blend, and the weights and files behind its signals."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SignalProvenance:
+    """The weights and files behind a signal; `adapter_sha256` is None if it has no adapter."""
+
+    model: str
+    revision: str
+    adapter_sha256: str | None
+    head_sha256: str
+    template_sha256: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPenalty:
+    """The logits that each token of a completion subtracts from its score, and the signal whose tokens are counted."""
+
+    per_token: float
+    signal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """The rule score = Σ w·logit − length penalty; `standardise` names the transformation of the logits."""
+
+    name: str | None
+    weights: Mapping[str, float]
+    standardise: str
+    length_penalty: LengthPenalty | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Everything that decided the scores. Equal `fingerprint`: same text, same score. Comparisons have no `blend`."""
+
+    blend: Blend | None
+    signals: Mapping[str, SignalProvenance]
+    fingerprint: str

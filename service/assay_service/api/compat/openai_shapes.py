@@ -1,0 +1,175 @@
+"""Read and write the shapes of OpenAI's API that other servers copy: `input`, embeddings, usage, list of models.
+
+Every entry of an `input` is a rendered conversation, as a text or as token ids.
+"""
+
+import base64
+import struct
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from assay_service.api.compat.rendered import read_texts
+from assay_service.api.compat.wire import WireContext
+from assay_service.api.schemas import Text
+from assay_service.api.scorer import ItemSource
+from assay_service.errors import ContentError, ServingError
+from assay_service.scoring.blend import Blend
+from assay_service.scoring.token_reader import TokenReader
+
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+Entry = str | list[int]
+
+
+def _get_form(value: object) -> str:
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, list):
+        return "<lists of ids>"
+    if isinstance(value, list):
+        return "<ids>" if isinstance(first, int) else "<texts>"
+    return "<text>"
+
+
+# The form follows from the first value, so that an error names a field of that form only.
+Input = Annotated[
+    Annotated[Text, Tag("<text>")]
+    | Annotated[list[Text], Field(min_length=1, fail_fast=True), Tag("<texts>")]
+    | Annotated[Ids, Tag("<ids>")]
+    | Annotated[list[Ids], Field(min_length=1, fail_fast=True), Tag("<lists of ids>")],
+    Discriminator(_get_form),
+]
+
+
+# One list of token ids, or several.
+IdInput = Annotated[
+    Annotated[Ids, Tag("<ids>")] | Annotated[list[Ids], Field(min_length=1, fail_fast=True), Tag("<lists of ids>")],
+    Discriminator(lambda value: form if (form := _get_form(value)) == "<lists of ids>" else "<ids>"),
+]
+
+
+def _get_count(value: object) -> str:
+    return "<texts>" if isinstance(value, list) else "<text>"
+
+
+Encoding = Literal["float", "base64"]
+
+# One text, or several.
+Texts = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[list[Text], Field(min_length=1, fail_fast=True), Tag("<texts>")],
+    Discriminator(_get_count),
+]
+
+
+def is_single(value: Input) -> bool:
+    """Return True for one text or one list of ids, whose answer other servers do not put into a list."""
+    return isinstance(value, str) or isinstance(value[0], int)
+
+
+def list_entries(value: Input) -> list[Entry]:
+    """Return the entries of an `input`, each a text or a list of token ids."""
+    return [value] if is_single(value) else list(value)  # type: ignore[list-item, arg-type]
+
+
+def name_entries(value: Input, field: str) -> list[str]:
+    """Return the path of each entry for errors: `input`, or `input[3]`."""
+    return [field] if is_single(value) else [f"{field}[{index}]" for index in range(len(value))]
+
+
+def read_entries(context: WireContext, blend: Blend, entries: Sequence[Entry]) -> list[ItemSource]:
+    """Return the conversation of each entry.
+
+    Token ids are decoded by the tokenizer of the blend's signals, and then read as text.
+
+    Raises:
+        ServingError: as for `read_texts`; or the signals of the blend have different tokenizers, and an entry has ids.
+    """
+    texts = [decode_ids(context, blend, entry) if isinstance(entry, list) else entry for entry in entries]
+    items = iter(read_texts(context, blend, [text for text in texts if isinstance(text, str)]))
+    return [text if isinstance(text, ContentError) else next(items) for text in texts]
+
+
+def list_texts(texts: Texts) -> list[str]:
+    """Return one text or several as a list."""
+    return [texts] if isinstance(texts, str) else texts
+
+
+def encode_value(value: float, encoding: Encoding) -> list[float] | str:
+    """Return a value as an embedding with one dimension: a list, or the base64 text of a little-endian float32."""
+    return [value] if encoding == "float" else base64.b64encode(struct.pack("<f", value)).decode()
+
+
+def build_usage(tokens: int) -> dict[str, Any]:
+    """Return the usage of a request whose items have so many tokens together; nothing is generated."""
+    return {
+        "prompt_tokens": tokens,
+        "total_tokens": tokens,
+        "completion_tokens": 0,
+        "prompt_tokens_details": None,
+        "completion_tokens_details": None,
+    }
+
+
+def list_models(context: WireContext) -> dict[str, Any]:
+    """Return the names that requests may use as `model`; the default comes first, because clients take the first."""
+    registry = context.registry
+    names = dict.fromkeys([context.find_blend().name, *registry.signals, *registry.blends])
+    created = int(time.time())
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": name,
+                "object": "model",
+                "created": created,
+                "owned_by": "assay",
+                "root": name,
+                "parent": None,
+                "max_model_len": min(
+                    registry.signals[signal].renderer.rules.max_length for signal in registry.blend(name, None).weights
+                ),
+            }
+            for name in names
+        ],
+    }
+
+
+def decode_ids(context: WireContext, blend: Blend, ids: Sequence[int]) -> str | ContentError:
+    """Return the text of token ids with its special tokens, or the error for which an item with such ids is refused.
+
+    Raises:
+        ServingError: the signals of the blend have different tokenizers.
+    """
+    reader = _find_reader(context, blend)
+    try:
+        return reader.decode(ids)
+    except ContentError as error:
+        return error
+
+
+def decode_pair(
+    context: WireContext, blend: Blend, prompt: Sequence[int], completion: Sequence[int]
+) -> tuple[str, str] | ContentError:
+    """Return the texts of a prompt and its completion, or the error for which an item with such ids is refused.
+
+    Raises:
+        ServingError: as for `decode_ids`.
+    """
+    reader = _find_reader(context, blend)
+    try:
+        return reader.decode_pair(prompt, completion)
+    except ContentError as error:
+        return error
+
+
+def _find_reader(context: WireContext, blend: Blend) -> TokenReader:
+    signals = [context.registry.signals[name] for name in blend.weights]
+    readers = {signal.renderer.tokenizer_sha256: signal.token_reader for signal in signals}
+    if len(readers) > 1:
+        raise ServingError(
+            "the signals of this blend have different tokenizers, so token ids have no single meaning; send text",
+            code="invalid_request",
+        )
+    (reader,) = readers.values()
+    return reader

@@ -1,0 +1,66 @@
+"""Read the text that trainers send, which a chat template has rendered already, back into items."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from assay_service.api.compat.wire import WireContext
+from assay_service.api.scorer import ItemSource, UnreadItem
+from assay_service.errors import ContentError, ServingError
+from assay_service.scoring.blend import Blend
+from assay_service.scoring.item import Message
+from assay_service.scoring.transcript import Transcript
+
+
+def read_texts(context: WireContext, blend: Blend, texts: Sequence[str]) -> list[ItemSource]:
+    """Return the conversation of each rendered text; its last turn is the completion.
+
+    Args:
+        context: the wire, whose settings may name the policy's template.
+        blend: blend that scores; without a policy, its signals' own template reads the texts.
+        texts: rendered conversations, with special tokens, perhaps with leading pads.
+
+    Raises:
+        ServingError: no policy is declared, and the signals of the blend have different templates.
+    """
+    transcript = _find_transcript(context, blend)
+    return [UnreadItem(len(text), partial(transcript.read, text)) for text in texts]
+
+
+def read_pairs(context: WireContext, blend: Blend, pairs: Sequence[tuple[str, str] | ContentError]) -> list[ItemSource]:
+    """Return the conversation of each rendered prompt, which ends with the generation prompt, and its completion.
+
+    An error in place of a pair is returned as it is.
+
+    Raises:
+        ServingError: as for `read_texts`.
+    """
+    transcript = _find_transcript(context, blend)
+    return [
+        pair
+        if isinstance(pair, ContentError)
+        else UnreadItem(sum(map(len, pair)), partial(transcript.read_pair, *pair))
+        for pair in pairs
+    ]
+
+
+def read_completion(context: WireContext, blend: Blend, prompt: Sequence[Message], completion: str) -> ItemSource:
+    """Return the conversation of a prompt of messages and the completion that the policy wrote, with special tokens.
+
+    Raises:
+        ServingError: as for `read_texts`.
+    """
+    transcript = _find_transcript(context, blend)
+    return UnreadItem(len(completion), partial(transcript.read_completion, prompt, completion))
+
+
+def _find_transcript(context: WireContext, blend: Blend) -> Transcript:
+    if context.policy is not None:
+        return context.policy
+    transcripts = {context.registry.signals[name].renderer.transcript for name in blend.weights}
+    if len(transcripts) > 1:
+        raise ServingError(
+            "the signals of this blend have different templates, so the text cannot be read by their own; declare the "
+            f"policy's tokenizer and template: compat.wires.{context.name}.policy: DIR",
+            code="invalid_request",
+        )
+    return transcripts.pop()

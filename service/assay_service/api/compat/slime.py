@@ -1,0 +1,55 @@
+"""Speak slime's wire: the request of `--rm-type remote_rm`, whose answer is one JSON number.
+
+Source: https://github.com/THUDM/slime/blob/main/slime/rollout/rm_hub/__init__.py.
+"""
+
+from typing import Any
+
+from assay_service.api.compat.rendered import read_completion, read_pairs
+from assay_service.api.compat.wire import Context, Wire, WireBody, WireContext, make_router
+from assay_service.api.messages import build_completion_items
+from assay_service.api.refusals import Refusal
+from assay_service.api.schemas import Prompt, RankCompletion, Text
+from assay_service.api.scorer import ItemSource
+from assay_service.errors import ContentError
+from assay_service.scoring.blend import Blend
+
+
+def build_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:
+    """Return the status and body of an error; slime reads the status only."""
+    return refusal.status, {"error": refusal.message, "code": refusal.code, "request_id": request_id}
+
+
+WIRE = Wire(
+    name="slime",
+    title="slime",
+    activation="none: the body is the score",
+    overload_status=503,
+    build_error=build_error,
+)
+router = make_router(WIRE)
+
+
+class Body(WireBody):
+    """Body of `POST /reward`: a prompt in the policy's template, or its messages, and the response to it."""
+
+    ignores_unknown = True
+
+    prompt: Prompt
+    response: Text
+
+
+@router.post("/reward")
+async def reward(body: Body, context: Context) -> float:
+    """Score one response."""
+    blend = context.find_blend()
+    (scored,) = await context.score([_read(body, context, blend)], blend, ["response"])
+    return scored.score
+
+
+def _read(body: Body, context: WireContext, blend: Blend) -> ItemSource:
+    if isinstance(body.prompt, str):
+        return read_pairs(context, blend, [(body.prompt, body.response)])[0]
+    # The response takes its place only for the checks of the messages; the policy's template may open reasoning.
+    (item,) = build_completion_items(body.prompt, [RankCompletion(completion=body.response)], "prompt")
+    return item if isinstance(item, ContentError) else read_completion(context, blend, item.prompt, body.response)

@@ -1,0 +1,267 @@
+"""Define a compatible wire: another server's HTTP interface, translated to the one path that scores items.
+
+A wire's module has request bodies (`WireBody`), handlers that turn them into items, and its answers. Everything else is
+here: settings, refused items, overload, and errors in the wire's own form.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from assay_service.api.body import StrictJsonRoute
+from assay_service.api.refusals import Refusal, refuse
+from assay_service.api.scorer import ItemScore, ItemSource, Scorer
+from assay_service.api.scoring import ScoredItem, check_count, score_items
+from assay_service.compat_settings import Floor, WireName, WireSettings
+from assay_service.errors import AssayError, ContentError
+from assay_service.registry import Registry
+from assay_service.scoring.blend import Blend
+from assay_service.scoring.item import Truncation
+from assay_service.scoring.transcript import Transcript
+
+# Names the items of a request that got the floor in place of a score, by their indices.
+FLOORED_HEADER = "X-Assay-Floored-Items"
+
+# Codes of refusals that tell a client to come back; only these get the configured overload status.
+_OVERLOAD = frozenset({"overloaded", "not_ready"})
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """Another server's interface.
+
+    Attributes:
+        name: name in the configuration and in the path `/compat/NAME`.
+        title: name of the server or client that speaks this wire, for the documentation.
+        activation: change of a score before it is sent, in one phrase for the documentation.
+        overload_status: HTTP status for a full queue, unless the configuration sets another one.
+        build_error: function from a refusal and a request id to the HTTP status and the JSON body of an error.
+    """
+
+    name: WireName
+    title: str
+    activation: str
+    overload_status: Literal[429, 503]
+    build_error: Callable[[Refusal, str], tuple[int, Any]]
+
+
+# The value of `WireBody.ignored` for a field that has no influence on a score, whatever its value.
+ANY = object()
+
+
+class WireBody(BaseModel):
+    """Base of a wire's request bodies.
+
+    Attributes:
+        ignored: fields of the other server that Assay accepts without reading them. The value is `ANY`, or a tuple of
+            the only values that change no score; another value is refused. Null is always accepted.
+        ignores_unknown: True if clients of the wire send fields of their own, such as columns of a data set, so that
+            every further field is ignored. False refuses a field that is neither read nor in `ignored`.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    ignored: ClassVar[Mapping[str, object]] = {}
+    ignores_unknown: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _check_extra(self) -> "WireBody":
+        for name, value in (self.model_extra or {}).items():
+            # The message never quotes a name that is not the wire's own.
+            if name not in self.ignored:
+                if not self.ignores_unknown:
+                    raise ValueError(
+                        "has a field that this wire does not read; remove it, since it could change scores"
+                    )
+                continue
+            harmless = self.ignored[name]
+            if isinstance(harmless, tuple) and value is not None and (type(value), value) not in map(_type, harmless):
+                raise ValueError(f"`{name}` would change the score in a way that Assay does not support; remove it")
+        return self
+
+
+def _type(value: object) -> tuple[type, object]:
+    return type(value), value  # 0 equals False in Python, but not in JSON
+
+
+@dataclass(frozen=True, slots=True)
+class WireScore:
+    """The score of one item of a wire's request.
+
+    Attributes:
+        score: the blend's score, or the floor.
+        result: logits and rendered texts; None for a refused item that got the floor.
+        error: the reason why a refused item got the floor; None for the others.
+    """
+
+    score: float
+    result: ItemScore | None
+    error: ContentError | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens that the first signal read; 0 for a refused item."""
+        if self.result is None:
+            return 0
+        return len(next(iter(self.result.rendered.values())).sequence.ids)
+
+
+class WireContext:
+    """The parts of the service that a wire's handler uses.
+
+    Args:
+        request: the request.
+        wire: the wire that it came by.
+    """
+
+    def __init__(self, request: Request, wire: Wire) -> None:
+        self._request = request
+        self._wire = wire
+        self.settings: WireSettings = request.app.state.settings.compat.get_wire(wire.name)
+        scorer: Scorer = request.app.state.scorer
+        self.registry: Registry = scorer.registry
+        # The reader of the policy's text, if one is declared.
+        self.policy: Transcript | None = request.app.state.policies.get(wire.name)
+
+    @property
+    def name(self) -> WireName:
+        """Return the name of the wire."""
+        return self._wire.name
+
+    @property
+    def request_id(self) -> str:
+        """Return the id of the request."""
+        return str(self._request.state.request_id)
+
+    def find_blend(self, model: str | None = None) -> Blend:
+        """Return the blend that scores: of the model that a request names, of the wire's settings, or the default.
+
+        Other servers call a model by its path or hub id, which cannot be a served name. So a request may also name the
+        base of a signal as the configuration writes it, if one signal alone is that base without an adapter.
+
+        Raises:
+            UnknownModel: no signal or blend of that name is served.
+        """
+        based = [
+            name
+            for name, signal in self.registry.signals.items()
+            if signal.provenance.model == model and signal.provenance.adapter_sha256 is None
+        ]
+        is_name = model in self.registry.signals or model in self.registry.blends
+        if not is_name and len(based) == 1:
+            return self.registry.blend(based[0], None)
+        return self.registry.blend(model or self.settings.model, None)
+
+    def is_absolute(self, blend: Blend) -> bool:
+        """Return True if the sigmoid of the blend's score is a quality in 0..1: it is one absolute signal as it is."""
+        (name, weight), *others = blend.weights.items()
+        plain = weight == 1.0 and blend.standardise == "none" and blend.length_penalty is None and not others
+        return plain and self.registry.signals[name].kind == "absolute"
+
+    def check_count(self, count: int, field: str) -> None:
+        """Refuse a request with too many items before they are built, which takes seconds for a million.
+
+        Raises:
+            ServingError: the request has more than `limits.max_items` items; the code is `too_many_items`.
+        """
+        check_count(self._request, count, field)
+
+    async def score(
+        self,
+        items: Sequence[ItemSource],
+        blend: Blend,
+        params: Sequence[str],
+        truncation: Truncation = "error",
+    ) -> list[WireScore]:
+        """Return a score for every item; a refused item gets the floor, or refuses the whole request.
+
+        Args:
+            items: items to score; an error in place of an item counts as refused.
+            blend: rule that makes one score from the logits.
+            params: names of the fields that hold the items, for errors, such as "query[3]".
+            truncation: policy for prompts that are too long.
+
+        Raises:
+            AssayError: an item has no score, and `on_item_error` is "fail", or the error is a failure of the service.
+        """
+        check_count(self._request, len(items), params[0].partition("[")[0] if params else "items")
+        scored = await score_items(self._request, items, blend, truncation)
+        scores = [self._settle(one, param) for one, param in zip(scored, params, strict=True)]
+        if floored := [index for index, one in enumerate(scores) if one.result is None]:
+            self._request.state.floored = floored
+            self._request.app.state.metrics.floored.labels(self._wire.name).inc(len(floored))
+        return scores
+
+    def _settle(self, scored: ScoredItem | AssayError, param: str) -> WireScore:
+        if isinstance(scored, ScoredItem):
+            return WireScore(scored.score, scored.result)
+        # Only the item's own fault may become the declared floor. A failure of the service never becomes a number.
+        if isinstance(scored, ContentError) and isinstance(self.settings.on_item_error, Floor):
+            return WireScore(self.settings.on_item_error.floor, None, scored)
+        raise _name_item(scored, param)
+
+
+def _name_item(error: AssayError, param: str) -> AssayError:
+    """Return a copy of an item's error that names the field of the item; other requests may hold the same error."""
+    named = copy.copy(error)
+    if error.param is None:
+        named.param = param
+    elif not error.param.startswith(param):  # a request of one item has the fields of the item itself
+        named.param = f"{param}.{error.param}"
+    return named
+
+
+def make_router(wire: Wire) -> APIRouter:
+    """Return the router of a wire, whose routes answer every error in the wire's own form."""
+
+    class Route(WireRoute):
+        spoken = wire
+
+    return APIRouter(route_class=Route, tags=[f"compat: {wire.title}"])
+
+
+class WireRoute(StrictJsonRoute):
+    """A route that answers every error in the form of its wire, and names floored items in a header."""
+
+    spoken: ClassVar[Wire]
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler of the base class, within the error handling of the wire."""
+        handle = super().get_route_handler()
+
+        async def handle_wire(request: Request) -> Response:
+            request.state.wire = self.spoken
+            try:
+                response = await handle(request)
+            except Exception as error:  # every error of a wire has the wire's own form, also one that nobody expected
+                return build_error_response(request, self.spoken, refuse(request, error))
+            if hasattr(request.state, "floored"):
+                response.headers[FLOORED_HEADER] = ",".join(map(str, request.state.floored))
+            return response
+
+        return handle_wire
+
+
+def build_error_response(request: Request, wire: Wire, refusal: Refusal) -> JSONResponse:
+    """Return the answer to a refused request in the form of its wire."""
+    settings: WireSettings = request.app.state.settings.compat.get_wire(wire.name)
+    if refusal.code in _OVERLOAD:  # before the body is built, because some wires write the status into it as well
+        refusal = dataclasses.replace(refusal, status=settings.overload_status or wire.overload_status)
+    status, body = wire.build_error(refusal, request.state.request_id)
+    response = JSONResponse(body, status_code=status)
+    if refusal.retry_after_s is not None:
+        response.headers["Retry-After"] = f"{refusal.retry_after_s:.0f}"
+    return response
+
+
+def _get_context(request: Request) -> WireContext:
+    return WireContext(request, request.state.wire)
+
+
+Context = Annotated[WireContext, Depends(_get_context)]

@@ -1,0 +1,79 @@
+"""Define what `POST /v1/render` answers, and build its parts."""
+
+from typing import Literal
+
+from assay_service.api.answers import Answer, FailedRow
+from assay_service.registry import Signal
+from assay_service.scoring.manifest import Reasoning
+from assay_service.scoring.rendered import Rendered
+
+
+class ScorePositionInfo(Answer):
+    """The tokens that the head reads: `[start, end)`."""
+
+    policy: str
+    start: int
+    end: int
+
+
+class DroppedText(Answer):
+    """A text, or a part of it, that the template does not print; it stands in `field` of `messages[message]`."""
+
+    message: int
+    field: str
+    text: str
+
+
+class ReasoningInfo(Answer):
+    """The signal's policy for reasoning, and the reasoning that it removed from this completion."""
+
+    policy: Reasoning
+    removed: str
+
+
+class RenderedSignal(Answer):
+    """The exact text and token ids that one signal scores; `token_types` for bases that have more than one."""
+
+    text: str
+    ids: list[int]
+    boundary: int
+    score_position: ScorePositionInfo
+    token_types: list[int] | None = None
+    truncated_tokens: int
+    dropped_tokens: int
+    dropped: list[DroppedText]
+    control_tokens_as_text: int
+    reasoning: ReasoningInfo
+
+
+class RenderedRow(Answer):
+    """An item as every signal reads it."""
+
+    index: int
+    id: str | None = None
+    signals: dict[str, RenderedSignal]
+
+
+class RenderAnswer(Answer):
+    """Answer of `POST /v1/render`."""
+
+    object: Literal["list"] = "list"
+    data: list[RenderedRow | FailedRow]
+
+
+def build_rendered_signal(signal: Signal, rendered: Rendered) -> RenderedSignal:
+    """Build the text and token ids that one signal scores, with the tokens that its head reads."""
+    span, rules = rendered.sequence.score, signal.renderer.rules
+    types = {} if rules.token_types is None else {"token_types": rendered.sequence.types}
+    return RenderedSignal(
+        text=rendered.text,
+        ids=list(rendered.sequence.ids),
+        boundary=rendered.boundary,
+        score_position=ScorePositionInfo(policy=rules.score_position, start=span.start, end=span.end),
+        truncated_tokens=rendered.truncated_tokens,
+        dropped_tokens=rendered.dropped_tokens,
+        dropped=[DroppedText(message=p.slot.index, field=p.slot.field, text=p.text) for p in rendered.dropped],
+        control_tokens_as_text=rendered.control_tokens_as_text,
+        reasoning=ReasoningInfo(policy=rules.reasoning, removed=rendered.reasoning),
+        **types,
+    )

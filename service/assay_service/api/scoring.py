@@ -1,0 +1,70 @@
+"""Score the items of a request: the one path that the native endpoints and all compatible wires share."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from fastapi import Request
+
+from assay_service.api.guard import run_while_connected
+from assay_service.api.scorer import ItemScore, ItemSource, Scorer
+from assay_service.errors import AssayError, ServingError
+from assay_service.scoring.blend import Blend, Moments, blend_logits
+from assay_service.scoring.item import Truncation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoredItem:
+    """The blended score of one item, with the logits and rendered texts that gave it."""
+
+    score: float
+    result: ItemScore
+
+
+async def score_items(
+    request: Request,
+    items: Sequence[ItemSource],
+    blend: Blend,
+    truncation: Truncation = "error",
+) -> list[ScoredItem | AssayError]:
+    """Return the score of every item, or the error for which it has none, in the order of the items.
+
+    Args:
+        request: the request that holds the items; its work is cancelled if the client goes away.
+        items: items to score; an error in place of an item is returned as it is.
+        blend: rule that makes one score from the logits.
+        truncation: policy for prompts that are too long.
+
+    Raises:
+        ServingError: the whole request was refused.
+    """
+    scorer: Scorer = request.app.state.scorer
+    results = await run_while_connected(request, scorer.score(items, list(blend.weights), truncation))
+    return [score_result(blend, result, scorer.registry.moments) for result in results]
+
+
+def score_result(
+    blend: Blend, result: ItemScore | AssayError, moments: Mapping[str, Moments]
+) -> ScoredItem | AssayError:
+    """Return the blended score of an item, or the error for which it has none."""
+    if isinstance(result, AssayError):
+        return result
+    try:
+        return ScoredItem(blend_logits(blend, result.logits, moments, result.completion_tokens), result)
+    except AssayError as error:  # a weighted sum can overflow although every logit is finite
+        return error
+
+
+def check_count(request: Request, count: int, param: str) -> None:
+    """Refuse a request with too many items, and give their number to the access log.
+
+    Raises:
+        ServingError: the request has more than `limits.max_items` items; the code is `too_many_items`.
+    """
+    request.state.items = count
+    most = request.app.state.settings.limits.max_items
+    if count > most:
+        raise ServingError(
+            f"the request has {count} {param}; the limit is {most} (max_items): split it into several requests",
+            code="too_many_items",
+            param=param,
+        )

@@ -1,0 +1,141 @@
+"""Define the settings of one signal and of one blend."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from assay_service.scoring.blend import Blend, LengthPenalty, Standardise
+from assay_service.scoring.manifest import (
+    ControlTokenPolicy,
+    DroppedContent,
+    EosPolicy,
+    Kind,
+    Reasoning,
+    ScorePosition,
+    Tag,
+    TokenTypes,
+    Unfinished,
+)
+from assay_service.validation import DEVICE_PATTERN, NAME_PATTERN, check_one_or_several
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+LARGEST_WEIGHT = 1e6
+Weight = Annotated[float, Field(ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False)]
+
+
+class Frozen(BaseModel):
+    """Base of all settings: unknown keys are refused, and no value changes after the start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SignalSettings(Frozen):
+    """The settings of one served head.
+
+    A key that is None comes from the checkpoint's manifest or its other files; without a value the start is refused.
+
+    Attributes:
+        kind: meaning of the logit: a Bradley-Terry reward, or a quality in 0..1 after the sigmoid.
+        base: a path, `package:NAME`, or a hub id; None takes the base that the adapter's `adapter_config.json` names.
+        revision: commit, tag or branch of a hub id.
+        adapter: path of a LoRA adapter with its head; None serves the base's own head. A list is applied in order:
+            each adapter was trained on the base with those before it, and the last one has the head.
+        adapter_base: the base's name in the adapter's files, where that is another name for the same weights.
+        dtype: dtype in which the base computes; None takes the checkpoint's own.
+        device: device of the base, by torch's name; None takes CUDA where there is a CUDA device.
+        max_length: most tokens of prompt and completion together.
+        template: path of a Jinja chat template; None takes the checkpoint's own.
+        template_name: name of one of the checkpoint's chat templates; None takes the one called "default".
+        score_position: the tokens that the head reads.
+        pad_token_id: the id that `score_position: last_non_pad_id` skips.
+        token_types: rule for the types (segments) of tokens, for bases that have several.
+        eos: origin of the end of turn: the chat template, or an appended EOS token.
+        mean: mean of the logits, for blends that standardise.
+        std: standard deviation of the logits, for blends that standardise.
+        unfinished: rule for completions that a length limit cut off: scored, or an error.
+        dropped_content: rule for an item of which the template drops a part: an error, or scored and reported.
+        control_tokens: rule for a control token in a message: an error, or read as plain characters.
+        reasoning: rule for the reasoning of a completion: rendered as it is, removed before, or an error.
+        reasoning_tags: the two tags that enclose reasoning; None takes `<think>` and `</think>`.
+    """
+
+    kind: Kind | None = None
+    base: str | None = None
+    revision: str | None = None
+    adapter: Annotated[str | list[str] | None, BeforeValidator(check_one_or_several)] = None
+    adapter_base: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str | None = Field(None, pattern=DEVICE_PATTERN)
+    max_length: int | None = Field(None, gt=0)
+    template: str | None = None
+    template_name: str | None = None
+    score_position: ScorePosition | None = None
+    pad_token_id: int | None = Field(None, ge=0)
+    token_types: TokenTypes | None = None
+    eos: EosPolicy | None = None
+    mean: float | None = Field(None, allow_inf_nan=False)
+    std: float | None = Field(None, gt=0, allow_inf_nan=False)
+    unfinished: Unfinished | None = None
+    dropped_content: DroppedContent = "error"
+    control_tokens: ControlTokenPolicy = "error"
+    reasoning: Reasoning | None = None
+    reasoning_tags: tuple[Tag, Tag] | None = None
+
+    @model_validator(mode="after")
+    def _some_weights(self) -> "SignalSettings":
+        if self.base is None and self.adapter is None:
+            raise ValueError("base: declare the directory or hub id of the model, or an `adapter` that names its base")
+        return self
+
+
+def check_some_weight(weights: Mapping[str, float]) -> None:
+    """Raise ValueError if all weights are zero, so that every text would have the same score."""
+    if not any(weights.values()):
+        raise ValueError("at least one weight must not be zero")
+
+
+class LengthPenaltySettings(Frozen):
+    """The settings of a blend's penalty on long completions.
+
+    Attributes:
+        per_token: logits that each token of the completion subtracts from the score. The end of turn counts, as it does
+            in `completion_tokens`.
+        signal: the signal of the blend whose tokens are counted; None where all signals of the blend count the same.
+    """
+
+    per_token: float = Field(gt=0, le=LARGEST_WEIGHT, allow_inf_nan=False)
+    signal: Name | None = None
+
+
+class BlendSettings(Frozen):
+    """The settings of a blend: a named weighted sum of signals.
+
+    Attributes:
+        weights: weights of the logits by name of the signal; finite, and not all zero. A negative weight makes the
+            signal a cost.
+        standardise: rule for scaling logits first: `none`, or by the mean and std of their signals (`manifest`).
+        length_penalty: penalty on long completions, which is not standardised; None for no penalty.
+        description: a sentence for users, which `/v1/models` shows; it changes no score.
+    """
+
+    weights: dict[Name, Weight] = Field(min_length=1)
+    standardise: Standardise = "none"
+    length_penalty: LengthPenaltySettings | None = None
+    description: str | None = None
+
+    @model_validator(mode="after")
+    def _check_rule(self) -> "BlendSettings":
+        check_some_weight(self.weights)
+        signal = None if self.length_penalty is None else self.length_penalty.signal
+        if signal is not None and signal not in self.weights:
+            raise ValueError(f"length_penalty.signal: {signal!r} has no weight in this blend; name one that has")
+        return self
+
+    def build_blend(self, name: str) -> Blend:
+        """Return the rule that these settings declare, under its served name."""
+        penalty = self.length_penalty
+        # Without a declared signal all count the same, so that any of them does; sorted, so that their order in the
+        # file does not matter.
+        length = None if penalty is None else LengthPenalty(penalty.per_token, penalty.signal or min(self.weights))
+        return Blend(name, dict(self.weights), self.standardise, length)

@@ -1,0 +1,60 @@
+"""A running service with the tiny models, for the clients of other servers."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from assay_service import create_app
+from assay_service.compat_settings import CompatSettings
+from tests.service.conftest import tiny
+
+__all__ = ["tiny"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A running service: its base URL, and its application for looking inside."""
+
+    url: str
+    app: FastAPI
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture(scope="session")
+def serve(tiny: dict[str, Any]) -> Iterator[Serve]:
+    """A function that serves the tiny models over a real socket, with the given `compat` settings."""
+    running: dict[str, tuple[uvicorn.Server, threading.Thread, Served]] = {}
+
+    def start(**compat: Any) -> Served:
+        key = repr(sorted(compat.items()))
+        if key not in running:
+            settings = tiny["settings"].model_copy(update={"compat": CompatSettings.model_validate(compat)})
+            app = create_app(settings)
+            server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+            thread = threading.Thread(target=server.run, daemon=True)
+            thread.start()
+            while not server.started:
+                assert thread.is_alive(), "the server ended before it listened"
+                time.sleep(0.01)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            running[key] = server, thread, Served(f"http://127.0.0.1:{port}", app)
+        return running[key][2]
+
+    yield start
+    for server, thread, _ in running.values():
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def url(serve: Serve) -> str:
+    """The base URL of the tiny models with default settings."""
+    return serve().url

@@ -1,0 +1,102 @@
+"""The examples of docs/compat-trainers.md for bridges: every block of Python runs, and every name exists."""
+
+import re
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from assay_service.compat_settings import CompatSettings
+
+PAGE = (Path(__file__).parents[2] / "docs" / "compat-trainers.md").read_text()
+SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.S | re.M))
+
+
+def blocks(section: str, kind: str) -> list[str]:
+    found: list[str] = re.findall(rf"^```{kind}\n(.*?)^```", SECTIONS[section], flags=re.S | re.M)
+    assert found
+    return found
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, name: str, **values: Any) -> None:
+    """Put a module with these values in the place of a trainer's, which is not installed here."""
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
+    module = ModuleType(name)
+    vars(module).update(values)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def run(code: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(compile(code, "example", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ("OpenRLHF, by a function", "reward_func"),
+        ("AReaL", "reward_fn"),
+        ("slime, by a function", "rm"),
+        ("verifiers and prime-rl", "assay"),
+        ("Tinker", "preference_model"),
+    ],
+)
+def test_examples_without_a_trainer_define_what_the_trainer_calls(section: str, name: str) -> None:
+    for code in blocks(section, "python"):
+        assert callable(run(code)[name])
+
+
+def test_ms_swift_registers_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    orms: dict[str, Any] = {}
+    stub(monkeypatch, "swift.rewards", orms=orms)
+    run(*blocks("ms-swift", "python"))
+    assert sorted(orms) == ["absolute", "assay", "preference"]
+    assert all(callable(cls(args=None)) for cls in orms.values())
+
+
+def test_nemo_rl_registers_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: dict[str, str] = {}
+    registry: dict[str, str] = {}
+    stub(monkeypatch, "nemo_rl.distributed.virtual_cluster", PY_EXECUTABLES=type("P", (), {"SYSTEM": sys.executable}))
+    stub(monkeypatch, "nemo_rl.distributed.ray_actor_environment_registry", ACTOR_ENVIRONMENT_REGISTRY=registry)
+    stub(monkeypatch, "nemo_rl.environments.utils", register_env=registered.__setitem__)
+    run(*blocks("NeMo-RL, by an environment", "python"))
+    assert list(registry) == [registered["assay"]]
+    module, name = registered["assay"].rsplit(".", 1)
+    config = yaml.safe_load(*blocks("NeMo-RL, by an environment", "yaml"))["env"]["assay"]
+    bridge = import_module(module)
+    assert bridge.RewardReader(config)
+    assert f'"{name}"' in Path(str(bridge.__file__)).read_text()
+
+
+def test_skyrl_registers_the_environment() -> None:
+    gym = pytest.importorskip("skyrl_gym")
+    gym.envs.registration.registry.pop("assay", None)
+    run(*blocks("SkyRL", "python"))
+    config = yaml.safe_load(*blocks("SkyRL", "yaml"))["environment"]
+    assert gym.make(config["env_class"], env_config=config["skyrl_gym"]["assay"], extras={})
+
+
+def test_rllm_wraps_the_evaluator(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub(monkeypatch, "rllm", evaluator=lambda function: function)
+    assert callable(run(*blocks("rLLM", "python"))["evaluator"])
+
+
+def test_flags_name_what_exists() -> None:
+    manager, function = blocks("verl", "")
+    bridge = import_module("assay_client.integrations.verl")
+    for flags, key in ((manager, r"reward_manager\.name"), (function, r"custom_reward_function\.name")):
+        assert f"pkg://{bridge.__name__}\n" in flags
+        assert hasattr(bridge, re.search(rf"{key}=(\w+)", flags)[1])  # type: ignore[index]
+    rewards = tomllib.loads(*blocks("verifiers and prime-rl", "toml"))["env"]["taskset"]["task"]["rewards"]
+    assert rewards["assay"] == {"fn": "rewards:assay", "weight": 1.0}
+    service, _ = blocks("NeMo-Gym", "yaml")
+    assert CompatSettings.model_validate(yaml.safe_load(service)["compat"]).root == "nemo_gym"

@@ -1,0 +1,248 @@
+"""Bridges that get whole conversations: verifiers, NeMo-RL, SkyRL, rLLM and Tinker.
+
+SkyRL's environments are the real ones. The other packages bring a torch of their own or pins that differ, so their
+types are written here with the fields of the named sources.
+"""
+
+import asyncio
+import math
+import sys
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from assay_client import InvalidInput, ItemFailed, RewardClient, ServerError
+from assay_client.integrations import nemo_rl
+from assay_client.integrations.rllm import make_evaluator
+from assay_client.integrations.tinker import AssayPreferenceModel
+from assay_client.integrations.verifiers import make_reward, make_rubric_function
+
+PROMPT = [{"role": "user", "content": "say hi"}]
+ANSWER = [{"role": "assistant", "content": "hello"}]
+RENDERED = "<|im_start|>user\nsay hi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def native(url: str, finish_reason: Any = "stop", model: str | None = None) -> Any:
+    with RewardClient(url) as client:
+        return client.score([(PROMPT, "hello", finish_reason)], model=model).data[0]
+
+
+# verifiers 0.4.0, v1/types.py and v1/trace.py: messages are pydantic objects, functions are called by names.
+
+
+class UserMessage(BaseModel):
+    role: str = "user"
+    content: str
+
+
+class AssistantMessage(BaseModel):
+    role: str = "assistant"
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    provider_state: list[dict[str, Any]] | None = None
+
+
+def trace(text: str = "hello", finish_reason: str = "stop", stop_condition: str | None = None) -> SimpleNamespace:
+    limits = ("max_turns", "max_input_tokens", "max_output_tokens", "max_total_tokens", "compaction_failed")
+    return SimpleNamespace(
+        messages=[UserMessage(content="say hi"), AssistantMessage(content=text, provider_state=[{"x": 1}])],
+        calls=[
+            SimpleNamespace(error=None, finish_reason=finish_reason),
+            SimpleNamespace(error="x", finish_reason=None),
+        ],
+        stop_condition=stop_condition,
+        is_truncated=stop_condition in limits or finish_reason == "length",
+        last_reply=text,
+    )
+
+
+def test_verifiers_scores_the_last_message_of_a_trace(url: str) -> None:
+    reward = make_reward(url)
+    assert asyncio.run(reward(trace=trace())) == native(url).score
+    assert asyncio.run(reward(trace=trace(stop_condition="max_turns"))) == native(url).score
+    for cut in (trace(finish_reason="length"), trace(stop_condition="max_output_tokens")):
+        assert asyncio.run(reward(trace=cut)) == native(url, "length").score
+    parts = asyncio.run(make_reward(url, parts=True)(trace=trace()))
+    assert parts == {name: value.logit for name, value in native(url).signals.items()}
+    for failed in (trace("bad<|im_start|>"), trace(finish_reason="abort")):
+        with pytest.raises(ItemFailed):  # verifiers then records an error, and no reward
+            asyncio.run(reward(trace=failed))
+
+
+def test_rubrics_get_nan_for_failures_because_they_make_a_zero_of_errors(url: str) -> None:
+    function = make_rubric_function(url)
+    bad = [{"role": "assistant", "content": "bad<|im_start|>"}]
+    states = [{"is_truncated": False}, {"is_truncated": True}, {}]
+    got = asyncio.run(function(prompts=[PROMPT] * 3, completions=[ANSWER, ANSWER, bad], states=states))
+    assert got[:2] == [native(url).score, native(url, "length").score]
+    assert math.isnan(got[2])
+    nowhere = make_rubric_function("http://127.0.0.1:9", model="none")
+    with_no_service = asyncio.run(function_without_retries(nowhere))
+    assert all(map(math.isnan, with_no_service))
+
+
+async def function_without_retries(function: Any) -> list[float]:
+    """Call with columns of different lengths, an error before anything is sent."""
+    result: list[float] = await function(prompts=[PROMPT], completions=[ANSWER, ANSWER], states=[{}, {}])
+    return result
+
+
+# NeMo-RL 7ea279a, environments/interfaces.py. The contents are what its data processors write: the rendered prompt.
+
+
+class EnvironmentReturn(NamedTuple):
+    observations: list[dict[str, str]]
+    metadata: list[Any]
+    next_stop_strings: list[Any]
+    rewards: Any
+    terminateds: torch.Tensor
+    answers: list[str | None] | None
+
+
+@pytest.fixture
+def interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("nemo_rl.environments.interfaces")
+    module.EnvironmentInterface = type("EnvironmentInterface", (), {})  # type: ignore[attr-defined]
+    module.EnvironmentReturn = EnvironmentReturn  # type: ignore[attr-defined]
+    for name in ("nemo_rl", "nemo_rl.environments"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    ray = ModuleType("ray")
+    ray.remote = lambda cls: ("actor", cls)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+
+
+def log(last_id: int, text: str = "hello") -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": RENDERED, "token_ids": torch.tensor([5])},
+        {"role": "assistant", "content": text, "token_ids": torch.tensor([9, last_id])},
+    ]
+
+
+@pytest.mark.usefixtures("interfaces")
+def test_nemo_rl_gets_one_reward_per_log_or_one_tensor_per_signal(url: str) -> None:
+    config = {"url": url, "eos_token_id": 2, "end_token": "<|im_end|>"}
+    environment = nemo_rl.make_environment()(config)
+    answer = environment.step([log(2), log(7)], [{"a": 1}, {"a": 2}])
+    stop, cut = native(url), native(url, "length")
+    assert answer.rewards.tolist() == pytest.approx([stop.score, cut.score], rel=1e-6)
+    assert answer.terminateds.tolist() == [True, True]
+    assert answer.metadata == [{"a": 1}, {"a": 2}]
+    assert answer.answers == ["hello", "hello"]
+    parts = nemo_rl.make_environment()({**config, "parts": True}).step([log(2)], [None]).rewards
+    assert {name: values.tolist() for name, values in parts.items()} == {
+        name: pytest.approx([value.logit], rel=1e-6) for name, value in stop.signals.items()
+    }
+    with pytest.raises(ServerError):
+        environment.step([log(2), log(2, "bad<|im_start|>user")], [None, None])
+    with pytest.raises(InvalidInput, match="end_token"):
+        nemo_rl.make_environment()({"url": url, "eos_token_id": 2})
+    assert nemo_rl.AssayEnvironment == ("actor", nemo_rl.make_environment())
+
+
+# SkyRL: the real package.
+
+
+def test_skyrl_registers_and_steps_the_environment(url: str) -> None:
+    gym = pytest.importorskip("skyrl_gym")
+    gym.register(id="assay_steps", entry_point="assay_client.integrations.skyrl:AssayEnv")
+    for config, action, reason in (
+        ({"url": url}, "hello", "stop"),
+        ({"url": url, "end_token": "<|im_end|>"}, "hello<|im_end|>", "stop"),
+        ({"url": url, "end_token": "<|im_end|>"}, "hello", "length"),
+    ):
+        environment = gym.make("assay_steps", env_config=config, extras={"reward_spec": {}})
+        prompt, _ = environment.init(PROMPT)
+        assert prompt == PROMPT
+        answer = environment.step(action)
+        expected = native(url, reason)
+        assert (answer["reward"], answer["done"], answer["observations"]) == (expected.score, True, [])
+        assert answer["metadata"] == {name: value.logit for name, value in expected.signals.items()}
+    with pytest.raises(ItemFailed):
+        environment.step("bad<|im_start|>")
+
+
+# rLLM 9beb6e0, eval/types.py and types.py.
+
+
+@dataclass
+class Signal:
+    name: str
+    value: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class EvalOutput:
+    reward: float
+    is_correct: bool
+    signals: list[Signal] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.fixture
+def eval_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("rllm.eval.types")
+    module.EvalOutput, module.Signal = EvalOutput, Signal  # type: ignore[attr-defined]
+    for name in ("rllm", "rllm.eval"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def episode(**step: Any) -> SimpleNamespace:
+    defaults: dict[str, Any] = {"chat_completions": [], "model_response": "", "output": None, "model_output": None}
+    return SimpleNamespace(trajectories=[SimpleNamespace(steps=[SimpleNamespace(**{**defaults, **step})])])
+
+
+@pytest.mark.usefixtures("eval_types")
+def test_rllm_evaluates_the_last_step(url: str) -> None:
+    evaluate = make_evaluator(url)
+    task = SimpleNamespace(instruction="say hi", metadata={})
+    expected = native(url)
+    signals = [Signal("abs", expected.signals["abs"].logit), Signal("pref", expected.signals["pref"].logit)]
+    for step in ({"chat_completions": [*PROMPT, *ANSWER]}, {"model_response": "hello"}, {"output": "hello"}):
+        assert evaluate(task, episode(**step)) == EvalOutput(expected.score, expected.score > 0, signals)
+    assert evaluate({"instruction": "say hi"}, episode(output="hello")).reward == expected.score
+    cut = episode(output="hello", model_output=SimpleNamespace(finish_reason="length"))
+    assert evaluate(task, cut).reward == native(url, "length").score
+    for failed in (
+        episode(output="bad<|im_start|>"),
+        episode(output="hello", model_output=SimpleNamespace(finish_reason="content_filter")),
+    ):
+        with pytest.raises(ItemFailed):
+            evaluate(task, failed)
+    for empty in (SimpleNamespace(trajectories=[]), episode()):
+        with pytest.raises(InvalidInput):
+            evaluate(task, empty)
+
+
+# Tinker's cookbook 0.6.1, preference/types.py.
+
+
+@dataclass
+class Comparison:
+    prompt_conversation: list[dict[str, Any]]
+    completion_A: list[dict[str, Any]]
+    completion_B: list[dict[str, Any]]
+
+
+def test_tinker_gets_minus_one_where_a_is_preferred_and_one_where_b_is(url: str) -> None:
+    other = [{"role": "assistant", "content": "no"}]
+    model = AssayPreferenceModel(url, "pref")
+    forward, backward, tie = (
+        asyncio.run(model(Comparison(PROMPT, a, b))) for a, b in ((ANSWER, other), (other, ANSWER), (other, other))
+    )
+    with RewardClient(url) as client:
+        margin = client.compare(PROMPT, "hello", "no", model="pref").signals["pref"].margin
+    assert forward == pytest.approx(-math.tanh(margin / 2), abs=1e-12)  # 1 - 2 sigmoid(x) = -tanh(x / 2)
+    assert backward == pytest.approx(-forward, abs=1e-12)
+    assert tie == 0
+    with pytest.raises(InvalidInput, match="not a preference signal"):
+        asyncio.run(AssayPreferenceModel(url, "abs")(Comparison(PROMPT, ANSWER, other)))
+    with pytest.raises(ServerError):
+        asyncio.run(model(Comparison(PROMPT, [{"role": "assistant", "content": "bad<|im_start|>"}], other)))

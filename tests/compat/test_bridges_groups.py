@@ -1,0 +1,182 @@
+"""Bridges that get texts or groups: OpenRLHF, ms-swift, slime and AReaL; each is called as its trainer calls it."""
+
+import asyncio
+import enum
+import importlib.util
+import inspect
+import pickle
+import socket
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from assay_client import InvalidInput, ItemFailed, RewardClient, ServerError, TransportError
+from assay_client.integrations.areal import make_reward_fn
+from assay_client.integrations.ms_swift import make_async_orm, make_orm, make_signal_orms
+from assay_client.integrations.openrlhf import make_reward_func
+from assay_client.integrations.slime import make_rm
+from tests.compat.conftest import Serve
+
+PROMPT = [{"role": "user", "content": "say hi"}]
+RENDERED = "<|im_start|>user\nsay hi<|im_end|>\n<|im_start|>assistant\n"
+END = "<|im_end|>"
+
+
+def native(url: str, *pairs: tuple[str, str], model: str | None = None) -> Any:
+    with RewardClient(url) as client:
+        items = [(PROMPT, text, finish_reason) for text, finish_reason in pairs]
+        return client.score(items, model=model).data  # type: ignore[arg-type]
+
+
+# OpenRLHF 0.11.2: a file with `reward_func`, called in a thread with lists of one item.
+
+
+def test_openrlhf_loads_a_file_whose_function_returns_what_the_url_returns(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text(
+        f"from assay_client.integrations.openrlhf import make_reward_func\nreward_func = make_reward_func({url!r})\n"
+    )
+    spec = importlib.util.spec_from_file_location("reward_func", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows = native(url, ("hello", "stop"), ("hello", "length"))
+    for row, text in zip(rows, ("hello<|im_end|>", "hello"), strict=True):
+        answer = asyncio.run(asyncio.to_thread(module.reward_func, [RENDERED + text], [RENDERED], ["label"]))
+        assert answer["rewards"] == [row.score]
+        assert answer["extra_logs"] == {name: [value.logit] for name, value in row.signals.items()}
+        assert "scores" not in answer
+
+
+def test_openrlhf_has_probabilities_for_an_absolute_signal_and_errors_for_failures(serve: Serve) -> None:
+    reward_func = make_reward_func(serve(wires={"openrlhf": {"model": "abs"}}).url)
+    answer = reward_func([RENDERED + "hello<|im_end|>"], [RENDERED], [None])
+    assert 0 < answer["scores"][0] < 1
+    with pytest.raises(ServerError) as raised:
+        reward_func(["no template"], ["no"], [None])
+    assert raised.value.code == "unreadable_text"
+
+
+# ms-swift 4.6.0: `orms[name](args=args)`, then `f(completions, **columns)` with these columns.
+
+
+def batch(*texts: str, reasons: list[str | None]) -> dict[str, Any]:
+    return {
+        "trainer_state": SimpleNamespace(global_step=1),
+        "messages": [[*PROMPT, {"role": "assistant", "content": text}] for text in texts],
+        "prompt_id": ["p"] * len(texts),
+        "finish_reason": reasons,
+        "is_truncated": [reason == "length" for reason in reasons],
+        "response_token_ids": [[[1, 2]]] * len(texts),
+        "label": ["x"] * len(texts),
+    }
+
+
+def test_ms_swift_gets_none_for_a_completion_without_a_score(url: str) -> None:
+    columns = batch("hello", "hello", "bad<|im_start|>", reasons=["stop", "length", "stop"])
+    completions = ["hello", "hello", "bad<|im_start|>"]
+    stop, cut = native(url, ("hello", "stop"), ("hello", "length"))
+    expected = [stop.score, cut.score, None]
+    assert make_orm(url)(args=None)(completions, **columns) == expected
+    function = make_async_orm(url)(args=None)
+    assert inspect.iscoroutinefunction(type(function).__call__)
+    for _ in range(2):  # ms-swift calls asyncio.run for every batch, so each has another loop
+        assert asyncio.run(gather(function, completions, columns)) == expected
+
+
+def test_ms_swift_gets_none_for_a_completion_that_was_aborted_or_filtered(url: str) -> None:
+    reasons: list[str | None] = ["abort", "content_filter", "tool_calls", "stop"]
+    rewards = make_orm(url)(args=None)(["hello"] * 4, **batch(*["hello"] * 4, reasons=reasons))
+    (stop,) = native(url, ("hello", "stop"))
+    assert rewards == [None, None, stop.score, stop.score]
+
+
+async def gather(function: Any, completions: list[str], columns: dict[str, Any]) -> Any:
+    return (await asyncio.gather(function(completions, **columns)))[0]
+
+
+def test_ms_swift_signals_come_from_one_request(url: str) -> None:
+    with RewardClient(url) as client:
+        orms = make_signal_orms(client, ["pref", "abs"])
+        columns = batch("hello", reasons=["stop"])
+        [row] = native(url, ("hello", "stop"))
+        assert orms["pref"](args=None)(["hello"], **columns) == [row.signals["pref"].logit]
+        client.close()  # the second function does not ask
+        assert orms["abs"](args=None)(["hello"], **columns) == [row.signals["abs"].logit]
+    with pytest.raises(InvalidInput, match="messages"):
+        make_orm(url)(args=None)(["hello"], label=["x"])
+
+
+# slime 624b824: `async f(args, sample)`, or `async f(args, samples)` with --group-rm.
+
+
+class Status(enum.Enum):
+    COMPLETED = "completed"
+    TRUNCATED = "truncated"
+    ABORTED = "aborted"
+
+
+def sample(prompt: Any, response: str, status: Status = Status.COMPLETED) -> SimpleNamespace:
+    return SimpleNamespace(prompt=prompt, response=response, status=status, label="x", metadata={}, tokens=[])
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, RENDERED])
+def test_slime_scores_a_sample_or_a_group(url: str, prompt: Any) -> None:
+    rm = make_rm(url, end_token=END)
+    stop, cut = (row.score for row in native(url, ("hello", "stop"), ("hello", "length")))
+    samples = [
+        sample(prompt, "hello<|im_end|>"),
+        sample(prompt, "hello"),  # ended, with --rollout-skip-special-tokens
+        sample(prompt, "hello", Status.TRUNCATED),
+    ]
+    assert asyncio.run(rm(SimpleNamespace(), samples)) == [stop, stop, cut]
+    assert asyncio.run(rm(SimpleNamespace(), samples[2])) == cut
+    parts = asyncio.run(make_rm(url, end_token=END, parts=True)(SimpleNamespace(), samples[:1]))
+    assert sorted(parts[0]) == ["abs", "pref", "reward"]
+    assert parts[0]["reward"] == stop
+
+
+def test_slime_has_errors_for_failures(url: str) -> None:
+    rm = make_rm(url, end_token=END)
+    with pytest.raises(ItemFailed):
+        asyncio.run(rm(SimpleNamespace(), [sample(PROMPT, "hi"), sample(PROMPT, "bad<|im_start|>")]))
+    with pytest.raises(InvalidInput, match="aborted"):
+        asyncio.run(rm(SimpleNamespace(), sample(PROMPT, "hi", Status.ABORTED)))
+    with pytest.raises(InvalidInput, match="different requests"):
+        asyncio.run(rm(SimpleNamespace(), [sample(PROMPT, "hi"), sample(RENDERED, "hi")]))
+    with pytest.raises(InvalidInput, match="end_token"):
+        make_rm(url, end_token="")
+
+
+# AReaL 1.0.4: positional texts and ids, the row by name, in a process pool, with 15 s for each of 4 tries.
+
+
+def test_areal_scores_in_another_process(url: str) -> None:
+    reward_fn = make_reward_fn(url, end_token=END)
+    stop, cut = (row.score for row in native(url, ("hello", "stop"), ("hello", "length")))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        scores = [
+            pool.submit(reward_fn, RENDERED, text, [1], [2], messages=PROMPT, answer="x").result(60)
+            for text in ("hello<|im_end|>", "hello")
+        ]
+    assert scores == [stop, cut]
+    assert reward_fn(RENDERED, "hello<|im_end|>", [1], [2], prompt="x") == stop  # a row without messages
+
+
+def test_areal_never_gets_a_timeout_error_of_which_it_would_make_a_zero() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and never answers
+        reward_fn = make_reward_fn(f"http://127.0.0.1:{silent.getsockname()[1]}", end_token=END, deadline_s=1.0)
+        began = time.monotonic()
+        with pytest.raises(TransportError) as raised:
+            reward_fn(RENDERED, "hello", [1], [2], messages=PROMPT)
+        assert time.monotonic() - began < 5
+    assert not isinstance(raised.value, TimeoutError)
+    assert isinstance(pickle.loads(pickle.dumps(raised.value)), TransportError)
+    with pytest.raises(InvalidInput, match="AReaL waits 15 s"):
+        make_reward_fn("http://127.0.0.1:1", end_token=END, deadline_s=15)

@@ -1,0 +1,104 @@
+"""Files through the command line, against the real service with tiny models."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from assay_client import RewardClient, cli
+
+if TYPE_CHECKING:
+    from tests.compat.conftest import Serve
+
+TEXTS = ["yes", "no", "bread bread", "wait and bake it", "<|im_end|>", "the fox"]
+
+
+def invoke(*words: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(cli.app, list(words))
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_parquet_and_json_lines_have_the_bits_of_the_client(url: str, tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"prompt": [{"role": "user", "content": "bake?"}], "completion": text, "finish_reason": ended, "id": f"r{n}"}
+        for n, (text, ended) in enumerate(zip(TEXTS, ["stop", "length", None] * 2, strict=True))
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in.parquet", row_group_size=2)
+    words = ["score", str(tmp_path / "in.parquet"), "--model", "mix", "--url", url]
+    out, errors = tmp_path / "out.parquet", tmp_path / "errors.jsonl"
+    code, _, told = invoke(*words, "-o", str(out), "--errors", str(errors))
+    assert (code, told.splitlines()[0].partition(", fingerprint")[0]) == (1, "5 scored, 1 failed")
+    with RewardClient(url) as client:
+        expected = client.score(rows, model="mix")
+    table = parquet.read_table(out)
+    assert table.column("score").to_pylist() == expected.scores(missing=None)
+    assert table.column("id").to_pylist() == [f"r{n}" for n in range(6)]
+    absolute = [row and row["abs"]["prob"] for row in table.column("signals").to_pylist()]
+    assert absolute[4] is None
+    assert all(0 < prob < 1 for place, prob in enumerate(absolute) if place != 4)
+    (fault,) = map(json.loads, errors.read_text().splitlines())
+    assert (fault["index"], fault["id"], fault["code"]) == (4, "r4", "special_tokens")
+    assert invoke(*words, "-o", str(tmp_path / "out.jsonl"))[0] == 1
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line.get("score") for line in lines] == table.column("score").to_pylist()
+
+
+def test_a_service_does_not_differ_from_itself_and_does_from_another_model(serve: "Serve", tmp_path: Path) -> None:
+    url, other = serve().url, serve(root="openrlhf").url
+    good = [text for text in TEXTS if "<" not in text]
+    rows: list[Any] = [{"prompt": "hi", "completion": text} for text in good]
+    rows += [{"prompt": "bake?", "completions": good}, {"prompt": "hi", "chosen": good[0], "rejected": good[1]}]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    limits = ["--max-difference", "0", "--max-changed-picks", "0", "--json"]
+    code, out, _ = invoke("diff", url, other, str(source), *limits)
+    same = json.loads(out)
+    assert (code, same["scores"]["count"], same["scores"]["bit_equal"], same["scores"]["largest"]) == (0, 12, 12, 0.0)
+    assert same["old"]["provenance"]["fingerprint"] == same["new"]["provenance"]["fingerprint"]
+    code, out, told = invoke("diff", url, other, str(source), *limits, "--model", "pref", "--new-model", "abs")
+    found = json.loads(out)
+    assert code == 1
+    assert "the largest difference is" in told
+    with RewardClient(url) as client:
+        pairs = [("hi", text) for text in good] + [("bake?", text) for text in good] + [("hi", t) for t in good[:2]]
+        old, new = (client.score(pairs, model=name).scores() for name in ("pref", "abs"))
+    assert found["scores"]["largest"] == max(abs(y - x) for x, y in zip(old, new, strict=True))
+    assert found["groups"]["changed_picks"] == (
+        max(range(5), key=old[5:10].__getitem__) != max(range(5), key=new[5:10].__getitem__)
+    )
+    assert found["pairs"]["old_accuracy"] == (old[10] > old[11])
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [["-o", "in.jsonl"], ["-o", "link.jsonl"], ["-o", "out.jsonl", "--errors", "in.jsonl"]]
+    + [["-o", "out.jsonl", "--errors", name] for name in ("out.jsonl", "out.jsonl.part", "out.jsonl.part.json")],
+    ids=" ".join,
+)
+def test_no_output_is_written_over_the_input_or_another_output(url: str, tmp_path: Path, targets: list[str]) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "hi", "completion": "yes"}\n')
+    (tmp_path / "link.jsonl").symlink_to(source)
+    words = [word if word.startswith("-") else str(tmp_path / word) for word in targets]
+    commands = [["score", str(source)]]
+    if "--errors" not in words:
+        commands += [["render", str(source)], ["diff", url, url, str(source)]]
+    for command in commands:
+        address = [] if command[0] == "diff" else ["--url", url]
+        code, _, told = invoke(*command, *words, *address)
+        assert code == 2
+        assert "would write over" in told
+    assert source.read_text() == '{"prompt": "hi", "completion": "yes"}\n'
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_json_does_not_have_is_refused_with_its_line(url: str, tmp_path: Path, number: str) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "a", "completion": "b"}\n' + f'{{"prompt": "a", "completion": "b", "x": {number}}}\n')
+    code, out, told = invoke("score", str(source), "-o", str(tmp_path / "out.jsonl"), "--url", url)
+    assert (code, out) == (2, "")
+    assert "in.jsonl:2: not JSON: " in told

@@ -1,0 +1,183 @@
+"""Every path of every wire that scores: the score of the native path, overload, crashes, and bad bodies."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from assay_service.api.compat.mount import WIRES
+from assay_service.errors import ForwardFailed, Overloaded
+from tests.compat.conftest import Serve
+
+JSON = {"content-type": "application/json"}
+USER, ASSISTANT = {"role": "user", "content": "say hi"}, {"role": "assistant", "content": "hi"}
+PROMPT = "<|im_start|>user\nsay hi<|im_end|>\n<|im_start|>assistant\n"
+TEXT = f"{PROMPT}hi<|im_end|>\n"
+RESPONSE = {
+    "id": "resp_1",
+    "object": "response",
+    "output": [
+        {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "status": "completed",
+            "content": [{"type": "output_text", "text": "hi", "annotations": []}],
+        }
+    ],
+}
+VLLM: dict[str, dict[str, Any]] = {
+    "/classify": {"input": TEXT, "use_activation": False},
+    "/pooling": {"input": TEXT, "use_activation": False},
+    "/score": {"text_1": "say hi", "text_2": "hi", "use_activation": False},
+    "/rerank": {"query": "say hi", "documents": ["hi"]},
+}
+# A body for each path that scores; all of them hold the conversation of USER and ASSISTANT.
+BODIES: dict[tuple[str, str], Any] = {
+    ("aws", "/reward"): [{"id": "1", "messages": [USER, ASSISTANT], "metadata": {"reference_answer": "x"}}],
+    ("chat", "/v1/chat/completions"): {"model": "mix", "messages": [USER, ASSISTANT]},
+    ("cohere", "/rerank"): {"query": "say hi", "documents": ["hi"]},
+    ("cohere", "/v1/rerank"): {"query": "say hi", "documents": ["hi"]},
+    ("cohere", "/v2/rerank"): {"model": "mix", "query": "say hi", "documents": ["hi"]},
+    ("jina", "/v1/rerank"): {"query": "say hi", "documents": ["hi"]},
+    ("llamafactory", "/v1/score/evaluation"): {"model": "model", "messages": [TEXT], "max_length": None},
+    ("nemo_gym", "/verify"): {"responses_create_params": {"input": [USER]}, "response": RESPONSE},
+    ("nemo_gym", "/compare"): {"conversation_history": [USER], "response_objs": [RESPONSE, RESPONSE]},
+    ("openrlhf", "/get_reward"): {"query": [TEXT], "prompts": [PROMPT], "labels": ["x"]},
+    ("sglang", "/v1/score"): {"query": PROMPT, "items": ["hi<|im_end|>\n"]},
+    ("sglang", "/v1/embeddings"): {"model": "mix", "input": TEXT},
+    ("sglang", "/classify"): {"text": TEXT},
+    ("slime", "/reward"): {"prompt": PROMPT, "response": "hi<|im_end|>\n", "label": "x"},
+    ("tei", "/predict"): {"inputs": ["say hi", "hi"], "raw_scores": True},
+    ("tei", "/rerank"): {"query": "say hi", "texts": ["hi"], "raw_scores": True},
+    **{("vllm", f"{version}{path}"): body for version in ("", "/v1") for path, body in VLLM.items()},
+    ("vllm", "/v2/rerank"): VLLM["/rerank"],
+}
+# Paths that score nothing.
+OTHERS = {("nemo_gym", "/seed_session"), ("nemo_gym", "/aggregate_metrics")}
+PATHS = sorted(BODIES)
+# TEI's status for errors of its backend.
+FAILED = {"tei": 424}
+STATUSES: dict[str, int] = {wire.name: wire.overload_status for wire in WIRES}
+
+
+def send(url: str, path: tuple[str, str], body: Any) -> httpx.Response:
+    wire, rest = path
+    return httpx.post(f"{url}/compat/{wire}{rest}", content=json.dumps(body), headers=JSON, timeout=60)
+
+
+def list_numbers(value: Any) -> Iterator[float]:
+    """All numbers of an answer, also those that are written into a text."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from list_numbers(part)
+    elif isinstance(value, str):
+        yield from map(float, re.findall(r"-?\d+\.\d+(?:e-?\d+)?", value))
+    elif isinstance(value, float):
+        yield value
+
+
+def test_every_path_that_scores_is_tested_here() -> None:
+    routes = {
+        (wire.name, route.path)  # type: ignore[attr-defined]
+        for wire, router in WIRES.items()
+        for route in router.routes
+        if "POST" in route.methods  # type: ignore[attr-defined]
+    }
+    assert {path for path in routes if "{" not in path[1]} == {*BODIES, *OTHERS}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_score_is_that_of_the_native_path(path: tuple[str, str], url: str) -> None:
+    native = httpx.post(f"{url}/v1/score", json={"items": [{"messages": [USER, ASSISTANT]}]}).json()["data"][0]["score"]
+    answer = send(url, path, BODIES[path])
+    assert answer.status_code == 200, answer.text
+    numbers = list(list_numbers(answer.json()))
+    assert native in numbers or 1 / (1 + math.exp(-native)) == pytest.approx(max(numbers), abs=1e-12)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("declared", [None, 429, 503])
+def test_a_full_queue_has_the_declared_status(
+    path: tuple[str, str], declared: int | None, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(wires={} if declared is None else {name: {"overload_status": declared} for name in STATUSES})
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Overloaded("the queue is full", retry_after_s=2)
+
+    monkeypatch.setattr(served.app.state.scorer.engine, "submit", refuse)
+    answer = send(served.url, path, BODIES[path])
+    assert answer.status_code == (declared or STATUSES[path[0]])
+    assert answer.headers["Retry-After"] == "2"
+    assert not list(list_numbers(answer.json()))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_failure_of_the_service_is_an_error_even_with_a_floor(
+    path: tuple[str, str], serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(wires={name: {"on_item_error": {"floor": -7.25}} for name in STATUSES})
+
+    async def fail(items: Any, *_: Any, **__: Any) -> list[Any]:
+        return [ForwardFailed("the forward pass failed") for _ in items]
+
+    monkeypatch.setattr(served.app.state.scorer, "score", fail)
+    answer = send(served.url, path, BODIES[path])
+    assert answer.status_code == FAILED.get(path[0], 500)
+    assert not list(list_numbers(answer.json()))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_crash_is_an_error_that_quotes_nothing(
+    path: tuple[str, str], serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+
+    async def crash(*_: Any, **__: Any) -> None:
+        raise RuntimeError("SECRET")
+
+    monkeypatch.setattr(served.app.state.scorer, "score", crash)
+    answer = send(served.url, path, BODIES[path])
+    assert answer.status_code == FAILED.get(path[0], 500)
+    assert "SECRET" not in answer.text
+    assert not list(list_numbers(answer.json()))
+
+
+def spoil(body: Any) -> Iterator[bytes]:
+    """Bodies that no wire may score."""
+    text = json.dumps(body)
+    yield b""
+    yield b"{"
+    yield b'"text"'
+    yield b"[1]"
+    yield b"{}"
+    yield text.replace("say hi", "\\ud800", 1).encode() if "say hi" in text else text[:-1].encode()
+    key = re.search(r'"(\w+)": ', text)
+    assert key is not None
+    yield text.replace("{", f'{{"{key[1]}": 1, ', 1).encode()  # a key twice
+    for name in body if isinstance(body, dict) else ():
+        yield json.dumps(body | {name: {"a": float("nan")}}).encode()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_bad_body_is_refused_in_json_and_scores_nothing(path: tuple[str, str], url: str) -> None:
+    wire, rest = path
+    for body in spoil(BODIES[path]):
+        answer = httpx.post(f"{url}/compat/{wire}{rest}", content=body, headers=JSON, timeout=60)
+        assert 400 <= answer.status_code < 500, body
+        assert not {"rewards", "scores", "score", "reward", "data", "results"} & set(answer.json()), body
+
+
+@pytest.mark.parametrize("wire", sorted(STATUSES))
+def test_an_unknown_path_or_method_has_the_errors_form_of_the_wire(wire: str, url: str) -> None:
+    path = next(rest for name, rest in PATHS if name == wire)
+    bad = httpx.post(f"{url}/compat/{wire}{path}", content=b"{", headers=JSON)
+    unknown, method = httpx.post(f"{url}/compat/{wire}/absent", json={}), httpx.delete(f"{url}/compat/{wire}{path}")
+    for answer in (unknown, method):
+        assert 400 <= answer.status_code < 500
+        assert answer.json().keys() == bad.json().keys() != {"detail"}

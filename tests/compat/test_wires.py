@@ -1,0 +1,67 @@
+"""What all compatible wires share: settings, refused items, overload, the table in the docs."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from assay_service.api.compat.mount import WIRES
+from assay_service.api.compat.wire import ANY, WireBody
+from tests.compat.conftest import Serve
+
+PAGE = Path(__file__).parents[2] / "docs" / "compat.md"
+FIELDS = PAGE.with_name("compat-fields.md")
+
+
+def test_every_path_of_every_wire_is_in_the_table() -> None:
+    rows = {line.split("`")[1]: line for line in PAGE.read_text().splitlines() if line.startswith("| `")}
+    assert sorted(rows) == sorted(wire.name for wire in WIRES)
+    for wire, router in WIRES.items():
+        assert wire.activation in rows[wire.name]
+        assert str(wire.overload_status) in rows[wire.name]
+        for route in router.routes:
+            assert route.path in rows[wire.name]  # type: ignore[attr-defined]
+
+
+def test_a_wire_at_the_root_answers_there_as_well(serve: Serve) -> None:
+    url = serve(root="openrlhf").url
+    for path in ("/get_reward", "/compat/openrlhf/get_reward"):
+        answer = httpx.post(f"{url}{path}", json={"query": []})
+        assert answer.status_code == 200
+        assert answer.json() == {"rewards": [], "extra_logs": {}}
+
+
+def test_every_wire_has_a_row_that_says_what_is_proved() -> None:
+    proved = PAGE.read_text().split("\n## What is proved\n")[1]
+    titles = [line.split("|")[1].strip() for line in proved.splitlines() if line.startswith("| ")]
+    assert sorted(titles[1:], key=str.lower) == sorted((wire.title for wire in WIRES), key=str.lower)
+
+
+def list_bodies(kind: type[WireBody] = WireBody) -> Iterator[type[WireBody]]:
+    for body in kind.__subclasses__():
+        yield body
+        yield from list_bodies(body)
+
+
+def build_fields_table() -> list[str]:
+    """The rows of the page of fields, from the code: accepted fields that are not read, and their values."""
+    rows = set()
+    for body in list_bodies():
+        wire = vars(sys.modules[body.__module__]).get("WIRE")
+        if wire is None:
+            continue
+        for name, harmless in body.ignored.items():
+            if harmless is ANY:
+                values = "any"
+            else:
+                assert isinstance(harmless, tuple)
+                values = ", ".join(["null", *(f"`{json.dumps(value)}`" for value in harmless)])
+            rows.add(f"| `{wire.name}` | `{name}` | {values} |")
+    return sorted(rows)
+
+
+def test_the_page_of_fields_is_that_of_the_code() -> None:
+    rows = [line for line in FIELDS.read_text().splitlines() if line.startswith("| `")]
+    assert rows == build_fields_table()

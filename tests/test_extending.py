@@ -1,0 +1,48 @@
+"""The examples of docs/extending.md use names that exist where the page says."""
+
+import ast
+import builtins
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+# A block has one part for each file, which begins with a comment of the file's path.
+PARTS = [
+    (path, code)
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    for path, code in re.findall(r"^# (\S+\.py)[^\n]*\n(.*?)(?=^# \S+\.py|\Z)", block, re.DOTALL | re.MULTILINE)
+]
+
+
+def used_names(code: str) -> set[str]:
+    """The names that `code` reads and does not define."""
+    # `...` in a table stands for the entries that are there already.
+    whole = re.sub(r"(?<=,)\s*\.\.\.(?=\s*\})|^\s*\.\.\.$", "", code, flags=re.MULTILINE)
+    nodes = list(ast.walk(ast.parse(whole)))
+    read = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    bound |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    bound |= {a.asname or a.name for n in nodes if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
+    return read - bound - vars(builtins).keys()
+
+
+def words_of(path: str) -> set[str]:
+    """The words of the module at `path`, or of its siblings where the example is a new module."""
+    file = ROOT / path
+    files = [file] if file.exists() else sorted(file.parent.glob("*.py"))
+    return {word for f in files for word in re.findall(r"\w+", f.read_text())}
+
+
+@pytest.mark.parametrize(("path", "code"), PARTS, ids=[path for path, _ in PARTS])
+def test_names_in_the_examples_exist(path: str, code: str) -> None:
+    # The examples add these names themselves, or import them from transformers.
+    added = (
+        {"Starcoder2Config"}
+        | set(re.findall(r"^(?:class|def) (\w+)", PAGE, re.MULTILINE))
+        | {Path(p).stem for p, _ in PARTS}
+    )
+    assert not used_names(code) - words_of(path) - added
