@@ -39,7 +39,8 @@ async def score_items(
     """
     scorer: Scorer = request.app.state.scorer
     results = await run_while_connected(request, scorer.score(items, list(blend.weights), truncation))
-    return [score_result(blend, result, scorer.registry.moments) for result in results]
+    moments = scorer.registry.moments  # once, because the property builds a new mapping
+    return [score_result(blend, result, moments) for result in results]
 
 
 def score_result(

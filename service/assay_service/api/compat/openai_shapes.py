@@ -86,8 +86,7 @@ def read_entries(context: WireContext, blend: Blend, entries: Sequence[Entry]) -
         ServingError: as for `read_texts`; or the signals of the blend have different tokenizers, and an entry has ids.
     """
     texts = [decode_ids(context, blend, entry) if isinstance(entry, list) else entry for entry in entries]
-    items = iter(read_texts(context, blend, [text for text in texts if isinstance(text, str)]))
-    return [text if isinstance(text, ContentError) else next(items) for text in texts]
+    return read_texts(context, blend, texts)
 
 
 def list_texts(texts: Texts) -> list[str]:

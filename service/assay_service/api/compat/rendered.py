@@ -11,19 +11,23 @@ from assay_service.scoring.item import Message
 from assay_service.scoring.transcript import Transcript
 
 
-def read_texts(context: WireContext, blend: Blend, texts: Sequence[str]) -> list[ItemSource]:
+def read_texts(context: WireContext, blend: Blend, texts: Sequence[str | ContentError]) -> list[ItemSource]:
     """Return the conversation of each rendered text; its last turn is the completion.
 
     Args:
         context: the wire, whose settings may name the policy's template.
         blend: blend that scores; without a policy, its signals' own template reads the texts.
-        texts: rendered conversations, with special tokens, perhaps with leading pads.
+        texts: rendered conversations, with special tokens, perhaps with leading pads; an error in place of one is
+            returned as it is.
 
     Raises:
         ServingError: no policy is declared, and the signals of the blend have different templates.
     """
     transcript = _find_transcript(context, blend)
-    return [UnreadItem(len(text), partial(transcript.read, text)) for text in texts]
+    return [
+        text if isinstance(text, ContentError) else UnreadItem(len(text), partial(transcript.read, text))
+        for text in texts
+    ]
 
 
 def read_pairs(context: WireContext, blend: Blend, pairs: Sequence[tuple[str, str] | ContentError]) -> list[ItemSource]:

@@ -205,9 +205,7 @@ def _read_items(body: ScoreBody, context: WireContext, blend: Blend) -> list[Ite
     if query and not body.item_first:
         return read_pairs(context, blend, pairs)
     # Without a query, or behind the item, it is not the prompt: the text alone shows where the completion begins.
-    return [
-        pair if isinstance(pair, ContentError) else read_texts(context, blend, ["".join(pair)])[0] for pair in pairs
-    ]
+    return read_texts(context, blend, [pair if isinstance(pair, ContentError) else "".join(pair) for pair in pairs])
 
 
 def _join(context: WireContext, blend: Blend, first: Entry, second: Entry) -> tuple[str, str] | ContentError:
