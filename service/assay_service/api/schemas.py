@@ -26,12 +26,18 @@ STATUS: Mapping[str, int] = {
 CONTENT_STATUS = 422  # a content error of an endpoint whose answer has no place for errors of single items
 
 
-def _check_unicode(text: str) -> str:
-    """Return `text` if a tokenizer can encode it; JSON can carry half of a surrogate pair."""
+def is_unicode(text: str) -> bool:
+    """Return whether a tokenizer can encode `text`; JSON can carry half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode; it holds a lone surrogate") from None
+        return False
+    return True
+
+
+def _check_unicode(text: str) -> str:
+    if not is_unicode(text):
+        raise ValueError("must be valid Unicode; it holds a lone surrogate")
     return text
 
 

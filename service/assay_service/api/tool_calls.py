@@ -8,6 +8,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+from assay_service.api.schemas import is_unicode
 from assay_service.errors import ContentError
 from assay_service.scoring.item import Message
 from assay_service.scoring.tool_calls import ToolCall, dump_arguments, measure_depth
@@ -70,11 +71,13 @@ def is_empty(value: object) -> bool:
 
 
 def check_unicode(text: str, where: str) -> str:
-    """Return `text` if a tokenizer can encode it; JSON can carry half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise make_error(where, "is not valid Unicode; it holds a lone surrogate") from None
+    """Return the text at `where` if a tokenizer can encode it.
+
+    Raises:
+        ContentError: the text holds a lone surrogate; the code is `invalid_message`.
+    """
+    if not is_unicode(text):
+        raise make_error(where, "is not valid Unicode; it holds a lone surrogate")
     return text
 
 
