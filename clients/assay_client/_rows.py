@@ -7,13 +7,13 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
 
-from assay_client._parquet import is_parquet, read_parquet
+from assay_client._parquet import find_converted, is_parquet, read_parquet
 from assay_client.errors import InvalidInput
 from assay_client.types import ITEM_KEYS, Completion, Item, Message, read_messages
 
@@ -48,16 +48,18 @@ class Fields:
 
 @dataclass(frozen=True)
 class ItemRow:
-    """One item, and the other keys of its row."""
+    """One item, the other keys of its row, and its id, which may be any JSON value.
+
+    An `id` that is text is that of the item, too. Another one is not sent, because the service accepts only text.
+    """
 
     item: Item
     extra: Row
+    id: object = None
 
     @classmethod
     def of(cls, row: Row, fields: Fields) -> "ItemRow":
         """Read the item of a row whose keys `fields` names.
-
-        An `id` that is not text is copied with the other keys, because the service accepts only text.
 
         Raises:
             InvalidInput: the row has no item, or its item is malformed.
@@ -72,7 +74,7 @@ class ItemRow:
                 f"an item has `{fields.prompt}` with `{fields.completion}`, or `{fields.messages}`; this row has "
                 f"{_list_keys(row)}. Name its fields with --prompt-field and --completion-field, or --messages-field"
             )
-        return cls(Item.of(known), extra)
+        return cls(Item.of(known), extra, row.get("id"))
 
     @property
     def chars(self) -> int:
@@ -89,7 +91,7 @@ class RankRow:
 
     prompt: str | tuple[Message, ...]
     completions: tuple[Completion | Row, ...]
-    id: str | None
+    id: object
     extra: Row
 
     @classmethod
@@ -112,8 +114,11 @@ class RankRow:
             prompt = read_messages(prompt, name)
         for completion in completions:
             # Only checked here, so that a malformed completion is found before anything is sent.
-            Item.of({"prompt": "", **(completion if isinstance(completion, dict) else {"completion": completion})})
-        return cls(prompt, tuple(completions), cast("str | None", known.get("id")), extra)
+            given = completion if isinstance(completion, dict) else {"completion": completion}
+            if own := given.keys() & {"prompt", "messages"}:
+                raise InvalidInput(f"a completion must not have its own `{min(own)}`; the row has it for all of them")
+            Item.of({"prompt": "", **given})
+        return cls(prompt, tuple(completions), row.get("id"), extra)
 
     @property
     def chars(self) -> int:
@@ -124,13 +129,24 @@ class RankRow:
 
 
 def _split_row(row: Row, names: dict[str, str]) -> tuple[Row, Row]:
-    """Return the parts of a row that `names` knows, under their names in wire form, and the other keys."""
+    """Return the parts of a row that `names` knows, under their names in wire form, and the other keys.
+
+    Raises:
+        InvalidInput: a part is not text although JSON could show it as text, such as bytes or a date.
+    """
     known = {name: row[key] for key, name in names.items() if key in row}
-    # Kept in the output by `extra`: turned into text, 7 and "7" would be one id.
+    check_parts(row, (key for key, name in names.items() if name != "id"))
+    # Not turned into text: 7 and "7" would be one id.
     if not isinstance(known.get("id", ""), str | None):
         del known["id"]
-    taken = {key for key, name in names.items() if name in known}
-    return known, {key: value for key, value in row.items() if key not in taken}
+    return known, {key: value for key, value in row.items() if key not in names}
+
+
+def check_parts(row: Row, keys: Iterable[str]) -> None:
+    """Raise InvalidInput if one of the keys of a row holds a value that JSON does not have, such as bytes."""
+    for key in keys:
+        if (kind := find_converted(row.get(key))) is not None:
+            raise InvalidInput(f"`{key}` holds a value of type {kind}, and must be text; convert the column to strings")
 
 
 def _list_keys(row: Row) -> str:

@@ -52,7 +52,7 @@ def show_rank(index: int, row: "RankRow", result: "RankResult") -> None:
 
     signals = list(result.results[0].signals) if result.results else []
     table = _build_table("rank", "score", "margin", *signals)
-    table.title = Text(f"row {index}" if row.id is None else f"row {index}: {shorten(row.id)}")
+    table.title = Text(f"row {index}" if row.id is None else f"row {index}: {shorten(str(row.id))}")
     table.title_justify = "left"
     table.add_column("completion", min_width=TEXT_WIDTH)
     for place, ranked in enumerate(result.results, start=1):

@@ -181,7 +181,7 @@ def _read_choices(response: httpx.Response, n: int) -> list[Generation]:
     # A server may give its choices in any order. True and 1.0 equal 1, and are no index.
     if len(choices) > n or any(type(index) is not int for index in indexes) or sorted(indexes) != expected:
         shown = f"{indexes}"[:EXCERPT_CHARS]
-        raise _build_error(response, f"the indexes of at most {n} choices must count from 0, and they are {shown}")
+        raise _build_error(response, f"the indexes of at most {n} choices must count from 0, not be {shown}")
     return [made[index] for index in expected]
 
 
