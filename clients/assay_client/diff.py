@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from assay_client._difference import WORST_ROWS, Difference, Shape
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
-from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
+from assay_client._rows import Fields, ItemRow, RankRow, Row, check_parts, read_rows, survey
 from assay_client.bulk import OWN_NAMES, SILENCE_S, is_alive
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import InvalidInput
@@ -32,9 +32,16 @@ class DiffRow:
         """Read a row with `chosen` and `rejected`, with `completions`, or with one item whose keys `fields` names.
 
         Raises:
-            InvalidInput: the row has none of these forms, or a part is malformed.
+            InvalidInput: the row has none of these forms or several, or a part is malformed.
         """
-        if {"chosen", "rejected"} <= row.keys():
+        row = {key: value for key, value in row.items() if value is not None}  # tables write a missing key as null
+        pair = {"chosen", "rejected"} <= row.keys()
+        forms = [name for name in ("completions", fields.completion) if name in row]
+        if len(forms) + pair > 1:
+            found = " and ".join(f"`{name}`" for name in [*(("chosen",) if pair else ()), *forms])
+            raise InvalidInput(f"the row has {found}, so that it could be read in several ways; remove one of them")
+        if pair:
+            check_parts(row, (fields.prompt, "chosen", "rejected"))
             known = {fields.prompt, "chosen", "rejected", "id"}
             extra = {key: value for key, value in row.items() if key not in known}
             items = tuple(_read_side(row.get(fields.prompt), row[name], name) for name in ("chosen", "rejected"))
