@@ -1,6 +1,7 @@
 """Define the command `assay diff`: what another model or version does to scores, ranks and picks."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -71,32 +72,36 @@ def diff(  # noqa: PLR0913  # the options of one command
     target, parsed = choose_target(output, json), parse_weights(weights)
     with report_errors(target):
         check_targets(file, target)
-        with show_progress() as show:
-            found = run_with_services(
-                (old_url, new_url),
-                lambda old, new: diff_file(
-                    old,
-                    new,
-                    file,
-                    urls=(old_url, new_url),
-                    models=(model, new_model or model),
-                    weights=parsed,
-                    truncation=cast("TruncationName | None", truncation),
-                    fields=Fields(prompt_field, completion_field, messages_field),
-                    most=worst,
-                    silence_s=timeout,
-                    on_rows=show,
-                ),
-                api_key=read_api_key(api_key_file),
-                chunk_size=chunk_size,
-                concurrency=concurrency,
-            )
-        breaches = found.find_breaches(max_difference, max_changed_picks)
-        if target is None:
-            show_difference(found)
-        else:
-            with open_output(target, None) as sink:
+        # Opened first, so that an output that cannot be written costs no scoring.
+        with open_output(target, None) if target is not None else nullcontext() as sink:
+            with show_progress() as show:
+                found = run_with_services(
+                    (old_url, new_url),
+                    lambda old, new: diff_file(
+                        old,
+                        new,
+                        file,
+                        urls=(old_url, new_url),
+                        models=(model, new_model or model),
+                        weights=parsed,
+                        truncation=cast("TruncationName | None", truncation),
+                        fields=Fields(prompt_field, completion_field, messages_field),
+                        most=worst,
+                        needs_picks=max_changed_picks is not None,
+                        silence_s=timeout,
+                        on_rows=show,
+                    ),
+                    api_key=read_api_key(api_key_file),
+                    chunk_size=chunk_size,
+                    concurrency=concurrency,
+                )
+            if sink is None:
+                show_difference(found)
+            else:
                 sink.write([found.to_json()], None)
+        if found.extra:
+            typer.echo(f"not part of a row, without effect: {', '.join(found.extra)}", err=True)
+        breaches = found.find_breaches(max_difference, max_changed_picks)
     _exit(breaches, failed=bool(found.failed))
 
 

@@ -1,18 +1,18 @@
 """Score a file by two services, and say what a change of model or version does to scores, ranks and picks."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from assay_client._difference import WORST_ROWS, Difference, Shape
+from assay_client._difference import NO_PICKS, WORST_ROWS, Difference, Shape, Side
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
 from assay_client._rows import Fields, ItemRow, RankRow, Row, check_parts, read_rows, survey
 from assay_client.bulk import OWN_NAMES, SILENCE_S, is_alive
 from assay_client.client import AsyncRewardClient
-from assay_client.errors import InvalidInput
+from assay_client.errors import AssayError, InvalidInput, Timeout
 from assay_client.types import Item, ScoreResult, Truncation
 
 Answers: TypeAlias = tuple[ScoreResult, ScoreResult]
@@ -72,10 +72,58 @@ def _read_side(prompt: object, side: object, name: str) -> Item:
         return Item.of({"prompt": prompt, "completion": side})
     if prompt is not None:
         given = [message.get("content") if isinstance(message, dict) else None for message in side]
-        begins = given[0] == prompt if isinstance(prompt, str) else side[: len(list(prompt))] == prompt  # type: ignore[call-overload]
-        if not begins:
+        # An empty prompt would begin every conversation.
+        chat = isinstance(prompt, list) and bool(prompt) and side[: len(prompt)] == prompt
+        if given[:1] != [prompt] and not chat:
             raise InvalidInput(f"`{name}` is a conversation that does not begin with the prompt")
     return Item.of({"messages": side})
+
+
+@dataclass
+class _Services:
+    """Both services, which are asked at the same time; an error has a note that names the service.
+
+    Attributes:
+        sides: the names of the services, the old one first.
+        ask_each: the function of each service that scores items.
+        look_at_each: the function of each service that returns whether it shows a sign of life.
+        silent: the service that showed no sign of life when it was last looked for; None if both did.
+    """
+
+    sides: tuple[Side, Side]
+    ask_each: Sequence[Callable[[list[Item]], Coroutine[None, None, ScoreResult]]]
+    look_at_each: Sequence[Callable[[], Awaitable[bool]]]
+    silent: Side | None = None
+
+    async def ask(self, part: list[DiffRow]) -> Answers:
+        """Return the scores of all items of some rows by both services."""
+        items = [item for row in part for item in row.items]
+        try:
+            async with asyncio.TaskGroup() as group:  # a failure of one service stops the other's request
+                first, second = (
+                    group.create_task(_name_errors(side, ask(items)))
+                    for side, ask in zip(self.sides, self.ask_each, strict=True)
+                )
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return first.result(), second.result()
+
+    async def are_alive(self) -> bool:
+        """Return whether both services show a sign of life."""
+        alive = await asyncio.gather(*(look() for look in self.look_at_each))
+        self.silent = next((side for side, lives in zip(self.sides, alive, strict=True) if not lives), None)
+        return self.silent is None
+
+
+async def _name_errors(side: Side, answer: Awaitable[ScoreResult]) -> ScoreResult:
+    """Return an answer whose fingerprint is that of earlier ones; errors name the service."""
+    try:
+        result = await answer
+        side.learn(result)
+    except AssayError as error:
+        error.add_note(side.describe())
+        raise
+    return result
 
 
 async def diff_file(  # noqa: PLR0913  # options of one command, all by name
@@ -89,6 +137,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
     truncation: Truncation | None = None,
     fields: Fields = OWN_NAMES,
     most: int = WORST_ROWS,
+    needs_picks: bool = False,
     silence_s: float = SILENCE_S,
     on_rows: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Difference:
@@ -107,55 +156,61 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         truncation: "error" or "prompt_left"; as in `RewardClient.score`.
         fields: the keys that hold the parts of an item.
         most: the most examples of each kind.
+        needs_picks: whether the file must have a row with several completions.
         silence_s: the seconds without an answer or a sign of life of either service after which both are given up.
         on_rows: a function that is called with the number of rows scored and of all rows (None if not known).
 
     Raises:
-        InvalidInput: a row is malformed; if the file can be read twice, it is raised before anything is sent.
+        InvalidInput: a row is malformed, or `needs_picks` and no row has several completions; if the file can be read
+            twice, it is raised before anything is sent.
         FingerprintChanged: a service was replaced during the run.
         Timeout: a service was silent for `silence_s`.
+        AssayError: a service failed or refused a request. This error and the two above name the service in a note.
     """
     make = partial(DiffRow.of, fields=fields)
-    known = await run_off_loop(partial(survey, source, make))
-    total = known.rows if known else None
-    found = Difference(urls, most)
+    shapes = set[Shape]()
+
+    def make_known(row: Row) -> DiffRow:
+        made = make(row)
+        shapes.add(made.shape)
+        return made
+
+    known = await run_off_loop(partial(survey, source, make_known))
+    total, extra = (known.rows, known.extra) if known else (None, ())
+    found = Difference(urls, most, extra=extra)
+    if needs_picks and shapes == {"item"}:
+        raise InvalidInput(NO_PICKS)
+    services = _Services(
+        found.sides,
+        [
+            partial(client.score, model=model, weights=weights, truncation=truncation)
+            for client, model in zip((old, new), models, strict=True)
+        ],
+        [partial(is_alive, client, silence_s / LOOKS) for client in (old, new)],
+    )
     pace = Pace(min(old.chunk_size, new.chunk_size))
     whole = read_rows(source, make)
 
-    async def ask(part: list[DiffRow]) -> Answers:
-        items = [item for row in part for item in row.items]
-        try:
-            async with asyncio.TaskGroup() as group:  # a failure of one service stops the other's request
-                first, second = (
-                    group.create_task(client.score(items, model=model, weights=weights, truncation=truncation))
-                    for client, model in zip((old, new), models, strict=True)
-                )
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return first.result(), second.result()
-
     def put(part: list[DiffRow], answers: Answers) -> None:
-        for side, answer in zip(found.sides, answers, strict=True):
-            side.learn(answer)
         before, after = (iter(answer.data) for answer in answers)
         for row in part:
             found.add(row.shape, row.id, [next(before) for _ in row.items], [next(after) for _ in row.items])
         on_rows(found.rows, total)
 
-    async def is_each_alive() -> bool:
-        alive = await asyncio.gather(*(is_alive(client, silence_s / LOOKS) for client in (old, new)))
-        return all(alive)
-
     on_rows(0, total)
     try:
         await run_in_order(
             take=lambda: pace.take(whole),
-            ask=lambda part: pace.measure(part, ask(part)),
+            ask=lambda part: pace.measure(part, services.ask(part)),
             put=put,
-            alive=is_each_alive,
+            alive=services.are_alive,
             width=min(old.max_concurrency, new.max_concurrency),
             silence_s=silence_s,
         )
+    except Timeout as error:
+        if services.silent is not None and not hasattr(error, "__notes__"):
+            error.add_note(services.silent.describe())
+        raise
     finally:
         with suppress(ValueError):  # the generator cannot be closed while a thread waits for rows in it
             whole.close()
