@@ -121,7 +121,8 @@ async def _name_errors(side: Side, answer: Awaitable[ScoreResult]) -> ScoreResul
         result = await answer
         side.learn(result)
     except AssayError as error:
-        error.add_note(side.describe())
+        if not isinstance(error, InvalidInput):  # that is about an option, and nothing was sent
+            error.add_note(side.describe())
         raise
     return result
 
