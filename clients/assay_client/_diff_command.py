@@ -27,6 +27,7 @@ from assay_client.options import (
 )
 
 if TYPE_CHECKING:
+    from assay_client._difference import Difference
     from assay_client.types import Truncation as TruncationName
 
 Share = Annotated[
@@ -99,15 +100,15 @@ def diff(  # noqa: PLR0913  # the options of one command
                 show_difference(found)
             else:
                 sink.write([found.to_json()], None)
-        if found.extra:
-            typer.echo(f"not part of a row, without effect: {', '.join(found.extra)}", err=True)
         breaches = found.find_breaches(max_difference, max_changed_picks)
-    _exit(breaches, failed=bool(found.failed))
+    _exit(found, breaches)
 
 
-def _exit(breaches: Sequence[str], *, failed: bool) -> None:
-    """Print the limits that were exceeded, and end with 1 if there are some or a row failed."""
+def _exit(found: "Difference", breaches: Sequence[str]) -> None:
+    """Print keys without effect and exceeded limits; end with 1 if a limit was exceeded or a row failed."""
+    if found.extra:
+        typer.echo(f"not part of a row, without effect: {', '.join(found.extra)}", err=True)
     for breach in breaches:
         typer.echo(breach, err=True)
-    if breaches or failed:
+    if breaches or found.failed:
         raise typer.Exit(EXIT_ITEMS_FAILED)

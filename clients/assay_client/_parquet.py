@@ -23,7 +23,7 @@ IdColumn: TypeAlias = Literal["text", "int64", "json"]
 
 
 class Converted(str):
-    """The text of a value that JSON does not have; it may be copied to the output, and is no text of an item.
+    """The text of a value that JSON does not have; it may be copied to the output, but not scored.
 
     Attributes:
         kind: the type of the value.

@@ -221,28 +221,23 @@ async def _run(  # noqa: PLR0913  # what differs between the three commands
         open_output(target, run, finish) if target is not None else nullcontext() as sink,
         open_errors(errors) as write_error,
     ):
-
-        def count(row: Row) -> None:
+        # Rows of an earlier run count, also for the fingerprint: a file may not mix scores of two models.
+        for row in sink.read_earlier() if sink else ():
             tally.add(row)
             write_error(row)
-
-        for row in sink.read_earlier() if sink else ():
-            count(row)
-        done = sink.earlier if sink else 0
-        # Rows of an earlier run count: a file may not mix scores of two models.
-        tally.fingerprint = sink.fingerprint if sink else None
+        done, tally.fingerprint = (sink.earlier, sink.fingerprint) if sink else (0, None)
         whole = read_rows(source, job.make)
         rows = islice(whole, done, None)
 
         def put(part: list[RowT], result: Result) -> None:
             nonlocal done
-            fingerprint = job.fingerprint(result)
             # Checked before anything is written, so that the rows in the file stay comparable.
-            if fingerprint is not None:
+            if (fingerprint := job.fingerprint(result)) is not None:
                 tally.fingerprint = check_fingerprint(tally.fingerprint, fingerprint)
             shown = job.show(done, part, result)
             for row in shown:
-                count(row)
+                tally.add(row)
+                write_error(row)
             if sink is not None:
                 sink.write(shown, tally.fingerprint)
             done += len(part)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from assay_client._difference import NO_PICKS, WORST_ROWS, Difference, Shape, Side
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
-from assay_client._rows import Fields, ItemRow, RankRow, Row, check_parts, read_rows, survey
+from assay_client._rows import Fields, ItemRow, RankRow, Row, Survey, check_parts, read_rows, survey
 from assay_client.bulk import OWN_NAMES, SILENCE_S, is_alive
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import AssayError, InvalidInput, Timeout
@@ -169,18 +169,9 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         AssayError: a service failed or refused a request. This error and the two above name the service in a note.
     """
     make = partial(DiffRow.of, fields=fields)
-    shapes = set[Shape]()
-
-    def make_known(row: Row) -> DiffRow:
-        made = make(row)
-        shapes.add(made.shape)
-        return made
-
-    known = await run_off_loop(partial(survey, source, make_known))
+    known = await run_off_loop(partial(_survey_rows, source, make, needs_picks=needs_picks))
     total, extra = (known.rows, known.extra) if known else (None, ())
     found = Difference(urls, most, extra=extra)
-    if needs_picks and shapes == {"item"}:
-        raise InvalidInput(NO_PICKS)
     services = _Services(
         found.sides,
         [
@@ -216,3 +207,18 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         with suppress(ValueError):  # the generator cannot be closed while a thread waits for rows in it
             whole.close()
     return found
+
+
+def _survey_rows(source: str, make: Callable[[Row], DiffRow], *, needs_picks: bool) -> Survey | None:
+    """Read the whole file; the arguments and errors are those of `diff_file`."""
+    shapes = set[Shape]()
+
+    def make_known(row: Row) -> DiffRow:
+        made = make(row)
+        shapes.add(made.shape)
+        return made
+
+    known = survey(source, make_known)
+    if needs_picks and shapes == {"item"}:
+        raise InvalidInput(NO_PICKS)
+    return known

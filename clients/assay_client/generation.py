@@ -178,7 +178,7 @@ def _read_choices(response: httpx.Response, n: int) -> list[Generation]:
         raise _build_error(response, why) from error
     indexes = [index for index, _ in choices]
     expected = list(range(len(choices)))
-    # A server may give its choices in any order. True and 1.0 equal 1, and are no index.
+    # A server may give its choices in any order. True and 1.0 equal 1, so that the type is compared, too.
     if len(choices) > n or any(type(index) is not int for index in indexes) or sorted(indexes) != expected:
         shown = f"{indexes}"[:EXCERPT_CHARS]
         raise _build_error(response, f"the indexes of at most {n} choices must count from 0, not be {shown}")

@@ -328,7 +328,7 @@ def test_a_refusal_of_either_service_ends_the_comparison(wire: "type[Wire]", tmp
         with pytest.raises(ServerError, match="model_not_found") as failed:
             compare(first, second, source)
         name = "old" if first is sides[0] else "new"
-        assert failed.value.__notes__ == ["after 1 try", f"the {name} service, {name}"]
+        assert failed.value.__notes__ == [f"the {name} service, {name}"]
 
 
 @pytest.mark.parametrize("silent", [0, 1])
