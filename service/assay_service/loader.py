@@ -22,6 +22,7 @@ from assay_service.scoring.item import PROBE, Item, Message
 from assay_service.scoring.kernels.build import explain_slow_dtype
 from assay_service.scoring.manifest import GoldenRow, Manifest
 from assay_service.scoring.model import RewardModel
+from assay_service.scoring.reading import ReadingRule
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.token_reader import TokenReader
@@ -125,7 +126,8 @@ class _Loader:
             f"signals.{name}", tokenizer.hash_file(resolved.tokenizer), renderer.tokenizer, renderer.transcript
         )
         return Signal(
-            name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader
+            *(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader),
+            ReadingRule(as_probabilities=resolved.kind == "absolute"),
         )
 
     def _check_hash(self, base: Path, claims: Manifest) -> str:
@@ -271,7 +273,9 @@ def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
 def _compute_logit(signal: Signal, item: Item, *, trained: bool = False) -> float:
     with torch.inference_mode():
         rendered = signal.renderer.render(item, trained=trained)
-        return signal.model.logits([rendered.sequence], signal.name).item()
+        ((numbers,),) = signal.model.read([rendered.sequence], (signal.name,))
+    # Checked by the callers, whose errors name the item.
+    return signal.reading.read(numbers).logit if all(map(math.isfinite, numbers)) else math.nan
 
 
 def _check_forward(signal: Signal) -> None:

@@ -66,7 +66,7 @@ def create_app(
         }
     )
     engine = Engine(
-        {name: signal.model for name, signal in registry.signals.items()},
+        {trunk.name: trunk for trunk in registry.trunks.values()},
         registry.identities,
         max_batch_tokens=settings.limits.max_batch_tokens,
         max_queue_tokens=settings.limits.max_queue_tokens,

@@ -1,11 +1,14 @@
 """Compute logits by the head: an fp32 linear layer with one output, applied to the mean of a span of hidden states."""
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
 from assay_service.errors import StartError
-from assay_service.scoring.layout import Span
+from assay_service.scoring.layout import Span, TokenSequence
 
 
 class Dense(nn.Module):
@@ -62,8 +65,10 @@ class Head(nn.Module):
         weight = torch.randn(1, hidden_size, generator=generator) * (hidden_size + 1) ** -0.5
         return cls(weight, torch.zeros(1) if bias else None)
 
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+    def forward(self, pooled: torch.Tensor, gates: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits, fp32 `[n]`, for pooled hidden states `[n, H]`; autocast, which would make them bf16, is off.
+
+        `gates` are hidden states for gating networks, which this head does not have.
 
         Each row is summed by itself, because a matrix product may pick its kernel by the number of rows (see
         `kernels/row_invariant.py`).
@@ -75,17 +80,34 @@ class Head(nn.Module):
 
 
 def pool(hidden: torch.Tensor, spans: tuple[tuple[Span, ...], ...]) -> torch.Tensor:
-    """Return the mean hidden state of each sequence's score span, fp32 `[n, H]`.
+    """Return the mean hidden state of each span, fp32 `[n, H]`.
 
     Args:
         hidden: hidden states of a row, `[1, T, H]`.
-        spans: pieces of the score span in the row, for each sequence.
+        spans: pieces of each of the `n` spans in the row.
     """
     places = dict.fromkeys(piece for pieces in spans for piece in pieces)
     index = torch.cat([torch.arange(place.start, place.end) for place in places]).to(hidden.device)
     # One gather and one split: each slice would cost the backward pass a tensor of the whole row.
     parts = dict(zip(places, torch.split(hidden[0][index], [place.tokens for place in places]), strict=True))
     return torch.stack([torch.cat([parts[piece] for piece in pieces]).float().mean(dim=0) for pieces in spans])
+
+
+def split_gates(pooled: torch.Tensor, sequences: Sequence[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the hidden states of score spans and those of gates.
+
+    Args:
+        pooled: pooled hidden states, `[N, H]`, in the order of `TokenSequence.reads` of one sequence after the other.
+        sequences: sequences that gave them; either all or none of them have a gate.
+
+    Returns:
+        The hidden states of score spans, `[S, H]`, and those of the gates, one for each sequence, or None.
+    """
+    if all(sequence.gate is None for sequence in sequences):
+        return pooled, None
+    ends = [end - 1 for end in accumulate(len(sequence.reads) for sequence in sequences)]  # the gate is read last
+    others = sorted(set(range(len(pooled))) - set(ends))
+    return pooled[others], pooled[ends]
 
 
 def checked(head: Head, hidden_size: int, where: str) -> Head:

@@ -32,11 +32,11 @@ def is_invariant(model: RewardModel, name: str, longest_tokens: int) -> bool:
     order = generator.sample(range(len(sequences)), len(sequences))
     half = len(sequences) // 2
     with torch.inference_mode():
-        alone = [model.logits([sequence], name).item() for sequence in sequences]
+        alone = [model.read([sequence], (name,))[0][0] for sequence in sequences]
         several = [i for _ in range(_MANY // sum(len(s.ids) for s in sequences) + 1) for i in order]
         batches: list[Sequence[int]] = [range(len(sequences)), order, order[:half], order[half:], several]
         return all(
-            model.logits([sequences[i] for i in batch], name).tolist() == [alone[i] for i in batch] for batch in batches
+            model.read([sequences[i] for i in batch], (name,)) == [[alone[i] for i in batch]] for batch in batches
         )
 
 

@@ -31,7 +31,7 @@ from assay_service.scoring.architectures import (
 from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import OwnEmbedding
 from assay_service.scoring.files import ADAPTER_CONFIG, list_weight_files, read_config
-from assay_service.scoring.head import Head, pool
+from assay_service.scoring.head import Head, pool, split_gates
 from assay_service.scoring.kernels.backend import Backend, Kernels
 from assay_service.scoring.kernels.choose import choose_backend
 from assay_service.scoring.kernels.row_invariant import make_invariant
@@ -73,6 +73,7 @@ class RewardModel:
         self._first_position = find_first_position(base.config.to_dict())
         self.token_types = count_token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
+        self._attached: dict[tuple[Path, ...], tuple[tuple[str, ...], OwnEmbedding | None]] = {}
         self._embedding: OwnEmbedding | None = None  # of the active signal
         self._backend: Backend = TorchSegments()
         self.kernels = Kernels(TorchSegments.name)
@@ -126,7 +127,7 @@ class RewardModel:
         return cls(base, device)
 
     def add_signal(self, name: str, head: Head, *adapters: Adapter) -> None:
-        """Add a signal with a trained head.
+        """Add a signal with a trained head. Signals with the same adapters share them.
 
         Args:
             name: name of the signal, new to this model.
@@ -137,8 +138,12 @@ class RewardModel:
         Raises:
             StartError: an adapter does not fit the base or would change it; the message names a tensor.
         """
-        keys = tuple(f"signal{len(self._signals)}_{number}" for number in range(len(adapters)))
-        embedding = attach(self.base, self.architecture.dense, dict(zip(keys, adapters, strict=True)))
+        directories = tuple(adapter.directory for adapter in adapters)
+        if directories not in self._attached:
+            keys = tuple(f"signal{len(self._signals)}_{number}" for number in range(len(adapters)))
+            embedding = attach(self.base, self.architecture.dense, dict(zip(keys, adapters, strict=True)))
+            self._attached[directories] = keys, embedding
+        keys, embedding = self._attached[directories]
         self._signals[name] = _Signal(keys, head.to(self.device), embedding)
         self.base.eval()
 
@@ -163,30 +168,13 @@ class RewardModel:
         own = [p for n, p in named if not signal.adapters or f".{signal.adapters[0]}." in n]
         return [*own, *signal.head.parameters()]
 
-    def collect_adapter_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Return the LoRA and head tensors of a signal, fp32 on the CPU, under the names of PEFT's file format.
+    def get_head(self, name: str) -> Head:
+        """Return the head of signal `name`."""
+        return self._signals[name].head
 
-        The tensors have the shapes of PEFT's file: `[r, in]` and `[out, r]` for LoRA, `[1, H]` for the head's weight.
-        """
-        signal = self._signals[name]
-        prefix = f"base_model.model.{self.base.base_model_prefix}."
-        tensors = {
-            prefix + parameter_name.replace(f".{signal.adapters[0]}.", "."): parameter
-            for parameter_name, parameter in self.base.named_parameters()
-            if f".{signal.adapters[0]}." in parameter_name
-        }
-        head = {f"base_model.model.{self.architecture.head}.{n}": p for n, p in signal.head.named_parameters()}
-        return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (tensors | head).items()}
-
-    def collect_whole_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Return base and head tensors of a signal without adapter, fp32 on the CPU, under transformers' names.
-
-        The tensors have the shapes of transformers' file; the head's weight is `[1, H]`.
-        """
-        prefix = f"{self.base.base_model_prefix}."
-        base = {prefix + n: p for n, p in self.base.state_dict().items()}
-        head = {f"{self.architecture.head}.{n}": p for n, p in self._signals[name].head.named_parameters()}
-        return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (base | head).items()}
+    def get_adapter_names(self, name: str) -> tuple[str, ...]:
+        """Return PEFT's names of the adapters of signal `name`; signals with equal names share a forward pass."""
+        return self._signals[name].adapters
 
     def get_vocabulary_size(self, name: str) -> int:
         """Return the number of token ids that signal `name` embeds: the base's, or those of its own embedding."""
@@ -215,7 +203,11 @@ class RewardModel:
             make_invariant(signal.head)
 
     def pooled(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
-        """Return the pooled hidden states that the head of signal `name` reads, fp32 `[n, H]`, one per sequence."""
+        """Return the pooled hidden states that heads read with the adapters of signal `name`, fp32 `[N, H]`.
+
+        There is one for each of `TokenSequence.reads`, of one sequence after the other. Where heads read one span of
+        each sequence, `N` is the number of sequences.
+        """
         self._activate(name)
         if not self.architecture.packed:
             return torch.cat([self._pool_alone(sequence) for sequence in sequences])
@@ -248,15 +240,39 @@ class RewardModel:
     def logits(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
         """Return the logits of signal `name`, fp32 `[n]`, in the order of `sequences`.
 
-        They may be infinite or NaN; the caller checks them.
+        They may be infinite or NaN; the caller checks them. A signal that scores steps has `n` logits for `n` steps.
         """
-        return torch.as_tensor(self._signals[name].head(self.pooled(sequences, name)))
+        (logits,) = self.outputs(sequences, (name,))
+        return logits
+
+    def outputs(self, sequences: Sequence[TokenSequence], names: Sequence[str]) -> list[torch.Tensor]:
+        """Return what the heads of several signals give by one forward pass, for each signal.
+
+        Args:
+            sequences: sequences to score.
+            names: signals with the same adapters.
+
+        Returns:
+            For each signal the result of its head, fp32 `[S]` or `[S, 2]`, where `S` counts the score spans of all
+            sequences.
+        """
+        scores, gates = split_gates(self.pooled(sequences, names[0]), sequences)
+        return [torch.as_tensor(self._signals[name].head(scores, gates)) for name in names]
+
+    def read(self, sequences: Sequence[TokenSequence], names: Sequence[str]) -> list[list[tuple[float, ...]]]:
+        """Return what `outputs` returns as numbers, for each signal and sequence."""
+        counts = [1 + len(sequence.later_steps) for sequence in sequences]
+        return [
+            [tuple(part.flatten().tolist()) for part in torch.split(output, counts)]
+            for output in self.outputs(sequences, names)
+        ]
 
     def _pool_alone(self, sequence: TokenSequence) -> torch.Tensor:
-        """Run one sequence by itself, for architectures whose attention cannot be packed; fp32 `[1, H]`."""
+        """Run one sequence by itself, for architectures whose attention cannot be packed; fp32 `[R, H]`."""
         ids = torch.tensor([sequence.ids], device=self.device)
         types = self._build_types(torch.tensor([sequence.types]))
-        return pool(self.base(**self._build_inputs(ids), **types).last_hidden_state, ((sequence.score,),))
+        hidden = self.base(**self._build_inputs(ids), **types).last_hidden_state
+        return pool(hidden, tuple((span,) for span in sequence.reads))
 
     def _build_types(self, types: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the token types as an argument of the base; none where the base does not distinguish them."""

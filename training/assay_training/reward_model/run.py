@@ -13,6 +13,7 @@ from assay_service.errors import ContentError
 from assay_service.scoring import manifest as manifests
 from assay_service.scoring import tokenizer
 from assay_service.scoring.checkpoint import read_adapter, read_head
+from assay_service.scoring.export import collect_adapter_tensors, collect_whole_tensors
 from assay_service.scoring.files import hash_files, list_weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item
@@ -180,10 +181,10 @@ class RewardRun:
         sample = self.examples[:: max(1, len(self.examples) // STATISTICS_SAMPLE)]
         logits = [logit for row in self.predict(model, sample) for logit in row]
         if self.config.lora is None:
-            write_whole(directory, model.collect_whole_tensors(self.config.name), self.template, self.base)
+            write_whole(directory, collect_whole_tensors(model, self.config.name), self.template, self.base)
             base, adapters, head = directory, [], read_head(list_weight_files(directory))
         else:
-            tensors, head_name = model.collect_adapter_tensors(self.config.name), model.architecture.head
+            tensors, head_name = collect_adapter_tensors(model, self.config.name), model.architecture.head
             write_adapter(directory, tensors, self.config, head_name, self.template)
             adapter, head = read_adapter(directory)
             base, adapters = self.base, [adapter]
