@@ -19,6 +19,7 @@ from assay_client.options import (
     Output,
     PromptField,
     Timeout,
+    TokenizerSha256,
     Truncation,
     Weights,
     choose_target,
@@ -47,6 +48,7 @@ def diff(  # noqa: PLR0913  # the options of one command
     new_model: Annotated[str | None, typer.Option(help="Model of NEW_URL, if it has another name.")] = None,
     weights: Weights = None,
     truncation: Truncation = None,
+    tokenizer_sha256: TokenizerSha256 = None,
     api_key_file: ApiKeyFile = None,
     max_difference: Annotated[
         float | None, typer.Option(min=0, help="Exit with 1 if a score differs by more.", show_default=False)
@@ -82,6 +84,7 @@ def diff(  # noqa: PLR0913  # the options of one command
                     models=(model, new_model or model),
                     weights=parsed,
                     truncation=cast("TruncationName | None", truncation),
+                    tokenizer_sha256=tokenizer_sha256,
                     fields=Fields(prompt_field, completion_field, messages_field),
                     most=worst,
                     silence_s=timeout,

@@ -13,7 +13,8 @@ import httpx
 
 from assay_client._base_client import convert_error
 from assay_client.errors import GenerationFailed
-from assay_client.types import FinishReason, Prompt, encode_prompt
+from assay_client.messages import Prompt, encode_prompt
+from assay_client.types import FinishReason
 
 REFUSES_N = frozenset({400, 422})  # statuses of servers that know only n = 1
 AT_ONCE = 8  # the most requests in flight where each brings one completion

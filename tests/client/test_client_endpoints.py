@@ -30,7 +30,8 @@ from assay_client.errors import (
     Timeout,
     Unauthorized,
 )
-from assay_client.types import Item, Message
+from assay_client.messages import Message
+from assay_client.types import Item
 
 if TYPE_CHECKING:
     from tests.client.conftest import Either, FakeClock, Loopback, ReceivedRequest, Script, Wire

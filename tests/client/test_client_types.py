@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from assay_client.errors import InvalidInput, ItemsFailed
+from assay_client.messages import Message
 from assay_client.provenance import Provenance
-from assay_client.types import Item, ItemError, Message, Score, ScoreFailure, ScoreResult
+from assay_client.types import Item, ItemError, Score, ScoreFailure, ScoreResult
 
 
 def test_every_form_of_an_item_has_the_same_wire_form() -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from assay_client.errors import InvalidInput
-from assay_client.types import FinishReason, Item, ItemError, Message, ScoreFailure, ScoreResult, read_messages
+from assay_client.messages import Message, read_messages
+from assay_client.types import FinishReason, Item, ItemError, ScoreFailure, ScoreResult
 
 INVALID_ROW = "invalid_row"
 
