@@ -105,8 +105,8 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
         model: the signal or blend to score by; as in `RewardClient.score`.
         weights: the weight of each signal by name; as in `RewardClient.score`.
         truncation: "error" or "prompt_left"; as in `RewardClient.score`.
-        tokenizer_sha256: the hash of the `tokenizer.json` that gave `prompt_ids` and `completion_ids` of the rows. If it
-            is None, these keys are not read.
+        tokenizer_sha256: the hash of the `tokenizer.json` that gave the `prompt_ids` and `completion_ids` of the rows,
+            which are read only if it is given.
         fields: the keys that hold the parts of an item.
         silence_s: the seconds without an answer or a sign of life after which the service is given up.
         errors: the path of a file for the rows without a score, as JSON lines with `index`, `id`, `code`, `message`,
