@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from assay_client._reach import read_api_key, run_with_services
+from assay_client._reach import run_with_services
 from assay_client._show import EXIT_ITEMS_FAILED, report_errors, show_difference, show_progress
 from assay_client.options import (
     ApiKeyFile,
@@ -90,7 +90,7 @@ def diff(  # noqa: PLR0913  # the options of one command
                     silence_s=timeout,
                     on_rows=show,
                 ),
-                api_key=read_api_key(api_key_file),
+                api_key_file=api_key_file,
                 chunk_size=chunk_size,
                 concurrency=concurrency,
             )

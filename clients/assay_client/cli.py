@@ -13,7 +13,7 @@ import typer.main
 
 from assay_client._commands import GROUP, Commands, explain_missing
 from assay_client._diff_command import diff
-from assay_client._reach import reach, read_api_key, run_with_services
+from assay_client._reach import reach, run_with_services
 from assay_client._show import (
     EXIT_FAILED,
     finish,
@@ -116,7 +116,7 @@ def score(  # noqa: PLR0913  # the options of one command
                 errors=errors,
                 on_rows=show,
             ),
-            api_key=read_api_key(api_key_file),
+            api_key_file=api_key_file,
             chunk_size=chunk_size,
             concurrency=concurrency,
         )
@@ -163,7 +163,7 @@ def rank(  # noqa: PLR0913  # the options of one command
                 on_row=show_row,
                 on_rows=show,
             ),
-            api_key=read_api_key(api_key_file),
+            api_key_file=api_key_file,
             concurrency=concurrency,
         )
     finish(tally)
@@ -182,13 +182,13 @@ def compare(  # noqa: PLR0913  # the options of one command
     api_key_file: ApiKeyFile = None,
 ) -> None:
     """Compare two completions under every signal and blend; a positive margin favours A."""
-    from assay_client import client  # noqa: PLC0415
+    from assay_client import _addresses, client  # noqa: PLC0415
     from assay_client._answers import encode_comparison  # noqa: PLC0415
     from assay_client._output import open_output  # noqa: PLC0415
 
     target = choose_target(output, json)
     with report_errors(target):
-        api_key = read_api_key(api_key_file)
+        api_key = _addresses.read_api_key(api_key_file)
         reach(url, api_key)
         with client.RewardClient(url, api_key=api_key) as service:
             result = service.compare(prompt, a, b, model=model)
@@ -234,7 +234,7 @@ def render(  # noqa: PLR0913  # the options of one command
                 silence_s=timeout,
                 on_item=show_rendered if target is None else lambda item: None,
             ),
-            api_key=read_api_key(api_key_file),
+            api_key_file=api_key_file,
         )
     finish(tally, "rendered")
 
