@@ -95,7 +95,8 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
         """Return whether an endpoint would score now; see `RewardClient.ready`."""
         http, outgoing = (await self._get_connections()).http, self._encode(p.READY)
         for url in self.endpoints:
-            if is_ready(await self._try(http, outgoing.build(url, http), self._policy.timeout_s)):
+            outcome = await self._try(http, outgoing.build(url, http), self._policy.timeout_s)
+            if is_ready(outcome, self._redaction):
                 return True
         return False
 
@@ -153,11 +154,13 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
             async with asyncio.timeout(timeout_s):
                 response = await http.send(request, stream=True)
                 try:
-                    check_request_id(request, response)  # before the body is read, as in `RewardClient`
+                    check_request_id(
+                        request, response, self._redaction
+                    )  # before the body is read, as in `RewardClient`
                     return Reply(response.status_code, response.headers, await response.aread())
                 finally:
                     await response.aclose()
         except TimeoutError:
             return Timeout(f"the answer was not complete after {timeout_s:g} s")
         except httpx.RequestError as error:
-            return convert_error(error, request)
+            return convert_error(error, request, self._redaction)

@@ -119,7 +119,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         """Return whether an endpoint would score now, by one try at each; False also if none can be reached."""
         http, outgoing = self._get_connections().http, self._encode(p.READY)
         tries = (self._try(http, outgoing.build(url, http), self._policy.timeout_s) for url in self.endpoints)
-        return any(map(is_ready, tries))
+        return any(is_ready(outcome, self._redaction) for outcome in tries)
 
     def close(self) -> None:
         """Stop calls that run in other threads, and close the connections of this process."""
@@ -184,7 +184,9 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         try:
             response = http.send(request, stream=True)
             try:
-                check_request_id(request, response)  # before the body is read, so that the connection is not reused
+                check_request_id(
+                    request, response, self._redaction
+                )  # before the body is read, so that the connection is not reused
                 body = bytearray()
                 for part in response.iter_bytes():
                     body += part
@@ -195,4 +197,4 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
             finally:
                 response.close()
         except httpx.RequestError as error:
-            return convert_error(error, request)
+            return convert_error(error, request, self._redaction)
