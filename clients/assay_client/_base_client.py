@@ -236,7 +236,8 @@ def check_request_id(request: httpx.Request, response: httpx.Response, redaction
     if got is None:
         why = f"it has no {REQUEST_ID}; the address is not Assay's, or a proxy drops that header"
     else:
-        why = f"it is to {REQUEST_ID} {redaction.redact(got)!r}; processes share a connection, or a proxy replaces that header"
+        found = redaction.redact(got)
+        why = f"it is to {REQUEST_ID} {found!r}; processes share a connection, or a proxy replaces that header"
     error = InvalidAnswer(f"the answer is not to this request: {why}")
     error.request_id = sent
     raise error
@@ -266,7 +267,6 @@ def convert_error(error: httpx.RequestError, request: httpx.Request, redaction: 
     kind = Timeout if isinstance(error, httpx.TimeoutException) else ConnectError
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     ours = kind(f"{redaction.redact(what)} ({request.url})")
-    ours.__cause__ = (
-        None if redaction.is_in(what) else error
-    )  # by hand, because the error is returned: retries decide whether it is raised
+    # By hand, because the error is returned: retries decide whether it is raised.
+    ours.__cause__ = None if redaction.is_in(what) else error
     return ours

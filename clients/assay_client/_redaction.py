@@ -55,7 +55,7 @@ class Redaction:
             return body
         return json.dumps(self._redact_value(value)).encode()
 
-    def _redact_value(self, value: Any) -> Any:
+    def _redact_value(self, value: Any) -> Any:  # noqa: ANN401 - any JSON value
         if isinstance(value, list):
             return [self._redact_value(part) for part in value]
         if not isinstance(value, dict):

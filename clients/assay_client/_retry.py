@@ -110,7 +110,7 @@ class Event:
 Steps: TypeAlias = Generator[Send | Sleep | Done[T], Event, None]
 
 
-def exchange(
+def exchange(  # noqa: PLR0913  # what one request depends on, all by name
     parse: Callable[[bytes], T],
     policy: Policy,
     endpoints: Endpoints,

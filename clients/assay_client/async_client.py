@@ -154,9 +154,8 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
             async with asyncio.timeout(timeout_s):
                 response = await http.send(request, stream=True)
                 try:
-                    check_request_id(
-                        request, response, self._redaction
-                    )  # before the body is read, as in `RewardClient`
+                    # Before the body is read, as in `RewardClient`.
+                    check_request_id(request, response, self._redaction)
                     return Reply(response.status_code, response.headers, await response.aread())
                 finally:
                     await response.aclose()

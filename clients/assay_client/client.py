@@ -184,9 +184,8 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         try:
             response = http.send(request, stream=True)
             try:
-                check_request_id(
-                    request, response, self._redaction
-                )  # before the body is read, so that the connection is not reused
+                # Before the body is read, so that the connection is not reused.
+                check_request_id(request, response, self._redaction)
                 body = bytearray()
                 for part in response.iter_bytes():
                     body += part

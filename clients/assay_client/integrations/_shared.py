@@ -1,7 +1,7 @@
 """Give the answer of one scoring call to several functions, across threads and event loops.
 
 Trainers with several objectives ask one reward function for each signal. All of them ask about the same rows, which
-are scored once: by the function that asks first. The others wait for its answer, or are given it later in the same step.
+are scored once: by the function that asks first. The others wait for its answer, or are given it later in its step.
 """
 
 import asyncio
@@ -47,9 +47,11 @@ class SharedAnswers(Generic[T]):
     """The answers that `readers` functions share; each function is given each answer once.
 
     An answer is dropped when the last function has asked for it, when another step begins, and when it is the oldest
-    of more than `MAX_KEPT`. Without a step it is dropped as soon as it is there: only functions that ask meanwhile share
-    it. After a step that was aborted, nothing else would tell its answer from one of the next step. A function that asks
-    the same question again starts a new call. Errors are given to all functions that wait, and are not kept.
+    of more than `MAX_KEPT`. Without a step it is dropped as soon as it is there: only functions that ask meanwhile
+    share it. Otherwise nothing would tell the answer of a step that was aborted from one of the next step.
+
+    A function that asks the same question again starts a new call. Errors are given to all functions that wait, and are
+    not kept.
 
     It can be pickled and used after a fork; the copy has no answers.
 
