@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from assay_client._difference import WORST_ROWS, Difference, Shape
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
@@ -110,6 +110,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         FingerprintChanged: a service was replaced during the run.
         Timeout: a service was silent for `silence_s`.
     """
+    options: dict[str, Any] = {"weights": weights, "truncation": truncation, "tokenizer_sha256": tokenizer_sha256}
     make = partial(DiffRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
     known = await run_off_loop(partial(survey, source, make))
     total = known.rows if known else None
@@ -122,15 +123,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         try:
             async with asyncio.TaskGroup() as group:  # a failure of one service stops the other's request
                 first, second = (
-                    group.create_task(
-                        client.score(
-                            items,
-                            model=model,
-                            weights=weights,
-                            truncation=truncation,
-                            tokenizer_sha256=tokenizer_sha256,
-                        )
-                    )
+                    group.create_task(client.score(items, model=model, **options))
                     for client, model in zip((old, new), models, strict=True)
                 )
         except BaseExceptionGroup as failures:
