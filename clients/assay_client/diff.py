@@ -114,8 +114,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
     make = partial(DiffRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
     known = await run_off_loop(partial(survey, source, make))
     total = known.rows if known else None
-    found = Difference(urls, most)
-    pace = Pace(min(old.chunk_size, new.chunk_size))
+    found, pace = Difference(urls, most), Pace(min(old.chunk_size, new.chunk_size))
     whole = read_rows(source, make)
 
     async def ask(part: list[DiffRow]) -> Answers:
