@@ -55,9 +55,11 @@ def run_app(app: FastAPI) -> Iterator[Served]:
         assert thread.is_alive(), "the server ended before it listened"
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield Served(f"http://127.0.0.1:{port}", app)
-    server.should_exit = True
-    thread.join()
+    try:
+        yield Served(f"http://127.0.0.1:{port}", app)
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
