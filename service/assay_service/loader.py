@@ -25,7 +25,9 @@ from assay_service.scoring.model import RewardModel
 from assay_service.scoring.reading import ReadingRule
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
+from assay_service.scoring.served_model import ServedModel
 from assay_service.scoring.token_reader import TokenReader
+from assay_service.scoring.vllm_classifier import VllmClassifier
 from assay_service.settings import Settings
 
 _log = logging.getLogger("assay")
@@ -95,16 +97,14 @@ class _Loader:
         # With several adapters, only the first one was trained on the plain base.
         first = manifest.read(resolved.adapters[0]) if resolved.adapters else resolved.claims
         base_sha256 = self._check_hash(base, first)
-        device = _choose_device(settings.device)
-        model = self._load_model(base, getattr(torch, resolved.dtype), device)
         adapters, head = _read_weights(resolved)
-        _check_head(head.name, resolved.rules.score_position, model.architecture)
-        if resolved.rules.score_position == "pooler":
-            head = replace(head, dense=_read_dense(resolved.adapter or base, base, model.architecture))
-        model.add_signal(name, checked(_build_head(head, resolved.config), model.hidden_size, head.name), *adapters)
-        _log.info(
-            "signals.%s: takes %.1f MiB of memory in addition to its base", name, model.count_own_bytes(name) / 2**20
-        )
+        model: ServedModel
+        if settings.engine == "vllm":
+            limit, devices = resolved.rules.max_length, settings.tensor_parallel_size
+            with log_step("loading %s by vLLM (%s, %d devices)", base, resolved.dtype, devices):
+                model = VllmClassifier(base, resolved.config, resolved.dtype, limit, devices)
+        else:
+            model = self._add_to_base(name, resolved, adapters, head)
         renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.get_vocabulary_size(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError(
@@ -147,6 +147,21 @@ class _Loader:
             with log_step("loading base %s (%s, %s)", base, str(dtype).removeprefix("torch."), device):
                 self._models[key] = RewardModel.load(base, dtype, device)
         return self._models[key]
+
+    def _add_to_base(
+        self, name: str, resolved: ResolvedSignal, adapters: Sequence[checkpoint.Adapter], head: checkpoint.HeadTensors
+    ) -> RewardModel:
+        """Load the base of a signal, unless another signal has it, and add the signal to it."""
+        base = resolved.base
+        model = self._load_model(base, getattr(torch, resolved.dtype), _choose_device(resolved.settings.device))
+        _check_head(head.name, resolved.rules.score_position, model.architecture)
+        if resolved.rules.score_position == "pooler":
+            head = replace(head, dense=_read_dense(resolved.adapter or base, base, model.architecture))
+        model.add_signal(name, checked(_build_head(head, resolved.config), model.hidden_size, head.name), *adapters)
+        _log.info(
+            "signals.%s: takes %.1f MiB of memory in addition to its base", name, model.count_own_bytes(name) / 2**20
+        )
+        return model
 
     def _load_renderer(
         self, source: Path, rules: RenderRules, vocabulary_size: int
@@ -223,8 +238,10 @@ def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
     """
     longest: dict[RewardModel, dict[str, int]] = {}
     for name, signal in signals.items():
-        longest.setdefault(signal.model, {})[name] = signal.renderer.rules.max_length
-    return {name: passed for model, names in longest.items() for name, passed in make_invariant(model, names).items()}
+        if isinstance(signal.model, RewardModel):
+            longest.setdefault(signal.model, {})[name] = signal.renderer.rules.max_length
+    proved = {name: passed for model, names in longest.items() for name, passed in make_invariant(model, names).items()}
+    return dict.fromkeys(signals, False) | proved  # vLLM plans its batches by itself, so nothing is tested there
 
 
 def _read_dense(directory: Path, base: Path, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,6 +51,7 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
         max_length = _decide_max_length(settings, claims, located.config)
     with problems.collected():
         position, pad_token_id = _decide_position_and_pad(settings, located)
+        _check_vllm(settings, position)
     with problems.collected():
         eos: EosPolicy = settle("eos", settings.eos, claims.eos)
     with problems.collected():
@@ -137,6 +138,12 @@ def _decide_max_length(settings: SignalSettings, claims: Manifest, config: Mappi
     if max_length > longest:
         raise StartError(f"max_length: {max_length} is more than the checkpoint's {longest}; declare at most that")
     return max_length
+
+
+def _check_vllm(settings: SignalSettings, position: ScorePosition) -> None:
+    """Refuse a score position that vLLM does not read: its classifiers read the last token."""
+    if settings.engine == "vllm" and position not in ("last_token", "last_non_pad_id"):
+        raise StartError(f"score_position: {position} is not read by `engine: vllm`, which reads the last token")
 
 
 def _decide_token_types(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> TokenTypes | None:

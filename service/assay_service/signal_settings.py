@@ -43,6 +43,8 @@ class SignalSettings(Frozen):
             each adapter was trained on the base with those before it, and the last one has the head.
         adapter_base: the base's name in the adapter's files, where that is another name for the same weights.
         dtype: dtype in which the base computes; None takes the checkpoint's own.
+        engine: engine of the forward pass: Assay's own, or vLLM for models too large for one device.
+        tensor_parallel_size: number of devices over which vLLM splits every layer.
         device: device of the base, by torch's name; None takes CUDA where there is a CUDA device.
         max_length: most tokens of prompt and completion together.
         template: path of a Jinja chat template; None takes the checkpoint's own.
@@ -66,6 +68,8 @@ class SignalSettings(Frozen):
     adapter: Annotated[str | list[str] | None, BeforeValidator(check_one_or_several)] = None
     adapter_base: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    engine: Literal["assay", "vllm"] = "assay"
+    tensor_parallel_size: int = Field(1, gt=0)
     device: str | None = Field(None, pattern=DEVICE_PATTERN)
     max_length: int | None = Field(None, gt=0)
     template: str | None = None
@@ -86,6 +90,16 @@ class SignalSettings(Frozen):
     def _some_weights(self) -> "SignalSettings":
         if self.base is None and self.adapter is None:
             raise ValueError("base: declare the directory or hub id of the model, or an `adapter` that names its base")
+        return self
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> "SignalSettings":
+        if self.engine == "assay" and self.tensor_parallel_size != 1:
+            raise ValueError("tensor_parallel_size: is only for `engine: vllm`; remove it or declare that")
+        if self.engine == "vllm" and (
+            wrong := [key for key in ("adapter", "device") if getattr(self, key) is not None]
+        ):
+            raise ValueError(f"{wrong[0]}: is not for `engine: vllm`, which serves whole models; remove one of the two")
         return self
 
 

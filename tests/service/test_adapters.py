@@ -538,7 +538,7 @@ def test_a_stack_is_declared_as_a_list_and_its_order_is_part_of_the_fingerprint(
     stacked(tmp_path, {}, {})
     found = load(tmp_path, adapter=["sft", "reward"])
     signal = found.signals["s"]
-    made = sequences(signal.model.vocabulary_size)
+    made = sequences(signal.model.get_vocabulary_size("s"))
     assert found.invariant == {"s": True}
     with pytest.raises(StartError, match=r"trained on .*merged, but `base` is .*`adapter: \[FIRST, .*reward\]`"):
         load(tmp_path, adapter="reward")
@@ -546,7 +546,7 @@ def test_a_stack_is_declared_as_a_list_and_its_order_is_part_of_the_fingerprint(
     both, alone = signal.provenance.adapter_sha256, load(tmp_path, adapter="reward").signals["s"]
     assert both is not None
     assert both != alone.provenance.adapter_sha256
-    assert logits(signal.model, "s", made) != logits(alone.model, "s", made)
+    assert signal.model.logits(made, "s").tolist() != alone.model.logits(made, "s").tolist()
     with pytest.raises(StartError, match="sft: the adapter has no head"):
         load(tmp_path, adapter=["reward", "sft"])
     (tmp_path / "sft/assay.json").write_text(json.dumps({"base_sha256": "0" * 64}))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from assay_service import loader, registry, settings
 from assay_service.errors import StartError
+from assay_service.resolve import read_resolved
 from assay_service.scoring.item import PROBE, Item
 from tests import checkpoints
 
@@ -437,3 +438,21 @@ def logit_of(served: registry.Registry) -> float:
 
 def oracle_of(served: registry.Registry, model: Any) -> float:
     return checkpoints.oracle(model, served.signals["s"].renderer.render(PROBE).sequence.ids)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tensor_parallel_size": 2}, r"tensor_parallel_size: is only for `engine: vllm`"),
+        ({"engine": "vllm", "device": "cpu"}, r"device: is not for `engine: vllm`"),
+        ({"engine": "vllm", "adapter": "pref"}, r"adapter: is not for `engine: vllm`"),
+        ({"engine": "vllm", "score_position": "mean"}, r"score_position: mean is not read by `engine: vllm`"),
+    ],
+)
+def test_what_vllm_does_not_serve_is_refused_before_it_is_loaded(
+    tiny: dict[str, Any], keys: dict[str, object], message: str
+) -> None:
+    signal = {"base": "base", "kind": "preference", "eos": "template", "unfinished": "error", "max_length": 64}
+    raw = {"signals": {"s": {"score_position": "last_token", **signal, **keys}}}
+    with pytest.raises(StartError, match=message):
+        read_resolved(raw, tiny["root"], "test")

@@ -62,6 +62,7 @@ class RewardModel:
         architecture: properties of the base's architecture that scoring depends on.
         token_types: number of token types that the base distinguishes.
         kernels: description of the back end that computes the base.
+        shares_prompts: whether the prompt is computed once for all sequences of a forward pass that have it.
     """
 
     def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
@@ -77,6 +78,7 @@ class RewardModel:
         self._embedding: OwnEmbedding | None = None  # of the active signal
         self._backend: Backend = TorchSegments()
         self.kernels = Kernels(TorchSegments.name)
+        self.shares_prompts = self.architecture.causal
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "RewardModel":
