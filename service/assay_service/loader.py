@@ -97,14 +97,14 @@ class _Loader:
         # With several adapters, only the first one was trained on the plain base.
         first = manifest.read(resolved.adapters[0]) if resolved.adapters else resolved.claims
         base_sha256 = self._check_hash(base, first)
-        adapters, head = _read_weights(resolved)
         model: ServedModel
         if settings.engine == "vllm":
+            adapters, head = _read_weights(resolved)
             limit, devices = resolved.rules.max_length, settings.tensor_parallel_size
             with log_step("loading %s by vLLM (%s, %d devices)", base, resolved.dtype, devices):
                 model = VllmClassifier(base, resolved.config, resolved.dtype, limit, devices)
         else:
-            model = self._add_to_base(name, resolved, adapters, head)
+            model, adapters, head = self._add_to_base(name, resolved)
         renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.get_vocabulary_size(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError(
@@ -149,11 +149,12 @@ class _Loader:
         return self._models[key]
 
     def _add_to_base(
-        self, name: str, resolved: ResolvedSignal, adapters: Sequence[checkpoint.Adapter], head: checkpoint.HeadTensors
-    ) -> RewardModel:
-        """Load the base of a signal, unless another signal has it, and add the signal to it."""
+        self, name: str, resolved: ResolvedSignal
+    ) -> tuple[RewardModel, list[checkpoint.Adapter], checkpoint.HeadTensors]:
+        """Load the base of a signal, unless another signal has it, and add the signal's adapters and head to it."""
         base = resolved.base
         model = self._load_model(base, getattr(torch, resolved.dtype), _choose_device(resolved.settings.device))
+        adapters, head = _read_weights(resolved)
         _check_head(head.name, resolved.rules.score_position, model.architecture)
         if resolved.rules.score_position == "pooler":
             head = replace(head, dense=_read_dense(resolved.adapter or base, base, model.architecture))
@@ -161,7 +162,7 @@ class _Loader:
         _log.info(
             "signals.%s: takes %.1f MiB of memory in addition to its base", name, model.count_own_bytes(name) / 2**20
         )
-        return model
+        return model, adapters, head
 
     def _load_renderer(
         self, source: Path, rules: RenderRules, vocabulary_size: int

@@ -74,7 +74,7 @@ class RewardModel:
         self._first_position = find_first_position(base.config.to_dict())
         self.token_types = count_token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
-        self._attached: dict[tuple[Path, ...], tuple[tuple[str, ...], OwnEmbedding | None]] = {}
+        self._attached: dict[tuple[str, ...], tuple[tuple[str, ...], OwnEmbedding | None]] = {}
         self._embedding: OwnEmbedding | None = None  # of the active signal
         self._backend: Backend = TorchSegments()
         self.kernels = Kernels(TorchSegments.name)
@@ -140,12 +140,12 @@ class RewardModel:
         Raises:
             StartError: an adapter does not fit the base or would change it; the message names a tensor.
         """
-        directories = tuple(adapter.directory for adapter in adapters)
-        if directories not in self._attached:
+        digests = tuple(adapter.sha256 for adapter in adapters)  # files may change, so a path is no key
+        if digests not in self._attached:
             keys = tuple(f"signal{len(self._signals)}_{number}" for number in range(len(adapters)))
             embedding = attach(self.base, self.architecture.dense, dict(zip(keys, adapters, strict=True)))
-            self._attached[directories] = keys, embedding
-        keys, embedding = self._attached[directories]
+            self._attached[digests] = keys, embedding
+        keys, embedding = self._attached[digests]
         self._signals[name] = _Signal(keys, head.to(self.device), embedding)
         self.base.eval()
 
