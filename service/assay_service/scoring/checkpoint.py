@@ -39,15 +39,17 @@ class HeadTensors:
 
     Attributes:
         name: name of the weight in the file.
-        weight: weight, `[1, H]`.
-        bias: bias, `[1]`, or None.
-        dense: weight `[H, H]` and bias `[H]` of the layer before it, if the score position needs that layer.
+        weight: weight, `[K, H]`, for `K` outputs; `[K, D]` behind a layer with `D` outputs.
+        bias: bias, `[K]`, or None.
+        dense: weight `[D, H]` and bias `[D]` of the layer before it, if there is one that is read.
+        activation: name of the activation between them in transformers.
     """
 
     name: str
     weight: torch.Tensor
     bias: torch.Tensor | None
     dense: tuple[torch.Tensor, torch.Tensor] | None = None
+    activation: str = "relu"
 
     @property
     def sha256(self) -> str:
@@ -103,7 +105,7 @@ def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTenso
             for name in sorted(name for name in names if pattern.match(unwrap_name(name))):
                 bias = name.removesuffix("weight") + "bias"
                 own = tensors.get_tensor(bias) if bias in names else None
-                heads.append(HeadTensors(name, tensors.get_tensor(name), own))
+                heads.append(HeadTensors(name, tensors.get_tensor(name), own, _read_first_layer(tensors, name)))
     if len(heads) > 1:
         raise StartError(
             f"there are several heads: {', '.join(sorted(head.name for head in heads))}; a signal has only one. "
@@ -112,6 +114,25 @@ def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTenso
     if heads:
         check_whole_head(heads[0].name, present, present[heads[0].name], extra_head)
     return heads[0] if heads else None
+
+
+def _read_first_layer(tensors: Any, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:  # noqa: ANN401 - a handle
+    """Return weight and bias of the first layer of a head `[Linear, ReLU, Linear]`, or None if the head has one layer.
+
+    Args:
+        tensors: open safetensors file.
+        name: name of the weight of the last layer; `….2.weight` in a head of two layers.
+
+    Raises:
+        StartError: the first layer is not there whole.
+    """
+    if not name.endswith(".2.weight"):
+        return None
+    first = name.removesuffix("2.weight") + "0."
+    missing = [part for part in (f"{first}weight", f"{first}bias") if part not in tensors.keys()]  # noqa: SIM118
+    if missing:
+        raise StartError(f"{name}: is the last of two layers, but {missing[0]} is not in the same file")
+    return tensors.get_tensor(f"{first}weight"), tensors.get_tensor(f"{first}bias")
 
 
 def read_dense(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -163,6 +163,10 @@ class RewardModel:
         self._signals[name] = _Signal((key,), head.to(self.device))
         self._activate(name)
 
+    def add_fresh_head(self, name: str, head: Head, beside: str) -> None:
+        """Add a signal to be trained that shares the adapter, or the whole base, of the fresh signal `beside`."""
+        self._signals[name] = _Signal(self._signals[beside].adapters, head.to(self.device))
+
     def get_parameters(self, name: str) -> list[nn.Parameter]:
         """Return the trained parameters of a fresh signal: its LoRA's or the whole base's, and its head's."""
         signal = self._signals[name]

@@ -12,7 +12,12 @@ from assay_training.config.model import Lora, OptimizerConfig
 from assay_training.config.objective import Objective
 
 
-def _check_trainable(position: ScorePosition) -> ScorePosition:
+def check_trainable(position: ScorePosition) -> ScorePosition:
+    """Return a score position if heads can be trained on it.
+
+    Raises:
+        ValueError: it is read behind a layer that a checkpoint does not hold.
+    """
     if position == "pooler":
         # BERT's pooler is a trained layer of its own, which a checkpoint of an adapter and a head does not hold.
         raise ValueError("heads are trained on hidden states, not on BERT's pooler; use first_token")
@@ -51,7 +56,7 @@ class RewardConfig(RunConfig):
     sources: Sources
     mixture: list[Step] = Field([])
     max_length: int = Field(gt=0)
-    score_position: Annotated[ScorePosition, AfterValidator(_check_trainable)]
+    score_position: Annotated[ScorePosition, AfterValidator(check_trainable)]
     eos: EosPolicy
     unfinished: Unfinished
     reasoning: Reasoning = "keep"
