@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from assay_client.generation import Endpoint, Generation
     from assay_client.in_process import AppTransport
+    from assay_client.messages import Message
     from assay_client.provenance import Blend, LengthPenalty, Provenance, SignalProvenance
     from assay_client.results import (
         Comparison,
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from assay_client.types import (
         Item,
         ItemError,
-        Message,
         Score,
         ScoreFailure,
         ScoreResult,
@@ -124,6 +124,7 @@ __all__ = [
 _MODULES = (
     "affinity",
     "errors",
+    "messages",
     "types",
     "provenance",
     "results",

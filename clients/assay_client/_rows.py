@@ -15,12 +15,14 @@ from typing import BinaryIO, Protocol, TypeVar, cast
 
 from assay_client._parquet import is_parquet, read_parquet
 from assay_client.errors import InvalidInput
-from assay_client.types import ITEM_KEYS, Completion, Item, Message, read_messages
+from assay_client.messages import Completion, Message, read_messages
+from assay_client.types import ID_KEYS, ITEM_KEYS, Item
 
 STANDARD = "-"  # stdin
 RANK_KEYS = frozenset({"prompt", "messages", "completions", "id"})
 GZIP_MAGIC = b"\x1f\x8b"
 HEAD_BYTES = 4096  # the start of a file, which shows whether it is a list
+CHARS_OF_TOKEN = 4  # of English text, about
 SHOWN_KEYS = 8  # the most keys of a row that an error message lists
 
 Row = dict[str, object]
@@ -54,10 +56,11 @@ class ItemRow:
     extra: Row
 
     @classmethod
-    def of(cls, row: Row, fields: Fields) -> "ItemRow":
+    def of(cls, row: Row, fields: Fields, *, token_ids: bool = False) -> "ItemRow":
         """Read the item of a row whose keys `fields` names.
 
-        An `id` that is not text is copied with the other keys, because the service accepts only text.
+        An `id` that is not text is copied with the other keys, because the service accepts only text. So are
+        `prompt_ids` and `completion_ids`, unless `token_ids` says that the request will name their tokenizer.
 
         Raises:
             InvalidInput: the row has no item, or its item is malformed.
@@ -65,9 +68,11 @@ class ItemRow:
         names = dict(
             zip((fields.prompt, fields.completion, fields.messages), ("prompt", "completion", "messages"), strict=True)
         )
-        names |= {key: key for key in ITEM_KEYS - set(names.values())}
+        names |= {key: key for key in ITEM_KEYS - set(names.values()) if token_ids or key not in ID_KEYS}
         known, extra = _split_row(row, names)
-        if not known.keys() & {"completion", "messages"}:
+        if not known.keys() & {"completion", "messages", *ID_KEYS}:
+            if row.keys() & {*ID_KEYS}:
+                raise InvalidInput("the item is token ids; name their tokenizer with --tokenizer-sha256")
             raise InvalidInput(
                 f"an item has `{fields.prompt}` with `{fields.completion}`, or `{fields.messages}`; this row has "
                 f"{_list_keys(row)}. Name its fields with --prompt-field and --completion-field, or --messages-field"
@@ -78,6 +83,8 @@ class ItemRow:
     def chars(self) -> int:
         """Return the number of characters of the item, a measure of its work."""
         item = self.item
+        if item.prompt_ids is not None:
+            return CHARS_OF_TOKEN * sum(len(ids) for ids in (item.prompt_ids, item.completion_ids) if ids is not None)
         messages = [*(item.messages or ()), *(() if isinstance(item.prompt, str | None) else item.prompt)]
         texts = [item.prompt, item.completion, *(cast("Message", message).content for message in messages)]
         return sum(len(text) for text in texts if isinstance(text, str))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from assay_client._difference import WORST_ROWS, Difference, Shape
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
@@ -28,8 +28,8 @@ class DiffRow:
     extra: Row
 
     @classmethod
-    def of(cls, row: Row, fields: Fields) -> "DiffRow":
-        """Read a row with `chosen` and `rejected`, with `completions`, or with one item whose keys `fields` names.
+    def of(cls, row: Row, fields: Fields, *, token_ids: bool = False) -> "DiffRow":
+        """Read a row with `chosen` and `rejected`, with `completions`, or with one item, as `ItemRow.of` reads it.
 
         Raises:
             InvalidInput: the row has none of these forms, or a part is malformed.
@@ -44,7 +44,7 @@ class DiffRow:
             given = (one if isinstance(one, dict) else {"completion": one} for one in group.completions)
             items = tuple(Item.of({"prompt": group.prompt, **one}) for one in given)
             return cls("group", items, row.get("id"), group.extra)
-        single = ItemRow.of(row, fields)
+        single = ItemRow.of(row, fields, token_ids=token_ids)
         return cls("item", (single.item,), row.get("id"), single.extra)
 
     @property
@@ -80,6 +80,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
     models: tuple[str | None, str | None] = (None, None),
     weights: Mapping[str, float] | None = None,
     truncation: Truncation | None = None,
+    tokenizer_sha256: str | None = None,
     fields: Fields = OWN_NAMES,
     most: int = WORST_ROWS,
     silence_s: float = SILENCE_S,
@@ -98,6 +99,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         models: the signal or blend of each service; None for its default.
         weights: the weight of each signal by name, instead of models.
         truncation: "error" or "prompt_left"; as in `RewardClient.score`.
+        tokenizer_sha256: the hash of the `tokenizer.json` that gave the token ids of the rows, if they are to be read.
         fields: the keys that hold the parts of an item.
         most: the most examples of each kind.
         silence_s: the seconds without an answer or a sign of life of either service after which both are given up.
@@ -108,11 +110,11 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         FingerprintChanged: a service was replaced during the run.
         Timeout: a service was silent for `silence_s`.
     """
-    make = partial(DiffRow.of, fields=fields)
+    options: dict[str, Any] = {"weights": weights, "truncation": truncation, "tokenizer_sha256": tokenizer_sha256}
+    make = partial(DiffRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
     known = await run_off_loop(partial(survey, source, make))
     total = known.rows if known else None
-    found = Difference(urls, most)
-    pace = Pace(min(old.chunk_size, new.chunk_size))
+    found, pace = Difference(urls, most), Pace(min(old.chunk_size, new.chunk_size))
     whole = read_rows(source, make)
 
     async def ask(part: list[DiffRow]) -> Answers:
@@ -120,7 +122,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         try:
             async with asyncio.TaskGroup() as group:  # a failure of one service stops the other's request
                 first, second = (
-                    group.create_task(client.score(items, model=model, weights=weights, truncation=truncation))
+                    group.create_task(client.score(items, model=model, **options))
                     for client, model in zip((old, new), models, strict=True)
                 )
         except BaseExceptionGroup as failures:

@@ -6,14 +6,16 @@ Requests carry `n`. Where a server refuses it or gives fewer completions, the re
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
 
 import httpx
 
 from assay_client._base_client import convert_error
+from assay_client._redaction import Redaction
 from assay_client.errors import GenerationFailed
-from assay_client.types import FinishReason, Prompt, encode_prompt
+from assay_client.messages import Prompt, encode_prompt
+from assay_client.types import FinishReason
 
 REFUSES_N = frozenset({400, 422})  # statuses of servers that know only n = 1
 AT_ONCE = 8  # the most requests in flight where each brings one completion
@@ -64,6 +66,7 @@ class Endpoint:
             TransportError: the server did not answer.
             GenerationFailed: the server refused a request, or its answer has another form.
         """
+        redaction = Redaction.of(self.api_key)
         with httpx.Client(**self._build_settings()) as http, ThreadPoolExecutor(AT_ONCE) as pool:
 
             def ask(first: int, count: int) -> httpx.Response:
@@ -71,19 +74,20 @@ class Endpoint:
                 try:
                     return http.send(request)
                 except httpx.RequestError as error:
-                    raise convert_error(error, request) from error
+                    failure = convert_error(error, request, redaction)
+                    raise failure from failure.__cause__
 
-            done = read_several(ask(0, n))[:n] if n > 1 else []
+            done = read_several(ask(0, n), redaction)[:n] if n > 1 else []
             rest = [pool.submit(ask, k, 1) for k in range(len(done), n)]
             try:
-                return done + [read_one(answer.result()) for answer in rest]
+                return done + [read_one(answer.result(), redaction) for answer in rest]
             except BaseException:  # leaving the block waits for the pool, so nothing more may be sent
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
     async def generate_async(self, prompt: Prompt, n: int) -> list[Generation]:
         """Return `n` completions of a prompt; see `generate`."""
-        gate = asyncio.Semaphore(AT_ONCE)
+        gate, redaction = asyncio.Semaphore(AT_ONCE), Redaction.of(self.api_key)
         async with httpx.AsyncClient(**self._build_settings()) as http:
 
             async def ask(first: int, count: int) -> httpx.Response:
@@ -92,15 +96,16 @@ class Endpoint:
                     async with gate:
                         return await http.send(request)
                 except httpx.RequestError as error:
-                    raise convert_error(error, request) from error
+                    failure = convert_error(error, request, redaction)
+                    raise failure from failure.__cause__
 
-            done = read_several(await ask(0, n))[:n] if n > 1 else []
+            done = read_several(await ask(0, n), redaction)[:n] if n > 1 else []
             try:
                 async with asyncio.TaskGroup() as group:
                     rest = [group.create_task(ask(k, 1)) for k in range(len(done), n)]
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None  # callers catch errors of the client, not groups of them
-            return done + [read_one(answer.result()) for answer in rest]
+            return done + [read_one(answer.result(), redaction) for answer in rest]
 
     def _build_settings(self) -> dict[str, Any]:
         headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
@@ -120,33 +125,34 @@ class Endpoint:
         return http.build_request("POST", "chat/completions", json={**body, **self.options})
 
 
-def read_several(response: httpx.Response) -> list[Generation]:
+def read_several(response: httpx.Response, redaction: Redaction) -> list[Generation]:
     """Return the completions of an answer; none if the server refuses to give several.
 
     Raises:
         GenerationFailed: the server refused the request for another reason, or the answer has another form.
     """
-    return [] if response.status_code in REFUSES_N else _read_choices(response)
+    return [] if response.status_code in REFUSES_N else _read_choices(response, redaction)
 
 
-def read_one(response: httpx.Response) -> Generation:
+def read_one(response: httpx.Response, redaction: Redaction) -> Generation:
     """Return the first completion of an answer; the errors are those of `read_several`."""
-    choices = _read_choices(response)
+    choices = _read_choices(response, redaction)
     if not choices:
         raise GenerationFailed("the answer has no choice", status=response.status_code)
     return choices[0]
 
 
-def _read_choices(response: httpx.Response) -> list[Generation]:
+def _read_choices(response: httpx.Response, redaction: Redaction) -> list[Generation]:
     if not response.is_success:
-        text = response.text[:EXCERPT_CHARS].strip()
+        text = redaction.redact(response.text)[:EXCERPT_CHARS].strip()
         raise GenerationFailed(f"{response.request.url}: {text or 'no body'}", status=response.status_code)
     try:
         choices = response.json()["choices"]
-        return [read_choice(choice["message"].get("content"), choice.get("finish_reason")) for choice in choices]
+        read = [read_choice(choice["message"].get("content"), choice.get("finish_reason")) for choice in choices]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = f"{response.request.url}: the answer has not the form of OpenAI's chat completions: {error!r}"
-        raise GenerationFailed(why, status=response.status_code) from error
+        raise GenerationFailed(redaction.redact(why), status=response.status_code) from error
+    return [one if one.reason is None else replace(one, reason=redaction.redact(one.reason)) for one in read]
 
 
 def read_choice(text: object, finish_reason: object) -> Generation:

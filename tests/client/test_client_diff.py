@@ -21,7 +21,8 @@ from assay_client._spread import Spread, Worst, compute_kendall, compute_ranks
 from assay_client.client import AsyncRewardClient
 from assay_client.diff import DiffRow, diff_file
 from assay_client.errors import FingerprintChanged, InvalidInput, ServerError
-from assay_client.types import Item, ItemError, Message, Score, ScoreFailure
+from assay_client.messages import Message
+from assay_client.types import Item, ItemError, Score, ScoreFailure
 from tests.client.test_client_bulk import jsonl
 
 if TYPE_CHECKING:
