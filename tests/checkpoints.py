@@ -12,14 +12,19 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     DebertaV2Config,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    XLMRobertaConfig,
 )
 
 CHATML = (
@@ -44,7 +49,9 @@ CORPUS = [
 
 
 WINDOW = 16  # shorter than most of the tests' sequences
-ENCODERS = ("bert", "roberta", "deberta-v2")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta-v2")
+# Decoders that can be trained as policies.
+LANGUAGE_MODELS = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "gpt_neox", "olmo2", "phi3")
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, {"num_key_value_heads": 2}),
     "qwen2": (
@@ -54,9 +61,47 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "qwen3": (Qwen3Config, {"num_key_value_heads": 2, "head_dim": 16}),
     "mistral": (MistralConfig, {"num_key_value_heads": 2, "sliding_window": WINDOW}),
     "gemma": (GemmaConfig, {"num_key_value_heads": 1, "head_dim": 16}),
+    "gemma2": (
+        Gemma2Config,
+        # Small bounds and large scores (query_pre_attn_scalar), so that the bounds are felt.
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 2.0,
+            "query_pre_attn_scalar": 1,
+        },
+    ),
+    "gemma3_text": (
+        Gemma3TextConfig,
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "sliding_window_pattern": 2,
+            "query_pre_attn_scalar": 24,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
     "gpt_neox": (GPTNeoXConfig, {}),
+    "olmo2": (Olmo2Config, {"num_key_value_heads": 2}),
+    "phi3": (
+        Phi3Config,
+        {
+            "num_key_value_heads": 2,
+            "sliding_window": WINDOW,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+    ),
     "bert": (BertConfig, {}),
     "roberta": (RobertaConfig, {}),
+    "xlm-roberta": (XLMRobertaConfig, {}),
     "deberta-v2": (
         DebertaV2Config,
         {
@@ -174,6 +219,8 @@ def save_adapter(
     targets = {
         "bert": ["query", "value"],
         "roberta": ["query", "value"],
+        "xlm-roberta": ["query", "value"],
+        "phi3": ["qkv_proj"],
         "deberta-v2": ["query_proj", "value_proj"],
         "gpt_neox": ["query_key_value", "dense"],
     }.get(base.config.model_type, ["q_proj", "v_proj"])

@@ -29,14 +29,17 @@ CPU = torch.device("cpu")
 ADDED = 3  # tokens, by runs that resize the embedding
 EMBEDDINGS = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma"), "embed_tokens"),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "phi3"), "embed_tokens"),
     "gpt_neox": "embed_in",
-    **dict.fromkeys(("bert", "roberta", "deberta-v2"), "word_embeddings"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "deberta-v2"), "word_embeddings"),
 }
 FULL_NAMES = {"llama": "model.embed_tokens", "gpt_neox": "gpt_neox.embed_in"}
 TARGETS = {
     **{name: ["q_proj", "down_proj"] for name in ("llama", "qwen2", "qwen3", "mistral", "gemma")},
+    **{name: ["q_proj", "down_proj"] for name in ("gemma2", "gemma3_text", "olmo2")},
+    "phi3": ["qkv_proj", "down_proj"],
     "gpt_neox": ["query_key_value"],
-    **{name: ["query"] for name in ("bert", "roberta")},
+    **{name: ["query"] for name in ("bert", "roberta", "xlm-roberta")},
     "deberta-v2": ["query_proj"],
 }
 

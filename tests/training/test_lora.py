@@ -23,6 +23,8 @@ from tests.training import tiny
 TARGETS = {
     "bert": ["query", "dense"],
     "roberta": ["query", "dense"],
+    "xlm-roberta": ["query", "dense"],
+    "phi3": ["qkv_proj", "down_proj"],
     "deberta-v2": ["query_proj", "dense"],
     "gpt_neox": ["query_key_value", "dense"],
 }

@@ -133,7 +133,7 @@ def test_a_target_mask_marks_something_and_never_the_first_token(mask: tuple[boo
         SftExample((1, 2), mask)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt_neox"])
+@pytest.mark.parametrize("architecture", checkpoints.LANGUAGE_MODELS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_log_probabilities_are_transformers_own(architecture: str, tied: bool, tmp_path: Path) -> None:
     """Packed without padding against one text at a time through the whole causal model."""

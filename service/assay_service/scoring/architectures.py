@@ -34,13 +34,16 @@ class Architecture:
 
 
 _DECODER = Architecture(causal=True)
+_ROBERTA = Architecture(
+    causal=False, head="classifier", head_bias=True, dense="classifier.dense", positions_after_pad=True
+)
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt_neox"), _DECODER),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "phi3"), _DECODER),
     "bert": Architecture(causal=False, head="classifier", head_bias=True, dense="pooler.dense", type_vocab_size=2),
-    "roberta": Architecture(
-        causal=False, head="classifier", head_bias=True, dense="classifier.dense", positions_after_pad=True
-    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
     "deberta-v2": Architecture(
         causal=False, packed=False, head="classifier", head_bias=True, dense="pooler.dense", type_vocab_size=0
     ),

@@ -39,6 +39,9 @@ from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.kernels.torch_segments import TorchSegments
 from assay_service.scoring.layout import Layout, TokenSequence, pack, select_read_tokens
 
+# Types whose base has a pooler that can be left out.
+_POOLERS = ("bert", "roberta", "xlm-roberta")
+
 
 @dataclass(frozen=True, slots=True)
 class _Signal:
@@ -99,7 +102,7 @@ class RewardModel:
                 f"{directory}: declared as `base`, but it holds an {ADAPTER_CONFIG}; declare the adapter as `adapter`"
             )
         # A pooler counts as part of the head, which is read elsewhere, so the base is loaded without it.
-        options: dict[str, Any] = {"add_pooling_layer": False} if config["model_type"] in ("bert", "roberta") else {}
+        options: dict[str, Any] = {"add_pooling_layer": False} if config["model_type"] in _POOLERS else {}
         if any(name != names.unwrap_name(name) for name in tensors):
             options["key_mapping"] = {names.WRAPPER.pattern: ""}
         if device.type == "meta":  # otherwise transformers would read the weights before `to` drops them
