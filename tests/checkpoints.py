@@ -18,6 +18,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    ModernBertConfig,
     Olmo2Config,
     Phi3Config,
     PreTrainedTokenizerFast,
@@ -49,7 +50,7 @@ CORPUS = [
 
 
 WINDOW = 16  # shorter than most of the tests' sequences
-ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta-v2")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2")
 # Decoders that can be trained as policies.
 LANGUAGE_MODELS = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "gpt_neox", "olmo2", "phi3")
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -102,6 +103,20 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "bert": (BertConfig, {}),
     "roberta": (RobertaConfig, {}),
     "xlm-roberta": (XLMRobertaConfig, {}),
+    "modernbert": (
+        ModernBertConfig,
+        {
+            "local_attention": WINDOW,
+            "global_attn_every_n_layers": 2,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+            "classifier_bias": True,
+            "norm_bias": True,
+            **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+        },
+    ),
     "deberta-v2": (
         DebertaV2Config,
         {
@@ -221,6 +236,7 @@ def save_adapter(
         "roberta": ["query", "value"],
         "xlm-roberta": ["query", "value"],
         "phi3": ["qkv_proj"],
+        "modernbert": ["Wqkv"],
         "deberta-v2": ["query_proj", "value_proj"],
         "gpt_neox": ["query_key_value", "dense"],
     }.get(base.config.model_type, ["q_proj", "v_proj"])

@@ -98,7 +98,7 @@ class _Loader:
         model = self._load_model(base, getattr(torch, resolved.dtype), device)
         adapters, head = _read_weights(resolved)
         _check_head(head.name, resolved.rules.score_position, model.architecture)
-        if resolved.rules.score_position == "pooler":
+        if resolved.rules.score_position in ("pooler", "mean_pooler"):
             head = replace(head, dense=_read_dense(resolved.adapter or base, base, model.architecture))
         model.add_signal(name, checked(_build_head(head, resolved.config), model.hidden_size, head.name), *adapters)
         _log.info(
@@ -225,19 +225,16 @@ def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
     return {name: passed for model, names in longest.items() for name, passed in make_invariant(model, names).items()}
 
 
-def _read_dense(directory: Path, base: Path, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read the layer before the head: the adapter's own where it was trained with the head, else the base's.
-
-    Returns:
-        Weight and bias of the layer.
-    """
+def _read_dense(directory: Path, base: Path, architecture: Architecture) -> checkpoint.DenseTensors:
+    """Read the layer before the head: the adapter's own where it was trained with the head, else the base's."""
     if architecture.dense is None:
-        raise StartError("score_position: pooler is only for encoders whose classifiers have a layer before the head")
+        raise StartError("score_position: poolers are only for encoders whose classifiers have a layer before the head")
     adapter = directory / files.ADAPTER_WEIGHTS
     sources = [*([adapter] if adapter.is_file() else []), *files.list_weight_files(base)]
-    dense = checkpoint.read_dense(sources, architecture.dense)
+    dense = checkpoint.read_dense(sources, architecture.dense, architecture.norm)
     if dense is None:
-        raise StartError(f"{base}: has no tensor {architecture.dense}.weight, which score_position pooler reads")
+        needed = " or no ".join(f"{name}.weight" for name in (architecture.dense, architecture.norm) if name)
+        raise StartError(f"{base}: has no tensor {needed}, which score_position pooler reads")
     return dense
 
 
@@ -249,7 +246,9 @@ def _check_head(name: str, position: manifest.ScorePosition, architecture: Archi
 
 
 def _build_head(tensors: checkpoint.HeadTensors, config: Mapping[str, Any]) -> Head:
-    dense = None if tensors.dense is None else Dense(*tensors.dense, read_activation(config))
+    dense = None
+    if tensors.dense is not None:
+        dense = Dense(tensors.dense, read_activation(config), config.get("norm_eps") or 1e-5)
     return Head(tensors.weight, tensors.bias, dense)
 
 

@@ -31,6 +31,7 @@ EMBEDDINGS = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma"), "embed_tokens"),
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "phi3"), "embed_tokens"),
     "gpt_neox": "embed_in",
+    "modernbert": "tok_embeddings",
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "deberta-v2"), "word_embeddings"),
 }
 FULL_NAMES = {"llama": "model.embed_tokens", "gpt_neox": "gpt_neox.embed_in"}
@@ -38,6 +39,7 @@ TARGETS = {
     **{name: ["q_proj", "down_proj"] for name in ("llama", "qwen2", "qwen3", "mistral", "gemma")},
     **{name: ["q_proj", "down_proj"] for name in ("gemma2", "gemma3_text", "olmo2")},
     "phi3": ["qkv_proj", "down_proj"],
+    "modernbert": ["Wqkv", "Wi"],
     "gpt_neox": ["query_key_value"],
     **{name: ["query"] for name in ("bert", "roberta", "xlm-roberta")},
     "deberta-v2": ["query_proj"],

@@ -12,11 +12,21 @@ from assay_service.scoring.layout import Layout, Span, TokenSequence, pack
 from tests import checkpoints
 from tests.service.test_parity import check_against_oracle, items, renderer_of
 
-PLAIN: dict[str, dict[str, Any]] = {
-    "no bound": {"attn_logit_softcapping": None},
-    "no window": {"sliding_window": 256},
-    "another scale": {"query_pre_attn_scalar": 16},
-}
+CONFIGS = {name: changes for name, (_, changes) in checkpoints.CONFIGS.items()}
+ROPE = {name: CONFIGS[name]["rope_parameters"] for name in ("gemma3_text", "modernbert", "phi3")}
+# Changes that take one property away.
+CHANGES: list[tuple[str, dict[str, Any]]] = [
+    ("gemma2", {"attn_logit_softcapping": None}),
+    ("gemma2", {"sliding_window": 256}),
+    ("gemma2", {"query_pre_attn_scalar": 16}),
+    ("gemma3_text", {"sliding_window": 256}),
+    ("gemma3_text", {"query_pre_attn_scalar": 16}),
+    ("gemma3_text", {"rope_parameters": dict.fromkeys(ROPE["gemma3_text"], ROPE["gemma3_text"]["full_attention"])}),
+    ("modernbert", {"local_attention": 512}),
+    ("modernbert", {"rope_parameters": dict.fromkeys(ROPE["modernbert"], ROPE["modernbert"]["full_attention"])}),
+    ("phi3", {"sliding_window": None}),
+    ("phi3", {"rope_parameters": ROPE["phi3"] | {"partial_rotary_factor": 1.0}}),
+]
 
 
 def layout() -> Layout:
@@ -38,14 +48,14 @@ def test_varlen_attention_refuses_a_bound_that_it_cannot_compute() -> None:
         varlen.varlen_attention(SimpleNamespace(), x, x, x, None, segments=None, softcap=50.0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", PLAIN)
-def test_every_property_of_gemma2_is_felt_by_the_parity_test(change: str) -> None:
+@pytest.mark.parametrize(("architecture", "change"), CHANGES, ids=str)
+def test_a_property_of_attention_is_felt_by_the_parity_test(architecture: str, change: dict[str, Any]) -> None:
     """Else `test_parity.py` would pass without it."""
-    fast = checkpoints.tokenizer_of("gemma2")
-    right, wrong = (checkpoints.classifier("gemma2", fast, **more) for more in ({}, PLAIN[change]))
+    fast = checkpoints.tokenizer_of(architecture)
+    right, wrong = (checkpoints.classifier(architecture, fast, **more) for more in ({}, change))
     wrong.load_state_dict(right.state_dict())
-    ids = [renderer_of("gemma2", fast).render(item).sequence.ids for item in items()]
-    assert max(abs(checkpoints.oracle(right, one) - checkpoints.oracle(wrong, one)) for one in ids) > 0.01
+    ids = [renderer_of(architecture, fast).render(item).sequence.ids for item in items()]
+    assert max(abs(checkpoints.oracle(right, one) - checkpoints.oracle(wrong, one)) for one in ids) > 1e-3
 
 
 @pytest.mark.usefixtures("kernels")

@@ -25,6 +25,7 @@ TARGETS = {
     "roberta": ["query", "dense"],
     "xlm-roberta": ["query", "dense"],
     "phi3": ["qkv_proj", "down_proj"],
+    "modernbert": ["Wqkv", "Wi"],
     "deberta-v2": ["query_proj", "dense"],
     "gpt_neox": ["query_key_value", "dense"],
 }

@@ -23,7 +23,7 @@ from assay_service.scoring import names
 from assay_service.scoring.adapters import attach
 from assay_service.scoring.architectures import (
     ARCHITECTURES,
-    ROPE_TYPES,
+    check_ropes,
     count_token_types,
     find_first_position,
     read_architecture,
@@ -121,11 +121,7 @@ class RewardModel:
             **options,
         )
         names.check_loaded(report, directory, f"{base.base_model_prefix}.", tensors, config.get("value_head_prefix"))
-        rope = (getattr(base.config, "rope_parameters", None) or {}).get("rope_type", "default")
-        if rope not in ROPE_TYPES:
-            raise StartError(
-                f"{directory}: rope_type {rope!r} is not served; Assay serves {', '.join(sorted(ROPE_TYPES))}"
-            )
+        check_ropes(getattr(base.config, "rope_parameters", None), directory)
         return cls(base, device)
 
     def add_signal(self, name: str, head: Head, *adapters: Adapter) -> None:
@@ -141,7 +137,7 @@ class RewardModel:
             StartError: an adapter does not fit the base or would change it; the message names a tensor.
         """
         keys = tuple(f"signal{len(self._signals)}_{number}" for number in range(len(adapters)))
-        embedding = attach(self.base, self.architecture.dense, dict(zip(keys, adapters, strict=True)))
+        embedding = attach(self.base, self.architecture.before_head, dict(zip(keys, adapters, strict=True)))
         self._signals[name] = _Signal(keys, head.to(self.device), embedding)
         self.base.eval()
 

@@ -151,7 +151,7 @@ def _gather_visible(pieces: dict[Span, torch.Tensor], segment: Segment) -> torch
     return torch.cat([pieces[span].transpose(1, 2) for span in (segment.prefix, segment.own)], dim=1).transpose(1, 2)
 
 
-def _attend_bounded(  # noqa: PLR0913 - what attention is made of
+def _attend_bounded(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -175,7 +175,7 @@ def _attend_bounded(  # noqa: PLR0913 - what attention is made of
     return torch.cat(parts, dim=2).to(query.dtype)
 
 
-def _build_mask(  # noqa: PLR0913 - what a mask depends on
+def _build_mask(
     segment: Segment,
     sliding_window: int | None,
     like: torch.Tensor,
