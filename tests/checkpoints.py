@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     RobertaConfig,
     XLMRobertaConfig,
 )
@@ -52,7 +53,19 @@ CORPUS = [
 WINDOW = 16  # shorter than most of the tests' sequences
 ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2")
 # Decoders that can be trained as policies.
-LANGUAGE_MODELS = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "gpt_neox", "olmo2", "phi3")
+LANGUAGE_MODELS = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt_neox",
+    "olmo2",
+    "phi3",
+    "qwen3_moe",
+)
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, {"num_key_value_heads": 2}),
     "qwen2": (
@@ -98,6 +111,20 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
             "bos_token_id": None,
             "eos_token_id": None,
+        },
+    ),
+    "qwen3_moe": (
+        Qwen3MoeConfig,
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
         },
     ),
     "bert": (BertConfig, {}),

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 ADDED = 3  # tokens, by runs that resize the embedding
 EMBEDDINGS = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma"), "embed_tokens"),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "phi3"), "embed_tokens"),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "phi3", "qwen3_moe"), "embed_tokens"),
     "gpt_neox": "embed_in",
     "modernbert": "tok_embeddings",
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "deberta-v2"), "word_embeddings"),
@@ -38,6 +38,7 @@ FULL_NAMES = {"llama": "model.embed_tokens", "gpt_neox": "gpt_neox.embed_in"}
 TARGETS = {
     **{name: ["q_proj", "down_proj"] for name in ("llama", "qwen2", "qwen3", "mistral", "gemma")},
     **{name: ["q_proj", "down_proj"] for name in ("gemma2", "gemma3_text", "olmo2")},
+    "qwen3_moe": ["q_proj", "o_proj"],
     "phi3": ["qkv_proj", "down_proj"],
     "modernbert": ["Wqkv", "Wi"],
     "gpt_neox": ["query_key_value"],
@@ -407,6 +408,14 @@ def test_settings_that_are_not_served_are_refused_with_what_to_do(
     trained(tmp_path / "a", base)
     change_config(tmp_path / "a", **changes)
     with pytest.raises(StartError, match=message):
+        served(directory, {"a": tmp_path / "a"})
+
+
+def test_an_adapter_of_experts_is_refused(tmp_path: Path) -> None:
+    """PEFT turns the name of a linear layer into the parameters of all experts."""
+    directory, base = saved(tmp_path / "base", "qwen3_moe")
+    trained(tmp_path / "a", base, target_modules=["q_proj", "down_proj"])
+    with pytest.raises(StartError, match=r"'target_parameters' is not served\. Merge the adapter into its base"):
         served(directory, {"a": tmp_path / "a"})
 
 

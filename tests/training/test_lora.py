@@ -26,6 +26,7 @@ TARGETS = {
     "xlm-roberta": ["query", "dense"],
     "phi3": ["qkv_proj", "down_proj"],
     "modernbert": ["Wqkv", "Wi"],
+    "qwen3_moe": ["q_proj", "o_proj"],
     "deberta-v2": ["query_proj", "dense"],
     "gpt_neox": ["query_key_value", "dense"],
 }
@@ -88,7 +89,19 @@ def test_modules_that_the_base_does_not_have_are_named(lora: dict[str, list[int]
         build_lora_config(given, whole.base_model)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("target", ["down_proj", "mlp.gate", "up_proj"])
+def test_experts_get_no_adapter(target: str) -> None:
+    """PEFT would adapt the experts of every layer, whatever `layers` says."""
+    whole = checkpoints.classifier("qwen3_moe", checkpoints.tokenizer_of("qwen3_moe"))
+    lora = Lora(r=2, alpha=4, target_modules=["q_proj", target])
+    with pytest.raises(ConfigError, match=rf"'{target}' belongs to the experts of this base.* adapt its attention"):
+        build_lora_config(lora, whole.base_model)
+
+
+TRAINED = ["llama", "gpt_neox", "gemma2", "gemma3_text", "olmo2", "phi3", "qwen3_moe"]
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
 def test_a_trained_adapter_of_some_layers_is_served_and_read_by_peft(architecture: str, tmp_path: Path) -> None:
     fast = checkpoints.tokenizer_of(architecture)
     whole = checkpoints.classifier(architecture, fast, num_hidden_layers=4)

@@ -47,7 +47,7 @@ _ROBERTA = Architecture(
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt_neox"), _DECODER),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "phi3"), _DECODER),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "phi3", "qwen3_moe"), _DECODER),
     "modernbert": Architecture(causal=False, head="classifier", head_bias=True, dense="head.dense", norm="head.norm"),
     "bert": Architecture(causal=False, head="classifier", head_bias=True, dense="pooler.dense", type_vocab_size=2),
     "roberta": _ROBERTA,

@@ -34,6 +34,7 @@ from assay_service.scoring.files import ADAPTER_CONFIG, list_weight_files, read_
 from assay_service.scoring.head import Head, pool
 from assay_service.scoring.kernels.backend import Backend, Kernels
 from assay_service.scoring.kernels.choose import choose_backend
+from assay_service.scoring.kernels.experts import split_experts
 from assay_service.scoring.kernels.row_invariant import make_invariant
 from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.kernels.torch_segments import TorchSegments
@@ -207,6 +208,7 @@ class RewardModel:
             NotInvariant: this machine has no way to compute a layer's product so that its rows are independent.
         """
         if self.architecture.packed:  # the others run one sequence at a time, which no neighbour can change
+            split_experts(self.base)
             self._backend, self.kernels = choose_backend(self.base)
             self._backend.prepare(self.base)
             make_invariant(self.base)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from assay_service.scoring.kernels.backend import check_arguments
+from assay_service.scoring.kernels.experts import Experts, NativeExperts
 from assay_service.scoring.layout import Layout, Segment
 
 NAME = "assay_native"
@@ -176,13 +177,13 @@ def native_attention(  # noqa: PLR0913 - the signature is transformers'
         query: queries, `[1, heads, T, head_dim]`.
         key: keys, `[1, kv_heads, T, head_dim]`.
         value: values, in the shape of `key`.
-        attention_mask: always None; the segments take its place.
+        attention_mask: None.
         segments: table from `build_segment_table`, int64 `[n, 4]`.
         scaling: factor on the dot products.
-        sliding_window: number of tokens that a token sees.
-        is_causal: whether a token sees only tokens before it and itself.
+        sliding_window: window.
+        is_causal: causality.
         softcap: bound of the scores.
-        others: further arguments, which must not change the result.
+        others: arguments without effect.
 
     Returns:
         The attended values, `[1, T, heads, head_dim]`, and None for the attention weights.
@@ -238,6 +239,8 @@ def _fuse(base: PreTrainedModel) -> bool:
             _pack(module, keep=module in around)
         elif name in _RMS_NORMS and module.weight.numel() % _LANES == 0:
             _fuse_norm(module, round_first=_RMS_NORMS[name])
+        elif type(module) is Experts and base.config.hidden_act in _GELU_OF:
+            module.__class__, module.gelu = NativeExperts, _GELU_OF[base.config.hidden_act]
         elif name in _LAYERS and base.config.hidden_act in _GELU_OF:
             _fuse_layer(module, base.config, last=module is base.layers[-1])
     base.set_attn_implementation(NAME)
