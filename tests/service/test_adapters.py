@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 ADDED = 3  # tokens, by runs that resize the embedding
 EMBEDDINGS = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma"), "embed_tokens"),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "phi3", "qwen3_moe"), "embed_tokens"),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "phi3", "qwen3_moe", "qwen3_5_text"), "embed_tokens"),
     "gpt_neox": "embed_in",
     "modernbert": "tok_embeddings",
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "deberta-v2"), "word_embeddings"),
@@ -39,6 +39,7 @@ TARGETS = {
     **{name: ["q_proj", "down_proj"] for name in ("llama", "qwen2", "qwen3", "mistral", "gemma")},
     **{name: ["q_proj", "down_proj"] for name in ("gemma2", "gemma3_text", "olmo2")},
     "qwen3_moe": ["q_proj", "o_proj"],
+    "qwen3_5_text": ["in_proj_qkv", "out_proj", "q_proj", "down_proj"],
     "phi3": ["qkv_proj", "down_proj"],
     "modernbert": ["Wqkv", "Wi"],
     "gpt_neox": ["query_key_value"],

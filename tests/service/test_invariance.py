@@ -148,7 +148,7 @@ def test_the_proof_finds_a_model_whose_rows_see_each_other(tmp_path: Path) -> No
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_experts_that_get_one_token_or_nearly_all_give_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     """Rows of an expert, and with them the shape of its products, depend on all tokens of a row."""
-    size = {"num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 80, "mlp_only_layers": []}
+    size: dict[str, Any] = {"num_experts": 16, "moe_intermediate_size": 80, "mlp_only_layers": []}
     model = load(tmp_path, "qwen3_moe", dtype, **size)
     one, other, *_ = groups((0, (1,)), (0, (1,)), seed=3)
     same = TokenSequence(one.ids * 700, 0, Span(699, 700))  # every token has nearly the same experts

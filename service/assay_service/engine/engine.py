@@ -139,7 +139,7 @@ class Engine:
 
     def _make_job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
         identity = None if fresh else self._identities.get(task.signal)
-        return Job(task, identity, now_s, shares_prompt=self._models[task.signal].architecture.causal)
+        return Job(task, identity, now_s, shares_prompt=self._models[task.signal].architecture.shares_prompts)
 
     def _find_or_add(self, candidates: Sequence[Job]) -> tuple[list[Job | float], list[Job]]:
         """Return each candidate's cached logit, or the job that will give it; and the jobs that are new."""

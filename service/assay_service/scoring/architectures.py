@@ -35,6 +35,11 @@ class Architecture:
     type_vocab_size: int | None = None
 
     @property
+    def shares_prompts(self) -> bool:
+        """Return whether completions of one prompt compute it once."""
+        return self.causal and self.packed
+
+    @property
     def before_head(self) -> tuple[str, ...]:
         """Return the names of the layers between hidden state and head."""
         return tuple(name for name in (self.dense, self.norm) if name is not None)
@@ -52,10 +57,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": Architecture(causal=False, head="classifier", head_bias=True, dense="pooler.dense", type_vocab_size=2),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
+    "qwen3_5_text": Architecture(causal=True, packed=False),
     "deberta-v2": Architecture(
         causal=False, packed=False, head="classifier", head_bias=True, dense="pooler.dense", type_vocab_size=0
     ),
 }
+
+# Types whose text model alone is served, and its type.
+_MULTIMODAL = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text"}
 
 # `dynamic` chooses its frequencies by the longest sequence of a row, so a score would depend on its batch. `longrope`
 # does so too, but only beyond its original length, which is then the limit.
@@ -79,6 +88,11 @@ def read_architecture(config: Mapping[str, Any], where: object) -> Architecture:
         StartError: the architecture, or an option in the configuration, is not served.
     """
     name = str(config.get("model_type"))
+    if name in _MULTIMODAL:
+        raise StartError(
+            f"{where}: architecture {name!r} also reads images, and Assay scores text only; save its text model alone "
+            f"as {_MULTIMODAL[name]!r} (the commands are in docs/checkpoints.md, under Multimodal checkpoints)"
+        )
     if name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise StartError(f"{where}: architecture {name!r} is not served; Assay serves {known}")

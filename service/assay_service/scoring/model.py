@@ -242,7 +242,7 @@ class RewardModel:
             masks={},
             **read,
             **self._build_types(row.types),
-            **({"use_cache": False} if self.architecture.causal else {}),  # encoders do not know this argument
+            **self._build_cache_option(),
         )
         return torch.as_tensor(output.last_hidden_state)
 
@@ -257,7 +257,8 @@ class RewardModel:
         """Run one sequence by itself, for architectures whose attention cannot be packed; fp32 `[1, H]`."""
         ids = torch.tensor([sequence.ids], device=self.device)
         types = self._build_types(torch.tensor([sequence.types]))
-        return pool(self.base(**self._build_inputs(ids), **types).last_hidden_state, ((sequence.score,),))
+        inputs = self._build_inputs(ids) | types | self._build_cache_option()
+        return pool(self.base(**inputs).last_hidden_state, ((sequence.score,),))
 
     def _build_types(self, types: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the token types as an argument of the base; none where the base does not distinguish them."""
@@ -266,6 +267,10 @@ class RewardModel:
     def _build_inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the input arguments of the base: token ids, or vectors from the active signal's own embedding."""
         return {"input_ids": ids} if self._embedding is None else {"inputs_embeds": self._embedding(ids)}
+
+    def _build_cache_option(self) -> dict[str, Any]:
+        """Return the argument by which a decoder keeps no cache; encoders do not know it."""
+        return {"use_cache": False} if self.architecture.causal else {}
 
     def _activate(self, name: str) -> None:
         """Select the adapters and the embedding of signal `name` for the next forward pass."""

@@ -39,7 +39,7 @@ _UNUSED = (
         "lm_head.",
         "embed_out.",
         "cls.",
-        "decoder.bias",
+        "decoder.",
         "pooler.dense.",
         "head.dense.",
         "head.norm.",

@@ -51,13 +51,13 @@ class Experts(nn.Module):
             top_k_weights: weights of these experts, `[T, k]`.
         """
         outputs = hidden_states.new_zeros(*top_k_index.shape, hidden_states.shape[-1], dtype=torch.float32)
-        for index in top_k_index.unique().tolist():
+        for index in torch.unique(top_k_index).tolist():
             token, place = torch.where(top_k_index == index)
             outputs[token, place] = self._compute(self.experts[index], hidden_states[token]).float()
         outputs *= top_k_weights[..., None].float()
         total = outputs[:, 0]
-        for place in range(1, outputs.shape[1]):  # a sum over an axis may depend on the number of rows
-            total = total + outputs[:, place]
+        for rank in range(1, outputs.shape[1]):  # a sum over an axis may depend on the number of rows
+            total = total + outputs[:, rank]
         return total.to(hidden_states.dtype)
 
     def combine(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -81,6 +81,17 @@ class NativeExperts(Experts):
         """Return the inner states of an expert, `[n, I]`, from both halves of its first product."""
         inner: torch.Tensor = torch.ops.assay.gate(gate.contiguous(), up.contiguous(), self.gelu)
         return inner
+
+
+def use_kernels(experts: Experts, *, gelu: bool) -> None:
+    """Let experts combine gate and up projection on the C++ kernels, in place.
+
+    Args:
+        experts: experts of a layer, whose linear layers are packed for the kernels.
+        gelu: whether the activation of the gate is the tanh form of GELU, else SiLU.
+    """
+    experts.__class__ = NativeExperts
+    experts.gelu = gelu  # type: ignore[assignment]
 
 
 class _Router(nn.Module):

@@ -12,13 +12,13 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from assay_service.scoring.kernels.backend import check_arguments
-from assay_service.scoring.kernels.experts import Experts, NativeExperts
+from assay_service.scoring.kernels.experts import Experts, use_kernels
 from assay_service.scoring.layout import Layout, Segment
 
 NAME = "assay_native"
 
 # True: round the normed value before multiplying with the weight (Llama). Gemma multiplies with 1 + weight and rounds
-# once. A class with another rounding is not listed, because its scores would lose their bits.
+# once. A class with another rounding (OLMo 2) is not listed, because its scores would lose their bits.
 _RMS_NORMS: Mapping[str, bool] = {
     **dict.fromkeys((f"{name}RMSNorm" for name in ("Llama", "Qwen2", "Qwen3", "Mistral", "Phi3", "Qwen3Moe")), True),
     **dict.fromkeys(("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm"), False),
@@ -108,8 +108,7 @@ class _Attention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         heads = (tensor.transpose(1, 2) for tensor in (query, key, value))
         attended = torch.ops.assay.attention(*heads, *position_embeddings, segments, self.scaling, self.window, True)
-        heads_side_by_side: torch.Tensor = attended.flatten(2)
-        return heads_side_by_side
+        return torch.as_tensor(attended.flatten(2))
 
 
 class _DecoderLayer(nn.Module):
@@ -185,9 +184,6 @@ def native_attention(  # noqa: PLR0913 - the signature is transformers'
         softcap: bound of the scores.
         others: arguments without effect.
 
-    Returns:
-        The attended values, `[1, T, heads, head_dim]`, and None for the attention weights.
-
     Raises:
         ValueError: a mask or an unknown argument was passed.
     """
@@ -239,8 +235,8 @@ def _fuse(base: PreTrainedModel) -> bool:
             _pack(module, keep=module in around)
         elif name in _RMS_NORMS and module.weight.numel() % _LANES == 0:
             _fuse_norm(module, round_first=_RMS_NORMS[name])
-        elif type(module) is Experts and base.config.hidden_act in _GELU_OF:
-            module.__class__, module.gelu = NativeExperts, _GELU_OF[base.config.hidden_act]
+        elif isinstance(module, Experts) and base.config.hidden_act in _GELU_OF:
+            use_kernels(module, gelu=_GELU_OF[base.config.hidden_act])
         elif name in _LAYERS and base.config.hidden_act in _GELU_OF:
             _fuse_layer(module, base.config, last=module is base.layers[-1])
     base.set_attn_implementation(NAME)
