@@ -228,7 +228,7 @@ def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
 def _read_dense(directory: Path, base: Path, architecture: Architecture) -> checkpoint.DenseTensors:
     """Read the layer before the head: the adapter's own where it was trained with the head, else the base's."""
     if architecture.dense is None:
-        raise StartError("score_position: poolers are only for encoders whose classifiers have a layer before the head")
+        raise StartError("score_position: pooler is only for encoders whose classifiers have a layer before the head")
     adapter = directory / files.ADAPTER_WEIGHTS
     sources = [*([adapter] if adapter.is_file() else []), *files.list_weight_files(base)]
     dense = checkpoint.read_dense(sources, architecture.dense, architecture.norm)

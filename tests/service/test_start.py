@@ -47,7 +47,8 @@ def test_a_plain_reward_model_needs_no_manifest(architecture: str, tmp_path: Pat
     signal = served.signals["s"]
     rules = signal.renderer.rules
     assert rules.score_position == ("pooler" if architecture in checkpoints.ENCODERS else "last_non_pad_id")
-    assert rules.max_length == (256 - rules.pad_token_id - 1 if architecture == "roberta" else 256)  # type: ignore[operator]
+    after_pad = architecture in ("roberta", "xlm-roberta")
+    assert rules.max_length == (256 - rules.pad_token_id - 1 if after_pad else 256)  # type: ignore[operator]
     assert served.invariant == {"s": True}
     sequence = signal.renderer.render(PROBE).sequence
     with torch.inference_mode():
@@ -56,7 +57,12 @@ def test_a_plain_reward_model_needs_no_manifest(architecture: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("architecture", "change"), [("llama", {"is_causal": False}), ("gemma", {"use_bidirectional_attention": True})]
+    ("architecture", "change"),
+    [
+        ("llama", {"is_causal": False}),
+        ("gemma", {"use_bidirectional_attention": True}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+    ],
 )
 def test_a_decoder_that_looks_ahead_refuses_to_start(
     architecture: str, change: dict[str, bool], tmp_path: Path
