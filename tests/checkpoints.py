@@ -126,6 +126,7 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
             "moe_intermediate_size": 24,
             "norm_topk_prob": True,
             "mlp_only_layers": [1],
+            "output_router_logits": True,  # for a loss of training; scoring has no use for it
         },
     ),
     "qwen3_5_text": (

@@ -227,8 +227,12 @@ def patterns(names: list[str]) -> list[str]:
     ]
 
 
+# Their layers have the names of Llama's or RoBERTa's, and patterns see names only.
+NAMED_ALIKE = ("gemma2", "gemma3_text", "olmo2", "qwen3_moe", "xlm-roberta")
+
+
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match")
-@pytest.mark.parametrize("architecture", checkpoints.CONFIGS)
+@pytest.mark.parametrize("architecture", [name for name in checkpoints.CONFIGS if name not in NAMED_ALIKE])
 def test_patterns_of_ranks_and_alphas_are_those_of_peft(architecture: str, tmp_path: Path) -> None:
     """Trap 47: they go by names in training, which a bare base does not have."""
     directory, base = saved(tmp_path / "base", architecture)

@@ -443,3 +443,13 @@ def logit_of(served: registry.Registry) -> float:
 
 def oracle_of(served: registry.Registry, model: Any) -> float:
     return checkpoints.oracle(model, served.signals["s"].renderer.render(PROBE).sequence.ids)
+
+
+def test_longrope_ends_at_its_original_length(tmp_path: Path) -> None:
+    """Beyond it, one long text would change the positions of all texts beside it."""
+    directory, _ = plain(tmp_path, "phi3")
+    scaling = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    edit_config(directory, rope_parameters=None, rope_scaling=scaling, original_max_position_embeddings=128)
+    assert load(directory).signals["s"].renderer.rules.max_length == 128
+    with pytest.raises(StartError, match="max_length: 200 is more than the checkpoint's 128"):
+        load(directory, max_length=200)

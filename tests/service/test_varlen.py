@@ -66,7 +66,9 @@ def flash_attention(
 
 
 @pytest.mark.parametrize("parameters", [("enable_gqa", "num_splits"), ()], ids=["torch 2.13", "torch 2.11"])
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "gemma3_text", "gpt_neox", "bert"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "mistral", "qwen2", "gemma3_text", "qwen3_moe", "gpt_neox", "bert", "modernbert"]
+)
 def test_gathered_keys_give_the_oracle_logit(
     architecture: str, parameters: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
