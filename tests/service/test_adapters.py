@@ -341,11 +341,14 @@ def test_an_adapter_that_lacks_a_module_is_refused(selection: str, tmp_path: Pat
             one.add_signal("lost", head, read_adapter(tmp_path / "a")[0])
 
 
-@pytest.mark.parametrize("architecture", ["bert", "deberta-v2"])
-def test_lora_on_the_layer_before_the_head_is_refused_by_name(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "layer"),
+    [("bert", r"pooler\.dense"), ("deberta-v2", r"pooler\.dense"), ("modernbert", r"head\.dense")],
+)
+def test_lora_on_the_layer_before_the_head_is_refused_by_name(architecture: str, layer: str, tmp_path: Path) -> None:
     directory, base = saved(tmp_path / "base", architecture)
     trained(tmp_path / "a", base, target_modules="all-linear")
-    with pytest.raises(StartError, match=r"LoRA on pooler\.dense, the layer before the head, is not served\. Merge"):
+    with pytest.raises(StartError, match=rf"LoRA on {layer}, the layer before the head, is not served\. Merge"):
         served(directory, {"a": tmp_path / "a"})
 
 

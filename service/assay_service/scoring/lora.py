@@ -209,7 +209,7 @@ def _check_modules(
     foreign = sorted(set(trained) - set(modules))
     for name in before_head:
         if name in foreign:
-            raise StartError(f"{where}: LoRA on {name}, a layer before the head, is not served. {_MERGE}")
+            raise StartError(f"{where}: LoRA on {name}, the layer before the head, is not served. {_MERGE}")
     if foreign:
         raise StartError(
             f"{where}: the adapter does not fit its base: it adapts {foreign[0]}, which the base does not have; "
