@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from assay_service.errors import StartError
 from assay_service.resolve import ResolvedSignal
 from assay_service.scoring import checkpoint, files, names, tokenizer
@@ -25,15 +23,16 @@ def read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], ch
     architecture = ARCHITECTURES[resolved.config["model_type"]]
     position = resolved.rules.score_position
     _check_head(head.name, position, architecture)
-    if position == "pooler":
+    if position in ("pooler", "mean_pooler"):
         dense = _read_dense(resolved.adapter or resolved.base, resolved.base, architecture)
-        head = replace(head, dense=dense, activation=read_activation(resolved.config))
+        epsilon = resolved.config.get("norm_eps") or head.epsilon
+        head = replace(head, dense=dense, activation=read_activation(resolved.config), epsilon=epsilon)
     return adapters, select_output(head, resolved.head)
 
 
 def build_head(tensors: checkpoint.HeadTensors) -> Head:
     """Return the head of these tensors as a module, in fp32."""
-    dense = None if tensors.dense is None else Dense(*tensors.dense, tensors.activation)
+    dense = None if tensors.dense is None else Dense(tensors.dense, tensors.activation, tensors.epsilon)
     return Head(tensors.weight, tensors.bias, dense)
 
 
@@ -79,19 +78,16 @@ def _explain_no_head(directory: Path, weights: Sequence[Path]) -> str:
     return f"no head{pickle}" if pickle else names.why_no_head(names.read_shapes(weights))
 
 
-def _read_dense(directory: Path, base: Path, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read the layer before the head: the adapter's own where it was trained with the head, else the base's.
-
-    Returns:
-        Weight and bias of the layer.
-    """
+def _read_dense(directory: Path, base: Path, architecture: Architecture) -> checkpoint.DenseTensors:
+    """Read the layer before the head: the adapter's own where it was trained with the head, else the base's."""
     if architecture.dense is None:
         raise StartError("score_position: pooler is only for encoders whose classifiers have a layer before the head")
     adapter = directory / files.ADAPTER_WEIGHTS
     sources = [*([adapter] if adapter.is_file() else []), *files.list_weight_files(base)]
-    dense = checkpoint.read_dense(sources, architecture.dense)
+    dense = checkpoint.read_dense(sources, architecture.dense, architecture.norm)
     if dense is None:
-        raise StartError(f"{base}: has no tensor {architecture.dense}.weight, which score_position pooler reads")
+        needed = " or no ".join(f"{name}.weight" for name in (architecture.dense, architecture.norm) if name)
+        raise StartError(f"{base}: has no tensor {needed}, which score_position pooler reads")
     return dense
 
 

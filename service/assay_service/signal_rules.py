@@ -13,6 +13,7 @@ from assay_service.scoring.architectures import (
     count_token_types,
     find_longest_scaled,
     find_longest_sequence,
+    find_pooler,
 )
 from assay_service.scoring.blend import Moments
 from assay_service.scoring.manifest import (
@@ -211,6 +212,6 @@ def _decide_position_and_pad(settings: SignalSettings, located: SignalFiles) -> 
 def _infer_position(config: Mapping[str, Any], pads: Pads, pad: int | None) -> ScorePosition:
     """Return the position that transformers' own classifier of this architecture reads."""
     if (known := ARCHITECTURES.get(config.get("model_type", ""))) is not None and known.dense is not None:
-        return "pooler"
+        return find_pooler(config)
     # transformers reads the last token that is not a pad, or the last one where it knows no pad.
     return "last_token" if pad is None and not pads.known else "last_non_pad_id"

@@ -165,7 +165,7 @@ def check_tokens(value: object) -> object:
     """Return one or two tokens, each a text or an id.
 
     Raises:
-        ValueError: the value is no list of one or two different texts or ids.
+        ValueError: the value is not a list of one or two different texts or ids.
     """
     tokens = value if isinstance(value, list | tuple) else []
     right = all(isinstance(t, str | int) and not isinstance(t, bool) and t != "" for t in tokens)

@@ -85,7 +85,7 @@ def test_the_dense_layer_of_a_wrapped_classifier_is_found(tmp_path: Path) -> Non
     )
     dense = read_dense([tmp_path / "f"], "pooler.dense")
     assert dense is not None
-    assert dense[0].tolist() == [[1, 0], [0, 1]]
+    assert dense.weight.tolist() == [[1, 0], [0, 1]]
 
 
 def test_tensors_that_differ_by_a_prefix_only_are_refused() -> None:

@@ -75,7 +75,8 @@ def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path
         "signals.a: unfinished: declare it, one of score, error",
         f"signals.b: base: ../nowhere: no such directory; looked at {tmp_path.parent / 'nowhere'}; correct the path",
         f"signals.c: base: {tmp_path / 'opt'}: architecture 'opt' is not served; Assay serves bert, deberta-v2, gemma, "
-        "gpt_neox, llama, mistral, qwen2, qwen3, roberta",
+        "gemma2, gemma3_text, gpt_neox, llama, mistral, modernbert, olmo2, phi3, qwen2, qwen3, qwen3_5_text, "
+        "qwen3_moe, roberta, xlm-roberta",
     ]
 
 

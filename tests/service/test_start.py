@@ -48,7 +48,8 @@ def test_a_plain_reward_model_needs_no_manifest(architecture: str, tmp_path: Pat
     signal = served.signals["s"]
     rules = signal.renderer.rules
     assert rules.score_position == ("pooler" if architecture in checkpoints.ENCODERS else "last_non_pad_id")
-    assert rules.max_length == (256 - rules.pad_token_id - 1 if architecture == "roberta" else 256)  # type: ignore[operator]
+    after_pad = architecture in ("roberta", "xlm-roberta")
+    assert rules.max_length == (256 - rules.pad_token_id - 1 if after_pad else 256)  # type: ignore[operator]
     assert served.invariant == {"s": True}
     sequence = signal.renderer.render(PROBE).sequence
     with torch.inference_mode():
@@ -57,7 +58,12 @@ def test_a_plain_reward_model_needs_no_manifest(architecture: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("architecture", "change"), [("llama", {"is_causal": False}), ("gemma", {"use_bidirectional_attention": True})]
+    ("architecture", "change"),
+    [
+        ("llama", {"is_causal": False}),
+        ("gemma", {"use_bidirectional_attention": True}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+    ],
 )
 def test_a_decoder_that_looks_ahead_refuses_to_start(
     architecture: str, change: dict[str, bool], tmp_path: Path
@@ -456,3 +462,13 @@ def test_what_vllm_does_not_serve_is_refused_before_it_is_loaded(
     raw = {"signals": {"s": {"score_position": "last_token", **signal, **keys}}}
     with pytest.raises(StartError, match=message):
         read_resolved(raw, tiny["root"], "test")
+
+
+def test_longrope_ends_at_its_original_length(tmp_path: Path) -> None:
+    """Beyond it, one long text would change the positions of all texts beside it."""
+    directory, _ = plain(tmp_path, "phi3")
+    scaling = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    edit_config(directory, rope_parameters=None, rope_scaling=scaling, original_max_position_embeddings=128)
+    assert load(directory).signals["s"].renderer.rules.max_length == 128
+    with pytest.raises(StartError, match="max_length: 200 is more than the checkpoint's 128"):
+        load(directory, max_length=200)

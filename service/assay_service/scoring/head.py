@@ -8,6 +8,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from assay_service.errors import StartError
+from assay_service.scoring.checkpoint import DenseTensors
 from assay_service.scoring.layout import Span, TokenSequence
 
 
@@ -15,21 +16,31 @@ class Dense(nn.Module):
     """The fp32 layer between hidden state and head, in classifiers on encoders and in heads of two layers.
 
     Args:
-        weight: weight, `[D, H]`; converted to fp32.
-        bias: bias, `[D]`; converted to fp32.
+        tensors: weight and bias of the layer, and of its norm; converted to fp32.
         activation: name of the activation in transformers.
+        epsilon: epsilon of the norm.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, activation: str) -> None:
+    def __init__(self, tensors: DenseTensors, activation: str, epsilon: float = 1e-5) -> None:
         super().__init__()
-        self.linear = nn.Linear(weight.shape[1], weight.shape[0])
-        self.linear.weight, self.linear.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
+        weight, bias = tensors.weight, tensors.bias
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        self.linear.weight = nn.Parameter(weight.float())
+        if bias is not None:
+            self.linear.bias = nn.Parameter(bias.float())
         self.activation = ACT2FN[activation]
+        self.norm: nn.Module = nn.Identity()
+        if tensors.norm is not None:
+            scale, shift = tensors.norm
+            self.norm = nn.LayerNorm(len(scale), eps=epsilon, bias=shift is not None)
+            self.norm.weight = nn.Parameter(scale.float())
+            if shift is not None:
+                self.norm.bias = nn.Parameter(shift.float())
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Return the activated output, fp32 `[n, D]`, for pooled hidden states, fp32 `[n, H]`."""
         # Row by row: the remainder of many numbers at once may be computed another way (`kernels/row_invariant.py`).
-        return torch.stack([self.activation(row) for row in self.linear(pooled)])
+        return torch.stack([self.norm(self.activation(row)) for row in self.linear(pooled)])
 
 
 class Head(nn.Module):

@@ -15,7 +15,9 @@ from assay_service.validation import SHA256_PATTERN, TAG_PATTERN, explain, forma
 FILE_NAME = "assay.json"
 
 Kind = Literal["preference", "absolute"]
-ScorePosition = Literal["last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean", "completion"]
+ScorePosition = Literal[
+    "last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean_pooler", "mean", "completion"
+]
 EosPolicy = Literal["template", "append"]
 Unfinished = Literal["score", "error"]
 DroppedContent = Literal["error", "report"]

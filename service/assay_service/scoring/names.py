@@ -35,7 +35,17 @@ WRAPPER = re.compile(rf"^(?:(?:{'|'.join(_WRAPPERS)})\.)+")
 # Tensors of a checkpoint that a bare base does not use: heads, language-model outputs, buffers of old versions.
 _UNUSED = (
     *(f"{module}." for module in HEAD_MODULES),
-    *("lm_head.", "embed_out.", "cls.", "pooler.dense.", "lm_predictions.", "mask_predictions."),
+    *(
+        "lm_head.",
+        "embed_out.",
+        "cls.",
+        "decoder.",
+        "pooler.dense.",
+        "head.dense.",
+        "head.norm.",
+        "lm_predictions.",
+        "mask_predictions.",
+    ),
     *("embeddings.position_ids", "rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
 )
 

@@ -18,16 +18,16 @@ def check_trainable(position: ScorePosition) -> ScorePosition:
     Raises:
         ValueError: it is read behind a layer that a checkpoint does not hold.
     """
-    if position == "pooler":
-        # BERT's pooler is a trained layer of its own, which a checkpoint of an adapter and a head does not hold.
-        raise ValueError("heads are trained on hidden states, not on BERT's pooler; use first_token")
+    if position in ("pooler", "mean_pooler"):
+        # A pooler is a trained layer of its own, which a checkpoint of an adapter and a head does not hold.
+        raise ValueError("heads are trained on hidden states, not on BERT's pooler; use first_token or mean")
     return position
 
 
 class RewardConfig(RunConfig):
     """A run of `assay train reward`.
 
-    Of the score positions, `mean` averages all tokens and `completion` the completion's; `pooler` cannot be trained.
+    Of the score positions, `mean` averages all tokens and `completion` the completion's; poolers cannot be trained.
     The texts of golden rows are stored in the checkpoint, also those that are taken from the data.
 
     Attributes:
