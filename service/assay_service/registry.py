@@ -10,9 +10,9 @@ from typing import Any
 from assay_service.errors import UnknownModel
 from assay_service.scoring import manifest
 from assay_service.scoring.blend import Blend, Moments
-from assay_service.scoring.model import RewardModel
 from assay_service.scoring.reading import ReadingRule
 from assay_service.scoring.render import Renderer
+from assay_service.scoring.served_model import ServedModel
 from assay_service.scoring.token_reader import TokenReader
 from assay_service.scoring.trunk import Trunk
 
@@ -63,7 +63,7 @@ class Signal:
     name: str
     kind: manifest.Kind
     renderer: Renderer
-    model: RewardModel
+    model: ServedModel
     moments: Moments | None
     provenance: Provenance
     base_sha256: str

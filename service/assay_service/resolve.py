@@ -12,6 +12,7 @@ from assay_service.errors import Problems
 from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
+from assay_service.scoring.head_rule import HeadRule, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.special_tokens import read_special_tokens
@@ -38,7 +39,8 @@ class ResolvedSignal:
         dtype: dtype in which the base computes.
         rules: rules by which text becomes token ids.
         moments: mean and standard deviation of the logits; None where they are not known.
-        claims: the checkpoint's manifest.
+        claims: the checkpoint's manifest; of several outputs, the record of the one that the signal reads.
+        head: part of the checkpoint's head that the signal reads.
     """
 
     settings: SignalSettings
@@ -53,6 +55,7 @@ class ResolvedSignal:
     rules: RenderRules
     moments: Moments | None
     claims: Manifest
+    head: HeadRule
 
     @property
     def adapter(self) -> Path | None:
@@ -111,8 +114,13 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         StartError: the signal cannot be served; the error lists all problems by key or file.
     """
     located = locate(settings, relative_to)
-    config, claims = located.config, located.claims
+    config = located.config
     problems, template, declared = Problems(), "", None
+    head, claims = HeadRule(), located.claims
+    with problems.collected():
+        outputs = decide_output(settings.output, claims, config)
+        head = HeadRule(outputs, () if settings.head is None else settings.head.tokens)
+        claims = select_claims(claims, outputs)
     # Each check has a block of its own, so that one wrong key does not hide the others.
     with problems.collected("base"):
         read_architecture(config, located.base)
@@ -142,6 +150,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         rules=rules,
         moments=decide_moments(settings, claims),
         claims=claims,
+        head=head,
     )
 
 

@@ -13,6 +13,7 @@ from assay_service.scoring.architectures import (
     count_token_types,
     find_longest_scaled,
     find_longest_sequence,
+    find_pooler,
 )
 from assay_service.scoring.blend import Moments
 from assay_service.scoring.manifest import (
@@ -51,6 +52,7 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
         max_length = _decide_max_length(settings, claims, located.config)
     with problems.collected():
         position, pad_token_id = _decide_position_and_pad(settings, located)
+        _check_vllm(settings, position)
     with problems.collected():
         eos: EosPolicy = settle("eos", settings.eos, claims.eos)
     with problems.collected():
@@ -139,6 +141,12 @@ def _decide_max_length(settings: SignalSettings, claims: Manifest, config: Mappi
     return max_length
 
 
+def _check_vllm(settings: SignalSettings, position: ScorePosition) -> None:
+    """Refuse a score position that vLLM does not read: its classifiers read the last token."""
+    if settings.engine == "vllm" and position not in ("last_token", "last_non_pad_id"):
+        raise StartError(f"score_position: {position} is not read by `engine: vllm`, which reads the last token")
+
+
 def _decide_token_types(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> TokenTypes | None:
     """Return the rule for token types; None where the base has only one type.
 
@@ -204,6 +212,6 @@ def _decide_position_and_pad(settings: SignalSettings, located: SignalFiles) -> 
 def _infer_position(config: Mapping[str, Any], pads: Pads, pad: int | None) -> ScorePosition:
     """Return the position that transformers' own classifier of this architecture reads."""
     if (known := ARCHITECTURES.get(config.get("model_type", ""))) is not None and known.dense is not None:
-        return "pooler"
+        return find_pooler(config)
     # transformers reads the last token that is not a pad, or the last one where it knows no pad.
     return "last_token" if pad is None and not pads.known else "last_non_pad_id"

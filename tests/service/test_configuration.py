@@ -65,9 +65,8 @@ def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path
     }
     assert beginnings(raw, tmp_path) == [
         "signals.a: kind: must be one of preference, absolute, not 'reward'",
-        "signals.c: scoreposition: unknown key; did you mean `score_position`? Keys are kind, base, revision, adapter, "
-        "adapter_base, dtype, device, max_length, template, template_name, score_position, pad_token_id, token_types, "
-        "eos, mean, std, unfinished, dropped_content, control_tokens, reasoning, reasoning_tags",
+        "signals.c: scoreposition: unknown key; did you mean `score_position`? Keys are "
+        + ", ".join(signal_settings.SignalSettings.model_fields),
         "limits.max_items: must be more than 0, not 0",
         "blends.mix.weights: 'z' is not a signal; signals are a, b, c",
         "default: is required: the signal or blend that answers requests which name none; one of a, b, c, mix",
@@ -76,7 +75,8 @@ def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path
         "signals.a: unfinished: declare it, one of score, error",
         f"signals.b: base: ../nowhere: no such directory; looked at {tmp_path.parent / 'nowhere'}; correct the path",
         f"signals.c: base: {tmp_path / 'opt'}: architecture 'opt' is not served; Assay serves bert, deberta-v2, gemma, "
-        "gpt_neox, llama, mistral, qwen2, qwen3, roberta",
+        "gemma2, gemma3_text, gpt_neox, llama, mistral, modernbert, olmo2, phi3, qwen2, qwen3, qwen3_5_text, "
+        "qwen3_moe, roberta, xlm-roberta",
     ]
 
 

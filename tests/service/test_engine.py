@@ -17,7 +17,6 @@ from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
 from assay_service.errors import ForwardFailed, NotReady, Overloaded
 from assay_service.metrics import Metrics
-from assay_service.scoring.architectures import ARCHITECTURES
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.trunk import Trunk
@@ -33,7 +32,7 @@ class FaultyModel:
         capacity: more sequences at once are out of memory.
     """
 
-    architecture = ARCHITECTURES["llama"]
+    shares_prompts = True
 
     def __init__(self, capacity: int = 10_000) -> None:
         self.batches: list[list[int]] = []

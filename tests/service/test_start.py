@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from assay_service import loader, registry, settings
 from assay_service.errors import StartError
+from assay_service.resolve import read_resolved
 from assay_service.scoring.item import PROBE, Item
 from tests import checkpoints
 
@@ -47,7 +48,8 @@ def test_a_plain_reward_model_needs_no_manifest(architecture: str, tmp_path: Pat
     signal = served.signals["s"]
     rules = signal.renderer.rules
     assert rules.score_position == ("pooler" if architecture in checkpoints.ENCODERS else "last_non_pad_id")
-    assert rules.max_length == (256 - rules.pad_token_id - 1 if architecture == "roberta" else 256)  # type: ignore[operator]
+    after_pad = architecture in ("roberta", "xlm-roberta")
+    assert rules.max_length == (256 - rules.pad_token_id - 1 if after_pad else 256)  # type: ignore[operator]
     assert served.invariant == {"s": True}
     sequence = signal.renderer.render(PROBE).sequence
     with torch.inference_mode():
@@ -56,7 +58,12 @@ def test_a_plain_reward_model_needs_no_manifest(architecture: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("architecture", "change"), [("llama", {"is_causal": False}), ("gemma", {"use_bidirectional_attention": True})]
+    ("architecture", "change"),
+    [
+        ("llama", {"is_causal": False}),
+        ("gemma", {"use_bidirectional_attention": True}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+    ],
 )
 def test_a_decoder_that_looks_ahead_refuses_to_start(
     architecture: str, change: dict[str, bool], tmp_path: Path
@@ -179,7 +186,7 @@ def test_a_head_with_several_labels_refuses_to_start(tmp_path: Path) -> None:
     """Trap 11."""
     directory, _ = plain(tmp_path)
     edit_tensors(directory / "model.safetensors", lambda t: t | {"score.weight": torch.ones(2, 32)})
-    with pytest.raises(StartError, match=r"score\.weight: has shape \[2, 32\]"):
+    with pytest.raises(StartError, match=r"score\.weight: has 2 outputs; declare the one to read"):
         load(directory)
 
 
@@ -437,3 +444,31 @@ def logit_of(served: registry.Registry) -> float:
 
 def oracle_of(served: registry.Registry, model: Any) -> float:
     return checkpoints.oracle(model, served.signals["s"].renderer.render(PROBE).sequence.ids)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tensor_parallel_size": 2}, r"tensor_parallel_size: is only for `engine: vllm`"),
+        ({"engine": "vllm", "device": "cpu"}, r"device: is not for `engine: vllm`"),
+        ({"engine": "vllm", "adapter": "pref"}, r"adapter: is not for `engine: vllm`"),
+        ({"engine": "vllm", "score_position": "mean"}, r"score_position: mean is not read by `engine: vllm`"),
+    ],
+)
+def test_what_vllm_does_not_serve_is_refused_before_it_is_loaded(
+    tiny: dict[str, Any], keys: dict[str, object], message: str
+) -> None:
+    signal = {"base": "base", "kind": "preference", "eos": "template", "unfinished": "error", "max_length": 64}
+    raw = {"signals": {"s": {"score_position": "last_token", **signal, **keys}}}
+    with pytest.raises(StartError, match=message):
+        read_resolved(raw, tiny["root"], "test")
+
+
+def test_longrope_ends_at_its_original_length(tmp_path: Path) -> None:
+    """Beyond it, one long text would change the positions of all texts beside it."""
+    directory, _ = plain(tmp_path, "phi3")
+    scaling = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    edit_config(directory, rope_parameters=None, rope_scaling=scaling, original_max_position_embeddings=128)
+    assert load(directory).signals["s"].renderer.rules.max_length == 128
+    with pytest.raises(StartError, match="max_length: 200 is more than the checkpoint's 128"):
+        load(directory, max_length=200)

@@ -140,7 +140,7 @@ class Engine:
 
     def _make_job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
         identity = None if fresh else self._identities.get(task.trunk)
-        return Job(task, identity, now_s, shares_prompt=self._trunks[task.trunk].model.architecture.causal)
+        return Job(task, identity, now_s, shares_prompt=self._trunks[task.trunk].model.shares_prompts)
 
     def _find_or_add(self, candidates: Sequence[Job]) -> tuple[list[Job | Outputs], list[Job]]:
         """Return each candidate's cached logits, or the job that will give them; and the jobs that are new."""

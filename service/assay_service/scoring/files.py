@@ -42,6 +42,8 @@ _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "trainer
 # Types of the values that are read from a checkpoint's JSON; null counts as absent. transformers checks other keys.
 _TYPES: Mapping[str, tuple[type, str]] = {
     **dict.fromkeys(("model_type", "value_head_prefix", "dtype", "torch_dtype", "pooler_hidden_act"), (str, "text")),
+    **dict.fromkeys(("classifier_activation", "classifier_pooling"), (str, "text")),
+    "norm_eps": (float, "a number"),
     **dict.fromkeys(("base_model_name_or_path", "revision", "task_type", "peft_type"), (str, "text")),
     **dict.fromkeys(("pad_token_id", "max_position_embeddings", "type_vocab_size"), (int, "a whole number")),
     **dict.fromkeys(("rope_scaling", "rope_parameters", "weight_map"), (dict, "a mapping (a JSON object)")),

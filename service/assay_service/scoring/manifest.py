@@ -15,7 +15,9 @@ from assay_service.validation import SHA256_PATTERN, TAG_PATTERN, explain, forma
 FILE_NAME = "assay.json"
 
 Kind = Literal["preference", "absolute"]
-ScorePosition = Literal["last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean", "completion"]
+ScorePosition = Literal[
+    "last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean_pooler", "mean", "completion"
+]
 EosPolicy = Literal["template", "append"]
 Unfinished = Literal["score", "error"]
 DroppedContent = Literal["error", "report"]
@@ -43,6 +45,25 @@ class GoldenRow(BaseModel):
     logit: float = Field(allow_inf_nan=False)
 
 
+class Output(BaseModel):
+    """The record of one output of a head that has several.
+
+    Attributes:
+        name: name of the output.
+        kind: meaning of its logit.
+        mean, std: mean and standard deviation of its logits over its training completions.
+        golden: rows with its logits, to recompute after loading.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    kind: Kind
+    mean: float = Field(allow_inf_nan=False)
+    std: float = Field(gt=0, allow_inf_nan=False)
+    golden: tuple[GoldenRow, ...] = ()
+
+
 # Unknown keys are refused: a newer version may record something that changes scores.
 class Manifest(BaseModel):
     """The record of one checkpoint.
@@ -62,6 +83,8 @@ class Manifest(BaseModel):
         pad_token_id: token id that `last_non_pad_id` skips.
         reasoning: treatment of the reasoning of completions. A manifest without this key means "keep".
         reasoning_tags: tags that enclose reasoning; "keep" does not read them.
+        outputs: outputs of the head, in the order of its rows; empty for a head with one. Kind, moments and golden rows
+            of such a checkpoint are those of its outputs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,6 +103,7 @@ class Manifest(BaseModel):
     pad_token_id: int | None = Field(None, ge=0)
     reasoning: Reasoning | None = None
     reasoning_tags: tuple[Tag, Tag] | None = None
+    outputs: tuple[Output, ...] = ()
 
 
 def read(directory: Path) -> Manifest:

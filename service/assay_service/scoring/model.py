@@ -15,27 +15,18 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
-from assay_service.errors import StartError
-from assay_service.scoring import names
 from assay_service.scoring.adapters import attach
-from assay_service.scoring.architectures import (
-    ARCHITECTURES,
-    ROPE_TYPES,
-    count_token_types,
-    find_first_position,
-    read_architecture,
-)
+from assay_service.scoring.architectures import ARCHITECTURES, count_token_types, find_first_position
+from assay_service.scoring.base_files import load_base
 from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import OwnEmbedding
-from assay_service.scoring.files import ADAPTER_CONFIG, list_weight_files, read_config
 from assay_service.scoring.head import Head, pool, split_gates
 from assay_service.scoring.kernels.backend import Backend, Kernels
 from assay_service.scoring.kernels.choose import choose_backend
+from assay_service.scoring.kernels.experts import split_experts
 from assay_service.scoring.kernels.row_invariant import make_invariant
-from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.kernels.torch_segments import TorchSegments
 from assay_service.scoring.layout import Layout, TokenSequence, pack, select_read_tokens
 
@@ -62,6 +53,7 @@ class RewardModel:
         architecture: properties of the base's architecture that scoring depends on.
         token_types: number of token types that the base distinguishes.
         kernels: description of the back end that computes the base.
+        shares_prompts: whether the prompt is computed once for all sequences of a forward pass that have it.
     """
 
     def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
@@ -73,58 +65,25 @@ class RewardModel:
         self._first_position = find_first_position(base.config.to_dict())
         self.token_types = count_token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
-        self._attached: dict[tuple[Path, ...], tuple[tuple[str, ...], OwnEmbedding | None]] = {}
+        self._attached: dict[tuple[str, ...], tuple[tuple[str, ...], OwnEmbedding | None]] = {}
         self._embedding: OwnEmbedding | None = None  # of the active signal
         self._backend: Backend = TorchSegments()
         self.kernels = Kernels(TorchSegments.name)
+        self.shares_prompts = self.architecture.shares_prompts
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "RewardModel":
         """Read a base from safetensors files.
 
         Args:
-            directory: checkpoint with `config.json` and weights; a head in it is not read here.
-            dtype: dtype in which the base computes; heads stay fp32.
-            device: device on which the base is placed. On `meta` no weight is read: the errors below come from the
-                headers of the files, and the model has names and shapes only. That needs accelerate.
+            directory: see `load_base`.
+            dtype: see `load_base`.
+            device: see `load_base`.
 
         Raises:
-            StartError: the architecture is not served, or a tensor is missing, unknown or of the wrong shape.
+            StartError: see `load_base`.
         """
-        config = read_config(directory)
-        architecture = read_architecture(config, directory)
-        tensors = names.read_shapes(list_weight_files(directory))
-        names.check_unwrapping(tensors, directory)
-        if (directory / ADAPTER_CONFIG).is_file():
-            raise StartError(
-                f"{directory}: declared as `base`, but it holds an {ADAPTER_CONFIG}; declare the adapter as `adapter`"
-            )
-        # A pooler counts as part of the head, which is read elsewhere, so the base is loaded without it.
-        options: dict[str, Any] = {"add_pooling_layer": False} if config["model_type"] in ("bert", "roberta") else {}
-        if any(name != names.unwrap_name(name) for name in tensors):
-            options["key_mapping"] = {names.WRAPPER.pattern: ""}
-        if device.type == "meta":  # otherwise transformers would read the weights before `to` drops them
-            options["device_map"] = device
-        # Transformers only warns of missing and unused tensors; `check_loaded` below makes them errors.
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        base, report = AutoModel.from_pretrained(
-            directory,
-            dtype=dtype,
-            attn_implementation=ATTENTION if architecture.packed else "eager",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-        names.check_loaded(report, directory, f"{base.base_model_prefix}.", tensors, config.get("value_head_prefix"))
-        rope = (getattr(base.config, "rope_parameters", None) or {}).get("rope_type", "default")
-        if rope not in ROPE_TYPES:
-            raise StartError(
-                f"{directory}: rope_type {rope!r} is not served; Assay serves {', '.join(sorted(ROPE_TYPES))}"
-            )
-        return cls(base, device)
+        return cls(load_base(directory, dtype, device), device)
 
     def add_signal(self, name: str, head: Head, *adapters: Adapter) -> None:
         """Add a signal with a trained head. Signals with the same adapters share them.
@@ -138,12 +97,12 @@ class RewardModel:
         Raises:
             StartError: an adapter does not fit the base or would change it; the message names a tensor.
         """
-        directories = tuple(adapter.directory for adapter in adapters)
-        if directories not in self._attached:
+        digests = tuple(adapter.sha256 for adapter in adapters)  # files may change, so a path does not identify them
+        if digests not in self._attached:
             keys = tuple(f"signal{len(self._signals)}_{number}" for number in range(len(adapters)))
-            embedding = attach(self.base, self.architecture.dense, dict(zip(keys, adapters, strict=True)))
-            self._attached[directories] = keys, embedding
-        keys, embedding = self._attached[directories]
+            embedding = attach(self.base, self.architecture.before_head, dict(zip(keys, adapters, strict=True)))
+            self._attached[digests] = keys, embedding
+        keys, embedding = self._attached[digests]
         self._signals[name] = _Signal(keys, head.to(self.device), embedding)
         self.base.eval()
 
@@ -160,6 +119,10 @@ class RewardModel:
                 module.cast_input_dtype_enabled = False
         self._signals[name] = _Signal((key,), head.to(self.device))
         self._activate(name)
+
+    def add_fresh_head(self, name: str, head: Head, beside: str) -> None:
+        """Add a signal to be trained that shares the adapter, or the whole base, of the fresh signal `beside`."""
+        self._signals[name] = _Signal(self._signals[beside].adapters, head.to(self.device))
 
     def get_parameters(self, name: str) -> list[nn.Parameter]:
         """Return the trained parameters of a fresh signal: its LoRA's or the whole base's, and its head's."""
@@ -196,6 +159,7 @@ class RewardModel:
             NotInvariant: this machine has no way to compute a layer's product so that its rows are independent.
         """
         if self.architecture.packed:  # the others run one sequence at a time, which no neighbour can change
+            split_experts(self.base)
             self._backend, self.kernels = choose_backend(self.base)
             self._backend.prepare(self.base)
             make_invariant(self.base)
@@ -233,7 +197,7 @@ class RewardModel:
             masks={},
             **read,
             **self._build_types(row.types),
-            **({"use_cache": False} if self.architecture.causal else {}),  # encoders do not know this argument
+            **self._build_cache_option(),
         )
         return torch.as_tensor(output.last_hidden_state)
 
@@ -271,8 +235,8 @@ class RewardModel:
         """Run one sequence by itself, for architectures whose attention cannot be packed; fp32 `[R, H]`."""
         ids = torch.tensor([sequence.ids], device=self.device)
         types = self._build_types(torch.tensor([sequence.types]))
-        hidden = self.base(**self._build_inputs(ids), **types).last_hidden_state
-        return pool(hidden, tuple((span,) for span in sequence.reads))
+        inputs = self._build_inputs(ids) | types | self._build_cache_option()
+        return pool(self.base(**inputs).last_hidden_state, tuple((span,) for span in sequence.reads))
 
     def _build_types(self, types: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the token types as an argument of the base; none where the base does not distinguish them."""
@@ -281,6 +245,10 @@ class RewardModel:
     def _build_inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the input arguments of the base: token ids, or vectors from the active signal's own embedding."""
         return {"input_ids": ids} if self._embedding is None else {"inputs_embeds": self._embedding(ids)}
+
+    def _build_cache_option(self) -> dict[str, Any]:
+        """Return the argument by which a decoder keeps no cache; encoders do not know it."""
+        return {"use_cache": False} if self.architecture.causal else {}
 
     def _activate(self, name: str) -> None:
         """Select the adapters and the embedding of signal `name` for the next forward pass."""

@@ -213,7 +213,7 @@ class Renderer:
         match self.rules.score_position:
             case "first_token" | "pooler":
                 return Span(0, 1)
-            case "mean":
+            case "mean" | "mean_pooler":
                 return Span(0, len(ids))
             case "completion" if boundary < len(ids):
                 return Span(boundary, len(ids))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from assay_service.scoring.layout import TokenSequence
-from assay_service.scoring.model import RewardModel
+from assay_service.scoring.served_model import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Trunk:
     """
 
     name: str
-    model: RewardModel
+    model: ServedModel
     signals: tuple[str, ...]
 
     def compute(self, sequences: Sequence[TokenSequence]) -> list[tuple[tuple[float, ...], ...]]:
