@@ -128,6 +128,8 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         kind: Kind = settle("kind", settings.kind, claims.kind)
     with problems.collected():
         rules = decide_rules(settings, located, template)
+    with problems.collected():
+        moments = decide_moments(settings, claims, config)
     problems.raise_any()
     return ResolvedSignal(
         settings=settings,
@@ -140,7 +142,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         config=config,
         dtype=dtype,
         rules=rules,
-        moments=decide_moments(settings, claims),
+        moments=moments,
         claims=claims,
     )
 
