@@ -169,7 +169,7 @@ def convert_checkpoint(  # noqa: PLR0913, PLR0917 - the options of a command
     token_types: TokenTypes = None,
     pad: Pad = None,
 ) -> None:
-    """Convert a reward model of another trainer into a checkpoint that can be served, and print the YAML that serves it.
+    """Convert a reward model of another trainer into one that can be served, and print the YAML that serves it.
 
     Pickles become safetensors files, the head and all prefixes get the names of transformers, and a normalizer is
     folded into the head. No code of SOURCE is run and nothing is downloaded. OUT appears whole or not at all. What was

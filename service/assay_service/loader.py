@@ -91,7 +91,8 @@ class _Loader:
     def load_signal(self, name: str, resolved: ResolvedSignal) -> Signal:
         """Load one signal and compare it with the hashes of its manifest."""
         base, settings = resolved.base, resolved.settings
-        _warn_of_code(name, resolved)
+        for warning in resolved.warnings:
+            _log.warning("signals.%s: %s", name, warning)
         # With several adapters, only the first one was trained on the plain base.
         first = manifest.read(resolved.adapters[0]) if resolved.adapters else resolved.claims
         base_sha256 = self._check_hash(base, first)
@@ -252,16 +253,6 @@ def _check_head(name: str, position: manifest.ScorePosition, architecture: Archi
 def _build_head(tensors: checkpoint.HeadTensors, config: Mapping[str, Any]) -> Head:
     dense = None if tensors.dense is None else Dense(*tensors.dense, read_activation(config))
     return Head(tensors.weight, tensors.bias, dense)
-
-
-def _warn_of_code(name: str, resolved: ResolvedSignal) -> None:
-    """Warn of the code that a base names and `code: ignore` leaves out."""
-    if classes := files.list_code_classes(resolved.config):
-        _log.warning(
-            "signals.%s: `code: ignore`: the code that config.json names (%s) is not run. If it computes anything but "
-            "transformers' own %r, scores are wrong: compare one with the trainer's.",
-            *(name, ", ".join(classes), resolved.config.get("model_type")),
-        )
 
 
 def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:

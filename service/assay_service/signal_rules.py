@@ -135,7 +135,7 @@ def _read_moments(settings: SignalSettings, config: Mapping[str, Any]) -> Moment
     numbers = [n for n in (mean, std) if isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n)]
     if len(numbers) < 2 or numbers[1] <= 0:
         raise StartError(
-            f"moments: config.json has mean {mean!r} and std {std!r}, which are not a finite number and a positive one; "
+            f"moments: config.json has mean {mean!r} and std {std!r}, but needs a finite number and a positive one; "
             "remove `moments`, or declare `mean` and `std`"
         )
     return Moments(float(numbers[0]), float(numbers[1]))

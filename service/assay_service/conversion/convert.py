@@ -99,6 +99,11 @@ def _prepare(request: Request) -> _Model:
     for path in paths:
         shapes |= {name: tuple(tensor.shape) for name, tensor in source.read_tensors(path).items()}
     head = find_head(shapes, request.head or raw.get("value_head_prefix") or fmt.head, where)
+    if fmt.head not in {None, names.unwrap_name(head).removesuffix(".weight")}:
+        raise StartError(
+            f"{where}: config.json names {fmt.name}, whose head is {fmt.head}, but the head is {head}; take weights and "
+            "config.json of one model"
+        )
     own = _is_own_head(typed, head, architecture)
     module = names.unwrap_name(head).removesuffix(".weight") if own else architecture.head
     planned = plan(shapes, _build_base(typed), head, module, architecture, where)

@@ -69,7 +69,7 @@ def _load_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         if (blocked := _BLOCKED.search(str(error))) is not None:
             raise StartError(
-                f"{path}: needs {blocked[1]}, which is not a tensor; loading it could run code, so the file is refused. "
+                f"{path}: needs {blocked[1]}, which is not a tensor; loading it could run code, so it is refused. "
                 "Save the model's state_dict() alone, where you trust the file: torch.save(model.state_dict(), PATH)"
             ) from None
         raise StartError(

@@ -78,7 +78,7 @@ class WeightWriter:
         if count == 1:
             self._path(0).rename(self.directory / "model.safetensors")
             return
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, tensors in enumerate(self._written):
             file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
             self._path(number).rename(self.directory / file)
