@@ -176,7 +176,8 @@ def convert_checkpoint(  # noqa: PLR0913, PLR0917 - the options of a command
     done goes to stderr.
     """
     with _print_start_errors("convert"):
-        from assay_service.conversion.convert import Request, convert  # noqa: PLC0415
+        from assay_service.conversion.convert import convert  # noqa: PLC0415
+        from assay_service.conversion.prepare import Request  # noqa: PLC0415
         from assay_service.inspection import inspect  # noqa: PLC0415
         from assay_service.scoring.manifest import Manifest  # noqa: PLC0415
 
