@@ -67,7 +67,7 @@ def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path
         "signals.a: kind: must be one of preference, absolute, not 'reward'",
         "signals.c: scoreposition: unknown key; did you mean `score_position`? Keys are kind, base, revision, adapter, "
         "adapter_base, dtype, device, max_length, template, template_name, score_position, pad_token_id, token_types, "
-        "eos, mean, std, unfinished, dropped_content, control_tokens, reasoning, reasoning_tags",
+        "eos, mean, std, moments, code, unfinished, dropped_content, control_tokens, reasoning, reasoning_tags",
         "limits.max_items: must be more than 0, not 0",
         "blends.mix.weights: 'z' is not a signal; signals are a, b, c",
         "default: is required: the signal or blend that answers requests which name none; one of a, b, c, mix",

@@ -75,7 +75,7 @@ class ScoreModel(Reward):
         self.normalizer.register_buffer("count", torch.tensor([100]))
 
     def forward(self, ids: tuple[int, ...]) -> float:
-        std = float(self.normalizer.var.sqrt()) + 1e-8  # type: ignore[operator, union-attr]
+        std = float(self.normalizer.var.sqrt()) + 1e-8  # type: ignore[operator]
         shift = float(self.normalizer.mean) if self.function == "affine" else 0.0  # type: ignore[arg-type]
         return super().forward(ids) if self.function == "none" else (super().forward(ids) - shift) / std
 
