@@ -108,7 +108,7 @@ def _convert_adapter(request: Request, out: Path) -> list[str]:
     parts = {name: source.find_weights(request.source, name) for name in ("adapter_model", "value_head")}
     if not parts["adapter_model"]:
         raise StartError(f"{request.source}: has neither {files.ADAPTER_WEIGHTS} nor adapter_model.bin")
-    if request.claims != Manifest(token_types=None) or request.template is not None or request.head is not None:
+    if request != Request(request.source, None, None, None, Manifest(token_types=None)):
         raise StartError(f"{request.source}: is a LoRA adapter; declare its keys to `assay serve`, not here")
     # A relative path starts at the adapter, which now lies elsewhere.
     reference = str(config.get("base_model_name_or_path") or "")

@@ -32,7 +32,7 @@ class Format:
         name: name of the class, for messages.
         head: module of its head; None for any name that is known.
         position: the tokens that the head reads; None where the class does not decide it.
-        normalize: how the head's output is normalized; None where it is not.
+        normalize: normalization of the head's output; None where there is none.
         end_id: id of the token that must end every text; None where there is none.
         eos: origin of the end of turn, where the class decides it.
     """

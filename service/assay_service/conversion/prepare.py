@@ -173,10 +173,10 @@ def _decide_claims(request: Request, fmt: Format, config: Mapping[str, Any], adv
     """Return the manifest; None where transformers' classifier decides the position and nothing is declared.
 
     Args:
-        request: what is converted.
+        request: source and declared keys.
         fmt: format of the source.
         config: `config.json` of the source.
-        advice: where trainers read such a head; None for transformers' own classifier.
+        advice: places where trainers read such a head; None for transformers' own classifier.
     """
     declared = request.claims
     position = declared.score_position or fmt.position
