@@ -62,6 +62,17 @@ class ResolvedSignal:
         """Return the directory of the adapter that has the head; None where the base has the head."""
         return self.adapters[-1] if self.adapters else None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what may make scores wrong although it was declared."""
+        classes = files.list_code_classes(self.config)
+        if not classes:
+            return ()
+        return (
+            f"`code: ignore`: the code that config.json names ({', '.join(classes)}) is not run. If it computes "
+            f"anything but transformers' own {self.config.get('model_type')!r}, scores are wrong: compare them",
+        )
+
 
 def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
     """Decide how every signal of `settings` is served, and return the signals by name.
@@ -136,6 +147,8 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         kind: Kind = settle("kind", settings.kind, claims.kind)
     with problems.collected():
         rules = decide_rules(settings, located, template)
+    with problems.collected():
+        moments = decide_moments(settings, claims, config)
     problems.raise_any()
     return ResolvedSignal(
         settings=settings,
@@ -148,7 +161,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         config=config,
         dtype=dtype,
         rules=rules,
-        moments=decide_moments(settings, claims),
+        moments=moments,
         claims=claims,
         head=head,
     )
