@@ -112,7 +112,7 @@ class _Turns:
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None  # the assistant's turn that the next item may belong to
-        self._reasoning: str | None = None  # of the turn that the next item begins
+        self._reasoning: dict[str, str] | None = None  # of the turn that the next item begins, by the message's field
 
     def add_items(self, items: object, where: str) -> None:
         """Add input or output items, whose first one belongs to no earlier turn.
@@ -164,7 +164,9 @@ class _Turns:
     def _add_reasoning(self, item: Mapping[str, Any], where: str) -> None:
         if self._open is not None:
             raise make_error(where, "is reasoning after the text or a function call of the same turn")
-        self._reasoning = (self._reasoning or "") + _read_reasoning(item, where)
+        field, text = _read_reasoning(item, where)
+        earlier = self._reasoning or {}
+        self._reasoning = {**earlier, field: earlier.get(field, "") + text}
 
     def _add_call(self, item: Mapping[str, Any], where: str) -> None:
         if self._open is None:
@@ -192,7 +194,8 @@ class _Turns:
     def _begin_turn(self) -> dict[str, Any]:
         turn: dict[str, Any] = {"role": "assistant", "content": None}
         if self._reasoning is not None:
-            turn["reasoning_content"], self._reasoning = self._reasoning, None
+            turn |= self._reasoning
+            self._reasoning = None
         self.messages.append(turn)
         return turn
 
@@ -216,14 +219,21 @@ def _read_parts(content: object) -> object:
     ]
 
 
-def _read_reasoning(item: Mapping[str, Any], where: str) -> str:
-    """Return the text of a reasoning item: its content, or its summary if it has none."""
-    parts = item.get("content") or item.get("summary") or []
+def _read_reasoning(item: Mapping[str, Any], where: str) -> tuple[str, str]:
+    """Return the field of a message that holds the text of a reasoning item, and the text.
+
+    It is the content, or the summary, in which NeMo-Gym's model servers send the whole reasoning. Beside
+    `encrypted_content`, a summary is another text than the reasoning. The encrypted text then stands for it: no template
+    prints that field, so that each signal's policy for reasoning removes it or refuses the item.
+    """
+    content, encrypted = item.get("content"), item.get("encrypted_content")
+    if not content and not is_empty(encrypted):
+        if not isinstance(encrypted, str):
+            raise make_error(f"{where}.encrypted_content", "is not a text")
+        return "encrypted_content", encrypted
+    parts = content or item.get("summary") or []
     if not isinstance(parts, list) or not all(
         isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts
     ):
         raise make_error(where, "holds reasoning that is not text")
-    text = "".join(part["text"] for part in parts)
-    if not text and not is_empty(item.get("encrypted_content")):
-        raise make_error(f"{where}.encrypted_content", "is reasoning that cannot be read")
-    return text
+    return "reasoning_content", "".join(part["text"] for part in parts)
