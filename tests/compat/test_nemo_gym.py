@@ -276,7 +276,7 @@ def test_reasoning_beside_its_encrypted_form_is_read() -> None:
 
 
 def test_reasoning_without_any_text_is_none(url: str) -> None:
-    nothing = {"type": "reasoning", "summary": [], "encrypted_content": None}
+    nothing: dict[str, Any] = {"type": "reasoning", "summary": [], "encrypted_content": None}
     row = {"responses_create_params": PARAMS, "response": response(nothing, output("hi"))}
     assert verify(url, row).json()["reward"] == score(url, CHAT)["score"]
 

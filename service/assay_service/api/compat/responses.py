@@ -222,9 +222,9 @@ def _read_parts(content: object) -> object:
 def _read_reasoning(item: Mapping[str, Any], where: str) -> tuple[str, str]:
     """Return the field of a message that holds the text of a reasoning item, and the text.
 
-    It is the content, or the summary, in which NeMo-Gym's model servers send the whole reasoning. Beside
-    `encrypted_content`, a summary is another text than the reasoning. The encrypted text then stands for it: no template
-    prints that field, so that each signal's policy for reasoning removes it or refuses the item.
+    It is the content, or the summary, in which NeMo-Gym's model servers send the whole reasoning. A summary beside
+    `encrypted_content` is another text than the reasoning, so the encrypted text stands for it. No template prints that
+    field: each signal's policy for reasoning removes it, or the item is refused.
     """
     content, encrypted = item.get("content"), item.get("encrypted_content")
     if not content and not is_empty(encrypted):
