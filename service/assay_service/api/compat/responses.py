@@ -56,8 +56,8 @@ def build_messages(params: Mapping[str, Any], response: Mapping[str, Any]) -> li
     """
     _refuse_unknown_history(params, "responses_create_params")
     metadata = params.get("metadata")
-    for name in _AUDIO if isinstance(metadata, Mapping) else ():
-        if not is_empty(metadata.get(name)):
+    for name in _AUDIO:
+        if isinstance(metadata, Mapping) and not is_empty(metadata.get(name)):
             raise make_error(f"responses_create_params.metadata.{name}", "is audio in a message; only text is scored")
     turns = _Turns()
     if not is_empty(params.get("instructions")):
