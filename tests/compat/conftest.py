@@ -59,8 +59,9 @@ def serve(tiny: dict[str, Any]) -> Iterator[Serve]:
         return running[key][2]
 
     yield start
-    for server, thread, _ in running.values():
+    for server, _, _ in running.values():  # all of them first, so that they end at the same time
         server.should_exit = True
+    for _, thread, _ in running.values():
         thread.join()
 
 
