@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from assay_service.compat_settings import NATIVE_PATHS, CompatSettings
 from assay_service.errors import Problems
 from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
@@ -83,6 +84,7 @@ def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
     problems = Problems()
     resolved = _resolve_all(settings.signals, settings.directory, problems)
     _check_blends(settings.blends, resolved, problems)
+    _check_root(settings.compat, problems)
     problems.raise_any()
     return resolved
 
@@ -106,6 +108,7 @@ def read_resolved(raw: object, directory: Path, source: str) -> tuple[Settings, 
     resolved = _resolve_all(parsed.signals, directory, in_files)
     if parsed.settings is not None:  # else a blend's signal may be missing because of another error
         _check_blends(parsed.settings.blends, resolved, in_files)
+        _check_root(parsed.settings.compat, in_files)
     # A key with a wrong value counts as not declared. The problem that it is missing would only repeat the first one.
     problems.lines += [line for line in in_files.lines if not line.startswith(reported)]
     problems.raise_any(source)
@@ -189,6 +192,15 @@ def _check_blends(
                     f"blends.{name}: standardise needs mean and std of {signal!r}, and neither the configuration "
                     f"nor the manifest has them: declare signals.{signal}.mean and .std, or `standardise: none`"
                 )
+
+
+def _check_root(compat: CompatSettings, problems: Problems) -> None:
+    """Collect a problem if the wire at the root has paths that Assay itself serves there."""
+    if compat.root is not None and compat.root in NATIVE_PATHS:
+        problems.lines.append(
+            f"compat.root: {compat.root} cannot be served at the root, because Assay itself serves "
+            f"{', '.join(NATIVE_PATHS[compat.root])}; use the base URL http://HOST:PORT/compat/{compat.root}"
+        )
 
 
 def _check_length_penalty(
