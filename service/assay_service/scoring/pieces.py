@@ -36,11 +36,10 @@ def encode_pieces(encoder: Tokenizer, pieces: Sequence[str], *, apart: bool) -> 
         ends = tuple(accumulate(map(len, parts)))
         return EncodedPieces(tuple(token for part in parts for token in part), ends, (False,) * len(pieces))
     encoding = encoder.encode("".join(pieces), add_special_tokens=False)
+    offsets = encoding.offsets  # a property that builds the whole list at each access
     # Ends and not starts, because byte-level tokenizers leave the leading space out of a token's offsets.
-    stops = [stop for _, stop in encoding.offsets]
+    stops = [stop for _, stop in offsets]
     cuts = list(accumulate(map(len, pieces)))
     counts = [bisect_right(stops, cut) for cut in cuts]
-    merged = tuple(
-        count < len(stops) and encoding.offsets[count][0] < cut for count, cut in zip(counts, cuts, strict=True)
-    )
+    merged = tuple(count < len(stops) and offsets[count][0] < cut for count, cut in zip(counts, cuts, strict=True))
     return EncodedPieces(tuple(encoding.ids), tuple(counts), merged)
