@@ -9,7 +9,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from assay_client import AppTransport, RenderedItem, RewardClient
+from assay_client import AppTransport, RenderedItem, RewardClient, Score
 from assay_service import create_app
 from assay_service.errors import ContentError, StartError
 from assay_service.loader import load
@@ -273,6 +273,7 @@ def test_clients_and_wires_get_steps_and_the_aggregate(root: Path) -> None:
         wire = client.post("/compat/openrlhf/get_reward", json=body).json()
         (score,) = ours.score(ITEMS[:1], model="prm").data
         (rendered,) = ours.render(ITEMS[:1]).data
+    assert isinstance(score, Score)
     assert isinstance(rendered, RenderedItem)
     value, read = score.signals["prm"], rendered.signals["prm"].steps
     assert value.steps is not None
