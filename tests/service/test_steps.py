@@ -1,5 +1,6 @@
 """Scores of steps: how completions are divided, what is refused, and what answers and clients show."""
 
+import json
 import math
 import unicodedata
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from pyarrow import parquet
 
 from assay_client import AppTransport, RenderedItem, RewardClient, Score
+from assay_client._answers import encode_outcome
+from assay_client._parquet import write_parquet
 from assay_service import create_app
 from assay_service.errors import ContentError, StartError
 from assay_service.loader import load
@@ -258,7 +262,7 @@ def test_the_logit_is_the_declared_aggregate(root: Path) -> None:
         assert "prob" not in values["margin"]["steps"][0]
 
 
-def test_clients_and_wires_get_steps_and_the_aggregate(root: Path) -> None:
+def test_clients_files_and_wires_get_steps_and_the_aggregate(root: Path, tmp_path: Path) -> None:
     served = settings(root, prm={}, plain={"score_position": "last_token", "steps": None, "aggregate": None})
     with (
         TestClient(create_app(served)) as client,
@@ -278,6 +282,11 @@ def test_clients_and_wires_get_steps_and_the_aggregate(root: Path) -> None:
     value, read = score.signals["prm"], rendered.signals["prm"].steps
     assert value.steps is not None
     assert read is not None
+    assert encode_outcome(score) == row  # which `assay score` writes
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    write_parquet(tmp_path / "a.jsonl", tmp_path / "a.parquet")
+    (stored,) = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert stored["signals"]["prm"]["steps"] == row["signals"]["prm"]["steps"]
     assert [step.logit for step in value.steps] == [step["logit"] for step in row["signals"]["prm"]["steps"]]
     assert value.logit == row["score"] == min(step.logit for step in value.steps)
     assert [step.text for step in read] == TEXTS[0].split("\n")
