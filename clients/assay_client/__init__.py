@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         RankResult,
         RenderedItem,
         RenderedSignal,
+        RenderedStep,
         RenderResult,
         SignalComparison,
     )
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         ScoreFailure,
         ScoreResult,
         SignalValue,
+        StepValue,
     )
 
     __version__: str
@@ -102,6 +104,7 @@ __all__ = [
     "RenderResult",
     "RenderedItem",
     "RenderedSignal",
+    "RenderedStep",
     "RewardClient",
     "Score",
     "ScoreFailure",
@@ -110,6 +113,7 @@ __all__ = [
     "SignalComparison",
     "SignalProvenance",
     "SignalValue",
+    "StepValue",
     "Timeout",
     "TooManyItems",
     "TransportError",

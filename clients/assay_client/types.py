@@ -120,6 +120,23 @@ def _read_ids(ids: object, name: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class StepValue:
+    """The value of one step of a completion.
+
+    Attributes:
+        index: the number of the step, from 0.
+        token: the index of the token that was read, in the ids that `render` shows.
+        logit: the output of the head.
+        prob: the sigmoid of the logit, 0..1, for signals of kind "absolute"; None for "preference".
+    """
+
+    index: int
+    token: int
+    logit: float
+    prob: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class SignalValue:
     """The value of one signal for one completion.
 
@@ -132,6 +149,7 @@ class SignalValue:
         dropped_tokens: the number of tokens that the template does not print; 0 unless `dropped_content: report`.
         control_tokens_as_text: the number of control tokens in the messages that were read as plain characters; 0
             unless the signal declares `control_tokens: text`.
+        steps: the values of the finished steps, of which `logit` is the aggregate; None unless the signal scores steps.
     """
 
     logit: float
@@ -141,6 +159,7 @@ class SignalValue:
     truncated_tokens: int
     dropped_tokens: int
     control_tokens_as_text: int
+    steps: tuple[StepValue, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ class _Loader:
         )
         return Signal(
             *(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader),
-            ReadingRule(as_probabilities=resolved.kind == "absolute"),
+            ReadingRule(aggregate=resolved.aggregate, as_probabilities=resolved.kind == "absolute"),
         )
 
     def _check_hash(self, base: Path, claims: Manifest) -> str:
@@ -214,7 +214,10 @@ def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
     for name, signal in signals.items():
         if isinstance(signal.model, RewardModel):
             longest.setdefault(signal.model, {})[name] = signal.renderer.rules.max_length
-    proved = {name: passed for model, names in longest.items() for name, passed in make_invariant(model, names).items()}
+    stepwise = {name for name, signal in signals.items() if signal.renderer.rules.steps is not None}
+    proved: dict[str, bool] = {}
+    for model, names in longest.items():
+        proved |= make_invariant(model, names, stepwise)
     return dict.fromkeys(signals, False) | proved  # vLLM plans its batches by itself, so nothing is tested there
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -176,7 +176,11 @@ def _describe_rule(blend: Blend) -> dict[str, Any]:
 
 def _describe(signal: Signal) -> dict[str, Any]:
     """Return everything that decides a signal's logits besides the text, for the fingerprint."""
-    rules = asdict(signal.renderer.rules)
+    rules = asdict(replace(signal.renderer.rules, steps=None))
+    del rules["steps"]
+    # Left out where there are none, so that other signals keep the fingerprint that they had before.
+    if (steps := signal.renderer.rules.steps) is not None:
+        rules |= {"steps": steps.model_dump(), "aggregate": signal.reading.aggregate}
     return {
         **asdict(signal.provenance),
         # The provenance holds the template's hash already.

@@ -15,12 +15,13 @@ from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
 from assay_service.scoring.head_rule import HeadRule, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
+from assay_service.scoring.reading import Aggregate
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.special_tokens import read_special_tokens
 from assay_service.scoring.template_files import read_template
 from assay_service.settings import Settings, parse
 from assay_service.signal_files import locate
-from assay_service.signal_rules import decide_dtype, decide_moments, decide_rules, settle
+from assay_service.signal_rules import decide_aggregate, decide_dtype, decide_moments, decide_rules, settle
 from assay_service.signal_settings import BlendSettings, SignalSettings
 
 
@@ -42,6 +43,7 @@ class ResolvedSignal:
         moments: mean and standard deviation of the logits; None where they are not known.
         claims: the checkpoint's manifest; of several outputs, the record of the one that the signal reads.
         head: part of the checkpoint's head that the signal reads.
+        aggregate: rule that makes one logit of several steps; None if steps are not scored.
     """
 
     settings: SignalSettings
@@ -57,6 +59,7 @@ class ResolvedSignal:
     moments: Moments | None
     claims: Manifest
     head: HeadRule
+    aggregate: Aggregate | None = None
 
     @property
     def adapter(self) -> Path | None:
@@ -152,6 +155,8 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         rules = decide_rules(settings, located, template)
     with problems.collected():
         moments = decide_moments(settings, claims, config)
+    with problems.collected():
+        aggregate = decide_aggregate(settings, claims)
     problems.raise_any()
     return ResolvedSignal(
         settings=settings,
@@ -167,6 +172,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         moments=moments,
         claims=claims,
         head=head,
+        aggregate=aggregate,
     )
 
 

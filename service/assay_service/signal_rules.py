@@ -23,10 +23,12 @@ from assay_service.scoring.manifest import (
     Manifest,
     Reasoning,
     ScorePosition,
+    StepRules,
     TokenTypes,
     Unfinished,
 )
 from assay_service.scoring.pads import Pads
+from assay_service.scoring.reading import Aggregate
 from assay_service.scoring.rules import RenderRules
 from assay_service.settings import list_allowed_values
 from assay_service.signal_files import SignalFiles
@@ -63,6 +65,8 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
         types = _decide_token_types(settings, claims, located.config)
     with problems.collected():
         reasoning, tags = decide_reasoning(settings, claims)
+    with problems.collected():
+        steps = _decide_steps(settings, claims)
     problems.raise_any()
     return RenderRules(
         template=template,
@@ -76,6 +80,7 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
         token_types=types,
         reasoning=reasoning,
         reasoning_tags=tags,
+        steps=steps,
     )
 
 
@@ -210,6 +215,36 @@ def decide_reasoning(settings: SignalSettings, claims: Manifest) -> tuple[Reason
     if tags[0] == tags[1]:
         raise StartError("reasoning_tags: both are the same; declare an opening and a closing tag")
     return reasoning, tags
+
+
+def _decide_steps(settings: SignalSettings, claims: Manifest) -> StepRules | None:
+    """Return the rules for steps; None unless the score position is "steps"."""
+    if (settings.score_position or claims.score_position) == "steps":
+        return settle("steps", settings.steps, claims.steps)
+    if settings.steps is not None:
+        raise StartError("steps: is only for `score_position: steps`; declare that, or remove the key")
+    return None
+
+
+def decide_aggregate(settings: SignalSettings, claims: Manifest) -> Aggregate | None:
+    """Return the rule that makes one logit of several steps; None unless the score position is "steps".
+
+    It is the operator's policy, so a declared value may differ from the manifest's.
+
+    Raises:
+        StartError: the rule is missing or not needed, or it is a product for a preference signal.
+    """
+    if (settings.score_position or claims.score_position) != "steps":
+        if settings.aggregate is not None:
+            raise StartError("aggregate: is only for `score_position: steps`; declare that, or remove the key")
+        return None
+    aggregate: Aggregate = settle("aggregate", settings.aggregate or claims.aggregate, None)
+    if aggregate == "product" and (settings.kind or claims.kind) == "preference":
+        raise StartError(
+            "aggregate: a product is only for `kind: absolute`, because the "
+            "sigmoid of a preference logit is not a probability; declare min, last or mean"
+        )
+    return aggregate
 
 
 def _decide_position_and_pad(settings: SignalSettings, located: SignalFiles) -> tuple[ScorePosition, int | None]:

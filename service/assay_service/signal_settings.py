@@ -14,10 +14,12 @@ from assay_service.scoring.manifest import (
     Kind,
     Reasoning,
     ScorePosition,
+    StepRules,
     Tag,
     TokenTypes,
     Unfinished,
 )
+from assay_service.scoring.reading import Aggregate
 from assay_service.validation import DEVICE_PATTERN, NAME_PATTERN, check_one_or_several, check_output, check_tokens
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -76,6 +78,8 @@ class SignalSettings(Frozen):
         control_tokens: rule for a control token in a message: an error, or read as plain characters.
         reasoning: rule for the reasoning of a completion: rendered as it is, removed before, or an error.
         reasoning_tags: the two tags that enclose reasoning; None takes `<think>` and `</think>`.
+        steps: rules by which steps are read, for `score_position: steps`.
+        aggregate: rule that makes one logit of those of the steps.
     """
 
     kind: Kind | None = None
@@ -105,6 +109,8 @@ class SignalSettings(Frozen):
     control_tokens: ControlTokenPolicy = "error"
     reasoning: Reasoning | None = None
     reasoning_tags: tuple[Tag, Tag] | None = None
+    steps: StepRules | None = None
+    aggregate: Aggregate | None = None
 
     @model_validator(mode="after")
     def _some_weights(self) -> "SignalSettings":

@@ -21,6 +21,7 @@ from assay_service import compat_settings, create_app, settings, signal_settings
 from assay_service.errors import StartError
 from assay_service.inspection import build_declaration, inspect
 from assay_service.resolve import ResolvedSignal, read_resolved
+from assay_service.scoring import manifest
 from assay_service.yaml_file import read_yaml
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -502,6 +503,7 @@ def test_a_directory_without_checkpoint_says_what_was_looked_for(tmp_path: Path)
 SECTIONS: dict[str, type[BaseModel]] = {
     "The file": settings.Settings,
     "A signal": signal_settings.SignalSettings,
+    "Steps": manifest.StepRules,
     "A blend": signal_settings.BlendSettings,
     "A length penalty": signal_settings.LengthPenaltySettings,
     "Limits": settings.Limits,
@@ -535,7 +537,9 @@ def test_the_reference_page_has_every_key_with_its_values_and_default(section: s
         if field.is_required():
             assert default == "required"
         elif isinstance(field.default, (int, str)):
-            assert default == f"`{field.default}`"
+            # YAML writes `false`, and an empty text is none.
+            shown = str(field.default).lower() if isinstance(field.default, bool) else field.default
+            assert default == ("none" if shown == "" else f"`{shown}`")
         if section == "A signal" and (values := settings.list_allowed_values(name)):
             assert kind == ", ".join(f"`{value}`" for value in values)
 

@@ -67,10 +67,15 @@ class TokenSequence:
         return self.ids[: self.boundary]
 
     @property
+    def score_spans(self) -> tuple[Span, ...]:
+        """Return the score spans: one, or one for each step."""
+        return (self.score, *self.later_steps)
+
+    @property
     def reads(self) -> tuple[Span, ...]:
         """Return all spans that heads read: the score spans, then the token of the gate."""
         gate = () if self.gate is None else (Span(self.gate, self.gate + 1),)
-        return (self.score, *self.later_steps, *gate)
+        return (*self.score_spans, *gate)
 
     @property
     def types(self) -> list[int]:

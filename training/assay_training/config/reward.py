@@ -16,8 +16,10 @@ def check_trainable(position: ScorePosition) -> ScorePosition:
     """Return a score position if heads can be trained on it.
 
     Raises:
-        ValueError: it is read behind a layer that a checkpoint does not hold.
+        ValueError: it is read behind a layer that a checkpoint does not hold, or there are no labels for it.
     """
+    if position == "steps":
+        raise ValueError("process reward models are served, but not trained: no data format here has labels of steps")
     if position in ("pooler", "mean_pooler"):
         # A pooler is a trained layer of its own, which a checkpoint of an adapter and a head does not hold.
         raise ValueError("heads are trained on hidden states, not on BERT's pooler; use first_token or mean")
