@@ -2,11 +2,12 @@
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
+JOBS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm
 
-.PHONY: help install check fix docs test test-slow serve bench pipeline
+.PHONY: help install check fix docs test coverage test-slow serve bench pipeline
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,12 +36,17 @@ fix: install ## format the code and apply the linter's own fixes
 docs: install ## build the documentation site into runs/site; a warning is an error
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict --config-file .mkdocs.yml
 
-test: install ## the tests, with a coverage figure (DATA=DIR adds those that need the data sets)
-	$(BIN)/pytest --cov $(if $(DATA),--data=$(DATA))
+# The tests of one file stay in one process, which starts their servers and models once.
+PYTEST := $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
+test: install ## the tests, in JOBS processes (DATA=DIR adds those that need the data sets)
+	$(PYTEST) $(if $(DATA),--data=$(DATA))
+
+coverage: install ## the tests with a coverage figure, which takes half as long again
+	$(PYTEST) --cov $(if $(DATA),--data=$(DATA))
 
 test-slow: install $(VLLM)/.installed ## the slow tests, and those that need vLLM
 	$(BIN)/pytest -m slow $(if $(DATA),--data=$(DATA))
-	$(VLLM)/bin/pytest -m vllm
+	$(VLLM)/bin/pytest -m vllm tests/*/test_*_vllm.py
 
 serve: install ## serve the embedded models on HOST:PORT
 	$(BIN)/assay serve --host $(HOST) --port $(PORT)

@@ -12,14 +12,22 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     DebertaV2Config,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    ModernBertConfig,
+    Olmo2Config,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     RobertaConfig,
+    XLMRobertaConfig,
 )
 
 CHATML = (
@@ -44,7 +52,21 @@ CORPUS = [
 
 
 WINDOW = 16  # shorter than most of the tests' sequences
-ENCODERS = ("bert", "roberta", "deberta-v2")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2")
+# Decoders that can be trained as policies.
+LANGUAGE_MODELS = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt_neox",
+    "olmo2",
+    "phi3",
+    "qwen3_moe",
+)
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, {"num_key_value_heads": 2}),
     "qwen2": (
@@ -54,9 +76,88 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "qwen3": (Qwen3Config, {"num_key_value_heads": 2, "head_dim": 16}),
     "mistral": (MistralConfig, {"num_key_value_heads": 2, "sliding_window": WINDOW}),
     "gemma": (GemmaConfig, {"num_key_value_heads": 1, "head_dim": 16}),
+    "gemma2": (
+        Gemma2Config,
+        # Small bounds and large scores (query_pre_attn_scalar), so that the bounds are felt.
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 2.0,
+            "query_pre_attn_scalar": 1,
+        },
+    ),
+    "gemma3_text": (
+        Gemma3TextConfig,
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "sliding_window_pattern": 2,
+            "query_pre_attn_scalar": 24,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
     "gpt_neox": (GPTNeoXConfig, {}),
+    "olmo2": (Olmo2Config, {"num_key_value_heads": 2}),
+    "phi3": (
+        Phi3Config,
+        {
+            "num_key_value_heads": 2,
+            "sliding_window": WINDOW,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+    ),
+    "qwen3_moe": (
+        Qwen3MoeConfig,
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+            "output_router_logits": True,  # for a loss of training; scoring has no use for it
+        },
+    ),
+    "qwen3_5_text": (
+        Qwen3_5TextConfig,
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "full_attention_interval": 2,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+    ),
     "bert": (BertConfig, {}),
     "roberta": (RobertaConfig, {}),
+    "xlm-roberta": (XLMRobertaConfig, {}),
+    "modernbert": (
+        ModernBertConfig,
+        {
+            "local_attention": WINDOW,
+            "global_attn_every_n_layers": 2,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+            "classifier_bias": True,
+            "norm_bias": True,
+            **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+        },
+    ),
     "deberta-v2": (
         DebertaV2Config,
         {
@@ -174,6 +275,9 @@ def save_adapter(
     targets = {
         "bert": ["query", "value"],
         "roberta": ["query", "value"],
+        "xlm-roberta": ["query", "value"],
+        "phi3": ["qkv_proj"],
+        "modernbert": ["Wqkv"],
         "deberta-v2": ["query_proj", "value_proj"],
         "gpt_neox": ["query_key_value", "dense"],
     }.get(base.config.model_type, ["q_proj", "v_proj"])

@@ -84,3 +84,10 @@ def test_nothing_reads_the_environment() -> None:
     """Writing to it is how libraries that have no other switch are told something."""
     readers = [p for p in MODULES if re.search(r"os\.environ(?!\[\S+\] = )|os\.getenv", p.read_text())]
     assert not readers
+
+
+def test_tests_that_need_vllm_are_in_the_files_that_its_environment_runs() -> None:
+    """That environment has none of the SDKs which other test files import."""
+    marked = {path.name for path in (ROOT / "tests").rglob("*.py") if re.search(r"mark\.vllm\b", path.read_text())}
+    assert marked == {path.name for path in (ROOT / "tests").glob("*/test_*_vllm.py")}
+    assert "-m vllm tests/*/test_*_vllm.py" in (ROOT / "Makefile").read_text()

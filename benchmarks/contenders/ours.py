@@ -42,7 +42,7 @@ class Offline(Contender):
         self._renderer = served.signals["s"].renderer
         self._metrics = Metrics()
         self._engine = Engine(
-            {"s": served.signals["s"].model},
+            served.trunks,
             {},
             max_batch_tokens=given.limits.max_batch_tokens,
             max_queue_tokens=10**9,
@@ -65,7 +65,7 @@ class Offline(Contender):
         for start in range(0, len(items), CHUNK):
             sequences = [self._renderer.render(item).sequence for item in items[start : start + CHUNK]]
             futures += self._engine.submit([Task("s", sequence) for sequence in sequences])
-        return [future.result() for future in futures]
+        return [numbers[0] for future in futures for numbers in future.result() if numbers is not None]
 
     def close(self) -> None:
         """Ends the worker."""

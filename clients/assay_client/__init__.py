@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from assay_client.generation import Endpoint, Generation
     from assay_client.in_process import AppTransport
+    from assay_client.messages import Message
     from assay_client.provenance import Blend, LengthPenalty, Provenance, SignalProvenance
     from assay_client.results import (
         Comparison,
@@ -49,17 +50,18 @@ if TYPE_CHECKING:
         RankResult,
         RenderedItem,
         RenderedSignal,
+        RenderedStep,
         RenderResult,
         SignalComparison,
     )
     from assay_client.types import (
         Item,
         ItemError,
-        Message,
         Score,
         ScoreFailure,
         ScoreResult,
         SignalValue,
+        StepValue,
     )
 
     __version__: str
@@ -102,6 +104,7 @@ __all__ = [
     "RenderResult",
     "RenderedItem",
     "RenderedSignal",
+    "RenderedStep",
     "RewardClient",
     "Score",
     "ScoreFailure",
@@ -110,6 +113,7 @@ __all__ = [
     "SignalComparison",
     "SignalProvenance",
     "SignalValue",
+    "StepValue",
     "Timeout",
     "TooManyItems",
     "TransportError",
@@ -124,6 +128,7 @@ __all__ = [
 _MODULES = (
     "affinity",
     "errors",
+    "messages",
     "types",
     "provenance",
     "results",

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import httpx
 
@@ -14,7 +15,7 @@ def read_endpoints(base_url: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         InvalidInput: there is no address, one occurs twice, or one is not an http or https address without credentials.
     """
-    given = base_url if isinstance(base_url, Sequence) and not isinstance(base_url, str) else [base_url]
+    given = base_url if isinstance(base_url, Sequence) and not isinstance(base_url, str | bytes) else [base_url]
     urls = tuple(_check_url(url) for url in given)
     if not urls or len(set(urls)) != len(urls):
         raise InvalidInput("`base_url` must be an address, or a list of different addresses")
@@ -28,15 +29,17 @@ def _check_url(base_url: object) -> str:
     if "@" in base_url.split("/")[2]:
         # Neither repeated here nor accepted: httpx and this client print addresses in logs and errors.
         raise InvalidInput(
-            "the service's address must not have a user name or password; give `api_key`, or `headers` with an "
-            "Authorization of your own"
+            "the service's address must not have a user name or password; give the key by `api_key` "
+            "or `api_key_file`, and other schemes by `headers`"
         )
+    if "," in base_url:
+        raise InvalidInput(f"the service's address {base_url!r} has a comma; give several addresses as a list of texts")
     try:
         host = httpx.URL(base_url).host
     except httpx.InvalidURL as error:
         raise InvalidInput(f"the service's address {base_url!r} is not a valid URL: {error}") from error
     if not host:
-        raise InvalidInput(f"the service's address must begin with http:// or https:// and a host, not {base_url!r}")
+        raise InvalidInput(f"the service's address {base_url!r} has no host")
     return base_url.rstrip("/")
 
 
@@ -51,3 +54,26 @@ def check_api_key(api_key: str, headers: Mapping[str, str]) -> None:
         raise InvalidInput("`api_key` must be text of visible ASCII characters, without spaces and line breaks")
     if any(name.lower() == "authorization" for name in headers):
         raise InvalidInput("`api_key` and an Authorization in `headers` exclude each other: give one of them")
+
+
+def read_api_key(path: str | None, name: str = "--api-key-file") -> str | None:
+    """Return the API key in a file, without the line break at its end; None if no file is named.
+
+    Args:
+        path: the path of the file.
+        name: the name of the option, for messages, which never repeat what is in the file.
+
+    Raises:
+        InvalidInput: the file cannot be read, is not text, or has no key.
+    """
+    if path is None:
+        return None
+    try:
+        key = Path(path).read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise InvalidInput(f"{name}: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:  # its text would repeat a part of the file
+        key = ""
+    if not key:
+        raise InvalidInput(f"{name}: {path} must have one line of ASCII characters, the key")
+    return key

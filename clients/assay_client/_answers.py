@@ -101,7 +101,12 @@ def _build_ranked(row: Struct, index: int, where: str) -> r.RankedCompletion:
 
 
 def _build_signals(row: Struct) -> dict[str, t.SignalValue]:
-    return {name: t.SignalValue(*astuple(signal)) for name, signal in row.signals.items()}
+    return {name: _build_signal(signal) for name, signal in row.signals.items()}
+
+
+def _build_signal(signal: Struct) -> t.SignalValue:
+    steps = None if signal.steps is None else tuple(t.StepValue(*astuple(step)) for step in signal.steps)
+    return replace(t.SignalValue(*astuple(signal)), steps=steps)
 
 
 def _sort_rows(rows: list[OutcomeT], positions: Sequence[int]) -> tuple[OutcomeT, ...]:
@@ -200,7 +205,7 @@ def parse_comparison(body: bytes) -> r.Comparison:
     answer = w.decode(body, w.COMPARISON)
     signals = {}
     for name, row in answer.signals.items():
-        a, b = (t.SignalValue(*astuple(value)) for value in (row.a, row.b))
+        a, b = _build_signal(row.a), _build_signal(row.b)
         signals[name] = r.SignalComparison(row.margin, row.prob_a, a, b)
     blends = {name: row.margin for name, row in answer.blends.items()}
     built = {name: _build_length_penalty(row.length_penalty) for name, row in answer.blends.items()}
@@ -236,6 +241,7 @@ def _build_rendered_signal(signal: Struct) -> r.RenderedSignal:
         truncated_tokens=signal.truncated_tokens,
         dropped_tokens=signal.dropped_tokens,
         control_tokens_as_text=signal.control_tokens_as_text,
+        steps=None if signal.steps is None else tuple(r.RenderedStep(*astuple(step)) for step in signal.steps),
     )
 
 
@@ -254,7 +260,7 @@ def encode_outcome(outcome: t.Score | t.ScoreFailure | r.RenderedItem) -> dict[s
     if row["id"] is None:
         del row["id"]
     for signal in row.get("signals", {}).values():
-        _drop_none(signal, "prob")
+        _drop_missing(signal)
     return row
 
 
@@ -263,12 +269,20 @@ def encode_comparison(comparison: r.Comparison) -> dict[str, object]:
     row = asdict(comparison)
     for signal in row["signals"].values():
         _drop_none(signal, "prob_a")
-        _drop_none(signal["a"], "prob")
-        _drop_none(signal["b"], "prob")
+        _drop_missing(signal["a"])
+        _drop_missing(signal["b"])
     penalties = {name: {"length_penalty": penalty} for name, penalty in row.pop("length_penalties").items()}
     row["blends"] = {name: {"margin": margin} | penalties.get(name, {}) for name, margin in row["blends"].items()}
     _drop_none(row["provenance"], "blend")
     return {"object": "comparison", **row}
+
+
+def _drop_missing(signal: dict[str, Any]) -> None:
+    """Remove the fields of a signal's value that the server omits."""
+    _drop_none(signal, "prob")
+    _drop_none(signal, "steps")
+    for step in signal.get("steps", ()):
+        _drop_none(step, "prob")
 
 
 def _drop_none(row: dict[str, object], name: str) -> None:

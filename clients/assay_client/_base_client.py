@@ -17,6 +17,7 @@ from assay_client._addresses import check_api_key, read_endpoints
 from assay_client._connections import get_tls
 from assay_client._endpoints import Endpoints
 from assay_client._protocol import Call, FindHome
+from assay_client._redaction import Redaction
 from assay_client._retry import OK, Event, Policy, Reply, Steps, build_server_error, exchange
 from assay_client.errors import ConnectError, InvalidAnswer, InvalidInput, Timeout, TransportError
 
@@ -120,6 +121,7 @@ class BaseClient(Generic[MineT, TransportT]):
         self._api_key = api_key
         if api_key is not None:
             check_api_key(api_key, self._headers)
+        self._redaction = Redaction.of(api_key, self._headers)
         self._policy = Policy(timeout_s, deadline_s, max_retries)
         self._transport: TransportT | None = transport
         self._made_in = os.getpid()
@@ -210,6 +212,7 @@ class BaseClient(Generic[MineT, TransportT]):
             request_id=outgoing.request_id,
             deadline_at_s=deadline_at_s,
             now_s=self._clock.get_now_s(),
+            redaction=self._redaction,
         )
 
     def _compute_deadline_s(self) -> float:
@@ -219,7 +222,7 @@ class BaseClient(Generic[MineT, TransportT]):
         return Event(self._clock.get_now_s(), self._clock.draw(), outcome)
 
 
-def check_request_id(request: httpx.Request, response: httpx.Response) -> None:
+def check_request_id(request: httpx.Request, response: httpx.Response, redaction: Redaction) -> None:
     """Check that an answer belongs to this request: it carries the id that was sent.
 
     The service repeats `X-Request-ID` in every answer. An error page of a proxy may have none.
@@ -233,13 +236,14 @@ def check_request_id(request: httpx.Request, response: httpx.Response) -> None:
     if got is None:
         why = f"it has no {REQUEST_ID}; the address is not Assay's, or a proxy drops that header"
     else:
-        why = f"it is to {REQUEST_ID} {got!r}; processes share a connection, or a proxy replaces that header"
+        found = redaction.redact(got)
+        why = f"it is to {REQUEST_ID} {found!r}; processes share a connection, or a proxy replaces that header"
     error = InvalidAnswer(f"the answer is not to this request: {why}")
     error.request_id = sent
     raise error
 
 
-def is_ready(outcome: Reply | TransportError) -> bool:
+def is_ready(outcome: Reply | TransportError, redaction: Redaction) -> bool:
     """Return whether `/ready` answers that the service is ready; a service that cannot be reached is not.
 
     Raises:
@@ -248,19 +252,21 @@ def is_ready(outcome: Reply | TransportError) -> bool:
     if isinstance(outcome, TransportError) or outcome.status == NOT_READY:
         return False
     if not httpx.codes.is_success(outcome.status):
-        error = build_server_error(outcome)
+        error = build_server_error(outcome, redaction)
         error.request_id = outcome.headers.get("x-request-id")
         raise error
     return True
 
 
-def convert_error(error: httpx.RequestError, request: httpx.Request) -> TransportError:
+def convert_error(error: httpx.RequestError, request: httpx.Request, redaction: Redaction) -> TransportError:
     """Return the client's error for one of httpx, with the address and with the original as its cause.
 
+    An original that repeats the API key, as it does for a malformed header, is not the cause: tracebacks print causes.
     `httpx.DecodingError`, a body that contradicts its `Content-Encoding`, counts as a broken connection.
     """
     kind = Timeout if isinstance(error, httpx.TimeoutException) else ConnectError
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    ours = kind(f"{what} ({request.url})")
-    ours.__cause__ = error  # by hand, because the error is returned: retries decide whether it is raised
+    ours = kind(f"{redaction.redact(what)} ({request.url})")
+    # By hand, because the error is returned: retries decide whether it is raised.
+    ours.__cause__ = None if redaction.is_in(what) else error
     return ours

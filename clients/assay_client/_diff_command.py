@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from assay_client._reach import read_api_key, run_with_services
+from assay_client._reach import run_with_services
 from assay_client._show import EXIT_ITEMS_FAILED, report_errors, show_difference, show_progress
 from assay_client.options import (
     ApiKeyFile,
@@ -20,6 +20,7 @@ from assay_client.options import (
     Output,
     PromptField,
     Timeout,
+    TokenizerSha256,
     Truncation,
     Weights,
     choose_target,
@@ -49,6 +50,7 @@ def diff(  # noqa: PLR0913  # the options of one command
     new_model: Annotated[str | None, typer.Option(help="Model of NEW_URL, if it has another name.")] = None,
     weights: Weights = None,
     truncation: Truncation = None,
+    tokenizer_sha256: TokenizerSha256 = None,
     api_key_file: ApiKeyFile = None,
     max_difference: Annotated[
         float | None, typer.Option(min=0, help="Exit with 1 if a score differs by more.", show_default=False)
@@ -86,22 +88,19 @@ def diff(  # noqa: PLR0913  # the options of one command
                         models=(model, new_model or model),
                         weights=parsed,
                         truncation=cast("TruncationName | None", truncation),
+                        tokenizer_sha256=tokenizer_sha256,
                         fields=Fields(prompt_field, completion_field, messages_field),
                         most=worst,
                         needs_picks=max_changed_picks is not None,
                         silence_s=timeout,
                         on_rows=show,
                     ),
-                    api_key=read_api_key(api_key_file),
+                    api_key_file=api_key_file,
                     chunk_size=chunk_size,
                     concurrency=concurrency,
                 )
-            if sink is None:
-                show_difference(found)
-            else:
-                sink.write([found.to_json()], None)
-        breaches = found.find_breaches(max_difference, max_changed_picks)
-    _exit(found, breaches)
+            show_difference(found) if sink is None else sink.write([found.to_json()], None)
+    _exit(found, found.find_breaches(max_difference, max_changed_picks))
 
 
 def _exit(found: "Difference", breaches: Sequence[str]) -> None:

@@ -187,9 +187,11 @@ def _build_schema(arrow: Module, signals: Mapping[str, Mapping[str, object]], id
     columns = [("index", count), ("id", count if ids == "int64" else text), ("score", number)]
     if signals:
         # Only absolute signals have `prob`; a column for all of them makes files alike.
+        numbers = [("logit", number), ("prob", number)]
+        steps = arrow.list_(arrow.struct([("index", count), ("token", count), *numbers]))
         kinds = {
             name: arrow.struct(
-                [("logit", number), ("prob", number)] + [(key, count) for key in value if key not in ("logit", "prob")]
+                numbers + [(key, steps if key == "steps" else count) for key in value if key not in ("logit", "prob")]
             )
             for name, value in signals.items()
         }

@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, zip_longest
 from typing import Generic, TypeAlias, TypeVar, get_args
 
+from assay_client import messages as m
 from assay_client import results as r
 from assay_client import types as t
 from assay_client._answers import (
@@ -23,9 +25,9 @@ from assay_client.affinity import affinity_key
 from assay_client.errors import InvalidInput
 
 ItemLike: TypeAlias = (
-    t.Item | tuple[t.Prompt, t.Completion] | tuple[t.Prompt, t.Completion, t.FinishReason | None] | Mapping[str, object]
+    t.Item | tuple[m.Prompt, m.Completion] | tuple[m.Prompt, m.Completion, t.FinishReason | None] | Mapping[str, object]
 )
-CompletionLike: TypeAlias = t.Completion | Mapping[str, object]
+CompletionLike: TypeAlias = m.Completion | Mapping[str, object]
 FindHome: TypeAlias = Callable[[str], str]
 T = TypeVar("T")
 
@@ -74,7 +76,7 @@ def build_score_calls(
             None puts the items into calls in their order.
 
     Raises:
-        InvalidInput: an item is malformed; the message names its index.
+        InvalidInput: an item is malformed, or has token ids without `tokenizer_sha256`; the message names its index.
     """
     return _build_item_calls("/v1/score", parse_score, items, options, chunk_size, find_home)
 
@@ -95,6 +97,7 @@ def _build_item_calls(
     find_home: FindHome | None,
 ) -> list[Call[T]]:
     rows = [_read_item(item, index) for index, item in enumerate(items)]
+    _check_tokenizer(rows, options)
     calls = []
     for part in _split(rows, chunk_size, find_home):
         payload = {**options, "items": [rows[n].to_wire() for n in part]}
@@ -102,6 +105,14 @@ def _build_item_calls(
         key = _compute_key(rows[part[0]], part[0]) if part else None
         calls.append(Call(path, payload, partial(parse, ids=ids, positions=part), key))
     return calls
+
+
+def _check_tokenizer(rows: Sequence[t.Item], options: Row) -> None:
+    index = next((index for index, row in enumerate(rows) if row.prompt_ids is not None), None)
+    if index is not None and "tokenizer_sha256" not in options:
+        raise InvalidInput(
+            f"items[{index}]: `prompt_ids` needs `tokenizer_sha256`, the output of `sha256sum tokenizer.json`"
+        )
 
 
 def _split(rows: Sequence[t.Item], chunk_size: int, find_home: FindHome | None) -> Iterable[Sequence[int]]:
@@ -117,15 +128,16 @@ def _split(rows: Sequence[t.Item], chunk_size: int, find_home: FindHome | None) 
 
 
 def _compute_key(item: t.Item, index: int) -> str:
-    prompt = item.prompt if item.messages is None else item.messages[:-1]
-    assert prompt is not None
+    prompt = item.messages[:-1] if item.messages is not None else item.prompt
+    start = item.prompt_ids if prompt is None else prompt
+    assert start is not None
     try:
-        return affinity_key(prompt)
+        return affinity_key(start)
     except InvalidInput as error:
         raise InvalidInput(f"items[{index}]: {error}") from error
 
 
-def build_rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], options: Row) -> Call[r.RankResult]:
+def build_rank_call(prompt: m.Prompt, completions: Sequence[CompletionLike], options: Row) -> Call[r.RankResult]:
     """Return the call that ranks completions.
 
     Args:
@@ -147,16 +159,16 @@ def build_rank_call(prompt: t.Prompt, completions: Sequence[CompletionLike], opt
         # The prompt is sent once for all; an empty one stands in for it, because an item cannot be checked without.
         items.append(_read_item({"prompt": "", **row}, index, "completions"))
     rows = [{name: value for name, value in item.to_wire().items() if name != "prompt"} for item in items]
-    payload = {**options, "prompt": t.encode_prompt(prompt), "completions": rows}
+    payload = {**options, "prompt": m.encode_prompt(prompt), "completions": rows}
     top_n = options.get("top_n")
     assert top_n is None or isinstance(top_n, int)
     parse = partial(parse_rank, ids=[item.id for item in items], top_n=top_n)
     return Call("/v1/rank", payload, parse, affinity_key(prompt))
 
 
-def build_compare_call(prompt: t.Prompt, a: str, b: str, options: Row) -> Call[r.Comparison]:
+def build_compare_call(prompt: m.Prompt, a: str, b: str, options: Row) -> Call[r.Comparison]:
     """Return the call that compares completion `a` with `b`; raise InvalidInput if the prompt is malformed."""
-    payload = {**options, "prompt": t.encode_prompt(prompt), "a": a, "b": b}
+    payload = {**options, "prompt": m.encode_prompt(prompt), "a": a, "b": b}
     return Call("/v1/compare", payload, parse_comparison, affinity_key(prompt))
 
 
@@ -165,6 +177,7 @@ def build_options(
     weights: Mapping[str, float] | None = None,
     truncation: t.Truncation | None = None,
     top_n: int | None = None,
+    tokenizer_sha256: str | None = None,
 ) -> Row:
     """Return the part of a payload that is not text; options that are None are omitted.
 
@@ -173,9 +186,11 @@ def build_options(
         weights: the weight of each signal, instead of a model.
         truncation: "error" or "prompt_left".
         top_n: the most completions of a ranking.
+        tokenizer_sha256: the hash of the `tokenizer.json` that gave the token ids.
 
     Raises:
-        InvalidInput: both `model` and `weights` are given, a weight is not finite, or a value is out of range.
+        InvalidInput: both `model` and `weights` are given, a weight is not finite, a value is out of range, or the hash
+            is not a SHA-256.
     """
     if model is not None and weights is not None:
         raise InvalidInput("`model` and `weights` exclude each other: give one of them")
@@ -186,8 +201,24 @@ def build_options(
         raise InvalidInput('`truncation` must be "error" or "prompt_left"')
     if top_n is not None and top_n < 1:
         raise InvalidInput("`top_n` must be at least 1")
-    given = {"model": model, "weights": weights and dict(weights), "truncation": truncation, "top_n": top_n}
+    if tokenizer_sha256 is not None:
+        check_sha256(tokenizer_sha256)
+    given = {
+        "model": model,
+        "weights": weights and dict(weights),
+        "truncation": truncation,
+        "top_n": top_n,
+        "tokenizer_sha256": tokenizer_sha256,
+    }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def check_sha256(value: object) -> None:
+    """Check that a value is a SHA-256; raise InvalidInput, which names `tokenizer_sha256`, if it is not."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise InvalidInput(
+            f"`tokenizer_sha256` must be 64 hexadecimal digits, the output of `sha256sum tokenizer.json`, not {value!r}"
+        )
 
 
 def _is_finite(value: object) -> bool:

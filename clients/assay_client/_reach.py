@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -14,7 +13,7 @@ def run_with_services(
     urls: Sequence[str],
     work: Callable[..., Awaitable[T]],
     *,
-    api_key: str | None = None,
+    api_key_file: str | None = None,
     chunk_size: int = 64,
     concurrency: int = 8,
 ) -> T:
@@ -23,17 +22,19 @@ def run_with_services(
     Args:
         urls: the addresses of the services.
         work: the function that does the command's work with one `AsyncRewardClient` for each address.
-        api_key: the key that the clients send.
+        api_key_file: the path of a file with the key that the clients send.
         chunk_size: the most rows of one request.
         concurrency: the most requests in flight at once, for each service.
 
     Raises:
         ConnectError: nothing listens at one of the addresses; it is raised at once.
+        InvalidInput: the file has no key.
     """
     import asyncio  # noqa: PLC0415
 
-    from assay_client import client  # noqa: PLC0415
+    from assay_client import _addresses, client  # noqa: PLC0415
 
+    api_key = _addresses.read_api_key(api_key_file)
     # Before the client with a limit of a day, which would retry a refused connection.
     for url in urls:
         reach(url, api_key)
@@ -75,23 +76,3 @@ def reach(url: str, api_key: str | None = None) -> None:
             if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
                 advice = "start one with `assay serve`, or give --url or ASSAY_URL"
                 raise errors.ConnectError(f"no service at {url} ({advice}): {error.__cause__}") from error
-
-
-def read_api_key(path: str | None) -> str | None:
-    """Return the API key in a file, without the line break at its end; None if no file is named.
-
-    Raises:
-        OSError: the file cannot be read.
-        InvalidInput: the file is not text, or has no key.
-    """
-    from assay_client import errors  # noqa: PLC0415
-
-    if path is None:
-        return None
-    try:
-        key = Path(path).read_text(encoding="ascii").strip()
-    except UnicodeDecodeError:  # its text would repeat a part of the file
-        key = ""
-    if not key:
-        raise errors.InvalidInput(f"--api-key-file: {path} must have one line of ASCII characters, the key")
-    return key

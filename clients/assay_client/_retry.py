@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import Generic, TypeAlias, TypeVar
 
 from assay_client._endpoints import RETRY_AFTER_MAX_S, Endpoints
+from assay_client._redaction import NOTHING, Redaction, convert
 from assay_client.errors import (
     BY_CODE,
     BY_STATUS,
@@ -109,7 +110,7 @@ class Event:
 Steps: TypeAlias = Generator[Send | Sleep | Done[T], Event, None]
 
 
-def exchange(
+def exchange(  # noqa: PLR0913  # what one request depends on, all by name
     parse: Callable[[bytes], T],
     policy: Policy,
     endpoints: Endpoints,
@@ -118,6 +119,7 @@ def exchange(
     request_id: str,
     deadline_at_s: float,
     now_s: float,
+    redaction: Redaction = NOTHING,
 ) -> Steps[T]:
     """Yield the steps of one logical request, with its retries; the caller carries each out and sends its `Event`.
 
@@ -129,6 +131,7 @@ def exchange(
         request_id: the request's `X-Request-ID`, which every error carries.
         deadline_at_s: the monotonic time in seconds at which the whole call must have ended.
         now_s: the monotonic time in seconds at the start.
+        redaction: the removal of the API key from errors that repeat a part of an answer.
 
     Raises:
         DeadlineExceeded: the time ran out before a try or during one.
@@ -137,14 +140,20 @@ def exchange(
         InvalidAnswer: `parse` refused the answer; it is not tried again.
     """
     try:
-        yield from _yield_steps(parse, policy, endpoints, key, deadline_at_s, now_s)
+        yield from _yield_steps(parse, policy, endpoints, key, deadline_at_s, now_s, redaction)
     except AssayError as error:
         error.request_id = request_id
         raise
 
 
 def _yield_steps(
-    parse: Callable[[bytes], T], policy: Policy, endpoints: Endpoints, key: str, deadline_at_s: float, now_s: float
+    parse: Callable[[bytes], T],
+    policy: Policy,
+    endpoints: Endpoints,
+    key: str,
+    deadline_at_s: float,
+    now_s: float,
+    redaction: Redaction,
 ) -> Steps[T]:
     tried: list[str] = []
     while True:
@@ -157,10 +166,10 @@ def _yield_steps(
         now_s, outcome = event.now_s, event.outcome
         if isinstance(outcome, Reply) and outcome.status == OK:
             endpoints.report(endpoint, None, now_s)
-            yield Done(parse(outcome.body), endpoint)
+            yield Done(convert(parse, redaction, outcome.body), endpoint)
             return
         assert outcome is not None
-        failure = build_server_error(outcome) if isinstance(outcome, Reply) else outcome
+        failure = build_server_error(outcome, redaction) if isinstance(outcome, Reply) else outcome
         endpoints.report(endpoint, failure, now_s)
         # The deadline had shortened this try, so that the deadline is what the caller has to raise.
         if isinstance(failure, Timeout) and timeout_s < policy.timeout_s and deadline_at_s - now_s < DEADLINE_SLACK_S:
@@ -258,7 +267,7 @@ def read_retry_after_s(headers: Mapping[str, str]) -> float | None:
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-def build_server_error(reply: Reply) -> ServerError:
+def build_server_error(reply: Reply, redaction: Redaction = NOTHING) -> ServerError:
     """Return the error of an answer whose status is not 200; an excerpt of the body if it is not Assay's error."""
     try:
         body = json.loads(reply.body)
@@ -270,16 +279,16 @@ def build_server_error(reply: Reply) -> ServerError:
     after_s = read_retry_after_s(reply.headers)
     # Proxies answer with pages of their own, so that nothing about the body of an error is taken for granted.
     if not isinstance(error, dict) or not isinstance(error.get("code"), str):
-        text = reply.body[:EXCERPT_CHARS].decode(errors="replace").strip()
+        text = redaction.redact(reply.body.decode(errors="replace"))[:EXCERPT_CHARS].strip()
         kind = BY_STATUS.get(reply.status, ServerError)
         return kind(text or "no body", status=reply.status, code=f"http_{reply.status}", retry_after_s=after_s)
     code, param, retryable = error["code"], error.get("param"), error.get("retryable")
     kind = BY_CODE.get(code) or BY_STATUS.get(reply.status, ServerError)
     return kind(
-        str(error.get("message")),
+        redaction.redact(str(error.get("message"))),
         status=reply.status,
-        code=code,
-        param=param if isinstance(param, str) else None,
+        code=redaction.redact(code),
+        param=redaction.redact(param) if isinstance(param, str) else None,
         retryable=retryable if isinstance(retryable, bool) else None,
         retry_after_s=after_s,
     )

@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import io
-import json
-import math
 import sys
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
 
+from assay_client._json import Unreadable, parse_json
 from assay_client._parquet import find_converted, is_parquet, read_parquet
 from assay_client.errors import InvalidInput
-from assay_client.types import ITEM_KEYS, Completion, Item, Message, read_messages
+from assay_client.messages import Completion, Message, read_messages
+from assay_client.types import ID_KEYS, ITEM_KEYS, Item
 
 STANDARD = "-"  # stdin
 RANK_KEYS = frozenset({"prompt", "messages", "completions", "id"})
 GZIP_MAGIC = b"\x1f\x8b"
 HEAD_BYTES = 4096  # the start of a file, which shows whether it is a list
+CHARS_OF_TOKEN = 4  # of English text, about
 SHOWN_KEYS = 8  # the most keys of a row that an error message lists
 
 Row = dict[str, object]
@@ -58,8 +59,11 @@ class ItemRow:
     id: object = None
 
     @classmethod
-    def of(cls, row: Row, fields: Fields) -> "ItemRow":
+    def of(cls, row: Row, fields: Fields, *, token_ids: bool = False) -> "ItemRow":
         """Read the item of a row whose keys `fields` names.
+
+        `prompt_ids` and `completion_ids` are copied with the other keys, unless `token_ids` says that the request will
+        name their tokenizer.
 
         Raises:
             InvalidInput: the row has no item, or its item is malformed.
@@ -67,9 +71,11 @@ class ItemRow:
         names = dict(
             zip((fields.prompt, fields.completion, fields.messages), ("prompt", "completion", "messages"), strict=True)
         )
-        names |= {key: key for key in ITEM_KEYS - set(names.values())}
+        names |= {key: key for key in ITEM_KEYS - set(names.values()) if token_ids or key not in ID_KEYS}
         known, extra = _split_row(row, names)
-        if not known.keys() & {"completion", "messages"}:
+        if not known.keys() & {"completion", "messages", *ID_KEYS}:
+            if row.keys() & {*ID_KEYS}:
+                raise InvalidInput("the item is token ids; name their tokenizer with --tokenizer-sha256")
             raise InvalidInput(
                 f"an item has `{fields.prompt}` with `{fields.completion}`, or `{fields.messages}`; this row has "
                 f"{_list_keys(row)}. Name its fields with --prompt-field and --completion-field, or --messages-field"
@@ -80,6 +86,8 @@ class ItemRow:
     def chars(self) -> int:
         """Return the number of characters of the item, a measure of its work."""
         item = self.item
+        if item.prompt_ids is not None:
+            return CHARS_OF_TOKEN * sum(len(ids) for ids in (item.prompt_ids, item.completion_ids) if ids is not None)
         messages = [*(item.messages or ()), *(() if isinstance(item.prompt, str | None) else item.prompt)]
         texts = [item.prompt, item.completion, *(cast("Message", message).content for message in messages)]
         return sum(len(text) for text in texts if isinstance(text, str))
@@ -204,14 +212,10 @@ def _read_json(source: str, name: str) -> Generator[tuple[str, object], None, No
     with _open_source(source) as file:
         try:
             yield from _read_list(file) if _is_list(file) else _read_lines(file)
-        except _Unreadable as error:
+        except Unreadable as error:
             raise InvalidInput(f"{name}{error}") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InvalidInput(f"{name}: damaged gzip data: {error}") from error
-
-
-class _Unreadable(Exception):
-    """An error in a file; its text begins with the place."""
 
 
 def _is_list(file: BinaryIO) -> bool:
@@ -222,7 +226,7 @@ def _is_list(file: BinaryIO) -> bool:
 
 def _read_list(file: BinaryIO) -> Iterator[tuple[str, object]]:
     # A JSON list has no separate lines, so that it is read as a whole.
-    rows = _parse_json(file.read(), "")
+    rows = parse_json(file.read(), "")
     assert isinstance(rows, list)
     return ((f"[{index}]", row) for index, row in enumerate(rows))
 
@@ -230,51 +234,7 @@ def _read_list(file: BinaryIO) -> Iterator[tuple[str, object]]:
 def _read_lines(file: BinaryIO) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
-            yield f":{number}", _parse_json(line, f":{number}")
-
-
-class _RepeatedKey(Exception):
-    """An error that an object has a key twice; its text is the key."""
-
-
-def _refuse_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return the object of some pairs; raise _RepeatedKey where Python's reader would silently keep the last value."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKey(next(name for name in names if names.count(name) > 1))
-    return row
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _read_float(text: str) -> float:
-    if math.isinf(number := float(text)):  # the output could not hold it
-        raise ValueError("a number is too large for a float of 64 bits")
-    return number
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant, parse_float=_read_float
-)
-
-
-def _parse_json(text: bytes, where: str) -> object:
-    try:
-        value: object = _DECODER.decode(text.decode("utf-8-sig"))
-        if b"\\ud" in text or b"\\uD" in text:  # half of a surrogate pair has no UTF-8 form, and cannot be sent
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except UnicodeDecodeError as error:
-        raise _Unreadable(f"{where}: not UTF-8: {error.reason}") from error
-    except UnicodeEncodeError as error:
-        raise _Unreadable(f"{where}: a text holds a lone surrogate, which is not valid Unicode") from error
-    except _RepeatedKey as error:
-        raise _Unreadable(f"{where}: key `{error}` occurs twice, and one of its values would be lost") from error
-    except (ValueError, RecursionError) as error:
-        raise _Unreadable(f"{where}: not JSON: {error}") from error
+            yield f":{number}", parse_json(line, f":{number}")
 
 
 def _check_object(value: object) -> Row:

@@ -48,7 +48,7 @@ def show_rank(index: int, row: "RankRow", result: "RankResult") -> None:
     """Print a ranking as a table, best first, and the completions that failed."""
     from rich.text import Text  # noqa: PLC0415
 
-    from assay_client.types import read_completion_text  # noqa: PLC0415
+    from assay_client.messages import read_completion_text  # noqa: PLC0415
 
     signals = list(result.results[0].signals) if result.results else []
     table = _build_table("rank", "score", "margin", *signals)

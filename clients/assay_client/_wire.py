@@ -56,7 +56,8 @@ def _build_row(kind: type, signals: Hint, **hints: Hint) -> Hint:
 
 
 _ERROR = _build_struct(t.ItemError)
-_SIGNAL = _build_struct(t.SignalValue)
+_STEP = _build_struct(t.StepValue)
+_SIGNAL = _build_struct(t.SignalValue, steps=_build_list(_STEP) | None)
 _PENALTY = _build_struct(p.LengthPenalty)
 _BLEND = _build_struct(p.Blend, length_penalty=_PENALTY | None)
 _PROVENANCE = _build_struct(
@@ -72,6 +73,7 @@ _RENDERED_SIGNAL = _build_struct(
     score_start=None,
     score_end=None,
     score_position=_POSITION,
+    steps=_build_list(_build_struct(r.RenderedStep)) | None,
 )
 # A rendered row has no score; it is read only so that one beside an error is refused.
 _RENDERED = _build_row(r.RenderedItem, _RENDERED_SIGNAL, score=Any | None)

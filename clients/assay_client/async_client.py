@@ -13,8 +13,9 @@ from assay_client._base_client import CONNECT_S, BaseClient, check_request_id, c
 from assay_client._connections import Loop, Loops, close_at_end, hold_slot_async
 from assay_client._retry import Done, Reply, Send
 from assay_client.errors import Timeout, TransportError
+from assay_client.messages import Prompt
 from assay_client.results import Comparison, ModelCard, RankResult, RenderResult
-from assay_client.types import Prompt, ScoreResult, Truncation
+from assay_client.types import ScoreResult, Truncation
 
 T = TypeVar("T")
 
@@ -44,9 +45,10 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
         model: str | None = None,
         weights: Mapping[str, float] | None = None,
         truncation: Truncation | None = None,
+        tokenizer_sha256: str | None = None,
     ) -> ScoreResult:
         """Score each item, in chunks; see `RewardClient.score`."""
-        options = p.build_options(model, weights, truncation)
+        options = p.build_options(model, weights, truncation, tokenizer_sha256=tokenizer_sha256)
         calls = p.build_score_calls(items, options, self.chunk_size, self._get_find_home())
         return merge_scores(await self._run_all(calls))
 
@@ -69,10 +71,15 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
         return (await self._run(call, self._compute_deadline_s())).value
 
     async def render(
-        self, items: Iterable[p.ItemLike], *, model: str | None = None, truncation: Truncation | None = None
+        self,
+        items: Iterable[p.ItemLike],
+        *,
+        model: str | None = None,
+        truncation: Truncation | None = None,
+        tokenizer_sha256: str | None = None,
     ) -> RenderResult:
         """Return how signals read each item; see `RewardClient.render`."""
-        options = p.build_options(model, truncation=truncation)
+        options = p.build_options(model, truncation=truncation, tokenizer_sha256=tokenizer_sha256)
         calls = p.build_render_calls(items, options, self.chunk_size, self._get_find_home())
         return merge_renders(await self._run_all(calls))
 
@@ -88,7 +95,8 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
         """Return whether an endpoint would score now; see `RewardClient.ready`."""
         http, outgoing = (await self._get_connections()).http, self._encode(p.READY)
         for url in self.endpoints:
-            if is_ready(await self._try(http, outgoing.build(url, http), self._policy.timeout_s)):
+            outcome = await self._try(http, outgoing.build(url, http), self._policy.timeout_s)
+            if is_ready(outcome, self._redaction):
                 return True
         return False
 
@@ -146,11 +154,12 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
             async with asyncio.timeout(timeout_s):
                 response = await http.send(request, stream=True)
                 try:
-                    check_request_id(request, response)  # before the body is read, as in `RewardClient`
+                    # Before the body is read, as in `RewardClient`.
+                    check_request_id(request, response, self._redaction)
                     return Reply(response.status_code, response.headers, await response.aread())
                 finally:
                     await response.aclose()
         except TimeoutError:
             return Timeout(f"the answer was not complete after {timeout_s:g} s")
         except httpx.RequestError as error:
-            return convert_error(error, request)
+            return convert_error(error, request, self._redaction)

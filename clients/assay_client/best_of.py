@@ -8,9 +8,10 @@ from typing import TypeAlias
 from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.errors import GenerationFailed, InvalidInput, ItemsFailed, TransportError
 from assay_client.generation import Endpoint, Generation, read_choice
+from assay_client.messages import Prompt
 from assay_client.provenance import Provenance
 from assay_client.results import RankedCompletion, RankResult
-from assay_client.types import ItemError, Prompt, ScoreFailure
+from assay_client.types import ItemError, ScoreFailure
 
 NO_TEXT = "no_text"
 GENERATION_FAILED = "generation_failed"

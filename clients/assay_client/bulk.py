@@ -85,6 +85,7 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
     model: str | None = None,
     weights: Mapping[str, float] | None = None,
     truncation: Truncation | None = None,
+    tokenizer_sha256: str | None = None,
     fields: Fields = OWN_NAMES,
     silence_s: float = SILENCE_S,
     errors: str | None = None,
@@ -105,6 +106,8 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
         model: the signal or blend to score by; as in `RewardClient.score`.
         weights: the weight of each signal by name; as in `RewardClient.score`.
         truncation: "error" or "prompt_left"; as in `RewardClient.score`.
+        tokenizer_sha256: the hash of the `tokenizer.json` that gave the `prompt_ids` and `completion_ids` of the rows,
+            which are read only if it is given.
         fields: the keys that hold the parts of an item.
         silence_s: the seconds without an answer or a sign of life after which the service is given up.
         errors: the path of a file for the rows without a score, as JSON lines with `index`, `id`, `code`, `message`,
@@ -119,11 +122,18 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
     """
 
     async def ask(part: list[ItemRow]) -> ScoreResult:
-        return await client.score([row.item for row in part], model=model, weights=weights, truncation=truncation)
+        return await client.score(
+            [row.item for row in part],
+            model=model,
+            weights=weights,
+            truncation=truncation,
+            tokenizer_sha256=tokenizer_sha256,
+        )
 
     options: Row = {"command": "score", "model": model, "weights": weights, "truncation": truncation}
-    make = partial(ItemRow.of, fields=fields)
-    job = _Job(make, ask, _build_rows, lambda result: result.fingerprint, {**options, "fields": asdict(fields)})
+    options = {**options, "fields": asdict(fields), "tokenizer_sha256": tokenizer_sha256}
+    make = partial(ItemRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
+    job = _Job(make, ask, _build_rows, lambda result: result.fingerprint, options)
     finish = None
     if errors == STANDARD:
         raise InvalidInput("--errors: - is stdout, which is for scores; name a file, or /dev/stderr")
@@ -175,6 +185,7 @@ async def render_file(  # noqa: PLR0913  # the options of the command
     *,
     model: str | None = None,
     truncation: Truncation | None = None,
+    tokenizer_sha256: str | None = None,
     fields: Fields = OWN_NAMES,
     silence_s: float = SILENCE_S,
     on_item: Callable[[RenderedItem | ScoreFailure], None] = lambda item: None,
@@ -185,7 +196,9 @@ async def render_file(  # noqa: PLR0913  # the options of the command
     """
 
     async def ask(part: list[ItemRow]) -> RenderResult:
-        return await client.render([row.item for row in part], model=model, truncation=truncation)
+        return await client.render(
+            [row.item for row in part], model=model, truncation=truncation, tokenizer_sha256=tokenizer_sha256
+        )
 
     def show(start: int, part: list[ItemRow], result: RenderResult) -> list[Row]:
         for item in result.data:
@@ -193,7 +206,9 @@ async def render_file(  # noqa: PLR0913  # the options of the command
         return _build_rows(start, part, result)
 
     options: Row = {"command": "render", "model": model, "truncation": truncation, "fields": asdict(fields)}
-    job = _Job(partial(ItemRow.of, fields=fields), ask, show, lambda result: None, options)
+    options = {**options, "tokenizer_sha256": tokenizer_sha256}
+    make = partial(ItemRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
+    job = _Job(make, ask, show, lambda result: None, options)
     return await _run(job, client, source, target, silence_s)
 
 

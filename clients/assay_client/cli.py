@@ -13,7 +13,7 @@ import typer.main
 
 from assay_client._commands import GROUP, Commands, explain_missing
 from assay_client._diff_command import diff
-from assay_client._reach import reach, read_api_key, run_with_services
+from assay_client._reach import reach, run_with_services
 from assay_client._show import (
     EXIT_FAILED,
     finish,
@@ -37,6 +37,7 @@ from assay_client.options import (
     Output,
     PromptField,
     Timeout,
+    TokenizerSha256,
     Truncation,
     Url,
     Weights,
@@ -75,6 +76,7 @@ def score(  # noqa: PLR0913  # the options of one command
     model: Model = None,
     weights: Weights = None,
     truncation: Truncation = None,
+    tokenizer_sha256: TokenizerSha256 = None,
     url: Url = LOCAL,
     api_key_file: ApiKeyFile = None,
     timeout: Timeout = 60.0,
@@ -108,12 +110,13 @@ def score(  # noqa: PLR0913  # the options of one command
                 model=model,
                 weights=parsed,
                 truncation=cast("TruncationName | None", truncation),
+                tokenizer_sha256=tokenizer_sha256,
                 fields=Fields(prompt_field, completion_field, messages_field),
                 silence_s=timeout,
                 errors=errors,
                 on_rows=show,
             ),
-            api_key=read_api_key(api_key_file),
+            api_key_file=api_key_file,
             chunk_size=chunk_size,
             concurrency=concurrency,
         )
@@ -160,7 +163,7 @@ def rank(  # noqa: PLR0913  # the options of one command
                 on_row=show_row,
                 on_rows=show,
             ),
-            api_key=read_api_key(api_key_file),
+            api_key_file=api_key_file,
             concurrency=concurrency,
         )
     finish(tally)
@@ -179,13 +182,13 @@ def compare(  # noqa: PLR0913  # the options of one command
     api_key_file: ApiKeyFile = None,
 ) -> None:
     """Compare two completions under every signal and blend; a positive margin favours A."""
-    from assay_client import client  # noqa: PLC0415
+    from assay_client import _addresses, client  # noqa: PLC0415
     from assay_client._answers import encode_comparison  # noqa: PLC0415
     from assay_client._output import open_output  # noqa: PLC0415
 
     target = choose_target(output, json)
     with report_errors(target):
-        api_key = read_api_key(api_key_file)
+        api_key = _addresses.read_api_key(api_key_file)
         reach(url, api_key)
         with client.RewardClient(url, api_key=api_key) as service:
             result = service.compare(prompt, a, b, model=model)
@@ -204,6 +207,7 @@ def render(  # noqa: PLR0913  # the options of one command
     json: Json = False,
     model: Annotated[str | None, typer.Option(help="Show only the signals of this signal or blend.")] = None,
     truncation: Truncation = None,
+    tokenizer_sha256: TokenizerSha256 = None,
     url: Url = LOCAL,
     api_key_file: ApiKeyFile = None,
     timeout: Timeout = 60.0,
@@ -225,11 +229,12 @@ def render(  # noqa: PLR0913  # the options of one command
                 target,
                 model=model,
                 truncation=cast("TruncationName | None", truncation),
+                tokenizer_sha256=tokenizer_sha256,
                 fields=Fields(prompt_field, completion_field, messages_field),
                 silence_s=timeout,
                 on_item=show_rendered if target is None else lambda item: None,
             ),
-            api_key=read_api_key(api_key_file),
+            api_key_file=api_key_file,
         )
     finish(tally, "rendered")
 

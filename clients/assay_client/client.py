@@ -19,8 +19,9 @@ from assay_client._connections import Process, close_own, hold_slot
 from assay_client._retry import Done, Reply, Send
 from assay_client.async_client import AsyncRewardClient
 from assay_client.errors import Timeout, TransportError
+from assay_client.messages import Prompt
 from assay_client.results import Comparison, ModelCard, RankResult, RenderResult
-from assay_client.types import Prompt, ScoreResult, Truncation
+from assay_client.types import ScoreResult, Truncation
 
 __all__ = ["AsyncRewardClient", "RewardClient"]
 
@@ -47,6 +48,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         model: str | None = None,
         weights: Mapping[str, float] | None = None,
         truncation: Truncation | None = None,
+        tokenizer_sha256: str | None = None,
     ) -> ScoreResult:
         """Score each item, in chunks; a chunk that fails makes the whole call fail.
 
@@ -59,11 +61,12 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
             model: the signal or blend to score by; the server's default if neither this nor `weights` is given.
             weights: the weight of each signal by name, instead of a model.
             truncation: "error" or "prompt_left"; the server's default if None.
+            tokenizer_sha256: the hash of the `tokenizer.json` that gave the token ids; items with `prompt_ids` need it.
 
         Raises:
             FingerprintChanged: chunks were scored by different models.
         """
-        options = p.build_options(model, weights, truncation)
+        options = p.build_options(model, weights, truncation, tokenizer_sha256=tokenizer_sha256)
         calls = p.build_score_calls(items, options, self.chunk_size, self._get_find_home())
         return merge_scores(self._run_all(calls))
 
@@ -89,13 +92,18 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         return self._run_one(p.build_compare_call(prompt, a, b, p.build_options(model))).value
 
     def render(
-        self, items: Iterable[p.ItemLike], *, model: str | None = None, truncation: Truncation | None = None
+        self,
+        items: Iterable[p.ItemLike],
+        *,
+        model: str | None = None,
+        truncation: Truncation | None = None,
+        tokenizer_sha256: str | None = None,
     ) -> RenderResult:
         """Return how every signal, or those of `model`, reads each item: its text, token ids and score position.
 
         The arguments and errors are those of `score`; no fingerprint is compared.
         """
-        options = p.build_options(model, truncation=truncation)
+        options = p.build_options(model, truncation=truncation, tokenizer_sha256=tokenizer_sha256)
         calls = p.build_render_calls(items, options, self.chunk_size, self._get_find_home())
         return merge_renders(self._run_all(calls))
 
@@ -111,7 +119,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         """Return whether an endpoint would score now, by one try at each; False also if none can be reached."""
         http, outgoing = self._get_connections().http, self._encode(p.READY)
         tries = (self._try(http, outgoing.build(url, http), self._policy.timeout_s) for url in self.endpoints)
-        return any(map(is_ready, tries))
+        return any(is_ready(outcome, self._redaction) for outcome in tries)
 
     def close(self) -> None:
         """Stop calls that run in other threads, and close the connections of this process."""
@@ -176,7 +184,8 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         try:
             response = http.send(request, stream=True)
             try:
-                check_request_id(request, response)  # before the body is read, so that the connection is not reused
+                # Before the body is read, so that the connection is not reused.
+                check_request_id(request, response, self._redaction)
                 body = bytearray()
                 for part in response.iter_bytes():
                     body += part
@@ -187,4 +196,4 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
             finally:
                 response.close()
         except httpx.RequestError as error:
-            return convert_error(error, request)
+            return convert_error(error, request, self._redaction)

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from assay_client._difference import NO_PICKS, WORST_ROWS, Difference, Shape, Side
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
@@ -28,8 +28,8 @@ class DiffRow:
     extra: Row
 
     @classmethod
-    def of(cls, row: Row, fields: Fields) -> "DiffRow":
-        """Read a row with `chosen` and `rejected`, with `completions`, or with one item whose keys `fields` names.
+    def of(cls, row: Row, fields: Fields, *, token_ids: bool = False) -> "DiffRow":
+        """Read a row with `chosen` and `rejected`, with `completions`, or with one item, as `ItemRow.of` reads it.
 
         Raises:
             InvalidInput: the row has none of these forms or several, or a part is malformed.
@@ -51,7 +51,7 @@ class DiffRow:
             given = (one if isinstance(one, dict) else {"completion": one} for one in group.completions)
             items = tuple(Item.of({"prompt": group.prompt, **one}) for one in given)
             return cls("group", items, row.get("id"), group.extra)
-        single = ItemRow.of(row, fields)
+        single = ItemRow.of(row, fields, token_ids=token_ids)
         return cls("item", (single.item,), row.get("id"), single.extra)
 
     @property
@@ -136,6 +136,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
     models: tuple[str | None, str | None] = (None, None),
     weights: Mapping[str, float] | None = None,
     truncation: Truncation | None = None,
+    tokenizer_sha256: str | None = None,
     fields: Fields = OWN_NAMES,
     most: int = WORST_ROWS,
     needs_picks: bool = False,
@@ -155,6 +156,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         models: the signal or blend of each service; None for its default.
         weights: the weight of each signal by name, instead of models.
         truncation: "error" or "prompt_left"; as in `RewardClient.score`.
+        tokenizer_sha256: the hash of the `tokenizer.json` that gave the token ids of the rows, if they are to be read.
         fields: the keys that hold the parts of an item.
         most: the most examples of each kind.
         needs_picks: whether the file must have a row with several completions.
@@ -168,16 +170,14 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         Timeout: a service was silent for `silence_s`.
         AssayError: a service failed or refused a request. This error and the two above name the service in a note.
     """
-    make = partial(DiffRow.of, fields=fields)
+    options: dict[str, Any] = {"weights": weights, "truncation": truncation, "tokenizer_sha256": tokenizer_sha256}
+    make = partial(DiffRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
     known = await run_off_loop(partial(_survey_rows, source, make, needs_picks=needs_picks))
     total, extra = (known.rows, known.extra) if known else (None, ())
     found = Difference(urls, most, extra=extra)
     services = _Services(
         found.sides,
-        [
-            partial(client.score, model=model, weights=weights, truncation=truncation)
-            for client, model in zip((old, new), models, strict=True)
-        ],
+        [partial(client.score, model=model, **options) for client, model in zip((old, new), models, strict=True)],
         [partial(is_alive, client, silence_s / LOOKS) for client in (old, new)],
     )
     pace = Pace(min(old.chunk_size, new.chunk_size))

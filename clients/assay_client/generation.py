@@ -6,14 +6,16 @@ Requests carry `n`. Where a server refuses it or gives fewer completions, the re
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
 
 import httpx
 
 from assay_client._base_client import convert_error
+from assay_client._redaction import Redaction
 from assay_client.errors import AssayError, GenerationFailed, InvalidInput
-from assay_client.types import FinishReason, Prompt, encode_prompt
+from assay_client.messages import Prompt, encode_prompt
+from assay_client.types import FinishReason
 
 # `stream` gives an answer of another form. The others are fields of the endpoint, or an argument of each call.
 RESERVED = frozenset({"model", "messages", "n", "stream", "temperature", "seed", "max_tokens"})
@@ -78,6 +80,7 @@ class Endpoint:
             TransportError: the server did not answer.
             GenerationFailed: the server refused a request, or its answer has another form.
         """
+        redaction = Redaction.of(self.api_key)
         with httpx.Client(**self._build_settings()) as http, ThreadPoolExecutor(AT_ONCE) as pool:
 
             def ask(first: int, count: int) -> httpx.Response:
@@ -85,15 +88,16 @@ class Endpoint:
                 try:
                     return http.send(request)
                 except httpx.RequestError as error:
-                    raise convert_error(error, request) from error
+                    failure = convert_error(error, request, redaction)
+                    raise failure from failure.__cause__
 
             def ask_one(k: int) -> Generation:
                 try:
-                    return read_one(ask(k, 1))
+                    return read_one(ask(k, 1), redaction)
                 except AssayError as error:
                     return Generation(None, None, str(error), error)
 
-            done = read_several(ask(0, n), n) if n > 1 else []
+            done = read_several(ask(0, n), n, redaction) if n > 1 else []
             rest = [pool.submit(ask_one, k) for k in range(len(done), n)]
             try:
                 return check_any(done + [answer.result() for answer in rest])
@@ -103,7 +107,7 @@ class Endpoint:
 
     async def generate_async(self, prompt: Prompt, n: int) -> list[Generation]:
         """Return `n` completions of a prompt; see `generate`."""
-        gate = asyncio.Semaphore(AT_ONCE)
+        gate, redaction = asyncio.Semaphore(AT_ONCE), Redaction.of(self.api_key)
         async with httpx.AsyncClient(**self._build_settings()) as http:
 
             async def ask(first: int, count: int) -> httpx.Response:
@@ -112,15 +116,16 @@ class Endpoint:
                     async with gate:
                         return await http.send(request)
                 except httpx.RequestError as error:
-                    raise convert_error(error, request) from error
+                    failure = convert_error(error, request, redaction)
+                    raise failure from failure.__cause__
 
             async def ask_one(k: int) -> Generation:
                 try:
-                    return read_one(await ask(k, 1))
+                    return read_one(await ask(k, 1), redaction)
                 except AssayError as error:
                     return Generation(None, None, str(error), error)
 
-            done = read_several(await ask(0, n), n) if n > 1 else []
+            done = read_several(await ask(0, n), n, redaction) if n > 1 else []
             return check_any(done + await asyncio.gather(*(ask_one(k) for k in range(len(done), n))))
 
     def _build_settings(self) -> dict[str, Any]:
@@ -149,46 +154,49 @@ def check_any(completions: list[Generation]) -> list[Generation]:
     return completions
 
 
-def read_several(response: httpx.Response, n: int) -> list[Generation]:
+def read_several(response: httpx.Response, n: int, redaction: Redaction) -> list[Generation]:
     """Return the completions of an answer to a request for `n`; none if the server refuses to give several.
 
     Raises:
         GenerationFailed: the server refused the request for another reason, or the answer has another form.
     """
-    return [] if response.status_code in REFUSES_N else _read_choices(response, n)
+    return [] if response.status_code in REFUSES_N else _read_choices(response, n, redaction)
 
 
-def read_one(response: httpx.Response) -> Generation:
+def read_one(response: httpx.Response, redaction: Redaction) -> Generation:
     """Return the completion of an answer to a request for one; the errors are those of `read_several`."""
-    choices = _read_choices(response, 1)
+    choices = _read_choices(response, 1, redaction)
     if not choices:
-        raise _build_error(response, "the answer has no choice")
+        raise _build_error(response, "the answer has no choice", redaction)
     return choices[0]
 
 
-def _read_choices(response: httpx.Response, n: int) -> list[Generation]:
+def _read_choices(response: httpx.Response, n: int, redaction: Redaction) -> list[Generation]:
     """Return the completions of an answer in the order of their indexes, at most `n`."""
     if not response.is_success:
-        raise _build_error(response, response.text[:EXCERPT_CHARS].strip() or "no body")
+        raise _build_error(response, redaction.redact(response.text)[:EXCERPT_CHARS].strip() or "no body", redaction)
     try:
         choices = [(choice.get("index"), choice) for choice in response.json()["choices"]]
         made = {k: read_choice(one["message"].get("content"), one.get("finish_reason")) for k, one in choices}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = f"the answer has not the form of OpenAI's chat completions: {error!r}"
-        raise _build_error(response, why) from error
+        raise _build_error(response, why, redaction) from error
     indexes = [index for index, _ in choices]
     expected = list(range(len(choices)))
     # A server may give its choices in any order. True and 1.0 equal 1, so that the type is compared, too.
     if len(choices) > n or any(type(index) is not int for index in indexes) or sorted(indexes) != expected:
         shown = f"{indexes}"[:EXCERPT_CHARS]
-        raise _build_error(response, f"the indexes of at most {n} choices must count from 0, not be {shown}")
-    return [made[index] for index in expected]
+        raise _build_error(response, f"the indexes of at most {n} choices must count from 0, not be {shown}", redaction)
+    read = [made[index] for index in expected]
+    return [one if one.reason is None else replace(one, reason=redaction.redact(one.reason)) for one in read]
 
 
-def _build_error(response: httpx.Response, why: str) -> GenerationFailed:
+def _build_error(response: httpx.Response, why: str, redaction: Redaction) -> GenerationFailed:
     """Return an error with the address, the status and the id of the request, if the server sent one."""
-    error = GenerationFailed(f"{response.request.url}: {why}", status=response.status_code)
-    error.request_id = response.headers.get("x-request-id")
+    text = redaction.redact(why)
+    error = GenerationFailed(f"{response.request.url}: {text}", status=response.status_code)
+    request_id = response.headers.get("x-request-id")
+    error.request_id = None if request_id is None else redaction.redact(request_id)
     return error
 
 

@@ -14,6 +14,15 @@ File = Annotated[
 Model = Annotated[str | None, typer.Option(help="Signal or blend to score by.")]
 Weights = Annotated[str | None, typer.Option(metavar="NAME=W,...", help="Weight of each signal, instead of a model.")]
 Truncation = Annotated[str | None, typer.Option(help="Treatment of items that are too long: error or prompt_left.")]
+TokenizerSha256 = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer-sha256",
+        metavar="HASH",
+        help="Read prompt_ids and completion_ids, which the tokenizer.json with this SHA-256 gave.",
+        show_default=False,
+    ),
+]
 # The one place where the environment is read, for every command that talks to a service.
 Url = Annotated[str, typer.Option(envvar="ASSAY_URL", help="Address of the service.")]
 # A file, because other users of the machine can read a command's words.

@@ -75,6 +75,15 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
+class RenderedStep:
+    """A step of a completion: its number from 0, the index of the token that is read for it, and its text."""
+
+    index: int
+    token: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class RenderedSignal:
     """One item as one signal reads it.
 
@@ -84,10 +93,11 @@ class RenderedSignal:
         boundary: the index of the completion's first token in `ids`.
         score_policy: the rule that names the tokens whose hidden states give the score, as the signal declares it.
         score_start: the first index in `ids` that the score is read from.
-        score_end: the index after the last one.
+        score_end: the index after the last one; with steps only some of the tokens between are read.
         truncated_tokens: the number of tokens that were cut from the left of the prompt.
         dropped_tokens: the number of tokens of the messages that the template does not print.
         control_tokens_as_text: the number of control tokens in the messages that were read as plain characters.
+        steps: the finished steps; None unless the signal scores steps.
     """
 
     text: str
@@ -99,6 +109,7 @@ class RenderedSignal:
     truncated_tokens: int
     dropped_tokens: int
     control_tokens_as_text: int
+    steps: tuple[RenderedStep, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

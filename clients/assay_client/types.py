@@ -1,7 +1,7 @@
 """Define items and their scores, as frozen values.
 
-Requests (`Message`, `Item`) check themselves when they are made. `_answers` makes results and checks that
-every float is finite and every index is the position in the caller's own list.
+Items check themselves when they are made. `_answers` makes results and checks that every float is
+finite and every index is the position in the caller's own list.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,124 +9,55 @@ from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args, overload
 
 from assay_client.errors import InvalidInput, ItemFailed, ItemsFailed
+from assay_client.messages import Completion, Message, Prompt, encode_prompt, read_completion_text, read_messages
 from assay_client.provenance import Provenance
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Truncation: TypeAlias = Literal["error", "prompt_left"]
 
-ITEM_KEYS = frozenset({"prompt", "messages", "completion", "finish_reason", "id"})
+ID_KEYS = ("prompt_ids", "completion_ids")
+ITEM_KEYS = frozenset({"prompt", "messages", "completion", *ID_KEYS, "finish_reason", "id"})
 RAISE = object()  # the default of `ScoreResult.scores`, where None is a choice of the caller
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation.
-
-    Attributes:
-        role: the speaker, one of the roles that the signal's template knows.
-        content: text, or the other forms of OpenAI's SDKs: None, or a list of parts. The service checks it per item.
-        others: further fields of the turn, such as `name` or `tool_calls`, in wire form.
-
-    Raises:
-        InvalidInput: the role is not text.
-    """
-
-    role: str
-    content: object
-    others: tuple[tuple[str, object], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.role, str):
-            raise InvalidInput("a message needs a `role`, which must be text")
-
-    @classmethod
-    def of(cls, value: object) -> "Message":
-        """Return a message from its wire form, as OpenAI's SDKs write it; a `Message` is returned as it is.
-
-        Raises:
-            InvalidInput: the value has no `role`, or neither `content` nor `tool_calls`; or the role is not text.
-        """
-        if isinstance(value, Message):
-            return value
-        if not isinstance(value, Mapping) or "role" not in value or not ("content" in value or value.get("tool_calls")):
-            raise InvalidInput("a message must be an object with `role` and `content`")
-        others = tuple((str(key), field) for key, field in value.items() if key not in ("role", "content"))
-        return cls(value["role"], value.get("content"), others)
-
-    def to_wire(self) -> dict[str, object]:
-        """Return the message in wire form."""
-        return {"role": self.role, "content": self.content, **dict(self.others)}
-
-
-Prompt: TypeAlias = str | Sequence[Message | Mapping[str, object]]
-Completion: TypeAlias = Prompt
-
-
-def read_messages(value: object, name: str) -> tuple[Message, ...]:
-    """Return messages from a sequence of them or of their wire forms.
-
-    Raises:
-        InvalidInput: the value is not such a sequence; the message calls it `name`.
-    """
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):  # a text is a sequence too
-        raise InvalidInput(f"`{name}` must be {'text or ' * (name == 'prompt')}a list of messages")
-    return tuple(Message.of(message) for message in value)
-
-
-def read_completion_text(completion: object) -> str:
-    """Return the text of a completion: text as it is, or the content of a list of one assistant message.
-
-    Raises:
-        InvalidInput: the completion has another form, or its message has fields that the text would lose.
-    """
-    if isinstance(completion, str):
-        return completion
-    messages = () if isinstance(completion, bytes) or not isinstance(completion, Sequence) else completion
-    message = Message.of(messages[0]) if len(messages) == 1 else None
-    if message is None or message.role != "assistant" or not isinstance(message.content, str):
-        raise InvalidInput("`completion` must be text, or a list of exactly one assistant message")
-    # SDKs write empty fields, such as `tool_calls: None`; only a field with a value would be lost.
-    lost = [name for name, field in message.others if field not in (None, [], {}, "")]
-    if lost:
-        raise InvalidInput(f"`completion`: `{lost[0]}` of its message would be lost; send the item as `messages`")
-    return message.content
-
-
-def encode_prompt(prompt: object) -> str | list[dict[str, object]]:
-    """Return a prompt in wire form: text, or a list of messages; raise InvalidInput if it is neither."""
-    if isinstance(prompt, str):
-        return prompt
-    return [message.to_wire() for message in read_messages(prompt, "prompt")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One completion to score: `prompt` and `completion`, or `messages` whose last one is the assistant's.
+    """One completion to score: `prompt` and `completion`, or `messages`, or the token ids of both texts.
 
     Attributes:
         prompt: text (one user turn) or messages; requires `completion`.
         completion: the text that is scored; a list of one assistant message becomes its content.
-        messages: the whole conversation, instead of the two; the last message is scored.
-        finish_reason: "stop" if generation ended, "length" if it was cut off, None for the server's default.
+        messages: the whole conversation, instead of the two; the last message is the assistant's, and is scored.
+        prompt_ids: the token ids of the rendered prompt; requires `completion_ids`. The call names their tokenizer.
+        completion_ids: the token ids of the completion, special tokens included, which is scored.
+        finish_reason: "stop" if generation ended, "length" if it was cut off, None for the server's default. With token
+            ids the server reads it from the last one.
         id: the caller's name for the item, which is returned with its score.
 
     Raises:
-        InvalidInput: the item has both forms or neither, or a field has the wrong type. The server checks the texts.
+        InvalidInput: the item does not have exactly one form, or a field has a wrong type. The server checks the texts.
     """
 
     prompt: Prompt | None = None
     completion: Completion | None = None
     messages: Sequence[Message | Mapping[str, object]] | None = None
+    prompt_ids: Sequence[int] | None = None
+    completion_ids: Sequence[int] | None = None
     finish_reason: FinishReason | None = None
     id: str | None = None
 
     def __post_init__(self) -> None:
-        pair = self.prompt is not None and self.completion is not None and self.messages is None
-        chat = self.prompt is None and self.completion is None and self.messages is not None
-        if not (pair or chat):
-            raise InvalidInput("an item has exactly one of `prompt` with `completion`, or `messages`")
-        if pair:
+        forms = ((self.prompt, self.completion), (self.messages,), (self.prompt_ids, self.completion_ids))
+        given = [[part is not None for part in form] for form in forms]
+        if sum(map(any, given)) != 1 or not any(map(all, given)):
+            raise InvalidInput(
+                "an item has exactly one of `prompt` with `completion`, or `messages`, or `prompt_ids` with "
+                "`completion_ids`"
+            )
+        if self.completion is not None:
             object.__setattr__(self, "completion", read_completion_text(self.completion))
+        if self.prompt_ids is not None and self.finish_reason is not None:
+            raise InvalidInput("`finish_reason` is read from the last of `completion_ids`; remove it")
         if self.finish_reason is not None and self.finish_reason not in get_args(FinishReason):
             raise InvalidInput('`finish_reason` must be "stop" or "length"')
         if self.id is not None and not isinstance(self.id, str):
@@ -136,6 +67,9 @@ class Item:
             if value is not None and not (name == "prompt" and isinstance(value, str)):
                 # A tuple, so that nobody changes the list under a frozen item.
                 object.__setattr__(self, name, read_messages(value, name))
+        for name in ID_KEYS:
+            if (ids := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _read_ids(ids, name))
 
     @classmethod
     def of(cls, value: object) -> "Item":
@@ -166,10 +100,40 @@ class Item:
             "prompt": None if self.prompt is None else encode_prompt(self.prompt),
             "completion": self.completion,
             "messages": None if self.messages is None else encode_prompt(self.messages),
+            "prompt_ids": self.prompt_ids,
+            "completion_ids": self.completion_ids,
             "finish_reason": self.finish_reason,
             "id": self.id,
         }
         return {key: value for key, value in row.items() if value is not None}
+
+
+def _read_ids(ids: object, name: str) -> tuple[int, ...]:
+    """Return token ids as a tuple; raise InvalidInput, which names the field and the place, if one is not an id."""
+    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
+        raise InvalidInput(f"`{name}` must be a list of token ids, not {type(ids).__name__}")
+    for place, token in enumerate(ids):
+        # A bool is an int in Python, and is not one on the wire.
+        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+            raise InvalidInput(f"`{name}[{place}]` must be a whole number of at least 0, not {token!r}")
+    return tuple(ids)
+
+
+@dataclass(frozen=True, slots=True)
+class StepValue:
+    """The value of one step of a completion.
+
+    Attributes:
+        index: the number of the step, from 0.
+        token: the index of the token that was read, in the ids that `render` shows.
+        logit: the output of the head.
+        prob: the sigmoid of the logit, 0..1, for signals of kind "absolute"; None for "preference".
+    """
+
+    index: int
+    token: int
+    logit: float
+    prob: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +149,7 @@ class SignalValue:
         dropped_tokens: the number of tokens that the template does not print; 0 unless `dropped_content: report`.
         control_tokens_as_text: the number of control tokens in the messages that were read as plain characters; 0
             unless the signal declares `control_tokens: text`.
+        steps: the values of the finished steps, of which `logit` is the aggregate; None unless the signal scores steps.
     """
 
     logit: float
@@ -194,6 +159,7 @@ class SignalValue:
     truncated_tokens: int
     dropped_tokens: int
     control_tokens_as_text: int
+    steps: tuple[StepValue, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,11 @@ _ADVICE: Mapping[str, str] = {
         "the tokens that the head reads: `last_non_pad_id` for …ForSequenceClassification (TRL), `last_token` for "
         "OpenRLHF and LLaMA-Factory, `pooler` or `first_token` for encoders. /v1/render shows which tokens are read"
     ),
+    "steps": (
+        "how the steps of a completion are separated and printed, as `{delimiter: ..., token: ...}`; "
+        "docs/checkpoints.md has the rules of known process reward models"
+    ),
+    "aggregate": "your choice of the one logit of several steps: the lowest, the last, the mean, or the product",
     "token_types": (
         "`second_after_sep` if the head was trained on tokenizer(prompt, completion), as BERT cross-encoders are; "
         "`zero` if it was trained on tokenizer(text)"

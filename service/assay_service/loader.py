@@ -2,11 +2,9 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,18 +12,21 @@ from assay_service.errors import StartError
 from assay_service.logs import START, log_step
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
-from assay_service.scoring import checkpoint, files, manifest, names, tokenizer
-from assay_service.scoring.architectures import Architecture, read_activation
-from assay_service.scoring.head import Dense, Head, checked
+from assay_service.scoring import checkpoint, files, manifest, tokenizer
+from assay_service.scoring.head import checked
 from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.item import PROBE, Item, Message
 from assay_service.scoring.kernels.build import explain_slow_dtype
 from assay_service.scoring.manifest import GoldenRow, Manifest
 from assay_service.scoring.model import RewardModel
+from assay_service.scoring.reading import ReadingRule
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
+from assay_service.scoring.served_model import ServedModel
 from assay_service.scoring.token_reader import TokenReader
+from assay_service.scoring.vllm_classifier import VllmClassifier
 from assay_service.settings import Settings
+from assay_service.signal_heads import build_head, read_weights
 
 _log = logging.getLogger("assay")
 
@@ -91,19 +92,19 @@ class _Loader:
     def load_signal(self, name: str, resolved: ResolvedSignal) -> Signal:
         """Load one signal and compare it with the hashes of its manifest."""
         base, settings = resolved.base, resolved.settings
+        for warning in resolved.warnings:
+            _log.warning("signals.%s: %s", name, warning)
         # With several adapters, only the first one was trained on the plain base.
         first = manifest.read(resolved.adapters[0]) if resolved.adapters else resolved.claims
         base_sha256 = self._check_hash(base, first)
-        device = _choose_device(settings.device)
-        model = self._load_model(base, getattr(torch, resolved.dtype), device)
-        adapters, head = _read_weights(resolved)
-        _check_head(head.name, resolved.rules.score_position, model.architecture)
-        if resolved.rules.score_position == "pooler":
-            head = replace(head, dense=_read_dense(resolved.adapter or base, base, model.architecture))
-        model.add_signal(name, checked(_build_head(head, resolved.config), model.hidden_size, head.name), *adapters)
-        _log.info(
-            "signals.%s: takes %.1f MiB of memory in addition to its base", name, model.count_own_bytes(name) / 2**20
-        )
+        model: ServedModel
+        if settings.engine == "vllm":
+            adapters, head = read_weights(resolved)
+            limit, devices = resolved.rules.max_length, settings.tensor_parallel_size
+            with log_step("loading %s by vLLM (%s, %d devices)", base, resolved.dtype, devices):
+                model = VllmClassifier(base, resolved.config, resolved.dtype, limit, devices)
+        else:
+            model, adapters, head = self._add_to_base(name, resolved)
         renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.get_vocabulary_size(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError(
@@ -125,7 +126,8 @@ class _Loader:
             f"signals.{name}", tokenizer.hash_file(resolved.tokenizer), renderer.tokenizer, renderer.transcript
         )
         return Signal(
-            name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader
+            *(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader),
+            ReadingRule(aggregate=resolved.aggregate, as_probabilities=resolved.kind == "absolute"),
         )
 
     def _check_hash(self, base: Path, claims: Manifest) -> str:
@@ -145,6 +147,19 @@ class _Loader:
             with log_step("loading base %s (%s, %s)", base, str(dtype).removeprefix("torch."), device):
                 self._models[key] = RewardModel.load(base, dtype, device)
         return self._models[key]
+
+    def _add_to_base(
+        self, name: str, resolved: ResolvedSignal
+    ) -> tuple[RewardModel, list[checkpoint.Adapter], checkpoint.HeadTensors]:
+        """Load the base of a signal, unless another signal has it, and add the signal's adapters and head to it."""
+        base = resolved.base
+        model = self._load_model(base, getattr(torch, resolved.dtype), _choose_device(resolved.settings.device))
+        adapters, head = read_weights(resolved)
+        model.add_signal(name, checked(build_head(head), model.hidden_size, head.name), *adapters)
+        _log.info(
+            "signals.%s: takes %.1f MiB of memory in addition to its base", name, model.count_own_bytes(name) / 2**20
+        )
+        return model, adapters, head
 
     def _load_renderer(
         self, source: Path, rules: RenderRules, vocabulary_size: int
@@ -190,30 +205,6 @@ def _log_how_served(signal: Signal, *, is_invariant: bool) -> None:
         )
 
 
-def _read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
-    """Read the adapters in the order in which they are applied, and the head of the last adapter or of the base."""
-    if resolved.adapter is None:
-        weights = files.list_weight_files(resolved.base)
-        head = checkpoint.read_head(weights, resolved.config.get("value_head_prefix"))
-        if head is None:
-            raise StartError(f"{resolved.base}: {_explain_no_head(resolved.base, weights)}")
-        return [], head
-    read = [checkpoint.read_adapter(directory) for directory in resolved.adapters]
-    head = read[-1][1]
-    if head is None:
-        weights = [resolved.adapter / files.ADAPTER_WEIGHTS]
-        raise StartError(
-            f"{resolved.adapter}: the adapter has no head: {_explain_no_head(resolved.adapter, weights)}. PEFT saves a "
-            "head that was trained with `modules_to_save`"
-        )
-    return [adapter for adapter, _ in read], head
-
-
-def _explain_no_head(directory: Path, weights: Sequence[Path]) -> str:
-    pickle = files.explain_pickled(directory, files.VALUE_HEAD)
-    return f"no head{pickle}" if pickle else names.why_no_head(names.read_shapes(weights))
-
-
 def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
     """Choose kernels whose logits do not depend on the batch, and return for each signal whether the test succeeded.
 
@@ -221,36 +212,13 @@ def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
     """
     longest: dict[RewardModel, dict[str, int]] = {}
     for name, signal in signals.items():
-        longest.setdefault(signal.model, {})[name] = signal.renderer.rules.max_length
-    return {name: passed for model, names in longest.items() for name, passed in make_invariant(model, names).items()}
-
-
-def _read_dense(directory: Path, base: Path, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read the layer before the head: the adapter's own where it was trained with the head, else the base's.
-
-    Returns:
-        Weight and bias of the layer.
-    """
-    if architecture.dense is None:
-        raise StartError("score_position: pooler is only for encoders whose classifiers have a layer before the head")
-    adapter = directory / files.ADAPTER_WEIGHTS
-    sources = [*([adapter] if adapter.is_file() else []), *files.list_weight_files(base)]
-    dense = checkpoint.read_dense(sources, architecture.dense)
-    if dense is None:
-        raise StartError(f"{base}: has no tensor {architecture.dense}.weight, which score_position pooler reads")
-    return dense
-
-
-def _check_head(name: str, position: manifest.ScorePosition, architecture: Architecture) -> None:
-    """Refuse a head that was trained behind a dense layer, unless it is read behind that layer."""
-    # RoBERTa's classifier is called `dense` and `out_proj`; without `dense` its logits would be plausible and wrong.
-    if "out_proj" in name and (position != "pooler" or architecture.dense != "classifier.dense"):
-        raise StartError(f"{name}: has a dense layer before it, which only `score_position: pooler` of RoBERTa reads")
-
-
-def _build_head(tensors: checkpoint.HeadTensors, config: Mapping[str, Any]) -> Head:
-    dense = None if tensors.dense is None else Dense(*tensors.dense, read_activation(config))
-    return Head(tensors.weight, tensors.bias, dense)
+        if isinstance(signal.model, RewardModel):
+            longest.setdefault(signal.model, {})[name] = signal.renderer.rules.max_length
+    stepwise = {name for name, signal in signals.items() if signal.renderer.rules.steps is not None}
+    proved: dict[str, bool] = {}
+    for model, names in longest.items():
+        proved |= make_invariant(model, names, stepwise)
+    return dict.fromkeys(signals, False) | proved  # vLLM plans its batches by itself, so nothing is tested there
 
 
 def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
@@ -271,7 +239,9 @@ def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
 def _compute_logit(signal: Signal, item: Item, *, trained: bool = False) -> float:
     with torch.inference_mode():
         rendered = signal.renderer.render(item, trained=trained)
-        return signal.model.logits([rendered.sequence], signal.name).item()
+        ((numbers,),) = signal.model.read([rendered.sequence], (signal.name,))
+    # Checked by the callers, whose errors name the item.
+    return signal.reading.read(numbers).logit if all(map(math.isfinite, numbers)) else math.nan
 
 
 def _check_forward(signal: Signal) -> None:

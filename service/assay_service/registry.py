@@ -3,16 +3,18 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 from assay_service.errors import UnknownModel
 from assay_service.scoring import manifest
 from assay_service.scoring.blend import Blend, Moments
-from assay_service.scoring.model import RewardModel
+from assay_service.scoring.reading import ReadingRule
 from assay_service.scoring.render import Renderer
+from assay_service.scoring.served_model import ServedModel
 from assay_service.scoring.token_reader import TokenReader
+from assay_service.scoring.trunk import Trunk
 
 CUSTOM = "custom"  # name of a blend whose weights come with the request
 
@@ -55,17 +57,19 @@ class Signal:
         base_sha256: SHA-256 of the base's weights.
         config_sha256: SHA-256 of the base's `config.json`, which decides what the weights compute.
         token_reader: reader of token ids of this signal's tokenizer.
+        reading: rule by which the numbers of the head become one logit.
     """
 
     name: str
     kind: manifest.Kind
     renderer: Renderer
-    model: RewardModel
+    model: ServedModel
     moments: Moments | None
     provenance: Provenance
     base_sha256: str
     config_sha256: str
     token_reader: TokenReader
+    reading: ReadingRule
 
 
 class Registry:
@@ -76,6 +80,9 @@ class Registry:
         blends: blends by name.
         default: name of the signal or blend of requests that name none.
         invariant: results of the test at start by name of the signal; True if scores do not depend on the batch.
+
+    Attributes:
+        trunks: trunks by the name of each signal; signals that share a forward pass have the same trunk.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class Registry:
     ) -> None:
         self.signals = signals
         self.invariant = invariant
+        self.trunks = _group(signals)
         self.blends = blends
         self.default = default
         # Read once and not for every answer, because reading a version opens files.
@@ -121,12 +129,16 @@ class Registry:
 
     @property
     def identities(self) -> dict[str, str]:
-        """Return a fingerprint of everything that decides a logit besides the sequence, by name of the signal.
+        """Return a fingerprint of everything that decides logits besides the sequence, by name of the trunk.
 
-        A signal whose scores may depend on the batch has none, so that the engine never reuses its logits.
+        A trunk whose scores may depend on the batch has none, so that the engine never reuses its logits.
         """
-        invariant = [name for name in self.signals if self.invariant[name]]
-        return {name: self.fingerprint(Blend(name, {name: 1.0})) for name in invariant}
+        trunks = {trunk.name: trunk for trunk in self.trunks.values()}
+        return {
+            name: self.fingerprint(Blend(name, dict.fromkeys(trunk.signals, 1.0)))
+            for name, trunk in trunks.items()
+            if all(self.invariant[signal] for signal in trunk.signals)
+        }
 
     def fingerprint(self, blend: Blend | None = None) -> str:
         """Return the SHA-256, in hexadecimal, of everything that decides a score except the text.
@@ -142,6 +154,19 @@ class Registry:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _group(signals: Mapping[str, Signal]) -> dict[str, Trunk]:
+    """Return the trunk of each signal: the same for signals with the same base, adapters and renderer."""
+    members: dict[tuple[int, tuple[str, ...], int], list[Signal]] = {}
+    for signal in signals.values():
+        adapters = signal.model.get_adapter_names(signal.name)
+        members.setdefault((id(signal.model), adapters, id(signal.renderer)), []).append(signal)
+    trunks: dict[str, Trunk] = {}
+    for group in members.values():
+        names = tuple(signal.name for signal in group)
+        trunks |= dict.fromkeys(names, Trunk("+".join(names), group[0].model, names))
+    return trunks
+
+
 def _describe_rule(blend: Blend) -> dict[str, Any]:
     """Return everything that makes a score of logits, for the fingerprint."""
     rule = {"weights": dict(sorted(blend.weights.items())), "standardise": blend.standardise}
@@ -151,7 +176,11 @@ def _describe_rule(blend: Blend) -> dict[str, Any]:
 
 def _describe(signal: Signal) -> dict[str, Any]:
     """Return everything that decides a signal's logits besides the text, for the fingerprint."""
-    rules = asdict(signal.renderer.rules)
+    rules = asdict(replace(signal.renderer.rules, steps=None))
+    del rules["steps"]
+    # Left out where there are none, so that other signals keep the fingerprint that they had before.
+    if (steps := signal.renderer.rules.steps) is not None:
+        rules |= {"steps": steps.model_dump(), "aggregate": signal.reading.aggregate}
     return {
         **asdict(signal.provenance),
         # The provenance holds the template's hash already.

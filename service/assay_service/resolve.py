@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from assay_service.compat_settings import NATIVE_PATHS, CompatSettings
 from assay_service.errors import Problems
 from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
+from assay_service.scoring.head_rule import HeadRule, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
+from assay_service.scoring.reading import Aggregate
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.special_tokens import read_special_tokens
 from assay_service.scoring.template_files import read_template
 from assay_service.settings import Settings, parse
 from assay_service.signal_files import locate
-from assay_service.signal_rules import decide_dtype, decide_moments, decide_rules, settle
+from assay_service.signal_rules import decide_aggregate, decide_dtype, decide_moments, decide_rules, settle
 from assay_service.signal_settings import BlendSettings, SignalSettings
 
 
@@ -38,7 +41,9 @@ class ResolvedSignal:
         dtype: dtype in which the base computes.
         rules: rules by which text becomes token ids.
         moments: mean and standard deviation of the logits; None where they are not known.
-        claims: the checkpoint's manifest.
+        claims: the checkpoint's manifest; of several outputs, the record of the one that the signal reads.
+        head: part of the checkpoint's head that the signal reads.
+        aggregate: rule that makes one logit of several steps; None if steps are not scored.
     """
 
     settings: SignalSettings
@@ -53,11 +58,24 @@ class ResolvedSignal:
     rules: RenderRules
     moments: Moments | None
     claims: Manifest
+    head: HeadRule
+    aggregate: Aggregate | None = None
 
     @property
     def adapter(self) -> Path | None:
         """Return the directory of the adapter that has the head; None where the base has the head."""
         return self.adapters[-1] if self.adapters else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what may make scores wrong although it was declared."""
+        classes = files.list_code_classes(self.config)
+        if not classes:
+            return ()
+        return (
+            f"`code: ignore`: the code that config.json names ({', '.join(classes)}) is not run. If it computes "
+            f"anything but transformers' own {self.config.get('model_type')!r}, scores are wrong: compare them",
+        )
 
 
 def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
@@ -69,6 +87,7 @@ def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
     problems = Problems()
     resolved = _resolve_all(settings.signals, settings.directory, problems)
     _check_blends(settings.blends, resolved, problems)
+    _check_root(settings.compat, problems)
     problems.raise_any()
     return resolved
 
@@ -92,6 +111,7 @@ def read_resolved(raw: object, directory: Path, source: str) -> tuple[Settings, 
     resolved = _resolve_all(parsed.signals, directory, in_files)
     if parsed.settings is not None:  # else a blend's signal may be missing because of another error
         _check_blends(parsed.settings.blends, resolved, in_files)
+        _check_root(parsed.settings.compat, in_files)
     # A key with a wrong value counts as not declared. The problem that it is missing would only repeat the first one.
     problems.lines += [line for line in in_files.lines if not line.startswith(reported)]
     problems.raise_any(source)
@@ -111,8 +131,13 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         StartError: the signal cannot be served; the error lists all problems by key or file.
     """
     located = locate(settings, relative_to)
-    config, claims = located.config, located.claims
+    config = located.config
     problems, template, declared = Problems(), "", None
+    head, claims = HeadRule(), located.claims
+    with problems.collected():
+        outputs = decide_output(settings.output, claims, config)
+        head = HeadRule(outputs, () if settings.head is None else settings.head.tokens)
+        claims = select_claims(claims, outputs)
     # Each check has a block of its own, so that one wrong key does not hide the others.
     with problems.collected("base"):
         read_architecture(config, located.base)
@@ -128,6 +153,10 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         kind: Kind = settle("kind", settings.kind, claims.kind)
     with problems.collected():
         rules = decide_rules(settings, located, template)
+    with problems.collected():
+        moments = decide_moments(settings, claims, config)
+    with problems.collected():
+        aggregate = decide_aggregate(settings, claims)
     problems.raise_any()
     return ResolvedSignal(
         settings=settings,
@@ -140,8 +169,10 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         config=config,
         dtype=dtype,
         rules=rules,
-        moments=decide_moments(settings, claims),
+        moments=moments,
         claims=claims,
+        head=head,
+        aggregate=aggregate,
     )
 
 
@@ -167,6 +198,15 @@ def _check_blends(
                     f"blends.{name}: standardise needs mean and std of {signal!r}, and neither the configuration "
                     f"nor the manifest has them: declare signals.{signal}.mean and .std, or `standardise: none`"
                 )
+
+
+def _check_root(compat: CompatSettings, problems: Problems) -> None:
+    """Collect a problem if the wire at the root has paths that Assay itself serves there."""
+    if compat.root is not None and compat.root in NATIVE_PATHS:
+        problems.lines.append(
+            f"compat.root: {compat.root} cannot be served at the root, because Assay itself serves "
+            f"{', '.join(NATIVE_PATHS[compat.root])}; use the base URL http://HOST:PORT/compat/{compat.root}"
+        )
 
 
 def _check_length_penalty(

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from assay_service.advice import get_advice
 from assay_service.compat_settings import ChatSettings, CompatSettings, Wires, WireSettings
 from assay_service.errors import StartError
+from assay_service.scoring.manifest import StepRules
 from assay_service.signal_settings import BlendSettings, Frozen, LengthPenaltySettings, Name, SignalSettings
 from assay_service.validation import (
     explain,
@@ -189,6 +190,7 @@ def _list_keys_at(location: tuple[int | str, ...]) -> list[str]:
     models: Mapping[tuple[int, int | str], type[BaseModel]] = {
         (3, "signals"): SignalSettings,
         (3, "blends"): BlendSettings,
+        (4, "signals"): StepRules,
         (4, "blends"): LengthPenaltySettings,
         (2, "limits"): Limits,
         (2, "compat"): CompatSettings,

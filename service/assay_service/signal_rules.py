@@ -3,6 +3,7 @@
 A declared value comes first, then the value in the checkpoint's manifest, then what its other files make certain.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from assay_service.scoring.architectures import (
     count_token_types,
     find_longest_scaled,
     find_longest_sequence,
+    find_pooler,
 )
 from assay_service.scoring.blend import Moments
 from assay_service.scoring.manifest import (
@@ -21,10 +23,12 @@ from assay_service.scoring.manifest import (
     Manifest,
     Reasoning,
     ScorePosition,
+    StepRules,
     TokenTypes,
     Unfinished,
 )
 from assay_service.scoring.pads import Pads
+from assay_service.scoring.reading import Aggregate
 from assay_service.scoring.rules import RenderRules
 from assay_service.settings import list_allowed_values
 from assay_service.signal_files import SignalFiles
@@ -51,6 +55,7 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
         max_length = _decide_max_length(settings, claims, located.config)
     with problems.collected():
         position, pad_token_id = _decide_position_and_pad(settings, located)
+        _check_vllm(settings, position)
     with problems.collected():
         eos: EosPolicy = settle("eos", settings.eos, claims.eos)
     with problems.collected():
@@ -60,6 +65,8 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
         types = _decide_token_types(settings, claims, located.config)
     with problems.collected():
         reasoning, tags = decide_reasoning(settings, claims)
+    with problems.collected():
+        steps = _decide_steps(settings, claims)
     problems.raise_any()
     return RenderRules(
         template=template,
@@ -73,6 +80,7 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
         token_types=types,
         reasoning=reasoning,
         reasoning_tags=tags,
+        steps=steps,
     )
 
 
@@ -112,12 +120,32 @@ def decide_dtype(config: Mapping[str, Any]) -> str:
     return str(dtype)
 
 
-def decide_moments(settings: SignalSettings, claims: Manifest) -> Moments | None:
-    """Return mean and standard deviation of the logits; None where one of the two is not known."""
+def decide_moments(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> Moments | None:
+    """Return mean and standard deviation of the logits; None where one of the two is not known.
+
+    Raises:
+        StartError: `moments: config` is declared beside mean or std, or `config.json` has no usable ones.
+    """
+    if settings.moments == "config":
+        return _read_moments(settings, config)
     # Both are the operator's policy, so a declared value replaces the manifest's.
     mean = claims.mean if settings.mean is None else settings.mean
     std = claims.std if settings.std is None else settings.std
     return None if mean is None or std is None else Moments(mean, std)
+
+
+def _read_moments(settings: SignalSettings, config: Mapping[str, Any]) -> Moments:
+    """Return the moments that OpenRLHF writes into `config.json`; other trainers use these keys for other things."""
+    if settings.mean is not None or settings.std is not None:
+        raise StartError("moments: `config` and a declared mean or std contradict each other; remove one of them")
+    mean, std = config.get("mean"), config.get("std")
+    numbers = [n for n in (mean, std) if isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n)]
+    if len(numbers) < 2 or numbers[1] <= 0:
+        raise StartError(
+            f"moments: config.json has mean {mean!r} and std {std!r}, but needs a finite number and a positive one; "
+            "remove `moments`, or declare `mean` and `std`"
+        )
+    return Moments(float(numbers[0]), float(numbers[1]))
 
 
 def _decide_max_length(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> int:
@@ -137,6 +165,12 @@ def _decide_max_length(settings: SignalSettings, claims: Manifest, config: Mappi
     if max_length > longest:
         raise StartError(f"max_length: {max_length} is more than the checkpoint's {longest}; declare at most that")
     return max_length
+
+
+def _check_vllm(settings: SignalSettings, position: ScorePosition) -> None:
+    """Refuse a score position that vLLM does not read: its classifiers read the last token."""
+    if settings.engine == "vllm" and position not in ("last_token", "last_non_pad_id"):
+        raise StartError(f"score_position: {position} is not read by `engine: vllm`, which reads the last token")
 
 
 def _decide_token_types(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> TokenTypes | None:
@@ -183,6 +217,36 @@ def decide_reasoning(settings: SignalSettings, claims: Manifest) -> tuple[Reason
     return reasoning, tags
 
 
+def _decide_steps(settings: SignalSettings, claims: Manifest) -> StepRules | None:
+    """Return the rules for steps; None unless the score position is "steps"."""
+    if (settings.score_position or claims.score_position) == "steps":
+        return settle("steps", settings.steps, claims.steps)
+    if settings.steps is not None:
+        raise StartError("steps: is only for `score_position: steps`; declare that, or remove the key")
+    return None
+
+
+def decide_aggregate(settings: SignalSettings, claims: Manifest) -> Aggregate | None:
+    """Return the rule that makes one logit of several steps; None unless the score position is "steps".
+
+    It is the operator's policy, so a declared value may differ from the manifest's.
+
+    Raises:
+        StartError: the rule is missing or not needed, or it is a product for a preference signal.
+    """
+    if (settings.score_position or claims.score_position) != "steps":
+        if settings.aggregate is not None:
+            raise StartError("aggregate: is only for `score_position: steps`; declare that, or remove the key")
+        return None
+    aggregate: Aggregate = settle("aggregate", settings.aggregate or claims.aggregate, None)
+    if aggregate == "product" and (settings.kind or claims.kind) == "preference":
+        raise StartError(
+            "aggregate: a product is only for `kind: absolute`, because the "
+            "sigmoid of a preference logit is not a probability; declare min, last or mean"
+        )
+    return aggregate
+
+
 def _decide_position_and_pad(settings: SignalSettings, located: SignalFiles) -> tuple[ScorePosition, int | None]:
     """Return the position that the head reads, and the pad id; only `last_non_pad_id` skips pads."""
     claims = located.claims
@@ -204,6 +268,6 @@ def _decide_position_and_pad(settings: SignalSettings, located: SignalFiles) -> 
 def _infer_position(config: Mapping[str, Any], pads: Pads, pad: int | None) -> ScorePosition:
     """Return the position that transformers' own classifier of this architecture reads."""
     if (known := ARCHITECTURES.get(config.get("model_type", ""))) is not None and known.dense is not None:
-        return "pooler"
+        return find_pooler(config)
     # transformers reads the last token that is not a pad, or the last one where it knows no pad.
     return "last_token" if pad is None and not pads.known else "last_non_pad_id"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from assay_service.scoring.blend import Blend, LengthPenalty, Standardise
+from assay_service.scoring.head_rule import OutputKey
 from assay_service.scoring.manifest import (
     ControlTokenPolicy,
     DroppedContent,
@@ -13,11 +14,13 @@ from assay_service.scoring.manifest import (
     Kind,
     Reasoning,
     ScorePosition,
+    StepRules,
     Tag,
     TokenTypes,
     Unfinished,
 )
-from assay_service.validation import DEVICE_PATTERN, NAME_PATTERN, check_one_or_several
+from assay_service.scoring.reading import Aggregate
+from assay_service.validation import DEVICE_PATTERN, NAME_PATTERN, check_one_or_several, check_output, check_tokens
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 LARGEST_WEIGHT = 1e6
@@ -28,6 +31,17 @@ class Frozen(BaseModel):
     """Base of all settings: unknown keys are refused, and no value changes after the start."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TokenHead(Frozen):
+    """A head of rows of a language model's output layer.
+
+    Attributes:
+        tokens: one token, whose logit is the reward; or two, for the logit of the first minus that of the second. Each
+            is a text that is one token, or an id.
+    """
+
+    tokens: Annotated[tuple[str | int, ...], Field(min_length=1, max_length=2), BeforeValidator(check_tokens)]
 
 
 class SignalSettings(Frozen):
@@ -43,21 +57,29 @@ class SignalSettings(Frozen):
             each adapter was trained on the base with those before it, and the last one has the head.
         adapter_base: the base's name in the adapter's files, where that is another name for the same weights.
         dtype: dtype in which the base computes; None takes the checkpoint's own.
+        engine: engine of the forward pass: Assay's own, or vLLM for models too large for one device.
+        tensor_parallel_size: number of devices over which vLLM splits every layer.
         device: device of the base, by torch's name; None takes CUDA where there is a CUDA device.
         max_length: most tokens of prompt and completion together.
         template: path of a Jinja chat template; None takes the checkpoint's own.
         template_name: name of one of the checkpoint's chat templates; None takes the one called "default".
         score_position: the tokens that the head reads.
+        head: head that is made of a language model's output layer; None takes the checkpoint's own head.
+        output: output of a head with several: its number, its name, or two numbers whose difference is the logit.
         pad_token_id: the id that `score_position: last_non_pad_id` skips.
         token_types: rule for the types (segments) of tokens, for bases that have several.
         eos: origin of the end of turn: the chat template, or an appended EOS token.
         mean: mean of the logits, for blends that standardise.
         std: standard deviation of the logits, for blends that standardise.
+        moments: `config` takes mean and std from the keys `mean` and `std` of `config.json`, as OpenRLHF writes them.
+        code: `ignore` serves a base whose `config.json` asks for remote code, by transformers' own model without it.
         unfinished: rule for completions that a length limit cut off: scored, or an error.
         dropped_content: rule for an item of which the template drops a part: an error, or scored and reported.
         control_tokens: rule for a control token in a message: an error, or read as plain characters.
         reasoning: rule for the reasoning of a completion: rendered as it is, removed before, or an error.
         reasoning_tags: the two tags that enclose reasoning; None takes `<think>` and `</think>`.
+        steps: rules by which steps are read, for `score_position: steps`.
+        aggregate: rule that makes one logit of those of the steps.
     """
 
     kind: Kind | None = None
@@ -66,26 +88,50 @@ class SignalSettings(Frozen):
     adapter: Annotated[str | list[str] | None, BeforeValidator(check_one_or_several)] = None
     adapter_base: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    engine: Literal["assay", "vllm"] = "assay"
+    tensor_parallel_size: int = Field(1, gt=0)
     device: str | None = Field(None, pattern=DEVICE_PATTERN)
     max_length: int | None = Field(None, gt=0)
     template: str | None = None
     template_name: str | None = None
     score_position: ScorePosition | None = None
+    head: TokenHead | None = None
+    output: Annotated[OutputKey | None, BeforeValidator(check_output)] = None
     pad_token_id: int | None = Field(None, ge=0)
     token_types: TokenTypes | None = None
     eos: EosPolicy | None = None
     mean: float | None = Field(None, allow_inf_nan=False)
     std: float | None = Field(None, gt=0, allow_inf_nan=False)
+    moments: Literal["config"] | None = None
+    code: Literal["ignore"] | None = None
     unfinished: Unfinished | None = None
     dropped_content: DroppedContent = "error"
     control_tokens: ControlTokenPolicy = "error"
     reasoning: Reasoning | None = None
     reasoning_tags: tuple[Tag, Tag] | None = None
+    steps: StepRules | None = None
+    aggregate: Aggregate | None = None
 
     @model_validator(mode="after")
     def _some_weights(self) -> "SignalSettings":
         if self.base is None and self.adapter is None:
             raise ValueError("base: declare the directory or hub id of the model, or an `adapter` that names its base")
+        return self
+
+    @model_validator(mode="after")
+    def _check_head(self) -> "SignalSettings":
+        if self.head is not None and self.output is not None:
+            raise ValueError("output: is for a head of its own; with `head.tokens` the tokens say what is read")
+        return self
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> "SignalSettings":
+        if self.engine == "assay" and self.tensor_parallel_size != 1:
+            raise ValueError("tensor_parallel_size: is only for `engine: vllm`; remove it or declare that")
+        if self.engine == "vllm" and (
+            wrong := [key for key in ("adapter", "device", "head", "output") if getattr(self, key) is not None]
+        ):
+            raise ValueError(f"{wrong[0]}: is not for `engine: vllm`, which serves whole models; remove one of the two")
         return self
 
 

@@ -144,3 +144,31 @@ def check_one_or_several(value: object) -> object:
     if value is not None and not (several and all(isinstance(entry, str) for entry in several)):
         raise ValueError("must be text, or a list of texts that is not empty")
     return value
+
+
+def check_output(value: object) -> object:
+    """Return the declared output of a head: a number, a name, or two numbers.
+
+    Raises:
+        ValueError: the value is none of these.
+    """
+    numbers = value if isinstance(value, list | tuple) else [value]
+    right = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
+    if isinstance(value, list | tuple):
+        right = right and len(value) == 2 and value[0] != value[1]
+    if not (right or value is None or (isinstance(value, str) and value)):
+        raise ValueError("must be the number or name of an output, or two different numbers: [I, J]")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_tokens(value: object) -> object:
+    """Return one or two tokens, each a text or an id.
+
+    Raises:
+        ValueError: the value is not a list of one or two different texts or ids.
+    """
+    tokens = value if isinstance(value, list | tuple) else []
+    right = all(isinstance(t, str | int) and not isinstance(t, bool) and t != "" for t in tokens)
+    if not (right and len(tokens) in (1, 2) and len(set(tokens)) == len(tokens)):
+        raise ValueError("must be a list of one or two different tokens, each a text or an id")
+    return tuple(tokens)

@@ -22,7 +22,8 @@ from assay_client._spread import Spread, Worst, compute_kendall, compute_ranks
 from assay_client.client import AsyncRewardClient
 from assay_client.diff import DiffRow, diff_file
 from assay_client.errors import FingerprintChanged, InvalidAnswer, InvalidInput, ServerError, Timeout
-from assay_client.types import Item, ItemError, Message, Score, ScoreFailure
+from assay_client.messages import Message
+from assay_client.types import Item, ItemError, Score, ScoreFailure
 from tests.client.test_client_bulk import jsonl
 from tests.client.test_client_slow import assay, slow, wait_for
 

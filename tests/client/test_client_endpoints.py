@@ -30,7 +30,8 @@ from assay_client.errors import (
     Timeout,
     Unauthorized,
 )
-from assay_client.types import Item, Message
+from assay_client.messages import Message
+from assay_client.types import Item
 
 if TYPE_CHECKING:
     from tests.client.conftest import Either, FakeClock, Loopback, ReceivedRequest, Script, Wire
@@ -58,6 +59,8 @@ def test_forms_of_one_prompt_have_one_key() -> None:
     as_message = [{"content": "p", "role": "user"}]
     assert affinity_key("p") == affinity_key(as_message) == affinity_key([Message("user", "p")])
     assert len({affinity_key(text) for text in ("p", "P", "p ", "", "\ud800")}) == 5
+    # The output of: printf '[5,6]' | b2sum -l 128
+    assert affinity_key([5, 6]) == affinity_key((5, 6)) == "6f1874663bfd122145045cfe9f82a519"
 
 
 @pytest.mark.parametrize("prompt", [3, [{"role": "user"}], [{"role": "user", "content": {1}}]])

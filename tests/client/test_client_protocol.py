@@ -74,6 +74,8 @@ def test_chunks_of_two_models_are_not_merged(wire: "type[Wire]") -> None:
         ({"weights": {"preference": float("nan")}}, "weight of `preference`"),
         ({"truncation": "right"}, "`truncation`"),
         ({"top_n": 0}, "`top_n`"),
+        ({"tokenizer_sha256": "A" * 64}, "sha256sum tokenizer.json"),
+        ({"tokenizer_sha256": 7}, "`tokenizer_sha256` must be 64 hexadecimal digits"),
     ],
 )
 def test_contradictory_options_are_refused(options: dict[str, Any], says: str) -> None:
@@ -84,6 +86,17 @@ def test_contradictory_options_are_refused(options: dict[str, Any], says: str) -
 def test_a_malformed_item_is_named_by_its_index() -> None:
     with pytest.raises(InvalidInput, match=r"^items\[1\]: an item has exactly one of"):
         p.build_score_calls([("p", "c"), {"prompt": "p"}], {}, 64)
+
+
+def test_token_ids_name_their_tokenizer_once_for_all_items() -> None:
+    items = [("p", "c"), {"prompt_ids": [5, 6], "completion_ids": [7]}]
+    with pytest.raises(InvalidInput, match=r"^items\[1\]: `prompt_ids` needs `tokenizer_sha256`"):
+        p.build_score_calls(items, {}, 64)  # type: ignore[arg-type]
+    (call,) = p.build_score_calls(items, p.build_options(tokenizer_sha256="ab" * 32), 64)  # type: ignore[arg-type]
+    assert asked(call) == {
+        "tokenizer_sha256": "ab" * 32,
+        "items": [{"prompt": "p", "completion": "c"}, {"prompt_ids": [5, 6], "completion_ids": [7]}],
+    }
 
 
 def test_text_that_utf8_cannot_hold_is_refused_before_it_is_sent() -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from assay_client._rows import Fields, ItemRow, RankRow, read_rows, survey
 from assay_client.errors import InvalidInput
-from assay_client.types import Item, Message
+from assay_client.messages import Message
+from assay_client.types import Item
 
 OF = partial(ItemRow.of, fields=Fields())
 TWO = [{"prompt": "p", "completion": "é"}, {"prompt": "p", "completion": "2", "label": None}]

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from assay_client.errors import InvalidInput, ItemsFailed
+from assay_client.messages import Message
 from assay_client.provenance import Provenance
-from assay_client.types import Item, ItemError, Message, Score, ScoreFailure, ScoreResult
+from assay_client.types import Item, ItemError, Score, ScoreFailure, ScoreResult
 
 
 def test_every_form_of_an_item_has_the_same_wire_form() -> None:
@@ -71,11 +72,34 @@ def test_a_list_changed_later_does_not_change_the_item() -> None:
         (("p", []), "exactly one assistant message"),
         (("p", b"c"), "`completion` must be text"),
         ("p", "not str"),
+        ({"prompt_ids": [5]}, "exactly one of"),
+        ({"completion_ids": [5]}, "exactly one of"),
+        ({"prompt_ids": [5], "completion": "c"}, "exactly one of"),
+        ({"prompt_ids": [5], "completion_ids": [6], "prompt": "p", "completion": "c"}, "exactly one of"),
+        ({"prompt_ids": [5], "completion_ids": [6], "finish_reason": "stop"}, "`finish_reason` is read from the last"),
+        (
+            {"prompt_ids": [5, -1], "completion_ids": [6]},
+            r"`prompt_ids\[1\]` must be a whole number of at least 0, not -1",
+        ),
+        ({"prompt_ids": [5], "completion_ids": [True]}, r"`completion_ids\[0\]` must be .*, not True"),
+        ({"prompt_ids": [5], "completion_ids": [6.0]}, r"`completion_ids\[0\]` must be .*, not 6\.0"),
+        ({"prompt_ids": ["5"], "completion_ids": [6]}, r"`prompt_ids\[0\]` must be .*, not '5'"),
+        ({"prompt_ids": [[5]], "completion_ids": [6]}, r"`prompt_ids\[0\]` must be"),
+        ({"prompt_ids": b"5", "completion_ids": [6]}, "`prompt_ids` must be a list of token ids, not bytes"),
+        ({"prompt_ids": 5, "completion_ids": [6]}, "`prompt_ids` must be a list of token ids, not int"),
     ],
 )
 def test_a_malformed_item_says_what_is_wrong(value: Any, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         Item.of(value)
+
+
+def test_token_ids_reach_the_wire_and_cannot_be_changed_later() -> None:
+    ids = [5, 2**40]
+    item = Item(prompt_ids=ids, completion_ids=(), id="a")
+    ids.append(7)
+    assert item.to_wire() == {"prompt_ids": (5, 2**40), "completion_ids": (), "id": "a"}
+    assert Item.of({"prompt_ids": [5, 2**40], "completion_ids": [], "id": "a"}) == item
 
 
 def test_a_tuple_of_three_says_why_generation_ended() -> None:

@@ -1,9 +1,12 @@
 """A running service with the tiny models, for the clients of other servers."""
 
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,14 @@ from assay_service.compat_settings import CompatSettings
 from tests.service.conftest import tiny
 
 __all__ = ["tiny"]
+
+RECORDED = Path(__file__).parent / "recorded"  # requests of real clients; see test_recorded_clients.py
+
+
+def read_body(name: str) -> dict[str, Any]:
+    """The JSON body of a recorded request."""
+    body: dict[str, Any] = json.loads((RECORDED / f"{name}.http").read_bytes().partition(b"\r\n\r\n")[2])
+    return body
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,25 +42,32 @@ Serve = Callable[..., Served]
 @pytest.fixture(scope="session")
 def serve(tiny: dict[str, Any]) -> Iterator[Serve]:
     """A function that serves the tiny models over a real socket, with the given `compat` settings."""
-    running: dict[str, tuple[uvicorn.Server, threading.Thread, Served]] = {}
+    running: dict[str, Served] = {}
+    with ExitStack() as stack:
 
-    def start(**compat: Any) -> Served:
-        key = repr(sorted(compat.items()))
-        if key not in running:
-            settings = tiny["settings"].model_copy(update={"compat": CompatSettings.model_validate(compat)})
-            app = create_app(settings)
-            server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-            thread = threading.Thread(target=server.run, daemon=True)
-            thread.start()
-            while not server.started:
-                assert thread.is_alive(), "the server ended before it listened"
-                time.sleep(0.01)
-            port = server.servers[0].sockets[0].getsockname()[1]
-            running[key] = server, thread, Served(f"http://127.0.0.1:{port}", app)
-        return running[key][2]
+        def start(**compat: Any) -> Served:
+            key = repr(sorted(compat.items()))
+            if key not in running:
+                settings = tiny["settings"].model_copy(update={"compat": CompatSettings.model_validate(compat)})
+                running[key] = stack.enter_context(run_app(create_app(settings)))
+            return running[key]
 
-    yield start
-    for server, thread, _ in running.values():
+        yield start
+
+
+@contextmanager
+def run_app(app: FastAPI) -> Iterator[Served]:
+    """Serve an application over a real socket."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server ended before it listened"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Served(f"http://127.0.0.1:{port}", app)
+    finally:
         server.should_exit = True
         thread.join()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from assay_service import loader
-from assay_service.engine.cache import ENTRY_BYTES, ResultCache, compute_key
+from assay_service.engine.cache import ResultCache, compute_key, count_bytes
 from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.layout import Span, TokenSequence
@@ -102,21 +102,28 @@ def test_truncation_finish_reason_and_score_position_give_other_sequences() -> N
 
 
 def test_the_least_recently_used_is_forgotten() -> None:
-    cache = ResultCache(2 * ENTRY_BYTES)
-    cache.put(b"1", 1.0)
-    cache.put(b"2", 2.0)
-    assert cache.get(b"1") == 1.0
-    cache.put(b"3", 3.0)
-    assert [cache.get(key) for key in (b"1", b"2", b"3")] == [1.0, None, 3.0]
-    assert cache.size_bytes == 2 * ENTRY_BYTES
+    cache = ResultCache(2 * count_bytes(((1.0,),)))
+    cache.put(b"1", ((1.0,),))
+    cache.put(b"2", ((2.0,),))
+    assert cache.get(b"1") == ((1.0,),)
+    cache.put(b"3", ((3.0,),))
+    assert [cache.get(key) for key in (b"1", b"2", b"3")] == [((1.0,),), None, ((3.0,),)]
+    assert cache.size_bytes == 2 * count_bytes(((1.0,),))
+    cache.put(b"3", ((4.0, 5.0), (6.0,)))
+    assert cache.get(b"1") is None
+    assert cache.size_bytes == count_bytes(((4.0, 5.0), (6.0,)))
 
 
-def test_it_stays_within_its_bytes() -> None:
+@pytest.mark.parametrize("steps", [1, 20])
+def test_it_stays_within_its_bytes(steps: int) -> None:
     most = 3 * 2**20
     cache = ResultCache(most)
     tracemalloc.start()
     for number in range(50_000):
-        cache.put(compute_key("signal", TokenSequence((number,), 0, Span(0, 1))), number / 7)
+        cache.put(
+            compute_key("signal", TokenSequence((number,), 0, Span(0, 1))),
+            (tuple(number / (7 + step) for step in range(steps)),),
+        )
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert cache.size_bytes <= most
@@ -125,5 +132,5 @@ def test_it_stays_within_its_bytes() -> None:
 
 def test_a_cache_of_no_bytes_remembers_nothing() -> None:
     cache = ResultCache(0)
-    cache.put(b"1", 1.0)
+    cache.put(b"1", ((1.0,),))
     assert cache.get(b"1") is None

@@ -1,24 +1,19 @@
 """The real client against the real application."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from pydantic import BaseModel
 
-from assay_client.client import AsyncRewardClient, RewardClient
+from assay_client.client import AsyncRewardClient
 from assay_client.errors import ServerError
-from assay_client.in_process import AppTransport
 from assay_client.results import RenderedItem
 from assay_client.types import Score, ScoreFailure
-from assay_service import settings
 from assay_service.api import answers
 from assay_service.api.app import create_app
-from tests.client.test_client_best_of import serve_numbers
 
 
 def talk_to(tiny: dict[str, Any], talk: Callable[[AsyncRewardClient], Awaitable[Any]], **client: Any) -> Any:
@@ -122,35 +117,3 @@ def test_the_two_sides_name_the_same_fields() -> None:
     ]
     for wire, own in pairs:
         assert set(wire.model_fields) == {field.name for field in fields(own)}
-
-
-def test_the_examples_of_the_page_run(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they are, but for the address and the models: a service in this process, with tiny models."""
-    page = (Path(__file__).parents[2] / "docs/client.md").read_text()
-    first, key, several, trainer, best, embedded = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    monkeypatch.setattr(settings, "EMBEDDED", tiny["root"] / "service.yaml")
-    exec(embedded, {})
-    made: dict[str, Any] = {"RewardClient": RewardClient, "KEY": "k-1"}
-    exec(key, made)
-    assert made["client"].endpoints == ("https://rewards.example",)
-    exec(several, made)
-    assert len(made["client"].endpoints) == 3
-    with RewardClient("http://assay", transport=AppTransport(create_app(tiny["settings"]))) as client:
-        ran: dict[str, Any] = {"client": client, "EOS": 2}
-        address = 'RewardClient("http://127.0.0.1:8000")'
-        assert address in first
-        here = {address: "client", "with client as client": "if True", '"crs"': '"mix"'}
-        for theirs, ours in here.items():
-            first = first.replace(theirs, ours)
-        exec(first, ran)
-        assert [type(one).__name__ for one in ran["result"].data] == ["Score", "Score"]
-        exec(trainer, ran)
-        chats = [[{"role": "assistant", "content": text}] for text in ("bread", "bread", "<|im_end|>")]
-        rewards = ran["assay"]([[{"role": "user", "content": "bake?"}]] * 3, chats, [[5, 2], [5], [5, 2]], other=1)
-        with serve_numbers() as policy:
-            exec(best.replace("http://127.0.0.1:8001/v1", policy.url).replace('"crs"', '"mix"'), ran)
-        assert len({*ran["best"].scores}) == 8
-        assert ran["best"].score == max(ran["best"].scores)
-        finished, cut = client.score([("bake?", "bread", "stop"), ("bake?", "bread", "length")], model="mix").scores()
-    assert rewards == [finished, cut, None]
-    assert finished != cut

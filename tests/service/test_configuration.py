@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from assay_service import compat_settings, settings, signal_settings
+from assay_service import compat_settings, create_app, settings, signal_settings
 from assay_service.errors import StartError
 from assay_service.inspection import build_declaration, inspect
 from assay_service.resolve import ResolvedSignal, read_resolved
+from assay_service.scoring import manifest
 from assay_service.yaml_file import read_yaml
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -65,9 +67,8 @@ def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path
     }
     assert beginnings(raw, tmp_path) == [
         "signals.a: kind: must be one of preference, absolute, not 'reward'",
-        "signals.c: scoreposition: unknown key; did you mean `score_position`? Keys are kind, base, revision, adapter, "
-        "adapter_base, dtype, device, max_length, template, template_name, score_position, pad_token_id, token_types, "
-        "eos, mean, std, unfinished, dropped_content, control_tokens, reasoning, reasoning_tags",
+        "signals.c: scoreposition: unknown key; did you mean `score_position`? Keys are "
+        + ", ".join(signal_settings.SignalSettings.model_fields),
         "limits.max_items: must be more than 0, not 0",
         "blends.mix.weights: 'z' is not a signal; signals are a, b, c",
         "default: is required: the signal or blend that answers requests which name none; one of a, b, c, mix",
@@ -76,7 +77,8 @@ def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path
         "signals.a: unfinished: declare it, one of score, error",
         f"signals.b: base: ../nowhere: no such directory; looked at {tmp_path.parent / 'nowhere'}; correct the path",
         f"signals.c: base: {tmp_path / 'opt'}: architecture 'opt' is not served; Assay serves bert, deberta-v2, gemma, "
-        "gpt_neox, llama, mistral, qwen2, qwen3, roberta",
+        "gemma2, gemma3_text, gpt_neox, llama, mistral, modernbert, olmo2, phi3, qwen2, qwen3, qwen3_5_text, "
+        "qwen3_moe, roberta, xlm-roberta",
     ]
 
 
@@ -89,27 +91,57 @@ def test_each_key_that_must_be_declared_has_its_values_and_how_to_find_out(tmp_p
         assert clue in line
 
 
-def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> None:
-    """In a process of its own, through the command as it is installed."""
-    model(tmp_path / "rm")
-    (tmp_path / "service.yaml").write_text("signals: {rm: {base: rm, kind: reward}}\n")
+def serve_alone(config: Path) -> tuple[list[str], list[str]]:
+    """The heavy packages that were imported and the lines of stderr of a service that must not start.
+
+    In a process of its own, through the command as it is installed.
+    """
     code = (
         "import sys, time; from assay_client.cli import main\n"
-        f"sys.argv = ['assay', 'serve', '--config', {str(tmp_path / 'service.yaml')!r}, '--port', '1']\n"
+        f"sys.argv = ['assay', 'serve', '--config', {str(config)!r}, '--port', '1']\n"
         "try: main()\n"
         "except SystemExit as end: code = end.code\n"
-        "heavy = {'torch', 'transformers', 'peft', 'uvicorn'} & sys.modules.keys()\n"
-        "print(code, sorted(heavy), time.process_time())"
+        "heavy = {'torch', 'transformers', 'peft', 'tokenizers', 'uvicorn'} & sys.modules.keys()\n"
+        "print(code, time.process_time(), *sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    code_of_exit, modules, seconds = done.stdout.split()
-    assert (code_of_exit, modules) == ("2", "[]")
+    code_of_exit, seconds, *modules = done.stdout.split()
+    assert code_of_exit == "2"
     assert float(seconds) < 2
-    lines = done.stderr.splitlines()
+    return modules, done.stderr.splitlines()
+
+
+def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> None:
+    model(tmp_path / "rm")
+    (tmp_path / "service.yaml").write_text("signals: {rm: {base: rm, kind: reward}}\n")
+    modules, lines = serve_alone(tmp_path / "service.yaml")
+    assert modules == []
     assert lines[0] == f"assay serve: {tmp_path / 'service.yaml'}: 3 problems"
     assert lines[1].startswith(
         "  signals.rm: kind: must be one of preference, absolute, not 'reward': `preference` for"
     )
+
+
+@pytest.mark.parametrize("wire", ["chat", "sglang", "vllm"])
+def test_a_wire_with_assays_own_paths_at_the_root_is_refused_before_anything_is_loaded(
+    tmp_path: Path, wire: str
+) -> None:
+    model(tmp_path / "rm")
+    declared = {"compat": {"root": wire, "wires": {"slime": {"policy": "absent"}}}}
+    config = {"signals": {"rm": {**WHOLE, "base": "rm", "score_position": "last_token"}}, **declared}
+    path = tmp_path / "service.yaml"
+    path.write_text(yaml.safe_dump(config))
+    (line,) = problems(config, tmp_path)
+    assert re.fullmatch(
+        rf"compat\.root: {wire} cannot be served at the root, because Assay itself serves GET /v1/models.*; use the "
+        rf"base URL http://HOST:PORT/compat/{wire}",
+        line,
+    )
+    if wire == "vllm":
+        assert serve_alone(path) == ([], [f"assay serve: {path}: {line}"])
+    with pytest.raises(StartError) as caught:  # neither the model nor the policy could be loaded
+        create_app(settings.read_settings(path))
+    assert caught.value.problems == (line,)
 
 
 @pytest.mark.parametrize(
@@ -471,6 +503,7 @@ def test_a_directory_without_checkpoint_says_what_was_looked_for(tmp_path: Path)
 SECTIONS: dict[str, type[BaseModel]] = {
     "The file": settings.Settings,
     "A signal": signal_settings.SignalSettings,
+    "Steps": manifest.StepRules,
     "A blend": signal_settings.BlendSettings,
     "A length penalty": signal_settings.LengthPenaltySettings,
     "Limits": settings.Limits,
@@ -504,7 +537,9 @@ def test_the_reference_page_has_every_key_with_its_values_and_default(section: s
         if field.is_required():
             assert default == "required"
         elif isinstance(field.default, (int, str)):
-            assert default == f"`{field.default}`"
+            # YAML writes `false`, and an empty text is none.
+            shown = str(field.default).lower() if isinstance(field.default, bool) else field.default
+            assert default == ("none" if shown == "" else f"`{shown}`")
         if section == "A signal" and (values := settings.list_allowed_values(name)):
             assert kind == ", ".join(f"`{value}`" for value in values)
 

@@ -5,19 +5,21 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
 import torch
 
+from assay_service.engine.cache import Outputs
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
-from assay_service.errors import ForwardFailed, NotFinite, NotReady, Overloaded
+from assay_service.errors import ForwardFailed, NotReady, Overloaded
 from assay_service.metrics import Metrics
-from assay_service.scoring.architectures import ARCHITECTURES
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
+from assay_service.scoring.trunk import Trunk
 
 POISON, NAN, BROKEN = 666, 667, 668
 WAIT_S = 20
@@ -30,7 +32,7 @@ class FaultyModel:
         capacity: more sequences at once are out of memory.
     """
 
-    architecture = ARCHITECTURES["llama"]
+    shares_prompts = True
 
     def __init__(self, capacity: int = 10_000) -> None:
         self.batches: list[list[int]] = []
@@ -38,7 +40,7 @@ class FaultyModel:
         self.gate.set()
         self._capacity = capacity
 
-    def logits(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
+    def read(self, sequences: Sequence[TokenSequence], names: Sequence[str]) -> list[list[tuple[float, ...]]]:
         self.gate.wait(WAIT_S)
         firsts = [sequence.ids[0] for sequence in sequences]
         self.batches.append(firsts)
@@ -48,7 +50,8 @@ class FaultyModel:
             raise RuntimeError("device says no")
         if BROKEN in firsts:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-        return torch.tensor([math.nan if first == NAN else float(first) for first in firsts])
+        logits = [math.nan if first == NAN else float(first) for first in firsts]
+        return [[(logit * sign,) for logit in logits] for sign in (1, -1)[: len(names)]]
 
 
 @contextmanager
@@ -62,7 +65,7 @@ def running(
     on_failure: Callable[[], None] = lambda: None,
 ) -> Iterator[Engine]:
     engine = Engine(
-        cast("dict[str, RewardModel]", {"a": model, "b": model}),
+        {name: Trunk(name, cast("RewardModel", model), (name,)) for name in ("a", "b")},
         {"a": "signal a", "b": "signal b"},
         max_batch_tokens=max_batch_tokens,
         max_queue_tokens=max_queue_tokens,
@@ -82,6 +85,12 @@ def tasks(firsts: Sequence[int], signal: str = "a", length: int = 3) -> list[Tas
     return [Task(signal, TokenSequence((first,) * length, 0, Span(0, 1))) for first in firsts]
 
 
+def logit(future: "Future[Outputs]") -> float:
+    """The one number of a trunk with one signal."""
+    ((number,),) = cast("tuple[tuple[float]]", future.result(WAIT_S))
+    return number
+
+
 def busy(engine: Engine, model: FaultyModel) -> Any:
     """Closes the gate and lets the worker run into it; returns the future it works on."""
     model.gate.clear()
@@ -98,18 +107,18 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float:
 def test_logits_come_back_to_their_tasks() -> None:
     with running(FaultyModel()) as engine:
         futures = engine.submit(tasks(range(1, 200)))
-        assert [future.result(WAIT_S) for future in futures] == list(range(1, 200))
+        assert [logit(future) for future in futures] == list(range(1, 200))
 
 
 def test_one_bad_sequence_does_not_fail_its_neighbours() -> None:
     """Trap 13, and a forward that raises."""
     with running(FaultyModel()) as engine:
         futures = engine.submit(tasks([1, POISON, NAN, 4]))
-        assert futures[0].result(WAIT_S) == 1.0
-        assert futures[3].result(WAIT_S) == 4.0
+        assert logit(futures[0]) == 1.0
+        assert logit(futures[3]) == 4.0
         assert isinstance(futures[1].exception(WAIT_S), ForwardFailed)
-        assert isinstance(futures[2].exception(WAIT_S), NotFinite)
-        assert engine.submit(tasks([7]))[0].result(WAIT_S) == 7.0
+        assert futures[2].result(WAIT_S) == (None,)
+        assert logit(engine.submit(tasks([7]))[0]) == 7.0
 
 
 def test_what_waits_is_batched_across_requests_and_by_signal() -> None:
@@ -145,7 +154,7 @@ def test_a_full_queue_refuses_the_whole_request_and_an_empty_one_takes_any() -> 
         assert caught.value.retryable
         assert caught.value.retry_after_s > 0
         model.gate.set()
-        assert [future.result(WAIT_S) for future in huge] == list(range(1, 50))
+        assert [logit(future) for future in huge] == list(range(1, 50))
 
 
 def test_cancelled_work_is_not_done() -> None:
@@ -156,7 +165,7 @@ def test_cancelled_work_is_not_done() -> None:
         for future in gone:
             future.cancel()
         model.gate.set()
-        assert kept[0].result(WAIT_S) == 4.0
+        assert logit(kept[0]) == 4.0
     assert 2 not in [first for batch in model.batches for first in batch]
 
 
@@ -172,7 +181,7 @@ def test_stopping_finishes_what_waits_and_refuses_what_comes() -> None:
 
 def test_an_engine_that_was_never_started_accepts_nothing() -> None:
     engine = Engine(
-        cast("dict[str, RewardModel]", {"a": FaultyModel()}),
+        {"a": Trunk("a", cast("RewardModel", FaultyModel()), ("a",))},
         {},
         max_batch_tokens=1,
         max_queue_tokens=1,
@@ -188,9 +197,9 @@ def test_what_was_computed_is_remembered_by_signal() -> None:
     model, metrics = FaultyModel(), Metrics()
     with running(model, cache_bytes=10_000, metrics=metrics) as engine:
         for _ in range(3):
-            assert engine.submit(tasks([5]))[0].result(WAIT_S) == 5.0
-        assert engine.submit(tasks([5], "b"))[0].result(WAIT_S) == 5.0
-        assert engine.submit(tasks([5]), fresh=True)[0].result(WAIT_S) == 5.0
+            assert logit(engine.submit(tasks([5]))[0]) == 5.0
+        assert logit(engine.submit(tasks([5], "b"))[0]) == 5.0
+        assert logit(engine.submit(tasks([5]), fresh=True)[0]) == 5.0
     assert model.batches == [[5], [5], [5]]
     assert sample(metrics, "assay_lookups_total", result="hit") == 2
     assert sample(metrics, "assay_cache_bytes") > 0
@@ -202,7 +211,7 @@ def test_what_is_being_computed_is_computed_once_for_all_who_ask() -> None:
         running_now = busy(engine, model)
         joined = [*engine.submit(tasks([1])), *engine.submit(tasks([2, 2])), *engine.submit(tasks([2]))]
         model.gate.set()
-        assert [future.result(WAIT_S) for future in (running_now, *joined)] == [1.0, 1.0, 2.0, 2.0, 2.0]
+        assert [logit(future) for future in (running_now, *joined)] == [1.0, 1.0, 2.0, 2.0, 2.0]
     assert model.batches == [[1], [2]]
     assert sample(metrics, "assay_lookups_total", result="in_flight") == 3
 
@@ -214,21 +223,21 @@ def test_one_who_leaves_does_not_take_the_work_from_the_others() -> None:
         (left,), (stayed,) = engine.submit(tasks([2])), engine.submit(tasks([2]))
         left.cancel()
         model.gate.set()
-        assert stayed.result(WAIT_S) == 2.0
+        assert logit(stayed) == 2.0
 
 
 def test_failures_are_not_remembered() -> None:
     model = FaultyModel()
     with running(model, cache_bytes=10_000) as engine:
         for _ in range(2):
-            assert isinstance(engine.submit(tasks([NAN]))[0].exception(WAIT_S), NotFinite)
+            assert engine.submit(tasks([NAN]))[0].result(WAIT_S) == (None,)
     assert model.batches == [[NAN], [NAN]]
 
 
 def test_without_a_cache_everything_is_computed() -> None:
     model = FaultyModel()
     with running(model) as engine:
-        assert [f.result(WAIT_S) for f in engine.submit(tasks([5, 5]))] == [5.0, 5.0]
+        assert [logit(f) for f in engine.submit(tasks([5, 5]))] == [5.0, 5.0]
         engine.submit(tasks([5]))
     assert model.batches == [[5, 5], [5]]
 
@@ -236,18 +245,18 @@ def test_without_a_cache_everything_is_computed() -> None:
 def test_out_of_memory_splits_the_batch_once() -> None:
     model, metrics = FaultyModel(capacity=2), Metrics()
     with running(model, metrics=metrics) as engine:
-        assert [future.result(WAIT_S) for future in engine.submit(tasks([1, 2, 3, 4]))] == [1.0, 2.0, 3.0, 4.0]
+        assert [logit(future) for future in engine.submit(tasks([1, 2, 3, 4]))] == [1.0, 2.0, 3.0, 4.0]
         assert model.batches == [[1, 2, 3, 4], [1, 2], [3, 4]]
         failed = engine.submit(tasks([1, 2, 3, 4, 5, 6]))
         assert all(isinstance(future.exception(WAIT_S), ForwardFailed) for future in failed)
-        assert engine.submit(tasks([7]))[0].result(WAIT_S) == 7.0
+        assert logit(engine.submit(tasks([7]))[0]) == 7.0
     assert sample(metrics, "assay_out_of_memory_total") == 2
 
 
 def test_a_failed_device_answers_what_is_remembered_and_nothing_else() -> None:
     model, failures = FaultyModel(), threading.Event()
     with running(model, cache_bytes=10_000, on_failure=failures.set) as engine:
-        assert engine.submit(tasks([5]))[0].result(WAIT_S) == 5.0
+        assert logit(engine.submit(tasks([5]))[0]) == 5.0
         busy(engine, model)
         broken, waiting = engine.submit(tasks([BROKEN])), engine.submit(tasks([6], "b"))
         model.gate.set()
@@ -259,7 +268,7 @@ def test_a_failed_device_answers_what_is_remembered_and_nothing_else() -> None:
         assert engine.failed
         assert not engine.alive
         known, new = engine.submit(tasks([5, 8]))
-        assert known.result(WAIT_S) == 5.0
+        assert logit(known) == 5.0
         assert isinstance(new.exception(WAIT_S), ForwardFailed)
     assert [8] not in model.batches
 
@@ -280,17 +289,17 @@ def test_the_tensors_of_a_forward_that_ran_out_of_memory_are_gone_when_it_is_tri
         held: weakref.ref[torch.Tensor] | None = None
         alive_at_retry: bool | None = None
 
-        def logits(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
+        def read(self, sequences: Sequence[TokenSequence], names: Sequence[str]) -> list[list[tuple[float, ...]]]:
             if len(sequences) == 2:
                 tensor = torch.ones(10)
                 self.held = weakref.ref(tensor)
                 raise torch.OutOfMemoryError("CUDA out of memory")
             self.alive_at_retry = self.held is not None and self.held() is not None
-            return super().logits(sequences, name)
+            return super().read(sequences, names)
 
     model = Hoarding()
     with running(model) as engine:
-        assert [future.result(WAIT_S) for future in engine.submit(tasks([1, 2]))] == [1.0, 2.0]
+        assert [logit(future) for future in engine.submit(tasks([1, 2]))] == [1.0, 2.0]
     assert model.alive_at_retry is False
 
 

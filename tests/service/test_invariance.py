@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.activations import ACT2FN
 
 from assay_service.scoring.checkpoint import read_adapter
 from assay_service.scoring.head import Head
 from assay_service.scoring.invariance import is_invariant, make_invariant
+from assay_service.scoring.kernels.row_invariant import _ACTIVATIONS
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 from tests import checkpoints
@@ -21,7 +23,7 @@ WIDE = {"hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 6, 
 ODD = {"hidden_size": 60, "intermediate_size": 77, "num_attention_heads": 6, "max_position_embeddings": 1024}
 
 
-def load(root: Path, architecture: str, dtype: torch.dtype, adapters: tuple[str, ...] = (), **size: int) -> RewardModel:
+def load(root: Path, architecture: str, dtype: torch.dtype, adapters: tuple[str, ...] = (), **size: Any) -> RewardModel:
     """A random model with a signal `s`, and one for each adapter, made invariant."""
     fast = checkpoints.tokenizer_of(architecture)
     reference = checkpoints.classifier(architecture, fast, initializer_range=0.05, **(WIDE | size))
@@ -140,3 +142,27 @@ def test_the_proof_finds_a_model_whose_rows_see_each_other(tmp_path: Path) -> No
     honest = attention.v_proj.forward
     attention.v_proj.forward = lambda rows: honest(rows) + 1e-6 * rows.shape[1]
     assert not is_invariant(model, "s", 1024)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_experts_that_get_one_token_or_nearly_all_give_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Rows of an expert, and with them the shape of its products, depend on all tokens of a row."""
+    size: dict[str, Any] = {"num_experts": 16, "moe_intermediate_size": 80, "mlp_only_layers": []}
+    model = load(tmp_path, "qwen3_moe", dtype, **size)
+    one, other, *_ = groups((0, (1,)), (0, (1,)), seed=3)
+    same = TokenSequence(one.ids * 700, 0, Span(699, 700))  # every token has nearly the same experts
+    subjects = [one, same, *groups((20, (1, 40)), (3, (300,)))]
+    alone = [logits(model, [subject])[0] for subject in subjects]
+    for crowd in ([], [other] * 50, [same] * 2, groups((90, (500, 9)), seed=8)):
+        assert logits(model, [*crowd, *subjects])[len(crowd) :] == alone
+
+
+@pytest.mark.parametrize("architecture", checkpoints.CONFIGS)
+def test_every_activation_is_found_where_its_remainders_are_sliced(architecture: str) -> None:
+    """An activation under another attribute would stay as it is, and on some machines depend on the row."""
+    base = checkpoints.classifier(architecture, checkpoints.tokenizer_of(architecture)).base_model
+    kinds = tuple({type(ACT2FN[name]) for name in ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu")})
+    names = {name for module in base.modules() for name, child in module.named_children() if isinstance(child, kinds)}
+    assert names
+    assert names <= set(_ACTIVATIONS)

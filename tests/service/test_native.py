@@ -107,7 +107,13 @@ def row(causal: bool) -> Layout:
 
 
 def attended(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, window: int, causal: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: Layout,
+    window: int,
+    causal: bool,
+    softcap: float = math.inf,
 ) -> torch.Tensor:
     """Attention by the definition, a segment and a head at a time; fp64 `[T, heads, d]`."""
     out = torch.zeros(q.shape[2], q.shape[1], q.shape[3], dtype=torch.float64)
@@ -115,10 +121,12 @@ def attended(
         own = range(segment.own.start, segment.own.end)
         seen = [*(range(segment.prefix.start, segment.prefix.end) if segment.prefix else ()), *own]
         ages = torch.arange(len(seen) - len(own), len(seen))[:, None] - torch.arange(len(seen))
-        hidden = (ages < 0) | (ages >= (window or len(seen))) if causal else torch.zeros_like(ages, dtype=torch.bool)
+        hidden = (ages if causal else ages.abs()) >= (window or len(seen))
+        hidden |= (ages < 0) & causal
         for head in range(q.shape[1]):
             group = head // (q.shape[1] // k.shape[1])
             scores = q[0, head, own].double() @ k[0, group, seen].double().T * q.shape[3] ** -0.5
+            scores = scores if softcap == math.inf else softcap * (scores / softcap).tanh()
             out[own.start : own.stop, head] = (
                 scores.masked_fill(hidden, -math.inf).softmax(-1) @ v[0, group, seen].double()
             )
@@ -131,6 +139,9 @@ SHAPES = [
     (8, 1, 32, 37, True),
     (6, 3, 10, 100, True),
     (2, 2, 128, 64, True),
+    (4, 4, 16, 1, False),
+    (4, 4, 16, 33, False),
+    (2, 2, 64, 130, False),
 ]
 
 
@@ -145,6 +156,23 @@ def test_attention(heads: int, groups: int, width: int, window: int, causal: boo
     got = ops.attention(q, k, v, None, None, table, width**-0.5, window, causal)
     assert close(got[0], attended(q, k, v, layout, window, causal))
     assert not got[0, layout.tokens :].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "groups", "width", "window", "causal"), SHAPES)
+def test_attention_with_bounded_scores(
+    heads: int, groups: int, width: int, window: int, causal: bool, dtype: torch.dtype
+) -> None:
+    layout = row(causal)
+    tokens = layout.ids.shape[1]
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, tokens, n, width).to(dtype).transpose(1, 2) * 2 for n in (heads, groups, groups))
+    table = build_segment_table(layout.segments)
+    got = ops.attention(q, k, v, None, None, table, width**-0.5, window, causal, 1.5)
+    expected = attended(q, k, v, layout, window, causal, 1.5)
+    assert close(got[0], expected)
+    without = attended(q, k, v, layout, window, causal)
+    assert window == 1 or (expected - without).abs().max() > 0.1  # the bound is felt
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

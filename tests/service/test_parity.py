@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from assay_service.errors import StartError
-from assay_service.scoring.architectures import read_activation
+from assay_service.scoring.architectures import find_longest_scaled, find_longest_sequence, read_activation
 from assay_service.scoring.checkpoint import read_adapter, read_dense, read_head
 from assay_service.scoring.files import list_weight_files, read_config
 from assay_service.scoring.head import Dense, Head
@@ -63,9 +63,9 @@ def head_of(directory: Path, model: RewardModel, adapter: Path | None = None) ->
     assert head is not None
     if model.architecture.dense is None:
         return Head(head.weight, head.bias)
-    dense = read_dense([*files, *own], model.architecture.dense)
+    dense = read_dense([*files, *own], model.architecture.dense, model.architecture.norm)
     assert dense is not None
-    return Head(head.weight, head.bias, Dense(*dense, read_activation(read_config(directory))))
+    return Head(head.weight, head.bias, Dense(dense, read_activation(read_config(directory))))
 
 
 def renderer_of(architecture: str, fast: PreTrainedTokenizerFast) -> Renderer:
@@ -218,15 +218,51 @@ def test_position_scalings_do_not_depend_on_neighbours(rope_type: str, tmp_path:
     check_against_oracle("llama", reference, checkpoints.save(tmp_path, reference, fast))
 
 
-def test_a_position_scaling_that_looks_at_neighbours_is_refused(tmp_path: Path) -> None:
-    fast = checkpoints.tokenizer_of("llama")
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0] * 4,
-        "long_factor": [2.0] * 4,
-        "original_max_position_embeddings": 64,
-    }
-    directory = checkpoints.save(tmp_path, checkpoints.classifier("llama", fast, rope_parameters=rope), fast)
-    with pytest.raises(StartError, match="rope_type 'longrope' is not served"):
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.5, 2.0, 3.0],
+    "long_factor": [2.0, 4.0, 8.0, 16.0],
+}
+
+
+@BOTH
+def test_longrope_is_served_to_its_original_length(tmp_path: Path) -> None:
+    fast = checkpoints.tokenizer_of("phi3")
+    rope = LONGROPE | {"partial_rotary_factor": 1.0}
+    size = {"max_position_embeddings": 512, "original_max_position_embeddings": 256}
+    reference = checkpoints.classifier("phi3", fast, rope_parameters=rope, **size)
+    directory = checkpoints.save(tmp_path, reference, fast)
+    check_against_oracle("phi3", reference, directory)
+    config = read_config(directory)
+    assert find_longest_sequence(config) == 256
+    old = {key: value for key, value in config.items() if key != "rope_parameters"}
+    for name in ("su", "yarn", "longrope"):  # as older versions wrote it
+        assert find_longest_sequence(old | {"rope_scaling": {"type": name, "factor": 2.0}}) == 256
+        assert find_longest_scaled(old | {"rope_scaling": {"type": name, "factor": 2.0}}) is None
+    with pytest.raises(StartError, match="original_max_position_embeddings is None; `longrope` needs"):
+        find_longest_sequence({"model_type": "llama", "rope_scaling": {"type": "longrope"}})
+
+
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+NESTED = {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rope", "kind"),
+    [
+        ("llama", DYNAMIC, "dynamic"),
+        ("gemma3_text", {"full_attention": DYNAMIC, **NESTED}, "dynamic"),
+        ("gemma3_text", {"full_attention": LONGROPE | {"original_max_position_embeddings": 64}, **NESTED}, "longrope"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_position_scaling_that_looks_at_neighbours_is_refused(
+    architecture: str, rope: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    fast = checkpoints.tokenizer_of(architecture)
+    more = {"head_dim": 8} if architecture == "gemma3_text" else {}
+    reference = checkpoints.classifier(architecture, fast, rope_parameters=rope, **more)
+    directory = checkpoints.save(tmp_path, reference, fast)
+    with pytest.raises(StartError, match=f"rope_type '{kind}' is not served"):
         RewardModel.load(directory, torch.float32, torch.device("cpu"))

@@ -34,7 +34,7 @@ def test_the_first_due_runs_with_others_of_its_signal_within_the_budget(queue: l
     if queue:
         first = min(queue, key=lambda w: w.due)
         assert queue[chosen[0]] == first
-        assert {queue[i].signal for i in chosen} == {first.signal}
+        assert {queue[i].trunk for i in chosen} == {first.trunk}
         assert len(chosen) == 1 or computed([queue[i] for i in chosen]) <= LIMIT
 
 
@@ -42,7 +42,7 @@ def test_the_first_due_runs_with_others_of_its_signal_within_the_budget(queue: l
 def test_no_room_is_wasted(queue: list[Waiting]) -> None:
     chosen = choose_next_batch(queue, LIMIT)
     batch = [queue[i] for i in chosen]
-    left = [w for i, w in enumerate(queue) if i not in chosen and w.signal == batch[0].signal]
+    left = [w for i, w in enumerate(queue) if i not in chosen and w.trunk == batch[0].trunk]
     assert all(computed([*batch, w]) > LIMIT for w in left)
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from assay_service import loader, registry, settings
 from assay_service.errors import StartError
+from assay_service.resolve import read_resolved
 from assay_service.scoring.item import PROBE, Item
 from tests import checkpoints
 
@@ -47,7 +48,8 @@ def test_a_plain_reward_model_needs_no_manifest(architecture: str, tmp_path: Pat
     signal = served.signals["s"]
     rules = signal.renderer.rules
     assert rules.score_position == ("pooler" if architecture in checkpoints.ENCODERS else "last_non_pad_id")
-    assert rules.max_length == (256 - rules.pad_token_id - 1 if architecture == "roberta" else 256)  # type: ignore[operator]
+    after_pad = architecture in ("roberta", "xlm-roberta")
+    assert rules.max_length == (256 - rules.pad_token_id - 1 if after_pad else 256)  # type: ignore[operator]
     assert served.invariant == {"s": True}
     sequence = signal.renderer.render(PROBE).sequence
     with torch.inference_mode():
@@ -56,7 +58,12 @@ def test_a_plain_reward_model_needs_no_manifest(architecture: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("architecture", "change"), [("llama", {"is_causal": False}), ("gemma", {"use_bidirectional_attention": True})]
+    ("architecture", "change"),
+    [
+        ("llama", {"is_causal": False}),
+        ("gemma", {"use_bidirectional_attention": True}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+    ],
 )
 def test_a_decoder_that_looks_ahead_refuses_to_start(
     architecture: str, change: dict[str, bool], tmp_path: Path
@@ -179,7 +186,7 @@ def test_a_head_with_several_labels_refuses_to_start(tmp_path: Path) -> None:
     """Trap 11."""
     directory, _ = plain(tmp_path)
     edit_tensors(directory / "model.safetensors", lambda t: t | {"score.weight": torch.ones(2, 32)})
-    with pytest.raises(StartError, match=r"score\.weight: has shape \[2, 32\]"):
+    with pytest.raises(StartError, match=r"score\.weight: has 2 outputs; declare the one to read"):
         load(directory)
 
 
@@ -221,11 +228,85 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
         load(directory)
 
 
-def test_remote_code_is_refused(tmp_path: Path) -> None:
+def write_code(directory: Path, **auto_map: str) -> None:
+    """Name code in config.json that would leave a trace if it were imported."""
+    (directory / "evil.py").write_text(f"open({str(directory / 'trace')!r}, 'w')\n")
+    edit_config(directory, auto_map=auto_map)
+
+
+def test_remote_code_is_refused_and_the_error_names_the_key_that_ignores_it(tmp_path: Path) -> None:
     directory, _ = plain(tmp_path)
-    edit_config(directory, auto_map={"AutoModel": "evil.Model"})
-    with pytest.raises(StartError, match="remote code"):
+    write_code(directory, AutoModel="evil.Model")
+    with pytest.raises(
+        StartError, match=r"`auto_map` asks for remote code \(evil\.Model\), .* never runs; declare `code: ignore`"
+    ):
         load(directory)
+
+
+def test_ignored_code_is_not_run_and_every_start_warns_of_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory, reference = plain(tmp_path)
+    write_code(directory, AutoModel="evil.Model", AutoConfig="evil.Config")
+    signal = load(directory, code="ignore").signals["s"]
+    sequence = signal.renderer.render(PROBE).sequence
+    with torch.inference_mode():
+        logit = signal.model.logits([sequence], "s").item()
+    assert logit == pytest.approx(checkpoints.oracle(reference, sequence.ids), abs=1e-5)
+    (warning,) = [record.getMessage() for record in caplog.records if "code: ignore" in record.getMessage()]
+    assert "evil.Model, evil.Config" in warning
+    assert not (directory / "trace").exists()
+
+
+def test_a_classifier_of_the_checkpoints_own_does_not_say_where_its_head_reads(tmp_path: Path) -> None:
+    """The code that is ignored may read another token, although its class is called like that of transformers."""
+    directory, _ = plain(tmp_path)
+    write_code(directory, AutoModelForSequenceClassification="evil.LlamaForSequenceClassification")
+    with pytest.raises(StartError, match="score_position: declare it"):
+        load(directory, code="ignore")
+    assert load(directory, code="ignore", score_position="last_token").signals["s"]
+
+
+def test_code_of_an_architecture_that_is_not_served_cannot_be_ignored(tmp_path: Path) -> None:
+    directory, _ = plain(tmp_path)
+    write_code(directory, AutoModel="evil.Model")
+    edit_config(directory, model_type="internlm2")
+    with pytest.raises(StartError, match=r"`auto_map` asks for remote code.*'internlm2', is not served without that"):
+        load(directory, code="ignore")
+
+
+def test_the_code_of_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    directory, _ = plain(tmp_path)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.T", None]}}))
+    with pytest.raises(StartError, match=r"tokenizer_config\.json: `auto_map` asks for remote code"):
+        load(directory, code="ignore")
+
+
+def test_moments_of_config_json_are_used_only_where_they_are_declared(tmp_path: Path) -> None:
+    """OpenRLHF writes mean and std of its rewards into config.json; its forward is (reward - mean) / std."""
+    directory, _ = plain(tmp_path)
+    edit_config(directory, mean=1.5, std=4.0)
+    assert load(directory).signals["s"].moments is None
+    moments = load(directory, moments="config").signals["s"].moments
+    assert moments is not None
+    assert (moments.mean, moments.std) == (1.5, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "message"),
+    [
+        ({}, {}, "mean None and std None"),
+        ({"mean": 1.5, "std": 0.0}, {}, r"mean 1\.5 and std 0\.0, but needs a finite number and a positive one"),
+        ({"mean": [1.5], "std": 2.0}, {}, r"mean \[1\.5\]"),
+        ({"mean": 1.5, "std": 2.0}, {"std": 2.0}, "contradict each other"),
+    ],
+)
+def test_moments_of_config_json_that_cannot_be_used_are_refused(
+    config: dict[str, Any], keys: dict[str, float], message: str, tmp_path: Path
+) -> None:
+    directory, _ = plain(tmp_path)
+    edit_config(directory, **config)
+    with pytest.raises(StartError, match=f"moments: .*{message}"):
+        load(directory, moments="config", **keys)
 
 
 def test_an_architecture_without_parity_test_is_refused(tmp_path: Path) -> None:
@@ -437,3 +518,31 @@ def logit_of(served: registry.Registry) -> float:
 
 def oracle_of(served: registry.Registry, model: Any) -> float:
     return checkpoints.oracle(model, served.signals["s"].renderer.render(PROBE).sequence.ids)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tensor_parallel_size": 2}, r"tensor_parallel_size: is only for `engine: vllm`"),
+        ({"engine": "vllm", "device": "cpu"}, r"device: is not for `engine: vllm`"),
+        ({"engine": "vllm", "adapter": "pref"}, r"adapter: is not for `engine: vllm`"),
+        ({"engine": "vllm", "score_position": "mean"}, r"score_position: mean is not read by `engine: vllm`"),
+    ],
+)
+def test_what_vllm_does_not_serve_is_refused_before_it_is_loaded(
+    tiny: dict[str, Any], keys: dict[str, object], message: str
+) -> None:
+    signal = {"base": "base", "kind": "preference", "eos": "template", "unfinished": "error", "max_length": 64}
+    raw = {"signals": {"s": {"score_position": "last_token", **signal, **keys}}}
+    with pytest.raises(StartError, match=message):
+        read_resolved(raw, tiny["root"], "test")
+
+
+def test_longrope_ends_at_its_original_length(tmp_path: Path) -> None:
+    """Beyond it, one long text would change the positions of all texts beside it."""
+    directory, _ = plain(tmp_path, "phi3")
+    scaling = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    edit_config(directory, rope_parameters=None, rope_scaling=scaling, original_max_position_embeddings=128)
+    assert load(directory).signals["s"].renderer.rules.max_length == 128
+    with pytest.raises(StartError, match="max_length: 200 is more than the checkpoint's 128"):
+        load(directory, max_length=200)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from assay_service.scoring.architectures import ARCHITECTURES
 from assay_service.scoring.head import Head
 from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.kernels import build, varlen
@@ -65,7 +66,9 @@ def flash_attention(
 
 
 @pytest.mark.parametrize("parameters", [("enable_gqa", "num_splits"), ()], ids=["torch 2.13", "torch 2.11"])
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "gpt_neox", "bert"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "mistral", "qwen2", "gemma3_text", "qwen3_moe", "gpt_neox", "bert", "modernbert"]
+)
 def test_gathered_keys_give_the_oracle_logit(
     architecture: str, parameters: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +87,20 @@ def test_gathered_keys_give_the_oracle_logit(
         assert model.logits(sequences(), "s").tolist() == pytest.approx(expected, abs=1e-4)
 
 
+def test_scores_that_flash_attention_cannot_bound_are_computed_by_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "load_or_explain", lambda *_: "a GPU has none")
+    monkeypatch.setattr(varlen, "is_usable", lambda *_: True)
+    for softcap, name in ((2.0, "torch"), (None, "varlen")):
+        fast = checkpoints.tokenizer_of("gemma2")
+        reference = checkpoints.classifier("gemma2", fast, attn_logit_softcapping=softcap)
+        directory = checkpoints.save(tmp_path / name, reference, fast)
+        model = RewardModel.load(directory, torch.float32, torch.device("cpu"))
+        model.make_invariant()
+        assert model.kernels.name == name
+
+
 def test_where_flash_attention_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, capability = torch.device("cuda"), [(8, 0)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability[0])
@@ -96,7 +113,7 @@ def test_where_flash_attention_computes(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("architecture", [name for name in checkpoints.CONFIGS if name != "deberta-v2"])
+@pytest.mark.parametrize("architecture", [name for name in checkpoints.CONFIGS if ARCHITECTURES[name].packed])
 def test_on_a_gpu_logits_are_invariant_and_near_those_of_the_cpu(architecture: str, tmp_path: Path) -> None:
     size: dict[str, Any] = {"hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 6}
     fast = checkpoints.tokenizer_of(architecture)

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from assay_training.config import data, mixture, model, objective, rollout
+from assay_training.config.joint import HeadConfig, JointConfig
 from assay_training.config.ppo import Kl, Ppo, PpoConfig, Rollout
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
@@ -23,7 +24,7 @@ from assay_training.config.sft import SftConfig, Stage
 PAGE = Path(__file__).parents[2] / "docs" / "train-configuration.md"
 STEPS: Sequence[type[BaseModel]] = get_args(get_args(mixture.Step)[0])
 SECTIONS: dict[str, Sequence[type[BaseModel]]] = {
-    "assay train reward": [RewardConfig],
+    "assay train reward": [RewardConfig, JointConfig, HeadConfig],
     "assay train sft": [SftConfig, Stage],
     "assay train ppo": [PpoConfig],
     "assay train rejection": [RejectionConfig],
@@ -47,6 +48,8 @@ SECTIONS: dict[str, Sequence[type[BaseModel]]] = {
     ],
 }
 TITLES: dict[type[BaseModel], str] = {
+    JointConfig: "several heads on one trunk",
+    HeadConfig: "a head of heads",
     Stage: "a stage",
     data.Source: "a source",
     data.Split: "split",

@@ -11,6 +11,7 @@ from assay_service import loader, settings
 from assay_service.scoring.architectures import ARCHITECTURES
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item
+from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 from assay_training.config.base import ConfigError
 from assay_training.config.model import Lora
@@ -23,6 +24,11 @@ from tests.training import tiny
 TARGETS = {
     "bert": ["query", "dense"],
     "roberta": ["query", "dense"],
+    "xlm-roberta": ["query", "dense"],
+    "phi3": ["qkv_proj", "down_proj"],
+    "modernbert": ["Wqkv", "Wi"],
+    "qwen3_moe": ["q_proj", "o_proj"],
+    "qwen3_5_text": ["q_proj", "down_proj"],
     "deberta-v2": ["query_proj", "dense"],
     "gpt_neox": ["query_key_value", "dense"],
 }
@@ -56,6 +62,28 @@ def test_exactly_the_wanted_layers_get_adapters(architecture: str, layers: list[
     assert {int(part) for name in found for part in name.split(".") if part.isdigit()} == set(layers)
 
 
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_gradients_reach_every_adapter_and_the_head(architecture: str, tmp_path: Path) -> None:
+    """In mixed precision, as training computes; prompts are shared where the architecture allows it."""
+    fast = checkpoints.tokenizer_of(architecture)
+    checkpoints.save(tmp_path, checkpoints.classifier(architecture, fast).base_model, fast)
+    model = RewardModel.load(tmp_path, torch.float32, CPU)
+    head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(0), bias=model.architecture.head_bias)
+    lora = Lora(r=2, alpha=4, target_modules=targets_of(architecture))
+    model.add_fresh_signal("s", head, build_lora_config(lora, model.base))
+    draw = torch.Generator().manual_seed(1)
+    made = [tuple(torch.randint(8, 260, (n,), generator=draw).tolist()) for n in (40, 70)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model.logits([TokenSequence((5, 6, *ids), 2, Span(len(ids) + 1, len(ids) + 2)) for ids in made], "s")
+    torch.autograd.backward(logits[0] - logits[1])
+    trained = {n: p for n, p in model.base.named_parameters() if "lora_B" in n} | dict(head.named_parameters())
+    assert len(trained) >= 3
+    for name, parameter in trained.items():
+        if name != "bias":  # it cancels out of a difference
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+
 def test_more_than_ten_layers_do_not_lend_each_other_their_numbers(tmp_path: Path) -> None:
     """`layers.1` is also how `layers.11` begins; and from 20 names on PEFT shortens its list."""
     fast = checkpoints.tokenizer_of("llama")
@@ -85,7 +113,19 @@ def test_modules_that_the_base_does_not_have_are_named(lora: dict[str, list[int]
         build_lora_config(given, whole.base_model)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("target", ["down_proj", "mlp.gate", "up_proj"])
+def test_experts_get_no_adapter(target: str) -> None:
+    """PEFT would adapt the experts of every layer, whatever `layers` says."""
+    whole = checkpoints.classifier("qwen3_moe", checkpoints.tokenizer_of("qwen3_moe"))
+    lora = Lora(r=2, alpha=4, target_modules=["q_proj", target])
+    with pytest.raises(ConfigError, match=rf"'{target}' belongs to the experts of this base.* adapt its attention"):
+        build_lora_config(lora, whole.base_model)
+
+
+TRAINED = ["llama", "gpt_neox", "gemma2", "gemma3_text", "olmo2", "phi3", "qwen3_moe"]
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
 def test_a_trained_adapter_of_some_layers_is_served_and_read_by_peft(architecture: str, tmp_path: Path) -> None:
     fast = checkpoints.tokenizer_of(architecture)
     whole = checkpoints.classifier(architecture, fast, num_hidden_layers=4)

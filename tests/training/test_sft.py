@@ -133,7 +133,7 @@ def test_a_target_mask_marks_something_and_never_the_first_token(mask: tuple[boo
         SftExample((1, 2), mask)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt_neox"])
+@pytest.mark.parametrize("architecture", checkpoints.LANGUAGE_MODELS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_log_probabilities_are_transformers_own(architecture: str, tied: bool, tmp_path: Path) -> None:
     """Packed without padding against one text at a time through the whole causal model."""
@@ -152,9 +152,10 @@ def test_log_probabilities_are_transformers_own(architecture: str, tied: bool, t
     assert packed.tolist() == pytest.approx(expected, abs=2e-4)
 
 
-def test_an_encoder_is_refused_as_a_policy(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not a causal language model"):
-        Policy(tiny.save_base(tmp_path), None, torch.device("cpu"))
+@pytest.mark.parametrize("architecture", ["bert", "qwen3_5_text"])
+def test_a_base_that_cannot_be_packed_is_refused_as_a_policy(architecture: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a causal language model that Assay can pack"):
+        Policy(tiny.save_base(tmp_path, architecture), None, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])

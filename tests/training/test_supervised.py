@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from assay_service.scoring.export import collect_adapter_tensors
 from assay_training.algorithms.schedule import compute_learning_rate_share, draw_random_batches
 from assay_training.config.model import OptimizerConfig
 from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
@@ -245,7 +246,7 @@ def test_it_learns_a_quality(tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path)
     first, second, other = (
-        fit(base, rankings(), tiny.optimizer(batch_prompts=2, epochs=3), seed=seed)[0].collect_adapter_tensors("s")
+        collect_adapter_tensors(fit(base, rankings(), tiny.optimizer(batch_prompts=2, epochs=3), seed=seed)[0], "s")
         for seed in (5, 5, 6)
     )
     assert first.keys() == second.keys()
@@ -260,8 +261,8 @@ def test_only_the_adapter_and_the_head_change(tmp_path: Path) -> None:
     trained = dict(after.base.named_parameters())
     for name, parameter in before.base.named_parameters():
         assert torch.equal(parameter, trained[name]) is ("lora_" not in name), name
-    fresh = before.collect_adapter_tensors("s")
-    assert all(not torch.equal(fresh[name], tensor) for name, tensor in after.collect_adapter_tensors("s").items())
+    fresh = collect_adapter_tensors(before, "s")
+    assert all(not torch.equal(fresh[name], tensor) for name, tensor in collect_adapter_tensors(after, "s").items())
 
 
 def test_every_step_is_logged_with_its_learning_rate(tmp_path: Path) -> None:
@@ -470,7 +471,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(kill_at: int, tmp_path: Path
     again, rest = fit(base, rankings(), settings, resume=ResumePoint(state))
     assert [row["step"] for row in rest] == list(range(kill_at // 4 * 4, 12))
     assert rest == rows[-len(rest) :]
-    expected = whole.collect_adapter_tensors("s")
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.collect_adapter_tensors("s").items())
+    expected = collect_adapter_tensors(whole, "s")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in collect_adapter_tensors(again, "s").items())
     nothing = fit(base, rankings(), settings, resume=ResumePoint(state))[1]
     assert nothing == []

@@ -6,10 +6,11 @@ produce such rows, for example a conversation that ends with the result of a too
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from assay_client.errors import InvalidInput
-from assay_client.types import FinishReason, Item, ItemError, Message, ScoreFailure, ScoreResult, read_messages
+from assay_client.messages import Message, read_messages
+from assay_client.types import FinishReason, Item, ItemError, ScoreFailure, ScoreResult
 
 INVALID_ROW = "invalid_row"
 
@@ -79,6 +80,30 @@ def build_rows(
         return Rows(tuple(_build_entry(*row) for row in zip(prompts, completions, finish_reasons, strict=True)))
     except ValueError as error:  # of `zip`, which names the shorter one
         raise InvalidInput(f"prompts, completions and finish reasons must have one length: {error}") from None
+
+
+def build_token_rows(prompt_ids: Iterable[object], completion_ids: Iterable[object]) -> Rows:
+    """Build the items of rows whose token ids are scored; the request names their tokenizer.
+
+    Args:
+        prompt_ids: the token ids of each rendered prompt, as a list or an array `[T]`, without pads.
+        completion_ids: the token ids of each completion, special tokens included.
+
+    Raises:
+        InvalidInput: the two do not have the same length.
+    """
+    try:
+        return Rows(tuple(_build_token_entry(*row) for row in zip(prompt_ids, completion_ids, strict=True)))
+    except ValueError as error:  # of `zip`, which names the shorter one
+        raise InvalidInput(f"the token ids of prompts and completions must have one length: {error}") from None
+
+
+def _build_token_entry(prompt: Any, completion: Any) -> Item | ItemError:
+    ids = [part.tolist() if hasattr(part, "tolist") else part for part in (prompt, completion)]
+    try:
+        return Item(prompt_ids=ids[0], completion_ids=ids[1])
+    except InvalidInput as error:
+        return ItemError(INVALID_ROW, str(error), None, retryable=False)
 
 
 def _build_entry(prompt: object, completion: object, finish_reason: object) -> Item | ItemError:

@@ -4,9 +4,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
+from assay_client._protocol import check_sha256
 from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.errors import FingerprintChanged, InvalidInput
 from assay_client.integrations._rows import Rows
@@ -21,14 +22,31 @@ TOTAL = "reward"  # the reader of the score, where the readers are not signals
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What rows are scored by: a `model`, or the `weights` of signals; see `RewardClient.score`."""
+    """What rows are scored by: a `model`, or the `weights` of signals; see `RewardClient.score`.
+
+    With `tokenizer_sha256` the rows are token ids, as `build_token_rows` makes them.
+
+    Raises:
+        InvalidInput: `tokenizer_sha256` is not a SHA-256.
+    """
 
     model: str | None = None
     weights: Mapping[str, float] | None = None
     truncation: Truncation | None = None
+    tokenizer_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer_sha256 is not None:
+            check_sha256(self.tokenizer_sha256)  # when the reward is made, and not at the end of the first rollout
+
+    def to_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `RewardClient.score` besides the items."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
-    def for_signals(cls, signals: Collection[str], truncation: Truncation | None = None) -> "ScoreOptions":
+    def for_signals(
+        cls, signals: Collection[str], truncation: Truncation | None = None, tokenizer_sha256: str | None = None
+    ) -> "ScoreOptions":
         """Return options whose answer has every one of the signals; its score, their sum, is not used.
 
         Raises:
@@ -36,7 +54,7 @@ class ScoreOptions:
         """
         if isinstance(signals, str) or not signals or len(set(signals)) != len(signals):
             raise InvalidInput("`signals` must be a list of different names of signals")
-        return cls(weights=dict.fromkeys(signals, 1.0), truncation=truncation)
+        return cls(None, dict.fromkeys(signals, 1.0), truncation, tokenizer_sha256)
 
 
 class _BaseScorer(Generic[ClientT]):
@@ -95,9 +113,7 @@ class Scorer(_BaseScorer[RewardClient]):
         """
 
         def ask() -> ScoreResult:
-            o = self.options
-            answer = self.client.score(rows.items, model=o.model, weights=o.weights, truncation=o.truncation)
-            return self._read(rows, answer)
+            return self._read(rows, self.client.score(rows.items, **self.options.to_arguments()))
 
         return self._shared.get(reader, compute_key(rows), ask, step)
 
@@ -109,9 +125,7 @@ class AsyncScorer(_BaseScorer[AsyncRewardClient]):
         """Return one outcome for each row; see `Scorer.score`."""
 
         async def ask() -> ScoreResult:
-            o = self.options
-            answer = await self.client.score(rows.items, model=o.model, weights=o.weights, truncation=o.truncation)
-            return self._read(rows, answer)
+            return self._read(rows, await self.client.score(rows.items, **self.options.to_arguments()))
 
         return await self._shared.get_async(reader, compute_key(rows), ask, step)
 

@@ -1,7 +1,7 @@
 """Give the answer of one scoring call to several functions, across threads and event loops.
 
 Trainers with several objectives ask one reward function for each signal. All of them ask about the same rows, which
-are scored once: by the function that asks first. The others wait for its answer.
+are scored once: by the function that asks first. The others wait for its answer, or are given it later in its step.
 """
 
 import asyncio
@@ -46,9 +46,12 @@ class _Abandoned(Exception):
 class SharedAnswers(Generic[T]):
     """The answers that `readers` functions share; each function is given each answer once.
 
-    An answer is dropped when the last function has asked for it, when a later step begins, and when it is the oldest
-    of more than `MAX_KEPT`. A function that asks the same question again starts a new call, so that no answer of an
-    earlier step is repeated. Errors are given to all functions that wait, and are not kept.
+    An answer is dropped when the last function has asked for it, when another step begins, and when it is the oldest
+    of more than `MAX_KEPT`. Without a step it is dropped as soon as it is there: only functions that ask meanwhile
+    share it. Otherwise nothing would tell the answer of a step that was aborted from one of the next step.
+
+    A function that asks the same question again starts a new call. Errors are given to all functions that wait, and are
+    not kept.
 
     It can be pickled and used after a fork; the copy has no answers.
 
@@ -71,7 +74,7 @@ class SharedAnswers(Generic[T]):
             reader: the name of the function that asks.
             question: the value that identifies the answer: equal questions have one answer.
             ask: the function that gets the answer, called by the first reader only.
-            step: the trainer's step, if it is known; answers of another step are dropped.
+            step: the trainer's step, if it is known; answers of another step are dropped. Without it no answer is kept.
 
         Raises:
             Exception: what `ask` raises.
@@ -80,7 +83,7 @@ class SharedAnswers(Generic[T]):
             entry, first = self._join(reader, question, step)
             try:
                 if first:
-                    entry.answer.set_result(ask())
+                    self._finish(question, entry, ask())
                 return entry.answer.result()
             except _Abandoned:
                 continue
@@ -96,7 +99,7 @@ class SharedAnswers(Generic[T]):
             entry, first = self._join(reader, question, step)
             try:
                 if first:
-                    entry.answer.set_result(await ask())
+                    self._finish(question, entry, await ask())
                 return await asyncio.wrap_future(entry.answer)
             except _Abandoned:
                 continue
@@ -125,13 +128,22 @@ class SharedAnswers(Generic[T]):
                 del entries[next(iter(entries))]
             return entry, first
 
-    def _fail(self, question: Hashable, entry: _Entry[T], error: BaseException, first: bool) -> None:
-        """Drop an entry whose first reader has failed, and tell the readers that wait."""
-        if not first or entry.answer.done():
-            return
+    def _finish(self, question: Hashable, entry: _Entry[T], answer: T) -> None:
+        """Give an answer to the readers that wait, and keep it for the others only within a step."""
+        if entry.step is None:
+            self._drop(question, entry)
+        entry.answer.set_result(answer)
+
+    def _drop(self, question: Hashable, entry: _Entry[T]) -> None:
         state = self._by_pid[os.getpid()]
         with state.lock:
             if state.entries.get((entry.step, question)) is entry:
                 del state.entries[entry.step, question]
+
+    def _fail(self, question: Hashable, entry: _Entry[T], error: BaseException, first: bool) -> None:
+        """Drop an entry whose first reader has failed, and tell the readers that wait."""
+        if not first or entry.answer.done():
+            return
+        self._drop(question, entry)
         # Cancellation concerns one reader; anything else would happen to the others as well.
         entry.answer.set_exception(error if isinstance(error, Exception) else _Abandoned())

@@ -1,10 +1,10 @@
 """Score one row for trainers that ask about one completion at a time, and have no value for a missing reward."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.errors import InvalidInput
-from assay_client.integrations._rows import build_rows
+from assay_client.integrations._rows import Rows
 from assay_client.integrations._scorer import AsyncScorer, Scorer
 from assay_client.types import FinishReason, Score, ScoreFailure
 
@@ -35,29 +35,19 @@ def read_parts(score: Score) -> dict[str, float]:
     return {name: value.logit for name, value in sorted(score.signals.items())}
 
 
-def score_single(
-    scorer: Scorer, prompt: object, completion: object, finish_reason: FinishReason | None = None
-) -> Score:
-    """Return the score of one completion.
-
-    Args:
-        scorer: the scorer, whose client sends the request.
-        prompt: text or messages.
-        completion: text, or messages that end with the assistant's.
-        finish_reason: "stop" or "length"; None where the trainer does not say.
+def score_single(scorer: Scorer, rows: Rows) -> Score:
+    """Return the score of one row, which `build_rows` or `build_token_rows` has made.
 
     Raises:
         ItemFailed: the completion cannot be scored.
         AssayError: the request failed.
     """
-    return require_score(scorer.score(build_rows([prompt], [completion], [finish_reason])).data[0])
+    return require_score(scorer.score(rows).data[0])
 
 
-async def score_single_async(
-    scorer: AsyncScorer, prompt: object, completion: object, finish_reason: FinishReason | None = None
-) -> Score:
-    """Return the score of one completion; see `score_single`."""
-    return require_score((await scorer.score(build_rows([prompt], [completion], [finish_reason]))).data[0])
+async def score_single_async(scorer: AsyncScorer, rows: Rows) -> Score:
+    """Return the score of one row; see `score_single`."""
+    return require_score((await scorer.score(rows)).data[0])
 
 
 def read_end_tokens(end_token: str | Collection[str]) -> tuple[str, ...]:
@@ -78,15 +68,3 @@ def split_end_token(text: str, end_tokens: tuple[str, ...]) -> tuple[str, Finish
         if text.endswith(token):
             return text[: -len(token)], "stop"
     return text, "length"
-
-
-def read_option(config: Mapping[str, object], name: str) -> str:
-    """Return a text of a trainer's configuration.
-
-    Raises:
-        InvalidInput: it is missing, or is not text.
-    """
-    value = config.get(name)
-    if not isinstance(value, str):
-        raise InvalidInput(f"the configuration needs `{name}`, which must be text")
-    return value

@@ -12,7 +12,8 @@ from assay_client.client import RewardClient
 from assay_client.errors import InvalidInput
 from assay_client.integrations._rendered import append_end, require_parts, score_rendered
 from assay_client.integrations._rows import read_finish_reason, read_token_ids
-from assay_client.integrations._single import read_end_tokens, read_option
+from assay_client.integrations._service import read_service
+from assay_client.integrations._single import read_end_tokens
 from assay_client.types import FinishReason
 
 Turn = Mapping[str, Any]
@@ -25,15 +26,15 @@ class RewardReader:
     of its configuration names the policy's template and the model.
 
     Args:
-        config: `url`; `eos_token_id` and `end_token`, the policy's end tokens as ids and as texts, that of the template
-            first; and `parts`, true for one reward per signal.
+        config: `url` and the other options of `read_service`; `eos_token_id` and `end_token`, the policy's end tokens
+            as ids and as texts, that of the template first; and `parts`, true for one reward per signal.
 
     Raises:
         InvalidInput: a value is missing or has another type.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._client = RewardClient(read_option(config, "url"))
+        self._client = RewardClient(**read_service(config).to_arguments())
         tokens, ids = config.get("end_token", ""), config.get("eos_token_id", ())
         self._end_token = read_end_tokens(tokens if isinstance(tokens, str) else [*tokens])[0]
         self._eos_token_ids = read_token_ids(ids if isinstance(ids, int) else [*ids])

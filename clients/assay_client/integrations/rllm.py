@@ -9,7 +9,7 @@ from typing import Any
 
 from assay_client.client import RewardClient
 from assay_client.errors import InvalidInput
-from assay_client.integrations._rows import convert_finish_reason
+from assay_client.integrations._rows import build_rows, convert_finish_reason
 from assay_client.integrations._scorer import ScoreOptions, Scorer
 from assay_client.integrations._single import open_client, read_parts, score_single
 from assay_client.types import FinishReason
@@ -46,7 +46,7 @@ def make_evaluator(
         from rllm.eval.types import EvalOutput, Signal
 
         prompt, completion, finish_reason = read_episode(task, episode)
-        score = score_single(scorer, prompt, completion, finish_reason)
+        score = score_single(scorer, build_rows([prompt], [completion], [finish_reason]))
         signals = [Signal(name=name, value=value) for name, value in read_parts(score).items()]
         return EvalOutput(reward=score.score, is_correct=score.score > correct_above, signals=signals)
 

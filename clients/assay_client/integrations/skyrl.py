@@ -9,8 +9,10 @@ from functools import cache, lru_cache
 from typing import Any
 
 from assay_client.client import RewardClient
+from assay_client.integrations._rows import build_rows
 from assay_client.integrations._scorer import ScoreOptions, Scorer
-from assay_client.integrations._single import read_end_tokens, read_option, read_parts, score_single, split_end_token
+from assay_client.integrations._service import Service, read_service
+from assay_client.integrations._single import read_end_tokens, read_parts, score_single, split_end_token
 from assay_client.types import FinishReason
 
 
@@ -18,8 +20,9 @@ from assay_client.types import FinishReason
 def make_env_class() -> Any:
     """Return the environment class, a subclass of SkyRL's `BaseTextEnv`.
 
-    Its `env_config` has `url`, and optionally `model` and `end_token`. SkyRL passes the completion as text only. With
-    `end_token`, a completion without it was cut off; without `end_token`, every completion counts as finished.
+    Its `env_config` has `url` and the other options of `read_service`, and optionally `model` and `end_token`. SkyRL
+    passes the completion as text only. With `end_token`, a completion without it was cut off; without `end_token`,
+    every completion counts as finished.
     """
     from skyrl_gym.envs.base_text_env import BaseTextEnv, BaseTextEnvStepOutput
 
@@ -28,7 +31,7 @@ def make_env_class() -> Any:
 
         def __init__(self, env_config: Mapping[str, Any], extras: Mapping[str, Any] | None = None) -> None:
             super().__init__()
-            self._scorer = _open(read_option(env_config, "url"), env_config.get("model"))
+            self._scorer = _open(read_service(env_config), env_config.get("model"))
             token = env_config.get("end_token")
             self._end_tokens = None if token is None else read_end_tokens(token if isinstance(token, str) else [*token])
             self._prompt: list[Any] = []
@@ -49,15 +52,15 @@ def make_env_class() -> Any:
             if self._end_tokens is not None:
                 text, finish_reason = split_end_token(action, self._end_tokens)
             reason: FinishReason | None = finish_reason
-            score = score_single(self._scorer, self._prompt, text, reason)
+            score = score_single(self._scorer, build_rows([self._prompt], [text], [reason]))
             return BaseTextEnvStepOutput(observations=[], reward=score.score, done=True, metadata=read_parts(score))
 
     return AssayEnv
 
 
 @lru_cache
-def _open(url: str, model: str | None) -> Scorer:
-    return Scorer(RewardClient(url), ScoreOptions(model))
+def _open(service: Service, model: str | None) -> Scorer:
+    return Scorer(RewardClient(**service.to_arguments()), ScoreOptions(model))
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import InvalidInput
 from assay_client.integrations._single import open_async_client
-from assay_client.types import read_completion_text
+from assay_client.messages import read_completion_text
 
 
 class AssayPreferenceModel:

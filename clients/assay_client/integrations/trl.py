@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from assay_client.client import AsyncRewardClient, RewardClient
-from assay_client.integrations._rows import Rows, build_rows, read_finish_reason, read_token_ids
+from assay_client.errors import InvalidInput
+from assay_client.integrations._rows import Rows, build_rows, build_token_rows, read_finish_reason, read_token_ids
 from assay_client.integrations._scorer import TOTAL, AsyncScorer, ScoreOptions, Scorer, read_rewards
 from assay_client.integrations._single import open_async_client, open_client
 from assay_client.types import Score, ScoreResult, Truncation
@@ -45,6 +46,7 @@ class RewardFunction:
         trainer_state: TrainerState | None = None,
         log_extra: LogExtra | None = None,
         log_metric: LogMetric | None = None,
+        prompt_ids: Sequence[Sequence[int]] | None = None,
         **_columns: object,
     ) -> Rewards:
         """Return the reward of each completion, None for one that could not be scored.
@@ -56,12 +58,16 @@ class RewardFunction:
             trainer_state: the trainer's state; AsyncGRPO passes none.
             log_extra: the function that adds a column to the table of completions.
             log_metric: the function that logs a number.
+            prompt_ids: the column of the data set with the token ids of each prompt, for `tokenizer_sha256`.
             _columns: the other columns of the data set, which are ignored.
 
         Raises:
             AssayError: the request failed, or the service has another model than at the first call.
         """
-        rows = _build_rows(prompts, completions, completion_ids, self._eos_token_ids)
+        if self.scorer.options.tokenizer_sha256 is not None:
+            rows = _build_token_rows(prompt_ids, completion_ids)
+        else:
+            rows = _build_rows(prompts, completions, completion_ids, self._eos_token_ids)
         result = self.scorer.score(rows, self._signal or TOTAL, _read_step(trainer_state))
         if self._signal in (None, self.scorer.readers[0]):  # one of the functions that share the result logs it
             log_result(result, log_extra, log_metric)
@@ -75,6 +81,7 @@ def reward_function(
     model: str | None = None,
     weights: Mapping[str, float] | None = None,
     truncation: Truncation | None = None,
+    tokenizer_sha256: str | None = None,
 ) -> RewardFunction:
     """Return a reward function whose reward is the score of a signal or blend.
 
@@ -87,11 +94,13 @@ def reward_function(
         model: the signal or blend to score by; the server's default if neither this nor `weights` is given.
         weights: the weight of each signal by name, instead of a model.
         truncation: "error" or "prompt_left"; the server's default if None.
+        tokenizer_sha256: the hash of the policy's `tokenizer.json`. `completion_ids` and the data set's column
+            `prompt_ids` are then scored instead of text.
 
     Raises:
         InvalidInput: `eos_token_id` is not a token id.
     """
-    scorer = Scorer(open_client(client), ScoreOptions(model, weights, truncation))
+    scorer = Scorer(open_client(client), ScoreOptions(model, weights, truncation, tokenizer_sha256))
     return RewardFunction(scorer, read_token_ids(eos_token_id), TOTAL if model is None else model, None)
 
 
@@ -101,6 +110,7 @@ def signal_rewards(
     *,
     eos_token_id: int | Collection[int],
     truncation: Truncation | None = None,
+    tokenizer_sha256: str | None = None,
 ) -> list[RewardFunction]:
     """Return one reward function for each signal, all from one request per step.
 
@@ -112,11 +122,13 @@ def signal_rewards(
         signals: the names of the signals; each function's reward is the logit of one of them.
         eos_token_id: the end token or tokens of the policy, as in `reward_function`.
         truncation: "error" or "prompt_left"; the server's default if None.
+        tokenizer_sha256: the hash of the policy's `tokenizer.json`. `completion_ids` and the data set's column
+            `prompt_ids` are then scored instead of text.
 
     Raises:
         InvalidInput: `signals` are not different names, or `eos_token_id` is not a token id.
     """
-    scorer = Scorer(open_client(client), ScoreOptions.for_signals(signals, truncation), signals)
+    scorer = Scorer(open_client(client), ScoreOptions.for_signals(signals, truncation, tokenizer_sha256), signals)
     ids = read_token_ids(eos_token_id)
     return [RewardFunction(scorer, ids, name, name) for name in signals]
 
@@ -128,13 +140,14 @@ def async_reward_function(
     model: str | None = None,
     weights: Mapping[str, float] | None = None,
     truncation: Truncation | None = None,
+    tokenizer_sha256: str | None = None,
 ) -> AsyncReward:
     """Return a coroutine function with the rewards of `reward_function`.
 
     TRL runs it beside other coroutine functions. It cannot be pickled: AsyncGRPO takes `reward_function`, which it runs
     in threads.
     """
-    scorer = AsyncScorer(open_async_client(client), ScoreOptions(model, weights, truncation))
+    scorer = AsyncScorer(open_async_client(client), ScoreOptions(model, weights, truncation, tokenizer_sha256))
     return _build_async(scorer, read_token_ids(eos_token_id), TOTAL if model is None else model, None)
 
 
@@ -144,9 +157,12 @@ def async_signal_rewards(
     *,
     eos_token_id: int | Collection[int],
     truncation: Truncation | None = None,
+    tokenizer_sha256: str | None = None,
 ) -> list[AsyncReward]:
     """Return one coroutine function for each signal, with the rewards of `signal_rewards`."""
-    scorer = AsyncScorer(open_async_client(client), ScoreOptions.for_signals(signals, truncation), signals)
+    scorer = AsyncScorer(
+        open_async_client(client), ScoreOptions.for_signals(signals, truncation, tokenizer_sha256), signals
+    )
     ids = read_token_ids(eos_token_id)
     return [_build_async(scorer, ids, name, name) for name in signals]
 
@@ -160,10 +176,14 @@ def _build_async(scorer: AsyncScorer, eos_token_ids: frozenset[int], name: str, 
         trainer_state: TrainerState | None = None,
         log_extra: LogExtra | None = None,
         log_metric: LogMetric | None = None,
+        prompt_ids: Sequence[Sequence[int]] | None = None,
         **_columns: object,
     ) -> Rewards:
         """Return the reward of each completion; see `RewardFunction.__call__`."""
-        rows = _build_rows(prompts, completions, completion_ids, eos_token_ids)
+        if scorer.options.tokenizer_sha256 is not None:
+            rows = _build_token_rows(prompt_ids, completion_ids)
+        else:
+            rows = _build_rows(prompts, completions, completion_ids, eos_token_ids)
         result = await scorer.score(rows, signal or TOTAL, _read_step(trainer_state))
         if signal in (None, scorer.readers[0]):
             log_result(result, log_extra, log_metric)
@@ -194,6 +214,15 @@ def _build_rows(
     eos_token_ids: frozenset[int],
 ) -> Rows:
     return build_rows(prompts, completions, [read_finish_reason(ids, eos_token_ids) for ids in completion_ids])
+
+
+def _build_token_rows(prompt_ids: Sequence[Sequence[int]] | None, completion_ids: Sequence[Sequence[int]]) -> Rows:
+    if prompt_ids is None:
+        raise InvalidInput(
+            "`tokenizer_sha256` needs the token ids of prompts, which TRL does not pass: add a column `prompt_ids` to "
+            "the data set, or leave out `tokenizer_sha256`"
+        )
+    return build_token_rows(prompt_ids, completion_ids)
 
 
 def _read_step(state: TrainerState | None) -> int | None:

@@ -5,7 +5,7 @@ No float of an answer may be NaN or infinite, so that a failed computation canno
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,8 +24,19 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class StepValue(Answer):
+    """The logit of one step; `token` is the index of the token that was read, in the ids of `/v1/render`."""
+
+    index: int
+    token: int
+    logit: Finite
+    prob: Finite | None = None
+
+
 class SignalValue(Answer):
     """The logit of one signal for one item, and the token counts behind it; `prob` for absolute signals only.
+
+    Signals that score steps also have `steps`, and their logit is the declared aggregate of these.
 
     `dropped_tokens` counts tokens of the messages that the template does not print, `control_tokens_as_text` the
     control tokens that were read as plain characters. Both are above 0 only where the signal's settings allow it.
@@ -38,6 +49,7 @@ class SignalValue(Answer):
     truncated_tokens: int
     dropped_tokens: int
     control_tokens_as_text: int
+    steps: list[StepValue] | None = None
 
 
 class ErrorDetail(Answer):
@@ -206,7 +218,7 @@ def build_id(item_id: str | None) -> dict[str, str]:
 def build_signal_value(signal: Signal, score: ItemScore) -> SignalValue:
     """Build one signal's part of a row; only absolute signals have a probability (scoring-traps 11)."""
     rendered, logit = score.rendered[signal.name], score.logits[signal.name]
-    fields: dict[str, float | int] = {
+    fields: dict[str, Any] = {
         "logit": logit,
         "prompt_tokens": rendered.boundary,
         "completion_tokens": rendered.completion_tokens,
@@ -216,7 +228,20 @@ def build_signal_value(signal: Signal, score: ItemScore) -> SignalValue:
     }
     if signal.kind == "absolute":  # of a preference signal only the sigmoid of a margin is a probability
         fields["prob"] = compute_probability(logit)
+    if rendered.steps:
+        fields["steps"] = _list_steps(signal, score)
     return SignalValue.model_validate(fields)
+
+
+def _list_steps(signal: Signal, score: ItemScore) -> list[dict[str, float | int]]:
+    """Return the fields of each step's `StepValue`."""
+    logits = score.readings[signal.name].steps
+    spans = score.rendered[signal.name].sequence.score_spans
+    rows: list[dict[str, float | int]] = []
+    for index, (span, logit) in enumerate(zip(spans, logits, strict=True)):
+        prob = {"prob": compute_probability(logit)} if signal.kind == "absolute" else {}
+        rows.append({"index": index, "token": span.start, "logit": logit, **prob})
+    return rows
 
 
 def build_provenance(registry: Registry, signals: Iterable[str], blend: Blend | None) -> ProvenanceInfo:

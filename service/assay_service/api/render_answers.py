@@ -1,6 +1,6 @@
 """Define what `POST /v1/render` answers, and build its parts."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from assay_service.api.answers import Answer, FailedRow
 from assay_service.registry import Signal
@@ -9,7 +9,7 @@ from assay_service.scoring.rendered import Rendered
 
 
 class ScorePositionInfo(Answer):
-    """The tokens that the head reads: `[start, end)`."""
+    """The tokens that the head reads: `[start, end)`; with steps from the first to the last token that is read."""
 
     policy: str
     start: int
@@ -31,13 +31,25 @@ class ReasoningInfo(Answer):
     removed: str
 
 
+class StepPosition(Answer):
+    """A step of the completion, and the index of the token that is read for it."""
+
+    index: int
+    token: int
+    text: str
+
+
 class RenderedSignal(Answer):
-    """The exact text and token ids that one signal scores; `token_types` for bases that have more than one."""
+    """The exact text and token ids that one signal scores.
+
+    `token_types` for bases that have more than one, `steps` for signals that score steps.
+    """
 
     text: str
     ids: list[int]
     boundary: int
     score_position: ScorePositionInfo
+    steps: list[StepPosition] | None = None
     token_types: list[int] | None = None
     truncated_tokens: int
     dropped_tokens: int
@@ -63,17 +75,20 @@ class RenderAnswer(Answer):
 
 def build_rendered_signal(signal: Signal, rendered: Rendered) -> RenderedSignal:
     """Build the text and token ids that one signal scores, with the tokens that its head reads."""
-    span, rules = rendered.sequence.score, signal.renderer.rules
-    types = {} if rules.token_types is None else {"token_types": rendered.sequence.types}
+    spans, rules = rendered.sequence.score_spans, signal.renderer.rules
+    optional: dict[str, Any] = {} if rules.token_types is None else {"token_types": rendered.sequence.types}
+    if rendered.steps:
+        places = enumerate(zip(spans, rendered.steps, strict=True))
+        optional["steps"] = [StepPosition(index=i, token=span.start, text=text) for i, (span, text) in places]
     return RenderedSignal(
         text=rendered.text,
         ids=list(rendered.sequence.ids),
         boundary=rendered.boundary,
-        score_position=ScorePositionInfo(policy=rules.score_position, start=span.start, end=span.end),
+        score_position=ScorePositionInfo(policy=rules.score_position, start=spans[0].start, end=spans[-1].end),
         truncated_tokens=rendered.truncated_tokens,
         dropped_tokens=rendered.dropped_tokens,
         dropped=[DroppedText(message=p.slot.index, field=p.slot.field, text=p.text) for p in rendered.dropped],
         control_tokens_as_text=rendered.control_tokens_as_text,
         reasoning=ReasoningInfo(policy=rules.reasoning, removed=rendered.reasoning),
-        **types,
+        **optional,
     )

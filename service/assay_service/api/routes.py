@@ -207,6 +207,8 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "forward": "packed" if signal.model.architecture.packed else "one item at a time",
                 "max_length": signal.renderer.rules.max_length,
                 "score_position": signal.renderer.rules.score_position,
+                "steps": None if signal.renderer.rules.steps is None else signal.renderer.rules.steps.model_dump(),
+                "aggregate": signal.reading.aggregate,
                 "eos": signal.renderer.rules.eos,
                 "unfinished": signal.renderer.rules.unfinished,
                 "dropped_content": signal.renderer.rules.dropped_content,

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from assay_service.engine.cache import Outputs
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
-from assay_service.errors import AssayError, ContentError
+from assay_service.errors import AssayError, ContentError, NotFinite
 from assay_service.metrics import Metrics
 from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Truncation
+from assay_service.scoring.reading import Reading
 from assay_service.scoring.rendered import Rendered
 
 # One turn of the render thread ends at whichever limit is reached first: items, or characters.
@@ -48,10 +50,15 @@ ItemSource = Item | UnreadItem | ContentError
 
 @dataclass(frozen=True, slots=True)
 class ItemScore:
-    """The logits of one item, and the rendered texts that gave them, both by signal."""
+    """The results of one item, and the rendered texts that gave them, both by signal."""
 
-    logits: dict[str, float]
+    readings: dict[str, Reading]
     rendered: Renderings
+
+    @property
+    def logits(self) -> dict[str, float]:
+        """Return the logits by signal."""
+        return {name: reading.logit for name, reading in self.readings.items()}
 
     @property
     def completion_tokens(self) -> dict[str, int]:
@@ -102,16 +109,22 @@ class Scorer:
         """
         rendered = await self.render(items, signals, truncation)
         renderings = [rendering for rendering in rendered if not isinstance(rendering, AssayError)]
-        tasks = [Task(name, r.sequence) for by_signal in renderings for name, r in by_signal.items()]
+        trunks = {trunk.name: trunk.signals for trunk in map(self.registry.trunks.__getitem__, signals)}
+        # Signals that share a trunk share their renderer, so any of them has the sequence.
+        tasks = [
+            Task(trunk, next(r.sequence for name, r in by_signal.items() if name in members))
+            for by_signal in renderings
+            for trunk, members in trunks.items()
+        ]
         futures = self.engine.submit(tasks, fresh=fresh)
-        waiting = iter(futures)  # in the order of `tasks`: by item, then by signal
+        waiting = iter(futures)  # in the order of `tasks`: by item, then by trunk
         results: list[ItemScore | AssayError] = []
         try:
             for rendering in rendered:
                 if isinstance(rendering, AssayError):
                     results.append(rendering)
                 else:
-                    results.append(await _gather({name: next(waiting) for name in rendering}, rendering))
+                    results.append(await self._gather([next(waiting) for _ in trunks], rendering))
         except asyncio.CancelledError:
             # The client is gone. The engine drops sequences whose futures are all cancelled.
             for future in futures:
@@ -165,6 +178,30 @@ class Scorer:
                 code="too_long",
             )
 
+    async def _gather(self, futures: Sequence["Future[Outputs]"], rendered: Renderings) -> ItemScore | AssayError:
+        """Wait for the logits of one item; the first failure of any signal becomes the item's error."""
+        outputs: dict[str, tuple[float, ...] | None] = {}
+        failure: AssayError | None = None
+        trunks = dict.fromkeys(self.registry.trunks[name] for name in rendered)
+        for trunk, future in zip(trunks, futures, strict=True):
+            try:
+                of_trunk: Outputs = await asyncio.wrap_future(future)
+                outputs |= zip(trunk.signals, of_trunk, strict=True)
+            except AssayError as error:
+                failure = failure or error
+        if failure is not None:
+            return failure
+        try:
+            return ItemScore({name: self._read(name, outputs[name]) for name in rendered}, rendered)
+        except AssayError as error:
+            return error
+
+    def _read(self, signal: str, numbers: tuple[float, ...] | None) -> Reading:
+        """Return the result of one signal for the numbers of its head; None stands for numbers that are not finite."""
+        if numbers is None:
+            raise NotFinite("the model computed a logit that is not finite (NaN or infinite)")
+        return self.registry.signals[signal].reading.read(numbers)
+
     def _count(self, results: Sequence[ItemScore | AssayError]) -> None:
         for result in results:
             if isinstance(result, AssayError):
@@ -203,15 +240,3 @@ def _cut_slices(items: Sequence[ItemSource]) -> Iterator[list[ItemSource]]:
         chars += _count_chars(item)
     if part:
         yield part
-
-
-async def _gather(futures: dict[str, "Future[float]"], rendered: Renderings) -> ItemScore | AssayError:
-    """Wait for the logits of one item; the first failure of any signal becomes the item's error."""
-    logits = {}
-    failure: AssayError | None = None
-    for name, future in futures.items():
-        try:
-            logits[name] = await asyncio.wrap_future(future)
-        except AssayError as error:
-            failure = failure or error
-    return failure or ItemScore(logits, rendered)

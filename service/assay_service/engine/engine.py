@@ -1,12 +1,13 @@
 """Run the models on one thread, behind a bounded queue.
 
 All forward passes run on one thread, because switching adapters changes a base's state. Computed logits are cached, and
-a sequence that is being computed is not computed a second time. Faults are handled as follows:
+a sequence that is being computed is not computed a second time. One forward pass gives the logits of all signals of a
+trunk. Faults are handled as follows:
 
 - Out of memory: the batch is split in two and tried again, once.
 - The device failed: nothing is computed any more.
 - Any other exception: the sequences run one by one, so that one bad sequence does not fail its neighbours.
-- A logit that is not finite: only that sequence fails.
+- A logit that is not finite: only that signal of that sequence fails.
 """
 
 import logging
@@ -19,13 +20,13 @@ from concurrent.futures import Future
 
 import torch
 
-from assay_service.engine.cache import ResultCache
+from assay_service.engine.cache import Outputs, ResultCache
 from assay_service.engine.fault import Fault
 from assay_service.engine.job import Job, Task
 from assay_service.engine.plan import choose_next_batch, compute_due_times, count_computed_tokens
-from assay_service.errors import AssayError, ForwardFailed, NotFinite, NotReady, Overloaded
+from assay_service.errors import AssayError, ForwardFailed, NotReady, Overloaded
 from assay_service.metrics import Metrics
-from assay_service.scoring.model import RewardModel
+from assay_service.scoring.trunk import Trunk
 
 RETRY_AFTER_S = 1.0
 
@@ -36,9 +37,9 @@ class Engine:
     """A queue and a worker thread that score sequences in batches of whatever is waiting.
 
     Args:
-        models: models by name of the signal.
-        identities: fingerprints of everything that decides a logit besides its sequence, by name of the signal. A
-            signal without one, whose invariance was not shown, is neither cached nor shared between requests.
+        trunks: trunks by name.
+        identities: fingerprints of everything that decides the logits besides their sequence, by name of the trunk. A
+            trunk without one, whose invariance was not shown, is neither cached nor shared between requests.
         max_batch_tokens: most tokens that one forward pass computes.
         max_queue_tokens: number of waiting tokens beyond which requests are refused.
         cache_bytes: size of the cache of logits. 0 turns off the cache, and also the sharing of a sequence that two
@@ -49,7 +50,7 @@ class Engine:
 
     def __init__(
         self,
-        models: Mapping[str, RewardModel],
+        trunks: Mapping[str, Trunk],
         identities: Mapping[str, str],
         *,
         max_batch_tokens: int,
@@ -58,7 +59,7 @@ class Engine:
         metrics: Metrics,
         on_failure: Callable[[], None],
     ) -> None:
-        self._models = models
+        self._trunks = trunks
         self._identities = identities if cache_bytes else {}
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
@@ -72,7 +73,7 @@ class Engine:
         self._changed = threading.Condition()
         self._stopping = False
         self._failed = False
-        self._last_success_s = dict.fromkeys(models, -math.inf)
+        self._last_success_s = {name: -math.inf for trunk in trunks.values() for name in trunk.signals}
         self._thread = threading.Thread(target=self._work, name="assay-engine", daemon=True)
 
     def start(self) -> None:
@@ -106,7 +107,7 @@ class Engine:
         """Return the seconds since a forward pass of `signal` last gave a finite logit; infinite before the first."""
         return time.monotonic() - self._last_success_s[signal]
 
-    def submit(self, tasks: Sequence[Task], *, fresh: bool = False) -> list["Future[float]"]:
+    def submit(self, tasks: Sequence[Task], *, fresh: bool = False) -> list["Future[Outputs]"]:
         """Queue all `tasks`, or none of them.
 
         Args:
@@ -114,7 +115,7 @@ class Engine:
             fresh: True computes them even if their logits are cached.
 
         Returns:
-            One future for each task, which gives its logit or an `AssayError`. A sequence whose futures are all
+            One future for each task, which gives its logits or an `AssayError`. A sequence whose futures are all
             cancelled leaves the queue before any work is done for it.
 
         Raises:
@@ -133,17 +134,17 @@ class Engine:
             if new and self._queue and self._queued_tokens + tokens > self._max_queue_tokens:
                 self._metrics.rejected.inc()
                 raise Overloaded("the queue is full: too many tokens are waiting", retry_after_s=RETRY_AFTER_S)
-            futures = [_make_done_future(job) if isinstance(job, float) else job.subscribe() for job in jobs]
+            futures = [job.subscribe() if isinstance(job, Job) else _make_done_future(job) for job in jobs]
             self._enqueue(new)
         return futures
 
     def _make_job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
-        identity = None if fresh else self._identities.get(task.signal)
-        return Job(task, identity, now_s, shares_prompt=self._models[task.signal].architecture.causal)
+        identity = None if fresh else self._identities.get(task.trunk)
+        return Job(task, identity, now_s, shares_prompt=self._trunks[task.trunk].model.shares_prompts)
 
-    def _find_or_add(self, candidates: Sequence[Job]) -> tuple[list[Job | float], list[Job]]:
-        """Return each candidate's cached logit, or the job that will give it; and the jobs that are new."""
-        jobs: list[Job | float] = []
+    def _find_or_add(self, candidates: Sequence[Job]) -> tuple[list[Job | Outputs], list[Job]]:
+        """Return each candidate's cached logits, or the job that will give them; and the jobs that are new."""
+        jobs: list[Job | Outputs] = []
         new: dict[bytes, Job] = {}
         for job, due in zip(
             candidates, compute_due_times(self._clock, [job.tokens for job in candidates]), strict=True
@@ -216,17 +217,19 @@ class Engine:
         self._metrics.queue_tokens.set(self._queued_tokens)
 
     def _run(self, batch: list[Job], *, split: bool = False) -> None:
-        logits = self._forward(batch)
-        if isinstance(logits, Fault):
-            self._recover(batch, logits, split=split)
+        forward = self._forward(batch)
+        if isinstance(forward, Fault):
+            self._recover(batch, forward, split=split)
             return
-        for job, logit in zip(batch, logits, strict=True):
-            if math.isfinite(logit):
-                self._last_success_s[job.task.signal] = time.monotonic()
-                self._finish(job, logit)
-            else:
-                self._metrics.not_finite.labels(job.task.signal).inc()
-                self._finish(job, NotFinite("the model computed a logit that is not finite (NaN or infinite)"))
+        signals = self._trunks[batch[0].task.trunk].signals
+        for job, numbers in zip(batch, forward, strict=True):
+            outputs = tuple(of_signal if all(map(math.isfinite, of_signal)) else None for of_signal in numbers)
+            for name, of_signal in zip(signals, outputs, strict=True):
+                if of_signal is None:
+                    self._metrics.not_finite.labels(name).inc()
+                else:
+                    self._last_success_s[name] = time.monotonic()
+            self._finish(job, outputs)
 
     def _recover(self, batch: list[Job], fault: Fault, *, split: bool) -> None:
         if fault.device:
@@ -256,37 +259,37 @@ class Engine:
             job.fail(_make_device_error())
         self._on_failure()
 
-    def _finish(self, job: Job, outcome: float | AssayError) -> None:
+    def _finish(self, job: Job, outcome: Outputs | AssayError) -> None:
         with self._changed:
             del self._unfinished[job.key]
-            if isinstance(outcome, float) and job.reusable:
+            if not isinstance(outcome, AssayError) and None not in outcome and job.reusable:
                 self._cache.put(job.key, outcome)
                 self._metrics.cache_bytes.set(self._cache.size_bytes)
         # Outside the lock, because a future runs its callbacks on this thread.
-        if isinstance(outcome, float):
-            job.finish(outcome)
-        else:
+        if isinstance(outcome, AssayError):
             job.fail(outcome)
+        else:
+            job.finish(outcome)
 
-    def _forward(self, batch: list[Job]) -> list[float] | Fault:
-        signal = batch[0].task.signal
+    def _forward(self, batch: list[Job]) -> list[tuple[tuple[float, ...], ...]] | Fault:
+        trunk = self._trunks[batch[0].task.trunk]
         started_s = time.monotonic()
         try:
             with torch.inference_mode():
-                logits: list[float] = self._models[signal].logits([job.task.sequence for job in batch], signal).tolist()
+                numbers = trunk.compute([job.task.sequence for job in batch])
         except Exception as error:
             # The trace is logged as text: a log handler that keeps the exception would keep its frames' tensors.
-            _log.warning("a forward pass of signal %s failed\n%s", signal, traceback.format_exc())
+            _log.warning("a forward pass of %s failed\n%s", trunk.name, traceback.format_exc())
             return Fault.classify(error)
         self._clock += sum(job.tokens for job in batch)
-        self._metrics.forward_s.labels(signal).observe(time.monotonic() - started_s)
-        self._metrics.batch_tokens.labels(signal).observe(count_computed_tokens([job.waiting for job in batch]))
-        return logits
+        self._metrics.forward_s.labels(trunk.name).observe(time.monotonic() - started_s)
+        self._metrics.batch_tokens.labels(trunk.name).observe(count_computed_tokens([job.waiting for job in batch]))
+        return numbers
 
 
-def _make_done_future(logit: float) -> "Future[float]":
-    future: Future[float] = Future()
-    future.set_result(logit)
+def _make_done_future(outputs: Outputs) -> "Future[Outputs]":
+    future: Future[Outputs] = Future()
+    future.set_result(outputs)
     return future
 
 

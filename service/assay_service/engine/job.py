@@ -1,4 +1,4 @@
-"""Represent a sequence on its way through the engine, and the requests that wait for its logit."""
+"""Represent a sequence on its way through the engine, and the requests that wait for its logits."""
 
 import hashlib
 import math
@@ -6,7 +6,7 @@ from array import array
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-from assay_service.engine.cache import compute_key
+from assay_service.engine.cache import Outputs, compute_key
 from assay_service.engine.plan import Waiting
 from assay_service.errors import AssayError
 from assay_service.scoring.layout import TokenSequence
@@ -14,25 +14,25 @@ from assay_service.scoring.layout import TokenSequence
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One sequence to be scored by one signal."""
+    """One sequence to be scored by all signals of one trunk."""
 
-    signal: str
+    trunk: str
     sequence: TokenSequence
 
 
 class Job:
-    """A task in the engine; several requests may wait for its logit.
+    """A task in the engine; several requests may wait for its logits.
 
     Args:
-        task: the sequence to score and the signal that scores it.
-        identity: fingerprint of everything that decides the logit besides the sequence; None keeps other requests
+        task: the sequence to score and the trunk that scores it.
+        identity: fingerprint of everything that decides the logits besides the sequence; None keeps other requests
             from joining the job.
         now_s: time of submission on the monotonic clock, in seconds.
         shares_prompt: True if the prompt is computed once for all sequences of a forward pass that have it.
 
     Attributes:
-        key: bytes that are equal for jobs with the same logit.
-        reusable: True if the logit may be cached.
+        key: bytes that are equal for jobs with the same logits.
+        reusable: True if the logits may be cached.
         waiting: the view of the job that `plan` works on.
     """
 
@@ -46,8 +46,8 @@ class Job:
         prompt_tokens = task.sequence.boundary if shares_prompt else 0
         # Planning compares prompts for every sequence in the queue, and a hash compares faster than ids.
         prompt = hashlib.sha256(array("q", task.sequence.prompt).tobytes()).digest() if shares_prompt else None
-        self.waiting = Waiting(task.signal, prompt, prompt_tokens, self.tokens - prompt_tokens, math.inf)
-        self._waiters: list[Future[float]] = []
+        self.waiting = Waiting(task.trunk, prompt, prompt_tokens, self.tokens - prompt_tokens, math.inf)
+        self._waiters: list[Future[Outputs]] = []
 
     def schedule(self, due: float) -> None:
         """Make the job due at `due`, unless it is due earlier already."""
@@ -58,17 +58,17 @@ class Job:
         """Return True if all requests that waited for the job were cancelled."""
         return all(future.cancelled() for future in self._waiters)
 
-    def subscribe(self) -> "Future[float]":
+    def subscribe(self) -> "Future[Outputs]":
         """Return a future for one more request that waits; call it before the job is finished."""
-        future: Future[float] = Future()
+        future: Future[Outputs] = Future()
         self._waiters.append(future)
         return future
 
-    def finish(self, logit: float) -> None:
-        """Finish the job with a logit."""
+    def finish(self, outputs: Outputs) -> None:
+        """Finish the job with the logits of its signals."""
         for future in self._waiters:
             if future.set_running_or_notify_cancel():
-                future.set_result(logit)
+                future.set_result(outputs)
 
     def fail(self, error: AssayError) -> None:
         """Finish the job with an error."""

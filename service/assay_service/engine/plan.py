@@ -13,14 +13,14 @@ class Waiting:
     """The properties of a sequence in the queue that planning needs.
 
     Attributes:
-        signal: name of the signal; only sequences of the same signal share a forward pass.
+        trunk: name of the trunk; only sequences of the same trunk share a forward pass.
         prompt: hash that is equal for sequences whose prompt is computed once for all; None where nothing is shared.
         prompt_tokens: number of tokens that are computed once for all; 0 where nothing is shared.
         own_tokens: number of tokens that are computed for this sequence alone.
         due: time at which it should run, on a clock that counts the tokens that the engine has served.
     """
 
-    signal: str
+    trunk: str
     prompt: bytes | None
     prompt_tokens: int
     own_tokens: int
@@ -50,7 +50,7 @@ def count_computed_tokens(batch: Sequence[Waiting]) -> int:
 def choose_next_batch(waiting: Sequence[Waiting], max_batch_tokens: int) -> list[int]:
     """Return the indices of the sequences that run next, in the order in which they fall due.
 
-    The sequence that is due first always runs, so no sequence waits for ever. Others of its signal join in the order
+    The sequence that is due first always runs, so no sequence waits for ever. Others of its trunk join in the order
     in which they fall due, as long as the computed tokens stay within the limit; a shared prompt counts once. A
     sequence that does not fit is skipped for a later one that does. A sequence longer than the limit runs alone.
 
@@ -68,7 +68,7 @@ def choose_next_batch(waiting: Sequence[Waiting], max_batch_tokens: int) -> list
     tokens = 0
     for index in order:
         candidate = waiting[index]
-        if candidate.signal != waiting[order[0]].signal:
+        if candidate.trunk != waiting[order[0]].trunk:
             continue
         cost = candidate.own_tokens + (0 if candidate.prompt in prompts else candidate.prompt_tokens)
         if chosen and tokens + cost > max_batch_tokens:

@@ -4,7 +4,7 @@ No tensor of the base is written. PEFT receives only LoRA tensors; `lora.py` ref
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from peft import inject_adapter_in_model, set_peft_model_state_dict
 from transformers import PreTrainedModel
@@ -15,7 +15,7 @@ from assay_service.scoring.embedding import OwnEmbedding, build_own_embedding
 from assay_service.scoring.lora import Parts, find_embedding_name, sort_tensors
 
 
-def attach(base: PreTrainedModel, dense: str | None, adapters: Mapping[str, Adapter]) -> OwnEmbedding | None:
+def attach(base: PreTrainedModel, before_head: Sequence[str], adapters: Mapping[str, Adapter]) -> OwnEmbedding | None:
     """Load adapters onto a base; each forward pass selects later which of them it uses.
 
     Several adapters are applied together. That equals merging one after the other, because LoRA adds to a layer's
@@ -23,8 +23,7 @@ def attach(base: PreTrainedModel, dense: str | None, adapters: Mapping[str, Adap
 
     Args:
         base: bare base; adapters of other signals may be on it.
-        dense: name of the layer before the head, which is read with the head from the last adapter; None if there is
-            none.
+        before_head: names of the layers before the head, which are read with the head from the last adapter.
         adapters: adapters in the order in which they are applied, keyed by the name that PEFT gives them.
 
     Returns:
@@ -34,7 +33,7 @@ def attach(base: PreTrainedModel, dense: str | None, adapters: Mapping[str, Adap
         StartError: an adapter does not fit, or would change the base; the message names a tensor or setting.
     """
     last = list(adapters)[-1:]  # only the last adapter has the head, and with it the layer before the head
-    parts = {key: sort_tensors(adapter, base, dense if key in last else None) for key, adapter in adapters.items()}
+    parts = {key: sort_tensors(adapter, base, before_head if key in last else ()) for key, adapter in adapters.items()}
     for part in list(parts.values())[1:]:
         if part.adapter.config.get("use_dora"):
             raise StartError(

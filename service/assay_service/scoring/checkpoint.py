@@ -34,26 +34,52 @@ _ORIGINAL = re.compile(r"\.original_module\.|\.trainable_tokens_original\.")
 
 
 @dataclass(frozen=True, slots=True)
+class DenseTensors:
+    """The layer between hidden state and head of a classifier as files store it.
+
+    Attributes:
+        weight: weight, `[H, H]`.
+        bias: bias, `[H]`, or None.
+        norm: weight, `[H]`, and bias, `[H]` or None, of the norm after the activation; None if there is none.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    norm: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    @property
+    def named(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that there are by name."""
+        norm = self.norm or (None, None)
+        named = {"dense.weight": self.weight, "dense.bias": self.bias, "norm.weight": norm[0], "norm.bias": norm[1]}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class HeadTensors:
     """A head as a file stores it.
 
     Attributes:
         name: name of the weight in the file.
-        weight: weight, `[1, H]`.
-        bias: bias, `[1]`, or None.
-        dense: weight `[H, H]` and bias `[H]` of the layer before it, if the score position needs that layer.
+        weight: weight, `[K, H]`, for `K` outputs; `[K, D]` behind a layer with `D` outputs.
+        bias: bias, `[K]`, or None.
+        dense: layer before it, if there is one that is read.
+        activation: name of the activation between them in transformers.
+        epsilon: epsilon of the norm of that layer.
     """
 
     name: str
     weight: torch.Tensor
     bias: torch.Tensor | None
-    dense: tuple[torch.Tensor, torch.Tensor] | None = None
+    dense: DenseTensors | None = None
+    activation: str = "relu"
+    epsilon: float = 1e-5
 
     @property
     def sha256(self) -> str:
         """Return the SHA-256 of the values, independent of the file that holds them."""
         tensors = {"weight": self.weight, **({} if self.bias is None else {"bias": self.bias})}
-        tensors |= {} if self.dense is None else {"dense.weight": self.dense[0], "dense.bias": self.dense[1]}
+        tensors |= {} if self.dense is None else self.dense.named
         return _hash_tensors(tensors)
 
 
@@ -103,7 +129,7 @@ def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTenso
             for name in sorted(name for name in names if pattern.match(unwrap_name(name))):
                 bias = name.removesuffix("weight") + "bias"
                 own = tensors.get_tensor(bias) if bias in names else None
-                heads.append(HeadTensors(name, tensors.get_tensor(name), own))
+                heads.append(HeadTensors(name, tensors.get_tensor(name), own, _read_first_layer(tensors, name)))
     if len(heads) > 1:
         raise StartError(
             f"there are several heads: {', '.join(sorted(head.name for head in heads))}; a signal has only one. "
@@ -114,20 +140,49 @@ def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTenso
     return heads[0] if heads else None
 
 
-def read_dense(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return weight `[H, H]` and bias `[H]` of the layer before a classifier's head, or None if the files contain none.
-
-    Both have the dtype of the file.
+def _read_first_layer(tensors: Any, name: str) -> DenseTensors | None:  # noqa: ANN401 - a handle
+    """Return the first layer of a head `[Linear, ReLU, Linear]`, or None if the head has one layer.
 
     Args:
-        files: safetensors files; the first file that has the layer is used.
-        module: name of the layer in transformers.
+        tensors: open safetensors file.
+        name: name of the weight of the last layer; `….2.weight` in a head of two layers.
+
+    Raises:
+        StartError: the first layer is not there whole.
     """
+    if not name.endswith(".2.weight"):
+        return None
+    first = name.removesuffix("2.weight") + "0."
+    missing = [part for part in (f"{first}weight", f"{first}bias") if part not in tensors.keys()]  # noqa: SIM118
+    if missing:
+        raise StartError(f"{name}: is the last of two layers, but {missing[0]} is not in the same file")
+    return DenseTensors(tensors.get_tensor(f"{first}weight"), tensors.get_tensor(f"{first}bias"))
+
+
+def read_dense(files: Sequence[Path], module: str, norm: str | None = None) -> DenseTensors | None:
+    """Return the layer before a classifier's head, in the dtypes of the files; None if the files lack its tensors.
+
+    Args:
+        files: safetensors files; the first file that has a layer is used.
+        module: name of the layer in transformers.
+        norm: name of the norm after it in transformers; None if the architecture has none.
+    """
+    dense = _read_layer(files, module)
+    after = None if norm is None else _read_layer(files, norm)
+    if dense is None or (norm is not None and after is None):
+        return None
+    return DenseTensors(*dense, after)
+
+
+def _read_layer(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Return the weight and the bias, or None for it, of a layer outside of the base; None if no file has it."""
     name = re.compile(rf"^(?:base_model\.model\.)?(?:\w+\.)?{re.escape(module)}(?:\.modules_to_save\.\w+)?\.weight$")
     for path in files:
         with safe_open(path, framework="pt") as tensors:
-            for weight in (key for key in tensors.keys() if name.match(unwrap_name(key))):  # noqa: SIM118
-                return tensors.get_tensor(weight), tensors.get_tensor(weight.removesuffix("weight") + "bias")
+            keys = set(tensors.keys())
+            for weight in sorted(key for key in keys if name.match(unwrap_name(key))):
+                bias = weight.removesuffix("weight") + "bias"
+                return tensors.get_tensor(weight), tensors.get_tensor(bias) if bias in keys else None
     return None
 
 

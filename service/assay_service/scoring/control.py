@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tokenizers import Tokenizer
 
 from assay_service.errors import ContentError, StartError
 from assay_service.scoring.item import Item, Message
+from assay_service.scoring.pieces import EncodedPieces, encode_pieces
 
 # Unicode noncharacters, which texts do not contain on purpose. They enclose the other spelling of the template's own
 # control tokens, and the control tokens in messages.
@@ -103,6 +105,10 @@ class PlainEncoder:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text that was rendered from a quoted item."""
-        spelled = self._tokens.unquote(self._tokens.respell(text))
-        ids = self._encoder.encode(spelled, add_special_tokens=False).ids
-        return tuple(self._ids.get(token, token) for token in ids)
+        return self.encode_pieces((text,), apart=False).ids
+
+    def encode_pieces(self, pieces: Sequence[str], *, apart: bool) -> EncodedPieces:
+        """Return the ids of consecutive pieces of such a text."""
+        spelled = [self._tokens.unquote(self._tokens.respell(piece)) for piece in pieces]
+        encoded = encode_pieces(self._encoder, spelled, apart=apart)
+        return replace(encoded, ids=tuple(self._ids.get(token, token) for token in encoded.ids))

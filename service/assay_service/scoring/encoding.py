@@ -5,8 +5,9 @@ prefix, in ids, with the tokenised generation prompt. A token that merges across
 """
 
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from assay_service.errors import ContentError
 from assay_service.scoring.control import ControlTokens, PlainEncoder
 from assay_service.scoring.item import Item, Message
-from assay_service.scoring.manifest import ControlTokenPolicy
+from assay_service.scoring.manifest import ControlTokenPolicy, StepRules
+from assay_service.scoring.pieces import EncodedPieces, encode_pieces
+from assay_service.scoring.steps import PlacedSteps, divide, place_steps
 from assay_service.scoring.template import RenderedText, Template
 
 _KEPT = 16  # tokenised texts in memory; items share their prompt and their skeleton
@@ -37,6 +40,9 @@ class Encoded:
         prompt: token ids of the prompt's text alone.
         boundary: length of the common prefix of `ids` and `prompt`.
         control_tokens_as_text: number of control tokens in the messages that were read as plain characters.
+        placed: places of the steps; None unless steps are scored.
+        reads: index of the token that is read for each finished step; empty unless steps are scored.
+        steps: texts of these steps.
     """
 
     text: RenderedText
@@ -44,6 +50,15 @@ class Encoded:
     prompt: tuple[int, ...]
     boundary: int
     control_tokens_as_text: int
+    placed: PlacedSteps | None = None
+    reads: tuple[int, ...] = ()
+    steps: tuple[str, ...] = ()
+
+    def cut_last_step(self, placed: PlacedSteps) -> "Encoded":
+        """Return the item up to the end of the text of its last step, without the step token after it."""
+        text = replace(self.text, full=self.text.full[: len(self.text.full) - placed.tail])
+        ids = self.ids[: placed.end]
+        return replace(self, text=text, ids=ids, boundary=min(self.boundary, len(ids)))
 
 
 class ItemEncoder:
@@ -57,6 +72,8 @@ class ItemEncoder:
         control_tokens: texts of the tokens that only the template may print.
         control_ids: ids of the tokens that must be the same as in a neutral text.
         policy: "error" refuses a control token in a message, "text" reads it as plain characters.
+        steps: rules by which steps are read; None if they are not.
+        max_length: largest number of tokens, by which the number of steps is limited.
 
     Raises:
         StartError: the policy does not work with this tokenizer.
@@ -69,6 +86,8 @@ class ItemEncoder:
         control_tokens: frozenset[str],
         control_ids: frozenset[int],
         policy: ControlTokenPolicy,
+        steps: StepRules | None = None,
+        max_length: int = 0,
     ) -> None:
         self._template = template
         self._encoder = encoder
@@ -76,14 +95,32 @@ class ItemEncoder:
         self._encode_kept = functools.lru_cache(maxsize=_KEPT)(self.encode_text)
         self._control = ControlTokens(control_tokens)
         self._control_ids = control_ids
+        self._steps = steps
+        self._max_length = max_length
         self._plain = PlainEncoder(encoder, self._control) if policy == "text" else None
 
     def encode(self, item: Item) -> Encoded:
         """Return the ids of `item`.
 
         Raises:
-            ContentError: a message holds a control token (`special_tokens`), or `Template.render` refuses the item.
+            ContentError: a message holds a control token (`special_tokens`), or `Template.render` or `divide` refuses
+                the item.
         """
+        if self._steps is None:
+            return self._encode(item)
+        divided = divide(item, self._steps, self._max_length)
+        steps = divided.item.messages[-1].parts
+        if divided.finished < len(steps) and self._steps.layout == "inline":
+            self._template.render(item)  # refuses an unfinished completion whose place is not certain
+        encoded = self._encode(divided.item)
+        placed = encoded.placed
+        assert placed is not None  # every item with steps has it
+        if divided.finished < len(steps):
+            encoded = encoded.cut_last_step(placed)
+        return replace(encoded, reads=placed.reads[: divided.finished], steps=steps[: divided.finished])
+
+    def _encode(self, item: Item) -> Encoded:
+        """Encode an item whose completion, if steps are scored, is a list of them."""
         item = self._template.choose_arguments(item)
         for message in item.messages:
             for plain in (message.role, *message.list_links()):
@@ -102,10 +139,10 @@ class ItemEncoder:
         if control_token is None:
             # The normaliser can turn other characters of a message into a control token, so ids are compared as well.
             text = self._template.render(item)
-            ids = self.encode_text(text.full)
+            ids, placed = self._tokenize(item, text.full, functools.partial(encode_pieces, self._encoder))
             if self._has_expected_control_tokens(ids, item):
                 prompt = self._encode_kept(text.prompt)
-                return Encoded(text, ids, prompt, _count_common_prefix(ids, prompt), 0)
+                return Encoded(text, ids, prompt, _count_common_prefix(ids, prompt), 0, placed)
         if self._plain is None:
             raise ContentError(
                 "a message tokenises to a control token; send plain text, or declare `control_tokens: text`",
@@ -113,14 +150,25 @@ class ItemEncoder:
             )
         return self._encode_as_text(item, self._plain)
 
+    def _tokenize(
+        self, item: Item, full: str, encode: Callable[..., EncodedPieces]
+    ) -> tuple[tuple[int, ...], PlacedSteps | None]:
+        """Return the ids of a rendered item, and the places of its steps if steps are scored."""
+        if self._steps is None:
+            return encode((full,), apart=False).ids, None
+        pieces = functools.partial(encode, apart=self._steps.tokenize == "apart")
+        return place_steps(item, self._template.get_skeleton(item), full, self._steps, pieces)
+
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text, without adding special tokens."""
         return tuple(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def _encode_as_text(self, item: Item, plain: PlainEncoder) -> Encoded:
         """Encode an item whose control tokens are read as plain characters."""
-        rendered = self._template.render(self._control.quote(item))
-        ids, prompt = plain.encode(rendered.full), plain.encode(rendered.prompt)
+        quoted = self._control.quote(item)
+        rendered = self._template.render(quoted)
+        ids, placed = self._tokenize(quoted, rendered.full, plain.encode_pieces)
+        prompt = plain.encode(rendered.prompt)
         if not self._has_expected_control_tokens(ids, item):
             raise ContentError(
                 "a message tokenises to a control token even as plain characters; remove it", code="special_tokens"
@@ -130,7 +178,7 @@ class ItemEncoder:
         texts = (text for message in item.messages for _, text in message.texts())
         count = sum(len(self._select_control_ids(self.encode_text(text))) for text in texts)
         text = RenderedText(shown(rendered.prompt), shown(rendered.full), dropped)
-        return Encoded(text, ids, prompt, _count_common_prefix(ids, prompt), count)
+        return Encoded(text, ids, prompt, _count_common_prefix(ids, prompt), count, placed)
 
     def _find_control_token(self, item: Item) -> str | None:
         """Return the first control token in the texts of an item, or None."""
@@ -154,6 +202,17 @@ def find_control_tokens(template: Template, tokenizer: PreTrainedTokenizerBase) 
     special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= {text: added[text] for text in _find_turn_tokens(template, added)}
     return special | {text: tokenizer.convert_tokens_to_ids(text) for text in tokenizer.all_special_tokens}
+
+
+def find_step_token(tokenizer: PreTrainedTokenizerBase, rules: StepRules | None) -> frozenset[int]:
+    """Return the id of the step token if a text of a client must not contain it.
+
+    White space, and an answer such as "+" in turns, are text.
+    """
+    if rules is None or rules.layout == "turns" or not rules.token.strip():
+        return frozenset()
+    encoder: Any = tokenizer
+    return frozenset(encoder.backend_tokenizer.encode(rules.token, add_special_tokens=False).ids[-1:])
 
 
 def _find_turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:

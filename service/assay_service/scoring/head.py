@@ -1,32 +1,46 @@
 """Compute logits by the head: an fp32 linear layer with one output, applied to the mean of a span of hidden states."""
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
 from assay_service.errors import StartError
-from assay_service.scoring.layout import Span
+from assay_service.scoring.checkpoint import DenseTensors
+from assay_service.scoring.layout import Span, TokenSequence
 
 
 class Dense(nn.Module):
-    """The fp32 layer between hidden state and head in transformers' classifiers on encoders.
+    """The fp32 layer between hidden state and head, in classifiers on encoders and in heads of two layers.
 
     Args:
-        weight: weight, `[H, H]`; converted to fp32.
-        bias: bias, `[H]`; converted to fp32.
+        tensors: weight and bias of the layer, and of its norm; converted to fp32.
         activation: name of the activation in transformers.
+        epsilon: epsilon of the norm.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, activation: str) -> None:
+    def __init__(self, tensors: DenseTensors, activation: str, epsilon: float = 1e-5) -> None:
         super().__init__()
-        self.linear = nn.Linear(weight.shape[1], weight.shape[0])
-        self.linear.weight, self.linear.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
+        weight, bias = tensors.weight, tensors.bias
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        self.linear.weight = nn.Parameter(weight.float())
+        if bias is not None:
+            self.linear.bias = nn.Parameter(bias.float())
         self.activation = ACT2FN[activation]
+        self.norm: nn.Module = nn.Identity()
+        if tensors.norm is not None:
+            scale, shift = tensors.norm
+            self.norm = nn.LayerNorm(len(scale), eps=epsilon, bias=shift is not None)
+            self.norm.weight = nn.Parameter(scale.float())
+            if shift is not None:
+                self.norm.bias = nn.Parameter(shift.float())
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Return the activated output, fp32 `[n, H]`, for pooled hidden states, fp32 `[n, H]`."""
+        """Return the activated output, fp32 `[n, D]`, for pooled hidden states, fp32 `[n, H]`."""
         # Row by row: the remainder of many numbers at once may be computed another way (`kernels/row_invariant.py`).
-        return torch.stack([self.activation(row) for row in self.linear(pooled)])
+        return torch.stack([self.norm(self.activation(row)) for row in self.linear(pooled)])
 
 
 class Head(nn.Module):
@@ -36,7 +50,7 @@ class Head(nn.Module):
     ties in best-of-N (scoring-traps 12).
 
     Args:
-        weight: weight, `[1, H]`; converted to fp32.
+        weight: weight, `[1, H]`, or `[1, D]` behind `dense`; converted to fp32.
         bias: bias, `[1]`, converted to fp32; or None.
         dense: layer that is applied first; None if there is none.
     """
@@ -62,8 +76,10 @@ class Head(nn.Module):
         weight = torch.randn(1, hidden_size, generator=generator) * (hidden_size + 1) ** -0.5
         return cls(weight, torch.zeros(1) if bias else None)
 
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+    def forward(self, pooled: torch.Tensor, gates: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits, fp32 `[n]`, for pooled hidden states `[n, H]`; autocast, which would make them bf16, is off.
+
+        `gates` are hidden states for gating networks, which this head does not have.
 
         Each row is summed by itself, because a matrix product may pick its kernel by the number of rows (see
         `kernels/row_invariant.py`).
@@ -75,17 +91,34 @@ class Head(nn.Module):
 
 
 def pool(hidden: torch.Tensor, spans: tuple[tuple[Span, ...], ...]) -> torch.Tensor:
-    """Return the mean hidden state of each sequence's score span, fp32 `[n, H]`.
+    """Return the mean hidden state of each span, fp32 `[n, H]`.
 
     Args:
         hidden: hidden states of a row, `[1, T, H]`.
-        spans: pieces of the score span in the row, for each sequence.
+        spans: pieces of each of the `n` spans in the row.
     """
     places = dict.fromkeys(piece for pieces in spans for piece in pieces)
     index = torch.cat([torch.arange(place.start, place.end) for place in places]).to(hidden.device)
     # One gather and one split: each slice would cost the backward pass a tensor of the whole row.
     parts = dict(zip(places, torch.split(hidden[0][index], [place.tokens for place in places]), strict=True))
     return torch.stack([torch.cat([parts[piece] for piece in pieces]).float().mean(dim=0) for pieces in spans])
+
+
+def split_gates(pooled: torch.Tensor, sequences: Sequence[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the hidden states of score spans and those of gates.
+
+    Args:
+        pooled: pooled hidden states, `[N, H]`, in the order of `TokenSequence.reads` of one sequence after the other.
+        sequences: sequences that gave them; either all or none of them have a gate.
+
+    Returns:
+        The hidden states of score spans, `[S, H]`, and those of the gates, one for each sequence, or None.
+    """
+    if all(sequence.gate is None for sequence in sequences):
+        return pooled, None
+    ends = [end - 1 for end in accumulate(len(sequence.reads) for sequence in sequences)]  # the gate is read last
+    others = sorted(set(range(len(pooled))) - set(ends))
+    return pooled[others], pooled[ends]
 
 
 def checked(head: Head, hidden_size: int, where: str) -> Head:
@@ -100,12 +133,13 @@ def checked(head: Head, hidden_size: int, where: str) -> Head:
         StartError: the shape does not fit the base, the weight is all zero, or a value is not finite; the message names
             the tensor.
     """
-    if tuple(head.weight.shape) != (1, hidden_size):
-        several = head.weight.shape[0] if head.weight.dim() == 2 and head.weight.shape[1] == hidden_size else 0
-        hint = f"; it has {several} labels, and Assay serves heads with one (num_labels: 1)" if several > 1 else ""
-        raise StartError(
-            f"{where}: has shape {list(head.weight.shape)}, but a head on this base has [1, {hidden_size}]{hint}"
-        )
+    width = hidden_size
+    if head.dense is not None:
+        width, inputs = head.dense.linear.weight.shape
+        if inputs != hidden_size:
+            raise StartError(f"{where}: the layer before it reads {inputs} numbers, but the base has {hidden_size}")
+    if tuple(head.weight.shape) != (1, width):
+        raise StartError(f"{where}: has shape {list(head.weight.shape)}, but a head on this base has [1, {width}]")
     if head.bias is not None and tuple(head.bias.shape) != (1,):
         raise StartError(f"{where}: its bias has shape {list(head.bias.shape)}, but a head has [1]")
     if not torch.count_nonzero(head.weight):

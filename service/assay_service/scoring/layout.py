@@ -39,20 +39,25 @@ class TokenSequence:
     Attributes:
         ids: token ids of prompt and completion.
         boundary: number of prompt tokens.
-        score: score span, counted from the start of the sequence.
+        score: score span, counted from the start of the sequence; of the first step if steps are scored.
         second_segment: index of the first token of type 1, the second text of a pair; None if all tokens have type 0.
+        later_steps: score spans of the steps after the first one; empty unless steps are scored.
+        gate: index of the token whose hidden state a gating network reads; None if the head has none.
     """
 
     ids: tuple[int, ...]
     boundary: int
     score: Span
     second_segment: int | None = None
+    later_steps: tuple[Span, ...] = ()
+    gate: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.boundary <= len(self.ids):
             raise ValueError(f"boundary {self.boundary} lies outside the sequence of {len(self.ids)} tokens")
-        if self.score.end > len(self.ids):
-            raise ValueError(f"score span ends at {self.score.end}, the sequence has {len(self.ids)} tokens")
+        end = max(span.end for span in self.reads)
+        if end > len(self.ids):
+            raise ValueError(f"a score span ends at {end}, the sequence has {len(self.ids)} tokens")
         if self.second_segment is not None and not 0 <= self.second_segment < len(self.ids):
             raise ValueError(f"second segment {self.second_segment} lies outside the sequence")
 
@@ -60,6 +65,17 @@ class TokenSequence:
     def prompt(self) -> tuple[int, ...]:
         """Return the ids before the boundary."""
         return self.ids[: self.boundary]
+
+    @property
+    def score_spans(self) -> tuple[Span, ...]:
+        """Return the score spans: one, or one for each step."""
+        return (self.score, *self.later_steps)
+
+    @property
+    def reads(self) -> tuple[Span, ...]:
+        """Return all spans that heads read: the score spans, then the token of the gate."""
+        gate = () if self.gate is None else (Span(self.gate, self.gate + 1),)
+        return (*self.score_spans, *gate)
 
     @property
     def types(self) -> list[int]:
@@ -90,7 +106,7 @@ class Layout:
         positions: positions, int64 `[1, T]`, counted from the start of each sequence.
         types: token types, int64 `[1, T]`; the padding has type 0.
         segments: segments that cover the row from its start without gaps; the padding belongs to none.
-        spans: score span of each sequence in the row, in one or two pieces.
+        spans: spans that heads read, of one sequence after the other (`TokenSequence.reads`), in one or two pieces.
         tokens: number of tokens without the padding.
     """
 
@@ -118,7 +134,7 @@ def pack(sequences: Sequence[TokenSequence], *, share_prompts: bool) -> Layout:
     if not sequences:
         raise ValueError("a row needs at least one sequence")
     row = _Row()
-    spans = tuple(row.add(sequence, sequence.boundary if share_prompts else 0) for sequence in sequences)
+    added = [row.add(sequence, sequence.boundary if share_prompts else 0) for sequence in sequences]
     tokens = len(row.ids)
     fill = [0] * (-tokens % STEP_TOKENS)  # id 0 exists in every vocabulary, and nobody reads these tokens
     return Layout(
@@ -126,7 +142,7 @@ def pack(sequences: Sequence[TokenSequence], *, share_prompts: bool) -> Layout:
         positions=torch.tensor([row.positions + fill], dtype=torch.int64),
         types=torch.tensor([row.types + fill], dtype=torch.int64),
         segments=tuple(row.segments),
-        spans=spans,
+        spans=tuple(span for spans in added for span in spans),
         tokens=tokens,
     )
 
@@ -161,19 +177,20 @@ class _Row:
     segments: list[Segment] = field(default_factory=list)
     prompts: dict[tuple[tuple[int, ...], tuple[int, ...]], Span] = field(default_factory=dict)
 
-    def add(self, sequence: TokenSequence, boundary: int) -> tuple[Span, ...]:
-        """Lay out the parts that the row does not have yet, and return the pieces of the score span."""
+    def add(self, sequence: TokenSequence, boundary: int) -> list[tuple[Span, ...]]:
+        """Lay out the parts that the row does not have yet, and return the pieces of each span that heads read."""
         types = sequence.types
         # Equal ids with other token types have other hidden states, so both make the key.
         prompt = sequence.ids[:boundary], tuple(types[:boundary])
         prefix = self.prompts.get(prompt)
         if boundary and prefix is None:
             prefix = self.prompts[prompt] = self._append(*prompt, 0, None)
-        pieces = [] if prefix is None else [_map_piece(sequence.score, Span(0, boundary), prefix.start)]
+        parts = [] if prefix is None else [(Span(0, boundary), prefix.start)]
         if boundary < len(sequence.ids):
             own = self._append(sequence.ids[boundary:], types[boundary:], boundary, prefix)
-            pieces.append(_map_piece(sequence.score, Span(boundary, len(sequence.ids)), own.start))
-        return tuple(piece for piece in pieces if piece is not None)
+            parts.append((Span(boundary, len(sequence.ids)), own.start))
+        mapped = [[_map_piece(span, part, start) for part, start in parts] for span in sequence.reads]
+        return [tuple(piece for piece in pieces if piece is not None) for pieces in mapped]
 
     def _append(self, ids: tuple[int, ...], types: Sequence[int], position: int, prefix: Span | None) -> Span:
         """Append one segment and return its span in the row."""

@@ -5,7 +5,7 @@ base's own is accepted (PEFT saves such copies beside LoRA on an embedding).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,7 @@ _CONVERSION = (
 _MERGE = "Merge the adapter into its base (PEFT: merge_and_unload, then save_pretrained) and serve that as `base`"
 
 # Modules of `modules_to_save` that PEFT names for every classifier, whether or not the model has them.
-_HEADS = ("score", "classifier", "v_head", "value_head", "pooler")
+_HEADS = ("score", "classifier", "v_head", "value_head", "pooler", "head")
 
 # Output layers of language models, which a reward never reads.
 _OUTPUTS = ("lm_head.", "embed_out.", "cls.", "lm_predictions.", "mask_predictions.")
@@ -122,13 +122,13 @@ class Parts:
         return len(first)
 
 
-def sort_tensors(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> Parts:
+def sort_tensors(adapter: Adapter, base: PreTrainedModel, before_head: Sequence[str]) -> Parts:
     """Sort the tensors of an adapter by what they change.
 
     Args:
         adapter: adapter as it was read.
         base: bare base for the adapter; other adapters may be on it already.
-        dense: name of the layer before the head, which is read with the head; None if there is none.
+        before_head: names of the layers before the head, which are read with the head.
 
     Raises:
         StartError: the adapter has a setting that is not served, or would change the base; the message names the
@@ -138,7 +138,7 @@ def sort_tensors(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> 
     lora, trained, rest = {}, {}, {}
     for name, tensor in adapter.tensors.items():
         bare = _strip_prefixes(name, base.base_model_prefix)
-        if bare.startswith(_OUTPUTS) or (dense is not None and bare in (f"{dense}.weight", f"{dense}.bias")):
+        if bare.startswith(_OUTPUTS) or bare.rpartition(".")[0] in before_head:
             continue
         if (match := _LORA.match(bare)) is None:
             rest[bare] = tensor
@@ -149,7 +149,7 @@ def sort_tensors(adapter: Adapter, base: PreTrainedModel, dense: str | None) -> 
     whole = [rest.pop(name, None) for name in _list_embedding_names(embedding)]
     rows = rest.pop(f"{embedding}.{_DELTA}", None)
     _check_rest(rest, adapter, base)
-    _check_modules(trained, adapter, base, dense)
+    _check_modules(trained, adapter, base, before_head)
     change = EmbeddingChange(
         source=adapter.directory,
         whole=next((tensor for tensor in whole if tensor is not None), None),
@@ -197,7 +197,9 @@ def _check_rest(rest: Mapping[str, torch.Tensor], adapter: Adapter, base: PreTra
         )
 
 
-def _check_modules(trained: Mapping[str, str], adapter: Adapter, base: PreTrainedModel, dense: str | None) -> None:
+def _check_modules(
+    trained: Mapping[str, str], adapter: Adapter, base: PreTrainedModel, before_head: Sequence[str]
+) -> None:
     """Refuse an adapter of modules that the base does not have, and one that lacks modules that were adapted.
 
     PEFT leaves modules without tensors as they are in the base, so an incomplete file would give a wrong score.
@@ -205,8 +207,9 @@ def _check_modules(trained: Mapping[str, str], adapter: Adapter, base: PreTraine
     where = adapter.directory
     modules = {_strip_base_layer(name): module for name, module in base.named_modules() if ".lora_" not in name}
     foreign = sorted(set(trained) - set(modules))
-    if dense is not None and dense in foreign:
-        raise StartError(f"{where}: LoRA on {dense}, the layer before the head, is not served. {_MERGE}")
+    for name in before_head:
+        if name in foreign:
+            raise StartError(f"{where}: LoRA on {name}, the layer before the head, is not served. {_MERGE}")
     if foreign:
         raise StartError(
             f"{where}: the adapter does not fit its base: it adapts {foreign[0]}, which the base does not have; "

@@ -7,15 +7,18 @@ It holds everything that decides a score besides the weights, so that a checkpoi
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from assay_service.errors import StartError
+from assay_service.scoring.reading import Aggregate
 from assay_service.validation import SHA256_PATTERN, TAG_PATTERN, explain, format_key
 
 FILE_NAME = "assay.json"
 
 Kind = Literal["preference", "absolute"]
-ScorePosition = Literal["last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean", "completion"]
+ScorePosition = Literal[
+    "last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean_pooler", "mean", "completion", "steps"
+]
 EosPolicy = Literal["template", "append"]
 Unfinished = Literal["score", "error"]
 DroppedContent = Literal["error", "report"]
@@ -25,6 +28,36 @@ TokenTypes = Literal["zero", "second_after_sep"]
 
 Tag = Annotated[str, Field(min_length=1, max_length=256, pattern=TAG_PATTERN)]
 REASONING_TAGS: tuple[str, str] = ("<think>", "</think>")
+
+
+class StepRules(BaseModel):
+    """The rules by which a process reward model reads the steps of a completion.
+
+    Attributes:
+        delimiter: text that separates the steps in the completion that a client sends.
+        token: text that is printed after each step; one token of the tokenizer.
+        layout: "inline" if the assistant's turn holds all steps, and the head reads the token after each of them.
+            "turns" if each step is a user's turn that `token` answers, and the head reads the token before the answer.
+        between: text that is printed between `token` and the next step; only for "inline".
+        tokenize: "together" if the whole text is tokenized once, "apart" if the prompt and each step are tokenized by
+            themselves.
+        strip: whether white space at the borders of a step is removed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    delimiter: str = Field(min_length=1)
+    token: str = Field(min_length=1)
+    layout: Literal["inline", "turns"] = "inline"
+    between: str = ""
+    tokenize: Literal["together", "apart"] = "together"
+    strip: bool = False
+
+    @model_validator(mode="after")
+    def _check_layout(self) -> "StepRules":
+        if self.layout == "turns" and (self.between or self.tokenize == "apart"):
+            raise ValueError("layout: turns has no text between steps and tokenizes together; remove the other key")
+        return self
 
 
 class GoldenRow(BaseModel):
@@ -41,6 +74,25 @@ class GoldenRow(BaseModel):
     messages: tuple[tuple[str, str], ...] = Field(description="(role, content) pairs, the last one the assistant's")
     finish_reason: Literal["stop", "length"] = "stop"
     logit: float = Field(allow_inf_nan=False)
+
+
+class Output(BaseModel):
+    """The record of one output of a head that has several.
+
+    Attributes:
+        name: name of the output.
+        kind: meaning of its logit.
+        mean, std: mean and standard deviation of its logits over its training completions.
+        golden: rows with its logits, to recompute after loading.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    kind: Kind
+    mean: float = Field(allow_inf_nan=False)
+    std: float = Field(gt=0, allow_inf_nan=False)
+    golden: tuple[GoldenRow, ...] = ()
 
 
 # Unknown keys are refused: a newer version may record something that changes scores.
@@ -62,6 +114,10 @@ class Manifest(BaseModel):
         pad_token_id: token id that `last_non_pad_id` skips.
         reasoning: treatment of the reasoning of completions. A manifest without this key means "keep".
         reasoning_tags: tags that enclose reasoning; "keep" does not read them.
+        steps: rules by which steps are read, for the score position "steps".
+        aggregate: rule that makes one logit of those of the steps.
+        outputs: outputs of the head, in the order of its rows; empty for a head with one. Kind, moments and golden rows
+            of such a checkpoint are those of its outputs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,6 +136,9 @@ class Manifest(BaseModel):
     pad_token_id: int | None = Field(None, ge=0)
     reasoning: Reasoning | None = None
     reasoning_tags: tuple[Tag, Tag] | None = None
+    steps: StepRules | None = None
+    aggregate: Aggregate | None = None
+    outputs: tuple[Output, ...] = ()
 
 
 def read(directory: Path) -> Manifest:

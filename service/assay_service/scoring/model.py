@@ -15,27 +15,18 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
-from assay_service.errors import StartError
-from assay_service.scoring import names
 from assay_service.scoring.adapters import attach
-from assay_service.scoring.architectures import (
-    ARCHITECTURES,
-    ROPE_TYPES,
-    count_token_types,
-    find_first_position,
-    read_architecture,
-)
+from assay_service.scoring.architectures import ARCHITECTURES, count_token_types, find_first_position
+from assay_service.scoring.base_files import load_base
 from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import OwnEmbedding
-from assay_service.scoring.files import ADAPTER_CONFIG, list_weight_files, read_config
-from assay_service.scoring.head import Head, pool
+from assay_service.scoring.head import Head, pool, split_gates
 from assay_service.scoring.kernels.backend import Backend, Kernels
 from assay_service.scoring.kernels.choose import choose_backend
+from assay_service.scoring.kernels.experts import split_experts
 from assay_service.scoring.kernels.row_invariant import make_invariant
-from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.kernels.torch_segments import TorchSegments
 from assay_service.scoring.layout import Layout, TokenSequence, pack, select_read_tokens
 
@@ -62,6 +53,7 @@ class RewardModel:
         architecture: properties of the base's architecture that scoring depends on.
         token_types: number of token types that the base distinguishes.
         kernels: description of the back end that computes the base.
+        shares_prompts: whether the prompt is computed once for all sequences of a forward pass that have it.
     """
 
     def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
@@ -73,60 +65,28 @@ class RewardModel:
         self._first_position = find_first_position(base.config.to_dict())
         self.token_types = count_token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
+        self._attached: dict[tuple[str, ...], tuple[tuple[str, ...], OwnEmbedding | None]] = {}
         self._embedding: OwnEmbedding | None = None  # of the active signal
         self._backend: Backend = TorchSegments()
         self.kernels = Kernels(TorchSegments.name)
+        self.shares_prompts = self.architecture.shares_prompts
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "RewardModel":
         """Read a base from safetensors files.
 
         Args:
-            directory: checkpoint with `config.json` and weights; a head in it is not read here.
-            dtype: dtype in which the base computes; heads stay fp32.
-            device: device on which the base is placed. On `meta` no weight is read: the errors below come from the
-                headers of the files, and the model has names and shapes only. That needs accelerate.
+            directory: see `load_base`.
+            dtype: see `load_base`.
+            device: see `load_base`.
 
         Raises:
-            StartError: the architecture is not served, or a tensor is missing, unknown or of the wrong shape.
+            StartError: see `load_base`.
         """
-        config = read_config(directory)
-        architecture = read_architecture(config, directory)
-        tensors = names.read_shapes(list_weight_files(directory))
-        names.check_unwrapping(tensors, directory)
-        if (directory / ADAPTER_CONFIG).is_file():
-            raise StartError(
-                f"{directory}: declared as `base`, but it holds an {ADAPTER_CONFIG}; declare the adapter as `adapter`"
-            )
-        # A pooler counts as part of the head, which is read elsewhere, so the base is loaded without it.
-        options: dict[str, Any] = {"add_pooling_layer": False} if config["model_type"] in ("bert", "roberta") else {}
-        if any(name != names.unwrap_name(name) for name in tensors):
-            options["key_mapping"] = {names.WRAPPER.pattern: ""}
-        if device.type == "meta":  # otherwise transformers would read the weights before `to` drops them
-            options["device_map"] = device
-        # Transformers only warns of missing and unused tensors; `check_loaded` below makes them errors.
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        base, report = AutoModel.from_pretrained(
-            directory,
-            dtype=dtype,
-            attn_implementation=ATTENTION if architecture.packed else "eager",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-        names.check_loaded(report, directory, f"{base.base_model_prefix}.", tensors, config.get("value_head_prefix"))
-        rope = (getattr(base.config, "rope_parameters", None) or {}).get("rope_type", "default")
-        if rope not in ROPE_TYPES:
-            raise StartError(
-                f"{directory}: rope_type {rope!r} is not served; Assay serves {', '.join(sorted(ROPE_TYPES))}"
-            )
-        return cls(base, device)
+        return cls(load_base(directory, dtype, device), device)
 
     def add_signal(self, name: str, head: Head, *adapters: Adapter) -> None:
-        """Add a signal with a trained head.
+        """Add a signal with a trained head. Signals with the same adapters share them.
 
         Args:
             name: name of the signal, new to this model.
@@ -137,8 +97,12 @@ class RewardModel:
         Raises:
             StartError: an adapter does not fit the base or would change it; the message names a tensor.
         """
-        keys = tuple(f"signal{len(self._signals)}_{number}" for number in range(len(adapters)))
-        embedding = attach(self.base, self.architecture.dense, dict(zip(keys, adapters, strict=True)))
+        digests = tuple(adapter.sha256 for adapter in adapters)  # files may change, so a path does not identify them
+        if digests not in self._attached:
+            keys = tuple(f"signal{len(self._signals)}_{number}" for number in range(len(adapters)))
+            embedding = attach(self.base, self.architecture.before_head, dict(zip(keys, adapters, strict=True)))
+            self._attached[digests] = keys, embedding
+        keys, embedding = self._attached[digests]
         self._signals[name] = _Signal(keys, head.to(self.device), embedding)
         self.base.eval()
 
@@ -156,6 +120,10 @@ class RewardModel:
         self._signals[name] = _Signal((key,), head.to(self.device))
         self._activate(name)
 
+    def add_fresh_head(self, name: str, head: Head, beside: str) -> None:
+        """Add a signal to be trained that shares the adapter, or the whole base, of the fresh signal `beside`."""
+        self._signals[name] = _Signal(self._signals[beside].adapters, head.to(self.device))
+
     def get_parameters(self, name: str) -> list[nn.Parameter]:
         """Return the trained parameters of a fresh signal: its LoRA's or the whole base's, and its head's."""
         signal = self._signals[name]
@@ -163,30 +131,13 @@ class RewardModel:
         own = [p for n, p in named if not signal.adapters or f".{signal.adapters[0]}." in n]
         return [*own, *signal.head.parameters()]
 
-    def collect_adapter_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Return the LoRA and head tensors of a signal, fp32 on the CPU, under the names of PEFT's file format.
+    def get_head(self, name: str) -> Head:
+        """Return the head of signal `name`."""
+        return self._signals[name].head
 
-        The tensors have the shapes of PEFT's file: `[r, in]` and `[out, r]` for LoRA, `[1, H]` for the head's weight.
-        """
-        signal = self._signals[name]
-        prefix = f"base_model.model.{self.base.base_model_prefix}."
-        tensors = {
-            prefix + parameter_name.replace(f".{signal.adapters[0]}.", "."): parameter
-            for parameter_name, parameter in self.base.named_parameters()
-            if f".{signal.adapters[0]}." in parameter_name
-        }
-        head = {f"base_model.model.{self.architecture.head}.{n}": p for n, p in signal.head.named_parameters()}
-        return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (tensors | head).items()}
-
-    def collect_whole_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Return base and head tensors of a signal without adapter, fp32 on the CPU, under transformers' names.
-
-        The tensors have the shapes of transformers' file; the head's weight is `[1, H]`.
-        """
-        prefix = f"{self.base.base_model_prefix}."
-        base = {prefix + n: p for n, p in self.base.state_dict().items()}
-        head = {f"{self.architecture.head}.{n}": p for n, p in self._signals[name].head.named_parameters()}
-        return {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in (base | head).items()}
+    def get_adapter_names(self, name: str) -> tuple[str, ...]:
+        """Return PEFT's names of the adapters of signal `name`; signals with equal names share a forward pass."""
+        return self._signals[name].adapters
 
     def get_vocabulary_size(self, name: str) -> int:
         """Return the number of token ids that signal `name` embeds: the base's, or those of its own embedding."""
@@ -208,6 +159,7 @@ class RewardModel:
             NotInvariant: this machine has no way to compute a layer's product so that its rows are independent.
         """
         if self.architecture.packed:  # the others run one sequence at a time, which no neighbour can change
+            split_experts(self.base)
             self._backend, self.kernels = choose_backend(self.base)
             self._backend.prepare(self.base)
             make_invariant(self.base)
@@ -215,7 +167,11 @@ class RewardModel:
             make_invariant(signal.head)
 
     def pooled(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
-        """Return the pooled hidden states that the head of signal `name` reads, fp32 `[n, H]`, one per sequence."""
+        """Return the pooled hidden states that heads read with the adapters of signal `name`, fp32 `[N, H]`.
+
+        There is one for each of `TokenSequence.reads`, of one sequence after the other. Where heads read one span of
+        each sequence, `N` is the number of sequences.
+        """
         self._activate(name)
         if not self.architecture.packed:
             return torch.cat([self._pool_alone(sequence) for sequence in sequences])
@@ -241,22 +197,46 @@ class RewardModel:
             masks={},
             **read,
             **self._build_types(row.types),
-            **({"use_cache": False} if self.architecture.causal else {}),  # encoders do not know this argument
+            **self._build_cache_option(),
         )
         return torch.as_tensor(output.last_hidden_state)
 
     def logits(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
         """Return the logits of signal `name`, fp32 `[n]`, in the order of `sequences`.
 
-        They may be infinite or NaN; the caller checks them.
+        They may be infinite or NaN; the caller checks them. A signal that scores steps has `n` logits for `n` steps.
         """
-        return torch.as_tensor(self._signals[name].head(self.pooled(sequences, name)))
+        (logits,) = self.outputs(sequences, (name,))
+        return logits
+
+    def outputs(self, sequences: Sequence[TokenSequence], names: Sequence[str]) -> list[torch.Tensor]:
+        """Return what the heads of several signals give by one forward pass, for each signal.
+
+        Args:
+            sequences: sequences to score.
+            names: signals with the same adapters.
+
+        Returns:
+            For each signal the result of its head, fp32 `[S]` or `[S, 2]`, where `S` counts the score spans of all
+            sequences.
+        """
+        scores, gates = split_gates(self.pooled(sequences, names[0]), sequences)
+        return [torch.as_tensor(self._signals[name].head(scores, gates)) for name in names]
+
+    def read(self, sequences: Sequence[TokenSequence], names: Sequence[str]) -> list[list[tuple[float, ...]]]:
+        """Return what `outputs` returns as numbers, for each signal and sequence."""
+        counts = [1 + len(sequence.later_steps) for sequence in sequences]
+        return [
+            [tuple(part.flatten().tolist()) for part in torch.split(output, counts)]
+            for output in self.outputs(sequences, names)
+        ]
 
     def _pool_alone(self, sequence: TokenSequence) -> torch.Tensor:
-        """Run one sequence by itself, for architectures whose attention cannot be packed; fp32 `[1, H]`."""
+        """Run one sequence by itself, for architectures whose attention cannot be packed; fp32 `[R, H]`."""
         ids = torch.tensor([sequence.ids], device=self.device)
         types = self._build_types(torch.tensor([sequence.types]))
-        return pool(self.base(**self._build_inputs(ids), **types).last_hidden_state, ((sequence.score,),))
+        inputs = self._build_inputs(ids) | types | self._build_cache_option()
+        return pool(self.base(**inputs).last_hidden_state, tuple((span,) for span in sequence.reads))
 
     def _build_types(self, types: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the token types as an argument of the base; none where the base does not distinguish them."""
@@ -265,6 +245,10 @@ class RewardModel:
     def _build_inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the input arguments of the base: token ids, or vectors from the active signal's own embedding."""
         return {"input_ids": ids} if self._embedding is None else {"inputs_embeds": self._embedding(ids)}
+
+    def _build_cache_option(self) -> dict[str, Any]:
+        """Return the argument by which a decoder keeps no cache; encoders do not know it."""
+        return {"use_cache": False} if self.architecture.causal else {}
 
     def _activate(self, name: str) -> None:
         """Select the adapters and the embedding of signal `name` for the next forward pass."""

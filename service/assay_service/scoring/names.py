@@ -35,7 +35,17 @@ WRAPPER = re.compile(rf"^(?:(?:{'|'.join(_WRAPPERS)})\.)+")
 # Tensors of a checkpoint that a bare base does not use: heads, language-model outputs, buffers of old versions.
 _UNUSED = (
     *(f"{module}." for module in HEAD_MODULES),
-    *("lm_head.", "embed_out.", "cls.", "pooler.dense.", "lm_predictions.", "mask_predictions."),
+    *(
+        "lm_head.",
+        "embed_out.",
+        "cls.",
+        "decoder.",
+        "pooler.dense.",
+        "head.dense.",
+        "head.norm.",
+        "lm_predictions.",
+        "mask_predictions.",
+    ),
     *("embeddings.position_ids", "rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
 )
 
@@ -46,7 +56,7 @@ _MAX_HEADER_BYTES = 100_000_000
 # one of their layers as the head would give a wrong score.
 _UNSERVED_HEADS = (
     (re.compile(r"^(?:[\w.]+\.)?(?:score|classifier|v_head|value_head)(?:\.summary)?\.\d+\.weight$"),
-     "a head of several layers ({names}), as in GRM (sftreg), INF-ORM or Qwen2.5-Math-RM"),
+     "a head of other layers than two with a ReLU between ({names})"),
     (re.compile(r"^(?:[\w.]+\.)?v_head_mlp\d+\.weight$"), "a head of several layers ({names})"),
     (re.compile(r"^(?:[\w.]+\.)?(?:regression_layer|gating)\."),
      "a gated head of several objectives ({names}), as in ArmoRM, QRM or URM"),
@@ -118,7 +128,8 @@ def build_head_weight_pattern(extra_head: str | None = None) -> re.Pattern[str]:
         extra_head: name of a further head module, as OpenRLHF's `value_head_prefix` in `config.json` gives it.
     """
     modules = "|".join(map(re.escape, (*HEAD_MODULES, *([extra_head] if extra_head else []))))
-    return re.compile(rf"^(?:base_model\.model\.)?(?:{modules})(?:\.modules_to_save\.\w+)?\.weight$")
+    # `.2`: the last layer of a head of two layers, with an activation between them.
+    return re.compile(rf"^(?:base_model\.model\.)?(?:{modules})(?:\.modules_to_save\.\w+)?(?:\.2)?\.weight$")
 
 
 def check_whole_head(head: str, names: Iterable[str], where: object, extra_head: str | None = None) -> None:
@@ -138,6 +149,8 @@ def check_whole_head(head: str, names: Iterable[str], where: object, extra_head:
     """
     module = _strip_to_module(head).removesuffix(".weight")
     own = {f"{module}.weight", f"{module}.bias"}
+    if module.endswith(".2"):
+        own |= {f"{module.removesuffix('2')}0.{part}" for part in ("weight", "bias")}
     if module == "classifier.out_proj":
         own |= {"classifier.dense.weight", "classifier.dense.bias"}
     roots = tuple({f"{name.partition('.')[0]}." for name in (*HEAD_MODULES, *([extra_head] if extra_head else []))})
@@ -151,7 +164,8 @@ def check_whole_head(head: str, names: Iterable[str], where: object, extra_head:
                 f"{where}: {name} is LoRA on the head itself, which is not served; merge the adapter into its base"
             )
         raise StartError(
-            f"{where}: {name} belongs to the head as well as {head}; Assay serves only heads of one linear layer, and "
+            f"{where}: {name} belongs to the head as well as {head}; Assay serves heads "
+            "of one layer, or of two with a ReLU between, and "
             "without the rest of this head its scores would be wrong"
         )
 
@@ -171,8 +185,8 @@ def why_no_head(shapes: Shapes) -> str:
         layers = sorted({name.rpartition(".")[0] for name in shapes if pattern.match(name)})
         if layers:
             return (
-                f"{kind.format(names=', '.join(layers[:4]))}: not served yet; Assay serves heads of one linear layer "
-                "with one output"
+                f"{kind.format(names=', '.join(layers[:4]))}: not served; Assay serves heads of one linear "
+                "layer, or of two with a ReLU between"
             )
     one_row = sorted(name for name, shape in shapes.items() if len(shape) == 2 and shape[0] == 1 and _is_top(name))
     looked = f"no head was found; looked for {', '.join(f'{module}.weight' for module in HEAD_MODULES)}"
@@ -180,8 +194,8 @@ def why_no_head(shapes: Shapes) -> str:
         return f"{looked}; {one_row[0]} has one output: if that is the head, rename it to score.weight in the file"
     if any(unwrap_name(name).startswith(("lm_head.", "embed_out.")) for name in shapes):
         return (
-            f"{looked}; this is a language model. A reward that is read from rows of lm_head is not served; if this is "
-            "the base of a LoRA reward model, declare the `adapter` that has the head"
+            f"{looked}; this is a language model. If its reward is the logit of a token, declare "
+            "`head: {tokens: [TOKEN]}`; if it is the base of a LoRA reward model, declare its `adapter`"
         )
     return f"{looked}; if this is the base of a LoRA reward model, declare the `adapter` that has the head"
 
@@ -206,10 +220,20 @@ def explain_missing(missing: str, names: Iterable[str]) -> str:
     return ""
 
 
+def is_unused(name: str, head: str | None = None) -> bool:
+    """Return whether a bare base does not use a tensor: a head, an output of a language model, an old buffer.
+
+    Args:
+        name: name without the prefixes of wrappers and of the base.
+        head: name of a further head module, from `config.json`, or None.
+    """
+    return name.startswith((*_UNUSED, *([f"{head}."] if head else []))) or name.endswith(_UNUSED)
+
+
 def explain_unknown(name: str) -> str:
     """Return where a tensor belongs that has no place in the architecture; "" if it is not recognised."""
     if name.startswith("normalizer."):
-        return "; it belongs to safe-rlhf's normaliser of scores, which is not served"
+        return "; it belongs to safe-rlhf's normalizer of scores: `assay convert DIR OUT` folds it into the head"
     for pattern, kind in _UNSERVED_HEADS:
         if pattern.match(name):
             return f"; it belongs to {kind.format(names=name.rpartition('.')[0])}, which is not served yet"
@@ -240,9 +264,8 @@ def check_loaded(report: Mapping[str, Any], directory: Path, prefix: str, tensor
         raise StartError(
             f"{directory}: a tensor has the wrong shape: {mismatched[0]}; check that config.json belongs to the weights"
         )
-    unused = (*_UNUSED, *([f"{head}."] if head else []))
     unexpected = (unwrap_name(name).removeprefix(prefix) for name in report["unexpected_keys"])
-    unknown = sorted(name for name in unexpected if not name.startswith(unused) and not name.endswith(_UNUSED))
+    unknown = sorted(name for name in unexpected if not is_unused(name, head))
     if unknown:
         raise StartError(
             f"{directory}: tensor {unknown[0]} has no place in the architecture ({len(unknown)} unknown)"

@@ -8,12 +8,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
-from assay_service.scoring.encoding import Encoded, ItemEncoder, find_control_tokens
+from assay_service.scoring.encoding import Encoded, ItemEncoder, find_control_tokens, find_step_token
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.reasoning import ReasoningRule
 from assay_service.scoring.rendered import Rendered
 from assay_service.scoring.rules import RenderRules
+from assay_service.scoring.steps import StepLayout
 from assay_service.scoring.template import Template
 from assay_service.scoring.transcript import build_transcript
 
@@ -42,19 +43,22 @@ class Renderer:
         # Templates print special tokens by name, also by the model's own names (`image_token`), so names decide ids.
         named = sorted((name, str(text)) for name, text in self.tokenizer.special_tokens_map.items())
         self.tokenizer_sha256 = hashlib.sha256(f"{named}{file}".encode()).hexdigest()
-        self.template = Template(self.tokenizer, rules.template)
+        steps = rules.steps
+        self.template = Template(self.tokenizer if steps is None else StepLayout(self.tokenizer, steps), rules.template)
         self.transcript = build_transcript(self.template, self.tokenizer)
         start, end = rules.reasoning_tags
         opened = rules.reasoning != "keep" and self.template.opens(start)
         self._reasoning = ReasoningRule(rules.reasoning, start, end, opened)
         special = find_control_tokens(self.template, self.tokenizer)
-        control_ids = frozenset(special.values())
+        control_ids = frozenset(special.values()) | find_step_token(self.tokenizer, steps)
         # Unknown words of a message become the unknown token, so it must not be refused as a control token. GPT-2 and
         # Pythia only name one without using it: it is their EOS.
         model = json.loads(file)["model"]
         if model.get("unk_token") or model.get("unk_id") is not None:
             control_ids -= {self.tokenizer.unk_token_id}
-        self._items = ItemEncoder(self.template, encoder, frozenset(special), control_ids, rules.control_tokens)
+        self._items = ItemEncoder(
+            *(self.template, encoder, frozenset(special), control_ids, rules.control_tokens, steps, rules.max_length)
+        )
         # Ids that every item must have in the places where the probe has them; `_check_rules` sets them.
         self._first: int | None = None
         self._separator: int | None = None
@@ -167,14 +171,18 @@ class Renderer:
         kept, cut = self._truncate(ids, encoded.boundary, truncation)
         boundary = encoded.boundary - cut
         second = self._find_second_segment(ids, encoded.boundary, cut)
+        # Only tokens of the prompt are cut, and steps are in the completion.
+        steps = [Span(read - cut, read - cut + 1) for read in encoded.reads]
+        score, *later = steps or [self._find_score_span(kept, boundary)]
         dropped = encoded.text.dropped
         return Rendered(
             text=encoded.text.full,
-            sequence=TokenSequence(kept, boundary, self._find_score_span(kept, boundary), second),
+            sequence=TokenSequence(kept, boundary, score, second, tuple(later)),
             truncated_tokens=cut,
             dropped=dropped,
             dropped_tokens=sum(len(self._items.encode_text(part.text)) for part in dropped),
             control_tokens_as_text=encoded.control_tokens_as_text,
+            steps=encoded.steps,
         )
 
     def _find_second_segment(self, ids: tuple[int, ...], boundary: int, cut: int) -> int | None:
@@ -213,7 +221,7 @@ class Renderer:
         match self.rules.score_position:
             case "first_token" | "pooler":
                 return Span(0, 1)
-            case "mean":
+            case "mean" | "mean_pooler":
                 return Span(0, len(ids))
             case "completion" if boundary < len(ids):
                 return Span(boundary, len(ids))

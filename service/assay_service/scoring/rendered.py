@@ -19,6 +19,7 @@ class Rendered:
         control_tokens_as_text: number of control tokens in the messages that were read as plain characters.
         completion_cut: whether the completion was cut as well, which only training does.
         reasoning: reasoning of the completion that was removed before it was rendered.
+        steps: texts of the finished steps, whose tokens are read; empty unless steps are scored.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Rendered:
     control_tokens_as_text: int = 0
     completion_cut: bool = False
     reasoning: str = ""
+    steps: tuple[str, ...] = ()
 
     @property
     def boundary(self) -> int:

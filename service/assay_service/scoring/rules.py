@@ -9,6 +9,7 @@ from assay_service.scoring.manifest import (
     EosPolicy,
     Reasoning,
     ScorePosition,
+    StepRules,
     TokenTypes,
     Unfinished,
 )
@@ -35,6 +36,7 @@ class RenderRules:
         reasoning: "keep" if reasoning in completions is rendered as it is, "strip" if it is removed first, "error" if
             such completions are refused.
         reasoning_tags: tags that open and close reasoning; "keep" does not read them.
+        steps: rules by which the steps of a completion are read; None unless the score position is "steps".
     """
 
     template: str
@@ -48,3 +50,4 @@ class RenderRules:
     token_types: TokenTypes | None = None
     reasoning: Reasoning = "keep"
     reasoning_tags: tuple[str, str] = REASONING_TAGS
+    steps: StepRules | None = None

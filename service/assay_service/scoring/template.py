@@ -114,6 +114,10 @@ class Template:
         except ContentError:  # no item can be rendered, which is reported when the first one is
             return False
 
+    def get_skeleton(self, item: Item) -> Skeleton:
+        """Return the skeleton of conversations like `item`."""
+        return self._skeleton(skeleton.build_shape(item.messages))
+
     def choose_arguments(self, item: Item) -> Item:
         """Return `item` with the arguments of its tool calls in the form that the template reads.
 

@@ -89,14 +89,14 @@ def test_functions_share_one_call_for_equal_rows_and_no_other() -> None:
     cut = build_rows(["p"], ["1"], ["length"])
     for reader in ("a", "b"):
         for given in (rows, others, cut):
-            scorer.score(given, reader)
+            scorer.score(given, reader, step=1)
     assert len(asked.requests) == 3
     assert asked.requests[0]["weights"] == {"preference": 1.0}
     # The last function has read each answer: it is not kept for the next step.
-    assert read_rewards(scorer.score(rows, "a"), "preference") == [1.0]
+    assert read_rewards(scorer.score(rows, "a", step=1), "preference") == [1.0]
     assert len(asked.requests) == 4
     # A function that asks again, although the other has not asked, is given a new answer.
-    scorer.score(rows, "a")
+    scorer.score(rows, "a", step=1)
     assert len(asked.requests) == 5
 
 
@@ -114,12 +114,41 @@ def test_answers_of_an_earlier_step_are_dropped() -> None:
     assert shared.get("b", "rows", ask, step=1) == 3
 
 
+def test_an_answer_of_an_aborted_step_without_a_number_is_never_given_later() -> None:
+    """The first function was given its answer; the step then failed, and the model behind the service changed."""
+    asked = Asked()
+    client = RewardClient("http://a", transport=httpx.MockTransport(asked))
+    scorer = Scorer(client, ScoreOptions(), ["a", "b"])
+    rows = build_rows(["p"], ["1"], ["stop"])
+    scorer.score(rows, "a")
+    asked.fingerprint = "f2"
+    with pytest.raises(FingerprintChanged):  # an answer that was kept would hide it
+        scorer.score(rows, "b")
+    answers = iter(range(9))
+    shared = SharedAnswers[int](3)
+    got = [shared.get(reader, "q", lambda: next(answers)) for reader in "abcacb"]
+    assert got == [0, 1, 2, 3, 4, 5]
+    assert asyncio.run(_ask_in_turn(SharedAnswers[int](2))) == [1, 2]
+
+
+async def _ask_in_turn(shared: SharedAnswers[int]) -> list[int]:
+    async def ask(value: int) -> int:
+        return value
+
+    first = await shared.get_async("a", "q", lambda: ask(1))
+    return [first, await shared.get_async("b", "q", lambda: ask(2))]
+
+
 def test_the_number_of_kept_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_shared, "MAX_KEPT", 2)
     shared = SharedAnswers[str](2)
     for question in ("1", "2", "3"):
-        shared.get("a", question, lambda: "first")
-    assert [shared.get("b", question, lambda: "second") for question in ("3", "2", "1")] == ["first", "first", "second"]
+        shared.get("a", question, lambda: "first", step=1)
+    assert [shared.get("b", question, lambda: "second", step=1) for question in ("3", "2", "1")] == [
+        "first",
+        "first",
+        "second",
+    ]
 
 
 def test_threads_wait_for_one_call() -> None:
@@ -205,9 +234,9 @@ def test_another_model_in_a_later_step_is_an_error() -> None:
 
 def test_a_scorer_can_be_pickled_and_its_copy_has_no_answers() -> None:
     shared = SharedAnswers[str](2)
-    shared.get("a", "q", lambda: "first")
+    shared.get("a", "q", lambda: "first", step=1)
     copy: SharedAnswers[str] = pickle.loads(pickle.dumps(shared))
-    assert copy.get("b", "q", lambda: "second") == "second"
+    assert copy.get("b", "q", lambda: "second", step=1) == "second"
     scorer = Scorer(RewardClient("http://a"), ScoreOptions(model="crs"), ["a", "b"])
     first, second = pickle.loads(pickle.dumps([scorer, scorer]))
     assert first is second

@@ -69,12 +69,13 @@ Out = Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME
 def train_reward(
     config: Config, data: Data, out: Out = None, example: Annotated[bool, _make_example_option("reward")] = False
 ) -> None:
-    """Train a preference or absolute reward model, and test it on held-out groups or by cross-validation."""
-    from assay_training.config.reward import RewardConfig  # noqa: PLC0415 - only when the command runs
+    """Train a reward model, or several heads on one trunk, and test it on held-out groups or by cross-validation."""
+    from assay_training.config.joint import JointConfig, has_several_heads  # noqa: PLC0415 - only when the command runs
+    from assay_training.config.reward import RewardConfig  # noqa: PLC0415
 
     # The configuration is checked first: importing torch takes seconds, an error in a key should not.
     with plain_errors("train reward"):
-        _check_config(config, RewardConfig)
+        _check_config(config, JointConfig if has_several_heads(config) else RewardConfig)
         from assay_training.reward_model.command import run  # noqa: PLC0415 - heavy, only when the command runs
 
         checkpoint = run(config, data, out)

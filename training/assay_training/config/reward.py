@@ -12,17 +12,24 @@ from assay_training.config.model import Lora, OptimizerConfig
 from assay_training.config.objective import Objective
 
 
-def _check_trainable(position: ScorePosition) -> ScorePosition:
-    if position == "pooler":
-        # BERT's pooler is a trained layer of its own, which a checkpoint of an adapter and a head does not hold.
-        raise ValueError("heads are trained on hidden states, not on BERT's pooler; use first_token")
+def check_trainable(position: ScorePosition) -> ScorePosition:
+    """Return a score position if heads can be trained on it.
+
+    Raises:
+        ValueError: it is read behind a layer that a checkpoint does not hold, or there are no labels for it.
+    """
+    if position == "steps":
+        raise ValueError("process reward models are served, but not trained: no data format here has labels of steps")
+    if position in ("pooler", "mean_pooler"):
+        # A pooler is a trained layer of its own, which a checkpoint of an adapter and a head does not hold.
+        raise ValueError("heads are trained on hidden states, not on BERT's pooler; use first_token or mean")
     return position
 
 
 class RewardConfig(RunConfig):
     """A run of `assay train reward`.
 
-    Of the score positions, `mean` averages all tokens and `completion` the completion's; `pooler` cannot be trained.
+    Of the score positions, `mean` averages all tokens and `completion` the completion's; poolers cannot be trained.
     The texts of golden rows are stored in the checkpoint, also those that are taken from the data.
 
     Attributes:
@@ -51,7 +58,7 @@ class RewardConfig(RunConfig):
     sources: Sources
     mixture: list[Step] = Field([])
     max_length: int = Field(gt=0)
-    score_position: Annotated[ScorePosition, AfterValidator(_check_trainable)]
+    score_position: Annotated[ScorePosition, AfterValidator(check_trainable)]
     eos: EosPolicy
     unfinished: Unfinished
     reasoning: Reasoning = "keep"

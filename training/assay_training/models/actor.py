@@ -136,7 +136,7 @@ class Actor:
         with autocast(self.policy.device, settings):
             hidden, targets = self.policy.compute_target_states(examples)
         # Always in fp32: with bf16 logits, half of the mismatch between trainer and engine would be their rounding.
-        return self.policy.head(hidden.float()) / self._temperature, targets, hidden
+        return self.policy.compute_logits(hidden.float()) / self._temperature, targets, hidden
 
     def _compute_values(self, hidden: Float[Tensor, "t H"]) -> Float[Tensor, " t"]:
         """Return the values, fp32 `[t]`, from hidden states `[t, H]`."""

@@ -9,6 +9,9 @@ from torch import nn
 from assay_training.config.base import ConfigError
 from assay_training.config.model import Lora
 
+# Names that PEFT reads as the parameters of experts and their router where a base has them.
+_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "gate_up_proj", "down_proj"})
+
 
 def build_lora_config(lora: Lora, model: Any, task_type: str | None = None) -> LoraConfig:  # noqa: ANN401 - transformers
     """Return PEFT's configuration of an adapter, without dropout, so that training and serving compute the same.
@@ -24,8 +27,9 @@ def build_lora_config(lora: Lora, model: Any, task_type: str | None = None) -> L
     Raises:
         ConfigError: `model` has no linear layer of a configured name, or fewer layers than `lora.layers` needs. PEFT
             itself would silently adapt only the names that exist. Or a name is the output layer, which is applied
-            separately, without an adapter.
+            separately, without an adapter. Or it belongs to experts.
     """
+    _check_experts(lora.target_modules, model)
     layers = None if lora.layers is None else _find_layer_prefixes(model, lora.layers)
     head = model.get_output_embeddings()
     wanted: list[str] = []
@@ -49,6 +53,18 @@ def build_lora_config(lora: Lora, model: Any, task_type: str | None = None) -> L
         target_modules=lora.target_modules if lora.layers is None else sorted(set(wanted)),
         task_type=task_type,
     )
+
+
+def _check_experts(targets: Sequence[str], model: nn.Module) -> None:
+    """Refuse layers of experts: PEFT would adapt the experts of all layers, and the service refuses such an adapter."""
+    if not any(name.endswith("experts.gate_up_proj") for name, _ in model.named_parameters()):
+        return
+    for target in targets:
+        if target.rpartition(".")[2] in _EXPERTS:
+            raise ConfigError(
+                f"lora.target_modules: {target!r} belongs to the experts of this base, and adapters of experts are not "
+                "served; adapt its attention (q_proj, k_proj, v_proj, o_proj), or train all weights"
+            )
 
 
 def _find_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

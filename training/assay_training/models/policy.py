@@ -37,7 +37,7 @@ class Policy:
 
     Attributes:
         device: device of the weights.
-        head: output layer, from hidden states `[t, H]` to logits `[t, V]`.
+        head: output layer, from hidden states `[t, H]` to logits `[t, V]` without Gemma 2's bound.
         hidden_size: width H of the hidden states.
         vocabulary_size: number V of rows of the embedding.
 
@@ -62,6 +62,7 @@ class Policy:
         _check_weights(report, directory)
         self._body = RewardModel(self._model.base_model, device)
         self.head: nn.Module = self._model.get_output_embeddings().to(device)
+        self._softcap: float | None = getattr(self._model.config, "final_logit_softcapping", None)
         if lora is not None:
             self._model = get_peft_model(self._model, build_lora_config(lora, self._model, "CAUSAL_LM"))
         self._adapted = lora is not None
@@ -88,7 +89,12 @@ class Policy:
             Log-probabilities, fp32 `[t]`, in nats, end to end in the order of the examples.
         """
         hidden, targets = self.compute_target_states(examples)
-        return -cross_entropy(self.head(hidden).float() / temperature, targets, reduction="none")
+        return -cross_entropy(self.compute_logits(hidden) / temperature, targets, reduction="none")
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits, fp32 `[t, V]`, that follow from hidden states `[t, H]`; Gemma 2 bounds them."""
+        logits: torch.Tensor = self.head(hidden).float()
+        return logits if self._softcap is None else (logits / self._softcap).tanh() * self._softcap
 
     def compute_target_states(self, examples: Sequence[SftExample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the hidden states from which the target tokens of all examples are predicted.

@@ -21,7 +21,7 @@ def write_adapter(
 
     Args:
         directory: directory of the checkpoint, created if missing; the manifest of an older checkpoint is removed.
-        tensors: LoRA and head tensors under PEFT's names, fp32; `[1, H]` for the head's weight.
+        tensors: LoRA and head tensors under PEFT's names, fp32; `[K, H]` for the weight of `K` outputs.
         config: configuration of the run, with `lora`.
         head_name: name of the head's module, which PEFT lists in `modules_to_save`.
         template: chat template of the run.
@@ -45,18 +45,22 @@ def write_adapter(
     (directory / ADAPTER_CONFIG).write_text(json.dumps(adapter, indent=1) + "\n")
 
 
-def write_whole(directory: Path, tensors: Mapping[str, torch.Tensor], template: str, base: Path) -> None:
+def write_whole(
+    directory: Path, tensors: Mapping[str, torch.Tensor], template: str, base: Path, labels: int = 1
+) -> None:
     """Write a base with its head in the format of transformers, with the base's tokenizer and the chat template.
 
     Args:
         directory: directory of the checkpoint, created if missing; the manifest of an older checkpoint is removed.
-        tensors: tensors of the whole model under transformers' names, fp32; `[1, H]` for the head's weight.
+        tensors: tensors of the whole model under transformers' names, fp32; `[K, H]` for the weight of `K`
+            outputs.
         template: chat template of the run.
         base: directory from which `config.json` and the tokenizer are copied.
+        labels: number of outputs of the head.
     """
     _write_tensors(directory, "model.safetensors", tensors, template)
-    # One label: a classifier with a single output is a reward model.
-    config = AutoConfig.from_pretrained(base, num_labels=1)
+    # Without it transformers would assume two labels.
+    config = AutoConfig.from_pretrained(base, num_labels=labels)
     # The tensors are float32. A base in half precision says its own dtype, and its readers would round them.
     config.dtype = "float32"
     config.save_pretrained(directory)

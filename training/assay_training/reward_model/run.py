@@ -3,25 +3,22 @@
 import math
 import statistics
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from assay_service.errors import ContentError
 from assay_service.scoring import manifest as manifests
 from assay_service.scoring import tokenizer
 from assay_service.scoring.checkpoint import read_adapter, read_head
+from assay_service.scoring.export import collect_adapter_tensors, collect_whole_tensors
 from assay_service.scoring.files import hash_files, list_weight_files
 from assay_service.scoring.head import Head
-from assay_service.scoring.item import Item
-from assay_service.scoring.layout import TokenSequence
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from assay_training.algorithms.folds import HELD_OUT
-from assay_training.config.base import ConfigError
 from assay_training.config.mixture import Augment
 from assay_training.config.objective import AbsoluteObjective
 from assay_training.config.reward import RewardConfig
@@ -45,17 +42,15 @@ from assay_training.reward_model.checks import (
     find_fold,
     is_trainable,
 )
+from assay_training.reward_model.golden import render_golden, take_first_rows
 from assay_training.reward_model.objectives import Pairwise, Pointwise
 from assay_training.reward_model.prediction import predict
 from assay_training.runs.directory import RunDirectory, hash_base
 
 STATISTICS_SAMPLE = 500  # examples for the mean and standard deviation of the manifest
-GOLDEN_ROWS = 3  # each costs a forward pass at every load of the checkpoint
 RELOADED_SAMPLE = 16  # examples; a wrong tensor changes the logits of all of them
 # In logits: fp32 rounding stays below it, and a wrong weight changes logits by far more.
 RELOADED_TOLERANCE = 1e-5
-
-Golden = tuple[Item, TokenSequence]
 
 
 class RewardRun:
@@ -89,10 +84,10 @@ class RewardRun:
         # Without weights: a base or an adapter that does not fit fails now, and the weights are read after the data.
         self.renderer = self._build_renderer(self.build_model(torch.device("meta")))
         # Before the data, which take long to render: a golden row that does not fit fails at once.
-        declared = [self._render_golden(*texts) for texts in config.golden or ()]
+        declared = [render_golden(self.renderer, *texts) for texts in config.golden or ()]
         self.examples, report = render_records(found.records, self.renderer)
         lines = check_refused(report.refused, len(found.records))
-        self.golden = declared or self._take_first_rows()
+        self.golden = declared or take_first_rows(self.renderer, self.examples)
         records = [example.record for example in self.examples]
         for line in (*lines, *check_equal_ids(report.equal_ids, records, config.max_length)):
             print_once(line)
@@ -139,16 +134,11 @@ class RewardRun:
         """
         model = self.build_model()
         shard(model.base)
-        config, settings = self.config, self.config.optimizer
-        examples = [example for example in self._mix(name, training) if is_trainable(example.record)]
-        if isinstance(config.objective, AbsoluteObjective):
-            objective: Pairwise | Pointwise = Pointwise(model, config.name, config.objective, settings)
-        else:
-            objective = Pairwise(model, config.name, config.objective, settings)
+        config = self.config
         train(
-            objective,
+            self.build_objective(model),
             model.get_parameters(config.name),
-            Schedule(examples, settings, config.seed),
+            Schedule(self.mix(name, training), config.optimizer, config.seed),
             name=f"{config.name} {name}",
             metrics=self.run.metrics(name),
             resume=self.run.resume_point(name),
@@ -159,6 +149,13 @@ class RewardRun:
         whole = self.build_model()
         copy_whole(model.get_parameters(config.name), whole.get_parameters(config.name))
         return whole
+
+    def build_objective(self, model: RewardModel) -> Pairwise | Pointwise:
+        """Return the loss of this run's signal in `model`."""
+        config, settings = self.config, self.config.optimizer
+        if isinstance(config.objective, AbsoluteObjective):
+            return Pointwise(model, config.name, config.objective, settings)
+        return Pairwise(model, config.name, config.objective, settings)
 
     def predict(self, model: RewardModel, examples: Sequence[Example]) -> list[list[float]]:
         """Return the logits of each example's completions, in order."""
@@ -177,23 +174,21 @@ class RewardRun:
         directory = self.run.path / "checkpoint"
         if not self.run.writes:
             return directory
-        sample = self.examples[:: max(1, len(self.examples) // STATISTICS_SAMPLE)]
-        logits = [logit for row in self.predict(model, sample) for logit in row]
         if self.config.lora is None:
-            write_whole(directory, model.collect_whole_tensors(self.config.name), self.template, self.base)
+            write_whole(directory, collect_whole_tensors(model, self.config.name), self.template, self.base)
             base, adapters, head = directory, [], read_head(list_weight_files(directory))
         else:
-            tensors, head_name = model.collect_adapter_tensors(self.config.name), model.architecture.head
+            tensors, head_name = collect_adapter_tensors(model, self.config.name), model.architecture.head
             write_adapter(directory, tensors, self.config, head_name, self.template)
             adapter, head = read_adapter(directory)
             base, adapters = self.base, [adapter]
         assert head is not None
         reloaded = RewardModel.load(base, torch.float32, self.device)
         reloaded.add_signal(self.config.name, Head(head.weight, head.bias), *adapters)
-        self._check_reloaded(model, reloaded, sample[:RELOADED_SAMPLE])
-        base_sha256 = hash_files(list_weight_files(base))
-        statistics_ = (statistics.fmean(logits), statistics.stdev(logits))
-        manifests.write(self._build_manifest(model, base_sha256, *statistics_), directory)
+        self.check_reloaded(model, reloaded)
+        output = self.build_output(model)
+        own = output.model_dump(include={"kind", "mean", "std", "golden"})
+        manifests.write(self.build_manifest(model, hash_files(list_weight_files(base)), **own), directory)
         return directory
 
     def build_model(self, device: torch.device | None = None) -> RewardModel:
@@ -206,8 +201,8 @@ class RewardRun:
         model.add_fresh_signal(self.config.name, head, None if lora is None else build_lora_config(lora, model.base))
         return model
 
-    def _mix(self, name: str, training: Sequence[Example]) -> list[Example]:
-        """Return the examples of the mixed records; only records that a step created are rendered anew."""
+    def mix(self, name: str, training: Sequence[Example]) -> list[Example]:
+        """Return the examples of the mixed records to train on; only records that a step created are rendered anew."""
         rendered = {example.record: example for example in training}
         records = mix(
             [example.record for example in training], self.config.mixture, self._paraphrases, self.config.seed
@@ -217,9 +212,16 @@ class RewardRun:
             examples, report = render_records(made, self.renderer)
             self.run.write_json(f"render_{name}.json", asdict(report))
             rendered |= {example.record: example for example in examples}
-        return [rendered[record] for record in records if record in rendered]
+        return [rendered[record] for record in records if record in rendered and is_trainable(record)]
 
-    def _check_reloaded(self, model: RewardModel, reloaded: RewardModel, sample: Sequence[Example]) -> None:
+    def check_reloaded(self, model: RewardModel, reloaded: RewardModel) -> None:
+        """Compare the logits of the trained model with those of the weights that were written and read back.
+
+        Raises:
+            FloatingPointError: the logits of the trained model are not finite.
+            RuntimeError: a logit differs.
+        """
+        sample = self._draw_sample()[:RELOADED_SAMPLE]
         # In float32, because the rounding of bfloat16 would hide a small difference of the weights.
         exact = self.config.optimizer.model_copy(update={"compute_dtype": "float32"})
         pairs = [predict(m, self.config.name, sample, exact) for m in (model, reloaded)]
@@ -238,8 +240,13 @@ class RewardRun:
         rules = RenderRules(template=self.template, pad_token_id=pad, **self.config.rules)
         return Renderer(tokenizer.load(self.base), rules, model.vocabulary_size)
 
-    def _build_manifest(self, model: RewardModel, base_sha256: str, mean: float, std: float) -> manifests.Manifest:
+    def _draw_sample(self) -> Sequence[Example]:
+        return self.examples[:: max(1, len(self.examples) // STATISTICS_SAMPLE)]
+
+    def build_output(self, model: RewardModel) -> manifests.Output:
+        """Return what a manifest records of this run's signal: kind, moments and golden rows."""
         config = self.config
+        logits = [logit for row in self.predict(model, self._draw_sample()) for logit in row]
         golden = []
         for item, sequence in self.golden:
             with torch.inference_mode():
@@ -247,41 +254,31 @@ class RewardRun:
             shown = self.renderer.treat_reasoning(item).messages
             messages = tuple((message.role, message.content) for message in shown)
             golden.append(manifests.GoldenRow(messages=messages, logit=logit))
+        mean, std = statistics.fmean(logits), statistics.stdev(logits)
+        return manifests.Output(name=config.name, kind=config.objective.kind, mean=mean, std=std, golden=tuple(golden))
+
+    def build_manifest(
+        self,
+        model: RewardModel,
+        base_sha256: str,
+        **outputs: Any,  # noqa: ANN401 - of several types
+    ) -> manifests.Manifest:
+        """Return the manifest of a checkpoint of this run's base and rules.
+
+        Args:
+            model: trained model.
+            base_sha256: SHA-256 of the base's weights.
+            outputs: fields of the manifest about the outputs of the head.
+        """
+        config = self.config
         return manifests.Manifest(
-            kind=config.objective.kind,
             base_sha256=base_sha256,
             template_sha256=self.renderer.template.sha256,
-            mean=mean,
-            std=std,
-            golden=tuple(golden),
+            **outputs,
             token_types="zero" if model.token_types > 1 else None,
             pad_token_id=self.renderer.rules.pad_token_id if config.score_position == "last_non_pad_id" else None,
             **config.rules,
         )
-
-    def _render_golden(self, prompt: str, completion: str) -> Golden:
-        item = Item.of(prompt, completion)
-        try:
-            return item, self.renderer.render(item).sequence
-        except ContentError as error:
-            raise ConfigError(f"golden: {prompt[:40]!r}: {error.message}") from error
-
-    def _take_first_rows(self) -> list[Golden]:
-        """Take the first items of the data that fit without truncation as golden rows, one item per record.
-
-        Raises:
-            ConfigError: no item fits.
-        """
-        rows: list[Golden] = []
-        for example in self.examples:
-            with suppress(ContentError):  # the item is longer than max_length
-                rows.append((example.record.items[0], self.renderer.render(example.record.items[0]).sequence))
-            if len(rows) == GOLDEN_ROWS:
-                break
-        if self.examples and not rows:
-            raise ConfigError("golden: no row of the data fits max_length; give a short prompt and completion")
-        print_once(f"golden: the first {len(rows)} rows of the data are stored in the checkpoint, checked at each load")
-        return rows
 
 
 def _read_paraphrases(config: RewardConfig, data: Path) -> Paraphrases:

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from assay_training.config.joint import JointConfig
 from assay_training.config.reward import RewardConfig
 from assay_training.evaluation.results import LENGTH, MODEL
 
@@ -20,31 +21,50 @@ def format_summary(config: RewardConfig, results: Mapping[str, Any], run: Path) 
         results: content of `results.json`.
         run: run directory.
     """
+    lines = format_results(config, results)
+    if not config.objective.served:
+        return [*lines, "no checkpoint: the output of this objective is not a logit"]
+    return [*lines, *format_serving(run, build_service_yaml(config))]
+
+
+def format_results(config: RewardConfig, results: Mapping[str, Any]) -> list[str]:
+    """Return the results of one signal by source, beside its length baseline."""
     if config.objective.kind == "preference":
         lines = [line for domain, numbers in results.items() for line in _format_accuracy(domain, numbers)]
     else:
         lines = [line for domain, numbers in results.items() for line in _format_rank(domain, numbers)]
     where = "held-out groups" if config.split.folds is None else "out-of-fold groups; the checkpoint is trained on all"
-    lines = [f"{config.name}, on {where}:", *(f"  {line}" for line in lines)]
-    if not config.objective.served:
-        return [*lines, "no checkpoint: the output of this objective is not a logit"]
+    return [f"{config.name}, on {where}:", *(f"  {line}" for line in lines)]
+
+
+def format_serving(run: Path, service_yaml: str) -> list[str]:
+    """Return where the checkpoint of a run is, and how to serve it."""
     return [
-        *lines,
         f"checkpoint: {run / 'checkpoint'}",
         f"to serve it: assay serve --config {run / SERVICE}",
-        *(f"  {line}" for line in build_service_yaml(config).splitlines()),
+        *(f"  {line}" for line in service_yaml.splitlines()),
     ]
 
 
 def build_service_yaml(config: RewardConfig) -> str:
     """Return the configuration that serves a run's checkpoint, for a file in the run directory."""
+    return yaml.safe_dump({"signals": {config.name: _build_weights(config)}, "default": config.name}, sort_keys=False)
+
+
+def build_joint_yaml(config: JointConfig) -> str:
+    """Return the configuration that serves every head of a run as a signal of its own; they share a forward pass."""
+    weights = _build_weights(config)
+    signals = {name: {**weights, "output": name} for name in config.heads}
+    return yaml.safe_dump({"signals": signals, "default": next(iter(signals))}, sort_keys=False)
+
+
+def _build_weights(config: RewardConfig | JointConfig) -> dict[str, str]:
+    """Return the keys of a signal that lead to the weights of a run's checkpoint."""
     # Paths are relative to the run directory, where the file is written: the directory can be moved.
     if config.lora is None:
-        signal = {"base": "checkpoint"}
-    else:
-        revision = {} if config.revision is None else {"revision": config.revision}
-        signal = {"base": config.base_reference, **revision, "adapter": "checkpoint"}
-    return yaml.safe_dump({"signals": {config.name: signal}, "default": config.name}, sort_keys=False)
+        return {"base": "checkpoint"}
+    revision = {} if config.revision is None else {"revision": config.revision}
+    return {"base": config.base_reference, **revision, "adapter": "checkpoint"}
 
 
 def _format_accuracy(domain: str, numbers: Mapping[str, Any]) -> Iterator[str]:

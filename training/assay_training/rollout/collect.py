@@ -13,8 +13,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+from assay_client.messages import Message as WireMessage
 from assay_client.types import Item
-from assay_client.types import Message as WireMessage
 from assay_training.distributed.processes import gather_results, get_accelerator, select_own
 from assay_training.rollout.completion import Completion
 from assay_training.rollout.engines.base import Engine

@@ -1,11 +1,27 @@
 """Define the protocol that every implementation of a base's layers and attention follows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
 from assay_service.scoring.layout import Layout
+
+# Arguments of transformers' attention that do not change what Assay computes: positions are applied before attention,
+# there is no cache, models run in eval mode (no dropout), and results are deterministic. `masks` serves one back end.
+_WITHOUT_EFFECT = frozenset({"position_ids", "use_cache", "dropout", "deterministic", "masks"})
+
+
+def check_arguments(arguments: Mapping[str, object]) -> None:
+    """Refuse arguments of an attention layer that the back end does not implement; None has no effect.
+
+    Raises:
+        ValueError: an argument could change the result; to ignore it would give plausible wrong scores.
+    """
+    unknown = sorted(name for name, value in arguments.items() if value is not None and name not in _WITHOUT_EFFECT)
+    if unknown:
+        raise ValueError(f"attention has no {unknown[0]!r} here; this architecture cannot be computed by this back end")
 
 
 class Backend(Protocol):

@@ -20,6 +20,10 @@ def choose_backend(base: PreTrainedModel) -> tuple[Backend, Kernels]:
     reason = "they need heads of even size" if head_size % 2 else build.load_or_explain(base.dtype, base.device)
     if reason is None:
         return Native(), Kernels(Native.name)
-    if varlen.is_usable(base.dtype, base.device, head_size):
+    # FlashAttention's call in torch has no bound of scores, and to leave it out would give wrong scores.
+    bounded = getattr(config, "attn_logit_softcapping", None) is not None
+    if not bounded and varlen.is_usable(base.dtype, base.device, head_size):
         return varlen.Varlen(base.device), Kernels(varlen.Varlen.name)
+    if bounded and base.device.type == "cuda":
+        reason += ", and FlashAttention does not bound scores (attn_logit_softcapping)"
     return TorchSegments(), Kernels(TorchSegments.name, f"no CPU kernels: {reason}")

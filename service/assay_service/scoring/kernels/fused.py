@@ -11,15 +11,17 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from assay_service.scoring.kernels.backend import check_arguments
+from assay_service.scoring.kernels.experts import Experts, use_kernels
 from assay_service.scoring.layout import Layout, Segment
 
 NAME = "assay_native"
 
 # True: round the normed value before multiplying with the weight (Llama). Gemma multiplies with 1 + weight and rounds
-# once. A class with another rounding is not listed, because its scores would lose their bits.
+# once. A class with another rounding (OLMo 2) is not listed, because its scores would lose their bits.
 _RMS_NORMS: Mapping[str, bool] = {
-    **dict.fromkeys(("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "MistralRMSNorm"), True),
-    "GemmaRMSNorm": False,
+    **dict.fromkeys((f"{name}RMSNorm" for name in ("Llama", "Qwen2", "Qwen3", "Mistral", "Phi3", "Qwen3Moe")), True),
+    **dict.fromkeys(("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm"), False),
 }
 _LAYERS = tuple(f"{name}DecoderLayer" for name in ("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma"))
 _GELU_OF = {"silu": False, "gelu_pytorch_tanh": True}
@@ -106,8 +108,7 @@ class _Attention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         heads = (tensor.transpose(1, 2) for tensor in (query, key, value))
         attended = torch.ops.assay.attention(*heads, *position_embeddings, segments, self.scaling, self.window, True)
-        heads_side_by_side: torch.Tensor = attended.flatten(2)
-        return heads_side_by_side
+        return torch.as_tensor(attended.flatten(2))
 
 
 class _DecoderLayer(nn.Module):
@@ -164,31 +165,36 @@ def native_attention(  # noqa: PLR0913 - the signature is transformers'
     segments: torch.Tensor,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,  # noqa: ANN401 - further arguments of transformers
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    **others: Any,  # noqa: ANN401 - further arguments of transformers
 ) -> tuple[torch.Tensor, None]:
     """Compute the attention of `torch_segments.packed_attention` by one kernel call.
 
     Args:
-        module: attention layer; its `is_causal` distinguishes decoders from encoders.
+        module: attention layer; this and all others but `segments` are as for `packed_attention`.
         query: queries, `[1, heads, T, head_dim]`.
         key: keys, `[1, kv_heads, T, head_dim]`.
         value: values, in the shape of `key`.
-        attention_mask: always None; the segments take its place.
+        attention_mask: None.
         segments: table from `build_segment_table`, int64 `[n, 4]`.
-        scaling: factor on the dot products; None means `head_dim ** -0.5`.
-        sliding_window: number of tokens that a token sees, itself included (causal layers only); None means all.
-
-    Returns:
-        The attended values, `[1, T, heads, head_dim]`, and None for the attention weights.
+        scaling: factor on the dot products.
+        sliding_window: window.
+        is_causal: causality.
+        softcap: bound of the scores.
+        others: arguments without effect.
 
     Raises:
-        ValueError: a mask was passed.
+        ValueError: a mask or an unknown argument was passed.
     """
+    check_arguments(others)
     if attention_mask is not None:
         raise ValueError("packed attention takes no mask: pass attention_mask=None and the segments of the row")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    causal = getattr(module, "is_causal", True)
-    attended = torch.ops.assay.attention(query, key, value, None, None, segments, scale, sliding_window or 0, causal)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    attended = torch.ops.assay.attention(
+        query, key, value, None, None, segments, scale, sliding_window or 0, causal, softcap or 0.0
+    )
     return attended, None
 
 
@@ -229,6 +235,8 @@ def _fuse(base: PreTrainedModel) -> bool:
             _pack(module, keep=module in around)
         elif name in _RMS_NORMS and module.weight.numel() % _LANES == 0:
             _fuse_norm(module, round_first=_RMS_NORMS[name])
+        elif isinstance(module, Experts) and base.config.hidden_act in _GELU_OF:
+            use_kernels(module, gelu=_GELU_OF[base.config.hidden_act])
         elif name in _LAYERS and base.config.hidden_act in _GELU_OF:
             _fuse_layer(module, base.config, last=module is base.layers[-1])
     base.set_attn_implementation(NAME)

@@ -30,7 +30,7 @@ _SHIFTS = (1, 29, 1003)
 _SLICE = 16384
 
 # Attributes under which the served architectures of transformers keep their activations.
-_ACTIVATIONS = ("act_fn", "act", "intermediate_act_fn")
+_ACTIVATIONS = ("act_fn", "act", "intermediate_act_fn", "activation_fn")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,16 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from assay_service.scoring.kernels.backend import check_arguments
 from assay_service.scoring.layout import Layout, Segment, Span
 
 NAME = "assay_packed"
 
 # Kernels choose their path by the alignment of addresses, and two paths may round differently.
 _CACHE_LINE_BYTES = 64
+
+# Queries whose bounded scores are held in memory at once. It is fixed, so that a segment is always cut in the same way.
+_BOUNDED_QUERIES = 512
 
 # Additive masks, keyed by (queries, keys, window); the first layer of a forward pass builds them for all layers.
 Masks = dict[tuple[int, int, int | None], torch.Tensor | None]
@@ -55,7 +59,8 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     dropout: float = 0.0,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
-    **unused: Any,  # noqa: ANN401 - further arguments of transformers
+    softcap: float | None = None,
+    **others: Any,  # noqa: ANN401 - further arguments of transformers
 ) -> tuple[torch.Tensor, None]:
     """Compute scaled dot-product attention, each segment by itself with its prefix.
 
@@ -69,16 +74,19 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
         masks: masks already built in this forward pass; new ones are added.
         scaling: factor on the dot products; None means `head_dim ** -0.5`.
         dropout: probability of dropout from the layer; 0 in eval mode.
-        sliding_window: number of tokens that a token sees, itself included (causal layers only); None means all.
+        sliding_window: number of tokens that a token sees, itself included, back from itself; where not causal, as many
+            forward. None means all.
         is_causal: whether a token sees only tokens before it and itself; None means the module's own value.
-        unused: further arguments of transformers, ignored.
+        softcap: bound of the scores (Gemma 2): softcap * tanh(score / softcap). None means unbounded.
+        others: further arguments of transformers, which must not change the result.
 
     Returns:
         The attended values, `[1, T, heads, head_dim]`, and None for the attention weights.
 
     Raises:
-        ValueError: a mask was passed, or the row is shorter than its segments.
+        ValueError: a mask or an unknown argument was passed, or the row is shorter than its segments.
     """
+    check_arguments(others)
     if attention_mask is not None:
         raise ValueError("packed attention takes no mask: pass attention_mask=None and the segments of the row")
     rows = query.shape[2]
@@ -94,11 +102,15 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     with torch.autocast("cpu", enabled=False) if mixed else nullcontext():
         for segment in segments:
             query_piece = _align(queries[segment.own])
-            mask = _build_mask(segment, sliding_window, query_piece, masks) if causal else None
+            visible = _gather_visible(keys, segment), _gather_visible(values, segment)
+            mask = _build_mask(segment, sliding_window, query_piece, masks, causal=causal, bounded=softcap is not None)
+            if softcap is not None:
+                scale = query.shape[3] ** -0.5 if scaling is None else scaling
+                outputs.append(_attend_bounded(query_piece, *visible, mask, scale, softcap).transpose(1, 2))
+                continue
             attended = scaled_dot_product_attention(
                 query_piece,
-                _gather_visible(keys, segment),
-                _gather_visible(values, segment),
+                *visible,
                 attn_mask=mask,
                 dropout_p=dropout,
                 is_causal=causal and mask is None,
@@ -139,15 +151,57 @@ def _gather_visible(pieces: dict[Span, torch.Tensor], segment: Segment) -> torch
     return torch.cat([pieces[span].transpose(1, 2) for span in (segment.prefix, segment.own)], dim=1).transpose(1, 2)
 
 
-def _build_mask(segment: Segment, sliding_window: int | None, like: torch.Tensor, masks: Masks) -> torch.Tensor | None:
-    """Return the additive mask of the segment, `[queries, keys]`; None where plain causality is the same."""
+def _attend_bounded(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    softcap: float,
+) -> torch.Tensor:
+    """Return attention with bounded scores, which torch's operator does not have, `[1, heads, queries, head_dim]`.
+
+    Scores and weights are fp32. The shape depends on the segment only, and so do the bits.
+    """
+    group = query.shape[1] // key.shape[1]
+    keys, values = (tensor.float().repeat_interleave(group, dim=1) for tensor in (key, value))
+    parts = []
+    for start in range(0, query.shape[2], _BOUNDED_QUERIES):
+        rows = slice(start, start + _BOUNDED_QUERIES)
+        scores = torch.matmul(query[:, :, rows].float() * (scale / softcap), keys.transpose(2, 3)).tanh() * softcap
+        if mask is not None:
+            scores = scores + mask[rows]
+        parts.append(torch.matmul(scores.softmax(dim=-1), values))
+    return torch.cat(parts, dim=2).to(query.dtype)
+
+
+def _build_mask(
+    segment: Segment,
+    sliding_window: int | None,
+    like: torch.Tensor,
+    masks: Masks,
+    *,
+    causal: bool,
+    bounded: bool,
+) -> torch.Tensor | None:
+    """Return the additive mask of the segment, `[queries, keys]`; None where it is not needed.
+
+    Args:
+        segment: segment of the row.
+        sliding_window: window of the layer.
+        like: tensor whose dtype and device the mask has.
+        masks: masks of this forward pass.
+        causal: whether later tokens are hidden. All layers of a base agree.
+        bounded: whether the scores are bounded; then even plain causality needs a mask.
+    """
     queries, keys = segment.own.tokens, _count_visible(segment)
     window = None if sliding_window is None or sliding_window >= keys else sliding_window
-    if queries == keys and window is None:
+    if window is None and (not causal or (queries == keys and not bounded)):
         return None
     if (queries, keys, window) not in masks:
         ages = torch.arange(keys - queries, keys, device=like.device)[:, None] - torch.arange(keys, device=like.device)
-        hidden = ages < 0 if window is None else (ages < 0) | (ages >= window)
+        hidden = torch.zeros_like(ages, dtype=torch.bool) if window is None else ages.abs() >= window
+        hidden = hidden | (ages < 0) if causal else hidden
         masks[queries, keys, window] = like.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
     return masks[queries, keys, window]
 

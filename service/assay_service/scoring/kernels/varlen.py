@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
+from assay_service.scoring.kernels.backend import check_arguments
 from assay_service.scoring.layout import Layout
 
 NAME = "assay_varlen"
@@ -104,31 +105,35 @@ def varlen_attention(  # noqa: PLR0913 - the signature is transformers'
     segments: Gathering,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,  # noqa: ANN401 - further arguments of transformers
+    is_causal: bool | None = None,
+    **others: Any,  # noqa: ANN401 - further arguments of transformers
 ) -> tuple[torch.Tensor, None]:
     """Compute the attention of `torch_segments.packed_attention` by one call.
 
     Args:
-        module: attention layer; its `is_causal` distinguishes decoders from encoders.
+        module: attention layer; its `is_causal` distinguishes decoders from encoders unless the argument does.
         query: queries, `[1, heads, T, head_dim]`.
         key: keys, `[1, kv_heads, T, head_dim]`.
         value: values, in the shape of `key`.
         attention_mask: always None; the segments take its place.
         segments: positions of queries and keys, from `gather`.
         scaling: factor on the dot products; None means `head_dim ** -0.5`.
-        sliding_window: number of tokens that a token sees, itself included (causal layers only); None means all.
+        sliding_window: number of tokens that a token sees, as for `packed_attention`; None means all.
+        is_causal: whether a token sees only tokens before it and itself; None means the module's own value.
+        others: further arguments of transformers, which must not change the result; a `softcap` is refused.
 
     Returns:
         The attended values, `[1, T, heads, head_dim]`, and None for the attention weights.
 
     Raises:
-        ValueError: a mask was passed.
+        ValueError: a mask or an unknown argument was passed.
     """
+    check_arguments(others)
     if attention_mask is not None:
         raise ValueError("packed attention takes no mask: pass attention_mask=None and the segments of the row")
-    causal = getattr(module, "is_causal", True)
-    # The window of transformers counts the token itself; FlashAttention's counts only the tokens before it.
-    left = sliding_window - 1 if causal and sliding_window else -1
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    # The window of transformers counts the token itself; FlashAttention's counts only the tokens beside it.
+    reach = sliding_window - 1 if sliding_window else -1
     keys, values = (tensor[0].transpose(0, 1)[segments.keys] for tensor in (key, value))
     group = query.shape[1] // key.shape[1]
     options = dict(_ONE_SPLIT)
@@ -145,7 +150,7 @@ def varlen_attention(  # noqa: PLR0913 - the signature is transformers'
         segments.most_queries,
         segments.most_keys,
         scale=scaling,
-        window_size=(left, 0) if causal else (-1, -1),
+        window_size=(reach, 0 if causal else reach),
         **options,
     )
     return torch.as_tensor(attended)[None], None

@@ -128,9 +128,20 @@ float softmax(float* scores, T* weights, int64_t chunks, int64_t step, float sca
   return sum(total);
 }
 
+// Bounds the scores of one query smoothly (Gemma 2): cap * tanh(score * scale / cap). Hidden keys come later, because -inf
+// would become -cap.
+inline void bound(float* scores, int64_t chunks, int64_t step, float scale, float cap) {
+  const Vec factor(scale / cap), top(cap);
+  for (int64_t c = 0; c < chunks; ++c)
+    for (int64_t j = 0; j < kKeys; j += Vec::size()) {
+      float* at = scores + c * step + j;
+      ((Vec::loadu(at) * factor).tanh() * top).store(at);
+    }
+}
+
 struct Shape {
   int64_t heads, kv_heads, width, chunks, window;
-  float scale;
+  float scale, softcap;  // softcap: 0 without one
   bool causal;
 
   int64_t group() const { return heads / kv_heads; }
@@ -193,7 +204,8 @@ struct Block {
   // Hides keys from query `i` of the segment: the padding of chunks, later tokens, and tokens outside the window.
   void hide(int64_t i, float* scores, int64_t step) const {
     const int64_t before = s.prefix_chunks(), age = shape.window > 0 ? shape.window : std::numeric_limits<int64_t>::max();
-    const int64_t seen = shape.causal ? i + 1 : s.tokens;             // visible tokens of its own segment
+    const int64_t ahead = shape.causal ? 1 : std::min(age, s.tokens - i);  // visible tokens from itself on
+    const int64_t seen = i + ahead;
     const int64_t own_from = std::max<int64_t>(0, i + 1 - std::min(age, i + 1));
     const int64_t left = age > i + 1 ? age - (i + 1) : 0;             // part of the window that reaches into the prefix
     const int64_t prefix_from = s.prefix_tokens - std::min(left, s.prefix_tokens);
@@ -219,8 +231,10 @@ struct Block {
       multiply<T>(m, kKeys, d, turned, d, packed.keys + chunk_at(c), scores + c * step);
     std::vector<float> sums(m, 1.f);
     for (int64_t r = 0; r < shape.group() * n; ++r) {
+      if (shape.softcap > 0) bound(scores + r * kKeys, chunks(), step, shape.scale, shape.softcap);
       hide(first + r % n, scores + r * kKeys, step);
-      sums[r] = softmax<T>(scores + r * kKeys, weights + r * kKeys, chunks(), step, shape.scale);
+      const float scale = shape.softcap > 0 ? 1.f : shape.scale;
+      sums[r] = softmax<T>(scores + r * kKeys, weights + r * kKeys, chunks(), step, scale);
     }
     for (int64_t c = 0; c < chunks(); ++c)
       multiply<T>(m, d, kKeys, weights + c * step, kKeys, packed.values + chunk_at(c), result, c > 0);
@@ -252,8 +266,10 @@ void run(const Shape& shape, const std::vector<Segment>& segments, const Heads<T
 }
 
 // Computes q [1, heads, T, d], k and v [1, kv heads, T, d] -> [1, T, heads, d]; tokens outside of segments get zeros.
+// A token sees `window` tokens, itself included, back from itself, and forward too where not causal; 0 means all.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const std::optional<at::Tensor>& cos,
-                     const std::optional<at::Tensor>& sin, const at::Tensor& table, double scale, int64_t window, bool causal) {
+                     const std::optional<at::Tensor>& sin, const at::Tensor& table, double scale, int64_t window, bool causal,
+                     double softcap) {
   for (const auto& t : {q, k, v})
     TORCH_CHECK(t.dim() == 4 && t.size(0) == 1 && t.stride(3) == 1 && t.size(3) == q.size(3) && t.size(2) == q.size(2), "heads");
   TORCH_CHECK(k.size(1) > 0 && v.size(1) == k.size(1) && q.size(1) % k.size(1) == 0 && q.size(3) % 2 == 0, "head sizes");
@@ -263,7 +279,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     TORCH_CHECK(!t || (t->numel() == q.size(2) * q.size(3) && t->size(-1) == q.size(3) && t->scalar_type() == q.scalar_type()), "cos and sin");
   const auto segments = read(table, q.size(2));
   const Segment& last = segments.back();
-  const Shape shape{q.size(1), k.size(1), q.size(3), last.chunk + last.own_chunks(), window, static_cast<float>(scale), causal};
+  const Shape shape{q.size(1), k.size(1), q.size(3), last.chunk + last.own_chunks(), window, static_cast<float>(scale),
+                    static_cast<float>(softcap), causal};
   auto out = at::empty({1, q.size(2), q.size(1), q.size(3)}, q.options());
   out.narrow(1, last.start + last.tokens, q.size(2) - last.start - last.tokens).zero_();
   const auto c = cos ? cos->contiguous() : at::Tensor(), s = sin ? sin->contiguous() : at::Tensor();
@@ -279,7 +296,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 TORCH_LIBRARY_FRAGMENT(assay, m) {
   m.def(
       "attention(Tensor q, Tensor k, Tensor v, Tensor? cos, Tensor? sin, Tensor segments, float scale, int window, "
-      "bool causal) -> Tensor",
+      "bool causal, float softcap=0.) -> Tensor",
       attention);
 }
 

@@ -1,0 +1,96 @@
+"""Read the head of one signal from a checkpoint, as one output and the layer before it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from assay_service.errors import StartError
+from assay_service.scoring.checkpoint import HeadTensors
+from assay_service.scoring.head_rule import HeadRule
+from assay_service.scoring.names import unwrap_name
+
+# Names of the output layer of language models, and of the embeddings that take its place if it is tied to them.
+_LM_HEADS = ("lm_head", "embed_out")
+_EMBEDDINGS = ("embed_tokens", "embed_in", "wte")
+
+# Keys of `config.json` by which a language model changes its logits after the output layer.
+_LOGIT_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_scale")
+
+
+def select_output(head: HeadTensors, rule: HeadRule) -> HeadTensors:
+    """Return a head with the one output that a signal reads.
+
+    Args:
+        head: head with `K` outputs.
+        rule: outputs to read.
+
+    Raises:
+        StartError: the head has no such output, or has several and none is declared.
+    """
+    count = head.weight.shape[0]
+    if not rule.outputs:
+        if count > 1:
+            raise StartError(
+                f"{head.name}: has {count} outputs; declare the one to read by its number (`output: 0`) or name, or "
+                "`output: [I, J]` for the difference of two"
+            )
+        return head
+    if max(rule.outputs) >= count:
+        raise StartError(f"output: {max(rule.outputs)} is declared, but {head.name} has outputs 0 to {count - 1}")
+    bias = None if head.bias is None else _combine(head.bias, rule.outputs)
+    return replace(head, weight=_combine(head.weight, rule.outputs), bias=bias)
+
+
+def read_token_rows(files: Iterable[Path], config: Mapping[str, Any], ids: Sequence[int]) -> HeadTensors:
+    """Return the rows of a language model's output layer as a head with one output.
+
+    Args:
+        files: safetensors files of the language model.
+        config: its `config.json`.
+        ids: ids of one or two tokens; of two the difference is the logit.
+
+    Raises:
+        StartError: there is no output layer, it lacks a row, or the model changes its logits after it.
+    """
+    changed = [key for key in _LOGIT_KEYS if config.get(key) not in (None, 1, 1.0)]
+    if changed:
+        raise StartError(
+            f"head.tokens: config.json has {changed[0]}, by which this model changes its logits; rows of its output "
+            "layer are not its logits, so they are not served"
+        )
+    for path, name in _find_output_layer(list(files), config):
+        with safe_open(path, framework="pt") as tensors:
+            rows = tensors.get_slice(name)
+            if max(ids) >= rows.get_shape()[0]:
+                raise StartError(f"head.tokens: {name} has no row {max(ids)}; check the tokenizer of the checkpoint")
+            weight = torch.cat([rows[id_ : id_ + 1] for id_ in ids])
+            bias_name = name.removesuffix("weight") + "bias"
+            bias = tensors.get_tensor(bias_name)[list(ids)] if bias_name in tensors.keys() else None  # noqa: SIM118
+        read = HeadTensors(f"{name}{list(ids)}", weight, bias)
+        return select_output(read, HeadRule(tuple(range(len(ids)))))
+    raise StartError(
+        f"head.tokens: the checkpoint has neither {' nor '.join(f'{name}.weight' for name in _LM_HEADS)}, and its "
+        "config.json does not tie the output layer to the embeddings"
+    )
+
+
+def _find_output_layer(files: Sequence[Path], config: Mapping[str, Any]) -> list[tuple[Path, str]]:
+    """Return file and name of the output layer: its own weight, or else the embeddings that it is tied to."""
+    found: dict[bool, list[tuple[Path, str]]] = {False: [], True: []}
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                module = unwrap_name(name).removesuffix(".weight").rpartition(".")[2]
+                if module in _LM_HEADS or module in _EMBEDDINGS:
+                    found[module in _EMBEDDINGS].append((path, name))
+    return found[False] or (found[True] if config.get("tie_word_embeddings", True) else [])
+
+
+def _combine(rows: torch.Tensor, outputs: Sequence[int]) -> torch.Tensor:
+    """Return one row, or the difference of two rows in fp32, as a tensor with one row."""
+    first, *second = (rows[output : output + 1].float() for output in outputs)
+    return first - second[0] if second else first

@@ -1,0 +1,98 @@
+"""Load the weights that one signal adds to its base: adapters and head."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from assay_service.errors import StartError
+from assay_service.resolve import ResolvedSignal
+from assay_service.scoring import checkpoint, files, names, tokenizer
+from assay_service.scoring.architectures import ARCHITECTURES, Architecture, read_activation
+from assay_service.scoring.head import Dense, Head
+from assay_service.scoring.head_files import read_token_rows, select_output
+from assay_service.scoring.manifest import ScorePosition
+
+
+def read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
+    """Read the adapters in the order in which they are applied, and the one output of the head that the signal reads.
+
+    Raises:
+        StartError: there is no such head, or it is not read whole; the message names the tensor.
+    """
+    adapters, head = _read_tokens(resolved) if resolved.head.tokens else _read_head(resolved)
+    architecture = ARCHITECTURES[resolved.config["model_type"]]
+    position = resolved.rules.score_position
+    _check_head(head.name, position, architecture)
+    if position in ("pooler", "mean_pooler"):
+        dense = _read_dense(resolved.adapter or resolved.base, resolved.base, architecture)
+        epsilon = resolved.config.get("norm_eps") or head.epsilon
+        head = replace(head, dense=dense, activation=read_activation(resolved.config), epsilon=epsilon)
+    return adapters, select_output(head, resolved.head)
+
+
+def build_head(tensors: checkpoint.HeadTensors) -> Head:
+    """Return the head of these tensors as a module, in fp32."""
+    dense = None if tensors.dense is None else Dense(tensors.dense, tensors.activation, tensors.epsilon)
+    return Head(tensors.weight, tensors.bias, dense)
+
+
+def _read_head(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
+    """Read the head of the last adapter or of the base."""
+    if resolved.adapter is None:
+        weights = files.list_weight_files(resolved.base)
+        head = checkpoint.read_head(weights, resolved.config.get("value_head_prefix"))
+        if head is None:
+            raise StartError(f"{resolved.base}: {_explain_no_head(resolved.base, weights)}")
+        return [], head
+    read = [checkpoint.read_adapter(directory) for directory in resolved.adapters]
+    head = read[-1][1]
+    if head is None:
+        weights = [resolved.adapter / files.ADAPTER_WEIGHTS]
+        raise StartError(
+            f"{resolved.adapter}: the adapter has no head: {_explain_no_head(resolved.adapter, weights)}. PEFT saves a "
+            "head that was trained with `modules_to_save`"
+        )
+    return [adapter for adapter, _ in read], head
+
+
+def _read_tokens(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
+    """Read the rows of the base's output layer for the declared tokens."""
+    adapters = [checkpoint.read_adapter(directory)[0] for directory in resolved.adapters]
+    adapted = sorted(name for adapter in adapters for name in adapter.tensors if "lm_head." in name)
+    if adapted:
+        raise StartError(f"head.tokens: {adapted[0]} adapts the output layer; merge the adapter into its base first")
+    encoder = tokenizer.load(resolved.tokenizer).backend_tokenizer
+    ids: list[int] = []
+    for token in resolved.head.tokens:
+        found = [token] if isinstance(token, int) else encoder.encode(token, add_special_tokens=False).ids
+        if len(found) != 1:
+            raise StartError(
+                f"head.tokens: {token!r} is {len(found)} tokens ({found}), not one; a leading space often belongs to it"
+            )
+        ids += found
+    return adapters, read_token_rows(files.list_weight_files(resolved.base), resolved.config, ids)
+
+
+def _explain_no_head(directory: Path, weights: Sequence[Path]) -> str:
+    pickle = files.explain_pickled(directory, files.VALUE_HEAD)
+    return f"no head{pickle}" if pickle else names.why_no_head(names.read_shapes(weights))
+
+
+def _read_dense(directory: Path, base: Path, architecture: Architecture) -> checkpoint.DenseTensors:
+    """Read the layer before the head: the adapter's own where it was trained with the head, else the base's."""
+    if architecture.dense is None:
+        raise StartError("score_position: pooler is only for encoders whose classifiers have a layer before the head")
+    adapter = directory / files.ADAPTER_WEIGHTS
+    sources = [*([adapter] if adapter.is_file() else []), *files.list_weight_files(base)]
+    dense = checkpoint.read_dense(sources, architecture.dense, architecture.norm)
+    if dense is None:
+        needed = " or no ".join(f"{name}.weight" for name in (architecture.dense, architecture.norm) if name)
+        raise StartError(f"{base}: has no tensor {needed}, which score_position pooler reads")
+    return dense
+
+
+def _check_head(name: str, position: ScorePosition, architecture: Architecture) -> None:
+    """Refuse a head that was trained behind a dense layer, unless it is read behind that layer."""
+    # RoBERTa's classifier is called `dense` and `out_proj`; without `dense` its logits would be plausible and wrong.
+    if "out_proj" in name and (position != "pooler" or architecture.dense != "classifier.dense"):
+        raise StartError(f"{name}: has a dense layer before it, which only `score_position: pooler` of RoBERTa reads")
