@@ -1,6 +1,7 @@
 """Define the command `assay diff`: what another model or version does to scores, ranks and picks."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -27,6 +28,7 @@ from assay_client.options import (
 )
 
 if TYPE_CHECKING:
+    from assay_client._difference import Difference
     from assay_client.types import Truncation as TruncationName
 
 Share = Annotated[
@@ -73,39 +75,39 @@ def diff(  # noqa: PLR0913  # the options of one command
     target, parsed = choose_target(output, json), parse_weights(weights)
     with report_errors(target):
         check_targets(file, target)
-        with show_progress() as show:
-            found = run_with_services(
-                (old_url, new_url),
-                lambda old, new: diff_file(
-                    old,
-                    new,
-                    file,
-                    urls=(old_url, new_url),
-                    models=(model, new_model or model),
-                    weights=parsed,
-                    truncation=cast("TruncationName | None", truncation),
-                    tokenizer_sha256=tokenizer_sha256,
-                    fields=Fields(prompt_field, completion_field, messages_field),
-                    most=worst,
-                    silence_s=timeout,
-                    on_rows=show,
-                ),
-                api_key_file=api_key_file,
-                chunk_size=chunk_size,
-                concurrency=concurrency,
-            )
-        breaches = found.find_breaches(max_difference, max_changed_picks)
-        if target is None:
-            show_difference(found)
-        else:
-            with open_output(target, None) as sink:
-                sink.write([found.to_json()], None)
-    _exit(breaches, failed=bool(found.failed))
+        # Opened first, so that an output that cannot be written costs no scoring.
+        with open_output(target, None) if target is not None else nullcontext() as sink:
+            with show_progress() as show:
+                found = run_with_services(
+                    (old_url, new_url),
+                    lambda old, new: diff_file(
+                        old,
+                        new,
+                        file,
+                        urls=(old_url, new_url),
+                        models=(model, new_model or model),
+                        weights=parsed,
+                        truncation=cast("TruncationName | None", truncation),
+                        tokenizer_sha256=tokenizer_sha256,
+                        fields=Fields(prompt_field, completion_field, messages_field),
+                        most=worst,
+                        needs_picks=max_changed_picks is not None,
+                        silence_s=timeout,
+                        on_rows=show,
+                    ),
+                    api_key_file=api_key_file,
+                    chunk_size=chunk_size,
+                    concurrency=concurrency,
+                )
+            show_difference(found) if sink is None else sink.write([found.to_json()], None)
+    _exit(found, found.find_breaches(max_difference, max_changed_picks))
 
 
-def _exit(breaches: Sequence[str], *, failed: bool) -> None:
-    """Print the limits that were exceeded, and end with 1 if there are some or a row failed."""
+def _exit(found: "Difference", breaches: Sequence[str]) -> None:
+    """Print keys without effect and exceeded limits; end with 1 if a limit was exceeded or a row failed."""
+    if found.extra:
+        typer.echo(f"not part of a row, without effect: {', '.join(found.extra)}", err=True)
     for breach in breaches:
         typer.echo(breach, err=True)
-    if breaches or failed:
+    if breaches or found.failed:
         raise typer.Exit(EXIT_ITEMS_FAILED)

@@ -11,6 +11,7 @@ from assay_client.provenance import Provenance
 from assay_client.types import Score, ScoreFailure, ScoreResult
 
 WORST_ROWS = 10
+NO_PICKS = "--max-changed-picks needs rows with `completions`, or with `chosen` and `rejected`"
 Shape: TypeAlias = Literal["item", "group", "pair"]
 Outcome: TypeAlias = Score | ScoreFailure
 Row: TypeAlias = dict[str, object]
@@ -31,6 +32,10 @@ class Side:
         before = None if self.provenance is None else self.provenance.fingerprint
         check_fingerprint(before, result.fingerprint)
         self.model, self.provenance = result.model, result.provenance
+
+    def describe(self) -> str:
+        """Return which service this is, for errors."""
+        return f"the {self.name} service, {self.url}"
 
     def to_json(self) -> Row:
         """Return the service as JSON; `provenance` is null if the file has no rows."""
@@ -114,8 +119,9 @@ class Difference:
         scores: the differences of the scores of all completions.
         groups: the rows with several completions.
         pairs: the rows with a chosen and a rejected completion.
-        worst: the completions with the largest differences.
-        failures: the first rows without a score.
+        worst: the completions with the largest differences; those without one are left out.
+        failures: the first rows without a score, each with one entry for each side that failed.
+        extra: the keys of the input that are not part of a row, which have no effect; empty for a pipe.
     """
 
     urls: InitVar[tuple[str, str]]
@@ -128,6 +134,7 @@ class Difference:
     pairs: Pairs = field(init=False)
     worst: Worst = field(init=False)
     failures: list[Row] = field(default_factory=list)
+    extra: tuple[str, ...] = ()
 
     def __post_init__(self, urls: tuple[str, str], most: int) -> None:
         self.sides = Side("old", urls[0]), Side("new", urls[1])
@@ -143,7 +150,8 @@ class Difference:
         for place, (x, y) in enumerate(zip(before, after, strict=True)):
             self.scores.add(x, y)
             which = {} if shape == "item" else {"completion": place}
-            self.worst.add(abs(y - x), {**named, **which, "old": x, "new": y, "difference": y - x})
+            if x != y:
+                self.worst.add(abs(y - x), {**named, **which, "old": x, "new": y, "difference": y - x})
         if shape == "group":
             self.groups.add(named, before, after)
         elif shape == "pair":
@@ -151,11 +159,11 @@ class Difference:
 
     def _count_failures(self, named: Row, outcomes: tuple[Sequence[Outcome], Sequence[Outcome]]) -> bool:
         """Count a row if one of its items has no score on one of the sides, and return whether it has been counted."""
-        found = False
+        found, is_shown = False, self.failed < self.worst.most
         for side, answers in zip(self.sides, outcomes, strict=True):
             faults = [(place, one.error) for place, one in enumerate(answers) if isinstance(one, ScoreFailure)]
             side.failed += bool(faults)
-            if faults and not found and len(self.failures) < self.worst.most:
+            if faults and is_shown:
                 place, error = faults[0]
                 fault = {"side": side.name, "completion": place, "code": error.code, "message": error.message}
                 self.failures.append({**named, **fault})
@@ -171,14 +179,19 @@ class Difference:
             max_changed_picks: the largest share, 0..1, of groups with another pick and of pairs that flipped.
 
         Raises:
-            InvalidInput: picks are limited, and the file has no row with several completions.
+            InvalidInput: something is limited and the file has no rows, or picks are limited and no row has several
+                completions.
         """
-        breaches = []
+        breaches: list[str] = []
+        if max_difference is None and max_changed_picks is None:
+            return breaches
+        if not self.rows:
+            raise InvalidInput("the file has no rows, so that no limit can be checked")
         if max_difference is not None and self.scores.largest > max_difference:
             breaches.append(f"the largest difference is {self.scores.largest:g}, more than {max_difference:g}")
         if max_changed_picks is not None:
-            if self.rows and not self.groups.count and not self.pairs.count and not self.failed:
-                raise InvalidInput("--max-changed-picks needs rows with `completions`, or with `chosen` and `rejected`")
+            if not self.groups.count and not self.pairs.count and not self.failed:
+                raise InvalidInput(NO_PICKS)
             for what, changed, count in (
                 ("picks", self.groups.changed_picks, self.groups.count),
                 ("pairs", self.pairs.flips, self.pairs.count),

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TextIO
 
 from assay_client._parquet import is_parquet
@@ -42,6 +45,12 @@ class Sink:
             self.record_run()
         self.file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         self.file.flush()
+
+    def read_earlier(self) -> Iterator[Row]:
+        """Yield the rows that an earlier run wrote; it must be used up before the first row is written."""
+        if self.earlier:
+            self.file.seek(0)  # read by the handle that is locked: closing another handle would release the lock
+            yield from (json.loads(line) for line in self.file)
 
     def record_run(self) -> None:
         """Record which run the rows belong to; it must be recorded before the first row is written."""
@@ -98,8 +107,8 @@ def check_targets(source: str, *targets: str | None) -> None:
 def open_errors(target: str | None) -> Iterator[Callable[[Row], None]]:
     """Yield a function that writes the row of an item to `target` if it has an error; the file appears whole.
 
-    Until then its rows are in `TARGET.part`. A run that continues writes them again from its own output, so that the
-    file has the errors of all rows.
+    Until then its rows have no name, so that a run that ends early leaves none. A run that continues writes them again
+    from its own output. Devices and pipes are written to directly.
 
     Args:
         target: the path of the file; None writes nothing.
@@ -108,27 +117,36 @@ def open_errors(target: str | None) -> Iterator[Callable[[Row], None]]:
         yield lambda row: None
         return
     path = Path(target).resolve()
-    part = find_part(path)
-    with part.open("w", encoding="utf-8") as file:
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as device:
+            yield partial(_write_error, device)
+        return
+    with TemporaryFile("w+", encoding="utf-8", dir=path.parent) as file:
+        yield partial(_write_error, file)
+        file.seek(0)
+        part = find_part(path)
+        try:
+            with part.open("w", encoding="utf-8") as whole:
+                shutil.copyfileobj(file, whole)
+                whole.flush()
+                os.fsync(whole.fileno())  # as for the output
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
-        def write(row: Row) -> None:
-            error, extra = row.get("error"), row.get("extra")
-            if isinstance(error, dict):
-                # An id that is not text is among the other keys of the row.
-                given = row.get("id", extra.get("id") if isinstance(extra, dict) else None)
-                named = {} if given is None else {"id": given}
-                file.write(json.dumps({"index": row["index"], **named, **error}) + "\n")
-                file.flush()
 
-        yield write
-    part.replace(path)
+def _write_error(file: TextIO, row: Row) -> None:
+    error = row.get("error")
+    if isinstance(error, dict):
+        named = {"id": row["id"]} if "id" in row else {}
+        file.write(json.dumps({"index": row["index"], **named, **error}) + "\n")
+        file.flush()
 
 
 @contextmanager
 def open_output(
     target: str,
     run: Row | None,
-    on_earlier: Callable[[Row], None] = lambda row: None,
     finish: Callable[[Path, Path], None] | None = None,
 ) -> Iterator[Sink]:
     """Yield a sink whose rows appear under `target` only when all are written; "-" is stdout.
@@ -140,7 +158,6 @@ def open_output(
         target: the path of the output, or "-".
         run: the input's hash and the options, which distinguish runs; None if the input cannot be read twice, so that
             no run can continue.
-        on_earlier: a function that is called with each row that an earlier run wrote.
         finish: a function from the part, whole, and the target that writes the target; None renames the part.
 
     Raises:
@@ -162,7 +179,7 @@ def open_output(
     with part.open("a+", encoding="utf-8") as file:
         _lock(file, part)
         sink = Sink(file, _find_state(part), run)
-        _continue(sink, part, on_earlier)
+        _continue(sink, part)
         sink.record_run()
         try:
             yield sink
@@ -179,8 +196,8 @@ def open_output(
                 _find_state(part).unlink(missing_ok=True)
 
 
-def _continue(sink: Sink, part: Path, on_earlier: Callable[[Row], None]) -> None:
-    """Read the rows of an earlier run; its last line is removed if it was cut off.
+def _continue(sink: Sink, part: Path) -> None:
+    """Find the rows of an earlier run; its last line is removed if it was cut off.
 
     Raises:
         InvalidInput: the rows belong to another run, or another program wrote the file.
@@ -205,7 +222,6 @@ def _continue(sink: Sink, part: Path, on_earlier: Callable[[Row], None]) -> None
     whole_bytes = 0
     for line in sink.file:
         if line.endswith("\n"):
-            on_earlier(json.loads(line))
             sink.earlier += 1
             whole_bytes += len(line)  # the lines are ASCII
     sink.file.truncate(whole_bytes)

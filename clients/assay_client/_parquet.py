@@ -9,7 +9,7 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 from uuid import UUID
 
 from assay_client.errors import InvalidInput
@@ -19,6 +19,33 @@ READ_ROWS = 1024  # decoded at once
 GROUP_ROWS = 10_000  # of a row group that is written; fixed, so that equal rows give equal files
 
 Module: TypeAlias = Any  # pyarrow has no types
+IdColumn: TypeAlias = Literal["text", "int64", "json"]
+
+
+class Converted(str):
+    """The text of a value that JSON does not have; it may be copied to the output, but not scored.
+
+    Attributes:
+        kind: the type of the value.
+    """
+
+    __slots__ = ("kind",)
+    kind: str
+
+    @classmethod
+    def of(cls, text: str, value: object) -> "Converted":
+        """Return the text of a value."""
+        made = cls(text)
+        made.kind = type(value).__name__
+        return made
+
+
+def find_converted(value: object) -> str | None:
+    """Return the type of the first value in `value` that JSON does not have; None if JSON has all of them."""
+    if isinstance(value, Converted):
+        return value.kind
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((kind for part in parts if (kind := find_converted(part)) is not None), None)
 
 
 def is_parquet(path: str | Path) -> bool:
@@ -45,11 +72,12 @@ def import_pyarrow(path: str | Path) -> tuple[Module, Module]:
 def read_parquet(source: str) -> Generator[tuple[str, object], None, None]:
     """Yield the place and the object of each row, decoded a few at a time; a column that is null is not in the object.
 
-    Values that JSON does not have become text: times as in ISO 8601, bytes as base64, others as Python prints them.
-    Numbers that JSON does not have, such as NaN, become null.
+    Values that JSON does not have become `Converted` text: times and durations as in ISO 8601, bytes as base64, others
+    as Python prints them. Numbers that JSON does not have, such as NaN, become null.
 
     Raises:
-        InvalidInput: the file is not Parquet or is damaged, or pyarrow is not installed.
+        InvalidInput: the file is not Parquet or is damaged, pyarrow is not installed, or a time with nanoseconds needs
+            pandas.
     """
     arrow, parquet = import_pyarrow(source)
     index = 0
@@ -60,7 +88,8 @@ def read_parquet(source: str) -> Generator[tuple[str, object], None, None]:
                 for row in batch.to_pylist():
                     yield f"[{index}]", {key: _to_json(value) for key, value in row.items() if value is not None}
                     index += 1
-    except arrow.ArrowException as error:
+    # pyarrow raises a ValueError for times that Python cannot hold, and says that pandas can.
+    except (arrow.ArrowException, ValueError) as error:
         raise InvalidInput(f"{source}: cannot be read as Parquet: {error}") from error
 
 
@@ -74,30 +103,50 @@ def _to_json(value: object) -> object:  # noqa: PLR0911  # one for each kind of 
         case dict():
             return {key: _to_json(part) for key, part in value.items()}
         case bytes():
-            return base64.b64encode(value).decode()
+            return Converted.of(base64.b64encode(value).decode(), value)
         case date() | time():
-            return value.isoformat()
-        case timedelta() | Decimal() | UUID():
-            return str(value)
+            return Converted.of(value.isoformat(), value)
+        case timedelta():
+            return Converted.of(format_duration(value), value)
+        case Decimal() | UUID():
+            return Converted.of(str(value), value)
     return value
+
+
+def format_duration(value: timedelta) -> str:
+    """Return a duration as in ISO 8601, in days, hours, minutes and seconds: `P1DT2H3M4.5S`."""
+    nanoseconds = getattr(value, "nanoseconds", 0)  # of pandas' Timedelta, in which pyarrow returns them
+    whole = ((value.days * 86_400 + value.seconds) * 1_000_000 + value.microseconds) * 1000 + nanoseconds
+    seconds, fraction = divmod(abs(whole), 1_000_000_000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    last = f"{seconds}.{fraction:09d}".rstrip("0").rstrip(".") if fraction else f"{seconds}" if seconds else ""
+    parts = ((hours, f"{hours}H"), (minutes, f"{minutes}M"), (last, f"{last}S"))
+    clock = "".join(text for size, text in parts if size)
+    text = f"{days}D" * bool(days) + f"T{clock}" * bool(clock)
+    return "-" * (whole < 0) + f"P{text or 'T0S'}"
 
 
 def write_parquet(lines: Path, target: Path) -> None:
     """Write scored rows of JSON lines as one Parquet file, which appears whole; memory holds one row group.
 
     The columns are `index`, `id`, `score`, `signals` (a struct for each signal), `error` and `extra` (JSON as text). A
-    column is null where a row does not have it.
+    column is null where a row does not have it. `id` is text if all ids are, int64 if all are integers, and otherwise
+    JSON as text.
 
     Raises:
         InvalidInput: pyarrow is not installed.
     """
     arrow, parquet = import_pyarrow(target)
     fresh = target.with_name(f"{target.name}.new")
-    schema = _build_schema(arrow, next((row["signals"] for row in _read_rows(lines) if "signals" in row), {}))
+    signals, ids = _learn_columns(_read_rows(lines))
+    schema = _build_schema(arrow, signals, ids)
+    folded = ("extra", "id") if ids == "json" else ("extra",)
     with parquet.ParquetWriter(fresh, schema, compression="zstd") as writer:
         rows = _read_rows(lines)
         while part := list(islice(rows, GROUP_ROWS)):
-            writer.write_batch(arrow.RecordBatch.from_pylist(list(_fold_extra(part)), schema=schema))
+            writer.write_batch(arrow.RecordBatch.from_pylist([_fold(row, folded) for row in part], schema=schema))
     with fresh.open("rb") as file:
         os.fsync(file.fileno())  # the name must not reach the disk before the rows
     fresh.replace(target)
@@ -109,17 +158,33 @@ def _read_rows(lines: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _fold_extra(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    # As text, since the same key of JSON rows may have values of different types.
+def _learn_columns(rows: Iterable[dict[str, Any]]) -> tuple[Mapping[str, Mapping[str, object]], IdColumn]:
+    """Return the signals of the first row that has a score, and the type of the ids."""
+    signals: Mapping[str, Mapping[str, object]] = {}
+    kinds: set[IdColumn] = set()
     for row in rows:
-        yield {**row, "extra": json.dumps(row["extra"], ensure_ascii=False)} if "extra" in row else row
+        signals = signals or row.get("signals", {})
+        if "id" in row:
+            kinds.add(_find_id_column(row["id"]))
+    return signals, kinds.pop() if len(kinds) == 1 else "json" if kinds else "text"
 
 
-def _build_schema(arrow: Module, signals: Mapping[str, Mapping[str, object]]) -> Module:
+def _find_id_column(id: object) -> IdColumn:
+    if isinstance(id, str):
+        return "text"
+    return "int64" if type(id) is int and -(2**63) <= id < 2**63 else "json"  # not a bool, which is an int, too
+
+
+def _fold(row: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    # As text, since the same key of JSON rows may have values of different types.
+    return row | {name: json.dumps(row[name], ensure_ascii=False) for name in names if name in row}
+
+
+def _build_schema(arrow: Module, signals: Mapping[str, Mapping[str, object]], ids: IdColumn) -> Module:
     """Return the columns; every scored row of a file has the same signals, since one model scored all of them."""
     text, number, count = arrow.string(), arrow.float64(), arrow.int64()
     error = [("code", text), ("message", text), ("param", text), ("retryable", arrow.bool_())]
-    columns = [("index", count), ("id", text), ("score", number)]
+    columns = [("index", count), ("id", count if ids == "int64" else text), ("score", number)]
     if signals:
         # Only absolute signals have `prob`; a column for all of them makes files alike.
         numbers = [("logit", number), ("prob", number)]

@@ -177,7 +177,8 @@ def _yield_steps(
         delay_s = _compute_delay_s(failure, policy, endpoints, key, tried, deadline_at_s - now_s, event)
         if delay_s is None:
             places = f" at {len(set(tried))} endpoints" if len(set(tried)) > 1 else ""
-            failure.add_note(f"after {len(tried)} tries{places}")
+            if len(tried) > 1:
+                failure.add_note(f"after {len(tried)} tries{places}")
             raise failure
         if delay_s > 0:
             now_s = (yield Sleep(delay_s)).now_s

@@ -3,17 +3,16 @@
 import gzip
 import hashlib
 import io
-import json
-import math
 import sys
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
 
-from assay_client._parquet import is_parquet, read_parquet
+from assay_client._json import Unreadable, parse_json
+from assay_client._parquet import find_converted, is_parquet, read_parquet
 from assay_client.errors import InvalidInput
 from assay_client.messages import Completion, Message, read_messages
 from assay_client.types import ID_KEYS, ITEM_KEYS, Item
@@ -50,17 +49,21 @@ class Fields:
 
 @dataclass(frozen=True)
 class ItemRow:
-    """One item, and the other keys of its row."""
+    """One item, the other keys of its row, and its id, which may be any JSON value.
+
+    An `id` that is text is that of the item, too. Another one is not sent, because the service accepts only text.
+    """
 
     item: Item
     extra: Row
+    id: object = None
 
     @classmethod
     def of(cls, row: Row, fields: Fields, *, token_ids: bool = False) -> "ItemRow":
         """Read the item of a row whose keys `fields` names.
 
-        An `id` that is not text is copied with the other keys, because the service accepts only text. So are
-        `prompt_ids` and `completion_ids`, unless `token_ids` says that the request will name their tokenizer.
+        `prompt_ids` and `completion_ids` are copied with the other keys, unless `token_ids` says that the request will
+        name their tokenizer.
 
         Raises:
             InvalidInput: the row has no item, or its item is malformed.
@@ -77,7 +80,7 @@ class ItemRow:
                 f"an item has `{fields.prompt}` with `{fields.completion}`, or `{fields.messages}`; this row has "
                 f"{_list_keys(row)}. Name its fields with --prompt-field and --completion-field, or --messages-field"
             )
-        return cls(Item.of(known), extra)
+        return cls(Item.of(known), extra, row.get("id"))
 
     @property
     def chars(self) -> int:
@@ -96,7 +99,7 @@ class RankRow:
 
     prompt: str | tuple[Message, ...]
     completions: tuple[Completion | Row, ...]
-    id: str | None
+    id: object
     extra: Row
 
     @classmethod
@@ -119,8 +122,11 @@ class RankRow:
             prompt = read_messages(prompt, name)
         for completion in completions:
             # Only checked here, so that a malformed completion is found before anything is sent.
-            Item.of({"prompt": "", **(completion if isinstance(completion, dict) else {"completion": completion})})
-        return cls(prompt, tuple(completions), cast("str | None", known.get("id")), extra)
+            given = completion if isinstance(completion, dict) else {"completion": completion}
+            if own := given.keys() & {"prompt", "messages"}:
+                raise InvalidInput(f"a completion must not have its own `{min(own)}`; the row has it for all of them")
+            Item.of({"prompt": "", **given})
+        return cls(prompt, tuple(completions), row.get("id"), extra)
 
     @property
     def chars(self) -> int:
@@ -131,13 +137,24 @@ class RankRow:
 
 
 def _split_row(row: Row, names: dict[str, str]) -> tuple[Row, Row]:
-    """Return the parts of a row that `names` knows, under their names in wire form, and the other keys."""
+    """Return the parts of a row that `names` knows, under their names in wire form, and the other keys.
+
+    Raises:
+        InvalidInput: a part is not text although JSON could show it as text, such as bytes or a date.
+    """
     known = {name: row[key] for key, name in names.items() if key in row}
-    # Kept in the output by `extra`: turned into text, 7 and "7" would be one id.
+    check_parts(row, (key for key, name in names.items() if name != "id"))
+    # Not turned into text: 7 and "7" would be one id.
     if not isinstance(known.get("id", ""), str | None):
         del known["id"]
-    taken = {key for key, name in names.items() if name in known}
-    return known, {key: value for key, value in row.items() if key not in taken}
+    return known, {key: value for key, value in row.items() if key not in names}
+
+
+def check_parts(row: Row, keys: Iterable[str]) -> None:
+    """Raise InvalidInput if one of the keys of a row holds a value that JSON does not have, such as bytes."""
+    for key in keys:
+        if (kind := find_converted(row.get(key))) is not None:
+            raise InvalidInput(f"`{key}` holds a value of type {kind}, and must be text; convert the column to strings")
 
 
 def _list_keys(row: Row) -> str:
@@ -195,14 +212,10 @@ def _read_json(source: str, name: str) -> Generator[tuple[str, object], None, No
     with _open_source(source) as file:
         try:
             yield from _read_list(file) if _is_list(file) else _read_lines(file)
-        except _Unreadable as error:
+        except Unreadable as error:
             raise InvalidInput(f"{name}{error}") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InvalidInput(f"{name}: damaged gzip data: {error}") from error
-
-
-class _Unreadable(Exception):
-    """An error in a file; its text begins with the place."""
 
 
 def _is_list(file: BinaryIO) -> bool:
@@ -213,7 +226,7 @@ def _is_list(file: BinaryIO) -> bool:
 
 def _read_list(file: BinaryIO) -> Iterator[tuple[str, object]]:
     # A JSON list has no separate lines, so that it is read as a whole.
-    rows = _parse_json(file.read(), "")
+    rows = parse_json(file.read(), "")
     assert isinstance(rows, list)
     return ((f"[{index}]", row) for index, row in enumerate(rows))
 
@@ -221,51 +234,7 @@ def _read_list(file: BinaryIO) -> Iterator[tuple[str, object]]:
 def _read_lines(file: BinaryIO) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
-            yield f":{number}", _parse_json(line, f":{number}")
-
-
-class _RepeatedKey(Exception):
-    """An error that an object has a key twice; its text is the key."""
-
-
-def _refuse_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return the object of some pairs; raise _RepeatedKey where Python's reader would silently keep the last value."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKey(next(name for name in names if names.count(name) > 1))
-    return row
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _read_float(text: str) -> float:
-    if math.isinf(number := float(text)):  # the output could not hold it
-        raise ValueError("a number is too large for a float of 64 bits")
-    return number
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant, parse_float=_read_float
-)
-
-
-def _parse_json(text: bytes, where: str) -> object:
-    try:
-        value: object = _DECODER.decode(text.decode("utf-8-sig"))
-        if b"\\ud" in text or b"\\uD" in text:  # half of a surrogate pair has no UTF-8 form, and cannot be sent
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except UnicodeDecodeError as error:
-        raise _Unreadable(f"{where}: not UTF-8: {error.reason}") from error
-    except UnicodeEncodeError as error:
-        raise _Unreadable(f"{where}: a text holds a lone surrogate, which is not valid Unicode") from error
-    except _RepeatedKey as error:
-        raise _Unreadable(f"{where}: key `{error}` occurs twice, and one of its values would be lost") from error
-    except (ValueError, RecursionError) as error:
-        raise _Unreadable(f"{where}: not JSON: {error}") from error
+            yield f":{number}", parse_json(line, f":{number}")
 
 
 def _check_object(value: object) -> Row:

@@ -52,7 +52,7 @@ def show_rank(index: int, row: "RankRow", result: "RankResult") -> None:
 
     signals = list(result.results[0].signals) if result.results else []
     table = _build_table("rank", "score", "margin", *signals)
-    table.title = Text(f"row {index}" if row.id is None else f"row {index}: {shorten(row.id)}")
+    table.title = Text(f"row {index}" if row.id is None else f"row {index}: {shorten(str(row.id))}")
     table.title_justify = "left"
     table.add_column("completion", min_width=TEXT_WIDTH)
     for place, ranked in enumerate(result.results, start=1):
@@ -205,11 +205,16 @@ def report_errors(target: str | None = None) -> Iterator[None]:
     except FingerprintChanged as error:
         part = _output.find_part(Path(target).resolve()) if target else None
         advice = f"; delete {part} to score every row by the new model" if part and part.exists() else ""
-        raise report_failure(f"{error}{advice}") from error
+        raise report_failure(f"{_describe(error)}{advice}") from error
     except (AssayError, OSError) as error:
         # A malformed input stays malformed, so that the same command would fail again.
         kept = _output.describe_part(target) if target and not isinstance(error, InvalidInput) else None
-        raise report_failure(f"{error}; {kept}" if kept else str(error)) from error
+        raise report_failure(f"{_describe(error)}; {kept}" if kept else _describe(error)) from error
+
+
+def _describe(error: Exception) -> str:
+    """Return the text of an error and of its notes, which say which of two services it is about."""
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def report_failure(message: str) -> typer.Exit:

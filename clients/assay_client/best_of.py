@@ -1,11 +1,12 @@
 """Pick the best of N completions: generate them, rank them in one request, and keep the evidence."""
 
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from assay_client.client import AsyncRewardClient, RewardClient
-from assay_client.errors import InvalidInput, ItemsFailed
+from assay_client.errors import GenerationFailed, InvalidInput, ItemsFailed, TransportError
 from assay_client.generation import Endpoint, Generation, read_choice
 from assay_client.messages import Prompt
 from assay_client.provenance import Provenance
@@ -13,6 +14,8 @@ from assay_client.results import RankedCompletion, RankResult
 from assay_client.types import ItemError, ScoreFailure
 
 NO_TEXT = "no_text"
+GENERATION_FAILED = "generation_failed"
+RETRYABLE = frozenset({408, 429, 500, 502, 503, 504})  # statuses of a generator that may pass
 
 # A completion as a generator may return it: a text, `(text, finish_reason)`, or a `Generation`.
 Generated: TypeAlias = str | tuple[str | None, str | None] | Generation
@@ -87,7 +90,7 @@ def best_of_n(
 
     Raises:
         ItemsFailed: no completion could be scored.
-        InvalidInput: `n` is below 1, or `generate` returned another number of completions.
+        InvalidInput: `n` is below 1, or `generate` returned another number of completions, or something else.
         GenerationFailed: the endpoint gave no completions.
         AssayError: the endpoint or the service did not answer, or refused the request.
     """
@@ -110,7 +113,10 @@ async def best_of_n_async(
     """Generate `n` completions of a prompt, and pick the one with the highest score; see `best_of_n`."""
     _check_count(n)
     ask = generate.generate_async if isinstance(generate, Endpoint) else generate
-    completions = _read_completions(await ask(prompt, n), n)
+    generated = ask(prompt, n)
+    if not inspect.isawaitable(generated):
+        raise InvalidInput("`generate` must be a coroutine function; `best_of_n` takes other functions")
+    completions = _read_completions(await generated, n)
     sent = _select(completions)
     return _pick(completions, sent, await reward.rank(prompt, _encode(completions, sent), model=model, weights=weights))
 
@@ -120,8 +126,14 @@ def _check_count(n: int) -> None:
         raise InvalidInput("`n` must be at least 1")
 
 
-def _read_completions(generated: Iterable[Generated], n: int) -> tuple[Generation, ...]:
+def _read_completions(generated: object, n: int) -> tuple[Generation, ...]:
     """Return what a generator gave as completions; raise InvalidInput unless there are `n` of a known form."""
+    if inspect.iscoroutine(generated):
+        generated.close()  # it never runs, of which Python would warn
+        raise InvalidInput("`generate` is a coroutine function; pass it to `best_of_n_async`")
+    # A text has as many parts as characters, and would give completions of one character each.
+    if isinstance(generated, str | bytes | Mapping | Generation) or not isinstance(generated, Iterable):
+        raise InvalidInput(f"`generate` must return a list of {n} completions, not {generated!r:.60}")
     completions = tuple(_read_completion(one) for one in generated)
     if len(completions) != n:
         raise InvalidInput(f"`generate` must return {n} completions, not {len(completions)}")
@@ -129,13 +141,17 @@ def _read_completions(generated: Iterable[Generated], n: int) -> tuple[Generatio
 
 
 def _read_completion(one: object) -> Generation:
-    if isinstance(one, Generation):
+    if isinstance(one, Generation) and one.text is None:
         return one
-    if isinstance(one, tuple) and len(one) == 2:
-        return read_choice(*one)
-    if not isinstance(one, str):
+    text: object
+    finish_reason: object
+    if isinstance(one, Generation):
+        text, finish_reason = one.text, one.finish_reason
+    else:
+        text, finish_reason = one if isinstance(one, tuple) and len(one) == 2 else (one, None)
+    if not isinstance(text, str) and (text is not None or not isinstance(one, tuple)):
         raise InvalidInput(f"a completion must be a text, (text, finish_reason) or a Generation, not {one!r:.60}")
-    return read_choice(one, None)
+    return read_choice(text, finish_reason)
 
 
 def _select(completions: Sequence[Generation]) -> list[int]:
@@ -152,7 +168,11 @@ def _encode(completions: Sequence[Generation], sent: Sequence[int]) -> list[Mapp
 
 
 def _build_failure(index: int, completion: Generation) -> ScoreFailure:
-    return ScoreFailure(index, None, ItemError(NO_TEXT, completion.reason or "", "completion", retryable=False))
+    error, reason = completion.error, completion.reason or "the completion has no text"
+    if error is None:
+        return ScoreFailure(index, None, ItemError(NO_TEXT, reason, "completion", retryable=False))
+    again = isinstance(error, TransportError) or (isinstance(error, GenerationFailed) and error.status in RETRYABLE)
+    return ScoreFailure(index, None, ItemError(GENERATION_FAILED, reason, None, again))
 
 
 def _pick(completions: tuple[Generation, ...], sent: Sequence[int], ranked: RankResult) -> BestOfN:

@@ -11,11 +11,11 @@ from typing import Generic, TypeVar
 
 from assay_client._answers import check_fingerprint, encode_outcome
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
-from assay_client._output import check_targets, open_errors, open_output
+from assay_client._output import STANDARD, check_targets, open_errors, open_output
 from assay_client._parquet import import_pyarrow, is_parquet, write_parquet
 from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
 from assay_client.client import AsyncRewardClient
-from assay_client.errors import AssayError, ServerError
+from assay_client.errors import AssayError, InvalidInput, ServerError
 from assay_client.results import RankResult, RenderedItem, RenderResult
 from assay_client.types import ScoreFailure, ScoreResult, Truncation
 
@@ -93,8 +93,9 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
 ) -> Tally:
     """Score the items of a file; the output has one row for each row of the input, in order.
 
-    An output row is the server's row, with `index` counted from 0 over the rows of the file. Its `extra` holds the keys
-    of the input row that are not part of an item. Files that are called `….parquet` are Parquet, and all others JSON.
+    An output row is the server's row, with `index` counted from 0 over the rows of the file. Its `id` is that of the
+    input row, whatever its type. Its `extra` holds the keys of that row that are not part of an item. Files that are
+    called `….parquet` are Parquet, and all others JSON.
 
     Args:
         client: the client, which sends at most `max_concurrency` chunks of at most `chunk_size` rows at once. Chunks
@@ -110,12 +111,12 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
         fields: the keys that hold the parts of an item.
         silence_s: the seconds without an answer or a sign of life after which the service is given up.
         errors: the path of a file for the rows without a score, as JSON lines with `index`, `id`, `code`, `message`,
-            `param` and `retryable`. They are in the output as well. None writes no such file.
+            `param` and `retryable`. They are in the output as well. None writes no such file; "-" is refused.
         on_rows: a function that is called with the number of rows written and of all rows (None if not known).
 
     Raises:
-        InvalidInput: a row is malformed, or pyarrow is needed and not installed. If the file can be read twice, both
-            are raised before anything is sent.
+        InvalidInput: a row is malformed, two of the files are the same, or pyarrow is needed and not installed. If the
+            input can be read twice, all are raised before anything is sent.
         FingerprintChanged: the model changed during the run.
         Timeout: the service was silent for `silence_s`.
     """
@@ -134,12 +135,12 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
     make = partial(ItemRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
     job = _Job(make, ask, _build_rows, lambda result: result.fingerprint, options)
     finish = None
+    if errors == STANDARD:
+        raise InvalidInput("--errors: - is stdout, which is for scores; name a file, or /dev/stderr")
     if is_parquet(target):
         import_pyarrow(target)  # fails here, before anything is sent
         finish = write_parquet
-    check_targets(source, target, errors)  # here too, because the file of errors is opened first
-    with open_errors(errors) as write_error:
-        return await _run(job, client, source, target, silence_s, on_rows=on_rows, on_shown=write_error, finish=finish)
+    return await _run(job, client, source, target, silence_s, on_rows=on_rows, errors=errors, finish=finish)
 
 
 async def rank_file(  # noqa: PLR0913  # options of one command, all by name
@@ -169,9 +170,8 @@ async def rank_file(  # noqa: PLR0913  # options of one command, all by name
         (row,) = part
         on_row(start, row, result)
         results, errors = ([encode_outcome(row) for row in rows] for rows in (result.results, result.errors))
-        name = {} if row.id is None else {"id": row.id}
-        shown: Row = {"index": start, **name, "model": result.model, "results": results, "errors": errors}
-        return [{**shown, "extra": row.extra} if row.extra else shown]
+        shown: Row = {"index": start, "model": result.model, "results": results, "errors": errors}
+        return [_name_row(shown, row)]
 
     options: Row = {"command": "rank", "model": model, "weights": weights, "top_n": top_n}
     job = _Job(RankRow.of, ask, show, lambda result: result.provenance.fingerprint, options)
@@ -221,36 +221,38 @@ async def _run(  # noqa: PLR0913  # what differs between the three commands
     *,
     on_rows: Callable[[int, int | None], None] = lambda done, total: None,
     most_rows: int | None = None,
-    on_shown: Callable[[Row], None] = lambda row: None,
+    errors: str | None = None,
     finish: Callable[[Path, Path], None] | None = None,
 ) -> Tally:
-    check_targets(source, target)
+    check_targets(source, target, errors)
     known = await run_off_loop(partial(survey, source, job.make))
     tally = Tally(extra=known.extra if known else ())
     # A run continues only with the same input and options. A pipe cannot be read twice, so that no run continues it.
     total, run = (known.rows, {"input": known.sha256, **job.options}) if known else (None, None)
     pace = Pace(most_rows or client.chunk_size)
 
-    def count(row: Row) -> None:
-        tally.add(row)
-        on_shown(row)
-
-    with open_output(target, run, count, finish) if target is not None else nullcontext() as sink:
-        done = sink.earlier if sink else 0
-        # Rows of an earlier run count: a file may not mix scores of two models.
-        tally.fingerprint = sink.fingerprint if sink else None
+    # The errors appear first: a run that is killed between the two files goes on, and writes both.
+    with (
+        open_output(target, run, finish) if target is not None else nullcontext() as sink,
+        open_errors(errors) as write_error,
+    ):
+        # Rows of an earlier run count, also for the fingerprint: a file may not mix scores of two models.
+        for row in sink.read_earlier() if sink else ():
+            tally.add(row)
+            write_error(row)
+        done, tally.fingerprint = (sink.earlier, sink.fingerprint) if sink else (0, None)
         whole = read_rows(source, job.make)
         rows = islice(whole, done, None)
 
         def put(part: list[RowT], result: Result) -> None:
             nonlocal done
-            fingerprint = job.fingerprint(result)
             # Checked before anything is written, so that the rows in the file stay comparable.
-            if fingerprint is not None:
+            if (fingerprint := job.fingerprint(result)) is not None:
                 tally.fingerprint = check_fingerprint(tally.fingerprint, fingerprint)
             shown = job.show(done, part, result)
             for row in shown:
-                count(row)
+                tally.add(row)
+                write_error(row)
             if sink is not None:
                 sink.write(shown, tally.fingerprint)
             done += len(part)
@@ -285,5 +287,12 @@ async def is_alive(client: AsyncRewardClient, within_s: float) -> bool:
 
 def _build_rows(start: int, part: list[ItemRow], result: ScoreResult | RenderResult) -> list[Row]:
     """Return the server's rows with indices that count over the file, and with the other keys of the input rows."""
-    rows = [encode_outcome(replace(outcome, index=start + outcome.index)) for outcome in result.data]
-    return [{**row, "extra": given.extra} if given.extra else row for row, given in zip(rows, part, strict=True)]
+    rows = (encode_outcome(replace(outcome, index=start + outcome.index)) for outcome in result.data)
+    return [_name_row(row, given) for row, given in zip(rows, part, strict=True)]
+
+
+def _name_row(row: Row, given: ItemRow | RankRow) -> Row:
+    """Return a row of the output with the id and the other keys of its row of the input."""
+    name = {} if given.id is None else {"id": given.id}
+    extra = {"extra": given.extra} if given.extra else {}
+    return {"index": row["index"], **name, **row, **extra}

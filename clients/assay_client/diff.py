@@ -1,18 +1,18 @@
 """Score a file by two services, and say what a change of model or version does to scores, ranks and picks."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from assay_client._difference import WORST_ROWS, Difference, Shape
+from assay_client._difference import NO_PICKS, WORST_ROWS, Difference, Shape, Side
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
-from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
+from assay_client._rows import Fields, ItemRow, RankRow, Row, Survey, check_parts, read_rows, survey
 from assay_client.bulk import OWN_NAMES, SILENCE_S, is_alive
 from assay_client.client import AsyncRewardClient
-from assay_client.errors import InvalidInput
+from assay_client.errors import AssayError, InvalidInput, Timeout
 from assay_client.types import Item, ScoreResult, Truncation
 
 Answers: TypeAlias = tuple[ScoreResult, ScoreResult]
@@ -32,9 +32,16 @@ class DiffRow:
         """Read a row with `chosen` and `rejected`, with `completions`, or with one item, as `ItemRow.of` reads it.
 
         Raises:
-            InvalidInput: the row has none of these forms, or a part is malformed.
+            InvalidInput: the row has none of these forms or several, or a part is malformed.
         """
-        if {"chosen", "rejected"} <= row.keys():
+        row = {key: value for key, value in row.items() if value is not None}  # tables write a missing key as null
+        pair = {"chosen", "rejected"} <= row.keys()
+        forms = [name for name in ("completions", fields.completion) if name in row]
+        if len(forms) + pair > 1:
+            found = " and ".join(f"`{name}`" for name in [*(("chosen",) if pair else ()), *forms])
+            raise InvalidInput(f"the row has {found}, so that it could be read in several ways; remove one of them")
+        if pair:
+            check_parts(row, (fields.prompt, "chosen", "rejected"))
             known = {fields.prompt, "chosen", "rejected", "id"}
             extra = {key: value for key, value in row.items() if key not in known}
             items = tuple(_read_side(row.get(fields.prompt), row[name], name) for name in ("chosen", "rejected"))
@@ -65,10 +72,59 @@ def _read_side(prompt: object, side: object, name: str) -> Item:
         return Item.of({"prompt": prompt, "completion": side})
     if prompt is not None:
         given = [message.get("content") if isinstance(message, dict) else None for message in side]
-        begins = given[0] == prompt if isinstance(prompt, str) else side[: len(list(prompt))] == prompt  # type: ignore[call-overload]
-        if not begins:
+        # An empty prompt would begin every conversation.
+        chat = isinstance(prompt, list) and bool(prompt) and side[: len(prompt)] == prompt
+        if given[:1] != [prompt] and not chat:
             raise InvalidInput(f"`{name}` is a conversation that does not begin with the prompt")
     return Item.of({"messages": side})
+
+
+@dataclass
+class _Services:
+    """Both services, which are asked at the same time; an error has a note that names the service.
+
+    Attributes:
+        sides: the names of the services, the old one first.
+        ask_each: the function of each service that scores items.
+        look_at_each: the function of each service that returns whether it shows a sign of life.
+        silent: the service that showed no sign of life when it was last looked for; None if both did.
+    """
+
+    sides: tuple[Side, Side]
+    ask_each: Sequence[Callable[[list[Item]], Coroutine[None, None, ScoreResult]]]
+    look_at_each: Sequence[Callable[[], Awaitable[bool]]]
+    silent: Side | None = None
+
+    async def ask(self, part: list[DiffRow]) -> Answers:
+        """Return the scores of all items of some rows by both services."""
+        items = [item for row in part for item in row.items]
+        try:
+            async with asyncio.TaskGroup() as group:  # a failure of one service stops the other's request
+                first, second = (
+                    group.create_task(_name_errors(side, ask(items)))
+                    for side, ask in zip(self.sides, self.ask_each, strict=True)
+                )
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return first.result(), second.result()
+
+    async def are_alive(self) -> bool:
+        """Return whether both services show a sign of life."""
+        alive = await asyncio.gather(*(look() for look in self.look_at_each))
+        self.silent = next((side for side, lives in zip(self.sides, alive, strict=True) if not lives), None)
+        return self.silent is None
+
+
+async def _name_errors(side: Side, answer: Awaitable[ScoreResult]) -> ScoreResult:
+    """Return an answer whose fingerprint is that of earlier ones; errors name the service."""
+    try:
+        result = await answer
+        side.learn(result)
+    except AssayError as error:
+        if not isinstance(error, InvalidInput):  # that is about an option, and nothing was sent
+            error.add_note(side.describe())
+        raise
+    return result
 
 
 async def diff_file(  # noqa: PLR0913  # options of one command, all by name
@@ -83,6 +139,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
     tokenizer_sha256: str | None = None,
     fields: Fields = OWN_NAMES,
     most: int = WORST_ROWS,
+    needs_picks: bool = False,
     silence_s: float = SILENCE_S,
     on_rows: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Difference:
@@ -102,56 +159,66 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         tokenizer_sha256: the hash of the `tokenizer.json` that gave the token ids of the rows, if they are to be read.
         fields: the keys that hold the parts of an item.
         most: the most examples of each kind.
+        needs_picks: whether the file must have a row with several completions.
         silence_s: the seconds without an answer or a sign of life of either service after which both are given up.
         on_rows: a function that is called with the number of rows scored and of all rows (None if not known).
 
     Raises:
-        InvalidInput: a row is malformed; if the file can be read twice, it is raised before anything is sent.
+        InvalidInput: a row is malformed, or `needs_picks` and no row has several completions; if the file can be read
+            twice, it is raised before anything is sent.
         FingerprintChanged: a service was replaced during the run.
         Timeout: a service was silent for `silence_s`.
+        AssayError: a service failed or refused a request. This error and the two above name the service in a note.
     """
     options: dict[str, Any] = {"weights": weights, "truncation": truncation, "tokenizer_sha256": tokenizer_sha256}
     make = partial(DiffRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
-    known = await run_off_loop(partial(survey, source, make))
-    total = known.rows if known else None
-    found, pace = Difference(urls, most), Pace(min(old.chunk_size, new.chunk_size))
+    known = await run_off_loop(partial(_survey_rows, source, make, needs_picks=needs_picks))
+    total, extra = (known.rows, known.extra) if known else (None, ())
+    found = Difference(urls, most, extra=extra)
+    services = _Services(
+        found.sides,
+        [partial(client.score, model=model, **options) for client, model in zip((old, new), models, strict=True)],
+        [partial(is_alive, client, silence_s / LOOKS) for client in (old, new)],
+    )
+    pace = Pace(min(old.chunk_size, new.chunk_size))
     whole = read_rows(source, make)
 
-    async def ask(part: list[DiffRow]) -> Answers:
-        items = [item for row in part for item in row.items]
-        try:
-            async with asyncio.TaskGroup() as group:  # a failure of one service stops the other's request
-                first, second = (
-                    group.create_task(client.score(items, model=model, **options))
-                    for client, model in zip((old, new), models, strict=True)
-                )
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return first.result(), second.result()
-
     def put(part: list[DiffRow], answers: Answers) -> None:
-        for side, answer in zip(found.sides, answers, strict=True):
-            side.learn(answer)
         before, after = (iter(answer.data) for answer in answers)
         for row in part:
             found.add(row.shape, row.id, [next(before) for _ in row.items], [next(after) for _ in row.items])
         on_rows(found.rows, total)
 
-    async def is_each_alive() -> bool:
-        alive = await asyncio.gather(*(is_alive(client, silence_s / LOOKS) for client in (old, new)))
-        return all(alive)
-
     on_rows(0, total)
     try:
         await run_in_order(
             take=lambda: pace.take(whole),
-            ask=lambda part: pace.measure(part, ask(part)),
+            ask=lambda part: pace.measure(part, services.ask(part)),
             put=put,
-            alive=is_each_alive,
+            alive=services.are_alive,
             width=min(old.max_concurrency, new.max_concurrency),
             silence_s=silence_s,
         )
+    except Timeout as error:
+        if services.silent is not None and not hasattr(error, "__notes__"):
+            error.add_note(services.silent.describe())
+        raise
     finally:
         with suppress(ValueError):  # the generator cannot be closed while a thread waits for rows in it
             whole.close()
     return found
+
+
+def _survey_rows(source: str, make: Callable[[Row], DiffRow], *, needs_picks: bool) -> Survey | None:
+    """Read the whole file; the arguments and errors are those of `diff_file`."""
+    shapes = set[Shape]()
+
+    def make_known(row: Row) -> DiffRow:
+        made = make(row)
+        shapes.add(made.shape)
+        return made
+
+    known = survey(source, make_known)
+    if needs_picks and shapes == {"item"}:
+        raise InvalidInput(NO_PICKS)
+    return known

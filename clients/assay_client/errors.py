@@ -268,11 +268,12 @@ class GenerationFailed(AssayError, RuntimeError):
 
     Attributes:
         status: the HTTP status.
+        request_id: the `X-Request-ID` of the answer; None if that server sends none.
     """
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
         self.status = status
 
-    def __str__(self) -> str:
+    def _describe(self) -> str:
         return f"{self.status}: {self.args[0]}"

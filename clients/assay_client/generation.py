@@ -13,10 +13,12 @@ import httpx
 
 from assay_client._base_client import convert_error
 from assay_client._redaction import Redaction
-from assay_client.errors import GenerationFailed
+from assay_client.errors import AssayError, GenerationFailed, InvalidInput
 from assay_client.messages import Prompt, encode_prompt
 from assay_client.types import FinishReason
 
+# `stream` gives an answer of another form. The others are fields of the endpoint, or an argument of each call.
+RESERVED = frozenset({"model", "messages", "n", "stream", "temperature", "seed", "max_tokens"})
 REFUSES_N = frozenset({400, 422})  # statuses of servers that know only n = 1
 AT_ONCE = 8  # the most requests in flight where each brings one completion
 EXCERPT_CHARS = 200
@@ -26,12 +28,14 @@ EXCERPT_CHARS = 200
 class Generation:
     """A generated completion; `text` is None if there is nothing to score, and `reason` says why.
 
-    `finish_reason` is "stop", "length", or None where the generator gives none.
+    `finish_reason` is "stop", "length", or None where the generator gives none. `error` is the error of the request for
+    this completion alone, if that failed.
     """
 
     text: str | None
     finish_reason: FinishReason | None = None
     reason: str | None = None
+    error: AssayError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,9 @@ class Endpoint:
         api_key: the key that is sent as a bearer token.
         timeout_s: the seconds that one request may take.
         options: further fields of the request, such as `top_p` or `stop`.
+
+    Raises:
+        InvalidInput: `options` has a field of `RESERVED`.
     """
 
     base_url: str
@@ -59,8 +66,15 @@ class Endpoint:
     timeout_s: float = 600.0
     options: Mapping[str, object] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if taken := sorted(RESERVED & self.options.keys()):
+            raise InvalidInput(f"`options` must not have `{taken[0]}`, which the endpoint or the call decides")
+
     def generate(self, prompt: Prompt, n: int) -> list[Generation]:
         """Return `n` completions of a prompt, text or messages.
+
+        Where completions are asked for one by one, a request that fails costs its own completion only: that has no text
+        and an `error`. The error is raised if no other completion came.
 
         Raises:
             TransportError: the server did not answer.
@@ -77,10 +91,16 @@ class Endpoint:
                     failure = convert_error(error, request, redaction)
                     raise failure from failure.__cause__
 
-            done = read_several(ask(0, n), redaction)[:n] if n > 1 else []
-            rest = [pool.submit(ask, k, 1) for k in range(len(done), n)]
+            def ask_one(k: int) -> Generation:
+                try:
+                    return read_one(ask(k, 1), redaction)
+                except AssayError as error:
+                    return Generation(None, None, str(error), error)
+
+            done = read_several(ask(0, n), n, redaction) if n > 1 else []
+            rest = [pool.submit(ask_one, k) for k in range(len(done), n)]
             try:
-                return done + [read_one(answer.result(), redaction) for answer in rest]
+                return check_any(done + [answer.result() for answer in rest])
             except BaseException:  # leaving the block waits for the pool, so nothing more may be sent
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -99,13 +119,14 @@ class Endpoint:
                     failure = convert_error(error, request, redaction)
                     raise failure from failure.__cause__
 
-            done = read_several(await ask(0, n), redaction)[:n] if n > 1 else []
-            try:
-                async with asyncio.TaskGroup() as group:
-                    rest = [group.create_task(ask(k, 1)) for k in range(len(done), n)]
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None  # callers catch errors of the client, not groups of them
-            return done + [read_one(answer.result(), redaction) for answer in rest]
+            async def ask_one(k: int) -> Generation:
+                try:
+                    return read_one(await ask(k, 1), redaction)
+                except AssayError as error:
+                    return Generation(None, None, str(error), error)
+
+            done = read_several(await ask(0, n), n, redaction) if n > 1 else []
+            return check_any(done + await asyncio.gather(*(ask_one(k) for k in range(len(done), n))))
 
     def _build_settings(self) -> dict[str, Any]:
         headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
@@ -125,34 +146,58 @@ class Endpoint:
         return http.build_request("POST", "chat/completions", json={**body, **self.options})
 
 
-def read_several(response: httpx.Response, redaction: Redaction) -> list[Generation]:
-    """Return the completions of an answer; none if the server refuses to give several.
+def check_any(completions: list[Generation]) -> list[Generation]:
+    """Return completions as they are; raise the first error if all of them have one."""
+    errors = [one.error for one in completions if one.error is not None]
+    if errors and len(errors) == len(completions):
+        raise errors[0]
+    return completions
+
+
+def read_several(response: httpx.Response, n: int, redaction: Redaction) -> list[Generation]:
+    """Return the completions of an answer to a request for `n`; none if the server refuses to give several.
 
     Raises:
         GenerationFailed: the server refused the request for another reason, or the answer has another form.
     """
-    return [] if response.status_code in REFUSES_N else _read_choices(response, redaction)
+    return [] if response.status_code in REFUSES_N else _read_choices(response, n, redaction)
 
 
 def read_one(response: httpx.Response, redaction: Redaction) -> Generation:
-    """Return the first completion of an answer; the errors are those of `read_several`."""
-    choices = _read_choices(response, redaction)
+    """Return the completion of an answer to a request for one; the errors are those of `read_several`."""
+    choices = _read_choices(response, 1, redaction)
     if not choices:
-        raise GenerationFailed("the answer has no choice", status=response.status_code)
+        raise _build_error(response, "the answer has no choice", redaction)
     return choices[0]
 
 
-def _read_choices(response: httpx.Response, redaction: Redaction) -> list[Generation]:
+def _read_choices(response: httpx.Response, n: int, redaction: Redaction) -> list[Generation]:
+    """Return the completions of an answer in the order of their indexes, at most `n`."""
     if not response.is_success:
-        text = redaction.redact(response.text)[:EXCERPT_CHARS].strip()
-        raise GenerationFailed(f"{response.request.url}: {text or 'no body'}", status=response.status_code)
+        raise _build_error(response, redaction.redact(response.text)[:EXCERPT_CHARS].strip() or "no body", redaction)
     try:
-        choices = response.json()["choices"]
-        read = [read_choice(choice["message"].get("content"), choice.get("finish_reason")) for choice in choices]
+        choices = [(choice.get("index"), choice) for choice in response.json()["choices"]]
+        made = {k: read_choice(one["message"].get("content"), one.get("finish_reason")) for k, one in choices}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        why = f"{response.request.url}: the answer has not the form of OpenAI's chat completions: {error!r}"
-        raise GenerationFailed(redaction.redact(why), status=response.status_code) from error
+        why = f"the answer has not the form of OpenAI's chat completions: {error!r}"
+        raise _build_error(response, why, redaction) from error
+    indexes = [index for index, _ in choices]
+    expected = list(range(len(choices)))
+    # A server may give its choices in any order. True and 1.0 equal 1, so that the type is compared, too.
+    if len(choices) > n or any(type(index) is not int for index in indexes) or sorted(indexes) != expected:
+        shown = f"{indexes}"[:EXCERPT_CHARS]
+        raise _build_error(response, f"the indexes of at most {n} choices must count from 0, not be {shown}", redaction)
+    read = [made[index] for index in expected]
     return [one if one.reason is None else replace(one, reason=redaction.redact(one.reason)) for one in read]
+
+
+def _build_error(response: httpx.Response, why: str, redaction: Redaction) -> GenerationFailed:
+    """Return an error with the address, the status and the id of the request, if the server sent one."""
+    text = redaction.redact(why)
+    error = GenerationFailed(f"{response.request.url}: {text}", status=response.status_code)
+    request_id = response.headers.get("x-request-id")
+    error.request_id = None if request_id is None else redaction.redact(request_id)
+    return error
 
 
 def read_choice(text: object, finish_reason: object) -> Generation:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.most = 8
         self.refusal: int | None = None
+        self.order = 1  # -1 sends the choices backwards
+        self.failing: dict[int, int | None] = {}  # the status of a request by its seed; None ends the connection
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.lock = Lock()
@@ -52,12 +55,14 @@ class Server(ThreadingHTTPServer):
         n = asked.get("n", 1)
         if n > self.most and self.refusal:
             return self.refusal, {"error": {"message": "n must be 1"}}
+        if n == 1 and (status := self.failing.get(asked.get("seed", 0))):
+            return status, {"error": {"message": "out of memory"}}
         texts = [str(asked["seed"] + k) for k in range(min(n, self.most))]
         choices = [
             {"index": k, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
             for k, text in enumerate(texts)
         ]
-        return 200, {"object": "chat.completion", "choices": choices}
+        return 200, {"object": "chat.completion", "choices": choices[:: self.order]}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -68,9 +73,13 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.requests.append(asked)
             self.server.keys.add(self.headers["Authorization"])
+        if asked.get("n", 1) == 1 and self.server.failing.get(asked.get("seed", 0), 0) is None:
+            self.close_connection = True
+            return
         status, content = self.server.answer(asked) if self.path == "/v1/chat/completions" else (404, {})
         body = json.dumps(content).encode()
         self.send_response(status)
+        self.send_header("X-Request-ID", f"cmpl-{asked.get('seed')}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -180,6 +189,54 @@ def test_a_refusal_of_the_endpoint_is_raised(server: Server, pick: Pick) -> None
         pick(Endpoint(base_url=server.url + "/nowhere", model="m", seed=1), 2, prompt="Hi")
 
 
+def test_the_choices_of_an_answer_are_in_the_order_of_their_indexes(server: Server, pick: Pick) -> None:
+    server.order = -1
+    best = pick(Endpoint(base_url=server.url, model="m", seed=10), 3, prompt="Hi")
+    assert [one.text for one in best.completions] == ["10", "11", "12"]
+    assert best.index == 2
+
+
+@pytest.mark.parametrize("indexes", [[0, None], [None, None], [0, 0], [1, 2], [-1, 0], [0, True], [0, "1"], [0, 1, 2]])
+def test_choices_whose_indexes_do_not_count_from_0_are_refused(
+    server: Server, pick: Pick, monkeypatch: pytest.MonkeyPatch, indexes: list[Any]
+) -> None:
+    message = {"role": "assistant", "content": "1"}
+    choices = [{"message": message, **({} if k is None else {"index": k})} for k in indexes]
+    monkeypatch.setattr(server, "answer", lambda _: (200, {"choices": choices}))
+    with pytest.raises(GenerationFailed, match="the indexes of at most 2 choices must count from 0"):
+        pick(Endpoint(base_url=server.url, model="m", seed=1), 2, prompt="Hi")
+
+
+def test_a_request_that_fails_costs_its_own_completion_only(server: Server, pick: Pick) -> None:
+    server.most, server.failing = 1, {12: 500, 13: 400, 14: None}
+    best = pick(Endpoint(base_url=server.url, model="m", seed=10), 6, prompt="Hi")
+    assert [one.text for one in best.completions] == ["10", "11", None, None, None, "15"]
+    assert best.scores == [10.0, 11.0, None, None, None, 15.0]
+    assert best.index == 5
+    told = [(row.index, row.error.code, row.error.retryable) for row in best.errors]
+    assert told == [(k, "generation_failed", again) for k, again in ((2, True), (3, False), (4, True))]
+    assert "out of memory" in best.errors[0].error.message
+    assert best.errors[0].error.message.endswith("(request cmpl-12)")
+    first, last = best.completions[2].error, best.completions[4].error
+    assert isinstance(first, GenerationFailed)
+    assert (first.status, first.request_id) == (500, "cmpl-12")
+    assert isinstance(last, ConnectError)
+
+
+def test_the_first_error_is_raised_if_every_request_fails(server: Server, pick: Pick) -> None:
+    server.most, server.refusal, server.failing = 1, 400, {10: 401, 11: 500}
+    with pytest.raises(GenerationFailed, match=r"^401: .*out of memory.* \(request cmpl-10\)$") as failed:
+        pick(Endpoint(base_url=server.url, model="m", seed=10), 2, prompt="Hi")
+    assert failed.value.request_id == "cmpl-10"
+    assert pickle.loads(pickle.dumps(failed.value)).request_id == "cmpl-10"
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "n", "stream", "temperature", "seed", "max_tokens"])
+def test_options_do_not_override_what_the_endpoint_decides(name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"`options` must not have `{name}`"):
+        Endpoint(base_url="http://a/v1", model="m", options={"top_p": 0.9, name: 2})
+
+
 def test_an_endpoint_that_is_not_there_is_a_connect_error(pick: Pick) -> None:
     with pytest.raises(ConnectError):
         pick(Endpoint(base_url="http://127.0.0.1:9/v1", model="m"), 2, prompt="Hi")
@@ -224,10 +281,45 @@ def test_an_error_if_all_are_refused(pick: Pick, given: Any) -> None:
     assert [one.index for one in failed.value.failures] == [0, 1]
 
 
-@pytest.mark.parametrize("given", [["1"], ["1", "2", "3"], ["1", 2], [("1", "2", "3"), "4"]])
-def test_a_generator_of_another_form_is_refused(pick: Pick, given: Any) -> None:
-    with pytest.raises(InvalidInput):
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["1"], "2 completions, not 1"),
+        (["1", "2", "3"], "2 completions, not 3"),
+        ("12", "a list of 2 completions, not '12'"),
+        (b"12", "a list of 2 completions, not b'12'"),
+        (None, "a list of 2 completions, not None"),
+        (7, "a list of 2 completions, not 7"),
+        ({"1": 1, "2": 2}, "a list of 2 completions, not {"),
+        (["1", 2], "a completion must be a text, .* not 2"),
+        (["1", None], "a completion must be a text, .* not None"),
+        (["1", b"2"], "a completion must be a text, .* not b'2'"),
+        (["1", (2, "stop")], "a completion must be a text, .* not \\(2, 'stop'\\)"),
+        ([("1", "2", "3"), "4"], "a completion must be a text, .* not \\('1', '2', '3'\\)"),
+        ([Generation(3), "4"], "a completion must be a text, .* not Generation"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_generator_of_another_form_is_refused(pick: Pick, given: Any, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
         pick(lambda prompt, n: given, 2, prompt="Hi")
+
+
+def test_a_coroutine_function_and_a_plain_one_are_not_confused(honest: httpx.MockTransport) -> None:
+    async def generate(prompt: Any, n: int) -> list[str]:
+        return ["1"] * n
+
+    with pytest.raises(InvalidInput, match="pass it to `best_of_n_async`"):
+        best_of_n(generate, RewardClient("http://a", transport=honest), 2, prompt="Hi")  # type: ignore[arg-type]
+    client = AsyncRewardClient("http://a", transport=honest)
+    plain: Any = lambda prompt, n: ["1"] * n  # noqa: E731
+    with pytest.raises(InvalidInput, match="must be a coroutine function"):
+        asyncio.run(best_of_n_async(plain, client, 2, prompt="Hi"))
+
+
+def test_a_generation_with_another_finish_reason_is_not_sent(pick: Pick, ranked: list[dict[str, Any]]) -> None:
+    odd = Generation("9", "content_filter")  # type: ignore[arg-type]
+    assert pick(lambda prompt, n: [odd, "1"], 2, prompt="Hi").scores == [None, 1.0]
+    assert [row["completion"] for row in ranked[0]["completions"]] == ["1"]
 
 
 def test_none_of_none_is_refused(pick: Pick) -> None:

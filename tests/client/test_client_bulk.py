@@ -82,11 +82,11 @@ def test_a_row_out_is_the_servers_row_and_what_else_the_row_held(honest: httpx.M
             "signals": {"preference": {"logit": 2.0, **counts}},
             "extra": {"label": 1, "score": "gold", "index": 7},
         },
-        {"index": 1, "error": error, "extra": {"id": 17}},
+        {"index": 1, "id": 17, "error": error},
     ]
     assert (tally.scored, tally.failed) == (1, 1)
     assert tally.first_error == "row 1: special_token: holds <s>"
-    assert tally.extra == ("label", "score", "index", "id")
+    assert tally.extra == ("label", "score", "index")
 
 
 def test_fields_of_other_names(honest: httpx.MockTransport, tmp_path: Path) -> None:

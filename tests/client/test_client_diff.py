@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import random
+import signal
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +21,18 @@ from assay_client._rows import Fields
 from assay_client._spread import Spread, Worst, compute_kendall, compute_ranks
 from assay_client.client import AsyncRewardClient
 from assay_client.diff import DiffRow, diff_file
-from assay_client.errors import FingerprintChanged, InvalidInput, ServerError
+from assay_client.errors import FingerprintChanged, InvalidAnswer, InvalidInput, ServerError, Timeout
 from assay_client.messages import Message
 from assay_client.types import Item, ItemError, Score, ScoreFailure
 from tests.client.test_client_bulk import jsonl
+from tests.client.test_client_slow import assay, slow, wait_for
 
 if TYPE_CHECKING:
     from tests.client.conftest import Loopback, ReceivedRequest, Reply, Script, Wire
 
     Start = Callable[[Script], Loopback]
+
+__all__ = ["assay", "slow"]
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
 
@@ -123,6 +127,7 @@ def test_picks_orders_flips_and_failures_are_counted() -> None:
     assert told["failures"] == [
         {"index": 7, "id": "f", "side": "old", "completion": 1, "code": "too_long", "message": "is too long"},
         {"index": 8, "side": "old", "completion": 0, "code": "too_long", "message": "is too long"},
+        {"index": 8, "side": "new", "completion": 0, "code": "too_long", "message": "is too long"},
     ]
     assert (told["scores"]["count"], told["scores"]["bit_equal"], told["scores"]["largest"]) == (15, 3, 4.0)
     assert told["scores"]["worst"][:2] == [
@@ -142,6 +147,32 @@ def test_picks_orders_flips_and_failures_are_counted() -> None:
     json.dumps(told, allow_nan=False)
 
 
+def test_the_first_failed_rows_are_listed_with_each_side_that_failed() -> None:
+    found = Difference(("u1", "u2"), 2)
+    for old, new in [(None, 1.0), (None, None), (None, None)]:
+        found.add("item", None, outcomes(old), outcomes(new))
+    assert [(row["index"], row["side"]) for row in found.failures] == [(0, "old"), (1, "old"), (1, "new")]
+    assert (found.failed, found.sides[0].failed, found.sides[1].failed) == (3, 3, 2)
+
+
+def test_only_completions_that_differ_are_listed() -> None:
+    found = Difference(("u1", "u2"))
+    found.add("item", None, outcomes(1.0), outcomes(1.0))
+    found.add("item", None, outcomes(0.0), outcomes(-0.0))
+    assert found.worst.list_rows() == []
+    found.add("item", None, outcomes(2.0), outcomes(2.5))
+    assert [row["index"] for row in found.worst.list_rows()] == [2]
+
+
+def test_a_tie_is_broken_by_the_place_on_both_sides() -> None:
+    found = Difference(("u1", "u2"))
+    found.add("group", None, outcomes(1.0, 2.0, 2.0), outcomes(1.0, 2.0, 3.0))  # the new one no longer sees a tie
+    found.add("group", None, outcomes(1.0, 2.0), outcomes(2.0, 2.0))  # the new one sees one, and picks the first
+    found.add("group", None, outcomes(2.0, 1.0), outcomes(2.0, 2.0))
+    assert found.groups.changed_picks == 2
+    assert [(row["index"], row["margin"]) for row in found.groups.worst.list_rows()] == [(0, 1.0), (1, 0.0)]
+
+
 def test_limits_are_exceeded_above_and_not_at_their_value() -> None:
     found = Difference(("u1", "u2"))
     found.add("group", None, outcomes(1.0, 0.0), outcomes(0.0, 1.0))
@@ -155,6 +186,11 @@ def test_limits_are_exceeded_above_and_not_at_their_value() -> None:
     single.add("item", None, outcomes(1.0), outcomes(1.0))
     with pytest.raises(InvalidInput, match="--max-changed-picks needs rows with `completions`"):
         single.find_breaches(None, 0.1)
+    nothing = Difference(("u1", "u2"))
+    assert nothing.find_breaches(None, None) == []
+    for limits in ((1.0, None), (None, 0.5)):
+        with pytest.raises(InvalidInput, match="the file has no rows, so that no limit can be checked"):
+            nothing.find_breaches(*limits)
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
@@ -174,6 +210,15 @@ CHOSEN, REJECTED = ({"role": "assistant", "content": text} for text in ("2", "1"
         ({"chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}, "pair", ["2", "1"]),  # TRL, implicit prompt
         ({"prompt": "p", "chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}, "pair", ["2", "1"]),  # UltraFeedback
         ({"prompt": [USER], "chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}, "pair", ["2", "1"]),
+        # UltraFeedback, with the chosen conversation twice
+        (
+            {"messages": [USER, CHOSEN], "chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]},
+            "pair",
+            ["2", "1"],
+        ),
+        # As tables write rows of several forms
+        ({"prompt": "p", "completion": "1", "completions": None, "chosen": None, "rejected": None}, "item", ["1"]),
+        ({"prompt": "p", "completion": None, "completions": ["1", "2"], "messages": None}, "group", ["1", "2"]),
     ],
 )
 def test_rows_of_all_shapes_are_read(row: dict[str, Any], shape: str, texts: list[str]) -> None:
@@ -195,6 +240,13 @@ def test_rows_of_all_shapes_are_read(row: dict[str, Any], shape: str, texts: lis
         ({"prompt": "q", "chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}, "`chosen` is a conversation"),
         ({"chosen": "2", "rejected": "1"}, "exactly one of `prompt` with `completion`"),
         ({"prompt": "p", "completions": []}, "at least one completion"),
+        ({"prompt": "p", "completions": ["1"], "chosen": "2", "rejected": "1"}, "has `chosen` and `completions`, so"),
+        ({"prompt": "p", "completion": "1", "chosen": "2", "rejected": "1"}, "has `chosen` and `completion`, so"),
+        ({"prompt": "p", "completion": "1", "completions": ["2"]}, "has `completions` and `completion`, so"),
+        ({"prompt": 5, "chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}, "does not begin with the prompt"),
+        ({"prompt": [], "chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}, "does not begin with the prompt"),
+        ({"prompt": "p", "chosen": [], "rejected": [USER, REJECTED]}, "does not begin with the prompt"),
+        ({"prompt": "p", "completions": [{"prompt": "q", "completion": "1"}]}, "must not have its own `prompt`"),
     ],
 )
 def test_a_malformed_row_is_refused(row: dict[str, Any], says: str) -> None:
@@ -260,8 +312,10 @@ def test_two_services_are_compared_row_by_row(wire: "type[Wire]", tmp_path: Path
 
 def test_a_service_that_is_replaced_ends_the_comparison(wire: "type[Wire]", tmp_path: Path) -> None:
     source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": str(n)} for n in range(50)])
-    with pytest.raises(FingerprintChanged):
-        compare(serve(wire, 0.0, "f1"), serve(wire, 0.0, "f2", "f2", "f3"), source)
+    with pytest.raises(FingerprintChanged) as changed:
+        compare(serve(wire, 0.0, "f1"), serve(wire, 0.0, "f2", "f2", "f3"), source, urls=("http://a", "http://b"))
+    assert {changed.value.first, changed.value.second} == {"f2", "f3"}
+    assert changed.value.__notes__ == ["the new service, http://b"]
 
 
 def test_a_refusal_of_either_service_ends_the_comparison(wire: "type[Wire]", tmp_path: Path) -> None:
@@ -272,8 +326,49 @@ def test_a_refusal_of_either_service_ends_the_comparison(wire: "type[Wire]", tmp
     source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "1"}])
     sides = httpx.MockTransport(refuse), serve(wire, 0.0, "f")
     for first, second in (sides, sides[::-1]):
-        with pytest.raises(ServerError, match="model_not_found"):
+        with pytest.raises(ServerError, match="model_not_found") as failed:
             compare(first, second, source)
+        name = "old" if first is sides[0] else "new"
+        assert failed.value.__notes__ == [f"the {name} service, {name}"]
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_service_that_falls_silent_is_named(wire: "type[Wire]", tmp_path: Path, silent: int) -> None:
+    async def hang(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(60)
+        raise AssertionError("awaited")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return wire.answer(request, json=wire.honest(request.url.path, json.loads(request.content or b"{}")))
+
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "1"}])
+    lives, hangs = httpx.MockTransport(answer), httpx.MockTransport(hang)
+    first, second = (lives, hangs) if silent else (hangs, lives)
+    with pytest.raises(Timeout, match="no sign of life") as given_up:
+        compare(first, second, source, silence_s=0.2)
+    name = ("old", "new")[silent]
+    assert given_up.value.__notes__ == [f"the {name} service, {name}"]
+
+
+def test_a_score_that_is_not_finite_ends_the_comparison(wire: "type[Wire]", tmp_path: Path) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        body = wire.scored(json.loads(request.content))
+        body["data"][0]["score"] = math.nan
+        return wire.answer(request, content=json.dumps(body).encode())
+
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "1"}])
+    with pytest.raises(InvalidAnswer) as refused:
+        compare(serve(wire, 0.0, "f"), httpx.MockTransport(answer), source)
+    assert refused.value.__notes__ == ["the new service, new"]
+
+
+def test_picks_that_no_row_has_are_an_error_before_anything_is_sent(tmp_path: Path) -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise AssertionError("sent")
+
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "1"}])
+    with pytest.raises(InvalidInput, match="--max-changed-picks needs rows with `completions`"):
+        compare(httpx.MockTransport(refuse), httpx.MockTransport(refuse), source, needs_picks=True)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -350,3 +445,61 @@ def test_a_row_without_a_score_ends_the_command_with_1(urls: list[str], tmp_path
     nobody = CliRunner().invoke(cli.app, ["diff", urls[0], "http://127.0.0.1:25599", source])
     assert nobody.exit_code == 2
     assert nobody.stderr.startswith("assay: no service at http://127.0.0.1:25599")
+
+
+def test_an_output_that_cannot_be_written_costs_no_scoring(
+    loopback: "Start", wire: "type[Wire]", reply: "type[Reply]", tmp_path: Path
+) -> None:
+    server = loopback(lambda asked, number: reply(wire.honest(asked.path, asked.body)))
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "1"}])
+    (tmp_path / "d.json.part").write_text("not ours")
+    for target, says in (
+        ("d.json", "is in the way"),
+        ("d.parquet", "only `score` writes Parquet"),
+        ("no/d.json", "No such file"),
+    ):
+        done = CliRunner().invoke(cli.app, ["diff", server.url, server.url, source, "-o", str(tmp_path / target)])
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert says in done.stderr
+    assert [asked.path for asked in server.asked if asked.path == "/v1/score"] == []
+
+
+def test_keys_without_effect_and_an_equal_service_are_told(urls: list[str], tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "1", "finish_reasn": "length"}])
+    done = CliRunner().invoke(cli.app, ["diff", urls[0], urls[0], source])
+    assert (done.exit_code, done.stderr) == (0, "not part of a row, without effect: finish_reasn\n")
+    assert "score: " not in done.stdout
+
+
+def test_the_command_names_the_service_that_refuses(
+    urls: list[str], loopback: "Start", wire: "type[Wire]", reply: "type[Reply]", tmp_path: Path
+) -> None:
+    refusal = reply(wire.refusal("model_not_found", retryable=False), status=404)
+    other = loopback(lambda asked, number: refusal if asked.path == "/v1/score" else reply({"version": "1"}))
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "1"}])
+    done = CliRunner().invoke(cli.app, ["diff", urls[0], other.url, source, "-o", str(tmp_path / "d.json")])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("assay: 404 model_not_found: no.")
+    assert done.stderr.endswith(f"; the new service, {other.url}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("limit", ["nan", "-1"])
+@pytest.mark.parametrize("name", ["--max-difference", "--max-changed-picks"])
+def test_a_limit_that_nothing_exceeds_is_refused(name: str, limit: str) -> None:
+    done = CliRunner().invoke(cli.app, ["diff", "http://a", "http://b", "-", name, limit])
+    assert done.exit_code == 2
+    assert name in done.stderr
+
+
+def test_ctrl_c_ends_the_command_with_130_and_leaves_an_earlier_output(slow: Any, assay: Any, tmp_path: Path) -> None:
+    server: Loopback = slow(0.05)
+    jsonl(tmp_path / "in.jsonl", [{"prompt": "p" * 4000, "completion": str(n)} for n in range(400)])
+    (tmp_path / "d.json").write_text("earlier")
+    going = assay("diff", server.url, server.url, "in.jsonl", "-o", "d.json")
+    wait_for(lambda: sum(asked.path == "/v1/score" for asked in server.asked) > 4)
+    going.send_signal(signal.SIGINT)
+    assert going.wait(20) == 130
+    assert going.stderr.read() == "assay: interrupted\n"
+    assert (tmp_path / "d.json").read_text() == "earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "in.jsonl"]

@@ -161,7 +161,7 @@ def test_an_endpoint_of_completions_that_repeats_the_key(loopback: "Start", repl
     def script(asked: "ReceivedRequest", number: int) -> "Reply":
         sent = asked.headers["authorization"]
         if kind == "finish_reason":
-            return reply({"choices": [{"message": {"content": "text"}, "finish_reason": f"filter {sent}"}]})
+            return reply({"choices": [{"index": 0, "message": {"content": "text"}, "finish_reason": f"filter {sent}"}]})
         body = b"x" * 190 + sent.encode() if kind == "cut in the key" else BODIES[kind](sent)
         return reply(body, 401)
 

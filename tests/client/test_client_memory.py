@@ -11,6 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from assay_client._spread import SAMPLE_PAIRS
 from tests.client.test_client_slow import ASSAY, slow
 
 if TYPE_CHECKING:
@@ -58,4 +59,21 @@ def test_ten_times_the_rows_need_no_more_memory(
         used.append(measure_kib(*words, "--chunk-size", "1024"))
         server.asked.clear()
     print(f"{ending}: {used[0] / 1024:.0f} MiB for {FEW} rows, {used[1] / 1024:.0f} MiB for {MANY}")  # noqa: T201
+    assert used[1] - used[0] < ALLOWED_KIB
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_comparison_of_ten_times_the_rows_needs_no_more_memory(
+    slow: Callable[[float], "Loopback"], tmp_path: Path
+) -> None:
+    """Of files that both fill the sample of scores."""
+    server = slow(0.0)
+    used = []
+    for rows in (SAMPLE_PAIRS, 2 * SAMPLE_PAIRS):
+        write(tmp_path / "in.jsonl", rows)
+        words = ["diff", server.url, server.url, str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "d.json")]
+        used.append(measure_kib(*words, "--chunk-size", "1024"))
+        server.asked.clear()
+    print(f"diff: {used[0] / 1024:.0f} MiB for {SAMPLE_PAIRS} rows, {used[1] / 1024:.0f} MiB for twice as many")  # noqa: T201
     assert used[1] - used[0] < ALLOWED_KIB

@@ -5,21 +5,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import msgspec
 import pyarrow
 import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
 
 from assay_client import bulk, cli
-from assay_client._parquet import read_parquet
-from assay_client.errors import InvalidInput
+from assay_client._parquet import format_duration, read_parquet
+from assay_client.errors import InvalidInput, ServerError
 from tests.client.test_client_bulk import jsonl, rows_of, run
 from tests.client.test_client_slow import assay, has_rows, slow, wait_for
 
@@ -95,6 +96,7 @@ def test_values_that_json_lacks_are_copied_in_a_form_that_it_has(honest: httpx.M
         "day": date(2026, 11, 28),
         "price": Decimal("0.10"),
         "raw": b"\x00\xff",
+        "long": timedelta(days=1, hours=2, minutes=3, seconds=4, milliseconds=500),
         "nan": float("nan"),
         "deep": {"list": [1.5, float("inf")], "none": None},
     }
@@ -104,9 +106,117 @@ def test_values_that_json_lacks_are_copied_in_a_form_that_it_has(honest: httpx.M
         "day": "2026-11-28",
         "price": "0.10",
         "raw": "AP8=",
+        "long": "P1DT2H3M4.5S",
         "nan": None,
         "deep": {"list": [1.5, None], "none": None},
     }
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"),
+    [
+        (timedelta(0), "PT0S"),
+        (timedelta(days=400), "P400D"),
+        (timedelta(seconds=59), "PT59S"),
+        (timedelta(minutes=60), "PT1H"),
+        (timedelta(microseconds=1), "PT0.000001S"),
+        (timedelta(microseconds=-1), "-PT0.000001S"),
+        (timedelta(days=-1, seconds=60), "-PT23H59M"),
+        (timedelta(days=2, seconds=0.25), "P2DT0.25S"),
+        (pyarrow.scalar(1_500_000_001, pyarrow.duration("ns")).as_py(), "PT1.500000001S"),
+    ],
+)
+def test_a_duration_is_written_as_in_iso_8601(duration: timedelta, text: str) -> None:
+    assert format_duration(duration) == text
+    if not duration.microseconds:  # a second implementation, which knows no years
+        assert msgspec.json.decode(f'"{text}"', type=timedelta) == duration
+
+
+def test_nanoseconds_without_pandas_are_an_error_that_says_what_to_install(tmp_path: Path) -> None:
+    source = tmp_path / "in.parquet"
+    parquet.write_table(pyarrow.table({"d": pyarrow.array([1], pyarrow.duration("ns"))}), source)
+    code = (
+        "import sys\n"
+        "class Without:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'pandas': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Without())\n"
+        "from assay_client._parquet import read_parquet\n"
+        "from assay_client.errors import InvalidInput\n"
+        f"try: list(read_parquet({str(source)!r}))\n"
+        "except InvalidInput as error: print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert told.startswith(f"{source}: cannot be read as Parquet: ")
+    assert "nstall pandas" in told
+
+
+CHAT = [{"role": "user", "content": "p"}, {"role": "assistant", "content": b"1"}]
+
+
+@pytest.mark.parametrize(
+    ("what", "row", "says"),
+    [
+        ("score", {"prompt": b"p", "completion": "1"}, "`prompt` holds a value of type bytes, and must be text"),
+        ("score", {"prompt": "p", "completion": b"1"}, "`completion` holds a value of type bytes"),
+        ("score", {"prompt": "p", "completion": date(2026, 1, 1)}, "`completion` holds a value of type date"),
+        ("score", {"prompt": Decimal("1.5"), "completion": "1"}, "`prompt` holds a value of type Decimal"),
+        ("score", {"prompt": "p", "completion": "1", "finish_reason": b"stop"}, "`finish_reason` holds a value"),
+        ("score", {"messages": CHAT}, "`messages` holds a value of type bytes"),
+        ("rank", {"prompt": "p", "completions": [b"1", b"2"]}, "`completions` holds a value of type bytes"),
+        ("rank", {"prompt": b"p", "completions": ["1", "2"]}, "`prompt` holds a value of type bytes"),
+        ("diff", {"prompt": "p", "completion": b"1"}, "`completion` holds a value of type bytes"),
+        ("diff", {"prompt": "p", "chosen": b"2", "rejected": "1"}, "`chosen` holds a value of type bytes"),
+        ("diff", {"prompt": "p", "chosen": "2", "rejected": b"1"}, "`rejected` holds a value of type bytes"),
+        ("diff", {"prompt": b"p", "chosen": "2", "rejected": "1"}, "`prompt` holds a value of type bytes"),
+    ],
+)
+def test_a_value_that_is_not_text_is_never_scored_as_text(
+    slow: Callable[[float], "Loopback"], tmp_path: Path, what: str, row: dict[str, Any], says: str
+) -> None:
+    server = slow(0.0)
+    source = write(tmp_path / "in.parquet", [row])
+    words = [what, server.url, server.url, source] if what == "diff" else [what, source, "--url", server.url]
+    done = CliRunner().invoke(cli.app, words)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"in.parquet[0]: {says}" in done.stderr
+    assert [asked.path for asked in server.asked if asked.path == "/v1/score"] == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "column", "written"),
+    [
+        ([7, 2**40, None], "int64", [7, 2**40, None]),
+        (["7", "a", None], "string", ["7", "a", None]),
+        ([7, "7", None], "string", ["7", '"7"', None]),
+        ([2**63, 1, 2], "string", [str(2**63), "1", "2"]),
+        ([True, {"a": [1]}, "ä"], "string", ["true", '{"a": [1]}', '"ä"']),
+        ([None, None, None], "string", [None, None, None]),
+    ],
+)
+def test_an_id_of_any_type_stays_the_id_of_its_row(
+    honest: httpx.MockTransport, tmp_path: Path, ids: list[Any], column: str, written: list[Any]
+) -> None:
+    source = jsonl(tmp_path / "in", [{"prompt": "p", "completion": "1", "id": id} for id in ids])
+    tally = run(honest, bulk.score_file, source, tmp_path / "out.jsonl")
+    rows = rows_of(tmp_path / "out.jsonl")
+    assert [row.get("id") for row in rows] == ids
+    assert [type(row.get("id")) for row in rows] == [type(id) for id in ids]
+    assert tally.extra == ()
+    run(honest, bulk.score_file, source, tmp_path / "out.parquet")
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert (str(table.schema.field("id").type), table.column("id").to_pylist()) == (column, written)
+    groups = jsonl(tmp_path / "groups", [{"prompt": "p", "completions": ["1"], "id": id} for id in ids])
+    run(honest, bulk.rank_file, groups, tmp_path / "ranked")
+    run(honest, bulk.render_file, source, tmp_path / "rendered")
+    for name in ("ranked", "rendered"):
+        assert [row.get("id") for row in rows_of(tmp_path / name)] == ids
+
+
+def test_ids_of_a_parquet_file_come_back_as_they_were(honest: httpx.MockTransport, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.parquet", [{"prompt": "p", "completion": "1", "id": n} for n in (30, 40)])
+    run(honest, bulk.score_file, source, tmp_path / "out.parquet")
+    assert parquet.read_table(tmp_path / "out.parquet").column("id").to_pylist() == [30, 40]
 
 
 def test_scores_are_written_as_parquet(honest: httpx.MockTransport, tmp_path: Path) -> None:
@@ -214,6 +324,79 @@ def test_failed_rows_are_listed_in_a_file_of_their_own(honest: httpx.MockTranspo
     assert (tmp_path / "no").read_text() == ""
 
 
+@pytest.mark.parametrize("place", ["file", "device", "-"])
+def test_errors_go_to_a_file_or_a_device_and_not_to_stdout(slow: Any, tmp_path: Path, place: str) -> None:
+    server: Loopback = slow(0.0)
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "bad"}])
+    errors = {"file": str(tmp_path / "e"), "device": "/dev/null", "-": "-"}[place]
+    words = ["score", source, "-o", str(tmp_path / "out"), "--errors", errors, "--url", server.url]
+    done = CliRunner().invoke(cli.app, words)
+    made = {"in.jsonl", "out"} | ({"e"} if place == "file" else set())
+    if place == "-":
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "--errors: - is stdout, which is for scores; name a file" in done.stderr
+        made.remove("out")
+    else:
+        assert done.exit_code == 1
+    assert set(os.listdir(tmp_path)) == made
+
+
+def test_a_run_that_stops_leaves_no_file_of_errors(honest: httpx.MockTransport, wire: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completion": "bad"}] * 40
+    source = jsonl(tmp_path / "in.jsonl", rows)
+    asked = 0
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        if asked > 3:
+            refusal = wire.refusal("model_not_found", retryable=False)
+            return wire.answer(request, 404, json=refusal)  # type: ignore[no-any-return]
+        return wire.answer(request, json=wire.honest(request.url.path, json.loads(request.content)))  # type: ignore[no-any-return]
+
+    paths, errors = (source, tmp_path / "out.jsonl"), str(tmp_path / "errors")
+    with pytest.raises(ServerError):
+        run(httpx.MockTransport(handler), bulk.score_file, *paths, errors=errors)
+    with pytest.raises(InvalidInput, match="rows of another run"):
+        run(honest, bulk.score_file, *paths, errors=errors, model="other")
+    assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl.part", "out.jsonl.part.json"]
+    run(honest, bulk.score_file, *paths, errors=errors)
+    assert sorted(os.listdir(tmp_path)) == ["errors", "in.jsonl", "out.jsonl"]
+    assert [row["index"] for row in rows_of(tmp_path / "errors")] == [*range(40)]
+
+
+def test_a_kill_between_both_files_loses_neither(
+    honest: httpx.MockTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "bad"}] * 3)
+    rename = Path.replace
+
+    class Killed(BaseException):
+        pass
+
+    def replace(self: Path, other: Path) -> Path:
+        if Path(other).name == "out.jsonl":
+            raise Killed
+        return rename(self, other)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", replace)
+        with pytest.raises(Killed):
+            run(honest, bulk.score_file, source, tmp_path / "out.jsonl", errors=str(tmp_path / "errors"))
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise AssertionError("sent")
+
+    run(
+        httpx.MockTransport(refuse),
+        bulk.score_file,
+        source,
+        tmp_path / "out.jsonl",
+        errors=str(tmp_path / "errors"),
+    )
+    assert [len(rows_of(tmp_path / name)) for name in ("errors", "out.jsonl")] == [3, 3]
+
+
 def test_the_command_writes_parquet_and_errors_and_says_so_in_its_status(slow: Any, tmp_path: Path) -> None:
     server: Loopback = slow(0.0)
     source = write(tmp_path / "in.parquet", [{"prompt": "p", "completion": "1"}, {"prompt": "p", "completion": "bad"}])
@@ -241,7 +424,7 @@ def test_a_run_that_was_killed_twice_gives_the_file_of_one_that_was_not(
         going.kill()  # SIGKILL
         going.wait()
         assert not target.exists()
-        assert not (tmp_path / "out.errors").exists()
+        assert not [name for name in os.listdir(tmp_path) if name.startswith("out.errors")]
     assert assay(*words, target.name, "--errors", "out.errors", "--url", server.url).wait(60) == 1
     assert target.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
     assert (tmp_path / "out.errors").read_bytes() == (tmp_path / "whole.errors").read_bytes()

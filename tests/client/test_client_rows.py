@@ -104,11 +104,12 @@ def test_rows_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     st.sampled_from(["prompt", "question", "index"]),
 )
 def test_no_key_of_a_row_is_lost_or_changed(others: dict[str, int], prompt_field: str) -> None:
-    """Whatever a row holds beside its item comes back under `extra`."""
+    """Whatever a row holds beside its item comes back, an id as the id and all else under `extra`."""
     row: dict[str, Any] = {**others, prompt_field: "p", "answer": "c"}
     made = ItemRow.of(row, Fields(prompt_field, "answer"))
     assert made.item == Item(prompt="p", completion="c")
-    assert made.extra == {key: value for key, value in row.items() if key not in (prompt_field, "answer")}
+    assert made.extra == {key: value for key, value in row.items() if key not in (prompt_field, "answer", "id")}
+    assert made.id == row.get("id")
 
 
 def test_characters_are_those_of_all_texts() -> None:

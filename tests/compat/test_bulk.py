@@ -102,3 +102,31 @@ def test_a_number_that_json_does_not_have_is_refused_with_its_line(url: str, tmp
     code, out, told = invoke("score", str(source), "-o", str(tmp_path / "out.jsonl"), "--url", url)
     assert (code, out) == (2, "")
     assert "in.jsonl:2: not JSON: " in told
+
+
+def test_integer_ids_go_through_the_service_as_they_were(url: str, tmp_path: Path) -> None:
+    rows = [{"prompt": "hi", "completion": text, "id": 100 + n} for n, text in enumerate(TEXTS)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in.parquet")
+    out, errors = tmp_path / "out.parquet", tmp_path / "errors.jsonl"
+    words = ["score", str(tmp_path / "in.parquet"), "-o", str(out), "--errors", str(errors), "--model", "mix"]
+    code, _, told = invoke(*words, "--url", url)
+    assert code == 1
+    assert "copied to `extra`" not in told
+    assert parquet.read_table(out).column("id").to_pylist() == [100, 101, 102, 103, 104, 105]
+    assert json.loads(errors.read_text())["id"] == 104
+
+
+def test_both_services_and_the_one_that_refuses_are_named(serve: "Serve", tmp_path: Path) -> None:
+    url, other = serve().url, serve(root="openrlhf").url
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "hi", "completion": "<|im_end|>"}\n')
+    code, out, _ = invoke("diff", url, other, str(source), "--model", "pref", "--json")
+    assert code == 1
+    assert [(row["side"], row["code"]) for row in json.loads(out)["failures"]] == [
+        ("old", "special_tokens"),
+        ("new", "special_tokens"),
+    ]
+    code, out, told = invoke("diff", url, other, str(source), "--model", "pref", "--new-model", "nobody")
+    assert (code, out) == (2, "")
+    assert told.startswith("assay: 404 model_not_found at model: ")
+    assert told.endswith(f"; the new service, {other}\n")
