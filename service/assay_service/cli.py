@@ -1,4 +1,4 @@
-"""Define the commands `assay serve` and `assay inspect`.
+"""Define the commands `assay serve`, `assay inspect` and `assay convert`.
 
 The module imports only typer and the standard library at the top, and everything else when a command runs.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from socket import socket
 
+    from assay_service.inspection import Inspection
     from assay_service.resolve import ResolvedSignal
     from assay_service.settings import Settings
 
@@ -57,6 +58,10 @@ Pad = Annotated[
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Dtype in which the base computes.")
 ]
+Code = Annotated[
+    Literal["ignore"] | None,
+    typer.Option(help="Serve the model of transformers although config.json names code (auto_map); it is never run."),
+]
 
 
 @app.command()
@@ -77,6 +82,7 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     dtype: Dtype = None,
     token_types: TokenTypes = None,
     pad: Pad = None,
+    code: Code = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
     log_level: Annotated[
@@ -101,7 +107,7 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
 
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
-    declared["pad_token_id"] = pad
+    declared |= {"pad_token_id": pad, "code": code}
     logs.configure(log_level, log_format, access=access_log)
     with _print_start_errors("serve"):
         if directory is None:
@@ -129,6 +135,7 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
     dtype: Dtype = None,
     token_types: TokenTypes = None,
     pad: Pad = None,
+    code: Code = None,
 ) -> None:
     """Report what is in DIR, without loading it, and print the YAML that serves it.
 
@@ -139,9 +146,58 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
 
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
-    declared["pad_token_id"] = pad
+    declared |= {"pad_token_id": pad, "code": code}
     with _print_start_errors("inspect"):
         inspection = inspect(directory, declared)
+    _print_inspection(inspection)
+
+
+@app.command("convert")
+def convert_checkpoint(  # noqa: PLR0913, PLR0917 - the options of a command
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Directory of a foreign checkpoint.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write; it must not exist, or be empty.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Directory with the config.json and the tokenizer that SOURCE lacks.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="Name of the head's module, if it is not a known one.")] = None,
+    kind: Kind = None,
+    eos: Eos = None,
+    unfinished: Unfinished = None,
+    score_position: Position = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Jinja file with the chat template; it is copied into OUT.")
+    ] = None,
+    token_types: TokenTypes = None,
+    pad: Pad = None,
+) -> None:
+    """Convert a reward model of another trainer into one that can be served, and print the YAML that serves it.
+
+    Pickles become safetensors files, the head and all prefixes get the names of transformers, and a normalizer is
+    folded into the head. No code of SOURCE is run and nothing is downloaded. OUT appears whole or not at all. What was
+    done goes to stderr.
+    """
+    with _print_start_errors("convert"):
+        from assay_service.conversion.convert import convert  # noqa: PLC0415
+        from assay_service.conversion.prepare import Request  # noqa: PLC0415
+        from assay_service.inspection import inspect  # noqa: PLC0415
+        from assay_service.scoring.manifest import Manifest  # noqa: PLC0415
+
+        claims = Manifest(
+            kind=kind,
+            eos=eos,
+            unfinished=unfinished,
+            score_position=score_position,
+            token_types=token_types,
+            pad_token_id=pad,
+        )
+        for line in convert(Request(source, base, head, template, claims), out):
+            typer.echo(line, err=True)
+        inspection = inspect(out, {})
+    _print_inspection(inspection)
+
+
+def _print_inspection(inspection: "Inspection") -> None:
+    """Print the report on a directory; the exit code is 1 if it cannot be served whatever is declared."""
     typer.echo(inspection.text, nl=False)
     if inspection.problems:
         raise typer.Exit(1)

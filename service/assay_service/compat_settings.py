@@ -13,6 +13,14 @@ WireName = Literal[
     "aws", "chat", "cohere", "jina", "llamafactory", "nemo_gym", "openrlhf", "sglang", "slime", "tei", "vllm"
 ]
 
+# Paths that Assay itself serves, by the wires that have the same ones; such a wire cannot be at the root. They are
+# listed here, so that a clash is found before the application and its models are loaded.
+NATIVE_PATHS: Mapping[WireName, tuple[str, ...]] = {
+    "chat": ("GET /v1/models",),
+    "sglang": ("GET /v1/models", "POST /v1/score"),
+    "vllm": ("GET /v1/models", "POST /v1/score"),
+}
+
 
 class Floor(Frozen):
     """The score that a refused item gets.
@@ -93,7 +101,7 @@ class CompatSettings(Frozen):
     """The settings of all wires; each wire is served under `/compat/NAME`.
 
     Attributes:
-        root: the wire that is served at the root as well; a path that Assay itself serves is an error at start.
+        root: the wire that is served at the root as well; one of `NATIVE_PATHS` cannot be.
         wires: settings by name of the wire.
     """
 

@@ -17,7 +17,7 @@ from assay_service.errors import StartError
 from assay_service.resolve import ResolvedSignal, resolve_signal
 from assay_service.scoring import files, names, pads
 from assay_service.scoring.special_tokens import TOKENIZER_CONFIG, read_optional, read_special_tokens
-from assay_service.scoring.template_files import read_template
+from assay_service.scoring.template_files import NO_TEMPLATE, read_template
 from assay_service.settings import list_allowed_values, parse
 from assay_service.signal_files import SignalFiles, locate
 from assay_service.signal_settings import SignalSettings
@@ -117,7 +117,11 @@ def _find_missing_keys(signal: SignalSettings) -> tuple[list[str], ResolvedSigna
                 key: list_allowed_values(key)[0] for key in keys if key not in missing and list_allowed_values(key)
             }
             if not fillable:
-                return missing, None, tuple(line for line in error.problems if line.partition(":")[0] not in missing)
+                others = [line for line in error.problems if line.partition(":")[0] not in missing]
+                # A template is a file, for which there is no value to try.
+                if others and all(line.startswith("template: ") and NO_TEMPLATE in line for line in others):
+                    return [*missing, "template"], None, ()
+                return missing, None, tuple(others)
             missing += fillable
             trial = trial.model_copy(update=fillable)
     return missing, None, ()
@@ -214,7 +218,7 @@ def _list_certain_keys(resolved: ResolvedSignal, missing: list[str]) -> Iterator
 def _format_yaml(name: str, keys: Mapping[str, object], missing: list[str]) -> str:
     lines = yaml.safe_dump({"signals": {name: dict(keys)}}, sort_keys=False, allow_unicode=True)
     for key in missing:  # as text, because yaml.safe_dump writes no comments
-        lines += f"    # {', '.join(list_allowed_values(key))}: {get_advice(key)}\n    {key}:\n"
+        lines += f"    # {', '.join(list_allowed_values(key)) or 'a file'}: {get_advice(key)}\n    {key}:\n"
     return lines
 
 

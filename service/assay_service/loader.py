@@ -92,6 +92,8 @@ class _Loader:
     def load_signal(self, name: str, resolved: ResolvedSignal) -> Signal:
         """Load one signal and compare it with the hashes of its manifest."""
         base, settings = resolved.base, resolved.settings
+        for warning in resolved.warnings:
+            _log.warning("signals.%s: %s", name, warning)
         # With several adapters, only the first one was trained on the plain base.
         first = manifest.read(resolved.adapters[0]) if resolved.adapters else resolved.claims
         base_sha256 = self._check_hash(base, first)

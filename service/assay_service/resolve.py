@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from assay_service.compat_settings import NATIVE_PATHS, CompatSettings
 from assay_service.errors import Problems
 from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
@@ -65,6 +66,17 @@ class ResolvedSignal:
         """Return the directory of the adapter that has the head; None where the base has the head."""
         return self.adapters[-1] if self.adapters else None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what may make scores wrong although it was declared."""
+        classes = files.list_code_classes(self.config)
+        if not classes:
+            return ()
+        return (
+            f"`code: ignore`: the code that config.json names ({', '.join(classes)}) is not run. If it computes "
+            f"anything but transformers' own {self.config.get('model_type')!r}, scores are wrong: compare them",
+        )
+
 
 def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
     """Decide how every signal of `settings` is served, and return the signals by name.
@@ -75,6 +87,7 @@ def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
     problems = Problems()
     resolved = _resolve_all(settings.signals, settings.directory, problems)
     _check_blends(settings.blends, resolved, problems)
+    _check_root(settings.compat, problems)
     problems.raise_any()
     return resolved
 
@@ -98,6 +111,7 @@ def read_resolved(raw: object, directory: Path, source: str) -> tuple[Settings, 
     resolved = _resolve_all(parsed.signals, directory, in_files)
     if parsed.settings is not None:  # else a blend's signal may be missing because of another error
         _check_blends(parsed.settings.blends, resolved, in_files)
+        _check_root(parsed.settings.compat, in_files)
     # A key with a wrong value counts as not declared. The problem that it is missing would only repeat the first one.
     problems.lines += [line for line in in_files.lines if not line.startswith(reported)]
     problems.raise_any(source)
@@ -141,6 +155,8 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         rules = decide_rules(settings, located, template)
     with problems.collected():
         aggregate = decide_aggregate(settings, claims)
+    with problems.collected():
+        moments = decide_moments(settings, claims, config)
     problems.raise_any()
     return ResolvedSignal(
         settings=settings,
@@ -153,7 +169,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         config=config,
         dtype=dtype,
         rules=rules,
-        moments=decide_moments(settings, claims),
+        moments=moments,
         claims=claims,
         head=head,
         aggregate=aggregate,
@@ -182,6 +198,15 @@ def _check_blends(
                     f"blends.{name}: standardise needs mean and std of {signal!r}, and neither the configuration "
                     f"nor the manifest has them: declare signals.{signal}.mean and .std, or `standardise: none`"
                 )
+
+
+def _check_root(compat: CompatSettings, problems: Problems) -> None:
+    """Collect a problem if the wire at the root has paths that Assay itself serves there."""
+    if compat.root is not None and compat.root in NATIVE_PATHS:
+        problems.lines.append(
+            f"compat.root: {compat.root} cannot be served at the root, because Assay itself serves "
+            f"{', '.join(NATIVE_PATHS[compat.root])}; use the base URL http://HOST:PORT/compat/{compat.root}"
+        )
 
 
 def _check_length_penalty(

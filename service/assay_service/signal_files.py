@@ -64,11 +64,14 @@ def locate(settings: SignalSettings, relative_to: Path) -> SignalFiles:
     with problems.collected("adapter"):
         adapters = tuple(files.resolve(adapter, None, relative_to) for adapter in declared)
         configs = [files.read_config(adapter, files.ADAPTER_CONFIG) for adapter in adapters]
+        for adapter, adapter_config in zip(adapters, configs, strict=True):
+            files.refuse_code(adapter_config, adapter / files.ADAPTER_CONFIG)
     if settings.base is None:
         problems.raise_any()  # without the adapter's files, nothing names the base
     with problems.collected("base"):
         reference, revision, base = _find_base(settings, configs, adapters, relative_to)
         config = files.read_config(base)
+        files.refuse_code(config, base / "config.json", ignored=settings.code == "ignore")
     problems.raise_any()
     with problems.collected():
         claims = manifest.read(adapters[-1] if adapters else base)
@@ -120,5 +123,7 @@ def _find_base(
 def _is_classifier(config: Mapping[str, Any], adapter_configs: Sequence[Mapping[str, Any]]) -> bool:
     """Return True if `config.json` or the last adapter says that transformers' classifier was trained."""
     architecture = (config.get("architectures") or [""])[0]
+    if any(name.rpartition(".")[2] == architecture for name in files.list_code_classes(config)):
+        architecture = ""  # a class of the checkpoint's own, whatever its name
     is_adapter_classifier = bool(adapter_configs) and adapter_configs[-1].get("task_type") == "SEQ_CLS"
     return architecture.endswith("ForSequenceClassification") or is_adapter_classifier

@@ -3,6 +3,7 @@
 A declared value comes first, then the value in the checkpoint's manifest, then what its other files make certain.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -119,12 +120,32 @@ def decide_dtype(config: Mapping[str, Any]) -> str:
     return str(dtype)
 
 
-def decide_moments(settings: SignalSettings, claims: Manifest) -> Moments | None:
-    """Return mean and standard deviation of the logits; None where one of the two is not known."""
+def decide_moments(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> Moments | None:
+    """Return mean and standard deviation of the logits; None where one of the two is not known.
+
+    Raises:
+        StartError: `moments: config` is declared beside mean or std, or `config.json` has no usable ones.
+    """
+    if settings.moments == "config":
+        return _read_moments(settings, config)
     # Both are the operator's policy, so a declared value replaces the manifest's.
     mean = claims.mean if settings.mean is None else settings.mean
     std = claims.std if settings.std is None else settings.std
     return None if mean is None or std is None else Moments(mean, std)
+
+
+def _read_moments(settings: SignalSettings, config: Mapping[str, Any]) -> Moments:
+    """Return the moments that OpenRLHF writes into `config.json`; other trainers use these keys for other things."""
+    if settings.mean is not None or settings.std is not None:
+        raise StartError("moments: `config` and a declared mean or std contradict each other; remove one of them")
+    mean, std = config.get("mean"), config.get("std")
+    numbers = [n for n in (mean, std) if isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n)]
+    if len(numbers) < 2 or numbers[1] <= 0:
+        raise StartError(
+            f"moments: config.json has mean {mean!r} and std {std!r}, but needs a finite number and a positive one; "
+            "remove `moments`, or declare `mean` and `std`"
+        )
+    return Moments(float(numbers[0]), float(numbers[1]))
 
 
 def _decide_max_length(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> int:

@@ -71,6 +71,8 @@ class SignalSettings(Frozen):
         eos: origin of the end of turn: the chat template, or an appended EOS token.
         mean: mean of the logits, for blends that standardise.
         std: standard deviation of the logits, for blends that standardise.
+        moments: `config` takes mean and std from the keys `mean` and `std` of `config.json`, as OpenRLHF writes them.
+        code: `ignore` serves a base whose `config.json` asks for remote code, by transformers' own model without it.
         unfinished: rule for completions that a length limit cut off: scored, or an error.
         dropped_content: rule for an item of which the template drops a part: an error, or scored and reported.
         control_tokens: rule for a control token in a message: an error, or read as plain characters.
@@ -100,6 +102,8 @@ class SignalSettings(Frozen):
     eos: EosPolicy | None = None
     mean: float | None = Field(None, allow_inf_nan=False)
     std: float | None = Field(None, gt=0, allow_inf_nan=False)
+    moments: Literal["config"] | None = None
+    code: Literal["ignore"] | None = None
     unfinished: Unfinished | None = None
     dropped_content: DroppedContent = "error"
     control_tokens: ControlTokenPolicy = "error"

@@ -1,10 +1,12 @@
 """A running service with the tiny models, for the clients of other servers."""
 
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,14 @@ from assay_service.compat_settings import CompatSettings
 from tests.service.conftest import tiny
 
 __all__ = ["tiny"]
+
+RECORDED = Path(__file__).parent / "recorded"  # requests of real clients; see test_recorded_clients.py
+
+
+def read_body(name: str) -> dict[str, Any]:
+    """The JSON body of a recorded request."""
+    body: dict[str, Any] = json.loads((RECORDED / f"{name}.http").read_bytes().partition(b"\r\n\r\n")[2])
+    return body
 
 
 @dataclasses.dataclass(frozen=True)

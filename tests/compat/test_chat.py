@@ -51,7 +51,7 @@ def test_camel_reads_the_log_probabilities(url: str) -> None:
 
 
 def test_ms_swift_reads_a_bare_number(serve: Serve) -> None:
-    """`InferClient` of ms-swift takes the model from `/v1/models` and posts only what is not a default."""
+    """`InferClient` of ms-swift takes the model from `/v1/models`; `recorded/` has its request."""
     url = serve(wires={"chat": {"model": "pref", "content": "{score}"}}).url
     model = httpx.get(f"{url}/compat/chat/v1/models").json()["data"][0]["id"]
     answer = httpx.post(f"{url}/compat/chat/v1/chat/completions", json={"model": model, "messages": MESSAGES}).json()

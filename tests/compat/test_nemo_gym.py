@@ -5,7 +5,9 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 
+from assay_service import create_app
 from assay_service.api.compat.responses import build_messages
 from tests.compat.conftest import Serve
 
@@ -233,6 +235,58 @@ def test_a_history_that_only_the_policys_server_knows_is_refused(url: str, field
     assert verify(url, empty).json()["reward"] == score(url, CHAT)["score"]
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"prompt": {"id": "p"}},
+        {"previous_response_id": "resp_0"},
+        {"conversation": {"id": "c"}},
+        {"instructions": "Rhyme."},
+    ],
+)
+def test_a_response_to_another_request_than_the_one_beside_it_is_refused(url: str, field: dict[str, Any]) -> None:
+    """Servers repeat fields of their request in the response, so it shows what else the policy read."""
+    name = next(iter(field))
+    answer = verify(url, {"responses_create_params": PARAMS, "response": response(output("hi"), **field)})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_message")
+    assert f"response.{name} " in answer.json()["detail"]
+    history = {"conversation_history": PARAMS["input"], "response_objs": [response(output("hi"), **field)]}
+    answer = verify(url, history, "/compare")
+    assert answer.status_code == 422
+    assert f"response_objs[0].{name} " in answer.json()["detail"]
+
+
+def test_repeated_instructions_are_those_of_the_request(url: str) -> None:
+    ruled = [{"role": "system", "content": "Rhyme."}, *CHAT]
+    wanted = score(url, ruled)["score"]
+    row = {"responses_create_params": PARAMS | {"instructions": "Rhyme."}}
+    assert verify(url, row | {"response": response(output("hi"), instructions="Rhyme.")}).json()["reward"] == wanted
+    system = {"role": "system", "content": [{"type": "input_text", "text": "Rhyme."}]}
+    for given in ("Rhyme.", None, ""):
+        body = {
+            "conversation_history": [system, *PARAMS["input"]],
+            "response_objs": [response(output("hi"), instructions=given)],
+        }
+        assert verify(url, body, "/compare").json()["rewards"] == [wanted]
+
+
+def test_empty_instructions_are_no_message(url: str) -> None:
+    row = {"responses_create_params": PARAMS | {"instructions": ""}, "response": response(output("hi"))}
+    assert verify(url, row).json()["reward"] == score(url, CHAT)["score"]
+
+
+@pytest.mark.parametrize("name", ["audio_data", "audio_path", "audio_paths"])
+def test_audio_that_stands_in_the_metadata_is_refused(url: str, name: str) -> None:
+    """`_preprocess_chat_completion_create_params` of NeMo-Gym's `vllm_model` puts it into the last user message."""
+    metadata = {name: ["a.wav"] if name == "audio_paths" else "a.wav", "topic": "sun"}
+    row = {"responses_create_params": PARAMS | {"metadata": metadata}, "response": response(output("hi"))}
+    answer = verify(url, row)
+    assert answer.status_code == 422
+    assert f"metadata.{name}" in answer.json()["detail"]
+    del metadata[name]
+    assert verify(url, row).json()["reward"] == score(url, CHAT)["score"]
+
+
 def test_definitions_of_tools_change_no_score(url: str) -> None:
     tool = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}, "strict": True}
     params = PARAMS | {"tools": [tool], "tool_choice": "auto", "parallel_tool_calls": True}
@@ -240,12 +294,41 @@ def test_definitions_of_tools_change_no_score(url: str) -> None:
     assert verify(url, row).json()["reward"] == score(url, CHAT)["score"]
 
 
-def test_reasoning_that_cannot_be_read_is_refused(url: str) -> None:
-    hidden = {"type": "reasoning", "summary": [], "encrypted_content": "x"}
-    answer = verify(url, {"responses_create_params": PARAMS, "response": response(hidden, output("hi"))})
-    assert answer.status_code == 422
-    assert "response.output[0].encrypted_content" in answer.json()["detail"]
-    nothing = {**hidden, "encrypted_content": None}
+ENCRYPTED = {"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}
+
+
+@pytest.mark.parametrize("summary", [[], ENCRYPTED["summary"]])
+def test_encrypted_reasoning_is_what_the_signals_policy_says_and_its_summary_never_stands_for_it(
+    tiny: dict[str, Any], summary: list[Any]
+) -> None:
+    hidden = {**ENCRYPTED, "summary": summary, "encrypted_content": "gAAAAA=="}
+    row = {"responses_create_params": PARAMS, "response": response(hidden, output("hi"))}
+    for policy, code in (("keep", "template_error"), ("strip", None), ("error", "reasoning")):
+        given = tiny["settings"]
+        signal = given.signals["pref"].model_copy(update={"reasoning": policy})
+        settings = given.model_copy(update={"signals": {"pref": signal}, "blends": {}, "default": "pref"})
+        with TestClient(create_app(settings)) as client:
+            answer = client.post("/compat/nemo_gym/verify", json=row)
+            alone = client.post("/v1/score", json={"items": [{"messages": CHAT}]}).json()["data"][0]["score"]
+        assert answer.json().get("code") == code
+        if code is None:
+            assert answer.json()["reward"] == alone
+        else:
+            assert answer.status_code == 422
+        if policy == "keep":
+            assert "messages[1].encrypted_content" in answer.json()["detail"]
+
+
+def test_reasoning_beside_its_encrypted_form_is_read() -> None:
+    """`content` is the reasoning; NeMo-Gym's own servers send all of it as the summary, and nothing encrypted."""
+    content = [{"type": "reasoning_text", "text": "It is polite."}]
+    for item in ({**ENCRYPTED, "content": content, "encrypted_content": "gAAAAA=="}, {**ENCRYPTED, "content": content}):
+        assert build_messages(PARAMS, response(item, output("hi")))[-1]["reasoning_content"] == "It is polite."
+    assert build_messages(PARAMS, response(ENCRYPTED, output("hi")))[-1]["reasoning_content"] == "hm"
+
+
+def test_reasoning_without_any_text_is_none(url: str) -> None:
+    nothing: dict[str, Any] = {"type": "reasoning", "summary": [], "encrypted_content": None}
     row = {"responses_create_params": PARAMS, "response": response(nothing, output("hi"))}
     assert verify(url, row).json()["reward"] == score(url, CHAT)["score"]
 

@@ -16,19 +16,14 @@ from assay_service.errors import ForwardFailed, StartError
 from assay_service.scoring.blend import compute_probability
 from assay_service.signal_settings import BlendSettings
 from tests import checkpoints
-from tests.compat.conftest import Serve
+from tests.compat.conftest import Serve, read_body
 
 PROMPT = "<|im_start|>user\nWhat is hot?<|im_end|>\n<|im_start|>assistant\n"
 ANSWER, END = "The sun is hot.", "<|im_end|>"
 MESSAGES = [{"role": "user", "content": "What is hot?"}]
-# Bodies in the form that the client functions of OpenRLHF 3c3be623 (openrlhf/utils/agent.py), LLaMA-Factory ff6d4d12
-# (ppo_utils.py) and slime 624b824a (rm_hub/__init__.py) send, written from their sources.
-OPENRLHF: dict[str, Any] = {"query": [f"{PROMPT}{ANSWER}{END}"], "prompts": [PROMPT], "labels": ["the sun"]}
-LLAMAFACTORY: dict[str, Any] = {
-    "model": "model",
-    "messages": [f"<|pad|><|pad|>{PROMPT}{ANSWER}{END}", f"{PROMPT}Ice.{END}"],
-}
-SLIME: dict[str, Any] = {"prompt": PROMPT, "response": f"{ANSWER}{END}", "label": "the sun"}
+OPENRLHF = read_body("openrlhf-0.11.2")
+LLAMAFACTORY = read_body("llamafactory-0.9.5")  # the second conversation has pads on the left
+SLIME = read_body("slime-624b824a-text")
 WIRES: dict[str, dict[str, Any]] = {
     "/compat/openrlhf/get_reward": OPENRLHF,
     "/compat/llamafactory/v1/score/evaluation": LLAMAFACTORY,

@@ -14,7 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from assay_service import create_app, read_settings
-from assay_service.errors import Overloaded, StartError
+from assay_service.errors import Overloaded
 from tests import checkpoints
 from tests.compat.conftest import Serve
 
@@ -306,12 +306,6 @@ def test_models_are_known_by_their_name_and_a_base_without_adapter_by_its_path(
     check_error(post(url, "/classify", input=TEXT, model=adapted), 404, "model")  # two signals are adapters of it
     listed = httpx.get(f"{url}/compat/vllm/v1/models").json()["data"]
     assert [row["id"] for row in listed] == ["mix", "pref", "abs", "enc", "mix_std"]
-
-
-def test_the_wire_cannot_be_at_the_root_because_assay_has_paths_of_its_own_there(serve: Serve) -> None:
-    for wire in ("vllm", "sglang"):
-        with pytest.raises(StartError, match=rf"compat.root: {wire} .* POST /v1/score.*/compat/{wire}"):
-            serve(root=wire)
 
 
 # The bodies that vLLM's examples for its server send (commits 715dbadc, 33f12637, 3ff2de9c and 3f9a13d4).

@@ -2,13 +2,15 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import httpx
+from starlette.routing import BaseRoute, Route
 
 from assay_service.api.compat.mount import WIRES
 from assay_service.api.compat.wire import ANY, WireBody
+from assay_service.compat_settings import NATIVE_PATHS
 from tests.compat.conftest import Serve
 
 PAGE = Path(__file__).parents[2] / "docs" / "compat.md"
@@ -31,6 +33,16 @@ def test_a_wire_at_the_root_answers_there_as_well(serve: Serve) -> None:
         answer = httpx.post(f"{url}{path}", json={"query": []})
         assert answer.status_code == 200
         assert answer.json() == {"rewards": [], "extra_logs": {}}
+
+
+def list_paths(routes: Iterable[BaseRoute]) -> set[str]:
+    return {f"{method} {r.path}" for r in routes if isinstance(r, Route) and r.methods for method in r.methods}
+
+
+def test_the_wires_that_cannot_be_at_the_root_are_those_with_a_path_of_assays_own(serve: Serve) -> None:
+    native = {path for path in list_paths(serve().app.routes) if "/compat/" not in path}
+    clashes = {wire.name: tuple(sorted(native & list_paths(router.routes))) for wire, router in WIRES.items()}
+    assert {name: paths for name, paths in clashes.items() if paths} == NATIVE_PATHS
 
 
 def test_every_wire_has_a_row_that_says_what_is_proved() -> None:

@@ -126,7 +126,7 @@ def test_a_head_that_is_not_served_is_named(shapes: dict[str, tuple[int, ...]], 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t | {"normalizer.mean": torch.ones(1)}, "normalizer.mean has no place .*safe-rlhf's normaliser"),
+        (lambda t: t | {"normalizer.mean": torch.ones(1)}, "normalizer.mean has no place .*safe-rlhf's normalizer"),
         (lambda t: {f"base_model.model.{n}": v for n, v in t.items()} | LORA, "PEFT model around its base: merge it"),
         (lambda t: {f"critic.{n}": v for n, v in t.items()}, r"prefix 'critic\.model\.' is not known"),
     ],
@@ -204,7 +204,7 @@ def test_the_command_for_pickles_converts_them(tmp_path: Path) -> None:
     command = refused.value.message.partition("Convert it once: ")[2]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path})
-    assert logit(directory) == pytest.approx(expected, abs=1e-5)
+    assert logit(directory.with_name("my model-converted")) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["adapter_model", "value_head"])
@@ -213,8 +213,7 @@ def test_pickled_adapters_and_value_heads_are_named_with_their_command(name: str
     (tmp_path / f"{name}.bin").touch()
     told = explain_pickled(tmp_path, f"{name}.safetensors")
     assert f"{name}.bin is a pickle and is not read" in told
-    assert f"glob('{name}*.bin')" in told
-    assert f"'{name}.safetensors'" in told
+    assert f"Convert it once: assay convert {tmp_path} {tmp_path}-converted" in told
 
 
 def test_pickles_of_a_trainers_state_are_not_taken_for_weights(tmp_path: Path) -> None:

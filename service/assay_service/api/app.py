@@ -26,7 +26,7 @@ from assay_service.errors import AssayError, NotReady, Overloaded
 from assay_service.metrics import Metrics
 from assay_service.policies import load_policies
 from assay_service.request_id import HEADER
-from assay_service.resolve import ResolvedSignal
+from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring.item import PROBE
 from assay_service.settings import Settings
 
@@ -53,9 +53,10 @@ def create_app(
     Raises:
         StartError: the configuration or a checkpoint is wrong.
     """
-    policies = load_policies(settings)  # before the models, which take longer
     # The command resolves signals before torch is imported, so that a wrong configuration is reported at once.
-    registry = loader.load(settings) if resolved is None else loader.load_resolved(settings, resolved)
+    signals = resolve(settings) if resolved is None else resolved
+    policies = load_policies(settings)  # before the models, which take longer
+    registry = loader.load_resolved(settings, signals)
     metrics = Metrics()
     metrics.build.info(
         {

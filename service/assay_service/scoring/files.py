@@ -1,7 +1,7 @@
 """Find the files of a checkpoint and read its JSON configurations, without importing torch.
 
 So a configuration can be checked as a whole before anything heavy is imported. No code of a checkpoint is ever
-executed: a configuration that asks for remote code is refused (CVE-2025-32434, CVE-2026-22807).
+executed: `refuse_code` refuses a configuration that asks for remote code (CVE-2025-32434, CVE-2026-22807).
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from assay_service.errors import StartError
+from assay_service.scoring.architectures import ARCHITECTURES
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -161,17 +162,12 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
     """Return the JSON configuration of a checkpoint.
 
     Raises:
-        StartError: it is missing or malformed, asks for remote code, or a key that is read has a value of another type.
+        StartError: it is missing or malformed, or a key that is read has a value of another type.
     """
     path = directory / file_name
     if not path.is_file():
         raise StartError(f"{path}: no such file{_explain_instead(directory, file_name)}")
     config = read_json(path)
-    if "auto_map" in config:
-        raise StartError(
-            f"{path}: `auto_map` asks for remote code, which Assay never runs; if the model has a served architecture "
-            "without that code, remove `auto_map` from a copy of the file"
-        )
     # In Python True is an int, but in a configuration it is a wrong number.
     for key, (kind, words) in _TYPES.items():
         value = config.get(key)
@@ -183,6 +179,21 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
     return config
 
 
+def find_pickles(directory: Path, wanted: str) -> list[Path]:
+    """Return the pickles that hold the weights of `wanted`, sorted by name; training states are left out.
+
+    Args:
+        directory: directory of the checkpoint.
+        wanted: name of the safetensors file that is missing.
+    """
+    stem = "pytorch_model" if wanted == "model.safetensors" else wanted.removesuffix(".safetensors")
+    pickles = sorted(directory.glob(f"{stem}*.bin"))
+    if not pickles and wanted == "model.safetensors":
+        others = (path for path in directory.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".pkl"})
+        pickles = sorted(path for path in others if not path.name.startswith(_NOT_WEIGHTS))
+    return pickles
+
+
 def explain_pickled(directory: Path, wanted: str) -> str:
     """Explain how to convert pickled weights in the place of `wanted`; "" if there are none.
 
@@ -190,23 +201,49 @@ def explain_pickled(directory: Path, wanted: str) -> str:
         directory: directory of the checkpoint.
         wanted: name of the safetensors file that is missing.
     """
-    stem = "pytorch_model" if wanted == "model.safetensors" else wanted.removesuffix(".safetensors")
-    pickles = sorted(path.name for path in directory.glob(f"{stem}*.bin"))
-    if not pickles and wanted == "model.safetensors":
-        others = (path.name for path in directory.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".pkl"})
-        pickles = sorted(name for name in others if not name.startswith(_NOT_WEIGHTS))
+    pickles = find_pickles(directory, wanted)
     if not pickles:
         return ""
-    pattern = f"{stem}*.bin" if pickles[0].startswith(stem) else pickles[0]
-    code = (
-        f"import glob, torch; from safetensors.torch import save_file; w = {{}}; "
-        f"[w.update(torch.load(p, map_location='cpu', weights_only=True)) for p in sorted(glob.glob('{pattern}'))]; "
-        f"save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{wanted}', metadata={{'format': 'pt'}})"
-    )
+    target = directory.with_name(f"{directory.name}-converted")
     return (
-        f"; {pickles[0]} is a pickle and is not read, because reading one can run code. "
-        f'Convert it once: cd {shlex.quote(str(directory))} && python -c "{code}"'
+        f"; {pickles[0].name} is a pickle and is not read, because reading one can run code. "
+        f"Convert it once: assay convert {shlex.quote(str(directory))} {shlex.quote(str(target))}"
     )
+
+
+def refuse_code(config: Mapping[str, Any], path: Path, *, ignored: bool = False) -> None:
+    """Refuse a JSON configuration that asks for remote code.
+
+    Args:
+        config: parsed content of the file.
+        path: file that holds it, for errors.
+        ignored: whether the user declared `code: ignore`. The code is not run then, either.
+
+    Raises:
+        StartError: there is an `auto_map`, and it is not ignored or cannot be.
+    """
+    if "auto_map" not in config:
+        return
+    model_type = config.get("model_type")
+    if model_type not in ARCHITECTURES:
+        why = f" (its architecture, {model_type!r}, is not served without that code)" if model_type else ""
+        raise StartError(
+            f"{path}: `auto_map` asks for remote code, which Assay never runs{why}; remove `auto_map` from a copy of "
+            "the file if the model does not need it"
+        )
+    if not ignored:
+        raise StartError(
+            f"{path}: `auto_map` asks for remote code ({', '.join(list_code_classes(config))}), which Assay never "
+            f"runs; declare `code: ignore` if that code computes what transformers' own {model_type!r} computes"
+        )
+
+
+def list_code_classes(config: Mapping[str, Any]) -> list[str]:
+    """Return the classes that `auto_map` names, as "module.Class", in the order of the file."""
+    entries = config.get("auto_map")
+    values = entries.values() if isinstance(entries, dict) else [entries]
+    flat = (name for value in values for name in (value if isinstance(value, list) else [value]))
+    return list(dict.fromkeys(str(name) for name in flat if name))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -220,10 +220,20 @@ def explain_missing(missing: str, names: Iterable[str]) -> str:
     return ""
 
 
+def is_unused(name: str, head: str | None = None) -> bool:
+    """Return whether a bare base does not use a tensor: a head, an output of a language model, an old buffer.
+
+    Args:
+        name: name without the prefixes of wrappers and of the base.
+        head: name of a further head module, from `config.json`, or None.
+    """
+    return name.startswith((*_UNUSED, *([f"{head}."] if head else []))) or name.endswith(_UNUSED)
+
+
 def explain_unknown(name: str) -> str:
     """Return where a tensor belongs that has no place in the architecture; "" if it is not recognised."""
     if name.startswith("normalizer."):
-        return "; it belongs to safe-rlhf's normaliser of scores, which is not served"
+        return "; it belongs to safe-rlhf's normalizer of scores: `assay convert DIR OUT` folds it into the head"
     for pattern, kind in _UNSERVED_HEADS:
         if pattern.match(name):
             return f"; it belongs to {kind.format(names=name.rpartition('.')[0])}, which is not served yet"
@@ -254,9 +264,8 @@ def check_loaded(report: Mapping[str, Any], directory: Path, prefix: str, tensor
         raise StartError(
             f"{directory}: a tensor has the wrong shape: {mismatched[0]}; check that config.json belongs to the weights"
         )
-    unused = (*_UNUSED, *([f"{head}."] if head else []))
     unexpected = (unwrap_name(name).removeprefix(prefix) for name in report["unexpected_keys"])
-    unknown = sorted(name for name in unexpected if not name.startswith(unused) and not name.endswith(_UNUSED))
+    unknown = sorted(name for name in unexpected if not is_unused(name, head))
     if unknown:
         raise StartError(
             f"{directory}: tensor {unknown[0]} has no place in the architecture ({len(unknown)} unknown)"

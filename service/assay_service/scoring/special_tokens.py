@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from assay_service.scoring.files import read_config
+from assay_service.scoring.files import read_config, refuse_code
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -65,9 +65,13 @@ def read_optional(directory: Path, name: str) -> dict[str, Any]:
     """Return the JSON object in a file; an empty one if the file does not exist.
 
     Raises:
-        StartError: the file is not a JSON object.
+        StartError: the file is not a JSON object, or asks for remote code.
     """
-    return read_config(directory, name) if (directory / name).is_file() else {}
+    if not (directory / name).is_file():
+        return {}
+    content = read_config(directory, name)
+    refuse_code(content, directory / name)
+    return content
 
 
 def _read_texts(tokens: Mapping[_Key, Any]) -> dict[_Key, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from assay_service.errors import StartError
 
 _DEFAULT = "default"
+NO_TEMPLATE = "has no chat template"
 
 
 def read_template(declared: Path | None, checkpoint: Path, tokenizer: Path, name: str | None = None) -> str:
@@ -34,7 +35,7 @@ def read_template(declared: Path | None, checkpoint: Path, tokenizer: Path, name
             files[_DEFAULT] = single
         templates |= {stem: path.read_text(encoding="utf-8") for stem, path in files.items()}
     if not templates:
-        raise StartError(f"template: {checkpoint} has no chat template; declare the path of a Jinja file")
+        raise StartError(f"template: {checkpoint} {NO_TEMPLATE}; declare the path of a Jinja file")
     if (name or _DEFAULT) not in templates:
         names = ", ".join(sorted(templates))
         missing = "no chat template is called 'default'" if name is None else f"no chat template is called {name!r}"

@@ -35,13 +35,20 @@ def find_base(config: RunConfig) -> Path:
     """Return the directory of the base, which is downloaded if it is on the hub.
 
     Raises:
-        ConfigError: the base is neither a directory, a package's weights nor on the hub.
+        ConfigError: the base is neither a directory, a package's weights nor on the hub; or it asks for remote code.
     """
     try:
-        return resolve(config.base_reference, config.revision, Path("/"))
+        base = resolve(config.base_reference, config.revision, Path("/"))
     except StartError as error:
         hint = "" if config.revision is not None else " (a hub id needs its `revision`)"
         raise ConfigError(f"base: {error}{hint}") from error
+    path = base / "config.json"
+    if path.is_file() and "auto_map" in read_config(base):
+        raise ConfigError(
+            f"base: {path}: `auto_map` asks for remote code, which is never run; if transformers has the architecture "
+            "of its own, remove `auto_map` from a copy of the file"
+        )
+    return base
 
 
 def check_length(name: str, max_length: int, base: Path) -> None:

@@ -12,6 +12,7 @@ from assay_service.api.compat.wire import Context, Wire, WireBody, WireScore, ma
 from assay_service.api.messages import build_items
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import ChatMessage, ScoreItem, Text
+from assay_service.api.scoring import check_count
 from assay_service.scoring.item import FinishReason
 
 
@@ -63,7 +64,7 @@ Samples = Annotated[list[Sample], Field(min_length=1, fail_fast=True), AfterVali
 async def reward(samples: Samples, context: Context) -> list[dict[str, Any]]:
     """Score samples; `metrics_list` holds the logits of all signals of the blend."""
     blend = context.find_blend()
-    context.check_count(len(samples), "samples")
+    check_count(context.request, len(samples), "samples")
     items = build_items([_copy_sample(sample) for sample in samples])
     scored = await context.score(items, blend, [f"samples[{index}]" for index in range(len(items))])
     return [

@@ -12,6 +12,7 @@ from assay_service.api.compat.rendered import read_texts
 from assay_service.api.compat.wire import Context, Wire, WireBody, make_router
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
+from assay_service.api.scoring import check_count
 from assay_service.errors import ServingError
 
 _BAD_REQUEST = 400  # LLaMA-Factory's own server answers an empty list and a wrong body by it
@@ -55,7 +56,7 @@ async def score_evaluation(body: Body, context: Context) -> dict[str, Any]:
     """Score rendered conversations, in the order in which they were sent."""
     if not body.messages:
         raise ServingError("is empty; send at least one conversation", code="invalid_request", param="messages")
-    context.check_count(len(body.messages), "messages")
+    check_count(context.request, len(body.messages), "messages")
     blend = context.find_blend(None if body.model == _ANY_MODEL else body.model)
     items = read_texts(context, blend, body.messages)
     scored = await context.score(items, blend, [f"messages[{index}]" for index in range(len(items))])

@@ -11,6 +11,7 @@ from assay_service.api.compat.rendered import read_pairs, read_texts
 from assay_service.api.compat.wire import Context, Wire, WireBody, make_router
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
+from assay_service.api.scoring import check_count
 from assay_service.compat_settings import Floor
 from assay_service.errors import ContentError, ServingError
 from assay_service.scoring.blend import compute_probability
@@ -47,7 +48,7 @@ async def get_reward(body: Body, context: Context) -> dict[str, Any]:
     `scores` is part of the answer only for one absolute signal, whose probability it holds; the client takes `rewards`
     in its place otherwise. The values of `extra_logs` are the logits of all signals, one list for each.
     """
-    context.check_count(len(body.query), "query")
+    check_count(context.request, len(body.query), "query")
     blend = context.find_blend()
     pairs = _split(body)
     items = read_texts(context, blend, body.query) if pairs is None else read_pairs(context, blend, pairs)

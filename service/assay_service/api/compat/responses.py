@@ -29,6 +29,8 @@ _ENDED = ("completed", "incomplete")
 _STATUSES = (*_ENDED, "in_progress")  # of an item
 # Fields of a request that stand for text which only the policy's server knows.
 _UNKNOWN_HISTORY = ("prompt", "previous_response_id", "conversation")
+# Keys of `metadata` by which NeMo-Gym's model servers put audio into the last user message.
+_AUDIO = ("audio_data", "audio_path", "audio_paths")
 
 
 def read_conversation(params: Mapping[str, Any], response: Mapping[str, Any]) -> ItemSource:
@@ -36,7 +38,8 @@ def read_conversation(params: Mapping[str, Any], response: Mapping[str, Any]) ->
 
     Args:
         params: the body of the request, of which `instructions` and `input` are read. Definitions of tools are not.
-        response: the response, of which `output`, `incomplete_details`, `status` and `error` are read.
+        response: the response, of which `output`, `incomplete_details`, `status` and `error` are read. Fields of its
+            request that it repeats are compared with the request.
     """
     try:
         return _build_item(build_messages(params, response), response)
@@ -51,11 +54,13 @@ def build_messages(params: Mapping[str, Any], response: Mapping[str, Any]) -> li
         ContentError: an item has no text, the request names a history that it does not hold, or the response does not
             end with the assistant's message.
     """
-    for name in _UNKNOWN_HISTORY:
-        if not is_empty(params.get(name)):
-            raise make_error(f"responses_create_params.{name}", "stands for text that only the policy's server knows")
+    _refuse_unknown_history(params, "responses_create_params")
+    metadata = params.get("metadata")
+    for name in _AUDIO:
+        if isinstance(metadata, Mapping) and not is_empty(metadata.get(name)):
+            raise make_error(f"responses_create_params.metadata.{name}", "is audio in a message; only text is scored")
     turns = _Turns()
-    if params.get("instructions") is not None:
+    if not is_empty(params.get("instructions")):
         turns.add_message({"role": "system", "content": params["instructions"]}, "instructions")
     given = params.get("input")
     if isinstance(given, str):
@@ -84,6 +89,7 @@ def read_completion(history: Sequence[Mapping[str, Any]], response: Mapping[str,
 def _add_response(turns: "_Turns", response: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     if response.get("error") is not None or response.get("status") not in (None, *_ENDED):
         raise make_error(where, "is not a response that ended: it has an error, or a status of another kind")
+    _check_repeated(turns.messages, response, where)
     before = len(turns.messages)
     output: Any = response.get("output")
     turns.add_items(output, f"{where}.output")
@@ -92,6 +98,29 @@ def _add_response(turns: "_Turns", response: Mapping[str, Any], where: str) -> l
     if output[-1].get("status") == "in_progress":
         raise make_error(f"{where}.output", "ends with an item that was still running")
     return turns.messages
+
+
+def _check_repeated(messages: Sequence[Mapping[str, Any]], response: Mapping[str, Any], where: str) -> None:
+    """Refuse a response whose server read more than the messages before it: it repeats fields of its request."""
+    _refuse_unknown_history(response, where)
+    given = response.get("instructions")
+    known = [_join_parts(message["content"]) for message in messages if message["role"] in ("system", "developer")]
+    if not is_empty(given) and _join_parts(given) not in known:
+        raise make_error(
+            f"{where}.instructions", "are not among the messages before the response; send them there, too"
+        )
+
+
+def _refuse_unknown_history(fields: Mapping[str, Any], where: str) -> None:
+    for name in _UNKNOWN_HISTORY:
+        if not is_empty(fields.get(name)):
+            raise make_error(f"{where}.{name}", "stands for text that only the policy's server knows")
+
+
+def _join_parts(content: object) -> object:
+    """Return the text of a content that is a list with one text part, and any other content as it is."""
+    part = content[0] if isinstance(content, list) and len(content) == 1 else None
+    return part.get("text") if isinstance(part, Mapping) else content
 
 
 def _build_item(messages: Sequence[Mapping[str, Any]], response: Mapping[str, Any]) -> ItemSource:
@@ -112,7 +141,7 @@ class _Turns:
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None  # the assistant's turn that the next item may belong to
-        self._reasoning: str | None = None  # of the turn that the next item begins
+        self._reasoning: dict[str, str] | None = None  # of the turn that the next item begins, by the message's field
 
     def add_items(self, items: object, where: str) -> None:
         """Add input or output items, whose first one belongs to no earlier turn.
@@ -164,7 +193,9 @@ class _Turns:
     def _add_reasoning(self, item: Mapping[str, Any], where: str) -> None:
         if self._open is not None:
             raise make_error(where, "is reasoning after the text or a function call of the same turn")
-        self._reasoning = (self._reasoning or "") + _read_reasoning(item, where)
+        field, text = _read_reasoning(item, where)
+        earlier = self._reasoning or {}
+        self._reasoning = {**earlier, field: earlier.get(field, "") + text}
 
     def _add_call(self, item: Mapping[str, Any], where: str) -> None:
         if self._open is None:
@@ -192,7 +223,8 @@ class _Turns:
     def _begin_turn(self) -> dict[str, Any]:
         turn: dict[str, Any] = {"role": "assistant", "content": None}
         if self._reasoning is not None:
-            turn["reasoning_content"], self._reasoning = self._reasoning, None
+            turn |= self._reasoning
+            self._reasoning = None
         self.messages.append(turn)
         return turn
 
@@ -216,14 +248,21 @@ def _read_parts(content: object) -> object:
     ]
 
 
-def _read_reasoning(item: Mapping[str, Any], where: str) -> str:
-    """Return the text of a reasoning item: its content, or its summary if it has none."""
-    parts = item.get("content") or item.get("summary") or []
+def _read_reasoning(item: Mapping[str, Any], where: str) -> tuple[str, str]:
+    """Return the field of a message that holds the text of a reasoning item, and the text.
+
+    It is the content, or the summary, in which NeMo-Gym's model servers send the whole reasoning. A summary beside
+    `encrypted_content` is another text than the reasoning, so the encrypted text stands for it. No template prints that
+    field: each signal's policy for reasoning removes it, or the item is refused.
+    """
+    content, encrypted = item.get("content"), item.get("encrypted_content")
+    if not content and not is_empty(encrypted):
+        if not isinstance(encrypted, str):
+            raise make_error(f"{where}.encrypted_content", "is not a text")
+        return "encrypted_content", encrypted
+    parts = content or item.get("summary") or []
     if not isinstance(parts, list) or not all(
         isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts
     ):
         raise make_error(where, "holds reasoning that is not text")
-    text = "".join(part["text"] for part in parts)
-    if not text and not is_empty(item.get("encrypted_content")):
-        raise make_error(f"{where}.encrypted_content", "is reasoning that cannot be read")
-    return text
+    return "reasoning_content", "".join(part["text"] for part in parts)

@@ -14,6 +14,7 @@ from assay_service.api.compat.wire import Context, Wire, WireBody, WireContext, 
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
 from assay_service.api.scorer import ItemSource
+from assay_service.api.scoring import check_count
 from assay_service.errors import ServingError
 from assay_service.scoring.blend import Blend, compute_probability
 from assay_service.scoring.item import Item, Truncation
@@ -105,7 +106,7 @@ async def predict(body: PredictBody, context: Context) -> list[Any]:
     blend = context.find_blend()
     is_batch = _get_form(body.inputs) == "<batch>"
     sequences = _list_sequences(body.inputs)
-    context.check_count(len(sequences), "inputs")
+    check_count(context.request, len(sequences), "inputs")
     items = _read_sequences(context, blend, sequences)
     names = [f"inputs[{index}]" for index in range(len(items))] if is_batch else ["inputs"]
     scored = await context.score(items, blend, names, body.truncation)

@@ -118,10 +118,12 @@ class WireContext:
     Args:
         request: the request.
         wire: the wire that it came by.
+
+    A handler that builds an item for each entry calls `check_count` first: a million items take seconds to build.
     """
 
     def __init__(self, request: Request, wire: Wire) -> None:
-        self._request = request
+        self.request = request
         self._wire = wire
         self.settings: WireSettings = request.app.state.settings.compat.get_wire(wire.name)
         scorer: Scorer = request.app.state.scorer
@@ -137,7 +139,7 @@ class WireContext:
     @property
     def request_id(self) -> str:
         """Return the id of the request."""
-        return str(self._request.state.request_id)
+        return str(self.request.state.request_id)
 
     def find_blend(self, model: str | None = None) -> Blend:
         """Return the blend that scores: of the model that a request names, of the wire's settings, or the default.
@@ -164,14 +166,6 @@ class WireContext:
         plain = weight == 1.0 and blend.standardise == "none" and blend.length_penalty is None and not others
         return plain and self.registry.signals[name].kind == "absolute"
 
-    def check_count(self, count: int, field: str) -> None:
-        """Refuse a request with too many items before they are built, which takes seconds for a million.
-
-        Raises:
-            ServingError: the request has more than `limits.max_items` items; the code is `too_many_items`.
-        """
-        check_count(self._request, count, field)
-
     async def score(
         self,
         items: Sequence[ItemSource],
@@ -190,12 +184,12 @@ class WireContext:
         Raises:
             AssayError: an item has no score, and `on_item_error` is "fail", or the error is a failure of the service.
         """
-        check_count(self._request, len(items), params[0].partition("[")[0] if params else "items")
-        scored = await score_items(self._request, items, blend, truncation)
+        check_count(self.request, len(items), params[0].partition("[")[0] if params else "items")
+        scored = await score_items(self.request, items, blend, truncation)
         scores = [self._settle(one, param) for one, param in zip(scored, params, strict=True)]
         if floored := [index for index, one in enumerate(scores) if one.result is None]:
-            self._request.state.floored = floored
-            self._request.app.state.metrics.floored.labels(self._wire.name).inc(len(floored))
+            self.request.state.floored = floored
+            self.request.app.state.metrics.floored.labels(self._wire.name).inc(len(floored))
         return scores
 
     def _settle(self, scored: ScoredItem | AssayError, param: str) -> WireScore:

@@ -1,0 +1,126 @@
+"""Write a converted checkpoint so that it appears whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from assay_service.errors import StartError
+from assay_service.scoring.files import TOKENIZER_FILE
+from assay_service.scoring.special_tokens import TOKENIZER_CONFIG
+from assay_service.scoring.tokenizer import TEMPLATE_FILE
+
+LARGEST_SHARD_BYTES = 5_000_000_000
+# All that a tokenizer of this service reads. Python files of a checkpoint are never copied.
+_TOKENIZER_FILES = (TOKENIZER_FILE, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE)
+_TEMPLATES = "additional_chat_templates"
+
+
+@contextmanager
+def appear_whole(directory: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `directory`, which gets that name when the block ends without an error.
+
+    Raises:
+        StartError: `directory` exists and is not empty, or the file system refuses.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise StartError(f"{directory}: exists already; name a directory that does not exist, or is empty")
+    # In the same folder, because a rename between file systems would be a copy.
+    temporary = directory.parent / f".{directory.name}.{os.getpid()}.part"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(directory)
+    except OSError as error:
+        raise StartError(f"{directory}: cannot be written: {error}; nothing was kept") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class WeightWriter:
+    """A writer of safetensors files that keeps one shard in memory.
+
+    Args:
+        directory: directory into which it writes.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._shard: dict[str, torch.Tensor] = {}
+        self._bytes = self._total = 0
+        self._written: list[list[str]] = []
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Write a tensor in its own dtype, now or with the next ones."""
+        size = tensor.numel() * tensor.element_size()
+        if self._shard and self._bytes + size > LARGEST_SHARD_BYTES:
+            self.flush()
+        self._shard[name] = tensor
+        self._bytes, self._total = self._bytes + size, self._total + size
+
+    def flush(self) -> None:
+        """Write the tensors that wait, so that the memory of their source can be freed."""
+        if self._shard:
+            save(self._shard, self._path(len(self._written)))
+            self._written.append(list(self._shard))
+        self._shard, self._bytes = {}, 0
+
+    def close(self) -> None:
+        """Write the rest, and give the files the names that transformers expects."""
+        self.flush()
+        count = len(self._written)
+        if count == 1:
+            self._path(0).rename(self.directory / "model.safetensors")
+            return
+        weight_map: dict[str, str] = {}
+        for number, tensors in enumerate(self._written):
+            file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            self._path(number).rename(self.directory / file)
+            weight_map |= dict.fromkeys(tensors, file)
+        index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+        write_json(self.directory / "model.safetensors.index.json", index)
+
+    def _path(self, number: int) -> Path:
+        return self.directory / f"part-{number}.safetensors"
+
+
+def save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors into one safetensors file, which stores each of them for itself."""
+    storages: set[int] = set()
+    stored = {}
+    for name, tensor in tensors.items():
+        pointer = tensor.untyped_storage().data_ptr()
+        stored[name] = tensor.clone() if pointer in storages else tensor
+        storages.add(pointer)
+    # The library refuses tensors that are not contiguous, or share their storage.
+    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, path, metadata={"format": "pt"})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, indented by one space."""
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_tokenizer(source: Path, directory: Path, template: str | None) -> None:
+    """Copy the files of a tokenizer byte for byte.
+
+    Args:
+        source: directory of the tokenizer.
+        directory: directory of the converted checkpoint.
+        template: chat template that replaces those of the source; None keeps them.
+    """
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+    if template is not None:
+        (directory / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    elif (source / _TEMPLATES).is_dir():
+        (directory / _TEMPLATES).mkdir()
+        for path in sorted((source / _TEMPLATES).glob("*.jinja")):
+            shutil.copyfile(path, directory / _TEMPLATES / path.name)

@@ -1,0 +1,497 @@
+"""`assay convert`: each foreign checkpoint, saved as its own class saves it, scores after conversion as before.
+
+The classes below are the forwards of the published model cards, on a tiny random base.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from typer.testing import CliRunner
+
+from assay_service import loader, settings
+from assay_service.cli import app
+from assay_service.conversion import write
+from assay_service.scoring.item import Item
+from tests import checkpoints
+
+PROMPT, COMPLETION = "How do I bake bread?", "Mix flour, water, salt and yeast, and wait."
+ITEM = Item.of(PROMPT, COMPLETION)
+DECLARED = ("--kind", "preference", "--eos", "template", "--unfinished", "error")
+Arguments = tuple[str, ...]
+
+
+def config_of(architecture: str) -> Any:
+    return checkpoints.classifier(architecture, checkpoints.decoder_tokenizer()).config
+
+
+class Reward(nn.Module):
+    """A base with a linear head under the names of a published class; the head reads the last token."""
+
+    def __init__(self, architecture: str, base: str, head: str, *, bias: bool = False, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.config = config_of(architecture)
+        setattr(self, base, AutoModel.from_config(self.config))
+        parent: nn.Module = self
+        for name in head.split(".")[:-1]:  # `v_head.summary` is a module in a module
+            parent.add_module(name, nn.Module())
+            parent = getattr(parent, name)
+        parent.add_module(head.rpartition(".")[2], nn.Linear(32, 1, bias=bias))
+        self.base, self.head = base, head
+        self.eval()
+
+    def hidden(self, ids: tuple[int, ...]) -> torch.Tensor:
+        states: torch.Tensor = self.get_submodule(self.base)(input_ids=torch.tensor([ids])).last_hidden_state
+        return states[0]
+
+    def forward(self, ids: tuple[int, ...]) -> float:
+        return float(self.get_submodule(self.head)(self.hidden(ids)[-1]))
+
+
+class Mean(Reward):
+    """Open-Assistant's GPTNeoXRewardModel with `pooling: mean`."""
+
+    def forward(self, ids: tuple[int, ...]) -> float:
+        return float(self.out_proj(self.hidden(ids).mean(dim=0)))  # type: ignore[operator]
+
+
+class ScoreModel(Reward):
+    """safe-rlhf's LlamaForScore, with the running moments of its scores as buffers."""
+
+    def __init__(self, function: str, *, bias: bool) -> None:
+        super().__init__("llama", "model", "score_head", bias=bias)
+        self.function, self.normalizer = function, nn.Module()
+        self.normalizer.register_buffer("mean", torch.tensor([1.75]))
+        self.normalizer.register_buffer("var", torch.tensor([6.5]))
+        self.normalizer.register_buffer("count", torch.tensor([100]))
+
+    def forward(self, ids: tuple[int, ...]) -> float:
+        std = float(self.normalizer.var.sqrt()) + 1e-8  # type: ignore[operator]
+        shift = float(self.normalizer.mean) if self.function == "affine" else 0.0  # type: ignore[arg-type]
+        return super().forward(ids) if self.function == "none" else (super().forward(ids) - shift) / std
+
+
+class Trlx(nn.Module):
+    """Starling-RM-7B-alpha: a whole language model, its trunk a second time as `transformer`, and `v_head`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = config_of("llama")
+        self.model = AutoModelForCausalLM.from_config(self.config)
+        self.transformer, self.v_head = self.model.model, nn.Linear(32, 1, bias=False)
+        self.eval()
+
+    def forward(self, ids: tuple[int, ...]) -> float:
+        return float(self.v_head(self.transformer(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]))
+
+
+def publish(directory: Path, model: nn.Module, file: str = "pytorch_model.bin", **config: Any) -> Path:
+    """Save a model as its trainer does: a pickled state dict, config.json and tokenizer."""
+    fast = checkpoints.decoder_tokenizer()
+    fast.save_pretrained(directory)
+    content = {**model.config.to_dict(), **config}  # type: ignore[union-attr, operator]
+    (directory / "config.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    torch.save(model.state_dict(), directory / file)
+    return directory
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+
+def converted(source: Path, out: Path, *more: str) -> dict[str, Any]:
+    """Convert by the real command, and return the configuration that it prints."""
+    done = run(source, out, *DECLARED, *more)
+    assert done.exit_code == 0, done.output
+    raw: dict[str, Any] = yaml.safe_load(done.stdout)
+    return raw
+
+
+def score(raw: dict[str, Any], item: Item = ITEM, **keys: Any) -> tuple[float, tuple[int, ...]]:
+    """Return the logit of an item by the loaded service, and the ids that it read."""
+    ((name, signal),) = raw["signals"].items()
+    read = settings.Settings.model_validate({"signals": {name: signal | keys}, "default": name, "directory": Path()})
+    served = loader.load(read).signals[name]
+    sequence = served.renderer.render(item).sequence
+    with torch.inference_mode():
+        return served.model.logits([sequence], name).item(), sequence.ids
+
+
+LAST = ("--score-position", "last_token")
+FORMATS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Arguments]] = {
+    "oasst pythia, last": (
+        lambda: Reward("gpt_neox", "gpt_neox", "out_proj", bias=True),
+        {"model_type": "gpt_neox_reward_model", "architectures": ["GPTNeoXRewardModel"], "pooling": "last"},
+        (),
+    ),
+    "oasst pythia, mean": (
+        lambda: Mean("gpt_neox", "gpt_neox", "out_proj", bias=True),
+        {"model_type": "gpt_neox_reward_model", "architectures": ["GPTNeoXRewardModel"], "pooling": "mean"},
+        (),
+    ),
+    "ultrarm": (
+        lambda: Reward("llama", "model", "regression_head"),
+        {"architectures": ["LlamaRewardModel"]},
+        (),
+    ),
+    "eurus": (
+        lambda: Reward("mistral", "model", "regression_head"),
+        {"architectures": ["EurusRewardModel"], "auto_map": {"AutoModel": "modeling_eurus_rm.EurusRewardModel"}},
+        (),
+    ),
+    "beaver reward": (
+        lambda: ScoreModel("affine", bias=True),
+        {
+            "architectures": ["LlamaForScore"],
+            "score_type": "reward",
+            "score_dim": 1,
+            "bias": True,
+            "do_normalize": True,
+            "normalizer_type": "ExponentialMovingAverage",
+            "momentum": 0.9,
+            "mean": [0.0],
+            "var": [1.0],
+        },
+        (),
+    ),
+    "beaver reward without bias": (
+        lambda: ScoreModel("affine", bias=False),
+        {"architectures": ["LlamaForScore"], "score_type": "reward", "do_normalize": True, "bias": False},
+        (),
+    ),
+    "beaver cost": (
+        lambda: ScoreModel("scale", bias=True),
+        {"architectures": ["LlamaModelForScore"], "score_type": "cost", "do_normalize": True, "bias": True},
+        (),
+    ),
+    "beaver, not normalized": (
+        lambda: ScoreModel("none", bias=True),
+        {"architectures": ["LlamaForScore"], "score_type": "reward", "do_normalize": False, "bias": True},
+        (),
+    ),
+    "starling alpha": (Trlx, {"architectures": ["LlamaForCausalLM"]}, LAST),
+    "starling 34b": (
+        lambda: Reward("llama", "transformer", "v_head"),
+        {"architectures": ["LlamaForSequenceClassification"]},
+        ("--score-position", "last_non_pad_id", "--pad-token-id", "0"),
+    ),
+    "trl value head": (
+        lambda: Reward("llama", "model", "v_head.summary", bias=True),
+        {"architectures": ["LlamaForCausalLM"]},
+        LAST,
+    ),
+    "deepspeed-chat": (
+        lambda: Reward("llama", "rwtransformer", "v_head"),
+        {"architectures": ["LlamaForCausalLM"]},
+        ("--score-position", "last_non_pad_id"),
+    ),
+    "a head of an unknown name": (
+        lambda: Reward("llama", "backbone", "quality"),
+        {"architectures": ["MyModel"]},
+        ("--head", "quality", *LAST),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_converted_checkpoint_scores_as_its_own_class(name: str, tmp_path: Path) -> None:
+    build, config, arguments = FORMATS[name]
+    model = build()
+    source = publish(tmp_path / "source", model, **config)
+    logit, ids = score(converted(source, tmp_path / "out", *arguments))
+    with torch.inference_mode():
+        assert logit == pytest.approx(model(ids), abs=1e-5)
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+def test_athene_reads_its_token_which_the_written_template_appends(tmp_path: Path) -> None:
+    """Its pipeline scores `apply_chat_template(messages) + cls_token`, at that token."""
+    model = Reward("llama", "model", "v_head")
+    source = publish(tmp_path / "source", model, architectures=["AtheneForSequenceClassification"])
+    fast = checkpoints.decoder_tokenizer(cls_token="<|cls|>")
+    fast.save_pretrained(source)
+    edit_json(source / "config.json", vocab_size=len(fast))
+    model.get_submodule("model").resize_token_embeddings(len(fast))  # type: ignore[operator]
+    torch.save(model.state_dict(), source / "pytorch_model.bin")
+    done = run(source, tmp_path / "out", "--kind", "preference", "--unfinished", "error")
+    logit, ids = score(yaml.safe_load(done.stdout))
+    messages = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": COMPLETION}]
+    text = fast.apply_chat_template(messages, tokenize=False) + fast.cls_token
+    assert list(ids) == fast(text, add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        assert logit == pytest.approx(model(ids), abs=1e-5)
+
+
+def test_shards_their_dtypes_and_shared_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pickled shards with an index become several safetensors files, and every value stays as it was."""
+    model = Reward("llama", "model", "regression_head")
+    tensors = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"]
+    source = publish(tmp_path / "source", model, architectures=["LlamaRewardModel"], dtype="bfloat16")
+    (source / "pytorch_model.bin").unlink()
+    shards = {f"pytorch_model-0000{n}-of-00002.bin": sorted(tensors)[n - 1 :: 2] for n in (1, 2)}
+    for file, held in shards.items():
+        torch.save({name: tensors[name] for name in held}, source / file)
+    index = {"weight_map": {name: file for file, held in shards.items() for name in held}}
+    (source / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(write, "LARGEST_SHARD_BYTES", 20_000)
+    raw = converted(source, tmp_path / "out")
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 2
+    assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    written = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    written["regression_head.weight"] = written.pop("score.weight")
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[name], tensors[name]) for name in tensors)
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    logit, ids = score(raw, dtype="float32")
+    model.load_state_dict(tensors)
+    with torch.inference_mode():
+        assert logit == pytest.approx(model(ids), abs=1e-5)
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "in a record", "of a trainer's own name"])
+def test_pickles_of_all_ages_are_read(how: str, tmp_path: Path) -> None:
+    model = Reward("llama", "model", "regression_head")
+    source = publish(tmp_path / "source", model, architectures=["LlamaRewardModel"])
+    path = source / "pytorch_model.bin"
+    if how == "in a record":
+        torch.save({"epoch": 3, "state_dict": model.state_dict()}, path)
+    elif how == "legacy":
+        torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
+    elif how != "zip":
+        path.rename(source / "reward.pt")
+    logit, ids = score(converted(source, tmp_path / "out"))
+    with torch.inference_mode():
+        assert logit == pytest.approx(model(ids), abs=1e-5)
+
+
+def test_transformers_loads_a_converted_checkpoint_as_its_own_classifier(tmp_path: Path) -> None:
+    source = publish(tmp_path / "source", ScoreModel("scale", bias=False), **FORMATS["beaver cost"][1])
+    logit, ids = score(converted(source, tmp_path / "out"))
+    model, report = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
+    assert checkpoints.oracle(model.eval(), ids) == pytest.approx(logit, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "deberta-v2", "bert"])
+def test_a_pickled_classifier_of_transformers_reads_where_it_did(architecture: str, tmp_path: Path) -> None:
+    fast = checkpoints.tokenizer_of(architecture)
+    model = checkpoints.classifier(architecture, fast)
+    source = checkpoints.save(tmp_path / "source", model, fast)
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    if architecture == "bert":
+        refused(source, tmp_path / "out", r"token_types: give --token-types \(zero or second_after_sep\)", *DECLARED)
+    more = ("--token-types", "zero") if architecture == "bert" else ()
+    logit, ids = score(converted(source, tmp_path / "out", *more))
+    assert logit == pytest.approx(checkpoints.oracle(model, ids), abs=1e-5)
+
+
+def test_the_value_head_of_llama_factory_in_its_own_file(tmp_path: Path) -> None:
+    model = Reward("llama", "model", "v_head.summary", bias=True)
+    source = publish(tmp_path / "source", model)
+    tensors = model.state_dict()
+    head = {name: tensors.pop(name) for name in list(tensors) if name.startswith("v_head.")}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    (source / "pytorch_model.bin").unlink()
+    torch.save(head, source / "value_head.bin")
+    logit, ids = score(converted(source, tmp_path / "out", *LAST))
+    with torch.inference_mode():
+        assert logit == pytest.approx(model(ids), abs=1e-5)
+
+
+def test_a_pickled_adapter_keeps_its_base(tmp_path: Path) -> None:
+    fast = checkpoints.decoder_tokenizer()
+    base = checkpoints.save(tmp_path / "base", checkpoints.classifier("llama", fast), fast)
+    source, reference = checkpoints.save_adapter(tmp_path / "source", checkpoints.classifier("llama", fast))
+    torch.save(load_file(source / "adapter_model.safetensors"), source / "adapter_model.bin")
+    (source / "adapter_model.safetensors").unlink()
+    edit_json(source / "adapter_config.json", base_model_name_or_path="../base")
+    refused(source, tmp_path / "out", "is a LoRA adapter; declare its keys to `assay serve`", *DECLARED)
+    done = run(source, tmp_path / "elsewhere" / "out")
+    assert done.exit_code == 0, done.output
+    raw = yaml.safe_load(done.stdout)
+    assert raw["signals"]["out"]["base"] == str(base)
+    logit, ids = score(raw, kind="preference", eos="template", unfinished="error")
+    assert logit == pytest.approx(checkpoints.oracle(reference, ids), abs=1e-5)
+
+
+def test_config_and_tokenizer_may_come_from_the_base_model(tmp_path: Path) -> None:
+    """Starling-RM-7B-alpha publishes its pickle alone."""
+    model = Trlx()
+    base = publish(tmp_path / "base", model)
+    source = tmp_path / "source"
+    source.mkdir()
+    (base / "pytorch_model.bin").rename(source / "pytorch_model.bin")
+    refused(source, tmp_path / "out", "has no config.json; name the directory of the base model with --base")
+    logit, ids = score(converted(source, tmp_path / "out", *LAST, "--base", str(base)))
+    with torch.inference_mode():
+        assert logit == pytest.approx(model(ids), abs=1e-5)
+
+
+def test_a_template_is_written_or_asked_for(tmp_path: Path) -> None:
+    source = publish(tmp_path / "source", Reward("llama", "model", "regression_head"), **FORMATS["ultrarm"][1])
+    (source / "chat_template.jinja").unlink()
+    done = run(source, tmp_path / "open", *DECLARED)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"# a file: the path of a Jinja file: .*\n    template:\n", done.stdout)
+    (tmp_path / "own.jinja").write_text(checkpoints.LLAMA3)
+    raw = converted(source, tmp_path / "out", "--template", str(tmp_path / "own.jinja"))
+    assert "template" not in raw["signals"]["out"]
+    assert score(raw)[1][0] == checkpoints.decoder_tokenizer().bos_token_id
+
+
+class Harmless:
+    """An object whose unpickling would create a file."""
+
+    trace = Path()
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self.trace,)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    model = Reward("llama", "model", "regression_head")
+    source, payload = publish(tmp_path / "source", model, **FORMATS["ultrarm"][1]), Harmless()
+    payload.trace = tmp_path / "trace"
+    torch.save({**model.state_dict(), "extra": payload}, source / "pytorch_model.bin")
+    refused(
+        source, tmp_path / "out", r"pytorch_model\.bin: needs .*not a tensor; loading it could run code.*state_dict"
+    )
+    torch.load(source / "pytorch_model.bin", weights_only=False)  # the payload works where it is trusted
+    assert payload.trace.exists()
+
+
+def refused(source: Path, out: Path, message: str, *arguments: str) -> None:
+    """The command fails with `message`, and leaves nothing behind."""
+    before = sorted(out.parent.iterdir())
+    done = run(source, out, *arguments)
+    assert done.exit_code == 2, done.output
+    assert re.search(message, done.stderr), done.stderr
+    assert sorted(out.parent.iterdir()) == before
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {**t, "step": 3}, r"pytorch_model\.bin: 'step' is int, not a tensor"),
+        (lambda t: [*t.values()], r"pytorch_model\.bin: holds list, not a state dict"),
+        (lambda t: {**t, "x.weight": torch.ones(1).expand(10**9)}, r"x\.weight repeats its values"),
+        (lambda t: {n: v for n, v in t.items() if n != "v_head.weight"}, r"no head was found.*with --head"),
+        (lambda t: {**t, "score.weight": torch.ones(1, 32)}, r"several heads: score\.weight, v_head\.weight.*--head"),
+        (lambda t: {**t, "v_head.weight": torch.ones(3, 32)}, r"v_head\.weight has shape \[3, 32\]; only a head with"),
+        (lambda t: {**t, "v_head.0.weight": torch.ones(1, 32)}, r"v_head\.0\.weight belongs to the head as well"),
+        (lambda t: {**t, "gate.weight": torch.ones(4, 32)}, r"gate\.weight has no place .* so it is not dropped"),
+        (
+            lambda t: {n: v for n, v in t.items() if "layers.1.mlp.up" not in n},
+            r"tensor model\.layers\.1\.mlp\.up_proj\.weight is missing, so it would be random",
+        ),
+        (
+            lambda t: {n: v for n, v in t.items() if "embed" not in n},
+            r"no tensor is called embed_tokens\.weight",
+        ),
+        (
+            lambda t: {**t, "ref.model.norm.weight": torch.zeros(32), "ref.model.embed_tokens.weight": 2 * t[EMBED]},
+            r"tensors model\.norm\.weight and ref\.model\.norm\.weight have one place .* but differ",
+        ),
+        (lambda t: {**t, EMBED: torch.ones(7, 32)}, r"embed_tokens\.weight has shape \[7, 32\], but config\.json"),
+    ],
+)
+def test_weights_that_cannot_be_converted_are_refused_by_name(
+    change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path
+) -> None:
+    model = Reward("llama", "model", "v_head")
+    source = publish(tmp_path / "source", model)
+    torch.save(change(dict(model.state_dict())), source / "pytorch_model.bin")
+    refused(source, tmp_path / "out", message, *DECLARED, *LAST)
+
+
+EMBED = "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "message"),
+    [
+        ({}, (), r"score_position: give --score-position; config\.json names LlamaForCausalLM.*last_token"),
+        ({}, ("--score-position", "last_non_pad_id"), r"pad_token_id: give --pad-token-id"),
+        ({"model_type": "internlm2"}, LAST, "architecture 'internlm2' is not served"),
+        ({"quantization_config": {"bits": 4}}, LAST, "`quantization_config` are not served"),
+        ({"architectures": ["LlamaForScore"]}, ("--score-position", "mean"), "LlamaForScore reads last_token; remove"),
+        ({"architectures": ["LlamaRewardModel"]}, (), r"whose head is regression_head, but the head is v_head\.weight"),
+        ({"architectures": ["AtheneForSequenceClassification"]}, (), "no token with id 128003, at which the class"),
+        ({"model_type": "gpt_neox_reward_model", "pooling": "max"}, (), "pooling 'max' is not known"),
+        ({"architectures": ["LlamaForScore"], "score_type": "risk"}, (), "score_type 'risk' is not known"),
+        ({"architectures": ["LlamaForScore"], "score_dim": 2}, (), "score_dim is 2; a signal has one output"),
+        (
+            {"architectures": ["LlamaForScore"], "do_normalize": True},
+            (),
+            r"neither a tensor normalizer\.mean nor `mean`",
+        ),
+        (
+            {"architectures": ["LlamaForScore"], "do_normalize": True, "mean": [1.0], "var": [0.0]},
+            (),
+            r"normalizer\.var is \[0\.0\]; it must be one usable number",
+        ),
+        ({"hidden_act": "no such"}, LAST, r"config\.json: transformers cannot build the model"),
+    ],
+)
+def test_configurations_that_cannot_be_converted_are_refused_by_key(
+    config: dict[str, Any], arguments: Arguments, message: str, tmp_path: Path
+) -> None:
+    model = Reward("llama", "model", "score_head" if config.get("architectures") == ["LlamaForScore"] else "v_head")
+    source = publish(tmp_path / "source", model, architectures=["LlamaForCausalLM"], pad_token_id=None)
+    edit_json(source / "config.json", **config)
+    refused(source, tmp_path / "out", message, *DECLARED, *arguments)
+
+
+def test_files_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) -> None:
+    model = Reward("llama", "model", "regression_head")
+    source, out = publish(tmp_path / "source", model, **FORMATS["ultrarm"][1]), tmp_path / "out"
+    path = source / "pytorch_model.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused(source, out, r"pytorch_model\.bin: (cannot be read as a pickle|holds more than tensors)")
+    path.write_bytes(whole)
+    (source / "pytorch_model-00002-of-00003.bin").write_bytes(whole)
+    path.rename(source / "pytorch_model-00001-of-00003.bin")
+    refused(source, out, r"shard 3 of 3 is missing")
+    index = source / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "../source/a.bin"}}))
+    refused(source, out, r"shard '\.\./source/a\.bin' is not a file of this directory")
+    index.unlink()
+    for shard in source.glob("*.bin"):
+        shard.unlink()
+    refused(source, out, "has no weights")
+    (source / "assay.json").write_text("{}")
+    refused(source, out, r"has an assay\.json already")
+    refused(tmp_path / "nowhere", out, "no such directory")
+
+
+def test_no_output_is_written_over_or_left_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = publish(tmp_path / "source", Reward("llama", "model", "regression_head"), **FORMATS["ultrarm"][1])
+    refused(source, source, "exists already; name a directory that does not exist")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:  # the disk is full after the weights are written
+        patch.setattr(write, "write_json", full)
+        refused(source, tmp_path / "out", "cannot be written: .*No space left on device; nothing was kept")
+    (tmp_path / "out").mkdir()
+    converted(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
