@@ -3,6 +3,7 @@
 Each reference builds the ids as the published code does, and reads transformers' own forward pass of them.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ def template(model: str) -> str:
     return PAGE.split(f"### {model}\n")[1].split("```jinja\n")[1].split("\n```")[0]
 
 
+def name_remote_code(directory: Path, architecture: str, code: str) -> None:
+    """Name a class and code of the checkpoint's own in `config.json`, as the published one does."""
+    path = directory / "config.json"
+    named = {"architectures": [architecture], "auto_map": {"AutoModel": code}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+
+
 def serve(root: Path, keys: dict[str, Any], completion: str) -> tuple[list[int], list[dict[str, Any]], list[float]]:
     """Return the ids of one item, its steps, and their logits when the item is scored among others."""
     common = {"base": "rm", "unfinished": "error", "max_length": 512, "dtype": "float32"}
@@ -92,8 +100,8 @@ def test_qwen_math_prm(tmp_path: Path) -> None:
     fast.add_special_tokens({"additional_special_tokens": [AddedToken("<extra_0>", special=True)]})
     torch.manual_seed(0)
     base = Qwen2Model(Qwen2Config(vocab_size=len(fast), **TINY)).eval()
-    base.config.architectures = ["Qwen2ForProcessRewardModel"]
     base.save_pretrained(tmp_path / "rm")
+    name_remote_code(tmp_path / "rm", "Qwen2ForProcessRewardModel", "modeling_qwen2_rm.Qwen2ForProcessRewardModel")
     fast.save_pretrained(tmp_path / "rm")
     head = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
     path = tmp_path / "rm/model.safetensors"
@@ -167,6 +175,7 @@ def test_skywork_o1(tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = Qwen2Model(Qwen2Config(vocab_size=len(fast), **TINY)).eval()
     base.save_pretrained(tmp_path / "rm")
+    name_remote_code(tmp_path / "rm", "Qwen2ForPrmModel", "modeling_qwen2_prm.Qwen2ForPrmModel")
     fast.chat_template = template("Skywork-o1-Open-PRM")
     fast.save_pretrained(tmp_path / "rm")
     head = nn.Linear(32, 1)

@@ -282,8 +282,9 @@ def test_clients_files_and_wires_get_steps_and_the_aggregate(root: Path, tmp_pat
     value, read = score.signals["prm"], rendered.signals["prm"].steps
     assert value.steps is not None
     assert read is not None
-    assert encode_outcome(score) == row  # which `assay score` writes
-    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    written = json.dumps(encode_outcome(score))  # which `assay score` writes
+    assert json.loads(written) == row
+    (tmp_path / "a.jsonl").write_text(written + "\n")
     write_parquet(tmp_path / "a.jsonl", tmp_path / "a.parquet")
     (stored,) = parquet.read_table(tmp_path / "a.parquet").to_pylist()
     assert stored["signals"]["prm"]["steps"] == row["signals"]["prm"]["steps"]
