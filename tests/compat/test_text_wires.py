@@ -162,7 +162,7 @@ def test_a_failed_forward_pass_never_becomes_the_floor(serve: Serve, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the device is gone")
 
-    for name in ("logits", "score", "forward"):
+    for name in ("logits", "read"):
         if hasattr(model, name):
             monkeypatch.setattr(model, name, fail)
     body = {"query": [f"{PROMPT}A text that no test has scored before.{END}"]}

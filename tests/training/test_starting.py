@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from assay_training.cli.main import app
 from assay_training.config.base import RunConfig, read
 from assay_training.config.data import Format, Source
+from assay_training.config.joint import JointConfig
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
@@ -52,7 +53,7 @@ def test_the_page_has_a_section_for_every_part_of_a_configuration() -> None:
             return {annotation}.union(*inner)
         return set().union(*(parts(of) for of in get_args(annotation)))
 
-    assert set().union(*(parts(kind) for kind in KINDS.values())) == told
+    assert set().union(*(parts(kind) for kind in [*KINDS.values(), JointConfig])) == told
 
 
 @pytest.mark.parametrize("command", KINDS)
