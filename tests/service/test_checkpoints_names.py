@@ -78,6 +78,28 @@ def test_the_head_that_openrlhf_names_in_the_config_is_read(tmp_path: Path) -> N
     assert logit(tmp_path, "my_value") == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_tensors_of_a_head_may_lie_in_different_shards(tmp_path: Path) -> None:
+    """A bias or a first layer in another file than the weight must neither be lost nor refused."""
+    tensors = {"score.bias": torch.tensor([3.0]), "score.weight": torch.ones(1, 2)}
+    tensors |= {
+        "0.weight": torch.eye(2),
+        "0.bias": torch.zeros(2),
+        "2.weight": torch.ones(1, 2),
+        "2.bias": torch.ones(1),
+    }
+    for name, tensor in tensors.items():
+        save_file({name if "." in name[2:] else f"v_head.summary.{name}": tensor}, tmp_path / name)
+    head = read_head([tmp_path / "score.bias", tmp_path / "score.weight"])
+    assert head is not None
+    assert head.bias is not None
+    assert head.bias.tolist() == [3.0]
+    layers = read_head([tmp_path / name for name in tensors if not name.startswith("score")])
+    assert layers is not None
+    assert layers.bias is not None
+    assert layers.dense is not None
+    assert (layers.bias.tolist(), layers.dense.weight.tolist()) == ([1.0], [[1, 0], [0, 1]])
+
+
 def test_the_dense_layer_of_a_wrapped_classifier_is_found(tmp_path: Path) -> None:
     save_file(
         {"module.bert.pooler.dense.weight": torch.eye(2), "module.bert.pooler.dense.bias": torch.ones(2)},

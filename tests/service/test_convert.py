@@ -80,6 +80,14 @@ class ScoreModel(Reward):
         return super().forward(ids) if self.function == "none" else (super().forward(ids) - shift) / std
 
 
+class TwoLayers(Reward):
+    """GRM (sftreg): `v_head.summary` is two layers with a ReLU between."""
+
+    def __init__(self) -> None:
+        super().__init__("llama", "model", "v_head.summary")
+        self.get_submodule("v_head").summary = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 1))
+
+
 class Trlx(nn.Module):
     """Starling-RM-7B-alpha: a whole language model, its trunk a second time as `transformer`, and `v_head`."""
 
@@ -190,6 +198,7 @@ FORMATS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Arguments]] = 
         {"architectures": ["LlamaForCausalLM"]},
         LAST,
     ),
+    "two layers": (TwoLayers, {"architectures": ["LlamaForCausalLM"]}, LAST),
     "deepspeed-chat": (
         lambda: Reward("llama", "rwtransformer", "v_head"),
         {"architectures": ["LlamaForCausalLM"]},

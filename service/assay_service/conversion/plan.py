@@ -87,8 +87,7 @@ def plan(shapes: Shapes, base: Base, head: str, module: str, architecture: Archi
         StartError: a tensor of the base is missing, unknown or of the wrong shape; the message names it.
     """
     roots = _find_roots(shapes, base, where)
-    bias = head.removesuffix("weight") + "bias"
-    targets = {head: f"{module}.weight"} | ({bias: f"{module}.bias"} if bias in shapes else {})
+    targets = _place_head(shapes, head, module)
     dropped, normalizer, unknown = [], [], []
     for name in sorted(shapes.keys() - targets.keys()):
         bare, plain = _remove_root(name, roots), names.unwrap_name(name)
@@ -111,6 +110,16 @@ def plan(shapes: Shapes, base: Base, head: str, module: str, architecture: Archi
     kept, copies = _merge_copies(targets)
     _check_base(shapes, kept, base, where)
     return Plan(kept, copies, head, tuple(dropped), tuple(normalizer))
+
+
+def _place_head(shapes: Shapes, head: str, module: str) -> dict[str, str]:
+    """Return the written names of a head's tensors; a head of two layers keeps both, as `0` and `2`."""
+    last = head.removesuffix("weight")
+    layers = {last: f"{module}."}
+    if last.endswith(".2."):
+        layers = {last: f"{module}.2.", f"{last.removesuffix('2.')}0.": f"{module}.0."}
+    parts = ("weight", "bias")
+    return {own + part: new + part for own, new in layers.items() for part in parts if own + part in shapes}
 
 
 def _find_roots(shapes: Shapes, base: Base, where: object) -> list[str]:

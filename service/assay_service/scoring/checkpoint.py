@@ -119,32 +119,40 @@ def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTenso
     Raises:
         StartError: there are several heads, or a head has more tensors than are read; the message names them.
     """
-    heads: list[HeadTensors] = []
+    found: list[str] = []
     present: dict[str, Path] = {}
     pattern = build_head_weight_pattern(extra_head)
     for path in files:
         with safe_open(path, framework="pt") as tensors:
-            names = set(tensors.keys())
-            present |= dict.fromkeys(names, path)
-            for name in sorted(name for name in names if pattern.match(unwrap_name(name))):
-                bias = name.removesuffix("weight") + "bias"
-                own = tensors.get_tensor(bias) if bias in names else None
-                heads.append(HeadTensors(name, tensors.get_tensor(name), own, _read_first_layer(tensors, name)))
-    if len(heads) > 1:
+            names = sorted(tensors.keys())
+        present |= dict.fromkeys(names, path)
+        found += [name for name in names if pattern.match(unwrap_name(name))]
+    if len(found) > 1:
         raise StartError(
-            f"there are several heads: {', '.join(sorted(head.name for head in heads))}; a signal has only one. "
+            f"there are several heads: {', '.join(sorted(found))}; a signal has only one. "
             "Save the checkpoint with the head that was trained"
         )
-    if heads:
-        check_whole_head(heads[0].name, present, present[heads[0].name], extra_head)
-    return heads[0] if heads else None
+    if not found:
+        return None
+    (name,) = found
+    check_whole_head(name, present, present[name], extra_head)
+    bias = name.removesuffix("weight") + "bias"
+    own = _read_tensor(present, bias) if bias in present else None
+    return HeadTensors(name, _read_tensor(present, name), own, _read_first_layer(present, name))
 
 
-def _read_first_layer(tensors: Any, name: str) -> DenseTensors | None:  # noqa: ANN401 - a handle
+def _read_tensor(present: Mapping[str, Path], name: str) -> torch.Tensor:
+    """Return a tensor from its file; the tensors of one head may lie in different shards."""
+    with safe_open(present[name], framework="pt") as tensors:
+        tensor: torch.Tensor = tensors.get_tensor(name)
+    return tensor
+
+
+def _read_first_layer(present: Mapping[str, Path], name: str) -> DenseTensors | None:
     """Return the first layer of a head `[Linear, ReLU, Linear]`, or None if the head has one layer.
 
     Args:
-        tensors: open safetensors file.
+        present: file of each tensor by its name.
         name: name of the weight of the last layer; `….2.weight` in a head of two layers.
 
     Raises:
@@ -153,10 +161,12 @@ def _read_first_layer(tensors: Any, name: str) -> DenseTensors | None:  # noqa: 
     if not name.endswith(".2.weight"):
         return None
     first = name.removesuffix("2.weight") + "0."
-    missing = [part for part in (f"{first}weight", f"{first}bias") if part not in tensors.keys()]  # noqa: SIM118
+    missing = [part for part in (f"{first}weight", f"{first}bias") if part not in present]
     if missing:
-        raise StartError(f"{name}: is the last of two layers, but {missing[0]} is not in the same file")
-    return DenseTensors(tensors.get_tensor(f"{first}weight"), tensors.get_tensor(f"{first}bias"))
+        raise StartError(
+            f"{name}: is the last of two layers, but the checkpoint has no {missing[0]}; save it with its whole head"
+        )
+    return DenseTensors(_read_tensor(present, f"{first}weight"), _read_tensor(present, f"{first}bias"))
 
 
 def read_dense(files: Sequence[Path], module: str, norm: str | None = None) -> DenseTensors | None:
