@@ -9,7 +9,7 @@ from assay_service.resolve import ResolvedSignal
 from assay_service.scoring import checkpoint, files, names, tokenizer
 from assay_service.scoring.architectures import ARCHITECTURES, Architecture, read_activation
 from assay_service.scoring.head import Dense, Head
-from assay_service.scoring.head_files import read_token_rows, select_output
+from assay_service.scoring.head_files import EMBEDDINGS, OUTPUT_LAYERS, read_token_rows, select_output
 from assay_service.scoring.manifest import ScorePosition
 
 
@@ -58,9 +58,6 @@ def _read_head(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], chec
 def _read_tokens(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
     """Read the rows of the base's output layer for the declared tokens."""
     adapters = [checkpoint.read_adapter(directory)[0] for directory in resolved.adapters]
-    adapted = sorted(name for adapter in adapters for name in adapter.tensors if "lm_head." in name)
-    if adapted:
-        raise StartError(f"head.tokens: {adapted[0]} adapts the output layer; merge the adapter into its base first")
     encoder = tokenizer.load(resolved.tokenizer).backend_tokenizer
     ids: list[int] = []
     for token in resolved.head.tokens:
@@ -70,7 +67,13 @@ def _read_tokens(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], ch
                 f"head.tokens: {token!r} is {len(found)} tokens ({found}), not one; a leading space often belongs to it"
             )
         ids += found
-    return adapters, read_token_rows(files.list_weight_files(resolved.base), resolved.config, ids)
+    head = read_token_rows(files.list_weight_files(resolved.base), resolved.config, ids)
+    tied = not set(EMBEDDINGS).isdisjoint(head.name.split("."))
+    changing = {*OUTPUT_LAYERS, *(EMBEDDINGS if tied else ())}
+    adapted = sorted(name for adapter in adapters for name in adapter.tensors if changing & {*name.split(".")})
+    if adapted:
+        raise StartError(f"head.tokens: {adapted[0]} adapts the output layer; merge the adapter into its base first")
+    return adapters, head
 
 
 def _explain_no_head(directory: Path, weights: Sequence[Path]) -> str:

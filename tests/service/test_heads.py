@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -139,6 +140,42 @@ def test_tokens_that_are_not_one_token_are_refused(tmp_path: Path) -> None:
     for wrong in ([], ["a", "a"], ["a", "b", "c"], [True], [""], "a"):
         raw = {"signals": {"s": {"base": "rm", "head": {"tokens": wrong}}}}
         assert "head.tokens: must be a list of one or two" in " ".join(parse(raw, tmp_path).problems)
+
+
+@pytest.mark.parametrize(("architecture", "tied"), [("llama", False), ("qwen3", False), ("gemma", True)])
+def test_embeddings_take_the_place_of_a_missing_output_layer_only_where_the_model_ties_them(
+    architecture: str, tied: bool, tmp_path: Path
+) -> None:
+    """A checkpoint without an output layer whose config.json does not speak of it; the architecture decides."""
+    checkpoints.save(tmp_path / "rm", checkpoints.language_model(architecture, FAST), FAST)
+    weights, config = tmp_path / "rm/model.safetensors", tmp_path / "rm/config.json"
+    save_file({n: t for n, t in load_file(weights).items() if n != "lm_head.weight"}, weights)
+    keys = json.loads(config.read_text())
+    keys.pop("tie_word_embeddings", None)
+    config.write_text(json.dumps(keys))
+    head = {"head": {"tokens": [5]}, "score_position": "last_token"}
+    if tied:
+        assert load(settings(tmp_path, s=head)).signals["s"].kind == "preference"
+    else:
+        refused(tmp_path, "does not tie the output layer to the embeddings", **head)
+
+
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
+@pytest.mark.parametrize(("architecture", "served"), [("llama", True), ("gemma", False)])
+def test_an_adapter_of_the_rows_that_are_read_is_refused(architecture: str, served: bool, tmp_path: Path) -> None:
+    base = checkpoints.language_model(architecture, FAST)
+    checkpoints.save(tmp_path / "rm", base, FAST)
+    lora = LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, r=2, target_modules=["q_proj", "embed_tokens"])
+    wrapped = get_peft_model(base, lora)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name or "lora_embedding_A" in name:
+            nn.init.normal_(parameter, std=0.2)
+    wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    keys: dict[str, Any] = {"adapter": "adapter", "head": {"tokens": [5]}, "score_position": "last_token"}
+    if served:  # its output layer has rows of its own
+        load(settings(tmp_path, s=keys))
+    else:
+        refused(tmp_path, r"head\.tokens: .*embed_tokens.* adapts the output layer", **keys)
 
 
 def test_a_language_model_that_changes_its_logits_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from transformers import CONFIG_MAPPING
 
 from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import HeadTensors
@@ -14,8 +15,8 @@ from assay_service.scoring.head_rule import HeadRule
 from assay_service.scoring.names import unwrap_name
 
 # Names of the output layer of language models, and of the embeddings that take its place if it is tied to them.
-_LM_HEADS = ("lm_head", "embed_out")
-_EMBEDDINGS = ("embed_tokens", "embed_in", "wte")
+OUTPUT_LAYERS = ("lm_head", "embed_out")
+EMBEDDINGS = ("embed_tokens", "embed_in", "wte")
 
 # Keys of `config.json` by which a language model changes its logits after the output layer.
 _LOGIT_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_scale")
@@ -73,7 +74,7 @@ def read_token_rows(files: Iterable[Path], config: Mapping[str, Any], ids: Seque
         read = HeadTensors(f"{name}{list(ids)}", weight, bias)
         return select_output(read, HeadRule(tuple(range(len(ids)))))
     raise StartError(
-        f"head.tokens: the checkpoint has neither {' nor '.join(f'{name}.weight' for name in _LM_HEADS)}, and its "
+        f"head.tokens: the checkpoint has neither {' nor '.join(f'{name}.weight' for name in OUTPUT_LAYERS)}, and its "
         "config.json does not tie the output layer to the embeddings"
     )
 
@@ -85,9 +86,11 @@ def _find_output_layer(files: Sequence[Path], config: Mapping[str, Any]) -> list
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 module = unwrap_name(name).removesuffix(".weight").rpartition(".")[2]
-                if module in _LM_HEADS or module in _EMBEDDINGS:
-                    found[module in _EMBEDDINGS].append((path, name))
-    return found[False] or (found[True] if config.get("tie_word_embeddings", True) else [])
+                if module in OUTPUT_LAYERS or module in EMBEDDINGS:
+                    found[module in EMBEDDINGS].append((path, name))
+    # `config.json` leaves out what is the architecture's default.
+    default = CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings
+    return found[False] or (found[True] if config.get("tie_word_embeddings", default) else [])
 
 
 def _combine(rows: torch.Tensor, outputs: Sequence[int]) -> torch.Tensor:
