@@ -243,6 +243,8 @@ def test_no_wrong_file_shows_pydantics_own_words_or_breaks_the_report(raw: dict[
         ({"signals": {"a": {"base": "rm", "kindd": "absolute"} | MADE}}, "kind"),
         ({"signals": {"a": WHOLE}, "blends": {"b": {"weight": {"a": 1}}}, "default": "a"}, "weights"),
         ({"signals": {"a": WHOLE, "b": WHOLE}, "defautl": "a"}, "default"),
+        ({"signals": {"a": {**WHOLE, "head": {"token": ["a"]}}}}, "tokens"),
+        ({"signals": {"a": {**WHOLE, "steps": {"delimeter": "a", "token": "b"}}}}, "delimiter"),
     ],
 )  # fmt: skip
 def test_a_misspelt_key_is_one_problem(raw: Any, meant: str, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_embeddings_take_the_place_of_a_missing_output_layer_only_where_the_mode
         refused(tmp_path, "does not tie the output layer to the embeddings", **head)
 
 
-@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize(("architecture", "served"), [("llama", True), ("gemma", False)])
 def test_an_adapter_of_the_rows_that_are_read_is_refused(architecture: str, served: bool, tmp_path: Path) -> None:
     base = checkpoints.language_model(architecture, FAST)
