@@ -8,6 +8,7 @@ forward pass with gradients, on torch's operators.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +226,12 @@ class RewardModel:
 
     def read(self, sequences: Sequence[TokenSequence], names: Sequence[str]) -> list[list[tuple[float, ...]]]:
         """Return what `outputs` returns as numbers, for each signal and sequence."""
-        counts = [1 + len(sequence.later_steps) for sequence in sequences]
+        ends = list(accumulate((1 + len(sequence.later_steps) for sequence in sequences), initial=0))
+        # One copy from the device for each signal; a slice for each sequence would be one copy each.
+        spans = [output.reshape(ends[-1], -1).tolist() for output in self.outputs(sequences, names)]
         return [
-            [tuple(part.flatten().tolist()) for part in torch.split(output, counts)]
-            for output in self.outputs(sequences, names)
+            [tuple(number for span in rows[start:end] for number in span) for start, end in pairwise(ends)]
+            for rows in spans
         ]
 
     def _pool_alone(self, sequence: TokenSequence) -> torch.Tensor:
