@@ -5,7 +5,7 @@ not hold up the event loop. It works in slices, so that a large request does not
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Truncation
 from assay_service.scoring.reading import Reading
 from assay_service.scoring.rendered import Rendered
+from assay_service.scoring.trunk import Trunk
 
 # One turn of the render thread ends at whichever limit is reached first: items, or characters.
 SLICE_ITEMS = 16
@@ -109,13 +110,9 @@ class Scorer:
         """
         rendered = await self.render(items, signals, truncation)
         renderings = [rendering for rendering in rendered if not isinstance(rendering, AssayError)]
-        trunks = {trunk.name: trunk.signals for trunk in map(self.registry.trunks.__getitem__, signals)}
         # Signals that share a trunk share their renderer, so any of them has the sequence.
-        tasks = [
-            Task(trunk, next(r.sequence for name, r in by_signal.items() if name in members))
-            for by_signal in renderings
-            for trunk, members in trunks.items()
-        ]
+        readers = {self.registry.trunks[name]: name for name in signals}
+        tasks = [Task(trunk.name, r[name].sequence) for r in renderings for trunk, name in readers.items()]
         futures = self.engine.submit(tasks, fresh=fresh)
         waiting = iter(futures)  # in the order of `tasks`: by item, then by trunk
         results: list[ItemScore | AssayError] = []
@@ -124,7 +121,7 @@ class Scorer:
                 if isinstance(rendering, AssayError):
                     results.append(rendering)
                 else:
-                    results.append(await self._gather([next(waiting) for _ in trunks], rendering))
+                    results.append(await self._gather({trunk: next(waiting) for trunk in readers}, rendering))
         except asyncio.CancelledError:
             # The client is gone. The engine drops sequences whose futures are all cancelled.
             for future in futures:
@@ -178,12 +175,11 @@ class Scorer:
                 code="too_long",
             )
 
-    async def _gather(self, futures: Sequence["Future[Outputs]"], rendered: Renderings) -> ItemScore | AssayError:
+    async def _gather(self, futures: Mapping[Trunk, "Future[Outputs]"], rendered: Renderings) -> ItemScore | AssayError:
         """Wait for the logits of one item; the first failure of any signal becomes the item's error."""
         outputs: dict[str, tuple[float, ...] | None] = {}
         failure: AssayError | None = None
-        trunks = dict.fromkeys(self.registry.trunks[name] for name in rendered)
-        for trunk, future in zip(trunks, futures, strict=True):
+        for trunk, future in futures.items():
             try:
                 of_trunk: Outputs = await asyncio.wrap_future(future)
                 outputs |= zip(trunk.signals, of_trunk, strict=True)
