@@ -16,12 +16,6 @@ from assay_training.config.model import Lora, OptimizerConfig
 from assay_training.config.objective import Objective
 from assay_training.config.reward import RewardConfig, check_trainable
 
-# Keys that all heads share, because they decide the hidden states that all of them read.
-_SHARED = (
-    *("base", "revision", "template", "max_length", "score_position", "eos", "unfinished", "reasoning"),
-    *("reasoning_tags", "lora", "optimizer", "split", "seed"),
-)
-
 
 def has_several_heads(path: Path) -> bool:
     """Return whether a YAML file declares `heads`, and so a `JointConfig`; other faults of the file are found later."""
@@ -99,7 +93,8 @@ class JointConfig(RunConfig):
         configs = {}
         for name, head in self.heads.items():
             own: dict[str, Any] = {key: getattr(head, key) for key in ("objective", "sources", "mixture", "golden")}
-            config = RewardConfig(name=name, **own, **{key: getattr(self, key) for key in _SHARED})
+            shared = JointConfig.model_fields.keys() & RewardConfig.model_fields.keys() - {"name"}
+            config = RewardConfig(name=name, **own, **{key: getattr(self, key) for key in shared})
             config._folder = self._folder
             configs[name] = config
         return configs
