@@ -1,8 +1,8 @@
 """Compute the logits of a classifier by vLLM, for models that are too large for one device.
 
 vLLM gets token ids from the same renderer, and returns the logit without a sigmoid. Its batches change the shapes of
-its matrix products, so scores may depend on the other items of a batch (https://github.com/vllm-project/vllm/issues/8967
-and [invariance](../../../docs/invariance.md)). A signal on this engine is therefore neither cached nor shared.
+its matrix products, so scores may depend on the other items of a batch (docs/invariance.md). A signal on this engine is
+therefore neither cached nor shared.
 """
 
 import os
