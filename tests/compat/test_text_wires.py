@@ -162,9 +162,7 @@ def test_a_failed_forward_pass_never_becomes_the_floor(serve: Serve, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the device is gone")
 
-    for name in ("logits", "read"):
-        if hasattr(model, name):
-            monkeypatch.setattr(model, name, fail)
+    monkeypatch.setattr(model, "outputs", fail)
     body = {"query": [f"{PROMPT}A text that no test has scored before.{END}"]}
     answer = post(served.url, "/compat/openrlhf/get_reward", **body)
     assert (answer.status_code, answer.json()["code"]) == (500, ForwardFailed.code)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,14 +156,14 @@ def test_what_inspect_writes_is_served_and_the_log_says_how_without_any_text(
 
 def test_a_failed_device_ends_the_service_with_an_error(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What can be answered is answered, nothing new is computed, and whoever restarts processes sees a failure."""
-    honest, broken = RewardModel.logits, threading.Event()
+    honest, broken = RewardModel.outputs, threading.Event()
 
-    def failing(self: RewardModel, sequences: list[TokenSequence], name: str) -> torch.Tensor:
+    def failing(self: RewardModel, sequences: list[TokenSequence], names: Sequence[str]) -> list[torch.Tensor]:
         if broken.is_set():
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-        return honest(self, sequences, name)
+        return honest(self, sequences, names)
 
-    monkeypatch.setattr(RewardModel, "logits", failing)
+    monkeypatch.setattr(RewardModel, "outputs", failing)
     port = free_port()
 
     def talk() -> tuple[float, dict[str, Any]]:
