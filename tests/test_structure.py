@@ -2,7 +2,10 @@
 
 import ast
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("service/assay_service", "training/assay_training", "clients/assay_client")
@@ -91,3 +94,11 @@ def test_tests_that_need_vllm_are_in_the_files_that_its_environment_runs() -> No
     marked = {path.name for path in (ROOT / "tests").rglob("*.py") if re.search(r"mark\.vllm\b", path.read_text())}
     assert marked == {path.name for path in (ROOT / "tests").glob("*/test_*_vllm.py")}
     assert "-m vllm tests/*/test_*_vllm.py" in (ROOT / "Makefile").read_text()
+
+
+def test_no_committed_file_is_a_link() -> None:
+    """A link leads to a place on the machine of whoever made it; `.gitignore` must name folders that may be links."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout of git")
+    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert not [line for line in listed.splitlines() if line.startswith("120000")]
