@@ -17,6 +17,7 @@ from assay_training.reward_model.baselines import compute_length_logits, fit_len
 from assay_training.reward_model.cross_validation import cross_validate
 from assay_training.reward_model.joint import JointRun
 from assay_training.reward_model.run import RewardRun
+from assay_training.reward_model.saving import save_heads
 
 
 def run(config_path: Path, data: Path, out: Path | None) -> Path | None:
@@ -61,7 +62,7 @@ def train_single(reward: RewardRun) -> None:
     if stored is None:
         model = reward.fit("model", reward.exclude_parts(HELD_OUT))
         if reward.config.objective.served:
-            reward.save(model)
+            save_heads(reward.run, model, [reward])
         stored = reward.predict(model, held_out)
         reward.run.write_json("held_out.json", stored)
     _write_results(reward, held_out, stored)
@@ -75,7 +76,7 @@ def _run_joint(config: JointConfig, data: Path, out: Path | None) -> Path:
     # An interrupted run that has stored all its predictions does not train again.
     if any(run.run.read_json("held_out.json") is None for run in runs):
         model = joint.fit()
-        joint.save(model)
+        save_heads(joint.run, model, list(runs))
         for run in runs:
             run.run.write_json("held_out.json", run.predict(model, run.select_part(HELD_OUT)))
     for run in runs:

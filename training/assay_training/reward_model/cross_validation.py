@@ -20,6 +20,7 @@ from assay_training.reward_model.baselines import (
 )
 from assay_training.reward_model.card import CardFacts, render_card
 from assay_training.reward_model.run import RewardRun
+from assay_training.reward_model.saving import save_heads
 
 
 class CrossValidation:
@@ -67,7 +68,8 @@ class CrossValidation:
         directory = self.reward.run.path / "checkpoint"
         if (directory / "assay.json").is_file():  # the manifest is written last: the checkpoint is complete
             return directory
-        return self.reward.save(self.reward.fit("final", self.reward.exclude_parts()))
+        model = self.reward.fit("final", self.reward.exclude_parts())
+        return save_heads(self.reward.run, model, [self.reward])
 
     def compute_frozen_features(self) -> list[torch.Tensor]:
         """Compute each example's mean hidden states of the frozen base: fp32 `[K, H]`."""

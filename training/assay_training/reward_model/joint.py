@@ -9,10 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from assay_service.scoring import manifest as manifests
-from assay_service.scoring.checkpoint import HeadTensors, read_adapter, read_head
-from assay_service.scoring.export import collect_adapter_tensors, collect_whole_tensors
-from assay_service.scoring.files import hash_files, list_weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import HELD_OUT
@@ -23,7 +19,6 @@ from assay_training.distributed.processes import get_accelerator
 from assay_training.distributed.sharding import sharding_requested
 from assay_training.loop.step import MicroBatch, Total
 from assay_training.loop.supervised import Schedule, train
-from assay_training.reward_model.checkpoint import write_adapter, write_whole
 from assay_training.reward_model.objectives import Pairwise, Pointwise
 from assay_training.reward_model.run import RewardRun
 from assay_training.runs.directory import RunDirectory
@@ -126,35 +121,6 @@ class JointRun:
             resume=self.run.resume_point("model"),
         )
         return model
-
-    def save(self, model: RewardModel) -> Path:
-        """Write the checkpoint that is served, read its weights back, and return its directory.
-
-        Raises:
-            FloatingPointError: the logits of the trained model are not finite.
-            RuntimeError: the logits of the written weights differ.
-        """
-        directory, first = self.run.path / "checkpoint", self._first
-        if not self.run.writes:
-            return directory
-        head: HeadTensors | None
-        if self.config.lora is None:
-            write_whole(directory, collect_whole_tensors(model, *self.runs), first.template, first.base, len(self.runs))
-            base, adapters, head = directory, [], read_head(list_weight_files(directory))
-        else:
-            tensors = collect_adapter_tensors(model, *self.runs)
-            write_adapter(directory, tensors, first.config, model.architecture.head, first.template)
-            adapter, head = read_adapter(directory)
-            base, adapters = first.base, [adapter]
-        assert head is not None
-        reloaded = RewardModel.load(base, torch.float32, first.device)
-        for row, (name, run) in enumerate(self.runs.items()):
-            bias = None if head.bias is None else head.bias[row : row + 1]
-            reloaded.add_signal(name, Head(head.weight[row : row + 1], bias), *adapters)
-            run.check_reloaded(model, reloaded)
-        outputs = tuple(run.build_output(model) for run in self.runs.values())
-        manifests.write(first.build_manifest(model, hash_files(list_weight_files(base)), outputs=outputs), directory)
-        return directory
 
     def _build_model(self) -> RewardModel:
         """Load the base with a new adapter and one new head for each signal, from the seed of the run."""

@@ -11,9 +11,6 @@ import torch
 
 from assay_service.scoring import manifest as manifests
 from assay_service.scoring import tokenizer
-from assay_service.scoring.checkpoint import read_adapter, read_head
-from assay_service.scoring.export import collect_adapter_tensors, collect_whole_tensors
-from assay_service.scoring.files import hash_files, list_weight_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.render import Renderer
@@ -33,7 +30,6 @@ from assay_training.models.lora import build_lora_config
 from assay_training.records.paraphrases import read_paraphrases
 from assay_training.records.rows import read_json_lines
 from assay_training.records.sources import hash_data, read_labelled, read_rankings
-from assay_training.reward_model.checkpoint import write_adapter, write_whole
 from assay_training.reward_model.checks import (
     check_equal_ids,
     check_records,
@@ -160,36 +156,6 @@ class RewardRun:
     def predict(self, model: RewardModel, examples: Sequence[Example]) -> list[list[float]]:
         """Return the logits of each example's completions, in order."""
         return predict(model, self.config.name, examples, self.config.optimizer)
-
-    def save(self, model: RewardModel) -> Path:
-        """Write the checkpoint that is served, on the main process, and return its directory.
-
-        The written weights are read back and must give the same logits. Only then the manifest, which makes the
-        directory a checkpoint, is written.
-
-        Raises:
-            FloatingPointError: the logits of the trained model are not finite.
-            RuntimeError: the logits of the written weights differ.
-        """
-        directory = self.run.path / "checkpoint"
-        if not self.run.writes:
-            return directory
-        if self.config.lora is None:
-            write_whole(directory, collect_whole_tensors(model, self.config.name), self.template, self.base)
-            base, adapters, head = directory, [], read_head(list_weight_files(directory))
-        else:
-            tensors, head_name = collect_adapter_tensors(model, self.config.name), model.architecture.head
-            write_adapter(directory, tensors, self.config, head_name, self.template)
-            adapter, head = read_adapter(directory)
-            base, adapters = self.base, [adapter]
-        assert head is not None
-        reloaded = RewardModel.load(base, torch.float32, self.device)
-        reloaded.add_signal(self.config.name, Head(head.weight, head.bias), *adapters)
-        self.check_reloaded(model, reloaded)
-        output = self.build_output(model)
-        own = output.model_dump(include={"kind", "mean", "std", "golden"})
-        manifests.write(self.build_manifest(model, hash_files(list_weight_files(base)), **own), directory)
-        return directory
 
     def build_model(self, device: torch.device | None = None) -> RewardModel:
         """Load the base and add a new signal, with the same initial weights for the same seed; on `meta` with none."""
