@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import CONFIG_MAPPING
 
 from assay_service.errors import StartError
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.kernels.backend import Kernels
 from assay_service.scoring.layout import TokenSequence
 
-# Share of a GPU's memory, or of the machine's on CPUs, for weights and activations.
-MEMORY_SHARE = 0.9
+# Tokens that vLLM computes at once, unless one sequence is longer.
+BATCHED_TOKENS = 8192
+# vLLM keeps keys and values in blocks, of which a sequence fills the last one only in part.
+_CACHED_FOR_EACH = 2
 
 
 class VllmClassifier:
@@ -64,7 +67,9 @@ class VllmClassifier:
                 dtype=dtype,
                 tensor_parallel_size=tensor_parallel_size,
                 max_model_len=max_length,
-                gpu_memory_utilization=MEMORY_SHARE,
+                max_num_batched_tokens=max(max_length, BATCHED_TOKENS),
+                # By default it would take most of the memory, on CPUs that of the machine, which nothing here fills.
+                kv_cache_memory_bytes=_count_cache_bytes(config, dtype, max(max_length, BATCHED_TOKENS)),
                 enable_prefix_caching=False,
                 disable_log_stats=True,
             )
@@ -98,6 +103,15 @@ class VllmClassifier:
         """Return the logits of the one signal as numbers, for each sequence."""
         (name,) = names
         return [[(logit,) for logit in self.logits(sequences, name).tolist()]]
+
+
+def _count_cache_bytes(config: Mapping[str, Any], dtype: str, tokens: int) -> int:
+    """Return the bytes of the keys and values of a batch, of all layers."""
+    parsed: Any = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    heads = getattr(parsed, "num_key_value_heads", None) or parsed.num_attention_heads
+    head_size = getattr(parsed, "head_dim", None) or parsed.hidden_size // parsed.num_attention_heads
+    numbers = 2 * parsed.num_hidden_layers * heads * head_size
+    return int(numbers * getattr(torch, dtype).itemsize * tokens * _CACHED_FOR_EACH)
 
 
 def _check_classifier(config: Mapping[str, Any], directory: Path) -> None:
