@@ -20,6 +20,11 @@ _ADVICE: Mapping[str, str] = {
         "the tokens that the head reads: `last_non_pad_id` for …ForSequenceClassification (TRL), `last_token` for "
         "OpenRLHF and LLaMA-Factory, `pooler` or `first_token` for encoders. /v1/render shows which tokens are read"
     ),
+    "head": (
+        "what the template prints between prompt and completion, as text; the gate reads its first token. For Llama 3 "
+        r'`{gate: "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"}`, for Gemma 2 '
+        r'`{gate: "<end_of_turn>\n<start_of_turn>model\n"}`'
+    ),
     "steps": (
         "how the steps of a completion are separated and printed, as `{delimiter: ..., token: ...}`; "
         "docs/checkpoints.md has the rules of known process reward models"

@@ -13,7 +13,6 @@ from assay_service.logs import START, log_step
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, files, manifest, tokenizer
-from assay_service.scoring.head import checked
 from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.item import PROBE, Item, Message
 from assay_service.scoring.kernels.build import explain_slow_dtype
@@ -26,7 +25,7 @@ from assay_service.scoring.served_model import ServedModel
 from assay_service.scoring.token_reader import TokenReader
 from assay_service.scoring.vllm_classifier import VllmClassifier
 from assay_service.settings import Settings
-from assay_service.signal_heads import build_head, read_weights
+from assay_service.signal_heads import StoredHead, build_head, read_weights
 
 _log = logging.getLogger("assay")
 
@@ -127,7 +126,7 @@ class _Loader:
         )
         return Signal(
             *(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader),
-            ReadingRule(aggregate=resolved.aggregate, as_probabilities=resolved.kind == "absolute"),
+            ReadingRule(resolved.head.has_std, resolved.aggregate, as_probabilities=resolved.kind == "absolute"),
         )
 
     def _check_hash(self, base: Path, claims: Manifest) -> str:
@@ -150,12 +149,12 @@ class _Loader:
 
     def _add_to_base(
         self, name: str, resolved: ResolvedSignal
-    ) -> tuple[RewardModel, list[checkpoint.Adapter], checkpoint.HeadTensors]:
+    ) -> tuple[RewardModel, list[checkpoint.Adapter], StoredHead]:
         """Load the base of a signal, unless another signal has it, and add the signal's adapters and head to it."""
         base = resolved.base
         model = self._load_model(base, getattr(torch, resolved.dtype), _choose_device(resolved.settings.device))
         adapters, head = read_weights(resolved)
-        model.add_signal(name, checked(build_head(head), model.hidden_size, head.name), *adapters)
+        model.add_signal(name, build_head(head, model.hidden_size), *adapters)
         _log.info(
             "signals.%s: takes %.1f MiB of memory in addition to its base", name, model.count_own_bytes(name) / 2**20
         )
@@ -215,9 +214,10 @@ def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
         if isinstance(signal.model, RewardModel):
             longest.setdefault(signal.model, {})[name] = signal.renderer.rules.max_length
     stepwise = {name for name, signal in signals.items() if signal.renderer.rules.steps is not None}
+    gated = {name for name, signal in signals.items() if signal.renderer.rules.gate is not None}
     proved: dict[str, bool] = {}
     for model, names in longest.items():
-        proved |= make_invariant(model, names, stepwise)
+        proved |= make_invariant(model, names, stepwise, gated)
     return dict.fromkeys(signals, False) | proved  # vLLM plans its batches by itself, so nothing is tested there
 
 

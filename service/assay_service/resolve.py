@@ -4,7 +4,7 @@ All errors are collected and reported at once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from assay_service.errors import Problems
 from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
-from assay_service.scoring.head_rule import HeadRule, decide_output, select_claims
+from assay_service.scoring.head_layouts import HeadLayout, recognize_layout
+from assay_service.scoring.head_rule import HeadRule, check_network, decide_gate, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
+from assay_service.scoring.names import read_shapes
 from assay_service.scoring.reading import Aggregate
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.special_tokens import read_special_tokens
 from assay_service.scoring.template_files import read_template
 from assay_service.settings import Settings, parse
-from assay_service.signal_files import locate
+from assay_service.signal_files import SignalFiles, locate
 from assay_service.signal_rules import decide_aggregate, decide_dtype, decide_moments, decide_rules, settle
 from assay_service.signal_settings import BlendSettings, SignalSettings
 
@@ -133,16 +135,18 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     located = locate(settings, relative_to)
     config = located.config
     problems, template, declared = Problems(), "", None
-    head, claims = HeadRule(), located.claims
+    head, claims, gate = HeadRule(), located.claims, None
     with problems.collected():
         outputs = decide_output(settings.output, claims, config)
-        head = HeadRule(outputs, () if settings.head is None else settings.head.tokens)
+        head = HeadRule(outputs, () if settings.head is None else settings.head.tokens or ())
         claims = select_claims(claims, outputs)
     # Each check has a block of its own, so that one wrong key does not hide the others.
     with problems.collected("base"):
         read_architecture(config, located.base)
     with problems.collected("base"):
-        files.list_weight_files(located.base)
+        head = replace(head, layout=_find_layout(settings, located))
+    with problems.collected():
+        gate = decide_gate(None if settings.head is None else settings.head.gate, head.layout)
     with problems.collected("template"):
         declared = None if settings.template is None else files.place(settings.template, relative_to)
     with problems.collected():
@@ -152,7 +156,8 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     with problems.collected():
         kind: Kind = settle("kind", settings.kind, claims.kind)
     with problems.collected():
-        rules = decide_rules(settings, located, template)
+        rules = replace(decide_rules(settings, located, template), gate=gate)
+        check_network(head, rules.score_position, settings.engine)
     with problems.collected():
         moments = decide_moments(settings, claims, config)
     with problems.collected():
@@ -174,6 +179,14 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         head=head,
         aggregate=aggregate,
     )
+
+
+def _find_layout(settings: SignalSettings, located: SignalFiles) -> HeadLayout | None:
+    """Return the parts of a head with a gating network; None for a signal that reads another head."""
+    shapes = read_shapes(files.list_weight_files(located.base))
+    if located.adapters or (settings.head is not None and settings.head.tokens is not None):
+        return None
+    return recognize_layout(shapes, located.config, located.base)
 
 
 def _resolve_all(

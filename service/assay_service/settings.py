@@ -14,7 +14,14 @@ from assay_service.advice import get_advice
 from assay_service.compat_settings import ChatSettings, CompatSettings, Wires, WireSettings
 from assay_service.errors import StartError
 from assay_service.scoring.manifest import StepRules
-from assay_service.signal_settings import BlendSettings, Frozen, LengthPenaltySettings, Name, SignalSettings, TokenHead
+from assay_service.signal_settings import (
+    BlendSettings,
+    Frozen,
+    HeadSettings,
+    LengthPenaltySettings,
+    Name,
+    SignalSettings,
+)
 from assay_service.validation import (
     explain,
     find_wrong_names,
@@ -190,7 +197,7 @@ def _list_keys_at(location: tuple[int | str, ...]) -> list[str]:
     models: Mapping[tuple[int, int | str], type[BaseModel]] = {
         (3, "signals"): SignalSettings,
         (3, "blends"): BlendSettings,
-        (4, "signals"): TokenHead if location[2:3] == ("head",) else StepRules,
+        (4, "signals"): HeadSettings if location[2:3] == ("head",) else StepRules,
         (4, "blends"): LengthPenaltySettings,
         (2, "limits"): Limits,
         (2, "compat"): CompatSettings,

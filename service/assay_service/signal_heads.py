@@ -8,17 +8,23 @@ from assay_service.errors import StartError
 from assay_service.resolve import ResolvedSignal
 from assay_service.scoring import checkpoint, files, names, tokenizer
 from assay_service.scoring.architectures import ARCHITECTURES, Architecture, read_activation
-from assay_service.scoring.head import Dense, Head
+from assay_service.scoring.head import Dense, Head, checked
 from assay_service.scoring.head_files import EMBEDDINGS, OUTPUT_LAYERS, read_token_rows, select_output
+from assay_service.scoring.head_modules import NetworkHead, build_network
 from assay_service.scoring.manifest import ScorePosition
+from assay_service.scoring.network_files import NetworkTensors, read_network
+
+StoredHead = checkpoint.HeadTensors | NetworkTensors
 
 
-def read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
+def read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], StoredHead]:
     """Read the adapters in the order in which they are applied, and the one output of the head that the signal reads.
 
     Raises:
         StartError: there is no such head, or it is not read whole; the message names the tensor.
     """
+    if (layout := resolved.head.layout) is not None:
+        return [], read_network(files.list_weight_files(resolved.base), layout, resolved.head.objective)
     adapters, head = _read_tokens(resolved) if resolved.head.tokens else _read_head(resolved)
     architecture = ARCHITECTURES[resolved.config["model_type"]]
     position = resolved.rules.score_position
@@ -30,10 +36,20 @@ def read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], ch
     return adapters, select_output(head, resolved.head)
 
 
-def build_head(tensors: checkpoint.HeadTensors) -> Head:
-    """Return the head of these tensors as a module, in fp32."""
+def build_head(tensors: StoredHead, hidden_size: int) -> Head | NetworkHead:
+    """Return the head of these tensors as a module, in fp32.
+
+    Args:
+        tensors: tensors of the head.
+        hidden_size: width of the base's hidden states.
+
+    Raises:
+        StartError: the head does not fit the base, or was never trained; the message names the tensor.
+    """
+    if isinstance(tensors, NetworkTensors):
+        return build_network(tensors)
     dense = None if tensors.dense is None else Dense(tensors.dense, tensors.activation, tensors.epsilon)
-    return Head(tensors.weight, tensors.bias, dense)
+    return checked(Head(tensors.weight, tensors.bias, dense), hidden_size, tensors.name)
 
 
 def _read_head(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:

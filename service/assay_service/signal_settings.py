@@ -33,15 +33,23 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TokenHead(Frozen):
-    """A head of rows of a language model's output layer.
+class HeadSettings(Frozen):
+    """How a head is read that does not say so itself; exactly one key is declared.
 
     Attributes:
-        tokens: one token, whose logit is the reward; or two, for the logit of the first minus that of the second. Each
-            is a text that is one token, or an id.
+        tokens: rows of a language model's output layer that are the head: one token, whose logit is the reward; or two,
+            for the logit of the first minus that of the second. Each is a text that is one token, or an id.
+        gate: text that the template prints between prompt and completion; a gating network reads its first token.
     """
 
-    tokens: Annotated[tuple[str | int, ...], Field(min_length=1, max_length=2), BeforeValidator(check_tokens)]
+    tokens: Annotated[tuple[str | int, ...] | None, BeforeValidator(check_tokens)] = None
+    gate: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _check_one(self) -> "HeadSettings":
+        if (self.tokens is None) == (self.gate is None):
+            raise ValueError("declare `tokens`, or `gate` for a head with a gating network")
+        return self
 
 
 class SignalSettings(Frozen):
@@ -64,7 +72,8 @@ class SignalSettings(Frozen):
         template: path of a Jinja chat template; None takes the checkpoint's own.
         template_name: name of one of the checkpoint's chat templates; None takes the one called "default".
         score_position: the tokens that the head reads.
-        head: head that is made of a language model's output layer; None takes the checkpoint's own head.
+        head: tokens of a language model's output layer that are the head, or the place that a gating network reads;
+            None takes the checkpoint's own head as it is.
         output: output of a head with several: its number, its name, or two numbers whose difference is the logit.
         pad_token_id: the id that `score_position: last_non_pad_id` skips.
         token_types: rule for the types (segments) of tokens, for bases that have several.
@@ -95,7 +104,7 @@ class SignalSettings(Frozen):
     template: str | None = None
     template_name: str | None = None
     score_position: ScorePosition | None = None
-    head: TokenHead | None = None
+    head: HeadSettings | None = None
     output: Annotated[OutputKey | None, BeforeValidator(check_output)] = None
     pad_token_id: int | None = Field(None, ge=0)
     token_types: TokenTypes | None = None
@@ -120,7 +129,7 @@ class SignalSettings(Frozen):
 
     @model_validator(mode="after")
     def _check_head(self) -> "SignalSettings":
-        if self.head is not None and self.output is not None:
+        if self.head is not None and self.head.tokens is not None and self.output is not None:
             raise ValueError("output: is for a head of its own; with `head.tokens` the tokens say what is read")
         return self
 

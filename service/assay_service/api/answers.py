@@ -36,6 +36,8 @@ class StepValue(Answer):
 class SignalValue(Answer):
     """The logit of one signal for one item, and the token counts behind it; `prob` for absolute signals only.
 
+    `std` is the standard deviation of the distribution that the head predicts, for heads that predict one.
+
     Signals that score steps also have `steps`, and their logit is the declared aggregate of these.
 
     `dropped_tokens` counts tokens of the messages that the template does not print, `control_tokens_as_text` the
@@ -44,6 +46,7 @@ class SignalValue(Answer):
 
     logit: Finite
     prob: Finite | None = None
+    std: Finite | None = None
     prompt_tokens: int
     completion_tokens: int
     truncated_tokens: int
@@ -228,6 +231,8 @@ def build_signal_value(signal: Signal, score: ItemScore) -> SignalValue:
     }
     if signal.kind == "absolute":  # of a preference signal only the sigmoid of a margin is a probability
         fields["prob"] = compute_probability(logit)
+    if (std := score.readings[signal.name].std) is not None:
+        fields["std"] = std
     if rendered.steps:
         fields["steps"] = _list_steps(signal, score)
     return SignalValue.model_validate(fields)

@@ -11,6 +11,7 @@ from assay_service.errors import StartError
 from assay_service.scoring import names
 from assay_service.scoring.architectures import check_ropes, read_architecture
 from assay_service.scoring.files import ADAPTER_CONFIG, list_weight_files, read_config
+from assay_service.scoring.head_layouts import recognize_layout
 from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 
 # Types whose base has a pooler that can be left out.
@@ -56,6 +57,9 @@ def load_base(directory: Path, dtype: torch.dtype, device: torch.device) -> PreT
         output_loading_info=True,
         **options,
     )
-    names.check_loaded(report, directory, f"{base.base_model_prefix}.", tensors, config.get("value_head_prefix"))
+    layout = recognize_layout(tensors, config, directory)
+    unused = frozenset(() if layout is None else layout.tensors)
+    prefix = f"{base.base_model_prefix}."
+    names.check_loaded(report, directory, prefix, tensors, config.get("value_head_prefix"), unused)
     check_ropes(getattr(base.config, "rope_parameters", None), directory)
     return base

@@ -80,7 +80,7 @@ class HeadTensors:
         """Return the SHA-256 of the values, independent of the file that holds them."""
         tensors = {"weight": self.weight, **({} if self.bias is None else {"bias": self.bias})}
         tensors |= {} if self.dense is None else self.dense.named
-        return _hash_tensors(tensors)
+        return hash_tensors(tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Adapter:
         }
         if indices := self.config.get("trainable_token_indices"):
             scale["trainable_token_indices"] = indices
-        return hashlib.sha256((_hash_tensors(self.tensors) + json.dumps(scale, sort_keys=True)).encode()).hexdigest()
+        return hashlib.sha256((hash_tensors(self.tensors) + json.dumps(scale, sort_keys=True)).encode()).hexdigest()
 
 
 def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTensors | None:
@@ -256,7 +256,7 @@ def _remove_adapter_name(match: re.Match[str]) -> str:
     return match[1] if match[1].endswith("lora_magnitude_vector") else match[1] + match[3]
 
 
-def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 of names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

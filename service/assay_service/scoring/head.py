@@ -79,7 +79,7 @@ class Head(nn.Module):
     def forward(self, pooled: torch.Tensor, gates: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits, fp32 `[n]`, for pooled hidden states `[n, H]`; autocast, which would make them bf16, is off.
 
-        `gates` are hidden states for gating networks, which this head does not have.
+        `gates` are hidden states for gating networks (`head_modules.py`), which this head does not have.
 
         Each row is summed by itself, because a matrix product may pick its kernel by the number of rows (see
         `kernels/row_invariant.py`).

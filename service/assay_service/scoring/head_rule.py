@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from assay_service.advice import get_advice
 from assay_service.errors import StartError
-from assay_service.scoring.manifest import Manifest
+from assay_service.scoring.head_layouts import HeadLayout
+from assay_service.scoring.manifest import Manifest, ScorePosition
 
 OutputKey = int | str | tuple[int, int]
 
@@ -19,10 +21,61 @@ class HeadRule:
             sigmoid of their difference. Empty for a head with one output.
         tokens: one or two tokens, as text or id: the rows of a language model's output layer that are read in the same
             way. Empty for a head of its own.
+        layout: parts of a head with a gating network; None for any other head. One output is then one objective, and
+            without one the weighted sum of all is read.
     """
 
     outputs: tuple[int, ...] = ()
     tokens: tuple[str | int, ...] = ()
+    layout: HeadLayout | None = None
+
+    @property
+    def objective(self) -> int | None:
+        """Return the objective that is read of a head with a gating network; None for the weighted sum of all."""
+        return self.outputs[0] if self.outputs else None
+
+    @property
+    def has_std(self) -> bool:
+        """Return whether the head gives a standard deviation after each logit."""
+        return self.layout is not None and self.layout.has_std(self.objective)
+
+
+def check_network(rule: HeadRule, position: ScorePosition, engine: str) -> None:
+    """Refuse what a head with a gating network cannot be read with.
+
+    Raises:
+        StartError: the head has no such objective, or the position or the engine does not serve it.
+    """
+    if rule.layout is None:
+        return
+    if len(rule.outputs) > 1:
+        raise StartError("output: a difference is only for linear heads; declare one objective, or none for the score")
+    if rule.objective is not None and rule.objective >= rule.layout.objectives:
+        raise StartError(
+            f"output: {rule.objective} is declared, but the head has objectives 0 to {rule.layout.objectives - 1}"
+        )
+    if position in ("steps", "pooler", "mean_pooler"):
+        raise StartError(f"score_position: {position} does not work with a head that has a gating network")
+    if engine == "vllm":
+        raise StartError("engine: vllm serves linear heads only, and this head has a gating network; remove the key")
+
+
+def decide_gate(declared: str | None, layout: HeadLayout | None) -> str | None:
+    """Return the text at which the gate of a head reads the prompt; None for a head without such a gate.
+
+    Raises:
+        StartError: the text is missing, or the head has no such gate.
+    """
+    needed = layout is not None and layout.reads_prompt
+    if needed and declared is None:
+        assert layout is not None  # `needed` says so
+        raise StartError(
+            f"head: declare it, as `head: {{gate: TEXT}}`: {layout.gate.layers[0]}.weight is a gate that reads the end "
+            f"of the prompt: {get_advice('head')}"
+        )
+    if declared is not None and not needed:
+        raise StartError("head.gate: the checkpoint has no gate that reads the prompt; remove the key")
+    return declared
 
 
 def decide_output(output: OutputKey | None, claims: Manifest, config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -21,7 +21,9 @@ _MANY = 2048
 _MOST_STEPS = 40
 
 
-def is_invariant(model: RewardModel, name: str, longest_tokens: int, *, steps: bool = False) -> bool:
+def is_invariant(
+    model: RewardModel, name: str, longest_tokens: int, *, steps: bool = False, gate: bool = False
+) -> bool:
     """Return whether signal `name` gives random sequences the same bits in every batch that is tried.
 
     The sequences are computed alone, together, in another order, and with completions of the same prompt.
@@ -31,11 +33,14 @@ def is_invariant(model: RewardModel, name: str, longest_tokens: int, *, steps: b
         name: name of the signal.
         longest_tokens: largest number of tokens of a sequence.
         steps: whether the signal reads several tokens of a sequence.
+        gate: whether the signal reads a token of the prompt as well.
     """
     generator = random.Random(0)  # noqa: S311 - the ids are not a secret, and every start tries the same ones
     sequences = _draw_sequences(generator, model.get_vocabulary_size(name), longest_tokens, pairs=model.token_types > 1)
     if steps:
         sequences += [_add_steps(generator, sequence) for sequence in sequences]
+    if gate:
+        sequences = [replace(s, gate=generator.randrange(s.boundary or 1)) for s in sequences]
     order = generator.sample(range(len(sequences)), len(sequences))
     half = len(sequences) // 2
     with torch.inference_mode():
@@ -48,7 +53,10 @@ def is_invariant(model: RewardModel, name: str, longest_tokens: int, *, steps: b
 
 
 def make_invariant(
-    model: RewardModel, longest_tokens: Mapping[str, int], stepwise: Collection[str] = ()
+    model: RewardModel,
+    longest_tokens: Mapping[str, int],
+    stepwise: Collection[str] = (),
+    gated: Collection[str] = (),
 ) -> dict[str, bool]:
     """Make the signals of `model` invariant as far as this machine can, and return for which of them the check holds.
 
@@ -56,13 +64,15 @@ def make_invariant(
         model: model with all its signals.
         longest_tokens: largest number of tokens of a sequence, keyed by signal.
         stepwise: signals that read several tokens of a sequence.
+        gated: signals that read a token of the prompt as well.
     """
     try:
         model.make_invariant()
     except NotInvariant:
         return dict.fromkeys(longest_tokens, False)
     return {
-        name: is_invariant(model, name, longest, steps=name in stepwise) for name, longest in longest_tokens.items()
+        name: is_invariant(model, name, longest, steps=name in stepwise, gate=name in gated)
+        for name, longest in longest_tokens.items()
     }
 
 

@@ -24,6 +24,7 @@ from assay_service.scoring.base_files import load_base
 from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import OwnEmbedding
 from assay_service.scoring.head import Head, pool, split_gates
+from assay_service.scoring.head_modules import NetworkHead
 from assay_service.scoring.kernels.backend import Backend, Kernels
 from assay_service.scoring.kernels.choose import choose_backend
 from assay_service.scoring.kernels.experts import split_experts
@@ -37,7 +38,7 @@ class _Signal:
     """Holds the parts that one signal adds to the base."""
 
     adapters: tuple[str, ...]  # their names in PEFT, in the order in which they are applied
-    head: Head
+    head: Head | NetworkHead
     embedding: OwnEmbedding | None = None
 
 
@@ -86,7 +87,7 @@ class RewardModel:
         """
         return cls(load_base(directory, dtype, device), device)
 
-    def add_signal(self, name: str, head: Head, *adapters: Adapter) -> None:
+    def add_signal(self, name: str, head: Head | NetworkHead, *adapters: Adapter) -> None:
         """Add a signal with a trained head. Signals with the same adapters share them.
 
         Args:
@@ -133,8 +134,11 @@ class RewardModel:
         return [*own, *signal.head.parameters()]
 
     def get_head(self, name: str) -> Head:
-        """Return the head of signal `name`."""
-        return self._signals[name].head
+        """Return the head of signal `name`, which is a linear one, such as training makes."""
+        head = self._signals[name].head
+        if not isinstance(head, Head):
+            raise TypeError(f"signal {name!r} has a head with a gating network")
+        return head
 
     def get_adapter_names(self, name: str) -> tuple[str, ...]:
         """Return PEFT's names of the adapters of signal `name`; signals with equal names share a forward pass."""
@@ -207,8 +211,8 @@ class RewardModel:
 
         They may be infinite or NaN; the caller checks them. A signal that scores steps has `n` logits for `n` steps.
         """
-        (logits,) = self.outputs(sequences, (name,))
-        return logits
+        (outputs,) = self.outputs(sequences, (name,))
+        return outputs if outputs.dim() == 1 else outputs[:, 0]
 
     def outputs(self, sequences: Sequence[TokenSequence], names: Sequence[str]) -> list[torch.Tensor]:
         """Return what the heads of several signals give by one forward pass, for each signal.

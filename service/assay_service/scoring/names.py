@@ -58,8 +58,8 @@ _UNSERVED_HEADS = (
     (re.compile(r"^(?:[\w.]+\.)?(?:score|classifier|v_head|value_head)(?:\.summary)?\.\d+\.weight$"),
      "a head of other layers than two with a ReLU between ({names})"),
     (re.compile(r"^(?:[\w.]+\.)?v_head_mlp\d+\.weight$"), "a head of several layers ({names})"),
-    (re.compile(r"^(?:[\w.]+\.)?(?:regression_layer|gating)\."),
-     "a gated head of several objectives ({names}), as in ArmoRM, QRM or URM"),
+    (re.compile(r"^(?:[\w.]+\.)?regression_layer\."),
+     "a head of several objectives without its gate ({names})"),
 )  # fmt: skip
 
 
@@ -240,7 +240,14 @@ def explain_unknown(name: str) -> str:
     return ""
 
 
-def check_loaded(report: Mapping[str, Any], directory: Path, prefix: str, tensors: Shapes, head: str | None) -> None:
+def check_loaded(
+    report: Mapping[str, Any],
+    directory: Path,
+    prefix: str,
+    tensors: Shapes,
+    head: str | None,
+    read_elsewhere: frozenset[str] = frozenset(),
+) -> None:
     """Refuse a base for which transformers reports tensors that are missing, unknown or of the wrong shape.
 
     Args:
@@ -249,6 +256,7 @@ def check_loaded(report: Mapping[str, Any], directory: Path, prefix: str, tensor
         prefix: prefix that transformers puts in front of the base's names.
         tensors: shapes of all tensors in the files, keyed by name.
         head: name of a further head module, from `config.json`, or None.
+        read_elsewhere: names of tensors that the base does not use, because a head has them.
 
     Raises:
         StartError: a tensor does not fit; the message names it, and its origin if that is recognised.
@@ -265,7 +273,7 @@ def check_loaded(report: Mapping[str, Any], directory: Path, prefix: str, tensor
             f"{directory}: a tensor has the wrong shape: {mismatched[0]}; check that config.json belongs to the weights"
         )
     unexpected = (unwrap_name(name).removeprefix(prefix) for name in report["unexpected_keys"])
-    unknown = sorted(name for name in unexpected if not is_unused(name, head))
+    unknown = sorted(name for name in unexpected if not is_unused(name, head) and name not in read_elsewhere)
     if unknown:
         raise StartError(
             f"{directory}: tensor {unknown[0]} has no place in the architecture ({len(unknown)} unknown)"

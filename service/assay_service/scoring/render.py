@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
 from assay_service.scoring.encoding import Encoded, ItemEncoder, find_control_tokens, find_step_token
+from assay_service.scoring.gates import find_gate
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.reasoning import ReasoningRule
@@ -62,6 +63,7 @@ class Renderer:
         # Ids that every item must have in the places where the probe has them; `_check_rules` sets them.
         self._first: int | None = None
         self._separator: int | None = None
+        self._gate = None if rules.gate is None else self._items.encode_text(rules.gate)
         self._check_rules()
 
     def render(self, item: Item, truncation: Truncation = "error", *, trained: bool = False) -> Rendered:
@@ -177,7 +179,7 @@ class Renderer:
         dropped = encoded.text.dropped
         return Rendered(
             text=encoded.text.full,
-            sequence=TokenSequence(kept, boundary, score, second, tuple(later)),
+            sequence=TokenSequence(kept, boundary, score, second, tuple(later), find_gate(kept, self._gate, boundary)),
             truncated_tokens=cut,
             dropped=dropped,
             dropped_tokens=sum(len(self._items.encode_text(part.text)) for part in dropped),

@@ -37,6 +37,7 @@ class RenderRules:
             such completions are refused.
         reasoning_tags: tags that open and close reasoning; "keep" does not read them.
         steps: rules by which the steps of a completion are read; None unless the score position is "steps".
+        gate: text between prompt and completion at whose first token a gating network reads; None if there is none.
     """
 
     template: str
@@ -51,3 +52,4 @@ class RenderRules:
     reasoning: Reasoning = "keep"
     reasoning_tags: tuple[str, str] = REASONING_TAGS
     steps: StepRules | None = None
+    gate: str | None = None
