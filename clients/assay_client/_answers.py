@@ -242,6 +242,7 @@ def _build_rendered_signal(signal: Struct) -> r.RenderedSignal:
         dropped_tokens=signal.dropped_tokens,
         control_tokens_as_text=signal.control_tokens_as_text,
         steps=None if signal.steps is None else tuple(r.RenderedStep(*astuple(step)) for step in signal.steps),
+        gate=signal.gate,
     )
 
 
@@ -279,8 +280,8 @@ def encode_comparison(comparison: r.Comparison) -> dict[str, object]:
 
 def _drop_missing(signal: dict[str, Any]) -> None:
     """Remove the fields of a signal's value that the server omits."""
-    _drop_none(signal, "prob")
-    _drop_none(signal, "steps")
+    for optional in ("prob", "steps", "std", "gate"):
+        _drop_none(signal, optional)
     for step in signal.get("steps", ()):
         _drop_none(step, "prob")
 

@@ -188,10 +188,10 @@ def _build_schema(arrow: Module, signals: Mapping[str, Mapping[str, object]], id
     if signals:
         # Only absolute signals have `prob`; a column for all of them makes files alike.
         numbers = [("logit", number), ("prob", number)]
-        steps = arrow.list_(arrow.struct([("index", count), ("token", count), *numbers]))
+        others = {"std": number, "steps": arrow.list_(arrow.struct([("index", count), ("token", count), *numbers]))}
         kinds = {
             name: arrow.struct(
-                numbers + [(key, steps if key == "steps" else count) for key in value if key not in ("logit", "prob")]
+                numbers + [(key, others.get(key, count)) for key in value if key not in ("logit", "prob")]
             )
             for name, value in signals.items()
         }

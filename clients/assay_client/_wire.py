@@ -74,6 +74,7 @@ _RENDERED_SIGNAL = _build_struct(
     score_end=None,
     score_position=_POSITION,
     steps=_build_list(_build_struct(r.RenderedStep)) | None,
+    gate=Count | None,
 )
 # A rendered row has no score; it is read only so that one beside an error is refused.
 _RENDERED = _build_row(r.RenderedItem, _RENDERED_SIGNAL, score=Any | None)

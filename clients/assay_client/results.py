@@ -98,6 +98,7 @@ class RenderedSignal:
         dropped_tokens: the number of tokens of the messages that the template does not print.
         control_tokens_as_text: the number of control tokens in the messages that were read as plain characters.
         steps: the finished steps; None unless the signal scores steps.
+        gate: the index of the token that the head's gating network reads; None unless it reads one of the prompt.
     """
 
     text: str
@@ -110,6 +111,7 @@ class RenderedSignal:
     dropped_tokens: int
     control_tokens_as_text: int
     steps: tuple[RenderedStep, ...] | None = None
+    gate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,7 @@ class SignalValue:
         control_tokens_as_text: the number of control tokens in the messages that were read as plain characters; 0
             unless the signal declares `control_tokens: text`.
         steps: the values of the finished steps, of which `logit` is the aggregate; None unless the signal scores steps.
+        std: the standard deviation of the distribution that the head predicts; None unless it predicts one.
     """
 
     logit: float
@@ -160,6 +161,7 @@ class SignalValue:
     dropped_tokens: int
     control_tokens_as_text: int
     steps: tuple[StepValue, ...] | None = None
+    std: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,17 @@ from assay_service.advice import get_advice
 from assay_service.errors import StartError
 from assay_service.resolve import ResolvedSignal, resolve_signal
 from assay_service.scoring import files, names, pads
+from assay_service.scoring.head_layouts import recognize_layout
 from assay_service.scoring.special_tokens import TOKENIZER_CONFIG, read_optional, read_special_tokens
 from assay_service.scoring.template_files import NO_TEMPLATE, read_template
 from assay_service.settings import list_allowed_values, parse
 from assay_service.signal_files import SignalFiles, locate
-from assay_service.signal_settings import SignalSettings
+from assay_service.signal_settings import HeadSettings, SignalSettings
 from assay_service.validation import NAME_PATTERN
+
+# Values to try for keys whose values cannot be listed, and how the report shows such values.
+_TRIALS: Mapping[str, object] = {"head": HeadSettings(gate="the end of the prompt")}
+_FORMS = {"head": "{gate: TEXT}", "template": "a file"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +118,8 @@ def _find_missing_keys(signal: SignalSettings) -> tuple[list[str], ResolvedSigna
         except StartError as error:
             # Errors with ": declare it" are those that a declaration can fix; `signal_rules` writes them.
             keys = [line.partition(": declare it")[0] for line in error.problems if ": declare it" in line]
-            fillable = {
-                key: list_allowed_values(key)[0] for key in keys if key not in missing and list_allowed_values(key)
-            }
+            values = {key: [_TRIALS[key]] if key in _TRIALS else list_allowed_values(key) for key in keys}
+            fillable = {key: found[0] for key, found in values.items() if key not in missing and found}
             if not fillable:
                 others = [line for line in error.problems if line.partition(":")[0] not in missing]
                 # A template is a file, for which there is no value to try.
@@ -180,8 +184,14 @@ def _describe_pad(tokenizer: Path) -> str:
 
 
 def _list_heads(located: SignalFiles) -> list[str]:
-    """Return name and shape of every head in the checkpoint that should have one."""
+    """Return name and shape of every head in the checkpoint that should have one, or what a gated head consists of."""
     shapes = names.read_shapes(sorted(located.checkpoint.glob("*.safetensors")))
+    try:
+        layout = None if located.adapters else recognize_layout(shapes, located.config, located.base)
+    except StartError:  # `resolve_signal` reports it
+        return ["a gated head that is not whole"]
+    if layout is not None:
+        return [layout.describe()]
     pattern = names.build_head_weight_pattern(located.config.get("value_head_prefix"))
     return [f"{name} {list(shape)}" for name, shape in shapes.items() if pattern.match(names.unwrap_name(name))]
 
@@ -218,7 +228,8 @@ def _list_certain_keys(resolved: ResolvedSignal, missing: list[str]) -> Iterator
 def _format_yaml(name: str, keys: Mapping[str, object], missing: list[str]) -> str:
     lines = yaml.safe_dump({"signals": {name: dict(keys)}}, sort_keys=False, allow_unicode=True)
     for key in missing:  # as text, because yaml.safe_dump writes no comments
-        lines += f"    # {', '.join(list_allowed_values(key)) or 'a file'}: {get_advice(key)}\n    {key}:\n"
+        form = _FORMS.get(key) or ", ".join(list_allowed_values(key))
+        lines += f"    # {form}: {get_advice(key)}\n    {key}:\n"
     return lines
 
 

@@ -2,18 +2,28 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from assay_service import create_app
+from assay_service.engine.cache import compute_key
+from assay_service.errors import ContentError, StartError
+from assay_service.inspection import inspect
 from assay_service.loader import load
 from assay_service.registry import Registry
-from assay_service.scoring.item import Item
+from assay_service.scoring.gates import find_gate
+from assay_service.scoring.item import Item, Message
 from assay_service.settings import Settings, parse
 from tests import checkpoints
 
@@ -227,3 +237,252 @@ def test_a_published_head_gives_what_its_own_code_gives(name: str, tmp_path: Pat
     logits = {round(logit, 3) for logit, _ in read(registry, "score", ITEMS)}
     assert len(logits) > len(ITEMS) // 2  # a head that gave a constant would agree with nothing else
     assert registry.invariant == {"score": True, "third": True}
+
+
+GATED = ("ArmoRM", "QRM", "QRM-Gemma")
+
+
+@pytest.mark.parametrize("name", ["ArmoRM", "QRM", "URM", "LDL with softmax"])
+def test_an_item_has_the_same_bits_alone_in_any_batch_and_beside_completions_of_its_prompt(
+    name: str, tmp_path: Path
+) -> None:
+    save(tmp_path, name)
+    registry = load_both(tmp_path, name)
+    long = Item.of(PROMPTS[0], " ".join(TEXTS * 4))
+    several = [ITEMS[3], *ITEMS[:3], long, ITEMS[0], *ITEMS[4:], *ITEMS * 9]
+    for signal in ("score", "third"):
+        alone = {item: read(registry, signal, [item])[0] for item in {*several}}
+        assert read(registry, signal, several) == [alone[item] for item in several]
+
+
+def test_a_gate_reads_the_same_token_of_the_prompt_for_all_its_completions(tmp_path: Path) -> None:
+    save(tmp_path, "ArmoRM")
+    registry = load_both(tmp_path, "ArmoRM")
+    renderer = registry.signals["score"].renderer
+    places: dict[str, set[int | None]] = {prompt: set() for prompt in PROMPTS}
+    for prompt, text in ((p, t) for p in PROMPTS for t in TEXTS):
+        sequence = renderer.render(Item.of(prompt, text)).sequence
+        places[prompt].add(sequence.gate)
+        assert sequence.gate == find_token_for_gating(list(sequence.ids))
+        assert sequence.gate is not None
+        assert FAST.convert_ids_to_tokens(sequence.ids[sequence.gate]) == "<|im_end|>"
+        assert sequence.gate < sequence.boundary
+    assert [len(gates) for gates in places.values()] == [1, 1]
+    assert places[PROMPTS[0]] != places[PROMPTS[1]]
+
+
+def test_the_gate_is_that_of_the_last_turn_and_part_of_the_cache_key(tmp_path: Path) -> None:
+    save(tmp_path, "ArmoRM")
+    registry = load_both(tmp_path, "ArmoRM")
+    pairs = [("user", "Hi"), ("assistant", "Hello."), ("user", "Who are you?"), ("assistant", "Me.")]
+    turns = Item(tuple(Message(role, text) for role, text in pairs))
+    sequence = registry.signals["score"].renderer.render(turns).sequence
+    assert sequence.gate == find_token_for_gating(list(sequence.ids))
+    assert sequence.gate is not None
+    assert sequence.gate > sequence.ids.index(sequence.ids[sequence.gate])
+    elsewhere = replace(sequence, gate=1)
+    assert compute_key("x", elsewhere) != compute_key("x", sequence)
+    assert compute_key("x", replace(sequence, gate=None)) != compute_key("x", sequence)
+    with torch.inference_mode():
+        model = registry.signals["score"].model
+        here, there = model.read([sequence, elsewhere], ("score",))[0]
+    assert here != there
+
+
+@given(
+    prompt=st.lists(st.integers(0, 2), max_size=12),
+    completion=st.lists(st.integers(0, 2), max_size=8),
+    pattern=st.lists(st.integers(0, 2), min_size=1, max_size=3),
+)
+def test_the_gate_is_the_last_place_of_the_pattern_that_begins_in_the_prompt(
+    prompt: list[int], completion: list[int], pattern: list[int]
+) -> None:
+    ids, text = [*prompt, *completion], "".join(map(str, [*prompt, *completion]))
+    last = text.rfind("".join(map(str, pattern)), 0, len(prompt) + len(pattern))
+    if last < 0:
+        with pytest.raises(ContentError, match=r"head\.gate"):
+            find_gate(ids, pattern, len(prompt))
+    else:
+        assert find_gate(ids, pattern, len(prompt)) == last
+    assert find_gate(ids, None, len(prompt)) is None
+
+
+def test_signals_of_one_gated_head_cost_one_forward_pass_and_answer_with_std(tmp_path: Path) -> None:
+    base, head = save(tmp_path, "QRM")
+    third = {**gate_of("QRM"), "output": 2}
+    with TestClient(create_app(settings(tmp_path, score=gate_of("QRM"), third=third))) as client:
+        items = [{"prompt": PROMPTS[0], "completion": text} for text in TEXTS[:2]]
+        answer = client.post("/v1/score", json={"items": items, "weights": {"score": 1.0, "third": 0.5}}).json()
+        rendered = client.post("/v1/render", json={"items": items, "model": "score"}).json()["data"]
+        lines = client.get("/metrics").text.splitlines()
+        info = client.get("/info").json()["signals"]
+        ids = [row["signals"]["score"]["ids"] for row in rendered]
+    with torch.inference_mode():
+        base.set_attn_implementation("eager")
+        expected = [head.read(base(input_ids=torch.tensor([i])).last_hidden_state[0], i) for i in ids]
+    passes = [line for line in lines if line.startswith("assay_forward_seconds_count")]
+    assert [line.partition("}")[0] for line in passes] == ['assay_forward_seconds_count{signal="score+third"']
+    for row, right, tokens in zip(answer["data"], expected, (15, 5), strict=True):
+        (score, spread), (objective, deviation) = right["score"], right["third"]
+        assert row == {
+            "index": row["index"],
+            "score": pytest.approx(score + 0.5 * objective, abs=1e-5),
+            "signals": {"score": value(score, spread, tokens), "third": value(objective, deviation, tokens)},
+        }
+    assert [row["signals"]["score"]["gate"] for row in rendered] == [9, 9]
+    assert info["score"]["gate"] == GATE
+
+
+def value(logit: float, std: float | None, tokens: int) -> dict[str, Any]:
+    return {
+        "logit": pytest.approx(logit, abs=1e-5),
+        "std": pytest.approx(std, abs=1e-5),
+        "prompt_tokens": 16,
+        "completion_tokens": tokens,
+        "truncated_tokens": 0,
+        "dropped_tokens": 0,
+        "control_tokens_as_text": 0,
+    }
+
+
+def test_an_item_whose_gate_was_cut_off_is_refused_and_its_neighbour_is_not(tmp_path: Path) -> None:
+    save(tmp_path, "ArmoRM")
+    app = create_app(settings(tmp_path, score={**gate_of("ArmoRM"), "max_length": 28}))
+    with TestClient(app) as client:
+        items = [{"prompt": PROMPTS[0], "completion": text} for text in (TEXTS[0], TEXTS[0] + " Then bake it.")]
+        body = {"items": items, "truncation": "prompt_left"}
+        scored, refused = client.post("/v1/score", json=body).json()["data"]
+    assert scored["signals"]["score"]["truncated_tokens"] > 0
+    assert refused["error"]["code"] == "template_error"
+    assert "the text of `head.gate` does not occur in the ids where the prompt" in refused["error"]["message"]
+
+
+def refuse(root: Path, message: str, **keys: Any) -> None:
+    with pytest.raises(StartError, match=message):
+        load(settings(root, s=keys))
+
+
+def change(root: Path, tensors: dict[str, Any] | None = None, **config: Any) -> None:
+    """Replace tensors (None removes one) and keys of `config.json`."""
+    path, keys = root / "rm/model.safetensors", root / "rm/config.json"
+    changed = load_file(path) | (tensors or {})
+    save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, path)
+    keys.write_text(json.dumps(json.loads(keys.read_text()) | config))
+
+
+@pytest.mark.parametrize("name", ["ArmoRM", "QRM", "URM", "LDL"])
+def test_a_head_with_a_tensor_that_is_missing_unknown_misshapen_zero_or_not_finite_is_refused_by_its_name(
+    name: str, tmp_path: Path
+) -> None:
+    _, head = save(tmp_path, name)
+    gate = gate_of(name)
+    names = {n: t for n, t in head.state_dict().items() if "num_batches" not in n}
+    for tensor, values in names.items():
+        if tensor != "reward_transform_matrix" or name != "QRM":  # QRM-Gemma has none
+            change(tmp_path, {tensor: None})
+            refuse(tmp_path, rf"tensor {tensor} is missing", **gate)
+        change(tmp_path, {tensor: torch.zeros(3, 3, 3)})
+        refuse(tmp_path, rf"{tensor}", **gate)
+        change(tmp_path, {tensor: torch.full_like(values, float("nan"))})
+        refuse(tmp_path, rf"{tensor}: holds values that are not finite", **gate)
+        if not tensor.endswith(("bias", "running_mean", "running_var")):
+            change(tmp_path, {tensor: torch.zeros_like(values)})
+            refuse(tmp_path, rf"{tensor}: is all zero", **gate)
+        change(tmp_path, {tensor: values})
+    first = next(iter(names))
+    for unknown in (f"{first.split('.')[0]}.extra.weight", "v_head.weight"):
+        change(tmp_path, {unknown: torch.ones(1, HIDDEN)})
+        refuse(tmp_path, rf"tensor {unknown} has no place", **gate)
+        change(tmp_path, {unknown: None})
+    load(settings(tmp_path, s=gate))
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_a_gate_that_reads_the_prompt_must_be_declared_and_only_there(name: str, tmp_path: Path) -> None:
+    save(tmp_path, name)
+    refuse(tmp_path, r"head: declare it, as `head: \{gate: TEXT\}`: gating\.layers\.0\.weight .*<\|eot_id\|>")
+    refuse(tmp_path, r"output: 5 is declared, but the head has objectives 0 to 4", **gate_of(name), output=5)
+    refuse(tmp_path, r"output: a difference is only for linear heads", **gate_of(name), output=[0, 1])
+    steps = {"score_position": "steps", "steps": {"delimiter": "\n", "token": "q"}, "aggregate": "min"}
+    refuse(tmp_path, r"score_position: steps does not work with a head that has a gating", **gate_of(name), **steps)
+
+
+def test_the_key_gate_without_such_a_gate_is_refused(tmp_path: Path) -> None:
+    for name in ("URM", "LDL"):
+        save(tmp_path / name, name)
+        refuse(tmp_path / name, "engine: vllm serves linear heads only", engine="vllm")
+        refuse(tmp_path / name, r"head\.gate: the checkpoint has no gate that reads the prompt", head={"gate": GATE})
+    checkpoints.save(tmp_path / "rm", checkpoints.classifier("llama", FAST), FAST)
+    refuse(tmp_path, r"head\.gate: the checkpoint has no gate that reads the prompt", head={"gate": GATE})
+    for wrong in ({}, {"gate": GATE, "tokens": ["q"]}, {"gate": ""}):
+        assert "head" in " ".join(parse({"signals": {"s": {"base": "rm", "head": wrong}}}, tmp_path).problems)
+
+
+def test_a_gate_text_that_the_template_does_not_print_is_refused_at_start(tmp_path: Path) -> None:
+    save(tmp_path, "ArmoRM")
+    message = r"template: cannot render .* `head\.gate` does not occur"
+    refuse(tmp_path, message, head={"gate": "<|im_start|>model\n"})
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("ArmoRM", {"gating_temperature": 0}, "gating_temperature must be a number above 0, not 0"),
+        ("ArmoRM", {"gating_temperature": "10"}, "gating_temperature must be a number above 0"),
+        ("ArmoRM", {"gating_n_hidden": 4}, r"tensor gating\.layers\.4\.weight is missing"),
+        ("ArmoRM", {"gating_n_hidden": True}, "gating_n_hidden must be a whole number"),
+        ("ArmoRM", {"num_objectives": 19}, "num_objectives is 19, but .* has the shape of 5"),
+        ("QRM", {"num_quantiles": 5}, "num_quantiles is 5, but .* has the shape of 7"),
+        ("LDL", {"softmax": "yes"}, "softmax must be true or false"),
+        ("LDL with softmax", {"temperature": -1}, "temperature must be a number above 0"),
+    ],
+)
+def test_keys_of_the_configuration_that_do_not_fit_are_refused(
+    name: str, config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    save(tmp_path, name)
+    change(tmp_path, **config)
+    refuse(tmp_path, message, **gate_of(name))
+
+
+def test_an_unknown_temperature_is_not_guessed(tmp_path: Path) -> None:
+    """ArmoRM's code has 10 where `config.json` has none; of other architectures the default is not known."""
+    save(tmp_path, "QRM")
+    path = tmp_path / "rm/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "mistral"}))
+    refuse(tmp_path, "config.json: has no gating_temperature, which changes every score", **gate_of("QRM"))
+
+
+def test_inspect_says_what_a_gated_head_is_and_that_its_gate_must_be_declared(tmp_path: Path) -> None:
+    save(tmp_path, "QRM")
+    report = inspect(tmp_path / "rm", {"code": "ignore", "kind": "preference", "eos": "template"})
+    assert "5 objectives with quantiles each (regression_layer), weighed by a gate that reads the prompt" in report.text
+    assert "    head:\n" in report.text
+    assert "{gate: TEXT}: what the template prints between prompt and completion" in report.text
+    assert report.problems == ()
+    declared = {"code": "ignore", "kind": "preference", "eos": "template", "unfinished": "error", **gate_of("QRM")}
+    served = inspect(tmp_path / "rm", {**declared, "score_position": "last_token"})
+    parsed = parse(yaml.safe_load(served.text), tmp_path)
+    assert parsed.settings is not None
+    assert load(parsed.settings).invariant == {"rm": True}
+
+
+def test_the_fingerprint_names_the_gate_and_the_objective(tmp_path: Path) -> None:
+    save(tmp_path, "ArmoRM")
+    shorter = {"head": {"gate": "<|im_start|>assistant\n"}}
+    registry = load(settings(tmp_path, a=gate_of("ArmoRM"), b=shorter, c={**gate_of("ArmoRM"), "output": 2}))
+    assert len({registry.fingerprint(registry.blend(name, None)) for name in "abc"}) == 3
+    assert len({registry.signals[name].provenance.head_sha256 for name in "ac"}) == 2
+    assert read(registry, "a", ITEMS) != read(registry, "b", ITEMS)  # the gates read different tokens
+
+
+def test_bf16_bases_keep_their_heads_in_fp32(tmp_path: Path) -> None:
+    """As ArmoRM stores them; its 19 weights in bf16 would have three digits."""
+    save(tmp_path, "ArmoRM")
+    registry = load(settings(tmp_path, score={**gate_of("ArmoRM"), "dtype": "bfloat16"}))
+    assert registry.invariant == {"score": True}
+    exact = load(settings(tmp_path, score=gate_of("ArmoRM")))
+    coarse, fine = read(registry, "score", ITEMS), read(exact, "score", ITEMS)
+    for (one, _), (other, _) in zip(coarse, fine, strict=True):
+        assert one != other
+        assert one == pytest.approx(other, abs=0.2)

@@ -42,13 +42,15 @@ class StepPosition(Answer):
 class RenderedSignal(Answer):
     """The exact text and token ids that one signal scores.
 
-    `token_types` for bases that have more than one, `steps` for signals that score steps.
+    `token_types` for bases that have more than one, `steps` for signals that score steps. `gate` is the index of the
+    token that a gating network reads, for heads with one that reads the prompt.
     """
 
     text: str
     ids: list[int]
     boundary: int
     score_position: ScorePositionInfo
+    gate: int | None = None
     steps: list[StepPosition] | None = None
     token_types: list[int] | None = None
     truncated_tokens: int
@@ -77,6 +79,8 @@ def build_rendered_signal(signal: Signal, rendered: Rendered) -> RenderedSignal:
     """Build the text and token ids that one signal scores, with the tokens that its head reads."""
     spans, rules = rendered.sequence.score_spans, signal.renderer.rules
     optional: dict[str, Any] = {} if rules.token_types is None else {"token_types": rendered.sequence.types}
+    if rendered.sequence.gate is not None:
+        optional["gate"] = rendered.sequence.gate
     if rendered.steps:
         places = enumerate(zip(spans, rendered.steps, strict=True))
         optional["steps"] = [StepPosition(index=i, token=span.start, text=text) for i, (span, text) in places]

@@ -209,6 +209,7 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "score_position": signal.renderer.rules.score_position,
                 "steps": None if signal.renderer.rules.steps is None else signal.renderer.rules.steps.model_dump(),
                 "aggregate": signal.reading.aggregate,
+                "gate": signal.renderer.rules.gate,
                 "eos": signal.renderer.rules.eos,
                 "unfinished": signal.renderer.rules.unfinished,
                 "dropped_content": signal.renderer.rules.dropped_content,
