@@ -1,6 +1,7 @@
 """Heads with a gating network: each published layout against a short reference, and what is refused."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
+from typer.testing import CliRunner
 
 from assay_service import create_app
+from assay_service.cli import app
 from assay_service.engine.cache import compute_key
 from assay_service.errors import ContentError, StartError
 from assay_service.inspection import inspect
@@ -347,8 +350,7 @@ def value(logit: float, std: float | None, tokens: int) -> dict[str, Any]:
 
 def test_an_item_whose_gate_was_cut_off_is_refused_and_its_neighbour_is_not(tmp_path: Path) -> None:
     save(tmp_path, "ArmoRM")
-    app = create_app(settings(tmp_path, score={**gate_of("ArmoRM"), "max_length": 28}))
-    with TestClient(app) as client:
+    with TestClient(create_app(settings(tmp_path, score={**gate_of("ArmoRM"), "max_length": 28}))) as client:
         items = [{"prompt": PROMPTS[0], "completion": text} for text in (TEXTS[0], TEXTS[0] + " Then bake it.")]
         body = {"items": items, "truncation": "prompt_left"}
         scored, refused = client.post("/v1/score", json=body).json()["data"]
@@ -486,3 +488,49 @@ def test_bf16_bases_keep_their_heads_in_fp32(tmp_path: Path) -> None:
     for (one, _), (other, _) in zip(coarse, fine, strict=True):
         assert one != other
         assert one == pytest.approx(other, abs=0.2)
+
+
+def test_ldl_with_its_head_in_two_pickles_is_converted(tmp_path: Path) -> None:
+    """As `save_pretrained` of its class writes them: the bare base, and two state dicts."""
+    base, head = save(tmp_path, "LDL")
+    source, out = tmp_path / "rm", tmp_path / "out"
+    weights = load_file(source / "model.safetensors")
+    bare = {n.removeprefix("model."): t for n, t in weights.items() if n.startswith("model.")}
+    save_file(bare, source / "model.safetensors", metadata={"format": "pt"})
+    for part in ("regression_layer", "gating_layer"):
+        torch.save(getattr(head, part).state_dict(), source / f"{part}.pt")
+    declared = ["--kind", "preference", "--eos", "template", "--unfinished", "error"]
+    result = CliRunner().invoke(app, ["convert", str(source), str(out), *declared])
+    assert result.exit_code == 0, result.output
+    parsed = parse(yaml.safe_load(result.stdout), tmp_path).settings
+    assert parsed is not None
+    registry = load(parsed)
+    (name,) = registry.signals
+    base.set_attn_implementation("eager")
+    ids = [list(registry.signals[name].renderer.render(item).sequence.ids) for item in ITEMS]
+    with torch.inference_mode():
+        expected = [head.read(base(input_ids=torch.tensor([i])).last_hidden_state[0], i)["score"] for i in ids]
+    assert read(registry, name, ITEMS) == [(pytest.approx(score, abs=1e-5), None) for score, _ in expected]
+
+
+def test_ldl_that_is_not_whole_is_not_converted(tmp_path: Path) -> None:
+    _, head = save(tmp_path, "LDL")
+    source = tmp_path / "rm"
+    weights = load_file(source / "model.safetensors")
+    save_file({n: t for n, t in weights.items() if n.startswith("model.")}, source / "model.safetensors")
+    regression = head.regression_layer.state_dict()
+    torch.save(regression, source / "regression_layer.pt")
+
+    def refused(message: str, *more: str) -> None:
+        result = CliRunner().invoke(app, ["convert", str(source), str(tmp_path / "out"), *more])
+        assert result.exit_code == 2
+        assert re.search(message, " ".join(result.output.split())), result.output
+        assert not (tmp_path / "out").exists()
+
+    refused(r"gating_layer\.pt: no such file")
+    torch.save({"network.0.weight": torch.ones(3, 3)}, source / "gating_layer.pt")
+    refused(r"tensor gating_layer\.network\.0\.bias is missing")
+    torch.save(head.gating_layer.state_dict(), source / "gating_layer.pt")
+    refused(r"remove --head", "--head", "score")
+    torch.save({**regression, "network.4.weight": torch.ones(49, 16)}, source / "regression_layer.pt")
+    refused(r"regression_layer\.network\.4\.weight has 49 rows")

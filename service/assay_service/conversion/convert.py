@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from assay_service.conversion import normalizer, source, write
+from assay_service.conversion.ldl import convert_ldl, is_ldl
 from assay_service.conversion.prepare import Prepared, Request, prepare
 from assay_service.errors import StartError
 from assay_service.scoring import files, manifest
@@ -28,6 +29,8 @@ def convert(request: Request, out: Path) -> list[str]:
         raise StartError(f"{request.source}: has an {manifest.FILE_NAME} already, so it is served as it is")
     if (request.source / files.ADAPTER_CONFIG).is_file():
         return _convert_adapter(request, out)
+    if is_ldl(request.source):
+        return convert_ldl(request, out)
     model = prepare(request)
     with write.appear_whole(out) as directory:
         writer = write.WeightWriter(directory)

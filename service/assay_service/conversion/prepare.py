@@ -66,13 +66,13 @@ def prepare(request: Request) -> Prepared:
     fmt = formats.recognize(raw)
     config = dict(raw) | ({"model_type": "gpt_neox"} if raw.get("model_type") == formats.OASST_TYPE else {})
     architecture = read_architecture(config, where)
-    tokenizer = _find_tokenizer(request)
+    tokenizer = find_tokenizer(request)
     template = _find_template(request, tokenizer, fmt)
     shapes = {n: tuple(tensor.shape) for path in paths for n, tensor in source.read_tensors(path).items()}
     head = _find_head(request, shapes, raw, fmt)
     own = _is_own_head(config, head, architecture)
     module = _get_module(head) if own else architecture.head
-    planned = plan(shapes, _build_base(config), head, module, architecture, where)
+    planned = plan(shapes, build_base(config), head, module, architecture, where)
     native = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config["model_type"])
     written = formats.build_config(config, native if own or architecture.causal else None)
     claims = _decide_claims(request, fmt, config, None if own else formats.advise_position(head, shapes))
@@ -109,7 +109,7 @@ def _read_config(request: Request) -> dict[str, Any]:
     return files.read_config(request.source if has_own or request.base is None else request.base)
 
 
-def _find_tokenizer(request: Request) -> Path:
+def find_tokenizer(request: Request) -> Path:
     """Return the directory of the tokenizer, whose configuration must not ask for remote code."""
     own = (request.source / files.TOKENIZER_FILE).is_file() or request.base is None
     tokenizer = files.find_tokenizer_directory(request.source if own or request.base is None else request.base)
@@ -128,7 +128,7 @@ def _is_own_head(config: Mapping[str, Any], head: str, architecture: Architectur
     )
 
 
-def _build_base(config: Mapping[str, Any]) -> Base:
+def build_base(config: Mapping[str, Any]) -> Base:
     """Return names and shapes of the base's tensors, from transformers' bare model without values."""
     transformers_logging.set_verbosity_error()
     try:
