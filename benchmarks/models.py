@@ -45,12 +45,12 @@ def words() -> Iterator[str]:
     return (f"user\nassistant\n{text(draw, 200)}" for _ in range(200))
 
 
-def llama(directory: Path, texts: Iterable[str]) -> Path:
+def llama(directory: Path, texts: Iterable[str], *, layers: int = 12) -> Path:
     """Writes the random Llama in bf16: hidden 768, 12 layers, 12 heads, 6 KV heads, intermediate 2048."""
     fast = tokenizer(texts)
     config = LlamaConfig(
         hidden_size=768,
-        num_hidden_layers=12,
+        num_hidden_layers=layers,
         num_attention_heads=12,
         num_key_value_heads=6,
         intermediate_size=2048,

@@ -200,7 +200,7 @@ def _find_broken_files(located: SignalFiles) -> Iterator[str]:
     """Yield the faults of files that would stop loading; no declaration can help there."""
     paths = sorted(located.checkpoint.glob("*.safetensors"))
     if paths and not _list_heads(located):
-        yield f"{located.checkpoint}: {names.why_no_head(names.read_shapes(paths))}"
+        yield f"{located.checkpoint}: {names.why_no_head(names.read_shapes(paths), located.checkpoint)}"
     # Without an adapter the checkpoint is the base, and each path would come twice.
     for path in dict.fromkeys([*paths, *sorted(located.base.glob("*.safetensors"))]):
         if (missing := names.count_missing_bytes(path)) > 0:

@@ -94,7 +94,7 @@ def _read_tokens(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], ch
 
 def _explain_no_head(directory: Path, weights: Sequence[Path]) -> str:
     pickle = files.explain_pickled(directory, files.VALUE_HEAD)
-    return f"no head{pickle}" if pickle else names.why_no_head(names.read_shapes(weights))
+    return f"no head{pickle}" if pickle else names.why_no_head(names.read_shapes(weights), directory)
 
 
 def _read_dense(directory: Path, base: Path, architecture: Architecture) -> checkpoint.DenseTensors:

@@ -16,7 +16,7 @@ Kind = Literal["values", "quantiles", "normals", "bins"]
 Activation = Literal["relu", "selu", "leaky_relu"]
 
 BINS = 10  # LDL-Reward predicts how probable each of 10 values from 0 to 1 is
-_QUANTILES_WORDS = {"values": "a value", "quantiles": "quantiles", "normals": "a normal distribution", "bins": "bins"}
+_PREDICTIONS = {"values": "a value", "quantiles": "quantiles", "normals": "a normal distribution", "bins": "bins"}
 _PARTS = ("weight", "bias")
 _NORM_PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 # What a tensor's name begins with if it belongs to such a head.
@@ -97,7 +97,7 @@ class HeadLayout:
         """Return one line on the head, for people."""
         place = "the prompt" if self.reads_prompt else "the score position"
         return (
-            f"{self.objectives} objectives with {_QUANTILES_WORDS[self.kind]} each ({self.predictor.layers[-1]}), "
+            f"{self.objectives} objectives with {_PREDICTIONS[self.kind]} each ({self.predictor.layers[-1]}), "
             f"weighed by a gate that reads {place} ({self.gate.layers[0]})"
         )
 
@@ -119,14 +119,13 @@ def recognize_layout(shapes: Shapes, config: Mapping[str, Any], where: object) -
         return None
     parts = _find_parts(present, config)
     _check_names(parts, present, where)
-    objectives = present[f"{parts.gate.layers[-1]}.weight"][0]
-    rows = present[f"{parts.predictor.layers[-1]}.weight"][0]
+    objectives, rows = (_count_rows(f"{s.layers[-1]}.weight", present, where) for s in (parts.gate, parts.predictor))
     if objectives == 0 or rows % objectives:
         raise StartError(
             f"{where}: {parts.predictor.layers[-1]}.weight has {rows} rows, not a multiple of the {objectives} "
             f"rows of {parts.gate.layers[-1]}.weight; check that both are of one checkpoint"
         )
-    layout = _Parts.build(parts, objectives, rows // objectives, config)
+    layout = parts.build(objectives, rows // objectives, config)
     _check_shapes(layout, present, config, where)
     return layout
 
@@ -154,7 +153,9 @@ class _Parts:
         elif self.family == "ldl":
             kind, expected = "bins", BINS
             _check_count(config, "num_objectives", objectives * numbers, self.predictor)
-            if _read_flag(config, "softmax"):
+            if (softmax := config.get("softmax", False)) not in (True, False):
+                raise StartError(f"config.json: softmax must be true or false, not {softmax!r}; correct the file")
+            if softmax:
                 temperature = _read_number(config, "temperature", 1.0)
         else:
             expected = _check_count(config, "num_quantiles", numbers, self.predictor)
@@ -166,10 +167,8 @@ class _Parts:
                 f"{self.predictor.layers[-1]}.weight has {objectives * numbers} rows for {objectives} objectives; it "
                 f"needs {expected} for each"
             )
-        prompt = self.family == "gated"
-        return HeadLayout(
-            kind, objectives, numbers, self.predictor, self.gate, prompt, temperature, self.scale, self.transform
-        )
+        parts = self.predictor, self.gate, self.family == "gated"
+        return HeadLayout(kind, objectives, numbers, *parts, temperature, self.scale, self.transform)
 
 
 def _find_parts(present: Shapes, config: Mapping[str, Any]) -> _Parts:
@@ -181,11 +180,13 @@ def _find_parts(present: Shapes, config: Mapping[str, Any]) -> _Parts:
         predictor = [f"regression_layer.network.{index}" for index in (0, 2, 4)]
         gate = [f"gating_layer.network.{index}" for index in (0, 3, 6)]
         return _Parts("ldl", _build_stack(predictor, "leaky_relu"), _build_stack(gate, "leaky_relu"))
-    hidden = _read_count(config, "gating_n_hidden", _HIDDEN_LAYERS)
+    # No more than there are tensors: a name that is missing then is enough for the error.
+    hidden = min(_read_count(config, "gating_n_hidden", _HIDDEN_LAYERS), len(present))
     candidates = [_build_plain_gate(hidden), *(_build_normed_gate(hidden, dropout=d) for d in (False, True))]
     gate_stack = max(candidates, key=lambda stack: len(present.keys() & set(stack.tensors)))
     # QRM-Gemma has no such matrix.
-    transform = "reward_transform_matrix" if "reward_transform_matrix" in present or not gate_stack.norms else None
+    lacks = config.get("model_type") == "gemma2" and "reward_transform_matrix" not in present
+    transform = None if lacks else "reward_transform_matrix"
     predictor_stack = _build_stack(["regression_layer"], "relu", biased=False)
     return _Parts("gated", predictor_stack, gate_stack, "gating.logit_scale", transform)
 
@@ -235,10 +236,9 @@ def _check_shapes(layout: HeadLayout, present: Shapes, config: Mapping[str, Any]
     expected: dict[str, tuple[int, ...]] = {}
     hidden_size = config.get("hidden_size")
     for stack in (layout.predictor, layout.gate):
-        first = present[f"{stack.layers[0]}.weight"]
-        width = hidden_size if isinstance(hidden_size, int) else first[-1]
+        width = hidden_size if isinstance(hidden_size, int) else present[f"{stack.layers[0]}.weight"][-1]
         for number, layer in enumerate(stack.layers):
-            rows = present[f"{layer}.weight"][0] if present[f"{layer}.weight"] else 0
+            rows = _count_rows(f"{layer}.weight", present, where)
             expected[f"{layer}.weight"] = (rows, width)
             width = rows
             if layer in stack.biased:
@@ -257,6 +257,16 @@ def _check_shapes(layout: HeadLayout, present: Shapes, config: Mapping[str, Any]
                 f"{where}: tensor {name} has shape {list(present[name])}, but this head on this base needs "
                 f"{list(shape)}; check that all tensors and config.json are of one checkpoint"
             )
+
+
+def _count_rows(name: str, present: Shapes, where: object) -> int:
+    """Return the number of rows of a weight, which must have two axes."""
+    if len(present[name]) != 2:
+        raise StartError(
+            f"{where}: tensor {name} has shape {list(present[name])}, but the weight of a layer has two axes; download "
+            "or save the checkpoint again"
+        )
+    return present[name][0]
 
 
 def _check_count(config: Mapping[str, Any], key: str, count: int, stack: Stack) -> int:
@@ -286,10 +296,3 @@ def _read_number(config: Mapping[str, Any], key: str, default: float | None) -> 
     if not isinstance(value, int | float) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
         raise StartError(f"config.json: {key} must be a number above 0, not {value!r}; correct the file")
     return float(value)
-
-
-def _read_flag(config: Mapping[str, Any], key: str) -> bool:
-    value = config.get(key, False)
-    if not isinstance(value, bool):
-        raise StartError(f"config.json: {key} must be true or false, not {value!r}; correct the file")
-    return value

@@ -175,12 +175,16 @@ def _strip_to_module(name: str) -> str:
     return re.sub(r"\.modules_to_save\.\w+(?=\.)", "", unwrap_name(name).removeprefix("base_model.model."))
 
 
-def why_no_head(shapes: Shapes) -> str:
+def why_no_head(shapes: Shapes, directory: Path | None = None) -> str:
     """Explain why a checkpoint has no head that Assay serves, and how to declare or convert it.
 
     Args:
         shapes: shapes of all its tensors, keyed by name.
+        directory: directory of the checkpoint, which may hold the head as pickles.
     """
+    pickles = [] if directory is None else sorted(path.name for path in directory.glob("*_layer.pt"))
+    if pickles:
+        return f"the head is in pickles ({', '.join(pickles)}), which are not read: `assay convert {directory} OUT`"
     for pattern, kind in _UNSERVED_HEADS:
         layers = sorted({name.rpartition(".")[0] for name in shapes if pattern.match(name)})
         if layers:
