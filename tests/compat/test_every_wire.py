@@ -60,6 +60,8 @@ BODIES: dict[tuple[str, str], Any] = {
 # Paths that score nothing.
 OTHERS = {("nemo_gym", "/seed_session"), ("nemo_gym", "/aggregate_metrics")}
 PATHS = sorted(BODIES)
+# Wires whose clients send columns of their data sets.
+IGNORING = {"aws", "nemo_gym", "openrlhf", "slime"}
 # TEI's status for errors of its backend.
 FAILED = {"tei": 424}
 STATUSES: dict[str, int] = {wire.name: wire.overload_status for wire in WIRES}
@@ -171,6 +173,20 @@ def test_a_bad_body_is_refused_in_json_and_scores_nothing(path: tuple[str, str],
         answer = httpx.post(f"{url}/compat/{wire}{rest}", content=body, headers=JSON, timeout=60)
         assert 400 <= answer.status_code < 500, body
         assert not {"rewards", "scores", "score", "reward", "data", "results"} & set(answer.json()), body
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_unknown_field_is_named_or_ignored_as_the_page_says(path: tuple[str, str], url: str) -> None:
+    unknown = {"best_of": 2, "say hi, SECRET": 2}
+    for name, value in unknown.items():
+        body = BODIES[path]
+        answer = send(url, path, [body[0] | {name: value}] if isinstance(body, list) else body | {name: value})
+        if path[0] in IGNORING and path != ("nemo_gym", "/compare"):
+            assert answer.status_code == 200
+        else:
+            assert 400 <= answer.status_code < 500
+            assert ("best_of" in answer.text) == (name == "best_of")
+            assert "SECRET" not in answer.text
 
 
 @pytest.mark.parametrize("wire", sorted(STATUSES))

@@ -222,6 +222,18 @@ def test_a_blend_of_signals_with_different_templates_needs_a_policy(tiny: dict[s
             assert "compat.wires.openrlhf.policy: DIR" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("rule", [{"control_tokens": "text"}, {"dropped_content": "report"}, {"max_length": 100}])
+def test_signals_that_differ_in_other_rules_read_text_by_their_one_template(
+    tiny: dict[str, Any], rule: dict[str, Any]
+) -> None:
+    signals = tiny["settings"].signals
+    signals = {**signals, "abs": signals["abs"].model_copy(update=rule)}
+    with TestClient(create_app(tiny["settings"].model_copy(update={"signals": signals}))) as client:
+        items = [{"prompt": MESSAGES, "completion": ANSWER}]
+        (row,) = client.post("/v1/score", json={"items": items}).json()["data"]
+        assert client.post("/compat/slime/reward", json=SLIME).json() == row["score"]
+
+
 def test_the_page_of_these_trainers_has_right_paths_and_settings(url: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "compat-trainers.md").read_text()
     assert sorted(re.findall(r"http://HOST:PORT(/\S+)", page)) == sorted(WIRES)

@@ -21,7 +21,7 @@ def read_texts(context: WireContext, blend: Blend, texts: Sequence[str | Content
             returned as it is.
 
     Raises:
-        ServingError: no policy is declared, and the signals of the blend have different templates.
+        ServingError: no policy is declared, and the signals of the blend have different templates or tokenizers.
     """
     transcript = _find_transcript(context, blend)
     return [
@@ -60,11 +60,13 @@ def read_completion(context: WireContext, blend: Blend, prompt: Sequence[Message
 def _find_transcript(context: WireContext, blend: Blend) -> Transcript:
     if context.policy is not None:
         return context.policy
-    transcripts = {context.registry.signals[name].renderer.transcript for name in blend.weights}
+    renderers = [context.registry.signals[name].renderer for name in blend.weights]
+    transcripts = {renderer.text_rule: renderer.transcript for renderer in renderers}
     if len(transcripts) > 1:
         raise ServingError(
-            "the signals of this blend have different templates, so the text cannot be read by their own; declare the "
-            f"policy's tokenizer and template: compat.wires.{context.name}.policy: DIR",
+            "the signals of this blend have different templates or tokenizers, so the text cannot be read by their "
+            f"own; declare the policy's tokenizer and template: compat.wires.{context.name}.policy: DIR",
             code="invalid_request",
         )
-    return transcripts.pop()
+    (transcript,) = transcripts.values()
+    return transcript

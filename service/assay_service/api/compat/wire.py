@@ -6,6 +6,7 @@ here: settings, refused items, overload, and errors in the wire's own form.
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,6 +25,7 @@ from assay_service.registry import Registry
 from assay_service.scoring.blend import Blend
 from assay_service.scoring.item import Truncation
 from assay_service.scoring.transcript import Transcript
+from assay_service.validation import NAME_PATTERN
 
 # Names the items of a request that got the floor in place of a score, by their indices.
 FLOORED_HEADER = "X-Assay-Floored-Items"
@@ -73,12 +75,10 @@ class WireBody(BaseModel):
     @model_validator(mode="after")
     def _check_extra(self) -> "WireBody":
         for name, value in (self.model_extra or {}).items():
-            # The message never quotes a name that is not the wire's own.
             if name not in self.ignored:
-                if not self.ignores_unknown:
-                    raise ValueError(
-                        "has a field that this wire does not read; remove it, since it could change scores"
-                    )
+                if not self.ignores_unknown:  # a name with other characters may be a text of the user
+                    shown = f"the field `{name}`" if re.fullmatch(NAME_PATTERN, name) else "a field"
+                    raise ValueError(f"has {shown}, which this wire does not read; remove it: it could change scores")
                 continue
             harmless = self.ignored[name]
             if isinstance(harmless, tuple) and value is not None and (type(value), value) not in map(_type, harmless):
