@@ -4,12 +4,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import cohere
 import httpx
 import litellm
-import openai
 import pytest
-from langchain_cohere import CohereRerank
 
 from tests.compat.conftest import Serve
 
@@ -22,9 +19,9 @@ def list_examples(section: str) -> list[str]:
     return [textwrap.dedent(block.partition("```")[0]) for block in text.split("```python\n")[1:]]
 
 
-def run(example: str, url: str, **names: Any) -> dict[str, Any]:
+def run(example: str, url: str) -> dict[str, Any]:
     """Run an example on a running service, whose only names differ from those of the embedded models."""
-    found: dict[str, Any] = dict(names)
+    found: dict[str, Any] = {}
     code = example.replace("http://127.0.0.1:8000", url).replace('"crs"', '"mix"').replace("cohere/crs", "cohere/mix")
     exec(compile(code, str(PAGE), "exec"), found)
     return found
@@ -36,7 +33,7 @@ def score(url: str) -> float:
 
 def test_tei(url: str) -> None:
     (example,) = list_examples("TEI")
-    assert run(example, url, httpx=httpx)["score"] == score(url)
+    assert run(example, url)["score"] == score(url)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -46,7 +43,7 @@ def test_rerankers(url: str) -> None:
     examples = list_examples("Cohere, Jina, LiteLLM, LangChain")
     assert len(examples) == 3
     for example in examples:
-        found = run(example, url, cohere=cohere, litellm=litellm, CohereRerank=CohereRerank)
+        found = run(example, url)
         assert found["best"] == best
         if ranker := found.get("ranker"):
             ranker.client.__exit__(None, None, None)
@@ -55,7 +52,7 @@ def test_rerankers(url: str) -> None:
 
 def test_chat(url: str) -> None:
     (example,) = list_examples("Chat completions")
-    found = run(example, url, openai=openai)
+    found = run(example, url)
     found["client"].close()
     assert found["score"] == score(url)
     assert set(found["rewards"]) == {"mix", "pref", "abs"}

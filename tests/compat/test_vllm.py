@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 from fastapi.testclient import TestClient
 
@@ -363,13 +362,13 @@ def test_the_call_of_verl_gives_the_logit_of_transformers(tmp_path: Path) -> Non
     assert embedded["data"][-1]["embedding"][-1] == answer["data"][-1]["probs"][-1]
 
 
-def test_the_examples_of_the_page_run(url: str) -> None:
+def test_the_examples_of_the_page_run(url: str, tiny: dict[str, Any]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "compat-servers.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page.partition("## Server options")[0], flags=re.DOTALL)
     scores = []
     for block in blocks:
-        names: dict[str, Any] = {"httpx": httpx, "openai": openai, "tokenizer": FAST}
-        exec(block.replace("http://127.0.0.1:8000", url), names)
+        names: dict[str, Any] = {}
+        exec(block.replace("http://127.0.0.1:8000", url).replace('"DIR"', repr(str(tiny["root"] / "base"))), names)
         scores.append(names["score"])
         if "client" in names:
             names["client"].close()
