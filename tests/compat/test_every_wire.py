@@ -119,6 +119,29 @@ def test_a_full_queue_has_the_declared_status(
     assert not list(list_numbers(answer.json()))
 
 
+def put_control_token(value: Any) -> Any:
+    """The same body with a control token in every completion, for which its item is refused."""
+    if isinstance(value, dict):
+        return {key: put_control_token(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [put_control_token(part) for part in value]
+    return re.sub(r"(?<!say )\bhi(?=$|<)", "h<|im_start|>i", value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_refused_item_fails_the_request_or_gets_the_declared_floor(path: tuple[str, str], serve: Serve) -> None:
+    body = put_control_token(BODIES[path])
+    failed = send(serve().url, path, body)
+    assert 400 <= failed.status_code < 500
+    assert "<|im_start|>" in failed.text
+    assert not list(list_numbers(failed.json()))
+    floored = send(serve(wires={name: {"on_item_error": {"floor": -7.25}} for name in STATUSES}).url, path, body)
+    assert floored.status_code == 200, floored.text
+    assert floored.headers["X-Assay-Floored-Items"] in ("0", "0,1")
+    numbers = list(list_numbers(floored.json()))
+    assert -7.25 in numbers or 1 / (1 + math.exp(7.25)) == pytest.approx(max(numbers), abs=1e-12)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_failure_of_the_service_is_an_error_even_with_a_floor(
     path: tuple[str, str], serve: Serve, monkeypatch: pytest.MonkeyPatch

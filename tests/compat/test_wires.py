@@ -12,6 +12,7 @@ from assay_service.api.compat.mount import WIRES
 from assay_service.api.compat.wire import ANY, WireBody
 from assay_service.compat_settings import NATIVE_PATHS
 from tests.compat.conftest import Serve
+from tests.compat.test_every_wire import IGNORING
 
 PAGE = Path(__file__).parents[2] / "docs" / "compat.md"
 FIELDS = PAGE.with_name("compat-fields.md")
@@ -25,6 +26,13 @@ def test_every_path_of_every_wire_is_in_the_table() -> None:
         assert str(wire.overload_status) in rows[wire.name]
         for route in router.routes:
             assert route.path in rows[wire.name]  # type: ignore[attr-defined]
+
+
+def test_the_table_says_which_wires_ignore_unknown_fields() -> None:
+    rows = [line.split("|") for line in PAGE.read_text().split("\n## ")[0].splitlines() if line.startswith("| `")]
+    assert {cells[1].strip(" `"): cells[-2].split()[0].strip(",") for cells in rows} == {
+        wire.name: "ignored" if wire.name in IGNORING else "refused" for wire in WIRES
+    }
 
 
 def test_a_wire_at_the_root_answers_there_as_well(serve: Serve) -> None:
