@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import assay_service
 from assay_client import RewardClient, Score
+from assay_service.settings import Settings
+from assay_service.signal_settings import SignalSettings
 from tests import language
 from tests.client.test_client_best_of import serve_numbers
 from tests.compat.conftest import run_app
@@ -111,6 +114,18 @@ def run(url: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             return names
 
         yield start
+
+
+@pytest.mark.parametrize("page", ["serve.md", "checkpoints.md"])
+def test_declarations_have_right_keys_and_values(page: str) -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / page).read_text(), flags=re.S | re.M)
+    assert len(blocks) >= 2
+    for block in map(yaml.safe_load, blocks):
+        signals = block.pop("signals", {"one": block})
+        for signal in signals.values():
+            SignalSettings.model_validate({"base": "base"} | signal)
+        if "blends" in block:
+            Settings.model_validate(block | {"signals": signals, "directory": ROOT})
 
 
 def find(word: str) -> str:

@@ -1,22 +1,36 @@
-"""The two models that come with the service: what they are, and that they tell clear cases apart."""
+"""The two models that come with the service: what they are, that they tell clear cases apart, and README's numbers."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
-from assay_service import loader, registry, settings
+from assay_service import create_app, registry, settings
 from assay_service.scoring.blend import blend_logits
 from assay_service.scoring.item import Item
 
 EMBEDDED = settings.EMBEDDED.parent
 TRIPLES = Path(__file__).parent / "clear_triples.jsonl"
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def served() -> registry.Registry:
+def service() -> Iterator[TestClient]:
     """Loading checks base hash, template hash, heads and golden rows."""
-    return loader.load(settings.read_settings(settings.EMBEDDED))
+    with TestClient(create_app(settings.read_settings(settings.EMBEDDED))) as client:
+        yield client
+
+
+@pytest.fixture
+def served(service: TestClient) -> registry.Registry:
+    app: Any = service.app
+    found: registry.Registry = app.state.scorer.registry
+    return found
 
 
 def score(served: registry.Registry, model: str, prompt: str, completion: str) -> float:
@@ -69,3 +83,41 @@ def test_clear_cut_triples_rank_right(served: registry.Registry, model: str) -> 
         for t in triples
     )
     assert right >= 16
+
+
+def test_the_requests_of_the_readme_have_its_numbers(service: TestClient) -> None:
+    console = README.split("```console\n")[1].split("```")[0]
+    requests = re.findall(r"localhost:8000(\S+) .*?-d '(.*?)'", console, flags=re.S)
+    answers = {path: service.post(path, json=json.loads(body)) for path, body in requests}
+    assert {path: answer.status_code for path, answer in answers.items()} == dict.fromkeys(
+        ("/v1/score", "/v1/compare", "/v1/render"), 200
+    )
+    printed = [(float(a), *map(float, re.findall(r'"logit": (\S+?),', b))) for a, b in re.findall(LINE, console)]
+    rows = answers["/v1/score"].json()["data"]
+    assert len(printed) == len(rows)
+    for numbers, row in zip(printed, rows, strict=True):
+        logits = [row["signals"][name]["logit"] for name in ("preference", "absolute")]
+        assert numbers == pytest.approx([row["score"], *logits], abs=0.0015)
+
+
+LINE = r'"index": \d, "score": (\S+), "signals": (.*)'
+
+
+def test_the_readmes_table_is_that_of_the_example(service: TestClient) -> None:
+    rows = [json.loads(line) for line in (ROOT / "examples" / "rank.jsonl").read_text().splitlines()]
+    table = [line for line in README.split("| prompt | by")[1].split("\n\n")[0].splitlines() if " helpful" in line]
+    assert len(table) == len(rows)
+    for line, row in zip(table, rows, strict=True):
+        _, prompt, *columns, _ = line.split("|")
+        assert row["prompt"].startswith(prompt.strip().removesuffix(" …"))
+        for model, column in zip(("crs", "preference"), columns, strict=True):
+            body = {"prompt": row["prompt"], "completions": row["completions"], "model": model}
+            ranked = [result["score"] for result in service.post("/v1/rank", json=body).json()["results"]]
+            assert [float(n) for n in re.findall(r"-?\d\.\d\d", column)] == pytest.approx(ranked, abs=0.006)
+
+
+def test_rendered_text_is_read_without_any_setting(service: TestClient) -> None:
+    item = {"prompt": "Say Hi.", "completion": "Hi there."}
+    (row,) = service.post("/v1/score", json={"items": [item]}).json()["data"]
+    body = {"prompt": "[CLS]user: Say Hi.[SEP]assistant: ", "response": "Hi there.[SEP]"}
+    assert service.post("/compat/slime/reward", json=body).json() == row["score"]
