@@ -1,10 +1,11 @@
 """Define the settings of the compatible wires: the HTTP interfaces of other servers that Assay answers as well."""
 
+import math
 import string
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from assay_service.signal_settings import Frozen, Name
@@ -32,6 +33,15 @@ class Floor(Frozen):
     floor: float = Field(allow_inf_nan=False)
 
 
+def _check_fate(value: object) -> object:
+    """Return the declared fate of refused items as it is; pydantic alone would report both forms of the union."""
+    number = value.get("floor") if isinstance(value, dict) and value.keys() == {"floor"} else None
+    is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    if not (value == "fail" or isinstance(value, Floor) or is_number):
+        raise ValueError("must be `fail`, or `{floor: NUMBER}` with a finite number")
+    return value
+
+
 class WireSettings(Frozen):
     """The settings of one wire.
 
@@ -46,7 +56,7 @@ class WireSettings(Frozen):
 
     model: Name | None = None
     policy: str | None = None
-    on_item_error: Literal["fail"] | Floor = "fail"
+    on_item_error: Annotated[Literal["fail"] | Floor, BeforeValidator(_check_fate)] = "fail"
     overload_status: Literal[429, 503] | None = None
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 from assay_service.compat_settings import WireName
 from assay_service.errors import Problems
-from assay_service.scoring import tokenizer
+from assay_service.scoring import files, tokenizer
 from assay_service.scoring.template import Template
 from assay_service.scoring.template_files import read_template
 from assay_service.scoring.token_reader import TokenReader
@@ -28,7 +28,7 @@ def load_policies(settings: Settings) -> Mapping[WireName, TokenReader]:
         declared = settings.compat.get_wire(wire).policy
         if declared is None:
             continue
-        directory, key = settings.directory / declared, f"compat.wires.{wire}.policy"
+        directory, key = files.place(declared, settings.directory), f"compat.wires.{wire}.policy"
         with problems.collected(key):
             if directory not in readers:
                 readers[directory] = _load(directory, key)

@@ -6,10 +6,10 @@ All errors are collected and reported at once.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from assay_service.compat_settings import NATIVE_PATHS, CompatSettings
-from assay_service.errors import Problems
+from assay_service.compat_settings import NATIVE_PATHS, CompatSettings, WireName
+from assay_service.errors import Problems, StartError
 from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
@@ -89,7 +89,7 @@ def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
     problems = Problems()
     resolved = _resolve_all(settings.signals, settings.directory, problems)
     _check_blends(settings.blends, resolved, problems)
-    _check_root(settings.compat, problems)
+    _check_compat(settings.compat, settings.directory, problems)
     problems.raise_any()
     return resolved
 
@@ -113,7 +113,7 @@ def read_resolved(raw: object, directory: Path, source: str) -> tuple[Settings, 
     resolved = _resolve_all(parsed.signals, directory, in_files)
     if parsed.settings is not None:  # else a blend's signal may be missing because of another error
         _check_blends(parsed.settings.blends, resolved, in_files)
-        _check_root(parsed.settings.compat, in_files)
+        _check_compat(parsed.settings.compat, directory, in_files)
     # A key with a wrong value counts as not declared. The problem that it is missing would only repeat the first one.
     problems.lines += [line for line in in_files.lines if not line.startswith(reported)]
     problems.raise_any(source)
@@ -213,8 +213,13 @@ def _check_blends(
                 )
 
 
-def _check_root(compat: CompatSettings, problems: Problems) -> None:
-    """Collect a problem if the wire at the root has paths that Assay itself serves there."""
+def _check_compat(compat: CompatSettings, directory: Path, problems: Problems) -> None:
+    """Collect the problems of wires: one at the root that has paths of Assay's own, and policies that do not exist."""
+    for wire in get_args(WireName):
+        policy = compat.get_wire(wire).policy
+        with problems.collected(f"compat.wires.{wire}.policy"):
+            if policy is not None and not (path := files.place(policy, directory)).is_dir():
+                raise StartError(f"{policy}: no such directory; looked at {path.resolve()}; correct the path")
     if compat.root is not None and compat.root in NATIVE_PATHS:
         problems.lines.append(
             f"compat.root: {compat.root} cannot be served at the root, because Assay itself serves "

@@ -453,6 +453,7 @@ def test_models_health_ready_info_metrics_and_docs(run: Run) -> None:
 
     got = run(talk)
     assert [r.status_code for r in got.values()] == [200] * 7 + [404]
+    assert "begin with /compat/NAME" in got["/nowhere"].json()["error"]["message"]
     models = {row["id"]: row for row in got["/v1/models"].json()["data"]}
     assert {name: row["kind"] for name, row in models.items()} == {
         "pref": "preference", "abs": "absolute", "enc": "preference", "mix": "blend", "mix_std": "blend",

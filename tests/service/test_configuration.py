@@ -122,12 +122,33 @@ def test_a_wrong_configuration_ends_before_torch_is_imported(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("wire", "wrong"),
+    [
+        ({"policy": "absent"}, "policy: absent: no such directory; looked at {}/absent; correct the path"),
+        ({"policy": "~/absent"}, "policy: ~/absent: no such directory; looked at {}/home/absent; correct the path"),
+        *(
+            ({"on_item_error": fate}, "on_item_error: must be `fail`, or `{{floor: NUMBER}}` with a finite number")
+            for fate in ({"flor": 1}, {"floor": "1"}, {"floor": math.inf}, {"floor": 1, "x": 1}, {}, [1], True, None)
+        ),
+    ],
+)
+def test_a_wrong_setting_of_a_wire_is_one_problem_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wire: dict[str, Any], wrong: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    model(tmp_path / "rm")
+    config = {"signals": {"rm": {**WHOLE, "score_position": "last_token"}}, "compat": {"wires": {"slime": wire}}}
+    (line,) = problems(config, tmp_path)
+    assert line.partition(", not ")[0] == f"compat.wires.slime.{wrong.format(tmp_path)}"
+
+
 @pytest.mark.parametrize("wire", ["chat", "sglang", "vllm"])
 def test_a_wire_with_assays_own_paths_at_the_root_is_refused_before_anything_is_loaded(
     tmp_path: Path, wire: str
 ) -> None:
     model(tmp_path / "rm")
-    declared = {"compat": {"root": wire, "wires": {"slime": {"policy": "absent"}}}}
+    declared = {"compat": {"root": wire, "wires": {"slime": {"policy": "rm"}}}}
     config = {"signals": {"rm": {**WHOLE, "base": "rm", "score_position": "last_token"}}, **declared}
     path = tmp_path / "service.yaml"
     path.write_text(yaml.safe_dump(config))

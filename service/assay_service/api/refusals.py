@@ -19,6 +19,15 @@ from assay_service.errors import AssayError, ContentError, Overloaded
 from assay_service.validation import explain, format_key
 
 _NOT_JSON = "the body is not valid JSON"
+# Codes and messages of requests that reach no handler, by status.
+_HTTP = {
+    404: (
+        "not_found",
+        "there is no such path: /docs lists all, and paths of other servers begin with /compat/NAME unless "
+        "`compat.root: NAME` mounts them at the root",
+    ),
+    405: ("method_not_allowed", "this path has another method: /docs lists all"),
+}
 _PLAIN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 _log = logging.getLogger("assay")
@@ -71,8 +80,8 @@ def refuse(request: Request, error: Exception) -> Refusal:
     if isinstance(error, HTTPException):
         if error.status_code == 400:  # FastAPI's status for bodies that are not UTF-8, too deep, or hold huge numbers
             return Refusal(schemas.STATUS["invalid_request"], "invalid_request", _NOT_JSON)
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
-        return Refusal(error.status_code, code, str(error.detail))
+        code, message = _HTTP.get(error.status_code, ("http", str(error.detail)))
+        return Refusal(error.status_code, code, message)
     # Details go to the log, never to the client.
     _log.error("request %s failed", request.state.request_id, exc_info=error)
     return Refusal(
