@@ -61,12 +61,11 @@ def _find_transcript(context: WireContext, blend: Blend) -> Transcript:
     if context.policy is not None:
         return context.policy
     renderers = [context.registry.signals[name].renderer for name in blend.weights]
-    transcripts = {renderer.text_rule: renderer.transcript for renderer in renderers}
+    transcripts = list({renderer.text_rule: renderer.transcript for renderer in renderers}.values())
     if len(transcripts) > 1:
         raise ServingError(
             "the signals of this blend have different templates or tokenizers, so the text cannot be read by their "
             f"own; declare the policy's tokenizer and template: compat.wires.{context.name}.policy: DIR",
             code="invalid_request",
         )
-    (transcript,) = transcripts.values()
-    return transcript
+    return transcripts.pop()
