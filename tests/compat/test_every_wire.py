@@ -119,6 +119,20 @@ def test_a_full_queue_has_the_declared_status(
     assert not list(list_numbers(answer.json()))
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_an_unknown_field_is_named_or_ignored_as_the_page_says(path: tuple[str, str], url: str) -> None:
+    unknown = {"best_of": 2, "say hi, SECRET": 2}
+    for name, value in unknown.items():
+        body = BODIES[path]
+        answer = send(url, path, [body[0] | {name: value}] if isinstance(body, list) else body | {name: value})
+        if path[0] in IGNORING and path != ("nemo_gym", "/compare"):
+            assert answer.status_code == 200
+        else:
+            assert 400 <= answer.status_code < 500
+            assert ("best_of" in answer.text) == (name == "best_of")
+            assert "SECRET" not in answer.text
+
+
 def put_control_token(value: Any) -> Any:
     """The same body with a control token in every completion, for which its item is refused."""
     if isinstance(value, dict):
@@ -196,20 +210,6 @@ def test_a_bad_body_is_refused_in_json_and_scores_nothing(path: tuple[str, str],
         answer = httpx.post(f"{url}/compat/{wire}{rest}", content=body, headers=JSON, timeout=60)
         assert 400 <= answer.status_code < 500, body
         assert not {"rewards", "scores", "score", "reward", "data", "results"} & set(answer.json()), body
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_an_unknown_field_is_named_or_ignored_as_the_page_says(path: tuple[str, str], url: str) -> None:
-    unknown = {"best_of": 2, "say hi, SECRET": 2}
-    for name, value in unknown.items():
-        body = BODIES[path]
-        answer = send(url, path, [body[0] | {name: value}] if isinstance(body, list) else body | {name: value})
-        if path[0] in IGNORING and path != ("nemo_gym", "/compare"):
-            assert answer.status_code == 200
-        else:
-            assert 400 <= answer.status_code < 500
-            assert ("best_of" in answer.text) == (name == "best_of")
-            assert "SECRET" not in answer.text
 
 
 @pytest.mark.parametrize("wire", sorted(STATUSES))
