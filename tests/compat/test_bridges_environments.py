@@ -27,8 +27,12 @@ RENDERED = "<|im_start|>user\nsay hi<|im_end|>\n<|im_start|>assistant\n"
 
 
 def native(url: str, finish_reason: Any = "stop", model: str | None = None) -> Any:
+    return score_text(url, "hello", finish_reason, model)
+
+
+def score_text(url: str, text: str, finish_reason: Any = "stop", model: str | None = None) -> Any:
     with RewardClient(url) as client:
-        return client.score([(PROMPT, "hello", finish_reason)], model=model).data[0]
+        return client.score([(PROMPT, text, finish_reason)], model=model).data[0]
 
 
 # verifiers 0.4.0, v1/types.py and v1/trace.py: messages are pydantic objects, functions are called by names.
@@ -117,31 +121,35 @@ def interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", ray)
 
 
-def log(last_id: int, text: str = "hello") -> list[dict[str, Any]]:
-    return [
-        {"role": "user", "content": RENDERED, "token_ids": torch.tensor([5])},
-        {"role": "assistant", "content": text, "token_ids": torch.tensor([9, last_id])},
-    ]
+def log(text: str = "hello") -> list[dict[str, Any]]:
+    """A message log as `calculate_rewards` passes it: of each message only `role` and `content`."""
+    return [{"role": "user", "content": RENDERED}, {"role": "assistant", "content": text}]
 
 
 @pytest.mark.usefixtures("interfaces")
 def test_nemo_rl_gets_one_reward_per_log_or_one_tensor_per_signal(url: str) -> None:
-    config = {"url": url, "eos_token_id": 2, "end_token": "<|im_end|>"}
+    config = {"url": url, "end_token": "<|im_end|>"}
     environment = nemo_rl.make_environment()(config)
-    answer = environment.step([log(2), log(7)], [{"a": 1}, {"a": 2}])
-    stop, cut = native(url), native(url, "length")
-    assert answer.rewards.tolist() == pytest.approx([stop.score, cut.score], rel=1e-6)
+    answer = environment.step([log(), log("no")], [{"a": 1}, {"a": 2}])
+    other = score_text(url, "no")
+    assert answer.rewards.tolist() == pytest.approx([native(url).score, other.score], rel=1e-6)
     assert answer.terminateds.tolist() == [True, True]
     assert answer.metadata == [{"a": 1}, {"a": 2}]
-    assert answer.answers == ["hello", "hello"]
-    parts = nemo_rl.make_environment()({**config, "parts": True}).step([log(2)], [None]).rewards
+    assert answer.answers == ["hello", "no"]
+    evaluated = environment.step([log()], [None], True)  # as `run_env_eval` calls it
+    assert evaluated.rewards.tolist() == answer.rewards.tolist()[:1]
+    parts = nemo_rl.make_environment()({**config, "parts": True}).step([log()], [None]).rewards
+    # `get_gdpo_reward_component_keys` takes the names that begin with "reward/".
     assert {name: values.tolist() for name, values in parts.items()} == {
-        name: pytest.approx([value.logit], rel=1e-6) for name, value in stop.signals.items()
+        f"reward/{name}": pytest.approx([value.logit], rel=1e-6) for name, value in native(url).signals.items()
     }
     with pytest.raises(ServerError):
-        environment.step([log(2), log(2, "bad<|im_start|>user")], [None, None])
-    with pytest.raises(InvalidInput, match="end_token"):
-        nemo_rl.make_environment()({"url": url, "eos_token_id": 2})
+        environment.step([log(), log("bad<|im_start|>user")], [None, None])
+    with pytest.raises(InvalidInput, match="does not end with the assistant's"):
+        environment.step([log(), log()[:1]], [None, None])
+    for missing in ({}, {"end_token": ""}, {"end_token": ["<|im_end|>"]}):
+        with pytest.raises(InvalidInput, match="end_token"):
+            nemo_rl.make_environment()({"url": url, **missing})
     assert nemo_rl.AssayEnvironment == ("actor", nemo_rl.make_environment())
 
 

@@ -86,8 +86,8 @@ def ask_skyrl(config: dict[str, Any]) -> float:
 
 
 def ask_nemo_rl(config: dict[str, Any]) -> float:
-    reader = nemo_rl.RewardReader({**config, "eos_token_id": 2, "end_token": END})
-    (score,) = reader.score([log(2)])
+    reader = nemo_rl.RewardReader({**config, "end_token": END})
+    (score,) = reader.score([log()])
     assert isinstance(score, float)
     return score
 
@@ -138,7 +138,7 @@ REFUSED: dict[str, list[Any]] = {
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values])
 def test_an_option_of_another_form_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(InvalidInput, match=f"{name}"):
-        nemo_rl.RewardReader({"url": "http://a", "eos_token_id": 2, "end_token": END, name: value})
+        nemo_rl.RewardReader({"url": "http://a", "end_token": END, name: value})
 
 
 def test_several_addresses_in_one_text_are_refused() -> None:
@@ -150,9 +150,7 @@ def test_several_addresses_in_one_text_are_refused() -> None:
 def test_a_file_without_a_key_is_refused_and_not_repeated(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(InvalidInput, match="api_key") as raised:
-        nemo_rl.RewardReader(
-            {"url": "http://a", "api_key_file": str(tmp_path / "file"), "eos_token_id": 2, "end_token": END}
-        )
+        nemo_rl.RewardReader({"url": "http://a", "api_key_file": str(tmp_path / "file"), "end_token": END})
     assert "cret" not in str(raised.value)
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from assay_client._protocol import Call
 from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.errors import InvalidAnswer
+from assay_client.integrations._rows import split_end_token
 from assay_client.types import FinishReason
 
 PATH = "/compat/openrlhf/get_reward"
@@ -47,10 +48,17 @@ def require_parts(scores: RenderedScores) -> dict[str, list[float]]:
     return scores.logits
 
 
-def append_end(completion: str, finish_reason: FinishReason, end_token: str) -> str:
-    """Return a completion as its template prints it: with the end token if it ended, and without it if it did not."""
-    ended = completion.endswith(end_token)
-    return completion + end_token if finish_reason == "stop" and not ended else completion
+def append_end(completion: str, finish_reason: FinishReason, end_tokens: tuple[str, ...]) -> str:
+    """Return a completion as its template prints it: with the end token if it ended, and without it if it did not.
+
+    Args:
+        completion: the completion, with or without one of the end tokens.
+        finish_reason: "stop" if it ended.
+        end_tokens: the end tokens of the policy, that of the template first. It takes the place of another one, which
+            the template would print as a part of the text.
+    """
+    text, _ = split_end_token(completion, end_tokens)
+    return text + end_tokens[0] if finish_reason == "stop" else text
 
 
 def score_rendered(client: RewardClient, queries: Sequence[str], prompts: Sequence[str]) -> RenderedScores:

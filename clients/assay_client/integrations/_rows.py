@@ -33,6 +33,26 @@ def read_finish_reason(completion_ids: Sequence[int], eos_token_ids: Collection[
     return "stop" if len(completion_ids) and completion_ids[-1] in eos_token_ids else "length"
 
 
+def read_end_tokens(end_token: str | Collection[str]) -> tuple[str, ...]:
+    """Return the texts of the end tokens; the first one is that of the policy's template.
+
+    Raises:
+        InvalidInput: there is none, or one is empty.
+    """
+    tokens = (end_token,) if isinstance(end_token, str) else tuple(end_token)
+    if not tokens or not all(tokens):
+        raise InvalidInput("`end_token` must be the text of the policy's end token, or a list of such texts")
+    return tokens
+
+
+def split_end_token(text: str, end_tokens: tuple[str, ...]) -> tuple[str, FinishReason]:
+    """Return a completion without its end token, and "stop"; or unchanged, and "length", if it has none."""
+    for token in end_tokens:
+        if text.endswith(token):
+            return text[: -len(token)], "stop"
+    return text, "length"
+
+
 def convert_finish_reason(reason: object) -> FinishReason | None:
     """Return the finish reason of a generator in the words of the service; calls of tools end a turn.
 

@@ -1,12 +1,9 @@
 """Score one row for trainers that ask about one completion at a time, and have no value for a missing reward."""
 
-from collections.abc import Collection
-
 from assay_client.client import AsyncRewardClient, RewardClient
-from assay_client.errors import InvalidInput
 from assay_client.integrations._rows import Rows
 from assay_client.integrations._scorer import AsyncScorer, Scorer
-from assay_client.types import FinishReason, Score, ScoreFailure
+from assay_client.types import Score, ScoreFailure
 
 
 def open_client(client: RewardClient | str) -> RewardClient:
@@ -48,23 +45,3 @@ def score_single(scorer: Scorer, rows: Rows) -> Score:
 async def score_single_async(scorer: AsyncScorer, rows: Rows) -> Score:
     """Return the score of one row; see `score_single`."""
     return require_score((await scorer.score(rows)).data[0])
-
-
-def read_end_tokens(end_token: str | Collection[str]) -> tuple[str, ...]:
-    """Return the texts of the end tokens; the first one is that of the policy's template.
-
-    Raises:
-        InvalidInput: there is none, or one is empty.
-    """
-    tokens = (end_token,) if isinstance(end_token, str) else tuple(end_token)
-    if not tokens or not all(tokens):
-        raise InvalidInput("`end_token` must be the text of the policy's end token, or a list of such texts")
-    return tokens
-
-
-def split_end_token(text: str, end_tokens: tuple[str, ...]) -> tuple[str, FinishReason]:
-    """Return a completion without its end token, and "stop"; or unchanged, and "length", if it has none."""
-    for token in end_tokens:
-        if text.endswith(token):
-            return text[: -len(token)], "stop"
-    return text, "length"

@@ -11,11 +11,11 @@ from functools import lru_cache
 
 from assay_client.client import RewardClient
 from assay_client.errors import InvalidInput, TransportError
-from assay_client.integrations._rendered import score_rendered
-from assay_client.integrations._rows import build_rows, build_token_rows
+from assay_client.integrations._rendered import append_end, score_rendered
+from assay_client.integrations._rows import build_rows, build_token_rows, read_end_tokens, split_end_token
 from assay_client.integrations._scorer import ScoreOptions, Scorer
 from assay_client.integrations._service import Service, read_service
-from assay_client.integrations._single import read_end_tokens, score_single, split_end_token
+from assay_client.integrations._single import score_single
 
 # AReaL's own limit is 15 s. The rest is for starting a process and reading the answer.
 MAX_DEADLINE_S = 13.0
@@ -27,7 +27,7 @@ class AssayReward:
 
     Attributes:
         service: the addresses and the API key of the service.
-        end_tokens: the texts of the policy's end tokens.
+        end_tokens: the texts of the policy's end tokens, that of the template first.
         model: the signal or blend to score by; the server's default if None.
         deadline_s: the time limit of one call in seconds, with its retries.
         messages_key: the column of the data set that holds the prompt as messages.
@@ -70,9 +70,10 @@ class AssayReward:
         try:
             if self.tokenizer_sha256 is not None:
                 return score_single(scorer, build_token_rows([prompt_ids], [completion_ids])).score
-            if messages is None:
-                return score_rendered(scorer.client, [prompt + completions], [prompt]).rewards[0]
             text, finish_reason = split_end_token(completions, self.end_tokens)
+            if messages is None:
+                query = prompt + append_end(text, finish_reason, self.end_tokens)
+                return score_rendered(scorer.client, [query], [prompt]).rewards[0]
             return score_single(scorer, build_rows([messages], [text], [finish_reason])).score
         except TimeoutError as error:
             late = TransportError(f"the service did not answer within {self.deadline_s:g} s: {error.args[0]}")
@@ -94,8 +95,8 @@ def make_reward_fn(
 
     Args:
         url: the address of the service, or a list of addresses.
-        end_token: the text of the policy's end token, such as "<|im_end|>", or all of them. A completion that ends
-            otherwise was cut off.
+        end_token: the text of the policy's end token, such as "<|im_end|>", or all of them, that of the template first.
+            A completion that ends otherwise was cut off.
         api_key_file: the path of a file with the API key, which is read now and pickled with the function.
         model: the signal or blend to score by; the server's default if None.
         deadline_s: the time limit of one call in seconds, at most 13: AReaL makes a 0 of a call that takes 15.

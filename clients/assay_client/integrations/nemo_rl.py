@@ -1,6 +1,7 @@
 """Give NeMo-RL an environment that scores over HTTP.
 
-Source: https://github.com/NVIDIA-NeMo/RL, `nemo_rl/environments` (7ea279a). `AssayEnvironment` is a Ray actor class; it
+Source: https://github.com/NVIDIA-NeMo/RL, `nemo_rl/experience/rollouts.py` and `nemo_rl/environments` (7ea279a). An
+environment is given the role and the content of messages, and no token ids. `AssayEnvironment` is a Ray actor class; it
 is made when it is first imported by name, so that this module needs neither Ray nor torch.
 """
 
@@ -11,23 +12,23 @@ from typing import Any
 from assay_client.client import RewardClient
 from assay_client.errors import InvalidInput
 from assay_client.integrations._rendered import append_end, require_parts, score_rendered
-from assay_client.integrations._rows import read_finish_reason, read_token_ids
+from assay_client.integrations._rows import read_end_tokens
 from assay_client.integrations._service import read_service
-from assay_client.integrations._single import read_end_tokens
-from assay_client.types import FinishReason
 
 Turn = Mapping[str, Any]
+COMPONENT = "reward/"  # NeMo-RL's GDPO takes the rewards whose names begin with it
 
 
 class RewardReader:
     """Scores message logs; the environment without its framework.
 
     NeMo-RL writes the rendered prompt into the messages' contents. The service reads it back: `compat.wires.openrlhf`
-    of its configuration names the policy's template and the model.
+    of its configuration names the policy's template and the model. NeMo-RL decodes completions without special tokens,
+    so that nothing says whether one was cut off: every completion counts as finished.
 
     Args:
-        config: `url` and the other options of `read_service`; `eos_token_id` and `end_token`, the policy's end tokens
-            as ids and as texts, that of the template first; and `parts`, true for one reward per signal.
+        config: `url` and the other options of `read_service`; `end_token`, the text with which the policy's template
+            ends a completion; and `parts`, true for one reward per signal.
 
     Raises:
         InvalidInput: a value is missing or has another type.
@@ -35,13 +36,14 @@ class RewardReader:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._client = RewardClient(**read_service(config).to_arguments())
-        tokens, ids = config.get("end_token", ""), config.get("eos_token_id", ())
-        self._end_token = read_end_tokens(tokens if isinstance(tokens, str) else [*tokens])[0]
-        self._eos_token_ids = read_token_ids(ids if isinstance(ids, int) else [*ids])
+        token = config.get("end_token")
+        if not isinstance(token, str):
+            raise InvalidInput(f"`end_token` must be the text of the policy's end token, not {token!r}")
+        self._end_tokens = read_end_tokens(token)
         self._parts = bool(config.get("parts", False))
 
     def score(self, logs: Sequence[Sequence[Turn]]) -> list[float] | dict[str, list[float]]:
-        """Return the reward of each message log, or the logits of each signal by name.
+        """Return the reward of each message log, or the logits of each signal, named `reward/SIGNAL`.
 
         Raises:
             InvalidInput: a log does not end with the assistant's message, or its content is not text.
@@ -50,15 +52,14 @@ class RewardReader:
         prompts = [_join(log[:-1]) for log in logs]
         queries = [prompt + self._build_completion(log) for prompt, log in zip(prompts, logs, strict=True)]
         scores = score_rendered(self._client, queries, prompts)
-        return require_parts(scores) if self._parts else scores.rewards
+        if not self._parts:
+            return scores.rewards
+        return {f"{COMPONENT}{name}": logits for name, logits in require_parts(scores).items()}
 
     def _build_completion(self, log: Sequence[Turn]) -> str:
         if not log or log[-1]["role"] != "assistant":
             raise InvalidInput("a message log does not end with the assistant's message, so there is no completion")
-        ids = [int(token) for token in log[-1]["token_ids"]]
-        finish_reason: FinishReason = read_finish_reason(ids, self._eos_token_ids)
-        # NeMo-RL decodes without special tokens; the ids say whether the turn ended.
-        return append_end(_join(log[-1:]), finish_reason, self._end_token)
+        return append_end(_join(log[-1:]), "stop", self._end_tokens)
 
 
 def _join(turns: Sequence[Turn]) -> str:
@@ -83,8 +84,15 @@ def make_environment() -> Any:
         def __init__(self, config: Mapping[str, Any]) -> None:
             self._reader = RewardReader(config)
 
-        def step(self, message_log_batch: list[Any], metadata: list[Any]) -> Any:
-            """Return the rewards of a batch; see `RewardReader.score`."""
+        def step(self, message_log_batch: list[Any], metadata: list[Any], return_extracted_answer: bool = False) -> Any:
+            """Return the rewards of a batch; see `RewardReader.score`.
+
+            Args:
+                message_log_batch: the message logs.
+                metadata: the metadata of each log, which is returned.
+                return_extracted_answer: the flag of NeMo-RL's evaluation, which has no effect: the answers are always
+                    the completions.
+            """
             rewards = self._reader.score(message_log_batch)
             size = len(message_log_batch)
             return EnvironmentReturn(

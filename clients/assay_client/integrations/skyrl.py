@@ -9,10 +9,10 @@ from functools import cache, lru_cache
 from typing import Any
 
 from assay_client.client import RewardClient
-from assay_client.integrations._rows import build_rows
+from assay_client.integrations._rows import build_rows, read_end_tokens, split_end_token
 from assay_client.integrations._scorer import ScoreOptions, Scorer
 from assay_client.integrations._service import Service, read_service
-from assay_client.integrations._single import read_end_tokens, read_parts, score_single, split_end_token
+from assay_client.integrations._single import read_parts, score_single
 from assay_client.types import FinishReason
 
 

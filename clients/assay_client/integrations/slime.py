@@ -10,15 +10,9 @@ from typing import Any, TypeAlias
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import InvalidInput
 from assay_client.integrations._rendered import append_end, require_parts, score_rendered_async
-from assay_client.integrations._rows import Rows, build_rows, build_token_rows
+from assay_client.integrations._rows import Rows, build_rows, build_token_rows, read_end_tokens, split_end_token
 from assay_client.integrations._scorer import AsyncScorer, ScoreOptions
-from assay_client.integrations._single import (
-    open_async_client,
-    read_end_tokens,
-    read_parts,
-    require_score,
-    split_end_token,
-)
+from assay_client.integrations._single import open_async_client, read_parts, require_score
 from assay_client.types import FinishReason
 
 Reward: TypeAlias = float | dict[str, float]
@@ -81,7 +75,7 @@ async def _score(
         raise InvalidInput("the group has prompts as text and as messages; they are scored by different requests")
     if samples and all(rendered):
         queries = [
-            sample.prompt + append_end(sample.response, reason, tokens[0])
+            sample.prompt + append_end(sample.response, reason, tokens)
             for sample, reason in zip(samples, reasons, strict=True)
         ]
         scores = await score_rendered_async(scorer.client, queries, [sample.prompt for sample in samples])
