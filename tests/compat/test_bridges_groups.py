@@ -142,6 +142,19 @@ def test_slime_scores_a_sample_or_a_group(url: str, prompt: Any) -> None:
     assert parts[0]["reward"] == stop
 
 
+# Policies have several end tokens (Qwen 2.5: <|im_end|> and <|endoftext|>); the template prints only one of them.
+ENDS = [END, "<|endoftext|>"]
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, RENDERED])
+@pytest.mark.parametrize("text", ["hello<|im_end|>", "hello<|endoftext|>"])
+def test_a_completion_has_one_score_whatever_token_ends_it(url: str, prompt: Any, text: str) -> None:
+    [row] = native(url, ("hello", "stop"))
+    assert asyncio.run(make_rm(url, end_token=ENDS)(SimpleNamespace(), sample(prompt, text))) == row.score
+    columns = {"messages": PROMPT} if prompt is PROMPT else {}
+    assert make_reward_fn(url, end_token=ENDS)(RENDERED, text, [1], [2], **columns) == row.score
+
+
 def test_slime_has_errors_for_failures(url: str) -> None:
     rm = make_rm(url, end_token=END)
     with pytest.raises(ItemFailed):
