@@ -66,11 +66,12 @@ def test_openrlhf_has_probabilities_for_an_absolute_signal_and_errors_for_failur
 # ms-swift 4.6.0: `orms[name](args=args)`, then `f(completions, **columns)` with these columns.
 
 
-def batch(*texts: str, reasons: list[str | None]) -> dict[str, Any]:
+def batch(*texts: str, reasons: list[str | None], run: int = 1) -> dict[str, Any]:
     return {
         "trainer_state": SimpleNamespace(global_step=1),
         "messages": [[*PROMPT, {"role": "assistant", "content": text}] for text in texts],
         "prompt_id": ["p"] * len(texts),
+        "request_id": [f"{run}-{row}" for row in range(len(texts))],
         "finish_reason": reasons,
         "is_truncated": [reason == "length" for reason in reasons],
         "response_token_ids": [[[1, 2]]] * len(texts),
@@ -111,6 +112,40 @@ def test_ms_swift_signals_come_from_one_request(url: str) -> None:
         assert orms["abs"](args=None)(["hello"], **columns) == [row.signals["abs"].logit]
     with pytest.raises(InvalidInput, match="messages"):
         make_orm(url)(args=None)(["hello"], label=["x"])
+
+
+class Counted(RewardClient):
+    """A client that counts the requests for scores."""
+
+    calls = 0
+
+    def score(self, *args: Any, **kwargs: Any) -> Any:
+        type(self).calls += 1
+        return super().score(*args, **kwargs)
+
+
+@pytest.mark.parametrize("state", ["state", "no state"])
+def test_ms_swift_signals_share_a_request_in_their_batch_only(url: str, state: str) -> None:
+    """The trainers pass `trainer_state`, except Megatron on Ray; equal texts of a later rollout are asked again."""
+    orms = make_signal_orms(Counted(url), ["pref", "abs"])
+    Counted.calls = 0
+    for run in (1, 2):
+        columns = batch("hello", "no", reasons=["stop", "stop"], run=run)
+        columns["trainer_state"] = SimpleNamespace(global_step=run) if state == "state" else None
+        for name in ("pref", "abs") if run == 1 else ("abs", "pref"):
+            rewards = orms[name](args=None)(["hello", "no"], **columns)
+            assert rewards == [row.signals[name].logit for row in native(url, ("hello", "stop"), ("no", "stop"))]
+        assert Counted.calls == run
+    columns = {**batch("hello", reasons=["stop"]), "trainer_state": None, "request_id": [""]}  # neither is known
+    for name in ("pref", "abs"):
+        orms[name](args=None)(["hello"], **columns)
+    assert Counted.calls == 4
+
+
+def test_ms_swift_logs_each_reward_under_its_own_name(url: str) -> None:
+    """It names a reward by its class: `resolve_reward_funcs` and `_prepare_rewards`."""
+    classes = [make_orm(url), make_async_orm(url, model="mix"), *make_signal_orms(url, ["pref", "abs"]).values()]
+    assert [cls(args=None).__class__.__name__ for cls in classes] == ["reward", "mix", "pref", "abs"]
 
 
 # slime 624b824: `async f(args, sample)`, or `async f(args, samples)` with --group-rm.

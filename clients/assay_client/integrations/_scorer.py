@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
@@ -99,13 +99,14 @@ class _BaseScorer(Generic[ClientT]):
 class Scorer(_BaseScorer[RewardClient]):
     """A scorer for synchronous reward functions, in one thread or in several."""
 
-    def score(self, rows: Rows, reader: str = TOTAL, step: int | None = None) -> ScoreResult:
+    def score(self, rows: Rows, reader: str = TOTAL, step: Hashable | None = None) -> ScoreResult:
         """Return one outcome for each row; readers of equal rows share one request.
 
         Args:
             rows: the rows, as `build_rows` returns them.
             reader: the name of the reward function that reads the result.
-            step: the trainer's step, if it is known; answers of earlier steps are dropped.
+            step: the trainer's step, or another value that identifies it, if it is known; answers of other steps are
+                dropped.
 
         Raises:
             FingerprintChanged: the model is no longer that of the first answer.
@@ -121,7 +122,7 @@ class Scorer(_BaseScorer[RewardClient]):
 class AsyncScorer(_BaseScorer[AsyncRewardClient]):
     """A scorer for reward functions that are coroutines, in one event loop or in several."""
 
-    async def score(self, rows: Rows, reader: str = TOTAL, step: int | None = None) -> ScoreResult:
+    async def score(self, rows: Rows, reader: str = TOTAL, step: Hashable | None = None) -> ScoreResult:
         """Return one outcome for each row; see `Scorer.score`."""
 
         async def ask() -> ScoreResult:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 class _Entry(Generic[T]):
     """The answer to one question, which may be on its way, and the names of those who have asked."""
 
-    step: int | None
+    step: Hashable | None
     answer: Future[T] = field(default_factory=Future)
     readers: set[str] = field(default_factory=set)
 
@@ -67,14 +67,15 @@ class SharedAnswers(Generic[T]):
     def __reduce__(self) -> tuple[type["SharedAnswers[T]"], tuple[int]]:
         return type(self), (self._readers,)
 
-    def get(self, reader: str, question: Hashable, ask: Callable[[], T], step: int | None = None) -> T:
+    def get(self, reader: str, question: Hashable, ask: Callable[[], T], step: Hashable | None = None) -> T:
         """Return the answer to a question.
 
         Args:
             reader: the name of the function that asks.
             question: the value that identifies the answer: equal questions have one answer.
             ask: the function that gets the answer, called by the first reader only.
-            step: the trainer's step, if it is known; answers of another step are dropped. Without it no answer is kept.
+            step: the value that identifies the trainer's step, if it is known; answers of another step are dropped.
+                Without it no answer is kept.
 
         Raises:
             Exception: what `ask` raises.
@@ -92,7 +93,7 @@ class SharedAnswers(Generic[T]):
                 raise
 
     async def get_async(
-        self, reader: str, question: Hashable, ask: Callable[[], Awaitable[T]], step: int | None = None
+        self, reader: str, question: Hashable, ask: Callable[[], Awaitable[T]], step: Hashable | None = None
     ) -> T:
         """Return the answer to a question; see `get`. A reader that is cancelled does not affect the others."""
         while True:
@@ -107,7 +108,7 @@ class SharedAnswers(Generic[T]):
                 self._fail(question, entry, error, first)
                 raise
 
-    def _join(self, reader: str, question: Hashable, step: int | None) -> tuple[_Entry[T], bool]:
+    def _join(self, reader: str, question: Hashable, step: Hashable | None) -> tuple[_Entry[T], bool]:
         """Return the entry of a question, and whether this reader is the first, which must ask."""
         state = self._by_pid.setdefault(os.getpid(), _State())
         key = (step, question)

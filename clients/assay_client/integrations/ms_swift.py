@@ -4,7 +4,8 @@ Source: https://github.com/modelscope/ms-swift, `swift/rewards/orm.py` and `swif
 without a score has the reward None, which ms-swift leaves out: it is not a 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.errors import InvalidInput
@@ -51,6 +52,9 @@ class AsyncAssayORM:
         return read_rewards(result, self.signal)
 
 
+OrmT = TypeVar("OrmT", AssayORM, AsyncAssayORM)
+
+
 def make_orm(
     client: RewardClient | str,
     *,
@@ -66,7 +70,8 @@ def make_orm(
         weights: the weight of each signal by name, instead of a model.
         truncation: "error" or "prompt_left"; the server's default if None.
     """
-    return _make(Scorer(open_client(client), ScoreOptions(model, weights, truncation)), None)
+    scorer = Scorer(open_client(client), ScoreOptions(model, weights, truncation))
+    return _make(AssayORM, scorer, model or TOTAL, None)
 
 
 def make_async_orm(
@@ -78,7 +83,7 @@ def make_async_orm(
 ) -> type[AsyncAssayORM]:
     """Return the class of `make_orm` for asyncio."""
     scorer = AsyncScorer(open_async_client(client), ScoreOptions(model, weights, truncation))
-    return type("AsyncAssayORM", (AsyncAssayORM,), {"scorer": scorer, "signal": None})
+    return _make(AsyncAssayORM, scorer, model or TOTAL, None)
 
 
 def make_signal_orms(
@@ -90,11 +95,12 @@ def make_signal_orms(
         InvalidInput: `signals` are not different names.
     """
     scorer = Scorer(open_client(client), ScoreOptions.for_signals(signals, truncation), signals)
-    return {signal: _make(scorer, signal) for signal in signals}
+    return {signal: _make(AssayORM, scorer, signal, signal) for signal in signals}
 
 
-def _make(scorer: Scorer, signal: str | None) -> type[AssayORM]:
-    return type("AssayORM", (AssayORM,), {"scorer": scorer, "signal": signal})
+def _make(base: type[OrmT], scorer: object, name: str, signal: str | None) -> type[OrmT]:
+    # ms-swift logs a reward under the name of its class: two classes of one name would share their metrics.
+    return type(name, (base,), {"scorer": scorer, "signal": signal})
 
 
 def read_batch(completions: Sequence[str], columns: Mapping[str, object]) -> Rows:
@@ -121,6 +127,10 @@ def _read_finish_reasons(count: int, columns: Mapping[str, object]) -> list[Fini
     return [None] * count
 
 
-def _read_step(columns: Mapping[str, object]) -> int | None:
+def _read_step(columns: Mapping[str, object]) -> Hashable | None:
+    """Return what tells a batch from those of other steps: the trainer's step, or else the ids of its rollouts."""
     step = getattr(columns.get("trainer_state"), "global_step", None)
-    return step if isinstance(step, int) else None
+    if isinstance(step, int):
+        return step
+    ids = columns.get("request_id")  # Megatron on Ray passes no state; each rollout has an id of its own
+    return tuple(map(str, ids)) if isinstance(ids, Sequence) and all(ids) else None
