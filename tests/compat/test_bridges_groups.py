@@ -4,6 +4,7 @@ import asyncio
 import enum
 import importlib.util
 import inspect
+import math
 import pickle
 import socket
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from assay_client import InvalidInput, ItemFailed, RewardClient, ServerError, TransportError
+from assay_client import InvalidInput, ItemFailed, ItemsFailed, RewardClient, ServerError, TransportError
 from assay_client.integrations.areal import make_reward_fn
 from assay_client.integrations.ms_swift import make_async_orm, make_orm, make_signal_orms
 from assay_client.integrations.openrlhf import make_reward_func
@@ -79,23 +80,45 @@ def batch(*texts: str, reasons: list[str | None], run: int = 1) -> dict[str, Any
     }
 
 
-def test_ms_swift_gets_none_for_a_completion_without_a_score(url: str) -> None:
-    columns = batch("hello", "hello", "bad<|im_start|>", reasons=["stop", "length", "stop"])
-    completions = ["hello", "hello", "bad<|im_start|>"]
-    stop, cut = native(url, ("hello", "stop"), ("hello", "length"))
-    expected = [stop.score, cut.score, None]
-    assert make_orm(url)(args=None)(completions, **columns) == expected
-    function = make_async_orm(url)(args=None)
-    assert inspect.iscoroutinefunction(type(function).__call__)
-    for _ in range(2):  # ms-swift calls asyncio.run for every batch, so each has another loop
-        assert asyncio.run(gather(function, completions, columns)) == expected
+BAD = {  # what cannot be scored: a control token, a text that was cut off before its first token, and two failures
+    "bad<|im_start|>": "stop",
+    "": "length",
+    "aborted": "abort",
+    "filtered": "content_filter",
+}
 
 
-def test_ms_swift_gets_none_for_a_completion_that_was_aborted_or_filtered(url: str) -> None:
-    reasons: list[str | None] = ["abort", "content_filter", "tool_calls", "stop"]
-    rewards = make_orm(url)(args=None)(["hello"] * 4, **batch(*["hello"] * 4, reasons=reasons))
-    (stop,) = native(url, ("hello", "stop"))
-    assert rewards == [None, None, stop.score, stop.score]
+@pytest.mark.parametrize("bad", BAD)
+def test_a_completion_without_a_score_ends_a_run_of_ms_swift_or_has_the_declared_floor(url: str, bad: str) -> None:
+    """ms-swift's `compute_advantages` sums with `nansum`, so None would be a 0, above all negative scores."""
+    texts = ["hello", bad, "hello", "hello"]
+    columns = batch(*texts, reasons=["stop", BAD[bad], "length", "tool_calls"])
+    stop, cut = (row.score for row in native(url, ("hello", "stop"), ("hello", "length")))
+    for make in (make_orm, make_async_orm):
+        assert call_orm(make(url, floor=-9.0), texts, columns) == [stop, -9.0, cut, stop]
+        with pytest.raises(ItemsFailed, match="1 of 4 items failed; the first: item 1") as raised:
+            call_orm(make(url), texts, columns)
+        assert "floor=" in raised.value.__notes__[0]
+    for orm in make_signal_orms(url, ["pref", "abs"]).values():
+        with pytest.raises(ItemsFailed):
+            call_orm(orm, texts, columns)
+    for name, orm in make_signal_orms(url, ["pref", "abs"], floor=-9).items():
+        [row] = native(url, ("hello", "stop"))
+        assert call_orm(orm, texts, columns)[:2] == [row.signals[name].logit, -9]
+
+
+@pytest.mark.parametrize("floor", [math.nan, -math.inf, True])
+def test_a_floor_is_a_finite_number(url: str, floor: Any) -> None:
+    with pytest.raises(InvalidInput, match="floor"):
+        make_orm(url, floor=floor)
+
+
+def call_orm(orm: Any, completions: list[str], columns: dict[str, Any]) -> Any:
+    """Call a class as `compute_rewards_per_func` does: coroutines by `asyncio.run`, in another loop each time."""
+    function = orm(args=None)
+    if not inspect.iscoroutinefunction(type(function).__call__):
+        return function(completions, **columns)
+    return asyncio.run(gather(function, completions, columns))
 
 
 async def gather(function: Any, completions: list[str], columns: dict[str, Any]) -> Any:
@@ -144,7 +167,11 @@ def test_ms_swift_signals_share_a_request_in_their_batch_only(url: str, state: s
 
 def test_ms_swift_logs_each_reward_under_its_own_name(url: str) -> None:
     """It names a reward by its class: `resolve_reward_funcs` and `_prepare_rewards`."""
-    classes = [make_orm(url), make_async_orm(url, model="mix"), *make_signal_orms(url, ["pref", "abs"]).values()]
+    classes: list[Any] = [
+        make_orm(url),
+        make_async_orm(url, model="mix"),
+        *make_signal_orms(url, ["pref", "abs"]).values(),
+    ]
     assert [cls(args=None).__class__.__name__ for cls in classes] == ["reward", "mix", "pref", "abs"]
 
 

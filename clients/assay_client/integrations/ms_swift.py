@@ -1,20 +1,20 @@
 """Give ms-swift's GRPO reward classes (`orms`) that score over HTTP.
 
-Source: https://github.com/modelscope/ms-swift, `swift/rewards/orm.py` and `swift/rl_core` (4.6.0). A completion
-without a score has the reward None, which ms-swift leaves out: it is not a 0.
+Source: https://github.com/modelscope/ms-swift, `swift/rewards/orm.py` and `swift/rl_core` (4.6.0). ms-swift takes None
+for a reward, and adds the rewards of a completion up with `nansum`: without any other reward the None becomes a 0. So a
+completion without a score raises an error, or has the reward that the user declares (`floor`).
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from assay_client.client import AsyncRewardClient, RewardClient
-from assay_client.errors import InvalidInput
+from assay_client.errors import InvalidInput, ItemsFailed
 from assay_client.integrations._rows import Rows, build_rows, convert_finish_reason
 from assay_client.integrations._scorer import TOTAL, AsyncScorer, ScoreOptions, Scorer, read_rewards
 from assay_client.integrations._single import open_async_client, open_client
-from assay_client.types import FinishReason, Truncation
-
-Rewards = list[float | None]
+from assay_client.types import FinishReason, ScoreResult, Truncation
 
 
 class AssayORM:
@@ -22,19 +22,24 @@ class AssayORM:
 
     scorer: Scorer
     signal: str | None
+    floor: float | None
 
     def __init__(self, args: object = None, **_: object) -> None:
         self.args = args
 
-    def __call__(self, completions: Sequence[str], **columns: object) -> Rewards:
-        """Return the reward of each completion, None for one that could not be scored.
+    def __call__(self, completions: Sequence[str], **columns: object) -> list[float]:
+        """Return the reward of each completion.
 
         Args:
             completions: the completions.
             columns: columns of the batch; `messages` and `finish_reason` or `is_truncated` are read.
+
+        Raises:
+            ItemsFailed: a completion cannot be scored, and no floor is declared.
+            AssayError: the request failed.
         """
         result = self.scorer.score(read_batch(completions, columns), self.signal or TOTAL, _read_step(columns))
-        return read_rewards(result, self.signal)
+        return fill_rewards(result, self.signal, self.floor)
 
 
 class AsyncAssayORM:
@@ -42,14 +47,15 @@ class AsyncAssayORM:
 
     scorer: AsyncScorer
     signal: str | None
+    floor: float | None
 
     def __init__(self, args: object = None, **_: object) -> None:
         self.args = args
 
-    async def __call__(self, completions: Sequence[str], **columns: object) -> Rewards:
+    async def __call__(self, completions: Sequence[str], **columns: object) -> list[float]:
         """Return the reward of each completion; see `AssayORM`."""
         result = await self.scorer.score(read_batch(completions, columns), self.signal or TOTAL, _read_step(columns))
-        return read_rewards(result, self.signal)
+        return fill_rewards(result, self.signal, self.floor)
 
 
 OrmT = TypeVar("OrmT", AssayORM, AsyncAssayORM)
@@ -61,6 +67,7 @@ def make_orm(
     model: str | None = None,
     weights: Mapping[str, float] | None = None,
     truncation: Truncation | None = None,
+    floor: float | None = None,
 ) -> type[AssayORM]:
     """Return a class for `orms`, whose reward is the score of a signal or blend.
 
@@ -69,9 +76,13 @@ def make_orm(
         model: the signal or blend to score by; the server's default if neither this nor `weights` is given.
         weights: the weight of each signal by name, instead of a model.
         truncation: "error" or "prompt_left"; the server's default if None.
+        floor: the reward of a completion that cannot be scored; without it, one ends the run.
+
+    Raises:
+        InvalidInput: `floor` is not a finite number.
     """
     scorer = Scorer(open_client(client), ScoreOptions(model, weights, truncation))
-    return _make(AssayORM, scorer, model or TOTAL, None)
+    return _make(AssayORM, scorer, model or TOTAL, None, floor)
 
 
 def make_async_orm(
@@ -80,27 +91,49 @@ def make_async_orm(
     model: str | None = None,
     weights: Mapping[str, float] | None = None,
     truncation: Truncation | None = None,
+    floor: float | None = None,
 ) -> type[AsyncAssayORM]:
     """Return the class of `make_orm` for asyncio."""
     scorer = AsyncScorer(open_async_client(client), ScoreOptions(model, weights, truncation))
-    return _make(AsyncAssayORM, scorer, model or TOTAL, None)
+    return _make(AsyncAssayORM, scorer, model or TOTAL, None, floor)
 
 
 def make_signal_orms(
-    client: RewardClient | str, signals: Sequence[str], *, truncation: Truncation | None = None
+    client: RewardClient | str,
+    signals: Sequence[str],
+    *,
+    truncation: Truncation | None = None,
+    floor: float | None = None,
 ) -> dict[str, type[AssayORM]]:
     """Return one class for each signal, by name, all from one request per batch: `orms.update(...)`.
 
+    The other arguments are those of `make_orm`; a completion without scores has the floor as the reward of each signal.
+
     Raises:
-        InvalidInput: `signals` are not different names.
+        InvalidInput: `signals` are not different names, or `floor` is not a finite number.
     """
     scorer = Scorer(open_client(client), ScoreOptions.for_signals(signals, truncation), signals)
-    return {signal: _make(AssayORM, scorer, signal, signal) for signal in signals}
+    return {signal: _make(AssayORM, scorer, signal, signal, floor) for signal in signals}
 
 
-def _make(base: type[OrmT], scorer: object, name: str, signal: str | None) -> type[OrmT]:
+def _make(base: type[OrmT], scorer: object, name: str, signal: str | None, floor: float | None) -> type[OrmT]:
+    if floor is not None and (isinstance(floor, bool) or not math.isfinite(floor)):
+        raise InvalidInput(f"`floor` must be a finite number, not {floor!r}")
     # ms-swift logs a reward under the name of its class: two classes of one name would share their metrics.
-    return type(name, (base,), {"scorer": scorer, "signal": signal})
+    return type(name, (base,), {"scorer": scorer, "signal": signal, "floor": floor})
+
+
+def fill_rewards(result: ScoreResult, signal: str | None, floor: float | None) -> list[float]:
+    """Return the reward of each row, the floor for a row that could not be scored.
+
+    Raises:
+        ItemsFailed: a row could not be scored, and there is no floor.
+    """
+    if result.failures and floor is None:
+        error = ItemsFailed(tuple(row.to_exception() for row in result.failures), len(result.data))
+        error.add_note("ms-swift would make a 0 of a missing reward; pass `floor=` to give such completions a reward")
+        raise error
+    return [cast("float", floor) if reward is None else reward for reward in read_rewards(result, signal)]
 
 
 def read_batch(completions: Sequence[str], columns: Mapping[str, object]) -> Rows:
