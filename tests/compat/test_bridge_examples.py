@@ -43,7 +43,6 @@ def run(code: str) -> dict[str, Any]:
     ("section", "name"),
     [
         ("OpenRLHF, by a function", "reward_func"),
-        ("AReaL", "reward_fn"),
         ("slime, by a function", "rm"),
         ("verifiers and prime-rl", "assay"),
         ("Tinker", "preference_model"),
@@ -52,6 +51,15 @@ def run(code: str) -> dict[str, Any]:
 def test_examples_without_a_trainer_define_what_the_trainer_calls(section: str, name: str) -> None:
     for code in blocks(section, "python"):
         assert callable(run(code)[name])
+
+
+def test_areal_imports_the_workflow_and_the_function_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, settings = blocks("AReaL", "python")
+    assert callable(run(code)["reward_fn"].score_async)
+    stub(monkeypatch, "areal.workflow.rlvr", RLVRWorkflow=type("RLVRWorkflow", (), {}))
+    module, name = run(settings)["workflow"].rsplit(".", 1)
+    assert getattr(import_module(module), name).__name__ == "AssayWorkflow"
+    assert run(settings)["workflow_kwargs"] == {"reward_fn": "rewards.reward_fn"}
 
 
 def test_ms_swift_registers_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,18 +5,13 @@ import enum
 import importlib.util
 import inspect
 import math
-import pickle
-import socket
-import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from assay_client import InvalidInput, ItemFailed, ItemsFailed, RewardClient, ServerError, TransportError
+from assay_client import InvalidInput, ItemFailed, ItemsFailed, RewardClient, ServerError
 from assay_client.integrations.areal import make_reward_fn
 from assay_client.integrations.ms_swift import make_async_orm, make_orm, make_signal_orms
 from assay_client.integrations.openrlhf import make_reward_func
@@ -227,31 +222,3 @@ def test_slime_has_errors_for_failures(url: str) -> None:
         asyncio.run(rm(SimpleNamespace(), [sample(PROMPT, "hi"), sample(RENDERED, "hi")]))
     with pytest.raises(InvalidInput, match="end_token"):
         make_rm(url, end_token="")
-
-
-# AReaL 1.0.4: positional texts and ids, the row by name, in a process pool, with 15 s for each of 4 tries.
-
-
-def test_areal_scores_in_another_process(url: str) -> None:
-    reward_fn = make_reward_fn(url, end_token=END)
-    stop, cut = (row.score for row in native(url, ("hello", "stop"), ("hello", "length")))
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        scores = [
-            pool.submit(reward_fn, RENDERED, text, [1], [2], messages=PROMPT, answer="x").result(60)
-            for text in ("hello<|im_end|>", "hello")
-        ]
-    assert scores == [stop, cut]
-    assert reward_fn(RENDERED, "hello<|im_end|>", [1], [2], prompt="x") == stop  # a row without messages
-
-
-def test_areal_never_gets_a_timeout_error_of_which_it_would_make_a_zero() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and never answers
-        reward_fn = make_reward_fn(f"http://127.0.0.1:{silent.getsockname()[1]}", end_token=END, deadline_s=1.0)
-        began = time.monotonic()
-        with pytest.raises(TransportError) as raised:
-            reward_fn(RENDERED, "hello", [1], [2], messages=PROMPT)
-        assert time.monotonic() - began < 5
-    assert not isinstance(raised.value, TimeoutError)
-    assert isinstance(pickle.loads(pickle.dumps(raised.value)), TransportError)
-    with pytest.raises(InvalidInput, match="AReaL waits 15 s"):
-        make_reward_fn("http://127.0.0.1:1", end_token=END, deadline_s=15)
