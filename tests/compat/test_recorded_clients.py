@@ -3,8 +3,9 @@
 `recorded/NAME-VERSION.http` holds the bytes of one request. Each came from the client's own function in a package of
 that version (slime: of that commit), with the addresses of the socket server: `SingleTurnAgentExecutor.execute` of
 OpenRLHF, `get_rewards_from_server` of LLaMA-Factory, `async_rm` of slime for both forms of a prompt,
-`InferClient.infer_async` of ms-swift, and `JinaRerank.compress_documents` of langchain-community. Packages that these
-functions do not use were left out: vLLM, ray, and the other rewards of slime.
+`InferClient.infer_async` of ms-swift, `JinaRerank.compress_documents` of langchain-community, and
+`JinaRerank.postprocess_nodes` of llama-index-postprocessor-jinaai-rerank. Packages that these functions do not use were
+left out: vLLM, ray, and the other rewards of slime.
 """
 
 import http.client
@@ -41,6 +42,7 @@ CLIENTS: dict[str, tuple[Callable[[Any], Any], list[dict[str, str]], str]] = {
     "slime-624b824a-messages": (lambda answer: [answer], [ITEM], "mix"),
     "ms-swift-4.6.0": (lambda answer: [float(answer["choices"][0]["message"]["content"])], [ITEM], "pref"),
     "langchain-community-0.4.2": (read_ranks, RANKED, "mix"),
+    "llama-index-jinaai-0.6.0": (read_ranks, RANKED, "mix"),
 }
 
 
@@ -66,7 +68,7 @@ def test_the_bytes_of_a_client_give_the_native_scores(serve: Serve, name: str) -
     got = read(replay(url, (RECORDED / f"{name}.http").read_bytes()))
     rows = httpx.post(f"{url}/v1/score", json={"model": model, "items": items}).json()["data"]
     scores = [row["score"] for row in rows]
-    if "langchain" in name:
+    if read is read_ranks:
         worst = min(scores)
         scores = [0.0 if score == worst else compute_probability(score) for score in scores]
     assert got == scores
