@@ -215,7 +215,13 @@ def test_rllm_evaluates_the_last_step(url: str) -> None:
     signals = [Signal("abs", expected.signals["abs"].logit), Signal("pref", expected.signals["pref"].logit)]
     for step in ({"chat_completions": [*PROMPT, *ANSWER]}, {"model_response": "hello"}, {"output": "hello"}):
         assert evaluate(task, episode(**step)) == EvalOutput(expected.score, expected.score > 0, signals)
+    # `rllm.evaluator` annotates its task as a dict, so that rLLM passes the task's metadata.
     assert evaluate({"instruction": "say hi"}, episode(output="hello")).reward == expected.score
+    parts = SimpleNamespace(instruction=[{"type": "text", "text": "say hi"}])
+    assert evaluate(parts, episode(output="hello")).reward == expected.score
+    for without in ({"question": "say hi"}, SimpleNamespace(instruction="")):
+        with pytest.raises(InvalidInput, match="`instruction`"):
+            evaluate(without, episode(output="hello"))
     cut = episode(output="hello", model_output=SimpleNamespace(finish_reason="length"))
     assert evaluate(task, cut).reward == native(url, "length").score
     for failed in (
@@ -250,6 +256,16 @@ def test_tinker_gets_minus_one_where_a_is_preferred_and_one_where_b_is(url: str)
     assert forward == pytest.approx(-math.tanh(margin / 2), abs=1e-12)  # 1 - 2 sigmoid(x) = -tanh(x / 2)
     assert backward == pytest.approx(-forward, abs=1e-12)
     assert tie == 0
+    # Renderers write a list of parts if the policy reasons or calls tools.
+    text = [{"role": "assistant", "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]}]
+    assert asyncio.run(model(Comparison(PROMPT, text, other))) == forward
+    thinking = [{"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, *text[0]["content"]]}]
+    with pytest.raises(InvalidInput, match="content_preprocessor"):
+        asyncio.run(model(Comparison(PROMPT, other, thinking)))
+    calls = [{"role": "assistant", "content": text[0]["content"], "tool_calls": [{"id": "1"}]}]
+    for lost in (calls, [], text + text):
+        with pytest.raises(InvalidInput, match="`completion`"):
+            asyncio.run(model(Comparison(PROMPT, other, lost)))
     with pytest.raises(InvalidInput, match="not a preference signal"):
         asyncio.run(AssayPreferenceModel(url, "abs")(Comparison(PROMPT, ANSWER, other)))
     with pytest.raises(ServerError):

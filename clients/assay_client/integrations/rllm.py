@@ -57,7 +57,7 @@ def read_episode(task: Any, episode: Any) -> tuple[Any, Any, FinishReason | None
     """Return the prompt, the completion and the finish reason of the last step of an episode.
 
     Raises:
-        InvalidInput: the episode has no step, or its last step has no text.
+        InvalidInput: the episode has no step, or its last step has no text, or there is no prompt.
     """
     steps = [step for trajectory in episode.trajectories for step in trajectory.steps]
     if not steps:
@@ -70,5 +70,21 @@ def read_episode(task: Any, episode: Any) -> tuple[Any, Any, FinishReason | None
     text = step.model_response or step.output
     if not isinstance(text, str):
         raise InvalidInput("the last step has neither `chat_completions` nor a text")
-    instruction = task["instruction"] if isinstance(task, Mapping) else task.instruction
-    return instruction, text, finish_reason
+    return read_instruction(task), text, finish_reason
+
+
+def read_instruction(task: Any) -> Any:
+    """Return the prompt of a task: its `instruction`, which is text, or the content parts of one message.
+
+    Args:
+        task: the task; or its metadata, which rLLM passes to a decorated evaluator.
+
+    Raises:
+        InvalidInput: the task has no instruction.
+    """
+    instruction = task.get("instruction") if isinstance(task, Mapping) else task.instruction
+    if not instruction:
+        raise InvalidInput(
+            "the last step has no `chat_completions`, and the task's data have no `instruction`, so there is no prompt"
+        )
+    return instruction if isinstance(instruction, str) else [{"role": "user", "content": [*instruction]}]
