@@ -51,18 +51,32 @@ class AssistantMessage(BaseModel):
     provider_state: list[dict[str, Any]] | None = None
 
 
-def trace(text: str = "hello", finish_reason: str = "stop", stop_condition: str | None = None) -> SimpleNamespace:
-    limits = ("max_turns", "max_input_tokens", "max_output_tokens", "max_total_tokens", "compaction_failed")
+def branch(text: str, finish_reason: str = "stop") -> SimpleNamespace:
     return SimpleNamespace(
         messages=[UserMessage(content="say hi"), AssistantMessage(content=text, provider_state=[{"x": 1}])],
         calls=[
             SimpleNamespace(error=None, finish_reason=finish_reason),
             SimpleNamespace(error="x", finish_reason=None),
         ],
-        stop_condition=stop_condition,
-        is_truncated=stop_condition in limits or finish_reason == "length",
-        last_reply=text,
     )
+
+
+def trace(text: str = "hello", finish_reason: str = "stop", stop_condition: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(branches=[branch(text, finish_reason)], stop_condition=stop_condition, root_reply=None)
+
+
+def test_verifiers_scores_the_agents_reply_and_not_that_of_a_subagent(url: str) -> None:
+    """A trace with subagents has `root_reply`, and branches of subagents may be later ones."""
+    reward = make_reward(url)
+    branches = [branch("other"), branch("hello", "length"), branch("no")]
+    told = SimpleNamespace(branches=branches, stop_condition="agent_completed", root_reply="hello\n")
+    assert asyncio.run(reward(trace=told)) == native(url, "length").score
+    told.root_reply = None
+    assert asyncio.run(reward(trace=told)) == score_text(url, "no").score
+    for found, reply in ((branches, "another"), ([], None)):
+        told = SimpleNamespace(branches=found, stop_condition=None, root_reply=reply)
+        with pytest.raises(InvalidInput, match="no completion"):
+            asyncio.run(reward(trace=told))
 
 
 def test_verifiers_scores_the_last_message_of_a_trace(url: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from assay_client.client import AsyncRewardClient
+from assay_client.errors import InvalidInput
 from assay_client.integrations._rows import build_rows, convert_finish_reason
 from assay_client.integrations._scorer import AsyncScorer, ScoreOptions, read_rewards
 from assay_client.integrations._single import open_async_client, read_parts, require_score
@@ -17,6 +18,7 @@ from assay_client.types import FinishReason
 logger = logging.getLogger("assay_client.integrations")
 
 MISSING = float("nan")
+LIMITS = ("max_input_tokens", "max_output_tokens", "max_total_tokens", "compaction_failed")
 
 
 def make_reward(
@@ -40,9 +42,10 @@ def make_reward(
     scorer = AsyncScorer(open_async_client(client), ScoreOptions(model, weights))
 
     async def assay(trace: Any) -> float | dict[str, float]:
-        """Return the score of the last message of a trace's final branch."""
-        turns = [_build_message(message) for message in trace.messages]
-        result = await scorer.score(build_rows([turns[:-1]], [turns[-1:]], [_read_finish_reason(trace)]))
+        """Return the score of the agent's reply; see `find_branch`."""
+        branch = find_branch(trace)
+        turns = [_build_message(message) for message in branch.messages]
+        result = await scorer.score(build_rows([turns[:-1]], [turns[-1:]], [_read_finish_reason(trace, branch)]))
         score = require_score(result.data[0])
         return read_parts(score) if parts else score.score
 
@@ -79,6 +82,21 @@ def make_rubric_function(
     return assay
 
 
+def find_branch(trace: Any) -> Any:
+    """Return the branch of a trace that ends with the agent's reply: the final one, if there are no subagents.
+
+    Raises:
+        InvalidInput: the trace has no messages, or no branch ends with the reply.
+    """
+    branches = trace.branches
+    reply = getattr(trace, "root_reply", None)  # only with subagents, whose branches may be later than the agent's own
+    for branch in reversed(branches):
+        if reply is None or str(branch.messages[-1].content).strip() == reply.strip():
+            return branch
+    missing = "has no messages" if not branches else "has no branch that ends with `root_reply`"
+    raise InvalidInput(f"the trace {missing}, so there is no completion")
+
+
 def _build_message(message: Any) -> dict[str, Any]:
     """Return a message in the form of chat completions; verifiers writes calls of functions without nesting."""
     turn: dict[str, Any] = message.model_dump(mode="json", exclude_none=True)
@@ -94,10 +112,9 @@ def _build_call(call: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": call["id"], "type": call["type"], "function": function}
 
 
-def _read_finish_reason(trace: Any) -> FinishReason | None:
-    last = next((call for call in reversed(trace.calls) if call.error is None), None)
+def _read_finish_reason(trace: Any, branch: Any) -> FinishReason | None:
+    last = next((call for call in reversed(branch.calls) if call.error is None), None)
     # A limit of turns stops a conversation between messages, so that the last one is complete.
-    limited = trace.is_truncated and trace.stop_condition != "max_turns"
-    if limited:
+    if trace.stop_condition in LIMITS:
         return "length"
     return "stop" if last is None or last.finish_reason is None else convert_finish_reason(last.finish_reason)
