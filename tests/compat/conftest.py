@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -70,6 +72,43 @@ def run_app(app: FastAPI) -> Iterator[Served]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+Answer = tuple[int, bytes]
+
+
+@contextmanager
+def run_gateway(url: str, intercept: Callable[[BaseHTTPRequestHandler], Answer | None]) -> Iterator[str]:
+    """Serve an address that passes requests on to a service, unless `intercept` answers in its place."""
+
+    class Gateway(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            sent = self.rfile.read(int(self.headers["Content-Length"]))
+            status, body = intercept(self) or self.forward(sent)
+            self.send_response(status)
+            self.send_header("X-Request-ID", self.headers["X-Request-ID"])
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def forward(self, sent: bytes) -> Answer:
+            headers = {name: self.headers[name] for name in ("X-Request-ID", "Content-Type")}
+            answer = httpx.post(url + self.path, content=sent, headers=headers, timeout=30)
+            return answer.status_code, answer.content
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture

@@ -4,22 +4,20 @@ import asyncio
 import pickle
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from multiprocessing import get_context
 from types import ModuleType
 from typing import Any
 
-import httpx
 import pytest
 
 from assay_client import InvalidInput, ItemFailed, TransportError
 from assay_client.integrations import areal
 from assay_client.integrations.areal import make_reward_fn
+from tests.compat.conftest import run_gateway
 from tests.compat.test_bridges_groups import END, PROMPT, RENDERED, native
 
 # AReaL 1.0.4: positional texts and ids, the row by name, in a process pool, with 15 s for each of 4 tries.
@@ -121,40 +119,18 @@ def test_rewards_of_the_workflow_do_not_wait_for_a_process(
 def test_many_rollouts_with_a_slow_service_have_their_rewards(workflow_class: Any, url: str) -> None:
     """Each call takes 0.5 s: one after the other, as in a pool with one process, 60 would take 30 s."""
 
-    class Slow(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def wait(_: object) -> None:
+        time.sleep(0.5)
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def do_POST(self) -> None:
-            sent = self.rfile.read(int(self.headers["Content-Length"]))
-            time.sleep(0.5)
-            headers = {name: self.headers[name] for name in ("X-Request-ID", "Content-Type")}
-            answer = httpx.post(url + self.path, content=sent, headers=headers, timeout=30)
-            self.send_response(answer.status_code)
-            self.send_header("X-Request-ID", self.headers["X-Request-ID"])
-            self.send_header("Content-Length", str(len(answer.content)))
-            self.end_headers()
-            self.wfile.write(answer.content)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    workflow = workflow_class(make_reward_fn(f"http://127.0.0.1:{server.server_address[1]}", end_token=END))
-
-    async def run() -> list[Any]:
+    async def run(workflow: Any) -> list[Any]:
         text = "hello<|im_end|>"
         return await asyncio.gather(*(workflow.arun_episode(RENDERED, text, messages=PROMPT) for _ in range(60)))
 
-    try:
-        [row] = native(url, ("hello", "stop"))
+    [row] = native(url, ("hello", "stop"))
+    with run_gateway(url, wait) as slow:
         began = time.monotonic()
-        assert asyncio.run(run()) == [row.score] * 60
+        assert asyncio.run(run(workflow_class(make_reward_fn(slow, end_token=END)))) == [row.score] * 60
         assert time.monotonic() - began < 20
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_another_reward_function_is_refused(workflow_class: Any) -> None:

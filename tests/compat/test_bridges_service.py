@@ -6,20 +6,19 @@ A gateway, which asks for a key, stands before the service with tiny models.
 import asyncio
 import pickle
 import socket
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 from omegaconf import OmegaConf
 
 from assay_client import InvalidInput, RewardClient, Unauthorized
 from assay_client.integrations import areal, nemo_rl, skyrl, verl
 from assay_client.integrations._service import read_service
+from tests.compat.conftest import Answer, run_gateway
 from tests.compat.test_bridges_environments import log
 from tests.compat.test_bridges_verl import TOKENIZER, Proto, row
 
@@ -31,31 +30,12 @@ END = "<|im_end|>"
 
 @pytest.fixture
 def gateway(url: str) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def check_key(request: BaseHTTPRequestHandler) -> Answer | None:
+        given = request.headers.get("Authorization")
+        return None if given == f"Bearer {KEY}" else (401, f"wrong key: {given}".encode())
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def do_POST(self) -> None:
-            sent = self.rfile.read(int(self.headers["Content-Length"]))
-            status, body = 401, f"wrong key: {self.headers.get('Authorization')}".encode()
-            if self.headers.get("Authorization") == f"Bearer {KEY}":
-                headers = {name: self.headers[name] for name in ("X-Request-ID", "Content-Type")}
-                answer = httpx.post(url + self.path, content=sent, headers=headers, timeout=30)
-                status, body = answer.status_code, answer.content
-            self.send_response(status)
-            self.send_header("X-Request-ID", self.headers["X-Request-ID"])
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with run_gateway(url, check_key) as address:
+        yield address
 
 
 @pytest.fixture
