@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,10 @@ import httpx
 import pytest
 
 from assay_service.api.compat.mount import WIRES
-from assay_service.errors import ForwardFailed, Overloaded
+from assay_service.api.scorer import UnreadItem
+from assay_service.errors import ContentError, ForwardFailed, Overloaded
+from assay_service.scoring.item import Item
+from assay_service.scoring.token_reader import TokenReader
 from tests.compat.conftest import Serve
 
 JSON = {"content-type": "application/json"}
@@ -210,6 +214,62 @@ def test_a_bad_body_is_refused_in_json_and_scores_nothing(path: tuple[str, str],
         answer = httpx.post(f"{url}/compat/{wire}{rest}", content=body, headers=JSON, timeout=60)
         assert 400 <= answer.status_code < 500, body
         assert not {"rewards", "scores", "score", "reward", "data", "results"} & set(answer.json()), body
+
+
+def repeat(path: tuple[str, str], count: int) -> Any:
+    """The body of a path with that many items; None for a path whose requests have one."""
+    body = BODIES[path]
+    if isinstance(body, list):
+        return [body[0] | {"id": str(number)} for number in range(count)]
+    names = ("query", "messages", "items", "documents", "texts", "input", "inputs", "text", "text_2", "response_objs")
+    for name in names if path[0] != "chat" else ():
+        if name in body and (path[0] == "openrlhf" or name != "query"):
+            value = [["say hi", "hi"]] if name == "inputs" else body[name]
+            many = (value[:1] if isinstance(value, list) else [value]) * count
+            return {key: kept for key, kept in body.items() if key != "prompts"} | {name: many}
+    return None
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_too_many_items_are_refused_before_any_is_built(
+    path: tuple[str, str], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million items of a small body take seconds to build, in which the service would answer nobody."""
+    body = repeat(path, 65)
+    if body is None:
+        assert path[0] in ("chat", "slime") or path == ("nemo_gym", "/verify")
+        return
+    assert send(url, path, repeat(path, 2)).status_code == 200
+    built = []
+    for kind in (Item, UnreadItem, ContentError):
+        monkeypatch.setattr(kind, "__init__", lambda *_, **__: built.append(1))
+    answer = send(url, path, body)
+    assert 400 <= answer.status_code < 500
+    assert "the limit is 64 (max_items)" in answer.text
+    assert not built
+
+
+def test_token_ids_are_decoded_off_the_event_loop(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two million ids are a small body, and take seconds to decode."""
+    threads, decode = set(), TokenReader._decode
+
+    def watch(reader: TokenReader, ids: Any) -> str:
+        threads.add(threading.current_thread().name)
+        return decode(reader, ids)
+
+    monkeypatch.setattr(TokenReader, "_decode", watch)
+    ids = [5, 6, 7]
+    for path, body in (
+        (("vllm", "/classify"), {"input": [ids, ids]}),
+        (("vllm", "/pooling"), {"input": ids}),
+        (("sglang", "/classify"), {"input_ids": ids}),
+        (("sglang", "/v1/embeddings"), {"input": ids}),
+        (("sglang", "/v1/score"), {"query": ids, "items": [ids]}),
+        (("sglang", "/v1/score"), {"query": ids, "items": [ids], "item_first": True}),
+    ):
+        threads.clear()
+        assert send(url, path, body).status_code == 400  # they are no conversation
+        assert {name.partition("_")[0] for name in threads} == {"assay-render"}
 
 
 @pytest.mark.parametrize("wire", sorted(STATUSES))

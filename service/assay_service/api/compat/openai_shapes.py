@@ -6,18 +6,16 @@ Every entry of an `input` is a rendered conversation, as a text or as token ids.
 import base64
 import struct
 import time
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from assay_service.api.compat.rendered import read_texts
+from assay_service.api.compat.rendered import read_ids, read_texts
 from assay_service.api.compat.wire import WireContext
 from assay_service.api.schemas import Text
 from assay_service.api.scorer import ItemSource
-from assay_service.errors import ContentError, ServingError
+from assay_service.api.scoring import check_count
 from assay_service.scoring.blend import Blend
-from assay_service.scoring.token_reader import TokenReader
 
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Entry = str | list[int]
@@ -77,16 +75,23 @@ def name_entries(value: Input, field: str) -> list[str]:
     return [field] if is_single(value) else [f"{field}[{index}]" for index in range(len(value))]
 
 
-def read_entries(context: WireContext, blend: Blend, entries: Sequence[Entry]) -> list[ItemSource]:
-    """Return the conversation of each entry.
+def read_entries(context: WireContext, blend: Blend, value: Input, field: str) -> list[ItemSource]:
+    """Return the conversation of each entry of an `input`.
 
-    Token ids are decoded by the tokenizer of the blend's signals, and then read as text.
+    Args:
+        context: the wire that scores.
+        blend: rule that makes one score from the logits.
+        value: the `input`.
+        field: name of the field of the request that holds it, for errors.
 
     Raises:
-        ServingError: as for `read_texts`; or the signals of the blend have different tokenizers, and an entry has ids.
+        ServingError: as for `check_count`, and for `read_texts` or `read_ids`.
     """
-    texts = [decode_ids(context, blend, entry) if isinstance(entry, list) else entry for entry in entries]
-    return read_texts(context, blend, texts)
+    entries = list_entries(value)
+    check_count(context.request, len(entries), field)
+    if isinstance(entries[0], str):
+        return read_texts(context, blend, entries)  # type: ignore[arg-type]  # all entries have one form
+    return read_ids(context, blend, entries)  # type: ignore[arg-type]
 
 
 def list_texts(texts: Texts) -> list[str]:
@@ -132,43 +137,3 @@ def list_models(context: WireContext) -> dict[str, Any]:
             for name in names
         ],
     }
-
-
-def decode_ids(context: WireContext, blend: Blend, ids: Sequence[int]) -> str | ContentError:
-    """Return the text of token ids with its special tokens, or the error for which an item with such ids is refused.
-
-    Raises:
-        ServingError: the signals of the blend have different tokenizers.
-    """
-    reader = _find_reader(context, blend)
-    try:
-        return reader.decode(ids)
-    except ContentError as error:
-        return error
-
-
-def decode_pair(
-    context: WireContext, blend: Blend, prompt: Sequence[int], completion: Sequence[int]
-) -> tuple[str, str] | ContentError:
-    """Return the texts of a prompt and its completion, or the error for which an item with such ids is refused.
-
-    Raises:
-        ServingError: as for `decode_ids`.
-    """
-    reader = _find_reader(context, blend)
-    try:
-        return reader.decode_pair(prompt, completion)
-    except ContentError as error:
-        return error
-
-
-def _find_reader(context: WireContext, blend: Blend) -> TokenReader:
-    signals = [context.registry.signals[name] for name in blend.weights]
-    readers = {signal.renderer.tokenizer_sha256: signal.token_reader for signal in signals}
-    if len(readers) > 1:
-        raise ServingError(
-            "the signals of this blend have different tokenizers, so token ids have no single meaning; send text",
-            code="invalid_request",
-        )
-    (reader,) = readers.values()
-    return reader

@@ -13,24 +13,23 @@ from pydantic import Field, model_validator
 
 from assay_service.api.compat.openai_shapes import (
     Encoding,
-    Entry,
     IdInput,
     Input,
     Texts,
     build_usage,
-    decode_pair,
     encode_value,
     list_entries,
     list_models,
     name_entries,
     read_entries,
 )
-from assay_service.api.compat.rendered import read_pairs, read_texts
+from assay_service.api.compat.rendered import read_id_pairs, read_pairs
 from assay_service.api.compat.wire import ANY, Context, Wire, WireBody, WireContext, make_router
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
 from assay_service.api.scorer import ItemSource
-from assay_service.errors import ContentError, ServingError
+from assay_service.api.scoring import check_count
+from assay_service.errors import ServingError
 from assay_service.scoring.blend import Blend
 
 # SGLang's own value of `model` for requests that name none.
@@ -153,7 +152,7 @@ async def score(body: ScoreBody, context: Context) -> dict[str, Any]:
 async def embed(body: EmbeddingsBody, context: Context) -> dict[str, Any]:
     """Score rendered conversations; the score is the only dimension of the embedding."""
     blend = body.find_blend(context)
-    items = read_entries(context, blend, list_entries(body.input))
+    items = read_entries(context, blend, body.input, "input")
     scored = await context.score(items, blend, name_entries(body.input, "input"))
     return {
         "object": "list",
@@ -174,7 +173,7 @@ async def classify(body: ClassifyBody, context: Context) -> dict[str, Any] | lis
     value, field = (body.text, "text") if body.text is not None else (body.input_ids, "input_ids")
     assert value is not None
     names = name_entries(value, field)
-    scored = await context.score(read_entries(context, blend, list_entries(value)), blend, names)
+    scored = await context.score(read_entries(context, blend, value, field), blend, names)
     latency_s = time.perf_counter() - began
     rows = [
         {
@@ -198,20 +197,15 @@ async def models(context: Context) -> dict[str, Any]:
 
 def _read_items(body: ScoreBody, context: WireContext, blend: Blend) -> list[ItemSource]:
     """Return the conversation of each item with the query."""
-    items = list_entries(body.items)
-    query = items[0][:0] if body.query is None else list_entries(body.query)[0]
-    parts = [(item, query) if body.item_first else (query, item) for item in items]
-    pairs = [_join(context, blend, first, second) for first, second in parts]
+    items: list[Any] = list_entries(body.items)  # all of one type, texts or ids
+    check_count(context.request, len(items), "items")
+    query: Any = items[0][:0] if body.query is None else list_entries(body.query)[0]
+    if type(query) is not type(items[0]):
+        raise ServingError(
+            "must be text if `query` is, and token ids if `query` is", code="invalid_request", param="items"
+        )
     if query and not body.item_first:
-        return read_pairs(context, blend, pairs)
+        read = read_pairs if isinstance(query, str) else read_id_pairs
+        return read(context, blend, [(query, item) for item in items])
     # Without a query, or behind the item, it is not the prompt: the text alone shows where the completion begins.
-    return read_texts(context, blend, [pair if isinstance(pair, ContentError) else "".join(pair) for pair in pairs])
-
-
-def _join(context: WireContext, blend: Blend, first: Entry, second: Entry) -> tuple[str, str] | ContentError:
-    """Return two parts of a text; token ids are decoded together, since some decoders drop a space at the start."""
-    if isinstance(first, str) and isinstance(second, str):
-        return first, second
-    if isinstance(first, list) and isinstance(second, list):
-        return decode_pair(context, blend, first, second)
-    raise ServingError("must be text if `query` is, and token ids if `query` is", code="invalid_request", param="items")
+    return read_entries(context, blend, [item + query for item in items], "items")

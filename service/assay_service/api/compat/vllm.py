@@ -15,7 +15,6 @@ from assay_service.api.compat.openai_shapes import (
     Texts,
     build_usage,
     encode_value,
-    list_entries,
     list_models,
     list_texts,
     name_entries,
@@ -26,6 +25,7 @@ from assay_service.api.messages import build_items
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import ChatMessage, ScoreItem, Text
 from assay_service.api.scorer import ItemSource
+from assay_service.api.scoring import check_count
 from assay_service.scoring.blend import Blend, compute_probability, rank_scores
 from assay_service.scoring.item import Item
 
@@ -209,11 +209,8 @@ async def pool(body: PoolingBody, context: Context) -> dict[str, Any]:
 async def score(body: ScoreBody, context: Context) -> dict[str, Any]:
     """Score pairs of a prompt and a completion."""
     first, second = body.find_fields()
-    completions = list_texts(getattr(body, second))
-    prompts = list_texts(getattr(body, first))
-    blend, scored = await _score_pairs(
-        context, body, prompts * len(completions) if len(prompts) == 1 else prompts, completions, second
-    )
+    prompts, completions = list_texts(getattr(body, first)), list_texts(getattr(body, second))
+    blend, scored = await _score_pairs(context, body, prompts, completions, second)
     rows = [{"index": index, "object": "score", "score": body.convert(one.score)} for index, one in enumerate(scored)]
     return _build_list(context, body, blend, "score", rows, scored)
 
@@ -224,7 +221,7 @@ async def score(body: ScoreBody, context: Context) -> dict[str, Any]:
 async def rerank(body: RerankBody, context: Context) -> dict[str, Any]:
     """Rank the completions of a prompt by score, also where the sigmoid of several scores is the same number."""
     documents = list_texts(body.documents)
-    blend, scored = await _score_pairs(context, body, [body.query] * len(documents), documents, "documents")
+    blend, scored = await _score_pairs(context, body, [body.query], documents, "documents")
     places = rank_scores({index: one.score for index, one in enumerate(scored)})
     results = [
         {
@@ -252,7 +249,7 @@ async def models(context: Context) -> dict[str, Any]:
 async def _score_input(body: InputBody, context: WireContext) -> tuple[Blend, list[WireScore]]:
     blend = context.find_blend(body.model)
     if body.input is not None:
-        items: list[ItemSource] = read_entries(context, blend, list_entries(body.input))
+        items = read_entries(context, blend, body.input, "input")
         names = name_entries(body.input, "input")
     else:
         items, names = [*build_items([ScoreItem.model_construct(messages=body.messages)])], ["messages"]
@@ -262,7 +259,11 @@ async def _score_input(body: InputBody, context: WireContext) -> tuple[Blend, li
 async def _score_pairs(
     context: WireContext, body: _PairBody, prompts: Sequence[str], completions: Sequence[str], field: str
 ) -> tuple[Blend, list[WireScore]]:
+    """Score each completion with its prompt, or all with the only one."""
+    check_count(context.request, len(completions), field)
     blend = context.find_blend(body.model)
+    if len(prompts) == 1:
+        prompts = [*prompts] * len(completions)
     items: list[ItemSource] = [Item.of(p, c) for p, c in zip(prompts, completions, strict=True)]
     return blend, await context.score(items, blend, [f"{field}[{index}]" for index in range(len(items))])
 
