@@ -22,6 +22,7 @@ RANK_KEYS = frozenset({"prompt", "messages", "completions", "id"})
 GZIP_MAGIC = b"\x1f\x8b"
 HEAD_BYTES = 4096  # the start of a file, which shows whether it is a list
 CHARS_OF_TOKEN = 4  # of English text, about
+SENT_ID_CHARS = 256  # the longest id that the service accepts
 SHOWN_KEYS = 8  # the most keys of a row that an error message lists
 
 Row = dict[str, object]
@@ -144,8 +145,8 @@ def _split_row(row: Row, names: dict[str, str]) -> tuple[Row, Row]:
     """
     known = {name: row[key] for key, name in names.items() if key in row}
     check_parts(row, (key for key, name in names.items() if name != "id"))
-    # Not turned into text: 7 and "7" would be one id.
-    if not isinstance(known.get("id", ""), str | None):
+    # Not turned into text: 7 and "7" would be one id. The row of the output has the id, whether or not it is sent.
+    if not isinstance(id := known.get("id", ""), str | None) or len(id or "") > SENT_ID_CHARS:
         del known["id"]
     return known, {key: value for key, value in row.items() if key not in names}
 

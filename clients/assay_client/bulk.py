@@ -11,19 +11,20 @@ from typing import Generic, TypeVar
 
 from assay_client._answers import check_fingerprint, encode_outcome
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
+from assay_client._isolation import Scored, score_apart
 from assay_client._output import STANDARD, check_targets, open_errors, open_output
 from assay_client._parquet import import_pyarrow, is_parquet, write_parquet
 from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import AssayError, InvalidInput, ServerError
 from assay_client.results import RankResult, RenderedItem, RenderResult
-from assay_client.types import ScoreFailure, ScoreResult, Truncation
+from assay_client.types import ScoreFailure, Truncation
 
 SILENCE_S = 60.0
 OWN_NAMES = Fields()
 
 RowT = TypeVar("RowT", ItemRow, RankRow)
-Result = TypeVar("Result", ScoreResult, RankResult, RenderResult)
+Result = TypeVar("Result", Scored, RankResult, RenderResult)
 
 
 @dataclass
@@ -120,15 +121,11 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
         FingerprintChanged: the model changed during the run.
         Timeout: the service was silent for `silence_s`.
     """
+    sent = {"model": model, "weights": weights, "truncation": truncation, "tokenizer_sha256": tokenizer_sha256}
+    send = partial(client.score, **sent)  # type: ignore[arg-type]  # each by its own name
 
-    async def ask(part: list[ItemRow]) -> ScoreResult:
-        return await client.score(
-            [row.item for row in part],
-            model=model,
-            weights=weights,
-            truncation=truncation,
-            tokenizer_sha256=tokenizer_sha256,
-        )
+    async def ask(part: list[ItemRow]) -> Scored:
+        return await score_apart([row.item for row in part], send)
 
     options: Row = {"command": "score", "model": model, "weights": weights, "truncation": truncation}
     options = {**options, "fields": asdict(fields), "tokenizer_sha256": tokenizer_sha256}
@@ -285,7 +282,7 @@ async def is_alive(client: AsyncRewardClient, within_s: float) -> bool:
     return True
 
 
-def _build_rows(start: int, part: list[ItemRow], result: ScoreResult | RenderResult) -> list[Row]:
+def _build_rows(start: int, part: list[ItemRow], result: Scored | RenderResult) -> list[Row]:
     """Return the server's rows with indices that count over the file, and with the other keys of the input rows."""
     rows = (encode_outcome(replace(outcome, index=start + outcome.index)) for outcome in result.data)
     return [_name_row(row, given) for row, given in zip(rows, part, strict=True)]

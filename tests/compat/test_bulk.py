@@ -130,3 +130,43 @@ def test_both_services_and_the_one_that_refuses_are_named(serve: "Serve", tmp_pa
     assert (code, out) == (2, "")
     assert told.startswith("assay: 404 model_not_found at model: ")
     assert told.endswith(f"; the new service, {other}\n")
+
+
+USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+# Rows for which the service refuses a whole request, each with the code and field of its own error.
+REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
+    ({"prompt": "hi", "completion": "a" * 300_000}, "body_too_large", None),
+    ({"messages": [ASSISTANT, USER]}, "invalid_request", None),
+    ({"messages": []}, "invalid_request", None),
+    ({"prompt": [{**USER, "role": "x" * 65}], "completion": "yes"}, "invalid_request", "prompt[0].role"),
+    ({"prompt": [{**USER, "role": ""}], "completion": "yes"}, "invalid_request", "prompt[0].role"),
+]
+
+
+def test_a_row_for_which_a_request_is_refused_fails_alone(url: str, tmp_path: Path) -> None:
+    """One such row among millions must neither end the run nor be lost."""
+    good = [{"prompt": "hi", "completion": f"{number}", "id": "x" * 300} for number in range(300)]
+    rows = [*good]
+    for place, (row, _, _) in zip((0, 1, 77, 150, 304), REFUSED, strict=True):
+        rows.insert(place, row)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
+    # More rows in a request than the service accepts.
+    words = ["score", str(tmp_path / "in.jsonl"), "--url", url, "--chunk-size", "500"]
+    code, _, told = invoke(*words, "-o", str(out), "--errors", str(errors))
+    assert (code, told.partition(",")[0]) == (1, "300 scored")
+    with RewardClient(url) as client:
+        expected = client.score([(row["prompt"], row["completion"]) for row in good]).scores()
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["index"] for row in written] == list(range(305))
+    assert [row["score"] for row in written if "score" in row] == expected
+    assert [row.get("id") for row in written] == [row.get("id") for row in rows]
+    faults = {row["index"]: (row["code"], row["param"]) for row in map(json.loads, errors.read_text().splitlines())}
+    assert faults == {rows.index(row): (code, param) for row, code, param in REFUSED}
+
+
+def test_a_refusal_that_is_not_about_a_row_ends_the_run(url: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "hi", "completion": "yes"}) + "\n")
+    code, out, told = invoke("score", str(tmp_path / "in.jsonl"), "--url", url, "--weights", "pref=0")
+    assert (code, out) == (2, "")
+    assert "at least one weight must not be zero" in told
