@@ -84,6 +84,7 @@ def read_parquet(source: str) -> Generator[tuple[str, object], None, None]:
     try:
         # Not prefetched, so that memory holds one row group at most.
         with parquet.ParquetFile(source, pre_buffer=False) as file:
+            _check_names(file.schema_arrow, source)
             for batch in file.iter_batches(batch_size=READ_ROWS, use_threads=False):
                 for row in batch.to_pylist():
                     yield f"[{index}]", {key: _to_json(value) for key, value in row.items() if value is not None}
@@ -91,6 +92,16 @@ def read_parquet(source: str) -> Generator[tuple[str, object], None, None]:
     # pyarrow raises a ValueError for times that Python cannot hold, and says that pandas can.
     except (arrow.ArrowException, ValueError) as error:
         raise InvalidInput(f"{source}: cannot be read as Parquet: {error}") from error
+
+
+def _check_names(fields: Iterable[Any], source: str) -> None:
+    """Raise InvalidInput if two columns, or two fields of a struct, have one name: a row would keep only the last."""
+    names: set[str] = set()
+    for field in fields:
+        if field.name in names:
+            raise InvalidInput(f"{source}: column `{field.name}` occurs twice, and one of its values would be lost")
+        names.add(field.name)
+        _check_names((field.type.field(index) for index in range(field.type.num_fields)), source)
 
 
 def _to_json(value: object) -> object:  # noqa: PLR0911  # one for each kind of value

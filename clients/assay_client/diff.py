@@ -1,7 +1,7 @@
 """Score a file by two services, and say what a change of model or version does to scores, ranks and picks."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -9,13 +9,14 @@ from typing import Any, TypeAlias
 
 from assay_client._difference import NO_PICKS, WORST_ROWS, Difference, Shape, Side
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
+from assay_client._isolation import Scored, Send, score_apart
 from assay_client._rows import Fields, ItemRow, RankRow, Row, Survey, check_parts, read_rows, survey
 from assay_client.bulk import OWN_NAMES, SILENCE_S, is_alive
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import AssayError, InvalidInput, Timeout
 from assay_client.types import Item, ScoreResult, Truncation
 
-Answers: TypeAlias = tuple[ScoreResult, ScoreResult]
+Answers: TypeAlias = tuple[Scored, Scored]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class _Services:
     """
 
     sides: tuple[Side, Side]
-    ask_each: Sequence[Callable[[list[Item]], Coroutine[None, None, ScoreResult]]]
+    ask_each: Sequence[Send]
     look_at_each: Sequence[Callable[[], Awaitable[bool]]]
     silent: Side | None = None
 
@@ -101,7 +102,7 @@ class _Services:
         try:
             async with asyncio.TaskGroup() as group:  # a failure of one service stops the other's request
                 first, second = (
-                    group.create_task(_name_errors(side, ask(items)))
+                    group.create_task(score_apart(items, partial(_name_errors, side, ask)))
                     for side, ask in zip(self.sides, self.ask_each, strict=True)
                 )
         except BaseExceptionGroup as failures:
@@ -115,10 +116,10 @@ class _Services:
         return self.silent is None
 
 
-async def _name_errors(side: Side, answer: Awaitable[ScoreResult]) -> ScoreResult:
+async def _name_errors(side: Side, ask: Send, items: Sequence[Item]) -> ScoreResult:
     """Return an answer whose fingerprint is that of earlier ones; errors name the service."""
     try:
-        result = await answer
+        result = await ask(items)
         side.learn(result)
     except AssayError as error:
         if not isinstance(error, InvalidInput):  # that is about an option, and nothing was sent

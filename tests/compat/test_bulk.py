@@ -165,6 +165,38 @@ def test_a_row_for_which_a_request_is_refused_fails_alone(url: str, tmp_path: Pa
     assert faults == {rows.index(row): (code, param) for row, code, param in REFUSED}
 
 
+def test_a_row_for_which_a_request_is_refused_is_one_failure_of_a_difference(url: str, tmp_path: Path) -> None:
+    rows = [row for row, _, _ in REFUSED] + [{"prompt": "hi", "completions": ["yes", "no"]}] * 40
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, told = invoke("diff", url, url, str(tmp_path / "in.jsonl"), "--json", "--chunk-size", "500")
+    found = json.loads(out)
+    assert (code, told) == (1, "")
+    assert (found["rows"], found["failed"], found["scores"]["count"]) == (45, 5, 80)
+    assert found["old"]["failed"] == found["new"]["failed"] == 5
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pyarrow.Table.from_arrays([["hi"], ["yes"], ["no"]], names=["prompt", "completion", "completion"]),
+        pyarrow.table(
+            {
+                "prompt": pyarrow.array(
+                    [[{"role": "user"}]], pyarrow.list_(pyarrow.struct([("role", "string"), ("role", "string")]))
+                ),
+                "completion": ["yes"],
+            }
+        ),
+    ],
+    ids=["columns", "fields of a struct"],
+)
+def test_a_name_that_occurs_twice_in_parquet_is_refused_as_in_json(url: str, tmp_path: Path, table: Any) -> None:
+    parquet.write_table(table, tmp_path / "in.parquet")
+    code, out, told = invoke("score", str(tmp_path / "in.parquet"), "--url", url)
+    assert (code, out) == (2, "")
+    assert "occurs twice, and one of its values would be lost" in told
+
+
 def test_a_refusal_that_is_not_about_a_row_ends_the_run(url: str, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "hi", "completion": "yes"}) + "\n")
     code, out, told = invoke("score", str(tmp_path / "in.jsonl"), "--url", url, "--weights", "pref=0")
