@@ -32,6 +32,10 @@ def _check_url(base_url: object) -> str:
             "the service's address must not have a user name or password; give the key by `api_key` "
             "or `api_key_file`, and other schemes by `headers`"
         )
+    if "?" in base_url or "#" in base_url:  # not repeated, because a query may hold a key
+        raise InvalidInput(
+            "the service's address must end before `?` and `#`, because paths are added to it; give a key by `api_key`"
+        )
     if "," in base_url:
         raise InvalidInput(f"the service's address {base_url!r} has a comma; give several addresses as a list of texts")
     try:

@@ -27,6 +27,7 @@ from assay_client.errors import (
 OK = 200
 # A busy or broken server or proxy, which may work later; other statuses would come back unchanged.
 RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 8.0
 BACKOFF_JITTER = 0.5  # a wait is drawn from the upper half of its backoff
@@ -280,6 +281,9 @@ def build_server_error(reply: Reply, redaction: Redaction = NOTHING) -> ServerEr
     # Proxies answer with pages of their own, so that nothing about the body of an error is taken for granted.
     if not isinstance(error, dict) or not isinstance(error.get("code"), str):
         text = redaction.redact(reply.body.decode(errors="replace"))[:EXCERPT_CHARS].strip()
+        if reply.status in REDIRECTS:  # not followed: another host would get the key, or a POST become a GET
+            place = redaction.redact(reply.headers.get("location", "an address that it does not name"))[:EXCERPT_CHARS]
+            text = f"the address redirects to {place}; give the address of the service itself"
         kind = BY_STATUS.get(reply.status, ServerError)
         return kind(text or "no body", status=reply.status, code=f"http_{reply.status}", retry_after_s=after_s)
     code, param, retryable = error["code"], error.get("param"), error.get("retryable")

@@ -88,6 +88,14 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(url: str) -> Non
     assert "Secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("url", ["http://assay.test?key=Secret", "https://assay.test/x#Secret", "http://assay.test/?"])
+def test_an_address_with_a_query_is_refused_and_not_repeated(url: str) -> None:
+    """The path of a request would become a part of the query."""
+    with pytest.raises(InvalidInput, match="must end before") as raised:
+        RewardClient(["http://assay.test", url])
+    assert "Secret" not in str(raised.value)
+
+
 COMPARE = ["compare", "--prompt", "p", "--a", "3", "--b", "1"]
 
 

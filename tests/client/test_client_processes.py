@@ -361,3 +361,16 @@ def test_an_error_page_of_a_proxy_needs_no_id(either: "Either", loopback: "Start
     server = loopback(lambda asked, number: reply(b"<html>", 502, {"X-Request-ID": None}))
     with pytest.raises(ServerError, match="502 http_502: <html>"):
         either.score([("p", "1")], url=server.url, max_retries=0)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_an_error_that_names_the_other_address(
+    either: "Either", loopback: "Start", reply: "type[Reply]", status: int
+) -> None:
+    """It is not followed: another host would get the key, and a POST could become a GET."""
+    server = loopback(lambda asked, number: reply(b"", status, {"Location": "https://new.test/v1/score?key=Secret-7"}))
+    with pytest.raises(ServerError) as raised:
+        either.score([("p", "1")], url=server.url, api_key="Secret-7")
+    assert "the address redirects to https://new.test/v1/score?key=[API key]; give the address of" in str(raised.value)
+    assert "Secret-7" not in str(raised.value)
+    assert len(server.asked) == 1

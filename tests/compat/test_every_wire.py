@@ -272,6 +272,14 @@ def test_token_ids_are_decoded_off_the_event_loop(url: str, monkeypatch: pytest.
         assert {name.partition("_")[0] for name in threads} == {"assay-render"}
 
 
+@pytest.mark.parametrize("body", [b"[1, ", b'{"a": NaN}', b'{"a": 1, "a": 1}'])
+def test_an_error_of_the_json_names_no_field(url: str, body: bytes) -> None:
+    """A place in the text is no index of an item."""
+    for path in ["/v1/score", *(f"/compat/{wire}{rest}" for wire, rest in PATHS)]:
+        answer = httpx.post(f"{url}{path}", content=body, headers=JSON, timeout=60)
+        assert not re.search(r"\[\d+\]", answer.text), path
+
+
 @pytest.mark.parametrize("wire", sorted(STATUSES))
 def test_an_unknown_path_or_method_has_the_errors_form_of_the_wire(wire: str, url: str) -> None:
     path = next(rest for name, rest in PATHS if name == wire)

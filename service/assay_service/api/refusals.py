@@ -95,6 +95,7 @@ def _refuse_invalid(request: Request, error: RequestValidationError) -> Refusal:
     message = explain(first)
     if first["type"] == "json_invalid":
         message = first["ctx"]["error"] if first["ctx"]["error"] in (TWICE, NOT_FINITE) else _NOT_JSON
+        first = {**first, "loc": ("body",)}  # the second part would be a place in the text, and no item's index
     if first["loc"] == ("body",) and not _has_json_type(request):
         message = "the body was not read as JSON: send the header `content-type: application/json`"
     return Refusal(schemas.STATUS["invalid_request"], "invalid_request", message, _format_param(first["loc"]))
