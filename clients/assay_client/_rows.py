@@ -20,6 +20,14 @@ from assay_client.types import ID_KEYS, ITEM_KEYS, Item
 STANDARD = "-"  # stdin
 RANK_KEYS = frozenset({"prompt", "messages", "completions", "id"})
 GZIP_MAGIC = b"\x1f\x8b"
+# First bytes of files that are not read as JSON, and what to do with them.
+FOREIGN = {
+    b"\x28\xb5\x2f\xfd": "is packed by zstd; send it unpacked: zstd -dc FILE | assay … -",
+    b"BZh": "is packed by bzip2; send it unpacked: bzip2 -dc FILE | assay … -",
+    b"\xfd7zXZ": "is packed by xz; send it unpacked: xz -dc FILE | assay … -",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"PAR1": "is Parquet, which is read only from a file that is called ….parquet; rename it",
+}
 HEAD_BYTES = 4096  # the start of a file, which shows whether it is a list
 CHARS_OF_TOKEN = 4  # of English text, about
 SENT_ID_CHARS = 256  # the longest id that the service accepts
@@ -258,4 +266,6 @@ def _open_source(source: str) -> Iterator[BinaryIO]:
     with _open_stdin() if source == STANDARD else open(source, "rb") as raw:
         file = raw if hasattr(raw, "peek") else io.BufferedReader(cast("io.RawIOBase", raw))
         packed = file.peek(len(GZIP_MAGIC))[: len(GZIP_MAGIC)] == GZIP_MAGIC
+        if advice := next((text for magic, text in FOREIGN.items() if file.peek(8).startswith(magic)), None):
+            raise InvalidInput(f"{'stdin' if source == STANDARD else source}: {advice}")
         yield cast("BinaryIO", gzip.GzipFile(fileobj=file) if packed else file)

@@ -23,14 +23,17 @@ NATIVE_PATHS: Mapping[WireName, tuple[str, ...]] = {
 }
 
 
+_MOST_FLOAT32 = 3.4028234663852886e38
+
+
 class Floor(Frozen):
     """The score that a refused item gets.
 
     Attributes:
-        floor: score on the scale of the blend, before any activation of the wire.
+        floor: score on the scale of the blend, before any activation of the wire; embeddings carry it in 32 bits.
     """
 
-    floor: float = Field(allow_inf_nan=False)
+    floor: float = Field(allow_inf_nan=False, ge=-_MOST_FLOAT32, le=_MOST_FLOAT32)
 
 
 def _check_fate(value: object) -> object:

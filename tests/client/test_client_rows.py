@@ -1,8 +1,10 @@
 """Inputs as people have them: JSON lines and lists, compressed or not, with the line ends of any system."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import sys
 from functools import partial
 from pathlib import Path
@@ -61,6 +63,11 @@ FAULTS = {
     "utf8": (b'{"prompt": "\xff", "completion": "1"}\n', ":1: not UTF-8"),
     "list": (b'[{"prompt": "p", "completion": "1"}, 3]', "[1]: expected an object, got int"),
     "list without end": (b'[{"prompt": "p", "completion": "1"},', ": not JSON"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(20), ": is packed by zstd; send it unpacked: zstd -dc FILE | assay … -"),
+    "bzip2": (bz2.compress(GOOD), ": is packed by bzip2"),
+    "xz": (lzma.compress(GOOD), ": is packed by xz"),
+    "zip": (b"PK\x03\x04" + bytes(20), ": is a zip archive"),
+    "Parquet by another name": (b"PAR1" + bytes(20), ": is Parquet, which is read only from a file"),
     "cut gzip": (gzip.compress(GOOD)[:-9], ": damaged gzip data"),
     "changed gzip": (gzip.compress(GOOD)[:-8] + b"\0" * 8, ": damaged gzip data"),
     "no gzip": (b"\x1f\x8bnothing", ": damaged gzip data"),

@@ -1,16 +1,20 @@
 """What all compatible wires share: settings, refused items, overload, the table in the docs."""
 
+import base64
 import json
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import httpx
+import pytest
+from pydantic import ValidationError
 from starlette.routing import BaseRoute, Route
 
 from assay_service.api.compat.mount import WIRES
 from assay_service.api.compat.wire import ANY, WireBody
-from assay_service.compat_settings import NATIVE_PATHS
+from assay_service.compat_settings import NATIVE_PATHS, CompatSettings
 from tests.compat.conftest import Serve
 from tests.compat.test_every_wire import IGNORING
 
@@ -85,3 +89,17 @@ def build_fields_table() -> list[str]:
 def test_the_page_of_fields_is_that_of_the_code() -> None:
     rows = [line for line in FIELDS.read_text().splitlines() if line.startswith("| `")]
     assert rows == build_fields_table()
+
+
+@pytest.mark.parametrize(("floor", "is_valid"), [(-1e30, True), (3.5e38, False), (-1e39, False), (1e308, False)])
+def test_a_floor_fits_into_every_wires_numbers(serve: Serve, floor: float, is_valid: bool) -> None:
+    """SGLang's embeddings hold 32 bits; a larger floor would be an internal error where it is needed."""
+    wires = {"sglang": {"on_item_error": {"floor": floor}}}
+    if not is_valid:
+        with pytest.raises(ValidationError, match="floor"):
+            CompatSettings.model_validate({"wires": wires})
+        return
+    body = {"input": "no conversation", "encoding_format": "base64"}
+    answer = httpx.post(f"{serve(wires=wires).url}/compat/sglang/v1/embeddings", json=body).json()
+    (read,) = struct.unpack("<f", base64.b64decode(answer["data"][0]["embedding"]))
+    assert read == pytest.approx(floor)
