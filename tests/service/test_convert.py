@@ -4,7 +4,9 @@ The classes below are the forwards of the published model cards, on a tiny rando
 """
 
 import json
+import os
 import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -501,6 +503,15 @@ def test_no_output_is_written_over_or_left_half_done(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:  # the disk is full after the weights are written
         patch.setattr(write, "write_json", full)
         refused(source, tmp_path / "out", "cannot be written: .*No space left on device; nothing was kept")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the weights themselves do not fit
+    try:
+        refused(source, tmp_path / "out", r"cannot be written: part-0\.safetensors: .*too large.*; nothing was kept")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    # What a killed run leaves, in a container where every run has the same process id.
+    killed = tmp_path / f".out.{os.getpid()}.part"
+    killed.mkdir()
     (tmp_path / "out").mkdir()
     converted(source, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [killed.name, "out", "source"]

@@ -1,7 +1,7 @@
 """Write a converted checkpoint so that it appears whole or not at all."""
 
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from assay_service.errors import StartError
@@ -32,7 +33,8 @@ def appear_whole(directory: Path) -> Iterator[Path]:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise StartError(f"{directory}: exists already; name a directory that does not exist, or is empty")
     # In the same folder, because a rename between file systems would be a copy.
-    temporary = directory.parent / f".{directory.name}.{os.getpid()}.part"
+    # The name is random: in a container every run has the same process id, and a killed run leaves its directory.
+    temporary = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.part"
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -99,7 +101,10 @@ def save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         stored[name] = tensor.clone() if pointer in storages else tensor
         storages.add(pointer)
     # The library refuses tensors that are not contiguous, or share their storage.
-    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, path, metadata={"format": "pt"})
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in stored.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # the library's own error, also where the disk is full
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
