@@ -137,8 +137,22 @@ def test_all_heads_share_one_adapter_and_every_parameter_is_trained_once(tmp_pat
             },
             "mixture",
         ),
+        (
+            {"heads": {**HEADS, "absolute": {**HEADS["absolute"], "max_length": 9}}},
+            r"heads\.absolute\.max_length: unknown key; the keys here are golden, mixture, objective, sources, weight",
+        ),
+        ({"heads": {**HEADS, "../x": HEADS["absolute"]}}, r"heads: '\.\./x' does not match"),
     ],
-    ids=["one head", "folds", "an objective beside heads", "no weight", "no logit", "a step for labels"],
+    ids=[
+        "one head",
+        "folds",
+        "an objective beside heads",
+        "no weight",
+        "no logit",
+        "a step for labels",
+        "a key of the run",
+        "a path",
+    ],
 )
 def test_wrong_configurations_are_refused_by_key(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):

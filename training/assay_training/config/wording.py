@@ -56,7 +56,7 @@ def explain_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
     }
     # A key under its old name is also missing under its new one; the second line would only confuse.
     shown = [fault for fault in errors if fault["type"] != "missing" or fault["loc"] not in renamed]
-    return [": ".join(filter(None, (".".join(map(str, fault["loc"])), _explain(fault, model)))) for fault in shown]
+    return [": ".join(filter(None, (_format_location(fault), _explain(fault, model)))) for fault in shown]
 
 
 def find_switches(value: Any, key: str = "") -> Iterator[str]:  # noqa: ANN401 - what YAML holds
@@ -66,6 +66,12 @@ def find_switches(value: Any, key: str = "") -> Iterator[str]:  # noqa: ANN401 -
     elif isinstance(value, dict | list):
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from find_switches(part, f"{key}.{name}".removeprefix("."))
+
+
+def _format_location(error: ErrorDetails) -> str:
+    """Return the path of the key that is wrong; for a wrong key of a mapping, that of the mapping."""
+    location = error["loc"][:-2] if error["loc"][-1:] == ("[key]",) else error["loc"]
+    return ".".join(map(str, location))
 
 
 def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
@@ -89,11 +95,13 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
 
 def _find_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Return the keys that a part of a configuration may have."""
-    candidates = [model]
+    candidates, mapped = [model], False
     for step in location:
-        if isinstance(step, int):  # an index of a list, whose entries all have the same model
+        if isinstance(step, int) or mapped:  # an index or a key, under which all entries have the same model
+            mapped = False
             continue
         fields = [part.model_fields[step].annotation for part in candidates if step in part.model_fields]
+        mapped = any(get_origin(field) is dict for field in fields)
         # A step that is not a field is the tag of a union, which pydantic inserts into the location.
         candidates = [part for field in fields for part in _find_models(field)] or [
             part for part in candidates if _has_tag(part, step)
