@@ -18,7 +18,8 @@ _ADVICE: Mapping[str, str] = {
     ),
     "score_position": (
         "the tokens that the head reads: `last_non_pad_id` for …ForSequenceClassification (TRL), `last_token` for "
-        "OpenRLHF and LLaMA-Factory, `pooler` or `first_token` for encoders. /v1/render shows which tokens are read"
+        "OpenRLHF and LLaMA-Factory, `pooler` or `first_token` for encoders, `steps` for process rewards, with keys "
+        "`steps` and `aggregate`. /v1/render shows which tokens are read"
     ),
     "head": (
         "what the template prints between prompt and completion, as text; the gate reads its first token. For Llama 3 "
@@ -37,6 +38,18 @@ _ADVICE: Mapping[str, str] = {
     "pad_token_id": "the id of the pad that the head was trained with; TRL takes the tokenizer's pad, else its EOS",
     "max_length": "the most tokens of prompt and completion together; no more than the model was trained with",
     "template": "the path of a Jinja file: the chat template that the model was trained with",
+    "output": (
+        "the output to read, from 0 or as `id2label` names it; `[I, J]` for the difference of two, as `[1, 0]` for the "
+        "softmax of two labels. For several outputs, copy the signal"
+    ),
+    "head.tokens": (
+        "the token whose logit is the reward, or two for the difference of their logits. If this is only the base of a "
+        "LoRA reward model, remove `head` and declare the `adapter`"
+    ),
+    "code": (
+        "`ignore` if the remote code that config.json names (`auto_map`) computes what transformers' own model "
+        "computes; that code is never run"
+    ),
     "dtype": "the dtype in which the base computes; heads always compute in float32",
     "default": "the signal or blend that answers requests which name none",
 }

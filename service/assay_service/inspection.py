@@ -5,7 +5,8 @@ The report says what the directory is, which keys are certain, and which must be
 """
 
 import re
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,37 @@ import yaml
 
 from assay_service.advice import get_advice
 from assay_service.errors import StartError
-from assay_service.resolve import ResolvedSignal, resolve_signal
-from assay_service.scoring import files, names, pads
-from assay_service.scoring.head_layouts import recognize_layout
+from assay_service.resolve import ResolvedSignal
+from assay_service.scoring import files, manifest, names, pads
+from assay_service.scoring.missing_head import explain_several, why_no_head
 from assay_service.scoring.special_tokens import TOKENIZER_CONFIG, read_optional, read_special_tokens
-from assay_service.scoring.template_files import NO_TEMPLATE, read_template
+from assay_service.scoring.template_files import read_template
 from assay_service.settings import list_allowed_values, parse
-from assay_service.signal_files import SignalFiles, locate
-from assay_service.signal_settings import HeadSettings, SignalSettings
+from assay_service.signal_files import SignalFiles
+from assay_service.signal_settings import SignalSettings
+from assay_service.undeclared import (
+    describe_gated,
+    find_undeclared,
+    is_gated,
+    list_head_files,
+    list_heads,
+    read_shapes,
+    reads_as_language_model,
+)
 from assay_service.validation import NAME_PATTERN
 
-# Values to try for keys whose values cannot be listed, and how the report shows such values.
-_TRIALS: Mapping[str, object] = {"head": HeadSettings(gate="the end of the prompt")}
-_FORMS = {"head": "{gate: TEXT}", "template": "a file"}
+# What stands for a value that cannot be listed.
+_FORMS: Mapping[str, str] = {
+    "max_length": "a number",
+    "output": "a number or a name",
+    "pad_token_id": "a number",
+    "steps": "{delimiter: TEXT, token: TEXT}",
+    "template": "a file",
+}
+
+
+# Keys whose value may come from `config.json`.
+_IN_CONFIG = ("dtype", "max_length", "score_position", "pad_token_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +63,8 @@ class Inspection:
 
 def build_declaration(directory: Path, declared: Mapping[str, object]) -> dict[str, Any]:
     """Build the configuration that serves a directory, as a YAML file would hold it, with absolute paths.
+
+    A checkpoint whose manifest records several outputs has one signal for each of them.
 
     Args:
         directory: a whole model, a LoRA adapter, or a training run with its `checkpoint`.
@@ -69,6 +90,9 @@ def build_declaration(directory: Path, declared: Mapping[str, object]) -> dict[s
         raise StartError(
             f"{checkpoint}: holds neither a model (config.json) nor a LoRA adapter ({files.ADAPTER_CONFIG}){gguf}"
         )
+    outputs = () if "output" in signal else _list_outputs(checkpoint)
+    if outputs:  # several heads on one trunk, each of which is a signal
+        return {"signals": {name: {**signal, "output": name} for name in outputs}, "default": outputs[0]}
     return {"signals": {_choose_name(directory.resolve()): signal}}
 
 
@@ -83,14 +107,14 @@ def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
         StartError: the directory does not hold a checkpoint, or a declared value is wrong in itself.
     """
     raw = build_declaration(directory, declared)
-    ((name, keys),) = raw["signals"].items()
+    name, keys = next(iter(raw["signals"].items()))  # several differ by their output only
     parsed = parse(raw, Path.cwd())
     if parsed.settings is None:
         raise StartError(*parsed.problems)
     signal = parsed.signals[name]
-    located = locate(signal, Path.cwd())
-    missing, resolved, problems = _find_missing_keys(signal)
-    problems += tuple(_find_broken_files(located))
+    undeclared = find_undeclared(signal)
+    located, missing, resolved = undeclared.files, undeclared.keys, undeclared.resolved
+    problems = (*undeclared.problems, *_find_broken_files(located, reads_rows="head" in {*missing, *keys}))
     lines = [f"{located.checkpoint}: {'a LoRA adapter' if located.adapter else 'a whole model'}"]
     lines += [f"  {name:<15} {value}" for name, value in _list_facts(located, _read_template(signal, located))]
     if resolved is not None:
@@ -101,34 +125,8 @@ def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
     if missing:
         lines.append("Fill in the empty keys below.")
     comments = "".join(f"# {line}\n" for line in lines)
-    return Inspection(comments + _format_yaml(name, {**_get_base_keys(located), **keys}, missing), problems)
-
-
-def _find_missing_keys(signal: SignalSettings) -> tuple[list[str], ResolvedSignal | None, tuple[str, ...]]:
-    """Find the keys that must be declared, by trying values for them.
-
-    Returns:
-        The keys, the signal with arbitrary allowed values for them, and all other problems.
-    """
-    missing: list[str] = []
-    trial = signal
-    for _ in SignalSettings.model_fields:  # a value for one key may show that another one is missing
-        try:
-            return missing, resolve_signal(trial, Path.cwd()), ()
-        except StartError as error:
-            # Errors with ": declare it" are those that a declaration can fix; `signal_rules` writes them.
-            keys = [line.partition(": declare it")[0] for line in error.problems if ": declare it" in line]
-            values = {key: [_TRIALS[key]] if key in _TRIALS else list_allowed_values(key) for key in keys}
-            fillable = {key: found[0] for key, found in values.items() if key not in missing and found}
-            if not fillable:
-                others = [line for line in error.problems if line.partition(":")[0] not in missing]
-                # A template is a file, for which there is no value to try.
-                if others and all(line.startswith("template: ") and NO_TEMPLATE in line for line in others):
-                    return [*missing, "template"], None, ()
-                return missing, None, tuple(others)
-            missing += fillable
-            trial = trial.model_copy(update=fillable)
-    return missing, None, ()
+    signals = {name: {**_get_base_keys(located), **keys} for name, keys in raw["signals"].items()}
+    return Inspection(comments + _format_yaml(signals, missing, gated=is_gated(located)), problems)
 
 
 def _find_checkpoint(directory: Path) -> Path:
@@ -139,6 +137,14 @@ def _find_checkpoint(directory: Path) -> Path:
     inner = directory / "checkpoint"
     holds = any((directory / name).is_file() for name in ("config.json", files.ADAPTER_CONFIG))
     return (inner if inner.is_dir() and not holds else directory).resolve()
+
+
+def _list_outputs(checkpoint: Path) -> tuple[str, ...]:
+    """Return the names of the outputs that a checkpoint's manifest records."""
+    try:
+        return tuple(output.name for output in manifest.read(checkpoint).outputs)
+    except StartError:  # resolving the signal reports a broken manifest
+        return ()
 
 
 def _choose_name(directory: Path) -> str:
@@ -161,9 +167,11 @@ def _list_facts(located: SignalFiles, template: str) -> Iterator[tuple[str, str]
     if located.adapter is not None:
         yield "base", str(located.base)
     yield "architecture", f"{config.get('model_type')}, {', '.join(config.get('architectures') or ['no class named'])}"
-    paths = sorted(located.checkpoint.glob("*.safetensors"))
+    paths = list_head_files(located)
     yield "size", f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB in {len(paths)} safetensors files"
-    yield "head", ", ".join(_list_heads(located)) or "none"
+    yield "head", _describe_heads(located)
+    if outputs := located.claims.outputs:
+        yield "outputs", ", ".join(f"{output.name} ({output.kind})" for output in outputs)
     yield "template", f"{len(template)} characters" if template else "none"
     yield "tokenizer", f"{located.tokenizer}, {_read_tokenizer_class(located.tokenizer)}"
     yield "pads", f"config.json {config.get('pad_token_id')}, tokenizer {_describe_pad(located.tokenizer)}"
@@ -183,24 +191,28 @@ def _describe_pad(tokenizer: Path) -> str:
     return "none" if pad is None else f"{pad[0]} ({pad[1]!r})"
 
 
-def _list_heads(located: SignalFiles) -> list[str]:
-    """Return name and shape of every head in the checkpoint that should have one, or what a gated head consists of."""
-    shapes = names.read_shapes(sorted(located.checkpoint.glob("*.safetensors")))
-    try:
-        layout = None if located.adapters else recognize_layout(shapes, located.config, located.base)
-    except StartError:  # `resolve_signal` reports it
-        return ["a gated head that is not whole"]
-    if layout is not None:
-        return [layout.describe()]
-    pattern = names.build_head_weight_pattern(located.config.get("value_head_prefix"))
-    return [f"{name} {list(shape)}" for name, shape in shapes.items() if pattern.match(names.unwrap_name(name))]
+def _describe_heads(located: SignalFiles) -> str:
+    """Return name and shape of every head in the checkpoint, what a gated head consists of, or that there is none."""
+    if is_gated(located):
+        return describe_gated(located)
+    heads = list_heads(located)
+    if not heads and reads_as_language_model(located):
+        return "none; its base is a language model, whose output layer can be read"
+    return ", ".join(f"{name} {list(shape)}" for name, shape in heads.items()) or "none"
 
 
-def _find_broken_files(located: SignalFiles) -> Iterator[str]:
-    """Yield the faults of files that would stop loading; no declaration can help there."""
-    paths = sorted(located.checkpoint.glob("*.safetensors"))
-    if paths and not _list_heads(located):
-        yield f"{located.checkpoint}: {names.why_no_head(names.read_shapes(paths), located.checkpoint)}"
+def _find_broken_files(located: SignalFiles, *, reads_rows: bool) -> Iterator[str]:
+    """Yield the faults of files that would stop loading; no declaration can help there.
+
+    Args:
+        located: files of the signal.
+        reads_rows: whether the signal reads a language model's output layer, so that it needs no head.
+    """
+    paths, heads = list_head_files(located), list_heads(located)
+    if paths and not reads_rows and not heads and not is_gated(located):
+        yield f"{located.checkpoint}: {why_no_head(read_shapes(located), located.config, located.checkpoint)}"
+    if len(heads) > 1 and not reads_rows:
+        yield f"{located.checkpoint}: {explain_several(heads)}"
     # Without an adapter the checkpoint is the base, and each path would come twice.
     for path in dict.fromkeys([*paths, *sorted(located.base.glob("*.safetensors"))]):
         if (missing := names.count_missing_bytes(path)) > 0:
@@ -211,26 +223,28 @@ def _find_broken_files(located: SignalFiles) -> Iterator[str]:
         yield error.message
 
 
-def _list_certain_keys(resolved: ResolvedSignal, missing: list[str]) -> Iterator[tuple[str, object, str]]:
+def _list_certain_keys(resolved: ResolvedSignal, missing: Sequence[str]) -> Iterator[tuple[str, object, str]]:
     """Yield key, value and source file of each key that need not be declared."""
     for key in SignalSettings.model_fields:
         value = getattr(resolved.rules, key, None) if hasattr(resolved.rules, key) else getattr(resolved, key, None)
-        if key in missing or key in resolved.settings.model_fields_set or value is None or key == "template":
+        claimed = getattr(resolved.claims, key, None) is not None
+        if key in missing or key in resolved.settings.model_fields_set or not isinstance(value, (str, int, float)):
             continue
-        if (
-            value == SignalSettings.model_fields[key].default
-        ):  # a default of the service, which no file of the checkpoint says
-            continue
-        if isinstance(value, (str, int, float)):
-            yield key, value, "assay.json" if getattr(resolved.claims, key, None) is not None else "config.json"
+        # Of several outputs each has a kind of its own. Other values are defaults of the service.
+        if (claimed and not (key == "kind" and resolved.claims.outputs)) or key in _IN_CONFIG:
+            yield key, value, "assay.json" if claimed else "config.json"
 
 
-def _format_yaml(name: str, keys: Mapping[str, object], missing: list[str]) -> str:
-    lines = yaml.safe_dump({"signals": {name: dict(keys)}}, sort_keys=False, allow_unicode=True)
-    for key in missing:  # as text, because yaml.safe_dump writes no comments
-        form = _FORMS.get(key) or ", ".join(list_allowed_values(key))
-        lines += f"    # {form}: {get_advice(key)}\n    {key}:\n"
-    return lines
+def _format_yaml(signals: Mapping[str, Mapping[str, object]], missing: Sequence[str], *, gated: bool) -> str:
+    """Return the configuration of signals that lack the same keys."""
+    head = ("{gate: TEXT}", "head") if gated else ("{tokens: [TOKEN, TOKEN]}", "head.tokens")
+    text = "signals:\n"
+    for name, keys in signals.items():
+        text += textwrap.indent(yaml.safe_dump({name: dict(keys)}, sort_keys=False, allow_unicode=True), "  ")
+        for key in missing:  # as text, because yaml.safe_dump writes no comments
+            values, advised = head if key == "head" else (_FORMS.get(key) or ", ".join(list_allowed_values(key)), key)
+            text += f"    # {values}: {get_advice(advised)}\n    {key}:\n"
+    return text + (yaml.safe_dump({"default": next(iter(signals))}) if len(signals) > 1 else "")
 
 
 def _read_tokenizer_class(directory: Path) -> str:

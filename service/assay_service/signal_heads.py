@@ -9,9 +9,11 @@ from assay_service.resolve import ResolvedSignal
 from assay_service.scoring import checkpoint, files, names, tokenizer
 from assay_service.scoring.architectures import ARCHITECTURES, Architecture, read_activation
 from assay_service.scoring.head import Dense, Head, checked
-from assay_service.scoring.head_files import EMBEDDINGS, OUTPUT_LAYERS, read_token_rows, select_output
+from assay_service.scoring.head_files import read_token_rows, select_output
 from assay_service.scoring.head_modules import NetworkHead, build_network
+from assay_service.scoring.language_models import EMBEDDINGS, OUTPUT_LAYERS
 from assay_service.scoring.manifest import ScorePosition
+from assay_service.scoring.missing_head import why_no_head
 from assay_service.scoring.network_files import NetworkTensors, read_network
 
 StoredHead = checkpoint.HeadTensors | NetworkTensors
@@ -58,14 +60,14 @@ def _read_head(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], chec
         weights = files.list_weight_files(resolved.base)
         head = checkpoint.read_head(weights, resolved.config.get("value_head_prefix"))
         if head is None:
-            raise StartError(f"{resolved.base}: {_explain_no_head(resolved.base, weights)}")
+            raise StartError(f"{resolved.base}: {_explain_no_head(resolved, weights)}")
         return [], head
     read = [checkpoint.read_adapter(directory) for directory in resolved.adapters]
     head = read[-1][1]
     if head is None:
         weights = [resolved.adapter / files.ADAPTER_WEIGHTS]
         raise StartError(
-            f"{resolved.adapter}: the adapter has no head: {_explain_no_head(resolved.adapter, weights)}. PEFT saves a "
+            f"{resolved.adapter}: the adapter has no head: {_explain_no_head(resolved, weights)}. PEFT saves a "
             "head that was trained with `modules_to_save`"
         )
     return [adapter for adapter, _ in read], head
@@ -92,9 +94,10 @@ def _read_tokens(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], ch
     return adapters, head
 
 
-def _explain_no_head(directory: Path, weights: Sequence[Path]) -> str:
+def _explain_no_head(resolved: ResolvedSignal, weights: Sequence[Path]) -> str:
+    directory = resolved.adapter or resolved.base
     pickle = files.explain_pickled(directory, files.VALUE_HEAD)
-    return f"no head{pickle}" if pickle else names.why_no_head(names.read_shapes(weights), directory)
+    return f"no head{pickle}" if pickle else why_no_head(names.read_shapes(weights), resolved.config, directory)
 
 
 def _read_dense(directory: Path, base: Path, architecture: Architecture) -> checkpoint.DenseTensors:

@@ -116,7 +116,9 @@ def decide_dtype(config: Mapping[str, Any]) -> str:
     # transformers 5 writes `dtype`, older versions wrote `torch_dtype`.
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if dtype not in DTYPES:
-        raise StartError(f"dtype: config.json says {dtype!r}, which is not served; declare one of {', '.join(DTYPES)}")
+        raise StartError(
+            f"dtype: declare it, one of {', '.join(DTYPES)}; config.json says {dtype!r}, which is not served"
+        )
     return str(dtype)
 
 

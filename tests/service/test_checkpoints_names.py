@@ -18,6 +18,7 @@ from assay_service.scoring.checkpoint import read_dense, read_head
 from assay_service.scoring.files import explain_pickled, list_weight_files
 from assay_service.scoring.head import Head, checked
 from assay_service.scoring.layout import Span, TokenSequence
+from assay_service.scoring.missing_head import why_no_head
 from assay_service.scoring.model import RewardModel
 from tests import checkpoints
 
@@ -142,7 +143,7 @@ def test_tensors_that_differ_by_a_prefix_only_are_refused() -> None:
     ids=str,
 )
 def test_a_head_that_is_not_served_is_named(shapes: dict[str, tuple[int, ...]], message: str) -> None:
-    assert re.search(message, names.why_no_head(shapes))
+    assert re.search(message, why_no_head(shapes, {}))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from assay_service import create_app
 from assay_service.errors import StartError
@@ -19,6 +20,7 @@ from assay_service.registry import Registry
 from assay_service.settings import Settings, parse
 from tests import checkpoints
 
+SOFTCAP = "final_logit_softcapping"
 FAST = checkpoints.decoder_tokenizer()
 TEXTS = ("Mix flour, water, salt and yeast, and wait.", "No.", "I am sorry, I cannot help with that.")
 ITEMS = [{"prompt": "How do I bake bread?", "completion": text} for text in TEXTS]
@@ -183,6 +185,27 @@ def test_a_language_model_that_changes_its_logits_is_refused(tmp_path: Path) -> 
     path = tmp_path / "rm/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "final_logit_softcapping": 30.0}))
     refused(tmp_path, "final_logit_softcapping", head={"tokens": [5]}, score_position="last_token")
+
+
+def test_a_change_of_logits_that_is_the_architectures_default_is_refused(tmp_path: Path) -> None:
+    """A hand-written config.json may leave out Gemma 2's bound, which transformers then takes from its class."""
+    checkpoints.save(tmp_path / "rm", checkpoints.language_model("gemma2", FAST), FAST)
+    path = tmp_path / "rm/config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != SOFTCAP}))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "rm").config.final_logit_softcapping == 30.0
+    refused(tmp_path, f"changes its logits by {SOFTCAP}", head={"tokens": [5]}, score_position="last_token")
+    path.write_text(json.dumps({**json.loads(path.read_text()), SOFTCAP: None}))  # null: no bound
+    load(settings(tmp_path, s={"head": {"tokens": [5]}, "score_position": "last_token"}))
+
+
+@pytest.mark.parametrize("name", ["lm_head.bias", "module.lm_head.bias"])
+def test_a_bias_that_the_language_model_would_ignore_is_refused(name: str, tmp_path: Path) -> None:
+    checkpoints.save(tmp_path / "rm", checkpoints.language_model("llama", FAST), FAST)
+    path = tmp_path / "rm/model.safetensors"
+    prefix = name.removesuffix("lm_head.bias")
+    tensors = {f"{prefix}{key}": tensor for key, tensor in load_file(path).items()}
+    save_file(tensors | {name: torch.randn(len(FAST))}, path)
+    refused(tmp_path, f"{name} is a bias".replace(".", r"\."), head={"tokens": [5]}, score_position="last_token")
 
 
 @pytest.mark.parametrize("module", ["score", "v_head.summary"])

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from assay_service.errors import StartError
 from assay_service.scoring import names
 from assay_service.scoring.architectures import Architecture
+from assay_service.scoring.missing_head import why_no_head
 from assay_service.scoring.names import Shapes
 
 NORMALIZER = "normalizer."
@@ -46,11 +48,12 @@ class Plan:
     normalizer: tuple[str, ...]
 
 
-def find_head(shapes: Shapes, extra: str | None, where: object) -> str:
+def find_head(shapes: Shapes, config: Mapping[str, Any], extra: str | None, where: object) -> str:
     """Return the name of the head's weight.
 
     Args:
         shapes: shapes of all tensors of the source, keyed by name.
+        config: `config.json` of the source.
         extra: name of a further head module.
         where: name of the source in errors.
 
@@ -62,7 +65,7 @@ def find_head(shapes: Shapes, extra: str | None, where: object) -> str:
     if extra is not None:
         heads = [name for name in heads if names.unwrap_name(name) == f"{extra}.weight"] or heads
     if not heads:
-        raise StartError(f"{where}: {names.why_no_head(shapes)}; `assay convert` takes its name with --head")
+        raise StartError(f"{where}: {why_no_head(shapes, config)}; `assay convert` takes its name with --head")
     if len(heads) > 1:
         raise StartError(f"{where}: there are several heads: {', '.join(heads)}; name the right one with --head")
     names.check_whole_head(heads[0], shapes, where, extra)

@@ -93,7 +93,7 @@ def _get_module(head: str) -> str:
 
 
 def _find_head(request: Request, shapes: names.Shapes, config: Mapping[str, Any], fmt: Format) -> str:
-    head = find_head(shapes, request.head or config.get("value_head_prefix") or fmt.head, request.source)
+    head = find_head(shapes, config, request.head or config.get("value_head_prefix") or fmt.head, request.source)
     if fmt.head not in {None, _get_module(head)}:
         raise StartError(
             f"{request.source}: config.json names {fmt.name}, whose head is {fmt.head}, but the head is {head}; take "

@@ -70,6 +70,9 @@ _MULTIMODAL = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text"}
 # does so too, but only beyond its original length, which is then the limit.
 _ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn", "longrope"})
 
+# The name of `longrope` in the first Phi-3 files.
+_OLD_LONGROPE = "su"
+
 # Types that stretch positions by a factor.
 _SCALED_ROPES = frozenset({"linear", "llama3", "yarn"})
 
@@ -106,6 +109,7 @@ def read_architecture(config: Mapping[str, Any], where: object) -> Architecture:
             f"{where}: a decoder that attends in both directions (`is_causal: false` or `use_bidirectional_attention`) "
             "is not served"
         )
+    check_ropes(_read_rope(config), where)
     return ARCHITECTURES[name]
 
 
@@ -180,8 +184,8 @@ def check_ropes(ropes: Mapping[str, Any] | None, where: object) -> None:
     """Refuse rotary positions whose frequencies depend on the other sequences of a row.
 
     Args:
-        ropes: `rope_parameters` as transformers completes them: one mapping, or one for each type of layer (Gemma 3,
-            ModernBERT).
+        ropes: `rope_parameters` as transformers completes them, or as `config.json` has them: one mapping, or one for
+            each type of layer (Gemma 3, ModernBERT).
         where: name of the checkpoint in errors.
 
     Raises:
@@ -191,9 +195,17 @@ def check_ropes(ropes: Mapping[str, Any] | None, where: object) -> None:
     # The limit of `longrope` is read from one mapping only.
     served = _ROPE_TYPES - {"longrope"} if several else _ROPE_TYPES
     for rope in several or [ropes or {}]:
-        kind = rope.get("rope_type", "default")
-        if kind not in served:
-            raise StartError(f"{where}: rope_type {kind!r} is not served; Assay serves {', '.join(sorted(served))}")
+        kind = str(rope.get("rope_type") or rope.get("type") or "default")
+        if kind not in served | {_OLD_LONGROPE}:
+            raise StartError(
+                f"{where}: rope_type {kind!r} is not served; Assay serves {', '.join(sorted(served))}"
+                + (
+                    "; up to max_position_embeddings tokens a copy of config.json without this scaling gives the same "
+                    "scores"
+                    if kind == "dynamic"
+                    else ""
+                )
+            )
 
 
 def _read_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -206,8 +218,8 @@ def _read_rope_type(config: Mapping[str, Any]) -> str | None:
     """Return the type of the scaling under its present name; None if there is no scaling."""
     rope = _read_rope(config)
     kind = rope.get("rope_type", rope.get("type"))
-    # The first Phi-3 files call it `su`, and transformers reads `yarn` as the same there.
-    return "longrope" if kind == "su" or (kind == "yarn" and config.get("model_type") == "phi3") else kind
+    # transformers reads `yarn` as `longrope` in Phi-3.
+    return "longrope" if kind == _OLD_LONGROPE or (kind == "yarn" and config.get("model_type") == "phi3") else kind
 
 
 def count_token_types(config: Mapping[str, Any]) -> int:

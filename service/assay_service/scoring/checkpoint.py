@@ -22,6 +22,7 @@ from assay_service.scoring.files import (
     find_value_head_files,
     read_config,
 )
+from assay_service.scoring.missing_head import explain_several
 from assay_service.scoring.names import build_head_weight_pattern, check_whole_head, unwrap_name
 
 # Keys of a PEFT model's raw `state_dict`: those with the adapter's name in them, and those of the untouched originals.
@@ -128,10 +129,7 @@ def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTenso
         present |= dict.fromkeys(names, path)
         found += [name for name in names if pattern.match(unwrap_name(name))]
     if len(found) > 1:
-        raise StartError(
-            f"there are several heads: {', '.join(sorted(found))}; a signal has only one. "
-            "Save the checkpoint with the head that was trained"
-        )
+        raise StartError(explain_several(found))
     if not found:
         return None
     (name,) = found

@@ -12,11 +12,8 @@ from transformers import CONFIG_MAPPING
 from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import HeadTensors
 from assay_service.scoring.head_rule import HeadRule
-from assay_service.scoring.names import unwrap_name
-
-# Names of the output layer of language models, and of the embeddings that take its place if it is tied to them.
-OUTPUT_LAYERS = ("lm_head", "embed_out")
-EMBEDDINGS = ("embed_tokens", "embed_in", "wte")
+from assay_service.scoring.language_models import EMBEDDINGS, OUTPUT_LAYERS
+from assay_service.scoring.names import read_shapes, unwrap_name
 
 # Keys of `config.json` by which a language model changes its logits after the output layer.
 _LOGIT_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_scale")
@@ -57,26 +54,38 @@ def read_token_rows(files: Iterable[Path], config: Mapping[str, Any], ids: Seque
     Raises:
         StartError: there is no output layer, it lacks a row, or the model changes its logits after it.
     """
-    changed = [key for key in _LOGIT_KEYS if config.get(key) not in (None, 1, 1.0)]
+    # `config.json` leaves out what is the architecture's default, such as Gemma 2's bound of 30.
+    defaults = CONFIG_MAPPING[config["model_type"]]()
+    changed = [key for key in _LOGIT_KEYS if config.get(key, getattr(defaults, key, None)) not in (None, 1, 1.0)]
     if changed:
         raise StartError(
-            f"head.tokens: config.json has {changed[0]}, by which this model changes its logits; rows of its output "
-            "layer are not its logits, so they are not served"
+            f"head.tokens: this model changes its logits by {changed[0]} of config.json; rows of its output layer are "
+            "not its logits, so they are not served"
         )
-    for path, name in _find_output_layer(list(files), config):
+    files = list(files)
+    _refuse_bias(files)
+    for path, name in _find_output_layer(files, config):
         with safe_open(path, framework="pt") as tensors:
             rows = tensors.get_slice(name)
             if max(ids) >= rows.get_shape()[0]:
                 raise StartError(f"head.tokens: {name} has no row {max(ids)}; check the tokenizer of the checkpoint")
             weight = torch.cat([rows[id_ : id_ + 1] for id_ in ids])
-            bias_name = name.removesuffix("weight") + "bias"
-            bias = tensors.get_tensor(bias_name)[list(ids)] if bias_name in tensors.keys() else None  # noqa: SIM118
-        read = HeadTensors(f"{name}{list(ids)}", weight, bias)
+        read = HeadTensors(f"{name}{list(ids)}", weight, None)
         return select_output(read, HeadRule(tuple(range(len(ids)))))
     raise StartError(
         f"head.tokens: the checkpoint has neither {' nor '.join(f'{name}.weight' for name in OUTPUT_LAYERS)}, and its "
         "config.json does not tie the output layer to the embeddings"
     )
+
+
+def _refuse_bias(files: Iterable[Path]) -> None:
+    """Refuse a bias of the output layer: transformers' classes of the served architectures would ignore it."""
+    for name in read_shapes(files):
+        if unwrap_name(name) in {f"{module}.bias" for module in OUTPUT_LAYERS}:
+            raise StartError(
+                f"head.tokens: {name} is a bias, which transformers' language model of this architecture does not "
+                "have; save the checkpoint without it if it was not trained"
+            )
 
 
 def _find_output_layer(files: Sequence[Path], config: Mapping[str, Any]) -> list[tuple[Path, str]]:

@@ -54,7 +54,7 @@ _MAX_HEADER_BYTES = 100_000_000
 
 # Heads that are known and not served: a pattern of names, and a description with the models that have them. To read
 # one of their layers as the head would give a wrong score.
-_UNSERVED_HEADS = (
+UNSERVED_HEADS = (
     (re.compile(r"^(?:[\w.]+\.)?(?:score|classifier|v_head|value_head)(?:\.summary)?\.\d+\.weight$"),
      "a head of other layers than two with a ReLU between ({names})"),
     (re.compile(r"^(?:[\w.]+\.)?v_head_mlp\d+\.weight$"), "a head of several layers ({names})"),
@@ -175,35 +175,6 @@ def _strip_to_module(name: str) -> str:
     return re.sub(r"\.modules_to_save\.\w+(?=\.)", "", unwrap_name(name).removeprefix("base_model.model."))
 
 
-def why_no_head(shapes: Shapes, directory: Path | None = None) -> str:
-    """Explain why a checkpoint has no head that Assay serves, and how to declare or convert it.
-
-    Args:
-        shapes: shapes of all its tensors, keyed by name.
-        directory: directory of the checkpoint, which may hold the head as pickles.
-    """
-    pickles = [] if directory is None else sorted(path.name for path in directory.glob("*_layer.pt"))
-    if pickles:
-        return f"the head is in pickles ({', '.join(pickles)}), which are not read: `assay convert {directory} OUT`"
-    for pattern, kind in _UNSERVED_HEADS:
-        layers = sorted({name.rpartition(".")[0] for name in shapes if pattern.match(name)})
-        if layers:
-            return (
-                f"{kind.format(names=', '.join(layers[:4]))}: not served; Assay serves heads of one linear "
-                "layer, or of two with a ReLU between"
-            )
-    one_row = sorted(name for name, shape in shapes.items() if len(shape) == 2 and shape[0] == 1 and _is_top(name))
-    looked = f"no head was found; looked for {', '.join(f'{module}.weight' for module in HEAD_MODULES)}"
-    if one_row:
-        return f"{looked}; {one_row[0]} has one output: if that is the head, rename it to score.weight in the file"
-    if any(unwrap_name(name).startswith(("lm_head.", "embed_out.")) for name in shapes):
-        return (
-            f"{looked}; this is a language model. If its reward is the logit of a token, declare "
-            "`head: {tokens: [TOKEN]}`; if it is the base of a LoRA reward model, declare its `adapter`"
-        )
-    return f"{looked}; if this is the base of a LoRA reward model, declare the `adapter` that has the head"
-
-
 def explain_missing(missing: str, names: Iterable[str]) -> str:
     """Return why a tensor is missing: its prefix is unknown, or the format is another one; "" if neither is seen.
 
@@ -238,7 +209,7 @@ def explain_unknown(name: str) -> str:
     """Return where a tensor belongs that has no place in the architecture; "" if it is not recognised."""
     if name.startswith("normalizer."):
         return "; it belongs to safe-rlhf's normalizer of scores: `assay convert DIR OUT` folds it into the head"
-    for pattern, kind in _UNSERVED_HEADS:
+    for pattern, kind in UNSERVED_HEADS:
         if pattern.match(name):
             return f"; it belongs to {kind.format(names=name.rpartition('.')[0])}, which is not served yet"
     return ""
@@ -283,8 +254,3 @@ def check_loaded(
             f"{directory}: tensor {unknown[0]} has no place in the architecture ({len(unknown)} unknown)"
             f"{explain_unknown(unknown[0])}"
         )
-
-
-def _is_top(name: str) -> bool:
-    """Return whether a weight lies outside of the base's layers, as heads do."""
-    return name.endswith(".weight") and not re.search(r"\.\d+\.|embed", name)
