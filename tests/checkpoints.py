@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -43,6 +44,10 @@ ENCODER = (
     "{%- for m in messages -%}{%- if m['role'] not in ['user', 'assistant'] -%}{{ raise_exception('unknown role') }}"
     "{%- endif -%}{%- if loop.first -%}[CLS]{%- endif -%}{{ m['role'] }}: {{ m['content'] }}[SEP]{%- endfor -%}"
     "{%- if add_generation_prompt -%}assistant:{%- endif -%}"
+)
+PAIR = (
+    "{{ '[CLS]' + messages[0]['content'] + '[SEP]' }}"
+    "{% if not add_generation_prompt %}{{ messages[-1]['content'] + '[SEP]' }}{% endif %}"
 )
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. user assistant system",
@@ -224,6 +229,18 @@ def encoder_tokenizer() -> PreTrainedTokenizerFast:
     """For BERT."""
     specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
     return tokenizer(specials, ENCODER)
+
+
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that builds pairs as BERT's and DeBERTa's do."""
+    fast = encoder_tokenizer()
+    fast.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", fast.cls_token_id), ("[SEP]", fast.sep_token_id)],
+    )
+    fast.chat_template = PAIR
+    return fast
 
 
 def classifier(architecture: str, fast: PreTrainedTokenizerFast, *, seed: int = 0, **more: Any) -> Any:

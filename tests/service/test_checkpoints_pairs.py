@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from assay_service import loader, resolve, settings
 from assay_service.api.app import create_app
@@ -19,28 +17,12 @@ from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
 from tests import checkpoints
 
-PAIR = (
-    "{{ '[CLS]' + messages[0]['content'] + '[SEP]' }}"
-    "{% if not add_generation_prompt %}{{ messages[-1]['content'] + '[SEP]' }}{% endif %}"
-)
 PAIRS = [
     ("How do I bake bread?", "Mix flour and water."),
     ("bread?", "I wait for it."),
     ("Hi", "No"),
     ("1 2", "0"),
 ]
-
-
-def pair_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that builds pairs as BERT's and DeBERTa's do."""
-    fast = checkpoints.encoder_tokenizer()
-    fast.backend_tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", fast.cls_token_id), ("[SEP]", fast.sep_token_id)],
-    )
-    fast.chat_template = PAIR
-    return fast
 
 
 def configuration(directory: Path, **signal: Any) -> settings.Settings:
@@ -52,7 +34,7 @@ def configuration(directory: Path, **signal: Any) -> settings.Settings:
 def test_a_pair_scores_as_transformers_scores_tokenizer_of_prompt_and_reply(
     architecture: str, more: dict[str, int], tmp_path: Path
 ) -> None:
-    fast = pair_tokenizer()
+    fast = checkpoints.pair_tokenizer()
     reference = checkpoints.classifier(architecture, fast, **more)
     configured = configuration(checkpoints.save(tmp_path, reference, fast), token_types="second_after_sep")
     reference.set_attn_implementation("eager")
@@ -79,7 +61,7 @@ def test_a_pair_scores_as_transformers_scores_tokenizer_of_prompt_and_reply(
 
 
 def test_a_batch_of_pairs_has_the_bits_of_each_alone_on_both_kernels(kernels: str, tmp_path: Path) -> None:
-    fast = pair_tokenizer()
+    fast = checkpoints.pair_tokenizer()
     directory = checkpoints.save(tmp_path, checkpoints.classifier("bert", fast), fast)
     fingerprints = set()
     for types in ("zero", "second_after_sep"):
@@ -96,7 +78,7 @@ def test_a_batch_of_pairs_has_the_bits_of_each_alone_on_both_kernels(kernels: st
 
 
 def test_a_base_with_token_types_starts_only_where_they_are_known(tmp_path: Path) -> None:
-    fast = pair_tokenizer()
+    fast = checkpoints.pair_tokenizer()
     directory = checkpoints.save(tmp_path, checkpoints.classifier("bert", fast), fast)
     with pytest.raises(StartError, match=r"token_types: declare it; the base has 2 token types"):
         resolve.resolve(configuration(directory))
@@ -112,7 +94,7 @@ def test_a_base_with_token_types_starts_only_where_they_are_known(tmp_path: Path
 def test_a_base_without_token_types_needs_no_declaration(
     architecture: str, more: dict[str, int], tmp_path: Path
 ) -> None:
-    fast = pair_tokenizer()
+    fast = checkpoints.pair_tokenizer()
     directory = checkpoints.save(tmp_path, checkpoints.classifier(architecture, fast, **more), fast)
     assert resolve.resolve(configuration(directory))["s"].rules.token_types is None
     with pytest.raises(StartError, match="token_types: the base has only one token type"):
@@ -125,8 +107,8 @@ def test_the_embedded_models_claim_zero_by_their_manifests() -> None:
 
 
 def test_the_reply_keeps_its_type_when_the_separator_is_cut() -> None:
-    fast = pair_tokenizer()
-    rules = RenderRules(PAIR, 10, "pooler", "template", "score", token_types="second_after_sep")
+    fast = checkpoints.pair_tokenizer()
+    rules = RenderRules(checkpoints.PAIR, 10, "pooler", "template", "score", token_types="second_after_sep")
     renderer = Renderer(fast, rules, len(fast))
     assert renderer.render(Item.of("1", "0")).sequence.types == [0, 0, 0, 1, 1]  # [CLS] 1 [SEP] 0 [SEP]
     whole_reply = renderer.render(Item.of("12345", "0123456"), "prompt_left").sequence
@@ -138,7 +120,7 @@ def test_the_reply_keeps_its_type_when_the_separator_is_cut() -> None:
 
 
 def test_a_template_without_separator_refuses_second_after_sep() -> None:
-    fast = pair_tokenizer()
+    fast = checkpoints.pair_tokenizer()
     template = "[CLS]{% for m in messages %}{{ m['content'] }} {% endfor %}[SEP]"
     with pytest.raises(StartError, match="the template prints no separator token"):
         Renderer(fast, RenderRules(template, 99, "pooler", "template", "score", token_types="second_after_sep"), 400)

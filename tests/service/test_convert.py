@@ -1,6 +1,6 @@
-"""`assay convert`: each foreign checkpoint, saved as its own class saves it, scores after conversion as before.
+"""`assay convert`: files and formats of all kinds, and what it refuses.
 
-The classes below are the forwards of the published model cards, on a tiny random base.
+`tests/coverage` converts a checkpoint of every published class, and compares its scores.
 """
 
 import json
@@ -15,8 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from assay_service import loader, settings
@@ -24,95 +23,12 @@ from assay_service.cli import app
 from assay_service.conversion import write
 from assay_service.scoring.item import Item
 from tests import checkpoints
+from tests.coverage.pickled import PICKLED, Reward, ScoreModel, Trlx, publish
 
 PROMPT, COMPLETION = "How do I bake bread?", "Mix flour, water, salt and yeast, and wait."
 ITEM = Item.of(PROMPT, COMPLETION)
 DECLARED = ("--kind", "preference", "--eos", "template", "--unfinished", "error")
 Arguments = tuple[str, ...]
-
-
-def config_of(architecture: str) -> Any:
-    return checkpoints.classifier(architecture, checkpoints.decoder_tokenizer()).config
-
-
-class Reward(nn.Module):
-    """A base with a linear head under the names of a published class; the head reads the last token."""
-
-    def __init__(self, architecture: str, base: str, head: str, *, bias: bool = False, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.config = config_of(architecture)
-        setattr(self, base, AutoModel.from_config(self.config))
-        parent: nn.Module = self
-        for name in head.split(".")[:-1]:  # `v_head.summary` is a module in a module
-            parent.add_module(name, nn.Module())
-            parent = getattr(parent, name)
-        parent.add_module(head.rpartition(".")[2], nn.Linear(32, 1, bias=bias))
-        self.base, self.head = base, head
-        self.eval()
-
-    def hidden(self, ids: tuple[int, ...]) -> torch.Tensor:
-        states: torch.Tensor = self.get_submodule(self.base)(input_ids=torch.tensor([ids])).last_hidden_state
-        return states[0]
-
-    def forward(self, ids: tuple[int, ...]) -> float:
-        return float(self.get_submodule(self.head)(self.hidden(ids)[-1]))
-
-
-class Mean(Reward):
-    """Open-Assistant's GPTNeoXRewardModel with `pooling: mean`."""
-
-    def forward(self, ids: tuple[int, ...]) -> float:
-        return float(self.out_proj(self.hidden(ids).mean(dim=0)))  # type: ignore[operator]
-
-
-class ScoreModel(Reward):
-    """safe-rlhf's LlamaForScore, with the running moments of its scores as buffers."""
-
-    def __init__(self, function: str, *, bias: bool) -> None:
-        super().__init__("llama", "model", "score_head", bias=bias)
-        self.function, self.normalizer = function, nn.Module()
-        self.normalizer.register_buffer("mean", torch.tensor([1.75]))
-        self.normalizer.register_buffer("var", torch.tensor([6.5]))
-        self.normalizer.register_buffer("count", torch.tensor([100]))
-
-    def forward(self, ids: tuple[int, ...]) -> float:
-        std = float(self.normalizer.var.sqrt()) + 1e-8  # type: ignore[operator]
-        shift = float(self.normalizer.mean) if self.function == "affine" else 0.0  # type: ignore[arg-type]
-        return super().forward(ids) if self.function == "none" else (super().forward(ids) - shift) / std
-
-
-class TwoLayers(Reward):
-    """GRM (sftreg): `v_head.summary` is two layers with a ReLU between."""
-
-    def __init__(self) -> None:
-        super().__init__("llama", "model", "v_head.summary")
-        self.get_submodule("v_head").summary = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 1))
-
-
-class Trlx(nn.Module):
-    """Starling-RM-7B-alpha: a whole language model, its trunk a second time as `transformer`, and `v_head`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.config = config_of("llama")
-        self.model = AutoModelForCausalLM.from_config(self.config)
-        self.transformer, self.v_head = self.model.model, nn.Linear(32, 1, bias=False)
-        self.eval()
-
-    def forward(self, ids: tuple[int, ...]) -> float:
-        return float(self.v_head(self.transformer(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]))
-
-
-def publish(directory: Path, model: nn.Module, file: str = "pytorch_model.bin", **config: Any) -> Path:
-    """Save a model as its trainer does: a pickled state dict, config.json and tokenizer."""
-    fast = checkpoints.decoder_tokenizer()
-    fast.save_pretrained(directory)
-    content = {**model.config.to_dict(), **config}  # type: ignore[union-attr, operator]
-    (directory / "config.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
-    torch.save(model.state_dict(), directory / file)
-    return directory
 
 
 def run(*arguments: object) -> Any:
@@ -138,91 +54,7 @@ def score(raw: dict[str, Any], item: Item = ITEM, **keys: Any) -> tuple[float, t
 
 
 LAST = ("--score-position", "last_token")
-FORMATS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Arguments]] = {
-    "oasst pythia, last": (
-        lambda: Reward("gpt_neox", "gpt_neox", "out_proj", bias=True),
-        {"model_type": "gpt_neox_reward_model", "architectures": ["GPTNeoXRewardModel"], "pooling": "last"},
-        (),
-    ),
-    "oasst pythia, mean": (
-        lambda: Mean("gpt_neox", "gpt_neox", "out_proj", bias=True),
-        {"model_type": "gpt_neox_reward_model", "architectures": ["GPTNeoXRewardModel"], "pooling": "mean"},
-        (),
-    ),
-    "ultrarm": (
-        lambda: Reward("llama", "model", "regression_head"),
-        {"architectures": ["LlamaRewardModel"]},
-        (),
-    ),
-    "eurus": (
-        lambda: Reward("mistral", "model", "regression_head"),
-        {"architectures": ["EurusRewardModel"], "auto_map": {"AutoModel": "modeling_eurus_rm.EurusRewardModel"}},
-        (),
-    ),
-    "beaver reward": (
-        lambda: ScoreModel("affine", bias=True),
-        {
-            "architectures": ["LlamaForScore"],
-            "score_type": "reward",
-            "score_dim": 1,
-            "bias": True,
-            "do_normalize": True,
-            "normalizer_type": "ExponentialMovingAverage",
-            "momentum": 0.9,
-            "mean": [0.0],
-            "var": [1.0],
-        },
-        (),
-    ),
-    "beaver reward without bias": (
-        lambda: ScoreModel("affine", bias=False),
-        {"architectures": ["LlamaForScore"], "score_type": "reward", "do_normalize": True, "bias": False},
-        (),
-    ),
-    "beaver cost": (
-        lambda: ScoreModel("scale", bias=True),
-        {"architectures": ["LlamaModelForScore"], "score_type": "cost", "do_normalize": True, "bias": True},
-        (),
-    ),
-    "beaver, not normalized": (
-        lambda: ScoreModel("none", bias=True),
-        {"architectures": ["LlamaForScore"], "score_type": "reward", "do_normalize": False, "bias": True},
-        (),
-    ),
-    "starling alpha": (Trlx, {"architectures": ["LlamaForCausalLM"]}, LAST),
-    "starling 34b": (
-        lambda: Reward("llama", "transformer", "v_head"),
-        {"architectures": ["LlamaForSequenceClassification"]},
-        ("--score-position", "last_non_pad_id", "--pad-token-id", "0"),
-    ),
-    "trl value head": (
-        lambda: Reward("llama", "model", "v_head.summary", bias=True),
-        {"architectures": ["LlamaForCausalLM"]},
-        LAST,
-    ),
-    "two layers": (TwoLayers, {"architectures": ["LlamaForCausalLM"]}, LAST),
-    "deepspeed-chat": (
-        lambda: Reward("llama", "rwtransformer", "v_head"),
-        {"architectures": ["LlamaForCausalLM"]},
-        ("--score-position", "last_non_pad_id"),
-    ),
-    "a head of an unknown name": (
-        lambda: Reward("llama", "backbone", "quality"),
-        {"architectures": ["MyModel"]},
-        ("--head", "quality", *LAST),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_converted_checkpoint_scores_as_its_own_class(name: str, tmp_path: Path) -> None:
-    build, config, arguments = FORMATS[name]
-    model = build()
-    source = publish(tmp_path / "source", model, **config)
-    logit, ids = score(converted(source, tmp_path / "out", *arguments))
-    with torch.inference_mode():
-        assert logit == pytest.approx(model(ids), abs=1e-5)
-    assert not list((tmp_path / "out").glob("*.bin"))
+ULTRARM = {"architectures": ["LlamaRewardModel"]}
 
 
 def test_athene_reads_its_token_which_the_written_template_appends(tmp_path: Path) -> None:
@@ -288,7 +120,7 @@ def test_pickles_of_all_ages_are_read(how: str, tmp_path: Path) -> None:
 
 
 def test_transformers_loads_a_converted_checkpoint_as_its_own_classifier(tmp_path: Path) -> None:
-    source = publish(tmp_path / "source", ScoreModel("scale", bias=False), **FORMATS["beaver cost"][1])
+    source = publish(tmp_path / "source", ScoreModel("scale", bias=False), **PICKLED["beaver-cost"].config)
     logit, ids = score(converted(source, tmp_path / "out"))
     model, report = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values())
@@ -352,7 +184,7 @@ def test_config_and_tokenizer_may_come_from_the_base_model(tmp_path: Path) -> No
 
 
 def test_a_template_is_written_or_asked_for(tmp_path: Path) -> None:
-    source = publish(tmp_path / "source", Reward("llama", "model", "regression_head"), **FORMATS["ultrarm"][1])
+    source = publish(tmp_path / "source", Reward("llama", "model", "regression_head"), **ULTRARM)
     (source / "chat_template.jinja").unlink()
     done = run(source, tmp_path / "open", *DECLARED)
     assert done.exit_code == 0, done.output
@@ -374,7 +206,7 @@ class Harmless:
 
 def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     model = Reward("llama", "model", "regression_head")
-    source, payload = publish(tmp_path / "source", model, **FORMATS["ultrarm"][1]), Harmless()
+    source, payload = publish(tmp_path / "source", model, **ULTRARM), Harmless()
     payload.trace = tmp_path / "trace"
     torch.save({**model.state_dict(), "extra": payload}, source / "pytorch_model.bin")
     refused(
@@ -472,7 +304,7 @@ def test_configurations_that_cannot_be_converted_are_refused_by_key(
 
 def test_files_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) -> None:
     model = Reward("llama", "model", "regression_head")
-    source, out = publish(tmp_path / "source", model, **FORMATS["ultrarm"][1]), tmp_path / "out"
+    source, out = publish(tmp_path / "source", model, **ULTRARM), tmp_path / "out"
     path = source / "pytorch_model.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -494,7 +326,7 @@ def test_files_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) -> N
 
 
 def test_no_output_is_written_over_or_left_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = publish(tmp_path / "source", Reward("llama", "model", "regression_head"), **FORMATS["ultrarm"][1])
+    source = publish(tmp_path / "source", Reward("llama", "model", "regression_head"), **ULTRARM)
     refused(source, source, "exists already; name a directory that does not exist")
 
     def full(*_: object) -> None:

@@ -1,0 +1,107 @@
+"""The table of reward models: every layout in it is served, and scores as the code that it was published with."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from assay_service import create_app
+from assay_service.cli import app
+from assay_service.settings import Settings, parse
+from tests.coverage.layouts import LAYOUTS, Layout
+from tests.coverage.table import NEEDS, PAGE, ROOT, build_page, count_needs, read_models
+
+PAIRS = [
+    ("How do I bake bread?", "Mix flour, water, salt and yeast, and wait."),
+    ("How do I bake bread?", "No"),
+    ("1 2 3", "The quick brown fox jumps over the lazy dog."),
+]
+SERVED = 53  # of 73 models of reward-bench's list
+DECLARED = {"kind": "preference", "unfinished": "error"}
+
+
+def configure(layout: Layout, root: Path) -> Settings:
+    """Return the settings that serve a published layout: by declarations, or by what `assay convert` prints."""
+    signals = {f"s{n}": {"base": "rm", "eos": "template", **keys} for n, keys in enumerate(layout.signals)}
+    if layout.convert is not None:
+        declared = [f"--{key}={value}" for key, value in {**DECLARED, "eos": "template"}.items()]
+        done = CliRunner().invoke(app, ["convert", str(root / "rm"), str(root / "out"), *declared, *layout.convert])
+        assert done.exit_code == 0, done.output
+        assert not list((root / "out").glob("*.bin"))
+        signals = yaml.safe_load(done.stdout)["signals"]
+    common = {**DECLARED, "dtype": "float32"}
+    longest = {} if layout.convert is not None else {"max_length": 250}
+    raw = {
+        "signals": {name: {**common, **longest, **keys} for name, keys in signals.items()},
+        "default": next(iter(signals)),
+    }
+    parsed = parse(raw, root)
+    assert parsed.settings is not None, parsed.problems
+    return parsed.settings
+
+
+@pytest.mark.parametrize("shape", LAYOUTS)
+def test_a_layout_scores_as_the_code_that_it_was_published_with(shape: str, tmp_path: Path) -> None:
+    layout = LAYOUTS[shape]
+    original = layout.publish(tmp_path / "rm")
+    settings = configure(layout, tmp_path)
+    names = list(settings.signals)
+    items = [{"prompt": prompt, "completion": completion} for prompt, completion in PAIRS]
+    with TestClient(create_app(settings)) as client:
+        body: dict[str, Any] = {"items": items, "weights": dict.fromkeys(names, 1.0)}
+        answer = client.post("/v1/score", json=body).json()
+        rendered = client.post("/v1/render", json={"items": items}).json()["data"]
+        info = client.get("/info").json()["signals"]
+    ids = [original.encode(*pair) for pair in PAIRS]
+    with torch.inference_mode():
+        expected = [original.forward(torch.tensor([row])) for row in ids]
+    for row, own in zip(rendered, ids, strict=True):
+        assert all(row["signals"][name]["ids"] == own for name in names)
+    for n, name in enumerate(names):
+        logits = [row["signals"][name]["logit"] for row in answer["data"]]
+        assert logits == pytest.approx([rewards[n] for rewards in expected], abs=1e-5, rel=1e-5)
+        assert max(logits) - min(logits) > 1e-2  # the items are told apart
+        assert info[name]["invariant"] is True
+
+
+# Layouts whose tests have more to show than one logit.
+ELSEWHERE = {
+    "athene": "tests/service/test_convert.py::test_athene_reads_its_token_which_the_written_template_appends",
+    "qwen-math-prm": "tests/service/test_step_shapes.py::test_qwen_math_prm",
+    "math-shepherd": "tests/service/test_step_shapes.py::test_math_shepherd",
+    "rlhflow-prm": "tests/service/test_step_shapes.py::test_rlhflow",
+    "skywork-o1-prm": "tests/service/test_step_shapes.py::test_skywork_o1",
+}
+# Layouts that are not served yet.
+MISSING = {"armorm", "qrm", "urm", "ldl"}
+
+
+def test_every_model_of_the_table_has_a_layout_with_a_test_or_a_reason() -> None:
+    listed, others = read_models()
+    assert len({model.name for model in [*listed, *others]}) == len(listed) + len(others)
+    for model in [*listed, *others]:
+        assert model.needs in NEEDS, model
+        assert (model.needs == "not served") == bool(model.reason), model
+        assert model.source, model
+        if model.needs != "not served":
+            assert model.shape in LAYOUTS.keys() | ELSEWHERE.keys(), model
+            converted = model.shape == "athene" or (model.shape in LAYOUTS and LAYOUTS[model.shape].convert is not None)
+            assert (model.needs == "convert") == converted, model
+        elif model.shape:
+            assert model.shape in LAYOUTS.keys() | ELSEWHERE.keys() | MISSING, model
+    for test in ELSEWHERE.values():
+        file, _, name = test.partition("::")
+        assert f"\ndef {name}(" in (ROOT / file).read_text()
+
+
+def test_the_share_of_reward_benchs_list_is_what_the_page_says() -> None:
+    listed, _ = read_models()
+    counts = count_needs(listed)
+    assert len(listed) == 73
+    assert len(listed) - counts["not served"] == SERVED
+    page = PAGE.read_text()
+    assert build_page(page) == page, "run `python -m tests.coverage.table`"
