@@ -81,7 +81,8 @@ def chat_of(fast: PreTrainedTokenizerFast, tail: str = "") -> Encode:
 
     def encode(prompt: str, completion: str) -> list[int]:
         chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-        return fast.encode(str(fast.apply_chat_template(chat, tokenize=False)) + tail, add_special_tokens=False)
+        text = str(fast.apply_chat_template(chat, tokenize=False)) + tail
+        return texts.encode_pieces(fast, text)
 
     return encode
 
@@ -142,7 +143,7 @@ def own_head(
     lm_head: bool = False,
     tail: str = "",
     before_pad: bool = False,
-    **config: Any,
+    config: dict[str, Any] | None = None,
 ) -> Callable[[Path], Original]:
     """Return what writes a base with a head under the names of a class that transformers does not have.
 
@@ -160,7 +161,7 @@ def own_head(
     def publish(directory: Path) -> Original:
         fast = texts.build(kind)
         model = checkpoints.language_model(architecture, fast)
-        write(directory, model, fast, architectures=[name], **config)
+        write(directory, model, fast, architectures=[name], **(config or {}))
         path = directory / "model.safetensors"
         tensors = {
             n.replace("model.", prefix, 1): t for n, t in load_file(path).items() if lm_head or "lm_head" not in n
@@ -187,6 +188,12 @@ def own_head(
     return publish
 
 
+def value_layers(architecture: str, kind: str) -> Callable[[Path], Original]:
+    """Return what writes a GRM with a value head of two layers."""
+    config = {"vhead_layer_type": "mlp", "vhead_num_neurons": 48, "vhead_num_layers": 1}
+    return own_head(architecture, kind, layers_of(32, 48), "v_head.summary", name="GRewardModel", config=config)
+
+
 def token_head(architecture: str, kind: str, tokens: Sequence[str | int]) -> Callable[[Path], Original]:
     """Return what writes a language model whose reward is the logit of a token, or the difference of two."""
 
@@ -201,7 +208,7 @@ def token_head(architecture: str, kind: str, tokens: Sequence[str | int]) -> Cal
             logits = model(input_ids=text).logits[0, -1, ids]
             return [float(logits[0] - logits[1] if len(ids) == 2 else logits[0])]
 
-        return Original(texts.JUDGES.get(kind, chat_of)(fast), forward)
+        return Original(chat_of(fast), forward)
 
     return publish
 
@@ -264,10 +271,11 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 REMOTE_QWEN = {
-    "AutoConfig": "configuration_qwen2_rm.Qwen2RMConfig",
-    "AutoModel": "modeling_qwen2_rm.Qwen2ForRewardModel",
+    "auto_map": {
+        "AutoConfig": "configuration_qwen2_rm.Qwen2RMConfig",
+        "AutoModel": "modeling_qwen2_rm.Qwen2ForRewardModel",
+    }
 }
-VALUE_LAYERS = {"vhead_layer_type": "mlp", "vhead_num_neurons": 48, "vhead_num_layers": 1}
 LAST = {"score_position": "last_token"}
 
 
@@ -299,15 +307,9 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "qwen3-classifier": Layout(classifier("qwen3", "qwen3", max_position_embeddings=512)),
     "gpt-neox-classifier": Layout(classifier("gpt_neox", "chatml", dtype=torch.float32)),
-    "llama-value-layers": Layout(
-        own_head("llama", "llama3", layers_of(32, 48), "v_head.summary", name="GRewardModel", **VALUE_LAYERS), (LAST,)
-    ),
-    "gemma-value-layers": Layout(
-        own_head("gemma", "gemma", layers_of(32, 48), "v_head.summary", name="GRewardModel", **VALUE_LAYERS), (LAST,)
-    ),
-    "gemma2-value-layers": Layout(
-        own_head("gemma2", "gemma", layers_of(32, 48), "v_head.summary", name="GRewardModel", **VALUE_LAYERS), (LAST,)
-    ),
+    "llama-value-layers": Layout(value_layers("llama", "llama3"), (LAST,)),
+    "gemma-value-layers": Layout(value_layers("gemma", "gemma"), (LAST,)),
+    "gemma2-value-layers": Layout(value_layers("gemma2", "gemma"), (LAST,)),
     "llama-score-layers": Layout(
         own_head(
             "llama", "llama3", layers_of(32, 32), "score", name="INFORMForSequenceClassification", before_pad=True
@@ -315,7 +317,7 @@ LAYOUTS: dict[str, Layout] = {
         (LAST,),
     ),
     "qwen2-score-layers": Layout(
-        own_head("qwen2", "chatml", layers_of(32, 32), "score", name="Qwen2ForRewardModel", auto_map=REMOTE_QWEN),
+        own_head("qwen2", "chatml", layers_of(32, 32), "score", name="Qwen2ForRewardModel", config=REMOTE_QWEN),
         (LAST | {"code": "ignore"},),
     ),
     "qwen2-causal-rm": Layout(
@@ -328,17 +330,16 @@ LAYOUTS: dict[str, Layout] = {
             nn.Linear(32, 1, bias=False),
             "value_head",
             name="RewardModel",
-            value_head_prefix="value_head",
-            mean=0.75,
-            std=2.5,
+            config={"value_head_prefix": "value_head", "mean": 0.75, "std": 2.5},
             tail="<|end_of_text|>",
         ),
         (LAST | {"eos": "append", "moments": "config"},),
     ),
-    "qwen3-reranker": Layout(token_head("qwen3", "qwen3-reranker", ["yes", "no"]), (read_tokens("yes", "no"),)),
-    "qwen3-reranker-one-logit": Layout(classifier("qwen3", "qwen3-one-logit", max_position_embeddings=512)),
+    # Letters stand for the words "yes", "no" and "Yes", which are no single tokens of a tiny vocabulary.
+    "qwen3-reranker": Layout(token_head("qwen3", "qwen3-reranker", ["y", "n"]), (read_tokens("y", "n"),)),
+    "qwen3-reranker-one-logit": Layout(classifier("qwen3", "qwen3-reranker", max_position_embeddings=512)),
     "mxbai-rerank-v2": Layout(token_head("qwen2", "mxbai", ["1", "0"]), (read_tokens("1", "0"),)),
-    "bge-reranker-v2-gemma": Layout(token_head("gemma", "bge-gemma", ["Yes"]), (read_tokens("Yes"),)),
+    "bge-reranker-v2-gemma": Layout(token_head("gemma", "bge-gemma", ["Y"]), (read_tokens("Y"),)),
     "token-of-the-output-layer": Layout(token_head("llama", "llama3", [0]), (read_tokens(0),)),
     "deberta-pair": Layout(pair("deberta-v2", type_vocab_size=0, pooler_dropout=0, pooler_hidden_act="gelu")),
     "bert-pair": Layout(pair("bert"), ({"token_types": "second_after_sep"},)),

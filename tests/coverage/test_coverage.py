@@ -1,5 +1,6 @@
 """The table of reward models: every layout in it is served, and scores as the code that it was published with."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,19 @@ import pytest
 import torch
 import yaml
 from fastapi.testclient import TestClient
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from assay_service import create_app
 from assay_service.cli import app
+from assay_service.scoring.item import Item
+from assay_service.scoring.render import Renderer
+from assay_service.scoring.rules import RenderRules
 from assay_service.settings import Settings, parse
+from tests.coverage import texts
 from tests.coverage.layouts import LAYOUTS, Layout
 from tests.coverage.table import NEEDS, PAGE, ROOT, build_page, count_needs, read_models
+from tests.real_tokenizers import real_tokenizer
 
 PAIRS = [
     ("How do I bake bread?", "Mix flour, water, salt and yeast, and wait."),
@@ -66,6 +73,45 @@ def test_a_layout_scores_as_the_code_that_it_was_published_with(shape: str, tmp_
         assert logits == pytest.approx([rewards[n] for rewards in expected], abs=1e-5, rel=1e-5)
         assert max(logits) - min(logits) > 1e-2  # the items are told apart
         assert info[name]["invariant"] is True
+
+
+def encode_qwen3_reranker(fast: PreTrainedTokenizerFast, query: str, text: str) -> list[int]:
+    """The model card's code: prefix, instruction with the pair, suffix."""
+    before, start, middle, after = texts.QWEN3
+    return texts.encode_pieces(fast, before, start + query + middle + text, after)
+
+
+def encode_bge_gemma(fast: PreTrainedTokenizerFast, query: str, text: str) -> list[int]:
+    """FlagEmbedding's code."""
+    return texts.encode_pieces(fast, "<bos>", f"A: {query}", "\n", f"B: {text}", "\n", texts.BGE_PROMPT)
+
+
+def encode_mxbai(fast: PreTrainedTokenizerFast, query: str, text: str) -> list[int]:
+    """The code of mxbai_rerank."""
+    before, start, middle, after = texts.MXBAI
+    task, end, suffix = after.removeprefix("\n").partition("<|im_end|>")
+    parts = (before, start + query, "\n", middle.removeprefix("\n") + text, "\n", task, end + suffix)
+    return texts.encode_pieces(fast, *parts)
+
+
+@pytest.mark.parametrize(
+    ("judge", "tokenizer", "encode", "same"),
+    [
+        ("qwen3-reranker", "qwen3", encode_qwen3_reranker, (True, True)),
+        ("bge-gemma", "gemma", encode_bge_gemma, (True, True)),
+        # "?" and a line break are one token of Qwen2.5, but its code encodes the line break by itself.
+        ("mxbai", "qwen2_5", encode_mxbai, (True, False)),
+    ],
+)
+def test_rerankers_have_the_ids_of_their_own_code_on_their_own_tokenizers(
+    judge: str, tokenizer: str, encode: Callable[..., list[int]], same: tuple[bool, bool]
+) -> None:
+    fast = PreTrainedTokenizerFast.from_pretrained(real_tokenizer(tokenizer))
+    rules = RenderRules(texts.JUDGE_TEMPLATES[judge], 2048, "last_token", "template", "error")
+    renderer = Renderer(fast, rules, len(fast))
+    pairs = [("how do planes fly", " 多少 by lift\nand thrust"), ("How do planes fly?", "By lift.")]
+    for pair, equal in zip(pairs, same, strict=True):
+        assert (list(renderer.render(Item.of(*pair)).sequence.ids) == encode(fast, *pair)) is equal
 
 
 # Layouts whose tests have more to show than one logit.

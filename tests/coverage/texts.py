@@ -1,14 +1,12 @@
-"""Tokenizers and templates of the layouts: small ones with the real special tokens, and published ones for judges."""
+"""Tokenizers and templates of the layouts: small, with the special tokens of the originals."""
 
 import json
-from collections.abc import Callable
 
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from tests import checkpoints
 from tests.real_templates import trl_templates
-from tests.real_tokenizers import real_tokenizer
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
@@ -49,7 +47,6 @@ SMALL: dict[str, tuple[dict[str, str], str, tuple[str, ...]]] = {
         ("<|im_start|>", "<think>", "</think>"),
     ),
 }
-PUBLISHED = {"qwen3-reranker": "qwen3", "bge-gemma": "gemma"}
 
 
 def build(kind: str) -> PreTrainedTokenizerFast:
@@ -57,10 +54,7 @@ def build(kind: str) -> PreTrainedTokenizerFast:
     if kind in SMALL:
         specials, template, extra = SMALL[kind]
         return checkpoints.tokenizer(specials, template, extra)
-    if kind in PUBLISHED:
-        fast = PreTrainedTokenizerFast.from_pretrained(real_tokenizer(PUBLISHED[kind]))
-    else:
-        fast = build("chatml")
+    fast = build("gemma" if kind == "bge-gemma" else "chatml")
     fast.chat_template = trl_templates()["qwen3"] if kind == "qwen3" else JUDGE_TEMPLATES[kind]
     return fast
 
@@ -115,7 +109,6 @@ def judge_template(before: str, middle: str, after: str) -> str:
 JUDGE_TEMPLATES = {
     "qwen3-reranker": judge_template(QWEN3[0] + QWEN3[1], QWEN3[2], QWEN3[3]),
     "mxbai": judge_template(MXBAI[0] + MXBAI[1], MXBAI[2], MXBAI[3]),
-    "qwen3-one-logit": judge_template(QWEN3[0] + QWEN3[1], QWEN3[2], QWEN3[3]),
     "bge-gemma": judge_template("<bos>A: ", "\nB: ", f"\n{BGE_PROMPT}"),
 }
 
@@ -123,17 +116,3 @@ JUDGE_TEMPLATES = {
 def encode_pieces(fast: PreTrainedTokenizerFast, *pieces: str) -> list[int]:
     """Return the ids of pieces of a text, each encoded by itself."""
     return [id_ for piece in pieces for id_ in fast.encode(piece, add_special_tokens=False)]
-
-
-def encode_qwen3_reranker(fast: PreTrainedTokenizerFast) -> Callable[[str, str], list[int]]:
-    """Return the encoding of the model card: prefix, instruction with the pair, suffix."""
-    before, start, middle, after = QWEN3
-    return lambda query, text: encode_pieces(fast, before, start + query + middle + text, after)
-
-
-def encode_bge_gemma(fast: PreTrainedTokenizerFast) -> Callable[[str, str], list[int]]:
-    """Return the encoding of FlagEmbedding: every part by itself."""
-    return lambda query, text: encode_pieces(fast, "<bos>", f"A: {query}", "\n", f"B: {text}", "\n", BGE_PROMPT)
-
-
-JUDGES = {"qwen3-reranker": encode_qwen3_reranker, "bge-gemma": encode_bge_gemma}

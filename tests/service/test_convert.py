@@ -54,7 +54,7 @@ def score(raw: dict[str, Any], item: Item = ITEM, **keys: Any) -> tuple[float, t
 
 
 LAST = ("--score-position", "last_token")
-ULTRARM = {"architectures": ["LlamaRewardModel"]}
+ULTRARM: dict[str, Any] = {"architectures": ["LlamaRewardModel"]}
 
 
 def test_athene_reads_its_token_which_the_written_template_appends(tmp_path: Path) -> None:
