@@ -36,7 +36,9 @@ Kind = Annotated[
 ]
 Base = Annotated[str | None, typer.Option(help="Base model of an adapter, if the adapter's files do not lead to it.")]
 Position = Annotated[
-    Literal["last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean_pooler", "mean", "completion"]
+    Literal[
+        "last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean_pooler", "mean", "completion", "steps"
+    ]
     | None,
     typer.Option(help="Tokens that the head reads."),
 ]

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from assay_service import loader, settings
+from assay_service import create_app, loader, settings
 from assay_service.cli import app
 from assay_service.conversion import write
 from assay_service.scoring.item import Item
@@ -73,6 +74,35 @@ def test_athene_reads_its_token_which_the_written_template_appends(tmp_path: Pat
     assert list(ids) == fast(text, add_special_tokens=False)["input_ids"]
     with torch.inference_mode():
         assert logit == pytest.approx(model(ids), abs=1e-5)
+
+
+def test_a_pickled_process_reward_model_is_read_at_its_steps(tmp_path: Path) -> None:
+    """Skywork-o1-Open-PRM: TRL's value head under remote code, in a pickle; every step is encoded by itself."""
+    model = Reward("qwen2", "pretrained_model", "v_head.summary", bias=True)
+    remote = {"architectures": ["Qwen2ForPrmModel"], "auto_map": {"AutoModel": "modeling_qwen2_prm.Qwen2ForPrmModel"}}
+    source = publish(tmp_path / "rm", model, **remote)
+    tensors = {n.replace("pretrained_model.", "pretrained_model.model."): t for n, t in model.state_dict().items()}
+    torch.save(tensors | {"pretrained_model.lm_head.weight": torch.ones(400, 32)}, source / "pytorch_model.bin")
+    refused(source, tmp_path / "out", "a process reward model is read at its steps: steps", *DECLARED)
+    (tmp_path / "prm.jinja").write_text(
+        "{{ messages[0].content + '\n' }}{% if not add_generation_prompt %}{{ messages[1].content }}{% endif %}"
+    )
+    template = ("--template", str(tmp_path / "prm.jinja"))
+    run(source, tmp_path / "out", *DECLARED, "--score-position", "steps", *template)
+    keys = {"base": "out", "steps": {"delimiter": "\n", "token": "\n", "tokenize": "apart"}, "aggregate": "min"}
+    parsed = settings.parse({"signals": {"prm": keys}}, tmp_path)
+    assert parsed.settings is not None, parsed.problems
+    with TestClient(create_app(parsed.settings)) as client:
+        body = {"items": [{"prompt": "1 + 2?", "completion": "1 + 2 is 3.\nSo 3."}]}
+        steps = client.post("/v1/score", json=body).json()["data"][0]["signals"]["prm"]["steps"]
+    fast = checkpoints.decoder_tokenizer()
+    pieces = [fast.encode(text) for text in ("1 + 2?\n", "1 + 2 is 3.", "\n", "So 3.", "\n")]
+    ids = torch.tensor([[id_ for piece in pieces for id_ in piece]])
+    ends = [sum(map(len, pieces[:n])) - 1 for n in (3, 5)]
+    with torch.inference_mode():
+        values = model.get_submodule("v_head.summary")(model.hidden(tuple(ids[0].tolist())))[:, 0]
+    assert [step["token"] for step in steps] == ends
+    assert [step["logit"] for step in steps] == pytest.approx(values[ends].tolist(), abs=1e-5)
 
 
 def test_shards_their_dtypes_and_shared_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,10 @@ def advise_position(head: str, names: Mapping[str, object]) -> str:
             "Starling and trlx read the token before the first pad: last_non_pad_id, with --pad-token-id; without pads "
             "in the text that is last_token"
         )
-    return "TRL's value heads, LLaMA-Factory and OpenRLHF read the last token: last_token"
+    return (
+        "TRL's value heads, LLaMA-Factory and OpenRLHF read the last token: last_token; a process reward model is read "
+        "at its steps: steps"
+    )
 
 
 def _read_normalizer(config: Mapping[str, Any]) -> NormalizeFunction | None:
