@@ -346,5 +346,6 @@ LAYOUTS: dict[str, Layout] = {
     "xlm-roberta-pair": Layout(pair("xlm-roberta", separator="</s>", type_vocab_size=1)),
     "modernbert-pair": Layout(pair("modernbert", classifier_pooling="mean")),
     "llama-pickle": Layout(shard_pickles(classifier("llama", "llama3", rope_parameters=LLAMA3_ROPE)), convert=()),
+    "olmo2-classifier": Layout(shard_pickles(classifier("olmo2", "chatml")), convert=()),
     **{name: Layout(pickled(name), convert=PICKLED[name].arguments) for name in PICKLED},
 }  # fmt: skip
