@@ -79,7 +79,10 @@ def test_athene_reads_its_token_which_the_written_template_appends(tmp_path: Pat
 def test_a_pickled_process_reward_model_is_read_at_its_steps(tmp_path: Path) -> None:
     """Skywork-o1-Open-PRM: TRL's value head under remote code, in a pickle; every step is encoded by itself."""
     model = Reward("qwen2", "pretrained_model", "v_head.summary", bias=True)
-    remote = {"architectures": ["Qwen2ForPrmModel"], "auto_map": {"AutoModel": "modeling_qwen2_prm.Qwen2ForPrmModel"}}
+    remote: dict[str, Any] = {
+        "architectures": ["Qwen2ForPrmModel"],
+        "auto_map": {"AutoModel": "modeling_qwen2_prm.Qwen2ForPrmModel"},
+    }
     source = publish(tmp_path / "rm", model, **remote)
     tensors = {n.replace("pretrained_model.", "pretrained_model.model."): t for n, t in model.state_dict().items()}
     torch.save(tensors | {"pretrained_model.lm_head.weight": torch.ones(400, 32)}, source / "pytorch_model.bin")
