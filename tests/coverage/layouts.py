@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from tests import checkpoints
-from tests.coverage import texts
+from tests.coverage import gated, texts
 from tests.coverage.pickled import PICKLED
 from tests.coverage.pickled import publish as publish_pickle
 
@@ -262,6 +262,16 @@ def pickled(name: str) -> Callable[[Path], Original]:
     return publish
 
 
+def gate(shape: str) -> Callable[[Path], Original]:
+    """Return what writes a checkpoint whose objectives a gating network weighs."""
+
+    def publish(directory: Path) -> Original:
+        forward = gated.publish(directory, shape)
+        return Original(chat_of(PreTrainedTokenizerFast.from_pretrained(directory)), forward)
+
+    return publish
+
+
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -347,5 +357,6 @@ LAYOUTS: dict[str, Layout] = {
     "modernbert-pair": Layout(pair("modernbert", classifier_pooling="mean")),
     "llama-pickle": Layout(shard_pickles(classifier("llama", "llama3", rope_parameters=LLAMA3_ROPE)), convert=()),
     "olmo2-classifier": Layout(shard_pickles(classifier("olmo2", "chatml")), convert=()),
+    **{name: Layout(gate(name), gated.keys_of(name), () if name == "ldl" else None) for name in gated.GATED},
     **{name: Layout(pickled(name), convert=PICKLED[name].arguments) for name in PICKLED},
 }  # fmt: skip

@@ -27,7 +27,7 @@ PAIRS = [
     ("How do I bake bread?", "No"),
     ("1 2 3", "The quick brown fox jumps over the lazy dog."),
 ]
-SERVED = 53  # of 73 models of reward-bench's list
+SERVED = 61  # of 73 models of reward-bench's list
 DECLARED = {"kind": "preference", "unfinished": "error"}
 
 
@@ -122,8 +122,6 @@ ELSEWHERE = {
     "rlhflow-prm": "tests/service/test_step_shapes.py::test_rlhflow",
     "skywork-o1-prm": "tests/service/test_convert.py::test_a_pickled_process_reward_model_is_read_at_its_steps",
 }
-# Layouts that are not served yet.
-MISSING = {"armorm", "qrm", "urm", "ldl"}
 
 
 def test_every_model_of_the_table_has_a_layout_with_a_test_or_a_reason() -> None:
@@ -139,7 +137,7 @@ def test_every_model_of_the_table_has_a_layout_with_a_test_or_a_reason() -> None
             converted = "test_convert.py" in ELSEWHERE[model.shape] if layout is None else layout.convert is not None
             assert (model.needs == "convert") == converted, model
         elif model.shape:
-            assert model.shape in LAYOUTS.keys() | ELSEWHERE.keys() | MISSING, model
+            assert model.shape in LAYOUTS.keys() | ELSEWHERE.keys(), model
     for test in ELSEWHERE.values():
         file, _, name = test.partition("::")
         assert f"\ndef {name}(" in (ROOT / file).read_text()
