@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests import checkpoints
 from tests.coverage import gated, texts
+from tests.coverage.pickled import LAST as LAST_OPTION
 from tests.coverage.pickled import PICKLED
 from tests.coverage.pickled import publish as publish_pickle
 
@@ -357,6 +358,10 @@ LAYOUTS: dict[str, Layout] = {
     "modernbert-pair": Layout(pair("modernbert", classifier_pooling="mean")),
     "llama-pickle": Layout(shard_pickles(classifier("llama", "llama3", rope_parameters=LLAMA3_ROPE)), convert=()),
     "olmo2-classifier": Layout(shard_pickles(classifier("olmo2", "chatml")), convert=()),
-    **{name: Layout(gate(name), gated.keys_of(name), () if name == "ldl" else None) for name in gated.GATED},
+    "pickled-language-model": Layout(
+        shard_pickles(token_head("mistral", "mistral", [7, 9])), ({"head": {"tokens": [7, 9]}},), LAST_OPTION
+    ),
+    **{name: Layout(gate(name), gated.keys_of(name)) for name in gated.GATED if name != "ldl"},
+    "ldl": Layout(gate("ldl"), convert=()),
     **{name: Layout(pickled(name), convert=PICKLED[name].arguments) for name in PICKLED},
 }  # fmt: skip

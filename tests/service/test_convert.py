@@ -16,7 +16,7 @@ import torch
 import yaml
 from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from assay_service import create_app, loader, settings
@@ -24,7 +24,7 @@ from assay_service.cli import app
 from assay_service.conversion import write
 from assay_service.scoring.item import Item
 from tests import checkpoints
-from tests.coverage.pickled import PICKLED, Reward, ScoreModel, Trlx, publish
+from tests.coverage.pickled import PICKLED, Reward, ScoreModel, Trlx, config_of, publish
 
 PROMPT, COMPLETION = "How do I bake bread?", "Mix flour, water, salt and yeast, and wait."
 ITEM = Item.of(PROMPT, COMPLETION)
@@ -333,6 +333,16 @@ def test_configurations_that_cannot_be_converted_are_refused_by_key(
     source = publish(tmp_path / "source", model, architectures=["LlamaForCausalLM"], pad_token_id=None)
     edit_json(source / "config.json", **config)
     refused(source, tmp_path / "out", message, *DECLARED, *arguments)
+
+
+def test_a_policy_and_its_reference_in_one_pickle_are_refused(tmp_path: Path) -> None:
+    """Language models without a head; nothing says which of the two the reward is read from."""
+    model = AutoModelForCausalLM.from_config(config_of("llama"))
+    source = publish(tmp_path / "source", model, architectures=["LlamaForCausalLM"])
+    tensors = model.state_dict()
+    torch.save(tensors | {f"ref.{name}": 2 * t for name, t in tensors.items()}, source / "pytorch_model.bin")
+    message = r"tensors model\.\S+ and ref\.model\.\S+ have one place in the model; save only one model"
+    refused(source, tmp_path / "out", message, *DECLARED)
 
 
 def test_files_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) -> None:

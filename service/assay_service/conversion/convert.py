@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from assay_service.conversion import normalizer, source, write
+from assay_service.conversion.language_model import convert_language_model, is_language_model
 from assay_service.conversion.ldl import convert_ldl, is_ldl
 from assay_service.conversion.prepare import Prepared, Request, prepare
 from assay_service.errors import StartError
@@ -31,6 +32,8 @@ def convert(request: Request, out: Path) -> list[str]:
         return _convert_adapter(request, out)
     if is_ldl(request.source):
         return convert_ldl(request, out)
+    if is_language_model(request):
+        return convert_language_model(request, out)
     model = prepare(request)
     with write.appear_whole(out) as directory:
         writer = write.WeightWriter(directory)
