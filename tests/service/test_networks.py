@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -19,6 +20,11 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
+from assay_client import RewardClient
+from assay_client._answers import encode_outcome
+from assay_client._parquet import write_parquet
+from assay_client.in_process import AppTransport
+from assay_client.results import RenderedItem
 from assay_service import create_app
 from assay_service.cli import app
 from assay_service.engine.cache import compute_key
@@ -357,6 +363,25 @@ def value(logit: float, std: float | None, tokens: int) -> dict[str, Any]:
     }
 
 
+def test_the_client_has_std_and_gate_and_writes_the_rows_as_the_service_answered(tmp_path: Path) -> None:
+    save(tmp_path, "QRM")
+    first, second = (create_app(settings(tmp_path, score=gate_of("QRM"))) for _ in range(2))
+    items = [(PROMPTS[0], text, "stop") for text in TEXTS]
+    with TestClient(first) as http:
+        sent = [{"prompt": prompt, "completion": text} for prompt, text, _ in items]
+        raw = http.post("/v1/score", json={"items": sent}).json()["data"]
+    with RewardClient("http://test", transport=AppTransport(second)) as client:
+        rows = client.score(items).data
+        places = [row.signals["score"].gate for row in client.render(items).data if isinstance(row, RenderedItem)]
+    assert [encode_outcome(row) for row in rows] == raw
+    assert places == [9, 9, 9]
+    lines, table = tmp_path / "rows.jsonl", tmp_path / "rows.parquet"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in raw))
+    write_parquet(lines, table)
+    written = pyarrow.parquet.read_table(table).to_pylist()
+    assert [row["signals"]["score"]["std"] for row in written] == [row["signals"]["score"]["std"] for row in raw]
+
+
 def test_an_item_whose_gate_was_cut_off_is_refused_and_its_neighbour_is_not(tmp_path: Path) -> None:
     save(tmp_path, "ArmoRM")
     with TestClient(create_app(settings(tmp_path, score={**gate_of("ArmoRM"), "max_length": 28}))) as client:
@@ -519,7 +544,8 @@ def test_ldl_with_its_head_in_two_pickles_is_converted(tmp_path: Path) -> None:
     ids = [list(registry.signals[name].renderer.render(item).sequence.ids) for item in ITEMS]
     with torch.inference_mode():
         expected = [head.read(base(input_ids=torch.tensor([i])).last_hidden_state[0], i)["score"] for i in ids]
-    assert read(registry, name, ITEMS) == [(pytest.approx(score, abs=1e-5), None) for score, _ in expected]
+    for (score, std), (right, _) in zip(read(registry, name, ITEMS), expected, strict=True):
+        assert (score, std) == (pytest.approx(right, abs=1e-5), None)
 
 
 def test_ldl_that_is_not_whole_is_not_converted(tmp_path: Path) -> None:
