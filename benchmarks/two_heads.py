@@ -3,8 +3,8 @@
     python -m benchmarks.two_heads [--out benchmarks/results/two_heads] [--pairs 15]
 
 Each pair scores the same fresh items twice in a row, rendering included: once by one signal, and once by both, which
-share the forward pass. Their order alternates from pair to pair. What counts is the median of the pairs' quotients. On a
-busy machine the quotients of CPU time are the better ones.
+share the forward pass. Their order alternates from pair to pair. What counts is the median of the pairs' quotients, of
+CPU time where the machine is busy.
 """
 
 import argparse
