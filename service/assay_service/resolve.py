@@ -74,9 +74,10 @@ class ResolvedSignal:
         classes = files.list_code_classes(self.config)
         if not classes:
             return ()
+        known = "" if self.head.layout is None else " with the gated head that Assay recognized"
         return (
             f"`code: ignore`: the code that config.json names ({', '.join(classes)}) is not run. If it computes "
-            f"anything but transformers' own {self.config.get('model_type')!r}, scores are wrong: compare them",
+            f"anything but transformers' own {self.config.get('model_type')!r}{known}, scores are wrong: compare them",
         )
 
 
