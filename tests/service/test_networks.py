@@ -366,10 +366,9 @@ def value(logit: float, std: float | None, tokens: int) -> dict[str, Any]:
 def test_the_client_has_std_and_gate_and_writes_the_rows_as_the_service_answered(tmp_path: Path) -> None:
     save(tmp_path, "QRM")
     first, second = (create_app(settings(tmp_path, score=gate_of("QRM"))) for _ in range(2))
-    items = [(PROMPTS[0], text, "stop") for text in TEXTS]
+    items = [{"prompt": PROMPTS[0], "completion": text} for text in TEXTS]
     with TestClient(first) as http:
-        sent = [{"prompt": prompt, "completion": text} for prompt, text, _ in items]
-        raw = http.post("/v1/score", json={"items": sent}).json()["data"]
+        raw = http.post("/v1/score", json={"items": items}).json()["data"]
     with RewardClient("http://test", transport=AppTransport(second)) as client:
         rows = client.score(items).data
         places = [row.signals["score"].gate for row in client.render(items).data if isinstance(row, RenderedItem)]
@@ -545,7 +544,8 @@ def test_ldl_with_its_head_in_two_pickles_is_converted(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = [head.read(base(input_ids=torch.tensor([i])).last_hidden_state[0], i)["score"] for i in ids]
     for (score, std), (right, _) in zip(read(registry, name, ITEMS), expected, strict=True):
-        assert (score, std) == (pytest.approx(right, abs=1e-5), None)
+        assert std is None
+        assert score == pytest.approx(right, abs=1e-5)
 
 
 def test_ldl_that_is_not_whole_is_not_converted(tmp_path: Path) -> None:
