@@ -1,4 +1,4 @@
-"""Define the commands `assay serve`, `assay inspect` and `assay convert`.
+"""Define the commands `assay serve`, `assay inspect`, `assay convert` and `assay presets`.
 
 The module imports only typer and the standard library at the top, and everything else when a command runs.
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -65,6 +65,10 @@ Code = Annotated[
     typer.Option(help="Serve the model of transformers although config.json names code (auto_map); it is never run."),
 ]
 
+Preset = Annotated[
+    str | None, typer.Option(help="Preset of a known checkpoint, for all keys that are not declared: `assay presets`.")
+]
+
 
 @app.command()
 def serve(  # noqa: PLR0913, PLR0917 - the options of a command
@@ -74,6 +78,10 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     config: Annotated[
         Path | None,
         typer.Option(help="YAML configuration; default: the two embedded models.", exists=True, dir_okay=False),
+    ] = None,
+    preset: Preset = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Commit, tag or branch of the preset's hub id, if no DIR is given.")
     ] = None,
     kind: Kind = None,
     eos: Eos = None,
@@ -95,32 +103,33 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     ] = "text",
     access_log: Annotated[bool, typer.Option("--access-log", help="Log one line for each request.")] = False,
 ) -> None:
-    """Serve reward models over HTTP: the models of a YAML file, or the one in DIR.
+    """Serve reward models over HTTP: the models of a YAML file, the one in DIR, or that of a preset.
 
-    Options declare what the files in DIR do not say; `assay inspect DIR` lists these keys. The exit code is 2 if the
-    configuration, a checkpoint or the address is wrong, and 1 if the service fails later.
+    Options declare what the files in DIR do not say; `assay inspect DIR` lists these keys. A preset declares them for a
+    known checkpoint: the one in DIR, or without DIR the one on the hub. The exit code is 2 if the configuration, a
+    checkpoint or the address is wrong, and 1 if the service fails later.
     """
     # Heavy libraries only when the command runs, so that `assay --help` is quick and the client needs none of them.
     from assay_service import logs, resolve  # noqa: PLC0415
-    from assay_service.inspection import build_declaration  # noqa: PLC0415
+    from assay_service.inspection import build_declaration, declare_preset  # noqa: PLC0415
     from assay_service.listen import listen  # noqa: PLC0415
     from assay_service.settings import EMBEDDED  # noqa: PLC0415
     from assay_service.yaml_file import read_yaml  # noqa: PLC0415
 
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
-    declared |= {"pad_token_id": pad, "code": code}
+    declared |= {"pad_token_id": pad, "code": code, "preset": preset, "revision": revision}
     logs.configure(log_level, log_format, access=access_log)
     with _print_start_errors("serve"):
-        if directory is None:
+        if directory is None and preset is None:
             _refuse_options_without_directory(declared)
             path = config or EMBEDDED
             settings, signals = resolve.read_resolved(read_yaml(path), path.resolve().parent, str(path))
         else:
             if config is not None:
-                raise typer.BadParameter("give either DIR or --config, not both")
-            raw = build_declaration(directory, declared)
-            settings, signals = resolve.read_resolved(raw, Path.cwd(), str(directory))
+                raise typer.BadParameter("give either DIR, --preset or --config, not two of them")
+            raw = declare_preset(declared) if directory is None else build_declaration(directory, declared)
+            settings, signals = resolve.read_resolved(raw, Path.cwd(), str(directory or f"preset {preset}"))
         listening = listen(host, port)  # first of all, so that a taken port is reported at once
     _run(settings, signals, listening, host)
 
@@ -128,6 +137,7 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
 @app.command("inspect")
 def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model, adapter or training run.")],
+    preset: Preset = None,
     kind: Kind = None,
     eos: Eos = None,
     unfinished: Unfinished = None,
@@ -148,7 +158,7 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
 
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
-    declared |= {"pad_token_id": pad, "code": code}
+    declared |= {"pad_token_id": pad, "code": code, "preset": preset}
     with _print_start_errors("inspect"):
         inspection = inspect(directory, declared)
     _print_inspection(inspection)
@@ -162,6 +172,7 @@ def convert_checkpoint(  # noqa: PLR0913, PLR0917 - the options of a command
         Path | None, typer.Option(help="Directory with the config.json and the tokenizer that SOURCE lacks.")
     ] = None,
     head: Annotated[str | None, typer.Option(help="Name of the head's module, if it is not a known one.")] = None,
+    preset: Preset = None,
     kind: Kind = None,
     eos: Eos = None,
     unfinished: Unfinished = None,
@@ -182,20 +193,28 @@ def convert_checkpoint(  # noqa: PLR0913, PLR0917 - the options of a command
         from assay_service.conversion.convert import convert  # noqa: PLC0415
         from assay_service.conversion.prepare import Request  # noqa: PLC0415
         from assay_service.inspection import inspect  # noqa: PLC0415
+        from assay_service.preset_keys import fill_conversion  # noqa: PLC0415
         from assay_service.scoring.manifest import Manifest  # noqa: PLC0415
 
-        claims = Manifest(
-            kind=kind,
-            eos=eos,
-            unfinished=unfinished,
-            score_position=score_position,
-            token_types=token_types,
-            pad_token_id=pad,
-        )
-        for line in convert(Request(source, base, head, template, claims), out):
+        declared: dict[str, Any] = {"kind": kind, "eos": eos, "unfinished": unfinished, "token_types": token_types}
+        declared |= {"score_position": score_position, "pad_token_id": pad, "template": template, "head": head}
+        keys = declared if preset is None else fill_conversion(preset, declared)
+        head, template = keys.pop("head"), keys.pop("template")
+        for line in convert(Request(source, base, head, template, Manifest.model_validate(keys)), out):
             typer.echo(line, err=True)
-        inspection = inspect(out, {})
+        inspection = inspect(out, {"preset": preset})
     _print_inspection(inspection)
+
+
+@app.command("presets")
+def list_presets() -> None:
+    """List the presets: name, hub id, and whether Assay ever recomputed a golden row."""
+    from assay_service import preset  # noqa: PLC0415
+
+    for name in preset.list_names():
+        known = preset.read(name)
+        convert = "" if known.convert is None else ", convert first"
+        typer.echo(f"{name:<44} {known.model} (golden row: {known.golden_state}{convert})")
 
 
 def _print_inspection(inspection: "Inspection") -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from assay_service.advice import get_advice
 from assay_service.errors import StartError
+from assay_service.preset_keys import find_matching
 from assay_service.resolve import ResolvedSignal
 from assay_service.scoring import files, manifest, names, pads
 from assay_service.scoring.missing_head import explain_several, why_no_head
@@ -93,7 +94,17 @@ def build_declaration(directory: Path, declared: Mapping[str, object]) -> dict[s
     outputs = () if "output" in signal else _list_outputs(checkpoint)
     if outputs:  # several heads on one trunk, each of which is a signal
         return {"signals": {name: {**signal, "output": name} for name in outputs}, "default": outputs[0]}
-    return {"signals": {_choose_name(directory.resolve()): signal}}
+    return {"signals": {signal.get("preset") or _choose_name(directory.resolve()): signal}}
+
+
+def declare_preset(declared: Mapping[str, object]) -> dict[str, Any]:
+    """Build the configuration that serves the checkpoint of a preset from the hub, under the preset's name.
+
+    Args:
+        declared: keys of the signal, `preset` among them; a key that is None counts as not declared.
+    """
+    signal = {key: value for key, value in declared.items() if value is not None}
+    return {"signals": {str(signal["preset"]): signal}}
 
 
 def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
@@ -114,7 +125,10 @@ def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
     signal = parsed.signals[name]
     undeclared = find_undeclared(signal)
     located, missing, resolved = undeclared.files, undeclared.keys, undeclared.resolved
-    problems = (*undeclared.problems, *_find_broken_files(located, reads_rows="head" in {*missing, *keys}))
+    problems = (
+        *undeclared.problems,
+        *_find_broken_files(located, reads_rows=signal.head is not None or "head" in missing),
+    )
     lines = [f"{located.checkpoint}: {'a LoRA adapter' if located.adapter else 'a whole model'}"]
     lines += [f"  {name:<15} {value}" for name, value in _list_facts(located, _read_template(signal, located))]
     if resolved is not None:
@@ -122,6 +136,11 @@ def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
             f"  {key:<15} {value} (certain: {source})" for key, value, source in _list_certain_keys(resolved, missing)
         ]
     lines += [f"  problem         {problem}" for problem in problems]
+    if signal.preset is None:
+        matching = find_matching(located.checkpoint, located.config)
+        lines += [
+            f"  preset          {name} may be for it, by the directory's name: --preset {name}" for name in matching
+        ]
     if missing:
         lines.append("Fill in the empty keys below.")
     comments = "".join(f"# {line}\n" for line in lines)

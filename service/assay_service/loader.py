@@ -10,6 +10,7 @@ import torch
 
 from assay_service.errors import StartError
 from assay_service.logs import START, log_step
+from assay_service.preset_keys import find_golden
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, files, manifest, tokenizer
@@ -63,7 +64,8 @@ def load_resolved(settings: Settings, resolved: Mapping[str, ResolvedSignal]) ->
     for name, checked_signal in signals.items():  # the step above chose the kernels that will serve
         with _prefix_errors(f"signals.{name}"), log_step("scoring a plain item and the golden rows of signal %s", name):
             _check_forward(checked_signal)
-            _check_golden(checked_signal, resolved[name].claims.golden)
+            _check_golden(checked_signal, resolved[name].claims.golden, "the manifest")
+            _check_preset(checked_signal)
         _log_how_served(checked_signal, is_invariant=invariant[name])
     blends = {name: blend.build_blend(name) for name, blend in settings.blends.items()}
     return Registry(signals, blends, settings.default, invariant)
@@ -127,6 +129,7 @@ class _Loader:
         return Signal(
             *(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader),
             ReadingRule(resolved.head.has_std, resolved.aggregate, as_probabilities=resolved.kind == "absolute"),
+            resolved.preset,
         )
 
     def _check_hash(self, base: Path, claims: Manifest) -> str:
@@ -192,6 +195,11 @@ def _choose_device(declared: str | None) -> torch.device:
 def _log_how_served(signal: Signal, *, is_invariant: bool) -> None:
     """Log how a signal is served, and warn where its scores may depend on the batch."""
     rules = signal.renderer.rules
+    if (preset := signal.preset) is not None:
+        changed = f", with {', '.join(preset.changed)} changed" if preset.changed else ""
+        logging.getLogger(START).info(
+            "signal %s: preset %s (%s)%s", signal.name, preset.name, preset.sha256[:16], changed
+        )
     logging.getLogger(START).info(
         "signal %s: %s, reads %s, up to %d tokens, %s on %s, kernels %s",
         *(signal.name, signal.kind, rules.score_position, rules.max_length),
@@ -251,14 +259,33 @@ def _check_forward(signal: Signal) -> None:
         raise StartError(f"the model scores a plain item with {logit}, which is not a finite number")
 
 
-def _check_golden(signal: Signal, golden: tuple[GoldenRow, ...]) -> None:
-    """Recompute the manifest's golden rows, and refuse a model other than the one that training saved."""
-    # The tolerance is that of the served dtype, which need not be the one of training.
-    tolerance = _GOLDEN_TOLERANCE[signal.provenance.dtype]
+def _check_preset(signal: Signal) -> None:
+    """Recompute the golden rows of the preset behind a signal, if it has any that its keys must give."""
+    golden = None if signal.preset is None else find_golden(signal.preset)
+    if signal.preset is None or golden is None:
+        return
+    # A row may have been computed in another dtype than the served one; the coarser of both decides.
+    dtype = max(golden.dtype, signal.provenance.dtype, key=lambda name: _GOLDEN_TOLERANCE[name])
+    _check_golden(signal, golden.rows, f"preset {signal.preset.name}", dtype)
+    logging.getLogger(START).info(
+        "signals.%s: gives the %d logits of preset %s", signal.name, len(golden.rows), signal.preset.name
+    )
+
+
+def _check_golden(signal: Signal, golden: tuple[GoldenRow, ...], source: str, dtype: str | None = None) -> None:
+    """Recompute golden rows, and refuse a model other than the one that they were computed with.
+
+    Args:
+        signal: the loaded signal.
+        golden: the rows.
+        source: name of the file that has the rows, for errors.
+        dtype: dtype whose tolerance decides; None for the served one, which need not be that of training.
+    """
+    tolerance = _GOLDEN_TOLERANCE[dtype or signal.provenance.dtype]
     for number, row in enumerate(golden):
         item = Item(tuple(Message(role, content) for role, content in row.messages), row.finish_reason)
         logit = _compute_logit(signal, item, trained=True)  # the rows hold what training rendered
         if not math.isclose(logit, row.logit, rel_tol=tolerance, abs_tol=tolerance):
             raise StartError(
-                f"golden row {number}: the manifest says {row.logit:.6f}, but the loaded model gives {logit:.6f}"
+                f"golden row {number}: {source} says {row.logit:.6f}, but the loaded model gives {logit:.6f}"
             )

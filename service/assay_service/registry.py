@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from assay_service.errors import UnknownModel
+from assay_service.preset import PresetUse
 from assay_service.scoring import manifest
 from assay_service.scoring.blend import Blend, Moments
 from assay_service.scoring.reading import ReadingRule
@@ -58,6 +59,7 @@ class Signal:
         config_sha256: SHA-256 of the base's `config.json`, which decides what the weights compute.
         token_reader: reader of token ids of this signal's tokenizer.
         reading: rule by which the numbers of the head become one logit.
+        preset: preset behind the signal; None if there is none. It decides nothing that the rules do not say.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Signal:
     config_sha256: str
     token_reader: TokenReader
     reading: ReadingRule
+    preset: PresetUse | None = None
 
 
 class Registry:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from assay_service import preset, preset_keys
 from assay_service.compat_settings import NATIVE_PATHS, CompatSettings, WireName
 from assay_service.errors import Problems, StartError
+from assay_service.preset import PresetUse
 from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
@@ -20,7 +22,7 @@ from assay_service.scoring.names import read_shapes
 from assay_service.scoring.reading import Aggregate
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.special_tokens import read_special_tokens
-from assay_service.scoring.template_files import read_template
+from assay_service.scoring.template_files import add_bos, read_template
 from assay_service.settings import Settings, parse
 from assay_service.signal_files import SignalFiles, locate
 from assay_service.signal_rules import decide_aggregate, decide_dtype, decide_moments, decide_rules, settle
@@ -46,6 +48,7 @@ class ResolvedSignal:
         claims: the checkpoint's manifest; of several outputs, the record of the one that the signal reads.
         head: part of the checkpoint's head that the signal reads.
         aggregate: rule that makes one logit of several steps; None if steps are not scored.
+        preset: preset behind the signal; None if none is declared.
     """
 
     settings: SignalSettings
@@ -62,6 +65,7 @@ class ResolvedSignal:
     claims: Manifest
     head: HeadRule
     aggregate: Aggregate | None = None
+    preset: PresetUse | None = None
 
     @property
     def adapter(self) -> Path | None:
@@ -71,14 +75,14 @@ class ResolvedSignal:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Return what may make scores wrong although it was declared."""
-        classes = files.list_code_classes(self.config)
-        if not classes:
-            return ()
+        warnings = [] if self.preset is None else preset_keys.list_warnings(self.preset)
         known = "" if self.head.layout is None else " with the gated head that Assay recognized"
-        return (
-            f"`code: ignore`: the code that config.json names ({', '.join(classes)}) is not run. If it computes "
-            f"anything but transformers' own {self.config.get('model_type')!r}{known}, scores are wrong: compare them",
-        )
+        if classes := files.list_code_classes(self.config):
+            warnings.append(
+                f"`code: ignore`: the code that config.json names ({', '.join(classes)}) is not run. If it computes "
+                f"anything but transformers' own {self.config.get('model_type')!r}{known}, scores are wrong: compare them"
+            )
+        return tuple(warnings)
 
 
 def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
@@ -152,6 +156,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         declared = None if settings.template is None else files.place(settings.template, relative_to)
     with problems.collected():
         template = read_template(declared, located.checkpoint, located.tokenizer, settings.template_name)
+        template = add_bos(template) if settings.bos == "add" else template
     with problems.collected():
         dtype = settings.dtype or decide_dtype(config)
     with problems.collected():
@@ -179,6 +184,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         claims=claims,
         head=head,
         aggregate=aggregate,
+        preset=_find_preset(settings),
     )
 
 
@@ -188,6 +194,19 @@ def _find_layout(settings: SignalSettings, located: SignalFiles) -> HeadLayout |
     if located.adapters or (settings.head is not None and settings.head.tokens is not None):
         return None
     return recognize_layout(shapes, located.config, located.base)
+
+
+def _find_preset(settings: SignalSettings) -> PresetUse | None:
+    """Return the preset behind a signal and the keys that differ from it; None if none is declared."""
+    if settings.preset is None:
+        return None
+    # Where the files lie changes nothing in a score, and is in the provenance anyway.
+    plain = SignalSettings(preset=settings.preset, base=settings.base)
+    keys = SignalSettings.model_fields.keys() - {"base", "revision"}
+    changed = (
+        key for key in SignalSettings.model_fields if key in keys and getattr(settings, key) != getattr(plain, key)
+    )
+    return preset.describe(settings.preset, tuple(changed))
 
 
 def _resolve_all(

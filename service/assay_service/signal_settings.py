@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from assay_service import preset, preset_keys
+from assay_service.errors import StartError
 from assay_service.scoring.blend import Blend, LengthPenalty, Standardise
 from assay_service.scoring.head_rule import OutputKey
 from assay_service.scoring.manifest import (
@@ -58,6 +60,7 @@ class SignalSettings(Frozen):
     A key that is None comes from the checkpoint's manifest or its other files; without a value the start is refused.
 
     Attributes:
+        preset: name of a preset, which declares the keys of a known checkpoint; keys beside it take their place.
         kind: meaning of the logit: a Bradley-Terry reward, or a quality in 0..1 after the sigmoid.
         base: a path, `package:NAME`, or a hub id; None takes the base that the adapter's `adapter_config.json` names.
         revision: commit, tag or branch of a hub id.
@@ -71,6 +74,7 @@ class SignalSettings(Frozen):
         max_length: most tokens of prompt and completion together.
         template: path of a Jinja chat template; None takes the checkpoint's own.
         template_name: name of one of the checkpoint's chat templates; None takes the one called "default".
+        bos: `add` puts the tokenizer's BOS in front of the template's text, as tokenizers do by themselves.
         score_position: the tokens that the head reads.
         head: tokens of a language model's output layer that are the head, or the place that a gating network reads;
             None takes the checkpoint's own head as it is.
@@ -91,6 +95,7 @@ class SignalSettings(Frozen):
         aggregate: rule that makes one logit of those of the steps.
     """
 
+    preset: str | None = None
     kind: Kind | None = None
     base: str | None = None
     revision: str | None = None
@@ -103,6 +108,7 @@ class SignalSettings(Frozen):
     max_length: int | None = Field(None, gt=0)
     template: str | None = None
     template_name: str | None = None
+    bos: Literal["add"] | None = None
     score_position: ScorePosition | None = None
     head: HeadSettings | None = None
     output: Annotated[OutputKey | None, BeforeValidator(check_output)] = None
@@ -120,6 +126,16 @@ class SignalSettings(Frozen):
     reasoning_tags: tuple[Tag, Tag] | None = None
     steps: StepRules | None = None
     aggregate: Aggregate | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, raw: object) -> object:
+        if not isinstance(raw, dict) or not isinstance(name := raw.get("preset"), str):
+            return raw
+        try:
+            return preset_keys.merge(name, preset.read(name), raw)
+        except StartError as error:
+            raise ValueError(error.message) from error
 
     @model_validator(mode="after")
     def _some_weights(self) -> "SignalSettings":

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from assay_service.api.scorer import ItemScore
 from assay_service.api.scoring import ScoredItem
 from assay_service.errors import AssayError
+from assay_service.preset import GoldenState
 from assay_service.registry import Registry, Signal
 from assay_service.scoring.blend import Blend, LengthPenalty, Standardise, compute_probability
 
@@ -90,8 +91,20 @@ class BlendInfo(Answer):
     length_penalty: LengthPenalty | None = None
 
 
+class PresetInfo(Answer):
+    """The preset behind a signal, and the keys to which the configuration gives another value.
+
+    `golden` says whether the preset has golden rows, and whether Assay ever recomputed them.
+    """
+
+    name: str
+    sha256: str
+    golden: GoldenState
+    changed: list[str]
+
+
 class SignalProvenance(Answer):
-    """The checkpoint, template and dtype that gave a signal's logits."""
+    """The checkpoint, template and dtype that gave a signal's logits; `preset` for signals that have one."""
 
     model: str
     revision: str
@@ -99,6 +112,7 @@ class SignalProvenance(Answer):
     head_sha256: str
     template_sha256: str
     dtype: str
+    preset: PresetInfo | None = None
 
 
 class ProvenanceInfo(Answer):
@@ -179,6 +193,7 @@ class ModelInfo(Answer):
     standardise: Standardise | None = None
     length_penalty: LengthPenalty | None = None
     description: str | None = None
+    preset: PresetInfo | None = None
 
 
 class ModelsAnswer(Answer):
@@ -252,13 +267,20 @@ def _list_steps(signal: Signal, score: ItemScore) -> list[dict[str, float | int]
 def build_provenance(registry: Registry, signals: Iterable[str], blend: Blend | None) -> ProvenanceInfo:
     """Build the provenance of an answer; without a blend the fingerprint covers all served signals."""
     fields: dict[str, object] = {
-        "signals": {name: asdict(registry.signals[name].provenance) for name in signals},
+        "signals": {
+            name: asdict(registry.signals[name].provenance) | build_preset(registry.signals[name]) for name in signals
+        },
         "fingerprint": registry.fingerprint(blend),
     }
     if blend is not None:
         rule = {"name": blend.name, "weights": blend.weights, "standardise": blend.standardise}
         fields["blend"] = rule | build_length_penalty(blend)
     return ProvenanceInfo.model_validate(fields)
+
+
+def build_preset(signal: Signal) -> dict[str, Any]:
+    """Return the field `preset` of a signal, or no field at all."""
+    return {} if signal.preset is None else {"preset": asdict(signal.preset)}
 
 
 def build_length_penalty(blend: Blend) -> dict[str, LengthPenalty]:

@@ -160,7 +160,10 @@ async def models(request: Request, scorer: Scoring) -> answers.ModelsAnswer:
     """List the names that requests may use as `model`."""
     registry, declared = scorer.registry, request.app.state.settings.blends
     signals = [
-        answers.ModelInfo(id=name, object="model", kind=signal.kind, default=name == registry.default)
+        answers.ModelInfo.model_validate(
+            {"id": name, "object": "model", "kind": signal.kind, "default": name == registry.default}
+            | answers.build_preset(signal)
+        )
         for name, signal in registry.signals.items()
     ]
     blends = [

@@ -43,6 +43,11 @@ def read_template(declared: Path | None, checkpoint: Path, tokenizer: Path, name
     return templates[name or _DEFAULT]
 
 
+def add_bos(template: str) -> str:
+    """Return a template that prints the tokenizer's BOS first. One that prints it already then prints two."""
+    return "{{ bos_token }}" + template
+
+
 def _read_configured(path: Path) -> dict[str, str]:
     """Return the chat templates of a `tokenizer_config.json`, keyed by name; none if the file does not exist."""
     if not path.is_file():

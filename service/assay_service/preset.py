@@ -1,0 +1,179 @@
+"""Read presets: files that say how a known checkpoint is served, with a source for every fact."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import date
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from assay_service.errors import StartError
+from assay_service.scoring.manifest import GoldenRow
+from assay_service.validation import explain, format_key
+from assay_service.yaml_file import read_yaml
+
+DIRECTORY = Path(__file__).parent / "presets"
+# Sources of facts that no public text states: remembered, or concluded from the model's name and loader.
+UNVERIFIED = ("memory", "inferred")
+_REVISION_PATTERN = r"^([0-9a-f]{40}|refs/pr/\d+)$"
+
+# Where the head of the published files is, which decides what is declared for it.
+Shape = Literal["classifier", "outputs", "two layers", "value head", "language model", "gated", "foreign"]
+
+# Whether a preset has golden rows, and whether Assay has ever recomputed them from the published weights.
+GoldenState = Literal["not run", "published", "run"]
+
+# Choices of the operator, and how the files are read. They say nothing about the model, so that they have no source.
+_CHOICES = frozenset({"unfinished", "aggregate", "code", "control_tokens", "dropped_content", "reasoning"})
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Golden(_Frozen):
+    """Conversations whose logits are published.
+
+    Attributes:
+        rows: the conversations, each with its logit.
+        dtype: dtype in which the base computed these logits.
+        run: day on which Assay recomputed the rows from the published weights; None if it never has.
+    """
+
+    rows: Annotated[tuple[GoldenRow, ...], Field(min_length=1)]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    run: date | None = None
+
+
+class Conversion(_Frozen):
+    """What `assay convert` needs for published files that are not served as they are.
+
+    Attributes:
+        reason: why they are not, as the end of the sentence "its files must be converted: ...".
+        head: module of the head; None for a name that is known.
+        base: hub id of the model with the `config.json` and tokenizer that the files lack; None if they have both.
+    """
+
+    reason: str = Field(min_length=1)
+    head: str | None = None
+    base: str | None = None
+
+
+class Preset(_Frozen):
+    """What is known about a published checkpoint.
+
+    Attributes:
+        model: hub id.
+        revision: commit that the facts are about, or a pull request; None where no public text names one.
+        model_type: architecture, as `config.json` names it after any conversion.
+        architecture: class that the published `config.json` names.
+        shape: kind of the published head.
+        signal: keys of a signal. `template` is a file in `presets/templates`; without it the checkpoint's own is used.
+        convert: options of `assay convert`; None for files that are served as they are.
+        golden: published logits; "not run" where there are none.
+        sources: facts by their source: an address, "memory" or "inferred".
+        note: a sentence for users; None for no note.
+    """
+
+    model: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str | None = Field(None, pattern=_REVISION_PATTERN)
+    model_type: str
+    architecture: str
+    shape: Shape
+    signal: dict[str, Any]
+    convert: Conversion | None = None
+    golden: Golden | Literal["not run"] = "not run"
+    sources: dict[str, tuple[str, ...]]
+    note: str | None = None
+
+    @property
+    def facts(self) -> set[str]:
+        """Return the names of the facts that need a source."""
+        named = {"model_type", "architecture", "shape"} | ({"template"} if "eos" in self.signal else set())
+        named |= {"revision"} if self.revision else set()
+        named |= {"golden"} if isinstance(self.golden, Golden) else set()
+        return named | (self.signal.keys() - _CHOICES)
+
+    @property
+    def golden_state(self) -> GoldenState:
+        """Return whether there are golden rows, and whether Assay has ever recomputed them."""
+        if not isinstance(self.golden, Golden):
+            return "not run"
+        return "published" if self.golden.run is None else "run"
+
+    @property
+    def unverified(self) -> tuple[str, ...]:
+        """Return the facts that no public text states."""
+        return tuple(fact for source in UNVERIFIED for fact in self.sources.get(source, ()))
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> "Preset":
+        if lost := sorted(self.facts - {fact for facts in self.sources.values() for fact in facts}):
+            raise ValueError(
+                f"sources: no source for {', '.join(lost)}; name an address, or one of {', '.join(UNVERIFIED)}"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class PresetUse:
+    """The preset behind a signal.
+
+    Attributes:
+        name: name of the preset.
+        sha256: SHA-256 of its file and template.
+        golden: state of its golden rows.
+        changed: keys to which the configuration gives another value than the preset.
+    """
+
+    name: str
+    sha256: str
+    golden: GoldenState
+    changed: tuple[str, ...]
+
+
+@cache
+def list_names() -> tuple[str, ...]:
+    """Return the names of all presets, sorted."""
+    return tuple(sorted(path.stem for path in DIRECTORY.glob("*.yaml")))
+
+
+@cache
+def read(name: str) -> Preset:
+    """Return a preset.
+
+    Raises:
+        StartError: there is no preset of this name; the error names the closest ones.
+    """
+    if name not in list_names():
+        close = get_close_matches(name.lower(), list_names(), n=3, cutoff=0.5)
+        meant = f"; did you mean {' or '.join(close)}?" if close else "."
+        raise StartError(f"preset: {name!r} is not a preset{meant} `assay presets` prints all of them")
+    path = DIRECTORY / f"{name}.yaml"
+    try:
+        return Preset.model_validate(read_yaml(path))
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        raise StartError(*(f"{path}: {format_key(e['loc'])}: {explain(e)}" for e in errors)) from error
+
+
+def describe(name: str, changed: tuple[str, ...]) -> PresetUse:
+    """Return what answers say about the preset behind a signal.
+
+    Args:
+        name: name of the preset.
+        changed: keys to which the configuration gives another value than the preset.
+    """
+    preset = read(name)
+    template = preset.signal.get("template")
+    paths = [DIRECTORY / f"{name}.yaml", *([] if template is None else [place_template(template)])]
+    sha256 = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    return PresetUse(name, sha256, preset.golden_state, changed)
+
+
+def place_template(template: str) -> Path:
+    """Return the path of a preset's template."""
+    return DIRECTORY / "templates" / template

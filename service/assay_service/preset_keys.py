@@ -1,0 +1,139 @@
+"""Decide what a preset gives to a signal, a conversion and a report; pure but for reading the preset.
+
+A preset gives defaults for the keys of a signal. A key that the user declares takes its place.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from assay_service.preset import Golden, Preset, PresetUse, list_names, place_template, read
+
+# Keys that contradict each other: the user's own takes the place of both.
+_RIVALS: Mapping[str, tuple[str, ...]] = {
+    "template": ("template_name",),
+    "template_name": ("template",),
+    "head": ("output",),
+    "output": ("head",),
+    "mean": ("moments",),
+    "std": ("moments",),
+    "moments": ("mean", "std"),
+    "score_position": ("pad_token_id", "steps", "aggregate"),
+}
+
+
+# Keys that leave the logit of a conversation as it is, so that golden rows hold with any value.
+_KEEP_LOGITS = frozenset(
+    {"kind", "dtype", "device", "engine", "tensor_parallel_size", "max_length", "mean", "std", "moments"}
+    | {"unfinished", "dropped_content", "control_tokens"}
+)
+
+
+def merge(name: str, preset: Preset, declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a signal: the declared ones, and those of the preset that take no declared key's place.
+
+    Without a declared `base`, the preset's hub id is the base.
+
+    Args:
+        name: name of the preset.
+        preset: the preset.
+        declared: keys of the signal in the configuration; a key that is None counts as not declared.
+
+    Raises:
+        ValueError: the hub id cannot be served as it is; the message says what to do.
+    """
+    own = {key: value for key, value in declared.items() if value is not None}
+    defaults = dict(preset.signal)
+    if "template" in defaults:
+        defaults["template"] = str(place_template(defaults["template"]))
+    if "base" not in own:
+        _check_hub_id(name, preset, own)
+        defaults |= {"base": preset.model} | ({} if preset.revision is None else {"revision": preset.revision})
+    replaced = {rival for key in own if own[key] != defaults.get(key) for rival in _RIVALS.get(key, ())}
+    return {**{key: value for key, value in defaults.items() if key not in replaced}, **own}
+
+
+def _check_hub_id(name: str, preset: Preset, own: Mapping[str, Any]) -> None:
+    """Raise ValueError if the published files cannot be served, or nobody says at which commit."""
+    if preset.convert is not None:
+        raise ValueError(f"base: {explain_conversion(name, preset)}")
+    if preset.revision is None and "revision" not in own:
+        raise ValueError(
+            f"revision: declare the commit of {preset.model} to serve; the preset {name!r} has none, because no public "
+            "text names the commit that its facts are about. Or declare the directory of a download as `base`"
+        )
+
+
+def explain_conversion(name: str, preset: Preset) -> str:
+    """Return why published files must be converted, and the commands that convert and serve them."""
+    assert preset.convert is not None
+    base = "" if preset.convert.base is None else f" --base DIRECTORY_OF_{preset.convert.base.rpartition('/')[2]}"
+    return (
+        f"the files of {preset.model} must be converted: {preset.convert.reason}. Download them "
+        f"(hf download {preset.model} --local-dir SOURCE), run `assay convert SOURCE OUT --preset {name}{base}`, and "
+        f"declare OUT as `base` (assay serve OUT --preset {name})"
+    )
+
+
+def fill_conversion(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `assay convert`, with those of a preset in place of the undeclared ones.
+
+    Args:
+        name: name of the preset.
+        declared: options by name, with None for those that are not declared.
+
+    Raises:
+        StartError: there is no such preset.
+    """
+    preset = read(name)
+    known = {key: value for key, value in preset.signal.items() if key in declared}
+    known["head"] = None if preset.convert is None else preset.convert.head
+    if "template" in known:
+        known["template"] = place_template(known["template"])
+    return {key: known.get(key) if value is None else value for key, value in declared.items()}
+
+
+def find_matching(directory: Path, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the presets that a checkpoint seems to be made for: of its architecture, and named like its directory.
+
+    The directory is a download with the model's own name, or a snapshot in the hub's cache. No file of a checkpoint
+    says its hub id.
+
+    Args:
+        directory: directory of the checkpoint.
+        config: its `config.json`.
+    """
+    parts = directory.parts
+    cached = [part.removeprefix("models--").replace("--", "/") for part in parts if part.startswith("models--")]
+    for name in list_names():
+        preset = read(name)
+        is_named = preset.model in cached or directory.name.lower() in {preset.model.rpartition("/")[2].lower(), name}
+        if is_named and config.get("model_type") == preset.model_type:
+            yield name
+
+
+def find_golden(use: PresetUse) -> Golden | None:
+    """Return the published logits that a signal must give; None where there are none, or a changed key changes them."""
+    golden = read(use.name).golden
+    return golden if isinstance(golden, Golden) and _KEEP_LOGITS.issuperset(use.changed) else None
+
+
+def list_warnings(use: PresetUse) -> list[str]:
+    """Return what a user of a preset must know before relying on a score."""
+    preset, name = read(use.name), use.name
+    warnings = []
+    if use.golden == "not run":
+        warnings.append(
+            f"preset {name}: no golden row of it was ever run: its keys come from the sources in docs/presets.md, and "
+            "nobody has compared a score. Compare one with the code of the model card"
+        )
+    elif find_golden(use) is None:
+        warnings.append(f"preset {name}: its golden rows are not checked, because {', '.join(use.changed)} is changed")
+    elif use.golden == "published":
+        warnings.append(
+            f"preset {name}: its golden rows are the scores that the model card prints; Assay never ran them before "
+            "this start"
+        )
+    if preset.unverified:
+        warnings.append(f"preset {name}: no public text states {', '.join(preset.unverified)}; check them")
+    return warnings

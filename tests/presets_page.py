@@ -1,0 +1,40 @@
+"""Write the table of presets in docs/presets.md: `python -m tests.presets_page`."""
+
+import re
+from pathlib import Path
+
+from assay_service import preset
+from assay_service.preset import UNVERIFIED, Preset
+
+PAGE = Path(__file__).parents[1] / "docs/presets.md"
+TABLE = re.compile(r"(?<=<!-- presets -->\n).*(?=<!-- end of presets -->)", flags=re.S)
+HEAD = "| preset | checkpoint | shape | golden row | not verified | sources |\n|---|---|---|---|---|---|\n"
+
+
+def list_sources(known: Preset) -> str:
+    links = [source for source in known.sources if source not in UNVERIFIED]
+    return " ".join(f"[{number}]({link})" for number, link in enumerate(links, start=1))
+
+
+def describe(name: str) -> str:
+    known = preset.read(name)
+    shape = f"{known.shape}, {known.model_type}" + ("" if known.convert is None else "; convert first")
+    revision = (
+        ""
+        if known.revision is None
+        else f" at `{known.revision[:7]}`"
+        if len(known.revision) == 40
+        else f" at `{known.revision}`"
+    )
+    unverified = ", ".join(f"`{fact}`" for fact in known.unverified) or "none"
+    cells = [f"`{name}`", f"{known.model}{revision}", shape, known.golden_state, unverified, list_sources(known)]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def fill(page: str) -> str:
+    """Return the page with the table of the present files."""
+    return TABLE.sub(lambda _: HEAD + "".join(map(describe, preset.list_names())), page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(fill(PAGE.read_text()))

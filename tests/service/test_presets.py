@@ -1,0 +1,498 @@
+"""Presets: their files, what they give to a signal, and a start of every kind of them on a tiny checkpoint."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from fastapi.testclient import TestClient
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from assay_service import create_app, loader, preset
+from assay_service.cli import app
+from assay_service.errors import StartError
+from assay_service.preset import Golden, Preset
+from assay_service.settings import Settings, parse
+from assay_service.signal_settings import SignalSettings
+from tests import checkpoints, presets_page
+from tests.real_tokenizers import real_tokenizer
+
+NAMES = preset.list_names()
+GATED = [name for name in NAMES if preset.read(name).shape == "gated"]  # test_presets_gated.py
+PROMPT, COMPLETION = "What is 2 + 3?", "It is 5."
+PAGE = Path(__file__).parents[2] / "docs/presets.md"
+Read = Callable[[list[int], list[int]], list[float]]  # from ids and the positions that the service reads to logits
+
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else 'user') + "
+    "'\n' + m['content'] + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user' else "
+    "m['content'] + eos_token }}{% endfor %}"
+)
+# What every template of a preset prints, written out by hand from its source.
+TEXTS = {
+    "beaver.jinja": "<s>BEGINNING OF CONVERSATION: USER: What is 2 + 3? ASSISTANT:It is 5.",
+    "bge-reranker-v2-gemma.jinja": (
+        "<bos>A: What is 2 + 3?\nB: It is 5.\nGiven a query A and a passage B, determine whether the passage contains "
+        "an answer to the query by providing a prediction of either 'Yes' or 'No'."
+    ),
+    "dpa.jinja": (
+        "<s>[INST] You must read the following conversation carefully and rate the assistant's response from score "
+        "0-100 in these aspects: helpfulness, correctness, coherence, honesty, complexity, verbosity\n\n"
+        "User: What is 2 + 3?\n\nAssistant: It is 5. [/INST]"
+    ),
+    "eurus.jinja": "<s>[INST] What is 2 + 3? [/INST] It is 5.</s>",
+    "math-shepherd.jinja": "<s>What is 2 + 3? Add. ки\nIt is 5. ки",
+    "oasst-pythia.jinja": "<|prompter|>What is 2 + 3?<|endoftext|><|assistant|>It is 5.<|endoftext|>",
+    "pair.jinja": "[CLS]What is 2 + 3?[SEP]It is 5.[SEP]",
+    "qwen3-reranker.jinja": (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+        "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
+        "<Query>: What is 2 + 3?\n<Document>: It is 5.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    ),
+    "skywork-o1-prm.jinja": "<|endoftext|>What is 2 + 3?\nAdd.\nIt is 5.\n",
+    "starling-7b.jinja": "<s><s>[INST] What is 2 + 3? </s> [/INST] It is 5.</s>",
+    "ultrarm.jinja": "<s>Human: What is 2 + 3?\n\nAssistant: It is 5.",
+    "xlm-roberta-pair.jinja": "<s>What is 2 + 3?</s></s>It is 5.</s>",
+    "yi-chat.jinja": "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\nIt is 5.<|im_end|>",
+}
+# Classes of other trainers: the prefix of their base, their head, and whether it has a bias.
+FOREIGN = {
+    "GPTNeoXRewardModel": ("gpt_neox", "out_proj", True),
+    "LlamaRewardModel": ("model", "regression_head", False),
+    "EurusRewardModel": ("model", "regression_head", False),
+    "LlamaForScore": ("model", "score_head", True),
+    "GPTRewardModel": ("transformer", "v_head", False),
+    "LlamaForSequenceClassification": ("transformer", "v_head", False),
+    "AtheneForSequenceClassification": ("model", "v_head", False),
+    "Qwen2ForPrmModel": ("pretrained_model.model", "v_head.summary", True),
+}
+
+
+def describe(name: str) -> str:
+    """Everything about a preset that decides how it starts, without the length."""
+    known = preset.read(name)
+    signal = {key: value for key, value in known.signal.items() if key != "max_length"}
+    return json.dumps([known.model_type, known.architecture, known.shape, find_family(known), signal], sort_keys=True)
+
+
+def find_family(known: Preset) -> str:
+    """The published tokenizer that fits, or the kind of a made one."""
+    if known.model_type == "llama":
+        is_first = (known.shape == "foreign" and "Athene" not in known.architecture) or "tulu-v2.5" in known.model
+        return ("yi" if "34B" in known.model else "llama2") if is_first else "llama3_1"
+    families = {"qwen3": "qwen3", "qwen2": "qwen2_5", "mistral": "llama2", "gemma": "gemma", "gemma2": "gemma"}
+    return families.get(known.model_type, known.model_type)
+
+
+def make_tokenizer(known: Preset) -> PreTrainedTokenizerFast:
+    family = find_family(known)
+    if family in ("bert", "deberta-v2"):
+        return checkpoints.encoder_tokenizer()
+    if family == "xlm-roberta":
+        return checkpoints.tokenizer({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}, "")
+    if family in ("gpt_neox", "olmo2", "yi"):
+        return checkpoints.decoder_tokenizer()
+    fast = PreTrainedTokenizerFast.from_pretrained(real_tokenizer(family))
+    if fast.pad_token is None:  # RM-Mistral-7B and Skywork-Reward-Llama-3.1-8B have it at the same id
+        fast.add_special_tokens({"pad_token": "[PAD]"})
+    if family == "gemma":  # those of the published reward models have them as one token each
+        fast.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
+    if "<extra_0>" in str(known.signal.get("steps")):
+        fast.add_special_tokens({"additional_special_tokens": ["<extra_0>"]})
+    if "Skywork-o1" in known.model:
+        fast.bos_token = "<|endoftext|>"
+    if not fast.chat_template:
+        fast.chat_template = {"gemma": GEMMA, "llama2": MISTRAL}[family]
+    return fast
+
+
+class Source:
+    """A tiny random checkpoint with the class, tensor names and files of the published one, and its own forward."""
+
+    def __init__(self, known: Preset, directory: Path) -> None:
+        self.known, self.fast = known, make_tokenizer(known)
+        self.rows = 2 if "output" in known.signal else 1
+        self.directory = directory
+        more: dict[str, Any] = {"max_position_embeddings": known.signal.get("max_length", 512) + 8}
+        more |= {"num_labels": 10} if known.shape == "outputs" else {}
+        build = checkpoints.language_model if known.shape == "language model" else checkpoints.classifier
+        self.model = build(known.model_type, self.fast, **more)
+        checkpoints.save(directory, self.model, self.fast)
+        self.model.set_attn_implementation("eager")  # the only one that bounds the scores of Gemma 2
+        self.head: nn.Module | None = None
+        self.config: dict[str, Any] = {"architectures": [known.architecture]}
+        if known.signal.get("code") == "ignore":
+            self.config["auto_map"] = {"AutoModel": f"modeling_custom.{known.architecture}"}
+        if known.shape == "two layers":
+            self._put_two_layers("v_head.summary" if "CausalLM" in known.architecture else "score")
+        if known.convert is not None:
+            self._make_foreign()
+        path = directory / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | self.config))
+
+    def _base(self) -> nn.Module:
+        base: nn.Module = getattr(self.model, self.model.base_model_prefix)
+        return base
+
+    def _put_two_layers(self, module: str) -> None:
+        torch.manual_seed(1)
+        self.head = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, self.rows))
+        path = self.directory / "model.safetensors"
+        tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("score.")}
+        save_file(tensors | {f"{module}.{n}": p.detach() for n, p in self.head.named_parameters()}, path)
+
+    def _make_foreign(self) -> None:
+        """Save the base and the head under the names of another trainer's class, as a pickle."""
+        prefix, module, bias = FOREIGN[self.known.architecture]
+        torch.manual_seed(1)
+        self.head = nn.Linear(32, 1, bias=bias)
+        tensors = {f"{prefix}.{name}": tensor for name, tensor in self._base().state_dict().items()}
+        tensors |= {f"{module}.{n}": p.detach() for n, p in self.head.named_parameters()}
+        if self.known.architecture == "GPTNeoXRewardModel":
+            self.config |= {"model_type": "gpt_neox_reward_model", "pooling": "last"}
+        if self.known.architecture == "LlamaForScore":
+            self.config |= {"score_type": "reward", "do_normalize": False, "bias": True}
+        torch.save(tensors, self.directory / "pytorch_model.bin")
+        (self.directory / "model.safetensors").unlink()
+
+    def read(self, ids: list[int], positions: list[int]) -> list[float]:
+        """What transformers' own forward of the published class gives for the ids."""
+        row = torch.tensor([ids])
+        types: dict[str, torch.Tensor] = {}
+        if self.known.signal.get("token_types") == "second_after_sep":
+            after = ids.index(self.fast.sep_token_id) + 1
+            types["token_type_ids"] = torch.tensor([[0] * after + [1] * (len(ids) - after)])
+        with torch.inference_mode():
+            if self.head is not None:
+                values = self.head(self._base()(input_ids=row).last_hidden_state[0])
+                return [float(v[1] - v[0] if self.rows == 2 else v[0]) for v in values[positions]]
+            logits = self.model(input_ids=row, **types).logits[0]
+        if self.known.shape != "language model":
+            return [float(logits[self.known.signal.get("output", 0)])]
+        tokens = [self.fast.get_vocab()[t] if isinstance(t, str) else t for t in self.known.signal["head"]["tokens"]]
+        return [float(row[tokens[0]] - (row[tokens[1]] if len(tokens) == 2 else 0)) for row in logits[positions]]
+
+
+def make_settings(root: Path, **signals: dict[str, Any]) -> Settings:
+    parsed = parse({"signals": signals, "default": next(iter(signals))}, root)
+    assert parsed.settings is not None, parsed.problems
+    return parsed.settings
+
+
+def convert(name: str, root: Path) -> None:
+    """Run the command that the preset tells to run."""
+    arguments = ["convert", str(root / "source"), str(root / "rm"), "--preset", name]
+    base = preset.read(name).convert
+    if base is not None and base.base is not None:
+        (root / "base").mkdir()
+        for file in [path for path in (root / "source").iterdir() if path.suffix != ".bin"]:
+            file.rename(root / "base" / file.name)
+        arguments += ["--base", str(root / "base")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert yaml.safe_load(done.stdout)["signals"][name]["preset"] == name
+
+
+@pytest.mark.parametrize("name", list({describe(name): name for name in NAMES if name not in GATED}.values()))
+def test_a_preset_starts_and_scores_as_the_published_class(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One preset of every kind: a kind is all that it declares besides the length, and the class and tokenizer."""
+    known = preset.read(name)
+    source = Source(known, tmp_path / ("rm" if known.convert is None else "source"))
+    if known.convert is not None:
+        convert(name, tmp_path)
+    monkeypatch.setattr(loader, "find_golden", lambda use: None)  # random weights do not give published logits
+    steps = known.signal.get("steps")
+    completion = f"Add.{steps['delimiter']}{COMPLETION}" if steps else COMPLETION
+    settings = make_settings(tmp_path, rm={"preset": name, "base": "rm"})
+    with TestClient(create_app(settings)) as client:
+        items = [{"prompt": PROMPT, "completion": completion}]
+        rendered = client.post("/v1/render", json={"items": items}).json()["data"][0]["signals"]["rm"]
+        value = client.post("/v1/score", json={"items": items}).json()["data"][0]["signals"]["rm"]
+        (card,) = client.get("/v1/models").json()["data"]
+    assert card["preset"] == {
+        "name": name,
+        "sha256": card["preset"]["sha256"],
+        "golden": known.golden_state,
+        "changed": [],
+    }
+    assert rendered["text"] == find_text(source, completion)
+    if known.signal["eos"] == "append":
+        assert rendered["ids"][-1] == source.fast.eos_token_id
+    positions = [step["token"] for step in value["steps"]] if steps else [len(rendered["ids"]) - 1]
+    logits = [step["logit"] for step in value["steps"]] if steps else [value["logit"]]
+    assert logits == pytest.approx(source.read(rendered["ids"], positions), abs=2e-5)
+
+
+def find_text(source: Source, completion: str) -> str:
+    """The text that the preset must print: of its own template as written out above, else as transformers prints it."""
+    signal = source.known.signal
+    if "template" in signal:
+        return TEXTS[signal["template"]]
+    steps = signal.get("steps", {})
+    chat = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": completion}]
+    if steps.get("layout") == "turns":
+        first, second = completion.split(steps["delimiter"])
+        contents = [f"{PROMPT} {first}", "+", second, "+"]
+        chat = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(contents)]
+    elif steps:
+        chat[1]["content"] = completion.replace(steps["delimiter"], steps["token"]) + steps["token"]
+    text = str(source.fast.apply_chat_template(chat, tokenize=False))
+    if "Athene" in source.known.architecture:
+        text += source.fast.convert_ids_to_tokens(128003)
+    return (source.fast.bos_token if signal.get("bos") == "add" else "") + text
+
+
+def test_every_template_of_a_preset_is_used_and_written_out() -> None:
+    files = {path.name for path in (preset.DIRECTORY / "templates").iterdir()}
+    assert files == {t for name in NAMES if (t := preset.read(name).signal.get("template"))} == set(TEXTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_declares_real_keys_and_a_source_of_every_fact(name: str) -> None:
+    known = preset.read(name)
+    assert known.signal.keys() <= SignalSettings.model_fields.keys() - {"preset", "base", "revision", "adapter"}
+    SignalSettings(preset=name, base="DIR")
+    facts = [fact for facts in known.sources.values() for fact in facts]
+    assert set(facts) == known.facts
+    assert all(source.startswith("https://") for source in known.sources.keys() - {*preset.UNVERIFIED})
+    assert known.signal["unfinished"] == "error"
+
+
+def test_the_page_lists_the_files() -> None:
+    """`python -m tests.presets_page` writes the table."""
+    assert presets_page.TABLE.search(PAGE.read_text()) is not None
+    assert presets_page.fill(PAGE.read_text()) == PAGE.read_text()
+    assert len(NAMES) >= 40
+
+
+FACTS = ["model_type", "architecture", "shape", "template", "kind", "eos", "max_length"]
+PRESET: dict[str, Any] = {
+    "model": "Org/Model-1B",
+    "model_type": "llama",
+    "architecture": "LlamaForSequenceClassification",
+    "shape": "classifier",
+    "signal": {"kind": "preference", "eos": "template", "unfinished": "error", "max_length": 200},
+    "sources": {"https://example.org": FACTS},
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Presets of the test's own, and a tiny model that they fit, in `rm`."""
+    folder = tmp_path / "presets"
+    (folder / "templates").mkdir(parents=True)
+    fast = checkpoints.decoder_tokenizer()
+    checkpoints.save(tmp_path / "rm", checkpoints.classifier("llama", fast), fast)
+    monkeypatch.setattr(preset, "DIRECTORY", folder)
+
+    def write(name: str, **keys: Any) -> None:
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(PRESET | keys))
+        clear()
+
+    def clear() -> None:
+        preset.list_names.cache_clear()
+        preset.read.cache_clear()
+
+    yield write
+    clear()
+
+
+def problems(root: Path, **keys: Any) -> str:
+    parsed = parse({"signals": {"rm": keys}}, root)
+    assert parsed.settings is None
+    return "\n".join(parsed.problems)
+
+
+def test_a_declared_key_takes_the_place_of_the_presets_and_is_named(own: Any, tmp_path: Path, caplog: Any) -> None:
+    own("known")
+    keys = {"preset": "known", "base": "rm", "unfinished": "score", "max_length": None}
+    with caplog.at_level(logging.INFO), TestClient(create_app(make_settings(tmp_path, rm=keys))) as client:
+        answer = client.post("/v1/score", json={"items": [{"prompt": "a", "completion": "b"}]}).json()
+        info = client.get("/info").json()["signals"]["rm"]
+        cards = client.get("/v1/models").json()["data"]
+    used = {"name": "known", "golden": "not run", "changed": ["unfinished"]}
+    found = answer["provenance"]["signals"]["rm"]["preset"]
+    assert found == used | {"sha256": found["sha256"]}
+    assert cards[0]["preset"] == found
+    assert (info["unfinished"], info["max_length"]) == ("score", 200)
+    assert "preset known: no golden row of it was ever run" in caplog.text
+    assert f"signal rm: preset known ({found['sha256'][:16]}), with unfinished changed" in caplog.text
+
+
+def test_the_fingerprint_is_that_of_the_same_keys_without_a_preset(own: Any, tmp_path: Path) -> None:
+    own("known")
+    plain = {"base": "rm", **PRESET["signal"]}
+    found = loader.load(make_settings(tmp_path, a={"preset": "known", "base": "rm"}))
+    alone = loader.load(make_settings(tmp_path, a=plain))
+    assert found.fingerprint() == alone.fingerprint()
+
+
+def test_an_unknown_preset_names_the_closest_ones_and_no_other_key(own: Any, tmp_path: Path) -> None:
+    own("skywork-reward-v2-qwen3-0.6b")
+    own("skywork-reward-v2-qwen3-4b")
+    text = problems(tmp_path, preset="Skywork-Reward-V2-Qwen3-0.6", base="rm")
+    assert text == (
+        "signals.rm: preset: 'Skywork-Reward-V2-Qwen3-0.6' is not a preset; did you mean skywork-reward-v2-qwen3-0.6b "
+        "or skywork-reward-v2-qwen3-4b? `assay presets` prints all of them"
+    )
+    for wrong in ("../secret", "", "templates/x"):
+        assert "is not a preset" in problems(tmp_path, preset=wrong, base="rm")
+    assert "preset: must be text" in problems(tmp_path, preset=["known"], base="rm")
+
+
+def test_a_hub_id_needs_the_commit_that_nobody_has_verified(own: Any, tmp_path: Path) -> None:
+    own("known")
+    text = problems(tmp_path, preset="known")
+    assert "signals.rm: revision: declare the commit of Org/Model-1B to serve; the preset 'known' has none" in text
+    declared = make_settings(tmp_path, rm={"preset": "known", "revision": "abc"}).signals["rm"]
+    assert (declared.base, declared.revision) == ("Org/Model-1B", "abc")
+    own(
+        "pinned",
+        revision="ab" * 20,
+        sources={"https://example.org": [*FACTS, "revision"]},
+    )
+    pinned = make_settings(tmp_path, rm={"preset": "pinned"}).signals["rm"]
+    assert (pinned.base, pinned.revision) == ("Org/Model-1B", "ab" * 20)
+    here = make_settings(tmp_path, rm={"preset": "pinned", "base": "rm"}).signals["rm"]
+    assert (here.base, here.revision) == ("rm", None)
+
+
+def test_a_pickle_of_a_preset_whose_files_are_usually_served_is_converted_by_it(own: Any, tmp_path: Path) -> None:
+    own("known")
+    weights = tmp_path / "rm/model.safetensors"
+    torch.save(load_file(weights), tmp_path / "rm/pytorch_model.bin")
+    weights.unlink()
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "rm"), str(tmp_path / "out"), "--preset", "known"])
+    assert done.exit_code == 0, done.output
+    assert yaml.safe_load(done.stdout)["signals"]["known"]["preset"] == "known"
+    loader.load(make_settings(tmp_path, rm={"preset": "known", "base": "out"}))
+
+
+def test_files_that_must_be_converted_say_the_command(own: Any, tmp_path: Path) -> None:
+    own("old", convert={"reason": "the weights are a pickle", "base": "Org/Base"})
+    text = problems(tmp_path, preset="old")
+    assert "`assay convert SOURCE OUT --preset old --base DIRECTORY_OF_Base`" in text
+    assert "hf download Org/Model-1B --local-dir SOURCE" in text
+
+
+def test_published_logits_are_recomputed_at_every_start(own: Any, tmp_path: Path, caplog: Any) -> None:
+    own("known")
+    keys = {"preset": "known", "base": "rm"}
+    with TestClient(create_app(make_settings(tmp_path, rm=keys))) as client:
+        item = {"prompt": PROMPT, "completion": COMPLETION}
+        logit = client.post("/v1/score", json={"items": [item]}).json()["data"][0]["score"]
+
+    def publish(value: float) -> None:
+        rows = [{"messages": [["user", PROMPT], ["assistant", COMPLETION]], "logit": value}]
+        facts = [*FACTS, "golden"]
+        own("known", golden={"rows": rows, "dtype": "bfloat16"}, sources={"https://example.org": facts})
+
+    publish(logit * 1.05)  # within the tolerance of the dtype in which it was published
+    with caplog.at_level(logging.INFO):
+        loader.load(make_settings(tmp_path, rm=keys))
+    assert "gives the 1 logits of preset known" in caplog.text
+    assert "Assay never ran them before this start" in caplog.text
+    publish(logit + 2)
+    with pytest.raises(
+        StartError, match=rf"golden row 0: preset known says {logit + 2:.6f}, but the loaded model gives"
+    ):
+        loader.load(make_settings(tmp_path, rm=keys))
+    loader.load(make_settings(tmp_path, rm=keys | {"score_position": "mean"}))
+    assert "its golden rows are not checked, because score_position is changed" in caplog.text
+
+
+def test_real_published_logits_refuse_other_weights(tmp_path: Path) -> None:
+    name = "skywork-reward-v2-llama-3.1-8b"
+    assert isinstance(preset.read(name).golden, Golden)
+    Source(preset.read(name), tmp_path / "rm")
+    with pytest.raises(StartError, match=rf"golden row 0: preset {name} says 23.000000, but the loaded model gives"):
+        loader.load(make_settings(tmp_path, rm={"preset": name, "base": "rm"}))
+
+
+def test_keys_that_contradict_a_presets_key_replace_it(own: Any, tmp_path: Path) -> None:
+    facts = [*FACTS, "score_position", "pad_token_id", "output", "mean", "std"]
+    signal = PRESET["signal"] | {
+        "score_position": "last_non_pad_id",
+        "pad_token_id": 2,
+        "output": 1,
+        "mean": 1,
+        "std": 2,
+    }
+    own("known", signal=signal | {"template": "x.jinja"}, sources={"https://example.org": facts})
+    keys = {"template_name": "tool", "head": {"tokens": [5]}, "score_position": "last_token", "moments": "config"}
+    found = make_settings(tmp_path, rm={"preset": "known", "base": "rm", **keys}).signals["rm"]
+    assert (found.template, found.output, found.pad_token_id, found.mean, found.std) == (None,) * 5
+    same = make_settings(tmp_path, rm={"preset": "known", "base": "rm", "score_position": "last_non_pad_id"})
+    assert same.signals["rm"].pad_token_id == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"sources": {}}, "sources: no source for architecture, eos, kind, max_length, model_type, shape, template"),
+        ({"revision": "main"}, "revision: must match"),
+        ({"shape": "square"}, "shape: must be one of"),
+        ({"temperature": 1}, "temperature: unknown key"),
+        ({"golden": "run"}, "golden"),
+    ],
+)
+def test_a_wrong_file_names_its_key(keys: dict[str, Any], message: str, own: Any, tmp_path: Path) -> None:
+    own("wrong", **keys)
+    with pytest.raises(StartError, match=message):
+        preset.read("wrong")
+
+
+def test_the_commands_take_a_preset(own: Any, tmp_path: Path) -> None:
+    own("known")
+    run = CliRunner().invoke
+    assert run(app, ["presets"]).stdout.split() == ["known", "Org/Model-1B", "(golden", "row:", "not", "run)"]
+    report = run(app, ["inspect", str(tmp_path / "rm"), "--preset", "known"]).stdout
+    assert yaml.safe_load(report) == {"signals": {"known": {"base": str(tmp_path / "rm"), "preset": "known"}}}
+    (tmp_path / "rm").rename(tmp_path / "model-1b")
+    assert (
+        "known may be for it, by the directory's name: --preset known"
+        in run(app, ["inspect", str(tmp_path / "model-1b")]).stdout
+    )
+
+
+def test_serve_takes_a_preset_and_says_what_is_missing() -> None:
+    """In a process of its own, because the command sets up the logs."""
+
+    def serve(*options: str) -> str:
+        command = [str(Path(sys.executable).with_name("assay")), "serve", *options]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        return done.stderr
+
+    name = "skywork-reward-v2-qwen3-4b"
+    assert f"revision: declare the commit of {preset.read(name).model} to serve" in serve("--preset", name)
+    assert "not two of them" in serve("--preset", name, "--config", str(PAGE))
+    assert "`assay convert SOURCE OUT --preset ultrarm-13b`" in serve("--preset", "ultrarm-13b")
+
+
+def test_bos_stands_in_front_of_a_template_that_prints_none(tmp_path: Path) -> None:
+    fast = checkpoints.decoder_tokenizer()
+    checkpoints.save(tmp_path / "rm", checkpoints.classifier("llama", fast), fast)
+    keys = {"base": "rm", "kind": "preference", "eos": "template", "unfinished": "error"}
+    with TestClient(create_app(make_settings(tmp_path, plain=keys, bos=keys | {"bos": "add"}))) as client:
+        body = {"items": [{"prompt": "a", "completion": "b"}]}
+        answers = {name: client.post("/v1/render", json={**body, "model": name}).json() for name in ("plain", "bos")}
+    signals = {name: answer["data"][0]["signals"][name] for name, answer in answers.items()}
+    assert signals["bos"]["text"] == "<|bos|>" + signals["plain"]["text"]
+    assert signals["bos"]["ids"] == [fast.bos_token_id, *signals["plain"]["ids"]]
