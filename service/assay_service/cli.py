@@ -110,26 +110,15 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     checkpoint or the address is wrong, and 1 if the service fails later.
     """
     # Heavy libraries only when the command runs, so that `assay --help` is quick and the client needs none of them.
-    from assay_service import logs, resolve  # noqa: PLC0415
-    from assay_service.inspection import build_declaration, declare_preset  # noqa: PLC0415
+    from assay_service import logs  # noqa: PLC0415
     from assay_service.listen import listen  # noqa: PLC0415
-    from assay_service.settings import EMBEDDED  # noqa: PLC0415
-    from assay_service.yaml_file import read_yaml  # noqa: PLC0415
 
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
     declared |= {"pad_token_id": pad, "code": code, "preset": preset, "revision": revision}
     logs.configure(log_level, log_format, access=access_log)
     with _print_start_errors("serve"):
-        if directory is None and preset is None:
-            _refuse_options_without_directory(declared)
-            path = config or EMBEDDED
-            settings, signals = resolve.read_resolved(read_yaml(path), path.resolve().parent, str(path))
-        else:
-            if config is not None:
-                raise typer.BadParameter("give either DIR, --preset or --config, not two of them")
-            raw = declare_preset(declared) if directory is None else build_declaration(directory, declared)
-            settings, signals = resolve.read_resolved(raw, Path.cwd(), str(directory or f"preset {preset}"))
+        settings, signals = _read_served(directory, config, declared)
         listening = listen(host, port)  # first of all, so that a taken port is reported at once
     _run(settings, signals, listening, host)
 
@@ -234,6 +223,31 @@ def _print_start_errors(command: str) -> Iterator[None]:
     except StartError as error:
         typer.echo(f"assay {command}: {error.message}", err=True)
         raise typer.Exit(EXIT_WRONG) from None
+
+
+def _read_served(
+    directory: Path | None, config: Path | None, declared: "Mapping[str, object]"
+) -> "tuple[Settings, dict[str, ResolvedSignal]]":
+    """Return the configuration that `assay serve` was asked for: of a directory, a preset, a file, or the embedded one.
+
+    Args:
+        directory: directory of a checkpoint; None if none is given.
+        config: YAML file; None if none is given.
+        declared: keys of the signal, with None for those that are not declared.
+    """
+    from assay_service import resolve  # noqa: PLC0415
+    from assay_service.inspection import build_declaration, declare_preset  # noqa: PLC0415
+    from assay_service.settings import EMBEDDED  # noqa: PLC0415
+    from assay_service.yaml_file import read_yaml  # noqa: PLC0415
+
+    if directory is None and declared["preset"] is None:
+        _refuse_options_without_directory(declared)
+        path = config or EMBEDDED
+        return resolve.read_resolved(read_yaml(path), path.resolve().parent, str(path))
+    if config is not None:
+        raise typer.BadParameter("give either DIR, --preset or --config, not two of them")
+    raw = declare_preset(declared) if directory is None else build_declaration(directory, declared)
+    return resolve.read_resolved(raw, Path.cwd(), str(directory or f"preset {declared['preset']}"))
 
 
 def _refuse_options_without_directory(declared: "Mapping[str, object]") -> None:

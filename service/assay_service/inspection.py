@@ -118,7 +118,7 @@ def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
         StartError: the directory does not hold a checkpoint, or a declared value is wrong in itself.
     """
     raw = build_declaration(directory, declared)
-    name, keys = next(iter(raw["signals"].items()))  # several differ by their output only
+    name = next(iter(raw["signals"]))  # several differ by their output only
     parsed = parse(raw, Path.cwd())
     if parsed.settings is None:
         raise StartError(*parsed.problems)
