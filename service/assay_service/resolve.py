@@ -80,7 +80,8 @@ class ResolvedSignal:
         if classes := files.list_code_classes(self.config):
             warnings.append(
                 f"`code: ignore`: the code that config.json names ({', '.join(classes)}) is not run. If it computes "
-                f"anything but transformers' own {self.config.get('model_type')!r}{known}, scores are wrong: compare them"
+                f"anything but transformers' own {self.config.get('model_type')!r}{known}, scores are wrong: compare "
+                "them"
             )
         return tuple(warnings)
 
