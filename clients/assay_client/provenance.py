@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SignalProvenance:
-    """The weights and files behind a signal; `adapter_sha256` is None if it has no adapter."""
+    """The weights and files behind a signal; `adapter_sha256` is None if it has no adapter.
+
+    `quantization` and `weights_sha256` are the format and hash of quantized weights, and None for plain weights.
+    """
 
     model: str
     revision: str
@@ -14,6 +17,8 @@ class SignalProvenance:
     head_sha256: str
     template_sha256: str
     dtype: str
+    quantization: str | None = None
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

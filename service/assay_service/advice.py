@@ -50,6 +50,11 @@ _ADVICE: Mapping[str, str] = {
         "`ignore` if the remote code that config.json names (`auto_map`) computes what transformers' own model "
         "computes; that code is never run"
     ),
+    "quantization": (
+        "the format that `config.json` names; the weights become plain weights of `dtype` at the start, and take its "
+        "memory"
+    ),
+    "gguf_file": "the file that has the weights; they become plain weights of `dtype` at the start",
     "dtype": "the dtype in which the base computes; heads always compute in float32",
     "default": "the signal or blend that answers requests which name none",
 }

@@ -60,6 +60,11 @@ Pad = Annotated[
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Dtype in which the base computes.")
 ]
+Quantization = Annotated[
+    Literal["fp8", "compressed-tensors", "bitsandbytes"] | None,
+    typer.Option(help="Format of quantized weights, as config.json names it; they become plain weights at the start."),
+]
+GgufFile = Annotated[str | None, typer.Option(help="Name of the GGUF file in the base's directory with its weights.")]
 Code = Annotated[
     Literal["ignore"] | None,
     typer.Option(help="Serve the model of transformers although config.json names code (auto_map); it is never run."),
@@ -92,6 +97,8 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     dtype: Dtype = None,
     token_types: TokenTypes = None,
     pad: Pad = None,
+    quantization: Quantization = None,
+    gguf_file: GgufFile = None,
     code: Code = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
@@ -115,7 +122,8 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
 
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
-    declared |= {"pad_token_id": pad, "code": code, "preset": preset, "revision": revision}
+    declared |= {"pad_token_id": pad, "quantization": quantization, "gguf_file": gguf_file, "code": code}
+    declared |= {"preset": preset, "revision": revision}
     logs.configure(log_level, log_format, access=access_log)
     with _print_start_errors("serve"):
         settings, signals = _read_served(directory, config, declared)
@@ -136,6 +144,8 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
     dtype: Dtype = None,
     token_types: TokenTypes = None,
     pad: Pad = None,
+    quantization: Quantization = None,
+    gguf_file: GgufFile = None,
     code: Code = None,
 ) -> None:
     """Report what is in DIR, without loading it, and print the YAML that serves it.
@@ -147,7 +157,8 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
 
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
-    declared |= {"pad_token_id": pad, "code": code, "preset": preset}
+    declared |= {"pad_token_id": pad, "quantization": quantization, "gguf_file": gguf_file, "code": code}
+    declared["preset"] = preset
     with _print_start_errors("inspect"):
         inspection = inspect(directory, declared)
     _print_inspection(inspection)

@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from assay_service.errors import StartError
 from assay_service.preset_keys import find_matching
 from assay_service.resolve import ResolvedSignal
 from assay_service.scoring import files, manifest, names, pads
+from assay_service.scoring.gguf_header import HEAD as GGUF_HEAD
+from assay_service.scoring.gguf_header import GgufHeader, read_gguf_header
 from assay_service.scoring.missing_head import explain_several, why_no_head
+from assay_service.scoring.quantization import list_gguf_files, read_method
 from assay_service.scoring.special_tokens import TOKENIZER_CONFIG, read_optional, read_special_tokens
 from assay_service.scoring.template_files import read_template
-from assay_service.settings import list_allowed_values, parse
+from assay_service.settings import parse
 from assay_service.signal_files import SignalFiles
 from assay_service.signal_settings import SignalSettings
 from assay_service.undeclared import (
@@ -30,6 +34,7 @@ from assay_service.undeclared import (
     is_gated,
     list_head_files,
     list_heads,
+    list_values,
     read_shapes,
     reads_as_language_model,
 )
@@ -84,8 +89,9 @@ def build_declaration(directory: Path, declared: Mapping[str, object]) -> dict[s
         signal["base"] = str(checkpoint)
     else:
         gguf = (
-            "; GGUF files are not read: use the safetensors files that they were made from"
-            if any(checkpoint.glob("*.gguf"))
+            "; beside its GGUF files it needs config.json, tokenizer.json and tokenizer_config.json of the model that "
+            "they were made from"
+            if list_gguf_files(checkpoint)
             else ""
         )
         raise StartError(
@@ -145,7 +151,7 @@ def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
         lines.append("Fill in the empty keys below.")
     comments = "".join(f"# {line}\n" for line in lines)
     signals = {name: {**_get_base_keys(located), **keys} for name, keys in raw["signals"].items()}
-    return Inspection(comments + _format_yaml(signals, missing, gated=is_gated(located)), problems)
+    return Inspection(comments + _format_yaml(signals, missing, located), problems)
 
 
 def _find_checkpoint(directory: Path) -> Path:
@@ -188,6 +194,10 @@ def _list_facts(located: SignalFiles, template: str) -> Iterator[tuple[str, str]
     yield "architecture", f"{config.get('model_type')}, {', '.join(config.get('architectures') or ['no class named'])}"
     paths = list_head_files(located)
     yield "size", f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB in {len(paths)} safetensors files"
+    if (method := read_method(config, located.base)) is not None:
+        yield "quantization", f"{method}, by config.json"
+    for header in _read_gguf_headers(located):
+        yield "gguf", header.message if isinstance(header, StartError) else _describe_gguf(header)
     yield "head", _describe_heads(located)
     if outputs := located.claims.outputs:
         yield "outputs", ", ".join(f"{output.name} ({output.kind})" for output in outputs)
@@ -199,6 +209,24 @@ def _list_facts(located: SignalFiles, template: str) -> Iterator[tuple[str, str]
     prints = text is not None and (text in template or "eos_token" in template)
     yield "eos", f"tokenizer {text!r}, which the template {'names' if prints else 'does not name'}"
     yield "manifest", "assay.json" if (located.checkpoint / "assay.json").is_file() else "none"
+
+
+def _read_gguf_headers(located: SignalFiles) -> Iterator[GgufHeader | StartError]:
+    """Yield the header of each GGUF file of the base, or what is wrong with the file."""
+    for name in list_gguf_files(located.base):
+        try:
+            yield read_gguf_header(located.base / name)
+        except StartError as error:
+            yield error
+
+
+def _describe_gguf(header: GgufHeader) -> str:
+    """Return name, architecture and types of a GGUF file, and its size as it is and in a dtype of two bytes."""
+    values = sum(prod(tensor.shape) for tensor in header.tensors.values())
+    return (
+        f"{header.path.name}, {header.architecture} in {', '.join(header.types)}, "
+        f"{header.path.stat().st_size / 1e6:.1f} MB, in bfloat16 {2 * values / 1e6:.1f} MB"
+    )
 
 
 def _describe_pad(tokenizer: Path) -> str:
@@ -217,7 +245,11 @@ def _describe_heads(located: SignalFiles) -> str:
     heads = list_heads(located)
     if not heads and reads_as_language_model(located):
         return "none; its base is a language model, whose output layer can be read"
-    return ", ".join(f"{name} {list(shape)}" for name, shape in heads.items()) or "none"
+    found = [f"{name} {list(shape)}" for name, shape in heads.items()]
+    if located.adapter is None:
+        whole = [header for header in _read_gguf_headers(located) if isinstance(header, GgufHeader)]
+        found += [f"{GGUF_HEAD} {list(h.tensors[GGUF_HEAD].shape)}" for h in whole if GGUF_HEAD in h.tensors]
+    return ", ".join(found) or "none"
 
 
 def _find_broken_files(located: SignalFiles, *, reads_rows: bool) -> Iterator[str]:
@@ -236,6 +268,7 @@ def _find_broken_files(located: SignalFiles, *, reads_rows: bool) -> Iterator[st
     for path in dict.fromkeys([*paths, *sorted(located.base.glob("*.safetensors"))]):
         if (missing := names.count_missing_bytes(path)) > 0:
             yield f"{path}: the last {missing} bytes are missing; download or save it again"
+    yield from (header.message for header in _read_gguf_headers(located) if isinstance(header, StartError))
     try:
         files.read_json(located.tokenizer / files.TOKENIZER_FILE)
     except StartError as error:
@@ -254,14 +287,15 @@ def _list_certain_keys(resolved: ResolvedSignal, missing: Sequence[str]) -> Iter
             yield key, value, "assay.json" if claimed else "config.json"
 
 
-def _format_yaml(signals: Mapping[str, Mapping[str, object]], missing: Sequence[str], *, gated: bool) -> str:
+def _format_yaml(signals: Mapping[str, Mapping[str, object]], missing: Sequence[str], located: SignalFiles) -> str:
     """Return the configuration of signals that lack the same keys."""
-    head = ("{gate: TEXT}", "head") if gated else ("{tokens: [TOKEN, TOKEN]}", "head.tokens")
+    head = ("{gate: TEXT}", "head") if is_gated(located) else ("{tokens: [TOKEN, TOKEN]}", "head.tokens")
     text = "signals:\n"
     for name, keys in signals.items():
         text += textwrap.indent(yaml.safe_dump({name: dict(keys)}, sort_keys=False, allow_unicode=True), "  ")
         for key in missing:  # as text, because yaml.safe_dump writes no comments
-            values, advised = head if key == "head" else (_FORMS.get(key) or ", ".join(list_allowed_values(key)), key)
+            form = _FORMS.get(key) or ", ".join(list_values(key, located))
+            values, advised = head if key == "head" else (form, key)
             text += f"    # {values}: {get_advice(advised)}\n    {key}:\n"
     return text + (yaml.safe_dump({"default": next(iter(signals))}) if len(signals) > 1 else "")
 

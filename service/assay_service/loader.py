@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from assay_service.scoring.item import PROBE, Item, Message
 from assay_service.scoring.kernels.build import explain_slow_dtype
 from assay_service.scoring.manifest import GoldenRow, Manifest
 from assay_service.scoring.model import RewardModel
+from assay_service.scoring.quantization import Quantization
 from assay_service.scoring.reading import ReadingRule
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
@@ -86,8 +87,8 @@ class _Loader:
     """A loader of signals, in which signals on the same base share it in memory."""
 
     def __init__(self) -> None:
-        self._models: dict[tuple[Path, torch.dtype, str], RewardModel] = {}
-        self._hashes: dict[Path, str] = {}
+        self._models: dict[tuple[Path, Quantization | None, torch.dtype, str], RewardModel] = {}
+        self._hashes: dict[tuple[Path, ...], str] = {}
         self._renderers: dict[tuple[Path, RenderRules, int], tuple[Renderer, tuple[str, ...]]] = {}
 
     def load_signal(self, name: str, resolved: ResolvedSignal) -> Signal:
@@ -97,7 +98,7 @@ class _Loader:
             _log.warning("signals.%s: %s", name, warning)
         # With several adapters, only the first one was trained on the plain base.
         first = manifest.read(resolved.adapters[0]) if resolved.adapters else resolved.claims
-        base_sha256 = self._check_hash(base, first)
+        base_sha256 = self._check_hash(base, resolved.weights, first)
         model: ServedModel
         if settings.engine == "vllm":
             adapters, head = read_weights(resolved)
@@ -121,6 +122,8 @@ class _Loader:
             head_sha256=head.sha256,
             template_sha256=renderer.template.sha256,
             dtype=resolved.dtype,
+            quantization=None if resolved.quantization is None else resolved.quantization.method,
+            weights_sha256=None if resolved.quantization is None else base_sha256,
         )
         config_sha256 = files.hash_files([base / "config.json"])
         reader = TokenReader(
@@ -132,30 +135,30 @@ class _Loader:
             resolved.preset,
         )
 
-    def _check_hash(self, base: Path, claims: Manifest) -> str:
-        if base not in self._hashes:  # hashing reads the whole file, so each base is hashed once
-            weights = files.list_weight_files(base)
+    def _check_hash(self, base: Path, weights: Sequence[Path], claims: Manifest) -> str:
+        key = tuple(weights)
+        if key not in self._hashes:  # hashing reads the whole file, so each base is hashed once
             with log_step("hashing the weights of %s (%.2f GB)", base, sum(p.stat().st_size for p in weights) / 1e9):
-                self._hashes[base] = files.hash_files(weights)
-        if claims.base_sha256 not in (None, self._hashes[base]):
+                self._hashes[key] = files.hash_files(weights)
+        if claims.base_sha256 not in (None, self._hashes[key]):
             raise StartError(f"{base}: the weights are not those that the adapter was trained on (base_sha256 differs)")
-        return self._hashes[base]
+        return self._hashes[key]
 
-    def _load_model(self, base: Path, dtype: torch.dtype, device: torch.device) -> RewardModel:
-        key = (base, dtype, str(device))
+    def _load_model(self, resolved: ResolvedSignal, dtype: torch.dtype, device: torch.device) -> RewardModel:
+        base, quantization = resolved.base, resolved.quantization
+        key = (base, quantization, dtype, str(device))
         if key not in self._models:
             if (slow := explain_slow_dtype(dtype, device)) is not None:
                 _log.warning("base %s: %s", base, slow)
             with log_step("loading base %s (%s, %s)", base, str(dtype).removeprefix("torch."), device):
-                self._models[key] = RewardModel.load(base, dtype, device)
+                self._models[key] = RewardModel.load(base, dtype, device, quantization)
         return self._models[key]
 
     def _add_to_base(
         self, name: str, resolved: ResolvedSignal
     ) -> tuple[RewardModel, list[checkpoint.Adapter], StoredHead]:
         """Load the base of a signal, unless another signal has it, and add the signal's adapters and head to it."""
-        base = resolved.base
-        model = self._load_model(base, getattr(torch, resolved.dtype), _choose_device(resolved.settings.device))
+        model = self._load_model(resolved, getattr(torch, resolved.dtype), _choose_device(resolved.settings.device))
         adapters, head = read_weights(resolved)
         model.add_signal(name, build_head(head, model.hidden_size), *adapters)
         _log.info(

@@ -34,6 +34,8 @@ class Provenance:
         head_sha256: SHA-256 of the head's values.
         template_sha256: SHA-256 of the chat template.
         dtype: dtype in which the base computes.
+        quantization: format of the base's quantized weights; None for plain weights.
+        weights_sha256: SHA-256 of the quantized weights; None for plain weights.
     """
 
     model: str
@@ -42,6 +44,13 @@ class Provenance:
     head_sha256: str
     template_sha256: str
     dtype: str
+    quantization: str | None = None
+    weights_sha256: str | None = None
+
+    def describe(self) -> dict[str, str | None]:
+        """Return the fields by name; those of quantized weights only where there are such weights."""
+        absent = () if self.quantization is not None else ("quantization", "weights_sha256")
+        return {name: value for name, value in asdict(self).items() if name not in absent}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +196,7 @@ def _describe(signal: Signal) -> dict[str, Any]:
     if (steps := signal.renderer.rules.steps) is not None:
         rules |= {"steps": steps.model_dump(), "aggregate": signal.reading.aggregate}
     return {
-        **asdict(signal.provenance),
+        **signal.provenance.describe(),
         # The provenance holds the template's hash already.
         **{key: value for key, value in rules.items() if key != "template"},
         "kind": signal.kind,

@@ -19,6 +19,7 @@ from assay_service.scoring.head_layouts import HeadLayout, recognize_layout
 from assay_service.scoring.head_rule import HeadRule, check_network, decide_gate, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
 from assay_service.scoring.names import read_shapes
+from assay_service.scoring.quantization import Quantization, decide_quantization
 from assay_service.scoring.reading import Aggregate
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.special_tokens import read_special_tokens
@@ -42,6 +43,7 @@ class ResolvedSignal:
         adapters: directories of LoRA adapters in the order in which they are applied; empty for the base's own head.
         tokenizer: directory of the tokenizer's files: the adapter's, if it has some, else the base's.
         config: the base's `config.json`.
+        quantization: format of the base's quantized weights; None for plain weights.
         dtype: dtype in which the base computes.
         rules: rules by which text becomes token ids.
         moments: mean and standard deviation of the logits; None where they are not known.
@@ -59,6 +61,7 @@ class ResolvedSignal:
     adapters: tuple[Path, ...]
     tokenizer: Path
     config: Mapping[str, Any]
+    quantization: Quantization | None
     dtype: str
     rules: RenderRules
     moments: Moments | None
@@ -71,6 +74,17 @@ class ResolvedSignal:
     def adapter(self) -> Path | None:
         """Return the directory of the adapter that has the head; None where the base has the head."""
         return self.adapters[-1] if self.adapters else None
+
+    @property
+    def gguf(self) -> Path | None:
+        """Return the GGUF file that has the base's weights; None where safetensors files have them."""
+        is_gguf = self.quantization is not None and self.quantization.gguf_file is not None
+        return self.weights[0] if is_gguf else None
+
+    @property
+    def weights(self) -> list[Path]:
+        """Return the files of the base's weights, and of a value head beside them."""
+        return files.list_weight_files(self.base, None if self.quantization is None else self.quantization.gguf_file)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -149,8 +163,10 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     # Each check has a block of its own, so that one wrong key does not hide the others.
     with problems.collected("base"):
         read_architecture(config, located.base)
-    with problems.collected("base"):
-        head = replace(head, layout=_find_layout(settings, located))
+    with problems.collected():
+        quantization = decide_quantization(settings.quantization, settings.gguf_file, config, located.base)
+        with problems.collected("base"):
+            head = replace(head, layout=_find_layout(settings, located))
     with problems.collected():
         gate = decide_gate(None if settings.head is None else settings.head.gate, head.layout)
     with problems.collected("template"):
@@ -179,6 +195,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         adapters=located.adapters,
         tokenizer=located.tokenizer,
         config=config,
+        quantization=quantization,
         dtype=dtype,
         rules=rules,
         moments=moments,
@@ -191,7 +208,10 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
 
 def _find_layout(settings: SignalSettings, located: SignalFiles) -> HeadLayout | None:
     """Return the parts of a head with a gating network; None for a signal that reads another head."""
-    shapes = read_shapes(files.list_weight_files(located.base))
+    weights = files.list_weight_files(located.base, settings.gguf_file)
+    if settings.gguf_file is not None:  # llama.cpp's format has no place for such a head
+        return None
+    shapes = read_shapes(weights)
     if located.adapters or (settings.head is not None and settings.head.tokens is not None):
         return None
     return recognize_layout(shapes, located.config, located.base)

@@ -97,7 +97,7 @@ def _find_base(
 ) -> tuple[str, str | None, Path]:
     """Return name, revision and directory of the base, which is declared or else named by the first adapter."""
     if settings.base is not None:
-        directory = files.resolve(settings.base, settings.revision, relative_to)
+        directory = files.resolve(settings.base, settings.revision, relative_to, settings.gguf_file)
         if (directory / "config.json").is_file() and (directory / files.ADAPTER_CONFIG).is_file():
             raise StartError(
                 f"{directory}: the base's directory holds an {files.ADAPTER_CONFIG}; declare the adapter as `adapter`"
@@ -113,7 +113,8 @@ def _find_base(
     starts = [start for start in (adapters[0], relative_to) if files.place(reference, start).is_dir()]
     revision = settings.revision or (None if starts else adapter_configs[0].get("revision"))
     try:
-        return reference, revision, files.resolve(reference, revision, starts[0] if starts else adapters[0])
+        start = starts[0] if starts else adapters[0]
+        return reference, revision, files.resolve(reference, revision, start, settings.gguf_file)
     except StartError as error:
         raise StartError(
             f"declare it; the adapter's base_model_name_or_path does not lead to a base: {error.message}"

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from assay_service.errors import StartError
 from assay_service.resolve import ResolvedSignal
-from assay_service.scoring import checkpoint, files, names, tokenizer
+from assay_service.scoring import checkpoint, files, gguf_files, gguf_header, names, tokenizer
 from assay_service.scoring.architectures import ARCHITECTURES, Architecture, read_activation
 from assay_service.scoring.head import Dense, Head, checked
-from assay_service.scoring.head_files import read_token_rows, select_output
+from assay_service.scoring.head_files import check_logits, read_token_rows, select_output
 from assay_service.scoring.head_modules import NetworkHead, build_network
+from assay_service.scoring.head_rule import HeadRule
 from assay_service.scoring.language_models import EMBEDDINGS, OUTPUT_LAYERS
 from assay_service.scoring.manifest import ScorePosition
 from assay_service.scoring.missing_head import why_no_head
@@ -26,13 +27,13 @@ def read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], St
         StartError: there is no such head, or it is not read whole; the message names the tensor.
     """
     if (layout := resolved.head.layout) is not None:
-        return [], read_network(files.list_weight_files(resolved.base), layout, resolved.head.objective)
+        return [], read_network(resolved.weights, layout, resolved.head.objective)
     adapters, head = _read_tokens(resolved) if resolved.head.tokens else _read_head(resolved)
     architecture = ARCHITECTURES[resolved.config["model_type"]]
     position = resolved.rules.score_position
     _check_head(head.name, position, architecture)
     if position in ("pooler", "mean_pooler"):
-        dense = _read_dense(resolved.adapter or resolved.base, resolved.base, architecture)
+        dense = _read_dense(resolved, architecture)
         epsilon = resolved.config.get("norm_eps") or head.epsilon
         head = replace(head, dense=dense, activation=read_activation(resolved.config), epsilon=epsilon)
     return adapters, select_output(head, resolved.head)
@@ -57,11 +58,7 @@ def build_head(tensors: StoredHead, hidden_size: int) -> Head | NetworkHead:
 def _read_head(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
     """Read the head of the last adapter or of the base."""
     if resolved.adapter is None:
-        weights = files.list_weight_files(resolved.base)
-        head = checkpoint.read_head(weights, resolved.config.get("value_head_prefix"))
-        if head is None:
-            raise StartError(f"{resolved.base}: {_explain_no_head(resolved, weights)}")
-        return [], head
+        return [], _read_own_head(resolved)
     read = [checkpoint.read_adapter(directory) for directory in resolved.adapters]
     head = read[-1][1]
     if head is None:
@@ -71,6 +68,31 @@ def _read_head(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], chec
             "head that was trained with `modules_to_save`"
         )
     return [adapter for adapter, _ in read], head
+
+
+def _read_own_head(resolved: ResolvedSignal) -> checkpoint.HeadTensors:
+    """Read the head of the base."""
+    weights, also = resolved.weights, resolved.config.get("value_head_prefix")
+    if resolved.gguf is not None:
+        return _read_gguf_head(resolved.gguf, weights[1:], also)
+    head = checkpoint.read_head(weights, also)
+    if head is None:
+        raise StartError(f"{resolved.base}: {_explain_no_head(resolved, weights)}")
+    return head
+
+
+def _read_gguf_head(gguf: Path, beside: Sequence[Path], also: str | None) -> checkpoint.HeadTensors:
+    """Read the head of a base whose weights are in a GGUF file: the file's own, or a value head's file beside it."""
+    heads = [gguf_files.read_gguf_head(gguf), checkpoint.read_head(beside, also)]
+    found = [head for head in heads if head is not None]
+    if len(found) > 1:
+        raise StartError(f"{gguf}: there are several heads, here and in {beside[0].name}; remove one of them")
+    if not found:
+        raise StartError(
+            f"{gguf}: no head was found; looked for {gguf_header.HEAD}, and for {files.VALUE_HEAD} beside it. Declare "
+            "`head: {tokens: [TOKEN]}` if the reward is the logit of a token, or the `adapter` that has the head"
+        )
+    return found[0]
 
 
 def _read_tokens(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
@@ -85,7 +107,12 @@ def _read_tokens(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], ch
                 f"head.tokens: {token!r} is {len(found)} tokens ({found}), not one; a leading space often belongs to it"
             )
         ids += found
-    head = read_token_rows(files.list_weight_files(resolved.base), resolved.config, ids)
+    check_logits(resolved.config)
+    if resolved.gguf is None:
+        rows = read_token_rows(resolved.weights, resolved.config, ids)
+    else:
+        rows = gguf_files.read_gguf_rows(resolved.gguf, ids)
+    head = select_output(rows, HeadRule(tuple(range(len(ids)))))
     tied = not set(EMBEDDINGS).isdisjoint(head.name.split("."))
     changing = {*OUTPUT_LAYERS, *(EMBEDDINGS if tied else ())}
     adapted = sorted(name for adapter in adapters for name in adapter.tensors if changing & {*name.split(".")})
@@ -100,16 +127,16 @@ def _explain_no_head(resolved: ResolvedSignal, weights: Sequence[Path]) -> str:
     return f"no head{pickle}" if pickle else why_no_head(names.read_shapes(weights), resolved.config, directory)
 
 
-def _read_dense(directory: Path, base: Path, architecture: Architecture) -> checkpoint.DenseTensors:
+def _read_dense(resolved: ResolvedSignal, architecture: Architecture) -> checkpoint.DenseTensors:
     """Read the layer before the head: the adapter's own where it was trained with the head, else the base's."""
     if architecture.dense is None:
         raise StartError("score_position: pooler is only for encoders whose classifiers have a layer before the head")
-    adapter = directory / files.ADAPTER_WEIGHTS
-    sources = [*([adapter] if adapter.is_file() else []), *files.list_weight_files(base)]
+    own = [] if resolved.adapter is None else [resolved.adapter / files.ADAPTER_WEIGHTS]
+    sources = [*own, *resolved.weights]
     dense = checkpoint.read_dense(sources, architecture.dense, architecture.norm)
     if dense is None:
         needed = " or no ".join(f"{name}.weight" for name in (architecture.dense, architecture.norm) if name)
-        raise StartError(f"{base}: has no tensor {needed}, which score_position pooler reads")
+        raise StartError(f"{resolved.base}: has no tensor {needed}, which score_position pooler reads")
     return dense
 
 

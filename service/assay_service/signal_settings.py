@@ -21,6 +21,7 @@ from assay_service.scoring.manifest import (
     TokenTypes,
     Unfinished,
 )
+from assay_service.scoring.quantization import Method
 from assay_service.scoring.reading import Aggregate
 from assay_service.validation import DEVICE_PATTERN, NAME_PATTERN, check_one_or_several, check_output, check_tokens
 
@@ -67,6 +68,9 @@ class SignalSettings(Frozen):
         adapter: path of a LoRA adapter with its head; None serves the base's own head. A list is applied in order:
             each adapter was trained on the base with those before it, and the last one has the head.
         adapter_base: the base's name in the adapter's files, where that is another name for the same weights.
+        quantization: format of the base's quantized weights, as its `config.json` names it; they are read as plain
+            weights of `dtype`. None refuses quantized weights.
+        gguf_file: name of the GGUF file in the base's directory that has the weights; None takes safetensors files.
         dtype: dtype in which the base computes; None takes the checkpoint's own.
         engine: engine of the forward pass: Assay's own, or vLLM for models too large for one device.
         tensor_parallel_size: number of devices over which vLLM splits every layer.
@@ -101,6 +105,8 @@ class SignalSettings(Frozen):
     revision: str | None = None
     adapter: Annotated[str | list[str] | None, BeforeValidator(check_one_or_several)] = None
     adapter_base: str | None = None
+    quantization: Method | None = None
+    gguf_file: str | None = Field(None, pattern=r"\.gguf$")
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     engine: Literal["assay", "vllm"] = "assay"
     tensor_parallel_size: int = Field(1, gt=0)
@@ -150,12 +156,17 @@ class SignalSettings(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _check_weights(self) -> "SignalSettings":
+        if self.quantization is not None and self.gguf_file is not None:
+            raise ValueError("quantization: is for safetensors files; with `gguf_file` remove it")
+        return self
+
+    @model_validator(mode="after")
     def _check_engine(self) -> "SignalSettings":
         if self.engine == "assay" and self.tensor_parallel_size != 1:
             raise ValueError("tensor_parallel_size: is only for `engine: vllm`; remove it or declare that")
-        if self.engine == "vllm" and (
-            wrong := [key for key in ("adapter", "device", "head", "output") if getattr(self, key) is not None]
-        ):
+        not_vllm = ("adapter", "quantization", "gguf_file", "device", "head", "output")
+        if self.engine == "vllm" and (wrong := [key for key in not_vllm if getattr(self, key) is not None]):
             raise ValueError(f"{wrong[0]}: is not for `engine: vllm`, which serves whole models; remove one of the two")
         return self
 

@@ -12,6 +12,7 @@ from assay_service.scoring.head_layouts import recognize_layout
 from assay_service.scoring.language_models import is_language_model
 from assay_service.scoring.manifest import StepRules
 from assay_service.scoring.missing_head import explain_odd_head
+from assay_service.scoring.quantization import list_gguf_files, read_method
 from assay_service.scoring.template_files import NO_TEMPLATE
 from assay_service.settings import list_allowed_values
 from assay_service.signal_files import SignalFiles, locate
@@ -86,8 +87,16 @@ def _get_trial(key: str, located: SignalFiles) -> Any:  # noqa: ANN401 - keys ha
     """Return an allowed value of a key; None if there is no value to try."""
     if key == "head":
         return HeadSettings(gate="the end of the prompt") if is_gated(located) else HeadSettings(tokens=(0,))
-    allowed = list_allowed_values(key) if key in SignalSettings.model_fields else ()
+    allowed = list_values(key, located) if key in SignalSettings.model_fields else ()
     return _TRIALS.get(key, allowed[0] if allowed else None)
+
+
+def list_values(key: str, located: SignalFiles) -> tuple[str, ...]:
+    """Return the values that a key may have for these files; an empty tuple where they cannot be listed."""
+    if key == "quantization":
+        method = read_method(located.config, located.base)
+        return () if method is None else (method,)
+    return tuple(list_gguf_files(located.base)) if key == "gguf_file" else list_allowed_values(key)
 
 
 def _find_head_keys(signal: SignalSettings, located: SignalFiles) -> list[str]:

@@ -467,7 +467,7 @@ def test_inspect_proposes_nothing_as_served_that_loading_refuses(
 
 def test_inspect_names_gguf_files(tmp_path: Path) -> None:
     (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
-    with pytest.raises(StartError, match="GGUF files are not read: use the safetensors"):
+    with pytest.raises(StartError, match=r"beside its GGUF files it needs config\.json, tokenizer\.json and"):
         inspect(tmp_path, {})
 
 
@@ -479,6 +479,7 @@ _odd = st.sampled_from([None, True, -1, 3.5, "x", "", "a\0b", "~no-such-user/x",
     [
         ("config.json", ["model_type", "architectures", "pad_token_id", "value_head_prefix", "type_vocab_size"]),
         ("config.json", ["rope_scaling", "rope_parameters", "max_position_embeddings", "dtype", "torch_dtype"]),
+        ("config.json", ["quantization_config"]),
         ("tokenizer_config.json", ["chat_template", "pad_token", "eos_token"]),
         ("tokenizer.json", ["added_tokens", "model"]),
         ("assay.json", ["kind", "golden"]),

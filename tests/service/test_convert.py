@@ -306,7 +306,7 @@ EMBED = "model.embed_tokens.weight"
         ({}, (), r"score_position: give --score-position; config\.json names LlamaForCausalLM.*last_token"),
         ({}, ("--score-position", "last_non_pad_id"), r"pad_token_id: give --pad-token-id"),
         ({"model_type": "internlm2"}, LAST, "architecture 'internlm2' is not served"),
-        ({"quantization_config": {"bits": 4}}, LAST, "`quantization_config` are not served"),
+        ({"quantization_config": {"quant_method": "gptq"}}, LAST, "quantized by 'gptq', which Assay does not read"),
         ({"architectures": ["LlamaForScore"]}, ("--score-position", "mean"), "LlamaForScore reads last_token; remove"),
         ({"architectures": ["LlamaRewardModel"]}, (), r"whose head is regression_head, but the head is v_head\.weight"),
         ({"architectures": ["AtheneForSequenceClassification"]}, (), "no token with id 128003, at which the class"),

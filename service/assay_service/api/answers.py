@@ -4,7 +4,6 @@ No float of an answer may be NaN or infinite, so that a failed computation canno
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -104,7 +103,10 @@ class PresetInfo(Answer):
 
 
 class SignalProvenance(Answer):
-    """The checkpoint, template and dtype that gave a signal's logits; `preset` for signals that have one."""
+    """The checkpoint, template and dtype that gave a signal's logits.
+
+    `preset` for signals that have one, `quantization` for quantized weights.
+    """
 
     model: str
     revision: str
@@ -113,6 +115,8 @@ class SignalProvenance(Answer):
     template_sha256: str
     dtype: str
     preset: PresetInfo | None = None
+    quantization: str | None = None
+    weights_sha256: str | None = None
 
 
 class ProvenanceInfo(Answer):
@@ -194,6 +198,7 @@ class ModelInfo(Answer):
     length_penalty: LengthPenalty | None = None
     description: str | None = None
     preset: PresetInfo | None = None
+    quantization: str | None = None
 
 
 class ModelsAnswer(Answer):
@@ -268,7 +273,8 @@ def build_provenance(registry: Registry, signals: Iterable[str], blend: Blend | 
     """Build the provenance of an answer; without a blend the fingerprint covers all served signals."""
     fields: dict[str, object] = {
         "signals": {
-            name: asdict(registry.signals[name].provenance) | build_preset(registry.signals[name]) for name in signals
+            name: registry.signals[name].provenance.describe() | build_preset(registry.signals[name])
+            for name in signals
         },
         "fingerprint": registry.fingerprint(blend),
     }
@@ -281,6 +287,12 @@ def build_provenance(registry: Registry, signals: Iterable[str], blend: Blend | 
 def build_preset(signal: Signal) -> dict[str, Any]:
     """Return the field `preset` of a signal, or no field at all."""
     return {} if signal.preset is None else {"preset": asdict(signal.preset)}
+
+
+def build_quantization(signal: Signal) -> dict[str, str]:
+    """Return the field `quantization` of a signal with quantized weights, or no field at all."""
+    quantization = signal.provenance.quantization
+    return {} if quantization is None else {"quantization": quantization}
 
 
 def build_length_penalty(blend: Blend) -> dict[str, LengthPenalty]:

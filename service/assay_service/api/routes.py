@@ -163,6 +163,7 @@ async def models(request: Request, scorer: Scoring) -> answers.ModelsAnswer:
         answers.ModelInfo.model_validate(
             {"id": name, "object": "model", "kind": signal.kind, "default": name == registry.default}
             | answers.build_preset(signal)
+            | answers.build_quantization(signal)
         )
         for name, signal in registry.signals.items()
     ]
@@ -205,6 +206,7 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "kind": signal.kind,
                 "device": str(signal.model.device),
                 "dtype": signal.provenance.dtype,
+                "quantization": signal.provenance.quantization,
                 "invariant": registry.invariant[name],
                 "kernels": asdict(signal.model.kernels),
                 "forward": "packed" if signal.model.architecture.packed else "one item at a time",

@@ -17,6 +17,7 @@ from assay_service.errors import StartError
 from assay_service.scoring import files, names
 from assay_service.scoring.architectures import Architecture, count_token_types, read_architecture
 from assay_service.scoring.manifest import Manifest
+from assay_service.scoring.quantization import check_declared
 from assay_service.scoring.special_tokens import read_special_tokens
 from assay_service.scoring.template_files import read_template
 
@@ -66,6 +67,7 @@ def prepare(request: Request) -> Prepared:
     fmt = formats.recognize(raw)
     config = dict(raw) | ({"model_type": "gpt_neox"} if raw.get("model_type") == formats.OASST_TYPE else {})
     architecture = read_architecture(config, where)
+    check_declared(config, None, where)
     tokenizer = find_tokenizer(request)
     template = _find_template(request, tokenizer, fmt)
     shapes = {n: tuple(tensor.shape) for path in paths for n, tensor in source.read_tensors(path).items()}

@@ -99,11 +99,8 @@ def read_architecture(config: Mapping[str, Any], where: object) -> Architecture:
     if name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise StartError(f"{where}: architecture {name!r} is not served; Assay serves {known}")
-    if config.get("is_decoder") or config.get("quantization_config"):
-        raise StartError(
-            f"{where}: checkpoints with `is_decoder` or `quantization_config` are not served; declare an encoder "
-            "without `is_decoder`, or weights that are not quantised"
-        )
+    if config.get("is_decoder"):
+        raise StartError(f"{where}: checkpoints with `is_decoder` are not served; declare an encoder without it")
     if ARCHITECTURES[name].causal and (config.get("is_causal") is False or config.get("use_bidirectional_attention")):
         raise StartError(
             f"{where}: a decoder that attends in both directions (`is_causal: false` or `use_bidirectional_attention`) "

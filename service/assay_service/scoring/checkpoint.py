@@ -143,7 +143,21 @@ def _read_tensor(present: Mapping[str, Path], name: str) -> torch.Tensor:
     """Return a tensor from its file; the tensors of one head may lie in different shards."""
     with safe_open(present[name], framework="pt") as tensors:
         tensor: torch.Tensor = tensors.get_tensor(name)
+    check_plain(name, tensor)
     return tensor
+
+
+def check_plain(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor of a head that is quantized; without its scales it would be another head.
+
+    Raises:
+        StartError: its dtype is not one of plain weights.
+    """
+    if not tensor.is_floating_point() or tensor.element_size() < 2:
+        raise StartError(
+            f"{name}: is stored as {str(tensor.dtype).removeprefix('torch.')}, but a head is read only from plain "
+            "weights; save the checkpoint with this layer not quantized"
+        )
 
 
 def _read_first_layer(present: Mapping[str, Path], name: str) -> DenseTensors | None:
@@ -190,7 +204,8 @@ def _read_layer(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch
             keys = set(tensors.keys())
             for weight in sorted(key for key in keys if name.match(unwrap_name(key))):
                 bias = weight.removesuffix("weight") + "bias"
-                return tensors.get_tensor(weight), tensors.get_tensor(bias) if bias in keys else None
+                check_plain(weight, read := tensors.get_tensor(weight))
+                return read, tensors.get_tensor(bias) if bias in keys else None
     return None
 
 

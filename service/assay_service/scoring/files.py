@@ -48,19 +48,21 @@ _TYPES: Mapping[str, tuple[type, str]] = {
     **dict.fromkeys(("base_model_name_or_path", "revision", "task_type", "peft_type"), (str, "text")),
     **dict.fromkeys(("pad_token_id", "max_position_embeddings", "type_vocab_size"), (int, "a whole number")),
     **dict.fromkeys(("rope_scaling", "rope_parameters", "weight_map"), (dict, "a mapping (a JSON object)")),
+    "quantization_config": (dict, "a mapping (a JSON object)"),
     "architectures": (list, "a list of texts"),
 }
-# Weights are downloaded as safetensors only, so that no pickle reaches this machine.
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+# Beside weights, which are safetensors or GGUF, so that no pickle reaches this machine.
+_HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
-def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
+def resolve(reference: str, revision: str | None, relative_to: Path, gguf_file: str | None = None) -> Path:
     """Return the directory that a base or adapter reference names.
 
     Args:
         reference: path, `package:NAME` for weights that a Python package contains, or hub id.
         revision: commit, tag or branch of a hub id; None for the other kinds.
         relative_to: directory where a relative path starts.
+        gguf_file: name of the file that has the weights, for a hub id; None downloads the safetensors files.
 
     Raises:
         StartError: the directory or package does not exist, a hub id has no revision, or the hub cannot be reached.
@@ -81,7 +83,8 @@ def resolve(reference: str, revision: str | None, relative_to: Path) -> Path:
             f"{reference}: no such directory; looked at {path.resolve()}; if it is a hub id, declare its `revision`"
         )
     try:
-        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(_HUB_FILES)))
+        weights = ("*.safetensors",) if gguf_file is None else (gguf_file, VALUE_HEAD)
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=[*weights, *_HUB_FILES]))
     except (OSError, ValueError) as error:  # ValueError: an id that no repository can have
         raise StartError(f"{reference} at {revision}: cannot be downloaded: {error}") from error
 
@@ -125,14 +128,16 @@ def find_tokenizer_directory(base: Path, *adapters: Path) -> Path:
     raise StartError(f"{base}: has no {TOKENIZER_FILE}; copy it from the model that the base was made from")
 
 
-def list_weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files of a full model: one file or the shards of its index, and a value head's own file.
+def list_weight_files(directory: Path, gguf_file: str | None = None) -> list[Path]:
+    """Return the files of a full model's weights: one file, `gguf_file` or shards, and a value head's own file.
 
     Raises:
         StartError: there are none, or a shard is missing; pickled weights are named, not read.
     """
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
+    if gguf_file is not None:
+        files = [directory / gguf_file]
+    elif single.is_file():
         files = [single]
     elif index.is_file():
         shards = read_config(directory, index.name).get("weight_map", {})

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import CONFIG_MAPPING
 
 from assay_service.errors import StartError
-from assay_service.scoring.checkpoint import HeadTensors
+from assay_service.scoring.checkpoint import HeadTensors, check_plain
 from assay_service.scoring.head_rule import HeadRule
 from assay_service.scoring.language_models import EMBEDDINGS, OUTPUT_LAYERS
 from assay_service.scoring.names import read_shapes, unwrap_name
@@ -43,16 +43,11 @@ def select_output(head: HeadTensors, rule: HeadRule) -> HeadTensors:
     return replace(head, weight=_combine(head.weight, rule.outputs), bias=bias)
 
 
-def read_token_rows(files: Iterable[Path], config: Mapping[str, Any], ids: Sequence[int]) -> HeadTensors:
-    """Return the rows of a language model's output layer as a head with one output.
-
-    Args:
-        files: safetensors files of the language model.
-        config: its `config.json`.
-        ids: ids of one or two tokens; of two the difference is the logit.
+def check_logits(config: Mapping[str, Any]) -> None:
+    """Refuse a language model that changes its logits after the output layer.
 
     Raises:
-        StartError: there is no output layer, it lacks a row, or the model changes its logits after it.
+        StartError: it does; the message names the key of `config.json`.
     """
     # `config.json` leaves out what is the architecture's default, such as Gemma 2's bound of 30.
     defaults = CONFIG_MAPPING[config["model_type"]]()
@@ -62,6 +57,19 @@ def read_token_rows(files: Iterable[Path], config: Mapping[str, Any], ids: Seque
             f"head.tokens: this model changes its logits by {changed[0]} of config.json; rows of its output layer are "
             "not its logits, so they are not served"
         )
+
+
+def read_token_rows(files: Iterable[Path], config: Mapping[str, Any], ids: Sequence[int]) -> HeadTensors:
+    """Return rows of a language model's output layer as a head with an output for each.
+
+    Args:
+        files: safetensors files of the language model.
+        config: its `config.json`.
+        ids: ids of tokens.
+
+    Raises:
+        StartError: there is no output layer, it lacks a row, or it is quantized.
+    """
     files = list(files)
     _refuse_bias(files)
     for path, name in _find_output_layer(files, config):
@@ -70,8 +78,8 @@ def read_token_rows(files: Iterable[Path], config: Mapping[str, Any], ids: Seque
             if max(ids) >= rows.get_shape()[0]:
                 raise StartError(f"head.tokens: {name} has no row {max(ids)}; check the tokenizer of the checkpoint")
             weight = torch.cat([rows[id_ : id_ + 1] for id_ in ids])
-        read = HeadTensors(f"{name}{list(ids)}", weight, None)
-        return select_output(read, HeadRule(tuple(range(len(ids)))))
+            check_plain(name, weight)
+        return HeadTensors(f"{name}{list(ids)}", weight, None)
     raise StartError(
         f"head.tokens: the checkpoint has neither {' nor '.join(f'{name}.weight' for name in OUTPUT_LAYERS)}, and its "
         "config.json does not tie the output layer to the embeddings"

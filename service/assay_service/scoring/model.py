@@ -31,6 +31,7 @@ from assay_service.scoring.kernels.experts import split_experts
 from assay_service.scoring.kernels.row_invariant import make_invariant
 from assay_service.scoring.kernels.torch_segments import TorchSegments
 from assay_service.scoring.layout import Layout, TokenSequence, pack, select_read_tokens
+from assay_service.scoring.quantization import Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +75,21 @@ class RewardModel:
         self.shares_prompts = self.architecture.shares_prompts
 
     @classmethod
-    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "RewardModel":
-        """Read a base from safetensors files.
+    def load(
+        cls, directory: Path, dtype: torch.dtype, device: torch.device, quantization: Quantization | None = None
+    ) -> "RewardModel":
+        """Read a base from its files.
 
         Args:
             directory: see `load_base`.
             dtype: see `load_base`.
             device: see `load_base`.
+            quantization: see `load_base`.
 
         Raises:
             StartError: see `load_base`.
         """
-        return cls(load_base(directory, dtype, device), device)
+        return cls(load_base(directory, dtype, device, quantization), device)
 
     def add_signal(self, name: str, head: Head | NetworkHead, *adapters: Adapter) -> None:
         """Add a signal with a trained head. Signals with the same adapters share them.

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from assay_service.errors import StartError
-from assay_service.scoring.checkpoint import hash_tensors
+from assay_service.scoring.checkpoint import check_plain, hash_tensors
 from assay_service.scoring.head_layouts import HeadLayout
 from assay_service.scoring.names import unwrap_name
 
@@ -57,6 +57,7 @@ def read_network(files: Sequence[Path], layout: HeadLayout, output: int | None) 
         with safe_open(path, framework="pt") as file:
             tensors |= {n: file.get_tensor(name) for name in file.keys() if (n := unwrap_name(name)) in needed}  # noqa: SIM118
     for name, tensor in sorted(tensors.items()):
+        check_plain(name, tensor)
         _check_values(name, tensor)
     return NetworkTensors(f"{layout.predictor.layers[-1]}.weight", layout, tensors, output)
 

