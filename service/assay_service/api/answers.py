@@ -4,6 +4,7 @@ No float of an answer may be NaN or infinite, so that a failed computation canno
 """
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
