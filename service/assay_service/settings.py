@@ -64,6 +64,7 @@ class Settings(Frozen):
         default: the signal or blend of a request that names none; a single signal without blends needs no `default`.
         limits: limits of the service.
         compat: settings of the compatible wires.
+        playground: whether the service has a page at `/` for trying its signals in a browser.
         directory: folder of the configuration file, at which relative paths start.
     """
 
@@ -72,6 +73,7 @@ class Settings(Frozen):
     default: Name
     limits: Limits = Limits()
     compat: CompatSettings = CompatSettings()
+    playground: bool = True
     directory: Path = Field(exclude=True)
 
     @model_validator(mode="before")

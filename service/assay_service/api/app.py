@@ -17,6 +17,7 @@ from assay_service.api import schemas
 from assay_service.api.compat.mount import find_wire, mount_wires
 from assay_service.api.compat.wire import build_error_response
 from assay_service.api.guard import BodyTooLarge, Guard
+from assay_service.api.playground import mount_playground
 from assay_service.api.refusals import refuse
 from assay_service.api.routes import router
 from assay_service.api.scorer import Scorer
@@ -93,6 +94,8 @@ def create_app(
     app.state.token_readers = collect_readers([*dict.fromkeys(policies.values()), *own])
     app.include_router(router)
     mount_wires(app, settings.compat)
+    if settings.playground:
+        mount_playground(app)
     app.add_api_route("/health", health, methods=["GET"], responses=schemas.ERROR_RESPONSES)
     app.add_api_route("/ready", ready, methods=["GET"], responses=schemas.ERROR_RESPONSES)
     app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics)

@@ -1,19 +1,25 @@
 """Define what `POST /v1/render` answers, and build its parts."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from assay_service.api.answers import Answer, FailedRow
-from assay_service.registry import Signal
+from assay_service.api.answers import Answer, FailedRow, build_failed_row, build_id
+from assay_service.errors import AssayError
+from assay_service.registry import Registry, Signal
 from assay_service.scoring.manifest import Reasoning
 from assay_service.scoring.rendered import Rendered
 
 
 class ScorePositionInfo(Answer):
-    """The tokens that the head reads: `[start, end)`; with steps from the first to the last token that is read."""
+    """The tokens that the head reads: `[start, end)`; with steps from the first to the last token that is read.
+
+    `characters` is the place of these tokens in `text`; null where the ids do not follow from the text alone.
+    """
 
     policy: str
     start: int
     end: int
+    characters: tuple[int, int] | None
 
 
 class DroppedText(Answer):
@@ -75,6 +81,20 @@ class RenderAnswer(Answer):
     data: list[RenderedRow | FailedRow]
 
 
+def build_rendered_rows(
+    registry: Registry, results: Sequence[Mapping[str, Rendered] | AssayError], ids: Sequence[str | None]
+) -> list[RenderedRow | FailedRow]:
+    """Build one row for each item, in their order, from its renderings by signal or from its error."""
+    rows: list[RenderedRow | FailedRow] = []
+    for index, (result, item_id) in enumerate(zip(results, ids, strict=True)):
+        if isinstance(result, AssayError):
+            rows.append(build_failed_row(result, index=index, item_id=item_id))
+            continue
+        signals = {name: build_rendered_signal(registry.signals[name], rendered) for name, rendered in result.items()}
+        rows.append(RenderedRow(index=index, signals=signals, **build_id(item_id)))
+    return rows
+
+
 def build_rendered_signal(signal: Signal, rendered: Rendered) -> RenderedSignal:
     """Build the text and token ids that one signal scores, with the tokens that its head reads."""
     spans, rules = rendered.sequence.score_spans, signal.renderer.rules
@@ -88,7 +108,12 @@ def build_rendered_signal(signal: Signal, rendered: Rendered) -> RenderedSignal:
         text=rendered.text,
         ids=list(rendered.sequence.ids),
         boundary=rendered.boundary,
-        score_position=ScorePositionInfo(policy=rules.score_position, start=spans[0].start, end=spans[-1].end),
+        score_position=ScorePositionInfo(
+            policy=rules.score_position,
+            start=spans[0].start,
+            end=spans[-1].end,
+            characters=signal.renderer.locate_reading(rendered),
+        ),
         truncated_tokens=rendered.truncated_tokens,
         dropped_tokens=rendered.dropped_tokens,
         dropped=[DroppedText(message=p.slot.index, field=p.slot.field, text=p.text) for p in rendered.dropped],

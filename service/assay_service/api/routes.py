@@ -3,6 +3,7 @@
 All state is in `request.app.state`: `scorer`, `metrics` and `settings`.
 """
 
+import asyncio
 import copy
 import time
 import uuid
@@ -143,15 +144,11 @@ async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring)
     check_count(request, len(body.items), "items")
     registry = scorer.registry
     signals = list(registry.signals if body.model is None else registry.blend(body.model, None).weights)
-    rows: list[render_answers.RenderedRow | answers.FailedRow] = []
     items = read_items(body.items, body.tokenizer_sha256, request.app.state.token_readers)
     results = await run_while_connected(request, scorer.render(items, signals, body.truncation))
-    for index, (item, result) in enumerate(zip(body.items, results, strict=True)):
-        if isinstance(result, AssayError):
-            rows.append(answers.build_failed_row(result, index=index, item_id=item.id))
-            continue
-        rendered = {name: render_answers.build_rendered_signal(registry.signals[name], r) for name, r in result.items()}
-        rows.append(render_answers.RenderedRow(index=index, signals=rendered, **answers.build_id(item.id)))
+    ids = [item.id for item in body.items]
+    # In a thread, because the texts are tokenized once more to find the characters of the tokens that are read.
+    rows = await asyncio.to_thread(render_answers.build_rendered_rows, registry, results, ids)
     return render_answers.RenderAnswer(object="list", data=rows)
 
 

@@ -118,6 +118,11 @@ class Renderer:
         rendered = self._build_rendered(encoded, encoded.ids[: encoded.boundary + room], "prompt_left")
         return replace(rendered, completion_cut=cut, reasoning=reasoning)
 
+    def locate_reading(self, rendered: Rendered) -> tuple[int, int] | None:
+        """Return the characters of the text that the head reads; see `Rendered.locate_reading`."""
+        encoding = self.tokenizer.backend_tokenizer.encode(rendered.text, add_special_tokens=False)
+        return rendered.locate_reading(encoding, self._count_lead(rendered.sequence.ids, rendered.boundary))
+
     def prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """Return the ids that a policy continues: the conversation so far with the generation prompt.
 

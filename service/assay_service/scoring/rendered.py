@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tokenizers import Encoding
+
 from assay_service.scoring.layout import TokenSequence
 from assay_service.scoring.skeleton import Dropped
 
@@ -41,3 +43,23 @@ class Rendered:
     def completion_tokens(self) -> int:
         """Return the number of tokens in the completion, its end of turn included."""
         return len(self.sequence.ids) - self.boundary
+
+    def locate_reading(self, encoding: Encoding, lead: int) -> tuple[int, int] | None:
+        """Return start and end, in characters of the text, of the tokens from the first to the last that is read.
+
+        Args:
+            encoding: the whole text as the tokenizer encodes it.
+            lead: number of tokens at the front that truncation keeps.
+
+        Returns:
+            None if the ids are not those of the whole text, as for control tokens that were read as plain characters.
+        """
+        ids, cut = self.sequence.ids, self.truncated_tokens
+        expected = encoding.ids[:lead] + encoding.ids[lead + cut :] if cut else encoding.ids
+        if list(ids[: len(expected)]) != expected or len(ids) - len(expected) not in (0, 1):
+            return None
+        # An EOS that is appended has no characters.
+        offsets = [*encoding.offsets, (len(self.text), len(self.text))]
+        first, last = self.sequence.score_spans[0].start, self.sequence.score_spans[-1].end - 1
+        start, end = (offsets[place if place < lead else place + cut] for place in (first, last))
+        return start[0], end[1]
