@@ -3,6 +3,8 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 JOBS ?= 2
+# Where torch comes from: its builds for CPUs if there is no NVIDIA device; empty for the usual index, with CUDA.
+TORCH_INDEX ?= $(if $(shell nvidia-smi -L 2>/dev/null),,https://download.pytorch.org/whl/cpu)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm
@@ -17,8 +19,13 @@ install: $(INSTALLED) ## create .venv and install everything
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Assay needs Python 3.11 or newer: make PYTHON=python3.x ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo 'Installing into .venv: three to four minutes, 2 GB with torch for CPUs and 6 GB with CUDA.'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,training,embedded,compat,dev]'
+	@index='$(TORCH_INDEX)'; \
+	if test -n "$$index" && ! $(PYTHON) -c "import urllib.request; urllib.request.urlopen('$$index/', timeout=10)" 2>/dev/null; then \
+		echo "$$index cannot be reached; torch comes from pip's own index."; index=; fi; \
+	if test -n "$$index"; then echo 'Installing into .venv with torch for CPUs: about 640 MB to download, 2.6 GB on disk, three to four minutes.'; \
+	else echo 'Installing into .venv: on Linux with CUDA, about 6 GB on disk. For CPUs alone, 2.6 GB: make TORCH_INDEX=https://download.pytorch.org/whl/cpu'; fi; \
+	$(BIN)/python -m pip install --constraint constraints.txt $${index:+--extra-index-url "$$index"} \
+		--editable '.[service,training,embedded,compat,dev]'
 	touch $@
 
 check: install ## format, lint, types, import contracts, language, documentation site
