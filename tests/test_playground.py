@@ -229,7 +229,7 @@ def test_a_file_is_scored_and_summarized(url: str, open_page: Open, tmp_path: Pa
         expected = [values.mean(), values.std(ddof=1), values.min(), values.max(), np.corrcoef(values, lengths)[0, 1]]
         found = [float(text) for text in cells.nth(place).locator("td").all_inner_texts()]
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
-    rho = np.corrcoef(*(rankdata(values) for values in logits.values()))[0, 1]
+    rho = np.corrcoef(np.array([rankdata(values) for values in logits.values()]))[0, 1]
     expect(page.locator("#report")).to_contain_text(f"Rank correlation (Spearman): {float(f'{rho:.4g}')}")
     faults = page.locator("#report table").last.locator("tbody")
     assert faults.locator("th").all_inner_texts() == ["6", "7", "8", "5"]
