@@ -1,8 +1,10 @@
 """Sequences in a packed row: every one is there whole, prompts once each."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 
 from assay_service.scoring.layout import STEP_TOKENS, Span, TokenSequence, pack, select_read_tokens
 
@@ -50,6 +52,17 @@ def test_segments_cover_the_row_and_prefixes_come_first(given: list[TokenSequenc
     assert [segment.own.start for segment in row.segments] == ends[:-1]
     assert ends[-1] == row.tokens
     assert all(s.prefix is None or s.prefix.end <= s.own.start for s in row.segments)
+
+
+@given(st.lists(sequences(), min_size=1, max_size=12), st.booleans(), st.integers(1, 9))
+def test_an_uncounted_id_has_no_position_of_its_own(given: list[TokenSequence], share: bool, pad: int) -> None:
+    row = pack(given, share_prompts=share, uncounted_id=pad)
+    positions = row.positions[0].tolist()
+    for sequence, pieces in zip(given, row.spans, strict=True):
+        ids = torch.tensor([sequence.ids])
+        expected = XLMRobertaEmbeddings.create_position_ids_from_input_ids(ids, pad)[0] - (pad + 1)
+        read = [positions[i] for piece in pieces for i in range(piece.start, piece.end)]
+        assert read == expected[sequence.score.start : sequence.score.end].tolist()
 
 
 def test_a_prompt_that_begins_like_another_is_not_shared() -> None:

@@ -1,6 +1,7 @@
 """The packed forward against transformers' own, one item at a time (scoring-traps: the test oracle)."""
 
 import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,21 @@ def check_against_oracle(architecture: str, reference: Any, directory: Path) -> 
 def test_every_item_of_a_mixed_batch_has_the_oracle_logit(architecture: str, tmp_path: Path) -> None:
     fast = checkpoints.tokenizer_of(architecture)
     reference = checkpoints.classifier(architecture, fast)
+    directory = checkpoints.save(tmp_path, reference, fast)
+    check_against_oracle(architecture, reference, directory)
+
+
+@BOTH
+@pytest.mark.parametrize("architecture", [*checkpoints.ENCODERS])
+@pytest.mark.parametrize("rank", [0, 1, 5])
+def test_a_text_with_the_pad_of_the_configuration_scores_as_in_transformers(
+    architecture: str, rank: int, tmp_path: Path
+) -> None:
+    """RoBERTa's positions do not count the pad, also where the template prints it or `pad_token_id` is a word's."""
+    fast = checkpoints.tokenizer_of(architecture)
+    texts = [renderer_of(architecture, fast).render(item).sequence.ids for item in items()]
+    pad = Counter(token for ids in texts for token in ids).most_common()[rank][0]
+    reference = checkpoints.classifier(architecture, fast, pad_token_id=pad, max_position_embeddings=1024)
     directory = checkpoints.save(tmp_path, reference, fast)
     check_against_oracle(architecture, reference, directory)
 

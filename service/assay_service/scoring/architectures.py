@@ -110,22 +110,34 @@ def read_architecture(config: Mapping[str, Any], where: object) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def find_first_position(config: Mapping[str, Any]) -> int:
-    """Return the position of a sequence's first token.
+def find_position_pad(config: Mapping[str, Any]) -> int | None:
+    """Return the token id whose successor is the first position; None if positions start at 0.
+
+    A token with this id has itself as its position, and the tokens after it are counted without it.
 
     Raises:
         StartError: positions start after the pad, but the configuration has none.
     """
     architecture = ARCHITECTURES.get(config.get("model_type", ""))
     if architecture is None or not architecture.positions_after_pad:
-        return 0
+        return None
     pad = config.get("pad_token_id", _ROBERTA_PAD)
     if pad is None:
         raise StartError(
             "config.json: pad_token_id is null, but the positions of this architecture start after its pad; set it to "
             "the id with which the model was trained"
         )
-    return int(pad) + 1
+    return int(pad)
+
+
+def find_first_position(config: Mapping[str, Any]) -> int:
+    """Return the position of a sequence's first token.
+
+    Raises:
+        StartError: see `find_position_pad`.
+    """
+    pad = find_position_pad(config)
+    return 0 if pad is None else pad + 1
 
 
 def find_longest_sequence(config: Mapping[str, Any]) -> int | None:

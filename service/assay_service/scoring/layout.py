@@ -7,6 +7,7 @@ Only the end of the row is padded, to a multiple of `STEP_TOKENS`; sequences sta
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 
@@ -103,7 +104,7 @@ class Layout:
 
     Attributes:
         ids: token ids, int64 `[1, T]`, `T` a multiple of `STEP_TOKENS`; the padding at the end is 0.
-        positions: positions, int64 `[1, T]`, counted from the start of each sequence.
+        positions: positions, int64 `[1, T]`, counted from the start of each sequence; -1 for an uncounted id.
         types: token types, int64 `[1, T]`; the padding has type 0.
         segments: segments that cover the row from its start without gaps; the padding belongs to none.
         spans: spans that heads read, of one sequence after the other (`TokenSequence.reads`), in one or two pieces.
@@ -118,7 +119,7 @@ class Layout:
     tokens: int
 
 
-def pack(sequences: Sequence[TokenSequence], *, share_prompts: bool) -> Layout:
+def pack(sequences: Sequence[TokenSequence], *, share_prompts: bool, uncounted_id: int | None = None) -> Layout:
     """Lay `sequences` end to end in the given order.
 
     Where prompts may be shared, a sequence is always split in two at its boundary, even if nobody shares its prompt.
@@ -127,13 +128,14 @@ def pack(sequences: Sequence[TokenSequence], *, share_prompts: bool) -> Layout:
     Args:
         sequences: sequences to lay out.
         share_prompts: whether equal prompts are laid out once (right for causal models only).
+        uncounted_id: token id that positions do not count, as the pad of RoBERTa; None to count every token.
 
     Raises:
         ValueError: `sequences` is empty.
     """
     if not sequences:
         raise ValueError("a row needs at least one sequence")
-    row = _Row()
+    row = _Row(uncounted_id)
     added = [row.add(sequence, sequence.boundary if share_prompts else 0) for sequence in sequences]
     tokens = len(row.ids)
     fill = [0] * (-tokens % STEP_TOKENS)  # id 0 exists in every vocabulary, and nobody reads these tokens
@@ -171,6 +173,7 @@ def select_read_tokens(row: Layout) -> tuple[torch.Tensor, tuple[tuple[Span, ...
 class _Row:
     """A row during construction."""
 
+    uncounted_id: int | None = None
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     types: list[int] = field(default_factory=list)
@@ -179,27 +182,37 @@ class _Row:
 
     def add(self, sequence: TokenSequence, boundary: int) -> list[tuple[Span, ...]]:
         """Lay out the parts that the row does not have yet, and return the pieces of each span that heads read."""
-        types = sequence.types
+        types, positions = sequence.types, _count_positions(sequence.ids, self.uncounted_id)
         # Equal ids with other token types have other hidden states, so both make the key.
         prompt = sequence.ids[:boundary], tuple(types[:boundary])
         prefix = self.prompts.get(prompt)
         if boundary and prefix is None:
-            prefix = self.prompts[prompt] = self._append(*prompt, 0, None)
+            prefix = self.prompts[prompt] = self._append(*prompt, positions[:boundary], None)
         parts = [] if prefix is None else [(Span(0, boundary), prefix.start)]
         if boundary < len(sequence.ids):
-            own = self._append(sequence.ids[boundary:], types[boundary:], boundary, prefix)
+            own = self._append(sequence.ids[boundary:], types[boundary:], positions[boundary:], prefix)
             parts.append((Span(boundary, len(sequence.ids)), own.start))
         mapped = [[_map_piece(span, part, start) for part, start in parts] for span in sequence.reads]
         return [tuple(piece for piece in pieces if piece is not None) for pieces in mapped]
 
-    def _append(self, ids: tuple[int, ...], types: Sequence[int], position: int, prefix: Span | None) -> Span:
+    def _append(
+        self, ids: tuple[int, ...], types: Sequence[int], positions: Sequence[int], prefix: Span | None
+    ) -> Span:
         """Append one segment and return its span in the row."""
         own = Span(len(self.ids), len(self.ids) + len(ids))
         self.ids += ids
         self.types += types
-        self.positions += range(position, position + len(ids))
+        self.positions += positions
         self.segments.append(Segment(own, prefix))
         return own
+
+
+def _count_positions(ids: Sequence[int], uncounted_id: int | None) -> Sequence[int]:
+    """Return the position of every token: the number of counted tokens before it, or -1 for an uncounted one."""
+    if uncounted_id is None or uncounted_id not in ids:
+        return range(len(ids))
+    counts = accumulate(int(token != uncounted_id) for token in ids)
+    return [-1 if token == uncounted_id else count - 1 for token, count in zip(ids, counts, strict=True)]
 
 
 def _map_piece(score: Span, part: Span, start: int) -> Span | None:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from assay_service.scoring.adapters import attach
-from assay_service.scoring.architectures import ARCHITECTURES, count_token_types, find_first_position
+from assay_service.scoring.architectures import ARCHITECTURES, count_token_types, find_position_pad
 from assay_service.scoring.base_files import load_base
 from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import OwnEmbedding
@@ -65,7 +65,7 @@ class RewardModel:
         self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
         self.architecture = ARCHITECTURES[base.config.model_type]
         self.device = device
-        self._first_position = find_first_position(base.config.to_dict())
+        self._position_pad = find_position_pad(base.config.to_dict())
         self.token_types = count_token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
         self._attached: dict[tuple[str, ...], tuple[tuple[str, ...], OwnEmbedding | None]] = {}
@@ -185,7 +185,7 @@ class RewardModel:
         if not self.architecture.packed:
             return torch.cat([self._pool_alone(sequence) for sequence in sequences])
         # In an encoder prompt tokens also see the completion, so its hidden states cannot be shared.
-        row = pack(sequences, share_prompts=self.architecture.causal)
+        row = pack(sequences, share_prompts=self.architecture.causal, uncounted_id=self._position_pad)
         if not self._backend.reads_subset:
             return pool(self.hidden(row), row.spans)
         read, spans = select_read_tokens(row)
@@ -199,9 +199,10 @@ class RewardModel:
             read: row positions that are needed, int64 `[R]`, as the keyword `read`; only for a back end with
                 `reads_subset`. The result is then `[1, R, H]`.
         """
+        first = 0 if self._position_pad is None else self._position_pad + 1  # RoBERTa's uncounted ids are at the pad
         output = self.base(
             **self._build_inputs(row.ids.to(self.device)),
-            position_ids=row.positions.to(self.device) + self._first_position,
+            position_ids=row.positions.to(self.device) + first,
             segments=self._backend.segments(row),
             masks={},
             **read,
