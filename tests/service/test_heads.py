@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from assay_service import create_app
 from assay_service.errors import StartError
@@ -43,6 +43,10 @@ def score(registry: Registry, name: str) -> list[float]:
     signal = registry.signals[name]
     with torch.inference_mode():
         return signal.model.logits([signal.renderer.render(item).sequence for item in items()], name).tolist()
+
+
+def edit_config(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def items() -> list[Any]:
@@ -120,6 +124,20 @@ def test_outputs_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     for wrong in ([0], [0, 0], [0, 1, 2], -1, True, 1.5, ""):
         raw = {"signals": {"s": {"base": "rm", "output": wrong}}}
         assert "output: must be the number or name" in " ".join(parse(raw, tmp_path).problems)
+
+
+@pytest.mark.parametrize("names", [("good", "bad", "good"), ("bad", "good", "good"), ("good", "good", "good")])
+def test_a_name_of_several_outputs_is_refused_with_their_numbers(names: tuple[str, ...], tmp_path: Path) -> None:
+    """`label2id` has only the last of them."""
+    saved_classifier(tmp_path)
+    edit_config(tmp_path / "rm" / "config.json", id2label=dict(enumerate(names)), label2id={})
+    numbers = " and ".join(str(row) for row, name in enumerate(names) if name == "good")
+    refused(
+        tmp_path, f"output: 'good' is the name of several outputs; declare the number of one: {numbers}", output="good"
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
+    found = load(settings(tmp_path, one={"output": names.index("good")}))
+    assert score(found, "one") == pytest.approx(reference(model, lambda x: x[names.index("good")]), abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma", "gpt_neox"])

@@ -87,22 +87,36 @@ def decide_output(output: OutputKey | None, claims: Manifest, config: Mapping[st
         config: `config.json` of the base, whose `id2label` may name them.
 
     Raises:
-        StartError: the checkpoint has no output of that name, or has several and none is declared.
+        StartError: no output or more than one has that name, or there are several and none is declared.
     """
-    named = {o.name: row for row, o in enumerate(claims.outputs)}
-    labels = config.get("id2label")
-    if not named and isinstance(labels, dict):
-        named = {str(label): int(row) for row, label in labels.items() if str(row).isdigit()}
     if isinstance(output, str):
-        if output not in named:
-            known = ", ".join(named) or "without names; declare a number"
-            raise StartError(f"output: {output!r} is not an output of this checkpoint; its outputs are {known}")
-        return (named[output],)
+        return (_find_named(output, claims, config),)
     if output is None and claims.outputs:
-        raise StartError(f"output: declare it, one of {', '.join(named)}: the checkpoint has several outputs")
+        names = ", ".join(o.name for o in claims.outputs)
+        raise StartError(f"output: declare it, one of {names}: the checkpoint has several outputs")
     if output is None:
         return ()
     return (output,) if isinstance(output, int) else output
+
+
+def _find_named(name: str, claims: Manifest, config: Mapping[str, Any]) -> int:
+    """Return the index of the output called `name`.
+
+    Raises:
+        StartError: no output has the name, or several have it.
+    """
+    named = [(o.name, row) for row, o in enumerate(claims.outputs)]
+    labels = config.get("id2label")
+    if not named and isinstance(labels, dict):
+        named = [(str(label), int(row)) for row, label in labels.items() if str(row).isdigit()]
+    rows = sorted({row for label, row in named if label == name})
+    if not rows:
+        known = ", ".join(dict(named)) or "without names; declare a number"
+        raise StartError(f"output: {name!r} is not an output of this checkpoint; its outputs are {known}")
+    if len(rows) > 1:
+        numbers = " and ".join(map(str, rows))
+        raise StartError(f"output: {name!r} is the name of several outputs; declare the number of one: {numbers}")
+    return rows[0]
 
 
 def select_claims(claims: Manifest, outputs: tuple[int, ...]) -> Manifest:
