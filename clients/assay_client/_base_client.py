@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import httpx
 
@@ -18,8 +18,11 @@ from assay_client._connections import get_tls
 from assay_client._endpoints import Endpoints
 from assay_client._protocol import Call, FindHome
 from assay_client._redaction import Redaction
-from assay_client._retry import OK, Event, Policy, Reply, Steps, build_server_error, exchange
+from assay_client._reply import OK, Reply, build_server_error
+from assay_client._retry import Event, Policy, Steps, exchange
 from assay_client.errors import ConnectError, InvalidAnswer, InvalidInput, Timeout, TransportError
+
+Outcome: TypeAlias = Reply | TransportError | InvalidAnswer  # of one try
 
 T = TypeVar("T")
 MineT = TypeVar("MineT")
@@ -218,7 +221,7 @@ class BaseClient(Generic[MineT, TransportT]):
     def _compute_deadline_s(self) -> float:
         return self._clock.get_now_s() + self._policy.deadline_s
 
-    def _build_event(self, outcome: Reply | TransportError | None = None) -> Event:
+    def _build_event(self, outcome: Outcome | None = None) -> Event:
         return Event(self._clock.get_now_s(), self._clock.draw(), outcome)
 
 
@@ -243,12 +246,15 @@ def check_request_id(request: httpx.Request, response: httpx.Response, redaction
     raise error
 
 
-def is_ready(outcome: Reply | TransportError, redaction: Redaction) -> bool:
+def is_ready(outcome: Outcome, redaction: Redaction) -> bool:
     """Return whether `/ready` answers that the service is ready; a service that cannot be reached is not.
 
     Raises:
         ServerError: a status that is neither a success nor 503, the status of a service that is not ready.
+        InvalidAnswer: the answer is not to this request.
     """
+    if isinstance(outcome, InvalidAnswer):
+        raise outcome
     if isinstance(outcome, TransportError) or outcome.status == NOT_READY:
         return False
     if not httpx.codes.is_success(outcome.status):

@@ -5,10 +5,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from assay_client.affinity import rank_endpoints
-from assay_client.errors import AssayError, ServerError, TransportError
+from assay_client.errors import AssayError, InvalidAnswer, ServerError, TransportError
 
 # Statuses that say something about the whole endpoint; 500 is about one request.
 REST_STATUSES = frozenset({429, 502, 503, 504})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 REST_FIRST_S = 1.0
 REST_MAX_S = 30.0
 RETRY_AFTER_MAX_S = 60.0  # a server that asks for an hour is asked again after a minute
@@ -27,6 +28,11 @@ class Health:
     failures: int = 0
     rest_until_s: float = -math.inf
     asked: bool = False
+
+
+def is_foreign(failure: AssayError | None) -> bool:
+    """Return whether another program than the service seems to answer at an endpoint, such as a proxy with its page."""
+    return isinstance(failure, InvalidAnswer) or (isinstance(failure, ServerError) and failure.status in REDIRECTS)
 
 
 class Endpoints:
@@ -88,7 +94,7 @@ class Endpoints:
         is_down = isinstance(failure, TransportError) or (
             isinstance(failure, ServerError) and failure.status in REST_STATUSES
         )
-        if is_down:
+        if is_down or is_foreign(failure):
             asked_s = failure.retry_after_s if isinstance(failure, ServerError) else None
             self._rest(url, self._health[url].failures + 1, asked_s, now_s)
         elif self._health[url].failures and not (isinstance(failure, ServerError) and failure.status >= 500):

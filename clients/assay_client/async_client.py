@@ -9,10 +9,11 @@ import httpx
 
 from assay_client import _protocol as p
 from assay_client._answers import Answered, merge_rank, merge_renders, merge_scores
-from assay_client._base_client import CONNECT_S, BaseClient, check_request_id, convert_error, is_ready
+from assay_client._base_client import CONNECT_S, BaseClient, Outcome, check_request_id, convert_error, is_ready
 from assay_client._connections import Loop, Loops, close_at_end, hold_slot_async
-from assay_client._retry import Done, Reply, Send
-from assay_client.errors import Timeout, TransportError
+from assay_client._reply import Reply
+from assay_client._retry import Done, Send
+from assay_client.errors import InvalidAnswer, Timeout
 from assay_client.messages import Prompt
 from assay_client.results import Comparison, ModelCard, RankResult, RenderResult
 from assay_client.types import ScoreResult, Truncation
@@ -146,7 +147,7 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
                 step = steps.send(self._build_event(outcome))
         return Answered(step.value, outgoing.request_id, step.endpoint)
 
-    async def _try(self, http: httpx.AsyncClient, request: httpx.Request, timeout_s: float) -> Reply | TransportError:
+    async def _try(self, http: httpx.AsyncClient, request: httpx.Request, timeout_s: float) -> Outcome:
         # `asyncio.timeout` limits the try; only a connection has a limit of its own.
         request.extensions["timeout"] = httpx.Timeout(None, connect=min(timeout_s, CONNECT_S)).as_dict()
         try:
@@ -161,5 +162,7 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
                     await response.aclose()
         except TimeoutError:
             return Timeout(f"the answer was not complete after {timeout_s:g} s")
+        except InvalidAnswer as error:
+            return error
         except httpx.RequestError as error:
             return convert_error(error, request, self._redaction)

@@ -14,11 +14,12 @@ import httpx
 
 from assay_client import _protocol as p
 from assay_client._answers import Answered, merge_rank, merge_renders, merge_scores
-from assay_client._base_client import CONNECT_S, BaseClient, check_request_id, convert_error, is_ready
+from assay_client._base_client import CONNECT_S, BaseClient, Outcome, check_request_id, convert_error, is_ready
 from assay_client._connections import Process, close_own, hold_slot
-from assay_client._retry import Done, Reply, Send
+from assay_client._reply import Reply
+from assay_client._retry import Done, Send
 from assay_client.async_client import AsyncRewardClient
-from assay_client.errors import Timeout, TransportError
+from assay_client.errors import InvalidAnswer, Timeout, TransportError
 from assay_client.messages import Prompt
 from assay_client.results import Comparison, ModelCard, RankResult, RenderResult
 from assay_client.types import ScoreResult, Truncation
@@ -178,7 +179,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
                 step = steps.send(self._build_event(outcome))
         return Answered(step.value, outgoing.request_id, step.endpoint)
 
-    def _try(self, http: httpx.Client, request: httpx.Request, timeout_s: float) -> Reply | TransportError:
+    def _try(self, http: httpx.Client, request: httpx.Request, timeout_s: float) -> Outcome:
         until_s = self._clock.get_now_s() + timeout_s
         request.extensions["timeout"] = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)).as_dict()
         try:
@@ -195,5 +196,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
                 return Reply(response.status_code, response.headers, bytes(body))
             finally:
                 response.close()
+        except InvalidAnswer as error:
+            return error
         except httpx.RequestError as error:
             return convert_error(error, request, self._redaction)

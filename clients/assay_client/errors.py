@@ -187,7 +187,8 @@ BY_STATUS: Mapping[int, type[ServerError]] = {
 class InvalidAnswer(AssayError, ValueError):
     """An answer with status 200 that breaks the wire format.
 
-    For example malformed JSON, a score that is missing or not finite, or a wrong number of rows. It is never retried.
+    For example malformed JSON, a score that is missing or not finite, or a wrong number of rows. The request then
+    goes to another endpoint. The error is raised if none is left.
     """
 
 

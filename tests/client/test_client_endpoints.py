@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from assay_client import _answers as answers
 from assay_client import _protocol as p
 from assay_client._endpoints import Endpoints
-from assay_client._retry import Done, Event, Policy, Reply, Send, Sleep, exchange
+from assay_client._reply import Reply
+from assay_client._retry import Done, Event, Policy, Send, Sleep, exchange
 from assay_client.affinity import affinity_key, rank_endpoints
 from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.errors import (
     AssayError,
     ConnectError,
     FingerprintChanged,
+    InvalidAnswer,
     InvalidInput,
     InvalidRequest,
     Overloaded,
@@ -275,18 +277,26 @@ def test_methods_send_the_key_of_their_prompt(either: "Either", loopback: "Start
 
 def misbehave(kind: str, wire: "type[Wire]", reply: "type[Answer]") -> "Script":
     def script(asked: "ReceivedRequest", number: int) -> "Answer":
-        if kind == "slow":
-            return reply(wire.honest(asked.path, asked.body), delay_s=1.0)
-        if kind == "cut":
-            return reply(wire.honest(asked.path, asked.body), cut_at=40)
-        if kind == "full":
-            return reply(wire.refusal("overloaded", retryable=True), 429, {"Retry-After": "30"})
-        return reply(b"<html>", int(kind), {"X-Request-ID": None})
+        honest = wire.honest(asked.path, asked.body)
+        if kind.isdecimal():
+            location = {"Location": "https://login.test"} if kind.startswith("3") else {}
+            return reply(b"<html>", int(kind), {"X-Request-ID": None, **location})
+        return {
+            "slow": reply(honest, delay_s=1.0),
+            "cut": reply(honest, cut_at=40),
+            "full": reply(wire.refusal("overloaded", retryable=True), 429, {"Retry-After": "30"}),
+            "a page": reply(b"<html>", 200, {"X-Request-ID": None}),
+            "a page that repeats the id": reply(b"<html>"),
+            "another id": reply(honest, 200, {"X-Request-ID": "other"}),
+        }[kind]
 
     return script
 
 
-@pytest.mark.parametrize("kind", ["slow", "cut", "full", "500", "502", "503", "504"])
+FOREIGN = ("a page", "a page that repeats the id", "another id", "301", "302", "303", "307", "308")
+
+
+@pytest.mark.parametrize("kind", ["slow", "cut", "full", "500", "502", "503", "504", *FOREIGN])
 def test_a_failing_endpoint_is_replaced_at_once(
     either: "Either",
     loopback: "Start",
@@ -305,6 +315,32 @@ def test_a_failing_endpoint_is_replaced_at_once(
     assert bad.asked
     ids = {asked.request_id for asked in bad.asked}
     assert ids <= {asked.request_id for asked in good.asked}  # one id for all tries of a request
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_where_no_endpoint_is_the_service_each_is_asked_once(
+    either: "Either", loopback: "Start", wire: "type[Wire]", reply: "type[Answer]", clock: "FakeClock", kind: str
+) -> None:
+    servers = [loopback(misbehave(kind, wire, reply)) for _ in range(3)]
+    with pytest.raises(ServerError if kind.startswith("3") else InvalidAnswer) as raised:
+        either.score([("p", "1")], url=[server.url for server in servers], clock=clock)
+    assert [len(server.asked) for server in servers] == [1, 1, 1]
+    assert clock.slept == []
+    assert raised.value.request_id == servers[0].asked[0].request_id
+    assert raised.value.__notes__ == ["after 3 tries at 3 endpoints"]
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_page_at_one_endpoint_does_not_end_the_wait_for_another(
+    either: "Either", loopback: "Start", wire: "type[Wire]", reply: "type[Answer]", clock: "FakeClock", kind: str
+) -> None:
+    def restarting(asked: "ReceivedRequest", number: int) -> "Answer":
+        return reply(b"", 503) if number < 2 else reply(wire.honest(asked.path, asked.body))
+
+    bad, restarts = loopback(misbehave(kind, wire, reply)), loopback(restarting)
+    urls = [bad.url, restarts.url]
+    items = [(prompt_at(url, urls), "1") for url in urls]
+    assert either.score(items, url=urls, clock=clock, max_retries=6).scores() == [1.0, 1.0]
 
 
 def test_an_endpoint_that_is_down_is_left_alone_and_then_gets_its_prompts_back(

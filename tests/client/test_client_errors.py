@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from assay_client._retry import Reply, build_server_error
+from assay_client._reply import Reply, build_server_error
 from assay_client.errors import (
     BY_CODE,
     BY_STATUS,

@@ -7,16 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assay_client._endpoints import Endpoints
+from assay_client._reply import Reply, read_retry_after_s
 from assay_client._retry import (
     Done,
     Event,
     Policy,
-    Reply,
     Send,
     Sleep,
     compute_retry_delay_s,
     exchange,
-    read_retry_after_s,
 )
 from assay_client.errors import (
     AssayError,
