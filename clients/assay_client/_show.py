@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from assay_client._difference import Difference, Side
+    from assay_client._isolation import Ranking
     from assay_client._rows import RankRow
     from assay_client.bulk import Tally
-    from assay_client.results import Comparison, RankResult, RenderedItem
+    from assay_client.results import Comparison, RenderedItem
     from assay_client.types import ScoreFailure
 
 EXIT_ITEMS_FAILED = 1
@@ -44,7 +45,7 @@ def show_comparison(result: "Comparison") -> None:
     print_table(table)
 
 
-def show_rank(index: int, row: "RankRow", result: "RankResult") -> None:
+def show_rank(index: int, row: "RankRow", result: "Ranking") -> None:
     """Print a ranking as a table, best first, and the completions that failed."""
     from rich.text import Text  # noqa: PLC0415
 

@@ -11,20 +11,20 @@ from typing import Generic, TypeVar
 
 from assay_client._answers import check_fingerprint, encode_outcome
 from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
-from assay_client._isolation import Scored, score_apart
+from assay_client._isolation import Ranking, Scored, find_fingerprint, rank_alone, score_apart
 from assay_client._output import STANDARD, check_targets, open_errors, open_output
 from assay_client._parquet import import_pyarrow, is_parquet, write_parquet
 from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import AssayError, InvalidInput, ServerError
-from assay_client.results import RankResult, RenderedItem, RenderResult
+from assay_client.results import RenderedItem, RenderResult
 from assay_client.types import ScoreFailure, Truncation
 
 SILENCE_S = 60.0
 OWN_NAMES = Fields()
 
 RowT = TypeVar("RowT", ItemRow, RankRow)
-Result = TypeVar("Result", Scored, RankResult, RenderResult)
+Result = TypeVar("Result", Scored, Ranking, RenderResult)
 
 
 @dataclass
@@ -149,21 +149,23 @@ async def rank_file(  # noqa: PLR0913  # options of one command, all by name
     weights: Mapping[str, float] | None = None,
     top_n: int | None = None,
     silence_s: float = SILENCE_S,
-    on_row: Callable[[int, RankRow, RankResult], None] = lambda index, row, result: None,
+    on_row: Callable[[int, RankRow, Ranking], None] = lambda index, row, result: None,
     on_rows: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Tally:
     """Rank the completions of each row of a file, as `score_file` scores items.
 
     An output row has `index`, `model`, `results` and `errors`, and `id` and `extra` where the input row has them. Each
-    row is a request of its own. A `target` of None writes nothing; `on_row` is called with every row and its ranking,
+    row is a request of its own. In a row that the service refuses, such as one with too many completions, each
+    completion has the error. A `target` of None writes nothing; `on_row` is called with every row and its ranking,
     in order.
     """
+    send = partial(client.rank, model=model, weights=weights, top_n=top_n)
 
-    async def ask(part: list[RankRow]) -> RankResult:
+    async def ask(part: list[RankRow]) -> Ranking:
         (row,) = part
-        return await client.rank(row.prompt, row.completions, model=model, weights=weights, top_n=top_n)
+        return await rank_alone(row.completions, partial(send, row.prompt, row.completions))
 
-    def show(start: int, part: list[RankRow], result: RankResult) -> list[Row]:
+    def show(start: int, part: list[RankRow], result: Ranking) -> list[Row]:
         (row,) = part
         on_row(start, row, result)
         results, errors = ([encode_outcome(row) for row in rows] for rows in (result.results, result.errors))
@@ -171,7 +173,7 @@ async def rank_file(  # noqa: PLR0913  # options of one command, all by name
         return [_name_row(shown, row)]
 
     options: Row = {"command": "rank", "model": model, "weights": weights, "top_n": top_n}
-    job = _Job(RankRow.of, ask, show, lambda result: result.provenance.fingerprint, options)
+    job = _Job(RankRow.of, ask, show, find_fingerprint, options)
     return await _run(job, client, source, target, silence_s, on_rows=on_rows, most_rows=1)
 
 

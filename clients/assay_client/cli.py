@@ -46,8 +46,8 @@ from assay_client.options import (
 )
 
 if TYPE_CHECKING:
+    from assay_client._isolation import Ranking
     from assay_client._rows import RankRow
-    from assay_client.results import RankResult
     from assay_client.types import Truncation as TruncationName
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -145,7 +145,7 @@ def rank(  # noqa: PLR0913  # the options of one command
 
     target, parsed = choose_target(output, json), parse_weights(weights)
 
-    def show_row(index: int, row: "RankRow", result: "RankResult") -> None:
+    def show_row(index: int, row: "RankRow", result: "Ranking") -> None:
         if target is None:
             show_rank(index, row, result)
 

@@ -202,3 +202,43 @@ def test_a_refusal_that_is_not_about_a_row_ends_the_run(url: str, tmp_path: Path
     code, out, told = invoke("score", str(tmp_path / "in.jsonl"), "--url", url, "--weights", "pref=0")
     assert (code, out) == (2, "")
     assert "at least one weight must not be zero" in told
+
+
+HUGE = {"prompt": "hi", "completions": ["yes"] * 1025}
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "param"),
+    [
+        (HUGE, "too_many_items", None),
+        ({"prompt": "hi", "completions": ["yes", {"completion": "no", "id": "x" * 257}]}, "invalid_request", 1),
+        ({"messages": [{"role": "x" * 300, "content": "hi"}], "completions": ["yes"]}, "invalid_request", 0),
+    ],
+    ids=["many", "id", "messages"],
+)
+def test_a_ranking_that_is_refused_fails_alone(
+    url: str, tmp_path: Path, row: Any, code: str, param: int | None
+) -> None:
+    good = {"prompt": "hi", "completions": ["yes", "no"]}
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(one) + "\n" for one in (good, {**row, "id": "q", "best": 1}, good)))
+    status, _, told = invoke("rank", str(source), "-o", str(out), "--url", url, "--model", "mix")
+    count = len(row["completions"])
+    assert (status, told.splitlines()[0].partition(", fingerprint")[0]) == (1, f"4 scored, {count} failed")
+    first, refused, last = (json.loads(line) for line in out.read_text().splitlines())
+    assert [one["score"] for one in first["results"]] == [one["score"] for one in last["results"]]
+    assert (refused["index"], refused["id"], refused["extra"], refused["results"]) == (1, "q", {"best": 1}, [])
+    assert [one["index"] for one in refused["errors"]] == list(range(count))
+    assert {one["error"]["code"] for one in refused["errors"]} == {code}
+    status, shown, _ = invoke("rank", str(source), "--url", url, "--model", "mix")
+    assert status == 1
+    assert f"completion 0: {code}: " in shown
+
+
+@pytest.mark.parametrize("words", [["--model", "none"], ["--weights", "none=1"]], ids=" ".join)
+def test_what_is_wrong_for_every_ranking_ends_the_command(url: str, tmp_path: Path, words: list[str]) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "hi", "completions": ["yes", "no"]}\n')
+    status, _, told = invoke("rank", str(source), "-o", str(tmp_path / "out.jsonl"), "--url", url, *words)
+    assert status == 2
+    assert f"at {words[0].removeprefix('--')}" in told
