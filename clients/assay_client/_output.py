@@ -121,7 +121,9 @@ def open_errors(target: str | None) -> Iterator[Callable[[Row], None]]:
         with path.open("w", encoding="utf-8") as device:
             yield partial(_write_error, device)
         return
-    with TemporaryFile("w+", encoding="utf-8", dir=path.parent) as file:
+    with _name_in_errors(target):
+        unnamed = TemporaryFile("w+", encoding="utf-8", dir=path.parent)  # noqa: SIM115  # closed by the next `with`
+    with unnamed as file:
         yield partial(_write_error, file)
         file.seek(0)
         part = find_part(path)
@@ -133,6 +135,15 @@ def open_errors(target: str | None) -> Iterator[Callable[[Row], None]]:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _name_in_errors(target: str) -> Iterator[None]:
+    """Name the file that the user gave in an error about the file beside it, which the user does not know."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, target) from error
 
 
 def _write_error(file: TextIO, row: Row) -> None:
@@ -176,7 +187,9 @@ def open_output(
         raise InvalidInput(f"{target}: only `score` writes Parquet; name a file for JSON lines")
     part = find_part(path)  # beside the target, as a rename does not cross file systems
     # Not truncated: another process may hold the lock, and its rows must stay.
-    with part.open("a+", encoding="utf-8") as file:
+    with _name_in_errors(target):
+        opened = part.open("a+", encoding="utf-8")
+    with opened as file:
         _lock(file, part)
         sink = Sink(file, _find_state(part), run)
         _continue(sink, part)

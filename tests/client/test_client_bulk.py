@@ -274,6 +274,20 @@ def test_an_empty_file_is_an_empty_file(honest: httpx.MockTransport, tmp_path: P
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
 
 
+@pytest.mark.parametrize("named", ["output", "errors"])
+@pytest.mark.parametrize("place", ["missing/e", "in.jsonl/e", "missing/deeper/e.jsonl"])
+def test_an_output_that_cannot_be_opened_is_named_as_it_was_given(
+    honest: httpx.MockTransport, tmp_path: Path, place: str, named: str
+) -> None:
+    source, bad = jsonl(tmp_path / "in.jsonl", numbered(2)), str(tmp_path / place)
+    paths = (source, bad) if named == "output" else (source, tmp_path / "out.jsonl")
+    with pytest.raises((FileNotFoundError, NotADirectoryError)) as raised:
+        run(honest, bulk.score_file, *paths, errors=bad if named == "errors" else None)
+    assert raised.value.filename == bad
+    assert str(raised.value).endswith(f": '{bad}'")
+    assert sorted(os.listdir(tmp_path)) == ["in.jsonl"]
+
+
 def test_ranked_rows(honest: httpx.MockTransport, tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "p"}]
     answer = [{"role": "assistant", "content": "4"}]
