@@ -262,6 +262,32 @@ def test_the_logit_is_the_declared_aggregate(root: Path) -> None:
         assert "prob" not in values["margin"]["steps"][0]
 
 
+@pytest.mark.parametrize("policy", [False, True], ids=["own template", "policy's template"])
+def test_a_blend_of_a_process_and_an_outcome_reward_model_reads_rendered_text(root: Path, policy: bool) -> None:
+    """A policy writes no step tokens: both readers give the same messages, which each signal then prints its way."""
+    served = settings(
+        root,
+        prm={},
+        other={"steps": {**STEP, "delimiter": "e"}},
+        plain={"score_position": "last_token", "steps": None, "aggregate": None},
+    )
+    raw = served.model_dump(mode="json", exclude_unset=True)
+    raw["blends"] = {"mix": {"weights": {"prm": 0.5, "other": -0.5, "plain": 0.25}}}
+    raw["compat"] = {"wires": {"openrlhf": {"model": "mix", **({"policy": "rm"} if policy else {})}}}
+    parsed = parse(raw, root)
+    assert parsed.settings is not None, parsed.problems
+    with TestClient(create_app(parsed.settings)) as client:
+        answer = client.post("/v1/score", json={"items": ITEMS, "model": "mix"}).json()
+        asked = "<|im_start|>user\nHow do I bake bread?<|im_end|>\n<|im_start|>assistant\n"
+        queries = [f"{asked}{text}<|im_end|>\n" for text in TEXTS]
+        for prompts in (None, [asked] * len(TEXTS)):
+            wire = client.post("/compat/openrlhf/get_reward", json={"query": queries, "prompts": prompts}).json()
+            assert wire["rewards"] == [row["score"] for row in answer["data"]]
+            for name in ("prm", "other", "plain"):
+                expected = [row["signals"][name]["logit"] for row in answer["data"]]
+                assert wire["extra_logs"][name] == expected
+
+
 def test_clients_files_and_wires_get_steps_and_the_aggregate(root: Path, tmp_path: Path) -> None:
     served = settings(root, prm={}, plain={"score_position": "last_token", "steps": None, "aggregate": None})
     with (

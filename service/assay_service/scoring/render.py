@@ -12,7 +12,6 @@ from assay_service.scoring.encoding import Encoded, ItemEncoder, find_control_to
 from assay_service.scoring.gates import find_gate
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Span, TokenSequence
-from assay_service.scoring.manifest import StepRules
 from assay_service.scoring.reasoning import ReasoningRule
 from assay_service.scoring.rendered import Rendered
 from assay_service.scoring.rules import RenderRules
@@ -68,9 +67,12 @@ class Renderer:
         self._check_rules()
 
     @property
-    def text_rule(self) -> tuple[str, str, StepRules | None]:
-        """Return what decides the text of a conversation; renderers with equal rules print and read the same texts."""
-        return self.template.sha256, self.tokenizer_sha256, self.rules.steps
+    def text_rule(self) -> tuple[str, str]:
+        """Return what decides how text is read; renderers with equal rules read the same conversations from it.
+
+        Rules of steps do not count: a policy writes no step tokens, and completions are divided after they were read.
+        """
+        return self.template.sha256, self.tokenizer_sha256
 
     def render(self, item: Item, truncation: Truncation = "error", *, trained: bool = False) -> Rendered:
         """Return the ids of `item`, with its boundary and score span.
