@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
@@ -71,6 +72,10 @@ def _write_tensors(directory: Path, name: str, tensors: Mapping[str, torch.Tenso
     directory.mkdir(parents=True, exist_ok=True)
     # The manifest makes a directory a checkpoint: without it, one that is half written is never served.
     (directory / manifests.FILE_NAME).unlink(missing_ok=True)
-    save_file(dict(tensors), directory / name, metadata={"format": "pt"})
+    try:
+        save_file(dict(tensors), directory / name, metadata={"format": "pt"})
+    except SafetensorError:  # also where the disk is full
+        (directory / name).unlink(missing_ok=True)
+        raise
     (directory / name).chmod(0o644)  # safetensors makes the file private, but the service may run as another user
     (directory / tokenizer.TEMPLATE_FILE).write_text(template)

@@ -14,6 +14,7 @@ from assay_service.scoring.model import RewardModel
 from assay_training.reward_model.checkpoint import write_adapter, write_whole
 from assay_training.reward_model.run import RewardRun
 from assay_training.runs.directory import RunDirectory
+from assay_training.runs.files import stop_if_unwritable
 
 
 def save_heads(run: RunDirectory, model: RewardModel, heads: Sequence[RewardRun]) -> Path:
@@ -30,6 +31,7 @@ def save_heads(run: RunDirectory, model: RewardModel, heads: Sequence[RewardRun]
     Raises:
         FloatingPointError: the logits of the trained model are not finite.
         RuntimeError: the logits of the written weights differ.
+        RunStopped: the checkpoint cannot be written.
     """
     directory, first = run.path / "checkpoint", heads[0]
     if not run.writes:
@@ -37,11 +39,13 @@ def save_heads(run: RunDirectory, model: RewardModel, heads: Sequence[RewardRun]
     names = [one.config.name for one in heads]
     head: HeadTensors | None
     if first.config.lora is None:
-        write_whole(directory, collect_whole_tensors(model, *names), first.template, first.base, len(names))
+        with stop_if_unwritable(directory):
+            write_whole(directory, collect_whole_tensors(model, *names), first.template, first.base, len(names))
         base, adapters, head = directory, [], read_head(list_weight_files(directory))
     else:
         tensors = collect_adapter_tensors(model, *names)
-        write_adapter(directory, tensors, first.config, model.architecture.head, first.template)
+        with stop_if_unwritable(directory):
+            write_adapter(directory, tensors, first.config, model.architecture.head, first.template)
         adapter, head = read_adapter(directory)
         base, adapters = first.base, [adapter]
     assert head is not None
@@ -52,5 +56,7 @@ def save_heads(run: RunDirectory, model: RewardModel, heads: Sequence[RewardRun]
         one.check_reloaded(model, reloaded)
     outputs = tuple(one.build_output(model) for one in heads)
     claims = {"outputs": outputs} if len(outputs) > 1 else outputs[0].model_dump(exclude={"name"})
-    manifests.write(first.build_manifest(model, hash_files(list_weight_files(base)), **claims), directory)
+    manifest = first.build_manifest(model, hash_files(list_weight_files(base)), **claims)
+    with stop_if_unwritable(directory):
+        manifests.write(manifest, directory)
     return directory
