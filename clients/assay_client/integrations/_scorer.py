@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
@@ -138,13 +139,27 @@ def compute_key(rows: Rows) -> bytes:
     return hashlib.sha256(json.dumps(sent, sort_keys=True, default=repr).encode()).digest()
 
 
-def read_rewards(result: ScoreResult, signal: str | None = None) -> list[float | None]:
-    """Return the reward of each row, None for a row that could not be scored.
+def check_floor(floor: float | None) -> float | None:
+    """Return the declared reward of completions without a score; None if none is declared.
+
+    Raises:
+        InvalidInput: it is not a finite number.
+    """
+    if floor is not None and (isinstance(floor, bool) or not math.isfinite(floor)):
+        raise InvalidInput(f"`floor` must be a finite number, not {floor!r}")
+    return floor
+
+
+def read_rewards(result: ScoreResult, signal: str | None = None, floor: float | None = None) -> list[float | None]:
+    """Return the reward of each row, the floor for a row that could not be scored.
 
     Args:
         result: the outcomes of the rows.
         signal: the signal whose logit is the reward; None for the score of the whole model or blend.
+        floor: the reward of a row that could not be scored; None leaves it without one.
     """
-    if signal is None:
-        return result.scores(missing=None)
-    return [row.signals[signal].logit if isinstance(row, Score) else None for row in result.data]
+    return [_read_score(row, signal) if isinstance(row, Score) else floor for row in result.data]
+
+
+def _read_score(row: Score, signal: str | None) -> float:
+    return row.score if signal is None else row.signals[signal].logit

@@ -5,14 +5,13 @@ for a reward, and adds the rewards of a completion up with `nansum`: without any
 completion without a score raises an error, or has the reward that the user declares (`floor`).
 """
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.errors import InvalidInput, ItemsFailed
 from assay_client.integrations._rows import Rows, build_rows, convert_finish_reason
-from assay_client.integrations._scorer import TOTAL, AsyncScorer, ScoreOptions, Scorer, read_rewards
+from assay_client.integrations._scorer import TOTAL, AsyncScorer, ScoreOptions, Scorer, check_floor, read_rewards
 from assay_client.integrations._single import open_async_client, open_client
 from assay_client.types import FinishReason, ScoreResult, Truncation
 
@@ -117,10 +116,8 @@ def make_signal_orms(
 
 
 def _make(base: type[OrmT], scorer: object, name: str, signal: str | None, floor: float | None) -> type[OrmT]:
-    if floor is not None and (isinstance(floor, bool) or not math.isfinite(floor)):
-        raise InvalidInput(f"`floor` must be a finite number, not {floor!r}")
     # ms-swift logs a reward under the name of its class: two classes of one name would share their metrics.
-    return type(name, (base,), {"scorer": scorer, "signal": signal, "floor": floor})
+    return type(name, (base,), {"scorer": scorer, "signal": signal, "floor": check_floor(floor)})
 
 
 def fill_rewards(result: ScoreResult, signal: str | None, floor: float | None) -> list[float]:
@@ -133,7 +130,7 @@ def fill_rewards(result: ScoreResult, signal: str | None, floor: float | None) -
         error = ItemsFailed(tuple(row.to_exception() for row in result.failures), len(result.data))
         error.add_note("ms-swift would make a 0 of a missing reward; pass `floor=` to give such completions a reward")
         raise error
-    return [cast("float", floor) if reward is None else reward for reward in read_rewards(result, signal)]
+    return [cast("float", reward) for reward in read_rewards(result, signal, floor)]  # no row is without one
 
 
 def read_batch(completions: Sequence[str], columns: Mapping[str, object]) -> Rows:

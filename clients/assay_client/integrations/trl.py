@@ -1,7 +1,9 @@
 """Give TRL's GRPO, RLOO and AsyncGRPO trainers reward functions that score over HTTP ([TRL]).
 
-A completion without a score has the reward None, which these trainers leave out: it is not a 0. Errors of the whole
-request are raised. The signatures are those of TRL 1.16; older releases pass fewer arguments.
+A completion without a score has the reward None, which these trainers leave out: it is not a 0. Beside other reward
+functions it counts as 0 in their sum, unless a `floor` takes its place. Errors of the whole request are raised.
+
+The signatures are those of TRL 1.16; older releases pass fewer arguments.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -10,7 +12,7 @@ from typing import Protocol, TypeAlias
 from assay_client.client import AsyncRewardClient, RewardClient
 from assay_client.errors import InvalidInput
 from assay_client.integrations._rows import Rows, build_rows, build_token_rows, read_finish_reason, read_token_ids
-from assay_client.integrations._scorer import TOTAL, AsyncScorer, ScoreOptions, Scorer, read_rewards
+from assay_client.integrations._scorer import TOTAL, AsyncScorer, ScoreOptions, Scorer, check_floor, read_rewards
 from assay_client.integrations._single import open_async_client, open_client
 from assay_client.types import Score, ScoreResult, Truncation
 
@@ -32,8 +34,16 @@ class RewardFunction:
     It can be pickled, as AsyncGRPO requires, if its client can. `scorer.fingerprint` is that of the first answer.
     """
 
-    def __init__(self, scorer: Scorer, eos_token_ids: frozenset[int], name: str, signal: str | None) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        eos_token_ids: frozenset[int],
+        name: str,
+        signal: str | None,
+        floor: float | None = None,
+    ) -> None:
         self.scorer = scorer
+        self._floor = check_floor(floor)
         self.__name__ = name
         self._eos_token_ids = eos_token_ids
         self._signal = signal
@@ -49,7 +59,7 @@ class RewardFunction:
         prompt_ids: Sequence[Sequence[int]] | None = None,
         **_columns: object,
     ) -> Rewards:
-        """Return the reward of each completion, None for one that could not be scored.
+        """Return the reward of each completion, the floor or None for one that could not be scored.
 
         Args:
             prompts: the prompt of each completion, as text or messages.
@@ -71,7 +81,7 @@ class RewardFunction:
         result = self.scorer.score(rows, self._signal or TOTAL, _read_step(trainer_state))
         if self._signal in (None, self.scorer.readers[0]):  # one of the functions that share the result logs it
             log_result(result, log_extra, log_metric)
-        return read_rewards(result, self._signal)
+        return read_rewards(result, self._signal, self._floor)
 
 
 def reward_function(
@@ -82,6 +92,7 @@ def reward_function(
     weights: Mapping[str, float] | None = None,
     truncation: Truncation | None = None,
     tokenizer_sha256: str | None = None,
+    floor: float | None = None,
 ) -> RewardFunction:
     """Return a reward function whose reward is the score of a signal or blend.
 
@@ -96,12 +107,13 @@ def reward_function(
         truncation: "error" or "prompt_left"; the server's default if None.
         tokenizer_sha256: the hash of the policy's `tokenizer.json`. `completion_ids` and the data set's column
             `prompt_ids` are then scored instead of text.
+        floor: the reward of a completion that cannot be scored; None leaves it without one.
 
     Raises:
-        InvalidInput: `eos_token_id` is not a token id.
+        InvalidInput: `eos_token_id` is not a token id, or `floor` is not a finite number.
     """
     scorer = Scorer(open_client(client), ScoreOptions(model, weights, truncation, tokenizer_sha256))
-    return RewardFunction(scorer, read_token_ids(eos_token_id), TOTAL if model is None else model, None)
+    return RewardFunction(scorer, read_token_ids(eos_token_id), TOTAL if model is None else model, None, floor)
 
 
 def signal_rewards(
@@ -111,6 +123,7 @@ def signal_rewards(
     eos_token_id: int | Collection[int],
     truncation: Truncation | None = None,
     tokenizer_sha256: str | None = None,
+    floor: float | None = None,
 ) -> list[RewardFunction]:
     """Return one reward function for each signal, all from one request per step.
 
@@ -124,13 +137,15 @@ def signal_rewards(
         truncation: "error" or "prompt_left"; the server's default if None.
         tokenizer_sha256: the hash of the policy's `tokenizer.json`. `completion_ids` and the data set's column
             `prompt_ids` are then scored instead of text.
+        floor: the reward of a completion that cannot be scored, for each signal; None leaves it without one.
 
     Raises:
-        InvalidInput: `signals` are not different names, or `eos_token_id` is not a token id.
+        InvalidInput: `signals` are not different names, `eos_token_id` is not a token id, or `floor` is not a finite
+            number.
     """
     scorer = Scorer(open_client(client), ScoreOptions.for_signals(signals, truncation, tokenizer_sha256), signals)
     ids = read_token_ids(eos_token_id)
-    return [RewardFunction(scorer, ids, name, name) for name in signals]
+    return [RewardFunction(scorer, ids, name, name, floor) for name in signals]
 
 
 def async_reward_function(
@@ -141,6 +156,7 @@ def async_reward_function(
     weights: Mapping[str, float] | None = None,
     truncation: Truncation | None = None,
     tokenizer_sha256: str | None = None,
+    floor: float | None = None,
 ) -> AsyncReward:
     """Return a coroutine function with the rewards of `reward_function`.
 
@@ -148,7 +164,7 @@ def async_reward_function(
     in threads.
     """
     scorer = AsyncScorer(open_async_client(client), ScoreOptions(model, weights, truncation, tokenizer_sha256))
-    return _build_async(scorer, read_token_ids(eos_token_id), TOTAL if model is None else model, None)
+    return _build_async(scorer, read_token_ids(eos_token_id), TOTAL if model is None else model, None, floor)
 
 
 def async_signal_rewards(
@@ -158,16 +174,21 @@ def async_signal_rewards(
     eos_token_id: int | Collection[int],
     truncation: Truncation | None = None,
     tokenizer_sha256: str | None = None,
+    floor: float | None = None,
 ) -> list[AsyncReward]:
     """Return one coroutine function for each signal, with the rewards of `signal_rewards`."""
     scorer = AsyncScorer(
         open_async_client(client), ScoreOptions.for_signals(signals, truncation, tokenizer_sha256), signals
     )
     ids = read_token_ids(eos_token_id)
-    return [_build_async(scorer, ids, name, name) for name in signals]
+    return [_build_async(scorer, ids, name, name, floor) for name in signals]
 
 
-def _build_async(scorer: AsyncScorer, eos_token_ids: frozenset[int], name: str, signal: str | None) -> AsyncReward:
+def _build_async(
+    scorer: AsyncScorer, eos_token_ids: frozenset[int], name: str, signal: str | None, floor: float | None
+) -> AsyncReward:
+    check_floor(floor)
+
     # A function and no object: releases of TRL before 1.16 take an object whose `__call__` is async for synchronous.
     async def reward(
         prompts: Sequence[object],
@@ -187,7 +208,7 @@ def _build_async(scorer: AsyncScorer, eos_token_ids: frozenset[int], name: str, 
         result = await scorer.score(rows, signal or TOTAL, _read_step(trainer_state))
         if signal in (None, scorer.readers[0]):
             log_result(result, log_extra, log_metric)
-        return read_rewards(result, signal)
+        return read_rewards(result, signal, floor)
 
     reward.__name__ = reward.__qualname__ = name
     return reward

@@ -161,6 +161,40 @@ def test_a_coroutine_function_scores_as_the_other_does() -> None:
     assert asyncio.run(reward(**arguments(["1.5", "bad"]))) == [1.5, None]
 
 
+@pytest.mark.parametrize("floor", [-10.0, 0, 3.5])
+def test_a_floor_takes_the_place_of_each_missing_reward(floor: float) -> None:
+    """TRL's sum of several reward functions counts None as 0."""
+    service, logs = Service(), Logs()
+    one = reward_function(service.client, eos_token_id=EOS, floor=floor)
+    assert one(**arguments(["1.5", "bad", "-2.5"], logs)) == [1.5, floor, -2.5]
+    assert logs.metrics["assay/unscored"] == pytest.approx(1 / 3)
+    assert logs.columns["assay/preference"] == [1.5, None, -2.5]  # a floor is no logit
+    several = signal_rewards(service.client, ["preference", "absolute"], eos_token_id=EOS, floor=floor)
+    assert [function(**arguments(["1.5", "bad"])) for function in several] == [[1.5, floor], [15.0, floor]]
+    waiting = async_reward_function(service.async_client, eos_token_id=EOS, floor=floor)
+    assert asyncio.run(waiting(**arguments(["bad", "1.5"]))) == [floor, 1.5]
+    names = ["preference", "absolute"]
+
+    async def run() -> list[Any]:
+        each = async_signal_rewards(service.async_client, names, eos_token_id=EOS, floor=floor)
+        return await asyncio.gather(*(function(**arguments(["1.5", "bad"])) for function in each))
+
+    assert asyncio.run(run()) == [[1.5, floor], [15.0, floor]]
+
+
+@pytest.mark.parametrize("floor", [float("nan"), float("inf"), True])
+def test_a_floor_that_is_no_finite_number_is_refused(floor: float) -> None:
+    names = ["preference"]
+    for make in (
+        lambda: reward_function("http://a", eos_token_id=EOS, floor=floor),
+        lambda: signal_rewards("http://a", names, eos_token_id=EOS, floor=floor),
+        lambda: async_reward_function("http://a", eos_token_id=EOS, floor=floor),
+        lambda: async_signal_rewards("http://a", names, eos_token_id=EOS, floor=floor),
+    ):
+        with pytest.raises(InvalidInput, match="`floor` must be a finite number"):
+            make()
+
+
 def test_functions_can_be_pickled_and_still_share() -> None:
     functions = signal_rewards("http://127.0.0.1:9", ["preference", "absolute"], eos_token_id=EOS)
     copies: list[RewardFunction] = pickle.loads(pickle.dumps(functions))
