@@ -68,10 +68,7 @@ class Renderer:
 
     @property
     def text_rule(self) -> tuple[str, str]:
-        """Return what decides how text is read; renderers with equal rules read the same conversations from it.
-
-        Rules of steps do not count: a policy writes no step tokens, and completions are divided after they were read.
-        """
+        """Return what decides how text is read; steps do not, because completions are divided after they were read."""
         return self.template.sha256, self.tokenizer_sha256
 
     def render(self, item: Item, truncation: Truncation = "error", *, trained: bool = False) -> Rendered:

@@ -172,14 +172,13 @@ def test_a_floor_takes_the_place_of_each_missing_reward(floor: float) -> None:
     several = signal_rewards(service.client, ["preference", "absolute"], eos_token_id=EOS, floor=floor)
     assert [function(**arguments(["1.5", "bad"])) for function in several] == [[1.5, floor], [15.0, floor]]
     waiting = async_reward_function(service.async_client, eos_token_id=EOS, floor=floor)
-    assert asyncio.run(waiting(**arguments(["bad", "1.5"]))) == [floor, 1.5]
     names = ["preference", "absolute"]
 
     async def run() -> list[Any]:
         each = async_signal_rewards(service.async_client, names, eos_token_id=EOS, floor=floor)
-        return await asyncio.gather(*(function(**arguments(["1.5", "bad"])) for function in each))
+        return await asyncio.gather(*(function(**arguments(["1.5", "bad"])) for function in (waiting, *each)))
 
-    assert asyncio.run(run()) == [[1.5, floor], [15.0, floor]]
+    assert asyncio.run(run()) == [[1.5, floor], [1.5, floor], [15.0, floor]]
 
 
 @pytest.mark.parametrize("floor", [float("nan"), float("inf"), True])
