@@ -1,0 +1,59 @@
+"""Score by verl's `RewardLoopManager`: its configuration finds the manager, whose worker is a Ray actor."""
+
+import json
+import sys
+
+import numpy as np
+import ray
+import torch
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from transformers import AutoTokenizer
+from verl import DataProto
+from verl.experimental.reward_loop.reward_loop import RewardLoopManager
+
+WIDTH = 24
+JOB = json.load(sys.stdin)
+TOKENIZER = AutoTokenizer.from_pretrained(JOB["policy"])
+CONFIG = {
+    "actor_rollout_ref": {"model": {"path": JOB["policy"], "tokenizer_path": None}},
+    "reward": {
+        "num_workers": 1,
+        "reward_kwargs": {"url": [JOB["url"]]},
+        "reward_model": {"enable": False, "enable_resource_pool": False},
+        "custom_reward_function": {"path": None, "name": None, "reward_kwargs": {}},
+        "reward_manager": {
+            "source": "importlib",
+            "name": "AssayRewardManager",
+            "module": {"path": "pkg://assay_client.integrations.verl", "name": None},
+        },
+        "sandbox_fusion": {"url": None, "max_concurrent": 1, "memory_limit_mb": 1},
+    },
+}
+
+
+def build_batch(texts: list[str]) -> DataProto:
+    """Build the batch after a rollout: prompts of three tokens with one pad, responses padded on the right."""
+    lines = [TOKENIZER(text, add_special_tokens=False)["input_ids"] for text in texts]
+    responses = [torch.tensor([*ids, *[TOKENIZER.pad_token_id] * (WIDTH - len(ids))]) for ids in lines]
+    masks = [torch.tensor([0, 1, 1, *[1] * len(ids), *[0] * (WIDTH - len(ids))]) for ids in lines]
+    prompts = np.empty(len(texts), dtype=object)
+    prompts[:] = [JOB["prompt"]] * len(texts)
+    tensors = {
+        "prompts": torch.zeros(len(texts), 3, dtype=torch.long),
+        "responses": torch.stack(responses),
+        "attention_mask": torch.stack(masks),
+    }
+    return DataProto(batch=TensorDict(tensors, batch_size=len(texts)), non_tensor_batch={"raw_prompt": prompts})
+
+
+ray.init(num_cpus=1, include_dashboard=False)
+manager = RewardLoopManager(OmegaConf.create(CONFIG))
+answer = manager.compute_rm_score(build_batch([text + end for text, end in JOB["completions"]]))
+rewards = answer.batch["rm_scores"].sum(1).tolist()
+assert answer.non_tensor_batch["score"].astype(np.float32).tolist() == rewards
+try:
+    failed = repr(manager.compute_rm_score(build_batch([JOB["refused"]])).batch["rm_scores"])
+except ray.exceptions.RayTaskError as error:
+    failed = type(error.cause).__name__
+print(json.dumps({"rewards": rewards, "failed": failed}))
