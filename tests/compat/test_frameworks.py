@@ -52,11 +52,20 @@ def drive(name: str, job: dict[str, Any]) -> dict[str, Any]:
 def job(url: str, tiny: dict[str, Any]) -> dict[str, Any]:
     """What every driver gets: the policy is a directory with its tokenizer."""
     policy = str(tiny["root"] / "base")
-    return {"url": url, "policy": policy, "prompt": PROMPT, "completions": COMPLETIONS, "refused": REFUSED}
+    return {
+        "url": url,
+        "policy": policy,
+        "prompt": PROMPT,
+        "completions": COMPLETIONS,
+        "refused": REFUSED,
+        "end": END,
+        "signals": ["pref", "abs"],
+    }
 
 
 @pytest.fixture
-def expected(url: str) -> list[float]:
+def native(url: str) -> list[dict[str, Any]]:
+    """The rows of `/v1/score` for the completions."""
     items = [
         {
             "messages": [*PROMPT, {"role": "assistant", "content": text}],
@@ -65,9 +74,14 @@ def expected(url: str) -> list[float]:
         for text, end in COMPLETIONS
     ]
     answer = httpx.post(f"{url}/v1/score", json={"items": items}).raise_for_status().json()
-    scores = [row["score"] for row in answer["data"]]
-    assert len({*scores}) == len(COMPLETIONS)
-    return scores
+    rows: list[dict[str, Any]] = answer["data"]
+    assert len({row["score"] for row in rows}) == len(COMPLETIONS)
+    return rows
+
+
+@pytest.fixture
+def expected(native: list[dict[str, Any]]) -> list[float]:
+    return [row["score"] for row in native]
 
 
 def to_fp32(values: list[float]) -> list[float]:
@@ -75,9 +89,47 @@ def to_fp32(values: list[float]) -> list[float]:
     return [float(value) for value in torch.tensor(values, dtype=torch.float32).tolist()]
 
 
-def test_verls_reward_loop_manager_scores_in_a_ray_actor(job: dict[str, Any], expected: list[float]) -> None:
-    assert drive("verl", job) == {"rewards": to_fp32(expected), "failed": "ItemFailed"}
+def test_areals_workflows_score_and_refuse_a_rollout_without_a_score(
+    job: dict[str, Any], expected: list[float]
+) -> None:
+    """The bridge's workflow, and AReaL's own with its pool of processes."""
+    assert drive("areal", job) == {"rewards": to_fp32(expected), "failed": ["ItemFailed", "ItemFailed"]}
+
+
+def test_jinas_reranker_of_langchain_and_of_llama_index_ranks(job: dict[str, Any], url: str) -> None:
+    body = {"model": "mix", "query": "say hi", "documents": ["hello", "no"]}
+    ranked = httpx.post(f"{url}/compat/jina/v1/rerank", json=body).raise_for_status().json()["results"]
+    by_url = [[body["documents"][row["index"]], row["relevance_score"]] for row in ranked]
+    answer = drive("rerank", job)
+    assert answer["ranked"] == [by_url, by_url]
+    assert all("control token" in error for error in answer["failed"])
+
+
+def test_ms_swifts_functions_score_together_and_one_without_floor_ends_the_run(
+    job: dict[str, Any], native: list[dict[str, Any]], expected: list[float]
+) -> None:
+    assert drive("ms_swift", job) == {
+        "rewards": to_fp32(expected),
+        "signals": [to_fp32([row["signals"][name]["logit"] for row in native]) for name in job["signals"]],
+        "failed": "ItemsFailed",
+        "floored": [-10.0],
+    }
 
 
 def test_openrlhfs_executor_scores_by_the_url_and_by_a_file(job: dict[str, Any], expected: list[float]) -> None:
     assert drive("openrlhf", job) == {"rewards": expected, "failed": None}  # its reward after an error is None
+
+
+def test_verifiers_task_records_rewards_and_none_after_an_error(
+    job: dict[str, Any], native: list[dict[str, Any]], expected: list[float]
+) -> None:
+    answer = drive("verifiers", job)
+    assert answer["rewards"] == expected
+    assert answer["signals"] == [{name: row["signals"][name]["logit"] for name in job["signals"]} for row in native]
+    error = answer["failed"].pop("error")
+    assert "ItemFailed" in error
+    assert answer["failed"] == {"assay": None, "signals": None}
+
+
+def test_verls_reward_loop_manager_scores_in_a_ray_actor(job: dict[str, Any], expected: list[float]) -> None:
+    assert drive("verl", job) == {"rewards": to_fp32(expected), "failed": "ItemFailed"}
