@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.compat import frameworks
+from tests.compat.conftest import Serve
 from tests.real_tokenizers import unavailable
 
 pytestmark = pytest.mark.slow
@@ -114,6 +115,13 @@ def test_ms_swifts_functions_score_together_and_one_without_floor_ends_the_run(
         "failed": "ItemsFailed",
         "floored": [-10.0],
     }
+
+
+def test_nemo_gyms_agent_gets_rewards_from_the_service_at_its_root(
+    job: dict[str, Any], serve: Serve, expected: list[float]
+) -> None:
+    answer = drive("nemo_gym", {**job, "url": serve(root="nemo_gym").url})
+    assert answer == {"rewards": expected, "failed": 500}  # of the agent, whose call of `/verify` failed
 
 
 def test_openrlhfs_executor_scores_by_the_url_and_by_a_file(job: dict[str, Any], expected: list[float]) -> None:

@@ -40,6 +40,20 @@ PINS = {
         "modelscope==1.40.2",
         "modelscope-hub==0.5.1",
     ],
+    "nemo_gym": [
+        "nemo-gym==0.4.0",
+        "antlr4-python3-runtime==4.9.3",
+        "gprof2dot==2025.4.14",
+        "hydra-core==1.3.8",
+        "itsdangerous==2.2.0",
+        "msgpack==1.2.4",
+        "omegaconf==2.3.1",
+        "opentelemetry-api==1.45.2",
+        "pydot==4.0.1",
+        "ray==2.60.0",
+        "wandb==0.31.0",
+        "yappi==1.7.6",
+    ],
     "openrlhf": ["openrlhf==0.11.2", "pylatexenc==2.11"],
     "rerank": [
         "langchain-community==0.4.2",
@@ -108,6 +122,7 @@ def install(name: str) -> Path:
         CACHE.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{folder}/packages"]
+            pip.append("--ignore-requires-python")  # NeMo-Gym asks for Python 3.12; its agent runs with 3.11
             subprocess.run([*pip, *PINS[name]], check=True, capture_output=True, timeout=500)
             (Path(folder) / "packages").rename(directory)
     return directory

@@ -31,8 +31,8 @@ class Engine:
 def score(executor: Any, text: str) -> float | None:
     answer = asyncio.run(executor.execute(PROMPT, "label", PARAMS, 128, TOKENIZER, Engine(text)))
     # A list of one from the function, a number from the address; None after an error, which the executor logs.
-    reward = answer["reward"]
-    return reward[0] if isinstance(reward, list) else reward
+    reward: float | None = answer["reward"][0] if isinstance(answer["reward"], list) else answer["reward"]
+    return reward
 
 
 with tempfile.TemporaryDirectory() as folder:
