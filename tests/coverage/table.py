@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from assay_service import preset
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/coverage.md"
 START, END = "<!-- From tests/coverage/models.yaml, by `python -m tests.coverage.table`. -->\n", "<!-- End. -->\n"
@@ -50,9 +52,15 @@ def count_needs(models: Sequence[Model]) -> dict[str, int]:
     return {needs: sum(model.needs == needs for model in models) for needs in NEEDS}
 
 
+def list_presets() -> dict[str, str]:
+    """Return the names of the presets by hub id."""
+    return {preset.read(name).model: name for name in preset.list_names()}
+
+
 def print_tables() -> str:
     """Return the part of the page that comes from the data."""
     listed, others = read_models()
+    presets = {model: f"`{name}`" for model, name in list_presets().items()}
     counts = count_needs(listed)
     served = len(listed) - counts["not served"]
     text = [
@@ -67,9 +75,10 @@ def print_tables() -> str:
         *(f"| {m.name} | `{m.class_name}` | {m.reason} |" for m in [*listed, *others] if m.needs == "not served"),
         "\n## What is served\n",
         "The models of reward-bench's list come first.\n",
-        "| checkpoint | class | layout | needs | source |\n|---|---|---|---|---|",
+        "`assay serve DIR --preset NAME` serves a checkpoint that has a [preset](presets.md).\n",
+        "| checkpoint | preset | class | layout | needs | source |\n|---|---|---|---|---|---|",
         *(
-            f"| {m.name} | `{m.class_name}` | {m.shape} | {m.needs} | {m.source} |"
+            f"| {m.name} | {presets.get(m.name, 'none')} | `{m.class_name}` | {m.shape} | {m.needs} | {m.source} |"
             for m in [*listed, *others]
             if m.needs != "not served"
         ),

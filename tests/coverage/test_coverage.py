@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from assay_service import create_app
+from assay_service import create_app, preset
 from assay_service.cli import app
 from assay_service.scoring.item import Item
 from assay_service.scoring.render import Renderer
@@ -19,7 +19,7 @@ from assay_service.scoring.rules import RenderRules
 from assay_service.settings import Settings, parse
 from tests.coverage import texts
 from tests.coverage.layouts import LAYOUTS, Layout
-from tests.coverage.table import NEEDS, PAGE, ROOT, build_page, count_needs, read_models
+from tests.coverage.table import NEEDS, PAGE, ROOT, build_page, count_needs, list_presets, read_models
 from tests.real_tokenizers import real_tokenizer
 
 PAIRS = [
@@ -142,6 +142,20 @@ def test_every_model_of_the_table_has_a_layout_with_a_test_or_a_reason() -> None
     for test in ELSEWHERE.values():
         file, _, name = test.partition("::")
         assert f"\ndef {name}(" in (ROOT / file).read_text()
+
+
+# Rows of the table whose class has another name in `config.json` than in its code, or is loaded by another class.
+RENAMED = {"GRewardModel": {"LlamaForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM"}}
+
+
+def test_every_preset_says_of_its_checkpoint_what_the_table_says() -> None:
+    models = {model.name: model for models in read_models() for model in models}
+    for hub_id, name in list_presets().items():
+        known, model = preset.read(name), models[hub_id]
+        assert known.architecture in RENAMED.get(model.class_name, {model.class_name}), name
+        assert model.model_type in {known.model_type, f"{known.model_type}_reward_model"}, name  # of Open-Assistant
+        if model.needs != "not served":  # those are too large for one device, or the preset would not start
+            assert (model.needs == "convert") == (known.convert is not None), name
 
 
 def test_the_share_of_reward_benchs_list_is_what_the_page_says() -> None:

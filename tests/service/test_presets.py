@@ -86,7 +86,8 @@ def describe(name: str) -> str:
     """Everything about a preset that decides how it starts, without the length."""
     known = preset.read(name)
     signal = {key: value for key, value in known.signal.items() if key != "max_length"}
-    return json.dumps([known.model_type, known.architecture, known.shape, find_family(known), signal], sort_keys=True)
+    needs = [known.model_type, known.architecture, known.shape, known.convert is None, find_family(known)]
+    return json.dumps([needs, signal], sort_keys=True)
 
 
 def find_family(known: Preset) -> str:
@@ -139,7 +140,10 @@ class Source:
             self.config["auto_map"] = {"AutoModel": f"modeling_custom.{known.architecture}"}
         if known.shape == "two layers":
             self._put_two_layers("v_head.summary" if "CausalLM" in known.architecture else "score")
-        if known.convert is not None:
+        if known.convert is not None and known.shape == "classifier":
+            torch.save(self.model.state_dict(), directory / "pytorch_model.bin")
+            (directory / "model.safetensors").unlink()
+        elif known.convert is not None:
             self._make_foreign()
         path = directory / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | self.config))
