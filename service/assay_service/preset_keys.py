@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from assay_service.errors import StartError
 from assay_service.preset import Golden, Preset, PresetUse, list_names, place_template, read
+from assay_service.scoring.manifest import FILE_NAME
 
-# Keys that contradict each other: the user's own takes the place of both.
+# Keys that contradict each other: the user's own takes the place of both. A gate goes with any output.
 _RIVALS: Mapping[str, tuple[str, ...]] = {
     "template": ("template_name",),
     "template_name": ("template",),
@@ -50,6 +52,8 @@ def merge(name: str, preset: Preset, declared: Mapping[str, Any]) -> dict[str, A
         _check_hub_id(name, preset, own)
         defaults |= {"base": preset.model} | ({} if preset.revision is None else {"revision": preset.revision})
     replaced = {rival for key in own if own[key] != defaults.get(key) for rival in _RIVALS.get(key, ())}
+    if "output" in own and "gate" in defaults.get("head", {}):
+        replaced.discard("head")
     return {**{key: value for key, value in defaults.items() if key not in replaced}, **own}
 
 
@@ -72,6 +76,54 @@ def explain_conversion(name: str, preset: Preset) -> str:
         f"the files of {preset.model} must be converted: {preset.convert.reason}. Download them "
         f"(hf download {preset.model} --local-dir SOURCE), run `assay convert SOURCE OUT --preset {name}{base}`, and "
         f"declare OUT as `base` (assay serve OUT --preset {name})"
+    )
+
+
+def check_fits(name: str, directory: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a base that a preset cannot be for: of another architecture, or one that must be converted first.
+
+    Args:
+        name: name of the preset.
+        directory: directory of the base.
+        config: its `config.json`.
+
+    Raises:
+        StartError: the preset is not for this base; the message says what to do.
+    """
+    preset = read(name)
+    if preset.convert is not None and _is_as_published(preset, directory, config):
+        raise StartError(f"{directory}: {explain_conversion(name, preset)}")
+    if (found := config.get("model_type")) != preset.model_type:
+        raise StartError(
+            f"{directory}: config.json has model_type {found!r}, but the preset {name!r} is for {preset.model}, which "
+            f"has {preset.model_type!r}; declare the preset of this checkpoint (`assay presets` prints all of them), or "
+            "remove `preset` and declare the keys that `assay inspect` asks for"
+        )
+
+
+def _is_as_published(preset: Preset, directory: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether the files that a preset says to convert have not been converted."""
+    # A foreign class can be served by itself, but without what the conversion adds, such as Athene's last token. Every
+    # conversion of one writes a manifest, also of Starling-RM-34B, which keeps the class.
+    is_foreign = preset.shape != "classifier" and read_class(config) == preset.architecture
+    converted = (directory / FILE_NAME).is_file()
+    has_weights = any(path.suffix in {".safetensors", ".gguf"} for path in directory.iterdir())
+    return not has_weights or (is_foreign and not converted)
+
+
+def read_class(config: Mapping[str, Any]) -> str:
+    """Return the class that a `config.json` names; "" if it names none."""
+    return str((config.get("architectures") or [""])[0])
+
+
+def explain_other_class(use: PresetUse, config: Mapping[str, Any]) -> str:
+    """Return why a base is probably not the one that a preset is for: another class; "" if it may be."""
+    preset, found = read(use.name), read_class(config)
+    if preset.convert is not None or found == preset.architecture:  # a conversion changes the class
+        return ""
+    return (
+        f"preset: config.json names the class {found or 'of no model'}, but {preset.model}, which the preset "
+        f"{use.name!r} is for, has {preset.architecture}; check that this is the right preset"
     )
 
 
@@ -118,10 +170,15 @@ def find_golden(use: PresetUse) -> Golden | None:
     return golden if isinstance(golden, Golden) and _KEEP_LOGITS.issuperset(use.changed) else None
 
 
-def list_warnings(use: PresetUse) -> list[str]:
-    """Return what a user of a preset must know before relying on a score."""
+def list_warnings(use: PresetUse, config: Mapping[str, Any]) -> list[str]:
+    """Return what a user of a preset must know before relying on a score.
+
+    Args:
+        use: the preset, and the keys that are changed.
+        config: `config.json` of the base.
+    """
     preset, name = read(use.name), use.name
-    warnings = []
+    warnings = [other] if (other := explain_other_class(use, config)) else []
     if use.golden == "not run":
         warnings.append(
             f"preset {name}: no golden row of it was ever run: its keys come from the sources in docs/presets.md, and "

@@ -89,7 +89,7 @@ class ResolvedSignal:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Return what may make scores wrong although it was declared."""
-        warnings = [] if self.preset is None else preset_keys.list_warnings(self.preset)
+        warnings = [] if self.preset is None else preset_keys.list_warnings(self.preset, self.config)
         known = "" if self.head.layout is None else " with the gated head that Assay recognized"
         if classes := files.list_code_classes(self.config):
             warnings.append(
@@ -185,6 +185,9 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         moments = decide_moments(settings, claims, config)
     with problems.collected():
         aggregate = decide_aggregate(settings, claims)
+    used = _find_preset(settings)
+    if problems.lines and used is not None and (other := preset_keys.explain_other_class(used, config)):
+        problems.lines.append(other)
     problems.raise_any()
     return ResolvedSignal(
         settings=settings,
@@ -202,7 +205,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         claims=claims,
         head=head,
         aggregate=aggregate,
-        preset=_find_preset(settings),
+        preset=used,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from assay_service.errors import Problems, StartError
+from assay_service.preset_keys import check_fits
 from assay_service.scoring import files, manifest
 from assay_service.scoring.lineage import check_lineage
 from assay_service.scoring.manifest import Manifest
@@ -71,6 +72,8 @@ def locate(settings: SignalSettings, relative_to: Path) -> SignalFiles:
     with problems.collected("base"):
         reference, revision, base = _find_base(settings, configs, adapters, relative_to)
         config = files.read_config(base)
+        if settings.preset is not None:
+            check_fits(settings.preset, base, config)
         files.refuse_code(config, base / "config.json", ignored=settings.code == "ignore")
     problems.raise_any()
     with problems.collected():

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from assay_service import create_app, loader, preset
+from assay_service import create_app, loader, preset, preset_keys
 from assay_service.cli import app
 from assay_service.errors import StartError
 from assay_service.preset import Golden, Preset
@@ -393,6 +393,48 @@ def test_files_that_must_be_converted_say_the_command(own: Any, tmp_path: Path) 
     text = problems(tmp_path, preset="old")
     assert "`assay convert SOURCE OUT --preset old --base DIRECTORY_OF_Base`" in text
     assert "hf download Org/Model-1B --local-dir SOURCE" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_refused_on_every_other_architecture(name: str, tmp_path: Path) -> None:
+    known = preset.read(name)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(StartError, match=rf"model_type 'other', but the preset {name!r} is for {known.model}"):
+        preset_keys.check_fits(name, tmp_path, {"model_type": "other", "architectures": ["OtherModel"]})
+    fitting = {"model_type": known.model_type, "architectures": ["OtherModel"]}
+    preset_keys.check_fits(name, tmp_path, fitting)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if preset.read(name).convert is not None])
+def test_published_files_that_must_be_converted_are_refused_with_the_command(name: str, tmp_path: Path) -> None:
+    """Also where they would start: a foreign class in safetensors lacks what the conversion adds."""
+    known = preset.read(name)
+    config = {"model_type": known.model_type, "architectures": [known.architecture]}
+    (tmp_path / "pytorch_model.bin").touch()
+    command = f"`assay convert SOURCE OUT --preset {name}"
+    with pytest.raises(StartError, match=command):
+        preset_keys.check_fits(name, tmp_path, config)
+    (tmp_path / "model.safetensors").touch()
+    if known.shape != "classifier":
+        with pytest.raises(StartError, match=command):
+            preset_keys.check_fits(name, tmp_path, config)
+        (tmp_path / "assay.json").touch()
+    preset_keys.check_fits(name, tmp_path, config)
+
+
+def test_a_preset_of_another_checkpoint_is_named_in_the_error(own: Any, tmp_path: Path, caplog: Any) -> None:
+    own("known", model_type="qwen3")
+    with pytest.raises(StartError) as wrong:
+        loader.load(make_settings(tmp_path, rm={"preset": "known", "base": "rm"}))
+    (line,) = wrong.value.problems
+    assert "signals.rm: base: " in line
+    assert "config.json has model_type 'llama', but the preset 'known' is for Org/Model-1B, which has 'qwen3'" in line
+    own("known", architecture="LlamaForCausalLM")
+    other = "config.json names the class LlamaForSequenceClassification, but Org/Model-1B"
+    loader.load(make_settings(tmp_path, rm={"preset": "known", "base": "rm"}))
+    assert other in caplog.text
+    with pytest.raises(StartError, match=rf"(?s)head.gate: the checkpoint has no gate.*{other}"):
+        loader.load(make_settings(tmp_path, rm={"preset": "known", "base": "rm", "head": {"gate": "x"}}))
 
 
 def test_published_logits_are_recomputed_at_every_start(own: Any, tmp_path: Path, caplog: Any) -> None:

@@ -38,14 +38,20 @@ def test_a_gated_preset_scores_as_its_own_code(name: str, tmp_path: Path, monkey
     monkeypatch.setattr(networks, "GATE", known.signal.get("head", {}).get("gate", ""))
     base, head = networks.save(tmp_path, HEADS[name])
     base.set_attn_implementation("eager")
-    settings = make_settings(tmp_path, rm={"preset": name, "base": "rm", "max_length": 256})
+    keys = {"preset": name, "base": "rm", "max_length": 256}
+    settings = make_settings(tmp_path, rm=keys, third={**keys, "output": 2})
     with TestClient(create_app(settings)) as client:
         items = [{"prompt": PROMPT, "completion": COMPLETION}]
         ids = client.post("/v1/render", json={"items": items}).json()["data"][0]["signals"]["rm"]["ids"]
-        value: dict[str, Any] = client.post("/v1/score", json={"items": items}).json()["data"][0]["signals"]["rm"]
+        both = {"items": items, "weights": {"rm": 1.0, "third": 0.5}}
+        values: dict[str, Any] = client.post("/v1/score", json=both).json()["data"][0]["signals"]
+        metrics = client.get("/metrics").text
     with torch.inference_mode():
-        expected = head.read(base(input_ids=torch.tensor([ids])).last_hidden_state[0], ids)["score"]
-    assert value["logit"] == pytest.approx(expected[0], abs=2e-5)
+        expected = head.read(base(input_ids=torch.tensor([ids])).last_hidden_state[0], ids)
+    assert values["rm"]["logit"] == pytest.approx(expected["score"][0], abs=2e-5)
+    # An output beside the preset keeps its gate, so that both signals are one forward pass.
+    assert values["third"]["logit"] == pytest.approx(expected["third"][0], abs=2e-5)
+    assert 'assay_forward_seconds_count{signal="rm+third"' in metrics
 
 
 def test_ldl_reward_is_converted_by_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
