@@ -14,6 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from assay_service.cli_options import (
+    Base,
+    Code,
+    Dtype,
+    Eos,
+    GgufFile,
+    Kind,
+    Pad,
+    Position,
+    Preset,
+    Quantization,
+    Template,
+    TokenTypes,
+    Unfinished,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from socket import socket
@@ -27,52 +43,6 @@ app = typer.Typer()
 # Time after SIGTERM for requests in flight; a client that never finishes its body cannot delay the end any longer.
 DRAIN_S = 30
 EXIT_WRONG = 2  # the exit code of a wrong configuration, checkpoint or address, as for wrong options
-
-Kind = Annotated[
-    Literal["preference", "absolute"] | None,
-    typer.Option(
-        help="Meaning of the logit: a Bradley-Terry reward (preference), or a quality after the sigmoid (absolute)."
-    ),
-]
-Base = Annotated[str | None, typer.Option(help="Base model of an adapter, if the adapter's files do not lead to it.")]
-Position = Annotated[
-    Literal[
-        "last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean_pooler", "mean", "completion", "steps"
-    ]
-    | None,
-    typer.Option(help="Tokens that the head reads."),
-]
-Eos = Annotated[
-    Literal["template", "append"] | None,
-    typer.Option(help="Origin of the end of turn: printed by the template, or an appended EOS."),
-]
-Unfinished = Annotated[
-    Literal["score", "error"] | None, typer.Option(help="Completions that a length limit cut off: scored, or an error.")
-]
-Template = Annotated[str | None, typer.Option(help="Jinja file with the chat template.")]
-TokenTypes = Annotated[
-    Literal["zero", "second_after_sep"] | None,
-    typer.Option(help="Token types of prompt and completion, for BERT and DeBERTa-v2."),
-]
-Pad = Annotated[
-    int | None, typer.Option("--pad-token-id", help="Id of the pad token that last_non_pad_id skips.", min=0)
-]
-Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Dtype in which the base computes.")
-]
-Quantization = Annotated[
-    Literal["fp8", "compressed-tensors", "bitsandbytes"] | None,
-    typer.Option(help="Format of quantized weights, as config.json names it; they become plain weights at the start."),
-]
-GgufFile = Annotated[str | None, typer.Option(help="Name of the GGUF file in the base's directory with its weights.")]
-Code = Annotated[
-    Literal["ignore"] | None,
-    typer.Option(help="Serve the model of transformers although config.json names code (auto_map); it is never run."),
-]
-
-Preset = Annotated[
-    str | None, typer.Option(help="Preset of a known checkpoint, for all keys that are not declared: `assay presets`.")
-]
 
 
 @app.command()
@@ -247,7 +217,7 @@ def _read_served(
         declared: keys of the signal, with None for those that are not declared.
     """
     from assay_service import resolve  # noqa: PLC0415
-    from assay_service.inspection import build_declaration, declare_preset  # noqa: PLC0415
+    from assay_service.declaration import build_declaration, declare_preset  # noqa: PLC0415
     from assay_service.settings import EMBEDDED  # noqa: PLC0415
     from assay_service.yaml_file import read_yaml  # noqa: PLC0415
 

@@ -4,21 +4,20 @@ The report says what the directory is, which keys are certain, and which must be
 `assay inspect DIR` build the same declaration, and `resolve.py` decides its keys for both.
 """
 
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from assay_service.advice import get_advice
+from assay_service.declaration import build_declaration
 from assay_service.errors import StartError
 from assay_service.preset_keys import find_matching
 from assay_service.resolve import ResolvedSignal
-from assay_service.scoring import files, manifest, names, pads
+from assay_service.scoring import files, names, pads
 from assay_service.scoring.gguf_header import HEAD as GGUF_HEAD
 from assay_service.scoring.gguf_header import GgufHeader, read_gguf_header
 from assay_service.scoring.missing_head import explain_several, why_no_head
@@ -38,7 +37,6 @@ from assay_service.undeclared import (
     read_shapes,
     reads_as_language_model,
 )
-from assay_service.validation import NAME_PATTERN
 
 # What stands for a value that cannot be listed.
 _FORMS: Mapping[str, str] = {
@@ -65,52 +63,6 @@ class Inspection:
 
     text: str
     problems: tuple[str, ...]
-
-
-def build_declaration(directory: Path, declared: Mapping[str, object]) -> dict[str, Any]:
-    """Build the configuration that serves a directory, as a YAML file would hold it, with absolute paths.
-
-    A checkpoint whose manifest records several outputs has one signal for each of them.
-
-    Args:
-        directory: a whole model, a LoRA adapter, or a training run with its `checkpoint`.
-        declared: keys of the signal; a key that is None counts as not declared.
-
-    Raises:
-        StartError: the directory holds neither a model nor an adapter, or a whole model was given a base.
-    """
-    checkpoint = _find_checkpoint(directory)
-    signal = {key: value for key, value in declared.items() if value is not None}
-    if (checkpoint / files.ADAPTER_CONFIG).is_file():
-        signal["adapter"] = str(checkpoint)
-    elif (checkpoint / "config.json").is_file():
-        if "base" in signal:
-            raise StartError(f"{checkpoint}: is a whole model, which needs no base; remove --base")
-        signal["base"] = str(checkpoint)
-    else:
-        gguf = (
-            "; beside its GGUF files it needs config.json, tokenizer.json and tokenizer_config.json of the model that "
-            "they were made from"
-            if list_gguf_files(checkpoint)
-            else ""
-        )
-        raise StartError(
-            f"{checkpoint}: holds neither a model (config.json) nor a LoRA adapter ({files.ADAPTER_CONFIG}){gguf}"
-        )
-    outputs = () if "output" in signal else _list_outputs(checkpoint)
-    if outputs:  # several heads on one trunk, each of which is a signal
-        return {"signals": {name: {**signal, "output": name} for name in outputs}, "default": outputs[0]}
-    return {"signals": {signal.get("preset") or _choose_name(directory.resolve()): signal}}
-
-
-def declare_preset(declared: Mapping[str, object]) -> dict[str, Any]:
-    """Build the configuration that serves the checkpoint of a preset from the hub, under the preset's name.
-
-    Args:
-        declared: keys of the signal, `preset` among them; a key that is None counts as not declared.
-    """
-    signal = {key: value for key, value in declared.items() if value is not None}
-    return {"signals": {str(signal["preset"]): signal}}
 
 
 def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
@@ -152,31 +104,6 @@ def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
     comments = "".join(f"# {line}\n" for line in lines)
     signals = {name: {**_get_base_keys(located), **keys} for name, keys in raw["signals"].items()}
     return Inspection(comments + _format_yaml(signals, missing, located), problems)
-
-
-def _find_checkpoint(directory: Path) -> Path:
-    """Return the checkpoint's directory, which in a training run is the folder `checkpoint`."""
-    if not directory.is_dir():
-        raise StartError(f"{directory}: no such directory; looked at {directory.resolve()}")
-    # A model may itself have a folder `checkpoint`, so the outer directory counts if it holds a model.
-    inner = directory / "checkpoint"
-    holds = any((directory / name).is_file() for name in ("config.json", files.ADAPTER_CONFIG))
-    return (inner if inner.is_dir() and not holds else directory).resolve()
-
-
-def _list_outputs(checkpoint: Path) -> tuple[str, ...]:
-    """Return the names of the outputs that a checkpoint's manifest records."""
-    try:
-        return tuple(output.name for output in manifest.read(checkpoint).outputs)
-    except StartError:  # resolving the signal reports a broken manifest
-        return ()
-
-
-def _choose_name(directory: Path) -> str:
-    """Return a served name: the name of the directory, or of the run that a directory `checkpoint` belongs to."""
-    name = directory.parent.name if directory.name == "checkpoint" else directory.name
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:64]
-    return plain if re.fullmatch(NAME_PATTERN, plain) else "reward"
 
 
 def _get_base_keys(located: SignalFiles) -> dict[str, str]:

@@ -96,7 +96,7 @@ def check_fits(name: str, directory: Path, config: Mapping[str, Any]) -> None:
     if (found := config.get("model_type")) != preset.model_type:
         raise StartError(
             f"{directory}: config.json has model_type {found!r}, but the preset {name!r} is for {preset.model}, which "
-            f"has {preset.model_type!r}; declare the preset of this checkpoint (`assay presets` prints all of them), or "
+            f"has {preset.model_type!r}; declare the preset of this checkpoint (`assay presets` prints all), or "
             "remove `preset` and declare the keys that `assay inspect` asks for"
         )
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from assay_service import compat_settings, create_app, settings, signal_settings
+from assay_service.declaration import build_declaration
 from assay_service.errors import StartError
-from assay_service.inspection import build_declaration, inspect
+from assay_service.inspection import inspect
 from assay_service.resolve import ResolvedSignal, read_resolved
 from assay_service.scoring import manifest
 from assay_service.yaml_file import read_yaml

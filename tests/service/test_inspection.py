@@ -10,8 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from assay_service.declaration import build_declaration
 from assay_service.errors import StartError
-from assay_service.inspection import Inspection, build_declaration, inspect
+from assay_service.inspection import Inspection, inspect
 from assay_service.loader import load_resolved
 from assay_service.registry import Registry
 from assay_service.resolve import read_resolved

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from assay_service.api.answers import Answer, FailedRow, build_failed_row, build_id
+from assay_service.api.answer_parts import build_failed_row, build_id
+from assay_service.api.answers import Answer, FailedRow
 from assay_service.errors import AssayError
 from assay_service.registry import Registry, Signal
 from assay_service.scoring.manifest import Reasoning

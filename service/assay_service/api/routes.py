@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 from fastapi import APIRouter, Depends, Request, Response
 
-from assay_service.api import answers, render_answers, schemas
+from assay_service.api import answer_parts, answers, render_answers, schemas
 from assay_service.api.body import StrictJsonRoute
 from assay_service.api.guard import run_while_connected
 from assay_service.api.messages import build_completion_items
@@ -51,10 +51,10 @@ async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -
         created=int(time.time()),
         model=blend.name,
         data=[
-            answers.build_scored_row(registry, result, index=index, item_id=item.id)
+            answer_parts.build_scored_row(registry, result, index=index, item_id=item.id)
             for index, (item, result) in enumerate(zip(body.items, scored, strict=True))
         ],
-        provenance=answers.build_provenance(registry, blend.weights, blend),
+        provenance=answer_parts.build_provenance(registry, blend.weights, blend),
     )
 
 
@@ -80,18 +80,18 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
             answers.RankedRow(
                 index=place.index,
                 score=kept[place.index].score,
-                signals=answers.build_signal_values(registry, kept[place.index]),
+                signals=answer_parts.build_signal_values(registry, kept[place.index]),
                 margin=place.margin,
-                **answers.build_id(entries[place.index].id),
+                **answer_parts.build_id(entries[place.index].id),
             )
             for place in places[: body.top_n]  # cut last, so that margins are those of the whole ranking
         ],
         errors=[
-            answers.build_failed_row(result, index=index, item_id=entries[index].id)
+            answer_parts.build_failed_row(result, index=index, item_id=entries[index].id)
             for index, result in enumerate(scored)
             if isinstance(result, AssayError)
         ],
-        provenance=answers.build_provenance(registry, blend.weights, blend),
+        provenance=answer_parts.build_provenance(registry, blend.weights, blend),
     )
 
 
@@ -116,7 +116,10 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
         # The margin of two absolute logits is not a Bradley-Terry logit.
         chance = {"prob_a": compute_probability(margin)} if signal.kind == "preference" else {}
         signals[name] = answers.ComparedSignal(
-            margin=margin, a=answers.build_signal_value(signal, a), b=answers.build_signal_value(signal, b), **chance
+            margin=margin,
+            a=answer_parts.build_signal_value(signal, a),
+            b=answer_parts.build_signal_value(signal, b),
+            **chance,
         )
     # A request that names a blend gets only its margin; one that names a signal gets none.
     margins = {
@@ -131,10 +134,10 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
         created=int(time.time()),
         signals=signals,
         blends={
-            name: answers.ComparedBlend(margin=margin, **answers.build_length_penalty(registry.blends[name]))
+            name: answers.ComparedBlend(margin=margin, **answer_parts.build_length_penalty(registry.blends[name]))
             for name, margin in margins.items()
         },
-        provenance=answers.build_provenance(registry, names, blend),
+        provenance=answer_parts.build_provenance(registry, names, blend),
     )
 
 
@@ -159,8 +162,8 @@ async def models(request: Request, scorer: Scoring) -> answers.ModelsAnswer:
     signals = [
         answers.ModelInfo.model_validate(
             {"id": name, "object": "model", "kind": signal.kind, "default": name == registry.default}
-            | answers.build_preset(signal)
-            | answers.build_quantization(signal)
+            | answer_parts.build_preset(signal)
+            | answer_parts.build_quantization(signal)
         )
         for name, signal in registry.signals.items()
     ]
@@ -172,7 +175,7 @@ async def models(request: Request, scorer: Scoring) -> answers.ModelsAnswer:
             default=name == registry.default,
             weights=dict(blend.weights),
             standardise=blend.standardise,
-            **answers.build_length_penalty(blend),
+            **answer_parts.build_length_penalty(blend),
             **({"description": text} if (text := declared[name].description) else {}),
         )
         for name, blend in registry.blends.items()
