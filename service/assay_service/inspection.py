@@ -120,7 +120,8 @@ def _list_facts(located: SignalFiles, template: str) -> Iterator[tuple[str, str]
         yield "base", str(located.base)
     yield "architecture", f"{config.get('model_type')}, {', '.join(config.get('architectures') or ['no class named'])}"
     paths = list_head_files(located)
-    yield "size", f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB in {len(paths)} safetensors files"
+    if paths or not list_gguf_files(located.base):
+        yield "size", f"{sum(path.stat().st_size for path in paths) / 1e6:.1f} MB in {len(paths)} safetensors files"
     if (method := read_method(config, located.base)) is not None:
         yield "quantization", f"{method}, by config.json"
     for header in _read_gguf_headers(located):

@@ -439,7 +439,9 @@ def test_render_shows_what_is_scored(run: Run) -> None:
     rows = post(run, "/v1/render", {"items": items}).json()["data"]
     shown = rows[0]["signals"]["pref"]
     assert shown["text"] == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
-    assert shown["score_position"] == {"policy": "last_token", "start": len(shown["ids"]) - 1, "end": len(shown["ids"])}
+    end, length = len(shown["ids"]), len(shown["text"])
+    place = {"start": end - 1, "end": end, "characters": [length - 1, length]}  # the line break
+    assert shown["score_position"] == {"policy": "last_token", **place}
     assert 0 < shown["boundary"] < len(shown["ids"])
     assert rows[0]["id"] == "r"
     assert rows[1]["error"]["code"] == "special_tokens"
