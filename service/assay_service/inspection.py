@@ -85,7 +85,7 @@ def inspect(directory: Path, declared: Mapping[str, object]) -> Inspection:
     located, missing, resolved = undeclared.files, undeclared.keys, undeclared.resolved
     problems = (
         *undeclared.problems,
-        *_find_broken_files(located, reads_rows=signal.head is not None or "head" in missing),
+        *_find_broken_files(located, signal.gguf_file, reads_rows=signal.head is not None or "head" in missing),
     )
     lines = [f"{located.checkpoint}: {'a LoRA adapter' if located.adapter else 'a whole model'}"]
     lines += [f"  {name:<15} {value}" for name, value in _list_facts(located, _read_template(signal, located))]
@@ -180,11 +180,12 @@ def _describe_heads(located: SignalFiles) -> str:
     return ", ".join(found) or "none"
 
 
-def _find_broken_files(located: SignalFiles, *, reads_rows: bool) -> Iterator[str]:
+def _find_broken_files(located: SignalFiles, gguf_file: str | None, *, reads_rows: bool) -> Iterator[str]:
     """Yield the faults of files that would stop loading; no declaration can help there.
 
     Args:
         located: files of the signal.
+        gguf_file: name of the declared GGUF file; None if none is declared, so that any may be meant.
         reads_rows: whether the signal reads a language model's output layer, so that it needs no head.
     """
     paths, heads = list_head_files(located), list_heads(located)
@@ -196,7 +197,8 @@ def _find_broken_files(located: SignalFiles, *, reads_rows: bool) -> Iterator[st
     for path in dict.fromkeys([*paths, *sorted(located.base.glob("*.safetensors"))]):
         if (missing := names.count_missing_bytes(path)) > 0:
             yield f"{path}: the last {missing} bytes are missing; download or save it again"
-    yield from (header.message for header in _read_gguf_headers(located) if isinstance(header, StartError))
+    broken = [header.message for header in _read_gguf_headers(located) if isinstance(header, StartError)]
+    yield from (message for message in broken if message.startswith(str(located.base / (gguf_file or ""))))
     try:
         files.read_json(located.tokenizer / files.TOKENIZER_FILE)
     except StartError as error:

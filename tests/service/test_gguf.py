@@ -220,6 +220,14 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
             load(tmp_path, gguf_file=FILE)
 
 
+def test_a_broken_file_beside_the_declared_one_is_no_problem(tmp_path: Path) -> None:
+    publish(tmp_path)
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    assert not inspect(tmp_path, {**RULES, "gguf_file": FILE}).problems
+    for declared in ({}, {"gguf_file": "other.gguf"}):
+        assert "other.gguf: not a whole GGUF file" in "".join(inspect(tmp_path, {**RULES, **declared}).problems)
+
+
 def test_a_type_of_tensors_that_is_not_read_is_refused(tmp_path: Path) -> None:
     publish(tmp_path)
     whole = bytearray((tmp_path / FILE).read_bytes())
