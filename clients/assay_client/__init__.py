@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from assay_client.generation import Endpoint, Generation
     from assay_client.in_process import AppTransport
     from assay_client.messages import Message
-    from assay_client.provenance import Blend, LengthPenalty, Provenance, SignalProvenance
+    from assay_client.provenance import Blend, LengthPenalty, Preset, Provenance, SignalProvenance
     from assay_client.results import (
         Comparison,
         ModelCard,
@@ -98,6 +98,7 @@ __all__ = [
     "NotReady",
     "Overloaded",
     "PermissionDenied",
+    "Preset",
     "Provenance",
     "RankResult",
     "RankedCompletion",

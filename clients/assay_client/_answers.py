@@ -41,8 +41,13 @@ def _build_provenance(source: Struct) -> p.Provenance:
     blend = None
     if (rule := source.blend) is not None:
         blend = p.Blend(rule.name, rule.weights, rule.standardise, _build_length_penalty(rule.length_penalty))
-    signals = {name: p.SignalProvenance(*astuple(signal)) for name, signal in source.signals.items()}
+    signals = {name: _build_signal_provenance(signal) for name, signal in source.signals.items()}
     return p.Provenance(blend, signals, source.fingerprint)
+
+
+def _build_signal_provenance(source: Struct) -> p.SignalProvenance:
+    *fields, preset = astuple(source)
+    return p.SignalProvenance(*fields, preset=None if preset is None else p.Preset(*astuple(preset)))
 
 
 def _build_length_penalty(source: Struct | None) -> p.LengthPenalty | None:
@@ -275,6 +280,9 @@ def encode_comparison(comparison: r.Comparison) -> dict[str, object]:
     penalties = {name: {"length_penalty": penalty} for name, penalty in row.pop("length_penalties").items()}
     row["blends"] = {name: {"margin": margin} | penalties.get(name, {}) for name, margin in row["blends"].items()}
     _drop_none(row["provenance"], "blend")
+    for signal in row["provenance"]["signals"].values():
+        for optional in ("quantization", "weights_sha256", "preset"):
+            _drop_none(signal, optional)
     return {"object": "comparison", **row}
 
 

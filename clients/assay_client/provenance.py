@@ -5,6 +5,20 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Preset:
+    """The preset behind a signal: its name, the SHA-256 of its file and template, and what differs from it.
+
+    `golden` is "run", "published" or "not run": whether the preset has golden rows, and whether Assay recomputed them.
+    `changed` are the keys to which the service's configuration gives another value.
+    """
+
+    name: str
+    sha256: str
+    golden: str
+    changed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SignalProvenance:
     """The weights and files behind a signal; `adapter_sha256` is None if it has no adapter.
 
@@ -19,6 +33,7 @@ class SignalProvenance:
     dtype: str
     quantization: str | None = None
     weights_sha256: str | None = None
+    preset: Preset | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ NAMES = [
     "NotReady",
     "Overloaded",
     "PermissionDenied",
+    "Preset",
     "Provenance",
     "RankResult",
     "RankedCompletion",

@@ -113,6 +113,7 @@ def test_the_two_sides_name_the_same_fields() -> None:
         (answers.SignalValue, types.SignalValue),
         (answers.ErrorDetail, types.ItemError),
         (answers.SignalProvenance, provenance.SignalProvenance),
+        (answers.PresetInfo, provenance.Preset),
         (answers.BlendInfo, provenance.Blend),
     ]
     for wire, own in pairs:
