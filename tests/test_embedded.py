@@ -1,6 +1,7 @@
 """The two models that come with the service: what they are, that they tell clear cases apart, and README's numbers."""
 
 import json
+from collections import Counter
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,14 +76,17 @@ def test_adapters_are_small_and_documented(name: str) -> None:
 
 @pytest.mark.parametrize("model", ["crs", "crs_std"])
 def test_clear_cut_triples_rank_right(served: registry.Registry, model: str) -> None:
-    """Written before the models were trained; at least 16 of 20."""
+    """Twenty of each category; a third was written before these models were trained, and all before their successors.
+
+    Measured: 49 of 60 by either blend (20 off topic, 16 harmful, 13 unhelpful).
+    """
     triples = [json.loads(line) for line in TRIPLES.read_text().splitlines()]
-    assert len(triples) == 20
+    assert Counter(t["category"] for t in triples) == {"off-topic": 20, "harmful": 20, "unhelpful": 20}
     right = sum(
         score(served, model, t["prompt"], t["chosen"]) > score(served, model, t["prompt"], t["rejected"])
         for t in triples
     )
-    assert right >= 16
+    assert right >= 48
 
 
 def test_the_requests_of_the_readme_have_its_numbers(service: TestClient) -> None:

@@ -17,7 +17,7 @@ from tests.service.test_serve_process import wait_until_ready
 PIPELINE = Path(__file__).parents[1] / "examples" / "pipeline"
 POLICY = PIPELINE / "policy"
 SIGNALS = ("preference", "absolute")
-TRIPLES = [json.loads(line) for line in (Path(__file__).parent / "clear_triples.jsonl").read_text().splitlines()]
+TRIPLES = [json.loads(line) for line in (Path(__file__).parent / "clear_triples.jsonl").read_text().splitlines()][:20]
 PROMPT = TRIPLES[0]["prompt"]
 COMPLETIONS = [triple[side] for triple in TRIPLES for side in ("chosen", "rejected")]
 
