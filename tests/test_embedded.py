@@ -1,8 +1,8 @@
 """The two models that come with the service: what they are, that they tell clear cases apart, and README's numbers."""
 
 import json
-from collections import Counter
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
