@@ -1,4 +1,4 @@
-"""The examples of docs/compat-trainers.md for bridges: every block of Python runs, and every name exists."""
+"""The examples of the trainers' pages, docs/trainer-*.md: every block of Python runs, and every name exists."""
 
 import re
 import sys
@@ -13,12 +13,12 @@ import yaml
 
 from assay_service.compat_settings import CompatSettings
 
-PAGE = (Path(__file__).parents[2] / "docs" / "compat-trainers.md").read_text()
-SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.S | re.M))
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def blocks(section: str, kind: str) -> list[str]:
-    found: list[str] = re.findall(rf"^```{kind}\n(.*?)^```", SECTIONS[section], flags=re.S | re.M)
+def blocks(trainer: str, kind: str) -> list[str]:
+    page = (DOCS / f"trainer-{trainer}.md").read_text()
+    found: list[str] = re.findall(rf"^```{kind}\n(.*?)^```", page, flags=re.S | re.M)
     assert found
     return found
 
@@ -40,21 +40,21 @@ def run(code: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("section", "name"),
+    ("trainer", "name"),
     [
-        ("OpenRLHF, by a function", "reward_func"),
-        ("slime, by a function", "rm"),
-        ("verifiers and prime-rl", "assay"),
-        ("Tinker", "preference_model"),
+        ("openrlhf", "reward_func"),
+        ("slime", "rm"),
+        ("verifiers", "assay"),
+        ("tinker", "preference_model"),
     ],
 )
-def test_examples_without_a_trainer_define_what_the_trainer_calls(section: str, name: str) -> None:
-    for code in blocks(section, "python"):
+def test_examples_without_a_trainer_define_what_the_trainer_calls(trainer: str, name: str) -> None:
+    for code in blocks(trainer, "python"):
         assert callable(run(code)[name])
 
 
 def test_areal_imports_the_workflow_and_the_function_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    code, settings = blocks("AReaL", "python")
+    code, settings = blocks("areal", "python")
     assert callable(run(code)["reward_fn"].score_async)
     stub(monkeypatch, "areal.workflow.rlvr", RLVRWorkflow=type("RLVRWorkflow", (), {}))
     module, name = run(settings)["workflow"].rsplit(".", 1)
@@ -76,10 +76,10 @@ def test_nemo_rl_registers_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     stub(monkeypatch, "nemo_rl.distributed.virtual_cluster", PY_EXECUTABLES=type("P", (), {"SYSTEM": sys.executable}))
     stub(monkeypatch, "nemo_rl.distributed.ray_actor_environment_registry", ACTOR_ENVIRONMENT_REGISTRY=registry)
     stub(monkeypatch, "nemo_rl.environments.utils", register_env=registered.__setitem__)
-    run(*blocks("NeMo-RL, by an environment", "python"))
+    run(*blocks("nemo-rl", "python"))
     assert list(registry) == [registered["assay"]]
     module, name = registered["assay"].rsplit(".", 1)
-    config = yaml.safe_load(*blocks("NeMo-RL, by an environment", "yaml"))["env"]["assay"]
+    config = yaml.safe_load(*blocks("nemo-rl", "yaml"))["env"]["assay"]
     bridge = import_module(module)
     assert bridge.RewardReader(config)
     assert f'"{name}"' in Path(str(bridge.__file__)).read_text()
@@ -88,14 +88,14 @@ def test_nemo_rl_registers_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 def test_skyrl_registers_the_environment() -> None:
     gym = pytest.importorskip("skyrl_gym")
     gym.envs.registration.registry.pop("assay", None)
-    run(*blocks("SkyRL", "python"))
-    config = yaml.safe_load(*blocks("SkyRL", "yaml"))["environment"]
+    run(*blocks("skyrl", "python"))
+    config = yaml.safe_load(*blocks("skyrl", "yaml"))["environment"]
     assert gym.make(config["env_class"], env_config=config["skyrl_gym"]["assay"], extras={})
 
 
 def test_rllm_wraps_the_evaluator(monkeypatch: pytest.MonkeyPatch) -> None:
     stub(monkeypatch, "rllm", evaluator=lambda function: function)
-    assert callable(run(*blocks("rLLM", "python"))["evaluator"])
+    assert callable(run(*blocks("rllm", "python"))["evaluator"])
 
 
 def test_flags_name_what_exists() -> None:
@@ -104,7 +104,7 @@ def test_flags_name_what_exists() -> None:
     for flags, key in ((manager, r"reward_manager\.name"), (function, r"custom_reward_function\.name")):
         assert f"pkg://{bridge.__name__}\n" in flags
         assert hasattr(bridge, re.search(rf"{key}=(\w+)", flags)[1])  # type: ignore[index]
-    rewards = tomllib.loads(*blocks("verifiers and prime-rl", "toml"))["env"]["taskset"]["task"]["rewards"]
+    rewards = tomllib.loads(*blocks("verifiers", "toml"))["env"]["taskset"]["task"]["rewards"]
     assert rewards["assay"] == {"fn": "rewards:assay", "weight": 1.0}
-    service, _ = blocks("NeMo-Gym", "yaml")
+    service, _ = blocks("nemo-gym", "yaml")
     assert CompatSettings.model_validate(yaml.safe_load(service)["compat"]).root == "nemo_gym"

@@ -1,4 +1,4 @@
-"""Runs the examples of docs/compat-servers.md for TEI, rerankers, chat completions and Amazon Nova."""
+"""Runs the examples of the pages docs/server-*.md for TEI, rerankers, chat completions and Amazon Nova."""
 
 import textwrap
 from pathlib import Path
@@ -10,12 +10,12 @@ import pytest
 
 from tests.compat.conftest import Serve
 
-PAGE = Path(__file__).parents[2] / "docs" / "compat-servers.md"
+DOCS = Path(__file__).parents[2] / "docs"
 PAIR = {"prompt": "How do I bake bread?", "completion": "Mix flour and water."}
 
 
-def list_examples(section: str) -> list[str]:
-    text = PAGE.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+def list_examples(server: str) -> list[str]:
+    text = (DOCS / f"server-{server}.md").read_text()
     return [textwrap.dedent(block.partition("```")[0]) for block in text.split("```python\n")[1:]]
 
 
@@ -23,7 +23,7 @@ def run(example: str, url: str) -> dict[str, Any]:
     """Run an example on a running service, whose only names differ from those of the embedded models."""
     found: dict[str, Any] = {}
     code = example.replace("http://127.0.0.1:8000", url).replace('"crs"', '"mix"').replace("cohere/crs", "cohere/mix")
-    exec(compile(code, str(PAGE), "exec"), found)
+    exec(compile(code, "example", "exec"), found)
     return found
 
 
@@ -32,7 +32,7 @@ def score(url: str) -> float:
 
 
 def test_tei(url: str) -> None:
-    (example,) = list_examples("TEI")
+    (example,) = list_examples("tei")
     assert run(example, url)["score"] == score(url)
 
 
@@ -40,7 +40,7 @@ def test_tei(url: str) -> None:
 def test_rerankers(url: str) -> None:
     body = {"prompt": PAIR["prompt"], "completions": ["I do not know.", PAIR["completion"]]}
     best = httpx.post(f"{url}/v1/rank", json=body).json()["results"][0]["index"]
-    examples = list_examples("Cohere, Jina, LiteLLM, LangChain")
+    examples = list_examples("rerank")
     assert len(examples) == 3
     for example in examples:
         found = run(example, url)
@@ -51,7 +51,7 @@ def test_rerankers(url: str) -> None:
 
 
 def test_chat(url: str) -> None:
-    (example,) = list_examples("Chat completions")
+    (example,) = list_examples("chat")
     found = run(example, url)
     found["client"].close()
     assert found["score"] == score(url)
@@ -60,7 +60,7 @@ def test_chat(url: str) -> None:
 
 def test_the_lambda_function(url: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """The event is the sample of AWS's documentation."""
-    (example,) = list_examples("Amazon Nova")
+    (example,) = list_examples("nova")
     monkeypatch.setenv("ASSAY_URL", url)
     handler = run(example, url)["lambda_handler"]
     messages = [

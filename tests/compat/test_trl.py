@@ -20,7 +20,7 @@ from assay_client import AsyncRewardClient, Item, RewardClient
 from assay_client.integrations.trl import async_signal_rewards, reward_function, signal_rewards
 from tests import checkpoints
 
-PAGE = Path(__file__).parents[2] / "docs" / "compat-trainers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "trainer-trl.md"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_grpo.py"
 PROMPTS = ["How do I bake bread?", "The quick brown fox", "Hi", "0 1 2 3"]
 COMPLETIONS = 32  # per step
@@ -209,8 +209,7 @@ def test_rloo_takes_the_same_function(url: str, tmp_path: Path) -> None:
 
 def test_the_examples_of_the_page_make_trainers(url: str, tmp_path: Path) -> None:
     """As they are, but for the address, the names of the tiny signals, and settings for a CPU."""
-    section = PAGE.read_text().partition("## TRL\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     tokenizer = checkpoints.decoder_tokenizer()
     policy = checkpoints.language_model("llama", tokenizer)
     checkpoints.save(tmp_path / "policy", policy, tokenizer)

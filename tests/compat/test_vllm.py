@@ -363,8 +363,9 @@ def test_the_call_of_verl_gives_the_logit_of_transformers(tmp_path: Path) -> Non
 
 
 def test_the_examples_of_the_page_run(url: str, tiny: dict[str, Any]) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "compat-servers.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page.partition("## Server options")[0], flags=re.DOTALL)
+    docs = Path(__file__).parents[2] / "docs"
+    pages = "".join((docs / f"server-{name}.md").read_text() for name in ("vllm", "sglang"))
+    blocks = re.findall(r"```python\n(.*?)```", pages, flags=re.DOTALL)
     scores = []
     for block in blocks:
         names: dict[str, Any] = {}
