@@ -236,8 +236,7 @@ def test_signals_that_differ_in_other_rules_read_text_by_their_one_template(
 
 def test_the_page_of_these_trainers_has_right_paths_and_settings(url: str) -> None:
     docs = Path(__file__).parents[2] / "docs"
-    pages = ("compat-trainers", "trainer-openrlhf", "trainer-llama-factory", "trainer-slime")
-    page = "".join((docs / f"{name}.md").read_text() for name in pages)
+    page = "".join(file.read_text() for file in (docs / "compat-trainers.md", *sorted(docs.glob("trainer-*.md"))))
     assert sorted(re.findall(r"http://HOST:PORT(/\S+)", page)) == sorted(WIRES)
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.S)]
     declared = [CompatSettings.model_validate(block["compat"]) for block in blocks if "compat" in block]
