@@ -46,8 +46,8 @@ def _build_provenance(source: Struct) -> p.Provenance:
 
 
 def _build_signal_provenance(source: Struct) -> p.SignalProvenance:
-    *fields, preset = astuple(source)
-    return p.SignalProvenance(*fields, preset=None if preset is None else p.Preset(*astuple(preset)))
+    preset = None if source.preset is None else p.Preset(*astuple(source.preset))
+    return replace(p.SignalProvenance(*astuple(source)), preset=preset)
 
 
 def _build_length_penalty(source: Struct | None) -> p.LengthPenalty | None:
