@@ -11,6 +11,7 @@ import pytest
 from assay_client import _answers as answers
 from assay_client import _protocol as p
 from assay_client.errors import InvalidAnswer
+from assay_client.provenance import Preset
 from assay_client.results import Comparison, RankResult, RenderedItem, RenderedSignal, RenderResult
 from assay_client.types import Score, ScoreFailure, ScoreResult
 
@@ -33,6 +34,16 @@ def answered(wire: "type[Wire]") -> dict[str, Any]:
 
 def parse(body: dict[str, Any], count: int = 3) -> ScoreResult:
     return answers.parse_score(json.dumps(body).encode(), [None] * count, range(count))
+
+
+def test_the_preset_of_a_signal_is_read(wire: "type[Wire]") -> None:
+    body = answered(wire)
+    signals = body["provenance"]["signals"]
+    name, *others = signals
+    signals[name]["preset"] = {"name": "armorm", "sha256": "ab", "golden": "not run", "changed": ["dtype"]}
+    read = parse(body).provenance.signals
+    assert read[name].preset == Preset("armorm", "ab", "not run", ("dtype",))
+    assert [read[other].preset for other in others] == [None] * len(others)
 
 
 def test_an_answer_is_read_whole(wire: "type[Wire]") -> None:
