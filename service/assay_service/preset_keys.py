@@ -9,6 +9,7 @@ from typing import Any
 
 from assay_service.errors import StartError
 from assay_service.preset import Golden, Preset, PresetUse, list_names, place_template, read
+from assay_service.scoring.architectures import read_class
 from assay_service.scoring.manifest import FILE_NAME
 
 # Keys that contradict each other: the user's own takes the place of both. A gate goes with any output.
@@ -109,11 +110,6 @@ def _is_as_published(preset: Preset, directory: Path, config: Mapping[str, Any])
     converted = (directory / FILE_NAME).is_file()
     has_weights = any(path.suffix in {".safetensors", ".gguf"} for path in directory.iterdir())
     return not has_weights or (is_foreign and not converted)
-
-
-def read_class(config: Mapping[str, Any]) -> str:
-    """Return the class that a `config.json` names; "" if it names none."""
-    return str((config.get("architectures") or [""])[0])
 
 
 def explain_other_class(use: PresetUse, config: Mapping[str, Any]) -> str:

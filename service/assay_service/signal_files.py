@@ -8,6 +8,7 @@ from typing import Any
 from assay_service.errors import Problems, StartError
 from assay_service.preset_keys import check_fits
 from assay_service.scoring import files, manifest
+from assay_service.scoring.architectures import read_class
 from assay_service.scoring.lineage import check_lineage
 from assay_service.scoring.manifest import Manifest
 from assay_service.signal_settings import SignalSettings
@@ -126,7 +127,7 @@ def _find_base(
 
 def _is_classifier(config: Mapping[str, Any], adapter_configs: Sequence[Mapping[str, Any]]) -> bool:
     """Return True if `config.json` or the last adapter says that transformers' classifier was trained."""
-    architecture = (config.get("architectures") or [""])[0]
+    architecture = read_class(config)
     if any(name.rpartition(".")[2] == architecture for name in files.list_code_classes(config)):
         architecture = ""  # a class of the checkpoint's own, whatever its name
     is_adapter_classifier = bool(adapter_configs) and adapter_configs[-1].get("task_type") == "SEQ_CLS"

@@ -35,14 +35,8 @@ def convert(request: Request, out: Path) -> list[str]:
     if is_language_model(request):
         return convert_language_model(request, out)
     model = prepare(request)
-    with write.appear_whole(out) as directory:
-        writer = write.WeightWriter(directory)
+    with write.write_checkpoint(out, model.config, model.tokenizer, model.template, model.claims) as writer:
         _write_weights(model, writer, request.source)
-        writer.close()
-        write.write_json(directory / "config.json", model.config)
-        write.copy_tokenizer(model.tokenizer, directory, model.template)
-        if model.claims is not None:
-            manifest.write(model.claims, directory)
     return list(_describe(model))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from assay_service.errors import StartError
+from assay_service.scoring.architectures import read_class
 from assay_service.scoring.manifest import EosPolicy, ScorePosition
 
 OASST_TYPE = "gpt_neox_reward_model"
@@ -51,7 +52,7 @@ def recognize(config: Mapping[str, Any]) -> Format:
     Raises:
         StartError: a key of the class has a value that the class does not know, or the model has several outputs.
     """
-    name = (config.get("architectures") or ["a class without a name"])[0]
+    name = read_class(config) or "a class without a name"
     if config.get("model_type") == OASST_TYPE or name == "GPTNeoXRewardModel":
         pooling = config.get("pooling") or "last"
         if pooling not in _POOLINGS:
@@ -75,7 +76,7 @@ def build_config(config: Mapping[str, Any], native_class: str | None) -> dict[st
     """
     # safe-rlhf writes its mean as a list; OpenRLHF's is a number, which `moments: config` reads.
     foreign = {*_CLASS_KEYS, *(key for key in ("mean", "var") if isinstance(config.get(key), list))}
-    if _SCORE_MODEL.match((config.get("architectures") or [""])[0]):
+    if _SCORE_MODEL.match(read_class(config)):
         foreign |= {"bias", "mean", "var"}
     kept = {key: value for key, value in config.items() if key not in {*foreign, "value_head_prefix", "architectures"}}
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}

@@ -10,12 +10,13 @@ from assay_service.conversion import source, write
 from assay_service.conversion.plan import Plan, plan
 from assay_service.conversion.prepare import Request, build_base, find_tokenizer
 from assay_service.errors import StartError
-from assay_service.scoring import files, manifest, names
-from assay_service.scoring.architectures import read_architecture
+from assay_service.scoring import files, names
+from assay_service.scoring.architectures import read_architecture, read_class
+from assay_service.scoring.language_models import OUTPUT_LAYERS
 from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.template_files import read_template
 
-_OUTPUTS = ("lm_head.", "embed_out.")
+_OUTPUTS = tuple(f"{module}." for module in OUTPUT_LAYERS)
 
 
 def is_language_model(request: Request) -> bool:
@@ -24,7 +25,7 @@ def is_language_model(request: Request) -> bool:
         return False
     config = files.read_config(request.source)
     native = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")))
-    if (config.get("architectures") or [None])[0] != native or config.get("value_head_prefix"):
+    if (read_class(config) or None) != native or config.get("value_head_prefix"):
         return False
     plain = {names.unwrap_name(name) for name in _read_shapes(request.source, "model", "value_head")}
     roots = tuple(f"{module}." for module in names.HEAD_MODULES)
@@ -42,18 +43,9 @@ def convert_language_model(request: Request, out: Path) -> list[str]:
     targets = _plan_targets(where, config)
     tokenizer = find_tokenizer(request)
     template = None if request.template is None else read_template(request.template, where, tokenizer)
-    with write.appear_whole(out) as directory:
-        writer = write.WeightWriter(directory)
-        for path in source.find_weights(where, "model"):
-            for name, tensor in source.read_tensors(path).items():
-                if name in targets:
-                    writer.add(targets[name], tensor)
-            writer.flush()
-        writer.close()
-        write.write_json(directory / "config.json", config)
-        write.copy_tokenizer(tokenizer, directory, template)
-        if request.claims != Manifest(token_types=None):
-            manifest.write(request.claims, directory)
+    claims = None if request.claims == Manifest(token_types=None) else request.claims
+    with write.write_checkpoint(out, config, tokenizer, template, claims) as writer:
+        writer.add_files(map(source.read_tensors, source.find_weights(where, "model")), targets)
     return ["this is a language model: if its reward is the logit of a token, declare `head: {tokens: [TOKEN]}`"]
 
 

@@ -8,7 +8,7 @@ from assay_service.conversion import source, write
 from assay_service.conversion.plan import plan
 from assay_service.conversion.prepare import Request, build_base, find_tokenizer
 from assay_service.errors import StartError
-from assay_service.scoring import files, manifest
+from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.head_layouts import recognize_layout
 from assay_service.scoring.template_files import read_template
@@ -42,19 +42,11 @@ def convert_ldl(request: Request, out: Path) -> list[str]:
     template = None if request.template is None else read_template(request.template, where, tokenizer)
     # Its code reads the token before the first pad, which without pads is the last one.
     position = request.claims.score_position or "last_token"
-    with write.appear_whole(out) as directory:
-        writer = write.WeightWriter(directory)
-        for path in paths:
-            for name, tensor in source.read_tensors(path).items():
-                if name in planned.targets:
-                    writer.add(planned.targets[name], tensor)
-            writer.flush()
+    claims = request.claims.model_copy(update={"score_position": position})
+    with write.write_checkpoint(out, config, tokenizer, template, claims) as writer:
+        writer.add_files(map(source.read_tensors, paths), planned.targets)
         for name, tensor in head.items():
             writer.add(name, tensor)
-        writer.close()
-        write.write_json(directory / "config.json", config)
-        write.copy_tokenizer(tokenizer, directory, template)
-        manifest.write(request.claims.model_copy(update={"score_position": position}), directory)
     return [f"{part}.pt: written into the weights as {part}.network" for part in _PARTS]
 
 

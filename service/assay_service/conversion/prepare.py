@@ -15,7 +15,7 @@ from assay_service.conversion.formats import Format
 from assay_service.conversion.plan import Base, Plan, find_head, plan
 from assay_service.errors import StartError
 from assay_service.scoring import files, names
-from assay_service.scoring.architectures import Architecture, count_token_types, read_architecture
+from assay_service.scoring.architectures import Architecture, count_token_types, read_architecture, read_class
 from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.quantization import check_declared
 from assay_service.scoring.special_tokens import read_special_tokens
@@ -121,7 +121,7 @@ def find_tokenizer(request: Request) -> Path:
 
 def _is_own_head(config: Mapping[str, Any], head: str, architecture: Architecture) -> bool:
     """Return whether the head is that of transformers' own classifier, which decides where it reads."""
-    name = (config.get("architectures") or [""])[0]
+    name = read_class(config)
     foreign = {entry.rpartition(".")[2] for entry in files.list_code_classes(config)}
     return (
         name == MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config["model_type"])

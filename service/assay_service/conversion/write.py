@@ -3,7 +3,7 @@
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from assay_service.errors import StartError
+from assay_service.scoring import manifest
 from assay_service.scoring.files import TOKENIZER_FILE
+from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.special_tokens import TOKENIZER_CONFIG
 from assay_service.scoring.tokenizer import TEMPLATE_FILE
 
@@ -45,6 +47,32 @@ def appear_whole(directory: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def write_checkpoint(
+    out: Path, config: Mapping[str, Any], tokenizer: Path, template: str | None, claims: Manifest | None
+) -> Iterator["WeightWriter"]:
+    """Yield the writer of the weights of a checkpoint, whose other files follow when the block ends without an error.
+
+    Args:
+        out: directory of the converted checkpoint, which appears whole or not at all.
+        config: its `config.json`.
+        tokenizer: directory of the tokenizer.
+        template: chat template that replaces that of the tokenizer; None keeps it.
+        claims: its manifest; None for no manifest.
+
+    Raises:
+        StartError: `out` exists and is not empty, or the file system refuses.
+    """
+    with appear_whole(out) as directory:
+        writer = WeightWriter(directory)
+        yield writer
+        writer.close()
+        write_json(directory / "config.json", config)
+        copy_tokenizer(tokenizer, directory, template)
+        if claims is not None:
+            manifest.write(claims, directory)
+
+
 class WeightWriter:
     """A writer of safetensors files that keeps one shard in memory.
 
@@ -65,6 +93,19 @@ class WeightWriter:
             self.flush()
         self._shard[name] = tensor
         self._bytes, self._total = self._bytes + size, self._total + size
+
+    def add_files(self, files: Iterable[Mapping[str, torch.Tensor]], targets: Mapping[str, str]) -> None:
+        """Write the tensors of files that have a target, one file in memory at a time.
+
+        Args:
+            files: tensors of each file by name.
+            targets: written name of each tensor; a tensor without one is left out.
+        """
+        for tensors in files:
+            for name, tensor in tensors.items():
+                if name in targets:
+                    self.add(targets[name], tensor)
+            self.flush()
 
     def flush(self) -> None:
         """Write the tensors that wait, so that the memory of their source can be freed."""

@@ -80,6 +80,11 @@ _SCALED_ROPES = frozenset({"linear", "llama3", "yarn"})
 _ROBERTA_PAD = 1
 
 
+def read_class(config: Mapping[str, Any]) -> str:
+    """Return the class that a `config.json` names; "" if it names none."""
+    return str((config.get("architectures") or [""])[0])
+
+
 def read_architecture(config: Mapping[str, Any], where: object) -> Architecture:
     """Return the architecture of a checkpoint.
 

@@ -14,7 +14,7 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from assay_service.errors import StartError
-from assay_service.scoring.architectures import read_architecture
+from assay_service.scoring.architectures import read_architecture, read_class
 from assay_service.scoring.kernels.backend import Kernels
 from assay_service.scoring.layout import TokenSequence
 from assay_service.scoring.quantization import check_declared
@@ -118,7 +118,7 @@ def _count_cache_bytes(config: Mapping[str, Any], dtype: str, tokens: int) -> in
 
 def _check_classifier(config: Mapping[str, Any], directory: Path) -> None:
     """Refuse a checkpoint that vLLM would not read as a classifier with one logit at the last token."""
-    name = (config.get("architectures") or [""])[0]
+    name = read_class(config)
     if not name.endswith("ForSequenceClassification"):
         raise StartError(f"{directory}: engine: vllm serves …ForSequenceClassification, but config.json says {name!r}")
     labels = len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 1))
