@@ -12,13 +12,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.gguf.dequant import GGML_BLOCK, dequantize
 
-from assay_service import registry
 from assay_service.errors import StartError
 from assay_service.inspection import inspect
 from assay_service.scoring.gguf_files import read_gguf_rows
 from assay_service.scoring.gguf_header import TYPES, read_gguf_header
-from assay_service.scoring.item import PROBE
 from tests import checkpoints
+from tests.service.rounded import check_rounding, score
 from tests.service.test_start import RULES, edit_config, load
 
 if os.environ.get("CI") != "true":
@@ -44,19 +43,8 @@ def publish(directory: Path, architecture: str = "llama", kind: str = "Q4_0", **
     return model, rounded
 
 
-def score(served: registry.Registry) -> tuple[float, tuple[int, ...]]:
-    """The logit of a plain item, and its ids."""
-    signal = served.signals["s"]
-    sequence = signal.renderer.render(PROBE).sequence
-    with torch.inference_mode():
-        return signal.model.logits([sequence], "s").item(), sequence.ids
-
-
 def check_rounded(directory: Path, model: Any, rounded: Any, **declared: Any) -> None:
-    """Holds the served logit to that of the rounded weights, and not to that of the weights before."""
-    logit, ids = score(load(directory, gguf_file=FILE, **declared))
-    assert logit == pytest.approx(checkpoints.oracle(rounded, ids), abs=1e-5)
-    assert logit != pytest.approx(checkpoints.oracle(model, ids), abs=1e-4)
+    check_rounding(load(directory, gguf_file=FILE, **declared), model, rounded, 1e-5)
 
 
 @pytest.mark.parametrize("architecture", gguf_writer.ARCHITECTURES)

@@ -17,8 +17,8 @@ from assay_service import create_app, registry, settings
 from assay_service.errors import StartError
 from assay_service.inspection import inspect
 from assay_service.scoring.dequantize import read_quantized_tensors
-from assay_service.scoring.item import PROBE
 from tests import checkpoints
+from tests.service.rounded import check_rounding, score
 from tests.service.test_start import RULES, edit_config, edit_tensors, load
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
@@ -38,6 +38,7 @@ BNB_VALUES = [-0.8437015414237976, 0.47734636068344116, 1.0023140907287598, -1.5
 BNB_VALUES += [0.17987318336963654, 0.17987318336963654, -0.41763836145401, 0.7637805938720703]
 ONE = torch.ones(1, 1)
 Tensors = dict[str, torch.Tensor]
+Pack = Callable[[str, torch.Tensor], tuple[Tensors, torch.Tensor]]
 
 
 def compress(strategy: str, **more: Any) -> dict[str, Any]:
@@ -64,12 +65,8 @@ def round_fp8(weight: torch.Tensor, rows: int, columns: int) -> tuple[torch.Tens
     return stored, scales, product
 
 
-def publish_fp8(
-    directory: Path, hidden: int = 32, block: tuple[int, int] | None = (128, 128), name: str = "weight_scale_inv"
-) -> tuple[Any, Any]:
-    """Writes a Qwen3 reward model in FP8; returns the model before rounding and after it. No block: one per tensor."""
-    fast = checkpoints.tokenizer_of("qwen3")
-    model = checkpoints.classifier("qwen3", fast, hidden_size=hidden, intermediate_size=2 * hidden)
+def publish(directory: Path, model: Any, fast: Any, pack: Pack, quantization: dict[str, Any]) -> tuple[Any, Any]:
+    """Writes a model with its projections packed; returns the model before rounding and after it."""
     rounded = copy.deepcopy(model)
     checkpoints.save(directory, model, fast)
     state = rounded.state_dict()
@@ -80,15 +77,29 @@ def publish_fp8(
             if "proj" not in key:
                 new[key] = weight
                 continue
-            size = block or (weight.shape[0], weight.shape[1])
-            new[key], scales, product = round_fp8(weight, *(min(n, m) for n, m in zip(size, weight.shape, strict=True)))
-            new[key.replace("weight", name)] = scales if block else scales.reshape(1)
-            state[key].copy_(product)
+            parts, values = pack(key, weight)
+            new |= parts
+            state[key].copy_(values)
         return new
 
     edit_tensors(directory / "model.safetensors", change)
-    edit_config(directory, quantization_config=FP8)
+    edit_config(directory, quantization_config=quantization)
     return model, rounded
+
+
+def publish_fp8(
+    directory: Path, hidden: int = 32, block: tuple[int, int] | None = (128, 128), name: str = "weight_scale_inv"
+) -> tuple[Any, Any]:
+    """Writes a Qwen3 reward model in FP8; returns the model before rounding and after it. No block: one per tensor."""
+    fast = checkpoints.tokenizer_of("qwen3")
+    model = checkpoints.classifier("qwen3", fast, hidden_size=hidden, intermediate_size=2 * hidden)
+
+    def pack(key: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        size = block or (weight.shape[0], weight.shape[1])
+        stored, scales, product = round_fp8(weight, *(min(n, m) for n, m in zip(size, weight.shape, strict=True)))
+        return {key: stored, key.replace("weight", name): scales if block else scales.reshape(1)}, product
+
+    return publish(directory, model, fast, pack, FP8)
 
 
 def pack_nf4(weight: torch.Tensor, block: int = 64) -> tuple[Tensors, torch.Tensor]:
@@ -111,40 +122,16 @@ def pack_nf4(weight: torch.Tensor, block: int = 64) -> tuple[Tensors, torch.Tens
 def publish_nf4(directory: Path) -> tuple[Any, Any]:
     """Writes a Llama reward model in 4 bits; returns the model before rounding and after it."""
     fast = checkpoints.tokenizer_of("llama")
-    model = checkpoints.classifier("llama", fast)
-    rounded = copy.deepcopy(model)
-    checkpoints.save(directory, model, fast)
-    state = rounded.state_dict()
 
-    def change(tensors: Tensors) -> Tensors:
-        new: Tensors = {}
-        for key, weight in tensors.items():
-            if "proj" not in key:
-                new[key] = weight
-                continue
-            parts, values = pack_nf4(weight)
-            new |= {f"{key}{part}": tensor for part, tensor in parts.items()}
-            state[key].copy_(values)
-        return new
+    def pack(key: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        parts, values = pack_nf4(weight)
+        return {f"{key}{part}": tensor for part, tensor in parts.items()}, values
 
-    edit_tensors(directory / "model.safetensors", change)
-    edit_config(directory, quantization_config=NF4)
-    return model, rounded
-
-
-def score(served: registry.Registry) -> tuple[float, tuple[int, ...]]:
-    """The logit of a plain item, and its ids."""
-    signal = served.signals["s"]
-    sequence = signal.renderer.render(PROBE).sequence
-    with torch.inference_mode():
-        return signal.model.logits([sequence], "s").item(), sequence.ids
+    return publish(directory, checkpoints.classifier("llama", fast), fast, pack, NF4)
 
 
 def check_rounded(directory: Path, model: Any, rounded: Any, **declared: Any) -> None:
-    """Holds the served logit to that of the rounded weights, and not to that of the weights before."""
-    logit, ids = score(load(directory, **declared))
-    assert logit == pytest.approx(checkpoints.oracle(rounded, ids), abs=2e-5)
-    assert logit != pytest.approx(checkpoints.oracle(model, ids), abs=1e-4)
+    check_rounding(load(directory, **declared), model, rounded, 2e-5)
 
 
 # 192 columns are one block and a half.
