@@ -14,7 +14,7 @@ export function startFileView(service) {
   let running = new AbortController();
   const begin = (file) => {
     if (!file) return;
-    running.abort(); // before the files change places, because what is aborted shows nothing more
+    running.abort(); // the run of the file before shows nothing more
     running = new AbortController();
     scoreFile(file, service, running.signal);
   };
@@ -49,8 +49,9 @@ async function scoreFile(file, service, signal) {
 /** Add the answers of all items to `rows`; return why it ended early, or null. */
 async function scoreItems(items, rows, service, signal) {
   try {
-    for (let start = 0; start < items.length; start += BATCH) {
-      rows.push(...await scoreBatch(items.slice(start, start + BATCH), service, signal));
+    const size = Math.min(BATCH, service.maxItems);
+    for (let start = 0; start < items.length; start += size) {
+      rows.push(...await scoreBatch(items.slice(start, start + size), service, signal));
       find("file-progress").max = items.length;
       find("file-progress").value = rows.length;
       say(`${rows.length} of ${items.length} items`);

@@ -19,7 +19,7 @@ const EXAMPLE = {
 
 /** Show the example, and rank it. */
 export function startRankView(service) {
-  const refresh = delay(() => refreshRanking(service, weights), DELAY_MS);
+  const refresh = delay(() => refreshRanking(weights), DELAY_MS);
   const weights = startWeights(service, refresh);
   find("prompt").value = EXAMPLE.prompt;
   for (const text of EXAMPLE.completions) addCompletion(text, refresh);
@@ -76,7 +76,7 @@ function readInputs(rule) {
 
 let running = new AbortController();
 
-async function refreshRanking(service, weights) {
+async function refreshRanking(weights) {
   running.abort(); // an answer for older texts must not replace that for newer ones
   running = new AbortController();
   const { signal } = running;

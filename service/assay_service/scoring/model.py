@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from assay_service.scoring.adapters import attach
-from assay_service.scoring.architectures import ARCHITECTURES, count_token_types, find_position_pad
+from assay_service.scoring.architectures import ARCHITECTURES, count_token_types, find_first_position, find_position_pad
 from assay_service.scoring.base_files import load_base
 from assay_service.scoring.checkpoint import Adapter
 from assay_service.scoring.embedding import OwnEmbedding
@@ -65,7 +65,9 @@ class RewardModel:
         self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
         self.architecture = ARCHITECTURES[base.config.model_type]
         self.device = device
-        self._position_pad = find_position_pad(base.config.to_dict())
+        config = base.config.to_dict()
+        self._position_pad = find_position_pad(config)
+        self._first_position = find_first_position(config)  # RoBERTa's uncounted ids are one before it
         self.token_types = count_token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
         self._attached: dict[tuple[str, ...], tuple[tuple[str, ...], OwnEmbedding | None]] = {}
@@ -199,10 +201,9 @@ class RewardModel:
             read: row positions that are needed, int64 `[R]`, as the keyword `read`; only for a back end with
                 `reads_subset`. The result is then `[1, R, H]`.
         """
-        first = 0 if self._position_pad is None else self._position_pad + 1  # RoBERTa's uncounted ids are at the pad
         output = self.base(
             **self._build_inputs(row.ids.to(self.device)),
-            position_ids=row.positions.to(self.device) + first,
+            position_ids=row.positions.to(self.device) + self._first_position,
             segments=self._backend.segments(row),
             masks={},
             **read,
