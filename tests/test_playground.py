@@ -320,3 +320,16 @@ def test_a_switch_turns_the_page_off() -> None:
             answer = httpx.get(f"{served.url}{path}")
             assert answer.status_code == 404
             assert answer.json()["error"]["code"] == "not_found"
+
+
+def test_a_file_is_sent_in_parts_that_the_service_accepts(browser: Browser, tmp_path: Path) -> None:
+    limited = read_settings(EMBEDDED)
+    limits = limited.limits.model_copy(update={"max_items": 2})
+    write_rows(tmp_path / "rows.jsonl")
+    with run_app(create_app(limited.model_copy(update={"limits": limits}))) as served:
+        page = browser.new_page()
+        page.goto(served.url)
+        page.locator("#tab-file").click()
+        page.set_input_files("#file", tmp_path / "rows.jsonl")
+        expect(page.locator("#file-status")).to_contain_text("All 9 items of rows.jsonl: 8 have a score")
+        page.close()
