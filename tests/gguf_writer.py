@@ -31,7 +31,8 @@ def write(path: Path, model: Any, kind: str = "F32", head: np.ndarray | None = N
     writer.add_head_count(changes.pop("head_count", config.num_attention_heads))
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(changes.pop("epsilon", config.rms_norm_eps))
-    writer.add_token_list([f"t{number}" for number in range(config.vocab_size)])
+    writer.add_token_list(changes.pop("tokens", [f"t{number}" for number in range(config.vocab_size)]))
+    changes.pop("describe", lambda _: None)(writer)  # more metadata
     if "rope_theta" in (config.rope_parameters or {}):
         writer.add_rope_freq_base(changes.pop("rope_theta", config.rope_parameters["rope_theta"]))
     if factor := changes.pop("factor", None):

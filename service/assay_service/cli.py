@@ -252,6 +252,7 @@ def _run(settings: "Settings", signals: "Mapping[str, ResolvedSignal]", listenin
 
             from assay_service.api.app import create_app  # noqa: PLC0415
             from assay_service.memory import keep_freed_memory  # noqa: PLC0415
+            from assay_service.scoring.unpacked import remove_temporary  # noqa: PLC0415
         keep_freed_memory()
         # Only the engine's worker calls on_failure. It starts with the server, so `server` exists by then.
         application = create_app(settings, resolved=signals, on_failure=lambda: setattr(server, "should_exit", True))
@@ -265,6 +266,7 @@ def _run(settings: "Settings", signals: "Mapping[str, ResolvedSignal]", listenin
         async def shutdown(self, sockets: "list[socket] | None" = None) -> None:
             log.info("shutting down: requests in flight have %d s to finish", DRAIN_S)
             await super().shutdown(sockets)
+            remove_temporary()  # uvicorn raises the signal again, which ends the process without `atexit`
 
     # log_config=None keeps the handlers that `logs.configure` set.
     server = Server(uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S))

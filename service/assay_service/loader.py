@@ -13,7 +13,8 @@ from assay_service.logs import START, log_step
 from assay_service.preset_keys import find_golden
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
-from assay_service.scoring import checkpoint, files, manifest, tokenizer
+from assay_service.scoring import checkpoint, manifest, tokenizer
+from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.item import PROBE, Item, Message
 from assay_service.scoring.kernels.build import explain_slow_dtype
@@ -125,7 +126,7 @@ class _Loader:
             quantization=None if resolved.quantization is None else resolved.quantization.method,
             weights_sha256=None if resolved.quantization is None else base_sha256,
         )
-        config_sha256 = files.hash_files([base / "config.json"])
+        config_sha256 = hash_files([base / "config.json"])
         reader = TokenReader(
             f"signals.{name}", tokenizer.hash_file(resolved.tokenizer), renderer.tokenizer, renderer.transcript
         )
@@ -139,7 +140,7 @@ class _Loader:
         key = tuple(weights)
         if key not in self._hashes:  # hashing reads the whole file, so each base is hashed once
             with log_step("hashing the weights of %s (%.2f GB)", base, sum(p.stat().st_size for p in weights) / 1e9):
-                self._hashes[key] = files.hash_files(weights)
+                self._hashes[key] = hash_files(weights)
         if claims.base_sha256 not in (None, self._hashes[key]):
             raise StartError(f"{base}: the weights are not those that the adapter was trained on (base_sha256 differs)")
         return self._hashes[key]

@@ -15,6 +15,7 @@ from assay_service.preset import PresetUse
 from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
+from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.head_layouts import HeadLayout, recognize_layout
 from assay_service.scoring.head_rule import HeadRule, check_network, decide_gate, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
@@ -292,7 +293,7 @@ def _check_length_penalty(
 
 def _describe_counting(signal: ResolvedSignal) -> tuple[object, ...]:
     """Return everything that decides how many tokens a completion has."""
-    tokenizer_sha256 = files.hash_files([signal.tokenizer / files.TOKENIZER_FILE])
+    tokenizer_sha256 = hash_files([signal.tokenizer / files.TOKENIZER_FILE])
     # A template prints special tokens by their names, so that names decide tokens as well.
     named = read_special_tokens(signal.tokenizer).named
     return tokenizer_sha256, named, signal.rules.template, signal.rules.eos

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.functional import gelu, linear, silu
-from torch.utils import cpp_extension
 
 from assay_service.scoring.kernels import build
 from assay_service.scoring.kernels.fused import build_segment_table
@@ -306,7 +305,7 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
 
 
 def test_kernels_that_do_not_load_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     built = []
     monkeypatch.setattr(build, "_build", lambda _, library: built.append(library.write_bytes(b"no library")))
     build._load.cache_clear()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils import cpp_extension
 
 from assay_service.scoring.kernels import build
 
@@ -27,11 +26,11 @@ avx512 = pytest.mark.skipif(
 def test_a_machine_without_a_compiler_says_so(
     compiler: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
     build._load.cache_clear()
     assert re.search(reason, str(build.load_or_explain(torch.float32, CPU)))
-    assert not list(tmp_path.iterdir())  # nothing half built is left
+    assert not list((tmp_path / "assay" / "kernels").iterdir())  # nothing half built is left
     (warned,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warned.startswith("no CPU kernels; torch's slower operators are used instead: they could not be built")
     build._load.cache_clear()
@@ -41,7 +40,7 @@ def test_a_machine_without_a_compiler_says_so(
 def test_a_cache_that_cannot_be_written_is_told_with_the_variable_that_moves_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: "/proc/none")  # nobody can write there
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")  # nobody can write there
     build._load.cache_clear()
     reason = str(build.load_or_explain(torch.float32, CPU))
     build._load.cache_clear()

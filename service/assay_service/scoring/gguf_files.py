@@ -1,79 +1,23 @@
-"""Read the tensors of a GGUF file under transformers' names, each as plain values when it is asked for.
-
-llama.cpp stores some tensors changed. The rows of Llama's queries and keys are in another order, and Gemma's norms are
-larger by one. Both are undone here, as transformers' own GGUF loader does.
-"""
+"""Read the tensors of a GGUF file under transformers' names, each as plain values when it is asked for."""
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
 from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import HeadTensors
 from assay_service.scoring.gguf_header import HEAD, GgufHeader, read_gguf_header
+from assay_service.scoring.gguf_values import EMBEDDING, LAYOUTS, OUTPUT, Layout, dequantize, read_tensor, rename
 from assay_service.scoring.lazy_tensor import LazyTensor
 
-_OUTPUT, _EMBEDDING = "output.weight", "token_embd.weight"
 _HEAD_BIAS = "cls.output.bias"
 _LLAMA3_FACTORS = "rope_freqs.weight"
 # Tensors that a bare base does not use. The factors of rotary positions are in config.json, too.
-_UNUSED = (_OUTPUT, _LLAMA3_FACTORS, "rope_factors_long.weight", "rope_factors_short.weight")
-
-_BLOCK = re.compile(r"^blk\.(\d+)\.(\w+)\.(weight|bias)$")
-_COMMON = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_NORMS_OF_HEADS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-_GEMMA = _COMMON | {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """How llama.cpp stores an architecture.
-
-    Attributes:
-        name: llama.cpp's name of the architecture.
-        modules: name of each module of a layer in transformers, by its name in llama.cpp.
-        permuted: whether the rows of queries and keys are in another order.
-        raised: whether norms are larger by one.
-    """
-
-    name: str
-    modules: Mapping[str, str]
-    permuted: bool = False
-    raised: bool = False
-
-
-# By transformers' model type; llama.cpp stores Mistral as a Llama.
-_LAYOUTS = {
-    "llama": _Layout("llama", _COMMON, permuted=True),
-    "mistral": _Layout("llama", _COMMON, permuted=True),
-    "qwen2": _Layout("qwen2", _COMMON),
-    "qwen3": _Layout("qwen3", _COMMON | _NORMS_OF_HEADS),
-    "phi3": _Layout("phi3", _COMMON | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
-    "gemma2": _Layout("gemma2", _GEMMA, raised=True),
-    "gemma3_text": _Layout("gemma3", _GEMMA | _NORMS_OF_HEADS, raised=True),
-}
+_UNUSED = (OUTPUT, _LLAMA3_FACTORS, "rope_factors_long.weight", "rope_factors_short.weight")
 
 # Numbers that no tensor's shape shows, by their keys in the metadata and in config.json.
 _NUMBERS = {
@@ -101,7 +45,7 @@ def read_gguf_tensors(path: Path, config: PreTrainedConfig) -> dict[str, LazyTen
     for name in header.tensors:
         if name in _UNUSED or name.startswith("cls."):  # the head, which `read_gguf_head` reads
             continue
-        target = _rename(name, layout.modules)
+        target = rename(name, layout.modules)
         if target is None:
             raise StartError(f"{path}: tensor {name} has no place in the architecture {config.model_type!r}")
         named[target] = _Stored(header, name, layout, config)
@@ -120,8 +64,8 @@ def read_gguf_head(path: Path) -> HeadTensors | None:
         raise StartError(f"{path}: {others[0]} belongs to the head; of GGUF files Assay reads {HEAD} alone")
     if HEAD not in header.tensors:
         return None
-    weight = torch.from_numpy(_dequantize(header, HEAD))
-    bias = torch.from_numpy(_dequantize(header, _HEAD_BIAS)) if _HEAD_BIAS in header.tensors else None
+    weight = torch.from_numpy(dequantize(header, HEAD))
+    bias = torch.from_numpy(dequantize(header, _HEAD_BIAS)) if _HEAD_BIAS in header.tensors else None
     return HeadTensors(HEAD, weight, bias)
 
 
@@ -136,21 +80,21 @@ def read_gguf_rows(path: Path, ids: Sequence[int]) -> HeadTensors:
         StartError: the file is broken, or has no such rows.
     """
     header = read_gguf_header(path)
-    name, called = (_OUTPUT, "lm_head") if _OUTPUT in header.tensors else (_EMBEDDING, "embed_tokens")
+    name, called = (OUTPUT, "lm_head") if OUTPUT in header.tensors else (EMBEDDING, "embed_tokens")
     if name not in header.tensors:
-        raise StartError(f"head.tokens: {path} has neither {_OUTPUT} nor {_EMBEDDING}")
+        raise StartError(f"head.tokens: {path} has neither {OUTPUT} nor {EMBEDDING}")
     if max(ids) >= header.tensors[name].shape[0]:
         raise StartError(f"head.tokens: {name} has no row {max(ids)}; check the tokenizer of the checkpoint")
-    return HeadTensors(f"{called}.weight{list(ids)}", torch.from_numpy(_dequantize(header, name, ids)), None)
+    return HeadTensors(f"{called}.weight{list(ids)}", torch.from_numpy(dequantize(header, name, ids)), None)
 
 
 class _Stored(LazyTensor):
     """A tensor of a GGUF file, as transformers has it."""
 
-    def __init__(self, header: GgufHeader, name: str, layout: _Layout, config: PreTrainedConfig) -> None:
+    def __init__(self, header: GgufHeader, name: str, layout: Layout, config: PreTrainedConfig) -> None:
         self.shape = header.tensors[name].shape
         self._header, self._name, self._layout = header, name, layout
-        self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+        self._heads = config.num_attention_heads, config.num_key_value_heads
 
     def read(self) -> torch.Tensor:
         """Return the values in fp32.
@@ -158,30 +102,20 @@ class _Stored(LazyTensor):
         Raises:
             StartError: a value is not a finite number.
         """
-        values = _dequantize(self._header, self._name)
-        if not np.isfinite(values).all():
-            raise StartError(
-                f"{self._header.path}: {self._name} has values that are not finite numbers; download the file again"
-            )
-        module = self._name.split(".")[-2]
-        if self._layout.raised and module.endswith("norm"):
-            values = values - np.float32(1)
-        if self._layout.permuted and module in self._heads:
-            values = _restore_order(values, self._heads[module])
-        return torch.from_numpy(np.ascontiguousarray(values))
+        return torch.from_numpy(read_tensor(self._header, self._name, self._layout, *self._heads))
 
 
-def _find_layout(header: GgufHeader, model_type: str) -> _Layout:
+def _find_layout(header: GgufHeader, model_type: str) -> Layout:
     """Return how llama.cpp stores the architecture of `config.json`.
 
     Raises:
         StartError: the architecture is not read from GGUF files, or the file has another one.
     """
-    layout = _LAYOUTS.get(model_type)
+    layout = LAYOUTS.get(model_type)
     if layout is None:
         raise StartError(
             f"{header.path}: architecture {model_type!r} of config.json is not read from GGUF files; Assay reads "
-            f"{', '.join(sorted(_LAYOUTS))}"
+            f"{', '.join(sorted(LAYOUTS))}"
         )
     if header.architecture != layout.name:
         raise StartError(
@@ -211,41 +145,3 @@ def _check_numbers(header: GgufHeader, config: PreTrainedConfig) -> None:
             f"{header.path}: {_LLAMA3_FACTORS} scales rotary positions, but config.json has no scaling of type "
             "'llama3'; use the config.json of the model that the file was made from"
         )
-
-
-def _rename(name: str, modules: Mapping[str, str]) -> str | None:
-    """Return transformers' name of a tensor; None if it has none."""
-    whole = {_EMBEDDING: "embed_tokens.weight", "output_norm.weight": "norm.weight"}
-    if name in whole:
-        return whole[name]
-    match = _BLOCK.match(name)
-    if match is None or match[2] not in modules:
-        return None
-    return f"layers.{match[1]}.{modules[match[2]]}.{match[3]}"
-
-
-def _restore_order(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Return rows in transformers' order: the two halves of each head, not pairs of a row from each half."""
-    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(values.shape)
-
-
-def _dequantize(header: GgufHeader, name: str, rows: Iterable[int] | None = None) -> NDArray[np.float32]:
-    """Return the values of a tensor, or of some of its rows, in fp32.
-
-    Raises:
-        StartError: the gguf package is not installed.
-    """
-    try:
-        from gguf import GGMLQuantizationType  # noqa: PLC0415 - only where a GGUF file is declared
-        from gguf.quants import dequantize  # noqa: PLC0415
-    except ImportError as error:
-        raise StartError("gguf_file: needs the gguf package; install it by `pip install gguf`") from error
-    tensor = header.tensors[name]
-    stored = np.memmap(header.path, np.uint8, "r", tensor.start, (tensor.size,))
-    blocks = stored.reshape(*tensor.shape[:-1], -1)
-    chosen = blocks if rows is None else blocks[list(rows)]
-    # A copy, because values of plain types are a view of the bytes, and the file must not be written to.
-    with np.errstate(all="ignore"):  # the caller refuses values that are not finite
-        values = dequantize(np.array(chosen), GGMLQuantizationType(tensor.kind))
-    return np.asarray(values, np.float32)

@@ -5,7 +5,7 @@ an error of numpy. Values of tensors are read in `gguf_files`.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -15,6 +15,7 @@ from typing import BinaryIO
 from assay_service.errors import StartError
 
 Value = int | float | bool | str | None
+Array = list[Value]
 
 HEAD = "cls.output.weight"  # the head of llama.cpp's rerankers
 
@@ -75,12 +76,14 @@ class GgufHeader:
 
     Attributes:
         path: the file.
-        metadata: metadata by key; arrays are left out.
+        metadata: metadata by key; an array is None here.
+        arrays: the arrays that were asked for, by key.
         tensors: tensors by name.
     """
 
     path: Path
     metadata: Mapping[str, Value]
+    arrays: Mapping[str, Array]
     tensors: Mapping[str, GgufTensor]
 
     @property
@@ -99,15 +102,19 @@ class GgufHeader:
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
+def read_gguf_header(path: Path, arrays: Collection[str] = ()) -> GgufHeader:
     """Read the header of a GGUF file, and check that the file is whole.
+
+    Args:
+        path: the file.
+        arrays: keys of the arrays in the metadata that are read; the vocabulary is one, and reading it takes time.
 
     Raises:
         StartError: it is not a whole GGUF file, or a tensor has a type that is not read; the message names the tensor.
     """
     try:
         with path.open("rb") as stream:
-            metadata, entries = _read(stream)
+            metadata, kept, entries = _read(stream, arrays)
             # A file without padding behind its header is cut off, which the sizes below show.
             alignment = metadata.get("general.alignment", _ALIGNMENT)
             if not isinstance(alignment, int) or alignment < 1:
@@ -119,23 +126,28 @@ def read_gguf_header(path: Path) -> GgufHeader:
     end = max((tensor.start + tensor.size for tensor in tensors.values()), default=start)
     if (missing := end - path.stat().st_size) > 0:
         raise StartError(f"{path}: the last {missing} bytes are missing; download or convert it again")
-    return GgufHeader(path, metadata, tensors)
+    return GgufHeader(path, metadata, kept, tensors)
 
 
 _Entry = tuple[tuple[int, ...], int, int]
 
 
-def _read(stream: BinaryIO) -> tuple[dict[str, Value], dict[str, _Entry]]:
-    """Return the metadata, and shape, type and offset of each tensor."""
+def _read(stream: BinaryIO, wanted: Collection[str]) -> tuple[dict[str, Value], dict[str, Array], dict[str, _Entry]]:
+    """Return the metadata, the wanted arrays of it, and shape, type and offset of each tensor."""
     if stream.read(4) != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     version, count, keys = _unpack(stream, "<IQQ")
     if version not in _VERSIONS:
         raise ValueError(f"version {version}; read are {' and '.join(map(str, _VERSIONS))}")
     metadata: dict[str, Value] = {}
+    arrays: dict[str, Array] = {}
     for _ in range(keys):
         key = _read_text(stream)
-        metadata[key] = _read_value(stream, *_unpack(stream, "<I"))
+        (kind,) = _unpack(stream, "<I")
+        if kind == _ARRAY and key in wanted:
+            arrays[key] = _read_array(stream)
+        else:
+            metadata[key] = _read_value(stream, kind)
     entries: dict[str, _Entry] = {}
     for _ in range(count):
         name = _read_text(stream)
@@ -147,7 +159,7 @@ def _read(stream: BinaryIO) -> tuple[dict[str, Value], dict[str, _Entry]]:
         if name in entries:
             raise ValueError(f"two tensors are called {name}")
         entries[name] = tuple(reversed(shape)), kind, offset
-    return metadata, entries
+    return metadata, arrays, entries
 
 
 def _read_value(stream: BinaryIO, kind: int) -> Value:
@@ -165,6 +177,13 @@ def _read_value(stream: BinaryIO, kind: int) -> Value:
     for _ in range(count):
         _read_value(stream, inner)
     return None
+
+
+def _read_array(stream: BinaryIO) -> Array:
+    inner, count = _unpack(stream, "<IQ")
+    if inner == _ARRAY:
+        raise ValueError("an array of arrays")
+    return [_read_value(stream, inner) for _ in range(count)]
 
 
 def _read_text(stream: BinaryIO) -> str:

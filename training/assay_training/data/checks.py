@@ -6,7 +6,7 @@ from pathlib import Path
 from assay_service.errors import StartError
 from assay_service.scoring.architectures import find_longest_scaled, find_longest_sequence
 from assay_service.scoring.files import read_config, resolve
-from assay_training.config.base import ConfigError, RunConfig
+from assay_training.config.base import PACKAGE_SCHEME, ConfigError, RunConfig
 
 LARGEST_REFUSED_SHARE = 0.5  # above it, the template or max_length is wrong for the data, not a few rows
 
@@ -40,7 +40,8 @@ def find_base(config: RunConfig) -> Path:
     try:
         base = resolve(config.base_reference, config.revision, Path("/"))
     except StartError as error:
-        hint = "" if config.revision is not None else " (a hub id needs its `revision`)"
+        is_clear = config.revision is not None or config.base.startswith(PACKAGE_SCHEME)
+        hint = "" if is_clear else " (a hub id needs its `revision`)"
         raise ConfigError(f"base: {error}{hint}") from error
     path = base / "config.json"
     if path.is_file() and "auto_map" in read_config(base):

@@ -8,7 +8,8 @@ import torch
 from assay_service.scoring import manifest as manifests
 from assay_service.scoring.checkpoint import HeadTensors, read_adapter, read_head
 from assay_service.scoring.export import collect_adapter_tensors, collect_whole_tensors
-from assay_service.scoring.files import hash_files, list_weight_files
+from assay_service.scoring.files import list_weight_files
+from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.model import RewardModel
 from assay_training.reward_model.checkpoint import write_adapter, write_whole

@@ -15,7 +15,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from assay_service.scoring.files import hash_files, list_weight_files
+from assay_service.scoring.files import list_weight_files
+from assay_service.scoring.hashing import hash_files
 from assay_training.runs.files import replace_whole
 from assay_training.runs.metrics import MetricsWriter, find_not_finite
 from assay_training.runs.resume import ResumePoint

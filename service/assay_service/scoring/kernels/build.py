@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch.utils import cpp_extension
 
+from assay_service.scoring.cache import find_cache_directory
+
 _FILES = sorted((Path(__file__).parent / "native").iterdir())
 
 # Not `-march=native`: a library built on one machine (into an image or a shared home) must run on others as well.
@@ -92,7 +94,7 @@ def _find_or_build_library(flags: list[str]) -> Path:
     digest = hashlib.sha256(" ".join([torch.__version__, *flags]).encode())
     for path in _FILES:
         digest.update(path.read_bytes())
-    kept = Path(cpp_extension.get_default_build_root()) / f"assay_native_{digest.hexdigest()[:16]}.so"
+    kept = find_cache_directory() / "kernels" / f"assay_native_{digest.hexdigest()[:16]}.so"
     if not kept.is_file():
         _start_log.info("building the CPU kernels in %s; this happens once for an installation", kept.parent)
         kept.parent.mkdir(parents=True, exist_ok=True)
