@@ -25,6 +25,7 @@ from assay_client.errors import AssayError
 from assay_service import cli
 from assay_service.scoring.layout import TokenSequence
 from assay_service.scoring.model import RewardModel
+from tests.packages import publish
 
 ASSAY = Path(sys.executable).with_name("assay")
 START_S = 120
@@ -92,6 +93,27 @@ def test_a_process_serves_drains_and_ends(tiny: dict[str, Any], tmp_path: Path) 
         assert process.wait(30) in (0, -signal.SIGTERM)
         with pytest.raises(AssayError), RewardClient(url, max_retries=0) as late:
             late.score(items[:1])
+
+
+@pytest.mark.slow
+def test_a_service_without_a_cache_removes_what_it_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path / "site")
+    (tmp_path / "t").mkdir()
+    signal_keys = {
+        "base": "package:tiny_model", "kind": "preference", "score_position": "last_token", "eos": "template",
+        "unfinished": "score", "max_length": 100, "head": {"tokens": [5, 6]},
+    }  # fmt: skip
+    (tmp_path / "service.yaml").write_text(json.dumps({"signals": {"s": signal_keys}}))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *sys.path]))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")  # nobody can write there
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
+    with served(tmp_path / "service.yaml") as (url, process), RewardClient(url) as client:
+        wait_until_ready(client, process)
+        assert client.score([("he", "ll")]).scores()[0] is not None
+        assert list((tmp_path / "t").glob("assay-tiny_model-*/tiny_model-*/model.safetensors"))
+        process.terminate()
+        process.wait(START_S)
+    assert not list((tmp_path / "t").glob("assay-*"))
 
 
 def test_a_port_that_is_taken_ends_the_command_before_anything_is_loaded() -> None:

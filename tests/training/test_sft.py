@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from assay_service.scoring import unpacked
 from assay_service.scoring.item import Message
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.rules import RenderRules
@@ -25,7 +26,7 @@ from assay_training.loop.next_token import NextToken
 from assay_training.models.policy import Policy
 from assay_training.records.record import Dialogue, Text
 from assay_training.sft import SftRun, run
-from tests import checkpoints
+from tests import checkpoints, packages
 from tests.training import tiny
 
 FAST = checkpoints.decoder_tokenizer()
@@ -257,6 +258,23 @@ def test_two_stages_learn_and_leave_a_model_that_transformers_loads(lora: bool, 
     assert written.chat_template == checkpoints.CHATML
     assert written.encode(text) == Tokenizer.from_buffer(law).encode(text).ids == FAST.encode(text)
     assert not (directory / "adapter_config.json").exists()
+
+
+def test_a_policy_is_trained_on_the_model_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages.publish(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(unpacked, "find_cache_directory", lambda: tmp_path / "cache")
+    config, data, out = prepare(tmp_path / "run", base="package:tiny_model", template=None)
+    stage = {"name": "sft", "sources": [{"name": "talk", "format": "dialogues"}]}
+    given = yaml.safe_load(config.read_text())
+    given["stages"] = [stage | {"optimizer": given["stages"][0]["optimizer"]}]
+    config.write_text(yaml.safe_dump(given))
+    directory = run(config, data, out)
+    sft = json.loads((out / "results.json").read_text())["sft"]
+    assert sft["after"]["loss"] < sft["before"]["loss"] - 0.2
+    (base,) = (tmp_path / "cache" / "bases").iterdir()
+    assert (directory / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert AutoTokenizer.from_pretrained(directory).tokenize("\n\n1") == ["ĊĊ", "1"]
 
 
 class Killed(BaseException):
