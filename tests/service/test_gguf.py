@@ -13,9 +13,11 @@ from transformers.integrations.gguf.dequant import GGML_BLOCK, dequantize
 
 from assay_service.errors import StartError
 from assay_service.inspection import inspect
+from assay_service.scoring.base_files import load_base
 from assay_service.scoring.files import resolve
 from assay_service.scoring.gguf_files import read_gguf_rows
 from assay_service.scoring.gguf_header import TYPES, read_gguf_header
+from assay_service.scoring.quantization import Quantization
 from tests import checkpoints
 from tests.service.rounded import check_rounding, score
 from tests.service.test_start import RULES, edit_config, load
@@ -47,6 +49,11 @@ def check_rounded(directory: Path, model: Any, rounded: Any, **declared: Any) ->
     check_rounding(load(directory, gguf_file=FILE, **declared), model, rounded, 1e-5)
 
 
+def read_base(directory: Path, dtype: torch.dtype) -> Any:
+    """The base before kernels put its weights into an order of their own."""
+    return load_base(directory, dtype, torch.device("cpu"), Quantization("gguf", FILE))
+
+
 @pytest.mark.parametrize("architecture", gguf_writer.ARCHITECTURES)
 def test_unrounded_weights_give_the_logit_of_the_model_that_was_converted(architecture: str, tmp_path: Path) -> None:
     """So every renamed, reordered and raised tensor is back in its place."""
@@ -73,8 +80,8 @@ def test_the_weights_are_those_that_transformers_reads(architecture: str, tmp_pa
     config = AutoConfig.from_pretrained(tmp_path)  # the one that they make of a GGUF file has lost keys
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=FILE, config=config, dtype=torch.float32)
     theirs = theirs.base_model
-    served: Any = load(tmp_path, gguf_file=FILE).signals["s"].model
-    ours = {name: tensor for name, tensor in served.base.state_dict().items() if "proj" in name or "norm" in name}
+    base = read_base(tmp_path, torch.float32)
+    ours = {name: tensor for name, tensor in base.state_dict().items() if "proj" in name or "norm" in name}
     assert len(ours) > 10
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs.state_dict()[name]), name
@@ -95,8 +102,7 @@ def test_blocks_have_the_values_that_torch_computes_in_transformers(kind: int, t
 
 def test_a_declared_dtype_rounds_the_dequantized_weights_once(tmp_path: Path) -> None:
     _, rounded = publish(tmp_path)
-    model: Any = load(tmp_path, gguf_file=FILE, dtype="bfloat16").signals["s"].model
-    base = model.base
+    base = read_base(tmp_path, torch.bfloat16)
     name = "layers.1.mlp.down_proj.weight"
     assert torch.equal(base.state_dict()[name], rounded.model.state_dict()[name].bfloat16())
 

@@ -275,6 +275,9 @@ def test_a_policy_is_trained_on_the_model_of_a_package(tmp_path: Path, monkeypat
     (base,) = (tmp_path / "cache" / "bases").iterdir()
     assert (directory / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
     assert AutoTokenizer.from_pretrained(directory).tokenize("\n\n1") == ["ĊĊ", "1"]
+    config.write_text(yaml.safe_dump(given | {"base": "package:no_such_package"}))
+    with pytest.raises(ConfigError, match=r"base: package:no_such_package is not installed; install it$"):
+        run(config, data, out)
 
 
 class Killed(BaseException):
