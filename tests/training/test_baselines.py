@@ -17,6 +17,7 @@ from assay_training.reward_model.baselines import (
     compute_length_features,
     compute_length_logits,
     fit_length,
+    predict_by_linear_head,
     predict_out_of_fold,
 )
 from tests import checkpoints
@@ -170,3 +171,14 @@ def test_frozen_features_are_the_mean_hidden_state_of_the_bare_base(tmp_path: Pa
             with torch.inference_mode():
                 hidden = oracle(input_ids=torch.tensor([sequence.ids])).last_hidden_state[0]
             torch.testing.assert_close(row, hidden.mean(dim=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_a_head_fitted_on_training_records_recovers_a_planted_signal_in_others(pairs: bool) -> None:
+    features, examples, _ = planted(200, pairs=pairs)
+    logits = predict_by_linear_head(features[:150], examples[:150], features[150:], seed=0)
+    assert [len(row) for row in logits] == [3 if pairs else 1] * 50
+    assert accuracy(list(logits), examples[150:]) > 0.9
+    mirrored = [200 - rows for rows in features[:150]]  # about their mean, so that the labels are turned round
+    turned = predict_by_linear_head(mirrored, examples[:150], features[150:], seed=0)
+    assert accuracy(list(turned), examples[150:]) < 0.1

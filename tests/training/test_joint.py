@@ -63,9 +63,22 @@ def test_both_heads_learn_and_one_forward_pass_serves_them_as_trained(lora: bool
     assert models == {"preference": "preference", "absolute": "absolute"}
     assert [line for line in lines if line.startswith('assay_forward_seconds_count{signal="preference+absolute"}')]
     assert not [line for line in lines if line.startswith('assay_forward_seconds_count{signal="absolute"}')]
+    card = (out / "checkpoint/MODEL_CARD.md").read_text()
+    assert "20% of the groups (a group is a question or a first human turn) were held out and tested." in card
+    assert "frozen" not in card.split("## To reproduce")[0].lower()
+    assert card.count("## To reproduce") == 1
+    assert "heads:\n  preference:\n    objective:" in card
     before = (out / "metrics.jsonl").stat().st_mtime_ns
+    path.write_text(path.read_text().replace("held_out: 0.2", "held_out: 0.2\n  frozen_head: 20"))
     run(path, tmp_path / "data", out)  # everything is stored, so nothing is trained again
     assert (out / "metrics.jsonl").stat().st_mtime_ns == before
+    card = (out / "checkpoint/MODEL_CARD.md").read_text()
+    tables = [line for line in card.splitlines() if line.startswith(("| hh_rlhf/helpful-base |", "| diasafety | "))]
+    assert all(line.count(" | ") == 6 for line in (tables[0], tables[1])), tables
+    assert card.count("fitted on at most 20 training records") == 2
+    for name, own in joint.runs.items():
+        frozen = json.loads((out / "heads" / name / "frozen_head.json").read_text())
+        assert [len(row) for row in frozen] == [len(e.sequences) for e in own.select_part(HELD_OUT)]
 
 
 def served(client: TestClient, name: str, example: Example) -> list[float]:

@@ -142,7 +142,11 @@ def facts(kind: str) -> CardFacts:
         "left_out": {"hh_rlhf: empty completion": 5},
     }
     hashes = {"b/x.jsonl.gz": "0b" * 32, "a/x.jsonl.gz": "0a" * 32}
-    return CardFacts(config(kind), "assay train reward --seed", hashes, rendering, 4321, {"torch": "9.8.7"})
+    return CardFacts(config(kind), hashes, rendering, 4321, {"torch": "9.8.7"})
+
+
+def card(kind: str, results: dict[str, Any]) -> str:
+    return render_card([(facts(kind), results)], config(kind), Path("my.yaml"))
 
 
 def estimate(value: float, half: float) -> dict[str, float]:
@@ -155,7 +159,7 @@ def preference_results(difference: dict[str, float], model: dict[str, float]) ->
 
 
 def verdict(results_: dict[str, Any], kind: str = "preference") -> str:
-    (line,) = [line for line in render_card(facts(kind), results_).splitlines() if line.startswith("- feedbackqa: ")]
+    (line,) = [line for line in card(kind, results_).splitlines() if line.startswith("- feedbackqa: ")]
     return line
 
 
@@ -210,7 +214,7 @@ def test_the_verdict_on_an_absolute_model(half: float, expected: str) -> None:
 
 
 def test_a_preference_card_has_everything_needed_to_reproduce_it() -> None:
-    text = render_card(facts("preference"), preference_results(estimate(0.1, 0.05), estimate(0.7, 0.1)))
+    text = card("preference", preference_results(estimate(0.1, 0.05), estimate(0.7, 0.1)))
     row = "| feedbackqa | 200 | 150 | **0.700 [0.600, 0.800]** | 0.550 | 0.600 | +0.100 [+0.050, +0.150] |"
     for expected in (
         *(
@@ -222,7 +226,7 @@ def test_a_preference_card_has_everything_needed_to_reproduce_it() -> None:
         *(
             "refused by the renderer: 4 special_tokens",
             "faulty rows dropped: 5 hh_rlhf: empty completion",
-            "    assay train reward --seed",
+            "    assay train reward --config my.yaml --data DIR",
             "Seed 7; torch 9.8.7",
         ),
         *(f"{'0a' * 32}  a/x.jsonl.gz\n{'0b' * 32}  b/x.jsonl.gz", "learning_rate: "),
@@ -231,7 +235,7 @@ def test_a_preference_card_has_everything_needed_to_reproduce_it() -> None:
 
 
 def test_an_absolute_card_has_a_row_for_every_bucket() -> None:
-    text = render_card(facts("absolute"), absolute_results(0))
+    text = card("absolute", absolute_results(0))
     assert "| diasafety | 30 | AUC | **1.000 [1.000, 1.000]** | " in text
     for bucket, count in (("low", 10), ("mid", 20), ("all", 30)):
         assert text.count(f"| feedbackqa | {bucket} | {count} | ") == 1
@@ -241,9 +245,7 @@ def test_an_absolute_card_has_a_row_for_every_bucket() -> None:
 
 def test_a_card_of_real_results_is_made_of_both_kinds() -> None:
     """Checks that `card` takes what `compute_results` gives."""
-    assert "| all | 8 | 8 | " in render_card(
-        facts("preference"), compute_results(preference_rows(), PREFERENCE, seed=0)
-    )
+    assert "| all | 8 | 8 | " in card("preference", compute_results(preference_rows(), PREFERENCE, seed=0))
 
 
 def test_accuracy_by_strength_counts_pairs_by_quarters_of_the_gap() -> None:
@@ -349,7 +351,7 @@ def test_labels_that_are_all_equal_have_errors_but_no_rank() -> None:
     numbers = compute_results(Rows.of([example.record for example in examples], logits), ABSOLUTE, seed=0)["feedbackqa"]
     assert numbers["rank"] == {"model": None, "length": None, "frozen head": None}
     assert numbers["errors"]["model"]["all"][0] == 3
-    text = render_card(facts("absolute"), {"feedbackqa": numbers})
+    text = card("absolute", {"feedbackqa": numbers})
     assert "| feedbackqa | 3 | Spearman | **-** | - | - | - |" in text
     assert "too alike to be ranked" in text
 

@@ -143,14 +143,19 @@ class Split(Frozen):
         held_out: The share of groups held out: without folds they are tested; with folds they choose hyper-parameters.
         folds: The number of folds into which the other groups are divided; null trains a single model.
         test_folds: The number of folds to test, each by a model trained without it.
+        frozen_head: The most training records that a linear head on the frozen base is fitted on, as a baseline; null
+            skips it. With folds, all training records are used.
     """
 
     held_out: float = Field(gt=0, lt=0.5)
     folds: int | None = Field(None, ge=2)
     test_folds: int | None = Field(None, ge=1)
+    frozen_head: int | None = Field(None, ge=10)
 
     @model_validator(mode="after")
     def _check_folds(self) -> "Split":
+        if self.folds is not None and self.frozen_head is not None:
+            raise ValueError("frozen_head: with folds the head is fitted on all training records; remove it")
         if (self.folds is None) != (self.test_folds is None):
             raise ValueError("folds and test_folds must be set together")
         if self.folds is not None and self.test_folds is not None and self.test_folds > self.folds:

@@ -1,19 +1,22 @@
 """Fit the baselines that a reward model must beat: the completion's length, and a linear head on the frozen encoder.
 
-Both are fitted on the records that the model itself is trained on. The length is fitted source by source, because its
-meaning differs between sources. The head's ridge penalty is the one with the lowest loss on the held-out records.
+Both are fitted on records that the model itself is trained on. The length is fitted source by source, because its
+meaning differs between sources. The head's ridge penalty is the one with the lowest loss on other records than those
+that are tested.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from tqdm import tqdm
 
+from assay_service.scoring.head import Head
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
-from assay_training.algorithms.folds import HELD_OUT
+from assay_training.algorithms.folds import HELD_OUT, assign_fold
 from assay_training.config.model import OptimizerConfig
 from assay_training.data.examples import Example
 from assay_training.models.batches import autocast, cut_token_batches
@@ -72,6 +75,13 @@ class LinearData:
         assert self.better is not None
         assert self.worse is not None
         return -logsigmoid(logits[self.better] - logits[self.worse]).mean()
+
+
+def load_frozen_base(base: Path, device: torch.device) -> RewardModel:
+    """Load a base with a signal `frozen`, whose head is never used: pooling needs a signal on the base."""
+    model = RewardModel.load(base, torch.float32, device)
+    model.add_signal("frozen", Head(torch.ones(1, model.hidden_size), None))
+    return model
 
 
 def compute_frozen_features(
@@ -171,6 +181,30 @@ def predict_out_of_fold(
             if f == fold:
                 logits[i] = (features[i].double() @ weight + bias).tolist()
     return logits
+
+
+def predict_by_linear_head(
+    features: list[torch.Tensor], training: Sequence[Example], tested: Sequence[torch.Tensor], seed: int
+) -> list[list[float]]:
+    """Return the logits of tested examples by a linear head.
+
+    A fifth of the training groups chooses the ridge penalty. The head is then fitted on all of them.
+
+    Args:
+        features: features of each training example's K completions, floating point `[K, d]`.
+        training: training examples, all of them rankings or all labelled items.
+        tested: features of each tested example's K completions, floating point `[K, d]`.
+        seed: seed of the division into fifths.
+
+    Returns:
+        K logits for each tested example.
+    """
+    examples = list(training)
+    chooses = [assign_fold(e.record.group, folds=1, held_out=0.2, seed=seed + 1) == HELD_OUT for e in examples]
+    fitted, dev = _select(features, examples, [not c for c in chooses]), _select(features, examples, chooses)
+    penalty = min(PENALTIES, key=lambda candidate: float(dev.loss(*_fit(fitted, candidate))))
+    weight, bias = _fit(LinearData.build(features, examples), penalty)
+    return [(rows.double() @ weight + bias).tolist() for rows in tested]
 
 
 def _select(features: list[torch.Tensor], examples: list[Example], mask: list[bool]) -> LinearData:

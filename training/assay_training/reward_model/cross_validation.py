@@ -1,13 +1,10 @@
 """Cross-validate a reward model: train the served model, predict out of fold, and report. Each step is resumable."""
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from assay_service.scoring.head import Head
-from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.evaluation import plots
 from assay_training.evaluation.results import FROZEN, LENGTH, MODEL, compute_results
@@ -16,9 +13,11 @@ from assay_training.reward_model.baselines import (
     compute_frozen_features,
     compute_length_logits,
     fit_length,
+    load_frozen_base,
     predict_out_of_fold,
 )
-from assay_training.reward_model.card import CardFacts, render_card
+from assay_training.reward_model.card import CARD, render_card
+from assay_training.reward_model.held_out import collect_facts
 from assay_training.reward_model.run import RewardRun
 from assay_training.reward_model.saving import save_heads
 
@@ -73,9 +72,7 @@ class CrossValidation:
 
     def compute_frozen_features(self) -> list[torch.Tensor]:
         """Compute each example's mean hidden states of the frozen base: fp32 `[K, H]`."""
-        model = RewardModel.load(self.reward.base, torch.float32, self.reward.device)
-        # Pooling needs a signal on the base; the weights of its head are never used.
-        model.add_signal("frozen", Head(torch.ones(1, model.hidden_size), None))
+        model = load_frozen_base(self.reward.base, self.reward.device)
         return compute_frozen_features(model, "frozen", self.reward.examples, self.reward.config.optimizer)
 
     def _predict_fold(self, fold: int) -> list[list[float]]:
@@ -114,16 +111,9 @@ def cross_validate(reward: RewardRun, config_path: Path) -> None:
     )
     numbers = compute_results(rows, reward.config.objective, reward.config.seed)
     reward.run.write_json("results.json", numbers)
-    facts = CardFacts(
-        config=reward.config,
-        command=f"assay train reward --config {config_path} --data DIR",
-        data_sha256=reward.run.read_json("run.json")["data_sha256"],
-        rendering=reward.run.read_json("render.json"),
-        examples=len(reward.examples),
-        versions={name: version(name) for name in ("torch", "transformers", "peft")},
-    )
     if reward.run.writes:
-        (checkpoint / "MODEL_CARD.md").write_text(render_card(facts, numbers))
+        card = render_card([(collect_facts(reward), numbers)], reward.config, config_path)
+        (checkpoint / CARD).write_text(card)
         if rows.labels is None:
             plots.draw_margins(rows, MODEL).savefig(reward.run.path / "margins.png", dpi=120)
     reward.run.forget()

@@ -20,7 +20,7 @@ from assay_training.distributed.sharding import sharding_requested
 from assay_training.loop.step import MicroBatch, Total
 from assay_training.loop.supervised import Schedule, train
 from assay_training.reward_model.objectives import Pairwise, Pointwise
-from assay_training.reward_model.run import RewardRun
+from assay_training.reward_model.run import TESTS_ONLY, RewardRun
 from assay_training.runs.directory import RunDirectory
 
 
@@ -96,7 +96,7 @@ class JointRun:
             raise ConfigError("heads: a run with several heads does not shard its layers; train it in one process")
         self.config = config
         # The runs of the heads record base, template and data; this one records what they share.
-        shared = config.model_dump(mode="json", exclude={"template": True, "base": True})
+        shared = config.model_dump(mode="json", exclude={"template": True, "base": True, "split": TESTS_ONLY})
         self.run = RunDirectory(out, {"config": shared}, writes=get_accelerator().is_main_process)
         self.runs = {
             name: RewardRun(own, data, out / "heads" / name) for name, own in config.build_head_configs().items()

@@ -43,6 +43,7 @@ from assay_training.reward_model.objectives import Pairwise, Pointwise
 from assay_training.reward_model.prediction import predict
 from assay_training.runs.directory import RunDirectory, hash_base
 
+TESTS_ONLY = {"test_folds", "frozen_head"}  # keys of `split`
 STATISTICS_SAMPLE = 500  # examples for the mean and standard deviation of the manifest
 RELOADED_SAMPLE = 16  # examples; a wrong tensor changes the logits of all of them
 # In logits: fp32 rounding stays below it, and a wrong weight changes logits by far more.
@@ -88,13 +89,11 @@ class RewardRun:
         for line in (*lines, *check_equal_ids(report.equal_ids, records, config.max_length)):
             print_once(line)
         check_records(config, records, self._paraphrases)
-        # Everything that decides the result. `test_folds` is missing because it only adds tests to the same run.
+        # Everything that decides the result, without the keys that only add tests to the same run.
         self.run = RunDirectory(
             out,
             {
-                "config": config.model_dump(
-                    mode="json", exclude={"template": True, "base": True, "split": {"test_folds"}}
-                ),
+                "config": config.model_dump(mode="json", exclude={"template": True, "base": True, "split": TESTS_ONLY}),
                 "template": self.template,
                 **hash_base(self.base),
                 "data_sha256": hash_data(data, config.sources, config.mixture),
