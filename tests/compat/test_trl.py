@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "trainer-trl.md"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_grpo.py"
 PROMPTS = ["How do I bake bread?", "The quick brown fox", "Hi", "0 1 2 3"]
 COMPLETIONS = 32  # per step
-AVERAGED = 8  # steps at either end
+AVERAGED = 12  # steps at either end
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": COMPLETIONS,
     "num_generations": 16,
@@ -83,6 +83,7 @@ def check_rise(log: list[dict[str, float]]) -> None:
     """The mean reward of the last steps is above that of the first by at least six standard errors of chance.
 
     Without learning both are means of `AVERAGED * COMPLETIONS` rewards of one distribution, and TRL logs its deviation.
+    The weakest of five seeds, 2, had 13 of them after 40 steps and 21 after 64.
     """
     first, last = log[:AVERAGED], log[-AVERAGED:]
     deviation = max(row["reward_std"] for row in first)
@@ -92,7 +93,7 @@ def check_rise(log: list[dict[str, float]]) -> None:
 
 
 def test_the_reward_of_a_policy_rises(example: Any, url: str, tmp_path: Path) -> None:
-    log = train(example, url, tmp_path, seed=1, steps=32)
+    log = train(example, url, tmp_path, seed=1, steps=40)
     check_rise(log)
     # The service's default is a blend, whose signals are logged beside it: 0.25 * pref + 0.75 * abs.
     for row in log:
@@ -103,7 +104,7 @@ def test_the_reward_of_a_policy_rises(example: Any, url: str, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_reward_rises_with_every_seed(example: Any, url: str, tmp_path: Path, seed: int) -> None:
-    check_rise(train(example, url, tmp_path, seed=seed, steps=48))
+    check_rise(train(example, url, tmp_path, seed=seed, steps=64))
 
 
 def test_the_example_runs_as_a_command(example: Any, url: str, tmp_path: Path) -> None:

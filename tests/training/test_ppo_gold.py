@@ -26,6 +26,7 @@ signals:
 default: proxy
 """
 TOKENIZER = checkpoints.decoder_tokenizer()
+JUDGED = 960  # completions of each policy; their scores differ by more than a weak run gains
 
 
 def worth(text: str) -> int:
@@ -71,7 +72,7 @@ def world(home: Path) -> Iterator[str]:
 def judged(policy: Path, url: str) -> list[float]:
     """Gold scores of what a policy answers to the prompts."""
     engine = TransformersEngine(policy, Sampling(8, 1.0, TOKENIZER.eos_token_id), torch.device("cpu"))
-    prompts = [f"How do I bake {i % 12}?" for i in range(240)]
+    prompts = [f"How do I bake {i % 12}?" for i in range(JUDGED)]
     texts = [[{"role": "user", "content": prompt}] for prompt in prompts]
     asked = [tuple(TOKENIZER.apply_chat_template(of, add_generation_prompt=True)["input_ids"]) for of in texts]
     said = [TOKENIZER.decode(of.ids, skip_special_tokens=True) for of in engine.generate(asked, seed=0)]
@@ -80,16 +81,31 @@ def judged(policy: Path, url: str) -> list[float]:
         return list(client.score(items, model="gold").scores())
 
 
+@pytest.fixture(scope="module")
+def before(home: Path, world: str) -> list[float]:
+    """Gold scores of the untrained policy."""
+    return judged(home / "policy", world)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_gold_score_rises_though_nobody_optimises_it(home: Path, world: str, seed: int, tmp_path: Path) -> None:
-    """By more than three standard errors, with every seed."""
+def test_the_gold_score_rises_though_nobody_optimises_it(
+    home: Path, world: str, before: list[float], seed: int, tmp_path: Path
+) -> None:
+    """By more than three standard errors, with every seed.
+
+    Each machine rounds differently, so that both reward models and the policy take another path. Four pairs of reward
+    models with three seeds each gained 12.8 to 64 standard errors, 48 in the median. With 25 steps and 240 completions
+    it was 2.9 at worst: the KL had reached only 2.5 nats.
+    """
     go(
-        home, world, tmp_path / "run", steps=25, seed=seed, reward={"model": "proxy"},
+        home, world, tmp_path / "run", steps=60, seed=seed, reward={"model": "proxy"},
         kl={"coef": 0.3, "target": None},
         rollout={"completions": 64, "chunk_completions": 64}, ppo={"epochs": 4, "mini_batch": 32},
-        optimizer={"learning_rate": 3e-3, "checkpoint_steps": 25},
+        optimizer={"learning_rate": 3e-3, "checkpoint_steps": 60},
     )  # fmt: skip
-    before, after = judged(home / "policy", world), judged(tmp_path / "run" / "checkpoint", world)
+    after = judged(tmp_path / "run" / "checkpoint", world)
     error = (statistics.variance(before) / len(before) + statistics.variance(after) / len(after)) ** 0.5
-    assert statistics.fmean(after) - statistics.fmean(before) > 3 * error
+    gain = statistics.fmean(after) - statistics.fmean(before)
+    print(f"gold score +{gain:.2f}, standard error {error:.3f}")  # noqa: T201
+    assert gain > 3 * error
