@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from assay_client.client import RewardClient
 from assay_client.in_process import AppTransport
@@ -46,6 +47,22 @@ def test_against_the_embedded_service_they_stop_before_anything_is_sampled(tmp_p
             with pytest.raises(ConfigError, match="preference: adapter_sha256 is 89afa757c45c28e6, not 38a5e97d5bcb"):
                 run(config, EXAMPLES, tmp_path / kind, client).go()
             assert not (tmp_path / kind / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_smollm2_takes_a_step_on_the_embedded_blend(tmp_path: Path) -> None:
+    """A shorter one than that of the example, which has 16 completions of up to 64 tokens."""
+    keys = yaml.safe_load((EXAMPLES / "ppo-smollm2.yaml").read_text())
+    keys["rollout"] |= {"completions": 4, "chunk_completions": 4, "max_new_tokens": 8}
+    keys |= {"steps": 1, "ppo": keys["ppo"] | {"mini_batch": 4}}
+    keys["optimizer"] |= {"compute_dtype": "float32"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(keys))
+    app = create_app(settings.read_settings(settings.EMBEDDED))
+    with RewardClient("http://assay.test", transport=AppTransport(app)) as client:
+        PpoRun(read(tmp_path / "run.yaml", PpoConfig), EXAMPLES, tmp_path / "out", client).go()
+    (row,) = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    assert row["kl"] == pytest.approx(0, abs=0.1)  # the policy of the first step is the reference itself
+    assert -4 <= row["score"] <= 4  # clipped there
 
 
 @pytest.mark.slow
