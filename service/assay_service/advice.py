@@ -19,7 +19,7 @@ _ADVICE: Mapping[str, str] = {
     "score_position": (
         "the tokens that the head reads: `last_non_pad_id` for …ForSequenceClassification (TRL), `last_token` for "
         "OpenRLHF and LLaMA-Factory, `pooler` or `first_token` for encoders, `steps` for process rewards, with keys "
-        "`steps` and `aggregate`. /v1/render shows which tokens are read"
+        "`steps` and `aggregate`, `completion_tokens` for `head.likelihood`. /v1/render shows which tokens are read"
     ),
     "head": (
         "what the template prints between prompt and completion, as text; the gate reads its first token. For Llama 3 "
@@ -44,7 +44,8 @@ _ADVICE: Mapping[str, str] = {
     ),
     "head.tokens": (
         "the token whose logit is the reward, or two for the difference of their logits. If this is only the base of a "
-        "LoRA reward model, remove `head` and declare the `adapter`"
+        "LoRA reward model, remove `head` and declare the `adapter`. To score without a trained head, declare "
+        "`head: {likelihood: sum}`"
     ),
     "code": (
         "`ignore` if the remote code that config.json names (`auto_map`) computes what transformers' own model "

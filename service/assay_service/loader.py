@@ -94,7 +94,7 @@ class _Loader:
 
     def load_signal(self, name: str, resolved: ResolvedSignal) -> Signal:
         """Load one signal and compare it with the hashes of its manifest."""
-        base, settings = resolved.base, resolved.settings
+        base, settings, head_rule = resolved.base, resolved.settings, resolved.head
         for warning in resolved.warnings:
             _log.warning("signals.%s: %s", name, warning)
         # With several adapters, only the first one was trained on the plain base.
@@ -132,7 +132,7 @@ class _Loader:
         )
         return Signal(
             *(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader),
-            ReadingRule(resolved.head.has_std, resolved.aggregate, as_probabilities=resolved.kind == "absolute"),
+            ReadingRule(head_rule.has_std, resolved.aggregate, resolved.kind == "absolute", head_rule.likelihood),
             resolved.preset,
         )
 
@@ -161,7 +161,7 @@ class _Loader:
         """Load the base of a signal, unless another signal has it, and add the signal's adapters and head to it."""
         model = self._load_model(resolved, getattr(torch, resolved.dtype), _choose_device(resolved.settings.device))
         adapters, head = read_weights(resolved)
-        model.add_signal(name, build_head(head, model.hidden_size), *adapters)
+        model.add_signal(name, build_head(head, resolved.head, model), *adapters)
         _log.info(
             "signals.%s: takes %.1f MiB of memory in addition to its base", name, model.count_own_bytes(name) / 2**20
         )
@@ -227,9 +227,12 @@ def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
             longest.setdefault(signal.model, {})[name] = signal.renderer.rules.max_length
     stepwise = {name for name, signal in signals.items() if signal.renderer.rules.steps is not None}
     gated = {name for name, signal in signals.items() if signal.renderer.rules.gate is not None}
+    predicting = {
+        name for name, signal in signals.items() if signal.renderer.rules.score_position == "completion_tokens"
+    }
     proved: dict[str, bool] = {}
     for model, names in longest.items():
-        proved |= make_invariant(model, names, stepwise, gated)
+        proved |= make_invariant(model, names, stepwise, gated, predicting)
     return dict.fromkeys(signals, False) | proved  # vLLM plans its batches by itself, so nothing is tested there
 
 

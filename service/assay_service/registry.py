@@ -190,9 +190,10 @@ def _describe(signal: Signal) -> dict[str, Any]:
     """Return everything that decides a signal's logits besides the text, for the fingerprint."""
     rules = asdict(replace(signal.renderer.rules, steps=None))
     del rules["steps"]
-    if rules["gate"] is None:
-        del rules["gate"]
     # Left out where there are none, so that other signals keep the fingerprint that they had before.
+    rules = {key: rule for key, rule in rules.items() if rule is not None or key not in ("gate", "neutral_prompt")}
+    if signal.reading.likelihood is not None:
+        rules["likelihood"] = signal.reading.likelihood
     if (steps := signal.renderer.rules.steps) is not None:
         rules |= {"steps": steps.model_dump(), "aggregate": signal.reading.aggregate}
     return {

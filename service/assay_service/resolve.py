@@ -17,7 +17,7 @@ from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
 from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.head_layouts import HeadLayout, recognize_layout
-from assay_service.scoring.head_rule import HeadRule, check_network, decide_gate, decide_output, select_claims
+from assay_service.scoring.head_rule import HeadRule, check_head, decide_gate, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
 from assay_service.scoring.names import read_shapes
 from assay_service.scoring.quantization import Quantization, decide_quantization
@@ -159,7 +159,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     head, claims, gate = HeadRule(), located.claims, None
     with problems.collected():
         outputs = decide_output(settings.output, claims, config)
-        head = HeadRule(outputs, () if settings.head is None else settings.head.tokens or ())
+        head = HeadRule(outputs) if settings.head is None else settings.head.build_rule(outputs)
         claims = select_claims(claims, outputs)
     # Each check has a block of its own, so that one wrong key does not hide the others.
     with problems.collected("base"):
@@ -181,7 +181,8 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         kind: Kind = settle("kind", settings.kind, claims.kind)
     with problems.collected():
         rules = replace(decide_rules(settings, located, template), gate=gate)
-        check_network(head, rules.score_position, settings.engine)
+        claimed = settings.kind or claims.kind
+        check_head(head, rules.score_position, claimed, settings.engine, is_classifier=located.is_classifier)
     with problems.collected():
         moments = decide_moments(settings, claims, config)
     with problems.collected():
@@ -216,7 +217,7 @@ def _find_layout(settings: SignalSettings, located: SignalFiles) -> HeadLayout |
     if settings.gguf_file is not None:  # llama.cpp's format has no place for such a head
         return None
     shapes = read_shapes(weights)
-    if located.adapters or (settings.head is not None and settings.head.tokens is not None):
+    if located.adapters or (settings.head is not None and settings.head.gate is None):
         return None
     return recognize_layout(shapes, located.config, located.base)
 

@@ -9,12 +9,13 @@ from assay_service.resolve import ResolvedSignal
 from assay_service.scoring import checkpoint, files, gguf_files, gguf_header, names, tokenizer
 from assay_service.scoring.architectures import ARCHITECTURES, Architecture, read_activation
 from assay_service.scoring.head import Dense, Head, checked
-from assay_service.scoring.head_files import check_logits, read_token_rows, select_output
-from assay_service.scoring.head_modules import NetworkHead, build_network
+from assay_service.scoring.head_files import check_logits, read_output_rows, select_output
+from assay_service.scoring.head_modules import build_network
 from assay_service.scoring.head_rule import HeadRule
 from assay_service.scoring.language_models import EMBEDDINGS, OUTPUT_LAYERS
 from assay_service.scoring.manifest import ScorePosition
 from assay_service.scoring.missing_head import why_no_head
+from assay_service.scoring.model import AnyHead, RewardModel
 from assay_service.scoring.network_files import NetworkTensors, read_network
 
 StoredHead = checkpoint.HeadTensors | NetworkTensors
@@ -28,6 +29,8 @@ def read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], St
     """
     if (layout := resolved.head.layout) is not None:
         return [], read_network(resolved.weights, layout, resolved.head.objective)
+    if resolved.head.likelihood is not None:
+        return _read_output_layer(resolved, "head.likelihood", None)
     adapters, head = _read_tokens(resolved) if resolved.head.tokens else _read_head(resolved)
     architecture = ARCHITECTURES[resolved.config["model_type"]]
     position = resolved.rules.score_position
@@ -39,20 +42,25 @@ def read_weights(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], St
     return adapters, select_output(head, resolved.head)
 
 
-def build_head(tensors: StoredHead, hidden_size: int) -> Head | NetworkHead:
-    """Return the head of these tensors as a module, in fp32.
+def build_head(tensors: StoredHead, rule: HeadRule, model: RewardModel) -> AnyHead:
+    """Return the head of these tensors as a module, in fp32; an output layer keeps the base's dtype.
 
     Args:
         tensors: tensors of the head.
-        hidden_size: width of the base's hidden states.
+        rule: part of the head that the signal reads.
+        model: model on whose base the head is.
 
     Raises:
         StartError: the head does not fit the base, or was never trained; the message names the tensor.
     """
     if isinstance(tensors, NetworkTensors):
         return build_network(tensors)
+    if rule.likelihood is not None:
+        if tensors.weight.shape[1] != model.hidden_size:
+            raise StartError(f"{tensors.name}: has rows of {tensors.weight.shape[1]}, not {model.hidden_size} numbers")
+        return model.share_output_layer(None if _is_tied(tensors) else tensors.weight)
     dense = None if tensors.dense is None else Dense(tensors.dense, tensors.activation, tensors.epsilon)
-    return checked(Head(tensors.weight, tensors.bias, dense), hidden_size, tensors.name)
+    return checked(Head(tensors.weight, tensors.bias, dense), model.hidden_size, tensors.name)
 
 
 def _read_head(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
@@ -97,7 +105,6 @@ def _read_gguf_head(gguf: Path, beside: Sequence[Path], also: str | None) -> che
 
 def _read_tokens(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
     """Read the rows of the base's output layer for the declared tokens."""
-    adapters = [checkpoint.read_adapter(directory)[0] for directory in resolved.adapters]
     encoder = tokenizer.load(resolved.tokenizer).backend_tokenizer
     ids: list[int] = []
     for token in resolved.head.tokens:
@@ -107,18 +114,36 @@ def _read_tokens(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], ch
                 f"head.tokens: {token!r} is {len(found)} tokens ({found}), not one; a leading space often belongs to it"
             )
         ids += found
-    check_logits(resolved.config)
+    adapters, rows = _read_output_layer(resolved, "head.tokens", ids)
+    return adapters, select_output(rows, HeadRule(tuple(range(len(ids)))))
+
+
+def _read_output_layer(
+    resolved: ResolvedSignal, key: str, ids: Sequence[int] | None
+) -> tuple[list[checkpoint.Adapter], checkpoint.HeadTensors]:
+    """Read the adapters, and the rows of the base's output layer for these ids, or for all if `ids` is None.
+
+    Raises:
+        StartError: the base is no causal language model whose logits these rows give, or an adapter changes them.
+    """
+    if not ARCHITECTURES[resolved.config["model_type"]].causal:
+        raise StartError(f"{key}: is for causal language models; {resolved.config['model_type']!r} is an encoder")
+    adapters = [checkpoint.read_adapter(directory)[0] for directory in resolved.adapters]
+    check_logits(resolved.config, key)
     if resolved.gguf is None:
-        rows = read_token_rows(resolved.weights, resolved.config, ids)
+        rows = read_output_rows(resolved.weights, resolved.config, key, ids)
     else:
-        rows = gguf_files.read_gguf_rows(resolved.gguf, ids)
-    head = select_output(rows, HeadRule(tuple(range(len(ids)))))
-    tied = not set(EMBEDDINGS).isdisjoint(head.name.split("."))
-    changing = {*OUTPUT_LAYERS, *(EMBEDDINGS if tied else ())}
+        rows = gguf_files.read_gguf_rows(resolved.gguf, key, ids)
+    changing = {*OUTPUT_LAYERS, *(EMBEDDINGS if _is_tied(rows) else ())}
     adapted = sorted(name for adapter in adapters for name in adapter.tensors if changing & {*name.split(".")})
     if adapted:
-        raise StartError(f"head.tokens: {adapted[0]} adapts the output layer; merge the adapter into its base first")
-    return adapters, head
+        raise StartError(f"{key}: {adapted[0]} adapts the output layer; merge the adapter into its base first")
+    return adapters, rows
+
+
+def _is_tied(rows: checkpoint.HeadTensors) -> bool:
+    """Return whether rows of an output layer are those of the embedding, by their name."""
+    return not set(EMBEDDINGS).isdisjoint(rows.name.partition("[")[0].split("."))
 
 
 def _explain_no_head(resolved: ResolvedSignal, weights: Sequence[Path]) -> str:

@@ -81,6 +81,7 @@ def decide_rules(settings: SignalSettings, located: SignalFiles, template: str) 
         reasoning=reasoning,
         reasoning_tags=tags,
         steps=steps,
+        neutral_prompt=settings.neutral_prompt,
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from assay_service import preset, preset_keys
 from assay_service.errors import StartError
 from assay_service.scoring.blend import Blend, LengthPenalty, Standardise
-from assay_service.scoring.head_rule import OutputKey
+from assay_service.scoring.head_rule import HeadRule, OutputKey
 from assay_service.scoring.manifest import (
     ControlTokenPolicy,
     DroppedContent,
@@ -22,7 +22,7 @@ from assay_service.scoring.manifest import (
     Unfinished,
 )
 from assay_service.scoring.quantization import Method
-from assay_service.scoring.reading import Aggregate
+from assay_service.scoring.reading import Aggregate, Likelihood
 from assay_service.validation import DEVICE_PATTERN, NAME_PATTERN, check_one_or_several, check_output, check_tokens
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -43,16 +43,23 @@ class HeadSettings(Frozen):
         tokens: rows of a language model's output layer that are the head: one token, whose logit is the reward; or two,
             for the logit of the first minus that of the second. Each is a text that is one token, or an id.
         gate: text that the template prints between prompt and completion; a gating network reads its first token.
+        likelihood: the logit is the log-probability of the completion under the language model: the sum over its
+            tokens, or the mean.
     """
 
     tokens: Annotated[tuple[str | int, ...] | None, BeforeValidator(check_tokens)] = None
     gate: str | None = Field(None, min_length=1)
+    likelihood: Likelihood | None = None
 
     @model_validator(mode="after")
     def _check_one(self) -> "HeadSettings":
-        if (self.tokens is None) == (self.gate is None):
-            raise ValueError("declare `tokens`, or `gate` for a head with a gating network")
+        if sum(key is not None for key in (self.tokens, self.gate, self.likelihood)) != 1:
+            raise ValueError("declare one of `tokens`, `likelihood`, and `gate` for a head with a gating network")
         return self
+
+    def build_rule(self, outputs: tuple[int, ...]) -> HeadRule:
+        """Return what is read of the head, of which `outputs` are declared beside these settings."""
+        return HeadRule(outputs, self.tokens or (), self.likelihood)
 
 
 class SignalSettings(Frozen):
@@ -80,8 +87,8 @@ class SignalSettings(Frozen):
         template_name: name of one of the checkpoint's chat templates; None takes the one called "default".
         bos: `add` puts the tokenizer's BOS in front of the template's text, as tokenizers do by themselves.
         score_position: the tokens that the head reads.
-        head: tokens of a language model's output layer that are the head, or the place that a gating network reads;
-            None takes the checkpoint's own head as it is.
+        head: tokens of a language model's output layer that are the head, the likelihood under that model, or the place
+            that a gating network reads; None takes the checkpoint's own head as it is.
         output: output of a head with several: its number, its name, or two numbers whose difference is the logit.
         pad_token_id: the id that `score_position: last_non_pad_id` skips.
         token_types: rule for the types (segments) of tokens, for bases that have several.
@@ -97,6 +104,8 @@ class SignalSettings(Frozen):
         reasoning_tags: the two tags that enclose reasoning; None takes `<think>` and `</think>`.
         steps: rules by which steps are read, for `score_position: steps`.
         aggregate: rule that makes one logit of those of the steps.
+        neutral_prompt: text of a user's turn that is rendered in place of the messages before the completion; None
+            renders those messages.
     """
 
     preset: str | None = None
@@ -132,6 +141,7 @@ class SignalSettings(Frozen):
     reasoning_tags: tuple[Tag, Tag] | None = None
     steps: StepRules | None = None
     aggregate: Aggregate | None = None
+    neutral_prompt: str | None = Field(None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -151,8 +161,8 @@ class SignalSettings(Frozen):
 
     @model_validator(mode="after")
     def _check_head(self) -> "SignalSettings":
-        if self.head is not None and self.head.tokens is not None and self.output is not None:
-            raise ValueError("output: is for a head of its own; with `head.tokens` the tokens say what is read")
+        if self.head is not None and self.head.gate is None and self.output is not None:
+            raise ValueError("output: is for a head of its own; `head.tokens` and `head.likelihood` have one output")
         return self
 
     @model_validator(mode="after")

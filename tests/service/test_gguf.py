@@ -94,7 +94,7 @@ def test_blocks_have_the_values_that_torch_computes_in_transformers(kind: int, t
     blocks = torch.randint(0, 256, (6, 4 * size), generator=torch.Generator().manual_seed(kind), dtype=torch.uint8)
     gguf_writer.write_blocks(tmp_path / FILE, "output.weight", blocks.numpy(), kind)
     expected = dequantize(blocks.flatten(), kind).reshape(6, 4 * values)[[5, 0]]
-    read = read_gguf_rows(tmp_path / FILE, [5, 0])
+    read = read_gguf_rows(tmp_path / FILE, "head.tokens", [5, 0])
     assert read.weight.shape == (2, 4 * values)
     assert torch.allclose(read.weight, expected, rtol=1e-6, atol=0, equal_nan=True)
     assert TYPES[kind][1:] == GGML_BLOCK[kind]

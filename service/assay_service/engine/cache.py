@@ -24,8 +24,8 @@ NUMBER_BYTES = 36
 def compute_key(identity: str, sequence: TokenSequence) -> bytes:
     """Return the SHA-256, 32 bytes, of everything that decides a logit.
 
-    Prompt, completion, truncation and finish reason are all in the ids, the boundary, the spans that heads read and the
-    position at which the second segment begins.
+    Prompt, completion, truncation and finish reason are all in the ids, the boundary, the spans that heads read, how
+    they are read, and the position at which the second segment begins.
 
     Args:
         identity: fingerprint of everything that decides the logits of the trunk besides the sequence.
@@ -36,7 +36,7 @@ def compute_key(identity: str, sequence: TokenSequence) -> bytes:
     spans = [place for span in (sequence.score, *sequence.later_steps) for place in (span.start, span.end)]
     # The numbers have a fixed width and each variable part but the last follows its length, so no two sequences give
     # the same bytes.
-    numbers = array("q", (sequence.boundary, second, gate, len(spans), *spans, *sequence.ids))
+    numbers = array("q", (sequence.boundary, second, gate, sequence.predicts, len(spans), *spans, *sequence.ids))
     return hashlib.sha256(f"{identity}\n".encode() + numbers.tobytes()).digest()
 
 

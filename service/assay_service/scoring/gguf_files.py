@@ -69,12 +69,13 @@ def read_gguf_head(path: Path) -> HeadTensors | None:
     return HeadTensors(HEAD, weight, bias)
 
 
-def read_gguf_rows(path: Path, ids: Sequence[int]) -> HeadTensors:
+def read_gguf_rows(path: Path, key: str, ids: Sequence[int] | None) -> HeadTensors:
     """Return rows of a language model's output layer; without one of its own, llama.cpp takes the embeddings.
 
     Args:
         path: GGUF file.
-        ids: ids of tokens.
+        key: name of the declared key, for errors.
+        ids: ids of tokens; None reads the rows of all tokens.
 
     Raises:
         StartError: the file is broken, or has no such rows.
@@ -82,10 +83,12 @@ def read_gguf_rows(path: Path, ids: Sequence[int]) -> HeadTensors:
     header = read_gguf_header(path)
     name, called = (OUTPUT, "lm_head") if OUTPUT in header.tensors else (EMBEDDING, "embed_tokens")
     if name not in header.tensors:
-        raise StartError(f"head.tokens: {path} has neither {OUTPUT} nor {EMBEDDING}")
-    if max(ids) >= header.tensors[name].shape[0]:
-        raise StartError(f"head.tokens: {name} has no row {max(ids)}; check the tokenizer of the checkpoint")
-    return HeadTensors(f"{called}.weight{list(ids)}", torch.from_numpy(dequantize(header, name, ids)), None)
+        raise StartError(f"{key}: {path} has neither {OUTPUT} nor {EMBEDDING}")
+    if ids is not None and max(ids) >= header.tensors[name].shape[0]:
+        raise StartError(f"{key}: {name} has no row {max(ids)}; check the tokenizer of the checkpoint")
+    return HeadTensors(
+        f"{called}.weight{'' if ids is None else list(ids)}", torch.from_numpy(dequantize(header, name, ids)), None
+    )
 
 
 class _Stored(LazyTensor):

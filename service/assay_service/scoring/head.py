@@ -97,6 +97,8 @@ def pool(hidden: torch.Tensor, spans: tuple[tuple[Span, ...], ...]) -> torch.Ten
         hidden: hidden states of a row, `[1, T, H]`.
         spans: pieces of each of the `n` spans in the row.
     """
+    if all(len(pieces) == 1 and pieces[0].tokens == 1 for pieces in spans):  # nothing to average
+        return hidden[0][torch.tensor([pieces[0].start for pieces in spans], device=hidden.device)].float()
     places = dict.fromkeys(piece for pieces in spans for piece in pieces)
     index = torch.cat([torch.arange(place.start, place.end) for place in places]).to(hidden.device)
     # One gather and one split: each slice would cost the backward pass a tensor of the whole row.

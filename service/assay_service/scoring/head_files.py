@@ -43,8 +43,12 @@ def select_output(head: HeadTensors, rule: HeadRule) -> HeadTensors:
     return replace(head, weight=_combine(head.weight, rule.outputs), bias=bias)
 
 
-def check_logits(config: Mapping[str, Any]) -> None:
+def check_logits(config: Mapping[str, Any], key: str) -> None:
     """Refuse a language model that changes its logits after the output layer.
+
+    Args:
+        config: its `config.json`.
+        key: name of the declared key, for errors.
 
     Raises:
         StartError: it does; the message names the key of `config.json`.
@@ -54,44 +58,47 @@ def check_logits(config: Mapping[str, Any]) -> None:
     changed = [key for key in _LOGIT_KEYS if config.get(key, getattr(defaults, key, None)) not in (None, 1, 1.0)]
     if changed:
         raise StartError(
-            f"head.tokens: this model changes its logits by {changed[0]} of config.json; rows of its output layer are "
-            "not its logits, so they are not served"
+            f"{key}: this model changes its logits by {changed[0]} of config.json; rows of its output layer are not "
+            "its logits, so they are not served"
         )
 
 
-def read_token_rows(files: Iterable[Path], config: Mapping[str, Any], ids: Sequence[int]) -> HeadTensors:
+def read_output_rows(
+    files: Iterable[Path], config: Mapping[str, Any], key: str, ids: Sequence[int] | None
+) -> HeadTensors:
     """Return rows of a language model's output layer as a head with an output for each.
 
     Args:
         files: safetensors files of the language model.
         config: its `config.json`.
-        ids: ids of tokens.
+        key: name of the declared key, for errors.
+        ids: ids of tokens; None reads the rows of all tokens.
 
     Raises:
         StartError: there is no output layer, it lacks a row, or it is quantized.
     """
     files = list(files)
-    _refuse_bias(files)
+    _refuse_bias(files, key)
     for path, name in _find_output_layer(files, config):
         with safe_open(path, framework="pt") as tensors:
             rows = tensors.get_slice(name)
-            if max(ids) >= rows.get_shape()[0]:
-                raise StartError(f"head.tokens: {name} has no row {max(ids)}; check the tokenizer of the checkpoint")
-            weight = torch.cat([rows[id_ : id_ + 1] for id_ in ids])
+            if ids is not None and max(ids) >= rows.get_shape()[0]:
+                raise StartError(f"{key}: {name} has no row {max(ids)}; check the tokenizer of the checkpoint")
+            weight = rows[:] if ids is None else torch.cat([rows[id_ : id_ + 1] for id_ in ids])
             check_plain(name, weight)
-        return HeadTensors(f"{name}{list(ids)}", weight, None)
+        return HeadTensors(name if ids is None else f"{name}{list(ids)}", weight, None)
     raise StartError(
-        f"head.tokens: the checkpoint has neither {' nor '.join(f'{name}.weight' for name in OUTPUT_LAYERS)}, and its "
+        f"{key}: the checkpoint has neither {' nor '.join(f'{name}.weight' for name in OUTPUT_LAYERS)}, and its "
         "config.json does not tie the output layer to the embeddings"
     )
 
 
-def _refuse_bias(files: Iterable[Path]) -> None:
+def _refuse_bias(files: Iterable[Path], key: str) -> None:
     """Refuse a bias of the output layer: transformers' classes of the served architectures would ignore it."""
     for name in read_shapes(files):
         if unwrap_name(name) in {f"{module}.bias" for module in OUTPUT_LAYERS}:
             raise StartError(
-                f"head.tokens: {name} is a bias, which transformers' language model of this architecture does not "
+                f"{key}: {name} is a bias, which transformers' language model of this architecture does not "
                 "have; save the checkpoint without it if it was not trained"
             )
 

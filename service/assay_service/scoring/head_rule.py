@@ -7,7 +7,8 @@ from typing import Any
 from assay_service.advice import get_advice
 from assay_service.errors import StartError
 from assay_service.scoring.head_layouts import HeadLayout
-from assay_service.scoring.manifest import Manifest, ScorePosition
+from assay_service.scoring.manifest import Kind, Manifest, ScorePosition
+from assay_service.scoring.reading import Likelihood
 
 OutputKey = int | str | tuple[int, int]
 
@@ -21,12 +22,15 @@ class HeadRule:
             sigmoid of their difference. Empty for a head with one output.
         tokens: one or two tokens, as text or id: the rows of a language model's output layer that are read in the same
             way. Empty for a head of its own.
+        likelihood: whether the log-probability of the completion is summed over its tokens or averaged; None for any
+            other head.
         layout: parts of a head with a gating network; None for any other head. One output is then one objective, and
             without one the weighted sum of all is read.
     """
 
     outputs: tuple[int, ...] = ()
     tokens: tuple[str | int, ...] = ()
+    likelihood: Likelihood | None = None
     layout: HeadLayout | None = None
 
     @property
@@ -40,19 +44,53 @@ class HeadRule:
         return self.layout is not None and self.layout.has_std(self.objective)
 
 
-def check_network(rule: HeadRule, position: ScorePosition, engine: str) -> None:
-    """Refuse what a head with a gating network cannot be read with.
+def check_head(rule: HeadRule, position: ScorePosition, kind: Kind | None, engine: str, *, is_classifier: bool) -> None:
+    """Refuse what a likelihood, or a head with a gating network, cannot be read with.
+
+    Args:
+        rule: part of the head that the signal reads.
+        position: score position of the signal.
+        kind: declared or claimed meaning of the logit; None if it is not known.
+        engine: engine of the forward pass.
+        is_classifier: whether the checkpoint was trained as a classifier.
 
     Raises:
-        StartError: the head has no such objective, or the position or the engine does not serve it.
+        StartError: the checkpoint has no such head, or a key does not fit to it.
     """
-    if rule.layout is None:
-        return
+    if rule.likelihood is not None:
+        _check_likelihood(position, kind, is_classifier=is_classifier)
+    elif position == "completion_tokens":
+        raise StartError(
+            "score_position: completion_tokens is only for `head: {likelihood: sum}` or `mean`; declare that head, or "
+            "another position"
+        )
+    if rule.layout is not None:
+        _check_network(rule, rule.layout, position, engine)
+
+
+def _check_likelihood(position: ScorePosition, kind: Kind | None, *, is_classifier: bool) -> None:
+    if is_classifier:
+        raise StartError(
+            "head.likelihood: is for causal language models, and this checkpoint was trained as a classifier; remove "
+            "`head`, or declare the language model as `base`"
+        )
+    if position != "completion_tokens":
+        raise StartError(
+            f"score_position: must be completion_tokens with `head.likelihood`, not {position}: the probability of a "
+            "completion is read at all of its tokens"
+        )
+    if kind == "absolute":
+        raise StartError(
+            "kind: must be preference with `head.likelihood`: the sigmoid of a log-probability is not a quality"
+        )
+
+
+def _check_network(rule: HeadRule, layout: HeadLayout, position: ScorePosition, engine: str) -> None:
     if len(rule.outputs) > 1:
         raise StartError("output: a difference is only for linear heads; declare one objective, or none for the score")
-    if rule.objective is not None and rule.objective >= rule.layout.objectives:
+    if rule.objective is not None and rule.objective >= layout.objectives:
         raise StartError(
-            f"output: {rule.objective} is declared, but the head has objectives 0 to {rule.layout.objectives - 1}"
+            f"output: {rule.objective} is declared, but the head has objectives 0 to {layout.objectives - 1}"
         )
     if position in ("steps", "pooler", "mean_pooler"):
         raise StartError(f"score_position: {position} does not work with a head that has a gating network")

@@ -22,7 +22,13 @@ _MOST_STEPS = 40
 
 
 def is_invariant(
-    model: RewardModel, name: str, longest_tokens: int, *, steps: bool = False, gate: bool = False
+    model: RewardModel,
+    name: str,
+    longest_tokens: int,
+    *,
+    steps: bool = False,
+    gate: bool = False,
+    predicts: bool = False,
 ) -> bool:
     """Return whether signal `name` gives random sequences the same bits in every batch that is tried.
 
@@ -34,6 +40,7 @@ def is_invariant(
         longest_tokens: largest number of tokens of a sequence.
         steps: whether the signal reads several tokens of a sequence.
         gate: whether the signal reads a token of the prompt as well.
+        predicts: whether the signal predicts every token of the completion.
     """
     generator = random.Random(0)  # noqa: S311 - the ids are not a secret, and every start tries the same ones
     sequences = _draw_sequences(generator, model.get_vocabulary_size(name), longest_tokens, pairs=model.token_types > 1)
@@ -41,6 +48,8 @@ def is_invariant(
         sequences += [_add_steps(generator, sequence) for sequence in sequences]
     if gate:
         sequences = [replace(s, gate=generator.randrange(s.boundary or 1)) for s in sequences]
+    if predicts:
+        sequences = [replace(s, score=Span(max(s.boundary, 1) - 1, len(s.ids) - 1), predicts=True) for s in sequences]
     order = generator.sample(range(len(sequences)), len(sequences))
     half = len(sequences) // 2
     with torch.inference_mode():
@@ -57,6 +66,7 @@ def make_invariant(
     longest_tokens: Mapping[str, int],
     stepwise: Collection[str] = (),
     gated: Collection[str] = (),
+    predicting: Collection[str] = (),
 ) -> dict[str, bool]:
     """Make the signals of `model` invariant as far as this machine can, and return for which of them the check holds.
 
@@ -65,13 +75,16 @@ def make_invariant(
         longest_tokens: largest number of tokens of a sequence, keyed by signal.
         stepwise: signals that read several tokens of a sequence.
         gated: signals that read a token of the prompt as well.
+        predicting: signals that predict every token of the completion.
     """
     try:
         model.make_invariant()
     except NotInvariant:
         return dict.fromkeys(longest_tokens, False)
     return {
-        name: is_invariant(model, name, longest, steps=name in stepwise, gate=name in gated)
+        name: is_invariant(
+            model, name, longest, steps=name in stepwise, gate=name in gated, predicts=name in predicting
+        )
         for name, longest in longest_tokens.items()
     }
 

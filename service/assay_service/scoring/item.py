@@ -111,6 +111,10 @@ class Item:
         """Return an item with one user message as its prompt."""
         return cls((Message("user", prompt), Message("assistant", completion)), finish_reason)
 
+    def replace_prompt(self, text: str) -> "Item":
+        """Return the item with one user message in place of its prompt; an item without a prompt stays as it is."""
+        return replace(self, messages=(Message("user", text), self.messages[-1])) if self.prompt else self
+
     @property
     def prompt(self) -> tuple[Message, ...]:
         """Return all messages before the completion."""

@@ -44,6 +44,7 @@ class TokenSequence:
         second_segment: index of the first token of type 1, the second text of a pair; None if all tokens have type 0.
         later_steps: score spans of the steps after the first one; empty unless steps are scored.
         gate: index of the token whose hidden state a gating network reads; None if the head has none.
+        predicts: whether the head reads every token of the score span by itself, and predicts the token after it.
     """
 
     ids: tuple[int, ...]
@@ -52,11 +53,12 @@ class TokenSequence:
     second_segment: int | None = None
     later_steps: tuple[Span, ...] = ()
     gate: int | None = None
+    predicts: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.boundary <= len(self.ids):
             raise ValueError(f"boundary {self.boundary} lies outside the sequence of {len(self.ids)} tokens")
-        end = max(span.end for span in self.reads)
+        end = max(span.end for span in self.reads) + self.predicts
         if end > len(self.ids):
             raise ValueError(f"a score span ends at {end}, the sequence has {len(self.ids)} tokens")
         if self.second_segment is not None and not 0 <= self.second_segment < len(self.ids):
@@ -73,10 +75,21 @@ class TokenSequence:
         return (self.score, *self.later_steps)
 
     @property
+    def score_reads(self) -> tuple[Span, ...]:
+        """Return the spans that each give numbers of the head: the score spans, or each token of one by itself."""
+        each = range(self.score.start, self.score.end)
+        return tuple(Span(place, place + 1) for place in each) if self.predicts else self.score_spans
+
+    @property
     def reads(self) -> tuple[Span, ...]:
-        """Return all spans that heads read: the score spans, then the token of the gate."""
+        """Return all spans that heads read: those of the score, then the token of the gate."""
         gate = () if self.gate is None else (Span(self.gate, self.gate + 1),)
-        return (*self.score_spans, *gate)
+        return (*self.score_reads, *gate)
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Return the ids that the head predicts, one for each token of the score span; empty if it predicts none."""
+        return self.ids[self.score.start + 1 : self.score.end + 1] if self.predicts else ()
 
     @property
     def types(self) -> list[int]:

@@ -17,7 +17,16 @@ FILE_NAME = "assay.json"
 
 Kind = Literal["preference", "absolute"]
 ScorePosition = Literal[
-    "last_token", "last_non_pad_id", "eos", "first_token", "pooler", "mean_pooler", "mean", "completion", "steps"
+    "last_token",
+    "last_non_pad_id",
+    "eos",
+    "first_token",
+    "pooler",
+    "mean_pooler",
+    "mean",
+    "completion",
+    "completion_tokens",
+    "steps",
 ]
 EosPolicy = Literal["template", "append"]
 Unfinished = Literal["score", "error"]

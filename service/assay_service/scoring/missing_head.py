@@ -26,7 +26,8 @@ def why_no_head(shapes: Shapes, config: Mapping[str, Any], directory: Path | Non
     if is_language_model(shapes, config):
         return (
             f"{looked}; this is a language model. If its reward is the logit of a token, declare "
-            "`head: {tokens: [TOKEN]}`; if it is the base of a LoRA reward model, declare its `adapter`"
+            "`head: {tokens: [TOKEN]}`; if it is the base of a LoRA reward model, declare its `adapter`; to score "
+            "without a trained head, declare `head: {likelihood: sum}`"
         )
     return f"{looked}; if this is the base of a LoRA reward model, declare the `adapter` that has the head"
 

@@ -8,7 +8,6 @@ forward pass with gradients, on torch's operators.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,10 @@ from assay_service.scoring.kernels.experts import split_experts
 from assay_service.scoring.kernels.row_invariant import make_invariant
 from assay_service.scoring.kernels.torch_segments import TorchSegments
 from assay_service.scoring.layout import Layout, TokenSequence, pack, select_read_tokens
+from assay_service.scoring.likelihood import LikelihoodHead, split_numbers
 from assay_service.scoring.quantization import Quantization
+
+AnyHead = Head | NetworkHead | LikelihoodHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class _Signal:
     """Holds the parts that one signal adds to the base."""
 
     adapters: tuple[str, ...]  # their names in PEFT, in the order in which they are applied
-    head: Head | NetworkHead
+    head: AnyHead
     embedding: OwnEmbedding | None = None
 
 
@@ -70,6 +72,7 @@ class RewardModel:
         self._first_position = find_first_position(config)  # RoBERTa's uncounted ids are one before it
         self.token_types = count_token_types(base.config.to_dict())
         self._signals: dict[str, _Signal] = {}
+        self._output_layer: LikelihoodHead | None = None
         self._attached: dict[tuple[str, ...], tuple[tuple[str, ...], OwnEmbedding | None]] = {}
         self._embedding: OwnEmbedding | None = None  # of the active signal
         self._backend: Backend = TorchSegments()
@@ -93,7 +96,18 @@ class RewardModel:
         """
         return cls(load_base(directory, dtype, device, quantization), device)
 
-    def add_signal(self, name: str, head: Head | NetworkHead, *adapters: Adapter) -> None:
+    def share_output_layer(self, weight: torch.Tensor | None) -> LikelihoodHead:
+        """Return the output layer of the base as a head: the same one for all signals, in the base's dtype.
+
+        Args:
+            weight: weight, `[V, H]`; None if the layer is tied to the embedding, whose memory it then shares.
+        """
+        if self._output_layer is None:
+            embedding = self.base.get_input_embeddings().weight
+            self._output_layer = LikelihoodHead(embedding if weight is None else weight.to(embedding, copy=True))
+        return self._output_layer
+
+    def add_signal(self, name: str, head: AnyHead, *adapters: Adapter) -> None:
         """Add a signal with a trained head. Signals with the same adapters share them.
 
         Args:
@@ -113,6 +127,8 @@ class RewardModel:
         keys, embedding = self._attached[digests]
         self._signals[name] = _Signal(keys, head.to(self.device), embedding)
         self.base.eval()
+        if isinstance(head, LikelihoodHead):
+            head.check_vocabulary(self.get_vocabulary_size(name))
 
     def add_fresh_signal(self, name: str, head: Head, lora: LoraConfig | None) -> None:
         """Add a signal to be trained: a new adapter on the base, or the whole base if `lora` is None."""
@@ -143,7 +159,7 @@ class RewardModel:
         """Return the head of signal `name`, which is a linear one, such as training makes."""
         head = self._signals[name].head
         if not isinstance(head, Head):
-            raise TypeError(f"signal {name!r} has a head with a gating network")
+            raise TypeError(f"signal {name!r} has a {type(head).__name__}")
         return head
 
     def get_adapter_names(self, name: str) -> tuple[str, ...]:
@@ -156,12 +172,17 @@ class RewardModel:
         return self.vocabulary_size if embedding is None else embedding.vocabulary_size
 
     def count_own_bytes(self, name: str) -> int:
-        """Return the bytes that signal `name` holds besides the base: LoRA, rows of its own embedding, and the head."""
+        """Return the bytes that signal `name` holds besides the base: LoRA, rows of its own embedding, and the head.
+
+        An output layer counts for its first signal only, and not at all if it is the base's embedding.
+        """
         signal = self._signals[name]
+        first = next(other for other, has in self._signals.items() if has.head is signal.head)
+        shared = {p.data_ptr() for p in self.base.parameters()}
+        own = [p for p in signal.head.parameters() if first == name and p.data_ptr() not in shared]
         lora = [p for n, p in self.base.named_parameters() if set(n.split(".")) & set(signal.adapters)]
-        held = [*lora, *signal.head.parameters()]
         embedding = 0 if signal.embedding is None else signal.embedding.bytes
-        return embedding + sum(int(p.numel()) * int(p.element_size()) for p in held)
+        return embedding + sum(int(p.numel()) * int(p.element_size()) for p in [*lora, *own])
 
     def make_invariant(self) -> None:
         """Make the logit of a sequence independent of its batch; call this after all signals were added.
@@ -174,8 +195,11 @@ class RewardModel:
             self._backend, self.kernels = choose_backend(self.base)
             self._backend.prepare(self.base)
             make_invariant(self.base)
-        for signal in self._signals.values():
-            make_invariant(signal.head)
+        for head in {signal.head for signal in self._signals.values()}:
+            if isinstance(head, LikelihoodHead):
+                head.make_invariant()
+            else:
+                make_invariant(head)
 
     def pooled(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
         """Return the pooled hidden states that heads read with the adapters of signal `name`, fp32 `[N, H]`.
@@ -228,21 +252,21 @@ class RewardModel:
             names: signals with the same adapters.
 
         Returns:
-            For each signal the result of its head, fp32 `[S]` or `[S, 2]`, where `S` counts the score spans of all
-            sequences.
+            For each signal the result of its head, fp32 `[S]` or `[S, 2]`, where `S` counts
+            `TokenSequence.score_reads` of all sequences.
         """
         scores, gates = split_gates(self.pooled(sequences, names[0]), sequences)
-        return [torch.as_tensor(self._signals[name].head(scores, gates)) for name in names]
+        targets = [target for sequence in sequences for target in sequence.targets]
+        beside = torch.tensor(targets, dtype=torch.int64) if targets else gates
+        heads = [self._signals[name].head for name in names]
+        found = {head: torch.as_tensor(head(scores, beside)) for head in dict.fromkeys(heads)}
+        return [found[head] for head in heads]
 
     def read(self, sequences: Sequence[TokenSequence], names: Sequence[str]) -> list[list[tuple[float, ...]]]:
-        """Return what `outputs` returns as numbers, for each signal and sequence."""
-        ends = list(accumulate((1 + len(sequence.later_steps) for sequence in sequences), initial=0))
+        """Return what `outputs` returns as numbers, for each signal and sequence; see `split_numbers`."""
+        computed = self.outputs(sequences, names)
         # One copy from the device for each signal; a slice for each sequence would be one copy each.
-        spans = [output.reshape(ends[-1], -1).tolist() for output in self.outputs(sequences, names)]
-        return [
-            [tuple(number for span in rows[start:end] for number in span) for start, end in pairwise(ends)]
-            for rows in spans
-        ]
+        return [split_numbers(output.reshape(len(output), -1).tolist(), sequences) for output in computed]
 
     def _pool_alone(self, sequence: TokenSequence) -> torch.Tensor:
         """Run one sequence by itself, for architectures whose attention cannot be packed; fp32 `[R, H]`."""

@@ -8,6 +8,7 @@ from typing import Literal
 from assay_service.errors import NotFinite
 
 Aggregate = Literal["min", "last", "mean", "product"]
+Likelihood = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +34,23 @@ class ReadingRule:
         has_std: whether the head gives a standard deviation after each logit.
         aggregate: rule that makes one logit of several steps; None if steps are not scored.
         as_probabilities: whether the rule combines the sigmoids of the logits, as for absolute signals.
+        likelihood: whether the logit is the log-probability of the completion or its mean over the tokens, for a head
+            that gives the sum and the number of tokens; None for other heads.
     """
 
     has_std: bool = False
     aggregate: Aggregate | None = None
     as_probabilities: bool = False
+    likelihood: Likelihood | None = None
 
     def read(self, numbers: tuple[float, ...]) -> Reading:
         """Return the result of the numbers that the head gave for one sequence."""
         if self.has_std:
             logit, std = numbers
             return Reading(logit, std)
+        if self.likelihood is not None:
+            total, tokens = numbers
+            return Reading(total if self.likelihood == "sum" else total / tokens)
         if self.aggregate is None:
             (logit,) = numbers
             return Reading(logit)

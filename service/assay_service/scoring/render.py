@@ -12,6 +12,7 @@ from assay_service.scoring.encoding import Encoded, ItemEncoder, find_control_to
 from assay_service.scoring.gates import find_gate
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
 from assay_service.scoring.layout import Span, TokenSequence
+from assay_service.scoring.positions import find_score_span
 from assay_service.scoring.reasoning import ReasoningRule
 from assay_service.scoring.rendered import Rendered
 from assay_service.scoring.rules import RenderRules
@@ -140,6 +141,8 @@ class Renderer:
 
     def _encode(self, item: Item) -> Encoded:
         """Return the text of `item`, all its ids and the boundary."""
+        if self.rules.neutral_prompt is not None:
+            item = item.replace_prompt(self.rules.neutral_prompt)
         encoded = self._items.encode(item)
         if self.rules.dropped_content == "error" and encoded.text.dropped:
             dropped = encoded.text.dropped[0]
@@ -185,11 +188,12 @@ class Renderer:
         second = self._find_second_segment(ids, encoded.boundary, cut)
         # Only tokens of the prompt are cut, and steps are in the completion.
         steps = [Span(read - cut, read - cut + 1) for read in encoded.reads]
-        score, *later = steps or [self._find_score_span(kept, boundary)]
+        score, *later = steps or [find_score_span(kept, boundary, self.rules, self.tokenizer.eos_token_id)]
+        predicts, gate = self.rules.score_position == "completion_tokens", find_gate(kept, self._gate, boundary)
         dropped = encoded.text.dropped
         return Rendered(
             text=encoded.text.full,
-            sequence=TokenSequence(kept, boundary, score, second, tuple(later), find_gate(kept, self._gate, boundary)),
+            sequence=TokenSequence(kept, boundary, score, second, tuple(later), gate, predicts),
             truncated_tokens=cut,
             dropped=dropped,
             dropped_tokens=sum(len(self._items.encode_text(part.text)) for part in dropped),
@@ -220,35 +224,15 @@ class Renderer:
         if truncation == "error":
             raise ContentError(f"the item has {len(ids)} tokens, at most {self.rules.max_length} fit", code="too_long")
         lead = self._count_lead(ids, boundary)  # models are trained with this token at the front
-        if excess > boundary - lead:
+        # The first token of the completion is predicted from a token of the prompt, which is then never removed.
+        kept = max(lead, int(self.rules.score_position == "completion_tokens"))
+        if excess > boundary - kept:
             raise ContentError(
-                f"the completion alone has {len(ids) - boundary} tokens, at most {self.rules.max_length - lead} fit",
+                f"the completion alone has {len(ids) - boundary} tokens, at most {self.rules.max_length - kept} fit",
                 code="completion_too_long",
                 param="completion",
             )
         return ids[:lead] + ids[lead + excess :], excess
-
-    def _find_score_span(self, ids: tuple[int, ...], boundary: int) -> Span:
-        """Return the tokens that the head reads by the score position of the rules."""
-        match self.rules.score_position:
-            case "first_token" | "pooler":
-                return Span(0, 1)
-            case "mean" | "mean_pooler":
-                return Span(0, len(ids))
-            case "completion" if boundary < len(ids):
-                return Span(boundary, len(ids))
-            case "completion":  # the completion is empty, and the template prints no end of turn
-                last = -1
-            case "last_token":
-                last = len(ids) - 1
-            case "last_non_pad_id":
-                last = next((i for i in reversed(range(len(ids))) if ids[i] != self.rules.pad_token_id), -1)
-            case "eos":  # earlier turns of the prompt may end with EOS as well, so the search starts at the boundary
-                eos = self.tokenizer.eos_token_id
-                last = next((i for i in range(boundary, len(ids)) if ids[i] == eos), len(ids) - 1)
-        if last < 0:
-            raise ContentError("the head has no token to read; send text", code="empty_completion", param="completion")
-        return Span(last, last + 1)
 
     def _check_rules(self) -> None:
         """Refuse at start the rules that would fail, or score the wrong token, for every item."""

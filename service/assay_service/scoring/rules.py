@@ -38,6 +38,8 @@ class RenderRules:
         reasoning_tags: tags that open and close reasoning; "keep" does not read them.
         steps: rules by which the steps of a completion are read; None unless the score position is "steps".
         gate: text between prompt and completion at whose first token a gating network reads; None if there is none.
+        neutral_prompt: text of a user's turn that is rendered in place of the messages before the completion; None
+            renders those messages.
     """
 
     template: str
@@ -53,3 +55,4 @@ class RenderRules:
     reasoning_tags: tuple[str, str] = REASONING_TAGS
     steps: StepRules | None = None
     gate: str | None = None
+    neutral_prompt: str | None = None

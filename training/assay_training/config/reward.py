@@ -20,6 +20,8 @@ def check_trainable(position: ScorePosition) -> ScorePosition:
     """
     if position == "steps":
         raise ValueError("process reward models are served, but not trained: no data format here has labels of steps")
+    if position == "completion_tokens":
+        raise ValueError("it is read by `head.likelihood` of a service, which is not trained; use last_token")
     if position in ("pooler", "mean_pooler"):
         # A pooler is a trained layer of its own, which a checkpoint of an adapter and a head does not hold.
         raise ValueError("heads are trained on hidden states, not on BERT's pooler; use first_token or mean")

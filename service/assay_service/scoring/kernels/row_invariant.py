@@ -76,11 +76,31 @@ def find_agreeing_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> dic
     for count in range(STEP_TOKENS, LARGEST_TOKENS + 1, STEP_TOKENS):
         parts = [(rows[:count], expected[:count]), (rows[-count:], expected[-count:])]
         for block in (Block(count, transposed=False), Block(count, transposed=True)):
-            products = (_multiply(part, weight, bias, transposed=block.transposed) for part, _ in parts)
+            products = (multiply(part, weight, bias, transposed=block.transposed) for part, _ in parts)
             if all(torch.equal(product, right) for product, (_, right) in zip(products, parts, strict=True)):
                 agreeing[count] = block
                 break
     return agreeing
+
+
+def find_way(weight: torch.Tensor, rows: int) -> Block:
+    """Return how a product of always `rows` rows is computed so that no row depends on its place among them.
+
+    Args:
+        weight: weight, `[N, K]`, on its device and in its dtype.
+        rows: number of rows.
+
+    Raises:
+        NotInvariant: a row depends on its place, whether the product is computed transposed or not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(rows, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
+    for transposed in (False, True):
+        product = multiply(example, weight, None, transposed=transposed)
+        moved = (multiply(example.roll(shift, 0), weight, None, transposed=transposed) for shift in _SHIFTS)
+        if all(torch.equal(part, product.roll(shift, 0)) for part, shift in zip(moved, _SHIFTS, strict=True)):
+            return Block(rows, transposed)
+    raise NotInvariant(f"the rows of a product with a weight of {list(weight.shape)} depend on their position")
 
 
 def cover(rows: int, agreeing: Mapping[int, Block]) -> tuple[Block, ...]:
@@ -115,7 +135,7 @@ class RowInvariantLinear(nn.Linear):
         flat = input.reshape(-1, self.in_features)
         blocks = cover(flat.shape[0], self.agreeing)
         if len(blocks) == 1 and blocks[0].rows == flat.shape[0]:
-            output = _multiply(flat, self.weight, self.bias, transposed=blocks[0].transposed)
+            output = multiply(flat, self.weight, self.bias, transposed=blocks[0].transposed)
         else:
             output = self._multiply_in_blocks(flat, blocks)
         return output.view(*input.shape[:-1], self.out_features)
@@ -125,7 +145,7 @@ class RowInvariantLinear(nn.Linear):
         rows = flat.shape[0]
         padded = torch.cat([flat, flat.new_zeros(sum(block.rows for block in blocks) - rows, flat.shape[1])])
         parts = zip(torch.split(padded, [block.rows for block in blocks]), blocks, strict=True)
-        products = [_multiply(part, self.weight, self.bias, transposed=block.transposed) for part, block in parts]
+        products = [multiply(part, self.weight, self.bias, transposed=block.transposed) for part, block in parts]
         return torch.cat(products)[:rows]
 
 
@@ -186,7 +206,7 @@ def _slice_activations(model: nn.Module) -> None:
                 setattr(module, name, SlicedActivation(activation))
 
 
-def _multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
+def multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
     """Return the product `[rows, N]`, computed as it is or transposed."""
     if not transposed:
         return linear(rows, weight, bias)
