@@ -124,7 +124,7 @@ def _read_output_layer(
     """Read the adapters, and the rows of the base's output layer for these ids, or for all if `ids` is None.
 
     Raises:
-        StartError: the base is no causal language model whose logits these rows give, or an adapter changes them.
+        StartError: the base is not a causal language model whose logits these rows give, or an adapter changes them.
     """
     if not ARCHITECTURES[resolved.config["model_type"]].causal:
         raise StartError(f"{key}: is for causal language models; {resolved.config['model_type']!r} is an encoder")

@@ -52,6 +52,11 @@ def test_another_sequence_has_another_key(other: TokenSequence) -> None:
     assert compute_key("signal", SEQUENCE) != compute_key("signal", other)
 
 
+def test_tokens_that_are_averaged_and_predicted_have_different_keys() -> None:
+    averaged = TokenSequence((1, 2, 3, 4), 2, Span(2, 3))
+    assert compute_key("signal", averaged) != compute_key("signal", replace(averaged, predicts=True))
+
+
 def test_another_signal_has_another_key() -> None:
     assert compute_key("signal", SEQUENCE) != compute_key("other", SEQUENCE)
 

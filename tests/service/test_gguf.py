@@ -17,6 +17,7 @@ from assay_service.scoring.base_files import load_base
 from assay_service.scoring.files import resolve
 from assay_service.scoring.gguf_files import read_gguf_rows
 from assay_service.scoring.gguf_header import TYPES, read_gguf_header
+from assay_service.scoring.item import PROBE
 from assay_service.scoring.quantization import Quantization
 from tests import checkpoints
 from tests.service.rounded import check_rounding, score
@@ -131,6 +132,23 @@ def test_the_logit_of_a_token_reads_the_dequantized_output_layer(tied: bool, tmp
         assert logit == pytest.approx(float(hidden @ (table[70] - table[81])), abs=1e-5)
     with pytest.raises(StartError, match="has no row 5000; check the tokenizer"):
         load(tmp_path, **declared | {"head": {"tokens": [5000]}})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_likelihood_reads_the_dequantized_output_layer(tied: bool, tmp_path: Path) -> None:
+    rows = torch.randn(400, 32, generator=torch.Generator().manual_seed(1))
+    _, rounded = publish(tmp_path, "qwen3", head=None, extra={} if tied else {"output.weight": rows.numpy()})
+    edit_config(tmp_path, architectures=["Qwen3ForCausalLM"])
+    declared = {"score_position": "completion_tokens", "head": {"likelihood": "sum"}}
+    (signal,) = load(tmp_path, gguf_file=FILE, **declared).signals.values()
+    sequence = signal.renderer.render(PROBE).sequence
+    table = rounded.model.embed_tokens.weight if tied else rows
+    with torch.inference_mode():
+        hidden = rounded.model(torch.tensor([sequence.ids])).last_hidden_state[0]
+        logs = (hidden @ table.T).log_softmax(dim=-1)
+        (((total, tokens),),) = signal.model.read([sequence], ("s",))
+    expected = [float(logs[i - 1, sequence.ids[i]]) for i in range(sequence.boundary, len(sequence.ids))]
+    assert (total, tokens) == (pytest.approx(sum(expected), abs=1e-4), len(expected))
 
 
 def test_a_lora_adapter_on_a_gguf_base_is_an_adapter_on_the_rounded_weights(tmp_path: Path) -> None:

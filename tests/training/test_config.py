@@ -282,6 +282,8 @@ def test_a_switch_is_no_number(tmp_path: Path) -> None:
 def test_a_score_position_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="score_position"):
         read(tiny.write_config(tmp_path / "run.yaml", tmp_path, score_position="pooler"), RewardConfig)
+    with pytest.raises(ConfigError, match=r"read by `head.likelihood` of a service, which is not trained"):
+        read(tiny.write_config(tmp_path / "run.yaml", tmp_path, score_position="completion_tokens"), RewardConfig)
     with pytest.raises(ConfigError, match="process reward models are served, but not trained"):
         read(tiny.write_config(tmp_path / "run.yaml", tmp_path, score_position="steps"), RewardConfig)
 

@@ -38,7 +38,7 @@ class _Block:
     Attributes:
         states: hidden states, fp32 `[_ROWS, H]`.
         targets: ids whose log-probabilities are wanted, int64 `[_ROWS]`.
-        logits: logits of the targets; NaN until their columns were computed.
+        logits: logits of the targets; -inf until their columns were computed.
         largest: largest logit so far.
         total: sum of the exponentials of all logits so far, each minus the largest.
     """
@@ -87,7 +87,7 @@ class LikelihoodHead(nn.Module):
             )
 
     def forward(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the log-probability of each target, fp32 `[n]`, in nats; that of an id without a row is NaN.
+        """Return the log-probability of each target, fp32 `[n]`, in nats; that of an id without a row is -inf.
 
         Args:
             states: hidden states of the tokens before the targets, `[n, H]`.
@@ -154,4 +154,4 @@ def _cut(states: torch.Tensor, targets: torch.Tensor) -> list[_Block]:
         strict=True,
     )
     start = states.new_zeros(_ROWS)
-    return [_Block(*part, start + torch.nan, start - torch.inf, start) for part in parts]
+    return [_Block(*part, start - torch.inf, start - torch.inf, start) for part in parts]
