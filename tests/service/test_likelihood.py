@@ -134,6 +134,26 @@ def test_tokens_of_a_large_vocabulary_are_those_of_log_softmax() -> None:
         assert torch.allclose(head(states, targets).double(), exact[range(tokens), targets], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_token_has_the_same_bits_wherever_it_stands(threads: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(70, 48, generator=generator).to(dtype)
+    targets = torch.randint(0, 9_001, (70,), generator=generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        head = LikelihoodHead(torch.randn(9_001, 48, generator=generator).to(dtype))
+        head.make_invariant()
+        together = head(states, targets)
+        for place in (0, 30, 63, 64, 69):
+            assert torch.equal(head(states[place : place + 1], targets[place : place + 1])[0], together[place])
+        for shift in (1, 29):
+            assert torch.equal(head(states.roll(shift, 0), targets.roll(shift)), together.roll(shift))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_logits_far_apart_neither_overflow_nor_become_certain() -> None:
     head = LikelihoodHead(torch.tensor([[1e4], [-1e4], [1e4]]))
     found = head(torch.ones(3, 1), torch.tensor([0, 1, 2]))
@@ -217,7 +237,8 @@ def test_only_the_prompt_is_truncated_and_never_its_last_token(tmp_path: Path) -
     with torch.inference_mode():
         (((total, tokens),),) = signal.model.read([sequence], ("s",))
     expected = log_probabilities(model, sequence.ids, sequence.boundary)
-    assert (total, tokens) == (pytest.approx(sum(expected), abs=1e-4), len(expected))
+    assert total == pytest.approx(sum(expected), abs=1e-4)
+    assert tokens == len(expected)
     for length, left in ((39, 1), (40, None)):  # a completion of 40 tokens leaves no room for a token before it
         item = Item.of("fox?", "0" * (length - 2))
         assert len(tokenize(item)[0]) - tokenize(item)[1] == length

@@ -17,6 +17,7 @@ from assay_service.scoring.kernels.row_invariant import (
     cover,
     find_agreeing_blocks,
     make_invariant,
+    needs_transposing,
 )
 from assay_service.scoring.layout import STEP_TOKENS
 
@@ -62,6 +63,25 @@ def test_counts_that_disagree_are_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert {count: block.transposed for count, block in wide.items() if count < 256} == {64: True, 128: True, 192: True}
     narrow = find_agreeing_blocks(torch.randn(128, 64), torch.randn(128))
     assert min(narrow) == 256
+
+
+def test_a_product_of_one_size_is_transposed_only_where_its_rows_depend_on_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest = nn.functional.linear
+    assert needs_transposing(torch.randn(512, 64), 64) is False
+
+    def by_place(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """A kernel that computes the last row of 64 another way."""
+        product = honest(given, weight, bias)
+        return product + (torch.arange(64)[:, None] == 63) * 1e-3 if len(given) == 64 else product
+
+    monkeypatch.setattr(row_invariant, "linear", by_place)
+    assert needs_transposing(torch.randn(512, 64), 64) is True
+    # Transposed, the tokens are the columns of the product.
+    monkeypatch.setattr(row_invariant, "linear", lambda given, *rest: honest(given, *rest) + torch.eye(512)[:64, :64])
+    with pytest.raises(NotInvariant, match="depend on their position"):
+        needs_transposing(torch.randn(64, 64), 64)
 
 
 def test_rows_that_depend_on_their_position_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from assay_service.errors import StartError
-from assay_service.scoring.kernels.row_invariant import SlicedActivation, find_way, has_remainders, multiply
+from assay_service.scoring.kernels.row_invariant import SlicedActivation, has_remainders, multiply, needs_transposing
 from assay_service.scoring.layout import STEP_TOKENS, TokenSequence
 
 # Tokens and ids of the vocabulary that one product computes: 2 MiB in fp32. A wider block would take more memory for
@@ -116,7 +116,7 @@ class LikelihoodHead(nn.Module):
         with torch.inference_mode():
             for start in {0, (len(self.weight) - 1) // _COLUMNS * _COLUMNS}:  # all but the last have one shape
                 weight, _ = self._read_columns(start)
-                self._transposed[len(weight)] = find_way(weight, _ROWS).transposed
+                self._transposed[len(weight)] = needs_transposing(weight, _ROWS)
 
     def _read_columns(self, start: int) -> tuple[torch.Tensor, int]:
         """Return the rows of the weight from `start` on in fp32, filled by zeros to a multiple of 64; and their number.

@@ -83,8 +83,8 @@ def find_agreeing_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> dic
     return agreeing
 
 
-def find_way(weight: torch.Tensor, rows: int) -> Block:
-    """Return how a product of always `rows` rows is computed so that no row depends on its place among them.
+def needs_transposing(weight: torch.Tensor, rows: int) -> bool:
+    """Return whether a product of always `rows` rows is computed transposed, so that no row depends on its place.
 
     Args:
         weight: weight, `[N, K]`, on its device and in its dtype.
@@ -99,7 +99,7 @@ def find_way(weight: torch.Tensor, rows: int) -> Block:
         product = multiply(example, weight, None, transposed=transposed)
         moved = (multiply(example.roll(shift, 0), weight, None, transposed=transposed) for shift in _SHIFTS)
         if all(torch.equal(part, product.roll(shift, 0)) for part, shift in zip(moved, _SHIFTS, strict=True)):
-            return Block(rows, transposed)
+            return transposed
     raise NotInvariant(f"the rows of a product with a weight of {list(weight.shape)} depend on their position")
 
 
