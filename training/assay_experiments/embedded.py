@@ -10,7 +10,7 @@ same seed and the same share, their held-out groups are those of the language mo
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,7 +57,7 @@ def _change(config: RewardConfig, split: Split, seed: int) -> RewardConfig:
     return changed
 
 
-def compare(new: RewardRun, old: RewardRun) -> dict[str, object]:
+def compare(new: RewardRun, old: RewardRun) -> dict[str, Any]:
     """Return the results of a model beside those of another one, on the records that both were tested on."""
     logits = [_predict(run) for run in (new, old)]
     records = [record for record in logits[0] if record in logits[1]]
