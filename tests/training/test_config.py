@@ -16,6 +16,7 @@ from assay_service.scoring.rules import RenderRules
 from assay_training.algorithms.folds import HELD_OUT, assign_fold
 from assay_training.cli.main import app
 from assay_training.config.base import ConfigError, Frozen, RunConfig, Seed, read
+from assay_training.config.joint import JointConfig
 from assay_training.config.ppo import PpoConfig
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.reward import RewardConfig
@@ -32,12 +33,14 @@ ROOT = Path(__file__).parents[2] / "training" / "configs"
 EVERY = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name != "accelerate")
 SFT = [path for path in EVERY if "stages:" in path.read_text()]
 PPO = [path for path in EVERY if "rollout:" in path.read_text()]
-REWARD = [path for path in EVERY if path not in SFT + PPO]
-EMBEDDED = sorted(ROOT.glob("*.yaml"))
+JOINT = [path for path in EVERY if "heads:" in path.read_text()]
+REWARD = [path for path in EVERY if path not in SFT + PPO + JOINT]
+ENCODERS = sorted(path for path in ROOT.glob("*.yaml") if path not in JOINT)
 
 
 def test_there_are_configurations() -> None:
-    assert {path.stem for path in EMBEDDED} == {"preference", "absolute"}
+    assert {path.stem for path in ENCODERS} == {"preference", "absolute"}
+    assert {path.stem for path in JOINT} == {"smollm2"}
     assert {path.stem for path in (ROOT / "published").glob("*.yaml")} == {
         *("crs-sft", "crs-preference", "crs-absolute", "reward-margin", "llama2-helpfulness", "llama2-safety"),
         "crs-ppo",
@@ -71,7 +74,17 @@ def test_every_configuration_of_a_reward_model_loads(path: Path) -> None:
     assert {name.split("/")[0] for name in repeated} <= {source.name for source in config.sources}
 
 
-@pytest.mark.parametrize("path", EMBEDDED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", JOINT, ids=lambda path: path.stem)
+def test_every_configuration_of_several_heads_has_the_data_of_the_encoders(path: Path) -> None:
+    """So that both bases are compared on the same groups."""
+    heads = read(path, JointConfig).build_head_configs()
+    for name, config in heads.items():
+        alone = read(ROOT / f"{name}.yaml", RewardConfig)
+        assert (config.sources, config.seed, config.golden) == (alone.sources, alone.seed, alone.golden)
+        assert config.template == ROOT / "chatml.jinja"
+
+
+@pytest.mark.parametrize("path", ENCODERS, ids=lambda path: path.stem)
 def test_the_template_of_every_configuration_prints_turns_between_cls_and_sep(path: Path) -> None:
     fast = checkpoints.encoder_tokenizer()
     config = read(path, RewardConfig)
@@ -347,8 +360,10 @@ def test_every_variant_of_every_experiment_is_a_configuration(path: Path) -> Non
     for changes in (plan["variants"] | plan.get("once", {})).values():
         raw = sweep.apply_variant(plan["config"], changes, plan["seeds"][0])
         config = kinds[plan.get("command", "reward")].model_validate(raw)
-        assert config.template is not None
-        assert (path.parent / config.template).is_file()
+        if config.template is None:
+            assert config.base.startswith("package:")  # a model with a template of its own
+        else:
+            assert (path.parent / config.template).is_file()
 
 
 def test_the_bases_of_plans_and_pipeline_are_where_the_documents_say(monkeypatch: pytest.MonkeyPatch) -> None:
