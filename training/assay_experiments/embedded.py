@@ -20,7 +20,7 @@ from assay_training.config.data import Split
 from assay_training.config.joint import JointConfig
 from assay_training.config.reward import RewardConfig
 from assay_training.evaluation.results import LENGTH, MODEL, compute_results
-from assay_training.evaluation.rows import Rows
+from assay_training.evaluation.rows import Logits, Rows
 from assay_training.records.record import Judged
 from assay_training.reward_model.baselines import compute_length_logits, fit_length
 from assay_training.reward_model.run import RewardRun
@@ -64,7 +64,7 @@ def compare(new: RewardRun, old: RewardRun) -> dict[str, Any]:
     examples = [example for example in new.select_part(HELD_OUT) if example.record in logits[1]]
     absolute = new.config.objective.kind == "absolute"
     lengths = fit_length(new.exclude_parts(HELD_OUT), examples) if absolute else compute_length_logits(examples)
-    contenders = {
+    contenders: dict[str, Logits] = {
         MODEL: [logits[0][record] for record in records],
         ENCODER: [logits[1][record] for record in records],
         LENGTH: lengths,

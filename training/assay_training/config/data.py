@@ -143,8 +143,7 @@ class Split(Frozen):
         held_out: The share of groups held out: without folds they are tested; with folds they choose hyper-parameters.
         folds: The number of folds into which the other groups are divided; null trains a single model.
         test_folds: The number of folds to test, each by a model trained without it.
-        frozen_head: The most training records that a linear head on the frozen base is fitted on, as a baseline; null
-            skips it. With folds, all training records are used.
+        frozen_head: The largest number of training records for the frozen-head baseline; null skips it.
     """
 
     held_out: float = Field(gt=0, lt=0.5)
