@@ -213,6 +213,8 @@ class Loopback:
         self.asked: list[ReceivedRequest] = []
         self.open = 0  # connections
         self.most_open = 0
+        self.busy = 0  # requests without an answer so far
+        self.most_busy = 0
         lock = threading.Lock()
         loopback = self
 
@@ -242,6 +244,8 @@ class Loopback:
                 with lock:
                     number = len(loopback.asked)
                     loopback.asked.append(asked)
+                    loopback.busy += 1
+                    loopback.most_busy = max(loopback.most_busy, loopback.busy)
                 self.answer(script(asked, number), asked.request_id)
 
             do_GET = do_POST
@@ -249,6 +253,8 @@ class Loopback:
             def answer(self, reply: Reply, request_id: str | None) -> None:
                 parts = reply.parts()
                 time.sleep(reply.delay_s)
+                with lock:  # before the client can see the answer and send its next request
+                    loopback.busy -= 1
                 try:
                     self.send_response(reply.status)
                     for name, value in reply.sent_headers(request_id).items():

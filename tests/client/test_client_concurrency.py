@@ -59,7 +59,8 @@ def test_endpoints_share_the_limit(server: "Loopback", loopback: "Start", wire: 
             await asyncio.gather(*(client.score([(f"p{n}", "1")]) for n in range(100)))
 
     asyncio.run(run())
-    assert max(server.most_open, other.most_open) <= 4
+    # Not connections: the client replaces idle ones, and a server may notice the new one before the end of the old one.
+    assert max(server.most_busy, other.most_busy) <= 4
     assert min(len(server.asked), len(other.asked)) > 20
 
 
