@@ -77,8 +77,15 @@ def test_both_heads_learn_and_one_forward_pass_serves_them_as_trained(lora: bool
     assert all(line.count(" | ") == 6 for line in (tables[0], tables[1])), tables
     assert card.count("fitted on at most 20 training records") == 2
     for name, own in joint.runs.items():
-        frozen = json.loads((out / "heads" / name / "frozen_head.json").read_text())
+        frozen = json.loads((out / "heads" / name / "frozen_head_20.json").read_text())
         assert [len(row) for row in frozen] == [len(e.sequences) for e in own.select_part(HELD_OUT)]
+    path.write_text(path.read_text().replace("frozen_head: 20", "frozen_head: 30"))
+    run(path, tmp_path / "data", out)  # another number is another baseline
+    assert (out / "checkpoint/MODEL_CARD.md").read_text().count("fitted on at most 30 training records") == 2
+    assert sorted(file.name for file in (out / "heads/absolute").glob("frozen_head*")) == [
+        "frozen_head_20.json",
+        "frozen_head_30.json",
+    ]
 
 
 def served(client: TestClient, name: str, example: Example) -> list[float]:

@@ -22,7 +22,7 @@ from assay_training.config.reward import RewardConfig
 from assay_training.evaluation.results import LENGTH, MODEL, compute_results
 from assay_training.evaluation.rows import Logits, Rows
 from assay_training.records.record import Judged
-from assay_training.reward_model.baselines import compute_length_logits, fit_length
+from assay_training.reward_model.baselines import predict_length
 from assay_training.reward_model.run import RewardRun
 
 HERE = Path(__file__).parent
@@ -60,14 +60,12 @@ def _change(config: RewardConfig, split: Split, seed: int) -> RewardConfig:
 def compare(new: RewardRun, old: RewardRun) -> dict[str, Any]:
     """Return the results of a model beside those of another one, on the records that both were tested on."""
     logits = [_predict(run) for run in (new, old)]
-    records = [record for record in logits[0] if record in logits[1]]
     examples = [example for example in new.select_part(HELD_OUT) if example.record in logits[1]]
-    absolute = new.config.objective.kind == "absolute"
-    lengths = fit_length(new.exclude_parts(HELD_OUT), examples) if absolute else compute_length_logits(examples)
+    records = [example.record for example in examples]
     contenders: dict[str, Logits] = {
         MODEL: [logits[0][record] for record in records],
         ENCODER: [logits[1][record] for record in records],
-        LENGTH: lengths,
+        LENGTH: predict_length(new.exclude_parts(HELD_OUT), examples),
     }
     return compute_results(Rows.of(records, contenders), new.config.objective, new.config.seed)
 

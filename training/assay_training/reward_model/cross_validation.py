@@ -11,9 +11,8 @@ from assay_training.evaluation.results import FROZEN, LENGTH, MODEL, compute_res
 from assay_training.evaluation.rows import Rows
 from assay_training.reward_model.baselines import (
     compute_frozen_features,
-    compute_length_logits,
-    fit_length,
     load_frozen_base,
+    predict_length,
     predict_out_of_fold,
 )
 from assay_training.reward_model.card import CARD, render_card
@@ -39,16 +38,12 @@ class CrossValidation:
     def predict_contenders(self) -> dict[str, list[list[float] | None]]:
         """Return the out-of-fold logits of the model and its baselines; None for untested examples."""
         reward = self.reward
-        if reward.config.objective.kind == "absolute":  # labels have a scale, to which the length is fitted
-            lengths = self._collect_out_of_fold(
-                lambda fold: fit_length(reward.exclude_parts(HELD_OUT, fold), reward.select_part(fold))
-            )
-        else:
-            lengths = self._mask_untested(compute_length_logits(reward.examples))
         return {
             MODEL: self._collect_out_of_fold(self._predict_fold),
             FROZEN: self._predict_frozen_head(),
-            LENGTH: lengths,
+            LENGTH: self._collect_out_of_fold(
+                lambda fold: predict_length(reward.exclude_parts(HELD_OUT, fold), reward.select_part(fold))
+            ),
         }
 
     def _collect_out_of_fold(self, predict_fold: Callable[[int], list[list[float]]]) -> list[list[float] | None]:

@@ -12,10 +12,9 @@ from assay_training.evaluation.results import FROZEN, LENGTH, MODEL, compute_res
 from assay_training.evaluation.rows import Logits, Rows
 from assay_training.reward_model.baselines import (
     compute_frozen_features,
-    compute_length_logits,
-    fit_length,
     load_frozen_base,
     predict_by_linear_head,
+    predict_length,
 )
 from assay_training.reward_model.card import CardFacts, Results
 from assay_training.reward_model.checks import is_trainable
@@ -29,10 +28,11 @@ def write_results(reward: RewardRun, stored: Logits) -> Results:
         reward: run of the model.
         stored: logits of the held-out examples.
     """
-    contenders = {MODEL: stored, LENGTH: _predict_length(reward)}
+    held_out = reward.select_part(HELD_OUT)
+    contenders = {MODEL: stored, LENGTH: predict_length(reward.exclude_parts(HELD_OUT), held_out)}
     if reward.config.split.frozen_head is not None:
         contenders[FROZEN] = _predict_frozen_head(reward, reward.config.split.frozen_head)
-    rows = Rows.of([example.record for example in reward.select_part(HELD_OUT)], contenders)
+    rows = Rows.of([example.record for example in held_out], contenders)
     results = compute_results(rows, reward.config.objective, reward.config.seed)
     reward.run.write_json("results.json", results)
     if rows.labels is None and reward.run.writes:
@@ -51,29 +51,22 @@ def collect_facts(reward: RewardRun) -> CardFacts:
     )
 
 
-def _predict_length(reward: RewardRun) -> Logits:
-    """Return the logits of the length baseline on the held-out examples."""
-    held_out = reward.select_part(HELD_OUT)
-    if reward.config.objective.kind == "absolute":  # labels have a scale, to which the length is fitted
-        return fit_length(reward.exclude_parts(HELD_OUT), held_out)
-    return compute_length_logits(held_out)
-
-
 def _predict_frozen_head(reward: RewardRun, records: int) -> Logits:
     """Return the held-out logits of a linear head on the frozen base, or those that an interrupted run stored.
 
     Args:
         reward: run whose base is used.
-        records: most training records that the head is fitted on.
+        records: largest number of training records that the head is fitted on.
     """
-    stored: Logits | None = reward.run.read_json("frozen_head.json")
+    name = f"frozen_head_{records}.json"  # the number may change between calls
+    stored: Logits | None = reward.run.read_json(name)
     if stored is None:
         training, held_out = _draw(reward, records), reward.select_part(HELD_OUT)
         model = load_frozen_base(reward.base, reward.device)
         features = compute_frozen_features(model, "frozen", [*training, *held_out], reward.config.optimizer)
         cut = len(training)
         stored = predict_by_linear_head(features[:cut], training, features[cut:], reward.config.seed)
-        reward.run.write_json("frozen_head.json", stored)
+        reward.run.write_json(name, stored)
     return stored
 
 
