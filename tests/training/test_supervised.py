@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from assay_training.errors import RunStopped
 from assay_training.loop.supervised import Schedule, train
 from assay_training.records.record import Judged, Labelled, Ranking
 from assay_training.reward_model.objectives import Pairwise, Pointwise
-from assay_training.reward_model.prediction import predict
+from assay_training.reward_model.prediction import finish_training, predict
 from assay_training.runs.directory import RunDirectory
 from assay_training.runs.metrics import MetricsWriter
 from assay_training.runs.resume import ResumePoint
@@ -347,6 +347,26 @@ def test_predictions_are_those_of_each_example_alone_and_in_order(tmp_path: Path
         for row, expected in zip(together, alone, strict=True):
             assert row == pytest.approx(expected, abs=1e-5)
     assert len({round(logit, 4) for row in alone for logit in row}) == sum(map(len, alone))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
+def test_a_finished_model_predicts_what_was_trained_whatever_the_batch(
+    dtype: Literal["float32", "bfloat16"], tolerance: float, tmp_path: Path
+) -> None:
+    """The service's kernels compute it: bits are equal in any batch, and close to those of torch's operators."""
+    model, parameters = tiny.trainable(tiny.save_base(tmp_path))
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.normal_(std=0.2)
+    examples = rendered([*rankings(), *labels()])
+    trained = predict(model, "s", examples, tiny.optimizer())
+    settings = tiny.optimizer(compute_dtype=dtype)
+    finish_training(model, settings)
+    finished = predict(model, "s", examples, settings)
+    assert finished != trained
+    for row, expected in zip(finished, trained, strict=True):
+        assert row == pytest.approx(expected, abs=tolerance)
+    assert [predict(model, "s", [example], settings)[0] for example in examples] == finished
 
 
 def test_logits_are_fp32_whatever_the_base_computes_in(tmp_path: Path) -> None:

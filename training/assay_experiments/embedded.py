@@ -23,6 +23,7 @@ from assay_training.evaluation.results import LENGTH, MODEL, compute_results
 from assay_training.evaluation.rows import Logits, Rows
 from assay_training.records.record import Judged
 from assay_training.reward_model.baselines import predict_length
+from assay_training.reward_model.prediction import finish_training
 from assay_training.reward_model.run import RewardRun
 
 HERE = Path(__file__).parent
@@ -75,7 +76,9 @@ def _predict(run: RewardRun) -> dict[Judged, list[float]]:
     held_out = run.select_part(HELD_OUT)
     stored: list[list[float]] | None = run.run.read_json("held_out.json")
     if stored is None:
-        stored = run.predict(run.fit("model", run.exclude_parts(HELD_OUT)), held_out)
+        model = run.fit("model", run.exclude_parts(HELD_OUT))
+        finish_training(model, run.config.optimizer)
+        stored = run.predict(model, held_out)
         run.run.write_json("held_out.json", stored)
     return {example.record: row for example, row in zip(held_out, stored, strict=True)}
 

@@ -21,6 +21,7 @@ from assay_training.config.model import OptimizerConfig
 from assay_training.data.examples import Example
 from assay_training.models.batches import autocast, cut_token_batches
 from assay_training.records.record import Labelled
+from assay_training.reward_model.prediction import finish_training
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # on standardized features, so that one grid serves every base
 
@@ -77,10 +78,17 @@ class LinearData:
         return -logsigmoid(logits[self.better] - logits[self.worse]).mean()
 
 
-def load_frozen_base(base: Path, device: torch.device) -> RewardModel:
-    """Load a base with a signal `frozen`, whose head is never used: pooling needs a signal on the base."""
+def load_frozen_base(base: Path, device: torch.device, settings: OptimizerConfig) -> RewardModel:
+    """Load a base with a signal `frozen`, whose head is never used: pooling needs a signal on the base.
+
+    Args:
+        base: directory of the base.
+        device: device that it is loaded to.
+        settings: settings that name the compute dtype.
+    """
     model = RewardModel.load(base, torch.float32, device)
     model.add_signal("frozen", Head(torch.ones(1, model.hidden_size), None))
+    finish_training(model, settings)
     return model
 
 

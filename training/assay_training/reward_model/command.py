@@ -12,6 +12,7 @@ from assay_training.reward_model.card import CARD, render_card
 from assay_training.reward_model.cross_validation import cross_validate
 from assay_training.reward_model.held_out import collect_facts, write_results
 from assay_training.reward_model.joint import JointRun
+from assay_training.reward_model.prediction import finish_training
 from assay_training.reward_model.run import RewardRun
 from assay_training.reward_model.saving import save_heads
 
@@ -58,6 +59,8 @@ def train_single(reward: RewardRun, config_path: Path) -> None:
         model = reward.fit("model", reward.exclude_parts(HELD_OUT))
         if reward.config.objective.served:
             save_heads(reward.run, model, [reward])
+        else:
+            finish_training(model, reward.config.optimizer)
         stored = reward.predict(model, reward.select_part(HELD_OUT))
         reward.run.write_json("held_out.json", stored)
     results = write_results(reward, stored)

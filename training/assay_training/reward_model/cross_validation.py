@@ -17,6 +17,7 @@ from assay_training.reward_model.baselines import (
 )
 from assay_training.reward_model.card import CARD, render_card
 from assay_training.reward_model.held_out import collect_facts
+from assay_training.reward_model.prediction import finish_training
 from assay_training.reward_model.run import RewardRun
 from assay_training.reward_model.saving import save_heads
 
@@ -67,14 +68,16 @@ class CrossValidation:
 
     def compute_frozen_features(self) -> list[torch.Tensor]:
         """Compute each example's mean hidden states of the frozen base: fp32 `[K, H]`."""
-        model = load_frozen_base(self.reward.base, self.reward.device)
-        return compute_frozen_features(model, "frozen", self.reward.examples, self.reward.config.optimizer)
+        settings = self.reward.config.optimizer
+        model = load_frozen_base(self.reward.base, self.reward.device, settings)
+        return compute_frozen_features(model, "frozen", self.reward.examples, settings)
 
     def _predict_fold(self, fold: int) -> list[list[float]]:
         """Return the logits of a fold by a model trained without it, or those that an interrupted run stored."""
         stored: list[list[float]] | None = self.reward.run.read_json(f"fold{fold}.json")
         if stored is None:
             model = self.reward.fit(f"fold{fold}", self.reward.exclude_parts(HELD_OUT, fold))
+            finish_training(model, self.reward.config.optimizer)
             stored = self.reward.predict(model, self.reward.select_part(fold))
             self.reward.run.write_json(f"fold{fold}.json", stored)
         return stored

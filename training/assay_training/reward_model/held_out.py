@@ -62,7 +62,7 @@ def _predict_frozen_head(reward: RewardRun, records: int) -> Logits:
     stored: Logits | None = reward.run.read_json(name)
     if stored is None:
         training, held_out = _draw(reward, records), reward.select_part(HELD_OUT)
-        model = load_frozen_base(reward.base, reward.device)
+        model = load_frozen_base(reward.base, reward.device, reward.config.optimizer)
         features = compute_frozen_features(model, "frozen", [*training, *held_out], reward.config.optimizer)
         cut = len(training)
         stored = predict_by_linear_head(features[:cut], training, features[cut:], reward.config.seed)

@@ -208,19 +208,23 @@ class RewardRun:
     def _draw_sample(self) -> Sequence[Example]:
         return self.examples[:: max(1, len(self.examples) // STATISTICS_SAMPLE)]
 
-    def build_output(self, model: RewardModel) -> manifests.Output:
-        """Return what a manifest records of this run's signal: kind, moments and golden rows."""
-        config = self.config
-        logits = [logit for row in self.predict(model, self._draw_sample()) for logit in row]
+    def score_golden(self, model: RewardModel) -> tuple[manifests.GoldenRow, ...]:
+        """Return the golden rows with their logits by a model in fp32, as a manifest records them."""
         golden = []
         for item, sequence in self.golden:
             with torch.inference_mode():
-                logit = model.logits([sequence], config.name).item()
+                logit = model.logits([sequence], self.config.name).item()
             shown = self.renderer.treat_reasoning(item).messages
             messages = tuple((message.role, message.content) for message in shown)
             golden.append(manifests.GoldenRow(messages=messages, logit=logit))
+        return tuple(golden)
+
+    def build_output(self, model: RewardModel, golden: tuple[manifests.GoldenRow, ...]) -> manifests.Output:
+        """Return what a manifest records of this run's signal: kind, moments and golden rows."""
+        config = self.config
+        logits = [logit for row in self.predict(model, self._draw_sample()) for logit in row]
         mean, std = statistics.fmean(logits), statistics.stdev(logits)
-        return manifests.Output(name=config.name, kind=config.objective.kind, mean=mean, std=std, golden=tuple(golden))
+        return manifests.Output(name=config.name, kind=config.objective.kind, mean=mean, std=std, golden=golden)
 
     def build_manifest(
         self,

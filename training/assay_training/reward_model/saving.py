@@ -13,6 +13,7 @@ from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.head import Head
 from assay_service.scoring.model import RewardModel
 from assay_training.reward_model.checkpoint import write_adapter, write_whole
+from assay_training.reward_model.prediction import finish_training
 from assay_training.reward_model.run import RewardRun
 from assay_training.runs.directory import RunDirectory
 from assay_training.runs.files import stop_if_unwritable
@@ -22,7 +23,7 @@ def save_heads(run: RunDirectory, model: RewardModel, heads: Sequence[RewardRun]
     """Write the checkpoint that is served, on the main process, and return its directory.
 
     The written weights are read back and must give the same logits. Only then the manifest, which makes the directory a
-    checkpoint, is written.
+    checkpoint, is written. The model then has the form that is served; see `finish_training`.
 
     Args:
         run: run directory that gets the checkpoint.
@@ -36,6 +37,7 @@ def save_heads(run: RunDirectory, model: RewardModel, heads: Sequence[RewardRun]
     """
     directory, first = run.path / "checkpoint", heads[0]
     if not run.writes:
+        finish_training(model, first.config.optimizer)
         return directory
     names = [one.config.name for one in heads]
     head: HeadTensors | None
@@ -55,7 +57,10 @@ def save_heads(run: RunDirectory, model: RewardModel, heads: Sequence[RewardRun]
         bias = None if head.bias is None else head.bias[row : row + 1]
         reloaded.add_signal(one.config.name, Head(head.weight[row : row + 1], bias), *adapters)
         one.check_reloaded(model, reloaded)
-    outputs = tuple(one.build_output(model) for one in heads)
+    del reloaded
+    golden = [one.score_golden(model) for one in heads]
+    finish_training(model, first.config.optimizer)
+    outputs = tuple(one.build_output(model, rows) for one, rows in zip(heads, golden, strict=True))
     claims = {"outputs": outputs} if len(outputs) > 1 else outputs[0].model_dump(exclude={"name"})
     manifest = first.build_manifest(model, hash_files(list_weight_files(base)), **claims)
     with stop_if_unwritable(directory):
