@@ -358,8 +358,8 @@ def test_an_unknown_preset_names_the_closest_ones_and_no_other_key(own: Any, tmp
     own("skywork-reward-v2-qwen3-4b")
     text = problems(tmp_path, preset="Skywork-Reward-V2-Qwen3-0.6", base="rm")
     assert text == (
-        "signals.rm: preset: 'Skywork-Reward-V2-Qwen3-0.6' is not a preset; did you mean skywork-reward-v2-qwen3-0.6b "
-        "or skywork-reward-v2-qwen3-4b? `assay presets` prints all of them"
+        "signals.rm: preset: 'Skywork-Reward-V2-Qwen3-0.6' is not a preset (did you mean skywork-reward-v2-qwen3-0.6b "
+        "or skywork-reward-v2-qwen3-4b?); declare one that `assay presets` prints"
     )
     for wrong in ("../secret", "", "templates/x"):
         assert "is not a preset" in problems(tmp_path, preset=wrong, base="rm")
