@@ -119,8 +119,8 @@ class Package:
         match node:
             case ast.Starred() | ast.Attribute(attr="message" | "problems"):
                 has_remedy = True  # the message of another start error, which is checked where it is raised
-            case ast.Constant(value=str()):
-                has_remedy = _says(node.value)
+            case ast.Constant(value=str(text)):
+                has_remedy = _says(text)
             case ast.JoinedStr():
                 parts = [part.value for part in node.values if isinstance(part, ast.FormattedValue)]
                 has_remedy = _says(_spell(node)) or any(self._has_remedy(part, scope, seen) for part in parts)
@@ -169,8 +169,8 @@ def _list_values(nodes: Iterable[ast.AST], name: str) -> list[ast.expr]:
 def _spell(node: ast.expr) -> str:
     """Return the text of an expression, in which each value is one character that is no letter."""
     match node:
-        case ast.Constant(value=str()):
-            return node.value
+        case ast.Constant(value=str(text)):
+            return text
         case ast.JoinedStr():
             return "".join(map(_spell, node.values))
         case ast.BinOp(op=ast.Add()):
