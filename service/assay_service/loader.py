@@ -140,7 +140,9 @@ class _Loader:
             with log_step("hashing the weights of %s (%.2f GB)", base, sum(p.stat().st_size for p in weights) / 1e9):
                 self._hashes[key] = hash_files(weights)
         if claims.base_sha256 not in (None, self._hashes[key]):
-            raise StartError(f"{base}: the adapter was trained on other weights: declare its own base (base_sha256)")
+            raise StartError(
+                f"{base}: base_sha256 differs: the adapter was trained on other weights; declare its own base"
+            )
         return self._hashes[key]
 
     def _load_model(self, resolved: ResolvedSignal, dtype: torch.dtype, device: torch.device) -> RewardModel:
