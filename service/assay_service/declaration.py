@@ -33,10 +33,10 @@ def build_declaration(directory: Path, declared: Mapping[str, object]) -> dict[s
         signal["base"] = str(checkpoint)
     else:
         gguf = (
-            "; beside its GGUF files it needs config.json, tokenizer.json and tokenizer_config.json of the model that "
-            "they were made from"
+            "; put config.json, tokenizer.json and tokenizer_config.json of the model that its GGUF files were made "
+            "from beside them"
             if list_gguf_files(checkpoint)
-            else ""
+            else "; name the directory of a checkpoint"
         )
         raise StartError(
             f"{checkpoint}: holds neither a model (config.json) nor a LoRA adapter ({files.ADAPTER_CONFIG}){gguf}"
@@ -60,7 +60,7 @@ def declare_preset(declared: Mapping[str, object]) -> dict[str, Any]:
 def _find_checkpoint(directory: Path) -> Path:
     """Return the checkpoint's directory, which in a training run is the folder `checkpoint`."""
     if not directory.is_dir():
-        raise StartError(f"{directory}: no such directory; looked at {directory.resolve()}")
+        raise StartError(f"{directory}: no such directory; looked at {directory.resolve()}; correct the path")
     # A model may itself have a folder `checkpoint`, so the outer directory counts if it holds a model.
     inner = directory / "checkpoint"
     holds = any((directory / name).is_file() for name in ("config.json", files.ADAPTER_CONFIG))

@@ -86,7 +86,7 @@ def _explain_failure(error: OSError, host: str, port: int) -> str:
             )
         case errno.EACCES | errno.EPERM:
             return f"--port {port}: not allowed for this user; use a port from 1024 on"
-    return f"cannot listen on {host}:{port}: {error.strerror}"
+    return f"cannot listen on {host}:{port}: {error.strerror}; use another --host or --port"
 
 
 class _NotReady(BaseHTTPRequestHandler):

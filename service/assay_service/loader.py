@@ -81,7 +81,7 @@ def _prefix_errors(where: str) -> Iterator[None]:
     except StartError as error:
         raise StartError(f"{where}: {error.message}") from error
     except Exception as error:
-        raise StartError(f"{where}: {type(error).__name__}: {error}") from error
+        raise StartError(f"{where}: {type(error).__name__}: {error}; check files and memory, or report it") from error
 
 
 class _Loader:
@@ -110,9 +110,7 @@ class _Loader:
             model, adapters, head = self._add_to_base(name, resolved)
         renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.get_vocabulary_size(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
-            raise StartError(
-                "template: is not the one that the checkpoint was trained with: its hash is not template_sha256"
-            )
+            raise StartError("template: its hash is not template_sha256 of the manifest; declare the one of training")
         if resolved.claims.template_sha256 is None:  # a template with a hash is the one of training
             _warn_of_unprinted(name, unprinted)
         provenance = Provenance(
@@ -142,7 +140,9 @@ class _Loader:
             with log_step("hashing the weights of %s (%.2f GB)", base, sum(p.stat().st_size for p in weights) / 1e9):
                 self._hashes[key] = hash_files(weights)
         if claims.base_sha256 not in (None, self._hashes[key]):
-            raise StartError(f"{base}: the weights are not those that the adapter was trained on (base_sha256 differs)")
+            raise StartError(
+                f"{base}: base_sha256 differs: the adapter was trained on other weights; declare its own base"
+            )
         return self._hashes[key]
 
     def _load_model(self, resolved: ResolvedSignal, dtype: torch.dtype, device: torch.device) -> RewardModel:
@@ -263,7 +263,7 @@ def _check_forward(signal: Signal) -> None:
     """Run a real forward pass, and refuse a model that cannot score one plain item."""
     logit = _compute_logit(signal, PROBE)
     if not math.isfinite(logit):
-        raise StartError(f"the model scores a plain item with {logit}, which is not a finite number")
+        raise StartError(f"the model scores a plain item with {logit}; declare `dtype: float32` or another checkpoint")
 
 
 def _check_preset(signal: Signal) -> None:
@@ -294,5 +294,6 @@ def _check_golden(signal: Signal, golden: tuple[GoldenRow, ...], source: str, dt
         logit = _compute_logit(signal, item, trained=True)  # the rows hold what training rendered
         if not math.isclose(logit, row.logit, rel_tol=tolerance, abs_tol=tolerance):
             raise StartError(
-                f"golden row {number}: {source} says {row.logit:.6f}, but the loaded model gives {logit:.6f}"
+                f"golden row {number}: {source} says {row.logit:.6f}, but the loaded model gives {logit:.6f}; take all "
+                "files from one checkpoint, and declare the keys of its training"
             )

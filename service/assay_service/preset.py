@@ -150,8 +150,8 @@ def read(name: str) -> Preset:
     """
     if name not in list_names():
         close = get_close_matches(name.lower(), list_names(), n=3, cutoff=0.5)
-        meant = f"; did you mean {' or '.join(close)}?" if close else "."
-        raise StartError(f"preset: {name!r} is not a preset{meant} `assay presets` prints all of them")
+        meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+        raise StartError(f"preset: {name!r} is not a preset{meant}; declare one that `assay presets` prints")
     path = DIRECTORY / f"{name}.yaml"
     try:
         return Preset.model_validate(read_yaml(path))

@@ -57,7 +57,10 @@ def build_head(tensors: StoredHead, rule: HeadRule, model: RewardModel) -> AnyHe
         return build_network(tensors)
     if rule.likelihood is not None:
         if tensors.weight.shape[1] != model.hidden_size:
-            raise StartError(f"{tensors.name}: has rows of {tensors.weight.shape[1]}, not {model.hidden_size} numbers")
+            raise StartError(
+                f"{tensors.name}: has rows of {tensors.weight.shape[1]} numbers, but the base has {model.hidden_size}; "
+                "take weights and config.json of one model"
+            )
         return model.share_output_layer(None if _is_tied(tensors) else tensors.weight)
     dense = None if tensors.dense is None else Dense(tensors.dense, tensors.activation, tensors.epsilon)
     return checked(Head(tensors.weight, tensors.bias, dense), model.hidden_size, tensors.name)
@@ -111,7 +114,8 @@ def _read_tokens(resolved: ResolvedSignal) -> tuple[list[checkpoint.Adapter], ch
         found = [token] if isinstance(token, int) else encoder.encode(token, add_special_tokens=False).ids
         if len(found) != 1:
             raise StartError(
-                f"head.tokens: {token!r} is {len(found)} tokens ({found}), not one; a leading space often belongs to it"
+                f"head.tokens: {token!r} is {len(found)} tokens ({found}), not one; declare one, of which a leading "
+                "space is often a part"
             )
         ids += found
     adapters, rows = _read_output_layer(resolved, "head.tokens", ids)
@@ -127,7 +131,9 @@ def _read_output_layer(
         StartError: the base is not a causal language model whose logits these rows give, or an adapter changes them.
     """
     if not ARCHITECTURES[resolved.config["model_type"]].causal:
-        raise StartError(f"{key}: is for causal language models; {resolved.config['model_type']!r} is an encoder")
+        raise StartError(
+            f"{key}: is for causal language models, but {resolved.config['model_type']!r} is an encoder; remove `head`"
+        )
     adapters = [checkpoint.read_adapter(directory)[0] for directory in resolved.adapters]
     check_logits(resolved.config, key)
     if resolved.gguf is None:
@@ -148,20 +154,27 @@ def _is_tied(rows: checkpoint.HeadTensors) -> bool:
 
 def _explain_no_head(resolved: ResolvedSignal, weights: Sequence[Path]) -> str:
     directory = resolved.adapter or resolved.base
-    pickle = files.explain_pickled(directory, files.VALUE_HEAD)
-    return f"no head{pickle}" if pickle else why_no_head(names.read_shapes(weights), resolved.config, directory)
+    if pickle := files.explain_pickled(directory, files.VALUE_HEAD):
+        return f"no head{pickle}"
+    return why_no_head(names.read_shapes(weights), resolved.config, directory)
 
 
 def _read_dense(resolved: ResolvedSignal, architecture: Architecture) -> checkpoint.DenseTensors:
     """Read the layer before the head: the adapter's own where it was trained with the head, else the base's."""
     if architecture.dense is None:
-        raise StartError("score_position: pooler is only for encoders whose classifiers have a layer before the head")
+        raise StartError(
+            "score_position: pooler is only for encoders whose classifiers have a layer before the head; declare "
+            "another position"
+        )
     own = [] if resolved.adapter is None else [resolved.adapter / files.ADAPTER_WEIGHTS]
     sources = [*own, *resolved.weights]
     dense = checkpoint.read_dense(sources, architecture.dense, architecture.norm)
     if dense is None:
         needed = " or no ".join(f"{name}.weight" for name in (architecture.dense, architecture.norm) if name)
-        raise StartError(f"{resolved.base}: has no tensor {needed}, which score_position pooler reads")
+        raise StartError(
+            f"{resolved.base}: has no tensor {needed}, which score_position pooler reads; declare the position of "
+            "training, or download the checkpoint again"
+        )
     return dense
 
 
@@ -169,4 +182,7 @@ def _check_head(name: str, position: ScorePosition, architecture: Architecture) 
     """Refuse a head that was trained behind a dense layer, unless it is read behind that layer."""
     # RoBERTa's classifier is called `dense` and `out_proj`; without `dense` its logits would be plausible and wrong.
     if "out_proj" in name and (position != "pooler" or architecture.dense != "classifier.dense"):
-        raise StartError(f"{name}: has a dense layer before it, which only `score_position: pooler` of RoBERTa reads")
+        raise StartError(
+            f"{name}: has a dense layer before it, which only `score_position: pooler` of RoBERTa reads; declare that, "
+            "or a checkpoint with a linear head"
+        )

@@ -173,7 +173,10 @@ def _decide_max_length(settings: SignalSettings, claims: Manifest, config: Mappi
 def _check_vllm(settings: SignalSettings, position: ScorePosition) -> None:
     """Refuse a score position that vLLM does not read: its classifiers read the last token."""
     if settings.engine == "vllm" and position not in ("last_token", "last_non_pad_id"):
-        raise StartError(f"score_position: {position} is not read by `engine: vllm`, which reads the last token")
+        raise StartError(
+            f"score_position: {position} is not read by `engine: vllm`, which reads the last token; serve the signal "
+            "without `engine: vllm`, on one device"
+        )
 
 
 def _decide_token_types(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> TokenTypes | None:

@@ -162,13 +162,13 @@ class SignalSettings(Frozen):
     @model_validator(mode="after")
     def _check_head(self) -> "SignalSettings":
         if self.head is not None and self.head.gate is None and self.output is not None:
-            raise ValueError("output: is for a head of its own; `head.tokens` and `head.likelihood` have one output")
+            raise ValueError("output: is for a head of its own; remove it beside `head.tokens` and `head.likelihood`")
         return self
 
     @model_validator(mode="after")
     def _check_weights(self) -> "SignalSettings":
         if self.quantization is not None and self.gguf_file is not None:
-            raise ValueError("quantization: is for safetensors files; with `gguf_file` remove it")
+            raise ValueError("quantization: is for safetensors files; remove it beside `gguf_file`")
         return self
 
     @model_validator(mode="after")

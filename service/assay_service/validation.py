@@ -121,11 +121,11 @@ def find_wrong_names(
         f"blends.{n}: a signal has this name too; rename one" for n in sorted(signals.keys() & blend_weights.keys())
     ]
     if default is not None and default not in names:
-        wrong.append(f"default: {default!r} is neither a signal nor a blend; served are {join_names(names)}")
+        wrong.append(f"default: {default!r} is neither a signal nor a blend; declare one of {join_names(names)}")
     for name, weights in blend_weights.items():
         known = join_names(map(str, signals))
         unknown = sorted({str(signal) for signal in weights if signal not in signals})
-        wrong += [f"blends.{name}.weights: {signal!r} is not a signal; signals are {known}" for signal in unknown]
+        wrong += [f"blends.{name}.weights: {signal!r} is not a signal; weigh one of {known}" for signal in unknown]
     return wrong
 
 

@@ -20,9 +20,10 @@ def read_yaml(path: Path) -> object:
         with path.open(encoding="utf-8") as stream:  # a stream, because errors then name its file
             return yaml.load(stream, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
     except OSError as error:
-        raise StartError(f"cannot be read: {error.strerror}", source=str(path)) from error
+        raise StartError(f"cannot be read: {error.strerror}; correct the path", source=str(path)) from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StartError(f"is not valid YAML: {' '.join(str(error).split())}", source=str(path)) from error
+        said = " ".join(str(error).split())
+        raise StartError(f"is not valid YAML: {said}; correct the file", source=str(path)) from error
 
 
 class _UniqueKeys(yaml.SafeLoader):

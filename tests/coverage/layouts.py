@@ -3,6 +3,7 @@
 A layout has the class, the tensor names, the files and the keys of `config.json` of its originals, with small numbers.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -209,7 +210,8 @@ def token_head(architecture: str, kind: str, tokens: Sequence[str | int]) -> Cal
             logits = model(input_ids=text).logits[0, -1, ids]
             return [float(logits[0] - logits[1] if len(ids) == 2 else logits[0])]
 
-        return Original(chat_of(fast), forward)
+        encode = texts.ENCODE_JUDGES.get(kind)
+        return Original(chat_of(fast) if encode is None else functools.partial(encode, fast), forward)
 
     return publish
 

@@ -1,6 +1,5 @@
 """The table of reward models: every layout in it is served, and scores as the code that it was published with."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,43 +75,34 @@ def test_a_layout_scores_as_the_code_that_it_was_published_with(shape: str, tmp_
         assert info[name]["invariant"] is True
 
 
-def encode_qwen3_reranker(fast: PreTrainedTokenizerFast, query: str, text: str) -> list[int]:
-    """The model card's code: prefix, instruction with the pair, suffix."""
-    before, start, middle, after = texts.QWEN3
-    return texts.encode_pieces(fast, before, start + query + middle + text, after)
+# The last pair ends with punctuation and line breaks, which merge with the line break of a prompt.
+QUERIES = [
+    ("how do planes fly", " 多少 by lift\nand thrust"),
+    ("How do planes fly?", "By lift."),
+    ("How do planes fly?\n\n", "By lift.\n\n\n"),
+]
 
 
-def encode_bge_gemma(fast: PreTrainedTokenizerFast, query: str, text: str) -> list[int]:
-    """FlagEmbedding's code."""
-    return texts.encode_pieces(fast, "<bos>", f"A: {query}", "\n", f"B: {text}", "\n", texts.BGE_PROMPT)
-
-
-def encode_mxbai(fast: PreTrainedTokenizerFast, query: str, text: str) -> list[int]:
-    """The code of mxbai_rerank."""
-    before, start, middle, after = texts.MXBAI
-    task, end, suffix = after.removeprefix("\n").partition("<|im_end|>")
-    parts = (before, start + query, "\n", middle.removeprefix("\n") + text, "\n", task, end + suffix)
-    return texts.encode_pieces(fast, *parts)
+def judge(name: str, tokenizer: str, template: str) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the ids of all queries: those that are scored by a template, and those of the reranker's own code."""
+    fast = PreTrainedTokenizerFast.from_pretrained(real_tokenizer(tokenizer))
+    renderer = Renderer(fast, RenderRules(template, 2048, "last_token", "template", "error"), len(fast))
+    scored = [list(renderer.render(Item.of(*pair)).sequence.ids) for pair in QUERIES]
+    return scored, [texts.ENCODE_JUDGES[name](fast, *pair) for pair in QUERIES]
 
 
 @pytest.mark.parametrize(
-    ("judge", "tokenizer", "encode", "same"),
-    [
-        ("qwen3-reranker", "qwen3", encode_qwen3_reranker, (True, True)),
-        ("bge-gemma", "gemma", encode_bge_gemma, (True, True)),
-        # "?" and a line break are one token of Qwen2.5, but its code encodes the line break by itself.
-        ("mxbai", "qwen2_5", encode_mxbai, (True, False)),
-    ],
+    ("name", "tokenizer"), [("qwen3-reranker", "qwen3"), ("bge-gemma", "gemma"), ("mxbai", "qwen2_5")]
 )
-def test_rerankers_have_the_ids_of_their_own_code_on_their_own_tokenizers(
-    judge: str, tokenizer: str, encode: Callable[..., list[int]], same: tuple[bool, bool]
-) -> None:
-    fast = PreTrainedTokenizerFast.from_pretrained(real_tokenizer(tokenizer))
-    rules = RenderRules(texts.JUDGE_TEMPLATES[judge], 2048, "last_token", "template", "error")
-    renderer = Renderer(fast, rules, len(fast))
-    pairs = [("how do planes fly", " 多少 by lift\nand thrust"), ("How do planes fly?", "By lift.")]
-    for pair, equal in zip(pairs, same, strict=True):
-        assert (list(renderer.render(Item.of(*pair)).sequence.ids) == encode(fast, *pair)) is equal
+def test_rerankers_have_the_ids_of_their_own_code_on_their_own_tokenizers(name: str, tokenizer: str) -> None:
+    scored, expected = judge(name, tokenizer, texts.JUDGE_TEMPLATES[name])
+    assert scored == expected
+
+
+def test_without_borders_mxbai_reads_other_ids_where_punctuation_ends_a_piece() -> None:
+    """ "?" and a line break are one token of Qwen2.5, but its code encodes the line break by itself."""
+    scored, expected = judge("mxbai", "qwen2_5", texts.JUDGE_TEMPLATES["mxbai"].replace("{{ piece_border }}", ""))
+    assert [one == other for one, other in zip(scored, expected, strict=True)] == [True, False, False]
 
 
 # Layouts whose tests have more to show than one logit.

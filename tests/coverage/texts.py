@@ -1,10 +1,12 @@
 """Tokenizers and templates of the layouts: small, with the special tokens of the originals."""
 
 import json
+from collections.abc import Callable
 
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from assay_service import preset
 from tests import checkpoints
 from tests.real_templates import trl_templates
 
@@ -108,8 +110,35 @@ def judge_template(before: str, middle: str, after: str) -> str:
 
 JUDGE_TEMPLATES = {
     "qwen3-reranker": judge_template(QWEN3[0] + QWEN3[1], QWEN3[2], QWEN3[3]),
-    "mxbai": judge_template(MXBAI[0] + MXBAI[1], MXBAI[2], MXBAI[3]),
-    "bge-gemma": judge_template("<bos>A: ", "\nB: ", f"\n{BGE_PROMPT}"),
+    # Their code encodes every part of the prompt by itself, and so do the templates of the presets.
+    "mxbai": (preset.DIRECTORY / "templates/mxbai-rerank-v2.jinja").read_text(),
+    "bge-gemma": (preset.DIRECTORY / "templates/bge-reranker-v2-gemma.jinja").read_text(),
+}
+
+
+def encode_qwen3_reranker(fast: PreTrainedTokenizerFast, query: str, text: str) -> list[int]:
+    """Encode a pair as the model card's code: prefix, instruction with the pair, suffix."""
+    before, start, middle, after = QWEN3
+    return encode_pieces(fast, before, start + query + middle + text, after)
+
+
+def encode_bge_gemma(fast: PreTrainedTokenizerFast, query: str, text: str) -> list[int]:
+    """Encode a pair as FlagEmbedding's code."""
+    return encode_pieces(fast, "<bos>", f"A: {query}", "\n", f"B: {text}", "\n", BGE_PROMPT)
+
+
+def encode_mxbai(fast: PreTrainedTokenizerFast, query: str, text: str) -> list[int]:
+    """Encode a pair as the code of mxbai_rerank."""
+    before, start, middle, after = MXBAI
+    task, end, suffix = after.removeprefix("\n").partition("<|im_end|>")
+    parts = (before, start + query, "\n", middle.removeprefix("\n") + text, "\n", task, end + suffix)
+    return encode_pieces(fast, *parts)
+
+
+ENCODE_JUDGES: dict[str, Callable[[PreTrainedTokenizerFast, str, str], list[int]]] = {
+    "qwen3-reranker": encode_qwen3_reranker,
+    "mxbai": encode_mxbai,
+    "bge-gemma": encode_bge_gemma,
 }
 
 

@@ -406,7 +406,7 @@ def test_settings_that_do_not_change_a_trained_adapter_are_accepted(tmp_path: Pa
         ({"modules_to_save": ["norm"]}, "'norm' was trained, .* its tensors are missing"),
         ({"trainable_token_indices": [1]}, "'trainable_token_indices' was trained, .* its tensors are missing"),
         ({"r": 16}, "have rank 4, but adapter_config.json says 16"),
-        ({"alpha_pattern": {"(": 3}}, "alpha_pattern: a pattern is not a regular expression"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern must have regular expressions as keys"),
     ],
 )
 def test_settings_that_are_not_served_are_refused_with_what_to_do(

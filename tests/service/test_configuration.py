@@ -71,15 +71,15 @@ def test_every_problem_of_every_signal_and_blend_is_in_one_report(tmp_path: Path
         "signals.c: scoreposition: unknown key; did you mean `score_position`? Keys are "
         + ", ".join(signal_settings.SignalSettings.model_fields),
         "limits.max_items: must be more than 0, not 0",
-        "blends.mix.weights: 'z' is not a signal; signals are a, b, c",
+        "blends.mix.weights: 'z' is not a signal; weigh one of a, b, c",
         "default: is required: the signal or blend that answers requests which name none; one of a, b, c, mix",
         "signals.a: max_length: 999 is more than the checkpoint's 256; declare at most that",
         "signals.a: eos: declare it, one of template, append",
         "signals.a: unfinished: declare it, one of score, error",
         f"signals.b: base: ../nowhere: no such directory; looked at {tmp_path.parent / 'nowhere'}; correct the path",
-        f"signals.c: base: {tmp_path / 'opt'}: architecture 'opt' is not served; Assay serves bert, deberta-v2, gemma, "
-        "gemma2, gemma3_text, gpt_neox, llama, mistral, modernbert, olmo2, phi3, qwen2, qwen3, qwen3_5_text, "
-        "qwen3_moe, roberta, xlm-roberta",
+        f"signals.c: base: {tmp_path / 'opt'}: architecture 'opt' is not served; use a model of one of these: bert, "
+        "deberta-v2, gemma, gemma2, gemma3_text, gpt_neox, llama, mistral, modernbert, olmo2, phi3, qwen2, qwen3, "
+        "qwen3_5_text, qwen3_moe, roberta, xlm-roberta",
     ]
 
 
@@ -204,7 +204,7 @@ def test_a_wire_with_assays_own_paths_at_the_root_is_refused_before_anything_is_
         ),
         (
             {"signals": {"a": {"base": "rm"}}, "default": "b"},
-            "default: 'b' is neither a signal nor a blend; served are a",
+            "default: 'b' is neither a signal nor a blend; declare one of a",
         ),
         (
             {"signals": {"a": {"base": "rm"}}, "blends": {"a": {"weights": {"a": 1}}}, "default": "a"},
@@ -469,7 +469,7 @@ def test_inspect_proposes_nothing_as_served_that_loading_refuses(
 
 def test_inspect_names_gguf_files(tmp_path: Path) -> None:
     (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
-    with pytest.raises(StartError, match=r"beside its GGUF files it needs config\.json, tokenizer\.json and"):
+    with pytest.raises(StartError, match=r"put config\.json, tokenizer\.json and tokenizer_config\.json of the model"):
         inspect(tmp_path, {})
 
 

@@ -312,7 +312,11 @@ EMBED = "model.embed_tokens.weight"
         ({"architectures": ["AtheneForSequenceClassification"]}, (), "no token with id 128003, at which the class"),
         ({"model_type": "gpt_neox_reward_model", "pooling": "max"}, (), "pooling 'max' is not known"),
         ({"architectures": ["LlamaForScore"], "score_type": "risk"}, (), "score_type 'risk' is not known"),
-        ({"architectures": ["LlamaForScore"], "score_dim": 2}, (), "score_dim is 2; a signal has one output"),
+        (
+            {"architectures": ["LlamaForScore"], "score_dim": 2},
+            (),
+            "score_dim is 2, but a signal has one output; save the score_head",
+        ),
         (
             {"architectures": ["LlamaForScore"], "do_normalize": True},
             (),
@@ -321,7 +325,7 @@ EMBED = "model.embed_tokens.weight"
         (
             {"architectures": ["LlamaForScore"], "do_normalize": True, "mean": [1.0], "var": [0.0]},
             (),
-            r"normalizer\.var is \[0\.0\]; it must be one usable number",
+            r"normalizer\.var is \[0\.0\], but must be one finite number above 0; download",
         ),
         ({"hidden_act": "no such"}, LAST, r"config\.json: transformers cannot build the model"),
     ],

@@ -220,7 +220,7 @@ def test_a_missing_tensor_is_refused_by_name(tmp_path: Path) -> None:
 def test_an_architecture_that_is_not_read_from_gguf_is_refused(architecture: str, tmp_path: Path) -> None:
     publish(tmp_path)
     edit_config(tmp_path, model_type=architecture)
-    with pytest.raises(StartError, match=f"{architecture!r} of config.json is not read from GGUF files; Assay reads"):
+    with pytest.raises(StartError, match=f"{architecture!r} of config.json is not read from GGUF files, but only"):
         load(tmp_path, gguf_file=FILE, score_position="last_token")
 
 
@@ -248,7 +248,9 @@ def test_a_type_of_tensors_that_is_not_read_is_refused(tmp_path: Path) -> None:
     assert whole[place] == 2  # Q4_0
     whole[place] = 39  # MXFP4
     (tmp_path / FILE).write_bytes(whole)
-    with pytest.raises(StartError, match=r"token_embd\.weight has ggml type 39, which is not read; Assay reads F32"):
+    with pytest.raises(
+        StartError, match=r"token_embd\.weight has ggml type 39, which is not read; convert it to one of F32"
+    ):
         load(tmp_path, gguf_file=FILE)
 
 

@@ -119,7 +119,7 @@ def test_one_signal_that_is_not_finite_does_not_fail_the_other_of_its_trunk(tmp_
 def test_outputs_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     saved_classifier(tmp_path)
     refused(tmp_path, r"score\.weight: has 3 outputs; declare the one to read")
-    refused(tmp_path, r"output: 3 is declared, but score\.weight has outputs 0 to 2", output=3)
+    refused(tmp_path, r"output: 3 is declared, but score\.weight has only 3 outputs; declare one of 0 to 2", output=3)
     refused(tmp_path, r"output: 'helpful' is not an output of this checkpoint", output="helpful")
     for wrong in ([0], [0, 0], [0, 1, 2], -1, True, 1.5, ""):
         raw = {"signals": {"s": {"base": "rm", "output": wrong}}}

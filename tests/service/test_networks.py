@@ -436,7 +436,7 @@ def test_a_head_with_a_tensor_that_is_missing_unknown_misshapen_zero_or_not_fini
 def test_a_gate_that_reads_the_prompt_must_be_declared_and_only_there(name: str, tmp_path: Path) -> None:
     save(tmp_path, name)
     refuse(tmp_path, r"head: declare it, as `head: \{gate: TEXT\}`: gating\.layers\.0\.weight .*<\|eot_id\|>")
-    refuse(tmp_path, r"output: 5 is declared, but the head has objectives 0 to 4", **gate_of(name), output=5)
+    refuse(tmp_path, r"output: 5 is not an objective of this head; declare one of 0 to 4", **gate_of(name), output=5)
     refuse(tmp_path, r"output: a difference is only for linear heads", **gate_of(name), output=[0, 1])
     steps = {"score_position": "steps", "steps": {"delimiter": "\n", "token": "q"}, "aggregate": "min"}
     refuse(tmp_path, r"score_position: steps does not work with a head that has a gating", **gate_of(name), **steps)
@@ -555,7 +555,10 @@ def test_ldl_that_is_not_whole_is_not_converted(tmp_path: Path) -> None:
     save_file({n: t for n, t in weights.items() if n.startswith("model.")}, source / "model.safetensors")
     regression = head.regression_layer.state_dict()
     torch.save(regression, source / "regression_layer.pt")
-    refuse(tmp_path, r"the head is in pickles \(regression_layer\.pt\), which are not read: `assay convert .*rm OUT`")
+    refuse(
+        tmp_path,
+        r"the head is in pickles \(regression_layer\.pt\), which are not read: convert it by `assay convert .*rm OUT`",
+    )
 
     def refused(message: str, *more: str) -> None:
         result = CliRunner().invoke(app, ["convert", str(source), str(tmp_path / "out"), *more])

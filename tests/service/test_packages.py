@@ -255,14 +255,14 @@ def test_a_user_without_a_home_has_no_cache(site: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"named": "qwen2"}, r"m\.gguf: general\.architecture is 'qwen2'; of packages Assay reads 'llama'"),
+        ({"named": "qwen2"}, r"m\.gguf: general\.architecture is 'qwen2', but of packages Assay reads 'llama'"),
         ({"pre": "llama-bpe"}, r"tokenizer\.ggml\.pre is 'llama-bpe'; of packages Assay reads 'smollm'"),
         ({"model": "llama"}, r"tokenizer\.ggml\.model is 'llama'; of packages Assay reads 'gpt2'"),
         ({"more": [lambda writer: writer.add_add_bos_token(True)]}, r"tokenizer\.ggml\.add_bos_token is true"),
         ({"kinds": KINDS[1:]}, r"tokenizer\.ggml\.tokens has a token twice, or another length than token_type"),
         ({"merges": ["h e", "x yz"]}, r"tokenizer\.ggml\.merges: .*; download the file again"),
         ({"merges": ["h e l"]}, r"tokenizer\.ggml\.merges: .*; download the file again"),
-        ({"bos": 5000}, r"tokenizer\.ggml\.bos_token_id is 5000, and there is no such token"),
+        ({"bos": 5000}, r"tokenizer\.ggml\.bos_token_id is 5000, but has no such token"),
         ({"factor": 4.0}, r"llama\.rope\.scaling\.type is not read"),
         ({"more": [lambda writer: writer.add_expert_count(8)]}, r"llama\.expert_count is not read"),
         ({"rotated": None}, r"llama\.rope\.dimension_count is missing"),

@@ -55,6 +55,13 @@ TEXTS = {
     ),
     "eurus.jinja": "<s>[INST] What is 2 + 3? [/INST] It is 5.</s>",
     "math-shepherd.jinja": "<s>What is 2 + 3? Add. ки\nIt is 5. ки",
+    "mxbai-rerank-v2.jinja": (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nquery: What is 2 + 3?\ndocument: It is 5.\nYou are a search relevance expert who evaluates "
+        "how well documents match search queries. For each query-document pair, carefully analyze the semantic "
+        "relationship between them, then provide your binary relevance judgment (0 for not relevant, 1 for relevant).\n"
+        "Relevance:<|im_end|>\n<|im_start|>assistant\n"
+    ),
     "oasst-pythia.jinja": "<|prompter|>What is 2 + 3?<|endoftext|><|assistant|>It is 5.<|endoftext|>",
     "pair.jinja": "[CLS]What is 2 + 3?[SEP]It is 5.[SEP]",
     "qwen3-reranker.jinja": (
@@ -101,7 +108,7 @@ def find_family(known: Preset) -> str:
 
 def make_tokenizer(known: Preset) -> PreTrainedTokenizerFast:
     family = find_family(known)
-    if family in ("bert", "deberta-v2"):
+    if family in ("bert", "deberta-v2", "modernbert"):
         return checkpoints.encoder_tokenizer()
     if family == "xlm-roberta":
         return checkpoints.tokenizer({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}, "")
@@ -139,7 +146,10 @@ class Source:
         if known.signal.get("code") == "ignore":
             self.config["auto_map"] = {"AutoModel": f"modeling_custom.{known.architecture}"}
         if known.shape == "two layers":
-            self._put_two_layers("v_head.summary" if "CausalLM" in known.architecture else "score")
+            layers = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, self.rows))
+            self._put_head("v_head.summary" if "CausalLM" in known.architecture else "score", layers)
+        if known.shape == "value head" and known.convert is None:
+            self._put_head("v_head.summary" if "CausalRM" in known.architecture else "value_head", nn.Linear(32, 1))
         if known.convert is not None and known.shape == "classifier":
             torch.save(self.model.state_dict(), directory / "pytorch_model.bin")
             (directory / "model.safetensors").unlink()
@@ -152,12 +162,14 @@ class Source:
         base: nn.Module = getattr(self.model, self.model.base_model_prefix)
         return base
 
-    def _put_two_layers(self, module: str) -> None:
+    def _put_head(self, module: str, head: nn.Module) -> None:
         torch.manual_seed(1)
-        self.head = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, self.rows))
+        for parameter in head.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        self.head = head
         path = self.directory / "model.safetensors"
         tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("score.")}
-        save_file(tensors | {f"{module}.{n}": p.detach() for n, p in self.head.named_parameters()}, path)
+        save_file(tensors | {f"{module}.{n}": p.detach() for n, p in head.named_parameters()}, path)
 
     def _make_foreign(self) -> None:
         """Save the base and the head under the names of another trainer's class, as a pickle."""
@@ -358,8 +370,8 @@ def test_an_unknown_preset_names_the_closest_ones_and_no_other_key(own: Any, tmp
     own("skywork-reward-v2-qwen3-4b")
     text = problems(tmp_path, preset="Skywork-Reward-V2-Qwen3-0.6", base="rm")
     assert text == (
-        "signals.rm: preset: 'Skywork-Reward-V2-Qwen3-0.6' is not a preset; did you mean skywork-reward-v2-qwen3-0.6b "
-        "or skywork-reward-v2-qwen3-4b? `assay presets` prints all of them"
+        "signals.rm: preset: 'Skywork-Reward-V2-Qwen3-0.6' is not a preset (did you mean skywork-reward-v2-qwen3-0.6b "
+        "or skywork-reward-v2-qwen3-4b?); declare one that `assay presets` prints"
     )
     for wrong in ("../secret", "", "templates/x"):
         assert "is not a preset" in problems(tmp_path, preset=wrong, base="rm")

@@ -239,7 +239,7 @@ def checkpoints_plain(tmp_path: Path) -> registry.Registry:
         ({"quant_method": "gptq", "bits": 4}, None, r"quantized by 'gptq', which Assay does not read; it reads GGUF"),
         ({"quant_method": "awq"}, "fp8", r"quantized by 'awq', which Assay does not read"),
         ({"bits": 4}, "fp8", "quantization_config has no quant_method"),
-        ({**FP8, "fmt": "e5m2"}, "fp8", "fmt is 'e5m2'; Assay reads 'e4m3'"),
+        ({**FP8, "fmt": "e5m2"}, "fp8", "fmt is 'e5m2', but Assay reads 'e4m3'; use the checkpoint that"),
         ({**FP8, "weight_block_size": [128]}, "fp8", r"weight_block_size is \[128\]; it must be two positive numbers"),
         ({**FP8, "weight_block_size": [16, 16]}, "fp8", r"weight_scale_inv has shape \[1, 1\].* which needs \[2, 4\]"),
         (
@@ -250,11 +250,11 @@ def checkpoints_plain(tmp_path: Path) -> registry.Registry:
         (
             {**compress("tensor"), "format": "pack-quantized"},
             "compressed-tensors",
-            "format is 'pack-quantized'; of compressed-tensors Assay reads FP8 weights",
+            "format is 'pack-quantized', but of compressed-tensors Assay reads FP8 weights",
         ),
-        (compress("group"), "compressed-tensors", "strategy is 'group'; Assay reads tensor, channel, block"),
-        (compress("tensor", num_bits=4), "compressed-tensors", r"group_0\.weights\.num_bits is 4; Assay reads 8"),
-        ({**compress("tensor"), "config_groups": {}}, "compressed-tensors", "one rule for all weights; this has 0"),
+        (compress("group"), "compressed-tensors", "strategy is 'group', but Assay reads tensor, channel and block"),
+        (compress("tensor", num_bits=4), "compressed-tensors", r"group_0\.weights\.num_bits is 4, but Assay reads 8"),
+        ({**compress("tensor"), "config_groups": {}}, "compressed-tensors", "one rule for all weights, but has 0"),
     ],
 )
 def test_a_declaration_that_does_not_fit_the_files_is_refused(

@@ -27,7 +27,7 @@ def convert(request: Request, out: Path) -> list[str]:
     if not request.source.is_dir():
         raise StartError(f"{request.source}: no such directory; name the directory of a checkpoint")
     if (request.source / manifest.FILE_NAME).is_file():
-        raise StartError(f"{request.source}: has an {manifest.FILE_NAME} already, so it is served as it is")
+        raise StartError(f"{request.source}: has an {manifest.FILE_NAME} already; serve it as it is")
     if (request.source / files.ADAPTER_CONFIG).is_file():
         return _convert_adapter(request, out)
     if is_ldl(request.source):
@@ -107,7 +107,9 @@ def _convert_adapter(request: Request, out: Path) -> list[str]:
     files.refuse_code(config, request.source / files.ADAPTER_CONFIG)
     parts = {name: source.find_weights(request.source, name) for name in ("adapter_model", "value_head")}
     if not parts["adapter_model"]:
-        raise StartError(f"{request.source}: has neither {files.ADAPTER_WEIGHTS} nor adapter_model.bin")
+        raise StartError(
+            f"{request.source}: has neither {files.ADAPTER_WEIGHTS} nor adapter_model.bin; download the adapter again"
+        )
     if request != Request(request.source, None, None, None, Manifest(token_types=None)):
         raise StartError(f"{request.source}: is a LoRA adapter; declare its keys to `assay serve`, not here")
     # A relative path starts at the adapter, which now lies elsewhere.

@@ -56,7 +56,10 @@ def recognize(config: Mapping[str, Any]) -> Format:
     if config.get("model_type") == OASST_TYPE or name == "GPTNeoXRewardModel":
         pooling = config.get("pooling") or "last"
         if pooling not in _POOLINGS:
-            raise StartError(f"config.json: pooling {pooling!r} is not known; {name} has `mean` and `last`")
+            raise StartError(
+                f"config.json: pooling {pooling!r} is not known; set the one that {name} was trained with, `mean` or "
+                "`last`"
+            )
         return Format(name, "out_proj", _POOLINGS[pooling])
     if name in {"LlamaRewardModel", "EurusRewardModel"}:
         return Format(name, "regression_head", "last_token")
@@ -106,8 +109,13 @@ def advise_position(head: str, names: Mapping[str, object]) -> str:
 def _read_normalizer(config: Mapping[str, Any]) -> NormalizeFunction | None:
     """Return how a score model of safe-rlhf normalizes its output; None if it does not."""
     if config.get("score_dim", 1) != 1:
-        raise StartError(f"config.json: score_dim is {config['score_dim']}; a signal has one output")
+        raise StartError(
+            f"config.json: score_dim is {config['score_dim']}, but a signal has one output; save the score_head with "
+            "the one row to serve, and set score_dim to 1"
+        )
     kind = config.get("score_type", "reward")
     if kind not in _NORMALIZERS:
-        raise StartError(f"config.json: score_type {kind!r} is not known; safe-rlhf has {', '.join(_NORMALIZERS)}")
+        raise StartError(
+            f"config.json: score_type {kind!r} is not known; set the one of training, {' or '.join(_NORMALIZERS)}"
+        )
     return _NORMALIZERS[kind] if config.get("do_normalize", False) else None

@@ -35,7 +35,10 @@ def read_moments(
             )
         moment = torch.as_tensor(value, dtype=torch.float64).flatten()
         if moment.numel() != 1 or not torch.isfinite(moment).all() or (name == "var" and moment.item() <= 0):
-            raise StartError(f"{where}: normalizer.{name} is {moment.tolist()}; it must be one usable number")
+            raise StartError(
+                f"{where}: normalizer.{name} is {moment.tolist()}, but must be one finite number"
+                f"{' above 0' if name == 'var' else ''}; download the checkpoint again"
+            )
         moments.append(moment)
     return moments[0], moments[1]
 

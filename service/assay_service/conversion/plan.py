@@ -71,7 +71,10 @@ def find_head(shapes: Shapes, config: Mapping[str, Any], extra: str | None, wher
     names.check_whole_head(heads[0], shapes, where, extra)
     shape = shapes[heads[0]]
     if len(shape) != 2 or shape[0] != 1:
-        raise StartError(f"{where}: {heads[0]} has shape {list(shape)}; only a head with one output is converted")
+        raise StartError(
+            f"{where}: {heads[0]} has shape {list(shape)}, but only a head with one output is converted; save it with "
+            "the one row to serve"
+        )
     return heads[0]
 
 
@@ -107,8 +110,8 @@ def plan(shapes: Shapes, base: Base, head: str, module: str, architecture: Archi
             unknown.append(name)
     if unknown:
         raise StartError(
-            f"{where}: tensor {unknown[0]} has no place in the architecture ({len(unknown)} unknown)"
-            f"{names.explain_unknown(unknown[0])}; it could change the score, so it is not dropped"
+            f"{where}: tensor {unknown[0]} has no place in the architecture ({len(unknown)} unknown), and it could "
+            f"change the score, so it is not dropped{names.explain_unknown(unknown[0])}"
         )
     kept, copies = _merge_copies(targets)
     _check_base(shapes, kept, base, where)

@@ -85,7 +85,10 @@ def _find_files(directory: Path) -> tuple[Path, ...]:
     """Return the files of the weights, and of a value head that is saved beside them."""
     paths = source.find_weights(directory, "model")
     if not paths:
-        raise StartError(f"{directory}: has no weights (model.safetensors, pytorch_model.bin or their index)")
+        raise StartError(
+            f"{directory}: has no weights (model.safetensors, pytorch_model.bin or their index); download the "
+            "checkpoint again"
+        )
     return (*paths, *source.find_weights(directory, "value_head"))
 
 

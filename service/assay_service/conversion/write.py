@@ -42,7 +42,9 @@ def appear_whole(directory: Path) -> Iterator[Path]:
         yield temporary
         temporary.rename(directory)
     except OSError as error:
-        raise StartError(f"{directory}: cannot be written: {error}; nothing was kept") from error
+        raise StartError(
+            f"{directory}: cannot be written: {error}; nothing was kept: name another directory"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -103,13 +103,13 @@ def read_architecture(config: Mapping[str, Any], where: object) -> Architecture:
         )
     if name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise StartError(f"{where}: architecture {name!r} is not served; Assay serves {known}")
+        raise StartError(f"{where}: architecture {name!r} is not served; use a model of one of these: {known}")
     if config.get("is_decoder"):
         raise StartError(f"{where}: checkpoints with `is_decoder` are not served; declare an encoder without it")
     if ARCHITECTURES[name].causal and (config.get("is_causal") is False or config.get("use_bidirectional_attention")):
         raise StartError(
             f"{where}: a decoder that attends in both directions (`is_causal: false` or `use_bidirectional_attention`) "
-            "is not served"
+            "is not served; use a model that attends to earlier tokens only, or an encoder"
         )
     check_ropes(_read_rope(config), where)
     return ARCHITECTURES[name]
@@ -164,8 +164,8 @@ def find_longest_sequence(config: Mapping[str, Any]) -> int | None:
     )
     if not isinstance(original, int) or isinstance(original, bool) or original < 1:
         raise StartError(
-            f"config.json: original_max_position_embeddings is {original!r}; `longrope` needs the number of positions "
-            "before scaling, as the model was trained"
+            f"config.json: original_max_position_embeddings is {original!r}; set it to the number of positions before "
+            "scaling, which `longrope` needs"
         )
     return original if longest is None else min(longest, original)
 
@@ -212,10 +212,10 @@ def check_ropes(ropes: Mapping[str, Any] | None, where: object) -> None:
         kind = str(rope.get("rope_type") or rope.get("type") or "default")
         if kind not in served | {_OLD_LONGROPE}:
             raise StartError(
-                f"{where}: rope_type {kind!r} is not served; Assay serves {', '.join(sorted(served))}"
+                f"{where}: rope_type {kind!r} is not served; use a checkpoint with one of {', '.join(sorted(served))}"
                 + (
-                    "; up to max_position_embeddings tokens a copy of config.json without this scaling gives the same "
-                    "scores"
+                    ". Or remove this scaling from a copy of config.json, which gives the same scores up to "
+                    "max_position_embeddings tokens"
                     if kind == "dynamic"
                     else ""
                 )

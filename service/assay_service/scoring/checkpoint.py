@@ -223,7 +223,8 @@ def read_adapter(directory: Path) -> tuple[Adapter, HeadTensors | None]:
         )
     path = directory / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise StartError(f"{directory}: has no {ADAPTER_WEIGHTS}{explain_pickled(directory, ADAPTER_WEIGHTS)}")
+        instead = explain_pickled(directory, ADAPTER_WEIGHTS) or "; download or save the adapter again"
+        raise StartError(f"{directory}: has no {ADAPTER_WEIGHTS}{instead}")
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     head = read_head([path, *find_value_head_files(directory)])

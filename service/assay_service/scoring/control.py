@@ -3,18 +3,34 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
 from assay_service.errors import ContentError, StartError
 from assay_service.scoring.item import Item, Message
+from assay_service.scoring.manifest import ControlTokenPolicy
 from assay_service.scoring.pieces import EncodedPieces, encode_pieces
 
 # Unicode noncharacters, which texts do not contain on purpose. They enclose the other spelling of the template's own
 # control tokens, and the control tokens in messages.
 _OWN, _QUOTED = ("\ufdd0", "\ufdd1"), ("\ufdd2", "\ufdd3")
 _RESERVED = re.compile("[\ufdd0-\ufdd3]")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRules:
+    """The tokens that only a template may print, and what happens to those in messages.
+
+    Attributes:
+        texts: texts of the tokens.
+        ids: ids of the tokens that must be the same as in a neutral text.
+        policy: "error" refuses a control token in a message, "text" reads it as plain characters.
+    """
+
+    texts: frozenset[str]
+    ids: frozenset[int]
+    policy: ControlTokenPolicy
 
 
 class ControlTokens:
@@ -103,12 +119,8 @@ class PlainEncoder:
         if clash or not known.keys() >= tokens.texts:
             raise StartError("control_tokens: this tokenizer cannot read them as text; declare `control_tokens: error`")
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a text that was rendered from a quoted item."""
-        return self.encode_pieces((text,), apart=False).ids
-
     def encode_pieces(self, pieces: Sequence[str], *, apart: bool) -> EncodedPieces:
-        """Return the ids of consecutive pieces of such a text."""
+        """Return the ids of consecutive pieces of a text that was rendered from a quoted item."""
         spelled = [self._tokens.unquote(self._tokens.respell(piece)) for piece in pieces]
         encoded = encode_pieces(self._encoder, spelled, apart=apart)
         return replace(encoded, ids=tuple(self._ids.get(token, token) for token in encoded.ids))

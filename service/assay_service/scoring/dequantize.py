@@ -141,7 +141,10 @@ def _read_fp8(present: Mapping[str, Path], grid: ScaleGrid) -> dict[str, LazyTen
             tensors[name] = _Plain(path, name)
             continue
         if dtype != "F8_E4M3" or last != "weight" or len(shape) != 2:
-            raise StartError(f"{path}: {name} is stored as {dtype} {list(shape)}; Assay reads FP8 matrices of e4m3")
+            raise StartError(
+                f"{path}: {name} is stored as {dtype} {list(shape)}, but Assay reads FP8 matrices of e4m3; use the "
+                "checkpoint that these weights were made from"
+            )
         if len(scales) != 1:
             raise StartError(
                 f"{path}: {name} is FP8, but has {len(scales)} scales (one of {' or '.join(_SCALES)} is needed); "
@@ -155,12 +158,15 @@ def _read_scale(present: Mapping[str, Path], name: str, grid: ScaleGrid, shape: 
     """Return the scales of a weight in fp32, after checking their shape and values."""
     scale = _read(present[name], name)
     if not scale.dtype.is_floating_point:
-        raise StartError(f"{present[name]}: {name} is stored as {scale.dtype}; Assay reads scales that are floats")
+        raise StartError(
+            f"{present[name]}: {name} is stored as {scale.dtype}, but Assay reads scales that are floats; use the "
+            "checkpoint that these weights were made from"
+        )
     allowed = grid.list_shapes(shape)
     if tuple(scale.shape) not in allowed:
         raise StartError(
             f"{present[name]}: {name} has shape {list(scale.shape)}, but its weight has {list(shape)}, which needs "
-            f"{' or '.join(str(list(one)) for one in allowed)}"
+            f"{' or '.join(str(list(one)) for one in allowed)}; download or quantize it again"
         )
     scale = scale.float()
     _check_finite(present[name], name, scale)
@@ -216,7 +222,7 @@ def _read_parts(present: Mapping[str, Path], name: str, state: str) -> _FourBit:
     if len(scales) != needed or len(table) != 16:
         raise StartError(
             f"{present[name]}: {name} of shape {list(shape)} needs {needed} scales and 16 values, but has "
-            f"{len(scales)} and {len(table)}"
+            f"{len(scales)} and {len(table)}; download or quantize it again"
         )
     with safe_open(present[name], framework="pt") as file:
         stored = 2 * math.prod(file.get_slice(name).get_shape()) * _BYTES.get(file.get_slice(name).get_dtype(), 0)

@@ -1,6 +1,7 @@
 """Turn an item into ids by a template and a tokenizer, and find where the completion begins.
 
-The whole text is tokenised once, without adding special tokens. The boundary is the length of the longest common
+The whole text is tokenised once, without adding special tokens, unless its template marks borders of pieces
+(`borders.py`). The boundary is the length of the longest common
 prefix, in ids, with the tokenised generation prompt. A token that merges across the border belongs to the completion.
 """
 
@@ -13,9 +14,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError
-from assay_service.scoring.control import ControlTokens, PlainEncoder
+from assay_service.scoring.borders import Borders, Pieces
+from assay_service.scoring.control import ControlRules, ControlTokens, PlainEncoder
 from assay_service.scoring.item import Item, Message
-from assay_service.scoring.manifest import ControlTokenPolicy, StepRules
+from assay_service.scoring.manifest import StepRules
 from assay_service.scoring.pieces import EncodedPieces, encode_pieces
 from assay_service.scoring.steps import PlacedSteps, divide, place_steps
 from assay_service.scoring.template import RenderedText, Template
@@ -69,11 +71,11 @@ class ItemEncoder:
     Args:
         template: template that prints the text.
         encoder: tokenizer without truncation and padding.
-        control_tokens: texts of the tokens that only the template may print.
-        control_ids: ids of the tokens that must be the same as in a neutral text.
-        policy: "error" refuses a control token in a message, "text" reads it as plain characters.
+        control: tokens that only the template may print.
         steps: rules by which steps are read; None if they are not.
         max_length: largest number of tokens, by which the number of steps is limited.
+        borders: reader of the borders that the template marks between pieces, each of which is encoded by itself; None
+            for a template that marks none.
 
     Raises:
         StartError: the policy does not work with this tokenizer.
@@ -83,21 +85,21 @@ class ItemEncoder:
         self,
         template: Template,
         encoder: Tokenizer,
-        control_tokens: frozenset[str],
-        control_ids: frozenset[int],
-        policy: ControlTokenPolicy,
+        control: ControlRules,
         steps: StepRules | None = None,
         max_length: int = 0,
+        borders: Borders | None = None,
     ) -> None:
         self._template = template
+        self._borders = borders
         self._encoder = encoder
         # Completions of one prompt come one after the other, and conversations of one form have one skeleton.
         self._encode_kept = functools.lru_cache(maxsize=_KEPT)(self.encode_text)
-        self._control = ControlTokens(control_tokens)
-        self._control_ids = control_ids
+        self._control = ControlTokens(control.texts)
+        self._control_ids = control.ids
         self._steps = steps
         self._max_length = max_length
-        self._plain = PlainEncoder(encoder, self._control) if policy == "text" else None
+        self._plain = PlainEncoder(encoder, self._control) if control.policy == "text" else None
 
     def encode(self, item: Item) -> Encoded:
         """Return the ids of `item`.
@@ -139,9 +141,10 @@ class ItemEncoder:
         if control_token is None:
             # The normaliser can turn other characters of a message into a control token, so ids are compared as well.
             text = self._template.render(item)
-            ids, placed = self._tokenize(item, text.full, functools.partial(encode_pieces, self._encoder))
+            pieces, encode = self._divide(item, text), functools.partial(encode_pieces, self._encoder)
+            ids, placed = self._tokenize(item, text.full, pieces, encode)
             if self._has_expected_control_tokens(ids, item):
-                prompt = self._encode_kept(text.prompt)
+                prompt = self._encode_kept(text.prompt) if pieces is None else encode(pieces.prompt, apart=True).ids
                 return Encoded(text, ids, prompt, _count_common_prefix(ids, prompt), 0, placed)
         if self._plain is None:
             raise ContentError(
@@ -150,14 +153,20 @@ class ItemEncoder:
             )
         return self._encode_as_text(item, self._plain)
 
+    def _divide(self, item: Item, text: RenderedText) -> Pieces | None:
+        """Return the pieces of a rendered item; None if its template marks no borders."""
+        return None if self._borders is None else self._borders.divide(item, text)
+
     def _tokenize(
-        self, item: Item, full: str, encode: Callable[..., EncodedPieces]
+        self, item: Item, full: str, pieces: Pieces | None, encode: Callable[..., EncodedPieces]
     ) -> tuple[tuple[int, ...], PlacedSteps | None]:
         """Return the ids of a rendered item, and the places of its steps if steps are scored."""
+        if pieces is not None:
+            return encode(pieces.full, apart=True).ids, None
         if self._steps is None:
             return encode((full,), apart=False).ids, None
-        pieces = functools.partial(encode, apart=self._steps.tokenize == "apart")
-        return place_steps(item, self._template.get_skeleton(item), full, self._steps, pieces)
+        encode_steps = functools.partial(encode, apart=self._steps.tokenize == "apart")
+        return place_steps(item, self._template.get_skeleton(item), full, self._steps, encode_steps)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text, without adding special tokens."""
@@ -167,8 +176,9 @@ class ItemEncoder:
         """Encode an item whose control tokens are read as plain characters."""
         quoted = self._control.quote(item)
         rendered = self._template.render(quoted)
-        ids, placed = self._tokenize(quoted, rendered.full, plain.encode_pieces)
-        prompt = plain.encode(rendered.prompt)
+        pieces = self._divide(quoted, rendered)
+        ids, placed = self._tokenize(quoted, rendered.full, pieces, plain.encode_pieces)
+        prompt = plain.encode_pieces((rendered.prompt,) if pieces is None else pieces.prompt, apart=True).ids
         if not self._has_expected_control_tokens(ids, item):
             raise ContentError(
                 "a message tokenises to a control token even as plain characters; remove it", code="special_tokens"

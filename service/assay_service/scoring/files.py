@@ -87,7 +87,10 @@ def resolve(reference: str, revision: str | None, relative_to: Path, gguf_file: 
         weights = ("*.safetensors",) if gguf_file is None else (gguf_file, VALUE_HEAD)
         return Path(snapshot_download(reference, revision=revision, allow_patterns=[*weights, *_HUB_FILES]))
     except (OSError, ValueError) as error:  # ValueError: an id that no repository can have
-        raise StartError(f"{reference} at {revision}: cannot be downloaded: {error}") from error
+        raise StartError(
+            f"{reference} at {revision}: cannot be downloaded: {error}; check id, revision and network, or declare the "
+            "directory of a download"
+        ) from error
 
 
 def place(reference: str, relative_to: Path) -> Path:
@@ -102,7 +105,7 @@ def place(reference: str, relative_to: Path) -> Path:
             path.stat()
     except (OSError, ValueError, RuntimeError) as error:  # a long name; a null character; the home of an unknown user
         reason = error.strerror if isinstance(error, OSError) else error
-        raise StartError(f"{reference[:80]!r}: not a path that can be read: {reason}") from error
+        raise StartError(f"{reference[:80]!r}: not a path that can be read: {reason}; correct the path") from error
     return path
 
 
@@ -145,7 +148,8 @@ def list_weight_files(directory: Path, gguf_file: str | None = None) -> list[Pat
         files = [directory / name for name in sorted(set(shards.values()))]
     else:
         raise StartError(
-            f"{directory}: has neither model.safetensors nor its index{explain_pickled(directory, single.name)}"
+            f"{directory}: has neither model.safetensors nor its index"
+            f"{explain_pickled(directory, single.name) or '; download the checkpoint again'}"
         )
     missing = [path.name for path in files if not path.is_file()]
     if missing or not files:
@@ -252,21 +256,21 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         read = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise StartError(f"{path}: cannot be read as JSON: {error}") from error
+        raise StartError(f"{path}: cannot be read as JSON: {error}; download or save the file again") from error
     if not isinstance(read, dict):
         raise StartError(f"{path}: not a JSON object; download or save the file again")
     return read
 
 
 def _explain_instead(directory: Path, file_name: str) -> str:
-    """Explain what a directory without `file_name` contains instead, and how to declare it; "" if that is not known."""
+    """Explain what to declare instead of a directory without `file_name`, and what it contains if that is known."""
     if (directory / "run.json").is_file() and (directory / "checkpoint").is_dir():
         return f"; this is the directory of a training run: declare its checkpoint, {directory / 'checkpoint'}"
     if file_name == "config.json" and (directory / ADAPTER_CONFIG).is_file():
         return "; this is a LoRA adapter: declare it as `adapter`, not as `base`"
     if file_name == ADAPTER_CONFIG and (directory / "config.json").is_file():
         return "; this is a whole model: declare it as `base`, not as `adapter`"
-    return ""
+    return "; declare the directory of a checkpoint that has this file"
 
 
 def find_value_head_files(directory: Path) -> list[Path]:

@@ -67,8 +67,8 @@ def _build_config(header: GgufHeader) -> dict[str, Any]:
     """
     if header.architecture != _ARCHITECTURE:
         raise StartError(
-            f"{header.path.name}: general.architecture is {header.architecture!r}; of packages Assay reads "
-            f"{_ARCHITECTURE!r}"
+            f"{header.path.name}: general.architecture is {header.architecture!r}, but of packages Assay reads "
+            f"{_ARCHITECTURE!r}; use a model in transformers' format"
         )
     check_tokenizer(header)
     prefix, keys = f"{_ARCHITECTURE}.", (*_SIZES, _ROPE_BASE, _ROPE_DIMENSIONS)
@@ -82,7 +82,10 @@ def _build_config(header: GgufHeader) -> dict[str, Any]:
     rows = header.tensors[EMBEDDING].shape[0] if EMBEDDING in header.tensors else None
     for key, number, there in ((_ROPE_DIMENSIONS, rotated, head_dim), ("vocab_size", sizes["vocab_size"], rows)):
         if number != there:
-            raise StartError(f"{header.path.name}: {prefix}{key} is {number}, but the tensors have {there}")
+            raise StartError(
+                f"{header.path.name}: {prefix}{key} is {number}, but the tensors have {there}; use a model in "
+                "transformers' format"
+            )
     return sizes | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": _ARCHITECTURE,
@@ -107,7 +110,10 @@ def _name_tensors(header: GgufHeader) -> dict[str, str]:
     for name in header.tensors:
         bare = rename(name, _LAYOUT.modules)
         if bare is None and name != OUTPUT:
-            raise StartError(f"{header.path.name}: tensor {name} has no place in the architecture {_ARCHITECTURE!r}")
+            raise StartError(
+                f"{header.path.name}: tensor {name} has no place in the architecture {_ARCHITECTURE!r}; use a model in "
+                "transformers' format"
+            )
         names["lm_head.weight" if bare is None else f"model.{bare}"] = name
     return dict(sorted(names.items()))
 

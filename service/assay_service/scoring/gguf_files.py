@@ -47,7 +47,10 @@ def read_gguf_tensors(path: Path, config: PreTrainedConfig) -> dict[str, LazyTen
             continue
         target = rename(name, layout.modules)
         if target is None:
-            raise StartError(f"{path}: tensor {name} has no place in the architecture {config.model_type!r}")
+            raise StartError(
+                f"{path}: tensor {name} has no place in the architecture {config.model_type!r}; use the safetensors "
+                "files of the model"
+            )
         named[target] = _Stored(header, name, layout, config)
     return named
 
@@ -61,7 +64,10 @@ def read_gguf_head(path: Path) -> HeadTensors | None:
     header = read_gguf_header(path)
     others = sorted(name for name in header.tensors if name.startswith("cls.") and name not in (HEAD, _HEAD_BIAS))
     if others:
-        raise StartError(f"{path}: {others[0]} belongs to the head; of GGUF files Assay reads {HEAD} alone")
+        raise StartError(
+            f"{path}: {others[0]} belongs to the head, but of GGUF files Assay reads {HEAD} alone; use the safetensors "
+            "files of the model"
+        )
     if HEAD not in header.tensors:
         return None
     weight = torch.from_numpy(dequantize(header, HEAD))
@@ -83,7 +89,7 @@ def read_gguf_rows(path: Path, key: str, ids: Sequence[int] | None) -> HeadTenso
     header = read_gguf_header(path)
     name, called = (OUTPUT, "lm_head") if OUTPUT in header.tensors else (EMBEDDING, "embed_tokens")
     if name not in header.tensors:
-        raise StartError(f"{key}: {path} has neither {OUTPUT} nor {EMBEDDING}")
+        raise StartError(f"{key}: {path} has neither {OUTPUT} nor {EMBEDDING}; convert the model again")
     if ids is not None and max(ids) >= header.tensors[name].shape[0]:
         raise StartError(f"{key}: {name} has no row {max(ids)}; check the tokenizer of the checkpoint")
     return HeadTensors(
@@ -117,8 +123,8 @@ def _find_layout(header: GgufHeader, model_type: str) -> Layout:
     layout = LAYOUTS.get(model_type)
     if layout is None:
         raise StartError(
-            f"{header.path}: architecture {model_type!r} of config.json is not read from GGUF files; Assay reads "
-            f"{', '.join(sorted(LAYOUTS))}"
+            f"{header.path}: architecture {model_type!r} of config.json is not read from GGUF files, but only "
+            f"{', '.join(sorted(LAYOUTS))}; use the safetensors files of the model"
         )
     if header.architecture != layout.name:
         raise StartError(

@@ -209,7 +209,7 @@ def _place(path: Path, name: str, start: int, entry: _Entry) -> GgufTensor:
     shape, kind, offset = entry
     if kind not in TYPES:
         known = ", ".join(type_name for type_name, _, _ in TYPES.values())
-        raise StartError(f"{path}: {name} has ggml type {kind}, which is not read; Assay reads {known}")
+        raise StartError(f"{path}: {name} has ggml type {kind}, which is not read; convert it to one of {known}")
     type_name, values, size = TYPES[kind]
     if shape[-1] % values:
         raise StartError(

@@ -66,7 +66,8 @@ def find_special_ids(header: GgufHeader) -> dict[str, int]:
             continue
         if not isinstance(token, int) or token >= len(header.arrays[_TOKENS]):
             raise StartError(
-                f"{header.path.name}: tokenizer.ggml.{key}_token_id is {token}, and there is no such token"
+                f"{header.path.name}: tokenizer.ggml.{key}_token_id is {token}, but has no such token; use a model "
+                "in transformers' format"
             )
         ids[name] = token
     return ids

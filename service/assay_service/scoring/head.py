@@ -11,6 +11,9 @@ from assay_service.errors import StartError
 from assay_service.scoring.checkpoint import DenseTensors
 from assay_service.scoring.layout import Span, TokenSequence
 
+# The remedy for a head of another width.
+_OWN_BASE = "declare the `base` that it was trained on"
+
 
 class Dense(nn.Module):
     """The fp32 layer between hidden state and head, in classifiers on encoders and in heads of two layers.
@@ -139,11 +142,17 @@ def checked(head: Head, hidden_size: int, where: str) -> Head:
     if head.dense is not None:
         width, inputs = head.dense.linear.weight.shape
         if inputs != hidden_size:
-            raise StartError(f"{where}: the layer before it reads {inputs} numbers, but the base has {hidden_size}")
+            raise StartError(
+                f"{where}: the layer before it reads {inputs} numbers, but the base has {hidden_size}; {_OWN_BASE}"
+            )
     if tuple(head.weight.shape) != (1, width):
-        raise StartError(f"{where}: has shape {list(head.weight.shape)}, but a head on this base has [1, {width}]")
+        raise StartError(
+            f"{where}: has shape {list(head.weight.shape)}, but a head on this base has [1, {width}]; {_OWN_BASE}"
+        )
     if head.bias is not None and tuple(head.bias.shape) != (1,):
-        raise StartError(f"{where}: its bias has shape {list(head.bias.shape)}, but a head has [1]")
+        raise StartError(
+            f"{where}: its bias has shape {list(head.bias.shape)}, but a head has [1]; save the checkpoint again"
+        )
     if not torch.count_nonzero(head.weight):
         raise StartError(
             f"{where}: is all zero, so every score would be the same; the head was never trained: declare a trained one"

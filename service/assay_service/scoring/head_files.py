@@ -38,7 +38,10 @@ def select_output(head: HeadTensors, rule: HeadRule) -> HeadTensors:
             )
         return head
     if max(rule.outputs) >= count:
-        raise StartError(f"output: {max(rule.outputs)} is declared, but {head.name} has outputs 0 to {count - 1}")
+        raise StartError(
+            f"output: {max(rule.outputs)} is declared, but {head.name} has only {count} outputs; declare one of 0 to "
+            f"{count - 1}"
+        )
     bias = None if head.bias is None else _combine(head.bias, rule.outputs)
     return replace(head, weight=_combine(head.weight, rule.outputs), bias=bias)
 
@@ -59,7 +62,7 @@ def check_logits(config: Mapping[str, Any], key: str) -> None:
     if changed:
         raise StartError(
             f"{key}: this model changes its logits by {changed[0]} of config.json; rows of its output layer are not "
-            "its logits, so they are not served"
+            "its logits, so they are not served; declare a checkpoint with a head of its own"
         )
 
 
@@ -89,7 +92,7 @@ def read_output_rows(
         return HeadTensors(name if ids is None else f"{name}{list(ids)}", weight, None)
     raise StartError(
         f"{key}: the checkpoint has neither {' nor '.join(f'{name}.weight' for name in OUTPUT_LAYERS)}, and its "
-        "config.json does not tie the output layer to the embeddings"
+        "config.json does not tie the output layer to the embeddings; declare the language model as `base`"
     )
 
 

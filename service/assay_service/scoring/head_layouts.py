@@ -165,7 +165,7 @@ class _Parts:
         if numbers != expected:
             raise StartError(
                 f"{self.predictor.layers[-1]}.weight has {objectives * numbers} rows for {objectives} objectives; it "
-                f"needs {expected} for each"
+                f"needs {expected} for each: take weights and config.json of one model"
             )
         parts = self.predictor, self.gate, self.family == "gated"
         return HeadLayout(kind, objectives, numbers, *parts, temperature, self.scale, self.transform)

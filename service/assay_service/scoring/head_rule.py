@@ -90,10 +90,13 @@ def _check_network(rule: HeadRule, layout: HeadLayout, position: ScorePosition, 
         raise StartError("output: a difference is only for linear heads; declare one objective, or none for the score")
     if rule.objective is not None and rule.objective >= layout.objectives:
         raise StartError(
-            f"output: {rule.objective} is declared, but the head has objectives 0 to {layout.objectives - 1}"
+            f"output: {rule.objective} is not an objective of this head; declare one of 0 to {layout.objectives - 1}"
         )
     if position in ("steps", "pooler", "mean_pooler"):
-        raise StartError(f"score_position: {position} does not work with a head that has a gating network")
+        raise StartError(
+            f"score_position: {position} does not work with a head that has a gating network; declare the token that "
+            "it reads, as `last_token`"
+        )
     if engine == "vllm":
         raise StartError("engine: vllm serves linear heads only, and this head has a gating network; remove the key")
 
@@ -149,8 +152,8 @@ def _find_named(name: str, claims: Manifest, config: Mapping[str, Any]) -> int:
         named = [(str(label), int(row)) for row, label in labels.items() if str(row).isdigit()]
     rows = sorted({row for label, row in named if label == name})
     if not rows:
-        known = ", ".join(dict(named)) or "without names; declare a number"
-        raise StartError(f"output: {name!r} is not an output of this checkpoint; its outputs are {known}")
+        known = ", ".join(dict(named)) or "they have no names, but numbers"
+        raise StartError(f"output: {name!r} is not an output of this checkpoint; declare one of its outputs: {known}")
     if len(rows) > 1:
         numbers = " and ".join(map(str, rows))
         raise StartError(f"output: {name!r} is the name of several outputs; declare the number of one: {numbers}")

@@ -287,7 +287,7 @@ def _match_patterns(adapter: Adapter, patterns: str, trained: str) -> list[Any]:
     try:
         return [value for key, value in given.items() if get_pattern_key([key], trained) == key]
     except re.error as error:
-        raise StartError(f"{adapter.directory}: {patterns}: a pattern is not a regular expression: {error}") from error
+        raise StartError(f"{adapter.directory}: {patterns} must have regular expressions as keys: {error}") from error
 
 
 def _strip_base_layer(name: str) -> str:

@@ -19,7 +19,8 @@ def why_no_head(shapes: Shapes, config: Mapping[str, Any], directory: Path | Non
     """
     pickles = [] if directory is None else sorted(path.name for path in directory.glob("*_layer.pt"))
     if pickles:
-        return f"the head is in pickles ({', '.join(pickles)}), which are not read: `assay convert {directory} OUT`"
+        listed = ", ".join(pickles)
+        return f"the head is in pickles ({listed}), which are not read: convert it by `assay convert {directory} OUT`"
     looked = f"no head was found; looked for {', '.join(f'{module}.weight' for module in HEAD_MODULES)}"
     if odd := explain_odd_head(shapes):
         return f"{looked}; {odd}" if odd.startswith("tensor ") else odd
@@ -50,8 +51,8 @@ def explain_odd_head(shapes: Shapes) -> str:
         layers = sorted({name.rpartition(".")[0] for name in shapes if pattern.match(name)})
         if layers:
             return (
-                f"{kind.format(names=', '.join(layers[:4]))}: not served; Assay serves heads of one linear "
-                "layer, or of two with a ReLU between"
+                f"{kind.format(names=', '.join(layers[:4]))}: not served; declare a checkpoint whose head is one "
+                "linear layer, or two with a ReLU between"
             )
     one_row = sorted(name for name, shape in shapes.items() if len(shape) == 2 and shape[0] == 1 and _is_top(name))
     if one_row:

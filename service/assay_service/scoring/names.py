@@ -164,9 +164,8 @@ def check_whole_head(head: str, names: Iterable[str], where: object, extra_head:
                 f"{where}: {name} is LoRA on the head itself, which is not served; merge the adapter into its base"
             )
         raise StartError(
-            f"{where}: {name} belongs to the head as well as {head}; Assay serves heads "
-            "of one layer, or of two with a ReLU between, and "
-            "without the rest of this head its scores would be wrong"
+            f"{where}: {name} belongs to the head as well as {head}, and without it scores would be wrong; declare a "
+            "checkpoint whose head is one linear layer, or two with a ReLU between"
         )
 
 
@@ -176,7 +175,7 @@ def _strip_to_module(name: str) -> str:
 
 
 def explain_missing(missing: str, names: Iterable[str]) -> str:
-    """Return why a tensor is missing: its prefix is unknown, or the format is another one; "" if neither is seen.
+    """Return what to do about a missing tensor, and why it is missing if its prefix or format shows that.
 
     Args:
         missing: name that the architecture needs.
@@ -192,7 +191,7 @@ def explain_missing(missing: str, names: Iterable[str]) -> str:
         if name != missing and name.endswith(f".{missing}"):
             prefix = name.removesuffix(missing)
             return f"; {name} is there: prefix {prefix!r} is not known, so save the tensors again without it"
-    return ""
+    return "; download the checkpoint again, or take weights and config.json of one model"
 
 
 def is_unused(name: str, head: str | None = None) -> bool:
@@ -206,13 +205,14 @@ def is_unused(name: str, head: str | None = None) -> bool:
 
 
 def explain_unknown(name: str) -> str:
-    """Return where a tensor belongs that has no place in the architecture; "" if it is not recognised."""
+    """Return what to do about a tensor without a place in the architecture, and where it belongs if that is known."""
     if name.startswith("normalizer."):
-        return "; it belongs to safe-rlhf's normalizer of scores: `assay convert DIR OUT` folds it into the head"
+        return "; it belongs to safe-rlhf's normalizer of scores: convert it by `assay convert DIR OUT`"
     for pattern, kind in UNSERVED_HEADS:
         if pattern.match(name):
-            return f"; it belongs to {kind.format(names=name.rpartition('.')[0])}, which is not served yet"
-    return ""
+            head = kind.format(names=name.rpartition(".")[0])
+            return f"; it belongs to {head}, which is not served: declare a checkpoint with another head"
+    return "; take weights and config.json of one model, or save the model without it if it was not trained"
 
 
 def check_loaded(

@@ -32,8 +32,8 @@ def find_package_directory(name: str) -> Path:
     gguf_files = [] if folder is None else sorted(folder.glob("*.gguf"))
     if len(gguf_files) > 1:
         raise StartError(
-            f"package:{name} contains several GGUF files ({', '.join(path.name for path in gguf_files)}); Assay reads "
-            "packages with one"
+            f"package:{name} contains several GGUF files ({', '.join(path.name for path in gguf_files)}); declare "
+            "its directory as `base`, and one of them as `gguf_file`"
         )
     if gguf_files:
         try:

@@ -22,6 +22,9 @@ _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 # llama.cpp calls the parts of a model `NAME-00001-of-00003.gguf`.
 _PART = re.compile(r"-\d+-of-\d+$")
 
+# The remedy for weights in a format that is not read.
+_USE_ORIGINAL = "use the checkpoint that these weights were made from"
+
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
@@ -126,8 +129,7 @@ def check_declared(config: Mapping[str, Any], declared: str | None, where: Path)
     start = f"{where / 'config.json'}: `{CONFIG_KEY}` says that the weights are quantized by {method!r}"
     if method not in get_args(Method):
         raise StartError(
-            f"{start}, which Assay does not read; it reads GGUF, {', '.join(get_args(Method))}: use the checkpoint "
-            "that these weights were made from"
+            f"{start}, which Assay does not read; it reads GGUF, {', '.join(get_args(Method))}: {_USE_ORIGINAL}"
         )
     if declared is None:
         raise StartError(f"{start}; declare `quantization: {method}` for a signal, or use weights that are not")
@@ -144,14 +146,17 @@ def read_grid(entry: Mapping[str, Any], where: Path) -> ScaleGrid:
     if entry.get("quant_method") == "compressed-tensors":
         return _read_compressed_grid(entry, source)
     if entry.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
-        raise StartError(f"{source}: fmt is {entry['fmt']!r}; Assay reads 'e4m3'")
+        raise StartError(f"{source}: fmt is {entry['fmt']!r}, but Assay reads 'e4m3'; {_USE_ORIGINAL}")
     return ScaleGrid(_read_block(entry.get("weight_block_size"), f"{source}: weight_block_size"))
 
 
 def _read_compressed_grid(entry: Mapping[str, Any], source: str) -> ScaleGrid:
     """Return the shapes of the scales that compressed-tensors declares; every group of layers must have the same."""
     if entry.get("format") not in ("float-quantized", "naive-quantized"):
-        raise StartError(f"{source}: format is {entry.get('format')!r}; of compressed-tensors Assay reads FP8 weights")
+        raise StartError(
+            f"{source}: format is {entry.get('format')!r}, but of compressed-tensors Assay reads FP8 weights; "
+            f"{_USE_ORIGINAL}"
+        )
     if entry.get("sparsity_config"):
         raise StartError(f"{source}: sparsity_config is not read; use the checkpoint without sparsity")
     groups = entry.get("config_groups")
@@ -159,22 +164,28 @@ def _read_compressed_grid(entry: Mapping[str, Any], source: str) -> ScaleGrid:
     for name, group in (groups if isinstance(groups, dict) else {}).items():
         weights = group.get("weights") if isinstance(group, dict) else None
         if not isinstance(weights, dict):
-            raise StartError(f"{source}: config_groups.{name} has no `weights`; Assay reads FP8 weights")
+            raise StartError(
+                f"{source}: config_groups.{name} has no `weights`, but Assay reads FP8 weights; {_USE_ORIGINAL}"
+            )
         wanted = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}
         for key, value in wanted.items():
             if weights.get(key, value) != value:
                 raise StartError(
-                    f"{source}: config_groups.{name}.weights.{key} is {weights[key]!r}; Assay reads {value!r}"
+                    f"{source}: config_groups.{name}.weights.{key} is {weights[key]!r}, but Assay reads {value!r}; "
+                    f"{_USE_ORIGINAL}"
                 )
         strategy = weights.get("strategy", "tensor")
         if strategy not in ("tensor", "channel", "block"):
             raise StartError(
-                f"{source}: config_groups.{name}.weights.strategy is {strategy!r}; Assay reads tensor, channel, block"
+                f"{source}: config_groups.{name}.weights.strategy is {strategy!r}, but Assay reads tensor, channel and "
+                f"block; {_USE_ORIGINAL}"
             )
         where = f"{source}: config_groups.{name}.weights.block_structure"
         blocks.add(_read_block(weights.get("block_structure"), where) if strategy == "block" else None)
     if len(blocks) != 1:
-        raise StartError(f"{source}: config_groups must have one rule for all weights; this has {len(blocks)}")
+        raise StartError(
+            f"{source}: config_groups must have one rule for all weights, but has {len(blocks)}; {_USE_ORIGINAL}"
+        )
     return ScaleGrid(blocks.pop())
 
 
@@ -222,4 +233,4 @@ def list_gguf_files(base: Path) -> list[str]:
 
 def _list_others(base: Path) -> str:
     found = list_gguf_files(base)
-    return f"; there are {', '.join(found)}" if found else f"; copy it to {base}"
+    return f"; declare one of {', '.join(found)}" if found else f"; copy it to {base}"

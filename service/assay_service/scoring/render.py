@@ -8,6 +8,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
+from assay_service.scoring.borders import VARIABLE, find_borders
+from assay_service.scoring.control import ControlRules
 from assay_service.scoring.encoding import Encoded, ItemEncoder, find_control_tokens, find_step_token
 from assay_service.scoring.gates import find_gate
 from assay_service.scoring.item import PROBE, Item, Message, Truncation
@@ -58,9 +60,14 @@ class Renderer:
         model = json.loads(file)["model"]
         if model.get("unk_token") or model.get("unk_id") is not None:
             control_ids -= {self.tokenizer.unk_token_id}
-        self._items = ItemEncoder(
-            *(self.template, encoder, frozenset(special), control_ids, rules.control_tokens, steps, rules.max_length)
-        )
+        borders = find_borders(self.tokenizer, rules.template)
+        if borders is not None and steps is not None:
+            raise StartError(
+                f"template: prints {VARIABLE}, which `score_position: steps` does not read; remove it, or declare "
+                "`steps.tokenize: apart`"
+            )
+        control = ControlRules(frozenset(special), control_ids, rules.control_tokens)
+        self._items = ItemEncoder(self.template, encoder, control, steps, rules.max_length, borders)
         # Ids that every item must have in the places where the probe has them; `_check_rules` sets them.
         self._first: int | None = None
         self._separator: int | None = None

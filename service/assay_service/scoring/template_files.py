@@ -56,5 +56,7 @@ def _read_configured(path: Path) -> dict[str, str]:
         own = json.loads(path.read_bytes()).get("chat_template")
         named = {entry["name"]: entry["template"] for entry in own} if isinstance(own, list) else {_DEFAULT: own}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise StartError(f"{path}: chat_template must be a text or a list of `name` and `template`") from error
+        raise StartError(
+            f"{path}: chat_template must be a text or a list of `name` and `template`; correct it"
+        ) from error
     return {name: template for name, template in named.items() if isinstance(template, str)}

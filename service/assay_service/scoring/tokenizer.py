@@ -182,7 +182,7 @@ def _read_encoder(directory: Path) -> Tokenizer:
     try:
         encoder = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library has no exception class of its own
-        raise StartError(f"{path}: cannot be read: {error}") from None
+        raise StartError(f"{path}: cannot be read: {error}; download or save it again") from None
     encoder.no_truncation()
     encoder.no_padding()
     return encoder

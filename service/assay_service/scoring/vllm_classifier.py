@@ -23,6 +23,8 @@ from assay_service.scoring.quantization import check_declared
 BATCHED_TOKENS = 8192
 # vLLM keeps keys and values in blocks, of which a sequence fills the last one only in part.
 _CACHED_FOR_EACH = 2
+# The remedy for checkpoints that vLLM does not serve.
+_WITHOUT = "serve it without `engine: vllm`, on one device"
 
 
 class VllmClassifier:
@@ -76,7 +78,9 @@ class VllmClassifier:
                 disable_log_stats=True,
             )
         except Exception as error:  # vLLM raises many types, also for files that it does not understand
-            raise StartError(f"{directory}: vLLM cannot load it: {type(error).__name__}: {error}") from error
+            raise StartError(
+                f"{directory}: vLLM cannot load it: {type(error).__name__}: {error}; {_WITHOUT}"
+            ) from error
         self.device = torch.device(vllm.platforms.current_platform.device_type)
         self.kernels = Kernels(f"vllm {vllm.__version__}", "engine: vllm")
 
@@ -120,7 +124,10 @@ def _check_classifier(config: Mapping[str, Any], directory: Path) -> None:
     """Refuse a checkpoint that vLLM would not read as a classifier with one logit at the last token."""
     name = read_class(config)
     if not name.endswith("ForSequenceClassification"):
-        raise StartError(f"{directory}: engine: vllm serves …ForSequenceClassification, but config.json says {name!r}")
+        raise StartError(
+            f"{directory}: engine: vllm serves …ForSequenceClassification, but config.json says {name!r}; convert it "
+            f"(`assay convert`), or {_WITHOUT}"
+        )
     labels = len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 1))
     if labels != 1:
-        raise StartError(f"{directory}: engine: vllm serves one label, but config.json has {labels}")
+        raise StartError(f"{directory}: engine: vllm serves one label, but config.json has {labels}; {_WITHOUT}")
