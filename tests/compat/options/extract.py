@@ -45,7 +45,8 @@ def read_calls(source: str) -> Iterator[list[str]]:
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
         if getattr(call.func, "attr", "") == "add_argument":
-            yield [part.value for part in call.args if isinstance(part, ast.Constant)]
+            values = [part.value for part in call.args if isinstance(part, ast.Constant)]
+            yield [value for value in values if isinstance(value, str)]
 
 
 def read_fields(source: str, *classes: str) -> Iterator[str]:
