@@ -1,36 +1,63 @@
-"""The examples of the trainers' pages, docs/trainer-*.md: every block of Python runs, and every name exists."""
+"""The examples of the trainers' pages that need no trainer, or one that the package index does not have.
 
+The other examples are run by `test_frameworks.py`, with the frameworks themselves. slime, NeMo-RL and rLLM cannot be
+installed, so their flags and calls are compared with facts of their sources at one commit, in the folder `recorded`.
+"""
+
+import argparse
+import inspect
+import json
 import re
 import sys
-import tomllib
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from assay_service.compat_settings import CompatSettings
+from tests.compat.conftest import RECORDED
+from tests.compat.examples import DOCS, read_texts
 
-DOCS = Path(__file__).parents[2] / "docs"
+INTERFACES = json.loads((RECORDED / "interfaces.json").read_text())
 
 
 def blocks(trainer: str, kind: str) -> list[str]:
-    page = (DOCS / f"trainer-{trainer}.md").read_text()
-    found: list[str] = re.findall(rf"^```{kind}\n(.*?)^```", page, flags=re.S | re.M)
-    assert found
-    return found
+    return read_texts(f"trainer-{trainer}", kind)
 
 
-def stub(monkeypatch: pytest.MonkeyPatch, name: str, **values: Any) -> None:
-    """Put a module with these values in the place of a trainer's, which is not installed here."""
-    parts = name.split(".")
-    for end in range(1, len(parts)):
-        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
-    module = ModuleType(name)
-    vars(module).update(values)
-    monkeypatch.setitem(sys.modules, name, module)
+def install_recorded(monkeypatch: pytest.MonkeyPatch, framework: str, values: dict[str, Any]) -> None:
+    """Put modules in the place of a trainer's: the names of its source at one commit, with these values.
+
+    A function has the recorded parameters, so a call that the trainer's own would refuse is an error here, too.
+    """
+    for name, members in INTERFACES[framework]["modules"].items():
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
+        module = ModuleType(name)
+        for member, fact in members.items():
+            value = values[member]
+            if isinstance(fact, list):
+                assert set(vars(value)) <= set(fact)
+            elif fact != "dict":
+                value = check_calls(fact, value)
+            setattr(module, member, value)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def check_calls(parameters: str, function: Any) -> Any:
+    """Return a function that refuses calls that do not fit the parameters."""
+    recorded: dict[str, Any] = {}
+    exec(f"def f{parameters}: pass", recorded)
+    signature = inspect.signature(recorded["f"])
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        signature.bind(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def run(code: str) -> dict[str, Any]:
@@ -53,29 +80,11 @@ def test_examples_without_a_trainer_define_what_the_trainer_calls(trainer: str, 
         assert callable(run(code)[name])
 
 
-def test_areal_imports_the_workflow_and_the_function_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    code, settings = blocks("areal", "python")
-    assert callable(run(code)["reward_fn"].score_async)
-    stub(monkeypatch, "areal.workflow.rlvr", RLVRWorkflow=type("RLVRWorkflow", (), {}))
-    module, name = run(settings)["workflow"].rsplit(".", 1)
-    assert getattr(import_module(module), name).__name__ == "AssayWorkflow"
-    assert run(settings)["workflow_kwargs"] == {"reward_fn": "rewards.reward_fn"}
-
-
-def test_ms_swift_registers_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    orms: dict[str, Any] = {}
-    stub(monkeypatch, "swift.rewards", orms=orms)
-    run(*blocks("ms-swift", "python"))
-    assert sorted(orms) == ["absolute", "assay", "preference"]
-    assert all(callable(cls(args=None)) for cls in orms.values())
-
-
 def test_nemo_rl_registers_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     registered: dict[str, str] = {}
     registry: dict[str, str] = {}
-    stub(monkeypatch, "nemo_rl.distributed.virtual_cluster", PY_EXECUTABLES=type("P", (), {"SYSTEM": sys.executable}))
-    stub(monkeypatch, "nemo_rl.distributed.ray_actor_environment_registry", ACTOR_ENVIRONMENT_REGISTRY=registry)
-    stub(monkeypatch, "nemo_rl.environments.utils", register_env=registered.__setitem__)
+    values = {"ACTOR_ENVIRONMENT_REGISTRY": registry, "register_env": registered.__setitem__}
+    install_recorded(monkeypatch, "nemo_rl", {**values, "PY_EXECUTABLES": SimpleNamespace(SYSTEM=sys.executable)})
     run(*blocks("nemo-rl", "python"))
     assert list(registry) == [registered["assay"]]
     module, name = registered["assay"].rsplit(".", 1)
@@ -94,17 +103,42 @@ def test_skyrl_registers_the_environment() -> None:
 
 
 def test_rllm_wraps_the_evaluator(monkeypatch: pytest.MonkeyPatch) -> None:
-    stub(monkeypatch, "rllm", evaluator=lambda function: function)
+    install_recorded(monkeypatch, "rllm", {"evaluator": lambda fn: fn})
     assert callable(run(*blocks("rllm", "python"))["evaluator"])
 
 
-def test_flags_name_what_exists() -> None:
-    manager, function = blocks("verl", "")
+def read_slime_parser() -> argparse.ArgumentParser:
+    """A parser of slime's options, from the record of its source: names, and whether a value follows."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for line in (RECORDED / "slime-624b824a-options.tsv").read_text().splitlines()[1:]:
+        name, kind = line.split("\t")
+        if name.startswith("--"):
+            parser.add_argument(name, action="store_true" if kind == "flag" else "store")
+    return parser
+
+
+def test_slimes_flags_are_its_options() -> None:
+    page = (DOCS / "trainer-slime.md").read_text()
+    remote, function = (read_slime_parser().parse_args(block.split()) for block in blocks("slime", ""))
+    assert (remote.rm_type, remote.rm_url) == ("remote_rm", "http://HOST:PORT/compat/slime/reward")
+    assert (function.custom_rm_path, function.group_rm) == ("rewards.rm", True)
+    with pytest.raises(SystemExit):
+        read_slime_parser().parse_args(["--group-rms"])
+    inline = [flags.split() for flags in re.findall(r"`(--[^`\n]+)`", page)]
+    assert len(inline) >= 5
+    for flags in inline:
+        whole = [*flags, "x"] if flags[0] in NEEDS_VALUE and len(flags) == 1 else flags
+        read_slime_parser().parse_args(whole)
+
+
+NEEDS_VALUE = {"--reward-key", "--rm-type", "--rm-url", "--custom-rm-path"}  # their names alone stand in sentences
+
+
+def test_verls_flags_name_what_the_bridge_has() -> None:
+    """`drive_verl.py` composes them by verl's own configuration, where verl is installed."""
     bridge = import_module("assay_client.integrations.verl")
-    for flags, key in ((manager, r"reward_manager\.name"), (function, r"custom_reward_function\.name")):
+    for flags, key in zip(blocks("verl", ""), ("reward_manager", "custom_reward_function"), strict=True):
         assert f"pkg://{bridge.__name__}\n" in flags
-        assert hasattr(bridge, re.search(rf"{key}=(\w+)", flags)[1])  # type: ignore[index]
-    rewards = tomllib.loads(*blocks("verifiers", "toml"))["env"]["taskset"]["task"]["rewards"]
-    assert rewards["assay"] == {"fn": "rewards:assay", "weight": 1.0}
-    service, _ = blocks("nemo-gym", "yaml")
-    assert CompatSettings.model_validate(yaml.safe_load(service)["compat"]).root == "nemo_gym"
+        named = re.search(rf"{key}\.name=(\w+)", flags)
+        assert named
+        assert hasattr(bridge, named[1])

@@ -1,11 +1,13 @@
 """The reward loops of trainers run by their own code, each with its own pins and against a running service.
 
 A driver gets one job as JSON, and prints the rewards that its framework has for the completions, and what became of a
-completion that cannot be scored. The rewards must be those of `/v1/score`.
+completion that cannot be scored. The rewards must be those of `/v1/score`. Settings, flags and code are those of the
+trainer's page, read by the framework's own parser.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 
 from tests.compat import frameworks
 from tests.compat.conftest import Serve
+from tests.compat.examples import DOCS, read_blocks
 from tests.real_tokenizers import unavailable
 
 pytestmark = pytest.mark.slow
@@ -64,6 +67,23 @@ def job(url: str, tiny: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def read_page(page: str, url: str) -> dict[str, Any]:
+    """The blocks of a page by their kind, and the code in its text, with the address and the names of this service."""
+    theirs = {"http://127.0.0.1:8000": url, "http://HOST:PORT": url, '"preference"': '"pref"', '"absolute"': '"abs"'}
+    theirs |= {'"crs"': '"mix"', "model=crs": "model=mix", "preference absolute": "pref abs"}
+
+    def replace(text: str) -> str:
+        for old, new in theirs.items():
+            text = text.replace(old, new)
+        return text
+
+    blocks: dict[str, list[str]] = {}
+    for kind, text in read_blocks(page):
+        blocks.setdefault(kind, []).append(replace(text))
+    inline = re.findall(r"`([^`\n]+)`", (DOCS / f"{page}.md").read_text())
+    return {"blocks": blocks, "inline": [replace(text) for text in inline]}
+
+
 @pytest.fixture
 def native(url: str) -> list[dict[str, Any]]:
     """The rows of `/v1/score` for the completions."""
@@ -93,7 +113,8 @@ def to_fp32(values: list[float]) -> list[float]:
 def test_areals_workflows_score_and_refuse_a_rollout_without_a_score(
     job: dict[str, Any], expected: list[float]
 ) -> None:
-    """The bridge's workflow, and AReaL's own with its pool of processes."""
+    """The page's workflow, and AReaL's own with its pool of processes."""
+    job |= read_page("trainer-areal", job["url"])
     assert drive("areal", job) == {"rewards": to_fp32(expected), "failed": ["ItemFailed", "ItemFailed"]}
 
 
@@ -106,9 +127,15 @@ def test_jinas_reranker_of_langchain_and_of_llama_index_ranks(job: dict[str, Any
     assert all("control token" in error for error in answer["failed"])
 
 
+def test_llama_factory_reads_its_settings(job: dict[str, Any], expected: list[float]) -> None:
+    job |= read_page("trainer-llama-factory", job["url"])
+    assert drive("llama_factory", job) == {"rewards": to_fp32(expected), "failed": "KeyError('scores')"}
+
+
 def test_ms_swifts_functions_score_together_and_one_without_floor_ends_the_run(
     job: dict[str, Any], native: list[dict[str, Any]], expected: list[float]
 ) -> None:
+    job |= read_page("trainer-ms-swift", job["url"])
     assert drive("ms_swift", job) == {
         "rewards": to_fp32(expected),
         "signals": [to_fp32([row["signals"][name]["logit"] for row in native]) for name in job["signals"]],
@@ -120,18 +147,19 @@ def test_ms_swifts_functions_score_together_and_one_without_floor_ends_the_run(
 def test_nemo_gyms_agent_gets_rewards_from_the_service_at_its_root(
     job: dict[str, Any], serve: Serve, expected: list[float]
 ) -> None:
-    answer = drive("nemo_gym", {**job, "url": serve(root="nemo_gym").url})
+    answer = drive("nemo_gym", {**job, **read_page("trainer-nemo-gym", ""), "url": serve(root="nemo_gym").url})
     assert answer == {"rewards": expected, "failed": 500}  # of the agent, whose call of `/verify` failed
 
 
 def test_openrlhfs_executor_scores_by_the_url_and_by_a_file(job: dict[str, Any], expected: list[float]) -> None:
+    job |= read_page("trainer-openrlhf", job["url"])
     assert drive("openrlhf", job) == {"rewards": expected, "failed": None}  # its reward after an error is None
 
 
 def test_verifiers_task_records_rewards_and_none_after_an_error(
     job: dict[str, Any], native: list[dict[str, Any]], expected: list[float]
 ) -> None:
-    answer = drive("verifiers", job)
+    answer = drive("verifiers", job | read_page("trainer-verifiers", job["url"]))
     assert answer["rewards"] == expected
     assert answer["signals"] == [{name: row["signals"][name]["logit"] for name in job["signals"]} for row in native]
     error = answer["failed"].pop("error")
@@ -140,4 +168,5 @@ def test_verifiers_task_records_rewards_and_none_after_an_error(
 
 
 def test_verls_reward_loop_manager_scores_in_a_ray_actor(job: dict[str, Any], expected: list[float]) -> None:
+    job |= read_page("trainer-verl", job["url"])
     assert drive("verl", job) == {"rewards": to_fp32(expected), "failed": "ItemFailed"}

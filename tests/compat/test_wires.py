@@ -1,10 +1,8 @@
 """What all compatible wires share: settings, refused items, overload, the table in the docs."""
 
 import base64
-import json
 import struct
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
@@ -13,10 +11,10 @@ from pydantic import ValidationError
 from starlette.routing import BaseRoute, Route
 
 from assay_service.api.compat.mount import WIRES
-from assay_service.api.compat.wire import ANY, WireBody
 from assay_service.compat_settings import NATIVE_PATHS, CompatSettings
 from tests.compat.conftest import Serve
 from tests.compat.test_every_wire import IGNORING
+from tests.compat.wire_bodies import build_fields_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "compat.md"
 FIELDS = PAGE.with_name("compat-fields.md")
@@ -61,29 +59,6 @@ def test_every_wire_has_a_row_that_says_what_is_proved() -> None:
     proved = PAGE.read_text().split("\n## What is proved\n")[1]
     titles = [line.split("|")[1].strip() for line in proved.splitlines() if line.startswith("| ")]
     assert sorted(titles[1:], key=str.lower) == sorted((wire.title for wire in WIRES), key=str.lower)
-
-
-def list_bodies(kind: type[WireBody] = WireBody) -> Iterator[type[WireBody]]:
-    for body in kind.__subclasses__():
-        yield body
-        yield from list_bodies(body)
-
-
-def build_fields_table() -> list[str]:
-    """The rows of the page of fields, from the code: accepted fields that are not read, and their values."""
-    rows = set()
-    for body in list_bodies():
-        wire = vars(sys.modules[body.__module__]).get("WIRE")
-        if wire is None:
-            continue
-        for name, harmless in body.ignored.items():
-            if harmless is ANY:
-                values = "any"
-            else:
-                assert isinstance(harmless, tuple)
-                values = ", ".join(["null", *(f"`{json.dumps(value)}`" for value in harmless)])
-            rows.add(f"| `{wire.name}` | `{name}` | {values} |")
-    return sorted(rows)
 
 
 def test_the_page_of_fields_is_that_of_the_code() -> None:

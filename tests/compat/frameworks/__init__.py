@@ -31,6 +31,7 @@ PINS = {
         "torchdata==0.11.0",
         "uvloop==0.23.0",
     ],
+    "llama_factory": ["llamafactory==0.9.5"],
     "ms_swift": [
         "ms-swift==4.6.0",
         "cffi==2.1.1",

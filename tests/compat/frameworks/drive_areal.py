@@ -1,17 +1,19 @@
-"""Score by AReaL's `RLVRWorkflow`, whose rewards run in a pool of processes, and by the bridge's workflow."""
+"""Score by AReaL's `RLVRWorkflow` with its pool of processes, and by the workflow that the page names."""
 
 import asyncio
 import json
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from areal.api import ModelResponse
 from areal.api.cli_args import GenerationHyperparameters
+from areal.utils.dynamic_import import import_from_string
 from areal.workflow.rlvr import RLVRWorkflow
 from transformers import AutoTokenizer
 
 from assay_client import ItemFailed
-from assay_client.integrations.areal import AssayWorkflow, make_reward_fn
 
 JOB = json.load(sys.stdin)
 TOKENIZER = AutoTokenizer.from_pretrained(JOB["policy"])
@@ -37,19 +39,30 @@ async def score(workflow: Any, texts: list[str]) -> list[float]:
     return [(await workflow.arun_episode(Engine(text), row))["rewards"].item() for text in texts]
 
 
+def build_workflow(folder: str) -> tuple[Any, dict[str, Any]]:
+    """Return the class and the options that the page's settings name, whose file with the reward is in the folder."""
+    code, settings = JOB["blocks"]["python"]
+    (Path(folder) / "rewards.py").write_text(code)
+    sys.path.insert(0, folder)
+    named: dict[str, Any] = {}
+    exec(settings, named)
+    options = {**named["workflow_kwargs"], "gconfig": GenerationHyperparameters(), "tokenizer": TOKENIZER}
+    return import_from_string(named["workflow"]), options
+
+
 def main() -> None:
-    reward_fn = make_reward_fn(JOB["url"], end_token=JOB["end"])
-    options = {"reward_fn": reward_fn, "gconfig": GenerationHyperparameters(), "tokenizer": TOKENIZER}
-    texts = [text + end for text, end in JOB["completions"]]
-    rewards = asyncio.run(score(AssayWorkflow(**options), texts))
-    assert asyncio.run(score(RLVRWorkflow(**options), texts[:1])) == rewards[:1]
-    failed = []
-    for workflow in (AssayWorkflow, RLVRWorkflow):
-        try:
-            failed.append(repr(asyncio.run(score(workflow(**options), [JOB["refused"]]))))
-        except ItemFailed as error:
-            failed.append(type(error).__name__)
-    print(json.dumps({"rewards": rewards, "failed": failed}))
+    with tempfile.TemporaryDirectory() as folder:
+        kind, options = build_workflow(folder)
+        texts = [text + end for text, end in JOB["completions"]]
+        rewards = asyncio.run(score(kind(**options), texts))
+        assert asyncio.run(score(RLVRWorkflow(**options), texts[:1])) == rewards[:1]
+        failed = []
+        for workflow in (kind, RLVRWorkflow):
+            try:
+                failed.append(repr(asyncio.run(score(workflow(**options), [JOB["refused"]]))))
+            except ItemFailed as error:
+                failed.append(type(error).__name__)
+        print(json.dumps({"rewards": rewards, "failed": failed}))
 
 
 if __name__ == "__main__":  # the pool may import this file

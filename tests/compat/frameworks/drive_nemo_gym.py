@@ -9,12 +9,14 @@ from typing import Any
 
 import httpx
 import uvicorn
+import yaml
 from fastapi import FastAPI
 from omegaconf import OmegaConf
 
 os.environ["NEMO_GYM_CONFIG_DICT"] = "{}"  # as for a server that NeMo-Gym's main process has started
 
 from nemo_gym.config_types import BaseServerConfig
+from nemo_gym.global_config import GlobalConfigDictParser
 from nemo_gym.server_utils import ServerClient
 from responses_api_agents.simple_agent.app import SimpleAgent, SimpleAgentConfig
 
@@ -50,9 +52,21 @@ def serve(app: FastAPI) -> int:
     return int(server.servers[0].sockets[0].getsockname()[1])
 
 
+def read_page() -> dict[str, Any]:
+    """Return the page's configuration with the port of this service."""
+    page: dict[str, Any]
+    (page,) = (yaml.safe_load(block) for block in JOB["blocks"]["yaml"] if "compat" not in block)
+    assert page["assay"]["resources_servers"]["assay"]["host"] == HOST
+    page["assay"]["resources_servers"]["assay"]["port"] = httpx.URL(JOB["url"]).port
+    return page
+
+
 def build_agent(ports: dict[str, int]) -> Any:
-    """Return the agent, which looks up addresses in `ports` by name when it needs them."""
-    config = OmegaConf.create({name: {"servers": {name: {"host": HOST, "port": port}}} for name, port in ports.items()})
+    """Return the agent, which looks up the page's server, and others in `ports`, by name when it needs them."""
+    own_servers = {name: {"servers": {name: {"host": HOST, "port": port}}} for name, port in ports.items()}
+    config = GlobalConfigDictParser().parse_no_environment(OmegaConf.create({**read_page(), **own_servers}))
+    assert "entrypoint" not in config.assay.resources_servers.assay  # used, but not started
+    assert not GlobalConfigDictParser().filter_for_server_instance_configs(config)
     client = ServerClient(head_server_config=BaseServerConfig(host=HOST, port=1), global_config_dict=config)
     own = {"name": "agent", "host": HOST, "port": 1, "entrypoint": "app.py"}
     references = {
@@ -62,7 +76,7 @@ def build_agent(ports: dict[str, int]) -> Any:
     return SimpleAgent(config=SimpleAgentConfig.model_validate({**own, **references}), server_client=client)
 
 
-agent = build_agent({"assay": httpx.URL(JOB["url"]).port or 80, "model": serve(model), "agent": 0})
+agent = build_agent({"model": serve(model), "agent": 0})
 url = f"http://{HOST}:{serve(agent.setup_webserver())}"
 agent.server_client.global_config_dict.agent.servers.agent.port = httpx.URL(url).port
 

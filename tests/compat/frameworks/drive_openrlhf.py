@@ -1,9 +1,14 @@
-"""Score by OpenRLHF's `SingleTurnAgentExecutor`, by the URL of the wire and by a file with a reward function."""
+"""Score by OpenRLHF's `SingleTurnAgentExecutor`, by the URL and by the file that the page's flags name."""
 
+import argparse
+import ast
 import asyncio
+import importlib.util
 import json
+import os
 import sys
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,14 +40,33 @@ def score(executor: Any, text: str) -> float | None:
     return reward
 
 
+def read_url(flags: list[str]) -> list[str]:
+    """Return the addresses that OpenRLHF's program reads from flags, after its checks; it ends with `train(args)`."""
+    spec = importlib.util.find_spec("openrlhf.cli")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    source = Path(spec.submodule_search_locations[0]) / "train_ppo_ray.py"  # importing it needs vLLM
+    (main,) = (node for node in ast.parse(source.read_text()).body if isinstance(node, ast.If))
+    found: list[Any] = []
+    names: dict[str, Any] = {"argparse": argparse, "datetime": datetime, "train": found.append}
+    sys.argv = [str(source), "--actor.model_name_or_path", JOB["policy"], *flags]
+    exec(compile(ast.Module(main.body, []), str(source), "exec"), names)
+    chat.append(found[0].data.apply_chat_template)
+    addresses: list[str] = found[0].reward.remote_url
+    return addresses
+
+
+chat: list[bool] = []
+(flags,) = (block.split() for block in JOB["blocks"][""])
+(code,) = JOB["blocks"]["python"]
+(file_flags,) = (flag.split() for flag in JOB["inline"] if flag.startswith("--reward.remote_url "))
 with tempfile.TemporaryDirectory() as folder:
-    file = Path(folder) / "reward.py"
-    file.write_text(
-        "from assay_client.integrations.openrlhf import make_reward_func\n"
-        f"reward_func = make_reward_func({JOB['url']!r})\n"
-    )
-    by_file = SingleTurnAgentExecutor(str(file))
-by_url = SingleTurnAgentExecutor(f"{JOB['url']}/compat/openrlhf/get_reward")
+    os.chdir(folder)
+    Path("reward.py").write_text(code)
+    (name,) = read_url(file_flags)
+    by_file = SingleTurnAgentExecutor(name)
+by_url = SingleTurnAgentExecutor(*read_url(flags))
+assert chat == [False, True]
 texts = [text + end for text, end in JOB["completions"]]
 rewards = [score(by_file, text) for text in texts]
 assert [score(by_url, text) for text in texts] == rewards

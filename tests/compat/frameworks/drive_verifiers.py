@@ -1,8 +1,9 @@
-"""Score traces by the `Task.score` of verifiers, which imports the functions that its configuration names."""
+"""Score traces by the `Task.score` of verifiers, which imports the functions that the page's configuration names."""
 
 import asyncio
 import json
 import sys
+import tomllib
 from types import ModuleType
 from typing import Any
 
@@ -14,14 +15,15 @@ from verifiers.v1.task import Task, TaskData
 from verifiers.v1.trace import AgentInfo, ModelCall, Trace, TraceTask
 from verifiers.v1.types import AssistantMessage, UserMessage
 
-from assay_client.integrations.verifiers import make_reward
-
 JOB = json.load(sys.stdin)
 PROMPT = JOB["prompt"][0]["content"]
+(TOML,) = JOB["blocks"]["toml"]
 file = ModuleType("rewards")
-vars(file).update(assay=make_reward(JOB["url"]), signals=make_reward(JOB["url"], parts=True))
+exec(JOB["blocks"]["python"][0], vars(file))
 sys.modules[file.__name__] = file
-REWARDS = {"assay": {"fn": "rewards:assay", "weight": 1.0}, "signals": {"fn": "rewards:signals", "weight": 0.5}}
+REWARDS = tomllib.loads(TOML)["env"]["taskset"]["task"]["rewards"]
+assert set(REWARDS) == {"assay"}
+REWARDS["signals"] = {"fn": "rewards:signals", "weight": 0.5}
 DATA = TaskData(prompt=PROMPT)
 TASK = Task(DATA, TaskConfig.model_validate({"rewards": REWARDS}))
 

@@ -1,35 +1,53 @@
-"""Score by verl's `RewardLoopManager`: its configuration finds the manager, whose worker is a Ray actor."""
+"""Score by verl's `RewardLoopManager`, whose worker is a Ray actor: the flags of the page find the manager.
 
+The flags are composed by Hydra with the configuration that verl's wheel has.
+"""
+
+import asyncio
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import ray
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from transformers import AutoTokenizer
 from verl import DataProto
-from verl.experimental.reward_loop.reward_loop import RewardLoopManager
+from verl.experimental.reward_loop.reward_loop import RewardLoopManager, migrate_legacy_reward_impl
+from verl.trainer.ppo.reward import get_custom_reward_fn
 
 WIDTH = 24
 JOB = json.load(sys.stdin)
 TOKENIZER = AutoTokenizer.from_pretrained(JOB["policy"])
-CONFIG = {
-    "actor_rollout_ref": {"model": {"path": JOB["policy"], "tokenizer_path": None}},
-    "reward": {
-        "num_workers": 1,
-        "reward_kwargs": {"url": [JOB["url"]]},
-        "reward_model": {"enable": False, "enable_resource_pool": False},
-        "custom_reward_function": {"path": None, "name": None, "reward_kwargs": {}},
-        "reward_manager": {
-            "source": "importlib",
-            "name": "AssayRewardManager",
-            "module": {"path": "pkg://assay_client.integrations.verl", "name": None},
-        },
-        "sandbox_fusion": {"url": None, "max_concurrent": 1, "memory_limit_mb": 1},
-    },
-}
+MANAGER_FLAGS, FUNCTION_FLAGS = (block.split() for block in JOB["blocks"][""])  # those of the page
+
+
+def build_config(flags: list[str]) -> DictConfig:
+    """Compose verl's own configuration with flags of a command line."""
+    own = [f"actor_rollout_ref.model.path={JOB['policy']}", "reward.num_workers=1"]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return migrate_legacy_reward_impl(compose("ppo_trainer", overrides=[*own, *flags]))
+
+
+def list_optional_flags(folder: str) -> list[str]:
+    """Return the flags of the manager with those that the page's text names, for files and ids that exist here."""
+    key = Path(folder) / "key"
+    key.write_text("k-1\n")
+    theirs = {
+        "/run/secrets/assay": str(key),
+        "http://gpu-0:8000,http://gpu-1:8000": f"{JOB['url']},{JOB['url']}/",
+        "151645": str(TOKENIZER.eos_token_id),
+        "151643": "0",
+    }
+    flags = [flag for flag in JOB["inline"] if flag.startswith("+reward.reward_kwargs.")]
+    assert [flag.partition("=")[0].rpartition(".")[2] for flag in flags] == ["url", "api_key_file", "eos_token_id"]
+    for old, new in theirs.items():
+        flags = [flag.replace(old, new) for flag in flags]
+    return [*(flag for flag in MANAGER_FLAGS if ".url=" not in flag), *flags]
 
 
 def build_batch(texts: list[str]) -> DataProto:
@@ -47,13 +65,33 @@ def build_batch(texts: list[str]) -> DataProto:
     return DataProto(batch=TensorDict(tensors, batch_size=len(texts)), non_tensor_batch={"raw_prompt": prompts})
 
 
+def score(flags: list[str], texts: list[str]) -> DataProto:
+    return RewardLoopManager(build_config(flags)).compute_rm_score(build_batch(texts))
+
+
+def score_by_function(text: str) -> float:
+    config = build_config(FUNCTION_FLAGS)
+    function = get_custom_reward_fn(config)
+    row = {"data_source": "d", "ground_truth": "g", "extra_info": {"prompt": JOB["prompt"][0]["content"]}}
+    answer = asyncio.run(function(solution_str=text, **row))
+    return float(answer["score"])
+
+
 ray.init(num_cpus=1, include_dashboard=False)
-manager = RewardLoopManager(OmegaConf.create(CONFIG))
-answer = manager.compute_rm_score(build_batch([text + end for text, end in JOB["completions"]]))
+texts = [text + end for text, end in JOB["completions"]]
+assert build_config(MANAGER_FLAGS).data.return_raw_chat
+answer = score(MANAGER_FLAGS, texts)
 rewards = answer.batch["rm_scores"].sum(1).tolist()
 assert answer.non_tensor_batch["score"].astype(np.float32).tolist() == rewards
+with tempfile.TemporaryDirectory() as folder:
+    again = score(list_optional_flags(folder), texts)
+assert again.batch["rm_scores"].sum(1).tolist() == rewards
+finished, end = JOB["completions"][0]
+assert end
+by_function = score_by_function(finished)
+assert np.float32(by_function) == np.float32(rewards[0])
 try:
-    failed = repr(manager.compute_rm_score(build_batch([JOB["refused"]])).batch["rm_scores"])
+    failed = repr(score(MANAGER_FLAGS, [JOB["refused"]]).batch["rm_scores"])
 except ray.exceptions.RayTaskError as error:
     failed = type(error.cause).__name__
 print(json.dumps({"rewards": rewards, "failed": failed}))
