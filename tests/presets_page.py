@@ -31,9 +31,25 @@ def describe(name: str) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def count(presets: list[Preset]) -> str:
+    facts = sum(len(known.facts) for known in presets)
+    unverified = sum(len(known.unverified) for known in presets)
+    some = sum(bool(known.unverified) for known in presets)
+    published = sum(known.golden_state == "published" for known in presets)
+    pinned = sum(known.revision is not None for known in presets)
+    lengths = sum("max_length" in known.signal for known in presets)
+    return (
+        f"\nOf {len(presets)} presets, {published} have published scores, {pinned} a revision and {lengths} a "
+        f"`max_length`.\nOf {facts} facts, {unverified} in {some} presets are not verified.\n"
+    )
+
+
 def fill(page: str) -> str:
-    """Return the page with the table of the present files."""
-    return TABLE.sub(lambda _: HEAD + "".join(map(describe, preset.list_names())), page)
+    """Return the page with the table of the present files, and a count of what it says."""
+    names = preset.list_names()
+    return TABLE.sub(
+        lambda _: HEAD + "".join(map(describe, names)) + count([preset.read(name) for name in names]), page
+    )
 
 
 if __name__ == "__main__":

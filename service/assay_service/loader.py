@@ -1,7 +1,6 @@
 """Load every signal of a configuration into a registry, and check it against its checkpoint's manifest."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 
 from assay_service.errors import StartError
+from assay_service.golden import check_forward, check_preset_rows, check_rows
 from assay_service.logs import START, log_step
 from assay_service.preset_keys import find_golden
 from assay_service.registry import Provenance, Registry, Signal
@@ -16,9 +16,9 @@ from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, manifest, tokenizer
 from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.invariance import make_invariant
-from assay_service.scoring.item import PROBE, Item, Message
+from assay_service.scoring.item import PROBE
 from assay_service.scoring.kernels.build import explain_slow_dtype
-from assay_service.scoring.manifest import GoldenRow, Manifest
+from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.quantization import Quantization
 from assay_service.scoring.reading import ReadingRule
@@ -31,10 +31,6 @@ from assay_service.settings import Settings
 from assay_service.signal_heads import StoredHead, build_head, read_weights
 
 _log = logging.getLogger("assay")
-
-# Tolerances, relative and absolute, of a golden row's logit. The kernels of another machine stay within them; another
-# model does not.
-_GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 
 
 def load(settings: Settings) -> Registry:
@@ -65,8 +61,8 @@ def load_resolved(settings: Settings, resolved: Mapping[str, ResolvedSignal]) ->
         invariant = _make_invariant(signals)
     for name, checked_signal in signals.items():  # the step above chose the kernels that will serve
         with _prefix_errors(f"signals.{name}"), log_step("scoring a plain item and the golden rows of signal %s", name):
-            _check_forward(checked_signal)
-            _check_golden(checked_signal, resolved[name].claims.golden, "the manifest")
+            check_forward(checked_signal)
+            check_rows(checked_signal, resolved[name].claims.golden, "the manifest")
             _check_preset(checked_signal)
         _log_how_served(checked_signal, is_invariant=invariant[name])
     blends = {name: blend.build_blend(name) for name, blend in settings.blends.items()}
@@ -251,49 +247,12 @@ def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
         )
 
 
-def _compute_logit(signal: Signal, item: Item, *, trained: bool = False) -> float:
-    with torch.inference_mode():
-        rendered = signal.renderer.render(item, trained=trained)
-        ((numbers,),) = signal.model.read([rendered.sequence], (signal.name,))
-    # Checked by the callers, whose errors name the item.
-    return signal.reading.read(numbers).logit if all(map(math.isfinite, numbers)) else math.nan
-
-
-def _check_forward(signal: Signal) -> None:
-    """Run a real forward pass, and refuse a model that cannot score one plain item."""
-    logit = _compute_logit(signal, PROBE)
-    if not math.isfinite(logit):
-        raise StartError(f"the model scores a plain item with {logit}; declare `dtype: float32` or another checkpoint")
-
-
 def _check_preset(signal: Signal) -> None:
     """Recompute the golden rows of the preset behind a signal, if it has any that its keys must give."""
     golden = None if signal.preset is None else find_golden(signal.preset)
     if signal.preset is None or golden is None:
         return
-    # A row may have been computed in another dtype than the served one; the coarser of both decides.
-    dtype = max(golden.dtype, signal.provenance.dtype, key=lambda name: _GOLDEN_TOLERANCE[name])
-    _check_golden(signal, golden.rows, f"preset {signal.preset.name}", dtype)
+    check_preset_rows(signal, golden, signal.preset.name)
     logging.getLogger(START).info(
-        "signals.%s: gives the %d logits of preset %s", signal.name, len(golden.rows), signal.preset.name
+        "signals.%s: gives the %d golden rows of preset %s", signal.name, len(golden.rows), signal.preset.name
     )
-
-
-def _check_golden(signal: Signal, golden: tuple[GoldenRow, ...], source: str, dtype: str | None = None) -> None:
-    """Recompute golden rows, and refuse a model other than the one that they were computed with.
-
-    Args:
-        signal: the loaded signal.
-        golden: the rows.
-        source: name of the file that has the rows, for errors.
-        dtype: dtype whose tolerance decides; None for the served one, which need not be that of training.
-    """
-    tolerance = _GOLDEN_TOLERANCE[dtype or signal.provenance.dtype]
-    for number, row in enumerate(golden):
-        item = Item(tuple(Message(role, content) for role, content in row.messages), row.finish_reason)
-        logit = _compute_logit(signal, item, trained=True)  # the rows hold what training rendered
-        if not math.isclose(logit, row.logit, rel_tol=tolerance, abs_tol=tolerance):
-            raise StartError(
-                f"golden row {number}: {source} says {row.logit:.6f}, but the loaded model gives {logit:.6f}; take all "
-                "files from one checkpoint, and declare the keys of its training"
-            )

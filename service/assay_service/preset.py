@@ -18,7 +18,8 @@ from assay_service.yaml_file import read_yaml
 DIRECTORY = Path(__file__).parent / "presets"
 # Sources of facts that no public text states: remembered, or concluded from the model's name and loader.
 UNVERIFIED = ("memory", "inferred")
-_REVISION_PATTERN = r"^([0-9a-f]{40}|refs/pr/\d+)$"
+COMMIT_PATTERN = r"[0-9a-f]{40}"
+_REVISION_PATTERN = rf"^({COMMIT_PATTERN}|refs/pr/\d+)$"
 
 # Where the head of the published files is, which decides what is declared for it.
 Shape = Literal["classifier", "outputs", "two layers", "value head", "language model", "gated", "foreign"]
@@ -27,24 +28,41 @@ Shape = Literal["classifier", "outputs", "two layers", "value head", "language m
 GoldenState = Literal["not run", "published", "run"]
 
 # Choices of the operator, and how the files are read. They say nothing about the model, so that they have no source.
-_CHOICES = frozenset({"unfinished", "aggregate", "code", "control_tokens", "dropped_content", "reasoning"})
+_CHOICES = frozenset(
+    {"unfinished", "aggregate", "code", "control_tokens", "dropped_content", "reasoning"}
+    | {"engine", "tensor_parallel_size"}
+)
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Golden(_Frozen):
-    """Conversations whose logits are published.
+class StepRow(_Frozen):
+    """A conversation and the published probabilities of the steps of its completion.
 
     Attributes:
-        rows: the conversations, each with its logit.
-        dtype: dtype in which the base computed these logits.
+        messages: pairs of role and content; the last one is the assistant's.
+        probs: probability of each step, in 0..1.
+    """
+
+    messages: tuple[tuple[str, str], ...]
+    probs: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
+
+
+class Golden(_Frozen):
+    """Conversations whose scores are published.
+
+    Attributes:
+        rows: the conversations, each with its logit or the probabilities of its steps.
+        dtype: dtype in which the base computed these scores.
+        tolerance: largest difference of the probability of a step. Logits have the tolerance of the dtype.
         run: day on which Assay recomputed the rows from the published weights; None if it never has.
     """
 
-    rows: Annotated[tuple[GoldenRow, ...], Field(min_length=1)]
+    rows: Annotated[tuple[GoldenRow | StepRow, ...], Field(min_length=1)]
     dtype: Literal["float32", "bfloat16", "float16"]
+    tolerance: float = Field(0.05, gt=0, lt=0.5)
     run: date | None = None
 
 
@@ -67,13 +85,14 @@ class Preset(_Frozen):
 
     Attributes:
         model: hub id.
-        revision: commit that the facts are about, or a pull request; None where no public text names one.
+        revision: commit that the facts are about, or a pull request, which can move; None where no public text names
+            one. The hub's `main` is served then.
         model_type: architecture, as `config.json` names it after any conversion.
         architecture: class that the published `config.json` names.
         shape: kind of the published head.
         signal: keys of a signal. `template` is a file in `presets/templates`; without it the checkpoint's own is used.
         convert: options of `assay convert`; None for files that are served as they are.
-        golden: published logits; "not run" where there are none.
+        golden: published scores; "not run" where there are none.
         sources: facts by their source: an address, "memory" or "inferred".
         note: a sentence for users; None for no note.
     """

@@ -3,12 +3,13 @@
 A preset gives defaults for the keys of a signal. A key that the user declares takes its place.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from assay_service.errors import StartError
-from assay_service.preset import Golden, Preset, PresetUse, list_names, place_template, read
+from assay_service.preset import COMMIT_PATTERN, Golden, Preset, PresetUse, list_names, place_template, read
 from assay_service.scoring.architectures import read_class
 from assay_service.scoring.manifest import FILE_NAME
 
@@ -35,7 +36,7 @@ _KEEP_LOGITS = frozenset(
 def merge(name: str, preset: Preset, declared: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a signal: the declared ones, and those of the preset that take no declared key's place.
 
-    Without a declared `base`, the preset's hub id is the base.
+    Without a declared `base`, the preset's hub id is the base: at the preset's revision, or at `main` if it has none.
 
     Args:
         name: name of the preset.
@@ -43,30 +44,20 @@ def merge(name: str, preset: Preset, declared: Mapping[str, Any]) -> dict[str, A
         declared: keys of the signal in the configuration; a key that is None counts as not declared.
 
     Raises:
-        ValueError: the hub id cannot be served as it is; the message says what to do.
+        ValueError: the files at the hub must be converted first; the message says how.
     """
     own = {key: value for key, value in declared.items() if value is not None}
     defaults = dict(preset.signal)
     if "template" in defaults:
         defaults["template"] = str(place_template(defaults["template"]))
     if "base" not in own:
-        _check_hub_id(name, preset, own)
-        defaults |= {"base": preset.model} | ({} if preset.revision is None else {"revision": preset.revision})
+        if preset.convert is not None:
+            raise ValueError(f"base: {explain_conversion(name, preset)}")
+        defaults |= {"base": preset.model, "revision": preset.revision or "main"}
     replaced = {rival for key in own if own[key] != defaults.get(key) for rival in _RIVALS.get(key, ())}
     if "output" in own and "gate" in defaults.get("head", {}):
         replaced.discard("head")
     return {**{key: value for key, value in defaults.items() if key not in replaced}, **own}
-
-
-def _check_hub_id(name: str, preset: Preset, own: Mapping[str, Any]) -> None:
-    """Raise ValueError if the published files cannot be served, or nobody says at which commit."""
-    if preset.convert is not None:
-        raise ValueError(f"base: {explain_conversion(name, preset)}")
-    if preset.revision is None and "revision" not in own:
-        raise ValueError(
-            f"revision: declare the commit of {preset.model} to serve; the preset {name!r} has none, because no public "
-            "text names the commit that its facts are about. Or declare the directory of a download as `base`"
-        )
 
 
 def explain_conversion(name: str, preset: Preset) -> str:
@@ -166,15 +157,22 @@ def find_golden(use: PresetUse) -> Golden | None:
     return golden if isinstance(golden, Golden) and _KEEP_LOGITS.issuperset(use.changed) else None
 
 
-def list_warnings(use: PresetUse, config: Mapping[str, Any]) -> list[str]:
+def list_warnings(use: PresetUse, config: Mapping[str, Any], revision: str | None, base: Path) -> list[str]:
     """Return what a user of a preset must know before relying on a score.
 
     Args:
         use: the preset, and the keys that are changed.
         config: `config.json` of the base.
+        revision: commit, tag or branch of a hub id; None for a directory.
+        base: directory of the base, which the hub's cache names by its commit.
     """
     preset, name = read(use.name), use.name
     warnings = [other] if (other := explain_other_class(use, config)) else []
+    if revision is not None and not re.fullmatch(COMMIT_PATTERN, revision):
+        warnings.append(
+            f"preset {name}: {revision} of {preset.model} is the commit {base.name} at this start. Scores may change "
+            f"with a later one: declare `revision: {base.name}` to keep them"
+        )
     if use.golden == "not run":
         warnings.append(
             f"preset {name}: no golden row of it was ever run: its keys come from the sources in docs/presets.md, and "
@@ -184,7 +182,7 @@ def list_warnings(use: PresetUse, config: Mapping[str, Any]) -> list[str]:
         warnings.append(f"preset {name}: its golden rows are not checked, because {', '.join(use.changed)} is changed")
     elif use.golden == "published":
         warnings.append(
-            f"preset {name}: its golden rows are the scores that the model card prints; Assay never ran them before "
+            f"preset {name}: its golden rows are the scores that public text prints; Assay never ran them before "
             "this start"
         )
     if preset.unverified:

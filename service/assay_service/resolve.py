@@ -90,7 +90,9 @@ class ResolvedSignal:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Return what may make scores wrong although it was declared."""
-        warnings = [] if self.preset is None else preset_keys.list_warnings(self.preset, self.config)
+        warnings: list[str] = []
+        if self.preset is not None:
+            warnings = preset_keys.list_warnings(self.preset, self.config, self.revision, self.base)
         known = "" if self.head.layout is None else " with the gated head that Assay recognized"
         if classes := files.list_code_classes(self.config):
             warnings.append(
@@ -228,11 +230,8 @@ def _find_preset(settings: SignalSettings) -> PresetUse | None:
         return None
     # Where the files lie changes nothing in a score, and is in the provenance anyway.
     plain = SignalSettings(preset=settings.preset, base=settings.base)
-    keys = SignalSettings.model_fields.keys() - {"base", "revision"}
-    changed = (
-        key for key in SignalSettings.model_fields if key in keys and getattr(settings, key) != getattr(plain, key)
-    )
-    return preset.describe(settings.preset, tuple(changed))
+    differing = (key for key in SignalSettings.model_fields if getattr(settings, key) != getattr(plain, key))
+    return preset.describe(settings.preset, tuple(key for key in differing if key not in {"base", "revision"}))
 
 
 def _resolve_all(

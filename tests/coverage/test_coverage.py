@@ -18,7 +18,7 @@ from assay_service.scoring.rules import RenderRules
 from assay_service.settings import Settings, parse
 from tests.coverage import texts
 from tests.coverage.layouts import LAYOUTS, Layout
-from tests.coverage.table import NEEDS, PAGE, ROOT, build_page, count_needs, list_presets, read_models
+from tests.coverage.table import NEEDS, PAGE, ROOT, build_page, is_served_simply, list_presets, read_models
 from tests.real_tokenizers import real_tokenizer
 
 PAIRS = [
@@ -26,7 +26,7 @@ PAIRS = [
     ("How do I bake bread?", "No"),
     ("1 2 3", "The quick brown fox jumps over the lazy dog."),
 ]
-SERVED = 61  # of 73 models of reward-bench's list
+SERVED = 63  # of 73 models of reward-bench's list: by a preset, or by `assay convert`
 DECLARED = {"kind": "preference", "unfinished": "error"}
 
 
@@ -144,14 +144,14 @@ def test_every_preset_says_of_its_checkpoint_what_the_table_says() -> None:
         known, model = preset.read(name), models[hub_id]
         assert known.architecture in RENAMED.get(model.class_name, {model.class_name}), name
         assert model.model_type in {known.model_type, f"{known.model_type}_reward_model"}, name  # of Open-Assistant
-        if model.needs != "not served":  # those are too large for one device, or the preset would not start
-            assert (model.needs == "convert") == (known.convert is not None), name
+        assert model.needs != "not served", name
+        assert (model.needs == "convert") == (known.convert is not None), name
+        assert (known.signal.get("engine") == "vllm") <= (model.needs in {"vllm", "convert"}), name
 
 
 def test_the_share_of_reward_benchs_list_is_what_the_page_says() -> None:
     listed, _ = read_models()
-    counts = count_needs(listed)
     assert len(listed) == 73
-    assert len(listed) - counts["not served"] == SERVED
+    assert sum(is_served_simply(model, list_presets()) for model in listed) == SERVED
     page = PAGE.read_text()
     assert build_page(page) == page, "run `python -m tests.coverage.table`"

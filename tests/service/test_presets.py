@@ -1,10 +1,13 @@
 """Presets: their files, what they give to a signal, and a start of every kind of them on a tiny checkpoint."""
 
+import hashlib
 import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 import yaml
 from fastapi.testclient import TestClient
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -20,7 +24,7 @@ from typer.testing import CliRunner
 from assay_service import create_app, loader, preset, preset_keys
 from assay_service.cli import app
 from assay_service.errors import StartError
-from assay_service.preset import Golden, Preset
+from assay_service.preset import Golden, Preset, StepRow
 from assay_service.settings import Settings, parse
 from assay_service.signal_settings import SignalSettings
 from tests import checkpoints, presets_page
@@ -378,10 +382,10 @@ def test_an_unknown_preset_names_the_closest_ones_and_no_other_key(own: Any, tmp
     assert "preset: must be text" in problems(tmp_path, preset=["known"], base="rm")
 
 
-def test_a_hub_id_needs_the_commit_that_nobody_has_verified(own: Any, tmp_path: Path) -> None:
+def test_a_hub_id_has_the_declared_revision_else_the_presets_else_main(own: Any, tmp_path: Path) -> None:
     own("known")
-    text = problems(tmp_path, preset="known")
-    assert "signals.rm: revision: declare the commit of Org/Model-1B to serve; the preset 'known' has none" in text
+    unpinned = make_settings(tmp_path, rm={"preset": "known"}).signals["rm"]
+    assert (unpinned.base, unpinned.revision) == ("Org/Model-1B", "main")
     declared = make_settings(tmp_path, rm={"preset": "known", "revision": "abc"}).signals["rm"]
     assert (declared.base, declared.revision) == ("Org/Model-1B", "abc")
     own(
@@ -393,6 +397,79 @@ def test_a_hub_id_needs_the_commit_that_nobody_has_verified(own: Any, tmp_path: 
     assert (pinned.base, pinned.revision) == ("Org/Model-1B", "ab" * 20)
     here = make_settings(tmp_path, rm={"preset": "pinned", "base": "rm"}).signals["rm"]
     assert (here.base, here.revision) == ("rm", None)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The endpoints of a hub with one repository, whose branch `main` is at one commit."""
+
+    directory: Path
+    commit: str
+
+    def do_GET(self) -> None:
+        """Answer what the hub's client asks: the commit and files of a revision, and a file at a commit."""
+        path = self.path.partition("?")[0]
+        file = self.directory / path.rpartition("/")[2]
+        files = sorted(self.directory.iterdir())
+        if path.startswith("/api/models/Org/Model-1B/tree/"):
+            tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "34" * 20} for f in files]
+            self._answer(json.dumps(tree).encode())
+        elif path.startswith("/api/models/Org/Model-1B"):
+            names = [file.name for file in files]
+            info = {"id": "Org/Model-1B", "sha": self.commit, "siblings": [{"rfilename": name} for name in names]}
+            self._answer(json.dumps(info).encode())
+        elif path.startswith(f"/Org/Model-1B/resolve/{self.commit}/") and file.is_file():
+            self._answer(file.read_bytes())
+        else:
+            self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args: object) -> None:
+        """Print nothing."""
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        etag = hashlib.sha256(body).hexdigest()
+        for name, value in {"Content-Length": len(body), "ETag": f'"{etag}"', "X-Repo-Commit": self.commit}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    """A hub on this machine that serves `rm`, and an empty cache."""
+    handler = type("OwnHub", (Hub,), {"directory": tmp_path / "rm", "commit": "12" * 20})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_main_becomes_a_commit_at_the_start(own: Any, hub: type[Hub], tmp_path: Path, caplog: Any) -> None:
+    own("known")
+    with TestClient(create_app(make_settings(tmp_path, rm={"preset": "known"}))) as client:
+        found = client.get("/v1/models").json()["data"][0]
+        item = {"prompt": "a", "completion": "b"}
+        answer = client.post("/v1/score", json={"items": [item]}).json()["provenance"]["signals"]["rm"]
+    assert found["preset"]["changed"] == []
+    assert (answer["model"], answer["revision"]) == ("Org/Model-1B", "12" * 20)
+    warning = f"main of Org/Model-1B is the commit {'12' * 20} at this start"
+    assert warning in caplog.text
+    assert f"declare `revision: {'12' * 20}`" in caplog.text
+    caplog.clear()
+    loader.load(make_settings(tmp_path, rm={"preset": "known", "revision": "12" * 20}))
+    assert "at this start" not in caplog.text
 
 
 def test_a_pickle_of_a_preset_whose_files_are_usually_served_is_converted_by_it(own: Any, tmp_path: Path) -> None:
@@ -470,7 +547,7 @@ def test_published_logits_are_recomputed_at_every_start(own: Any, tmp_path: Path
     publish(logit * 1.05)  # within the tolerance of the dtype in which it was published
     with caplog.at_level(logging.INFO):
         loader.load(make_settings(tmp_path, rm=keys))
-    assert "gives the 1 logits of preset known" in caplog.text
+    assert "gives the 1 golden rows of preset known" in caplog.text
     assert "Assay never ran them before this start" in caplog.text
     publish(logit + 2)
     with pytest.raises(
@@ -487,6 +564,31 @@ def test_real_published_logits_refuse_other_weights(tmp_path: Path) -> None:
     Source(preset.read(name), tmp_path / "rm")
     with pytest.raises(StartError, match=rf"golden row 0: preset {name} says 23.000000, but the loaded model gives"):
         loader.load(make_settings(tmp_path, rm={"preset": name, "base": "rm"}))
+
+
+def test_published_probabilities_of_steps_are_recomputed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "math-shepherd-mistral-7b-prm"
+    published = preset.read(name).golden
+    assert isinstance(published, Golden)
+    Source(preset.read(name), tmp_path / "rm")
+    settings = make_settings(tmp_path, rm={"preset": name, "base": "rm"})
+    message = rf"golden row 0: preset {name} says 0.9955, 0.9958, 0.9983, 0.9957 for the steps, but the loaded model"
+    with pytest.raises(StartError, match=message) as refused:
+        loader.load(settings)
+    given = [float(prob) for prob in refused.value.message.rpartition("gives ")[2].split(", ")]
+    assert len(given) == 4
+    (row, _) = published.rows
+    own = published.model_copy(update={"rows": (StepRow(messages=row.messages, probs=tuple(given)),)})
+    monkeypatch.setattr(loader, "find_golden", lambda use: own)
+    loader.load(settings)
+    short = published.model_copy(update={"rows": (StepRow(messages=row.messages, probs=tuple(given[:3])),)})
+    monkeypatch.setattr(loader, "find_golden", lambda use: short)
+    with pytest.raises(StartError, match="for the steps, but the loaded model"):
+        loader.load(settings)
+
+
+def test_at_least_twelve_presets_have_published_scores() -> None:
+    assert sum(preset.read(name).golden_state == "published" for name in NAMES) >= 12
 
 
 def test_keys_that_contradict_a_presets_key_replace_it(own: Any, tmp_path: Path) -> None:
@@ -545,7 +647,6 @@ def test_serve_takes_a_preset_and_says_what_is_missing() -> None:
         return done.stderr
 
     name = "skywork-reward-v2-qwen3-4b"
-    assert f"revision: declare the commit of {preset.read(name).model} to serve" in serve("--preset", name)
     assert "not two of them" in serve("--preset", name, "--config", str(PAGE))
     assert "`assay convert SOURCE OUT --preset ultrarm-13b`" in serve("--preset", "ultrarm-13b")
 

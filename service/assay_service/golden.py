@@ -1,0 +1,97 @@
+"""Compare a loaded signal with golden rows: scores that training recorded, or that public text prints."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from assay_service.errors import StartError
+from assay_service.preset import Golden, StepRow
+from assay_service.registry import Signal
+from assay_service.scoring.item import PROBE, Item, Message
+from assay_service.scoring.manifest import GoldenRow
+from assay_service.scoring.reading import Reading
+
+# Tolerances, relative and absolute, of a golden row's logit. The kernels of another machine stay within them; another
+# model does not.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
+
+_REMEDY = "take all files from one checkpoint, and declare the keys of its training"
+
+
+def check_forward(signal: Signal) -> None:
+    """Run a real forward pass, and refuse a model that cannot score one plain item.
+
+    Raises:
+        StartError: the score is not finite.
+    """
+    logit = _read(signal, PROBE).logit
+    if not math.isfinite(logit):
+        raise StartError(f"the model scores a plain item with {logit}; declare `dtype: float32` or another checkpoint")
+
+
+def check_preset_rows(signal: Signal, golden: Golden, name: str) -> None:
+    """Recompute the published scores of a preset, and refuse a model that gives others.
+
+    Args:
+        signal: the loaded signal.
+        golden: the scores.
+        name: name of the preset, for errors.
+
+    Raises:
+        StartError: a score differs by more than its tolerance.
+    """
+    # A row may have been computed in another dtype than the served one; the coarser of both decides.
+    dtype = max(golden.dtype, signal.provenance.dtype, key=lambda key: _TOLERANCE[key])
+    check_rows(signal, golden.rows, f"preset {name}", dtype, golden.tolerance)
+
+
+def check_rows(
+    signal: Signal, rows: Iterable[GoldenRow | StepRow], source: str, dtype: str | None = None, tolerance: float = 0.05
+) -> None:
+    """Recompute golden rows, and refuse a model other than the one that they were computed with.
+
+    Args:
+        signal: the loaded signal.
+        rows: the rows.
+        source: name of the file that has the rows, for errors.
+        dtype: dtype whose tolerance decides; None for the served one, which need not be that of training.
+        tolerance: largest difference of the probability of a step.
+
+    Raises:
+        StartError: a score differs by more than its tolerance.
+    """
+    allowed = _TOLERANCE[dtype or signal.provenance.dtype]
+    for number, row in enumerate(rows):
+        messages = tuple(Message(role, content) for role, content in row.messages)
+        item = Item(messages) if isinstance(row, StepRow) else Item(messages, row.finish_reason)
+        reading = _read(signal, item, trained=True)  # the rows hold what training rendered
+        if isinstance(row, StepRow):
+            _check_steps(f"golden row {number}", row, reading, source, tolerance)
+        elif not math.isclose(reading.logit, row.logit, rel_tol=allowed, abs_tol=allowed):
+            raise StartError(
+                f"golden row {number}: {source} says {row.logit:.6f}, but the loaded model gives {reading.logit:.6f}; "
+                f"{_REMEDY}"
+            )
+
+
+def _check_steps(where: str, row: StepRow, reading: Reading, source: str, tolerance: float) -> None:
+    """Refuse other probabilities of steps than those of a row."""
+    given = [1 / (1 + math.exp(-logit)) if logit > -700 else 0.0 for logit in reading.steps]
+    same = len(given) == len(row.probs) and all(
+        abs(own - published) <= tolerance for own, published in zip(given, row.probs, strict=True)
+    )
+    if not same:
+        shown = [", ".join(f"{prob:.4f}" for prob in probs) or "no steps" for probs in (row.probs, given)]
+        raise StartError(
+            f"{where}: {source} says {shown[0]} for the steps, but the loaded model gives {shown[1]}; {_REMEDY}"
+        )
+
+
+def _read(signal: Signal, item: Item, *, trained: bool = False) -> Reading:
+    """Return what a signal reads of an item; a logit that is not finite is NaN, and has no steps."""
+    with torch.inference_mode():
+        rendered = signal.renderer.render(item, trained=trained)
+        ((numbers,),) = signal.model.read([rendered.sequence], (signal.name,))
+    # Checked by the callers, whose errors name the item.
+    return signal.reading.read(numbers) if all(map(math.isfinite, numbers)) else Reading(math.nan)
