@@ -15,8 +15,9 @@ import httpx
 import pytest
 import torch
 
+from assay_service import create_app, read_settings
 from tests.compat import frameworks
-from tests.compat.conftest import Serve
+from tests.compat.conftest import Serve, run_app
 from tests.real_tokenizers import unavailable
 
 pytestmark = pytest.mark.slow
@@ -137,6 +138,30 @@ def test_verifiers_task_records_rewards_and_none_after_an_error(
     error = answer["failed"].pop("error")
     assert "ItemFailed" in error
     assert answer["failed"] == {"assay": None, "signals": None}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_verls_built_in_call_of_a_reward_model_scores_at_the_wire_of_its_engine(
+    job: dict[str, Any], tiny: dict[str, Any], tmp_path: Path, engine: str
+) -> None:
+    """It calls the model by its path, and removes EOS, so that a completion that was cut off counts as finished."""
+    directory = str(tiny["root"] / "base")
+    signal = {"base": directory, "kind": "preference", "eos": "template", "unfinished": "score"}
+    (tmp_path / "service.yaml").write_text(json.dumps({"signals": {"rm": signal}}))
+    with run_app(create_app(read_settings(tmp_path / "service.yaml"))) as served:
+        items = [{"prompt": PROMPT, "completion": text} for text, _ in COMPLETIONS]
+        rows = httpx.post(f"{served.url}/v1/score", json={"items": items}).raise_for_status().json()["data"]
+        answer = drive(
+            "verl",
+            {
+                **job,
+                "router": f"{served.url.removeprefix('http://')}/compat/{engine}",
+                "reward_model": {"enable": True, "model_path": directory, "rollout": {"name": engine}},
+            },
+        )
+    scores = [row["score"] for row in rows]
+    assert scores[0] == scores[1] != scores[2]
+    assert answer == {"rewards": scores, "failed": "HTTP 400"}
 
 
 def test_verls_reward_loop_manager_scores_in_a_ray_actor(job: dict[str, Any], expected: list[float]) -> None:

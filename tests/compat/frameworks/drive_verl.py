@@ -1,8 +1,13 @@
-"""Score by verl's `RewardLoopManager`: its configuration finds the manager, whose worker is a Ray actor."""
+"""Score by verl's `RewardLoopManager`, whose configuration finds the manager, and whose worker is a Ray actor.
 
+A job with `router`, an address, is scored by verl's built-in call of a reward model: `compute_score` of its worker.
+"""
+
+import asyncio
 import json
 import sys
 
+import aiohttp
 import numpy as np
 import ray
 import torch
@@ -10,7 +15,7 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from transformers import AutoTokenizer
 from verl import DataProto
-from verl.experimental.reward_loop.reward_loop import RewardLoopManager
+from verl.experimental.reward_loop.reward_loop import RewardLoopManager, RewardLoopWorker
 
 WIDTH = 24
 JOB = json.load(sys.stdin)
@@ -20,7 +25,7 @@ CONFIG = {
     "reward": {
         "num_workers": 1,
         "reward_kwargs": {"url": [JOB["url"]]},
-        "reward_model": {"enable": False, "enable_resource_pool": False},
+        "reward_model": {"enable": False, "enable_resource_pool": False, **JOB.get("reward_model", {})},
         "custom_reward_function": {"path": None, "name": None, "reward_kwargs": {}},
         "reward_manager": {
             "source": "importlib",
@@ -47,13 +52,37 @@ def build_batch(texts: list[str]) -> DataProto:
     return DataProto(batch=TensorDict(tensors, batch_size=len(texts)), non_tensor_batch={"raw_prompt": prompts})
 
 
-ray.init(num_cpus=1, include_dashboard=False)
-manager = RewardLoopManager(OmegaConf.create(CONFIG))
-answer = manager.compute_rm_score(build_batch([text + end for text, end in JOB["completions"]]))
-rewards = answer.batch["rm_scores"].sum(1).tolist()
-assert answer.non_tensor_batch["score"].astype(np.float32).tolist() == rewards
+def score_by_manager(texts: list[str]) -> list[float]:
+    """Return the rewards that verl trains on."""
+    manager = RewardLoopManager(OmegaConf.create(CONFIG))
+    answer = manager.compute_rm_score(build_batch(texts))
+    rewards: list[float] = answer.batch["rm_scores"].sum(1).tolist()
+    assert answer.non_tensor_batch["score"].astype(np.float32).tolist() == rewards
+    return rewards
+
+
+def score_by_router(texts: list[str]) -> list[float]:
+    """Return the rewards of the built-in call, one after the other."""
+    worker = RewardLoopWorker(OmegaConf.create(CONFIG), JOB["router"])
+    batch = build_batch(texts)
+
+    async def ask() -> list[float]:
+        rows = [await worker.compute_score(batch[index : index + 1]) for index in range(len(texts))]
+        return [row["reward_score"] for row in rows]
+
+    return asyncio.run(ask())
+
+
+if "router" in JOB:
+    score = score_by_router
+else:
+    ray.init(num_cpus=1, include_dashboard=False)
+    score = score_by_manager
+rewards = score([text + end for text, end in JOB["completions"]])
 try:
-    failed = repr(manager.compute_rm_score(build_batch([JOB["refused"]])).batch["rm_scores"])
+    failed = repr(score([JOB["refused"]]))
 except ray.exceptions.RayTaskError as error:
     failed = type(error.cause).__name__
+except aiohttp.ClientResponseError as error:
+    failed = f"HTTP {error.status}"
 print(json.dumps({"rewards": rewards, "failed": failed}))
