@@ -92,6 +92,29 @@ class ChatSettings(WireSettings):
         return self.content.format(score=repr(score), pairs=joined)
 
 
+class SlimeSettings(WireSettings):
+    """The settings of the wire `slime`.
+
+    Attributes:
+        parts: whether the answer is an object with the score as `reward` and the logit of each signal beside it, for
+            slime's `--reward-key`; otherwise it is the score alone.
+    """
+
+    parts: bool = False
+
+
+# The name of the score among the parts of the wire `slime`, which no signal can have.
+TOTAL = "reward"
+
+# The settings of wires that have keys of their own.
+_OWN: Mapping[WireName, type[WireSettings]] = {"chat": ChatSettings, "slime": SlimeSettings}
+
+
+def find_settings_class(name: str) -> type[WireSettings]:
+    """Return the class of the settings of a wire; an unknown name has those that all wires share."""
+    return next((kind for wire, kind in _OWN.items() if wire == name), WireSettings)
+
+
 class Wires(TypedDict, total=False):
     """Settings by name of the wire."""
 
@@ -105,7 +128,7 @@ class Wires(TypedDict, total=False):
     nemo_gym: WireSettings
     openrlhf: WireSettings
     sglang: WireSettings
-    slime: WireSettings
+    slime: SlimeSettings
     tei: WireSettings
     vllm: WireSettings
 
@@ -123,4 +146,4 @@ class CompatSettings(Frozen):
 
     def get_wire(self, name: WireName) -> WireSettings:
         """Return the settings of a wire, or their defaults."""
-        return self.wires.get(name, ChatSettings() if name == "chat" else WireSettings())
+        return self.wires.get(name, find_settings_class(name)())

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from assay_service.advice import get_advice
-from assay_service.compat_settings import ChatSettings, CompatSettings, Wires, WireSettings
+from assay_service.compat_settings import TOTAL, CompatSettings, SlimeSettings, Wires, find_settings_class
 from assay_service.errors import StartError
 from assay_service.scoring.manifest import StepRules
 from assay_service.signal_settings import (
@@ -90,6 +90,15 @@ class Settings(Frozen):
         wrong = find_wrong_names(self.signals, {n: b.weights for n, b in self.blends.items()}, self.default)
         if wrong:
             raise ValueError("; ".join(wrong))
+        return self
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> "Settings":
+        slime = self.compat.get_wire("slime")
+        if isinstance(slime, SlimeSettings) and slime.parts and TOTAL in self.signals:
+            raise ValueError(
+                f"compat.wires.slime.parts: names the score `{TOTAL}`, as a signal is named; rename the signal"
+            )
         return self
 
 
@@ -203,7 +212,7 @@ def _list_keys_at(location: tuple[int | str, ...]) -> list[str]:
         (4, "blends"): LengthPenaltySettings,
         (2, "limits"): Limits,
         (2, "compat"): CompatSettings,
-        (4, "compat"): ChatSettings if location[2:3] == ("chat",) else WireSettings,
+        (4, "compat"): find_settings_class(str(location[2])) if len(location) > 2 else CompatSettings,
     }
     if (len(location), location[0]) == (3, "compat"):
         return list(Wires.__annotations__)

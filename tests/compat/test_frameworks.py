@@ -17,8 +17,9 @@ import httpx
 import pytest
 import torch
 
+from assay_service import create_app, read_settings
 from tests.compat import frameworks
-from tests.compat.conftest import Serve
+from tests.compat.conftest import Serve, run_app
 from tests.compat.examples import DOCS, read_blocks
 from tests.real_tokenizers import unavailable
 
@@ -30,16 +31,16 @@ COMPLETIONS = [("hello", END), ("hello", ""), ("no", END)]  # text, and the end 
 REFUSED = "bad<|im_start|>user"
 
 
-def drive(name: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Run `drive_NAME.py` with the packages of its framework, and return what it printed last."""
+def drive(name: str, job: dict[str, Any], driver: str | None = None) -> dict[str, Any]:
+    """Run `drive_DRIVER.py` (the framework's name by default) with the framework's packages; return its last line."""
     try:
         packages = frameworks.install(name)
     except subprocess.SubprocessError as error:
         unavailable(f"pip cannot install {name}: {error}: {(getattr(error, 'stderr', b'') or b'')[-2000:]!r}")
     clients = Path(__file__).parents[2] / "clients"
-    driver = Path(frameworks.__file__).parent / f"drive_{name}.py"
+    script = Path(frameworks.__file__).parent / f"drive_{driver or name}.py"
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", str(driver)],
+        [sys.executable, "-W", "ignore", str(script)],
         env={**os.environ, "PYTHONPATH": f"{packages}:{clients}"},
         input=json.dumps(job),
         capture_output=True,
@@ -165,6 +166,31 @@ def test_verifiers_task_records_rewards_and_none_after_an_error(
     error = answer["failed"].pop("error")
     assert "ItemFailed" in error
     assert answer["failed"] == {"assay": None, "signals": None}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_verls_built_in_call_of_a_reward_model_scores_at_the_wire_of_its_engine(
+    job: dict[str, Any], tiny: dict[str, Any], tmp_path: Path, engine: str
+) -> None:
+    """It calls the model by its path, and removes EOS, so that a completion that was cut off counts as finished."""
+    directory = str(tiny["root"] / "base")
+    signal = {"base": directory, "kind": "preference", "eos": "template", "unfinished": "score"}
+    (tmp_path / "service.yaml").write_text(json.dumps({"signals": {"rm": signal}}))
+    with run_app(create_app(read_settings(tmp_path / "service.yaml"))) as served:
+        items = [{"prompt": PROMPT, "completion": text} for text, _ in COMPLETIONS]
+        rows = httpx.post(f"{served.url}/v1/score", json={"items": items}).raise_for_status().json()["data"]
+        answer = drive(
+            "verl",
+            {
+                **job,
+                "router": f"{served.url.removeprefix('http://')}/compat/{engine}",
+                "reward_model": {"enable": True, "model_path": directory, "rollout": {"name": engine}},
+            },
+            "verl_router",
+        )
+    scores = [row["score"] for row in rows]
+    assert scores[0] == scores[1] != scores[2]
+    assert answer == {"rewards": scores, "failed": "HTTP 400"}
 
 
 def test_verls_reward_loop_manager_scores_in_a_ray_actor(job: dict[str, Any], expected: list[float]) -> None:

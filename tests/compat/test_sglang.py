@@ -13,7 +13,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from assay_service import create_app, read_settings
+from assay_service.errors import Overloaded
 from tests import checkpoints
+from tests.compat.conftest import Serve
 
 FAST = checkpoints.decoder_tokenizer()
 CHAT = [{"role": "user", "content": "How do I bake bread?"}, {"role": "assistant", "content": "Mix flour."}]
@@ -21,6 +23,7 @@ TEXT = str(FAST.apply_chat_template(CHAT, tokenize=False))
 QUERY = str(FAST.apply_chat_template(CHAT[:1], tokenize=False, add_generation_prompt=True))
 ITEM = TEXT.removeprefix(QUERY)
 IDS = FAST.encode(TEXT, add_special_tokens=False)
+PATHS = [("/classify", "text"), ("/v1/embeddings", "input")]
 
 
 @pytest.fixture
@@ -59,6 +62,12 @@ def test_the_sdk_of_openai_reads_scores_as_embeddings(
     assert (answer.model, answer.object) == ("pref", "list")
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == 2 * len(IDS)
     assert "pref" in [model.id for model in client.models.list()]
+
+
+def test_an_encoding_that_is_null_is_absent(url: str, logit: float) -> None:
+    """LiteLLM sends null for a caller that names no encoding."""
+    (row,) = read(post(url, "/v1/embeddings", model="pref", input=TEXT, encoding_format=None))["data"]
+    assert row["embedding"] == pytest.approx([logit], abs=1e-4)
 
 
 def test_the_asynchronous_sdk_of_openai_reads_scores_as_embeddings(url: str, logit: float) -> None:
@@ -163,6 +172,44 @@ def test_bad_input_is_an_error_in_the_form_of_sglang(url: str, path: str, field:
     error = answer.json()
     assert sorted(error) == ["code", "message", "object", "param", "type"]
     assert (error["object"], error["type"], error["code"]) == ("error", "BadRequestError", 400)
+
+
+@pytest.mark.parametrize(
+    ("field", "named"),
+    [
+        ({"text": "Hello"}, "text: "),
+        ({"text": [TEXT, f"{QUERY}a<|im_start|>b"]}, "text[1]: "),
+        ({"input_ids": IDS[:3]}, "input_ids: "),
+        ({"input_ids": [IDS, IDS[:3]]}, "input_ids[1]: "),
+    ],
+)
+def test_texts_that_cannot_be_scored_have_the_form_of_each_path(url: str, field: dict[str, Any], named: str) -> None:
+    """SGLang's own `/classify` has another form, in which clients read `error.message`."""
+    native = post(url, "/classify", **field)
+    assert native.status_code == 400
+    assert native.json().keys() == {"error"}
+    assert native.json()["error"].keys() == {"message"}
+    assert native.json()["error"]["message"].startswith(named)
+    (value,) = field.values()
+    other = post(url, "/v1/embeddings", input=value)
+    assert other.status_code == 400
+    assert sorted(other.json()) == ["code", "message", "object", "param", "type"]
+    assert native.json()["error"]["message"] == named + other.json()["message"]
+
+
+def test_failures_of_the_server_have_one_form_on_all_paths(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Overloaded("the queue is full", retry_after_s=2)
+
+    monkeypatch.setattr(served.app.state.scorer.engine, "submit", refuse)
+    answers = [post(served.url, path, **{field: TEXT}) for path, field in PATHS]
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert answers[0].json() == answers[1].json()
+    unknown = [post(served.url, path, model="absent", **{field: TEXT}) for path, field in PATHS]
+    assert [answer.status_code for answer in unknown] == [404, 404]
+    assert unknown[0].json() == unknown[1].json()
 
 
 def test_ids_keep_the_space_before_a_completion(tmp_path: Path) -> None:

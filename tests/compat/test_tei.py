@@ -1,6 +1,9 @@
 """TEI's wire: its own examples, the forms of its inputs, and Hugging Face's client."""
 
+import json
 import math
+import shutil
+import subprocess
 from typing import Any
 
 import httpx
@@ -37,6 +40,30 @@ def test_the_example_of_teis_readme(url: str) -> None:
         assert set(row) == {"index", "score"}
         assert row["score"] == pytest.approx(sigmoid(expected[row["index"]]), abs=1e-12)
     assert sum(row["score"] for row in rows) > 0
+
+
+CURL = shutil.which("curl")
+
+
+@pytest.mark.skipif(CURL is None, reason="there is no curl")
+def test_the_commands_of_teis_readme(serve: Serve) -> None:
+    """The arguments are those of the README; only the address differs. `/predict` has a text without completion."""
+    url = f"{serve().url}/compat/tei"
+    ranked = curl(
+        f"{url}/rerank",
+        '{"query": "What is Deep Learning?", "texts": ["Deep Learning is not...", "Deep learning is..."]}',
+    )
+    assert {row["index"]: row["score"] for row in ranked} == pytest.approx(
+        {0: sigmoid(score(serve().url, PAIR[0], "Deep Learning is not...")), 1: sigmoid(score(serve().url, *PAIR))}
+    )
+    refused = curl(f"{url}/predict", '{"inputs":"I like you."}')
+    assert refused.keys() >= {"error", "error_type"}
+    assert refused["error_type"] == "Validation"
+
+
+def curl(address: str, data: str) -> Any:
+    arguments = [str(CURL), "--silent", address, "-X", "POST", "-d", data, "-H", "Content-Type: application/json"]
+    return json.loads(subprocess.run(arguments, check=True, capture_output=True, timeout=60).stdout)
 
 
 def test_rerank_returns_texts_and_raw_scores(url: str) -> None:

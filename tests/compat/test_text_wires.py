@@ -101,6 +101,33 @@ def test_slime_gets_a_bare_number_for_a_text_and_for_messages(url: str) -> None:
     assert cut.json() == native(url, finish_reason="length")["score"] != wanted
 
 
+def test_slime_gets_the_score_and_all_logits_for_its_reward_key(serve: Serve) -> None:
+    url = serve(wires={"slime": {"parts": True}}).url
+    row = native(url)
+    logits = {name: row["signals"][name]["logit"] for name in ("pref", "abs")}
+    assert len({*logits.values(), row["score"]}) == 3
+    for prompt in (PROMPT, MESSAGES):
+        assert post(url, "/compat/slime/reward", **SLIME | {"prompt": prompt}).json() == {
+            "reward": row["score"],
+            **logits,
+        }
+    refused = post(url, "/compat/slime/reward", **SLIME | {"response": f"{ANSWER}{END}{END}{END}"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "special_tokens")
+    one = serve_signal(serve, "slime", "pref", parts=True)
+    logit = native(one, model="pref")["score"]
+    assert post(one, "/compat/slime/reward", **SLIME).json() == {"reward": logit, "pref": logit}
+
+
+def test_a_floored_part_has_the_floor_and_no_logit_that_no_model_gave(serve: Serve) -> None:
+    url = serve(wires={"slime": {"parts": True, "on_item_error": {"floor": -7.5}}}).url
+    answer = post(url, "/compat/slime/reward", **SLIME | {"response": f"{ANSWER}{END}{END}{END}"})
+    assert (answer.status_code, answer.json()) == (200, {"reward": -7.5})
+    assert answer.headers["x-assay-floored-items"] == "0"
+    good = post(url, "/compat/slime/reward", **SLIME)
+    assert good.json().keys() == {"reward", "pref", "abs"}
+    assert "x-assay-floored-items" not in good.headers
+
+
 @pytest.mark.parametrize("path", WIRES)
 def test_bad_input_is_an_error_of_the_wire_without_any_score(url: str, path: str) -> None:
     first, *_ = (name for name in WIRES[path] if name in ("query", "messages", "response"))
@@ -240,6 +267,6 @@ def test_the_page_of_these_trainers_has_right_paths_and_settings(url: str) -> No
     assert sorted(re.findall(r"http://HOST:PORT(/\S+)", page)) == sorted(WIRES)
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.S)]
     declared = [CompatSettings.model_validate(block["compat"]) for block in blocks if "compat" in block]
-    assert len(declared) == 3
+    assert len(declared) == 4
     assert "assay_floored_items_total" in httpx.get(f"{url}/metrics").text
     assert FLOORED_HEADER in page

@@ -307,40 +307,6 @@ def test_models_are_known_by_their_name_and_a_base_without_adapter_by_its_path(
     assert [row["id"] for row in listed] == ["mix", "pref", "abs", "enc", "mix_std"]
 
 
-# The bodies that vLLM's examples for its server send (commits 715dbadc, 33f12637, 3ff2de9c and 3f9a13d4).
-QUERY, FACTS = (
-    "What is the capital of France?",
-    ["The capital of Brazil is Brasilia.", "The capital of France is Paris."],
-)
-EXAMPLES: list[tuple[str, dict[str, Any], int]] = [
-    ("/score", {"queries": "What is the capital of Brazil?", "documents": FACTS[0]}, 1),
-    ("/score", {"queries": QUERY, "documents": FACTS}, 2),
-    ("/score", {"queries": ["What is the capital of Brazil?", QUERY], "documents": FACTS}, 2),
-    ("/rerank", {"query": QUERY, "documents": [*FACTS, "Horses and cows are both animals"]}, 3),
-]
-
-
-@pytest.mark.parametrize(("path", "body", "count"), EXAMPLES)
-def test_the_examples_of_vllm_for_pairs_work(url: str, path: str, body: dict[str, Any], count: int) -> None:
-    model = httpx.get(f"{url}/compat/vllm/v1/models").json()["data"][0]["id"]
-    answer = post(url, path, model=model, **body).json()
-    rows = answer.get("data") or answer["results"]
-    assert sorted(row["index"] for row in rows) == list(range(count))
-    assert all(0 < row.get("score", row.get("relevance_score")) < 1 for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/classify", {"input": ["Hello, my name is", "The president of the United States is"]}),
-        ("/pooling", {"input": "vLLM is great!"}),
-        ("/pooling", {"messages": [{"role": "user", "content": [{"type": "text", "text": "vLLM is great!"}]}]}),
-    ],
-)
-def test_examples_without_a_completion_are_refused_and_not_scored(url: str, path: str, body: dict[str, Any]) -> None:
-    check_error(post(url, path, model="pref", **body), 400)
-
-
 def test_the_call_of_verl_gives_the_logit_of_transformers(tmp_path: Path) -> None:
     """verl renders by the reward model's own template, removes its BOS, and names the model by its path."""
     fast = checkpoints.decoder_tokenizer(checkpoints.LLAMA3)

@@ -144,6 +144,28 @@ def test_a_wrong_setting_of_a_wire_is_one_problem_before_anything_is_loaded(
     assert line.partition(", not ")[0] == f"compat.wires.slime.{wrong.format(tmp_path)}"
 
 
+def test_the_parts_of_slime_need_another_name_than_that_of_a_signal(tmp_path: Path) -> None:
+    model(tmp_path / "reward")
+    signals = {"reward": {**WHOLE, "base": "reward", "score_position": "last_token"}}
+    config = {"signals": signals, "compat": {"wires": {"slime": {"parts": True}}}}
+    (line,) = problems(config, tmp_path)
+    assert line == "compat.wires.slime.parts: names the score `reward`, as a signal is named; rename the signal"
+    config["compat"]["wires"]["slime"]["parts"] = False
+    assert read_resolved(config, tmp_path, "service.yaml")[1].keys() == {"reward"}
+
+
+@pytest.mark.parametrize(("wire", "known"), [("slime", True), ("tei", False)])
+def test_only_the_wire_slime_has_parts(tmp_path: Path, wire: str, known: bool) -> None:
+    model(tmp_path / "rm")
+    config = {
+        "signals": {"rm": {**WHOLE, "score_position": "last_token"}},
+        "compat": {"wires": {wire: {"part": True}}},
+    }
+    (line,) = problems(config, tmp_path)
+    assert line.startswith(f"compat.wires.{wire}.part: unknown key")
+    assert ("`parts`" in line) == known
+
+
 @pytest.mark.parametrize("wire", ["chat", "sglang", "vllm"])
 def test_a_wire_with_assays_own_paths_at_the_root_is_refused_before_anything_is_loaded(
     tmp_path: Path, wire: str
@@ -535,6 +557,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "Limits": settings.Limits,
     "Compatible wires": compat_settings.CompatSettings,
     "A wire": compat_settings.WireSettings,
+    "The wire chat": compat_settings.ChatSettings,
+    "The wire slime": compat_settings.SlimeSettings,
 }
 
 
@@ -549,7 +573,7 @@ def rows_of(section: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_the_reference_page_has_every_key_with_its_values_and_default(section: str) -> None:
-    inherited = compat_settings.WireSettings.model_fields if section == "The wire chat" else {}
+    inherited = compat_settings.WireSettings.model_fields if section.startswith("The wire ") else {}
     fields = {
         name: field
         for name, field in SECTIONS[section].model_fields.items()

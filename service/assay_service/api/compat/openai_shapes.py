@@ -99,9 +99,9 @@ def list_texts(texts: Texts) -> list[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
-def encode_value(value: float, encoding: Encoding) -> list[float] | str:
+def encode_value(value: float, encoding: Encoding | None) -> list[float] | str:
     """Return a value as an embedding with one dimension: a list, or the base64 text of a little-endian float32."""
-    return [value] if encoding == "float" else base64.b64encode(struct.pack("<f", value)).decode()
+    return base64.b64encode(struct.pack("<f", value)).decode() if encoding == "base64" else [value]
 
 
 def build_usage(tokens: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 SGLang applies no template, so every text is a rendered conversation. All answers hold the score without activation.
 
-Source: https://github.com/sgl-project/sglang/tree/main/python/sglang/srt/entrypoints, `openai/protocol.py`.
+Source: https://github.com/sgl-project/sglang/tree/main/python/sglang/srt/entrypoints, `openai/protocol.py` and
+`http_server.py`.
 """
 
 import time
@@ -44,12 +45,25 @@ def build_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]
     return status, error
 
 
+def build_native_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:
+    """Return the status and body of an error of `/classify`, whose own handler in SGLang has a form of its own.
+
+    That handler reports what is wrong with the texts of a request that was read. Bodies that cannot be read, and
+    failures of the server, have the other form on this path as well.
+    """
+    status, error = build_error(refusal, request_id)
+    if status == 400 and refusal.code != "invalid_request":
+        return status, {"error": {"message": refusal.sentence}}
+    return status, error
+
+
 WIRE = Wire(
     name="sglang",
     title="SGLang",
     activation="none: the score",
     overload_status=503,
     build_error=build_error,
+    path_errors={"/classify": build_native_error},
 )
 router = make_router(WIRE)
 
@@ -109,7 +123,7 @@ class EmbeddingsBody(_Body):
     ignored: ClassVar[Mapping[str, object]] = {**_Body.ignored, "dimensions": ()}
 
     input: Input
-    encoding_format: Encoding = "float"
+    encoding_format: Encoding | None = None  # null is `float`, as for both servers
 
 
 class ClassifyBody(_Body):

@@ -1,4 +1,4 @@
-"""Speak slime's wire: the request of `--rm-type remote_rm`, whose answer is one JSON number.
+"""Speak slime's wire: the request of `--rm-type remote_rm`, whose answer is one number, or an object of several.
 
 Source: https://github.com/THUDM/slime/blob/main/slime/rollout/rm_hub/__init__.py.
 """
@@ -11,6 +11,7 @@ from assay_service.api.messages import build_completion_items
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Prompt, RankCompletion, Text
 from assay_service.api.scorer import ItemSource
+from assay_service.compat_settings import TOTAL, SlimeSettings
 from assay_service.errors import ContentError
 from assay_service.scoring.blend import Blend
 
@@ -23,7 +24,7 @@ def build_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]
 WIRE = Wire(
     name="slime",
     title="slime",
-    activation="none: the body is the score",
+    activation="none: the body is the score, or has it as `reward`",
     overload_status=503,
     build_error=build_error,
 )
@@ -40,11 +41,19 @@ class Body(WireBody):
 
 
 @router.post("/reward")
-async def reward(body: Body, context: Context) -> float:
-    """Score one response."""
+async def reward(body: Body, context: Context) -> float | dict[str, float]:
+    """Score one response.
+
+    With the setting `parts`, the answer has the score and the logit of each signal, from which slime's `--reward-key`
+    takes one. A response with the floor has no logits: a run that takes one of them stops there.
+    """
     blend = context.find_blend()
     (scored,) = await context.score([_read(body, context, blend)], blend, ["response"])
-    return scored.score
+    assert isinstance(context.settings, SlimeSettings)
+    if not context.settings.parts:
+        return scored.score
+    logits = {} if scored.result is None else {name: scored.result.logits[name] for name in blend.weights}
+    return {**logits, TOTAL: scored.score}
 
 
 def _read(body: Body, context: WireContext, blend: Blend) -> ItemSource:

@@ -123,7 +123,7 @@ class PoolingBody(InputBody):
     }
 
     task: Literal["classify"] | None = None
-    encoding_format: Encoding = "float"
+    encoding_format: Encoding | None = None  # null is `float`, as for both servers
 
 
 _PAIRS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))

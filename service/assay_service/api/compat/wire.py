@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -33,6 +33,9 @@ FLOORED_HEADER = "X-Assay-Floored-Items"
 # Codes of refusals that tell a client to come back; only these get the configured overload status.
 _OVERLOAD = frozenset({"overloaded", "not_ready"})
 
+# Returns the HTTP status and the JSON body of an error, from the refusal and the id of the request.
+ErrorBuilder = Callable[[Refusal, str], tuple[int, Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class Wire:
@@ -44,13 +47,19 @@ class Wire:
         activation: change of a score before it is sent, in one phrase for the documentation.
         overload_status: HTTP status for a full queue, unless the configuration sets another one.
         build_error: function from a refusal and a request id to the HTTP status and the JSON body of an error.
+        path_errors: functions that build the errors of single paths, by path, if the server has another form there.
     """
 
     name: WireName
     title: str
     activation: str
     overload_status: Literal[429, 503]
-    build_error: Callable[[Refusal, str], tuple[int, Any]]
+    build_error: ErrorBuilder
+    path_errors: Mapping[str, ErrorBuilder] = field(default_factory=dict, hash=False)
+
+    def find_errors(self, path: str) -> ErrorBuilder:
+        """Return the function that builds the errors of a path, which may begin with the wire's prefix."""
+        return self.path_errors.get(path.removeprefix(f"/compat/{self.name}"), self.build_error)
 
 
 # The value of `WireBody.ignored` for a field that has no influence on a score, whatever its value.
@@ -247,7 +256,7 @@ def build_error_response(request: Request, wire: Wire, refusal: Refusal) -> JSON
     settings: WireSettings = request.app.state.settings.compat.get_wire(wire.name)
     if refusal.code in _OVERLOAD:  # before the body is built, because some wires write the status into it as well
         refusal = dataclasses.replace(refusal, status=settings.overload_status or wire.overload_status)
-    status, body = wire.build_error(refusal, request.state.request_id)
+    status, body = wire.find_errors(request.url.path)(refusal, request.state.request_id)
     response = JSONResponse(body, status_code=status)
     if refusal.retry_after_s is not None:
         response.headers["Retry-After"] = f"{refusal.retry_after_s:.0f}"
