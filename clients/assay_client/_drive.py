@@ -3,9 +3,11 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, TypeVar
 
 from assay_client.errors import Timeout
@@ -65,6 +67,47 @@ class Pace:
         made = await answer
         self.learn(sum(row.chars for row in part), asyncio.get_running_loop().time() - begun_s)
         return made
+
+
+async def drive_rows(  # noqa: PLR0913  # what differs between scoring and comparing a file, all by name
+    rows: Generator[ExtentT, None, None],
+    *,
+    start: int,
+    most_rows: int,
+    ask: Callable[[list[ExtentT]], Awaitable[Made]],
+    put: Callable[[list[ExtentT], Made], None],
+    alive: Callable[[], Awaitable[bool]],
+    width: int,
+    silence_s: float,
+) -> None:
+    """Ask about rows, in requests whose size follows the speed of the service; close `rows` at the end.
+
+    Args:
+        rows: the rows, which are read when they are needed.
+        start: the number of rows at the beginning that are not asked about.
+        most_rows: the most rows of one request.
+        ask: as in `run_in_order`, for the rows of one request; so are the others.
+        put: a function that is called with the rows of each request and its answer, in order.
+        alive: a function that returns whether the service shows any sign of life.
+        width: the most requests in flight at once.
+        silence_s: the seconds without an answer or a sign of life after which the service is given up.
+
+    Raises:
+        Timeout: the service was silent for `silence_s`.
+    """
+    pace, rest = Pace(most_rows), islice(rows, start, None)
+    try:
+        await run_in_order(
+            take=lambda: pace.take(rest),
+            ask=lambda part: pace.measure(part, ask(part)),
+            put=put,
+            alive=alive,
+            width=width,
+            silence_s=silence_s,
+        )
+    finally:
+        with suppress(ValueError):  # the generator cannot be closed while a thread waits for rows in it
+            rows.close()
 
 
 async def run_in_order(

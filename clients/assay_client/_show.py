@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from assay_client._difference import Difference, Side
+    from assay_client._file_run import Tally
     from assay_client._isolation import Ranking
     from assay_client._rows import RankRow
-    from assay_client.bulk import Tally
     from assay_client.results import Comparison, RenderedItem
     from assay_client.types import ScoreFailure
 
