@@ -63,6 +63,16 @@ class Groups:
     taus: float = 0.0
     tau_rows: int = 0
 
+    def to_json(self) -> Row:
+        """Return the groups as JSON; `kendall` is null if it is not defined for any row."""
+        return {
+            "count": self.count,
+            "changed_picks": self.changed_picks,
+            "changed_orders": self.changed_orders,
+            "kendall": self.taus / self.tau_rows if self.tau_rows else None,
+            "worst": self.worst.list_rows(),
+        }
+
     def add(self, named: Row, old: Sequence[float], new: Sequence[float]) -> None:
         """Count one row."""
         before, after = rank_indices(old), rank_indices(new)
@@ -94,6 +104,16 @@ class Pairs:
     old_right: int = 0
     new_right: int = 0
     flips: int = 0
+
+    def to_json(self) -> Row:
+        """Return the pairs as JSON; both accuracies are null if there are none."""
+        return {
+            "count": self.count,
+            "old_accuracy": self.old_right / self.count if self.count else None,
+            "new_accuracy": self.new_right / self.count if self.count else None,
+            "flips": self.flips,
+            "worst": self.worst.list_rows(),
+        }
 
     def add(self, named: Row, old: Sequence[float], new: Sequence[float]) -> None:
         """Count one pair."""
@@ -202,7 +222,7 @@ class Difference:
 
     def to_json(self) -> Row:
         """Return everything as JSON; a statistic that is not defined is null."""
-        scores, groups, pairs = self.scores, self.groups, self.pairs
+        scores = self.scores
         return {
             "object": "difference",
             **{side.name: side.to_json() for side in self.sides},
@@ -219,18 +239,6 @@ class Difference:
                 "spearman_is_sampled": scores.is_sampled,
                 "worst": self.worst.list_rows(),
             },
-            "groups": {
-                "count": groups.count,
-                "changed_picks": groups.changed_picks,
-                "changed_orders": groups.changed_orders,
-                "kendall": groups.taus / groups.tau_rows if groups.tau_rows else None,
-                "worst": groups.worst.list_rows(),
-            },
-            "pairs": {
-                "count": pairs.count,
-                "old_accuracy": pairs.old_right / pairs.count if pairs.count else None,
-                "new_accuracy": pairs.new_right / pairs.count if pairs.count else None,
-                "flips": pairs.flips,
-                "worst": pairs.worst.list_rows(),
-            },
+            "groups": self.groups.to_json(),
+            "pairs": self.pairs.to_json(),
         }

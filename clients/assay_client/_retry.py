@@ -161,12 +161,17 @@ def _yield_steps(
             raise DeadlineExceeded(f"no answer within {policy.deadline_s:g} s, {len(failures)} tries") from failure
         delay_s = _compute_delay_s(failures, policy, endpoints, key, deadline_at_s - now_s, event)
         if delay_s is None:
-            count = len({url for url, _ in failures})
-            if len(failures) > 1:
-                failure.add_note(f"after {len(failures)} tries" + f" at {count} endpoints" * (count > 1))
+            _note_tries(failures)
             raise failure
         if delay_s > 0:
             now_s = (yield Sleep(delay_s)).now_s
+
+
+def _note_tries(failures: list[tuple[str, AssayError]]) -> None:
+    """Note in the last failure how many tries there were, and at how many endpoints; nothing after a single try."""
+    if len(failures) > 1:
+        count = len({url for url, _ in failures})
+        failures[-1][1].add_note(f"after {len(failures)} tries" + f" at {count} endpoints" * (count > 1))
 
 
 def _read_outcome(

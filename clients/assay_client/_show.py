@@ -88,6 +88,18 @@ def show_difference(found: "Difference") -> None:
     """Print what differs between two services: who they are, one table of counts, and the worst examples."""
     for side in found.sides:
         typer.echo(f"{side.name}: {side.url}, {_describe_side(side)}")
+    print_table(_tabulate_difference(found))
+    examples = (("score", found.worst), ("pick", found.groups.worst), ("pair", found.pairs.worst))
+    for what, rows in (*((name, worst.list_rows()) for name, worst in examples), ("failure", found.failures)):
+        for row in rows:
+            parts = (
+                f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+            )
+            typer.echo(f"{what}: {shorten(', '.join(parts), None)}")
+
+
+def _tabulate_difference(found: "Difference") -> "Table":
+    """Return one table of all counts; a kind of row that the file does not have is not in it."""
     scores, groups, pairs = found.scores, found.groups, found.pairs
     table = _build_table("what", "value")
     table.add_row("rows", str(found.rows))
@@ -109,14 +121,7 @@ def show_difference(found: "Difference") -> None:
         table.add_row("old prefers chosen", _format_share(pairs.old_right, pairs.count))
         table.add_row("new prefers chosen", _format_share(pairs.new_right, pairs.count))
         table.add_row("flipped pairs", _format_share(pairs.flips, pairs.count))
-    print_table(table)
-    examples = (("score", found.worst), ("pick", groups.worst), ("pair", pairs.worst))
-    for what, rows in (*((name, worst.list_rows()) for name, worst in examples), ("failure", found.failures)):
-        for row in rows:
-            parts = (
-                f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
-            )
-            typer.echo(f"{what}: {shorten(', '.join(parts), None)}")
+    return table
 
 
 def _describe_side(side: "Side") -> str:

@@ -1,7 +1,6 @@
 """Write a converted checkpoint so that it appears whole or not at all."""
 
 import json
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 
 from assay_service.errors import StartError
 from assay_service.scoring import manifest
+from assay_service.scoring.atomic import write_atomically
 from assay_service.scoring.files import TOKENIZER_FILE
 from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.special_tokens import TOKENIZER_CONFIG
@@ -34,17 +34,12 @@ def appear_whole(directory: Path) -> Iterator[Path]:
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise StartError(f"{directory}: exists already; name a directory that does not exist, or is empty")
-    # In the same folder, because a rename between file systems would be a copy.
-    # The name is random: in a container every run has the same process id, and a killed run leaves its directory.
-    temporary = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.part"
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(directory)
+        with write_atomically(directory, durable=True) as fresh:
+            fresh.mkdir()
+            yield fresh
     except OSError as error:
         raise StartError(f"{directory}: cannot be written: {error}; nothing was kept") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import platform
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 from torch.utils import cpp_extension
 
+from assay_service.scoring.atomic import write_atomically
 from assay_service.scoring.cache import find_cache_directory
 
 _FILES = sorted((Path(__file__).parent / "native").iterdir())
@@ -97,10 +97,9 @@ def _find_or_build_library(flags: list[str]) -> Path:
     kept = find_cache_directory() / "kernels" / f"assay_native_{digest.hexdigest()[:16]}.so"
     if not kept.is_file():
         _start_log.info("building the CPU kernels in %s; this happens once for an installation", kept.parent)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as directory:
-            _build(flags, Path(directory) / kept.name)
-            (Path(directory) / kept.name).replace(kept)  # atomic: another process sees the whole file or none
+        # Not durable: a library that a crash of the machine has cut off cannot be loaded, and is then built again.
+        with write_atomically(kept, durable=False) as fresh:
+            _build(flags, fresh)
     return kept
 
 
