@@ -153,28 +153,20 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     Raises:
         StartError: the signal cannot be served; the error lists all problems by key or file.
     """
-    located = locate(settings, relative_to)
+    located, problems = locate(settings, relative_to), Problems()
     config = located.config
-    problems, template, declared = Problems(), "", None
-    head, claims, gate = HeadRule(), located.claims, None
-    with problems.collected():
-        outputs = decide_output(settings.output, claims, config)
-        head = HeadRule(outputs) if settings.head is None else settings.head.build_rule(outputs)
-        claims = select_claims(claims, outputs)
     # Each check has a block of its own, so that one wrong key does not hide the others.
+    head, claims = _decide_head(settings, located, problems)
     with problems.collected("base"):
         read_architecture(config, located.base)
     with problems.collected():
         quantization = decide_quantization(settings.quantization, settings.gguf_file, config, located.base)
         with problems.collected("base"):
             head = replace(head, layout=_find_layout(settings, located))
+    gate = None
     with problems.collected():
         gate = decide_gate(None if settings.head is None else settings.head.gate, head.layout)
-    with problems.collected("template"):
-        declared = None if settings.template is None else files.place(settings.template, relative_to)
-    with problems.collected():
-        template = read_template(declared, located.checkpoint, located.tokenizer, settings.template_name)
-        template = add_bos(template) if settings.bos == "add" else template
+    template = _decide_template(settings, located, relative_to, problems)
     with problems.collected():
         dtype = settings.dtype or decide_dtype(config)
     with problems.collected():
@@ -209,6 +201,27 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         aggregate=aggregate,
         preset=used,
     )
+
+
+def _decide_head(settings: SignalSettings, located: SignalFiles, problems: Problems) -> tuple[HeadRule, Manifest]:
+    """Return the part of the head that the signal reads, and what the manifest says about this part."""
+    head, claims = HeadRule(), located.claims  # with which later checks go on if there is a problem
+    with problems.collected():
+        outputs = decide_output(settings.output, claims, located.config)
+        head = HeadRule(outputs) if settings.head is None else settings.head.build_rule(outputs)
+        claims = select_claims(claims, outputs)
+    return head, claims
+
+
+def _decide_template(settings: SignalSettings, located: SignalFiles, relative_to: Path, problems: Problems) -> str:
+    """Return the chat template of the signal; "" if none can be read, so that later checks go on."""
+    template, declared = "", None
+    with problems.collected("template"):
+        declared = None if settings.template is None else files.place(settings.template, relative_to)
+    with problems.collected():
+        template = read_template(declared, located.checkpoint, located.tokenizer, settings.template_name)
+        template = add_bos(template) if settings.bos == "add" else template
+    return template
 
 
 def _find_layout(settings: SignalSettings, located: SignalFiles) -> HeadLayout | None:
