@@ -220,8 +220,7 @@ def _decide_template(settings: SignalSettings, located: SignalFiles, relative_to
         declared = None if settings.template is None else files.place(settings.template, relative_to)
     with problems.collected():
         template = read_template(declared, located.checkpoint, located.tokenizer, settings.template_name)
-        template = add_bos(template) if settings.bos == "add" else template
-    return template
+    return add_bos(template) if template and settings.bos == "add" else template
 
 
 def _find_layout(settings: SignalSettings, located: SignalFiles) -> HeadLayout | None:

@@ -113,10 +113,7 @@ def judge_all(
         ValueError: the order is unknown, a price is negative or not finite, the endpoint does not answer, or no answer
             is a choice.
     """
-    if prices is not None and not all(math.isfinite(price) and price >= 0 for price in prices):
-        raise ValueError(f"prices: {prices} must be two amounts of money, each finite and not negative")
-    if order not in get_args(Order):
-        raise ValueError(f"order: {order!r} is unknown; set it to both or random")
+    _check_options(order, prices)
     chat = Chat(url, model, out.with_name(f"{out.name}.answers.jsonl"))
     asked = [build_questions(pair, order) for pair in pairs]
     # Equal questions, from rows that occur twice, are asked once.
@@ -143,6 +140,14 @@ def judge_all(
     records = tuple({**record, **whole_run} for record in table.records)
     table = replace(table, records=records, notes=(*table.notes, *notes))
     return table, [verdict.to_row() for verdict in verdicts], failed
+
+
+def _check_options(order: str, prices: tuple[float, float] | None) -> None:
+    """Raise ValueError if an option of `judge_all` is wrong."""
+    if prices is not None and not all(math.isfinite(price) and price >= 0 for price in prices):
+        raise ValueError(f"prices: {prices} must be two amounts of money, each finite and not negative")
+    if order not in get_args(Order):
+        raise ValueError(f"order: {order!r} is unknown; set it to both or random")
 
 
 def _ask_all(chat: Chat, by_text: Mapping[str, Messages]) -> dict[str, Answer | QuestionRefused]:
