@@ -16,17 +16,14 @@ from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
 from assay_service.scoring.hashing import hash_files
-from assay_service.scoring.head_layouts import HeadLayout, recognize_layout
 from assay_service.scoring.head_rule import HeadRule, check_head, decide_gate, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
-from assay_service.scoring.names import read_shapes
 from assay_service.scoring.quantization import Quantization, decide_quantization
 from assay_service.scoring.reading import Aggregate
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.special_tokens import read_special_tokens
-from assay_service.scoring.template_files import add_bos, read_template
 from assay_service.settings import Settings, parse
-from assay_service.signal_files import SignalFiles, locate
+from assay_service.signal_files import SignalFiles, find_layout, locate, read_declared_template
 from assay_service.signal_rules import decide_aggregate, decide_dtype, decide_moments, decide_rules, settle
 from assay_service.signal_settings import BlendSettings, SignalSettings
 
@@ -162,11 +159,11 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     with problems.collected():
         quantization = decide_quantization(settings.quantization, settings.gguf_file, config, located.base)
         with problems.collected("base"):
-            head = replace(head, layout=_find_layout(settings, located))
+            head = replace(head, layout=find_layout(settings, located))
     gate = None
     with problems.collected():
         gate = decide_gate(None if settings.head is None else settings.head.gate, head.layout)
-    template = _decide_template(settings, located, relative_to, problems)
+    template = read_declared_template(settings, located, relative_to, problems)
     with problems.collected():
         dtype = settings.dtype or decide_dtype(config)
     with problems.collected():
@@ -211,27 +208,6 @@ def _decide_head(settings: SignalSettings, located: SignalFiles, problems: Probl
         head = HeadRule(outputs) if settings.head is None else settings.head.build_rule(outputs)
         claims = select_claims(claims, outputs)
     return head, claims
-
-
-def _decide_template(settings: SignalSettings, located: SignalFiles, relative_to: Path, problems: Problems) -> str:
-    """Return the chat template of the signal; "" if none can be read, so that later checks go on."""
-    template, declared = "", None
-    with problems.collected("template"):
-        declared = None if settings.template is None else files.place(settings.template, relative_to)
-    with problems.collected():
-        template = read_template(declared, located.checkpoint, located.tokenizer, settings.template_name)
-    return add_bos(template) if template and settings.bos == "add" else template
-
-
-def _find_layout(settings: SignalSettings, located: SignalFiles) -> HeadLayout | None:
-    """Return the parts of a head with a gating network; None for a signal that reads another head."""
-    weights = files.list_weight_files(located.base, settings.gguf_file)
-    if settings.gguf_file is not None:  # llama.cpp's format has no place for such a head
-        return None
-    shapes = read_shapes(weights)
-    if located.adapters or (settings.head is not None and settings.head.gate is None):
-        return None
-    return recognize_layout(shapes, located.config, located.base)
 
 
 def _find_preset(settings: SignalSettings) -> PresetUse | None:
