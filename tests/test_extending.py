@@ -17,6 +17,13 @@ PARTS = [
 ]
 
 
+def test_examples_have_at_most_20_lines() -> None:
+    """The lines of all blocks of a section together; blank lines do not count."""
+    for section in re.split(r"^## ", PAGE, flags=re.MULTILINE):
+        code = "".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+        assert len([line for line in code.splitlines() if line.strip()]) <= 20, section.partition("\n")[0]
+
+
 def used_names(code: str) -> set[str]:
     """The names that `code` reads and does not define."""
     # `...` in a table stands for the entries that are there already.
