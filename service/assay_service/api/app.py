@@ -80,6 +80,7 @@ def create_app(
     app.state.token_readers = collect_readers([*dict.fromkeys(policies.values()), *own])
     _add_endpoints(app, settings)
     app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics)
+    # `Exception`, too: a crash must have the wire's form and a request id, like every error.
     for kind in (RequestValidationError, HTTPException, AssayError, BodyTooLarge, Exception):
         app.add_exception_handler(kind, _answer_error)
     return app

@@ -27,6 +27,7 @@ def read_moments(
     """
     moments = []
     for name in ("mean", "var"):
+        # Buffers first, because the model computes with them.
         value = tensors.get(name, config.get(name))
         if value is None:
             raise StartError(

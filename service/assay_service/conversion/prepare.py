@@ -65,6 +65,7 @@ def prepare(request: Request) -> Prepared:
     paths = _find_files(where)
     raw = _read_config(request)
     fmt = formats.recognize(raw)
+    # transformers does not know Open-Assistant's model type, whose base is a plain GPT-NeoX.
     config = dict(raw) | ({"model_type": "gpt_neox"} if raw.get("model_type") == formats.OASST_TYPE else {})
     architecture = read_architecture(config, where)
     check_declared(config, None, where)
@@ -72,6 +73,7 @@ def prepare(request: Request) -> Prepared:
     template = _find_template(request, tokenizer, fmt)
     shapes = {n: tuple(tensor.shape) for path in paths for n, tensor in source.read_tensors(path).items()}
     head = _find_head(request, shapes, raw, fmt)
+    # transformers' class fixes where its head reads; any other head needs a declared position.
     own = _is_own_head(config, head, architecture)
     module = _get_module(head) if own else architecture.head
     planned = plan(shapes, build_base(config), head, module, architecture, where)
@@ -137,6 +139,7 @@ def build_base(config: Mapping[str, Any]) -> Base:
         parsed = CONFIG_MAPPING[config["model_type"]].from_dict(
             {key: value for key, value in config.items() if key != "auto_map"}
         )
+        # Names and shapes only: a base of 70B parameters would not fit into memory.
         with torch.device("meta"):
             model = AutoModel.from_config(parsed, trust_remote_code=False)
     except Exception as error:  # transformers checks the values of a configuration with many types of errors

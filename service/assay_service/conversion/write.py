@@ -85,6 +85,7 @@ class WeightWriter:
         """Write a tensor in its own dtype, now or with the next ones."""
         size = tensor.numel() * tensor.element_size()
         if self._shard and self._bytes + size > LARGEST_SHARD_BYTES:
+            # A tensor that alone is larger than a shard still gets one of its own.
             self.flush()
         self._shard[name] = tensor
         self._bytes, self._total = self._bytes + size, self._total + size

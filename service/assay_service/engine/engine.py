@@ -67,12 +67,14 @@ class Engine:
         self._metrics = metrics
         self._on_failure = on_failure
         self._queue: list[Job] = []
+        # Jobs stay here while they run, so that a request which comes then still joins them.
         self._unfinished: dict[bytes, Job] = {}  # waiting or running
         self._queued_tokens = 0
         self._clock = 0  # number of tokens served so far: the clock of `plan`
         self._changed = threading.Condition()
         self._stopping = False
         self._failed = False
+        # `/ready` asks how old the last success is; before the first one it must try for itself.
         self._last_success_s = {name: -math.inf for trunk in trunks.values() for name in trunk.signals}
         self._thread = threading.Thread(target=self._work, name="assay-engine", daemon=True)
 
@@ -85,6 +87,7 @@ class Engine:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+        # A start that failed has no running worker, and joining it would raise an error.
         if self._thread.is_alive():
             self._thread.join()
 
@@ -163,6 +166,7 @@ class Engine:
         return jobs, list(new.values())
 
     def _enqueue(self, new: Sequence[Job]) -> None:
+        # The device has failed, so these jobs get its error at once and not after a wait in the queue.
         if self._failed:
             for job in new:
                 job.fail(_make_device_error())

@@ -120,6 +120,7 @@ async def compare(body: CompareBody, context: Context) -> dict[str, Any]:
     """
     check_count(context.request, len(body.response_objs), "response_objs")
     blend = context.find_blend()
+    # A refused response is named by its place, because all of them share one conversation.
     params = [f"response_objs[{index}]" for index in range(len(body.response_objs))]
     items = [
         read_completion(body.conversation_history, response, param)
