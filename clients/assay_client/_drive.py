@@ -86,7 +86,7 @@ async def drive_rows(  # noqa: PLR0913  # what differs between scoring and compa
         rows: the rows, which are read when they are needed.
         start: the number of rows at the beginning that are not asked about.
         most_rows: the most rows of one request.
-        ask: as in `run_in_order`, for the rows of one request; so are the others.
+        ask: a function that returns the answer to the rows of one request.
         put: a function that is called with the rows of each request and its answer, in order.
         alive: a function that returns whether the service shows any sign of life.
         width: the most requests in flight at once.

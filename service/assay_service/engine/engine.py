@@ -74,7 +74,6 @@ class Engine:
         self._changed = threading.Condition()
         self._stopping = False
         self._failed = False
-        # `/ready` asks how old the last success is; before the first one it must try for itself.
         self._last_success_s = {name: -math.inf for trunk in trunks.values() for name in trunk.signals}
         self._thread = threading.Thread(target=self._work, name="assay-engine", daemon=True)
 
