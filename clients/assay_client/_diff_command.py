@@ -123,5 +123,6 @@ def _exit(found: "Difference", breaches: Sequence[str]) -> None:
         typer.echo(f"not part of a row, without effect: {', '.join(found.extra)}", err=True)
     for breach in breaches:
         typer.echo(breach, err=True)
+    # A row without a score could hide a difference, so it is a failure even without a limit.
     if breaches or found.failed:
         raise typer.Exit(EXIT_ITEMS_FAILED)

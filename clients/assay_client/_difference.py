@@ -82,6 +82,7 @@ class Groups:
             self.changed_picks += 1
             loss = new[after[0]] - new[before[0]]
             self.worst.add(loss, {**named, "old_pick": before[0], "new_pick": after[0], "margin": loss})
+        # Not defined where all scores of a row are equal on one side.
         if (tau := compute_kendall(old, new)) is not None:
             self.taus += tau
             self.tau_rows += 1
@@ -164,11 +165,13 @@ class Difference:
         """Count one row by what both services answered for its items, in their order."""
         named: Row = {"index": self.rows, **({} if id is None else {"id": id})}
         self.rows += 1
+        # Compared as a whole: a pick among the rest of the completions would be another question.
         if self._count_failures(named, (old, new)):
             return
         before, after = ([one.score for one in side if isinstance(one, Score)] for side in (old, new))
         for place, (x, y) in enumerate(zip(before, after, strict=True)):
             self.scores.add(x, y)
+            # A single item needs no place to be found again.
             which = {} if shape == "item" else {"completion": place}
             if x != y:
                 self.worst.add(abs(y - x), {**named, **which, "old": x, "new": y, "difference": y - x})

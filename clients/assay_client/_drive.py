@@ -95,6 +95,7 @@ async def drive_rows(  # noqa: PLR0913  # what differs between scoring and compa
     Raises:
         Timeout: the service was silent for `silence_s`.
     """
+    # Skipped rows are read again, because only reading finds where a row begins.
     pace, rest = Pace(most_rows), islice(rows, start, None)
     try:
         await run_in_order(
@@ -139,6 +140,7 @@ async def run_in_order(
     now_s, silent_s, more = asyncio.get_running_loop().time, 0.0, True
     try:
         while more or window:
+            # Not asked again after the end: a pipe would be read beyond it.
             more = more and await _fill(window, take, ask, width)
             begun_s = now_s()
             if await _wait_for_answer(window, silence_s / LOOKS) or await alive():

@@ -158,6 +158,7 @@ async def run_job(
         Timeout: the service was silent for `silence_s`.
     """
     check_targets(files.source, files.target, files.errors)
+    # In a thread, because reading a large file would block the event loop.
     known = await run_off_loop(partial(survey, files.source, job.make))
     # A run continues only with the same input and options. A pipe cannot be read twice, so that no run continues it.
     total, run = (known.rows, {"input": known.sha256, **job.options}) if known else (None, None)
@@ -169,6 +170,7 @@ async def run_job(
         tally = Tally(extra=known.extra if known else ())
         progress = _Progress(job, tally, total, sink, write_error, on_rows)
         progress.recount()
+        # Read a second time: the survey checked all rows, and kept none of them in memory.
         await drive_rows(
             read_rows(files.source, job.make),
             start=progress.done,

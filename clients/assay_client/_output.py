@@ -115,6 +115,7 @@ def open_errors(target: str | None) -> Iterator[Callable[[Row], None]]:
     if target is None:
         yield lambda row: None
         return
+    # Behind a link, so that the rename replaces the file and not the link.
     path = Path(target).resolve()
     if path.exists() and not path.is_file():
         with path.open("w", encoding="utf-8") as device:
@@ -142,6 +143,7 @@ def _write_error(file: TextIO, row: Row) -> None:
     error = row.get("error")
     if isinstance(error, dict):
         named = {"id": row["id"]} if "id" in row else {}
+        # `id` only where the row has one: a null could be the id of a row.
         file.write(json.dumps({"index": row["index"], **named, **error}) + "\n")
         file.flush()
 
@@ -213,11 +215,13 @@ def _continue(sink: Sink, part: Path) -> None:
         InvalidInput: the rows belong to another run, or another program wrote the file.
     """
     assert sink.state is not None
+    # A run that ended before its first row left nothing to continue.
     if part.stat().st_size == 0:
         return
     if not sink.state.exists():
         raise InvalidInput(f"{part} is in the way and was not written by this command; move it")
     state = json.loads(sink.state.read_text())
+    # The output of a pipe names no run, so that it differs from every other one.
     theirs, ours = state["run"], sink.run or {}
     if theirs is None:
         sink.file.truncate(0)  # rows of standard input, from which no run can continue

@@ -150,6 +150,7 @@ def write_parquet(lines: Path, target: Path) -> None:
         InvalidInput: pyarrow is not installed.
     """
     arrow, parquet = import_pyarrow(target)
+    # Two passes over the rows: the columns must be known before the first row is written.
     signals, ids = _learn_columns(_read_rows(lines))
     schema = _build_schema(arrow, signals, ids)
     folded = ("extra", "id") if ids == "json" else ("extra",)
@@ -189,6 +190,7 @@ def _fold(row: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 def _build_schema(arrow: Module, signals: Mapping[str, Mapping[str, object]], ids: IdColumn) -> Module:
     """Return the columns; every scored row of a file has the same signals, since one model scored all of them."""
+    # float64, because scores of JSON are doubles and must not be rounded.
     text, number, count = arrow.string(), arrow.float64(), arrow.int64()
     error = [("code", text), ("message", text), ("param", text), ("retryable", arrow.bool_())]
     columns = [("index", count), ("id", count if ids == "int64" else text), ("score", number)]

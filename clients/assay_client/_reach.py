@@ -40,6 +40,7 @@ def run_with_services(
     for url in urls:
         reach(url, api_key)
 
+    # `_drive` gives up a silent service, and a long request may still be answered.
     connect = partial(
         client.AsyncRewardClient,
         api_key=api_key,

@@ -147,6 +147,7 @@ def _yield_steps(
         timeout_s = min(policy.timeout_s, deadline_at_s - now_s)
         if timeout_s <= 0:
             raise DeadlineExceeded(f"no time is left after {len(tried)} tries within {policy.deadline_s:g} s")
+        # Chosen anew for each try, since other requests may have learned meanwhile that it fails.
         endpoint = endpoints.take(key, now_s, tried)
         event = yield Send(endpoint, timeout_s)
         now_s, read = event.now_s, _read_outcome(parse, redaction, endpoint, event)
@@ -202,6 +203,7 @@ def _compute_delay_s(
 
     None means to give up.
     """
+    # The last failure decides whether to try, and all of them where.
     failure, tried = failures[-1][1], [url for url, _ in failures]
     following = endpoints.find(key, event.now_s, tried)
     elsewhere = following not in {url for url, earlier in failures if is_foreign(earlier)}

@@ -113,6 +113,7 @@ def _tabulate_difference(found: "Difference") -> "Table":
     table.add_row("new - old, largest", f"{scores.largest:.3g}" if scores.count else "")
     sampled = " (sample)" * scores.is_sampled
     table.add_row(f"Spearman{sampled}", "" if scores.spearman is None else f"{scores.spearman:.6f}")
+    # Zeros would look like a result where the file has no such rows.
     if groups.count:
         table.add_row("changed picks", _format_share(groups.changed_picks, groups.count))
         table.add_row("changed orders", _format_share(groups.changed_orders, groups.count))

@@ -70,6 +70,7 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
     async def ask(part: list[ItemRow]) -> Scored:
         return await score_apart([row.item for row in part], send)
 
+    # All that decides a row of the output: a run with other options must not continue it.
     options: Row = {"command": "score", "model": model, "weights": weights, "truncation": truncation}
     options = {**options, "fields": asdict(fields), "tokenizer_sha256": tokenizer_sha256}
     make = partial(ItemRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
@@ -113,6 +114,7 @@ async def rank_file(  # noqa: PLR0913  # options of one command, all by name
     send = partial(client.rank, model=model, weights=weights, top_n=top_n)
 
     async def ask(part: list[RankRow]) -> Ranking:
+        # One row for each request: the endpoint ranks the completions of one prompt.
         (row,) = part
         return await rank_alone(row.completions, partial(send, row.prompt, row.completions))
 

@@ -37,6 +37,7 @@ class DiffRow:
             InvalidInput: the row has none of these forms or several, or a part is malformed.
         """
         row = {key: value for key, value in row.items() if value is not None}  # tables write a missing key as null
+        # Both of them: a row with `chosen` alone is of another form, or malformed.
         pair = {"chosen", "rejected"} <= row.keys()
         forms = [name for name in ("completions", fields.completion) if name in row]
         if len(forms) + pair > 1:
@@ -50,6 +51,7 @@ class DiffRow:
             return cls("pair", items, row.get("id"), extra)
         if "completions" in row:
             group = RankRow.of(row)
+            # A completion may have fields of its own, such as `finish_reason`.
             given = (one if isinstance(one, dict) else {"completion": one} for one in group.completions)
             items = tuple(Item.of({"prompt": group.prompt, **one}) for one in given)
             return cls("group", items, row.get("id"), group.extra)
@@ -107,11 +109,13 @@ class _Services:
                     for side, ask in zip(self.sides, self.ask_each, strict=True)
                 )
         except BaseExceptionGroup as failures:
+            # One error, as everywhere else; the other service was stopped and has none to report.
             raise failures.exceptions[0] from None
         return first.result(), second.result()
 
     async def are_alive(self) -> bool:
         """Return whether both services show a sign of life."""
+        # At once, because a silent service takes all the time that it is given.
         alive = await asyncio.gather(*(look() for look in self.look_at_each))
         self.silent = next((side for side, lives in zip(self.sides, alive, strict=True) if not lives), None)
         return self.silent is None
@@ -186,6 +190,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
     make = partial(DiffRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
     known = await run_off_loop(partial(_survey_rows, source, make, needs_picks=needs_picks))
     total, extra = (known.rows, known.extra) if known else (None, ())
+    # Counted while rows arrive, so that memory does not grow with the file.
     found = Difference(urls, most, extra=extra)
     sends = [partial(client.score, model=model, **options) for client, model in zip((old, new), models, strict=True)]
     services = _Services(found.sides, sends, [partial(is_alive, client, silence_s / LOOKS) for client in (old, new)])

@@ -20,6 +20,7 @@ class Metrics:
         # The default registry of prometheus_client is global, and a second application would collide with the first.
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
         histogram = partial(Histogram, registry=registry)
+        # In the order in which a request meets them, which is that of `/metrics`.
         self._add_request_metrics(counter, histogram)
         self._add_score_metrics(counter, histogram)
         self._add_engine_metrics(counter, histogram, gauge)

@@ -266,6 +266,7 @@ def _check_length_penalty(
 ) -> None:
     """Collect a problem if a blend's penalty does not say which tokens count, and its signals may count differently."""
     penalty = blend.length_penalty
+    # A signal that could not be resolved has its own problem already.
     known = [signal for signal in blend.weights if signal in resolved]
     if penalty is None or penalty.signal is not None or len(known) < len(blend.weights):
         return
@@ -282,6 +283,7 @@ def _check_length_penalty(
 
 def _describe_counting(signal: ResolvedSignal) -> tuple[object, ...]:
     """Return everything that decides how many tokens a completion has."""
+    # By content: two directories may hold the same tokenizer.
     tokenizer_sha256 = hash_files([signal.tokenizer / files.TOKENIZER_FILE])
     # A template prints special tokens by their names, so that names decide tokens as well.
     named = read_special_tokens(signal.tokenizer).named

@@ -154,6 +154,7 @@ def find_layout(settings: SignalSettings, located: SignalFiles) -> HeadLayout | 
     weights = files.list_weight_files(located.base, settings.gguf_file)
     if settings.gguf_file is not None:  # llama.cpp's format has no place for such a head
         return None
+    # Read before the next check, so that damaged weights are a problem whatever head is declared.
     shapes = read_shapes(weights)
     if located.adapters or (settings.head is not None and settings.head.gate is None):
         return None

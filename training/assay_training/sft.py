@@ -55,15 +55,18 @@ class SftRun:
         self.config = config
         self.base = find_base(config)
         self.template = find_template(config, self.base)
+        # Before the data are read, which may take minutes.
         check_length("max_length", config.max_length, self.base)
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
         for line in (line for read_stage in spoken for line in read_stage.report_lines()):
             print_once(line)
+        # A resumed run must have the same data, which are compared by their hashes.
         hashes: dict[str, str] = {}
         for stage in config.stages:
             hashes |= hash_data(data, stage.sources, [])
         torch.manual_seed(config.seed)  # an adapter is initialised at random
         self.policy = Policy(self.base, config.lora, get_accelerator().device)
+        # Before any forward pass: parameters are whole until then.
         self.policy.shard()
         loaded = tokenizer.load(self.base)
         rendered = build_policy_renderer(loaded, self.template, self.policy.vocabulary_size)
@@ -72,6 +75,7 @@ class SftRun:
         for stage, read_stage in zip(config.stages, spoken, strict=True):
             part, reports[stage.name] = self._render_stage(renderer, stage, read_stage)
             self.parts.append(part)
+        # After all stages are rendered, whose reports explain an empty part.
         for stage, part in zip(config.stages, self.parts, strict=True):
             _check_part(stage, *part)
         kept = {

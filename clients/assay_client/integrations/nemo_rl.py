@@ -108,6 +108,7 @@ def _build_return(logs: Sequence[Any], rewards: Any) -> dict[str, Any]:
     """
     import torch
 
+    # One turn ends every conversation, so nothing is observed after the completion.
     size = len(logs)
     return {
         "observations": [{"role": "environment", "content": ""}] * size,

@@ -59,6 +59,7 @@ def create_app(
     signals = resolve(settings) if resolved is None else resolved
     policies = load_policies(settings)  # before the models, which take longer
     registry = loader.load_resolved(settings, signals)
+    # One for each application, so that tests can run several in a process.
     metrics = Metrics()
     metrics.build.info(_describe_build(registry))
     engine = _build_engine(registry, settings.limits, metrics, on_failure)
@@ -78,6 +79,7 @@ def create_app(
     # A declared policy reads ids before a signal that has the same tokenizer with another template.
     own = [signal.token_reader for signal in registry.signals.values()]
     app.state.token_readers = collect_readers([*dict.fromkeys(policies.values()), *own])
+    # State first: the handlers of wires read it for every request.
     _add_endpoints(app, settings)
     app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics)
     # `Exception`, too: a crash must have the wire's form and a request id, like every error.

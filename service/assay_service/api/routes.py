@@ -66,6 +66,7 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
     blend = registry.blend(body.model, body.weights)
     # Errors of the prompt name the field in which the client sent it.
     prompt, field = (body.messages or [], "messages") if body.prompt is None else (body.prompt, "prompt")
+    # A text alone is the common case; an object also has an id and a reason why it ended.
     entries = [schemas.RankCompletion(completion=c) if isinstance(c, str) else c for c in body.completions]
     items = build_completion_items(prompt, entries, field)
     scored = await score_items(request, items, blend)

@@ -77,6 +77,7 @@ def prepare(request: Request) -> Prepared:
     own = _is_own_head(config, head, architecture)
     module = _get_module(head) if own else architecture.head
     planned = plan(shapes, build_base(config), head, module, architecture, where)
+    # Named in the written file, so that transformers itself can load the result.
     native = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config["model_type"])
     written = formats.build_config(config, native if own or architecture.causal else None)
     claims = _decide_claims(request, fmt, config, None if own else formats.advise_position(head, shapes))
@@ -194,6 +195,7 @@ def _decide_claims(request: Request, fmt: Format, config: Mapping[str, Any], adv
         )
     if position == "last_non_pad_id" and declared.pad_token_id is None and config.get("pad_token_id") is None:
         raise StartError("pad_token_id: give --pad-token-id; config.json has none, and last_non_pad_id skips it")
+    # Declared keys win; the format fills those that its code decides.
     claims = declared.model_copy(update={"score_position": position, "eos": declared.eos or fmt.eos})
     if claims == Manifest(token_types=None):
         return None

@@ -78,6 +78,7 @@ class WeightWriter:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._shard: dict[str, torch.Tensor] = {}
+        # Counted by hand: the index of transformers names the size of all weights.
         self._bytes = self._total = 0
         self._written: list[list[str]] = []
 
@@ -157,6 +158,7 @@ def copy_tokenizer(source: Path, directory: Path, template: str | None) -> None:
         directory: directory of the converted checkpoint.
         template: chat template that replaces those of the source; None keeps them.
     """
+    # Copied, not written anew, because their bytes are part of the fingerprint.
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)

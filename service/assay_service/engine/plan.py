@@ -76,6 +76,7 @@ def choose_next_batch(waiting: Sequence[Waiting], max_batch_tokens: int) -> list
         if chosen and tokens + cost > max_batch_tokens:
             continue
         chosen.append(index)
+        # A prompt costs once in a pass, so that its other completions come cheaper.
         prompts.add(candidate.prompt)
         tokens += cost
     return chosen

@@ -38,6 +38,7 @@ def write_atomically(
         yield fresh
         if durable:
             _sync(fresh)
+        # The last step: until here nobody else sees the contents.
         put(fresh, path)
 
 

@@ -86,6 +86,7 @@ def _put(made: Path, directory: Path) -> None:
 
 def _keep_for_process(gguf: Path, called: str, reason: OSError) -> Path:
     """Return a temporary directory, which `remove_temporary` removes when this process ends."""
+    # Once for a process: several signals may share the base.
     if called not in _temporary:
         try:
             made = Path(tempfile.mkdtemp(prefix=f"assay-{called}-"))
@@ -117,6 +118,7 @@ def _write(gguf: Path, directory: Path) -> None:
     from assay_service.scoring.gguf_base import write_base  # noqa: PLC0415 - only the first start needs numpy here
 
     directory.mkdir()
+    # The record is last, so that a directory with a record has all its files.
     hashes = write_base(gguf, directory)
     (directory / _RECORD).write_text(json.dumps(dict(hashes), indent=1) + "\n")
 
@@ -137,6 +139,7 @@ def find_fault(directory: Path) -> str | None:
 
 def _remove_left_behind(made: Path, directory: Path) -> None:
     """Remove the temporary directories of processes that were killed, by the file system's own clock."""
+    # Not the machine's clock, which may differ from that of a shared file system.
     now = made.stat().st_mtime
     for path in directory.parent.glob(f"{get_prefix(directory)}*"):
         try:

@@ -136,12 +136,14 @@ def compute_absolute_results(rows: Rows, objective: AbsoluteObjective, seed: int
 
 def _estimate_ranks(rows: Rows, labels: Floats, seed: int) -> dict[str, Any]:
     """Return the rank statistic of every contender, and the model's difference to each, with their intervals."""
+    # AUC is defined for two classes; for qualities between them, ranks are compared.
     groups, is_binary = rows.groups.tolist(), bool(np.isin(labels, (0.0, 1.0)).all())
 
     def compute_rank(name: str, index: NDArray[np.int64]) -> float:
         column = rows.values[name][index]
         return compute_auc(labels[index] == 1.0, column) if is_binary else compute_spearman(labels[index], column)
 
+    # On the same resampled groups, which removes the variance that both share.
     def compute_difference(name: str, index: NDArray[np.int64]) -> float:
         return compute_rank(MODEL, index) - compute_rank(name, index)
 

@@ -75,6 +75,7 @@ class RewardRun:
         found = read(data, config.sources)
         for line in found.report_lines():
             print_once(line)
+        # Read now: a missing file must not end the run after the training.
         self._paraphrases = _read_paraphrases(config, data)
         check_length("max_length", config.max_length, self.base)
         self.device = get_accelerator().device
@@ -88,6 +89,7 @@ class RewardRun:
         self.golden = declared or take_first_rows(self.renderer, self.examples)
         self.run = RunDirectory(out, self._identify(data), writes=get_accelerator().is_main_process)
         self.parts = [find_fold(config, record) for record in records]
+        # Paraphrases are used in training only, so only these records count.
         learned = [example.record for example in self.exclude_parts(HELD_OUT)]
         self.run.write_json(
             "render.json",
@@ -141,6 +143,7 @@ class RewardRun:
             training: examples of the training part.
         """
         model = self.build_model()
+        # The base only; heads are small, and every process has them whole.
         shard(model.base)
         config = self.config
         train(
@@ -173,6 +176,7 @@ class RewardRun:
         """Load the base and add a new signal, with the same initial weights for the same seed; on `meta` with none."""
         torch.manual_seed(self.config.seed)
         model = RewardModel.load(self.base, torch.float32, device or self.device)
+        # Of its own, so that the head does not depend on how many numbers the base's loading draws.
         generator = torch.Generator().manual_seed(self.config.seed)
         head = Head.fresh(model.hidden_size, generator, bias=model.architecture.head_bias)
         lora = self.config.lora
@@ -181,6 +185,7 @@ class RewardRun:
 
     def mix(self, name: str, training: Sequence[Example]) -> list[Example]:
         """Return the examples of the mixed records to train on; only records that a step created are rendered anew."""
+        # Rendering is slow, and mixing mostly repeats what is rendered already.
         rendered = {example.record: example for example in training}
         records = mix(
             [example.record for example in training], self.config.mixture, self._paraphrases, self.config.seed

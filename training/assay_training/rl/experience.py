@@ -95,6 +95,7 @@ def build_experiences(
         The experiences in the order of `samples`, and metrics by name. A metric that is undefined for the rollout is
         absent, such as a correlation with lengths that are all equal.
     """
+    # Padded, since whitening and the metrics are over all tokens of the rollout at once.
     rollout = _pad_rollout(samples, outputs, references)
     scores, finished, shaped = (
         column.to(rollout.logprobs.device) for column in shape_sample_scores(samples, config.reward)
@@ -234,6 +235,7 @@ def compute_correlation(x: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> float
 
     It is None where one of them is constant, as lengths are when every completion is truncated.
     """
+    # A correlation with a constant is 0/0, and a NaN in the metrics would stop the run.
     varied = bool(x.std(correction=0) and y.std(correction=0))
     return float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if varied else None
 

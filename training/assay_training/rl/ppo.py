@@ -70,6 +70,7 @@ class PpoRun:
         if self.run.read_json("results.json") is not None:
             self.run.forget()  # a run killed after writing its results still has its resume state
             return self.session.checkpoint
+        # Before sampling: the wrong service would give rewards for hours.
         for line in identify_service(self._client, self.config.reward):
             print_once(line)
         metrics, resume, main = self.run.metrics("ppo"), self.run.resume_point("ppo"), self._together.is_main_process
@@ -82,6 +83,7 @@ class PpoRun:
         for step in progress:
             numbers, completions = self.step(step, kl_coef, rewards)
             check_numbers(f"step {step}", numbers, settings)
+            # After the update, so that a step uses one coefficient for all its rewards.
             kl_coef = self._adapt_kl_coef(kl_coef, numbers["kl"], completions)
             progress.set_postfix(score=f"{numbers['score']:.3f}", kl=f"{numbers['kl']:.2f}", refresh=False)
             if main:
@@ -106,6 +108,7 @@ class PpoRun:
         """
         fingerprint, floor = kept.get("fingerprint"), kept.get("mismatch_floor")
         self.session.engine_check.floor = None if floor is None else float(floor)
+        # A run must not mix the rewards of two models, so that it expects the same fingerprint.
         rewards = Rewards(self._client, self.config.reward, None if fingerprint is None else str(fingerprint))
         return float(kept.get("kl_coef") or self.config.kl.coef), rewards
 

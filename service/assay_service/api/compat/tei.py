@@ -119,6 +119,7 @@ async def predict(body: PredictBody, context: Context) -> list[Any]:
 @router.post("/rerank")
 async def rerank(body: RerankBody, context: Context) -> list[dict[str, Any]]:
     """Rank the completions of a prompt."""
+    # TEI answers an empty list with a status and a type of its own.
     if not body.texts:
         raise ServingError(_EMPTY, code="invalid_request")
     ranking = await rank_documents(context, context.find_blend(), body.query, body.texts, "texts", body.truncation)

@@ -60,6 +60,7 @@ def _load() -> str | None:
         try:
             torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         except OSError:  # a cached library of another installation of the compiler or its libraries: build it again
+            # Removed, because its name says that it fits.
             library.unlink()
             torch.ops.load_library(_find_or_build_library(flags))  # type: ignore[no-untyped-call]
     except (subprocess.CalledProcessError, OSError) as error:
@@ -91,6 +92,7 @@ def _find_or_build_library(flags: list[str]) -> Path:
 
     They are built if these sources were never built with these flags and this torch.
     """
+    # A library calls functions of torch, whose binary interface changes with its version.
     digest = hashlib.sha256(" ".join([torch.__version__, *flags]).encode())
     for path in _FILES:
         digest.update(path.read_bytes())

@@ -94,6 +94,7 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
         raise ValueError(f"segments up to {segments[-1].own.end} do not lie in the row {tuple(query.shape)}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     mixed = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    # Cast once for the whole row, not once for each segment.
     tensors = (tensor.float() if mixed else tensor for tensor in (query, key, value))
     queries, keys, values = (_split_segments(tensor, segments) for tensor in tensors)
     outputs = []
@@ -110,6 +111,7 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
                 else _attend_bounded(query_piece, *visible, mask, scaling, softcap)
             )
             outputs.append(attended.transpose(1, 2))
+    # A row may be padded to a length that kernels like; no head reads these tokens.
     if (rest := rows - segments[-1].own.end) > 0:
         outputs.append(outputs[0].new_zeros(1, rest, query.shape[1], value.shape[3]))
     return torch.cat(outputs, dim=1), None
@@ -179,6 +181,7 @@ def _attend_bounded(
     Scores and weights are fp32. The shape depends on the segment only, and so do the bits.
     """
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    # Grouped heads share keys; `matmul` has no such mode.
     group = query.shape[1] // key.shape[1]
     keys, values = (tensor.float().repeat_interleave(group, dim=1) for tensor in (key, value))
     parts = []

@@ -114,10 +114,12 @@ def judge_all(
             is a choice.
     """
     _check_options(order, prices)
+    # Kept beside the output, so that a run that was killed pays no answer twice.
     chat = Chat(url, model, out.with_name(f"{out.name}.answers.jsonl"))
     asked = [build_questions(pair, order) for pair in pairs]
     # Equal questions, from rows that occur twice, are asked once.
     by_text = {_get_text(question): question.messages for questions in asked for question in questions}
+    # Before any question: the cost of this run is that of the others.
     known = {text for text, messages in by_text.items() if chat.is_known(messages)}
     replies = _ask_all(chat, by_text)
     outcomes = [
@@ -132,6 +134,7 @@ def judge_all(
         f"Cost: this time {this_time}; in total {total}.",
         *_describe_failures(pairs, outcomes),
     ]
+    # A table without a verdict would show empty win rates as if they were results.
     if not verdicts:
         raise ValueError(f"{url}: {' '.join(notes[2:])}")
     table = tabulate_win_rates(Read(verdicts, Counter(), {}))

@@ -63,6 +63,7 @@ class VllmEngine:
 
     def push(self, adapter: Path) -> None:
         """See `Engine.push`."""
+        # vLLM caches adapters by number, so that each push needs a new one.
         number = 1 if self._adapter is None else self._adapter.lora_int_id + 1
         if self._adapter is not None:
             self._engine.llm_engine.remove_lora(self._adapter.lora_int_id)
@@ -84,6 +85,7 @@ class VllmEngine:
             )
             for number in range(len(prompts))
         ]
+        # As ids, because decoding and encoding again may give other tokens.
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         results = self._engine.generate(requests, params, lora_request=self._adapter, use_tqdm=False)
         return [
