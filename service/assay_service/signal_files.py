@@ -146,6 +146,7 @@ def read_declared_template(
         declared = None if settings.template is None else files.place(settings.template, relative_to)
     with problems.collected():
         template = read_template(declared, located.checkpoint, located.tokenizer, settings.template_name)
+    # Not added to an empty template, whose problem is collected already.
     return add_bos(template) if template and settings.bos == "add" else template
 
 

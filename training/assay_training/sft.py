@@ -117,6 +117,7 @@ class SftRun:
         directory = self.run.path / "checkpoint"
         if self.run.read_json("results.json") is not None:
             return directory
+        # Written after each stage, so that a resumed run skips those that are done.
         losses: dict[str, Any] = self.run.read_json("losses.json") or {}
         for stage, (training, held_out) in zip(self.config.stages, self.parts, strict=True):
             # A resumed run keeps the loss from before the stage; the policy has changed since.

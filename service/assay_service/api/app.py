@@ -128,6 +128,7 @@ async def health(request: Request) -> dict[str, str]:
         NotReady: the worker has ended, or its device has failed.
     """
     if not request.app.state.scorer.engine.alive:
+        # 503 makes an orchestrator restart the process, which alone helps here.
         raise NotReady("the worker has ended or its device has failed; restart the service")
     return {"status": "ok"}
 

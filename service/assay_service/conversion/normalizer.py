@@ -59,6 +59,7 @@ def fold(
     """
     if function == "identity":
         return weight, bias
+    # In fp64, so that folding rounds once, at the end.
     std = var.sqrt() + _EPSILON
     shifted = None if bias is None else bias.double()
     if function == "affine":

@@ -115,6 +115,7 @@ class WeightWriter:
         """Write the rest, and give the files the names that transformers expects."""
         self.flush()
         count = len(self._written)
+        # transformers looks for this name first, and needs no index then.
         if count == 1:
             self._path(0).rename(self.directory / "model.safetensors")
             return
@@ -123,6 +124,7 @@ class WeightWriter:
             file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
             self._path(number).rename(self.directory / file)
             weight_map |= dict.fromkeys(tensors, file)
+        # The index says which file has a tensor; without it transformers reads none of the shards.
         index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
         write_json(self.directory / "model.safetensors.index.json", index)
 

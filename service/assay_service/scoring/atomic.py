@@ -44,6 +44,7 @@ def write_atomically(
 
 def _sync(path: Path) -> None:
     """Wait until a file, or all files of a directory, are on the disk."""
+    # Each file by itself: flushing a directory only flushes its names.
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     for file in files:
         with file.open("rb+") as handle:

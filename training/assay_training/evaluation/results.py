@@ -172,6 +172,7 @@ def group_by_domain(sources: Collection[str]) -> dict[str, list[str]]:
     Args:
         sources: names of sources; those of a data set's subsets are `DATA_SET/SUBSET`.
     """
+    # Sorted, so that a report has the same order in every run.
     by_domain = {source: [source] for source in sorted(sources)}
     for data_set in sorted({source.split("/")[0] for source in by_domain}):
         subsets = [source for source in by_domain if source.startswith(f"{data_set}/")]

@@ -190,6 +190,7 @@ class RewardRun:
         records = mix(
             [example.record for example in training], self.config.mixture, self._paraphrases, self.config.seed
         )
+        # Once each, since `repeat` may hold a record several times.
         made = list(dict.fromkeys(record for record in records if record not in rendered))
         if made:
             examples, report = render_records(made, self.renderer)
@@ -204,6 +205,7 @@ class RewardRun:
             FloatingPointError: the logits of the trained model are not finite.
             RuntimeError: a logit differs.
         """
+        # A few are enough: one wrong tensor changes the logits of all.
         sample = self._draw_sample()[:RELOADED_SAMPLE]
         # In float32, because the rounding of bfloat16 would hide a small difference of the weights.
         exact = self.config.optimizer.model_copy(update={"compute_dtype": "float32"})

@@ -129,6 +129,7 @@ class PpoRun:
             FloatingPointError: the training diverges; see `learn`.
         """
         prompts, count = self.session.prompts, self.config.rollout.completions
+        # From the step alone, so that a resumed run takes the same prompts.
         chosen = [prompts[i] for i in draw_cyclic_batch(len(prompts), count, step, self.config.seed)]
         rollout = self.session.roll_out(step, chosen, rewards)
         began_s = time.monotonic()

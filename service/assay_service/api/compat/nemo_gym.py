@@ -83,6 +83,7 @@ async def verify(body: VerifyBody, context: Context) -> Response:
     blend = context.find_blend()
     item = read_conversation(body.responses_create_params, body.response)
     scored = (await context.score([item], blend, ["response"]))[0]
+    # All columns go back, because NeMo-Gym writes the answer as the row of its results.
     row = {
         name: value
         for name, value in body.model_dump().items()

@@ -205,6 +205,7 @@ def average_answers(questions: Sequence[Question], replies: Sequence[Answer | Qu
     A judge that always prefers the first place gets a draw from both orders. One reply that is refused or is not a
     choice leaves the pair without a verdict.
     """
+    # All or none: the mean of one order would keep the bias that two orders remove.
     scores = []
     for question, reply in zip(questions, replies, strict=True):
         score = None if isinstance(reply, QuestionRefused) else question.read_score(reply)
