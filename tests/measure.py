@@ -13,8 +13,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("service/assay_service", "clients/assay_client", "training/assay_training")
-COLUMNS = ("package", "modules", "longest module", "functions", "median/p90/max lines", "over 30", "comments", "verbs")
-COLUMNS = (*COLUMNS, "tensor functions", "with shapes")
+COLUMNS = (
+    *("package", "modules", "longest module", "functions", "median/p90/max lines", "over 30", "comments", "verbs"),
+    *("tensor functions", "with shapes"),
+)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # First words of names that are verbs in the form of a command.
