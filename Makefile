@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm
 
-.PHONY: help install check fix docs test coverage test-slow serve bench pipeline
+.PHONY: help install check fix docs test test-slow serve bench pipeline
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,11 +46,8 @@ docs: install ## build the documentation site into runs/site; a warning is an er
 
 # The tests of one file stay in one process, which starts their servers and models once.
 PYTEST := $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
-test: install ## the tests, in JOBS processes (DATA=DIR adds those that need the data sets)
-	$(PYTEST) $(if $(DATA),--data=$(DATA))
-
-coverage: install ## the tests with a coverage figure, which takes half as long again
-	$(PYTEST) --cov $(if $(DATA),--data=$(DATA))
+test: install ## the tests, in JOBS processes (DATA=DIR adds those that need the data sets, COVERAGE=1 a coverage figure)
+	$(PYTEST) $(if $(COVERAGE),--cov) $(if $(DATA),--data=$(DATA))
 
 test-slow: install $(VLLM)/.installed ## the slow tests, and those that need vLLM
 	$(BIN)/pytest -m slow $(if $(DATA),--data=$(DATA))

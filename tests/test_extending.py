@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md use names that exist where the page says."""
+"""The examples of docs/extending.md are short, use names that exist where the page says, and answer requests."""
 
 import ast
 import builtins
@@ -6,6 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+from fastapi import APIRouter
+
+from assay_service.api import answers, app, routes
+from assay_service.api.body import StrictJsonRoute
+from tests.service import test_api
+from tests.service.conftest import tiny
+from tests.service.test_api import run
+
+__all__ = ["run", "tiny"]  # the fixtures
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -15,6 +24,13 @@ PARTS = [
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     for path, code in re.findall(r"^# (\S+\.py)[^\n]*\n(.*?)(?=^# \S+\.py|\Z)", block, re.DOTALL | re.MULTILINE)
 ]
+
+
+def test_examples_have_at_most_20_lines() -> None:
+    """The lines of all blocks of a section together; blank lines do not count."""
+    for section in re.split(r"^## ", PAGE, flags=re.MULTILINE):
+        code = "".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+        assert len([line for line in code.splitlines() if line.strip()]) <= 20, section.partition("\n")[0]
 
 
 def used_names(code: str) -> set[str]:
@@ -46,3 +62,21 @@ def test_names_in_the_examples_exist(path: str, code: str) -> None:
         | {Path(p).stem for p, _ in PARTS}
     )
     assert not used_names(code) - words_of(path) - added
+
+
+def test_the_endpoint_of_the_page_passes_the_test_of_the_page(
+    run: test_api.Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = dict(part for part in PARTS if "BestAnswer" in part[1])
+    added = dict(vars(answers))
+    exec(code["service/assay_service/api/answers.py"], added)
+    monkeypatch.setattr(answers, "BestAnswer", added["BestAnswer"], raising=False)
+    router = APIRouter(route_class=StrictJsonRoute)
+    exec(code["service/assay_service/api/routes.py"], {**vars(routes), "router": router})
+    router.include_router(routes.router)
+    monkeypatch.setattr(app, "router", router)
+    (test,) = re.findall(r"```python\n(def (test_the_best\w+).*?)```", PAGE, re.DOTALL)
+    names = dict(vars(test_api))
+    exec(test[0], names)
+    names[test[1]](run)

@@ -127,6 +127,7 @@ class BaseClient(Generic[MineT, TransportT]):
         self._redaction = Redaction.of(api_key, self._headers)
         self._policy = Policy(timeout_s, deadline_s, max_retries)
         self._transport: TransportT | None = transport
+        # A transport belongs to this process, and a fork must not share its sockets.
         self._made_in = os.getpid()
         # A forked process inherits this dictionary, and finds no entry under its own id.
         self._by_pid: dict[int, MineT] = {}

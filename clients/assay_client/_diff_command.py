@@ -1,7 +1,8 @@
 """Define the command `assay diff`: what another model or version does to scores, ranks and picks."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -68,39 +69,52 @@ def diff(  # noqa: PLR0913  # the options of one command
 
     Exits with 0 if all rows were scored and no limit is exceeded, 1 otherwise, 2 if the command failed.
     """
-    from assay_client._output import check_targets, open_output  # noqa: PLC0415
     from assay_client._rows import Fields  # noqa: PLC0415
     from assay_client.diff import diff_file  # noqa: PLC0415
 
-    target, parsed = choose_target(output, json), parse_weights(weights)
+    urls = (old_url, new_url)
+    compare = partial(
+        diff_file,
+        source=file,
+        urls=urls,
+        models=(model, new_model or model),
+        weights=parse_weights(weights),
+        truncation=cast("TruncationName | None", truncation),
+        tokenizer_sha256=tokenizer_sha256,
+        fields=Fields(prompt_field, completion_field, messages_field),
+        most=worst,
+        needs_picks=max_changed_picks is not None,
+        silence_s=timeout,
+    )
+    call = partial(run_with_services, urls, api_key_file=api_key_file, chunk_size=chunk_size, concurrency=concurrency)
+    found = _compare_and_show(file, choose_target(output, json), compare, call)
+    _exit(found, found.find_breaches(max_difference, max_changed_picks))
+
+
+def _compare_and_show(
+    source: str,
+    target: str | None,
+    compare: Callable[..., Awaitable["Difference"]],
+    call: Callable[[Callable[..., Awaitable["Difference"]]], "Difference"],
+) -> "Difference":
+    """Compare two services by a file, and print the result or write it.
+
+    Args:
+        source: the path of the input, or "-".
+        target: the path of the output, or "-"; None prints tables.
+        compare: the function that compares two clients.
+        call: the function that calls another one with a client of each service.
+    """
+    from assay_client._output import check_targets, open_output  # noqa: PLC0415
+
     with report_errors(target):
-        check_targets(file, target)
+        check_targets(source, target)
         # Opened first, so that an output that cannot be written costs no scoring.
         with open_output(target, None) if target is not None else nullcontext() as sink:
             with show_progress() as show:
-                found = run_with_services(
-                    (old_url, new_url),
-                    lambda old, new: diff_file(
-                        old,
-                        new,
-                        file,
-                        urls=(old_url, new_url),
-                        models=(model, new_model or model),
-                        weights=parsed,
-                        truncation=cast("TruncationName | None", truncation),
-                        tokenizer_sha256=tokenizer_sha256,
-                        fields=Fields(prompt_field, completion_field, messages_field),
-                        most=worst,
-                        needs_picks=max_changed_picks is not None,
-                        silence_s=timeout,
-                        on_rows=show,
-                    ),
-                    api_key_file=api_key_file,
-                    chunk_size=chunk_size,
-                    concurrency=concurrency,
-                )
+                found = call(partial(compare, on_rows=show))
             show_difference(found) if sink is None else sink.write([found.to_json()], None)
-    _exit(found, found.find_breaches(max_difference, max_changed_picks))
+    return found
 
 
 def _exit(found: "Difference", breaches: Sequence[str]) -> None:
@@ -109,5 +123,6 @@ def _exit(found: "Difference", breaches: Sequence[str]) -> None:
         typer.echo(f"not part of a row, without effect: {', '.join(found.extra)}", err=True)
     for breach in breaches:
         typer.echo(breach, err=True)
+    # A row without a score could hide a difference, so it is a failure even without a limit.
     if breaches or found.failed:
         raise typer.Exit(EXIT_ITEMS_FAILED)

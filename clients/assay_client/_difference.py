@@ -63,6 +63,16 @@ class Groups:
     taus: float = 0.0
     tau_rows: int = 0
 
+    def to_json(self) -> Row:
+        """Return the groups as JSON; `kendall` is null if it is not defined for any row."""
+        return {
+            "count": self.count,
+            "changed_picks": self.changed_picks,
+            "changed_orders": self.changed_orders,
+            "kendall": self.taus / self.tau_rows if self.tau_rows else None,
+            "worst": self.worst.list_rows(),
+        }
+
     def add(self, named: Row, old: Sequence[float], new: Sequence[float]) -> None:
         """Count one row."""
         before, after = rank_indices(old), rank_indices(new)
@@ -72,6 +82,7 @@ class Groups:
             self.changed_picks += 1
             loss = new[after[0]] - new[before[0]]
             self.worst.add(loss, {**named, "old_pick": before[0], "new_pick": after[0], "margin": loss})
+        # Not defined where all scores of a row are equal on one side.
         if (tau := compute_kendall(old, new)) is not None:
             self.taus += tau
             self.tau_rows += 1
@@ -94,6 +105,16 @@ class Pairs:
     old_right: int = 0
     new_right: int = 0
     flips: int = 0
+
+    def to_json(self) -> Row:
+        """Return the pairs as JSON; both accuracies are null if there are none."""
+        return {
+            "count": self.count,
+            "old_accuracy": self.old_right / self.count if self.count else None,
+            "new_accuracy": self.new_right / self.count if self.count else None,
+            "flips": self.flips,
+            "worst": self.worst.list_rows(),
+        }
 
     def add(self, named: Row, old: Sequence[float], new: Sequence[float]) -> None:
         """Count one pair."""
@@ -144,11 +165,13 @@ class Difference:
         """Count one row by what both services answered for its items, in their order."""
         named: Row = {"index": self.rows, **({} if id is None else {"id": id})}
         self.rows += 1
+        # Compared as a whole: a pick among the rest of the completions would be another question.
         if self._count_failures(named, (old, new)):
             return
         before, after = ([one.score for one in side if isinstance(one, Score)] for side in (old, new))
         for place, (x, y) in enumerate(zip(before, after, strict=True)):
             self.scores.add(x, y)
+            # A single item needs no place to be found again.
             which = {} if shape == "item" else {"completion": place}
             if x != y:
                 self.worst.add(abs(y - x), {**named, **which, "old": x, "new": y, "difference": y - x})
@@ -202,7 +225,7 @@ class Difference:
 
     def to_json(self) -> Row:
         """Return everything as JSON; a statistic that is not defined is null."""
-        scores, groups, pairs = self.scores, self.groups, self.pairs
+        scores = self.scores
         return {
             "object": "difference",
             **{side.name: side.to_json() for side in self.sides},
@@ -219,18 +242,6 @@ class Difference:
                 "spearman_is_sampled": scores.is_sampled,
                 "worst": self.worst.list_rows(),
             },
-            "groups": {
-                "count": groups.count,
-                "changed_picks": groups.changed_picks,
-                "changed_orders": groups.changed_orders,
-                "kendall": groups.taus / groups.tau_rows if groups.tau_rows else None,
-                "worst": groups.worst.list_rows(),
-            },
-            "pairs": {
-                "count": pairs.count,
-                "old_accuracy": pairs.old_right / pairs.count if pairs.count else None,
-                "new_accuracy": pairs.new_right / pairs.count if pairs.count else None,
-                "flips": pairs.flips,
-                "worst": pairs.worst.list_rows(),
-            },
+            "groups": self.groups.to_json(),
+            "pairs": self.pairs.to_json(),
         }

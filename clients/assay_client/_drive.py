@@ -3,9 +3,11 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, TypeVar
 
 from assay_client.errors import Timeout
@@ -67,6 +69,48 @@ class Pace:
         return made
 
 
+async def drive_rows(  # noqa: PLR0913  # what differs between scoring and comparing a file, all by name
+    rows: Generator[ExtentT, None, None],
+    *,
+    start: int,
+    most_rows: int,
+    ask: Callable[[list[ExtentT]], Awaitable[Made]],
+    put: Callable[[list[ExtentT], Made], None],
+    alive: Callable[[], Awaitable[bool]],
+    width: int,
+    silence_s: float,
+) -> None:
+    """Ask about rows, in requests whose size follows the speed of the service; close `rows` at the end.
+
+    Args:
+        rows: the rows, which are read when they are needed.
+        start: the number of rows at the beginning that are not asked about.
+        most_rows: the most rows of one request.
+        ask: a function that returns the answer to the rows of one request.
+        put: a function that is called with the rows of each request and its answer, in order.
+        alive: a function that returns whether the service shows any sign of life.
+        width: the most requests in flight at once.
+        silence_s: the seconds without an answer or a sign of life after which the service is given up.
+
+    Raises:
+        Timeout: the service was silent for `silence_s`.
+    """
+    # Skipped rows are read again, because only reading finds where a row begins.
+    pace, rest = Pace(most_rows), islice(rows, start, None)
+    try:
+        await run_in_order(
+            take=lambda: pace.take(rest),
+            ask=lambda part: pace.measure(part, ask(part)),
+            put=put,
+            alive=alive,
+            width=width,
+            silence_s=silence_s,
+        )
+    finally:
+        with suppress(ValueError):  # the generator cannot be closed while a thread waits for rows in it
+            rows.close()
+
+
 async def run_in_order(
     *,
     take: Callable[[], Given | None],
@@ -96,6 +140,7 @@ async def run_in_order(
     now_s, silent_s, more = asyncio.get_running_loop().time, 0.0, True
     try:
         while more or window:
+            # Not asked again after the end: a pipe would be read beyond it.
             more = more and await _fill(window, take, ask, width)
             begun_s = now_s()
             if await _wait_for_answer(window, silence_s / LOOKS) or await alive():

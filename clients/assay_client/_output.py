@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TextIO
 
+from assay_client._atomic import find_fresh, rename_durably, write_atomically
 from assay_client._parquet import is_parquet
 from assay_client.errors import InvalidInput
 
@@ -55,10 +56,8 @@ class Sink:
     def record_run(self) -> None:
         """Record which run the rows belong to; it must be recorded before the first row is written."""
         if self.state is not None:
-            fresh = self.state.with_name(f"{self.state.name}.new")
-            # Renamed when complete, so that a process that is killed leaves the earlier record or the new one.
-            fresh.write_text(json.dumps({"run": self.run, "fingerprint": self.fingerprint}))
-            fresh.replace(self.state)
+            with write_atomically(self.state) as fresh:
+                fresh.write_text(json.dumps({"run": self.run, "fingerprint": self.fingerprint}))
 
 
 def find_part(target: Path) -> Path:
@@ -86,7 +85,7 @@ def check_targets(source: str, *targets: str | None) -> None:
 
     Args:
         source: the path of the input, or "-".
-        targets: the paths of the outputs, None for one that is not written; each also has a `.part` beside it.
+        targets: the paths of the outputs, None for one that is not written; each also has files of its own beside it.
 
     Raises:
         InvalidInput: two of the files are the same, also behind a link.
@@ -97,7 +96,7 @@ def check_targets(source: str, *targets: str | None) -> None:
         if target is None or target == STANDARD or ((path := Path(target).resolve()).exists() and not path.is_file()):
             continue
         part = find_part(path)
-        for file in (path, part, _find_state(part)):
+        for file in (path, find_fresh(path), part, _find_state(part)):
             if file in taken:
                 raise InvalidInput(f"{target}: would write over {taken[file]}; name another file")
             taken[file] = f"the files of {target}"
@@ -116,6 +115,7 @@ def open_errors(target: str | None) -> Iterator[Callable[[Row], None]]:
     if target is None:
         yield lambda row: None
         return
+    # Behind a link, so that the rename replaces the file and not the link.
     path = Path(target).resolve()
     if path.exists() and not path.is_file():
         with path.open("w", encoding="utf-8") as device:
@@ -126,15 +126,8 @@ def open_errors(target: str | None) -> Iterator[Callable[[Row], None]]:
     with unnamed as file:
         yield partial(_write_error, file)
         file.seek(0)
-        part = find_part(path)
-        try:
-            with part.open("w", encoding="utf-8") as whole:
-                shutil.copyfileobj(file, whole)
-                whole.flush()
-                os.fsync(whole.fileno())  # as for the output
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with write_atomically(path) as fresh, fresh.open("w", encoding="utf-8") as whole:
+            shutil.copyfileobj(file, whole)
 
 
 @contextmanager
@@ -150,6 +143,7 @@ def _write_error(file: TextIO, row: Row) -> None:
     error = row.get("error")
     if isinstance(error, dict):
         named = {"id": row["id"]} if "id" in row else {}
+        # `id` only where the row has one: a null could be the id of a row.
         file.write(json.dumps({"index": row["index"], **named, **error}) + "\n")
         file.flush()
 
@@ -186,27 +180,32 @@ def open_output(
     if is_parquet(path) and finish is None:
         raise InvalidInput(f"{target}: only `score` writes Parquet; name a file for JSON lines")
     part = find_part(path)  # beside the target, as a rename does not cross file systems
-    # Not truncated: another process may hold the lock, and its rows must stay.
     with _name_in_errors(target):
-        opened = part.open("a+", encoding="utf-8")
-    with opened as file:
-        _lock(file, part)
-        sink = Sink(file, _find_state(part), run)
-        _continue(sink, part)
-        sink.record_run()
-        try:
-            yield sink
-            file.flush()
-            os.fsync(file.fileno())  # the new name must not reach the disk before the rows
-            if finish is None:
-                part.replace(path)
-            else:
-                finish(part, path)
-                part.unlink()
-        finally:
-            if not part.exists() or part.stat().st_size == 0:
-                part.unlink(missing_ok=True)
-                _find_state(part).unlink(missing_ok=True)
+        opened = _open_locked(part)
+    with opened as file, _keep_rows(Sink(file, _find_state(part), run), part) as sink:
+        yield sink
+        if finish is None:
+            rename_durably(file, part, path)
+        else:
+            finish(part, path)
+            part.unlink()
+
+
+@contextmanager
+def _keep_rows(sink: Sink, part: Path) -> Iterator[Sink]:
+    """Yield the sink behind the rows of an earlier run; a part without rows is removed at the end.
+
+    Raises:
+        InvalidInput: the part belongs to another run.
+    """
+    _continue(sink, part)
+    sink.record_run()
+    try:
+        yield sink
+    finally:
+        if not part.exists() or part.stat().st_size == 0:
+            part.unlink(missing_ok=True)
+            _find_state(part).unlink(missing_ok=True)
 
 
 def _continue(sink: Sink, part: Path) -> None:
@@ -216,11 +215,13 @@ def _continue(sink: Sink, part: Path) -> None:
         InvalidInput: the rows belong to another run, or another program wrote the file.
     """
     assert sink.state is not None
+    # A run that ended before its first row left nothing to continue.
     if part.stat().st_size == 0:
         return
     if not sink.state.exists():
         raise InvalidInput(f"{part} is in the way and was not written by this command; move it")
     state = json.loads(sink.state.read_text())
+    # The output of a pipe names no run, so that it differs from every other one.
     theirs, ours = state["run"], sink.run or {}
     if theirs is None:
         sink.file.truncate(0)  # rows of standard input, from which no run can continue
@@ -239,6 +240,21 @@ def _continue(sink: Sink, part: Path) -> None:
             whole_bytes += len(line)  # the lines are ASCII
     sink.file.truncate(whole_bytes)
     sink.fingerprint = state["fingerprint"]
+
+
+def _open_locked(part: Path) -> TextIO:
+    """Open the part for reading and appending, and lock it.
+
+    Raises:
+        InvalidInput: another process writes the part, or has just finished it.
+    """
+    file = part.open("a+", encoding="utf-8")  # not truncated: another process may hold the lock, and its rows must stay
+    try:
+        _lock(file, part)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _lock(file: TextIO, part: Path) -> None:

@@ -3,7 +3,6 @@
 import base64
 import json
 import math
-import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from uuid import UUID
 
+from assay_client._atomic import write_atomically
 from assay_client.errors import InvalidInput
 
 SUFFIX = ".parquet"
@@ -150,17 +150,14 @@ def write_parquet(lines: Path, target: Path) -> None:
         InvalidInput: pyarrow is not installed.
     """
     arrow, parquet = import_pyarrow(target)
-    fresh = target.with_name(f"{target.name}.new")
+    # Two passes over the rows: the columns must be known before the first row is written.
     signals, ids = _learn_columns(_read_rows(lines))
     schema = _build_schema(arrow, signals, ids)
     folded = ("extra", "id") if ids == "json" else ("extra",)
-    with parquet.ParquetWriter(fresh, schema, compression="zstd") as writer:
+    with write_atomically(target) as fresh, parquet.ParquetWriter(fresh, schema, compression="zstd") as writer:
         rows = _read_rows(lines)
         while part := list(islice(rows, GROUP_ROWS)):
             writer.write_batch(arrow.RecordBatch.from_pylist([_fold(row, folded) for row in part], schema=schema))
-    with fresh.open("rb") as file:
-        os.fsync(file.fileno())  # the name must not reach the disk before the rows
-    fresh.replace(target)
 
 
 def _read_rows(lines: Path) -> Iterator[dict[str, Any]]:
@@ -193,6 +190,7 @@ def _fold(row: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 def _build_schema(arrow: Module, signals: Mapping[str, Mapping[str, object]], ids: IdColumn) -> Module:
     """Return the columns; every scored row of a file has the same signals, since one model scored all of them."""
+    # float64, because scores of JSON are doubles and must not be rounded.
     text, number, count = arrow.string(), arrow.float64(), arrow.int64()
     error = [("code", text), ("message", text), ("param", text), ("retryable", arrow.bool_())]
     columns = [("index", count), ("id", count if ids == "int64" else text), ("score", number)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -39,22 +40,19 @@ def run_with_services(
     for url in urls:
         reach(url, api_key)
 
+    # `_drive` gives up a silent service, and a long request may still be answered.
+    connect = partial(
+        client.AsyncRewardClient,
+        api_key=api_key,
+        timeout_s=A_DAY_S,
+        deadline_s=A_DAY_S,
+        chunk_size=chunk_size,
+        max_concurrency=concurrency,
+    )
+
     async def run() -> T:
         async with AsyncExitStack() as stack:
-            services = [
-                await stack.enter_async_context(
-                    client.AsyncRewardClient(
-                        url,
-                        api_key=api_key,
-                        timeout_s=A_DAY_S,
-                        deadline_s=A_DAY_S,
-                        chunk_size=chunk_size,
-                        max_concurrency=concurrency,
-                    )
-                )
-                for url in urls
-            ]
-            return await work(*services)
+            return await work(*[await stack.enter_async_context(connect(url)) for url in urls])
 
     return asyncio.run(run())
 

@@ -147,6 +147,7 @@ def _yield_steps(
         timeout_s = min(policy.timeout_s, deadline_at_s - now_s)
         if timeout_s <= 0:
             raise DeadlineExceeded(f"no time is left after {len(tried)} tries within {policy.deadline_s:g} s")
+        # Chosen anew for each try, since other requests may have learned meanwhile that it fails.
         endpoint = endpoints.take(key, now_s, tried)
         event = yield Send(endpoint, timeout_s)
         now_s, read = event.now_s, _read_outcome(parse, redaction, endpoint, event)
@@ -161,12 +162,17 @@ def _yield_steps(
             raise DeadlineExceeded(f"no answer within {policy.deadline_s:g} s, {len(failures)} tries") from failure
         delay_s = _compute_delay_s(failures, policy, endpoints, key, deadline_at_s - now_s, event)
         if delay_s is None:
-            count = len({url for url, _ in failures})
-            if len(failures) > 1:
-                failure.add_note(f"after {len(failures)} tries" + f" at {count} endpoints" * (count > 1))
+            _note_tries(failures)
             raise failure
         if delay_s > 0:
             now_s = (yield Sleep(delay_s)).now_s
+
+
+def _note_tries(failures: list[tuple[str, AssayError]]) -> None:
+    """Note in the last failure how many tries there were, and at how many endpoints; nothing after a single try."""
+    if len(failures) > 1:
+        count = len({url for url, _ in failures})
+        failures[-1][1].add_note(f"after {len(failures)} tries" + f" at {count} endpoints" * (count > 1))
 
 
 def _read_outcome(
@@ -197,6 +203,7 @@ def _compute_delay_s(
 
     None means to give up.
     """
+    # The last failure decides whether to try, and all of them where.
     failure, tried = failures[-1][1], [url for url, _ in failures]
     following = endpoints.find(key, event.now_s, tried)
     elsewhere = following not in {url for url, earlier in failures if is_foreign(earlier)}

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from assay_client._difference import Difference, Side
+    from assay_client._file_run import Tally
     from assay_client._isolation import Ranking
     from assay_client._rows import RankRow
-    from assay_client.bulk import Tally
     from assay_client.results import Comparison, RenderedItem
     from assay_client.types import ScoreFailure
 
@@ -88,6 +88,18 @@ def show_difference(found: "Difference") -> None:
     """Print what differs between two services: who they are, one table of counts, and the worst examples."""
     for side in found.sides:
         typer.echo(f"{side.name}: {side.url}, {_describe_side(side)}")
+    print_table(_tabulate_difference(found))
+    examples = (("score", found.worst), ("pick", found.groups.worst), ("pair", found.pairs.worst))
+    for what, rows in (*((name, worst.list_rows()) for name, worst in examples), ("failure", found.failures)):
+        for row in rows:
+            parts = (
+                f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+            )
+            typer.echo(f"{what}: {shorten(', '.join(parts), None)}")
+
+
+def _tabulate_difference(found: "Difference") -> "Table":
+    """Return one table of all counts; a kind of row that the file does not have is not in it."""
     scores, groups, pairs = found.scores, found.groups, found.pairs
     table = _build_table("what", "value")
     table.add_row("rows", str(found.rows))
@@ -101,6 +113,7 @@ def show_difference(found: "Difference") -> None:
     table.add_row("new - old, largest", f"{scores.largest:.3g}" if scores.count else "")
     sampled = " (sample)" * scores.is_sampled
     table.add_row(f"Spearman{sampled}", "" if scores.spearman is None else f"{scores.spearman:.6f}")
+    # Zeros would look like a result where the file has no such rows.
     if groups.count:
         table.add_row("changed picks", _format_share(groups.changed_picks, groups.count))
         table.add_row("changed orders", _format_share(groups.changed_orders, groups.count))
@@ -109,14 +122,7 @@ def show_difference(found: "Difference") -> None:
         table.add_row("old prefers chosen", _format_share(pairs.old_right, pairs.count))
         table.add_row("new prefers chosen", _format_share(pairs.new_right, pairs.count))
         table.add_row("flipped pairs", _format_share(pairs.flips, pairs.count))
-    print_table(table)
-    examples = (("score", found.worst), ("pick", groups.worst), ("pair", pairs.worst))
-    for what, rows in (*((name, worst.list_rows()) for name, worst in examples), ("failure", found.failures)):
-        for row in rows:
-            parts = (
-                f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
-            )
-            typer.echo(f"{what}: {shorten(', '.join(parts), None)}")
+    return table
 
 
 def _describe_side(side: "Side") -> str:

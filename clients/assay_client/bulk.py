@@ -1,81 +1,24 @@
 """Score, rank or render a file for the command line: in order, at the service's speed, and resumable."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
-from pathlib import Path
-from typing import Generic, TypeVar
 
-from assay_client._answers import check_fingerprint, encode_outcome
-from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
+from assay_client._answers import encode_outcome
+from assay_client._file_run import Files, Job, Tally, run_job
 from assay_client._isolation import Ranking, Scored, find_fingerprint, rank_alone, score_apart
-from assay_client._output import STANDARD, check_targets, open_errors, open_output
+from assay_client._output import STANDARD
 from assay_client._parquet import import_pyarrow, is_parquet, write_parquet
-from assay_client._rows import Fields, ItemRow, RankRow, Row, read_rows, survey
+from assay_client._rows import Fields, ItemRow, RankRow, Row
 from assay_client.client import AsyncRewardClient
-from assay_client.errors import AssayError, InvalidInput, ServerError
+from assay_client.errors import InvalidInput
 from assay_client.results import RenderedItem, RenderResult
 from assay_client.types import ScoreFailure, Truncation
 
+__all__ = ["Tally", "rank_file", "render_file", "score_file"]
+
 SILENCE_S = 60.0
 OWN_NAMES = Fields()
-
-RowT = TypeVar("RowT", ItemRow, RankRow)
-Result = TypeVar("Result", Scored, Ranking, RenderResult)
-
-
-@dataclass
-class Tally:
-    """The counts of one file.
-
-    Attributes:
-        scored: the number of items that were scored.
-        failed: the number of items that failed; they are in the output, with their error.
-        first_error: the error of the first failed item, as "row 12: code: message"; None if none failed.
-        fingerprint: the fingerprint of all scores; None if the file has no rows.
-        extra: the keys of the input that are copied to the output under `extra`.
-    """
-
-    scored: int = 0
-    failed: int = 0
-    first_error: str | None = None
-    fingerprint: str | None = None
-    extra: tuple[str, ...] = ()
-
-    def add(self, row: Row) -> None:
-        """Count the items of one row of the output."""
-        results, errors = row.get("results", [row]), row.get("errors", [])
-        assert isinstance(results, list)
-        assert isinstance(errors, list)
-        for item in [*results, *errors]:
-            error = item.get("error")
-            self.scored += error is None
-            self.failed += error is not None
-            if error is not None and self.first_error is None:
-                self.first_error = f"row {row['index']}: {error['code']}: {error['message']}"
-
-
-@dataclass(frozen=True)
-class _Job(Generic[RowT, Result]):
-    """The work of one command on the rows of a file.
-
-    Attributes:
-        make: the function that reads a row of the input.
-        ask: the function that sends a chunk of rows to the service.
-        show: the function that makes the rows of the output from the index of a chunk's first row, the chunk and its
-            answer.
-        fingerprint: the function that returns the fingerprint of an answer; None if the answer has none.
-        options: everything besides the input that decides the output, including the name of the command.
-    """
-
-    make: Callable[[Row], RowT]
-    ask: Callable[[list[RowT]], Awaitable[Result]]
-    show: Callable[[int, list[RowT], Result], list[Row]]
-    fingerprint: Callable[[Result], str | None]
-    options: Row
 
 
 async def score_file(  # noqa: PLR0913  # options of one command, all by name
@@ -127,17 +70,26 @@ async def score_file(  # noqa: PLR0913  # options of one command, all by name
     async def ask(part: list[ItemRow]) -> Scored:
         return await score_apart([row.item for row in part], send)
 
+    # All that decides a row of the output: a run with other options must not continue it.
     options: Row = {"command": "score", "model": model, "weights": weights, "truncation": truncation}
     options = {**options, "fields": asdict(fields), "tokenizer_sha256": tokenizer_sha256}
     make = partial(ItemRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
-    job = _Job(make, ask, _build_rows, lambda result: result.fingerprint, options)
-    finish = None
+    job = Job(make, ask, _build_rows, lambda result: result.fingerprint, options)
+    return await run_job(job, client, _choose_files(source, target, errors), silence_s, on_rows)
+
+
+def _choose_files(source: str, target: str, errors: str | None) -> Files:
+    """Return the files of `score_file`, whose output may be Parquet.
+
+    Raises:
+        InvalidInput: the errors would go to stdout, or pyarrow is needed and not installed.
+    """
     if errors == STANDARD:
         raise InvalidInput("--errors: - is stdout, which is for scores; name a file, or /dev/stderr")
-    if is_parquet(target):
-        import_pyarrow(target)  # fails here, before anything is sent
-        finish = write_parquet
-    return await _run(job, client, source, target, silence_s, on_rows=on_rows, errors=errors, finish=finish)
+    if not is_parquet(target):
+        return Files(source, target, errors)
+    import_pyarrow(target)  # fails here, before anything is sent
+    return Files(source, target, errors, finish=write_parquet)
 
 
 async def rank_file(  # noqa: PLR0913  # options of one command, all by name
@@ -162,6 +114,7 @@ async def rank_file(  # noqa: PLR0913  # options of one command, all by name
     send = partial(client.rank, model=model, weights=weights, top_n=top_n)
 
     async def ask(part: list[RankRow]) -> Ranking:
+        # One row for each request: the endpoint ranks the completions of one prompt.
         (row,) = part
         return await rank_alone(row.completions, partial(send, row.prompt, row.completions))
 
@@ -173,8 +126,8 @@ async def rank_file(  # noqa: PLR0913  # options of one command, all by name
         return [_name_row(shown, row)]
 
     options: Row = {"command": "rank", "model": model, "weights": weights, "top_n": top_n}
-    job = _Job(RankRow.of, ask, show, find_fingerprint, options)
-    return await _run(job, client, source, target, silence_s, on_rows=on_rows, most_rows=1)
+    job = Job(RankRow.of, ask, show, find_fingerprint, options, most_rows=1)
+    return await run_job(job, client, Files(source, target), silence_s, on_rows)
 
 
 async def render_file(  # noqa: PLR0913  # the options of the command
@@ -207,81 +160,8 @@ async def render_file(  # noqa: PLR0913  # the options of the command
     options: Row = {"command": "render", "model": model, "truncation": truncation, "fields": asdict(fields)}
     options = {**options, "tokenizer_sha256": tokenizer_sha256}
     make = partial(ItemRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
-    job = _Job(make, ask, show, lambda result: None, options)
-    return await _run(job, client, source, target, silence_s)
-
-
-async def _run(  # noqa: PLR0913  # what differs between the three commands
-    job: _Job[RowT, Result],
-    client: AsyncRewardClient,
-    source: str,
-    target: str | None,
-    silence_s: float,
-    *,
-    on_rows: Callable[[int, int | None], None] = lambda done, total: None,
-    most_rows: int | None = None,
-    errors: str | None = None,
-    finish: Callable[[Path, Path], None] | None = None,
-) -> Tally:
-    check_targets(source, target, errors)
-    known = await run_off_loop(partial(survey, source, job.make))
-    tally = Tally(extra=known.extra if known else ())
-    # A run continues only with the same input and options. A pipe cannot be read twice, so that no run continues it.
-    total, run = (known.rows, {"input": known.sha256, **job.options}) if known else (None, None)
-    pace = Pace(most_rows or client.chunk_size)
-
-    # The errors appear first: a run that is killed between the two files goes on, and writes both.
-    with (
-        open_output(target, run, finish) if target is not None else nullcontext() as sink,
-        open_errors(errors) as write_error,
-    ):
-        # Rows of an earlier run count, also for the fingerprint: a file may not mix scores of two models.
-        for row in sink.read_earlier() if sink else ():
-            tally.add(row)
-            write_error(row)
-        done, tally.fingerprint = (sink.earlier, sink.fingerprint) if sink else (0, None)
-        whole = read_rows(source, job.make)
-        rows = islice(whole, done, None)
-
-        def put(part: list[RowT], result: Result) -> None:
-            nonlocal done
-            # Checked before anything is written, so that the rows in the file stay comparable.
-            if (fingerprint := job.fingerprint(result)) is not None:
-                tally.fingerprint = check_fingerprint(tally.fingerprint, fingerprint)
-            shown = job.show(done, part, result)
-            for row in shown:
-                tally.add(row)
-                write_error(row)
-            if sink is not None:
-                sink.write(shown, tally.fingerprint)
-            done += len(part)
-            on_rows(done, total)
-
-        on_rows(done, total)
-        try:
-            await run_in_order(
-                take=lambda: pace.take(rows),
-                ask=lambda part: pace.measure(part, job.ask(part)),
-                put=put,
-                alive=partial(is_alive, client, silence_s / LOOKS),
-                width=client.max_concurrency,
-                silence_s=silence_s,
-            )
-        finally:
-            with suppress(ValueError):  # the generator cannot be closed while a thread waits for rows in it
-                whole.close()
-    return tally
-
-
-async def is_alive(client: AsyncRewardClient, within_s: float) -> bool:
-    """Return whether the service answers anything at all, even an error, while it works."""
-    try:
-        await asyncio.wait_for(client.info(), within_s)
-    except ServerError:
-        return True
-    except (TimeoutError, AssayError):
-        return False
-    return True
+    job = Job(make, ask, show, lambda result: None, options)
+    return await run_job(job, client, Files(source, target), silence_s)
 
 
 def _build_rows(start: int, part: list[ItemRow], result: Scored | RenderResult) -> list[Row]:

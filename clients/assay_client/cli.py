@@ -99,6 +99,7 @@ def score(  # noqa: PLR0913  # the options of one command
     from assay_client import bulk  # noqa: PLC0415
     from assay_client._rows import Fields  # noqa: PLC0415
 
+    # Parsed first: a wrong option is an error of usage, which typer reports itself.
     parsed = parse_weights(weights)
     with report_errors(output), show_progress() as show:
         tally = run_with_services(
@@ -145,6 +146,7 @@ def rank(  # noqa: PLR0913  # the options of one command
 
     target, parsed = choose_target(output, json), parse_weights(weights)
 
+    # Shown while rows arrive, because a person watches a table.
     def show_row(index: int, row: "RankRow", result: "Ranking") -> None:
         if target is None:
             show_rank(index, row, result)

@@ -1,17 +1,18 @@
 """Score a file by two services, and say what a change of model or version does to scores, ranks and picks."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 from assay_client._difference import NO_PICKS, WORST_ROWS, Difference, Shape, Side
-from assay_client._drive import LOOKS, Pace, run_in_order, run_off_loop
+from assay_client._drive import LOOKS, drive_rows, run_off_loop
+from assay_client._file_run import is_alive
 from assay_client._isolation import Scored, Send, score_apart
 from assay_client._rows import Fields, ItemRow, RankRow, Row, Survey, check_parts, read_rows, survey
-from assay_client.bulk import OWN_NAMES, SILENCE_S, is_alive
+from assay_client.bulk import OWN_NAMES, SILENCE_S
 from assay_client.client import AsyncRewardClient
 from assay_client.errors import AssayError, InvalidInput, Timeout
 from assay_client.types import Item, ScoreResult, Truncation
@@ -36,6 +37,7 @@ class DiffRow:
             InvalidInput: the row has none of these forms or several, or a part is malformed.
         """
         row = {key: value for key, value in row.items() if value is not None}  # tables write a missing key as null
+        # Both of them: a row with `chosen` alone is of another form, or malformed.
         pair = {"chosen", "rejected"} <= row.keys()
         forms = [name for name in ("completions", fields.completion) if name in row]
         if len(forms) + pair > 1:
@@ -49,6 +51,7 @@ class DiffRow:
             return cls("pair", items, row.get("id"), extra)
         if "completions" in row:
             group = RankRow.of(row)
+            # A completion may have fields of its own, such as `finish_reason`.
             given = (one if isinstance(one, dict) else {"completion": one} for one in group.completions)
             items = tuple(Item.of({"prompt": group.prompt, **one}) for one in given)
             return cls("group", items, row.get("id"), group.extra)
@@ -106,14 +109,26 @@ class _Services:
                     for side, ask in zip(self.sides, self.ask_each, strict=True)
                 )
         except BaseExceptionGroup as failures:
+            # One error, as everywhere else; the other service was stopped and has none to report.
             raise failures.exceptions[0] from None
         return first.result(), second.result()
 
     async def are_alive(self) -> bool:
         """Return whether both services show a sign of life."""
+        # At once, because a silent service takes all the time that it is given.
         alive = await asyncio.gather(*(look() for look in self.look_at_each))
         self.silent = next((side for side, lives in zip(self.sides, alive, strict=True) if not lives), None)
         return self.silent is None
+
+    @contextmanager
+    def name_silent(self) -> Iterator[None]:
+        """Name the service that showed no sign of life in a Timeout that does not name one."""
+        try:
+            yield
+        except Timeout as error:
+            if self.silent is not None and not hasattr(error, "__notes__"):
+                error.add_note(self.silent.describe())
+            raise
 
 
 async def _name_errors(side: Side, ask: Send, items: Sequence[Item]) -> ScoreResult:
@@ -175,39 +190,35 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
     make = partial(DiffRow.of, fields=fields, token_ids=tokenizer_sha256 is not None)
     known = await run_off_loop(partial(_survey_rows, source, make, needs_picks=needs_picks))
     total, extra = (known.rows, known.extra) if known else (None, ())
+    # Counted while rows arrive, so that memory does not grow with the file.
     found = Difference(urls, most, extra=extra)
-    services = _Services(
-        found.sides,
-        [partial(client.score, model=model, **options) for client, model in zip((old, new), models, strict=True)],
-        [partial(is_alive, client, silence_s / LOOKS) for client in (old, new)],
-    )
-    pace = Pace(min(old.chunk_size, new.chunk_size))
-    whole = read_rows(source, make)
+    sends = [partial(client.score, model=model, **options) for client, model in zip((old, new), models, strict=True)]
+    services = _Services(found.sides, sends, [partial(is_alive, client, silence_s / LOOKS) for client in (old, new)])
 
     def put(part: list[DiffRow], answers: Answers) -> None:
-        before, after = (iter(answer.data) for answer in answers)
-        for row in part:
-            found.add(row.shape, row.id, [next(before) for _ in row.items], [next(after) for _ in row.items])
+        _count_rows(found, part, answers)
         on_rows(found.rows, total)
 
     on_rows(0, total)
-    try:
-        await run_in_order(
-            take=lambda: pace.take(whole),
-            ask=lambda part: pace.measure(part, services.ask(part)),
+    with services.name_silent():
+        await drive_rows(
+            read_rows(source, make),
+            start=0,
+            most_rows=min(old.chunk_size, new.chunk_size),
+            ask=services.ask,
             put=put,
             alive=services.are_alive,
             width=min(old.max_concurrency, new.max_concurrency),
             silence_s=silence_s,
         )
-    except Timeout as error:
-        if services.silent is not None and not hasattr(error, "__notes__"):
-            error.add_note(services.silent.describe())
-        raise
-    finally:
-        with suppress(ValueError):  # the generator cannot be closed while a thread waits for rows in it
-            whole.close()
     return found
+
+
+def _count_rows(found: Difference, part: list[DiffRow], answers: Answers) -> None:
+    """Count some rows by what both services answered for all their items."""
+    before, after = (iter(answer.data) for answer in answers)
+    for row in part:
+        found.add(row.shape, row.id, [next(before) for _ in row.items], [next(after) for _ in row.items])
 
 
 def _survey_rows(source: str, make: Callable[[Row], DiffRow], *, needs_picks: bool) -> Survey | None:

@@ -20,15 +20,28 @@ class Metrics:
         # The default registry of prometheus_client is global, and a second application would collide with the first.
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
         histogram = partial(Histogram, registry=registry)
+        # In the order in which a request meets them, which is that of `/metrics`.
+        self._add_request_metrics(counter, histogram)
+        self._add_score_metrics(counter, histogram)
+        self._add_engine_metrics(counter, histogram, gauge)
         self.build = Info(
             "assay_build",
             "Versions of the service, torch and Python, and the fingerprint that /info reports.",
             registry=registry,
         )
+
+    def _add_request_metrics(self, counter: partial[Counter], histogram: partial[Histogram]) -> None:
+        """Add what is counted for each request, whatever it asks for."""
         self.requests = counter("assay_requests_total", "Number of answered requests.", ["route", "status"])
         self.request_s = histogram(
             "assay_request_seconds", "Time from the arrival of a request to its answer.", ["route"], buckets=_SECONDS
         )
+        self.rejected = counter(
+            "assay_rejected_requests_total", "Number of requests that were refused because the queue was full."
+        )
+
+    def _add_score_metrics(self, counter: partial[Counter], histogram: partial[Histogram]) -> None:
+        """Add what is counted for each item and each logit."""
         self.items = counter("assay_items_total", "Number of items that a signal scored.", ["signal"])
         self.item_errors = counter(
             "assay_item_errors_total", "Number of items that were answered with an error, by its code.", ["code"]
@@ -48,9 +61,11 @@ class Metrics:
             buckets=_LOGITS,
         )
         self.not_finite = counter("assay_not_finite_total", "Number of logits that were NaN or infinite.", ["signal"])
-        self.rejected = counter(
-            "assay_rejected_requests_total", "Number of requests that were refused because the queue was full."
-        )
+
+    def _add_engine_metrics(
+        self, counter: partial[Counter], histogram: partial[Histogram], gauge: partial[Gauge]
+    ) -> None:
+        """Add the state of the queue and the cache, and what is measured for each forward pass."""
         self.lookups = counter(
             "assay_lookups_total",
             "Number of sequences that were cached (hit), in the queue or running already (in_flight), or new (miss).",

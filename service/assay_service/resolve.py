@@ -16,17 +16,14 @@ from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
 from assay_service.scoring.hashing import hash_files
-from assay_service.scoring.head_layouts import HeadLayout, recognize_layout
 from assay_service.scoring.head_rule import HeadRule, check_head, decide_gate, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
-from assay_service.scoring.names import read_shapes
 from assay_service.scoring.quantization import Quantization, decide_quantization
 from assay_service.scoring.reading import Aggregate
 from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.special_tokens import read_special_tokens
-from assay_service.scoring.template_files import add_bos, read_template
 from assay_service.settings import Settings, parse
-from assay_service.signal_files import SignalFiles, locate
+from assay_service.signal_files import SignalFiles, find_layout, locate, read_declared_template
 from assay_service.signal_rules import decide_aggregate, decide_dtype, decide_moments, decide_rules, settle
 from assay_service.signal_settings import BlendSettings, SignalSettings
 
@@ -155,28 +152,20 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     Raises:
         StartError: the signal cannot be served; the error lists all problems by key or file.
     """
-    located = locate(settings, relative_to)
+    located, problems = locate(settings, relative_to), Problems()
     config = located.config
-    problems, template, declared = Problems(), "", None
-    head, claims, gate = HeadRule(), located.claims, None
-    with problems.collected():
-        outputs = decide_output(settings.output, claims, config)
-        head = HeadRule(outputs) if settings.head is None else settings.head.build_rule(outputs)
-        claims = select_claims(claims, outputs)
     # Each check has a block of its own, so that one wrong key does not hide the others.
+    head, claims = _decide_head(settings, located, problems)
     with problems.collected("base"):
         read_architecture(config, located.base)
     with problems.collected():
         quantization = decide_quantization(settings.quantization, settings.gguf_file, config, located.base)
         with problems.collected("base"):
-            head = replace(head, layout=_find_layout(settings, located))
+            head = replace(head, layout=find_layout(settings, located))
+    gate = None
     with problems.collected():
         gate = decide_gate(None if settings.head is None else settings.head.gate, head.layout)
-    with problems.collected("template"):
-        declared = None if settings.template is None else files.place(settings.template, relative_to)
-    with problems.collected():
-        template = read_template(declared, located.checkpoint, located.tokenizer, settings.template_name)
-        template = add_bos(template) if settings.bos == "add" else template
+    template = read_declared_template(settings, located, relative_to, problems)
     with problems.collected():
         dtype = settings.dtype or decide_dtype(config)
     with problems.collected():
@@ -213,15 +202,14 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     )
 
 
-def _find_layout(settings: SignalSettings, located: SignalFiles) -> HeadLayout | None:
-    """Return the parts of a head with a gating network; None for a signal that reads another head."""
-    weights = files.list_weight_files(located.base, settings.gguf_file)
-    if settings.gguf_file is not None:  # llama.cpp's format has no place for such a head
-        return None
-    shapes = read_shapes(weights)
-    if located.adapters or (settings.head is not None and settings.head.gate is None):
-        return None
-    return recognize_layout(shapes, located.config, located.base)
+def _decide_head(settings: SignalSettings, located: SignalFiles, problems: Problems) -> tuple[HeadRule, Manifest]:
+    """Return the part of the head that the signal reads, and what the manifest says about this part."""
+    head, claims = HeadRule(), located.claims  # with which later checks go on if there is a problem
+    with problems.collected():
+        outputs = decide_output(settings.output, claims, located.config)
+        head = HeadRule(outputs) if settings.head is None else settings.head.build_rule(outputs)
+        claims = select_claims(claims, outputs)
+    return head, claims
 
 
 def _find_preset(settings: SignalSettings) -> PresetUse | None:
@@ -277,6 +265,7 @@ def _check_length_penalty(
 ) -> None:
     """Collect a problem if a blend's penalty does not say which tokens count, and its signals may count differently."""
     penalty = blend.length_penalty
+    # A signal that could not be resolved has its own problem already.
     known = [signal for signal in blend.weights if signal in resolved]
     if penalty is None or penalty.signal is not None or len(known) < len(blend.weights):
         return
@@ -293,6 +282,7 @@ def _check_length_penalty(
 
 def _describe_counting(signal: ResolvedSignal) -> tuple[object, ...]:
     """Return everything that decides how many tokens a completion has."""
+    # By content: two directories may hold the same tokenizer.
     tokenizer_sha256 = hash_files([signal.tokenizer / files.TOKENIZER_FILE])
     # A template prints special tokens by their names, so that names decide tokens as well.
     named = read_special_tokens(signal.tokenizer).named

@@ -9,8 +9,11 @@ from assay_service.errors import Problems, StartError
 from assay_service.preset_keys import check_fits
 from assay_service.scoring import files, manifest
 from assay_service.scoring.architectures import read_class
+from assay_service.scoring.head_layouts import HeadLayout, recognize_layout
 from assay_service.scoring.lineage import check_lineage
 from assay_service.scoring.manifest import Manifest
+from assay_service.scoring.names import read_shapes
+from assay_service.scoring.template_files import add_bos, read_template
 from assay_service.signal_settings import SignalSettings
 
 
@@ -132,3 +135,28 @@ def _is_classifier(config: Mapping[str, Any], adapter_configs: Sequence[Mapping[
         architecture = ""  # a class of the checkpoint's own, whatever its name
     is_adapter_classifier = bool(adapter_configs) and adapter_configs[-1].get("task_type") == "SEQ_CLS"
     return architecture.endswith("ForSequenceClassification") or is_adapter_classifier
+
+
+def read_declared_template(
+    settings: SignalSettings, located: SignalFiles, relative_to: Path, problems: Problems
+) -> str:
+    """Return the chat template of the signal; "" if none can be read, so that later checks go on."""
+    template, declared = "", None
+    with problems.collected("template"):
+        declared = None if settings.template is None else files.place(settings.template, relative_to)
+    with problems.collected():
+        template = read_template(declared, located.checkpoint, located.tokenizer, settings.template_name)
+    # Not added to an empty template, whose problem is collected already.
+    return add_bos(template) if template and settings.bos == "add" else template
+
+
+def find_layout(settings: SignalSettings, located: SignalFiles) -> HeadLayout | None:
+    """Return the parts of a head with a gating network; None for a signal that reads another head."""
+    weights = files.list_weight_files(located.base, settings.gguf_file)
+    if settings.gguf_file is not None:  # llama.cpp's format has no place for such a head
+        return None
+    # Read before the next check, so that damaged weights are a problem whatever head is declared.
+    shapes = read_shapes(weights)
+    if located.adapters or (settings.head is not None and settings.head.gate is None):
+        return None
+    return recognize_layout(shapes, located.config, located.base)

@@ -24,7 +24,8 @@ from assay_training.loop.supervised import Schedule, train
 from assay_training.models.batches import autocast, cut_token_batches
 from assay_training.models.checkpoint import build_policy_renderer, describe_policy, save_policy
 from assay_training.models.policy import Policy
-from assay_training.records.sources import hash_data, read_spoken
+from assay_training.records.record import Spoken
+from assay_training.records.sources import Read, hash_data, read_spoken
 from assay_training.runs.directory import RunDirectory, hash_base
 
 LARGEST_LOSS = 700.0  # nats per token; the perplexity of a larger loss overflows float64
@@ -54,50 +55,57 @@ class SftRun:
         self.config = config
         self.base = find_base(config)
         self.template = find_template(config, self.base)
+        # Before the data are read, which may take minutes.
         check_length("max_length", config.max_length, self.base)
         spoken = [read_spoken(data, stage.sources) for stage in config.stages]
         for line in (line for read_stage in spoken for line in read_stage.report_lines()):
             print_once(line)
+        # A resumed run must have the same data, which are compared by their hashes.
         hashes: dict[str, str] = {}
         for stage in config.stages:
             hashes |= hash_data(data, stage.sources, [])
         torch.manual_seed(config.seed)  # an adapter is initialised at random
         self.policy = Policy(self.base, config.lora, get_accelerator().device)
+        # Before any forward pass: parameters are whole until then.
         self.policy.shard()
-        self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
         loaded = tokenizer.load(self.base)
         rendered = build_policy_renderer(loaded, self.template, self.policy.vocabulary_size)
         renderer, reports = SftRenderer(rendered, loaded, config.max_length), {}
+        self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
         for stage, read_stage in zip(config.stages, spoken, strict=True):
-            training, report = renderer.examples([r for r in read_stage.records if not self._is_held_out(r.group)])
-            held_out, held_out_report = renderer.examples([r for r in read_stage.records if self._is_held_out(r.group)])
-            self.parts.append((training, held_out))
-            lost = Counter(report.lost) + Counter(held_out_report.lost)
-            for line in check_refused(lost, len(read_stage.records), f"stages: {stage.name}"):
-                print_once(line)
-            reports[stage.name] = {
-                "understood": read_stage.understood,
-                "left_out": read_stage.dropped,
-                "training": asdict(report),
-                "held_out": asdict(held_out_report),
-            }
-        for stage, (training, held_out) in zip(config.stages, self.parts, strict=True):
-            if not (training and held_out):
-                raise ConfigError(
-                    f"stages: {stage.name}: {len(training)} training examples and {len(held_out)} held-out ones; "
-                    "both parts need at least one (see held_out)"
-                )
-        self.run = RunDirectory(
-            out,
-            {
-                "config": config.model_dump(mode="json", exclude={"template", "base"}),
-                "template": self.template,
-                **hash_base(self.base),
-                "data_sha256": hashes,
-            },
-            writes=get_accelerator().is_main_process,
-        )
+            part, reports[stage.name] = self._render_stage(renderer, stage, read_stage)
+            self.parts.append(part)
+        # After all stages are rendered, whose reports explain an empty part.
+        for stage, part in zip(config.stages, self.parts, strict=True):
+            _check_part(stage, *part)
+        kept = {
+            "config": config.model_dump(mode="json", exclude={"template", "base"}),
+            "template": self.template,
+            **hash_base(self.base),
+            "data_sha256": hashes,
+        }
+        self.run = RunDirectory(out, kept, writes=get_accelerator().is_main_process)
         self.run.write_json("render.json", reports)
+
+    def _render_stage(
+        self, renderer: SftRenderer, stage: Stage, read_stage: Read[Spoken]
+    ) -> tuple[tuple[list[SftExample], list[SftExample]], dict[str, Any]]:
+        """Return the training and held-out examples of a stage, and the report on them for `render.json`.
+
+        Raises:
+            ConfigError: most records were refused.
+        """
+        training, report = renderer.examples([r for r in read_stage.records if not self._is_held_out(r.group)])
+        held_out, held_out_report = renderer.examples([r for r in read_stage.records if self._is_held_out(r.group)])
+        lost = Counter(report.lost) + Counter(held_out_report.lost)
+        for line in check_refused(lost, len(read_stage.records), f"stages: {stage.name}"):
+            print_once(line)
+        return (training, held_out), {
+            "understood": read_stage.understood,
+            "left_out": read_stage.dropped,
+            "training": asdict(report),
+            "held_out": asdict(held_out_report),
+        }
 
     def go(self) -> Path:
         """Run all stages from where an interrupted run stopped, then save the whole policy and return its directory.
@@ -109,6 +117,7 @@ class SftRun:
         directory = self.run.path / "checkpoint"
         if self.run.read_json("results.json") is not None:
             return directory
+        # Written after each stage, so that a resumed run skips those that are done.
         losses: dict[str, Any] = self.run.read_json("losses.json") or {}
         for stage, (training, held_out) in zip(self.config.stages, self.parts, strict=True):
             # A resumed run keeps the loss from before the stage; the policy has changed since.
@@ -166,6 +175,15 @@ class SftRun:
     def _is_held_out(self, group: str) -> bool:
         """Return whether a group of records is held out from training."""
         return assign_fold(group, folds=1, held_out=self.config.held_out, seed=self.config.seed) == HELD_OUT
+
+
+def _check_part(stage: Stage, training: Sequence[SftExample], held_out: Sequence[SftExample]) -> None:
+    """Raise ConfigError if a stage has nothing to train on, or nothing to test on."""
+    if not (training and held_out):
+        raise ConfigError(
+            f"stages: {stage.name}: {len(training)} training examples and {len(held_out)} held-out ones; "
+            "both parts need at least one (see held_out)"
+        )
 
 
 def run(config_path: Path, data: Path, out: Path | None) -> Path:

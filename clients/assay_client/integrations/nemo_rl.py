@@ -72,11 +72,7 @@ def _join(turns: Sequence[Turn]) -> str:
 @cache
 def make_environment() -> Any:
     """Return the environment class, without the decorator of Ray."""
-    import torch
-    from nemo_rl.environments.interfaces import (
-        EnvironmentInterface,
-        EnvironmentReturn,
-    )
+    from nemo_rl.environments.interfaces import EnvironmentInterface, EnvironmentReturn
 
     class Environment(EnvironmentInterface):  # type: ignore[misc]
         """An environment of one turn, whose reward is the score of a running service."""
@@ -94,23 +90,35 @@ def make_environment() -> Any:
                     the completions.
             """
             rewards = self._reader.score(message_log_batch)
-            size = len(message_log_batch)
-            return EnvironmentReturn(
-                observations=[{"role": "environment", "content": ""}] * size,
-                metadata=metadata,
-                next_stop_strings=[None] * size,
-                rewards={name: torch.tensor(values) for name, values in rewards.items()}
-                if isinstance(rewards, dict)
-                else torch.tensor(rewards),
-                terminateds=torch.ones(size, dtype=torch.bool),
-                answers=[log[-1]["content"] for log in message_log_batch],
-            )
+            return EnvironmentReturn(metadata=metadata, **_build_return(message_log_batch, rewards))
 
         def global_post_process_and_metrics(self, batch: Any) -> Any:
             """Return the batch as it is, and no metrics."""
             return batch, {}
 
     return Environment
+
+
+def _build_return(logs: Sequence[Any], rewards: Any) -> dict[str, Any]:
+    """Return what NeMo-RL wants to know of finished conversations, except for their metadata.
+
+    Args:
+        logs: the message logs.
+        rewards: the reward of each log, or by name the rewards of each log.
+    """
+    import torch
+
+    # One turn ends every conversation, so nothing is observed after the completion.
+    size = len(logs)
+    return {
+        "observations": [{"role": "environment", "content": ""}] * size,
+        "next_stop_strings": [None] * size,
+        "rewards": {name: torch.tensor(values) for name, values in rewards.items()}
+        if isinstance(rewards, dict)
+        else torch.tensor(rewards),
+        "terminateds": torch.ones(size, dtype=torch.bool),
+        "answers": [log[-1]["content"] for log in logs],
+    }
 
 
 @cache

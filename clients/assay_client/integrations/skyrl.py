@@ -48,14 +48,16 @@ def make_env_class() -> Any:
                 ItemFailed: the completion cannot be scored.
                 AssayError: the request failed.
             """
-            text, finish_reason = action, None
-            if self._end_tokens is not None:
-                text, finish_reason = split_end_token(action, self._end_tokens)
-            reason: FinishReason | None = finish_reason
+            text, reason = _read_end(action, self._end_tokens)
             score = score_single(self._scorer, build_rows([self._prompt], [text], [reason]))
             return BaseTextEnvStepOutput(observations=[], reward=score.score, done=True, metadata=read_parts(score))
 
     return AssayEnv
+
+
+def _read_end(action: str, end_tokens: Any) -> tuple[str, FinishReason | None]:
+    """Return a completion without its end token, and why it ended; None if the end tokens are not known."""
+    return (action, None) if end_tokens is None else split_end_token(action, end_tokens)
 
 
 @lru_cache

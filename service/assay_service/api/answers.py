@@ -16,6 +16,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class Answer(BaseModel):
     """Base of all answers; a field that is not declared is an error."""
 
+    # A misspelled field would otherwise vanish from the answer without an error.
     model_config = ConfigDict(extra="forbid")
 
 
@@ -136,6 +137,7 @@ class ScoreAnswer(Answer):
 class RankedRow(ScoredRow):
     """A place in the ranking; `margin` is the distance to the next place, null for the last."""
 
+    # Without a default: the last place has a null, and never no field.
     margin: Finite | None
 
 

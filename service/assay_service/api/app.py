@@ -26,10 +26,11 @@ from assay_service.engine.engine import Engine
 from assay_service.errors import AssayError, NotReady, Overloaded
 from assay_service.metrics import Metrics
 from assay_service.policies import load_policies
+from assay_service.registry import Registry
 from assay_service.request_id import HEADER
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring.item import PROBE
-from assay_service.settings import Settings
+from assay_service.settings import Limits, Settings
 
 # /ready trusts a forward pass that is at most this old. Otherwise it runs one, within the time limit.
 RECENT_FORWARD_S = 30.0
@@ -58,24 +59,10 @@ def create_app(
     signals = resolve(settings) if resolved is None else resolved
     policies = load_policies(settings)  # before the models, which take longer
     registry = loader.load_resolved(settings, signals)
+    # One for each application, so that tests can run several in a process.
     metrics = Metrics()
-    metrics.build.info(
-        {
-            "version": version("assay-rewards"),
-            "fingerprint": registry.fingerprint(),
-            "torch": version("torch"),
-            "python": platform.python_version(),
-        }
-    )
-    engine = Engine(
-        {trunk.name: trunk for trunk in registry.trunks.values()},
-        registry.identities,
-        max_batch_tokens=settings.limits.max_batch_tokens,
-        max_queue_tokens=settings.limits.max_queue_tokens,
-        cache_bytes=settings.limits.cache_bytes,
-        metrics=metrics,
-        on_failure=on_failure,
-    )
+    metrics.build.info(_describe_build(registry))
+    engine = _build_engine(registry, settings.limits, metrics, on_failure)
     scorer = Scorer(registry, engine, metrics, settings.limits.max_item_chars)
 
     @asynccontextmanager
@@ -92,16 +79,46 @@ def create_app(
     # A declared policy reads ids before a signal that has the same tokenizer with another template.
     own = [signal.token_reader for signal in registry.signals.values()]
     app.state.token_readers = collect_readers([*dict.fromkeys(policies.values()), *own])
+    # State first: the handlers of wires read it for every request.
+    _add_endpoints(app, settings)
+    app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics)
+    # `Exception`, too: a crash must have the wire's form and a request id, like every error.
+    for kind in (RequestValidationError, HTTPException, AssayError, BodyTooLarge, Exception):
+        app.add_exception_handler(kind, _answer_error)
+    return app
+
+
+def _describe_build(registry: Registry) -> dict[str, str]:
+    """Return the labels of the metric `assay_build`, by which a dashboard shows when a score could change."""
+    return {
+        "version": version("assay-rewards"),
+        "fingerprint": registry.fingerprint(),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+    }
+
+
+def _build_engine(registry: Registry, limits: Limits, metrics: Metrics, on_failure: Callable[[], None]) -> Engine:
+    """Return the engine of all models, whose worker has not started; `on_failure` is that of `create_app`."""
+    return Engine(
+        {trunk.name: trunk for trunk in registry.trunks.values()},
+        registry.identities,
+        max_batch_tokens=limits.max_batch_tokens,
+        max_queue_tokens=limits.max_queue_tokens,
+        cache_bytes=limits.cache_bytes,
+        metrics=metrics,
+        on_failure=on_failure,
+    )
+
+
+def _add_endpoints(app: FastAPI, settings: Settings) -> None:
+    """Add the native endpoints, the compatible wires, the page and the probes."""
     app.include_router(router)
     mount_wires(app, settings.compat)
     if settings.playground:
         mount_playground(app)
     app.add_api_route("/health", health, methods=["GET"], responses=schemas.ERROR_RESPONSES)
     app.add_api_route("/ready", ready, methods=["GET"], responses=schemas.ERROR_RESPONSES)
-    app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics)
-    for kind in (RequestValidationError, HTTPException, AssayError, BodyTooLarge, Exception):
-        app.add_exception_handler(kind, _answer_error)
-    return app
 
 
 async def health(request: Request) -> dict[str, str]:
@@ -111,6 +128,7 @@ async def health(request: Request) -> dict[str, str]:
         NotReady: the worker has ended, or its device has failed.
     """
     if not request.app.state.scorer.engine.alive:
+        # 503 makes an orchestrator restart the process, which alone helps here.
         raise NotReady("the worker has ended or its device has failed; restart the service")
     return {"status": "ok"}
 

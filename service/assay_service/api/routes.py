@@ -66,6 +66,7 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
     blend = registry.blend(body.model, body.weights)
     # Errors of the prompt name the field in which the client sent it.
     prompt, field = (body.messages or [], "messages") if body.prompt is None else (body.prompt, "prompt")
+    # A text alone is the common case; an object also has an id and a reason why it ended.
     entries = [schemas.RankCompletion(completion=c) if isinstance(c, str) else c for c in body.completions]
     items = build_completion_items(prompt, entries, field)
     scored = await score_items(request, items, blend)
@@ -103,6 +104,7 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
     names = list(registry.signals if blend is None else blend.weights)
     sides = [schemas.RankCompletion(completion=text) for text in (body.a, body.b)]
     items = build_completion_items(body.prompt, sides, "prompt")
+    # Not `score_items`, which gives the one score of a blend: each margin is the difference of two logits.
     results = await run_while_connected(request, scorer.score(items, names))
     for param, result in zip(("a", "b"), results, strict=True):
         if isinstance(result, AssayError):

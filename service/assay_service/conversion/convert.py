@@ -42,6 +42,7 @@ def convert(request: Request, out: Path) -> list[str]:
 
 def _write_weights(model: Prepared, writer: write.WeightWriter, where: Path) -> None:
     """Write all tensors, one source file in memory at a time."""
+    # Weight and bias of the head may be in different files, and its normalizer in a third.
     head: dict[str, torch.Tensor] = {}
     first: dict[str, torch.Tensor] = {}
     wanted = {kept for kept, _ in model.plan.copies}
@@ -58,6 +59,7 @@ def _write_weights(model: Prepared, writer: write.WeightWriter, where: Path) -> 
                 head[name] = tensor.clone()
             elif name in model.plan.targets:
                 writer.add(model.plan.targets[name], tensor)
+        # The tensors of a pickle are views of its mapped file, which can be closed once they are written.
         writer.flush()
     for part, tensor in _finish_head(model, head, where).items():
         target = model.plan.targets[model.plan.head].removesuffix("weight") + part
@@ -110,6 +112,7 @@ def _convert_adapter(request: Request, out: Path) -> list[str]:
         raise StartError(
             f"{request.source}: has neither {files.ADAPTER_WEIGHTS} nor adapter_model.bin; download the adapter again"
         )
+    # An adapter is served with declared keys, and a manifest would be a second place for them.
     if request != Request(request.source, None, None, None, Manifest(token_types=None)):
         raise StartError(f"{request.source}: is a LoRA adapter; declare its keys to `assay serve`, not here")
     # A relative path starts at the adapter, which now lies elsewhere.

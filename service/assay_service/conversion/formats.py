@@ -18,6 +18,7 @@ OASST_TYPE = "gpt_neox_reward_model"
 _CLASS_KEYS = ("auto_map", "pooling", "score_dim", "score_type", "do_normalize", "normalizer_type", "momentum")
 _SCORE_MODEL = re.compile(r"^\w+ForScore$")
 _ATHENE = ("AtheneForSequenceClassification", "CustomAutoModelForSequenceClassification")
+# A reserved token of Llama 3, at which Athene's code reads the head.
 _ATHENE_END_ID = 128003
 _POOLINGS: Mapping[object, ScorePosition] = {"mean": "mean", "last": "last_token"}
 
@@ -65,6 +66,7 @@ def recognize(config: Mapping[str, Any]) -> Format:
         return Format(name, "regression_head", "last_token")
     if name in _ATHENE:
         return Format(name, "v_head", "last_token", end_id=_ATHENE_END_ID, eos="template")
+    # By the ending of the name, because safe-rlhf has one such class for each architecture.
     if _SCORE_MODEL.match(name):
         return Format(name, "score_head", "last_token", _read_normalizer(config))
     return Format(name)
@@ -82,6 +84,7 @@ def build_config(config: Mapping[str, Any], native_class: str | None) -> dict[st
     if _SCORE_MODEL.match(read_class(config)):
         foreign |= {"bias", "mean", "var"}
     kept = {key: value for key, value in config.items() if key not in {*foreign, "value_head_prefix", "architectures"}}
+    # transformers takes the number of outputs from the labels, and would make a new head with two.
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return kept | ({} if native_class is None else {"architectures": [native_class], **labels})
 
@@ -93,6 +96,7 @@ def advise_position(head: str, names: Mapping[str, object]) -> str:
         head: name of the head's weight in the source.
         names: names of all tensors of the source.
     """
+    # The second spelling is DeepSpeed-Chat's own; checkpoints have it.
     if any(name.startswith(("rwtransformer.", "rwtranrsformer.")) for name in names):
         return "DeepSpeed-Chat reads the token before the first pad: last_non_pad_id, with --pad-token-id"
     if head.endswith("v_head.weight") and any(name.startswith("transformer.") for name in names):

@@ -43,6 +43,7 @@ def convert_language_model(request: Request, out: Path) -> list[str]:
     targets = _plan_targets(where, config)
     tokenizer = find_tokenizer(request)
     template = None if request.template is None else read_template(request.template, where, tokenizer)
+    # An empty manifest would hide that nothing was declared.
     claims = None if request.claims == Manifest(token_types=None) else request.claims
     with write.write_checkpoint(out, config, tokenizer, template, claims) as writer:
         writer.add_files(map(source.read_tensors, source.find_weights(where, "model")), targets)
@@ -59,6 +60,7 @@ def _plan_targets(where: Path, config: Mapping[str, Any]) -> dict[str, str]:
     planned: Plan = plan(
         _read_shapes(where, "model"), build_base(config), "", "", read_architecture(config, where), where
     )
+    # They are a model and its reference, and nothing says which one is meant.
     if planned.copies:
         raise StartError(
             f"{where}: tensors {' and '.join(planned.copies[0])} have one place in the model; save only one model"

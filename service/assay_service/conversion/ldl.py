@@ -34,8 +34,10 @@ def convert_ldl(request: Request, out: Path) -> list[str]:
     config = {key: value for key, value in files.read_config(where).items() if key != "auto_map"}
     architecture = read_architecture(config, where)
     head = _read_head(where)
+    # The weights of the base only; the two pickles hold the head.
     paths = source.find_weights(where, "model")
     shapes = {name: tuple(t.shape) for path in paths for name, t in source.read_tensors(path).items()}
+    # Only for its checks: a head of another form is refused before the base is copied.
     recognize_layout({**shapes, **{name: tuple(t.shape) for name, t in head.items()}}, config, where)
     planned = plan(shapes, build_base(config), "", "", architecture, where)
     tokenizer = find_tokenizer(request)

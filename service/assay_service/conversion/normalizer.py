@@ -27,6 +27,7 @@ def read_moments(
     """
     moments = []
     for name in ("mean", "var"):
+        # Buffers first, because the model computes with them.
         value = tensors.get(name, config.get(name))
         if value is None:
             raise StartError(
@@ -61,6 +62,7 @@ def fold(
     """
     if function == "identity":
         return weight, bias
+    # In fp64, so that folding rounds once, at the end.
     std = var.sqrt() + _EPSILON
     shifted = None if bias is None else bias.double()
     if function == "affine":

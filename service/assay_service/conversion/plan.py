@@ -63,6 +63,7 @@ def find_head(shapes: Shapes, config: Mapping[str, Any], extra: str | None, wher
     pattern = names.build_head_weight_pattern(extra)
     heads = sorted(name for name in shapes if pattern.match(names.unwrap_name(name)))
     if extra is not None:
+        # A checkpoint may keep the head of an earlier training; the named one counts.
         heads = [name for name in heads if names.unwrap_name(name) == f"{extra}.weight"] or heads
     if not heads:
         raise StartError(f"{where}: {why_no_head(shapes, config)}; `assay convert` takes its name with --head")
@@ -102,6 +103,7 @@ def plan(shapes: Shapes, base: Base, head: str, module: str, architecture: Archi
             targets[name] = base.prefix + bare
         elif architecture.dense is not None and plain.startswith(f"{architecture.dense}."):
             targets[name] = plain
+        # Not written: no class of transformers reads it, so it is folded into the head.
         elif plain.startswith(NORMALIZER):
             normalizer.append(name)
         elif _is_unused(name, bare, plain):
@@ -136,6 +138,7 @@ def _find_roots(shapes: Shapes, base: Base, where: object) -> list[str]:
             f"{where}: no tensor is called {base.embedding}, which the architecture of config.json needs; take weights "
             "and config.json of one model"
         )
+    # Otherwise a short prefix would match where a longer one is meant.
     return sorted(found, key=len, reverse=True)
 
 
@@ -156,6 +159,7 @@ def _merge_copies(targets: Mapping[str, str]) -> tuple[dict[str, str], tuple[tup
     copies = []
     for name, target in targets.items():
         if (other := first.setdefault(target, name)) != name:
+            # Their values are compared when they are read: a policy and its reference differ.
             copies.append((other, name))
     return {name: target for target, name in first.items()}, tuple(copies)
 

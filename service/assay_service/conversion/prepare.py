@@ -65,6 +65,7 @@ def prepare(request: Request) -> Prepared:
     paths = _find_files(where)
     raw = _read_config(request)
     fmt = formats.recognize(raw)
+    # transformers does not know Open-Assistant's model type, whose base is a plain GPT-NeoX.
     config = dict(raw) | ({"model_type": "gpt_neox"} if raw.get("model_type") == formats.OASST_TYPE else {})
     architecture = read_architecture(config, where)
     check_declared(config, None, where)
@@ -72,9 +73,11 @@ def prepare(request: Request) -> Prepared:
     template = _find_template(request, tokenizer, fmt)
     shapes = {n: tuple(tensor.shape) for path in paths for n, tensor in source.read_tensors(path).items()}
     head = _find_head(request, shapes, raw, fmt)
+    # transformers' class fixes where its head reads; any other head needs a declared position.
     own = _is_own_head(config, head, architecture)
     module = _get_module(head) if own else architecture.head
     planned = plan(shapes, build_base(config), head, module, architecture, where)
+    # Named in the written file, so that transformers itself can load the result.
     native = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config["model_type"])
     written = formats.build_config(config, native if own or architecture.causal else None)
     claims = _decide_claims(request, fmt, config, None if own else formats.advise_position(head, shapes))
@@ -140,6 +143,7 @@ def build_base(config: Mapping[str, Any]) -> Base:
         parsed = CONFIG_MAPPING[config["model_type"]].from_dict(
             {key: value for key, value in config.items() if key != "auto_map"}
         )
+        # Names and shapes only: a base of 70B parameters would not fit into memory.
         with torch.device("meta"):
             model = AutoModel.from_config(parsed, trust_remote_code=False)
     except Exception as error:  # transformers checks the values of a configuration with many types of errors
@@ -194,6 +198,7 @@ def _decide_claims(request: Request, fmt: Format, config: Mapping[str, Any], adv
         )
     if position == "last_non_pad_id" and declared.pad_token_id is None and config.get("pad_token_id") is None:
         raise StartError("pad_token_id: give --pad-token-id; config.json has none, and last_non_pad_id skips it")
+    # Declared keys win; the format fills those that its code decides.
     claims = declared.model_copy(update={"score_position": position, "eos": declared.eos or fmt.eos})
     if claims == Manifest(token_types=None):
         return None

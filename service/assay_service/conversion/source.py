@@ -32,6 +32,7 @@ def find_weights(directory: Path, stem: str) -> list[Path]:
     Raises:
         StartError: a shard is missing, or there are several pickles and none is called as expected.
     """
+    # First, because reading it cannot run any code.
     single = directory / f"{stem}.safetensors"
     for index in (single.with_name(f"{single.name}.index.json"), directory / "pytorch_model.bin.index.json"):
         if single.is_file():

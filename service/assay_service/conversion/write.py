@@ -1,7 +1,6 @@
 """Write a converted checkpoint so that it appears whole or not at all."""
 
 import json
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 
 from assay_service.errors import StartError
 from assay_service.scoring import manifest
+from assay_service.scoring.atomic import write_atomically
 from assay_service.scoring.files import TOKENIZER_FILE
 from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.special_tokens import TOKENIZER_CONFIG
@@ -34,19 +34,14 @@ def appear_whole(directory: Path) -> Iterator[Path]:
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise StartError(f"{directory}: exists already; name a directory that does not exist, or is empty")
-    # In the same folder, because a rename between file systems would be a copy.
-    # The name is random: in a container every run has the same process id, and a killed run leaves its directory.
-    temporary = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.part"
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(directory)
+        with write_atomically(directory, durable=True) as fresh:
+            fresh.mkdir()
+            yield fresh
     except OSError as error:
         raise StartError(
             f"{directory}: cannot be written: {error}; nothing was kept: name another directory"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -85,6 +80,7 @@ class WeightWriter:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._shard: dict[str, torch.Tensor] = {}
+        # Counted by hand: the index of transformers names the size of all weights.
         self._bytes = self._total = 0
         self._written: list[list[str]] = []
 
@@ -92,6 +88,7 @@ class WeightWriter:
         """Write a tensor in its own dtype, now or with the next ones."""
         size = tensor.numel() * tensor.element_size()
         if self._shard and self._bytes + size > LARGEST_SHARD_BYTES:
+            # A tensor that alone is larger than a shard still gets one of its own.
             self.flush()
         self._shard[name] = tensor
         self._bytes, self._total = self._bytes + size, self._total + size
@@ -120,6 +117,7 @@ class WeightWriter:
         """Write the rest, and give the files the names that transformers expects."""
         self.flush()
         count = len(self._written)
+        # transformers looks for this name first, and needs no index then.
         if count == 1:
             self._path(0).rename(self.directory / "model.safetensors")
             return
@@ -128,6 +126,7 @@ class WeightWriter:
             file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
             self._path(number).rename(self.directory / file)
             weight_map |= dict.fromkeys(tensors, file)
+        # The index says which file has a tensor; without it transformers reads none of the shards.
         index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
         write_json(self.directory / "model.safetensors.index.json", index)
 
@@ -163,6 +162,7 @@ def copy_tokenizer(source: Path, directory: Path, template: str | None) -> None:
         directory: directory of the converted checkpoint.
         template: chat template that replaces those of the source; None keeps them.
     """
+    # Copied, not written anew, because their bytes are part of the fingerprint.
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)

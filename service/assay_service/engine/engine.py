@@ -67,6 +67,7 @@ class Engine:
         self._metrics = metrics
         self._on_failure = on_failure
         self._queue: list[Job] = []
+        # Jobs stay here while they run, so that a request which comes then still joins them.
         self._unfinished: dict[bytes, Job] = {}  # waiting or running
         self._queued_tokens = 0
         self._clock = 0  # number of tokens served so far: the clock of `plan`
@@ -85,6 +86,7 @@ class Engine:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+        # A start that failed has no running worker, and joining it would raise an error.
         if self._thread.is_alive():
             self._thread.join()
 
@@ -163,6 +165,7 @@ class Engine:
         return jobs, list(new.values())
 
     def _enqueue(self, new: Sequence[Job]) -> None:
+        # The device has failed, so these jobs get its error at once and not after a wait in the queue.
         if self._failed:
             for job in new:
                 job.fail(_make_device_error())

@@ -67,6 +67,7 @@ class Job:
     def finish(self, outputs: Outputs) -> None:
         """Finish the job with the logits of its signals."""
         for future in self._waiters:
+            # A client that has left has cancelled its future, and a result for it would raise an error here.
             if future.set_running_or_notify_cancel():
                 future.set_result(outputs)
 

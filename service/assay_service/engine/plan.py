@@ -68,12 +68,15 @@ def choose_next_batch(waiting: Sequence[Waiting], max_batch_tokens: int) -> list
     tokens = 0
     for index in order:
         candidate = waiting[index]
+        # One pass runs one base; the sequence that is due first decides which.
         if candidate.trunk != waiting[order[0]].trunk:
             continue
         cost = candidate.own_tokens + (0 if candidate.prompt in prompts else candidate.prompt_tokens)
+        # The first one always runs: it may be larger than the limit, and would wait for ever.
         if chosen and tokens + cost > max_batch_tokens:
             continue
         chosen.append(index)
+        # A prompt costs once in a pass, so that its other completions come cheaper.
         prompts.add(candidate.prompt)
         tokens += cost
     return chosen

@@ -76,6 +76,7 @@ class Head(nn.Module):
             bias: whether the head has a bias, as the architecture's classifier in transformers has. A bias that the
                 classifier lacks would be lost to everyone who loads the adapter with PEFT.
         """
+        # So that a logit begins with a standard deviation of about one, whatever the width.
         weight = torch.randn(1, hidden_size, generator=generator) * (hidden_size + 1) ** -0.5
         return cls(weight, torch.zeros(1) if bias else None)
 
@@ -123,6 +124,7 @@ def split_gates(pooled: torch.Tensor, sequences: Sequence[TokenSequence]) -> tup
         return pooled, None
     ends = [end - 1 for end in accumulate(len(sequence.reads) for sequence in sequences)]  # the gate is read last
     others = sorted(set(range(len(pooled))) - set(ends))
+    # Two gathers: the head and the gate have different inputs of one pass.
     return pooled[others], pooled[ends]
 
 

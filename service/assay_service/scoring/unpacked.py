@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from assay_service.errors import StartError
+from assay_service.scoring.atomic import get_prefix, write_atomically
 from assay_service.scoring.cache import find_cache_directory
 from assay_service.scoring.hashing import hash_files
 
@@ -58,16 +59,14 @@ def _keep(gguf: Path, directory: Path) -> Path:
         _log.warning("%s: %s; unpacking %s again", directory, fault, gguf.name)
     else:
         _start_log.info("unpacking %s into %s; this happens once for an installation", gguf.name, directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=_prefix(directory), ignore_cleanup_errors=True) as at:
-        made = Path(at)
-        _remove_left_behind(made, directory)
-        _write(gguf, made / "new")
-        _put(made / "new", directory, made / "old")
+    # Not durable: every start compares the hashes, and unpacks again what a crash of the machine has damaged.
+    with write_atomically(directory, durable=False, put=_put) as fresh:
+        _remove_left_behind(fresh.parent, directory)
+        _write(gguf, fresh)
     return directory
 
 
-def _put(made: Path, directory: Path, aside: Path) -> None:
+def _put(made: Path, directory: Path) -> None:
     """Give a whole directory its name, unless another process was faster."""
     for _ in range(3):
         try:
@@ -79,7 +78,7 @@ def _put(made: Path, directory: Path, aside: Path) -> None:
         if find_fault(directory) is None:
             return
         try:
-            directory.rename(aside)
+            directory.rename(made.with_name("old"))  # into the temporary directory, which is removed
         except FileNotFoundError:  # another process has moved it
             continue
     raise StartError(f"{directory}: is damaged, and was written again by another process meanwhile; delete it")
@@ -87,6 +86,7 @@ def _put(made: Path, directory: Path, aside: Path) -> None:
 
 def _keep_for_process(gguf: Path, called: str, reason: OSError) -> Path:
     """Return a temporary directory, which `remove_temporary` removes when this process ends."""
+    # Once for a process: several signals may share the base.
     if called not in _temporary:
         try:
             made = Path(tempfile.mkdtemp(prefix=f"assay-{called}-"))
@@ -118,6 +118,7 @@ def _write(gguf: Path, directory: Path) -> None:
     from assay_service.scoring.gguf_base import write_base  # noqa: PLC0415 - only the first start needs numpy here
 
     directory.mkdir()
+    # The record is last, so that a directory with a record has all its files.
     hashes = write_base(gguf, directory)
     (directory / _RECORD).write_text(json.dumps(dict(hashes), indent=1) + "\n")
 
@@ -136,14 +137,11 @@ def find_fault(directory: Path) -> str | None:
     return None
 
 
-def _prefix(directory: Path) -> str:
-    return f".{directory.name}-"
-
-
 def _remove_left_behind(made: Path, directory: Path) -> None:
     """Remove the temporary directories of processes that were killed, by the file system's own clock."""
+    # Not the machine's clock, which may differ from that of a shared file system.
     now = made.stat().st_mtime
-    for path in directory.parent.glob(f"{_prefix(directory)}*"):
+    for path in directory.parent.glob(f"{get_prefix(directory)}*"):
         try:
             if now - path.stat().st_mtime > _LEFT_BEHIND_S:
                 shutil.rmtree(path, ignore_errors=True)

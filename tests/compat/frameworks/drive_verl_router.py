@@ -1,4 +1,4 @@
-"""Score by verl's built-in call of a reward model: `compute_score` of a `RewardLoopWorker` with the address of a router."""
+"""Score by verl's built-in call of a reward model: `compute_score` of a worker with the address of a router."""
 
 import asyncio
 import json

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,20 +120,32 @@ def compute_absolute_results(rows: Rows, objective: AbsoluteObjective, seed: int
         seed: seed of the bootstrap.
     """
     assert rows.labels is not None
-    labels, groups = rows.labels, rows.groups.tolist()
-    binary = bool(np.isin(labels, (0.0, 1.0)).all())
+    labels = rows.labels
     # The baselines are fitted as logits whatever the model's output is, so errors need their sigmoid.
     qualities = {
         name: column if name == MODEL and not objective.served else expit(column)
         for name, column in rows.values.items()
     }
 
-    def compute_rank(column: Floats, index: NDArray[np.int64]) -> float:
-        return (
-            compute_auc(labels[index] == 1.0, column[index])
-            if binary
-            else compute_spearman(labels[index], column[index])
-        )
+    return {
+        "errors": {name: compute_bucket_errors(labels, column) for name, column in qualities.items()},
+        "calibration": [asdict(bin_) for bin_ in compute_calibration(labels, qualities[MODEL])],
+        **_estimate_ranks(rows, labels, seed),
+    }
+
+
+def _estimate_ranks(rows: Rows, labels: Floats, seed: int) -> dict[str, Any]:
+    """Return the rank statistic of every contender, and the model's difference to each, with their intervals."""
+    # AUC is defined for two classes; for qualities between them, ranks are compared.
+    groups, is_binary = rows.groups.tolist(), bool(np.isin(labels, (0.0, 1.0)).all())
+
+    def compute_rank(name: str, index: NDArray[np.int64]) -> float:
+        column = rows.values[name][index]
+        return compute_auc(labels[index] == 1.0, column) if is_binary else compute_spearman(labels[index], column)
+
+    # On the same resampled groups, which removes the variance that both share.
+    def compute_difference(name: str, index: NDArray[np.int64]) -> float:
+        return compute_rank(MODEL, index) - compute_rank(name, index)
 
     def estimate_interval(statistic: Callable[[NDArray[np.int64]], float]) -> dict[str, Any] | None:
         try:
@@ -142,19 +155,10 @@ def compute_absolute_results(rows: Rows, objective: AbsoluteObjective, seed: int
         return asdict(estimate)
 
     return {
-        "errors": {name: compute_bucket_errors(labels, column) for name, column in qualities.items()},
-        "calibration": [asdict(bin_) for bin_ in compute_calibration(labels, qualities[MODEL])],
-        "statistic": "AUC" if binary else "Spearman",
-        "rank": {
-            name: estimate_interval(lambda index, c=column: compute_rank(c, index))  # type: ignore[misc]
-            for name, column in rows.values.items()
-        },
+        "statistic": "AUC" if is_binary else "Spearman",
+        "rank": {name: estimate_interval(partial(compute_rank, name)) for name in rows.values},
         "difference": {
-            name: estimate_interval(
-                lambda index, c=column: compute_rank(rows.values[MODEL], index) - compute_rank(c, index)  # type: ignore[misc]
-            )
-            for name, column in rows.values.items()
-            if name != MODEL
+            name: estimate_interval(partial(compute_difference, name)) for name in rows.values if name != MODEL
         },
     }
 
@@ -168,6 +172,7 @@ def group_by_domain(sources: Collection[str]) -> dict[str, list[str]]:
     Args:
         sources: names of sources; those of a data set's subsets are `DATA_SET/SUBSET`.
     """
+    # Sorted, so that a report has the same order in every run.
     by_domain = {source: [source] for source in sorted(sources)}
     for data_set in sorted({source.split("/")[0] for source in by_domain}):
         subsets = [source for source in by_domain if source.startswith(f"{data_set}/")]

@@ -70,6 +70,7 @@ def train(
     """
     together, settings = get_accelerator(), schedule.settings
     optimizer = build_optimizer(parameters, settings)
+    # All batches are drawn again: the order depends on the seed alone, so a resumed run sees the same.
     (start, _), batches, main = resume.load(parameters, optimizer), schedule.batches(), together.is_main_process
     if main:
         metrics.begin(start)
@@ -78,6 +79,7 @@ def train(
         loss, norm = accumulate(objective, batch, parameters, settings, together)
         # Before the update, so that neither metrics nor parameters ever hold a number that is not finite.
         check_numbers(f"{name}: step {step}", {"loss": loss, "grad_norm": norm}, settings)
+        # From the step, not from a scheduler, which would be one more state to store.
         rate = schedule.learning_rate(step)
         if main:
             metrics.log({"step": step, "loss": loss, "learning_rate": rate, "grad_norm": norm})

@@ -32,6 +32,7 @@ def build_policy_renderer(loaded: PreTrainedTokenizerBase, template: str, vocabu
     """
     # Callers decide whether a long prompt is dropped or cut, so the renderer itself never refuses one.
     rules = RenderRules(template, 2**31, "eos", "template", "score")
+    # The template is the user's, so its fault is one of the configuration.
     try:
         return Renderer(loaded, rules, vocabulary_size)
     except StartError as error:

@@ -21,7 +21,7 @@ from assay_training.config.objective import AbsoluteObjective
 from assay_training.config.reward import RewardConfig
 from assay_training.data.chat_template import find_template
 from assay_training.data.checks import check_length, check_refused, find_base
-from assay_training.data.examples import Example, render_records
+from assay_training.data.examples import Example, RenderReport, render_records
 from assay_training.data.mixture import Paraphrases, mix
 from assay_training.distributed.processes import get_accelerator, print_once
 from assay_training.distributed.sharding import copy_whole, shard, sharding_requested
@@ -75,6 +75,7 @@ class RewardRun:
         found = read(data, config.sources)
         for line in found.report_lines():
             print_once(line)
+        # Read now: a missing file must not end the run after the training.
         self._paraphrases = _read_paraphrases(config, data)
         check_length("max_length", config.max_length, self.base)
         self.device = get_accelerator().device
@@ -83,24 +84,12 @@ class RewardRun:
         # Before the data, which take long to render: a golden row that does not fit fails at once.
         declared = [render_golden(self.renderer, *texts) for texts in config.golden or ()]
         self.examples, report = render_records(found.records, self.renderer)
-        lines = check_refused(report.refused, len(found.records))
-        self.golden = declared or take_first_rows(self.renderer, self.examples)
         records = [example.record for example in self.examples]
-        for line in (*lines, *check_equal_ids(report.equal_ids, records, config.max_length)):
-            print_once(line)
-        check_records(config, records, self._paraphrases)
-        # Everything that decides the result, without the keys that only add tests to the same run.
-        self.run = RunDirectory(
-            out,
-            {
-                "config": config.model_dump(mode="json", exclude={"template": True, "base": True, "split": TESTS_ONLY}),
-                "template": self.template,
-                **hash_base(self.base),
-                "data_sha256": hash_data(data, config.sources, config.mixture),
-            },
-            writes=get_accelerator().is_main_process,
-        )
+        self._check_rendered(report, len(found.records))
+        self.golden = declared or take_first_rows(self.renderer, self.examples)
+        self.run = RunDirectory(out, self._identify(data), writes=get_accelerator().is_main_process)
         self.parts = [find_fold(config, record) for record in records]
+        # Paraphrases are used in training only, so only these records count.
         learned = [example.record for example in self.exclude_parts(HELD_OUT)]
         self.run.write_json(
             "render.json",
@@ -111,6 +100,32 @@ class RewardRun:
                 **count_paraphrases(config, learned, self._paraphrases),
             },
         )
+
+    def _check_rendered(self, report: RenderReport, count: int) -> None:
+        """Check the rendered records, and print what they lost.
+
+        Args:
+            report: report on the rendering.
+            count: number of records before it.
+
+        Raises:
+            ConfigError: most records were refused, or those that are left do not fit the configuration.
+        """
+        records = [example.record for example in self.examples]
+        refused = check_refused(report.refused, count)
+        for line in (*refused, *check_equal_ids(report.equal_ids, records, self.config.max_length)):
+            print_once(line)
+        check_records(self.config, records, self._paraphrases)
+
+    def _identify(self, data: Path) -> dict[str, Any]:
+        """Return everything that decides the result, without the keys that only add tests to the same run."""
+        excluded = {"template": True, "base": True, "split": TESTS_ONLY}
+        return {
+            "config": self.config.model_dump(mode="json", exclude=excluded),
+            "template": self.template,
+            **hash_base(self.base),
+            "data_sha256": hash_data(data, self.config.sources, self.config.mixture),
+        }
 
     def exclude_parts(self, *parts: int) -> list[Example]:
         """Return the examples outside `parts`, for a model that must not be trained on these."""
@@ -128,6 +143,7 @@ class RewardRun:
             training: examples of the training part.
         """
         model = self.build_model()
+        # The base only; heads are small, and every process has them whole.
         shard(model.base)
         config = self.config
         train(
@@ -160,6 +176,7 @@ class RewardRun:
         """Load the base and add a new signal, with the same initial weights for the same seed; on `meta` with none."""
         torch.manual_seed(self.config.seed)
         model = RewardModel.load(self.base, torch.float32, device or self.device)
+        # Of its own, so that the head does not depend on how many numbers the base's loading draws.
         generator = torch.Generator().manual_seed(self.config.seed)
         head = Head.fresh(model.hidden_size, generator, bias=model.architecture.head_bias)
         lora = self.config.lora
@@ -168,10 +185,12 @@ class RewardRun:
 
     def mix(self, name: str, training: Sequence[Example]) -> list[Example]:
         """Return the examples of the mixed records to train on; only records that a step created are rendered anew."""
+        # Rendering is slow, and mixing mostly repeats what is rendered already.
         rendered = {example.record: example for example in training}
         records = mix(
             [example.record for example in training], self.config.mixture, self._paraphrases, self.config.seed
         )
+        # Once each, since `repeat` may hold a record several times.
         made = list(dict.fromkeys(record for record in records if record not in rendered))
         if made:
             examples, report = render_records(made, self.renderer)
@@ -186,6 +205,7 @@ class RewardRun:
             FloatingPointError: the logits of the trained model are not finite.
             RuntimeError: a logit differs.
         """
+        # A few are enough: one wrong tensor changes the logits of all.
         sample = self._draw_sample()[:RELOADED_SAMPLE]
         # In float32, because the rounding of bfloat16 would hide a small difference of the weights.
         exact = self.config.optimizer.model_copy(update={"compute_dtype": "float32"})

@@ -95,6 +95,7 @@ def build_experiences(
         The experiences in the order of `samples`, and metrics by name. A metric that is undefined for the rollout is
         absent, such as a correlation with lengths that are all equal.
     """
+    # Padded, since whitening and the metrics are over all tokens of the rollout at once.
     rollout = _pad_rollout(samples, outputs, references)
     scores, finished, shaped = (
         column.to(rollout.logprobs.device) for column in shape_sample_scores(samples, config.reward)
@@ -108,24 +109,14 @@ def build_experiences(
     returns = advantages + rollout.values
     whitened = ppo.whiten(advantages, mask, ppo.compute_masked_sums(advantages, mask))
     cap = config.rollout.importance_cap
-    weights = (
-        torch.ones_like(rollout.logprobs)
-        if cap is None
-        else ppo.compute_importance_weights(rollout.logprobs, rollout.engine_logprobs, cap)
-    )
-    # Cut to the length of each completion: experiences have no padding, so they can be batched by tokens.
-    columns = (rollout.logprobs, rollout.values, whitened, returns, weights)
-    experiences = [
-        Experience(build_example(sample), *(column[i, : len(sample.completion.ids)] for column in columns))
-        for i, sample in enumerate(samples)
-    ]
+    weights = _compute_weights(rollout, cap)
+    experiences = _cut_experiences(samples, (rollout.logprobs, rollout.values, whitened, returns, weights))
     metrics = {
         **_measure_scores(scores, shaped, finished, mask.sum(dim=1).float()),
         **_measure_kl(rollout, kl_coef),
         "entropy": float(torch.cat([output.entropies for output in outputs]).mean()),
         "explained_variance": _compute_explained_variance(rollout.values[mask], returns[mask]),
-        "importance_ess": None if cap is None else _compute_ess_share(weights[mask]),
-        "importance_capped": None if cap is None else float((weights[mask] >= cap).float().mean()),
+        **({} if cap is None else _measure_weights(weights[mask], cap)),
     }
     return experiences, {name: number for name, number in metrics.items() if number is not None}
 
@@ -162,6 +153,34 @@ def _pad_rollout(
         engine_logprobs=_pad([torch.tensor(sample.completion.logprobs, device=device) for sample in samples]),
         mask=_pad([torch.ones_like(output.logprobs, dtype=torch.bool) for output in outputs]),
     )
+
+
+def _compute_weights(rollout: _Rollout, cap: float | None) -> Float[Tensor, "B T"]:
+    """Return the importance weights of all tokens; ones if there is no cap, which turns them off."""
+    if cap is None:
+        return torch.ones_like(rollout.logprobs)
+    return ppo.compute_importance_weights(rollout.logprobs, rollout.engine_logprobs, cap)
+
+
+def _cut_experiences(samples: Sequence[ScoredCompletion], columns: Sequence[Float[Tensor, "B T"]]) -> list[Experience]:
+    """Return the experiences without padding, so that they can be batched by tokens.
+
+    Args:
+        samples: scored completions, B of them.
+        columns: the tensors of `Experience`, in the order of its fields.
+    """
+    return [
+        Experience(build_example(sample), *(column[i, : len(sample.completion.ids)] for column in columns))
+        for i, sample in enumerate(samples)
+    ]
+
+
+def _measure_weights(weights: Float[Tensor, " t"], cap: float) -> dict[str, float]:
+    """Return how far the importance weights are from ones: their effective sample size, and the share at the cap."""
+    return {
+        "importance_ess": _compute_ess_share(weights),
+        "importance_capped": float((weights >= cap).float().mean()),
+    }
 
 
 def _measure_scores(
@@ -216,6 +235,7 @@ def compute_correlation(x: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> float
 
     It is None where one of them is constant, as lengths are when every completion is truncated.
     """
+    # A correlation with a constant is 0/0, and a NaN in the metrics would stop the run.
     varied = bool(x.std(correction=0) and y.std(correction=0))
     return float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if varied else None
 

@@ -6,8 +6,9 @@ from all of them together.
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -69,14 +70,12 @@ class PpoRun:
         if self.run.read_json("results.json") is not None:
             self.run.forget()  # a run killed after writing its results still has its resume state
             return self.session.checkpoint
+        # Before sampling: the wrong service would give rewards for hours.
         for line in identify_service(self._client, self.config.reward):
             print_once(line)
         metrics, resume, main = self.run.metrics("ppo"), self.run.resume_point("ppo"), self._together.is_main_process
         start, kept = resume.load(self.actor.parameters(), self._optimizer)
-        kl_coef = float(kept.get("kl_coef") or self.config.kl.coef)
-        fingerprint, floor = kept.get("fingerprint"), kept.get("mismatch_floor")
-        self.session.engine_check.floor = None if floor is None else float(floor)
-        rewards = Rewards(self._client, self.config.reward, None if fingerprint is None else str(fingerprint))
+        kl_coef, rewards = self._restore(kept)
         if main:
             metrics.begin(start)
         steps, settings = self.config.steps, self.config.optimizer
@@ -84,17 +83,15 @@ class PpoRun:
         for step in progress:
             numbers, completions = self.step(step, kl_coef, rewards)
             check_numbers(f"step {step}", numbers, settings)
+            # After the update, so that a step uses one coefficient for all its rewards.
             kl_coef = self._adapt_kl_coef(kl_coef, numbers["kl"], completions)
             progress.set_postfix(score=f"{numbers['score']:.3f}", kl=f"{numbers['kl']:.2f}", refresh=False)
             if main:
                 metrics.log({"step": step, **numbers, "fingerprint": str(rewards.fingerprint)})
             if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == steps:
                 check_finite(self.actor.parameters(), f"step {step}")
-                now = {
-                    "kl_coef": kl_coef,
-                    "fingerprint": rewards.fingerprint,
-                    "mismatch_floor": self.session.engine_check.floor,
-                }
+                now = {"kl_coef": kl_coef, "fingerprint": rewards.fingerprint}
+                now["mismatch_floor"] = self.session.engine_check.floor
                 resume.save(step + 1, self.actor.parameters(), self._optimizer, writes=main, kept=now)
         if main:
             metrics.end()
@@ -102,6 +99,18 @@ class PpoRun:
             shutil.rmtree(self.run.path / "adapter", ignore_errors=True)
             self.actor.policy.save_adapter(self.run.path / "adapter")
         return self.session.finish({"steps": steps, "fingerprint": rewards.fingerprint})
+
+    def _restore(self, kept: Mapping[str, Any]) -> tuple[float, Rewards]:
+        """Continue from what `go` kept of an interrupted run, or from nothing.
+
+        Returns:
+            The coefficient of the KL penalty, and the rewards of the service that the run began with.
+        """
+        fingerprint, floor = kept.get("fingerprint"), kept.get("mismatch_floor")
+        self.session.engine_check.floor = None if floor is None else float(floor)
+        # A run must not mix the rewards of two models, so that it expects the same fingerprint.
+        rewards = Rewards(self._client, self.config.reward, None if fingerprint is None else str(fingerprint))
+        return float(kept.get("kl_coef") or self.config.kl.coef), rewards
 
     def step(self, step: int, kl_coef: float, rewards: Rewards) -> tuple[Metrics, int]:
         """Run one PPO step: sample, score, compute experiences, and learn.
@@ -120,6 +129,7 @@ class PpoRun:
             FloatingPointError: the training diverges; see `learn`.
         """
         prompts, count = self.session.prompts, self.config.rollout.completions
+        # From the step alone, so that a resumed run takes the same prompts.
         chosen = [prompts[i] for i in draw_cyclic_batch(len(prompts), count, step, self.config.seed)]
         rollout = self.session.roll_out(step, chosen, rewards)
         began_s = time.monotonic()

@@ -47,6 +47,7 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         RunStopped: the contents cannot be written.
     """
+    # Beside it, because a rename does not cross file systems.
     temporary = path.with_name(f"{path.name}.tmp")
     _remove(temporary)  # what a killed process left
     try:

@@ -52,6 +52,7 @@ class Sample(WireBody):
 
 
 def _check_ids(samples: list[Sample]) -> list[Sample]:
+    # The trainer matches by `id`, so one of two equal ones would get the other's reward.
     if len({sample.id for sample in samples}) < len(samples):
         raise ValueError("two samples have the same `id`, by which the trainer finds their rewards")
     return samples

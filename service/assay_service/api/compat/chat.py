@@ -23,6 +23,7 @@ def build_error(refusal: Refusal, _: str) -> tuple[int, dict[str, Any]]:
     """Return the status and body of an error; OpenAI answers 400 where Assay answers 422."""
     status = 400 if refusal.status == 422 else refusal.status
     kind = "server_error" if status >= 500 else "invalid_request_error"
+    # Settings may give it a status of 5xx, and OpenAI's type for it stays the same.
     if refusal.code == "overloaded":
         kind = "rate_limit_error"
     return status, {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}}
@@ -93,6 +94,7 @@ async def complete(body: Body, context: Context) -> dict[str, Any]:
     items = build_items([ScoreItem.model_construct(messages=body.messages)])
     (scored,) = await context.score(items, blend, ["messages"])
     pairs = _list_pairs(blend, scored)
+    # Only this wire has a format for its content, so its settings are a class of their own.
     assert isinstance(context.settings, ChatSettings)
     return {
         "id": f"chatcmpl-{context.request_id}",

@@ -83,6 +83,7 @@ async def verify(body: VerifyBody, context: Context) -> Response:
     blend = context.find_blend()
     item = read_conversation(body.responses_create_params, body.response)
     scored = (await context.score([item], blend, ["response"]))[0]
+    # All columns go back, because NeMo-Gym writes the answer as the row of its results.
     row = {
         name: value
         for name, value in body.model_dump().items()
@@ -120,6 +121,7 @@ async def compare(body: CompareBody, context: Context) -> dict[str, Any]:
     """
     check_count(context.request, len(body.response_objs), "response_objs")
     blend = context.find_blend()
+    # A refused response is named by its place, because all of them share one conversation.
     params = [f"response_objs[{index}]" for index in range(len(body.response_objs))]
     items = [
         read_completion(body.conversation_history, response, param)

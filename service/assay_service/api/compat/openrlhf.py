@@ -50,6 +50,7 @@ async def get_reward(body: Body, context: Context) -> dict[str, Any]:
     """
     check_count(context.request, len(body.query), "query")
     blend = context.find_blend()
+    # With `prompts` the boundary is known; without, the template must show it.
     pairs = _split(body)
     items = read_texts(context, blend, body.query) if pairs is None else read_pairs(context, blend, pairs)
     scored = await context.score(items, blend, [f"query[{index}]" for index in range(len(items))])

@@ -59,6 +59,7 @@ async def rank_documents(
     check_count(context.request, len(documents), field)
     items = [Item.of(query, document) for document in documents]
     scored = await context.score(items, blend, [f"{field}[{index}]" for index in range(len(items))], truncation)
+    # By scores: the sigmoid of large ones is the same number, which would make ties.
     places = rank_scores({index: one.score for index, one in enumerate(scored)})
     return Ranking([RankedDocument(p.index, scored[p.index].score) for p in places], _count_tokens(scored))
 

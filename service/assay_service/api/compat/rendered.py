@@ -84,6 +84,7 @@ def _find_transcript(context: WireContext, blend: Blend) -> Transcript:
     if context.policy is not None:
         return context.policy
     renderers = [context.registry.signals[name].renderer for name in blend.weights]
+    # Equal rules read a text in the same way, so that two signals on one base need no policy.
     transcripts = list({renderer.text_rule: renderer.transcript for renderer in renderers}.values())
     if len(transcripts) > 1:
         raise ServingError(

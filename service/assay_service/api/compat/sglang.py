@@ -188,6 +188,7 @@ async def classify(body: ClassifyBody, context: Context) -> dict[str, Any] | lis
     assert value is not None
     names = name_entries(value, field)
     scored = await context.score(read_entries(context, blend, value, field), blend, names)
+    # Of the whole request: its items share forward passes, so that none has a time of its own.
     latency_s = time.perf_counter() - began
     rows = [
         {
@@ -213,6 +214,7 @@ def _read_items(body: ScoreBody, context: WireContext, blend: Blend) -> list[Ite
     """Return the conversation of each item with the query."""
     items: list[Any] = list_entries(body.items)  # all of one type, texts or ids
     check_count(context.request, len(items), "items")
+    # An empty value of the items' own type, so that it can be joined to texts and to ids.
     query: Any = items[0][:0] if body.query is None else list_entries(body.query)[0]
     if type(query) is not type(items[0]):
         raise ServingError(

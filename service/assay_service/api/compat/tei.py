@@ -110,13 +110,16 @@ async def predict(body: PredictBody, context: Context) -> list[Any]:
     items = _read_sequences(context, blend, sequences)
     names = [f"inputs[{index}]" for index in range(len(items))] if is_batch else ["inputs"]
     scored = await context.score(items, blend, names, body.truncation)
+    # One label only: a reward model has no second class whose score could be sent.
     predictions = [[{"score": body.convert(one.score), "label": "LABEL_0"}] for one in scored]
+    # TEI nests one list less for a single input, and its clients index into it.
     return predictions if is_batch else predictions[0]
 
 
 @router.post("/rerank")
 async def rerank(body: RerankBody, context: Context) -> list[dict[str, Any]]:
     """Rank the completions of a prompt."""
+    # TEI answers an empty list with a status and a type of its own.
     if not body.texts:
         raise ServingError(_EMPTY, code="invalid_request")
     ranking = await rank_documents(context, context.find_blend(), body.query, body.texts, "texts", body.truncation)

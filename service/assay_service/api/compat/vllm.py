@@ -262,6 +262,7 @@ async def _score_pairs(
     """Score each completion with its prompt, or all with the only one."""
     check_count(context.request, len(completions), field)
     blend = context.find_blend(body.model)
+    # As vLLM reads 1:N; the engine computes a shared prompt once.
     if len(prompts) == 1:
         prompts = [*prompts] * len(completions)
     items: list[ItemSource] = [Item.of(p, c) for p, c in zip(prompts, completions, strict=True)]

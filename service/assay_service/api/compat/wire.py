@@ -118,6 +118,7 @@ class WireScore:
         """Return the number of tokens that the first signal read; 0 for a refused item."""
         if self.result is None:
             return 0
+        # Signals may have different tokenizers, and a wire has one field for the count.
         return len(next(iter(self.result.rendered.values())).sequence.ids)
 
 
@@ -164,6 +165,7 @@ class WireContext:
             for name, signal in self.registry.signals.items()
             if signal.provenance.model == model and signal.provenance.adapter_sha256 is None
         ]
+        # A served name always wins, so that adding a signal cannot change what a request means.
         is_name = model in self.registry.signals or model in self.registry.blends
         if not is_name and len(based) == 1:
             return self.registry.blend(based[0], None)

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import platform
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 from torch.utils import cpp_extension
 
+from assay_service.scoring.atomic import write_atomically
 from assay_service.scoring.cache import find_cache_directory
 
 _FILES = sorted((Path(__file__).parent / "native").iterdir())
@@ -60,6 +60,7 @@ def _load() -> str | None:
         try:
             torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         except OSError:  # a cached library of another installation of the compiler or its libraries: build it again
+            # Removed, because its name says that it fits.
             library.unlink()
             torch.ops.load_library(_find_or_build_library(flags))  # type: ignore[no-untyped-call]
     except (subprocess.CalledProcessError, OSError) as error:
@@ -91,16 +92,16 @@ def _find_or_build_library(flags: list[str]) -> Path:
 
     They are built if these sources were never built with these flags and this torch.
     """
+    # A library calls functions of torch, whose binary interface changes with its version.
     digest = hashlib.sha256(" ".join([torch.__version__, *flags]).encode())
     for path in _FILES:
         digest.update(path.read_bytes())
     kept = find_cache_directory() / "kernels" / f"assay_native_{digest.hexdigest()[:16]}.so"
     if not kept.is_file():
         _start_log.info("building the CPU kernels in %s; this happens once for an installation", kept.parent)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as directory:
-            _build(flags, Path(directory) / kept.name)
-            (Path(directory) / kept.name).replace(kept)  # atomic: another process sees the whole file or none
+        # Not durable: a library that a crash of the machine has cut off cannot be loaded, and is then built again.
+        with write_atomically(kept, durable=False) as fresh:
+            _build(flags, fresh)
     return kept
 
 

@@ -94,6 +94,7 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
         raise ValueError(f"segments up to {segments[-1].own.end} do not lie in the row {tuple(query.shape)}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     mixed = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    # Cast once for the whole row, not once for each segment.
     tensors = (tensor.float() if mixed else tensor for tensor in (query, key, value))
     queries, keys, values = (_split_segments(tensor, segments) for tensor in tensors)
     outputs = []
@@ -104,20 +105,13 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
             query_piece = _align(queries[segment.own])
             visible = _gather_visible(keys, segment), _gather_visible(values, segment)
             mask = _build_mask(segment, sliding_window, query_piece, masks, causal=causal, bounded=softcap is not None)
-            if softcap is not None:
-                scale = query.shape[3] ** -0.5 if scaling is None else scaling
-                outputs.append(_attend_bounded(query_piece, *visible, mask, scale, softcap).transpose(1, 2))
-                continue
-            attended = scaled_dot_product_attention(
-                query_piece,
-                *visible,
-                attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=causal and mask is None,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
+            attended = (
+                _attend(query_piece, *visible, mask, scaling, dropout, causal=causal)
+                if softcap is None
+                else _attend_bounded(query_piece, *visible, mask, scaling, softcap)
             )
             outputs.append(attended.transpose(1, 2))
+    # A row may be padded to a length that kernels like; no head reads these tokens.
     if (rest := rows - segments[-1].own.end) > 0:
         outputs.append(outputs[0].new_zeros(1, rest, query.shape[1], value.shape[3]))
     return torch.cat(outputs, dim=1), None
@@ -151,18 +145,43 @@ def _gather_visible(pieces: dict[Span, torch.Tensor], segment: Segment) -> torch
     return torch.cat([pieces[span].transpose(1, 2) for span in (segment.prefix, segment.own)], dim=1).transpose(1, 2)
 
 
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    *,
+    causal: bool,
+) -> torch.Tensor:
+    """Return attention by torch's operator, `[1, heads, queries, head_dim]`."""
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=causal and mask is None,  # torch refuses both at once
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
 def _attend_bounded(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    scale: float,
+    scaling: float | None,
     softcap: float,
 ) -> torch.Tensor:
     """Return attention with bounded scores, which torch's operator does not have, `[1, heads, queries, head_dim]`.
 
     Scores and weights are fp32. The shape depends on the segment only, and so do the bits.
     """
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    # Grouped heads share keys; `matmul` has no such mode.
     group = query.shape[1] // key.shape[1]
     keys, values = (tensor.float().repeat_interleave(group, dim=1) for tensor in (key, value))
     parts = []

