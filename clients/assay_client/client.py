@@ -89,7 +89,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         return merge_rank(self._run_one(call))
 
     def compare(self, prompt: Prompt, a: str, b: str, *, model: str | None = None) -> Comparison:
-        """Compare two completions under every signal and blend, or under `model` alone; margins > 0 favour `a`."""
+        """Compare two completions under every signal and blend, or under `model` alone; margins > 0 favor `a`."""
         return self._run_one(p.build_compare_call(prompt, a, b, p.build_options(model))).value
 
     def render(

@@ -97,7 +97,11 @@ class _Services:
     silent: Side | None = None
 
     async def ask(self, part: list[DiffRow]) -> Answers:
-        """Return the scores of all items of some rows by both services."""
+        """Return the scores of all items of some rows by both services.
+
+        Raises:
+            AssayError: the first error of a service, whose name it has.
+        """
         items = [item for row in part for item in row.items]
         try:
             async with asyncio.TaskGroup() as group:  # a failure of one service stops the other's request

@@ -93,7 +93,11 @@ class _Loader:
         self._renderers: dict[tuple[Path, RenderRules, int], tuple[Renderer, tuple[str, ...]]] = {}
 
     def load_signal(self, name: str, resolved: ResolvedSignal) -> Signal:
-        """Load one signal and compare it with the hashes of its manifest."""
+        """Load one signal and compare it with the hashes of its manifest.
+
+        Raises:
+            StartError: a file of the signal cannot be served, or a hash is not the one of its manifest.
+        """
         base, settings, head_rule = resolved.base, resolved.settings, resolved.head
         for warning in resolved.warnings:
             _log.warning("signals.%s: %s", name, warning)

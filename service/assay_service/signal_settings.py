@@ -182,7 +182,11 @@ class SignalSettings(Frozen):
 
 
 def check_some_weight(weights: Mapping[str, float]) -> None:
-    """Raise ValueError if all weights are zero, so that every text would have the same score."""
+    """Refuse weights that are all zero, since every text would have the same score.
+
+    Raises:
+        ValueError: all weights are zero.
+    """
     if not any(weights.values()):
         raise ValueError("at least one weight must not be zero")
 

@@ -61,7 +61,7 @@ class SftRun:
         hashes: dict[str, str] = {}
         for stage in config.stages:
             hashes |= hash_data(data, stage.sources, [])
-        torch.manual_seed(config.seed)  # an adapter is initialised at random
+        torch.manual_seed(config.seed)  # an adapter is initialized at random
         self.policy = Policy(self.base, config.lora, get_accelerator().device)
         self.policy.shard()
         self.parts: list[tuple[list[SftExample], list[SftExample]]] = []
@@ -77,7 +77,7 @@ class SftRun:
                 print_once(line)
             reports[stage.name] = {
                 "understood": read_stage.understood,
-                "left_out": read_stage.dropped,
+                "dropped": read_stage.dropped,
                 "training": asdict(report),
                 "held_out": asdict(held_out_report),
             }

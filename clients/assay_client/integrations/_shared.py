@@ -95,7 +95,11 @@ class SharedAnswers(Generic[T]):
     async def get_async(
         self, reader: str, question: Hashable, ask: Callable[[], Awaitable[T]], step: Hashable | None = None
     ) -> T:
-        """Return the answer to a question; see `get`. A reader that is cancelled does not affect the others."""
+        """Return the answer to a question; see `get`. A reader that is cancelled does not affect the others.
+
+        Raises:
+            Exception: what `ask` raises.
+        """
         while True:
             entry, first = self._join(reader, question, step)
             try:

@@ -145,7 +145,11 @@ class _Parts:
         return [*self.predictor.tensors, *self.gate.tensors, *(n for n in (self.scale, self.transform) if n)]
 
     def build(self, objectives: int, numbers: int, config: Mapping[str, Any]) -> HeadLayout:
-        """Return the layout, after the keys of `config.json` were compared with the shapes."""
+        """Return the layout, after the keys of `config.json` were compared with the shapes.
+
+        Raises:
+            StartError: a key contradicts the shapes, or has an unusable value.
+        """
         kind: Kind
         temperature: float | None = None
         if self.family == "urm":

@@ -1,4 +1,4 @@
-"""Recognise heads and prefixes of other trainers by the names and shapes of a checkpoint's tensors, without torch."""
+"""Recognize heads and prefixes of other trainers by the names and shapes of a checkpoint's tensors, without torch."""
 
 import json
 import re
@@ -206,7 +206,7 @@ def is_unused(name: str, head: str | None = None) -> bool:
 
 
 def explain_unknown(name: str) -> str:
-    """Return where a tensor belongs that has no place in the architecture; "" if it is not recognised."""
+    """Return where a tensor belongs that has no place in the architecture; "" if it is not recognized."""
     if name.startswith("normalizer."):
         return "; it belongs to safe-rlhf's normalizer of scores: `assay convert DIR OUT` folds it into the head"
     for pattern, kind in UNSERVED_HEADS:
@@ -234,7 +234,7 @@ def check_loaded(
         read_elsewhere: names of tensors that the base does not use, because a head has them.
 
     Raises:
-        StartError: a tensor does not fit; the message names it, and its origin if that is recognised.
+        StartError: a tensor does not fit; the message names it, and its origin if that is recognized.
     """
     missing = sorted(report["missing_keys"])
     if missing:

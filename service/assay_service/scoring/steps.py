@@ -144,7 +144,7 @@ def place_steps(
         encode: function that encodes consecutive pieces of the text.
 
     Raises:
-        ContentError: the template changes the steps, or the tokenizer merges a step token with its neighbours.
+        ContentError: the template changes the steps, or the tokenizer merges a step token with its neighbors.
     """
     spans = _find_steps(item, frame, full)
     ends = [*(start for start, _ in spans[1:]), len(full)]

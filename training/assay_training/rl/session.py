@@ -91,7 +91,7 @@ class RolloutSession:
         self.run = RunDirectory(out, identity, writes=get_accelerator().is_main_process)
         # The main process first checks that the directory has no foreign files; after that the others may write.
         get_accelerator().wait_for_everyone()
-        counts = {"prompts": len(self.prompts), "understood": read.understood, "left_out": read.dropped + dropped}
+        counts = {"prompts": len(self.prompts), "understood": read.understood, "dropped": read.dropped + dropped}
         self.run.write_json("render.json", counts)
         eos, device = self._tokenizer.eos_token_id, get_accelerator().device
         engine = load_engine(config.rollout, config.lora.r, eos, base, device)

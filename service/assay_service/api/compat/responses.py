@@ -177,7 +177,11 @@ class _Turns:
             raise make_error(where, "is of a type without text; messages, reasoning and function calls can be scored")
 
     def add_message(self, message: Mapping[str, Any], where: str) -> None:
-        """Add one message; the assistant's belongs to its open turn."""
+        """Add one message; the assistant's belongs to its open turn.
+
+        Raises:
+            ContentError: the role is unknown, the content cannot be read, or another role follows reasoning.
+        """
         if message.get("role") not in _ROLES:
             raise make_error(f"{where}.role", f"is none of {', '.join(_ROLES)}")
         turn = {name: value for name, value in message.items() if name not in _METADATA}

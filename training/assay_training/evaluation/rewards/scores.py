@@ -170,7 +170,7 @@ def annotate(table: Table, scores: Scores[R], read: Read[Any]) -> Table:
         "asked": scores.asked,
         "kept": kept,
         "kept_in_part": scores.in_part,
-        "left_out": dict(read.dropped),
+        "dropped": dict(read.dropped),
     }
     records = tuple({**record, **whole_run} for record in table.records)
     failed = ", ".join(f"{count} {code}" for code, count in scores.failures.items())
