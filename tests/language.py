@@ -28,7 +28,7 @@ FILES = (
     *("service/**/*.yaml", "training/**/*.yaml", "examples/**/*.yaml", "tests/**/*.yaml"),
 )
 # Pages of results, texts of models, and this file, which has the banned words.
-SKIPPED = re.compile(r"docs/experiments\.md|.*/MODEL_CARD\.md|tests/(language|test_docs)\.py")
+SKIPPED = re.compile(r"docs/(experiments|references)\.md|.*/MODEL_CARD\.md|tests/(language|test_docs)\.py")
 MOST_WORDS, MOST_CELL_WORDS = 25, 20
 Faults = Iterator[tuple[int, str]]
 DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
@@ -209,7 +209,7 @@ def comment_faults(text: str, mark: str = "#") -> Faults:
     """Yield the line and the fault of banned words and long sentences in comments."""
     block: list[str] = []
     for number, line in enumerate([*text.splitlines(), ""], 1):
-        whole = re.match(rf"\s*(?:{mark}|/?\*+)\s(?!noqa)(.*)", line)
+        whole = re.match(rf"\s*(?:{mark}|/?\*+)\s(?!noqa|\s{{3}})(.*)", line)  # indented comments are code
         found = whole or re.search(rf"\s{mark}\s(?!noqa)(.*)", line)
         if found:
             yield from ((number, fault) for fault in banned(found[1]))

@@ -18,11 +18,11 @@ from assay_client._connections import get_tls
 from assay_client._endpoints import Endpoints
 from assay_client._protocol import Call, FindHome
 from assay_client._redaction import Redaction
-from assay_client._reply import OK, Reply, build_server_error
+from assay_client._raw_answer import OK, RawAnswer, build_server_error
 from assay_client._retry import Event, Policy, Steps, exchange
 from assay_client.errors import ConnectError, InvalidAnswer, InvalidInput, Timeout, TransportError
 
-Outcome: TypeAlias = Reply | TransportError | InvalidAnswer  # of one try
+Outcome: TypeAlias = RawAnswer | TransportError | InvalidAnswer  # of one try
 
 T = TypeVar("T")
 MineT = TypeVar("MineT")

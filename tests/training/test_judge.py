@@ -33,7 +33,7 @@ def endpoint(
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A chat API whose answers are made by a function of the two outputs; and the requests that it got.
 
-    A function may also return what its reply has otherwise than a good one has it, and its `status`.
+    A function may also return what its reply has differently from a good one has it, and its `status`.
     """
     asked: list[dict[str, Any]] = []
 

@@ -148,7 +148,7 @@ def summarize(kl: float, samples: Sequence[ScoredCompletion], first: Sequence[Sc
     rows = [collect_numbers(sample) for sample in samples]
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return {
-        "answers": len(rows),
+        "completions": len(rows),
         "kl": kl,
         "means": means,
         "wins": compute_wins(samples, first),
@@ -172,7 +172,7 @@ def compute_best_of(n: int, by: Mapping[str, float], first: Sequence[ScoredCompl
     rates = {
         name: average_rates({p: compute_win_rate(scores[p], prompts[p][name], n) for p in prompts}) for name in names
     }
-    return {"answers": len(first), "kl": compute_kl_bound(n), "means": means, "wins": rates}
+    return {"completions": len(first), "kl": compute_kl_bound(n), "means": means, "wins": rates}
 
 
 def main(

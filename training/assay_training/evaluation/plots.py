@@ -120,7 +120,7 @@ def draw_dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_lab
     return figure
 
 
-def draw_courses(points: Mapping[str, Sequence[tuple[float, float]]], y_label: str) -> Figure:
+def draw_metrics(points: Mapping[str, Sequence[tuple[float, float]]], y_label: str) -> Figure:
     """Draw one line per run over its steps: the values faint, and their running mean on top.
 
     The running mean is over a twentieth of the run's steps. Up to 20 runs have different colors.

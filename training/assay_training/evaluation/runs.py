@@ -154,7 +154,7 @@ def _build_picture(name: str, histories: Sequence[RunHistory]) -> Picture:
         label = f"{history.run.name} {history.part}" if has_parts else history.run.name
         if points := history.read_points(name):
             points_by_label[f"{label}: {history.run.reward}" if has_rewards else label] = points
-    return Picture(f"{CAPTIONS[name]}.", lambda: plots.draw_courses(points_by_label, name))
+    return Picture(f"{CAPTIONS[name]}.", lambda: plots.draw_metrics(points_by_label, name))
 
 
 def _build_record(history: RunHistory, names: Sequence[str]) -> dict[str, Any]:
