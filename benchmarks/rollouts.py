@@ -2,9 +2,9 @@
 
     .venv-vllm/bin/python -m benchmarks.rollouts --data DIR [--out benchmarks/results/rollouts]
 
-Both sample from the small pipeline's policy (5.5 million parameters) with the same fresh adapter, at temperature 1, for
-the same HH prompts, and return ids and log-probabilities. Counted are the tokens of completions up to their EOS. Rounds
-alternate, on fresh prompts, after one that warms up; medians. Only ratios within one run mean anything.
+Both sample from the small pipeline's policy (5.5 million parameters) with the same fresh adapter, at temperature 1. The
+HH prompts are the same, and both return ids and log-probabilities. Counted are the tokens of completions up to their
+EOS. Rounds alternate, on fresh prompts, after one that warms up; medians. Only ratios within one run mean anything.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     python -m benchmarks.training --data DIR [--out benchmarks/results/training]
 
 All take the same steps: LoRA on the same linears of the same base, Bradley-Terry, AdamW, 16 pairs a step of the same
-ids. The Trainer runs both replies in one forward, padded to the longest: in bf16 like ours, with pairs in random order
-and grouped by length; and in fp32, as the gradient of bf16 attention is slow on CPUs. Counted are the tokens of the
-sequences, without padding, prompts once per reply, for all alike. Rounds alternate, on fresh pairs, after one step that
-warms up; medians. Only ratios within one run mean anything.
+ids. The Trainer runs both completions in one forward, padded to the longest. It runs in bf16 like ours, with pairs in
+random order and grouped by length. It also runs in fp32, as the gradient of bf16 attention is slow on CPUs. Counted are
+the tokens of the sequences, without padding, prompts once per reply, for all alike. Rounds alternate, on fresh pairs,
+after one step that warms up; medians. Only ratios within one run mean anything.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python -m benchmarks.two_heads [--out benchmarks/results/two_heads] [--pairs 15]
 
-Each pair scores the same fresh items twice in a row, rendering included: once by one signal, and once by both, which
-share the forward pass. Their order alternates from pair to pair. What counts is the median of the pairs' quotients, of
-CPU time where the machine is busy.
+Each pair scores the same fresh items twice in a row, rendering included. They are scored once by one signal, and once
+by both, which share the forward pass. Their order alternates from pair to pair. What counts is the median of the pairs'
+quotients, of CPU time where the machine is busy.
 """
 
 import argparse
@@ -91,9 +91,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         pairs = measure(serve_two_heads(Path(directory)), arguments.pairs)
     text = (
-        f"# Two signals of one forward pass\n\n`python -m benchmarks.two_heads`; {describe_machine()}, {list_features()}; "
-        f"{LAYERS} layers of the random Llama in fp32, {ITEMS} HH-like items a round, {len(pairs)} pairs. Load average of the "
-        f"machine at the end: {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores.\n\n"
+        f"# Two signals of one forward pass\n\n`python -m benchmarks.two_heads`; {describe_machine()}, "
+        f"{list_features()}; {LAYERS} layers of the random Llama in fp32, {ITEMS} HH-like items a round, {len(pairs)} pairs. "
+        f"Load average of the machine at the end: {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores.\n\n"
     )
     lines = ["| clock | one signal, s | both signals, s | both / one, median of pairs | min | max |", "|---" * 6 + "|"]
     for clock, unit in (("wall", "s"), ("CPU", "cpu_s")):

@@ -35,7 +35,7 @@ DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 
 BRITISH = (
     "colour|neighbour|behaviour|favour|honour|licences?\\b|misspelt|grey\\b|analys(e[sd]?|ing)\\b|"
-    "(normal|optim|recogn|initial|serial|token|minim|maxim|summar|random)is(e|ing|ation)"
+    "(normal|optim|recogn|initial|serial|token|minim|maxim|summar|random)is(e(?!r)|ing|ation)|(normal|token)iser"
 )
 BANNED = {
     r"\btold\b": "reported, printed",
@@ -135,8 +135,9 @@ def code_faults(tree: ast.Module) -> Faults:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from ((node.lineno, fault) for fault in banned(node.value))
         if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in docs:
-            for paragraph in re.split(r"\n\s*\n|\n +[-*] ", message(node)):
-                yield from ((node.lineno, fault) for fault in find_long(paragraph))
+            # A message has the form "what is wrong; what to do", which counts as two sentences.
+            for part in re.split(r"\n\s*\n|\n +[-*] |; |(?<=\S): ", message(node)):
+                yield from ((node.lineno, fault) for fault in find_long(part))
     yield from raise_faults(tree)
 
 
@@ -185,7 +186,7 @@ def find_raises(node: ast.AST) -> Iterator[ast.Raise]:
 def docstring_faults(doc: str, line: int) -> Faults:
     """Yield the faults of a docstring's sentences, and of the entries of its `Args`."""
     prose = re.sub(r"(?m)^.*(?:[├│└]|^\|).*$", "", doc)  # neither trees nor tables
-    for part in re.split(r"\n\s*\n|\n *(?=[`\w, ]+(?:: |  ))|\n\s*(?:[-*]|\d+\.) ", prose):
+    for part in re.split(r"\n\s*\n|\n {0,4}(?=[`\w][`\w, ]*(?:: |  ))|\n\s*(?:[-*]|\d+\.) ", prose):
         yield from ((line, fault) for fault in find_long(part))
     for entry in re.finditer(r"^ {4}(\w+): (\w+)", re.split(r"\n(?:Returns|Raises|Yields):", doc)[0], flags=re.M):
         if entry[2].lower() in NOT_A_NOUN:
@@ -223,7 +224,7 @@ def comment_faults(text: str, mark: str = "#") -> Faults:
 def text_faults(texts: Iterable[str]) -> Faults:
     """Yield the faults of texts that are shown, each with the line 1, since their lines are not known."""
     for text in texts:
-        plain = re.sub(r"\$\{[^}]*\}", "value", text)
+        plain = re.sub(r"<[^>]*>", "", re.sub(r"\$\{[^}]*\}", "value", text))
         yield from ((1, fault) for fault in (*banned(plain), *find_long(plain)))
 
 
@@ -262,7 +263,8 @@ def file_faults(name: str, text: str) -> Faults:
             )
         case ".yaml":
             yield from comment_faults(text)
-            yield from text_faults(list_yaml_texts(yaml.load(text, yaml.CSafeLoader)))
+            if "/presets/" not in name:  # whose texts are what other people's models were tried on
+                yield from text_faults(list_yaml_texts(yaml.load(text, yaml.CSafeLoader)))
         case _:
             yield from comment_faults(text)
 

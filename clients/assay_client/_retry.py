@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 from assay_client._endpoints import RETRY_AFTER_MAX_S, Endpoints, is_foreign
-from assay_client._redaction import NOTHING, Redaction, convert
 from assay_client._raw_answer import OK, RawAnswer, build_server_error
+from assay_client._redaction import NOTHING, Redaction, convert
 from assay_client.errors import (
     AssayError,
     DeadlineExceeded,

@@ -169,7 +169,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         on_rows: a function that is called with the number of rows scored and of all rows (None if not known).
 
     Raises:
-        InvalidInput: a row is malformed, or `needs_picks` and no row has several completions; if the file can be read
+        InvalidInput: a row is malformed, or `needs_picks` and no row has several completions. If the file can be read
             twice, it is raised before anything is sent.
         FingerprintChanged: a service was replaced during the run.
         Timeout: a service was silent for `silence_s`.

@@ -243,7 +243,7 @@ def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
 def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
     """Warn of the tokens that a signal's tokenizer adds by itself and its template does not print.
 
-    It is not an error, because nothing shows whether the model was trained with them: trainers differ in whether they
+    It is not an error, because nothing shows whether the model was trained with them. Trainers differ in whether they
     tokenize a rendered conversation with or without special tokens.
     """
     for token in tokens:

@@ -53,7 +53,7 @@ def test_the_best_by_one_score_is_counted_by_the_others() -> None:
 def test_a_policy_is_summarized_by_means_and_by_wins() -> None:
     own = [sample(prompt, 1.0, (30,)) for prompt in ASKED]
     found = summarize(1.5, own, [sample(prompt, 2.0) for prompt in ASKED])
-    assert (found["kl"], found["means"]["length"], found["answers"]) == (1.5, 1, 2)
+    assert (found["kl"], found["means"]["length"], found["completions"]) == (1.5, 1, 2)
     assert (found["wins"]["gold"]["value"], found["wins"]["length"]["value"]) == (0, 0)
 
 

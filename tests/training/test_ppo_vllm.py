@@ -40,7 +40,7 @@ def adapter(directory: Path, seed: int) -> Path:
 
 
 def test_vllm_samples_from_every_adapter_that_is_pushed(tmp_path: Path) -> None:
-    """Greedy tokens are PEFT's, sampled log-probabilities the trainer's, both after a second push; finish reasons are right."""
+    """Greedy tokens are PEFT's, sampled log-probabilities the trainer's, both after a second push."""
     prompts: list[Ids] = [tuple(range(20, 40)), (50, 51, 52), tuple(range(100, 107))]
     bare = tmp_path / "policy"  # no tokenizer is there, so none is read
     bare.mkdir()

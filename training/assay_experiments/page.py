@@ -272,8 +272,8 @@ def format_probes() -> list[str]:
         for signal in rows[0]["scores"]:
             orders = []
             for table in tables:
-                completions = sorted((row for row in rows if row["table"] == table), key=lambda row: -row["scores"][signal])
-                orders.append(" > ".join(f"{row['kind']} {row['scores'][signal]:.2f}" for row in completions))
+                own = sorted((row for row in rows if row["table"] == table), key=lambda row: -row["scores"][signal])
+                orders.append(" > ".join(f"{row['kind']} {row['scores'][signal]:.2f}" for row in own))
             lines.append(f"| {name}, {signal} | {' | '.join(orders)} |")
     return [*lines, ""]
 

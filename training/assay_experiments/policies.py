@@ -5,9 +5,10 @@
     python -m assay_experiments.policies PLAN... --data DIR --url URL
 
 Each policy that `sweep.py` has trained for the plans generates `SAMPLES` completions of each of some prompts that no
-run has seen, at the temperature of training. Each completion is compared with all completions of the same prompt by the
-initial policy, in score and in length. The initial policy generates `POOL` completions of each prompt. Its best of N by
-the optimized scores are compared in the same way. Results go to `training/assay_experiments/results/policies.json`.
+run has seen. The temperature is that of training. Each completion is compared with all completions of the same prompt
+by the initial policy, in score and in length. The initial policy generates `POOL` completions of each prompt. Its best
+of N by the optimized scores are compared in the same way. Results go to
+`training/assay_experiments/results/policies.json`.
 """
 
 from collections import defaultdict

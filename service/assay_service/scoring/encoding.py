@@ -218,7 +218,7 @@ def find_step_token(tokenizer: PreTrainedTokenizerBase, rules: StepRules | None)
 def _find_turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
     """Return the added tokens that a template prints around messages.
 
-    A message that holds such a token opens or closes a turn, whether or not the tokenizer's file calls it special:
+    A message that holds such a token opens or closes a turn, whether or not the tokenizer's file calls it special.
     DeepSeek-V3's `<｜User｜>` and `<｜Assistant｜>` are not marked so. Tags with a closing tag, such as `<think>`, are
     excluded, because completions contain them as well.
 

@@ -11,8 +11,8 @@ from itertools import accumulate
 
 import torch
 
-# Rows come in multiples of this. Elementwise kernels then have no remainder that is computed another way, and there are
-# few row counts for which matrix products must be checked (see `kernels/row_invariant.py`).
+# Rows come in multiples of this. Elementwise kernels then have no remainder that is computed another way. There are few
+# row counts for which matrix products must be checked (see `kernels/row_invariant.py`).
 STEP_TOKENS = 64
 
 

@@ -18,7 +18,7 @@ from assay_service.scoring.kernels.row_invariant import SlicedActivation, has_re
 from assay_service.scoring.layout import STEP_TOKENS, TokenSequence
 
 # Tokens and ids of the vocabulary that one product computes: 2 MiB in fp32. A wider block would take more memory for
-# weights of 16 bits, which become fp32 one block at a time (128 MiB at a width of 4,096).
+# weights of 16 bits. These become fp32 one block at a time (128 MiB at a width of 4,096).
 _ROWS = STEP_TOKENS
 _COLUMNS = 8192
 

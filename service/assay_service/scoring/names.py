@@ -12,7 +12,7 @@ from assay_service.errors import StartError
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Names that trainers give a head of one linear layer: transformers' ForSequenceClassification (`score`, `classifier`),
-# TRL and LLaMA-Factory (`v_head.summary`), DeepSpeed-Chat (`v_head`), OpenRLHF (`value_head`, or its
+# TRL and LLaMA-Factory (`v_head.summary`), and DeepSpeed-Chat (`v_head`). Others are OpenRLHF (`value_head`, or its
 # `value_head_prefix`, often `reward_head`), UltraRM (`regression_head`), safe-rlhf (`score_head`).
 HEAD_MODULES = (
     *("score", "classifier", "classifier.out_proj", "v_head.summary", "v_head", "value_head.summary", "value_head"),

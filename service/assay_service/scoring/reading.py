@@ -35,7 +35,7 @@ class ReadingRule:
         aggregate: rule that makes one logit of several steps; None if steps are not scored.
         as_probabilities: whether the rule combines the sigmoids of the logits, as for absolute signals.
         likelihood: whether the logit is the log-probability of the completion or its mean over the tokens, for a head
-            that gives the sum and the number of tokens; None for other heads.
+            that gives the sum and the number of tokens. None for other heads.
     """
 
     has_std: bool = False

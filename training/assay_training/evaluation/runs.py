@@ -94,7 +94,7 @@ def compare_runs(directories: Sequence[Path]) -> Table:
         directories: directories of the runs, finished or not.
 
     Raises:
-        RecordError: a directory is not that of a run or is given twice, a row of metrics is malformed, or no run has a
+        RecordError: a directory is not that of a run or is given twice. Or a row of metrics is malformed, or no run has a
             finished step.
     """
     runs = [read_run(path, name) for path, name in zip(directories, name_runs(directories), strict=True)]

@@ -40,7 +40,7 @@ def check_sampled_base(config: PpoConfig | RejectionConfig) -> Path:
     """Check everything about the base that needs no loaded model, and return its directory.
 
     Raises:
-        ConfigError: the base has fewer positions than a prompt with its completion needs; or FSDP was requested,
+        ConfigError: the base has fewer positions than a prompt with its completion needs. Or FSDP was requested,
             although every process samples and needs the whole policy for that.
     """
     if sharding_requested():

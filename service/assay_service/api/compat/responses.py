@@ -51,8 +51,8 @@ def build_messages(params: Mapping[str, Any], response: Mapping[str, Any]) -> li
     """Return a request and its response as messages of the chat completions API; see `read_conversation`.
 
     Raises:
-        ContentError: an item has no text, the request names a history that it does not hold, or the response does not
-            end with the assistant's message.
+        ContentError: an item has no text, the request names a history that it does not hold, or the response
+            ends without the assistant's message.
     """
     _refuse_unknown_history(params, "responses_create_params")
     metadata = params.get("metadata")
