@@ -108,7 +108,8 @@ def main() -> None:
     text = (
         f"# Decoding answers\n\n`python -m benchmarks.decode`; {describe_machine()}, "
         f"{torch.backends.cpu.get_cpu_capability()}; msgspec {msgspec.__version__}; answers about "
-        f"{' and '.join(map(str, SIZES))} items under two signals, {ROUNDS} alternating rounds.\nThe time covers everything from the bytes to the list of scores. The client "
+        f"{' and '.join(map(str, SIZES))} items under two signals, "
+        f"{ROUNDS} alternating rounds.\nThe time covers everything from the bytes to the list of scores. The client "
         "also checks that the rows are those of the request.\n\n"
     )
     write(out, text, format_table(rows, {"items in the answer": "items", "reader": "reader"}, "ours / it", 0), rows)

@@ -92,8 +92,9 @@ def main() -> None:
         pairs = measure(serve_two_heads(Path(directory)), arguments.pairs)
     text = (
         f"# Two signals of one forward pass\n\n`python -m benchmarks.two_heads`; {describe_machine()}, "
-        f"{list_features()}; {LAYERS} layers of the random Llama in fp32, {ITEMS} HH-like items a round, {len(pairs)} pairs. "
-        f"Load average of the machine at the end: {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores.\n\n"
+        f"{list_features()}; {LAYERS} layers of the random Llama in fp32, {ITEMS} HH-like items a round, "
+        f"{len(pairs)} pairs. Load average of the machine at the end: {os.getloadavg()[0]:.0f} on "
+        f"{os.cpu_count()} cores.\n\n"
     )
     lines = ["| clock | one signal, s | both signals, s | both / one, median of pairs | min | max |", "|---" * 6 + "|"]
     for clock, unit in (("wall", "s"), ("CPU", "cpu_s")):

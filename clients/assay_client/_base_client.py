@@ -82,8 +82,8 @@ class BaseClient(Generic[MineT, TransportT]):
         max_retries: the number of tries after the first, per request, at all addresses together.
         chunk_size: the most items of one request; longer lists are split.
         max_concurrency: the most requests that are in flight at once. They are counted over all calls of the client in
-            one process, or for `AsyncRewardClient` in one event loop. Further requests wait; that time counts towards `deadline_s`.
-        transport: an httpx transport that carries the requests instead of the network.
+            one process, or for `AsyncRewardClient` in one event loop. Further requests wait; that time counts towards
+        `deadline_s`. transport: an httpx transport that carries the requests instead of the network.
         headers: HTTP headers that are sent with every request.
         clock: the source of time and of random numbers; for tests.
 

@@ -152,8 +152,9 @@ def format_section(plan: Path) -> list[str]:
 
 
 BEST_OF_N = (
-    "The gold value of the best of N by each model, ± half of its 95 % interval by prompt, and its win rate against "
-    "one more completion. The command is `assay evaluate best-of-n FORMAT:PATH --json`. The embedded models pick on "
+    "Each cell has the gold value of the best of N by a model, ± half of its 95 % interval by prompt. Behind it is the "
+    "win rate against one more completion. The command is `assay evaluate best-of-n FORMAT:PATH --json`. "
+    "The embedded models pick on "
     "gsm8k (a model's solutions; right or wrong) and arena_bench (GPT-4's scores). The small pipeline's own two models "
     "pick on completions of its policy, with `--gold gold` and `--gold larger` of "
     "`training/assay_experiments/service.yaml`. The prompts of these are `laion_prompt_lottery_en_250_text` "
@@ -162,8 +163,8 @@ BEST_OF_N = (
 POLICIES = (
     "Policies that were trained on the served rewards of the small pipeline, and their initial policy. KL is "
     "log π - log π_first on the policy's own completions, in nats per completion; for the best of N it is a bound. "
-    "A win rate is the share of comparisons in which the completion has the higher logit than one of the initial "
-    "policy on the same prompt. Four models judge: the gold model, on which no policy was trained; a larger model of "
+    "A win rate is the share of comparisons in which the completion has a higher logit than the initial policy's on "
+    "the same prompt. Four models judge: the gold model, on which no policy was trained; a larger model of "
     "the preference data; and the two models on which policies were trained. The last column is the share of "
     "comparisons in which the completion is longer."
 )

@@ -55,8 +55,8 @@ class HeadLayout:
     """The parts of a head with a gating network. Names are without the prefixes of wrappers.
 
     Attributes:
-        kind: form of the prediction for an objective. It is a value, quantiles, mean and log of the standard deviation of a
-            normal distribution, or the probabilities of bins from 0 to 1.
+        kind: form of the prediction for an objective. It is a value, quantiles, mean and log of the standard deviation
+            of a normal distribution, or the probabilities of bins from 0 to 1.
         objectives: number of objectives.
         numbers: numbers that are predicted for each objective.
         predictor: layers from the hidden state to the numbers of all objectives.

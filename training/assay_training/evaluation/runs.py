@@ -94,8 +94,8 @@ def compare_runs(directories: Sequence[Path]) -> Table:
         directories: directories of the runs, finished or not.
 
     Raises:
-        RecordError: a directory is not that of a run or is given twice. Or a row of metrics is malformed, or no run has a
-            finished step.
+        RecordError: a directory is not that of a run or is given twice. Or a row of metrics is malformed, or no run has
+            a finished step.
     """
     runs = [read_run(path, name) for path, name in zip(directories, name_runs(directories), strict=True)]
     histories = [history for _, parts in runs for history in parts]

@@ -63,8 +63,8 @@ class WireBody(BaseModel):
     Attributes:
         ignored: fields of the other server that Assay accepts without reading them. The value is `ANY`, or a tuple of
             the only values that change no score; another value is refused. Null is always accepted.
-        ignores_unknown: True if clients of the wire send fields of their own, such as columns of a data set. Every further
-            field is then ignored. False refuses a field that is neither read nor in `ignored`.
+        ignores_unknown: True if clients of the wire send fields of their own, such as columns of a data set. Every
+            further field is then ignored. False refuses a field that is neither read nor in `ignored`.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)

@@ -98,8 +98,8 @@ def fetch_scores(
 
     Args:
         records: records whose items are scored.
-        select: function from a record and the indices of some items to the record with those items alone. Its result is `None`
-            if nothing is left to compare.
+        select: function from a record and the indices of some items to the record with those items alone. Its result is
+            `None` if nothing is left to compare.
         client: client of the service.
         models: names of the models to ask.
 
