@@ -5,7 +5,7 @@
 What each process measured is kept in `OUT` with the ending `.jsonl`, so a run that was stopped goes on where it was.
 
 A round starts each contender in turn, alone, and sends it every workload; five rounds, medians. Offline figures include
-tokenisation. Caches are off except in the row that says so; vLLM's prefix cache is on, within a call. Before the rounds
+tokenization. Caches are off except in the row that says so; vLLM's prefix cache is on, within a call. Before the rounds
 each setting of vLLM runs once, and the fastest takes part. Only ratios within one run mean anything.
 """
 
@@ -26,7 +26,7 @@ from rich.progress import track
 
 from benchmarks.contenders.vllm import SETTINGS
 from benchmarks.memory import write_adapters
-from benchmarks.models import llama, words
+from benchmarks.models import make_words, write_llama
 from benchmarks.worker import CONTENDERS, LIMIT, OURS, OURS_HTTP
 from benchmarks.workloads import WORKLOADS
 
@@ -36,11 +36,11 @@ Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 class Turns:
-    """Runs workers, each in a process of its own, and keeps what they printed.
+    """The runs of workers, each in a process of its own; their printed rows are kept.
 
     Args:
-        model: what they score with.
-        kept: file of a JSON object per finished turn.
+        model: directory of the checkpoint that they score with.
+        kept: file with one JSON object for each finished turn.
     """
 
     def __init__(self, model: Path, kept: Path) -> None:
@@ -52,7 +52,7 @@ class Turns:
         }
 
     def run(self, name: str, seed: int, workloads: int = len(WORKLOADS)) -> list[dict[str, Any]]:
-        """The rows of one contender and seed."""
+        """Return the rows of one contender and seed."""
         if (name, seed) not in self._done:
             command = [sys.executable, "-m", "benchmarks.worker", name, str(self._model), str(seed), str(workloads)]
             environment = os.environ | (SETTINGS[name].environment if name in SETTINGS else {})
@@ -64,19 +64,19 @@ class Turns:
         return self._done[name, seed]
 
 
-def rate(row: dict[str, Any]) -> float:
-    """Items per second of one run."""
+def compute_rate(row: dict[str, Any]) -> float:
+    """Compute the items per second of one run."""
     return float(row["items"] / row["seconds"][0])
 
 
-def settings_of_vllm(turns: Turns) -> dict[str, list[float]]:
-    """Items per second of each setting on the first two workloads; the same items for all."""
+def measure_vllm_settings(turns: Turns) -> dict[str, list[float]]:
+    """Measure the items per second of each setting on the first two workloads; the same items for all."""
     tried = track(SETTINGS, description="vLLM's settings")
-    return {name: [rate(row) for row in turns.run(name, 1000, workloads=2)] for name in tried}
+    return {name: [compute_rate(row) for row in turns.run(name, 1000, workloads=2)] for name in tried}
 
 
 def measure(turns: Turns, names: list[str]) -> tuple[Runs, list[float]]:
-    """All rounds: runs by workload and contender, and the limit in tokens/s of each round."""
+    """Run all rounds; return runs by workload and contender, and the limit in tokens/s of each round."""
     runs: Runs = defaultdict(list)
     limits = []
     order = [(seed, name) for seed in range(ROUNDS) for name in (LIMIT, *names)]
@@ -90,8 +90,8 @@ def measure(turns: Turns, names: list[str]) -> tuple[Runs, list[float]]:
     return runs, limits
 
 
-def memory(model: Path) -> list[dict[str, Any]]:
-    """Peak memory with one adapter on the base and with two, in the same number of processes."""
+def measure_memory(model: Path) -> list[dict[str, Any]]:
+    """Measure peak memory with one adapter on the base and with two, in the same number of processes."""
     write_adapters(model, 2)
     peaks: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(ROUNDS):
@@ -108,35 +108,39 @@ def memory(model: Path) -> list[dict[str, Any]]:
     ]
 
 
-def table(runs: Runs, limits: list[float]) -> list[dict[str, Any]]:
-    """The rows of the results; `ratio` is how many times faster ours is, by the same measure."""
+def build_rows(runs: Runs, limits: list[float]) -> list[dict[str, Any]]:
+    """Build the rows of the results; `ratio` is how many times faster ours is, by the same measure."""
     rows = []
     for workload in WORKLOADS:
-        of = {name: values(seen, calls=workload.calls) for (of, name), seen in runs.items() if of == workload.name}
-        ours = statistics.median(of[OURS_HTTP if workload.clients else OURS])
-        for name, seen in of.items():
+        figures = {
+            name: compute_values(seen, calls=workload.calls)
+            for (ran, name), seen in runs.items()
+            if ran == workload.name
+        }
+        ours = statistics.median(figures[OURS_HTTP if workload.clients else OURS])
+        for name, seen in figures.items():
             median = statistics.median(seen)
             ratio = median / ours if workload.calls else ours / median
             unit = "ms" if workload.calls else "items/s"
             rows.append(_row(workload.name, name, seen, unit, ratio))
         if not workload.clients and not workload.calls:
             share = [
-                rate(run) / run["items"] * run["computed_tokens"] / limit
+                compute_rate(run) / run["items"] * run["computed_tokens"] / limit
                 for run, limit in zip(runs[workload.name, OURS], limits, strict=True)
             ]
             rows.append(_row(workload.name, "assay, offline: computed tokens, share of the limit", share, "", 1.0))
     return rows
 
 
-def values(runs: list[dict[str, Any]], *, calls: bool) -> list[float]:
-    """A figure for each round: milliseconds of the median call, or items per second."""
+def compute_values(runs: list[dict[str, Any]], *, calls: bool) -> list[float]:
+    """Compute a figure for each round: milliseconds of the median call, or items per second."""
     if calls:
         return [1000 * statistics.median(run["seconds"]) for run in runs]
-    return [rate(run) for run in runs]
+    return [compute_rate(run) for run in runs]
 
 
-def disagreement(runs: Runs) -> float:
-    """The largest difference between a contender's logit and ours for the same text."""
+def find_disagreement(runs: Runs) -> float:
+    """Find the largest difference between a contender's logit and ours for the same text."""
     differences = [
         abs(float(a) - float(b))
         for (workload, _), seen in runs.items()
@@ -147,10 +151,10 @@ def disagreement(runs: Runs) -> float:
     return max(differences)
 
 
-def markdown(rows: list[dict[str, Any]], runs: Runs, limits: list[float]) -> str:
-    """The results as a page."""
+def format_page(rows: list[dict[str, Any]], runs: Runs, limits: list[float]) -> str:
+    """Format the results as a page."""
     where = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, bf16"
-    limit, apart = statistics.median(limits), disagreement(runs)
+    limit, apart = statistics.median(limits), find_disagreement(runs)
     head = [
         "# Benchmark\n",
         f"`make bench`; {where}; random Llama of 84M parameters; {ROUNDS} rounds, medians. *Ours / it*: how many times",
@@ -172,16 +176,16 @@ def _row(workload: str, contender: str, seen: list[float], unit: str, ratio: flo
 
 
 def main() -> None:
-    """Measures, prints and writes JSON, and Markdown beside it."""
+    """Measure, print, and write JSON and Markdown beside it."""
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results" / "llama-84m.json"
     with tempfile.TemporaryDirectory() as directory:
-        model = llama(Path(directory), words())
+        model = write_llama(Path(directory), make_words())
         kept = out.with_suffix(".jsonl")
         turns = Turns(model, kept)
-        tried = settings_of_vllm(turns)
+        tried = measure_vllm_settings(turns)
         best = max(tried, key=lambda name: math.prod(tried[name]))
         runs, limits = measure(turns, [name for name in CONTENDERS if name not in SETTINGS or name == best])
-        rows = table(runs, limits) + memory(model)
+        rows = build_rows(runs, limits) + measure_memory(model)
     for number, workload in enumerate(WORKLOADS[:2]):
         for name, seen in tried.items():
             ratio = tried[best][number] / seen[number]
@@ -190,7 +194,7 @@ def main() -> None:
             )
     out.write_text(json.dumps(rows, indent=1) + "\n")
     kept.unlink()
-    page = markdown(rows, runs, limits)
+    page = format_page(rows, runs, limits)
     out.with_suffix(".md").write_text(page)
     print(page)
 

@@ -19,7 +19,7 @@ import torch
 
 from assay_client._answers import parse_score
 from assay_service.api.answers import ScoreAnswer, ScoredRow
-from benchmarks.written import machine, spread, table, write
+from benchmarks.written import describe_machine, format_table, summarize, write
 
 ROUNDS = 31
 SIZES = (64, 1000)  # the client's default chunk, and a call that a user sends whole
@@ -92,7 +92,7 @@ def measure(readers: Mapping[str, Reader]) -> list[dict[str, object]]:
                 readers[name](body, items)
                 rates[name].append(items / (time.perf_counter() - started_s))
         ours = next(iter(rates.values()))
-        results += [{"items": items, "reader": name} | spread(seen, ours, "items/s") for name, seen in rates.items()]
+        results += [{"items": items, "reader": name} | summarize(seen, ours, "items/s") for name, seen in rates.items()]
     return results
 
 
@@ -106,12 +106,13 @@ def main() -> None:
         {"assay_client": read_with_client, "json.loads, unchecked": read_with_json, strict: read_with_pydantic}
     )
     text = (
-        f"# Decoding answers\n\n`python -m benchmarks.decode`; {machine()}, {torch.backends.cpu.get_cpu_capability()}; "
-        f"msgspec {msgspec.__version__}; answers about {' and '.join(map(str, SIZES))} items under two signals, "
+        f"# Decoding answers\n\n`python -m benchmarks.decode`; {describe_machine()}, "
+        f"{torch.backends.cpu.get_cpu_capability()}; msgspec {msgspec.__version__}; answers about "
+        f"{' and '.join(map(str, SIZES))} items under two signals, "
         f"{ROUNDS} alternating rounds.\nThe time covers everything from the bytes to the list of scores. The client "
         "also checks that the rows are those of the request.\n\n"
     )
-    write(out, text, table(rows, {"items in the answer": "items", "reader": "reader"}, "ours / it", 0), rows)
+    write(out, text, format_table(rows, {"items in the answer": "items", "reader": "reader"}, "ours / it", 0), rows)
 
 
 if __name__ == "__main__":

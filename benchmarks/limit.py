@@ -10,7 +10,7 @@ ROWS = 2048
 REPEATS = 7
 
 
-def tokens_per_s(model_directory: str) -> float:
+def measure_tokens_per_s(model_directory: str) -> float:
     """Tokens for which the layers' products alone could be computed in a second, 2,048 rows at a time, bf16.
 
     Every layer has weights of its own, as in the model; the median of several passes.

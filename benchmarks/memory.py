@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from assay_service import loader, settings
 from assay_service.scoring.item import Item
-from benchmarks.workloads import WORKLOADS, groups_of
+from benchmarks.workloads import WORKLOADS, make_groups
 
 SETTINGS = {"kind": "preference", "eos": "template", "unfinished": "score", "dtype": "bfloat16"}
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -32,14 +32,14 @@ def write_adapters(model: Path, count: int) -> None:
         get_peft_model(base, lora).save_pretrained(model / f"adapter-{number}")
 
 
-def peak_mib(model: Path, count: int) -> float:
+def measure_peak_mib(model: Path, count: int) -> float:
     """Loads the base with `count` adapters and scores some items with each."""
     signals = {f"s{n}": SETTINGS | {"base": str(model), "adapter": str(model / f"adapter-{n}")} for n in range(count)}
     path = model / f"service-adapters-{count}.yaml"
     path.write_text(yaml.safe_dump({"signals": signals, "default": "s0"}))
     served = loader.load(settings.read_settings(path))
     assert all(served.invariant.values())
-    groups = groups_of(WORKLOADS[0], 0)[:8]
+    groups = make_groups(WORKLOADS[0], 0)[:8]
     items = [Item.of(group.prompt, completion) for group in groups for completion in group.completions]
     for name, signal in served.signals.items():
         with torch.inference_mode():
@@ -48,4 +48,4 @@ def peak_mib(model: Path, count: int) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"peak_mib": peak_mib(Path(sys.argv[1]), int(sys.argv[2]))}))
+    print(json.dumps({"peak_mib": measure_peak_mib(Path(sys.argv[1]), int(sys.argv[2]))}))

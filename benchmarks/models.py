@@ -1,4 +1,4 @@
-"""What is benchmarked: a random Llama of 84 million parameters, written to disk with a tokenizer of its own."""
+"""Write the model that is benchmarked: a random Llama of 84 million parameters with a tokenizer of its own."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from benchmarks.workloads import text
+from benchmarks.workloads import make_text
 
 TEMPLATE = (
     "{%- for m in messages -%}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{%- endfor -%}"
@@ -17,8 +17,8 @@ TEMPLATE = (
 VOCABULARY = 8192
 
 
-def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 8,192 entries, trained on `texts`."""
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of 8,192 entries on `texts`."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -39,15 +39,15 @@ def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     return fast
 
 
-def words() -> Iterator[str]:
-    """Texts of the words of the workloads."""
+def make_words() -> Iterator[str]:
+    """Make texts of the words of the workloads."""
     draw = random.Random(0)
-    return (f"user\nassistant\n{text(draw, 200)}" for _ in range(200))
+    return (f"user\nassistant\n{make_text(draw, 200)}" for _ in range(200))
 
 
-def llama(directory: Path, texts: Iterable[str], *, layers: int = 12) -> Path:
-    """Writes the random Llama in bf16: hidden 768, 12 layers, 12 heads, 6 KV heads, intermediate 2048."""
-    fast = tokenizer(texts)
+def write_llama(directory: Path, texts: Iterable[str], *, layers: int = 12) -> Path:
+    """Write the random Llama in bf16: hidden 768, 12 layers, 12 heads, 6 KV heads, intermediate 2048."""
+    fast = train_tokenizer(texts)
     config = LlamaConfig(
         hidden_size=768,
         num_hidden_layers=layers,

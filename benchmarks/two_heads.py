@@ -2,9 +2,9 @@
 
     python -m benchmarks.two_heads [--out benchmarks/results/two_heads] [--pairs 15]
 
-Each pair scores the same fresh items twice in a row, rendering included: once by one signal, and once by both, which
-share the forward pass. Their order alternates from pair to pair. What counts is the median of the pairs' quotients, of
-CPU time where the machine is busy.
+Each pair scores the same fresh items twice in a row, rendering included. They are scored once by one signal, and once
+by both, which share the forward pass. Their order alternates from pair to pair. What counts is the median of the pairs'
+quotients, of CPU time where the machine is busy.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from assay_service.registry import Registry
 from assay_service.scoring.item import Item
 from assay_service.settings import parse
 from benchmarks import models, workloads
-from benchmarks.written import machine, write
+from benchmarks.written import describe_machine, write
 
 ITEMS = 8
 LAYERS = 4  # of the 12, because the test at start takes long; heads then weigh more, not less
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 
 
-def two_heads(directory: Path) -> Registry:
-    """The random Llama with a head of two outputs, served in fp32 as two signals."""
-    models.llama(directory, models.words(), layers=LAYERS)
+def serve_two_heads(directory: Path) -> Registry:
+    """Serve the random Llama with a head of two outputs, in fp32, as two signals."""
+    models.write_llama(directory, models.make_words(), layers=LAYERS)
     path, config = directory / "model.safetensors", directory / "config.json"
     torch.manual_seed(1)
     save_file(load_file(path) | {"score.weight": torch.randn(2, 768) * 0.02}, path)
@@ -49,7 +49,7 @@ def two_heads(directory: Path) -> Registry:
 
 
 def score(registry: Registry, items: list[Item], *, both: bool) -> tuple[float, float]:
-    """The seconds of rendering and scoring `items` by one signal or by both, on the clock and of CPU time."""
+    """Measure the seconds of rendering and scoring `items` by one signal or by both, on the clock and of CPU time."""
     signal = registry.signals["preference"]
     trunk = registry.trunks["preference"]
     assert trunk.signals == ("preference", "absolute")
@@ -60,11 +60,11 @@ def score(registry: Registry, items: list[Item], *, both: bool) -> tuple[float, 
 
 
 def measure(registry: Registry, pairs: int) -> list[dict[str, float]]:
-    """Seconds of one signal and of both, for each pair."""
+    """Measure the seconds of one signal and of both, for each pair."""
     measured = []
     with torch.inference_mode():
         for number in range(-1, pairs):
-            groups = workloads.groups_of(workloads.WORKLOADS[0], number)
+            groups = workloads.make_groups(workloads.WORKLOADS[0], number)
             items = [Item.of(group.prompt, text) for group in groups for text in group.completions][:ITEMS]
             order = (False, True) if number % 2 else (True, False)
             seconds = {both: score(registry, items, both=both) for both in order}
@@ -74,8 +74,8 @@ def measure(registry: Registry, pairs: int) -> list[dict[str, float]]:
     return measured
 
 
-def features() -> str:
-    """The features of this CPU that matrix products use, by `lscpu`."""
+def list_features() -> str:
+    """List the features of this CPU that matrix products use, by `lscpu`."""
     listed = subprocess.run(["lscpu"], check=True, capture_output=True, text=True).stdout
     words = set(listed.split())
     model = next(line.partition(":")[2].strip() for line in listed.splitlines() if line.startswith("Model name"))
@@ -83,17 +83,18 @@ def features() -> str:
 
 
 def main() -> None:
-    """Measures, prints and writes a JSON and a Markdown file."""
+    """Measure, print, and write a JSON and a Markdown file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "two_heads")
     parser.add_argument("--pairs", type=int, default=15)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        pairs = measure(two_heads(Path(directory)), arguments.pairs)
+        pairs = measure(serve_two_heads(Path(directory)), arguments.pairs)
     text = (
-        f"# Two signals of one forward pass\n\n`python -m benchmarks.two_heads`; {machine()}, {features()}; {LAYERS} "
-        f"layers of the random Llama in fp32, {ITEMS} HH-like items a round, {len(pairs)} pairs. Load average of the "
-        f"machine at the end: {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores.\n\n"
+        f"# Two signals of one forward pass\n\n`python -m benchmarks.two_heads`; {describe_machine()}, "
+        f"{list_features()}; {LAYERS} layers of the random Llama in fp32, {ITEMS} HH-like items a round, "
+        f"{len(pairs)} pairs. Load average of the machine at the end: {os.getloadavg()[0]:.0f} on "
+        f"{os.cpu_count()} cores.\n\n"
     )
     lines = ["| clock | one signal, s | both signals, s | both / one, median of pairs | min | max |", "|---" * 6 + "|"]
     for clock, unit in (("wall", "s"), ("CPU", "cpu_s")):

@@ -18,8 +18,8 @@ from benchmarks.contenders.blocking import BlockingServer
 from benchmarks.contenders.ours import Http, Offline, Remembered
 from benchmarks.contenders.padded import OneByOne, Padded
 from benchmarks.contenders.vllm import SETTINGS, Vllm
-from benchmarks.limit import tokens_per_s
-from benchmarks.workloads import WORKLOADS, Group, Workload, groups_of
+from benchmarks.limit import measure_tokens_per_s
+from benchmarks.workloads import WORKLOADS, Group, Workload, make_groups
 
 OURS, OURS_HTTP, LIMIT = "assay, offline", "assay, HTTP", "products alone (the limit)"
 REMEMBERED = "assay, HTTP, everything known already"
@@ -38,7 +38,7 @@ CONTENDERS: dict[str, Callable[[Path], Contender]] = {
 }
 
 
-def timed(contender: Contender, workload: Workload, groups: list[Group]) -> dict[str, Any]:
+def time_workload(contender: Contender, workload: Workload, groups: list[Group]) -> dict[str, Any]:
     """Runs one workload once."""
     before = contender.computed_tokens if isinstance(contender, Offline) else 0
     parts = [[group] for group in groups] if workload.calls else [groups]
@@ -55,14 +55,14 @@ def timed(contender: Contender, workload: Workload, groups: list[Group]) -> dict
 def main(name: str, model: Path, seed: int, workloads: int) -> None:
     """Loads, warms up, runs the first `workloads` of them, ends."""
     if name == LIMIT:
-        print(json.dumps({"tokens_per_s": tokens_per_s(str(model))}))
+        print(json.dumps({"tokens_per_s": measure_tokens_per_s(str(model))}))
         return
     contender = CONTENDERS[name](model)
     try:
-        contender.run(WORKLOADS[0], groups_of(WORKLOADS[0], -1)[:WARM_UP])
+        contender.run(WORKLOADS[0], make_groups(WORKLOADS[0], -1)[:WARM_UP])
         for workload in WORKLOADS[:workloads]:
             if contender.served or not workload.clients:
-                print(json.dumps(timed(contender, workload, groups_of(workload, seed))), flush=True)
+                print(json.dumps(time_workload(contender, workload, make_groups(workload, seed))), flush=True)
     finally:
         contender.close()
 

@@ -1,7 +1,7 @@
-"""What is scored: made-up conversations with the lengths of HH dialogues, fresh for every round.
+"""Make the workloads: invented conversations with the lengths of HH dialogues, fresh for every round.
 
-Words of a prompt and of a completion are log-normal with the moments of the 7,656 usable HH test pairs (prompt
-4.0 ± 1.28, completion 3.52 ± 1.08, in natural logs), cut off where theirs end.
+Words of a prompt and of a completion are log-normal with the moments of the 7,656 usable HH test pairs. These
+are 4.0 ± 1.28 for prompts and 3.52 ± 1.08 for completions, in natural logs. Lengths are cut off where theirs end.
 """
 
 import math
@@ -24,11 +24,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is scored in one round, and how it is asked for.
+    """The groups that are scored in one round, and the way in which they are sent.
 
     Attributes:
-        name: as in the results.
-        make: groups from a seeded generator.
+        name: name in the results.
+        make: function that makes the groups from a seeded generator.
         clients: requests at the same time, of one item each; 0 for everything in one call.
         calls: one item after the other, each timed; what counts is the seconds of one.
     """
@@ -39,13 +39,13 @@ class Workload:
     calls: bool = False
 
 
-def groups_of(workload: Workload, seed: int) -> list[Group]:
-    """The groups of a round; another seed has other texts."""
+def make_groups(workload: Workload, seed: int) -> list[Group]:
+    """Make the groups of a round; another seed has other texts."""
     return workload.make(random.Random(f"{workload.name} {seed}"))
 
 
-def text(draw: random.Random, words: int) -> str:
-    """Words of one to four syllables; about eight thousand different ones."""
+def make_text(draw: random.Random, words: int) -> str:
+    """Make a text of words of one to four syllables, of about eight thousand different ones."""
     made = ("".join(draw.choices(SYLLABLES, k=draw.choice((1, 2, 2, 3)))) for _ in range(words))
     return " ".join(made)
 
@@ -58,15 +58,15 @@ def _words(draw: random.Random, length: tuple[float, float, int, int]) -> int:
 def _groups(draw: random.Random, prompts: int, completions: int) -> list[Group]:
     return [
         Group(
-            text(draw, _words(draw, PROMPT)),
-            tuple(text(draw, _words(draw, COMPLETION)) for _ in range(completions)),
+            make_text(draw, _words(draw, PROMPT)),
+            tuple(make_text(draw, _words(draw, COMPLETION)) for _ in range(completions)),
         )
         for _ in range(prompts)
     ]
 
 
 def _fixed(draw: random.Random, items: int, prompt: int, completion: int) -> list[Group]:
-    return [Group(text(draw, prompt), (text(draw, completion),)) for _ in range(items)]
+    return [Group(make_text(draw, prompt), (make_text(draw, completion),)) for _ in range(items)]
 
 
 WORKLOADS = (

@@ -1,4 +1,4 @@
-"""How contenders' rates become numbers, a Markdown table and JSON."""
+"""Turn the rates of contenders into numbers, a Markdown table and JSON."""
 
 import json
 import platform
@@ -10,26 +10,26 @@ from typing import Any
 import torch
 
 
-def spread(seen: Sequence[float], other: Sequence[float], unit: str) -> dict[str, Any]:
-    """Median and ends of a contender's rounds, and how many times as fast the `other` was."""
+def summarize(seen: Sequence[float], other: Sequence[float], unit: str) -> dict[str, Any]:
+    """Compute median and ends of a contender's rounds, and how many times as fast the `other` was."""
     median = statistics.median(seen)
     ends = {"median": median, "min": min(seen), "max": max(seen), "unit": unit}
     return ends | {"ratio": statistics.median(other) / median}
 
 
-def machine() -> str:
-    """What torch runs on here."""
+def describe_machine() -> str:
+    """Describe the machine and the threads on which torch runs."""
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
-def table(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], ratio: str, digits: int) -> list[str]:
-    """Lines of Markdown.
+def format_table(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], ratio: str, digits: int) -> list[str]:
+    """Format rows as lines of Markdown.
 
     Args:
-        rows: with what they are called by, and a `spread`.
-        names: heading -> key of what a row is called by.
+        rows: results with the keys in `names`, and those of `summarize`.
+        names: key of a row by the heading of its column.
         ratio: heading of the ratio.
-        digits: after the point, of rates.
+        digits: number of decimals of the rates.
     """
     heads = [*names, rows[0]["unit"], "min", "max", ratio]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -42,7 +42,7 @@ def table(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], ratio: st
 
 
 def write(out: Path, text: str, lines: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the table below its text, and writes both beside the rows as JSON."""
+    """Print the table below its text, and write both beside the rows as JSON."""
     page = text + "\n".join(lines)
     out.with_suffix(".md").write_text(page + "\n")
     out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")

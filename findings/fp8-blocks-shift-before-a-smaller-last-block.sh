@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# transformers 5.19.0, torch 2.13.0: FP8 weights whose rows are no multiple of the block are dequantized wrongly.
+# transformers 5.19.0, torch 2.13.0: FP8 weights whose rows are not a multiple of the block are dequantized wrongly.
 #
 # config.json says weight_block_size [128, 128]. A weight of 192 rows has two scales, for rows 0-127 and rows 128-191.
 # Fp8Dequantize derives the block from the shapes, 192 / 2 = 96, so rows 96-127 get the scale of the other block. The
 # declared size is not read. With 320 rows it stops, because 320 / 3 is not a whole number. Without a GPU every FP8
 # checkpoint is loaded this way. Nothing is said about it.
-# Seen: of a weight of 192 rows and columns, those from 96 to 127 differ from weight times scale by up to 4.9, the others
-# by nothing.
+# Seen: of a weight of 192 rows and columns, those from 96 to 127 differ from weight times scale by up to 4.9. The others
+# are equal.
 set -euo pipefail
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 cd "$dir"

@@ -4,8 +4,8 @@
 # The configuration has attn_logit_softcapping, and the model was trained with it. The default attention is PyTorch's
 # scaled_dot_product_attention, which knows no soft cap; the argument is dropped. Only eager, flex and flash attention
 # apply it. So a Gemma 2 reward model gives other scores than on a server that does, such as vLLM. Nothing is printed.
-# Seen: the default is "sdpa"; its logit is that of eager attention without a cap (-4.478571), and not that with the
-# cap of the configuration (-4.478426).
+# Seen: the default is "sdpa". Its logit is that of eager attention without a cap (-4.478571). With the cap of the
+# configuration it would be -4.478426.
 set -euo pipefail
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 cd "$dir"

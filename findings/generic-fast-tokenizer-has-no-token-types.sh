@@ -6,7 +6,7 @@
 # token_type_ids. PreTrainedTokenizerFast, with the very same file, does not return them, since they are not in its
 # model_input_names. A BERT then takes zeros for all tokens: a cross-encoder trained or served so sees one segment.
 # Seen: BertTokenizer returns token_type_ids [0, 0, 0, 1, 1], PreTrainedTokenizerFast returns none; equal input_ids.
-# An empty second text is no pair for either: tokenizer("an", "") gives the ids of tokenizer("an").
+# With an empty second text neither makes a pair: tokenizer("an", "") gives the ids of tokenizer("an").
 set -euo pipefail
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 cd "$dir"

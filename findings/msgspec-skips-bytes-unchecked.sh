@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # msgspec 0.22.0: the JSON decoder does not check that a field which the struct does not have is UTF-8.
 #
-# JSON text must be UTF-8 (RFC 8259). msgspec refuses other bytes in a field that it reads, and accepts them in a field
+# JSON text must be UTF-8 (RFC 8259). msgspec refuses other bytes in a field that it reads. It accepts them in a field
 # that it skips, where json and orjson refuse the whole text. A client that decodes answers into structs therefore
 # accepts a damaged answer, unless it decodes the bytes to text first.
 # Seen: known field ValidationError or DecodeError, unknown field accepted; json and orjson refuse both.

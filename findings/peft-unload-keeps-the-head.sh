@@ -4,7 +4,7 @@
 # unload() is for the base model "without merging" the adapter. It drops the LoRA weights. In place of the base's head it
 # leaves the trained copy (modules_to_save), which was fitted to hidden states with LoRA. So the scores are those of no
 # model that ever existed. disable_adapter(), on the same PeftModel, does use the base's head. Nothing is raised.
-# Seen: the logits of the base, of disable_adapter() and of the adapter are as expected; unload() gives a fourth value,
+# Seen: the logits of the base, of disable_adapter() and of the adapter are as expected. unload() gives a fourth value,
 # which is the base's hidden state under the adapter's head.
 set -euo pipefail
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# trl 1.16.0, transformers 5.19.0: None from a reward function of GRPOTrainer is left out, or is the number 0, as the
+# trl 1.16.0, transformers 5.19.0: None from a reward function of GRPOTrainer is skipped, or is the number 0, as the
 # other reward functions decide.
 #
 # None says that a function has no reward for a completion. Where all functions return None, TRL leaves the completion

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # transformers 5.19.0, tokenizers 0.23.3: PreTrainedTokenizerFast changes the ids of its own tokenizer.json.
 #
-# Naming an unk_token (as every BERT-like tokenizer_config.json does) adds it to the tokenizer as a special token, even
-# where tokenizer.json has it as a vocabulary entry only. Text that holds the characters "[UNK]" is then one token
+# Naming an unk_token (as every BERT-like tokenizer_config.json does) adds it to the tokenizer as a special token. This
+# happens even where tokenizer.json has it as a vocabulary entry only. Text that holds the characters "[UNK]" is then one token
 # instead of its pieces, and the text around it is split at that place. tokenizers alone gives the pieces.
 # Seen: "an [UNK] b" is ['an', '[UNK]', 'b'] by transformers and ['an', '[', 'un', '##k', ']', 'b'] by tokenizers.
 set -euo pipefail

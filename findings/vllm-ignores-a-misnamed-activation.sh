@@ -5,7 +5,7 @@
 # The field of /classify, /score and /pooling that turns the activation off is use_activation. Until vLLM 0.11 it was
 # called activation or softmax (vllm-project/vllm pull request 25524). The server ignores fields that it does not know,
 # so a client written for an older vLLM gets sigmoids where it got logits. `normalize`, which was removed from the same
-# requests later, is refused with status 400 and the new name: silence seems to mean that a field is known.
+# requests later, is refused with status 400 and the new name. Silence seems to mean that a field is known.
 # Seen: /classify is 0.162 with no field, with "activation": false and with "softmax": false; it is -1.643 with
 # "use_activation": false. /score and /pooling behave alike. normalize gives 400.
 set -euo pipefail

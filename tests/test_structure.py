@@ -84,7 +84,7 @@ def test_top_level_is_the_prescribed_one() -> None:
 
 
 def test_only_the_place_of_the_cache_is_read_from_the_environment() -> None:
-    """Writing to it is how libraries that have no other switch are told something."""
+    """It is written to for libraries that have no other switch."""
     readers = [p for p in MODULES if re.search(r"os\.environ(?!\[\S+\] = )|os\.getenv", p.read_text())]
     assert [path.name for path in readers] == ["cache.py"]
 

@@ -1,4 +1,4 @@
-"""What every contender is: something that loads a model and scores groups of texts."""
+"""Define a contender: it loads a model, and scores groups of texts."""
 
 import socket
 from abc import ABC, abstractmethod
@@ -8,15 +8,15 @@ from pathlib import Path
 from benchmarks.workloads import Group, Workload
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+def find_free_port() -> int:
+    """Find a port of loopback on which nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
 class Contender(ABC):
-    """Scores conversations; everything from the text on is timed.
+    """A way of scoring conversations; everything from the text on is timed.
 
     Args:
         model: directory of a checkpoint.
@@ -28,17 +28,17 @@ class Contender(ABC):
     served = False  # whether it is asked over HTTP
 
     def prepare(self, groups: list[Group]) -> None:  # noqa: B027 - most have nothing to do
-        """What happens before the clock starts."""
+        """Prepare a round, before the clock starts."""
 
     @abstractmethod
     def score(self, groups: list[Group]) -> list[float]:
-        """The logits of all completions, group by group, in one call."""
+        """Return the logits of all completions, group by group, in one call."""
 
     def close(self) -> None:  # noqa: B027 - likewise
-        """Ends what was started."""
+        """End the processes that were started."""
 
     def run(self, workload: Workload, groups: list[Group]) -> list[float]:
-        """As the workload asks: in one call, one after the other, or from many clients at once."""
+        """Score as the workload asks: in one call, one after the other, or from many clients at once."""
         if not workload.clients and not workload.calls:
             return self.score(groups)
         single = [Group(group.prompt, (completion,)) for group in groups for completion in group.completions]

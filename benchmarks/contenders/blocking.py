@@ -12,7 +12,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI, Request
 
-from benchmarks.contenders.base import Contender, free_port
+from benchmarks.contenders.base import Contender, find_free_port
 from benchmarks.contenders.padded import Padded
 from benchmarks.workloads import Group
 
@@ -26,7 +26,7 @@ class BlockingServer(Contender):
 
     def __init__(self, model: Path) -> None:
         super().__init__(model)
-        port = free_port()
+        port = find_free_port()
         self._process = subprocess.Popen([sys.executable, "-m", __name__, str(model), str(port)])
         limits = httpx.Limits(max_connections=64)
         self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, limits=limits)
@@ -37,7 +37,7 @@ class BlockingServer(Contender):
             time.sleep(0.2)
 
     def score(self, groups: list[Group]) -> list[float]:
-        """One request per group."""
+        """Send one request for each group."""
         rewards: list[float] = []
         for group in groups:
             body = {"prompt": group.prompt, "completions": list(group.completions)}
@@ -45,7 +45,7 @@ class BlockingServer(Contender):
         return rewards
 
     def close(self) -> None:
-        """Ends the server."""
+        """End the server."""
         self._http.close()
         self._process.terminate()
         self._process.wait()
@@ -58,7 +58,7 @@ class BlockingServer(Contender):
 
 
 def main(model: Path, port: int) -> None:
-    """Serves until it is ended."""
+    """Serve until the process is ended."""
     scorer, app = Padded(model), FastAPI()
 
     @app.post("/get_reward")

@@ -14,15 +14,15 @@ from assay_service.engine.job import Task
 from assay_service.memory import keep_freed_memory
 from assay_service.metrics import Metrics
 from assay_service.scoring.item import Item
-from benchmarks.contenders.base import Contender, free_port
+from benchmarks.contenders.base import Contender, find_free_port
 from benchmarks.workloads import Group
 
 CHUNK = 64
 START_S = 300
 
 
-def configuration(model: Path, cache_bytes: int) -> Path:
-    """A service with the model as its one signal."""
+def write_configuration(model: Path, cache_bytes: int) -> Path:
+    """Write the configuration of a service with the model as its one signal."""
     path = model / f"service-{cache_bytes}.yaml"
     signal = {"base": str(model), "kind": "preference", "eos": "template", "unfinished": "score", "dtype": "bfloat16"}
     limits = {"cache_bytes": cache_bytes}
@@ -36,7 +36,7 @@ class Offline(Contender):
     def __init__(self, model: Path) -> None:
         super().__init__(model)
         keep_freed_memory()  # as `assay serve` does
-        given = settings.read_settings(configuration(model, 0))
+        given = settings.read_settings(write_configuration(model, 0))
         served = loader.load(given)
         assert served.invariant == {"s": True}, "a score that depends on the batch is not worth timing"
         self._renderer = served.signals["s"].renderer
@@ -54,12 +54,12 @@ class Offline(Contender):
 
     @property
     def computed_tokens(self) -> float:
-        """Tokens that were computed since the start."""
+        """Count the tokens that were computed since the start."""
         (family,) = self._metrics.batch_tokens.collect()
         return sum(sample.value for sample in family.samples if sample.name.endswith("_sum"))
 
     def score(self, groups: list[Group]) -> list[float]:
-        """Batches as the service's planner makes them."""
+        """Score in the batches that the service's planner makes."""
         items = [Item.of(group.prompt, completion) for group in groups for completion in group.completions]
         futures = []
         for start in range(0, len(items), CHUNK):
@@ -68,7 +68,7 @@ class Offline(Contender):
         return [numbers[0] for future in futures for numbers in future.result() if numbers is not None]
 
     def close(self) -> None:
-        """Ends the worker."""
+        """End the worker."""
         self._engine.stop()
 
 
@@ -79,9 +79,9 @@ class Http(Contender):
 
     def __init__(self, model: Path, cache_bytes: int = 0) -> None:
         super().__init__(model)
-        port = free_port()
+        port = find_free_port()
         command = [str(Path(sys.executable).with_name("assay")), "serve", "--port", str(port)]
-        self._process = subprocess.Popen([*command, "--config", str(configuration(model, cache_bytes))])
+        self._process = subprocess.Popen([*command, "--config", str(write_configuration(model, cache_bytes))])
         self._client = RewardClient(f"http://127.0.0.1:{port}", chunk_size=CHUNK)
         until_s = time.monotonic() + START_S
         while not self._client.ready():
@@ -90,23 +90,23 @@ class Http(Contender):
             time.sleep(0.2)
 
     def score(self, groups: list[Group]) -> list[float]:
-        """One request per `CHUNK` items."""
+        """Send one request for each `CHUNK` items."""
         items = [(group.prompt, completion) for group in groups for completion in group.completions]
         return list(self._client.score(items).scores())
 
     def close(self) -> None:
-        """Ends the service."""
+        """End the service."""
         self._client.close()
         self._process.terminate()
         self._process.wait()
 
 
 class Remembered(Http):
-    """The same service with its cache, asked what it has already answered."""
+    """The same service with its cache, asked for items that it has already answered."""
 
     def __init__(self, model: Path) -> None:
         super().__init__(model, cache_bytes=64 * 2**20)
 
     def prepare(self, groups: list[Group]) -> None:
-        """Everything is asked once before the clock starts."""
+        """Ask for everything once, before the clock starts."""
         self.score(groups)

@@ -21,7 +21,7 @@ class Padded(Contender):
         self._model: Any = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.bfloat16).eval()
 
     def score(self, groups: list[Group]) -> list[float]:
-        """Template, tokenise, sort if asked, pad, forward."""
+        """Template, tokenize, sort if asked, pad, forward."""
         texts = [self._text(group.prompt, completion) for group in groups for completion in group.completions]
         ids = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i])) if self._by_length else list(range(len(ids)))

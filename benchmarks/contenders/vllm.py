@@ -20,11 +20,11 @@ _PRELOADED = (Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"), Path(s
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How vLLM is started.
+    """The settings with which vLLM is started.
 
     Attributes:
-        options: of `LLM`.
-        preload: with tcmalloc and Intel's OpenMP.
+        options: options of `LLM`.
+        preload: whether tcmalloc and Intel's OpenMP are preloaded.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -32,7 +32,11 @@ class Setting:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its process is started with."""
+        """Return the environment variables with which its process is started.
+
+        Raises:
+            SystemExit: a library that is preloaded is not installed.
+        """
         absent = [path for path in _PRELOADED if not path.is_file()]
         if self.preload and absent:
             raise SystemExit(
@@ -73,11 +77,11 @@ class Vllm(Contender):
         )
 
     def prepare(self, groups: list[Group]) -> None:
-        """Forgets what was computed."""
+        """Empty the prefix cache."""
         self._llm.reset_prefix_cache()
 
     def score(self, groups: list[Group]) -> list[float]:
-        """Template, tokenise, classify."""
+        """Render, tokenize and classify."""
         conversations = [
             [{"role": "user", "content": group.prompt}, {"role": "assistant", "content": completion}]
             for group in groups

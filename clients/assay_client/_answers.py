@@ -174,7 +174,11 @@ def _name_request(rows: tuple[OutcomeT, ...], request_id: str) -> tuple[OutcomeT
 
 
 def check_fingerprint(first: str | None, second: str) -> str:
-    """Return `second`; raise FingerprintChanged if `first` is not None and differs from it."""
+    """Return `second`, the fingerprint of a later answer.
+
+    Raises:
+        FingerprintChanged: `first` is not None and differs from it.
+    """
     if first is not None and first != second:
         raise FingerprintChanged(first, second)
     return second

@@ -17,12 +17,12 @@ from assay_client._addresses import check_api_key, read_endpoints
 from assay_client._connections import get_tls
 from assay_client._endpoints import Endpoints
 from assay_client._protocol import Call, FindHome
+from assay_client._raw_answer import OK, RawAnswer, build_server_error
 from assay_client._redaction import Redaction
-from assay_client._reply import OK, Reply, build_server_error
 from assay_client._retry import Event, Policy, Steps, exchange
 from assay_client.errors import ConnectError, InvalidAnswer, InvalidInput, Timeout, TransportError
 
-Outcome: TypeAlias = Reply | TransportError | InvalidAnswer  # of one try
+Outcome: TypeAlias = RawAnswer | TransportError | InvalidAnswer  # of one try
 
 T = TypeVar("T")
 MineT = TypeVar("MineT")
@@ -81,9 +81,9 @@ class BaseClient(Generic[MineT, TransportT]):
         deadline_s: the seconds that one method call may take, with all its chunks, retries and waits.
         max_retries: the number of tries after the first, per request, at all addresses together.
         chunk_size: the most items of one request; longer lists are split.
-        max_concurrency: the most requests that are in flight at once, over all calls of the client in one process, or
-            for `AsyncRewardClient` in one event loop. Further requests wait; that time counts towards `deadline_s`.
-        transport: an httpx transport that carries the requests instead of the network.
+        max_concurrency: the most requests that are in flight at once. They are counted over all calls of the client in
+            one process, or for `AsyncRewardClient` in one event loop. Further requests wait; that time counts towards
+        `deadline_s`. transport: an httpx transport that carries the requests instead of the network.
         headers: HTTP headers that are sent with every request.
         clock: the source of time and of random numbers; for tests.
 
@@ -96,7 +96,7 @@ class BaseClient(Generic[MineT, TransportT]):
 
     Raises:
         InvalidInput: a number is out of range, an address is not an http or https address or has a user name or
-            password, or `api_key` has characters that a header cannot hold.
+            password. Or `api_key` has characters that a header cannot hold.
     """
 
     def __init__(  # noqa: PLR0913  # the public knobs, all by name

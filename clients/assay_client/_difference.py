@@ -140,7 +140,7 @@ class Difference:
         scores: the differences of the scores of all completions.
         groups: the rows with several completions.
         pairs: the rows with a chosen and a rejected completion.
-        worst: the completions with the largest differences; those without one are left out.
+        worst: the completions with the largest differences; those without one are skipped.
         failures: the first rows without a score, each with one entry for each side that failed.
         extra: the keys of the input that are not part of a row, which have no effect; empty for a pipe.
     """

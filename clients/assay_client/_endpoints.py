@@ -71,8 +71,8 @@ class Endpoints:
     def take(self, key: str, now_s: float, tried: Collection[str] = ()) -> str:
         """Return the endpoint for a key, as `find` does, for a request that is sent now.
 
-        An endpoint whose rest has ended gets one request. Others keep away until it has succeeded or as long again, so
-        that an endpoint that accepts connections and never answers holds up one request at a time.
+        An endpoint whose rest has ended gets one request. Others keep away until it has succeeded or as long again. So
+        an endpoint that accepts connections and never answers holds up one request at a time.
         """
         url = self.find(key, now_s, tried)
         known = self._health[url]

@@ -214,7 +214,11 @@ def build_options(
 
 
 def check_sha256(value: object) -> None:
-    """Check that a value is a SHA-256; raise InvalidInput, which names `tokenizer_sha256`, if it is not."""
+    """Check that a value is a SHA-256.
+
+    Raises:
+        InvalidInput: it is not; the message names `tokenizer_sha256`.
+    """
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
         raise InvalidInput(
             f"`tokenizer_sha256` must be 64 hexadecimal digits, the output of `sha256sum tokenizer.json`, not {value!r}"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 from assay_client._endpoints import RETRY_AFTER_MAX_S, Endpoints, is_foreign
+from assay_client._raw_answer import OK, RawAnswer, build_server_error
 from assay_client._redaction import NOTHING, Redaction, convert
-from assay_client._reply import OK, Reply, build_server_error
 from assay_client.errors import (
     AssayError,
     DeadlineExceeded,
@@ -90,7 +90,7 @@ class Event:
 
     now_s: float
     draw: float
-    outcome: Reply | TransportError | InvalidAnswer | None = None
+    outcome: RawAnswer | TransportError | InvalidAnswer | None = None
 
 
 Steps: TypeAlias = Generator[Send | Sleep | Done[T], Event, None]
@@ -181,7 +181,7 @@ def _read_outcome(
     """Return the value of a try, or its error."""
     outcome = event.outcome
     assert outcome is not None
-    if not isinstance(outcome, Reply):
+    if not isinstance(outcome, RawAnswer):
         return outcome
     if outcome.status != OK:
         return build_server_error(outcome, redaction)

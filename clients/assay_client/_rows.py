@@ -160,7 +160,11 @@ def _split_row(row: Row, names: dict[str, str]) -> tuple[Row, Row]:
 
 
 def check_parts(row: Row, keys: Iterable[str]) -> None:
-    """Raise InvalidInput if one of the keys of a row holds a value that JSON does not have, such as bytes."""
+    """Check that the keys of a row hold values that JSON has.
+
+    Raises:
+        InvalidInput: a value has another type, such as bytes.
+    """
     for key in keys:
         if (kind := find_converted(row.get(key))) is not None:
             raise InvalidInput(f"`{key}` holds a value of type {kind}, and must be text; convert the column to strings")

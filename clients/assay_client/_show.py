@@ -231,7 +231,11 @@ def report_failure(message: str) -> typer.Exit:
 
 
 def finish(tally: "Tally", verb: str = "scored") -> None:
-    """Print the counts of a file; raise typer.Exit if items failed."""
+    """Print the counts of a file.
+
+    Raises:
+        Exit: items failed, so the command ends with `EXIT_ITEMS_FAILED`.
+    """
     fingerprint = f", fingerprint {tally.fingerprint or 'none'}" * (verb == "scored")
     typer.echo(f"{tally.scored} {verb}, {tally.failed} failed{fingerprint}", err=True)
     if tally.extra:

@@ -11,7 +11,7 @@ from assay_client import _protocol as p
 from assay_client._answers import Answered, merge_rank, merge_renders, merge_scores
 from assay_client._base_client import CONNECT_S, BaseClient, Outcome, check_request_id, convert_error, is_ready
 from assay_client._connections import Loop, Loops, close_at_end, hold_slot_async
-from assay_client._reply import Reply
+from assay_client._raw_answer import RawAnswer
 from assay_client._retry import Done, Send
 from assay_client.errors import InvalidAnswer, Timeout
 from assay_client.messages import Prompt
@@ -157,7 +157,7 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
                 try:
                     # Before the body is read, as in `RewardClient`.
                     check_request_id(request, response, self._redaction)
-                    return Reply(response.status_code, response.headers, await response.aread())
+                    return RawAnswer(response.status_code, response.headers, await response.aread())
                 finally:
                     await response.aclose()
         except TimeoutError:

@@ -110,7 +110,11 @@ async def best_of_n_async(
     model: str | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> BestOfN:
-    """Generate `n` completions of a prompt, and pick the one with the highest score; see `best_of_n`."""
+    """Generate `n` completions of a prompt, and pick the one with the highest score; see `best_of_n`.
+
+    Raises:
+        AssayError: the errors of `best_of_n`, and InvalidInput if `generate` is not a coroutine function.
+    """
     _check_count(n)
     ask = generate.generate_async if isinstance(generate, Endpoint) else generate
     generated = ask(prompt, n)

@@ -183,7 +183,7 @@ def compare(  # noqa: PLR0913  # the options of one command
     url: Url = LOCAL,
     api_key_file: ApiKeyFile = None,
 ) -> None:
-    """Compare two completions under every signal and blend; a positive margin favours A."""
+    """Compare two completions under every signal and blend; a positive margin favors A."""
     from assay_client import _addresses, client  # noqa: PLC0415
     from assay_client._answers import encode_comparison  # noqa: PLC0415
     from assay_client._output import open_output  # noqa: PLC0415

@@ -16,7 +16,7 @@ from assay_client import _protocol as p
 from assay_client._answers import Answered, merge_rank, merge_renders, merge_scores
 from assay_client._base_client import CONNECT_S, BaseClient, Outcome, check_request_id, convert_error, is_ready
 from assay_client._connections import Process, close_own, hold_slot
-from assay_client._reply import Reply
+from assay_client._raw_answer import RawAnswer
 from assay_client._retry import Done, Send
 from assay_client.async_client import AsyncRewardClient
 from assay_client.errors import InvalidAnswer, Timeout, TransportError
@@ -89,7 +89,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
         return merge_rank(self._run_one(call))
 
     def compare(self, prompt: Prompt, a: str, b: str, *, model: str | None = None) -> Comparison:
-        """Compare two completions under every signal and blend, or under `model` alone; margins > 0 favour `a`."""
+        """Compare two completions under every signal and blend, or under `model` alone; margins > 0 favor `a`."""
         return self._run_one(p.build_compare_call(prompt, a, b, p.build_options(model))).value
 
     def render(
@@ -193,7 +193,7 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
                     # httpx limits each wait for the socket; an answer that arrives byte by byte could last for ever.
                     if self._clock.get_now_s() > until_s:
                         return Timeout(f"the answer was not complete after {timeout_s:g} s")
-                return Reply(response.status_code, response.headers, bytes(body))
+                return RawAnswer(response.status_code, response.headers, bytes(body))
             finally:
                 response.close()
         except InvalidAnswer as error:

@@ -100,7 +100,11 @@ class _Services:
     silent: Side | None = None
 
     async def ask(self, part: list[DiffRow]) -> Answers:
-        """Return the scores of all items of some rows by both services."""
+        """Return the scores of all items of some rows by both services.
+
+        Raises:
+            AssayError: the first error of a service, whose name it has.
+        """
         items = [item for row in part for item in row.items]
         try:
             async with asyncio.TaskGroup() as group:  # a failure of one service stops the other's request
@@ -180,7 +184,7 @@ async def diff_file(  # noqa: PLR0913  # options of one command, all by name
         on_rows: a function that is called with the number of rows scored and of all rows (None if not known).
 
     Raises:
-        InvalidInput: a row is malformed, or `needs_picks` and no row has several completions; if the file can be read
+        InvalidInput: a row is malformed, or `needs_picks` and no row has several completions. If the file can be read
             twice, it is raised before anything is sent.
         FingerprintChanged: a service was replaced during the run.
         Timeout: a service was silent for `silence_s`.

@@ -106,7 +106,12 @@ class Endpoint:
                 raise
 
     async def generate_async(self, prompt: Prompt, n: int) -> list[Generation]:
-        """Return `n` completions of a prompt; see `generate`."""
+        """Return `n` completions of a prompt; see `generate`.
+
+        Raises:
+            TransportError: the server did not answer.
+            GenerationFailed: the server refused a request, or its answer has another form.
+        """
         gate, redaction = asyncio.Semaphore(AT_ONCE), Redaction.of(self.api_key)
         async with httpx.AsyncClient(**self._build_settings()) as http:
 
@@ -147,7 +152,11 @@ class Endpoint:
 
 
 def check_any(completions: list[Generation]) -> list[Generation]:
-    """Return completions as they are; raise the first error if all of them have one."""
+    """Return completions as they are, if one of them has no error.
+
+    Raises:
+        AssayError: all of them have an error; the first one is raised.
+    """
     errors = [one.error for one in completions if one.error is not None]
     if errors and len(errors) == len(completions):
         raise errors[0]
@@ -164,7 +173,11 @@ def read_several(response: httpx.Response, n: int, redaction: Redaction) -> list
 
 
 def read_one(response: httpx.Response, redaction: Redaction) -> Generation:
-    """Return the completion of an answer to a request for one; the errors are those of `read_several`."""
+    """Return the completion of an answer to a request for one.
+
+    Raises:
+        GenerationFailed: the server refused the request, or the answer has no choice or another form.
+    """
     choices = _read_choices(response, 1, redaction)
     if not choices:
         raise _build_error(response, "the answer has no choice", redaction)

@@ -49,14 +49,22 @@ MessagesField = Annotated[str, typer.Option(metavar="KEY", help="Key that holds 
 
 
 def choose_target(output: str | None, json: bool) -> str | None:
-    """Return the output of `-o` and `--json`, None for a table; raise BadParameter if both are given."""
+    """Return the output of `-o` and `--json`, None for a table.
+
+    Raises:
+        BadParameter: both are given.
+    """
     if json and output not in (None, "-"):
         raise typer.BadParameter("--json writes to stdout, and -o to a file: give one of them")
     return "-" if json else output
 
 
 def parse_weights(text: str | None) -> Mapping[str, float] | None:
-    """Parse weights from "name=w,..."; raise BadParameter for any other form."""
+    """Parse weights from "name=w,...".
+
+    Raises:
+        BadParameter: the text has another form.
+    """
     if text is None:
         return None
     weights: dict[str, float] = {}

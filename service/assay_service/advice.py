@@ -18,7 +18,7 @@ _ADVICE: Mapping[str, str] = {
     ),
     "score_position": (
         "the tokens that the head reads: `last_non_pad_id` for …ForSequenceClassification (TRL), `last_token` for "
-        "OpenRLHF and LLaMA-Factory, `pooler` or `first_token` for encoders, `steps` for process rewards, with keys "
+        "OpenRLHF and LLaMA-Factory, `pooler` or `first_token` for encoders, `steps` for process rewards; with keys "
         "`steps` and `aggregate`, `completion_tokens` for `head.likelihood`. /v1/render shows which tokens are read"
     ),
     "head": (

@@ -50,7 +50,7 @@ class WireSettings(Frozen):
 
     Attributes:
         model: the signal or blend of requests that cannot name one; None takes the service's default.
-        policy: directory of the tokenizer and template of the policy whose rendered text the wire receives; None reads
+        policy: directory of the tokenizer and template of the policy whose rendered text the wire receives. None reads
             such text by the template of the reward model.
         on_item_error: "fail" refuses the whole request where an item is refused, because these wires have no errors of
             single items. `floor: VALUE` gives refused items this score; a response header and a metric count them.

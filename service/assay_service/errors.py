@@ -2,7 +2,7 @@
 
     AssayError                     code, message, param, retryable
     ├── StartError                 the service must not start: configuration or checkpoint
-    ├── ContentError               one item cannot be scored; its neighbours can
+    ├── ContentError               one item cannot be scored; its neighbors can
     └── ServingError               the whole request cannot be answered now
 
 `Problems` collects the errors of a configuration, so that all of them are reported at once.

@@ -89,7 +89,11 @@ class _Loader:
         self._renderers: dict[tuple[Path, RenderRules, int], tuple[Renderer, tuple[str, ...]]] = {}
 
     def load_signal(self, name: str, resolved: ResolvedSignal) -> Signal:
-        """Load one signal and compare it with the hashes of its manifest."""
+        """Load one signal and compare it with the hashes of its manifest.
+
+        Raises:
+            StartError: a file of the signal cannot be served, or a hash is not the one of its manifest.
+        """
         base, settings, head_rule = resolved.base, resolved.settings, resolved.head
         for warning in resolved.warnings:
             _log.warning("signals.%s: %s", name, warning)
@@ -235,7 +239,7 @@ def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
 def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
     """Warn of the tokens that a signal's tokenizer adds by itself and its template does not print.
 
-    It is not an error, because nothing shows whether the model was trained with them: trainers differ in whether they
+    It is not an error, because nothing shows whether the model was trained with them. Trainers differ in whether they
     tokenize a rendered conversation with or without special tokens.
     """
     for token in tokens:

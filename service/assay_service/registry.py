@@ -182,7 +182,7 @@ def _group(signals: Mapping[str, Signal]) -> dict[str, Trunk]:
 def _describe_rule(blend: Blend) -> dict[str, Any]:
     """Return everything that makes a score of logits, for the fingerprint."""
     rule = {"weights": dict(sorted(blend.weights.items())), "standardise": blend.standardise}
-    # Left out where there is none, so that blends without a penalty keep the fingerprint that they had before.
+    # Omitted where there is none, so that blends without a penalty keep the fingerprint that they had before.
     return rule if blend.length_penalty is None else {**rule, "length_penalty": asdict(blend.length_penalty)}
 
 
@@ -190,7 +190,7 @@ def _describe(signal: Signal) -> dict[str, Any]:
     """Return everything that decides a signal's logits besides the text, for the fingerprint."""
     rules = asdict(replace(signal.renderer.rules, steps=None))
     del rules["steps"]
-    # Left out where there are none, so that other signals keep the fingerprint that they had before.
+    # Omitted where there are none, so that other signals keep the fingerprint that they had before.
     rules = {key: rule for key, rule in rules.items() if rule is not None or key not in ("gate", "neutral_prompt")}
     if signal.reading.likelihood is not None:
         rules["likelihood"] = signal.reading.likelihood

@@ -110,7 +110,7 @@ class Parsed:
         settings: the whole configuration; None where anything is wrong.
         signals: the signals, without their wrong keys.
         problems: the errors, one line each, beginning with the key.
-        reported: the keys that the problems are about, and also the keys that misspelt ones were meant to be.
+        reported: the keys that the problems are about, and also the keys that misspelled ones were meant to be.
     """
 
     settings: Settings | None

@@ -115,8 +115,8 @@ def _find_base(
         raise StartError(f"declare it; {adapters[0] / files.ADAPTER_CONFIG} has no base_model_name_or_path")
     if reference.startswith(files.PACKAGE_SCHEME):  # resolving it would import a module that a checkpoint names
         raise StartError(f"declare `base: {reference}`; a package is imported only if the configuration names it")
-    # PEFT writes the path that the trainer was given: relative to the trainer's working directory, or to the adapter if
-    # the adapter was moved together with its base.
+    # PEFT writes the path that the trainer was given. It is relative to the trainer's working directory, or to the
+    # adapter if the adapter was moved together with its base.
     starts = [start for start in (adapters[0], relative_to) if files.place(reference, start).is_dir()]
     revision = settings.revision or (None if starts else adapter_configs[0].get("revision"))
     try:

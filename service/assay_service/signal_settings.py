@@ -40,9 +40,9 @@ class HeadSettings(Frozen):
     """How a head is read that does not say so itself; exactly one key is declared.
 
     Attributes:
-        tokens: rows of a language model's output layer that are the head: one token, whose logit is the reward; or two,
-            for the logit of the first minus that of the second. Each is a text that is one token, or an id.
-        gate: text that the template prints between prompt and completion; a gating network reads its first token.
+        tokens: rows of a language model's output layer that are the head. One token is given, whose logit is the
+            reward, or two, for the logit of the first minus that of the second. Each is a text that is one token, or an
+        id. gate: text that the template prints between prompt and completion; a gating network reads its first token.
         likelihood: the logit is the log-probability of the completion under the language model: the sum over its
             tokens, or the mean.
     """
@@ -88,7 +88,7 @@ class SignalSettings(Frozen):
         bos: `add` puts the tokenizer's BOS in front of the template's text, as tokenizers do by themselves.
         score_position: the tokens that the head reads.
         head: tokens of a language model's output layer that are the head, the likelihood under that model, or the place
-            that a gating network reads; None takes the checkpoint's own head as it is.
+            that a gating network reads. None takes the checkpoint's own head as it is.
         output: output of a head with several: its number, its name, or two numbers whose difference is the logit.
         pad_token_id: the id that `score_position: last_non_pad_id` skips.
         token_types: rule for the types (segments) of tokens, for bases that have several.
@@ -182,7 +182,11 @@ class SignalSettings(Frozen):
 
 
 def check_some_weight(weights: Mapping[str, float]) -> None:
-    """Raise ValueError if all weights are zero, so that every text would have the same score."""
+    """Refuse weights that are all zero, since every text would have the same score.
+
+    Raises:
+        ValueError: all weights are zero.
+    """
     if not any(weights.values()):
         raise ValueError("at least one weight must not be zero")
 

@@ -38,6 +38,9 @@ class _UniqueKeys(yaml.SafeLoader):
 
         A key beside `<<` may override a merged key. Both are in the mapping afterwards, so the check comes first, and
         each mapping is checked only once.
+
+        Raises:
+            ConstructorError: a key occurs twice; the error has its line.
         """
         if node not in self._checked:
             self._checked.add(node)

@@ -213,8 +213,8 @@ def test_a_request_that_fails_costs_its_own_completion_only(server: Server, pick
     assert [one.text for one in best.completions] == ["10", "11", None, None, None, "15"]
     assert best.scores == [10.0, 11.0, None, None, None, 15.0]
     assert best.index == 5
-    told = [(row.index, row.error.code, row.error.retryable) for row in best.errors]
-    assert told == [(k, "generation_failed", again) for k, again in ((2, True), (3, False), (4, True))]
+    reported = [(row.index, row.error.code, row.error.retryable) for row in best.errors]
+    assert reported == [(k, "generation_failed", again) for k, again in ((2, True), (3, False), (4, True))]
     assert "out of memory" in best.errors[0].error.message
     assert best.errors[0].error.message.endswith("(request cmpl-12)")
     first, last = best.completions[2].error, best.completions[4].error

@@ -50,14 +50,18 @@ def run(
 
 def test_every_row_comes_out_in_order_under_its_line(honest: httpx.MockTransport, tmp_path: Path) -> None:
     source = jsonl(tmp_path / "in.jsonl", numbered(50))
-    told: list[tuple[int, int | None]] = []
+    progress: list[tuple[int, int | None]] = []
     tally = run(
-        honest, bulk.score_file, source, tmp_path / "out.jsonl", on_rows=lambda done, total: told.append((done, total))
+        honest,
+        bulk.score_file,
+        source,
+        tmp_path / "out.jsonl",
+        on_rows=lambda done, total: progress.append((done, total)),
     )
     out = rows_of(tmp_path / "out.jsonl")
     assert [(row["index"], row["id"], row["score"]) for row in out] == [(n, f"r{n}", float(n)) for n in range(50)]
     assert (tally.scored, tally.failed, tally.first_error, tally.fingerprint) == (50, 0, None, "f1")
-    assert (told[0], told[-1]) == ((0, 50), (50, 50))
+    assert (progress[0], progress[-1]) == ((0, 50), (50, 50))
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
 
 
@@ -146,12 +150,12 @@ def test_a_run_goes_on_where_it_stopped(honest: httpx.MockTransport, wire: "type
     with part.open("a") as file:
         file.write('{"index": 9')  # as a kill in the middle of a line leaves it
     honest_again, seen = failing_at(wire, "none")
-    told: list[int] = []
-    tally = run(honest_again, bulk.score_file, source, out, on_rows=lambda rows, total: told.append(rows))
+    progress: list[int] = []
+    tally = run(honest_again, bulk.score_file, source, out, on_rows=lambda rows, total: progress.append(rows))
     assert seen == [str(n) for n in range(done, 50)]
     assert out.read_text() == whole
     assert (tally.scored, tally.failed, tally.first_error) == (49, 1, "row 3: special_token: holds <s>")
-    assert told[0] == done
+    assert progress[0] == done
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
 
 

@@ -127,7 +127,7 @@ def test_rank_prints_a_table_per_row(server: "Loopback", file: Path) -> None:
     assert done.exit_code == 1
 
 
-def test_rank_writes_rows_and_honours_top_n(server: "Loopback", file: Path) -> None:
+def test_rank_writes_rows_and_honors_top_n(server: "Loopback", file: Path) -> None:
     file.write_text('{"prompt": "p", "completions": ["1", "3", "2"]}\n')
     done = RUN.invoke(cli.app, ["rank", str(file), "-o", "-", "--top-n", "1", "--url", server.url])
     (row,) = [json.loads(line) for line in done.stdout.splitlines()]
@@ -203,7 +203,7 @@ def test_render_shows_what_is_read(server: "Loopback", file: Path) -> None:
     assert json.loads(shown[0])["signals"]["preference"]["ids"] == [5, 6, 7, 8]
 
 
-def test_keys_that_are_no_part_of_an_item_are_copied_and_told(server: "Loopback", file: Path) -> None:
+def test_keys_that_are_not_part_of_an_item_are_copied_and_reported(server: "Loopback", file: Path) -> None:
     file.write_text('{"question": "p", "answer": "1.5", "finsh_reason": "length"}\n')
     flags = ["--prompt-field", "question", "--completion-field", "answer", "--url", server.url]
     done = RUN.invoke(cli.app, ["score", str(file), *flags])

@@ -122,19 +122,19 @@ def test_picks_orders_flips_and_failures_are_counted() -> None:
     found.add("pair", None, outcomes(1.0, 1.0), outcomes(2.0, 1.0))  # a tie is not right
     found.add("group", "f", outcomes(1.0, None), outcomes(1.0, 2.0))
     found.add("item", None, outcomes(None), outcomes(None))
-    told: Any = found.to_json()
-    assert (told["rows"], told["failed"], told["old"]["failed"], told["new"]["failed"]) == (9, 2, 2, 1)
-    assert told["failures"] == [
+    reported: Any = found.to_json()
+    assert (reported["rows"], reported["failed"], reported["old"]["failed"], reported["new"]["failed"]) == (9, 2, 2, 1)
+    assert reported["failures"] == [
         {"index": 7, "id": "f", "side": "old", "completion": 1, "code": "too_long", "message": "is too long"},
         {"index": 8, "side": "old", "completion": 0, "code": "too_long", "message": "is too long"},
         {"index": 8, "side": "new", "completion": 0, "code": "too_long", "message": "is too long"},
     ]
-    assert (told["scores"]["count"], told["scores"]["bit_equal"], told["scores"]["largest"]) == (15, 3, 4.0)
-    assert told["scores"]["worst"][:2] == [
+    assert (reported["scores"]["count"], reported["scores"]["bit_equal"], reported["scores"]["largest"]) == (15, 3, 4.0)
+    assert reported["scores"]["worst"][:2] == [
         {"index": 4, "completion": 1, "old": 0.0, "new": 4.0, "difference": 4.0},
         {"index": 2, "id": 7, "completion": 0, "old": 3.0, "new": 1.0, "difference": -2.0},
     ]
-    groups, pairs = told["groups"], told["pairs"]
+    groups, pairs = reported["groups"], reported["pairs"]
     assert (groups["count"], groups["changed_picks"], groups["changed_orders"]) == (3, 1, 2)
     assert groups["kendall"] == pytest.approx((1 / 3 + 1 / 3) / 2)  # two of three pairs agree, twice; ties have none
     assert groups["worst"] == [{"index": 2, "id": 7, "old_pick": 0, "new_pick": 1, "margin": 1.5}]
@@ -144,7 +144,7 @@ def test_picks_orders_flips_and_failures_are_counted() -> None:
         {"index": 4, "old_margin": 1.0, "new_margin": -4.0},
         {"index": 6, "old_margin": 0.0, "new_margin": 1.0},
     ]
-    json.dumps(told, allow_nan=False)
+    json.dumps(reported, allow_nan=False)
 
 
 def test_the_first_failed_rows_are_listed_with_each_side_that_failed() -> None:
@@ -295,10 +295,10 @@ def test_two_services_are_compared_row_by_row(wire: "type[Wire]", tmp_path: Path
     rows += [{"prompt": "p", "completions": [str(n), str(n + 1)]} for n in range(10)]
     rows += [{"prompt": "p", "chosen": str(n + 1), "rejected": str(n)} for n in range(20)]
     rows += [{"prompt": "p", "completions": ["1", "bad"]}]
-    told: list[Any] = []
+    reported: list[Any] = []
     first, second = (serve(wire, shift, name) for shift, name in ((0.0, "f1"), (1.5, "f2")))
     found = compare(
-        first, second, jsonl(tmp_path / "in.jsonl", rows), on_rows=lambda done, total: told.append((done, total))
+        first, second, jsonl(tmp_path / "in.jsonl", rows), on_rows=lambda done, total: reported.append((done, total))
     )
     assert (found.rows, found.failed, found.scores.count) == (61, 1, 90)
     assert (found.scores.equal, found.scores.largest) == (45, 1.5)
@@ -307,7 +307,7 @@ def test_two_services_are_compared_row_by_row(wire: "type[Wire]", tmp_path: Path
     assert (found.groups.count, found.groups.changed_picks) == (10, 5)
     assert (found.pairs.old_right, found.pairs.new_right, found.pairs.flips) == (20, 10, 10)
     assert [side.provenance and side.provenance.fingerprint for side in found.sides] == ["f1", "f2"]
-    assert (told[0], told[-1]) == ((0, 61), (61, 61))
+    assert (reported[0], reported[-1]) == ((0, 61), (61, 61))
 
 
 def test_a_service_that_is_replaced_ends_the_comparison(wire: "type[Wire]", tmp_path: Path) -> None:
@@ -427,12 +427,12 @@ def test_the_command_writes_json_and_ends_with_1_beyond_a_limit(urls: list[str],
         1,
         "the largest difference is 4, more than 3.5\n1 of 1 picks changed, more than a share of 0.5\n",
     )
-    told = json.loads(done.stdout)
-    assert (told["object"], told["new"]["url"], told["new"]["model"]) == ("difference", urls[1], "crs")
-    assert told["new"]["provenance"]["signals"]["preference"]["model"] == "m"
+    reported = json.loads(done.stdout)
+    assert (reported["object"], reported["new"]["url"], reported["new"]["model"]) == ("difference", urls[1], "crs")
+    assert reported["new"]["provenance"]["signals"]["preference"]["model"] == "m"
     within = ["--max-difference", "4", "--max-changed-picks", "1"]
     assert CliRunner().invoke(cli.app, ["diff", *urls, source, "-o", str(tmp_path / "d.json"), *within]).exit_code == 0
-    assert json.loads((tmp_path / "d.json").read_text()) == told
+    assert json.loads((tmp_path / "d.json").read_text()) == reported
 
 
 def test_a_row_without_a_score_ends_the_command_with_1(urls: list[str], tmp_path: Path) -> None:
@@ -464,7 +464,7 @@ def test_an_output_that_cannot_be_written_costs_no_scoring(
     assert [asked.path for asked in server.asked if asked.path == "/v1/score"] == []
 
 
-def test_keys_without_effect_and_an_equal_service_are_told(urls: list[str], tmp_path: Path) -> None:
+def test_keys_without_effect_and_an_equal_service_are_reported(urls: list[str], tmp_path: Path) -> None:
     source = jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "1", "finish_reasn": "length"}])
     done = CliRunner().invoke(cli.app, ["diff", urls[0], urls[0], source])
     assert (done.exit_code, done.stderr) == (0, "not part of a row, without effect: finish_reasn\n")

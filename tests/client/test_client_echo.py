@@ -128,7 +128,7 @@ def test_headers_that_repeat_the_key(either: "Either", loopback: "Start", reply:
 
 @pytest.fixture
 def malformed() -> Iterator[str]:
-    """A server whose answers have a header line that is no header, with the key in it."""
+    """A server whose answers have a header line without a colon, with the key in it."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from assay_client import _answers as answers
 from assay_client import _protocol as p
 from assay_client._endpoints import Endpoints
-from assay_client._reply import Reply
+from assay_client._raw_answer import RawAnswer
 from assay_client._retry import Done, Event, Policy, Send, Sleep, exchange
 from assay_client.affinity import affinity_key, rank_endpoints
 from assay_client.client import AsyncRewardClient, RewardClient
@@ -185,10 +185,10 @@ def test_if_all_rest_the_first_to_end_is_used() -> None:
 
 
 OUTCOMES = st.one_of(
-    st.sampled_from([429, 500, 503]).map(lambda status: Reply(status, {"retry-after": "2"}, b"")),
+    st.sampled_from([429, 500, 503]).map(lambda status: RawAnswer(status, {"retry-after": "2"}, b"")),
     st.sampled_from([ConnectError("x"), Timeout("x")]),
-    st.integers(0, 10**6).map(lambda number: Reply(200, {}, str(number).encode())),
-    st.just(Reply(422, {}, b"")),
+    st.integers(0, 10**6).map(lambda number: RawAnswer(200, {}, str(number).encode())),
+    st.just(RawAnswer(422, {}, b"")),
 )
 STEPS = st.tuples(OUTCOMES, st.floats(0, 40), st.floats(0, 1, exclude_max=True))
 
@@ -219,7 +219,7 @@ def test_a_request_is_answered_once_wherever_it_goes(
             step = steps.send(Event(now_s, draw, outcome))
         assert (step.value, step.endpoint) == (script[len(sends) - 1][0].body.decode(), sends[-1])
         assert all(
-            not isinstance(earlier, Reply) or earlier.status != 200 for earlier, _, _ in script[: len(sends) - 1]
+            not isinstance(earlier, RawAnswer) or earlier.status != 200 for earlier, _, _ in script[: len(sends) - 1]
         )
     assert len(sends) <= 6
     assert not sends or sends[0] == endpoints_first(key, resting)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from assay_client._reply import Reply, build_server_error
+from assay_client._raw_answer import RawAnswer, build_server_error
 from assay_client.errors import (
     BY_CODE,
     BY_STATUS,
@@ -112,9 +112,9 @@ def test_the_two_axes_do_not_mix() -> None:
 # --- One class for each code
 
 
-def answer(code: str, status: int, headers: dict[str, str] | None = None) -> Reply:
+def answer(code: str, status: int, headers: dict[str, str] | None = None) -> RawAnswer:
     error = {"code": code, "message": "no.", "param": "items[1]", "request_id": "r", "retryable": True}
-    return Reply(status, headers or {}, json.dumps({"error": error}).encode())
+    return RawAnswer(status, headers or {}, json.dumps({"error": error}).encode())
 
 
 def test_every_code_of_the_service_has_a_class_of_its_own() -> None:
@@ -147,16 +147,16 @@ def test_every_code_that_the_service_raises_is_in_its_table() -> None:
         (answer("rate_limited", 429), Overloaded),  # a code of a newer service
         (answer("too_long", 422), InvalidRequest),  # an item's code, where the answer has no place for items
         (answer("not_found", 404), ServerError),
-        (Reply(401, {}, b""), Unauthorized),
-        (Reply(403, {}, b"<html>"), PermissionDenied),
-        (Reply(404, {}, b"<html>"), ServerError),  # no sign that a model is missing
-        (Reply(413, {}, b"<html>"), BodyTooLarge),
-        (Reply(429, {}, b"slow down"), Overloaded),
-        (Reply(500, {}, b"<html>"), ServerError),
-        (Reply(503, {}, b"<html>"), NotReady),
+        (RawAnswer(401, {}, b""), Unauthorized),
+        (RawAnswer(403, {}, b"<html>"), PermissionDenied),
+        (RawAnswer(404, {}, b"<html>"), ServerError),  # no sign that a model is missing
+        (RawAnswer(413, {}, b"<html>"), BodyTooLarge),
+        (RawAnswer(429, {}, b"slow down"), Overloaded),
+        (RawAnswer(500, {}, b"<html>"), ServerError),
+        (RawAnswer(503, {}, b"<html>"), NotReady),
     ],
 )
-def test_other_codes_and_foreign_pages_go_by_their_status(reply: Reply, kind: type[ServerError]) -> None:
+def test_other_codes_and_foreign_pages_go_by_their_status(reply: RawAnswer, kind: type[ServerError]) -> None:
     assert type(build_server_error(reply)) is kind
 
 
@@ -165,7 +165,7 @@ def test_other_codes_and_foreign_pages_go_by_their_status(reply: Reply, kind: ty
 )
 def test_a_refusal_says_when_to_come_back(headers: dict[str, str], after_s: float | None) -> None:
     assert build_server_error(answer("overloaded", 429, headers)).retry_after_s == after_s
-    assert build_server_error(Reply(503, headers, b"")).retry_after_s == after_s
+    assert build_server_error(RawAnswer(503, headers, b"")).retry_after_s == after_s
 
 
 def test_an_item_that_failed_names_the_request_that_had_it(

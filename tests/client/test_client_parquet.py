@@ -146,9 +146,9 @@ def test_nanoseconds_without_pandas_are_an_error_that_says_what_to_install(tmp_p
         f"try: list(read_parquet({str(source)!r}))\n"
         "except InvalidInput as error: print(error)"
     )
-    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert told.startswith(f"{source}: cannot be read as Parquet: ")
-    assert "nstall pandas" in told
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.startswith(f"{source}: cannot be read as Parquet: ")
+    assert "nstall pandas" in printed
 
 
 CHAT = [{"role": "user", "content": "p"}, {"role": "assistant", "content": b"1"}]

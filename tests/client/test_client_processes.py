@@ -183,8 +183,8 @@ transport.close()
 
 def test_an_application_in_the_parent_is_not_asked_by_a_child(tmp_path: Path) -> None:
     """It would wait for ever for a thread that the child does not have."""
-    told, parents = run_script(tmp_path, TRANSPORTS)
-    assert told == [
+    reported, parents = run_script(tmp_path, TRANSPORTS)
+    assert reported == [
         [
             "TransportError",
             "this client was given a `transport` in another process, where it stays; make a client in this process",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assay_client._endpoints import Endpoints
-from assay_client._reply import Reply, read_retry_after_s
+from assay_client._raw_answer import RawAnswer, read_retry_after_s
 from assay_client._retry import (
     Done,
     Event,
@@ -113,17 +113,17 @@ def test_retry_after_in_seconds_or_as_a_date(headers: dict[str, str], seconds: f
 
 
 OUTCOMES = st.one_of(
-    st.sampled_from([429, 500, 503]).map(lambda status: Reply(status, {"retry-after": "2"}, b"")),
+    st.sampled_from([429, 500, 503]).map(lambda status: RawAnswer(status, {"retry-after": "2"}, b"")),
     st.sampled_from([ConnectError("x"), Timeout("x")]),
-    st.just(Reply(200, {}, b"ok")),
-    st.just(Reply(422, {}, b"")),
+    st.just(RawAnswer(200, {}, b"ok")),
+    st.just(RawAnswer(422, {}, b"")),
 )
 STEPS = st.tuples(OUTCOMES, st.floats(0, 40), st.floats(0, 1, exclude_max=True))
 
 
 @given(st.lists(STEPS, min_size=12, max_size=12), st.floats(0.1, 100))
 def test_nothing_is_begun_that_would_end_after_the_deadline(
-    script: list[tuple[Reply | TransportError, float, float]], deadline_s: float
+    script: list[tuple[RawAnswer | TransportError, float, float]], deadline_s: float
 ) -> None:
     now_s, deadline_at_s, sends = 50.0, 50.0 + deadline_s, 0
     policy = Policy(timeout_s=30.0, deadline_s=deadline_s, max_retries=5)

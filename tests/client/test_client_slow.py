@@ -93,8 +93,8 @@ def test_a_slow_service_ends_in_its_own_time_and_no_work_is_done_twice(slow: Any
     numbered(tmp_path / "in.jsonl", 16, prompt="long " * 1000)
     words = ["score", "in.jsonl", "-o", "out.jsonl", "--url", server.url, "--timeout", "1.2", "--concurrency", "8"]
     done = assay(*words)
-    _, told = done.communicate(timeout=60)
-    assert (done.returncode, told) == (0, "16 scored, 0 failed, fingerprint f1\n")
+    _, printed = done.communicate(timeout=60)
+    assert (done.returncode, printed) == (0, "16 scored, 0 failed, fingerprint f1\n")
     assert scores(tmp_path / "out.jsonl") == [float(n) for n in range(16)]
     assert sorted(itertools.chain(*chunks(server)), key=int) == [str(n) for n in range(16)]
     assert [len(chunk) for chunk in chunks(server)[:8]] == [1] * 8
@@ -119,11 +119,11 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(slow: Any, assay: Any,
     wait_for(partial(has_rows, part, 5))
     first.send_signal(signal.SIGINT)
     begun = time.monotonic()
-    _, told = first.communicate(timeout=30)
+    _, printed = first.communicate(timeout=30)
     assert time.monotonic() - begun < 5
     done = scores(part)
     assert first.returncode == 130
-    assert told == (
+    assert printed == (
         f"assay: interrupted; {len(done)} rows are in {part}; run the same command again to go on from there\n"
     )
     assert done == [float(n) for n in range(len(done))]
@@ -138,7 +138,7 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(slow: Any, assay: Any,
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
 
 
-def test_a_kill_is_no_harm_either(slow: Any, assay: Any, tmp_path: Path) -> None:
+def test_a_kill_does_no_harm_either(slow: Any, assay: Any, tmp_path: Path) -> None:
     server = slow(0.05)
     numbered(tmp_path / "in.jsonl", 30, prompt="long " * 1000)
     words = ["score", "in.jsonl", "-o", "out.jsonl", "--url", server.url, "--concurrency", "2"]
@@ -179,12 +179,12 @@ def test_a_service_that_says_nothing_is_given_up_and_the_error_says_how_to_go_on
     numbered(tmp_path / "in.jsonl", 40, prompt="long " * 1000)
     words = ["score", "in.jsonl", "-o", "out.jsonl", "--url", server.url, "--concurrency", "2", "--chunk-size", "1"]
     done = assay(*words, "--timeout", "1")
-    _, told = done.communicate(timeout=30)
+    _, printed = done.communicate(timeout=30)
     awake.set()
     part = tmp_path / "out.jsonl.part"
     kept = scores(part)
     assert done.returncode == 2
-    assert told == (
+    assert printed == (
         f"assay: no sign of life from the service for 1 s; {len(kept)} rows are in {part}; "
         "run the same command again to go on from there\n"
     )
@@ -205,9 +205,9 @@ def test_usual_options_and_completion_for_shells(assay: Any) -> None:
     version = assay("--version")
     assert version.communicate(timeout=60)[0].startswith("assay 0.")
     for words in (["-h"], ["score", "-h"], ["train", "reward", "-h"]):
-        shown, told = assay(*words).communicate(timeout=60)
+        shown, printed = assay(*words).communicate(timeout=60)
         assert "Usage: assay" in shown
-        assert told == ""
+        assert printed == ""
     script = assay("--show-completion", "bash", env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
     assert "_ASSAY_COMPLETE=complete_bash" in script.communicate(timeout=60)[0]
     typed = {"COMP_WORDS": "assay sc", "COMP_CWORD": "1", "_ASSAY_COMPLETE": "complete_bash"}

@@ -348,7 +348,7 @@ LAYOUTS: dict[str, Layout] = {
         ),
         (LAST | {"eos": "append", "moments": "config"},),
     ),
-    # Letters stand for the words "yes", "no" and "Yes", which are no single tokens of a tiny vocabulary.
+    # Letters stand for the words "yes", "no" and "Yes", each of which is several tokens of a tiny vocabulary.
     "qwen3-reranker": Layout(token_head("qwen3", "qwen3-reranker", ["y", "n"]), (read_tokens("y", "n"),)),
     "qwen3-reranker-one-logit": Layout(classifier("qwen3", "qwen3-reranker", max_position_embeddings=512)),
     "mxbai-rerank-v2": Layout(token_head("qwen2", "mxbai", ["1", "0"]), (read_tokens("1", "0"),)),

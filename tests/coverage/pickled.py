@@ -92,7 +92,7 @@ class Trlx(nn.Module):
 
 @dataclass(frozen=True)
 class Pickled:
-    """A class that saves pickles, and what `assay convert` is told of it.
+    """A class that saves pickles, and the arguments with which `assay convert` reads it.
 
     Attributes:
         build: builds its model.

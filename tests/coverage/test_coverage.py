@@ -71,7 +71,7 @@ def test_a_layout_scores_as_the_code_that_it_was_published_with(shape: str, tmp_
     for n, name in enumerate(names):
         logits = [row["signals"][name]["logit"] for row in answer["data"]]
         assert logits == pytest.approx([rewards[n] for rewards in expected], abs=1e-5, rel=1e-5)
-        assert max(logits) - min(logits) > 1e-2  # the items are told apart
+        assert max(logits) - min(logits) > 1e-2  # the items have different logits
         assert info[name]["invariant"] is True
 
 

@@ -64,13 +64,13 @@ def trained(directory: Path, base: Any, *, added: int = 0, task: TaskType = Task
         base.resize_token_embeddings(base.config.vocab_size + added, mean_resizing=False)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS[base.config.model_type], **lora}
     wrapped = get_peft_model(base, LoraConfig(task_type=task, **settings))
-    randomise(wrapped)
+    randomize(wrapped)
     with_embedding = bool(added) or EMBEDDINGS[base.config.model_type] in settings["target_modules"]
     wrapped.save_pretrained(directory, save_embedding_layers=with_embedding)
     return wrapped.eval()
 
 
-def randomise(wrapped: Any) -> None:
+def randomize(wrapped: Any) -> None:
     """Put random numbers of the size of the model's own into all that is trained."""
     with torch.no_grad():
         for parameter in wrapped.parameters():
@@ -497,7 +497,7 @@ STACKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
 @pytest.mark.parametrize("form", STACKS)
 def test_a_reward_on_an_sft_adapter_scores_as_merging_them_in_order(form: str, tmp_path: Path) -> None:
-    """Trap 49: on the plain base it starts as well, and is wrong. Its neighbours keep their bits."""
+    """Trap 49: on the plain base it starts as well, and is wrong. Its neighbors keep their bits."""
     first, second = STACKS[form]
     directory, oracle = stacked(tmp_path, first, second)
     wrong = (tmp_path / "reward",)

@@ -139,12 +139,12 @@ def test_messages_without_content_count_as_well(run: Run) -> None:
     assert "score" in scored
 
 
-def test_the_longest_items_are_refused_before_they_are_tokenised(run: Run) -> None:
+def test_the_longest_items_are_refused_before_they_are_tokenized(run: Run) -> None:
     long, short = ({"prompt": "a" * n, "completion": "b"} for n in (150_001, 1))
-    row, neighbour = score(run, long, short)["data"]
+    row, neighbor = score(run, long, short)["data"]
     assert row["error"]["code"] == "too_long"
     assert "characters" in row["error"]["message"]
-    assert "score" in neighbour
+    assert "score" in neighbor
 
 
 @pytest.mark.parametrize("weights", [{"a b": 1.0}, {"x" * 100_000: 1.0}, {"pref": 1e7}])
@@ -317,7 +317,7 @@ def test_a_lone_surrogate_is_a_schema_fault(run: Run, body: bytes, param: str | 
     assert response.json()["error"]["param"] == param
 
 
-def test_content_faults_are_the_items_own_and_neighbours_are_scored(run: Run) -> None:
+def test_content_faults_are_the_items_own_and_neighbors_are_scored(run: Run) -> None:
     good = {"prompt": "hi", "completion": "yes"}
     items = [
         good,
@@ -475,7 +475,9 @@ def test_models_health_ready_info_metrics_and_docs(run: Run) -> None:
 @pytest.mark.parametrize(
     "header", [{}, {"content-type": "application/x-www-form-urlencoded"}, {"content-type": "text/plain"}]
 )
-def test_a_body_without_the_json_header_is_told_which_header_is_missing(run: Run, header: dict[str, str]) -> None:
+def test_a_body_without_the_json_header_is_refused_with_the_name_of_the_header(
+    run: Run, header: dict[str, str]
+) -> None:
     """As curl sends it with `-d` alone."""
     response = run(lambda http: http.post("/v1/score", content=b'{"items": []}', headers=header))
     assert response.status_code == 422
@@ -484,12 +486,12 @@ def test_a_body_without_the_json_header_is_told_which_header_is_missing(run: Run
     )
 
 
-def test_a_body_that_is_json_and_no_object_is_not_told_about_headers(run: Run) -> None:
+def test_a_body_that_is_json_and_no_object_is_answered_without_a_word_on_headers(run: Run) -> None:
     error = post(run, "/v1/score", [1]).json()["error"]
     assert error["message"] == "must be a mapping of keys to values (a JSON object)"
 
 
-def test_an_unknown_model_is_told_what_is_served(run: Run) -> None:
+def test_an_unknown_model_is_answered_with_the_served_ones(run: Run) -> None:
     error = post(run, "/v1/score", {"items": [], "model": "nope"}).json()["error"]
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     assert error["message"] == "neither a signal nor a blend; served are pref, abs, enc, mix, mix_std"

@@ -179,7 +179,7 @@ def test_tensors_that_do_not_fit_are_explained(
         ("module.score.weight", "module.score.lora_A.weight"),
     ],
 )
-def test_a_head_of_which_a_part_would_be_left_out_is_refused(head: str, beside: str, tmp_path: Path) -> None:
+def test_a_head_of_which_a_part_would_be_ignored_is_refused(head: str, beside: str, tmp_path: Path) -> None:
     tensors = {"model.norm.weight": torch.ones(8), head: torch.ones(1, 8)}
     path = tmp_path / "f"
     save_file(tensors, path)
@@ -234,9 +234,9 @@ def test_the_command_for_pickles_converts_them(tmp_path: Path) -> None:
 def test_pickled_adapters_and_value_heads_are_named_with_their_command(name: str, tmp_path: Path) -> None:
     assert explain_pickled(tmp_path, f"{name}.safetensors") == ""
     (tmp_path / f"{name}.bin").touch()
-    told = explain_pickled(tmp_path, f"{name}.safetensors")
-    assert f"{name}.bin is a pickle and is not read" in told
-    assert f"Convert it once: assay convert {tmp_path} {tmp_path}-converted" in told
+    explained = explain_pickled(tmp_path, f"{name}.safetensors")
+    assert f"{name}.bin is a pickle and is not read" in explained
+    assert f"Convert it once: assay convert {tmp_path} {tmp_path}-converted" in explained
 
 
 def test_pickles_of_a_trainers_state_are_not_taken_for_weights(tmp_path: Path) -> None:

@@ -215,6 +215,6 @@ def test_the_reach_of_a_scaling_is_factor_times_the_original_positions(
     assert find_longest_scaled(scaling) == expected
 
 
-def test_a_scaling_that_is_no_length_is_refused() -> None:
+def test_a_scaling_that_is_not_a_length_is_refused() -> None:
     with pytest.raises(StartError, match=r"rope scaling: factor '4' of 64 positions is not a length"):
         find_longest_scaled({"rope_scaling": {"type": "yarn", "factor": "4", "original_max_position_embeddings": 64}})

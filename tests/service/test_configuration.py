@@ -292,7 +292,7 @@ def test_no_wrong_file_shows_pydantics_own_words_or_breaks_the_report(raw: dict[
         ({"signals": {"a": {**WHOLE, "steps": {"delimeter": "a", "token": "b"}}}}, "delimiter"),
     ],
 )  # fmt: skip
-def test_a_misspelt_key_is_one_problem(raw: Any, meant: str, tmp_path: Path) -> None:
+def test_a_misspelled_key_is_one_problem(raw: Any, meant: str, tmp_path: Path) -> None:
     """The key that was meant is not reported as missing as well."""
     model(tmp_path / "rm")
     (line,) = problems(raw, tmp_path)

@@ -34,7 +34,7 @@ def _byte_level() -> Tokenizer:
 
 
 def _sentencepiece_bpe() -> Tokenizer:
-    """Llama-2's: the normaliser puts a letter for a space at the start of every piece between control tokens."""
+    """Llama-2's: the normalizer puts a letter for a space at the start of every piece between control tokens."""
     backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.train_from_iterator(checkpoints.CORPUS, trainers.BpeTrainer(special_tokens=NAMES, show_progress=False))
@@ -163,7 +163,7 @@ def test_a_unigram_piece_that_is_the_control_token_is_refused() -> None:
     assert caught.value.code == "special_tokens"
 
 
-def test_a_control_token_that_appears_only_after_normalising_is_text_as_well() -> None:
+def test_a_control_token_that_appears_only_after_normalizing_is_text_as_well() -> None:
     fast = checkpoints.decoder_tokenizer()
     fast.backend_tokenizer.normalizer = normalizers.NFKC()
     added = [AddedToken("<|im_start|>"), AddedToken("[tool]", normalized=True, special=True)]
@@ -203,7 +203,7 @@ def test_an_unknown_token_that_text_never_becomes_is_a_control_token(policy: str
     fast = load(real_tokenizer("gpt35turbo"))
     assert fast.unk_token == fast.eos_token == "<|endoftext|>"
     subject = renderer(fast, policy, "{% for m in messages %}{{ m['content'] }}{% endfor %}<|endoftext|>")
-    with pytest.raises(ContentError, match="tokenises to a control token"):
+    with pytest.raises(ContentError, match="tokenizes to a control token"):
         subject.render(Item.of("a<|endof", "text|>b"))
     if policy == "text":
         assert subject.render(Item.of("a", "<|endoftext|>")).control_tokens_as_text == 1
@@ -216,7 +216,7 @@ def test_control_tokens_must_be_the_templates_own_in_their_order() -> None:
     added = [AddedToken(token, normalized=True, special=True) for token in ("<|a|>", "<|b≯")]
     fast.add_special_tokens({"additional_special_tokens": added})
     subject = renderer(fast, "error", "{% for m in messages %}{{ m['role'] }}<|a|>{{ m['content'] }}{% endfor %}")
-    with pytest.raises(ContentError, match="tokenises to a control token"):
+    with pytest.raises(ContentError, match="tokenizes to a control token"):
         subject.render(Item.of("x", "\u0338 <|b>\u0338"))
 
 

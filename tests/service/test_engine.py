@@ -110,7 +110,7 @@ def test_logits_come_back_to_their_tasks() -> None:
         assert [logit(future) for future in futures] == list(range(1, 200))
 
 
-def test_one_bad_sequence_does_not_fail_its_neighbours() -> None:
+def test_one_bad_sequence_does_not_fail_its_neighbors() -> None:
     """Trap 13, and a forward that raises."""
     with running(FaultyModel()) as engine:
         futures = engine.submit(tasks([1, POISON, NAN, 4]))

@@ -233,7 +233,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
             load(tmp_path, gguf_file=FILE)
 
 
-def test_a_broken_file_beside_the_declared_one_is_no_problem(tmp_path: Path) -> None:
+def test_a_broken_file_beside_the_declared_one_does_not_matter(tmp_path: Path) -> None:
     publish(tmp_path)
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
     assert not inspect(tmp_path, {**RULES, "gguf_file": FILE}).problems

@@ -206,7 +206,7 @@ def test_a_language_model_that_changes_its_logits_is_refused(tmp_path: Path) -> 
 
 
 def test_a_change_of_logits_that_is_the_architectures_default_is_refused(tmp_path: Path) -> None:
-    """A hand-written config.json may leave out Gemma 2's bound, which transformers then takes from its class."""
+    """A hand-written config.json may omit Gemma 2's bound, which transformers then takes from its class."""
     checkpoints.save(tmp_path / "rm", checkpoints.language_model("gemma2", FAST), FAST)
     path = tmp_path / "rm/config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != SOFTCAP}))

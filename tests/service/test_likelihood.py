@@ -287,7 +287,7 @@ def test_keys_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert message in " ".join(parse({"signals": {"s": KEYS | keys}, "default": "s"}, tmp_path).problems)
 
 
-def test_checkpoints_that_are_no_language_model_are_refused(tmp_path: Path) -> None:
+def test_checkpoints_of_other_models_are_refused(tmp_path: Path) -> None:
     encoder = checkpoints.encoder_tokenizer()
     checkpoints.save(tmp_path / "lm", checkpoints.classifier("gemma", FAST), FAST)
     refused(tmp_path, "head.likelihood: .* trained as a classifier")

@@ -15,7 +15,7 @@ from assay_service.errors import ContentError
 from tests import checkpoints
 from tests.real_templates import trl_templates
 
-USER, REPLY = {"role": "user", "content": "Pick a colour."}, {"role": "assistant", "content": "Blue."}
+USER, REPLY = {"role": "user", "content": "Pick a color."}, {"role": "assistant", "content": "Blue."}
 NAMED = checkpoints.CHATML.replace("{{ m['role'] }}", "{{ m['role'] }}{{ ' ' ~ m['name'] if m['name'] }}")
 CONFIG = """
 signals:
@@ -57,7 +57,7 @@ def scored(*conversations: list[dict[str, Any]], model: str = "plain") -> tuple[
 
 SAME: list[list[dict[str, Any]]] = [
     [USER, REPLY],
-    [{"role": "user", "content": [{"type": "text", "text": "Pick a colour."}]}, REPLY],
+    [{"role": "user", "content": [{"type": "text", "text": "Pick a color."}]}, REPLY],
     [USER, {"role": "assistant", "content": [{"type": "output_text", "text": "Blue.", "annotations": []}]}],
     [USER | {"name": None}, REPLY | {"refusal": None, "audio": None, "function_call": None, "tool_calls": []}],
     [USER, REPLY | {"reasoning_content": "", "annotations": [], "provider_specific_fields": {"refusal": None}}],
@@ -130,7 +130,7 @@ def test_a_name_that_the_template_prints_is_scored(service: settings.Settings) -
     )
     scores = [row["score"] for row in rows["data"]]
     assert len(set(scores)) == 3
-    assert shown["data"][0]["signals"]["named"]["text"].startswith("<|im_start|>user\nPick a colour.")
+    assert shown["data"][0]["signals"]["named"]["text"].startswith("<|im_start|>user\nPick a color.")
 
 
 def test_what_the_template_dropped_and_control_tokens_as_text_are_reported(service: settings.Settings) -> None:

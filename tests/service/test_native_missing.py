@@ -37,7 +37,7 @@ def test_a_machine_without_a_compiler_says_so(
 
 
 @avx512
-def test_a_cache_that_cannot_be_written_is_told_with_the_variable_that_moves_it(
+def test_a_cache_that_cannot_be_written_is_reported_with_the_variable_that_moves_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")  # nobody can write there

@@ -381,7 +381,7 @@ def test_the_client_has_std_and_gate_and_writes_the_rows_as_the_service_answered
     assert [row["signals"]["score"]["std"] for row in written] == [row["signals"]["score"]["std"] for row in raw]
 
 
-def test_an_item_whose_gate_was_cut_off_is_refused_and_its_neighbour_is_not(tmp_path: Path) -> None:
+def test_an_item_whose_gate_was_cut_off_is_refused_and_its_neighbor_is_not(tmp_path: Path) -> None:
     save(tmp_path, "ArmoRM")
     with TestClient(create_app(settings(tmp_path, score={**gate_of("ArmoRM"), "max_length": 28}))) as client:
         items = [{"prompt": PROMPTS[0], "completion": text} for text in (TEXTS[0], TEXTS[0] + " Then bake it.")]

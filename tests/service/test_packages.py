@@ -301,7 +301,7 @@ def test_packages_that_are_missing_or_have_no_model_are_named(site: Path, monkey
         find("no_model")
 
 
-def test_without_the_gguf_package_its_name_is_told(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_gguf_package_its_name_is_reported(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(site)
     monkeypatch.setitem(sys.modules, "gguf.quants", None)
     with pytest.raises(

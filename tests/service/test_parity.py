@@ -85,7 +85,7 @@ def check_against_oracle(architecture: str, reference: Any, directory: Path) -> 
     with torch.inference_mode():
         logits = model.logits(sequences, "s").tolist()
     expected = [checkpoints.oracle(reference, sequence.ids) for sequence in sequences]
-    assert max(expected) - min(expected) > 0.1  # the rows are told apart at all
+    assert max(expected) - min(expected) > 0.1  # the rows have different logits
     assert logits == pytest.approx(expected, abs=1e-5)
     return model
 
@@ -227,7 +227,7 @@ ROPES = {
 
 @BOTH
 @pytest.mark.parametrize("rope_type", ROPES)
-def test_position_scalings_do_not_depend_on_neighbours(rope_type: str, tmp_path: Path) -> None:
+def test_position_scalings_do_not_depend_on_neighbors(rope_type: str, tmp_path: Path) -> None:
     fast = checkpoints.tokenizer_of("llama")
     rope = {"rope_type": rope_type, "rope_theta": 10000.0, **ROPES[rope_type]}
     reference = checkpoints.classifier("llama", fast, rope_parameters=rope)
@@ -273,7 +273,7 @@ NESTED = {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_position_scaling_that_looks_at_neighbours_is_refused(
+def test_a_position_scaling_that_looks_at_neighbors_is_refused(
     architecture: str, rope: dict[str, Any], kind: str, tmp_path: Path
 ) -> None:
     fast = checkpoints.tokenizer_of(architecture)

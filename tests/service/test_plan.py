@@ -72,7 +72,7 @@ def test_a_small_request_waits_only_for_what_was_due_before_it() -> None:
 
 
 def test_a_huge_request_gets_its_share_of_a_stream_of_small_ones() -> None:
-    """Ten small ones come with every batch of twenty: half of what is served is the huge one's."""
+    """Ten small ones come with every batch of twenty: half of the served ones are of the huge request."""
     huge = [Waiting("a", None, 0, 100, due) for due in compute_due_times(0.0, [100] * 500)]
     small: list[Waiting] = []
     clock, served = 0.0, 0

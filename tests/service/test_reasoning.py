@@ -111,7 +111,7 @@ def test_a_completion_whose_reasoning_has_no_certain_end_is_refused(policy: str,
 
 @pytest.mark.parametrize("completion", ["<think>The bus", "<thi", "The bus"])
 def test_unfinished_reasoning_is_never_scored_as_text(completion: str) -> None:
-    """Whether a text without tags is reasoning that the policy's prompt opened cannot be told."""
+    """A text without tags may be reasoning that the policy's prompt opened; nothing shows it."""
     for subject in (rule(), rule(opened=True)):
         with pytest.raises(ContentError, match="within its reasoning"):
             stripped(subject, completion, "length")

@@ -33,7 +33,7 @@ def decoded(fast: Any, ids: tuple[int, ...]) -> str:
     return str(fast.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def test_the_ids_are_those_of_the_chat_template_tokenised_once() -> None:
+def test_the_ids_are_those_of_the_chat_template_tokenized_once() -> None:
     """Trap 6: the golden ids are transformers' own for the same messages."""
     fast = checkpoints.decoder_tokenizer()
     item = Item(
@@ -137,8 +137,8 @@ def test_control_tokens_in_content_are_refused(text: str, role: str) -> None:
     assert caught.value.code == "special_tokens"
 
 
-def test_a_control_token_that_appears_only_after_normalising_is_refused() -> None:
-    """Full-width letters that NFKC turns into a control token of a normalised added token."""
+def test_a_control_token_that_appears_only_after_normalizing_is_refused() -> None:
+    """Full-width letters that NFKC turns into a control token of a normalized added token."""
     from tokenizers import AddedToken, normalizers  # noqa: PLC0415
 
     fast = checkpoints.decoder_tokenizer()

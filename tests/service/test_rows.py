@@ -50,7 +50,7 @@ def test_the_product_is_the_product(dtype: torch.dtype) -> None:
     assert torch.allclose(layer(given).double(), expected, atol=1e-5 if dtype == torch.float32 else 2e-2)
 
 
-def test_counts_that_disagree_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_that_disagree_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel for fewer than 256 rows that adds in another order: those rows are computed transposed or padded."""
     honest = nn.functional.linear
 

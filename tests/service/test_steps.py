@@ -351,7 +351,7 @@ def test_the_test_at_start_reads_several_tokens_of_a_sequence(root: Path, monkey
     read = RewardModel.read
 
     def read_wrongly(self: RewardModel, sequences: Any, names: Any) -> Any:
-        """The second step of a sequence depends on its neighbours, the first one does not."""
+        """The second step of a sequence depends on its neighbors, the first one does not."""
         found = read(self, sequences, names)
         return [[(*n[:1], *(x + (len(sequences) > 1) for x in n[1:])) for n in rows] for rows in found]
 

@@ -1,4 +1,4 @@
-"""What a chat template leaves out, what stands before an unfinished completion, and which template is taken."""
+"""What a chat template does not print, what stands before an unfinished completion, and which template is taken."""
 
 import json
 from functools import lru_cache
@@ -217,7 +217,7 @@ TEXTS = st.lists(PIECES, max_size=6).map("".join) | st.text(st.characters(codec=
 )
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_change_of_a_message_changes_the_ids_or_is_told(name: str, data: st.DataObject) -> None:
+def test_any_change_of_a_message_changes_the_ids_or_is_reported(name: str, data: st.DataObject) -> None:
     """White space does not count, nor tags of an empty block that a template prints whether or not they are there."""
     subject = real(name)
     contents = data.draw(st.lists(TEXTS, min_size=4, max_size=4))

@@ -108,10 +108,10 @@ def word_piece() -> Tokenizer:
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "byte-level BPE": byte_level,
     "byte-level BPE with Llama-3's split": lambda: byte_level(LLAMA3),
-    "Llama-2's normaliser": llama2,
+    "Llama-2's normalizer": llama2,
     "Metaspace, first word": lambda: sentencepiece_bpe(None, pre_tokenizers.Metaspace(prepend_scheme="first")),
     "SentencePiece BPE": lambda: sentencepiece_bpe(normalizers.NFKC(), pre_tokenizers.Metaspace()),
-    "Unigram with a normalising table": unigram,
+    "Unigram with a normalizing table": unigram,
     "WordPiece": word_piece,
 }
 CLASSES = [
@@ -177,9 +177,9 @@ def test_ids_are_the_files_for_every_class_and_model_type(kind: str, made: dict[
         ("byte-level BPE", "GemmaTokenizer", "gemma", "words"),
         ("byte-level BPE with Llama-3's split", "Qwen2Tokenizer", "qwen2", "digits"),
         ("byte-level BPE with Llama-3's split", "PreTrainedTokenizerFast", "qwen2", "digits"),
-        ("Llama-2's normaliser", "LlamaTokenizer", "llama", "a space after a control token"),
+        ("Llama-2's normalizer", "LlamaTokenizer", "llama", "a space after a control token"),
         ("SentencePiece BPE", None, "gpt_neox", "words"),
-        ("Unigram with a normalising table", "DebertaV2TokenizerFast", "deberta-v2", "full-width letters"),
+        ("Unigram with a normalizing table", "DebertaV2TokenizerFast", "deberta-v2", "full-width letters"),
     ],
 )
 def test_a_rebuilt_tokenizer_is_found_by_the_kind_of_text(
@@ -442,7 +442,7 @@ BOS_AND_EOS = processors.TemplateProcessing(
         (checkpoints.CHATML, BOS_AND_EOS, {}, ["<|bos|>", "<|pad|>"]),
     ],
 )
-def test_tokens_that_a_tokenizer_adds_and_a_template_does_not_print_are_told_at_start(
+def test_tokens_that_a_tokenizer_adds_and_a_template_does_not_print_are_reported_at_start(
     template: str,
     post_processor: Any,
     config: dict[str, Any],
@@ -455,9 +455,9 @@ def test_tokens_that_a_tokenizer_adds_and_a_template_does_not_print_are_told_at_
     checkpoints.save(tmp_path, checkpoints.classifier("llama", fast), fast)
     retold(tmp_path, post_processor, **config)
     renderer = load(tmp_path).signals["s"].renderer
-    told = [text for record in caplog.records if "the tokenizer by itself adds" in (text := record.getMessage())]
-    assert [message.split("'")[1] for message in told] == missing
-    assert all("signals.s: the tokenizer by itself adds" in message for message in told)
+    logged = [text for record in caplog.records if "the tokenizer by itself adds" in (text := record.getMessage())]
+    assert [message.split("'")[1] for message in logged] == missing
+    assert all("signals.s: the tokenizer by itself adds" in message for message in logged)
     caplog.clear()
     (tmp_path / "assay.json").write_text(json.dumps({"template_sha256": renderer.template.sha256}))
     assert load(tmp_path).signals
@@ -518,6 +518,6 @@ def test_published_tokenizers_keep_their_ids(name: str, tmp_path: Path, caplog: 
     assert auto.encode(text, add_special_tokens=False) == expected
     config = json.loads((source / "tokenizer_config.json").read_text())
     named = {key: config[key] for key in ("bos_token", "eos_token", "pad_token") if config.get(key) is not None}
-    contents = {key: of["content"] if isinstance(of, dict) else of for key, of in named.items()}
+    contents = {key: token["content"] if isinstance(token, dict) else token for key, token in named.items()}
     for read in (loaded, auto):
         assert {key: getattr(read, key) for key in named} == contents

@@ -246,7 +246,7 @@ VALUES = st.recursive(
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3_1", "gptoss", "glm4moe", "gemma4", "deepseekv3"])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_change_of_an_argument_changes_the_ids_or_is_told(name: str, data: st.DataObject) -> None:
+def test_any_change_of_an_argument_changes_the_ids_or_is_reported(name: str, data: st.DataObject) -> None:
     """Texts and values that a template prints alike, such as "1" and 1, do not count for those that do so."""
     first, second = (data.draw(st.dictionaries(st.sampled_from("abA"), VALUES, max_size=3)) for _ in range(2))
     try:

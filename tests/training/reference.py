@@ -90,9 +90,9 @@ def _section(name: str, models: Sequence[type[BaseModel]]) -> Iterator[str]:
         if one in TITLES:
             yield f"### {TITLES[one]}\n"
         yield "| key | type | default | meaning |\n|---|---|---|---|"
-        told = meanings(one)
+        meant = meanings(one)
         for key, field in one.model_fields.items():
-            meaning = f"`{_only(field)}`." if _only(field) else told[key]
+            meaning = f"`{_only(field)}`." if _only(field) else meant[key]
             yield f"| `{key}` | {_type(field)} | {_default(field)} | {meaning.replace('|', chr(92) + '|')} |"
         yield ""
 
@@ -114,7 +114,7 @@ def _only(field: FieldInfo) -> str | None:
 
 
 def meanings(one: type[BaseModel]) -> dict[str, str]:
-    """The sentences that docstrings have on attributes, also those of what a model is derived from."""
+    """The sentences that docstrings have on attributes, also those of the parent classes."""
     found: dict[str, str] = {}
     for kind in reversed(one.__mro__):
         _, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
@@ -126,15 +126,15 @@ def meanings(one: type[BaseModel]) -> dict[str, str]:
 
 
 def _type(field: FieldInfo) -> str:
-    bounds = [_bound(of) for of in field.metadata]
+    bounds = [_bound(constraint) for constraint in field.metadata]
     words = ", ".join(filter(None, [_words(field.annotation), *bounds]))
     return words.replace("|", "\\|")
 
 
-def _bound(of: Any) -> str | None:
+def _bound(constraint: Any) -> str | None:
     for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="), ("multiple_of", "multiple of")):
-        if getattr(of, name, None) is not None:
-            limit = getattr(of, name)
+        if getattr(constraint, name, None) is not None:
+            limit = getattr(constraint, name)
             return f"{sign} {limit if isinstance(limit, int) else f'{limit:g}'}"
     return None
 
@@ -145,7 +145,9 @@ _PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or fals
 def _words(annotation: Any) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        inner = [_bound(of) for of in parts[1:]] + [_bound(of) for f in parts[1:] for of in getattr(f, "metadata", ())]
+        inner = [_bound(constraint) for constraint in parts[1:]] + [
+            _bound(constraint) for f in parts[1:] for constraint in getattr(f, "metadata", ())
+        ]
         return ", ".join([_words(parts[0]), *filter(None, inner)])
     if origin in (Union, types.UnionType):
         named = " or ".join(dict.fromkeys(_words(part) for part in parts if part is not types.NoneType))
@@ -173,7 +175,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, tuple | list):
         return f"`[{', '.join(map(str, value))}]`"
     if isinstance(value, dict):
-        return f"`{{{', '.join(f'{key}: {of}' for key, of in value.items())}}}`"
+        return f"`{{{', '.join(f'{key}: {part}' for key, part in value.items())}}}`"
     return "null" if value is None else f"`{value}`"
 
 

@@ -25,8 +25,8 @@ LONG_S = 2  # nothing here takes so long, unless something waits for what never 
 CHUNK = 2
 
 
-class Told:
-    """An engine that calls what it was given before each chunk, and counts."""
+class SteppedEngine:
+    """An engine that calls a function before each chunk, and counts the chunks."""
 
     def __init__(self, before: Callable[[int], object]) -> None:
         self.chunks, self._before = 0, before
@@ -45,7 +45,7 @@ def asked(count: int) -> list[TokenizedPrompt]:
     return [TokenizedPrompt(Prompt("source", str(i), (Message("user", f"{i}"),)), (i + 1,)) for i in range(count)]
 
 
-def roll_out(engine: Told, rewards: Rewards, chunks: int) -> collect.Rollout:
+def roll_out(engine: SteppedEngine, rewards: Rewards, chunks: int) -> collect.Rollout:
     return Collector(engine, lambda _: "text", CHUNK).collect(asked(chunks * CHUNK), rewards, "seed")
 
 
@@ -60,8 +60,8 @@ def row(index: int, error: str | None) -> dict[str, Any]:
     }
     if error is None:
         return {"index": index, "score": 2.0, "signals": {"s": signal}}
-    told = {"code": error, "message": "it is", "param": None, "retryable": error in ("forward_failed", "overloaded")}
-    return {"index": index, "error": told}
+    body = {"code": error, "message": "it is", "param": None, "retryable": error in ("forward_failed", "overloaded")}
+    return {"index": index, "error": body}
 
 
 class Service:
@@ -103,7 +103,7 @@ def test_a_chunk_is_scored_while_the_next_is_generated() -> None:
             scoring.set()
             seen.append(generating.wait(LONG_S))
 
-    rollout = roll_out(Told(before), Service(errors).rewards(), chunks=2)
+    rollout = roll_out(SteppedEngine(before), Service(errors).rewards(), chunks=2)
     assert set(seen) == {True}
     assert [sample.prompt.ids for sample in rollout.samples] == [(1,), (2,), (3,), (4,)]
     assert [sample.score for sample in rollout.samples] == [CompletionScore(2.0, {"s": 2.0})] * 4
@@ -114,12 +114,12 @@ def test_a_failure_is_noticed_before_another_chunk_is_generated(monkeypatch: pyt
     calls: list[Future[Any]] = []
 
     class Known(ThreadPoolExecutor):
-        def submit(self, *of: Any, **named: Any) -> Any:
-            calls.append(super().submit(*of, **named))
+        def submit(self, *arguments: Any, **named: Any) -> Any:
+            calls.append(super().submit(*arguments, **named))
             return calls[-1]
 
     monkeypatch.setattr(collect, "ThreadPoolExecutor", Known)
-    service, engine = Service(lambda *_: "too_long"), Told(lambda _: wait(calls, LONG_S))
+    service, engine = Service(lambda *_: "too_long"), SteppedEngine(lambda _: wait(calls, LONG_S))
     with pytest.raises(RewardError, match="too_long"):
         roll_out(engine, service.rewards(), chunks=48)
     assert engine.chunks <= 2  # 1 if the call was faster than the loop
@@ -135,7 +135,7 @@ def test_after_a_failed_call_none_that_waits_is_made() -> None:
         return "too_long"
 
     service = Service(errors)
-    engine = Told(lambda chunk: generated.set() if chunk == 8 else None)
+    engine = SteppedEngine(lambda chunk: generated.set() if chunk == 8 else None)
     with pytest.raises(RewardError, match="too_long"):
         roll_out(engine, service.rewards(), chunks=8)
     assert len(service.calls) == 1
@@ -159,13 +159,13 @@ def test_an_interrupted_rollout_waits_for_no_call() -> None:
     threads = []
     score = rewards.score
 
-    def told(items: Any) -> Any:
+    def observed(items: Any) -> Any:
         threads.append(threading.current_thread())
         return score(items)
 
-    rewards.score = told  # type: ignore[method-assign]
+    rewards.score = observed  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        roll_out(Told(before), rewards, chunks=48)
+        roll_out(SteppedEngine(before), rewards, chunks=48)
     assert not ended.is_set()
     assert threads[0].is_alive()
     ended.set()
@@ -181,7 +181,7 @@ def test_only_retryable_items_are_sent_again() -> None:
 
     service = Service(errors)
     rewards = service.rewards(failed="drop")
-    rollout = Collector(Told(lambda _: None), lambda _: "text", 4).collect(asked(4), rewards, "seed")
+    rollout = Collector(SteppedEngine(lambda _: None), lambda _: "text", 4).collect(asked(4), rewards, "seed")
     assert service.calls == [["0", "1", "2", "3"], ["0"], ["0"]]
     assert [sample.prompt.ids for sample in rollout.samples] == [(1,), (2,), (4,)]
     assert rollout.dropped == {"too_long": 1}
@@ -191,17 +191,19 @@ def test_only_retryable_items_are_sent_again() -> None:
 def test_an_item_that_never_succeeds_is_sent_again_three_times(failed: str) -> None:
     service = Service(lambda _, item: "overloaded" if item == "1" else None)
     if failed == "drop":
-        assert roll_out(Told(lambda _: None), service.rewards(failed=failed), chunks=1).dropped == {"overloaded": 1}
+        assert roll_out(SteppedEngine(lambda _: None), service.rewards(failed=failed), chunks=1).dropped == {
+            "overloaded": 1
+        }
     else:
         with pytest.raises(RewardError, match="could not score a completion: overloaded"):
-            roll_out(Told(lambda _: None), service.rewards(failed=failed), chunks=1)
+            roll_out(SteppedEngine(lambda _: None), service.rewards(failed=failed), chunks=1)
     assert service.calls == [["0", "1"], ["1"], ["1"], ["1"]]
 
 
 def test_a_service_that_has_changed_by_the_second_try_stops_the_run() -> None:
     service = Service(lambda call, item: "forward_failed" if call == 1 else None, "fg")
     with pytest.raises(RewardError, match="the service's fingerprint is g now, and was f before"):
-        roll_out(Told(lambda _: None), service.rewards(), chunks=1)
+        roll_out(SteppedEngine(lambda _: None), service.rewards(), chunks=1)
 
 
 @pytest.mark.parametrize("there", ["f", "g"])
@@ -217,11 +219,11 @@ def test_processes_with_scores_of_different_models_stop(there: str, monkeypatch:
     monkeypatch.setattr(collect, "gather_results", gather_results)
     both = [Service(fingerprints=fingerprint).rewards() for fingerprint in ("f", there)]
     with ThreadPoolExecutor(2) as pool:
-        going = [pool.submit(roll_out, Told(lambda _: None), rewards, 2) for rewards in both]
+        going = [pool.submit(roll_out, SteppedEngine(lambda _: None), rewards, 2) for rewards in both]
     if there == "f":
-        assert [len(of.result().samples) for of in going] == [8, 8]
+        assert [len(future.result().samples) for future in going] == [8, 8]
     else:
-        assert all("different models (fingerprints f, g)" in str(of.exception()) for of in going)
+        assert all("different models (fingerprints f, g)" in str(future.exception()) for future in going)
 
 
 def test_a_process_without_prompts_learns_the_fingerprint_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,5 +234,5 @@ def test_a_process_without_prompts_learns_the_fingerprint_from_the_others(monkey
     monkeypatch.setattr(collect, "select_own", lambda _: [])
     monkeypatch.setattr(collect, "gather_results", lambda *_: [(sample, "f")])
     rewards = Service().rewards()
-    roll_out(Told(lambda _: None), rewards, chunks=1)
+    roll_out(SteppedEngine(lambda _: None), rewards, chunks=1)
     assert rewards.fingerprint == "f"

@@ -1,4 +1,4 @@
-"""Configurations: ours load, and a wrong one is told by file and key."""
+"""Configurations: ours load, and a wrong one is reported by file and key."""
 
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["kind: [", "", "- a list"])
-def test_what_is_no_mapping_is_told_with_the_file(text: str, tmp_path: Path) -> None:
+def test_what_is_not_a_mapping_is_reported_with_the_file(text: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -147,7 +147,7 @@ def test_what_is_no_mapping_is_told_with_the_file(text: str, tmp_path: Path) -> 
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
         read(tmp_path / "absent.yaml", RewardConfig)
 
@@ -182,7 +182,7 @@ def test_the_base_is_looked_for_beside_the_configuration(
 
 
 @pytest.mark.parametrize("written", ["../models/absent", "./absent", "absent", "~/absent"])
-def test_a_base_that_is_not_there_is_told_by_its_whole_path(
+def test_a_base_that_is_not_there_is_reported_by_its_whole_path(
     written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -239,7 +239,7 @@ def test_without_a_template_the_bases_own_is_taken(files: dict[str, str], found:
         find_template(config, tmp_path)
 
 
-def test_all_that_is_wrong_is_told_at_once_in_plain_words(tmp_path: Path) -> None:
+def test_all_that_is_wrong_is_reported_at_once_in_plain_words(tmp_path: Path) -> None:
     path = tiny.write_config(
         tmp_path / "run.yaml",
         tmp_path,
@@ -278,7 +278,7 @@ def test_a_key_that_was_renamed_is_refused_by_one_line_that_names_the_new_key(tm
     assert str(error.value) == f"{path}: optimiser: is called 'optimizer' now; rename the key"
 
 
-def test_a_switch_is_no_number(tmp_path: Path) -> None:
+def test_a_switch_is_not_a_number(tmp_path: Path) -> None:
     """Pydantic reads true as 1."""
     path = tiny.write_config(
         tmp_path / "run.yaml", tmp_path, optimizer={"learning_rate": True, "betas": [False, 0.9]}, split=True
@@ -383,8 +383,8 @@ def test_the_bases_of_plans_and_pipeline_are_where_the_documents_say(monkeypatch
 
 def test_the_gold_model_of_the_experiments_is_a_configuration() -> None:
     gold = read(ROOT.parent / "assay_experiments" / "gold.yaml", RewardConfig)
-    optimised = {source.name for name in ("preference", "absolute") for source in _pipeline(name).sources}
-    assert not optimised & {source.name for source in gold.sources}
+    optimized = {source.name for name in ("preference", "absolute") for source in _pipeline(name).sources}
+    assert not optimized & {source.name for source in gold.sources}
 
 
 def _pipeline(name: str) -> RewardConfig:
@@ -424,14 +424,14 @@ def test_results_of_a_plan_that_has_changed_since_are_not_reported(tmp_path: Pat
         sweep.train({"seed": 2}, ["reward"], tmp_path / "1")
 
 
-OPTIMISER = {"learning_rate": 0.01}
+OPTIMIZER = {"learning_rate": 0.01}
 
 
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
         ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate"),
-        ({"optimizer": OPTIMISER | {"betas": [1.2, 2]}}, "optimizer.betas.0"),
+        ({"optimizer": OPTIMIZER | {"betas": [1.2, 2]}}, "optimizer.betas.0"),
         ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query"], "layers": [-1]}}, "lora.layers.0"),
         ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query"], "layers": []}}, "lora.layers"),
         ({"lora": {"r": 2, "alpha": 4, "target_modules": []}}, "lora.target_modules"),
@@ -445,12 +445,12 @@ OPTIMISER = {"learning_rate": 0.01}
         ({"sources": [tiny.HH | {"hub_dir": "helpful-base"}]}, "sources.0: hub_config and hub_dir"),
     ],
 )
-def test_what_cannot_be_meant_is_told_with_its_key(changes: dict[str, Any], key: str, tmp_path: Path) -> None:
+def test_what_cannot_be_meant_is_reported_with_its_key(changes: dict[str, Any], key: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"run.yaml: {key}"):
         read(tiny.write_config(tmp_path / "run.yaml", tmp_path, **changes), RewardConfig)
 
 
-def test_a_configuration_in_another_encoding_is_told_with_its_file(tmp_path: Path) -> None:
+def test_a_configuration_in_another_encoding_is_reported_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(ConfigError, match=r"run\.yaml: .*utf-8"):
         read(tmp_path / "run.yaml", RewardConfig)
@@ -462,7 +462,7 @@ def test_every_run_has_a_seed_of_the_same_kind(kind: type[Frozen]) -> None:
 
 
 @pytest.mark.parametrize("text", ["seed: 3\nseed: 99\n", "optimizer:\n  learning_rate: 0.1\n  learning_rate: 0.2\n"])
-def test_a_key_that_is_there_twice_is_told_with_its_line(text: str, tmp_path: Path) -> None:
+def test_a_key_that_is_there_twice_is_reported_with_its_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
     place = r'run\.yaml: is not valid YAML: key .\w+. occurs twice in ".*run\.yaml", line [23], column [13]'
     with pytest.raises(ConfigError, match=place):
@@ -470,7 +470,7 @@ def test_a_key_that_is_there_twice_is_told_with_its_line(text: str, tmp_path: Pa
 
 
 def test_an_anchor_may_be_merged_and_overridden(tmp_path: Path) -> None:
-    """That is no key twice: what stands beside `<<` goes before what it brings."""
+    """No key occurs twice then: a key beside `<<` overrides the merged one."""
     path = tiny.write_config(tmp_path / "run.yaml", tmp_path)
     raw = yaml.safe_load(path.read_text())
     del raw["optimizer"]
@@ -519,12 +519,12 @@ def test_the_command_refuses_folds_without_a_held_out_part_and_writes_nothing(ki
         sources=[{"name": "s", "format": "labels" if kind == "absolute" else "preferences"}],
         split={"held_out": 0.001, "folds": 2, "test_folds": 1},
     )
-    told = CliRunner().invoke(
+    printed = CliRunner().invoke(
         app,
         ["train", "reward", "--config", str(config), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "o")],
     )
-    assert told.exit_code == 2
-    assert "split: the held-out part has 0 groups to choose the frozen head's penalty on" in told.output
+    assert printed.exit_code == 2
+    assert "split: the held-out part has 0 groups to choose the frozen head's penalty on" in printed.output
     assert not (tmp_path / "o").exists()
 
 

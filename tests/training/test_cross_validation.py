@@ -168,7 +168,7 @@ def test_the_service_serves_what_out_of_fold_models_scored(tmp_path: Path) -> No
         assert [logit(signal, item) for item in example.record.items] == pytest.approx(row, abs=1e-5)
 
 
-def test_a_checkpoint_that_scores_otherwise_than_in_training_is_not_served(
+def test_a_checkpoint_that_scores_differently_from_training_is_not_served(
     finished: dict[str, Run], tmp_path: Path
 ) -> None:
     spoilt = finished["preference"].copy(tmp_path)
@@ -184,7 +184,7 @@ def test_a_run_leaves_results_predictions_and_a_card(kind: str, finished: dict[s
     done = finished[kind]
     parts = {row["part"] for row in done.logged()}
     assert parts == {"final", "fold0", "fold1"}
-    clean: dict[str, Any] = {"left_out": {}, "truncated_prompts": 0, "cut_completions": 0, "refused": {}}
+    clean: dict[str, Any] = {"dropped": {}, "truncated_prompts": 0, "cut_completions": 0, "refused": {}}
     clean |= {"understood": {}, "equal_ids": {}}
     assert done.json("render.json") == clean
     assert (done.out / "margins.png").is_file() is (kind == "preference")
@@ -330,7 +330,7 @@ def test_a_broken_file_of_a_run_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_that_is_no_number_after_its_last_step_is_not_saved(kind: str, tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_number_after_its_last_step_is_not_saved(kind: str, tmp_path: Path) -> None:
     optimizer = {"learning_rate": 1e38, "weight_decay": 1e5, "batch_prompts": 100, "compute_dtype": "float32"}
     done = prepare(tmp_path, kind, split={"held_out": 0.2}, optimizer=optimizer)
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -416,7 +416,7 @@ def test_a_step_adds_to_what_is_trained_on_and_not_to_what_is_tested_on(tmp_path
         ("absolute", {"step": "augment", "file": "absent.jsonl"}, "absent.jsonl: no such file"),
     ],
 )
-def test_a_step_that_cannot_be_done_is_told_before_anything_is_written(
+def test_a_step_that_cannot_be_done_is_reported_before_anything_is_written(
     kind: str, step: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     begun = prepare(tmp_path, kind, mixture=[step])
@@ -425,7 +425,9 @@ def test_a_step_that_cannot_be_done_is_told_before_anything_is_written(
     assert not begun.out.exists()
 
 
-def test_runs_are_named_after_their_configuration_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_named_after_their_configuration_unless_given_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     here.change(split={"held_out": 0.2})
@@ -530,14 +532,14 @@ def test_without_golden_rows_and_template_the_data_and_the_base_have_them(
     assert loader.load(settings.read_settings(tmp_path / "s.yaml")).signals["s"].kind == "preference"
 
 
-def test_a_golden_row_that_does_not_fit_is_told_before_training(tmp_path: Path) -> None:
+def test_a_golden_row_that_does_not_fit_is_reported_before_training(tmp_path: Path) -> None:
     begun = prepare(tmp_path, golden=[["bread " * 100, "yes"]])
     with pytest.raises(ValueError, match="golden"):
         begun.begin()
-    assert not begun.out.exists()  # else the mended configuration would be refused
+    assert not begun.out.exists()  # else the corrected configuration would be refused
 
 
-def test_missing_data_and_a_missing_base_are_told_before_training(tmp_path: Path) -> None:
+def test_missing_data_and_a_missing_base_are_reported_before_training(tmp_path: Path) -> None:
     begun = prepare(tmp_path)
     with pytest.raises(RecordError, match="hh_rlhf"):
         run(begun.config, tmp_path / "base", begun.out)
@@ -605,7 +607,7 @@ def test_a_model_of_the_raw_output_has_no_folds(tmp_path: Path) -> None:
         ({"lora": {"r": 2, "alpha": 4, "target_modules": ["query"], "layers": [0, 99]}}, "no layer 99"),
     ],
 )
-def test_parts_that_cannot_be_trained_or_tested_are_told_before_anything_is_written(
+def test_parts_that_cannot_be_trained_or_tested_are_reported_before_anything_is_written(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     begun = prepare(tmp_path, **changes)
@@ -615,7 +617,7 @@ def test_parts_that_cannot_be_trained_or_tested_are_told_before_anything_is_writ
 
 
 def test_what_the_renderer_refuses_is_missing_before_anything_is_written(tmp_path: Path) -> None:
-    """The held-out replies hold a control token: of what is left nothing is tested, and the mended data may start."""
+    """The held-out replies hold a control token: none of the others is tested. The corrected data may start."""
     begun = prepare(tmp_path, sources=[tiny.HH], split={"held_out": 0.3})
     held_out = [assign_fold(find_group(q), folds=1, held_out=0.3, seed=3) == HELD_OUT for q in questions()]
     replies = ["[SEP]" if out else "Mix." for out in held_out]
@@ -635,14 +637,14 @@ def test_faulty_rows_of_a_published_set_are_dropped_and_counted(tmp_path: Path) 
     tiny.write_rows(begun.data / "hh_rlhf" / "z.test.jsonl.gz", faulty)
     clean = len(prepare(tmp_path / "clean").begin().examples)
     assert len(begun.begin().examples) == clean
-    assert begun.json("render.json")["left_out"] == {
+    assert begun.json("render.json")["dropped"] == {
         "hh_rlhf: empty completion": 1,
         "hh_rlhf: completions are equal": 1,
         "hh_rlhf: does not end with the assistant": 1,
     }
 
 
-def test_files_that_are_no_runs_are_not_touched(tmp_path: Path) -> None:
+def test_files_that_are_not_runs_are_not_touched(tmp_path: Path) -> None:
     begun = prepare(tmp_path)
     (begun.out / "state").mkdir(parents=True)
     (begun.out / "state" / "precious.txt").write_text("mine")
@@ -670,7 +672,7 @@ def test_half_a_line_of_metrics_does_not_stop_a_run_from_going_on(tmp_path: Path
     assert (whole.out / "metrics.jsonl").read_text() == rows
 
 
-def test_the_command_tells_a_file_in_the_way_and_a_loss_that_is_no_number(tmp_path: Path) -> None:
+def test_the_command_tells_a_file_in_the_way_and_a_loss_that_is_not_a_number(tmp_path: Path) -> None:
     begun = prepare(tmp_path, split={"held_out": 0.2})
     options = ["train", "reward", "--config", str(begun.config), "--data", str(begun.data), "--out", str(begun.out)]
     begun.out.write_text("")
@@ -742,22 +744,22 @@ from assay_training.config.base import read
 from assay_training.config.reward import RewardConfig
 from assay_training.reward_model.run import RewardRun
 
-def told(name):
+def read_bytes(name):
     return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
-before = told("VmRSS")
+before = read_bytes("VmRSS")
 root = Path({str(tmp_path)!r})
 run = RewardRun(read(root / "run.yaml", RewardConfig), root / "data", root / "out")
-print(told("VmHWM") - before)
+print(read_bytes("VmHWM") - before)
 run.build_model()
-print(told("VmHWM") - before)
+print(read_bytes("VmHWM") - before)
 """
     ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     begun, built = map(int, ended.stdout.split()[-2:])
     assert begun < size / 2 < size < built
 
 
-def test_a_base_of_other_tensors_is_told_before_the_data_are_rendered(tmp_path: Path) -> None:
+def test_a_base_of_other_tensors_is_reported_before_the_data_are_rendered(tmp_path: Path) -> None:
     begun = prepare(tmp_path)
     weights = begun.config.parent / "base" / "model.safetensors"
     tensors = load_file(weights)

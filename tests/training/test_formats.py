@@ -78,7 +78,7 @@ def test_of_more_than_four_replies_the_best_four_count(tmp_path: Path) -> None:
 
 
 def test_labels_of_a_tree_are_labelled_items(tmp_path: Path) -> None:
-    """A reply without the label is dropped (774 rows of the thesis' data)."""
+    """A reply without the label is dropped (774 rows of the data of [CRS])."""
     assert labelled(tmp_path, "oasst", TREE) == [
         Labelled("set/en", "how", Item((*QUESTION, Message("assistant", "Second."))), 0.5),
         Labelled("set/en", "how", Item((*QUESTION, Message("assistant", "Best."))), 1.0),
@@ -149,13 +149,13 @@ def test_languages_are_chosen_and_named(tmp_path: Path) -> None:
         (message("x", "q", "assistant", "?") | {"parent_id": ["q"]}, "'parent_id' is not a str"),
     ],
 )
-def test_a_malformed_message_is_told(row: dict[str, Any], field: str, tmp_path: Path) -> None:
+def test_a_malformed_message_is_reported(row: dict[str, Any], field: str, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=f"x.jsonl.gz:2: field {field}"):
         rankings(tmp_path, "oasst", [TREE[0], row])
 
 
 @pytest.mark.parametrize("replies", ["none", [None], {"a": 1}])
-def test_a_tree_whose_replies_are_no_messages_is_told(replies: Any, tmp_path: Path) -> None:
+def test_a_tree_whose_replies_are_not_messages_is_reported(replies: Any, tmp_path: Path) -> None:
     tree = {"message_tree_id": "tree", "tree_state": "ready_for_export", "prompt": TREE[0] | {"replies": replies}}
     with pytest.raises(RecordError, match=r"x.jsonl.gz:1: field 'replies' is not a list of messages"):
         rankings(tmp_path, "oasst", [tree])
@@ -170,7 +170,7 @@ def test_trees_that_begin_alike_are_one_group(tmp_path: Path) -> None:
     assert {record.group for record in rankings(tmp_path, "oasst", [*TREE, *renamed])} == {"how"}
 
 
-def test_a_circle_of_messages_is_told_and_what_is_deleted_does_not_count(tmp_path: Path) -> None:
+def test_a_circle_of_messages_is_reported_and_what_is_deleted_does_not_count(tmp_path: Path) -> None:
     circle = [message("x", "y", "prompter", "?"), message("y", "x", "assistant", "!", rank=0)]
     with pytest.raises(RecordError, match=r"x.jsonl.gz:10: field 'parent_id': the message is its own ancestor"):
         rankings(tmp_path, "oasst", [*TREE, *circle])
@@ -204,7 +204,7 @@ def test_prompts_whose_replies_cannot_be_compared_are_counted_and_ties_stay(tmp_
     assert found.dropped == {"set: fewer than two ranked completions": 1, "set: a pair of equal completions": 1}
 
 
-def test_a_misspelt_label_is_told_with_what_was_dropped_for_it(tmp_path: Path) -> None:
+def test_a_misspelled_label_is_reported_with_what_was_dropped_for_it(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"sources: set: no labelled items in the source \(set: no label 'qualty'\)"):
         labelled(tmp_path, "oasst", TREE, labels={"qualty": 1.0})
 
@@ -249,7 +249,7 @@ def test_scores_from_one_to_ten_are_qualities_gaps_and_ties(tmp_path: Path) -> N
             rankings(tmp_path, "arena_bench", [arena(score, "a")])
 
 
-def test_two_equal_answers_with_different_ratings_are_no_pair(tmp_path: Path) -> None:
+def test_two_equal_answers_with_different_ratings_are_not_a_pair(tmp_path: Path) -> None:
     """A model gives both the same logit; the rest of their ranking counts, and so do their labels."""
     rows = [arena(10, "a"), arena(1, "a"), arena(5.5, "b"), arena(1, "b")]
     found = read_rankings(write(tmp_path, rows), source("arena_bench"))
@@ -341,18 +341,18 @@ def test_our_own_lines(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_malformed_ranking_of_our_own_is_told(format_: str, row: Any, message_: str, tmp_path: Path) -> None:
+def test_a_malformed_ranking_of_our_own_is_reported(format_: str, row: Any, message_: str, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=f"x.jsonl.gz:1: .*{message_}"):
         rankings(tmp_path, format_, [row])
 
 
 @pytest.mark.parametrize("label", [-0.1, 1.1, "good", None, True])
-def test_a_label_outside_its_range_is_told(label: Any, tmp_path: Path) -> None:
+def test_a_label_outside_its_range_is_reported(label: Any, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"x\.jsonl\.gz:1: field 'label'"):
         labelled(tmp_path, "labels", [{"prompt": "a", "completion": "b", "label": label}])
 
 
-def test_a_dialogue_in_which_nobody_answers_is_told(tmp_path: Path) -> None:
+def test_a_dialogue_in_which_nobody_answers_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no message of the assistant"):
         spoken(tmp_path, "dialogues", [{"messages": [{"role": "user", "content": "a"}]}])
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
@@ -427,7 +427,7 @@ def test_a_folder_of_a_set_is_the_subset(tmp_path: Path) -> None:
     assert hash_data(tmp_path, hub, []) == {f"{folder} harmless-base train": COMMIT}
 
 
-def test_a_broken_file_of_a_set_is_told_with_the_set(tmp_path: Path) -> None:
+def test_a_broken_file_of_a_set_is_reported_with_the_set(tmp_path: Path) -> None:
     folder = publish(tmp_path / "published", {"train.jsonl": [*[PAIR] * 20, '{"prompt": broken']})
     with pytest.raises(RecordError, match=rf"{folder}@{COMMIT} train: .*JSON parse error.* in row 20"):
         read_rankings(tmp_path, source("preferences", hub=folder, revision=COMMIT))

@@ -31,9 +31,9 @@ Judge = Callable[[str, str], Reply]
 def endpoint(
     judge: Judge, status: int = 200, broken: bytes | None = None
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A chat API whose answers are made by a function of the two outputs; and what it was asked.
+    """A chat API whose answers are made by a function of the two outputs; and the requests that it got.
 
-    A function may also return what its reply has otherwise than a good one has it, and its `status`.
+    A function may also return what its reply has differently from a good one has it, and its `status`.
     """
     asked: list[dict[str, Any]] = []
 
@@ -112,8 +112,8 @@ def test_verdicts_follow_a_judge_that_reads_in_every_order(order: str, calls: in
     assert (len(asked), {body["temperature"] for body in asked}) == (calls, {0})
     verdicts = json.loads((tmp_path / "v.json").read_text())
     assert [verdict["preference"] for verdict in verdicts] == [1, 2, 2, 2]
-    again, told = evaluate("winrate", tmp_path / "v.json", "--json")
-    assert (again, record(json.loads(told), "new", "base")["win_rate"]) == (0, 0.75)
+    again, printed = evaluate("winrate", tmp_path / "v.json", "--json")
+    assert (again, record(json.loads(printed), "new", "base")["win_rate"]) == (0, 0.75)
 
 
 def test_a_judge_that_prefers_one_place_gives_a_draw_in_both_orders(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_answered_questions_are_not_asked_again_and_costs_are_reported(tmp_path:
     with endpoint(longer) as (url, asked):
         code, output = judge(url, tmp_path, "--prices", 10, 1000)
         assert (code, len(asked)) == (0, 8)
-        told = " ".join(output.split())
-        assert "this time 8 answers, 800 + 16 tokens, 0.0240; in total 8 answers" in told
+        printed = " ".join(output.split())
+        assert "this time 8 answers, 800 + 16 tokens, 0.0240; in total 8 answers" in printed
         code, output = judge(url, tmp_path, "--prices", 10, 1000, "--json")
         costs = {"answers": 8, "uncounted": 0, "prompt_tokens": 800, "completion_tokens": 16, "money": 0.024}
         assert [r["cost"] for r in json.loads(output)] == [costs] * 2
@@ -212,12 +212,12 @@ def test_a_refused_pair_does_not_affect_the_others(refusal: dict[str, Any], reas
     outputs(tmp_path)
     with endpoint(lambda a, b: refusal if "long answer" in (a, b) else longer(a, b)) as (url, _):
         code, output = judge(url, tmp_path)
-    told = "".join(output.split())  # a terminal breaks long names where it likes
+    printed = "".join(output.split())  # a terminal breaks long names where it likes
     assert code == 1, output
-    assert "1of4pairshavenoverdict:" in told
-    assert reason.replace(" ", "") in told
-    assert "outputs.json:row1)." in told
-    assert "thistime6answers,600+12tokens" in told
+    assert "1of4pairshavenoverdict:" in printed
+    assert reason.replace(" ", "") in printed
+    assert "outputs.json:row1)." in printed
+    assert "thistime6answers,600+12tokens" in printed
     assert [one["preference"] for one in json.loads((tmp_path / "v.json").read_text())] == [2, 2, 2]
     assert len((tmp_path / "v.json.answers.jsonl").read_text().splitlines()) == 6
 
@@ -252,8 +252,8 @@ def test_answers_without_a_count_of_tokens_are_counted_as_such(usage: Any, tmp_p
     with endpoint(lambda a, b: bare if "long answer" in (a, b) else longer(a, b)) as (url, _):
         code, output = judge(url, tmp_path, "--prices", 10, 1000)
         assert code == 0, output
-        told = "8 answers, 600 + 12 tokens, 0.0180 (without 2 answers whose tokens were not counted)"
-        assert told in " ".join(output.split())
+        printed = "8 answers, 600 + 12 tokens, 0.0180 (without 2 answers whose tokens were not counted)"
+        assert printed in " ".join(output.split())
         _, output = judge(url, tmp_path, "--json")  # from the file
         costs = {"answers": 8, "uncounted": 2, "prompt_tokens": 600, "completion_tokens": 12, "money": None}
         assert [r["cost"] for r in json.loads(output)] == [costs] * 2

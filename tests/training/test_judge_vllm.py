@@ -71,12 +71,12 @@ def ready(health: str) -> bool:
 
 
 def test_a_real_server_judges_and_counts_its_tokens(url: str, tmp_path: Path) -> None:
-    """It always prefers what stands first; so both orders make draws, and a random order favours nobody much."""
+    """It always prefers what stands first; so both orders make draws, and a random order favors nobody much."""
     found = outputs(tmp_path, count=6)
     options = ("--url", url, "--model", "judge", "--out", tmp_path / "v.json")
-    code, told = evaluate("judge", found, *options, "--json")
-    assert code == 0, told
-    drawn = record(json.loads(told), "new", "base")
+    code, printed = evaluate("judge", found, *options, "--json")
+    assert code == 0, printed
+    drawn = record(json.loads(printed), "new", "base")
     assert (drawn["win_rate"], drawn["draws"]) == (0.5, 6)
     answers = [json.loads(line) for line in (tmp_path / "v.json.answers.jsonl").read_text().splitlines()]
     assert len(answers) == 12

@@ -185,8 +185,8 @@ def counts_by_group(tmp_path: Path, groups: Any, name: str = "groups.json") -> d
 
 def test_fields_that_share_a_value_are_named_in_every_row(tmp_path: Path) -> None:
     """In one row it is the same word, in another the word of the other way."""
-    of = [("creative", "creative"), ("koala", "creative"), ("koala", "fact")]
-    rows = [{"instruction": f"question {i}", "dataset": d, "category": c} for i, (d, c) in enumerate(of)]
+    kinds = [("creative", "creative"), ("koala", "creative"), ("koala", "fact")]
+    rows = [{"instruction": f"question {i}", "dataset": d, "category": c} for i, (d, c) in enumerate(kinds)]
     assert counts_by_group(tmp_path, rows) == {
         None: 3, "dataset=creative": 1, "dataset=koala": 2, "category=creative": 2, "category=fact": 1,
         "dataset=creative / category=creative": 1, "dataset=koala / category=creative": 1,
@@ -199,13 +199,13 @@ def test_a_row_may_lack_a_group_and_have_an_id(tmp_path: Path) -> None:
     rows[0]["id"] = "r0"
     rows[0]["category"] = None
     rows[1]["category"] = "c"
-    of = [one | {"instruction": f"question {i}"} for i, one in enumerate(rows)]
-    assert counts_by_group(tmp_path, of) == {None: 3, "a": 3, "c": 1, "a / c": 1}
+    distinct = [one | {"instruction": f"question {i}"} for i, one in enumerate(rows)]
+    assert counts_by_group(tmp_path, distinct) == {None: 3, "a": 3, "c": 1, "a / c": 1}
 
 
 def test_groups_may_be_one_object(tmp_path: Path) -> None:
-    of: dict[str, Any] = {"<s>[INST] question 0 [/INST]": "a", "question 1": ["a", "b"], "question 2": None}
-    assert counts_by_group(tmp_path, of) == {None: 3, "a": 2, "b": 1}
+    groups: dict[str, Any] = {"<s>[INST] question 0 [/INST]": "a", "question 1": ["a", "b"], "question 2": None}
+    assert counts_by_group(tmp_path, groups) == {None: 3, "a": 2, "b": 1}
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_a_file_that_is_not_a_list_is_an_error(content: bytes, tmp_path: Path) -
 
 
 def poll(*ranks: dict[str, int], prompt: str = "Which?") -> dict[str, Any]:
-    ballots = [{"voter": f"v{i}", "ranks": of} for i, of in enumerate(ranks)]
+    ballots = [{"voter": f"v{i}", "ranks": ranking} for i, ranking in enumerate(ranks)]
     return {"prompt": prompt, "responses": {"a": "One.", "b": "Two.", "c": "Three."}, "ballots": ballots}
 
 
@@ -322,12 +322,12 @@ def ballots(path: Path, *polls: dict[str, Any]) -> Path:
 
 
 def key(path: Path, **models: str) -> Path:
-    of = {"prompt": "Which?", "models": models or {"a": "abs", "b": "pref", "c": "sft"}}
-    return write(path / "key.json", {"format": "assay-ballots-key", "prompts": [of]})
+    prompt = {"prompt": "Which?", "models": models or {"a": "abs", "b": "pref", "c": "sft"}}
+    return write(path / "key.json", {"format": "assay-ballots-key", "prompts": [prompt]})
 
 
 def test_votes_of_two_groups(tmp_path: Path) -> None:
-    """One group has the thesis' example (Table 9), the other is of one mind."""
+    """One group has the example of [CRS] table 9, the other is of one mind."""
     split = poll({"a": 2, "b": 1, "c": 3}, {"a": 2, "b": 3, "c": 1}, {"a": 2, "b": 3, "c": 1})
     files = (ballots(tmp_path / "one.json", split), ballots(tmp_path / "two.json", poll({"a": 1, "b": 2, "c": 3})))
     found = records("vote", *files, "--keys", key(tmp_path))
@@ -342,7 +342,7 @@ def test_votes_of_two_groups(tmp_path: Path) -> None:
     assert spread == pytest.approx(1 / 6)  # of the population: the groups are all there are
 
 
-def test_the_thesis_form(tmp_path: Path) -> None:
+def test_the_published_form(tmp_path: Path) -> None:
     keys = write(tmp_path / "keys.json", {"run": {"Which one. Or two?": {"0": "abs", "1": "pref"}}})
     cast = [{"response-1": 1, "response-2": 1, "user_id": "x"}, {"response-1": 2, "response-2": 1}]
     found = records("vote", write(tmp_path / "run.json", [cast]), "--keys", keys)
@@ -351,13 +351,13 @@ def test_the_thesis_form(tmp_path: Path) -> None:
     assert (code, "keys.json: the key has 1 groups of voters, but there are 2 files" in output) == (2, True)
 
 
-def test_files_of_the_thesis_form_are_matched_with_groups_by_the_runs_number(tmp_path: Path) -> None:
+def test_files_of_the_published_form_are_matched_with_groups_by_the_runs_number(tmp_path: Path) -> None:
     """Whatever the order of the arguments or of the key; without numbers by their places."""
     models = ({"0": "abs", "1": "pref"}, {"0": "pref", "1": "abs"})
     cast = [[{"response-1": 1, "response-2": 2, "user_id": "x"}]]
 
     def points(*names: str, groups: tuple[str, ...] = ("run_num0", "run_num1")) -> list[float]:
-        by_group = {group: {"Which?": of} for group, of in zip(groups, models, strict=True)}
+        by_group = {group: {"Which?": names} for group, names in zip(groups, models, strict=True)}
         keys = write(tmp_path / "keys.json", by_group)
         turned = [[{"response-1": 2, "response-2": 1, "user_id": "x"}]]
         files = [write(tmp_path / name, cast if name.endswith("1.json") else turned) for name in names]
@@ -389,7 +389,7 @@ def test_files_of_the_thesis_form_are_matched_with_groups_by_the_runs_number(tmp
         ({"0": "abs", "1": "pref"}, {"user_id": "x"}, "run.json: prompt 1: ballot 2: field 'user_id': 'x' has another"),
     ],
 )
-def test_a_malformed_file_of_the_thesis_form_is_an_error(
+def test_a_malformed_file_of_the_published_form_is_an_error(
     models: dict[str, str], ballot: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     keys = write(tmp_path / "keys.json", {"run": {"Which?": models}})
@@ -400,8 +400,8 @@ def test_a_malformed_file_of_the_thesis_form_is_an_error(
 
 def test_prompts_without_ballots_are_counted_and_dropped(tmp_path: Path) -> None:
     ranks = {"a": 1, "b": 2, "c": 3}
-    of = [{"prompt": prompt, "models": {"a": "x", "b": "y", "c": "z"}} for prompt in "PQ"]
-    keys = write(tmp_path / "key.json", {"format": "assay-ballots-key", "prompts": of})
+    prompts = [{"prompt": prompt, "models": {"a": "x", "b": "y", "c": "z"}} for prompt in "PQ"]
+    keys = write(tmp_path / "key.json", {"format": "assay-ballots-key", "prompts": prompts})
     votes = ballots(tmp_path / "x.json", poll(prompt="P"), poll(ranks, prompt="Q"))
     assert [r["points"] for r in records("vote", votes, "--keys", keys)[:6] if r["group"]] == pytest.approx(
         [1, 2 / 3, 1 / 3]
@@ -442,8 +442,8 @@ def test_ballots_are_matched_with_the_key_by_prompt(tmp_path: Path) -> None:
     """A file whose prompts somebody has sorted says the same."""
     first, second = (poll({"a": 1, "b": 2, "c": 3}, prompt=prompt) for prompt in ("P", "Q"))
     models = [{"a": "x", "b": "y", "c": "z"}, {"a": "z", "b": "y", "c": "x"}]
-    of = [{"prompt": prompt, "models": names} for prompt, names in zip("PQ", models, strict=True)]
-    keys = write(tmp_path / "key.json", {"format": "assay-ballots-key", "prompts": of})
+    prompts = [{"prompt": prompt, "models": names} for prompt, names in zip("PQ", models, strict=True)]
+    keys = write(tmp_path / "key.json", {"format": "assay-ballots-key", "prompts": prompts})
     forth = records("vote", ballots(tmp_path / "x.json", first, second), "--keys", keys)
     back = records("vote", ballots(tmp_path / "x.json", second, first), "--keys", keys)
     assert forth == back
@@ -501,13 +501,13 @@ def test_errors_by_bucket_of_ten_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"), [("1e300", "1e+300"), ("-1e101", "-1e+101"), ("1e999", "inf"), ("NaN", "nan")]
+    ("given", "shown"), [("1e300", "1e+300"), ("-1e101", "-1e+101"), ("1e999", "inf"), ("NaN", "nan")]
 )
-def test_a_prediction_without_a_finite_square_is_an_error(tmp_path: Path, given: str, told: str) -> None:
+def test_a_prediction_without_a_finite_square_is_an_error(tmp_path: Path, given: str, shown: str) -> None:
     rows = f'{{"label": 0.5, "prediction": 1e30}}\n{{"label": 0.5, "prediction": {given}}}\n'
     (tmp_path / "x.jsonl").write_text(rows)
     code, output = evaluate("absolute", tmp_path / "x.jsonl")
-    assert (code, f"x.jsonl:2: field 'prediction' is {told}, not a number from -1e+100 to 1e+100" in output) == (
+    assert (code, f"x.jsonl:2: field 'prediction' is {shown}, not a number from -1e+100 to 1e+100" in output) == (
         2,
         True,
     )

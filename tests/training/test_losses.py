@@ -102,7 +102,7 @@ def test_soft_label_cross_entropy_is_the_weighted_sum_of_the_rows() -> None:
 
 
 def test_extreme_logits_stay_finite() -> None:
-    """σ rounds to 0 or 1 there, and the logarithm of 0 is no loss."""
+    """σ rounds to 0 or 1 there, and the logarithm of 0 is not a loss."""
     far = torch.tensor([1e4, -1e4])
     assert float(compute_soft_label_cross_entropy(far, torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5]))) == 1e4
     assert float(compute_soft_label_cross_entropy(far, torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))) == 0.0

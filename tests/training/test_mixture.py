@@ -37,7 +37,7 @@ RECORDS: list[Judged] = [record(source, i, i / 100) for source in ("a", "b") for
 
 
 @pytest.fixture(scope="module")
-def thesis() -> list[Judged]:
+def published() -> list[Judged]:
     """As many rows of each bucket as [CRS] has, the mid ones spread evenly."""
     labels = [0.2] * LOW + [0.95] * HIGH + [0.405 + 0.49 * i / MID for i in range(MID)]
     return [record("oasst", i, label) for i, label in enumerate(labels)]
@@ -58,27 +58,27 @@ def low_weight(records: list[Judged]) -> float:
     return weight
 
 
-def test_over_sampling_doubles_the_low_rows(thesis: list[Judged]) -> None:
-    assert len(thesis) == 38_852
-    mixed = over_sample(thesis, draw())
+def test_over_sampling_doubles_the_low_rows(published: list[Judged]) -> None:
+    assert len(published) == 38_852
+    mixed = over_sample(published, draw())
     assert len(mixed) == 42_956
     assert buckets(mixed) == (8208, MID, HIGH)
-    assert set(mixed) <= set(thesis)
+    assert set(mixed) <= set(published)
     times = Counter(r for r in mixed if isinstance(r, Labelled) and r.label <= 0.4)
     assert 0.84 < len(times) / LOW < 0.89  # drawn with replacement: 1 - e^-2 of them occur
 
 
-def test_low_rows_weigh_what_the_thesis_says(thesis: list[Judged]) -> None:
+def test_low_rows_have_the_published_weight(published: list[Judged]) -> None:
     """N / N_low is 42956 / 8208 = 5.23; half of it 2.617, three quarters 3.925."""
-    sampled = over_sample(thesis, draw())
+    sampled = over_sample(published, draw())
     assert low_weight(weight_low(sampled, 1.0)) == pytest.approx(5.2334, abs=1e-4)
     assert low_weight(weight_low(sampled, 0.5)) == pytest.approx(2.6167, abs=1e-4)
     assert low_weight(weight_low(sampled, 0.75)) == pytest.approx(3.9251, abs=1e-4)
 
 
-def test_augmenting_and_under_sampling_give_the_thesis_chosen_mix(thesis: list[Judged]) -> None:
+def test_augmenting_and_under_sampling_give_the_published_mix(published: list[Judged]) -> None:
     """23,995 rows, 8,208 of them low; the weight is 2.923 · 0.75 = 2.193."""
-    low = [r for r in thesis if isinstance(r, Labelled) and r.label <= 0.4]
+    low = [r for r in published if isinstance(r, Labelled) and r.label <= 0.4]
     file = PurePosixPath("paraphrases.jsonl.gz")
     paraphrases = {file: {r.item: Paraphrase(f"{r.item.completion} again", 0.9) for r in low}}
     mixture: list[steps.Step] = [
@@ -86,14 +86,14 @@ def test_augmenting_and_under_sampling_give_the_thesis_chosen_mix(thesis: list[J
         steps.UnderSample(step="under_sample", rows=8000),
         steps.WeightLow(step="weight_low", share=0.75),
     ]
-    mixed = mix(thesis, mixture, paraphrases, seed=123)
+    mixed = mix(published, mixture, paraphrases, seed=123)
     assert (len(mixed), buckets(mixed)) == (23_995, (8208, 8000, HIGH))
     assert low_weight(mixed) == pytest.approx(2.1925, abs=1e-4)
 
 
 @pytest.mark.parametrize("rows", [8000, 16000])
-def test_under_sampling_takes_equally_many_of_five_ranges(rows: int, thesis: list[Judged]) -> None:
-    mixed = under_sample(thesis, rows, draw())
+def test_under_sampling_takes_equally_many_of_five_ranges(rows: int, published: list[Judged]) -> None:
+    mixed = under_sample(published, rows, draw())
     assert buckets(mixed) == (LOW, rows, HIGH)
     mid = [r.label for r in mixed if isinstance(r, Labelled) and 0.4 < r.label < 0.9]
     ends = [(0.4, 0.5), (0.5, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 0.9)]
@@ -110,7 +110,7 @@ def test_a_label_at_an_end_is_in_the_range_below(label: float, range_: int) -> N
     assert len(under_sample(records, 5, draw())) == 5
 
 
-def test_too_few_rows_to_under_sample_are_told_with_their_range() -> None:
+def test_too_few_rows_to_under_sample_are_reported_with_their_range() -> None:
     with pytest.raises(ConfigError, match=r"needs 1600 labels in \(0.4, 0.5\], but there are 20"):
         under_sample(RECORDS, 8000, draw())
 
@@ -147,8 +147,8 @@ def test_paraphrases_are_read_and_another_language_counts_as_unlike(tmp_path: Pa
         read_paraphrases([Row("f:1", "f", row | {"similarity": 1.5})])
 
 
-def test_extremes_weigh_a_constant(thesis: list[Judged]) -> None:
-    weights = Counter(r.weight for r in weight_extremes(thesis, 1.4) if isinstance(r, Labelled))
+def test_extremes_weigh_a_constant(published: list[Judged]) -> None:
+    weights = Counter(r.weight for r in weight_extremes(published, 1.4) if isinstance(r, Labelled))
     assert weights == {1.4: LOW + HIGH, 1.0: MID}
 
 
@@ -160,7 +160,7 @@ def test_a_portion_is_a_share_of_the_result(share: float, drawn: int) -> None:
     assert len(set(mixed)) == len(mixed)
 
 
-def test_a_portion_larger_than_its_sources_is_told() -> None:
+def test_a_portion_larger_than_its_sources_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"a share of 0\.6 needs 150 records, but the sources have 100"):
         draw_portion(RECORDS, ["b"], 0.6, draw())
 
@@ -252,9 +252,9 @@ def test_a_smaller_sample_is_part_of_a_larger_one_and_groups_stay_whole() -> Non
     assert set(Counter(r.group for r in many).values()) == {2}
 
 
-def test_proportions_are_kept_by_the_scarcest_bucket(thesis: list[Judged]) -> None:
+def test_proportions_are_kept_by_the_scarcest_bucket(published: list[Judged]) -> None:
     step = steps.Proportions(step="proportions", low=0.25, high=0.25)
-    assert buckets(mix(thesis, [step], {}, seed=1)) == (LOW, 2 * LOW, LOW)
+    assert buckets(mix(published, [step], {}, seed=1)) == (LOW, 2 * LOW, LOW)
     natural = steps.Proportions(step="proportions", low=0.11, high=0.2)
     low, mid, high = buckets(mix(RECORDS, [natural], {}, seed=1))  # 82, 98 and 20 of 200 records
     assert (low, mid, high) == (11, 69, 20)

@@ -38,7 +38,11 @@ def test_an_answer_wins_against_every_one_of_the_first_policy_to_its_prompt() ->
 def test_the_best_by_one_score_is_counted_by_the_others() -> None:
     """Answers of gold value 1, 2, 3 that the proxy has at 3, 1, 2. Of the three pairs the proxy's best have 1, 1 and 3;
     of each pair against the third answer: 3 against 1 wins, 1 against 2 and 1 against 3 lose."""
-    first = [sample(of, gold, (30,) * 5, proxy) for of in ASKED for gold, proxy in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0))]
+    first = [
+        sample(prompt, gold, (30,) * 5, proxy)
+        for prompt in ASKED
+        for gold, proxy in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0))
+    ]
     found = compute_best_of(2, {"proxy": 2.0}, first)
     assert found["means"] == {"gold": pytest.approx(5 / 3), "proxy": pytest.approx(8 / 3), "length": 5, "ends": 0}
     rates = {name: rate["value"] for name, rate in found["wins"].items()}
@@ -47,9 +51,9 @@ def test_the_best_by_one_score_is_counted_by_the_others() -> None:
 
 
 def test_a_policy_is_summarized_by_means_and_by_wins() -> None:
-    own = [sample(of, 1.0, (30,)) for of in ASKED]
-    found = summarize(1.5, own, [sample(of, 2.0) for of in ASKED])
-    assert (found["kl"], found["means"]["length"], found["answers"]) == (1.5, 1, 2)
+    own = [sample(prompt, 1.0, (30,)) for prompt in ASKED]
+    found = summarize(1.5, own, [sample(prompt, 2.0) for prompt in ASKED])
+    assert (found["kl"], found["means"]["length"], found["completions"]) == (1.5, 1, 2)
     assert (found["wins"]["gold"]["value"], found["wins"]["length"]["value"]) == (0, 0)
 
 

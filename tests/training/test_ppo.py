@@ -149,20 +149,22 @@ def rows(out: Path) -> list[dict[str, Any]]:
 TIMES = ("rollout_s", "score_s", "score_wait_s", "update_s")
 
 
-def untimed(of: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in of]
+def untimed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 def examples(count: int = 6) -> list[SftExample]:
     generator = torch.Generator().manual_seed(0)
     lengths = [(5 + i % 3, 3 + 2 * (i % 4)) for i in range(count)]
     ids = [tuple(torch.randint(10, 300, (p + c,), generator=generator).tolist()) for p, c in lengths]
-    return [SftExample.of(of[:p], of[p:]) for of, (p, _) in zip(ids, lengths, strict=True)]
+    return [SftExample.of(tokens[:p], tokens[p:]) for tokens, (p, _) in zip(ids, lengths, strict=True)]
 
 
 def experience(example: SftExample, look: Any, advantage: float) -> Experience:
-    of = torch.full((example.targets,), advantage)
-    return Experience(example, look.logprobs, look.values, of, look.values + of, torch.ones_like(of))
+    advantages = torch.full((example.targets,), advantage)
+    return Experience(
+        example, look.logprobs, look.values, advantages, look.values + advantages, torch.ones_like(advantages)
+    )
 
 
 def test_before_the_first_update_policy_reference_and_old_policy_are_one(home: Path) -> None:
@@ -194,7 +196,7 @@ def test_logits_are_computed_in_fp32_where_the_trunk_is_in_bf16(home: Path) -> N
     logprobs = (hidden.float() @ actor.policy.head.get_parameter("weight").T).log_softmax(-1)
     expected = logprobs.gather(1, targets[:, None])[:, 0].detach()
     assert torch.allclose(
-        torch.cat([of.logprobs for of in actor.compute_old_outputs(given, settings)]), expected, atol=1e-5
+        torch.cat([outputs.logprobs for outputs in actor.compute_old_outputs(given, settings)]), expected, atol=1e-5
     )
 
 
@@ -333,9 +335,9 @@ def test_a_run_prints_the_models_that_score(
     home: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (found,) = go(home, url, tmp_path / "run", steps=1)
-    told = capsys.readouterr().err
-    assert f"rewards: mix = 0.25 pref + 0.75 abs; fingerprint {found['fingerprint']}" in told
-    assert re.search(r"  pref: preference, model base, revision [0-9a-f]{16}, adapter [0-9a-f]{16}\n", told)
+    printed = capsys.readouterr().err
+    assert f"rewards: mix = 0.25 pref + 0.75 abs; fingerprint {found['fingerprint']}" in printed
+    assert re.search(r"  pref: preference, model base, revision [0-9a-f]{16}, adapter [0-9a-f]{16}\n", printed)
 
 
 def test_a_service_that_is_not_the_expected_one_stops_the_run_before_its_first_step(
@@ -350,14 +352,14 @@ def test_a_service_that_is_not_the_expected_one_stops_the_run_before_its_first_s
             {"weights": {"pref": 1.0}, "expect": {"signals": {"pref": {"kind": "preference"}}}}
         )
         assert identify_service(client, mine)[0].startswith("rewards: weights of the run = 1 pref; fingerprint ")
-        for expect, told in (
+        for expect, message in (
             ({"fingerprint": "0" * 64}, f"fingerprint is {fingerprint[:16]}, not 000"),
             ({"signals": {"pref": {"kind": "absolute"}}}, "pref: kind is preference, not absolute"),
             ({"signals": {"pref": {"model": "package:x"}}}, "pref: model is base, not package:x"),
             ({"signals": {"abs": {"adapter_sha256": "01234567"}}}, "abs: adapter_sha256 is [0-9a-f]{16}, not 01234567"),
             ({"signals": {"other": {}}}, "other is not a signal of this reward, which has abs, pref|pref, abs"),
         ):
-            with pytest.raises(ConfigError, match=told):
+            with pytest.raises(ConfigError, match=message):
                 identify_service(client, Reward.model_validate({"model": "mix", "expect": expect}))
     config = config_of(home, tmp_path / "c.yaml")
     given = yaml.safe_load(config.read_text())
@@ -373,8 +375,8 @@ def test_a_service_that_is_not_the_expected_one_stops_the_run_before_its_first_s
 
 def test_a_run_of_another_configuration_names_the_differences(home: Path, url: str, tmp_path: Path) -> None:
     go(home, url, tmp_path / "run", steps=1)
-    told = r"choose another --out \(config.kl.coef was 0.02 and is 0.5; config.steps was 1 and is 2\)"
-    with pytest.raises(ValueError, match=told):
+    message = r"choose another --out \(config.kl.coef was 0.02 and is 0.5; config.steps was 1 and is 2\)"
+    with pytest.raises(ValueError, match=message):
         go(home, url, tmp_path / "run", steps=2, kl={"coef": 0.5})
 
 
@@ -448,7 +450,7 @@ def test_a_run_that_is_killed_without_warning_goes_on_bit_for_bit(home: Path, ur
     assert weights[0] == weights[1]
 
 
-def test_the_optimised_score_rises(home: Path, url: str, tmp_path: Path) -> None:
+def test_the_optimized_score_rises(home: Path, url: str, tmp_path: Path) -> None:
     found = go(
         home, url, tmp_path / "run", steps=20, kl={"coef": 0.0, "target": None},
         rollout={"completions": 128, "chunk_completions": 128, "max_new_tokens": 2},
@@ -509,7 +511,7 @@ def test_importance_weights_are_reported(home: Path, url: str, tmp_path: Path) -
 def test_an_update_whose_ratio_overflows_is_skipped(
     home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A log-ratio of 90 is no fp32 number any more, and neither are its loss and gradients."""
+    """A log-ratio of 90 overflows fp32, and so do its loss and gradients."""
     look, outputs = Actor.forward, []
 
     def far(self: Actor, given: Sequence[SftExample], settings: Adam) -> PolicyOutputs:
@@ -521,7 +523,9 @@ def test_an_update_whose_ratio_overflows_is_skipped(
     (found,) = go(home, url, tmp_path / "run", steps=1)
     assert (found["skipped"], len(outputs)) == (1, 4)
     assert found["ratio"] == pytest.approx(1, abs=0.1)  # of the other updates
-    monkeypatch.setattr(Actor, "forward", lambda *of: PolicyOutputs((seen := look(*of)).logprobs + 90, seen.values))
+    monkeypatch.setattr(
+        Actor, "forward", lambda *arguments: PolicyOutputs((seen := look(*arguments)).logprobs + 90, seen.values)
+    )
     (found,) = go(home, url, tmp_path / "none", steps=1)
     assert (found["skipped"], "ratio" in found) == (4, False)
 
@@ -543,7 +547,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
         before = [parameter.detach().clone() for parameter in run.actor.parameters()]
         with pytest.raises(FloatingPointError, match=r"step 0: grad_norm is nan: the training diverges"):
             run.go()
-    assert all(torch.equal(*of) for of in zip(before, run.actor.parameters(), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(before, run.actor.parameters(), strict=True))
 
 
 ONE_TOKEN = "{% for m in messages %}{{ m['content'] }}{% if m['role'] != 'user' %}<|im_end|>{% endif %}{% endfor %}"

@@ -83,7 +83,7 @@ def test_advantages_are_sums_of_discounted_errors(
 ) -> None:
     rewards, values = given_
     width = max(map(len, rewards))
-    padded = [torch.tensor([row + [99.0] * (width - len(row)) for row in of]) for of in (rewards, values)]
+    padded = [torch.tensor([row + [99.0] * (width - len(row)) for row in rows]) for rows in (rewards, values)]
     mask = torch.tensor([[k < len(row) for k in range(width)] for row in rewards])
     found = compute_gae(padded[0], padded[1], mask, gamma=gamma, gae_lambda=gae_lambda)
     for i, (r, v) in enumerate(zip(rewards, values, strict=True)):
@@ -146,7 +146,7 @@ def test_a_mismatch_may_be_ten_times_its_floor_and_never_above_the_maximum() -> 
 
 
 def test_the_coefficient_is_steered_to_its_target() -> None:
-    """At most a fifth of n / horizon a step: the thesis' 562 steps of 16 give × 1.20 at most."""
+    """At most a fifth of n / horizon a step: the 562 steps of [CRS] of 16 give × 1.20 at most."""
     assert adapt_kl_coef(0.02, 6.0, 16, target=6, horizon=10000) == 0.02
     assert adapt_kl_coef(0.02, 6.6, 16, target=6, horizon=10000) == pytest.approx(0.02 * (1 + 0.1 * 0.0016))
     coefficient = 0.02
@@ -160,5 +160,5 @@ def test_cyclic_batches_cover_every_prompt_before_one_repeats() -> None:
     """Seven steps of three of seven things are three passes, each over all of them, in orders of their own."""
     seen = [i for step in range(7) for i in draw_cyclic_batch(7, 3, step, seed=5)]
     passes = [seen[start : start + 7] for start in range(0, 21, 7)]
-    assert [sorted(of) for of in passes] == [list(range(7))] * 3
-    assert len({tuple(of) for of in passes}) == 3
+    assert [sorted(order) for order in passes] == [list(range(7))] * 3
+    assert len({tuple(order) for order in passes}) == 3

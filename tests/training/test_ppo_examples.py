@@ -83,8 +83,8 @@ def test_they_train_on_the_small_pipeline(tmp_path: Path) -> None:
             ]
             subprocess.run([str(ASSAY), "train", kind, *given], check=True, cwd=ROOT, timeout=600)
     report = [str(ASSAY), "report", str(tmp_path / "ppo"), str(tmp_path / "rejection"), "--json"]
-    told = subprocess.run(report, check=True, stdout=subprocess.PIPE).stdout
-    runs = {row["run"]: row for row in json.loads(told)}
+    printed = subprocess.run(report, check=True, stdout=subprocess.PIPE).stdout
+    runs = {row["run"]: row for row in json.loads(printed)}
     assert (runs["ppo"]["steps"], runs["ppo"]["kl"] > 0.1) == (20, True)
     rounds = json.loads((tmp_path / "rejection" / "results.json").read_text())
-    assert all(of["best_score"] > of["score"] + 0.5 for of in rounds)
+    assert all(numbers["best_score"] > numbers["score"] + 0.5 for numbers in rounds)

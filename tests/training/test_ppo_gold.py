@@ -70,12 +70,12 @@ def world(home: Path) -> Iterator[str]:
 
 
 def judged(policy: Path, url: str) -> list[float]:
-    """Gold scores of what a policy answers to the prompts."""
+    """Gold scores of a policy's completions of the prompts."""
     engine = TransformersEngine(policy, Sampling(8, 1.0, TOKENIZER.eos_token_id), torch.device("cpu"))
     prompts = [f"How do I bake {i % 12}?" for i in range(JUDGED)]
     texts = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    asked = [tuple(TOKENIZER.apply_chat_template(of, add_generation_prompt=True)["input_ids"]) for of in texts]
-    said = [TOKENIZER.decode(of.ids, skip_special_tokens=True) for of in engine.generate(asked, seed=0)]
+    asked = [tuple(TOKENIZER.apply_chat_template(text, add_generation_prompt=True)["input_ids"]) for text in texts]
+    said = [TOKENIZER.decode(completion.ids, skip_special_tokens=True) for completion in engine.generate(asked, seed=0)]
     with RewardClient(url) as client:
         items = [(prompt, text) for prompt, text in zip(prompts, said, strict=True) if text.strip()]
         return list(client.score(items, model="gold").scores())
@@ -89,7 +89,7 @@ def before(home: Path, world: str) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_gold_score_rises_though_nobody_optimises_it(
+def test_the_gold_score_rises_though_nobody_optimizes_it(
     home: Path, world: str, before: list[float], seed: int, tmp_path: Path
 ) -> None:
     """By more than three standard errors, with every seed.

@@ -40,7 +40,7 @@ def adapter(directory: Path, seed: int) -> Path:
 
 
 def test_vllm_samples_from_every_adapter_that_is_pushed(tmp_path: Path) -> None:
-    """Greedy tokens are PEFT's, sampled log-probabilities the trainer's, both after a second push; ends are told."""
+    """Greedy tokens are PEFT's, sampled log-probabilities the trainer's, both after a second push."""
     prompts: list[Ids] = [tuple(range(20, 40)), (50, 51, 52), tuple(range(100, 107))]
     bare = tmp_path / "policy"  # no tokenizer is there, so none is read
     bare.mkdir()
@@ -82,7 +82,7 @@ time.sleep(600)
 
 
 def descendants(pid: int) -> list[int]:
-    children = [int(c) for of in Path(f"/proc/{pid}/task").glob("*/children") for c in of.read_text().split()]
+    children = [int(c) for file in Path(f"/proc/{pid}/task").glob("*/children") for c in file.read_text().split()]
     return children + [further for child in children for further in descendants(child)]
 
 

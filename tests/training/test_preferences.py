@@ -73,7 +73,7 @@ def test_every_published_shape_is_read_as_the_same_ranking(row: dict[str, Any], 
     assert read(tmp_path, [row]).records == [EXPECTED]
 
 
-def test_what_was_understood_is_told_by_field(tmp_path: Path) -> None:
+def test_what_was_understood_is_reported_by_field(tmp_path: Path) -> None:
     found = read(tmp_path, [SHAPES["UltraFeedback"]] * 2 + [SHAPES["Skywork"]])
     assert found.understood == {
         "set": {
@@ -92,7 +92,7 @@ def test_what_was_understood_is_told_by_field(tmp_path: Path) -> None:
     assert "ignored: source (1 rows)" in line
 
 
-def test_replies_that_repeat_the_prompt_and_keys_of_messages_that_are_not_read_are_told(tmp_path: Path) -> None:
+def test_replies_that_repeat_the_prompt_and_keys_of_messages_that_are_not_read_are_reported(tmp_path: Path) -> None:
     twice = {"prompt": "Flat tyre?", "chosen": "Flat tyre? Take it off.", "rejected": "Flat tyre? No."}
     named = {"prompt": [USER | {"name": "kim", "id": 3, "refusal": None}], "chosen": "Yes.", "rejected": "No."}
     said = read(tmp_path, [twice, named]).understood["set"]
@@ -248,7 +248,7 @@ def test_scores_and_margins_become_gaps_on_the_declared_scale(
         ({"question": 5}, {"fields": {"prompt": "question"}}, r"field 'prompt' \(mapped from question\) is neither"),
     ],
 )
-def test_what_cannot_be_read_is_told_by_line_field_and_remedy(
+def test_what_cannot_be_read_is_reported_by_line_field_and_remedy(
     row: dict[str, Any], source: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     good = SHAPES["TRL, explicit"]
@@ -256,7 +256,7 @@ def test_what_cannot_be_read_is_told_by_line_field_and_remedy(
         read(tmp_path, [good | dict.fromkeys(row.keys() & {"question"}, "Why?"), good | row], **source)
 
 
-def test_a_field_that_a_row_does_not_have_is_told(tmp_path: Path) -> None:
+def test_a_field_that_a_row_does_not_have_is_reported(tmp_path: Path) -> None:
     with pytest.raises(
         RecordError, match=r":1: field 'best', which `fields` .* names, is missing; the row has prompt, chosen, r"
     ):
@@ -311,13 +311,13 @@ def test_every_kind_of_file_is_read_and_blank_lines_are_skipped(tmp_path: Path) 
     assert found.records == [EXPECTED] * 8
 
 
-def test_a_broken_line_behind_a_blank_one_is_told_by_its_own_number(tmp_path: Path) -> None:
+def test_a_broken_line_behind_a_blank_one_is_reported_by_its_own_number(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n{"a": \n')
     with pytest.raises(RecordError, match=r"x\.jsonl:3: Expecting value"):
         list(read_file_rows(tmp_path / "x.jsonl"))
 
 
-def test_a_file_that_is_no_parquet_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(RecordError, match=r"x\.parquet: .*[Pp]arquet"):
         list(read_file_rows(tmp_path / "x.parquet"))
@@ -350,7 +350,9 @@ def test_a_source_that_cannot_be_meant_is_refused(source: dict[str, Any], messag
 TEXTS = st.text(min_size=1, max_size=12).filter(lambda text: text.strip() and text.isprintable())
 
 
-@given(turns=st.lists(TEXTS, min_size=1, max_size=5).filter(lambda of: len(of) % 2 == 1), better=TEXTS, worse=TEXTS)
+@given(
+    turns=st.lists(TEXTS, min_size=1, max_size=5).filter(lambda turns: len(turns) % 2 == 1), better=TEXTS, worse=TEXTS
+)
 def test_the_shapes_agree_on_any_conversation(
     turns: list[str], better: str, worse: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -388,7 +390,7 @@ def test_a_run_tells_what_it_understood_and_keeps_it(tmp_path: Path, capsys: pyt
     changes: dict[str, Any] = {"sources": sources, "split": {"held_out": 0.2}, "objective": objective}
     path = tiny.write_config(tmp_path / "run.yaml", tiny.save_base(tmp_path / "base"), **changes)
     run(path, tmp_path / "data", tmp_path / "out")
-    told = "set: 40 rows; ignored: source; chosen from 'chosen' (mapped from best): text; rejected from 'rejected'"
-    assert told in capsys.readouterr().err
+    reported = "set: 40 rows; ignored: source; chosen from 'chosen' (mapped from best): text; rejected from 'rejected'"
+    assert reported in capsys.readouterr().err
     understood = json.loads((tmp_path / "out" / "render.json").read_text())["understood"]["set"]
     assert understood["gap from 'margin', as a share of 3"] == 40

@@ -23,7 +23,7 @@ def scores(wins: int, losses: int, draws: int = 0) -> np.ndarray[tuple[int], np.
         (55, 5.0, 9.8, 0.37),
     ],
 )
-def test_a_hundred_verdicts_have_the_thesis_errors(wins: int, se: float, half: float | None, p: float) -> None:
+def test_a_hundred_verdicts_have_the_published_errors(wins: int, se: float, half: float | None, p: float) -> None:
     rate = compute_win_rate(scores(wins, 100 - wins))
     assert (rate.value, rate.n, rate.wins, rate.draws, rate.losses) == (wins / 100, 100, wins, 0, 100 - wins)
     assert rate.se is not None
@@ -70,7 +70,7 @@ def test_the_longer_one() -> None:
 
 
 def test_the_win_rate_at_equal_length_is_that_of_a_logistic_fit() -> None:
-    """Against scipy's minimiser on the same loss."""
+    """Against scipy's minimizer on the same loss."""
     generator = np.random.default_rng(0)
     differences = generator.normal(100, 300, 200)
     likely = 1 / (1 + np.exp(-(0.3 + 1.5 * np.tanh(differences / 300))))
@@ -118,7 +118,7 @@ def test_separated_by_length_there_is_no_length_controlled_rate() -> None:
     ("won", "differences"),
     [
         ([0, 0, 1], [285, 333, 296]),  # no two lengths that tanh tells apart: singular
-        ([0.5, 1, 0.5, 0], [-194, 1362, -186, -261]),  # fitted without remainder: errors that are no numbers
+        ([0.5, 1, 0.5, 0], [-194, 1362, -186, -261]),  # fitted without remainder: errors that are not numbers
         ([0, 1, 1], [-1007, -525, -1192]),  # no output that is nearly as long as the other: 1.00 ± 0.00
     ],
 )

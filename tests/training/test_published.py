@@ -1,4 +1,4 @@
-"""The thesis' printed tables from its published rows (`--data=DIR`); skipped where they are absent."""
+"""The printed tables of [CRS] from its published rows (`--data=DIR`); skipped where they are absent."""
 
 import json
 from pathlib import Path
@@ -32,9 +32,9 @@ LONGER = {  # recomputed from the verdicts of [CRS]
 
 
 @pytest.fixture(scope="module")
-def rates(thesis: Path) -> dict[tuple[str, str, str | None], dict[str, Any]]:
-    files = sorted((thesis / "judgments").glob("*.json.gz"))
-    found = records("winrate", *files, "--groups", thesis / "prompts" / "eval_final.json")
+def rates(published: Path) -> dict[tuple[str, str, str | None], dict[str, Any]]:
+    files = sorted((published / "judgments").glob("*.json.gz"))
+    found = records("winrate", *files, "--groups", published / "prompts" / "eval_final.json")
     return {(r["row"], r["column"], r["group"]): r for r in found}
 
 
@@ -55,35 +55,43 @@ def test_how_often_the_longer_one_wins(rates: dict[tuple[str, str, str | None], 
     assert {pair: round(100 * rates[*pair, None]["longer_wins"]) for pair in LONGER} == LONGER
 
 
-def test_the_human_study(thesis: Path) -> None:
+def test_the_human_study(published: Path) -> None:
     """[CRS] table 17, and what other rules for ties make of it."""
-    files = sorted((thesis / "human_study").glob("original-*.json"))
-    found = records("vote", *files, "--keys", thesis / "human_study" / "all_keys.json")
+    files = sorted((published / "human_study").glob("original-*.json"))
+    found = records("vote", *files, "--keys", published / "human_study" / "all_keys.json")
     groups = ["run_num0", "run_num1", "run_num2", None]
 
     def points(ballot: str | None, majority: str | None) -> dict[str, list[float]]:
-        of = [r for r in found if (r["ballot_ties"], r["majority_ties"]) == (ballot, majority)]
-        by = {(r["model"], r["group"]): round(r["points"], 3) for r in of}
+        rows = [r for r in found if (r["ballot_ties"], r["majority_ties"]) == (ballot, majority)]
+        by = {(r["model"], r["group"]): round(r["points"], 3) for r in rows}
         return {model: [by[model, group] for group in groups] for model in ("rank", "abs", "crs")}
 
-    assert {model: [round(p, 2) for p in of] for model, of in points("stored order", "by name").items()} == {
+    assert {model: [round(p, 2) for p in values] for model, values in points("stored order", "by name").items()} == {
         "rank": [0.63, 0.48, 0.52, 0.54], "abs": [0.73, 0.87, 0.78, 0.79], "crs": [0.63, 0.65, 0.70, 0.66]
     }  # fmt: skip
-    rounded = {model: [round(p, 2) for p in of[:3]] for model, of in points("stored order", "by name").items()}
-    assert {model: round(pstdev(of), 3) for model, of in rounded.items()} == {"rank": 0.063, "abs": 0.058, "crs": 0.029}
+    rounded = {model: [round(p, 2) for p in values[:3]] for model, values in points("stored order", "by name").items()}
+    assert {model: round(pstdev(values), 3) for model, values in rounded.items()} == {
+        "rank": 0.063,
+        "abs": 0.058,
+        "crs": 0.029,
+    }
     turned = points("stored order", "by name, reversed")
-    assert {model: of[-1] for model, of in turned.items()} == {"rank": 0.689, "abs": 0.639, "crs": 0.672}
+    assert {model: values[-1] for model, values in turned.items()} == {"rank": 0.689, "abs": 0.639, "crs": 0.672}
     turned = points("no vote", "by name, reversed")  # the one that [CRS] prints
-    assert {model: of[-1] for model, of in turned.items()} == {"rank": 0.672, "abs": 0.639, "crs": 0.689}
+    assert {model: values[-1] for model, values in turned.items()} == {"rank": 0.672, "abs": 0.639, "crs": 0.689}
     level = points("stored order", "no majority")
-    assert {model: of[-1] for model, of in level.items()} == {"rank": 0.611, "abs": 0.714, "crs": 0.675}
+    assert {model: values[-1] for model, values in level.items()} == {"rank": 0.611, "abs": 0.714, "crs": 0.675}
     level = points("no vote", "no majority")
-    assert {model: of[-1] for model, of in level.items()} == {"rank": 0.614, "abs": 0.714, "crs": 0.672}
-    assert {model: of[-1] for model, of in points(None, None).items()} == {"rank": 0.623, "abs": 0.692, "crs": 0.685}
+    assert {model: values[-1] for model, values in level.items()} == {"rank": 0.614, "abs": 0.714, "crs": 0.672}
+    assert {model: values[-1] for model, values in points(None, None).items()} == {
+        "rank": 0.623,
+        "abs": 0.692,
+        "crs": 0.685,
+    }
 
 
-def test_the_merged_rankings_are_the_authors(thesis: Path) -> None:
-    folder = thesis / "human_study"
+def test_the_merged_rankings_are_the_authors(published: Path) -> None:
+    folder = published / "human_study"
     polls = read_polls(sorted(folder.glob("original-*.json"), reverse=True), folder / "all_keys.json")
     stored = [tuple(order) for path in sorted(folder.glob("final_*.json")) for order in json.loads(path.read_text())]
     rankings = [rank_by_pairs(poll.ballots, "stored order", "by name") for poll in polls]
@@ -113,14 +121,14 @@ TABLES = """
 """
 
 
-def test_the_stored_errors_are_the_printed_ones(thesis: Path) -> None:
+def test_the_stored_errors_are_the_printed_ones(published: Path) -> None:
     """All rows of Tables 6 and 7: MSE and MAE of labels <= 0.4, >= 0.9 and between.
 
     Table 6's first row is printed as the model with wgt_s_075; its numbers are those of wgt_s_05 in the author's data.
     Files that cut at 0.8 are others.
     """
     stored: dict[str, list[float]] = {}
-    for path in sorted((thesis / "reward_model_metrics").glob("*.json")):
+    for path in sorted((published / "reward_model_metrics").glob("*.json")):
         for name, buckets in json.loads(path.read_text()).items():
             if "Above 0.9" in buckets:
                 cells = ((b, m) for b in ("Below 0.4", "Above 0.9", "Between 0.4 and 0.9") for m in ("mse", "mae"))

@@ -1,4 +1,4 @@
-"""Rows of data sets to records, and what is wrong with a row told by file, row and field."""
+"""Rows of data sets to records, and the errors of a row with file, row and field."""
 
 import json
 from pathlib import Path
@@ -163,7 +163,7 @@ GOOD_FEEDBACK = feedback_row("a", "b", "Bad")
         ("feedbackqa", [feedback_row("a", "b", "Bad", "Poor")], 1, "'rating'"),
     ],
 )
-def test_a_malformed_ranking_is_told_by_file_row_and_field(
+def test_a_malformed_ranking_is_reported_by_file_row_and_field(
     source: str, rows: list[Any], row: int, field: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RecordError) as caught:
@@ -183,7 +183,7 @@ def test_a_malformed_ranking_is_told_by_file_row_and_field(
         ("diasafety", [GOOD_SAFETY, "5"], 2, "not an object"),
     ],
 )
-def test_a_malformed_label_is_told_by_file_row_and_field(
+def test_a_malformed_label_is_reported_by_file_row_and_field(
     source: str, rows: list[Any], row: int, field: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RecordError) as caught:
@@ -192,14 +192,14 @@ def test_a_malformed_label_is_told_by_file_row_and_field(
     assert field in str(caught.value)
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="hh_rlhf: no such folder"):
         read_rankings(tmp_path, sources("hh_rlhf"))
     with pytest.raises(RecordError, match="diasafety: no such folder"):
         hash_data(tmp_path, sources("diasafety"), [])
 
 
-def test_a_format_without_the_needed_kind_of_record_is_told(tmp_path: Path) -> None:
+def test_a_format_without_the_needed_kind_of_record_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="diasafety: format 'diasafety' has no rankings; these have: hh, feedbackqa"):
         read_rankings(tmp_path, sources("diasafety"))
     with pytest.raises(RecordError, match="hh_rlhf: format 'hh' has no labelled items; these have: feedbackqa"):
@@ -208,7 +208,7 @@ def test_a_format_without_the_needed_kind_of_record_is_told(tmp_path: Path) -> N
         read_spoken(tmp_path, sources("feedbackqa"))
 
 
-def test_a_source_with_nothing_of_the_kind_in_it_is_told(tmp_path: Path) -> None:
+def test_a_source_with_nothing_of_the_kind_in_it_is_reported(tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "hh_rlhf" / "x.jsonl.gz", [hh_row("same", "Yes.", "Yes.")])
     with pytest.raises(RecordError, match="hh_rlhf: no rankings in the source"):
         read_rankings(tmp_path, sources("hh_rlhf"))
@@ -225,7 +225,7 @@ def test_hashes_name_every_file_that_is_read_and_no_other(tmp_path: Path) -> Non
     }
 
 
-def test_a_broken_file_is_told_by_its_name(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported_by_its_name(tmp_path: Path) -> None:
     file = tiny.write_rows(tmp_path / "hh_rlhf" / "x.jsonl.gz", [GOOD_HH] * 50)
     file.write_bytes(file.read_bytes()[:-12])
     with pytest.raises(RecordError, match=r"x.jsonl.gz: "):
@@ -236,7 +236,7 @@ def test_a_broken_file_is_told_by_its_name(tmp_path: Path) -> None:
         read_rankings(tmp_path, sources("hh_rlhf"))
 
 
-def test_a_system_prompt_is_no_group() -> None:
+def test_a_system_prompt_is_not_a_group() -> None:
     """The same for a whole data set, it would put all of it on one side of the split."""
     rows = [
         Row(
@@ -259,8 +259,8 @@ def test_a_system_prompt_is_no_group() -> None:
         (b'{"prompt": "a \\ud800 b"}', "surrogates not allowed"),
     ],
 )
-def test_a_line_that_cannot_be_meant_is_told_by_its_number(line: bytes, message: str, tmp_path: Path) -> None:
-    """JSON's last key of a name would win, and half of a surrogate pair is no text."""
+def test_a_line_that_cannot_be_meant_is_reported_by_its_number(line: bytes, message: str, tmp_path: Path) -> None:
+    """JSON's last key of a name would win, and half of a surrogate pair is not text."""
     (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a byte order mark is none of it"}\n' + line + b"\n")
     rows = read_json_lines(tmp_path / "x.jsonl")
     assert next(rows).text("prompt")

@@ -69,10 +69,10 @@ def test_a_round_learns_from_the_best_and_the_next_samples_are_better(home: Path
 
 def test_every_round_reports_its_samples(home: Path, url: str, tmp_path: Path) -> None:
     results = rejection(home, url, tmp_path / "run", rollout={"max_new_tokens": 8}, optimizer={"epochs": 2})
-    told = [row for row in rows(tmp_path / "run") if row["part"] == "rounds"]
+    reported = [row for row in rows(tmp_path / "run") if row["part"] == "rounds"]
     done = [json.loads((tmp_path / "run" / f"round-{number}.json").read_text()) for number in (1, 2)]
-    assert [row["step"] for row in told] == [1, 2]
-    for row, result, of in zip(told, results, done, strict=True):
+    assert [row["step"] for row in reported] == [1, 2]
+    for row, result, complete in zip(reported, results, done, strict=True):
         assert {key: row[key] for key in ("score", "best_score", "fingerprint")} == {
             key: result[key] for key in ("score", "best_score", "fingerprint")
         }
@@ -82,9 +82,9 @@ def test_every_round_reports_its_samples(home: Path, url: str, tmp_path: Path) -
         assert -1 <= row["score_length_correlation"] <= 1
         assert row["rollout_s"] > 0
         assert row["logprob_mismatch"] < row["logprob_mismatch_limit"]
-        assert len(of["scores"]) == len(of["best"])
-        assert [max(scores) for scores in of["scores"]] == [best["score"] for best in of["best"]]
-        every = [score for scores in of["scores"] for score in scores]
+        assert len(complete["scores"]) == len(complete["best"])
+        assert [max(scores) for scores in complete["scores"]] == [best["score"] for best in complete["best"]]
+        every = [score for scores in complete["scores"] for score in scores]
         assert len(every) == 12 * 16 - row["dropped"]
         assert sum(every) / len(every) == pytest.approx(row["score"])
 
@@ -134,14 +134,14 @@ def test_a_run_killed_after_its_results_leaves_no_state_behind(
 
 def test_lengths_that_are_all_equal_have_no_correlation(home: Path, url: str, tmp_path: Path) -> None:
     rejection(home, url, tmp_path / "run", rollout={"max_new_tokens": 1}, optimizer={"epochs": 1}, rounds=1)
-    told = rows(tmp_path / "run")[0]
-    assert (told["part"], told["length"], "score_length_correlation" in told) == ("rounds", 1.0, False)
+    reported = rows(tmp_path / "run")[0]
+    assert (reported["part"], reported["length"], "score_length_correlation" in reported) == ("rounds", 1.0, False)
 
 
 def test_a_killed_rejection_run_goes_on_bit_for_bit(
     home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before its second round; after that was told but not kept; and in the middle of a line."""
+    """Before its second round; after that was reported but not kept; and in the middle of a line."""
     whole, sample, write = rejection(home, url, tmp_path / "whole"), RejectionRun._sample, RunDirectory.write_json
 
     def before(self: RejectionRun, number: int, fingerprint: str | None) -> dict[str, Any]:
@@ -149,12 +149,12 @@ def test_a_killed_rejection_run_goes_on_bit_for_bit(
             raise KeyboardInterrupt
         return sample(self, number, fingerprint)
 
-    def told(self: RunDirectory, name: str, value: Any) -> None:
+    def reported(self: RunDirectory, name: str, value: Any) -> None:
         if name == "round-2.json":
             raise KeyboardInterrupt
         write(self, name, value)
 
-    for place, name, killed in ((RejectionRun, "_sample", before), (RunDirectory, "write_json", told)):
+    for place, name, killed in ((RejectionRun, "_sample", before), (RunDirectory, "write_json", reported)):
         monkeypatch.setattr(place, name, killed)
         with pytest.raises(KeyboardInterrupt):
             rejection(home, url, tmp_path / "killed")

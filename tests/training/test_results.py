@@ -139,7 +139,7 @@ def facts(kind: str) -> CardFacts:
         "truncated_prompts": 12,
         "cut_completions": 3,
         "refused": {"special_tokens": 4},
-        "left_out": {"hh_rlhf: empty completion": 5},
+        "dropped": {"hh_rlhf: empty completion": 5},
     }
     hashes = {"b/x.jsonl.gz": "0b" * 32, "a/x.jsonl.gz": "0a" * 32}
     return CardFacts(config(kind), hashes, rendering, 4321, {"torch": "9.8.7"})
@@ -243,13 +243,22 @@ def test_an_absolute_card_has_a_row_for_every_bucket() -> None:
     assert "| feedbackqa | high" not in text
 
 
+def test_a_card_reads_the_former_key_of_dropped_rows() -> None:
+    new = facts("absolute")
+    former = {"left_out" if key == "dropped" else key: value for key, value in new.rendering.items()}
+    old = replace(new, rendering=former)
+    cards = [render_card([(one, absolute_results(0))], config("absolute"), Path("my.yaml")) for one in (new, old)]
+    assert cards[0] == cards[1]
+    assert "faulty rows dropped: 5 hh_rlhf: empty completion." in cards[0]
+
+
 def test_a_card_of_real_results_is_made_of_both_kinds() -> None:
     """Checks that `card` takes what `compute_results` gives."""
     assert "| all | 8 | 8 | " in card("preference", compute_results(preference_rows(), PREFERENCE, seed=0))
 
 
 def test_accuracy_by_strength_counts_pairs_by_quarters_of_the_gap() -> None:
-    """[Llama 2] table 8; a strength with fewer than two groups has no interval and is left out."""
+    """[Llama 2] table 8; a strength with fewer than two groups has no interval and is skipped."""
     examples, logits = [], []
     gaps = [1 / 6, 0.25, 1 / 3, 0.5, 2 / 3, 0.75, 5 / 6, 1.0]
     for i, gap in enumerate(gaps):
@@ -362,7 +371,7 @@ def test_a_gap_of_nothing_is_a_negligible_preference() -> None:
     records = [replace(ranking(str(i), "xy"), pairs=(Pair(0, 1, gaps[i // 2]),)) for i in range(8)]
     rows = Rows.of(records, {"model": [[i / 10, 0.35] for i in range(8)]})
     found = compute_results(rows, PREFERENCE, seed=0)["all"]["by strength"]
-    assert {name: of["model"]["value"] for name, of in found.items()} == {
+    assert {name: numbers["model"]["value"] for name, numbers in found.items()} == {
         "negligibly better": 0.0,
         "slightly better": 0.0,
         "better": 1.0,

@@ -198,8 +198,8 @@ def test_the_table_of_three_models_fits_80_columns() -> None:
         text = console.export_text()
         for word in (*names, "… significantly", "preference", "absolute"):
             assert text.count(word) > 1, word
-        told = [column.cell(r) for r in table.records for column in table.columns if not column.detail]
-        assert all(cell in text for cell in told)
+        printed = [column.cell(r) for r in table.records for column in table.columns if not column.detail]
+        assert all(cell in text for cell in printed)
 
 
 def test_two_models_are_compared_on_the_same_pairs() -> None:
@@ -207,8 +207,8 @@ def test_two_models_are_compared_on_the_same_pairs() -> None:
     good = [[1.0, 0.0, 0.0]] * 20
     worse = [[1.0, 0.0, 0.0]] * 15 + [[0.0, 1.0, 0.0]] * 5
     table = tabulate_agreement(judged, {"good": good, "worse": worse})
-    (told,) = [note for note in table.notes if "bootstrap" in note]
-    assert told.startswith("good minus worse, paired bootstrap: +25.0% (+")
+    (printed,) = [note for note in table.notes if "bootstrap" in note]
+    assert printed.startswith("good minus worse, paired bootstrap: +25.0% (+")
     (better,), (other,) = (records(table, source="all", strength=None, model=name) for name in ("good", "worse"))
     forth, back = better["versus"]["worse"], other["versus"]["good"]
     assert forth["difference"] == -back["difference"] == 0.25
@@ -262,9 +262,9 @@ def test_the_best_of_n_by_the_gold_value_itself_is_the_most_there_is() -> None:
         items = tuple(Item.of(f"q{i}", "x" * (k + 1)) for k in range(len(gold)))
         return Candidates("s", f"g{i}", items, tuple(gold))
 
-    of = [candidates(0, [0.0, 0.5, 1.0, 0.5]), candidates(1, [1.0, 0.0])]
-    gold = [list(c.gold) for c in of]
-    table = tabulate_best_of_n(of, None, {"backwards": [[-g for g in row] for row in gold]})
+    prompts = [candidates(0, [0.0, 0.5, 1.0, 0.5]), candidates(1, [1.0, 0.0])]
+    gold = [list(c.gold) for c in prompts]
+    table = tabulate_best_of_n(prompts, None, {"backwards": [[-g for g in row] for row in gold]})
     found = {(r["model"], r["n"]): (r["prompts"], r["gold"]) for r in table.records}
     assert found["gold itself", 1] == found["backwards", 1] == (2, pytest.approx(0.5))
     assert found["gold itself", 2] == (2, pytest.approx(((1 * 3 + 0.5 * 3) / 6 + 1) / 2))
@@ -283,8 +283,8 @@ def test_the_best_of_n_by_the_gold_value_itself_is_the_most_there_is() -> None:
 
 def test_the_gold_value_of_a_served_model_is_not_a_share() -> None:
     """Logits of 10 and 20: 15 ± 1.96 · 5."""
-    of = [Candidates("s", f"g{i}", tuple(Item.of("q", "x" * k) for k in (1, 2, 3)), ()) for i in range(2)]
-    table = tabulate_best_of_n(of, [[10.0] * 3, [20.0] * 3], {})
+    prompts = [Candidates("s", f"g{i}", tuple(Item.of("q", "x" * k) for k in (1, 2, 3)), ()) for i in range(2)]
+    table = tabulate_best_of_n(prompts, [[10.0] * 3, [20.0] * 3], {})
     (found,) = records(table, model="gold itself", n=2)
     assert (found["gold"], found["gold95"]) == (15.0, pytest.approx([5.20018, 24.79982]))
     assert found["win_rate95"] == pytest.approx([0.094531, 0.905469], abs=1e-6)  # all tied: two prompts of one half
@@ -325,7 +325,7 @@ def test_a_completion_without_a_score_is_dropped_with_its_comparisons(monkeypatc
     read: Read[Ranking] = Read([], Counter({"x: no verdict": 2}), {})
     table = served_scores.annotate(tabulate_agreement(found.records, found.by_model), found, read)
     assert {(r["asked"], r["kept"], r["kept_in_part"]) for r in table.records} == {(3, 2, 2)}
-    assert {str(r["left_out"]) for r in table.records} == {"{'x: no verdict': 2}"}
+    assert {str(r["dropped"]) for r in table.records} == {"{'x: no verdict': 2}"}
     assert table.notes[-2] == "x: no verdict: 2 dropped"
     assert table.notes[-1] == (
         "Completions without a score, dropped with all comparisons to them: 3 q_2, 2 p_3. "
@@ -336,13 +336,13 @@ def test_a_completion_without_a_score_is_dropped_with_its_comparisons(monkeypatc
 def test_ballots_are_read_as_pairs_and_ties(tmp_path: Path) -> None:
     def ballots(**fields: Any) -> Path:
         ranks = [{"a": 1, "b": 2, "c": 2}, {"c": 1, "a": 3, "b": 2}]
-        of = {
+        poll = {
             "prompt": "Q?",
             "responses": {"a": "x", "b": "y", "c": "z"},
             "ballots": [{"voter": str(i), "ranks": r} for i, r in enumerate(ranks)],
         }
         path = tmp_path / "group-1.json"
-        path.write_text(json.dumps({"format": "assay-ballots", "prompts": [of | fields]}))
+        path.write_text(json.dumps({"format": "assay-ballots", "prompts": [poll | fields]}))
         return path
 
     (found,) = read_comparisons(f"ballots:{ballots()}").records
@@ -442,8 +442,8 @@ def test_best_of_n_with_a_service_and_a_served_gold(url: str, tmp_path: Path) ->
     rollouts = (
         f"completions:{write(tmp_path / 'fresh.jsonl', [{'prompt': q, 'completions': ANSWERS} for q in QUESTIONS])}"
     )
-    code, told = run("best-of-n", rollouts, "--url", url)
-    assert (code, "--gold" in told) == (2, True)
+    code, printed = run("best-of-n", rollouts, "--url", url)
+    assert (code, "--gold" in printed) == (2, True)
     code, again = run("best-of-n", rollouts, "--url", url, "--model", "preference", "--gold", "absolute", "--json")
     assert code == 0
     assert [r["gold"] for r in json.loads(again)] == [r["gold"] for r in json.loads(output)]
@@ -471,7 +471,7 @@ def test_completions_that_cannot_be_scored_are_dropped_and_reported(url: str, tm
 
 
 @pytest.mark.slow
-def test_agreement_over_the_thesis_rows_and_ballots_with_a_service(url: str, tmp_path: Path) -> None:
+def test_agreement_over_the_published_rows_and_ballots_with_a_service(url: str, tmp_path: Path) -> None:
     """Chat markup, models that only `generator` names, over-long completions, and a source of ties alone."""
     rows = [
         {"instruction": f"<|im_start|>user\n{q}<|im_end|>\n", "output_1": ANSWERS[0], "output_2": ANSWERS[1]}
@@ -487,7 +487,7 @@ def test_agreement_over_the_thesis_rows_and_ballots_with_a_service(url: str, tmp
         code, output = run(command, *given_, "--reference", "base")
         assert code == 0, output
         found = {r["source"]: r for r in json.loads(output) if r["model"] == "crs"}
-        assert {name: of["n"] for name, of in found.items()} == {"x": 4, "v": 0, "all": 4}
+        assert {name: numbers["n"] for name, numbers in found.items()} == {"x": 4, "v": 0, "all": 4}
         assert found["all"]["failures"] == {"special_tokens": 1}
         assert (found["v"]["asked"], found["v"]["kept"], found["v"]["kept_in_part"]) == (5, 5, 1)
         if command == "agreement":

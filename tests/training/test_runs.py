@@ -171,8 +171,8 @@ def test_one_reward_from_different_models_is_reported(tmp_path: Path) -> None:
     assert "different" not in report(old, new).output
     metrics = new / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace("f" * 64, "0" * 64))
-    told = " ".join(report(old, new).output.split())
-    assert "Scores of crs come from different models, so do not compare them. Fingerprints: ffffffff in old;" in told
+    printed = " ".join(report(old, new).output.split())
+    assert "Scores of crs come from different models, so do not compare them. Fingerprints: ffffffff in old;" in printed
 
 
 @pytest.mark.parametrize("value", [None, "high", True])
@@ -193,8 +193,8 @@ def test_a_run_that_is_given_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 6, 7, 11, 20])
-def test_every_run_has_a_colour_of_its_own_and_many_names_stand_beside_the_axes(count: int) -> None:
-    figure = plots.draw_courses({f"run {i}": [(0.0, 0.0), (1.0, float(i))] for i in range(count)}, "score")
+def test_every_run_has_a_color_of_its_own_and_many_names_stand_beside_the_axes(count: int) -> None:
+    figure = plots.draw_metrics({f"run {i}": [(0.0, 0.0), (1.0, float(i))] for i in range(count)}, "score")
     figure.draw_without_rendering()
     axes = figure.axes[0]
     lines = [line for line in axes.lines if str(line.get_label()).startswith("run")]
@@ -209,5 +209,5 @@ def test_every_run_has_a_colour_of_its_own_and_many_names_stand_beside_the_axes(
 
 
 def test_a_run_with_one_step_is_seen() -> None:
-    figure = plots.draw_courses({"run": [(0.0, 1.0)]}, "score")
+    figure = plots.draw_metrics({"run": [(0.0, 1.0)]}, "score")
     assert figure.axes[0].lines[-1].get_marker() == "o"

@@ -173,7 +173,7 @@ def test_an_adapter_of_the_output_layer_is_refused(architecture: str, tied: bool
 def test_a_base_with_weights_missing_is_refused_by_their_names(lost: str, tmp_path: Path) -> None:
     """Trap 17: transformers would fill them up with random numbers."""
     base = save(tmp_path / "base")
-    kept = {name: of for name, of in tensors(base).items() if not name.startswith(lost)}
+    kept = {name: tensor for name, tensor in tensors(base).items() if not name.startswith(lost)}
     save_file(kept, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=f"missing keys: .*{re.escape(lost)}"):
         Policy(base, LORA, torch.device("cpu"))
@@ -321,7 +321,7 @@ def test_no_group_is_both_learned_and_tested(tmp_path: Path) -> None:
     learned, tested = SftRun(read(config, SftConfig), data, out).parts[1]
     assert len(learned) + len(tested) == 60
     questions = [{FAST.decode(example.ids).split("?")[0] for example in part} for part in (learned, tested)]
-    assert [len(of) for of in questions] == [len(words) - len(questions[1]), len(questions[1])]
+    assert [len(part) for part in questions] == [len(words) - len(questions[1]), len(questions[1])]
     assert questions[1]
 
 

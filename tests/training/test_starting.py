@@ -45,15 +45,15 @@ def test_the_page_of_keys_is_that_of_the_models() -> None:
 
 
 def test_the_page_has_a_section_for_every_part_of_a_configuration() -> None:
-    told = {one for models in reference.SECTIONS.values() for one in models}
+    documented = {one for models in reference.SECTIONS.values() for one in models}
 
     def parts(annotation: Any) -> set[type[BaseModel]]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             inner = [parts(field.annotation) for field in annotation.model_fields.values()]
             return {annotation}.union(*inner)
-        return set().union(*(parts(of) for of in get_args(annotation)))
+        return set().union(*(parts(argument) for argument in get_args(annotation)))
 
-    assert set().union(*(parts(kind) for kind in [*KINDS.values(), JointConfig])) == told
+    assert set().union(*(parts(kind) for kind in [*KINDS.values(), JointConfig])) == documented
 
 
 @pytest.mark.parametrize("command", KINDS)
@@ -65,7 +65,7 @@ def test_an_example_is_a_configuration(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", KINDS)
-def test_a_wrong_configuration_is_told_before_torch_is_imported(command: str, tmp_path: Path) -> None:
+def test_a_wrong_configuration_is_reported_before_torch_is_imported(command: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(printed(command).replace("seed: 0", "sead: 0"))
     without = "import sys; sys.modules['torch'] = None; from assay_training.cli.main import app; app()"
     options = ["train", command, "--config", str(tmp_path / "run.yaml"), "--data", str(tmp_path)]

@@ -199,26 +199,26 @@ def test_the_bootstrap_of_a_mean_has_the_interval_of_the_formula() -> None:
 
 def test_the_moments_of_margins() -> None:
     """By hand: deviations -2 -1 0 0 3; m2 = 14/5, m3 = (-8 - 1 + 27)/5, m4 = (16 + 1 + 81)/5."""
-    of = compute_moments(np.array([-1.0, 0.0, 1.0, 1.0, 4.0]))
-    assert (of.n, of.mean, of.share_negative) == (5, 1.0, 0.2)
-    assert of.std == pytest.approx((14 / 4) ** 0.5)
-    assert of.skewness == pytest.approx(3.6 / 2.8**1.5)
-    assert of.kurtosis == pytest.approx(19.6 / 2.8**2 - 3)
+    moments = compute_moments(np.array([-1.0, 0.0, 1.0, 1.0, 4.0]))
+    assert (moments.n, moments.mean, moments.share_negative) == (5, 1.0, 0.2)
+    assert moments.std == pytest.approx((14 / 4) ** 0.5)
+    assert moments.skewness == pytest.approx(3.6 / 2.8**1.5)
+    assert moments.kurtosis == pytest.approx(19.6 / 2.8**2 - 3)
 
 
 def test_margins_that_are_all_equal_have_no_shape() -> None:
-    of = compute_moments(np.full(5, 2.0))
-    assert (of.mean, of.std, of.skewness, of.kurtosis) == (2.0, 0.0, None, None)
+    moments = compute_moments(np.full(5, 2.0))
+    assert (moments.mean, moments.std, moments.skewness, moments.kurtosis) == (2.0, 0.0, None, None)
 
 
 def test_too_few_margins_have_no_moments() -> None:
     """Two have a spread, three a skewness (-1 -1 2 have m2 = m3 = 2), four a kurtosis."""
     found = [compute_moments(np.array([0.0, 0.0, 3.0, 1.0][:n])) for n in range(5)]
-    assert [of.n for of in found] == [0, 1, 2, 3, 4]
+    assert [moments.n for moments in found] == [0, 1, 2, 3, 4]
     assert (found[0].mean, found[0].share_negative, found[1].mean, found[1].share_negative) == (None, None, 0.0, 0.0)
-    assert [of.std for of in found[:3]] == [None, None, 0.0]
-    assert [of.skewness for of in found[:4]] == [None, None, None, pytest.approx(2 / 2**1.5)]
-    assert [of.kurtosis is None for of in found] == [True, True, True, True, False]
+    assert [moments.std for moments in found[:3]] == [None, None, 0.0]
+    assert [moments.skewness for moments in found[:4]] == [None, None, None, pytest.approx(2 / 2**1.5)]
+    assert [moments.kurtosis is None for moments in found] == [True, True, True, True, False]
 
 
 def test_calibration_by_tenths_of_the_prediction() -> None:

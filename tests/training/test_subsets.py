@@ -36,10 +36,10 @@ def test_every_value_of_the_field_is_a_source(tmp_path: Path) -> None:
     assert [(r.source, r.group) for r in read.records[:5]] == [
         ("rb.json/alpacaeval-easy", f"how do i keep {i}") for i in (0, 3, 6, 9)
     ] + [("rb.json/hep-cpp", "how do i keep 1")]
-    (told,) = read.report_lines()
-    assert told.startswith("rb.json: 12 rows;")  # of all parts together
-    assert "ignored: id" in told
-    assert "subset" not in told  # it is not ignored here
+    (line,) = read.report_lines()
+    assert line.startswith("rb.json: 12 rows;")  # of all parts together
+    assert "ignored: id" in line
+    assert "subset" not in line  # it is not ignored here
 
 
 def test_accuracy_by_subset_and_over_all(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_accuracy_by_subset_and_over_all(tmp_path: Path) -> None:
 
     table = tabulate_agreement(read.records, {"m": [scores(ranking) for ranking in read.records]})
     found = {r["source"]: r for r in table.records if r["model"] == "m" and r["strength"] is None}
-    assert {name: (of["n"], of["accuracy"]) for name, of in found.items()} == {
+    assert {name: (numbers["n"], numbers["accuracy"]) for name, numbers in found.items()} == {
         "rb.json/alpacaeval-easy": (4, 1.0),
         "rb.json/hep-cpp": (4, 0.75),
         "rb.json/donotanswer": (4, 0.25),
@@ -88,11 +88,11 @@ def test_verdicts_rankings_and_labels_have_parts_too(tmp_path: Path) -> None:
         {"prompt": "q", "completion": c, "label": v, "set": s}
         for c, v, s in (("a", 0.0, "x"), ("b", 1.0, "x"), ("a", 1.0, "y"), ("c", 0.5, "y"), ("d", 0.5, "y"))
     ]
-    of = read_candidates(f"labels:{write(tmp_path / 'l.json', labels)}", ReadOptions(by="set")).records
-    assert [(c.source, c.gold) for c in of] == [("l.json/x", (0.0, 1.0)), ("l.json/y", (1.0, 0.5, 0.5))]
+    found = read_candidates(f"labels:{write(tmp_path / 'l.json', labels)}", ReadOptions(by="set")).records
+    assert [(c.source, c.gold) for c in found] == [("l.json/x", (0.0, 1.0)), ("l.json/y", (1.0, 0.5, 0.5))]
     rollouts = [{"prompt": "q", "completions": ["a", "b"], "set": s} for s in "xy"]
-    of = read_candidates(f"completions:{write(tmp_path / 'c.json', rollouts)}", ReadOptions(by="set")).records
-    assert [c.source for c in of] == ["c.json/x", "c.json/y"]
+    found = read_candidates(f"completions:{write(tmp_path / 'c.json', rollouts)}", ReadOptions(by="set")).records
+    assert [c.source for c in found] == ["c.json/x", "c.json/y"]
 
 
 def test_a_field_that_no_row_has_is_an_error(tmp_path: Path) -> None:
@@ -170,8 +170,8 @@ def test_the_best_of_n_over_all_parts_of_a_file() -> None:
     def candidates(source: str, i: int, gold: tuple[float, ...]) -> Candidates:
         return Candidates(source, f"g{i}", tuple(Item.of("q", "x" * (k + 1)) for k in range(len(gold))), gold)
 
-    of = [candidates("f/a", 0, (0.0, 1.0)), candidates("f/b", 1, (1.0, 0.0)), candidates("f/b", 2, (1.0, 0.0))]
-    table = tabulate_best_of_n(of, None, {"m": [[0.0, 1.0]] * 3})
+    prompts = [candidates("f/a", 0, (0.0, 1.0)), candidates("f/b", 1, (1.0, 0.0)), candidates("f/b", 2, (1.0, 0.0))]
+    table = tabulate_best_of_n(prompts, None, {"m": [[0.0, 1.0]] * 3})
     assert {(r["source"], r["n"]): (r["prompts"], r["gold"]) for r in table.records if r["model"] == "m"} == {
         ("f/a", 1): (1, 0.5), ("f/b", 1): (2, 0.5), ("f (all)", 1): (3, 0.5),
         ("f/a", 2): (1, 1.0), ("f/b", 2): (2, 0.0), ("f (all)", 2): (3, pytest.approx(1 / 3)),

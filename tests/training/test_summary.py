@@ -1,4 +1,4 @@
-"""The last lines of a run: what it came to, and how to use what it left."""
+"""The last lines of a run: its results, and how to use its checkpoint."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def config_of(tmp_path: Path, **changes: Any) -> RewardConfig:
     return read(tiny.write_config(tmp_path / "run.yaml", tmp_path / "base", **changes), RewardConfig)
 
 
-def test_a_preference_model_is_summarised_beside_its_length_baseline(tmp_path: Path) -> None:
+def test_a_preference_model_is_summarized_beside_its_length_baseline(tmp_path: Path) -> None:
     results = {
         "hh_rlhf": {"accuracy": {"model": ESTIMATE, "length": LENGTH}},
         "all": {"accuracy": {"model": ESTIMATE, "length": ESTIMATE | {"value": 0.65}}},
@@ -47,7 +47,7 @@ def test_a_preference_model_is_summarised_beside_its_length_baseline(tmp_path: P
     ]
 
 
-def test_an_absolute_model_is_summarised_by_source(tmp_path: Path) -> None:
+def test_an_absolute_model_is_summarized_by_source(tmp_path: Path) -> None:
     numbers = {
         "statistic": "AUC",
         "errors": {"model": {"all": [602, 0.25, 0.5]}},
@@ -75,7 +75,7 @@ def test_a_whole_model_of_the_hub_is_served_by_its_checkpoint(tmp_path: Path) ->
     assert yaml.safe_load(summary.build_service_yaml(hub))["signals"] == {"tiny": signal}
 
 
-def test_policies_are_summarised_by_stages_steps_and_rounds() -> None:
+def test_policies_are_summarized_by_stages_steps_and_rounds() -> None:
     losses = {
         "sft": {"before": {"targets": 9000, "perplexity": 132.04}, "after": {"targets": 9000, "perplexity": 37.1}}
     }
@@ -113,12 +113,12 @@ def test_the_lines_of_a_run_serve_its_checkpoint(whole: bool, tmp_path: Path) ->
     result = CliRunner().invoke(app, ["train", "reward", *options])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(tmp_path / "out" / "checkpoint")
-    told = result.stderr.strip().splitlines()
-    start = next(i for i, line in enumerate(told) if line.startswith("tiny, on held-out groups:"))
+    printed = result.stderr.strip().splitlines()
+    start = next(i for i, line in enumerate(printed) if line.startswith("tiny, on held-out groups:"))
     accuracy = json.loads((tmp_path / "out" / "results.json").read_text())["all"]["accuracy"]["model"]
-    assert any(line.startswith(f"  all: {accuracy['value']:.3f} [") for line in told[start:])
-    assert f"to serve it: assay serve --config {tmp_path}/out/service.yaml" in told
-    lines = told[told.index(f"to serve it: assay serve --config {tmp_path}/out/service.yaml") + 1 :]
+    assert any(line.startswith(f"  all: {accuracy['value']:.3f} [") for line in printed[start:])
+    assert f"to serve it: assay serve --config {tmp_path}/out/service.yaml" in printed
+    lines = printed[printed.index(f"to serve it: assay serve --config {tmp_path}/out/service.yaml") + 1 :]
     assert yaml.safe_load("\n".join(lines)) == yaml.safe_load((tmp_path / "out" / "service.yaml").read_text())
     registry = loader.load(settings.read_settings(tmp_path / "out" / "service.yaml"))
     assert registry.signals["tiny"].kind == "preference"

@@ -414,8 +414,10 @@ def test_the_batch_mean_margin_is_that_of_the_whole_batch_whatever_the_micro_bat
     logits = predict(model, "s", examples, tiny.optimizer())
     judged = [(row, example.record) for row, example in zip(logits, examples, strict=True)]
     margins = [[row[p.better] - row[p.worse] for p in record.pairs] for row, record in judged]  # type: ignore[union-attr]
-    mean = sum(sum(of) / len(of) for of in margins) / len(margins)
-    losses = [sum(math.log1p(math.exp(-(d - mean if d < mean else d))) for d in of) / len(of) for of in margins]
+    mean = sum(sum(values) / len(values) for values in margins) / len(margins)
+    losses = [
+        sum(math.log1p(math.exp(-(d - mean if d < mean else d))) for d in values) / len(values) for values in margins
+    ]
     expected = sum(losses) / len(losses)
     for limit in (1, 30, 10**6):
         settings = tiny.optimizer(micro_batch_tokens=limit)

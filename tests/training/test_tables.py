@@ -157,7 +157,7 @@ def test_no_number_is_narrower_than_its_column(given_: list[tuple[str, list[str]
         assert width is not None or not wraps
         if width is not None and not wraps:
             assert all(cell_len(cell) <= width for cell in cells)
-    if len(shown) < len(columns):  # nothing is left out for nothing
+    if len(shown) < len(columns):  # no column is dropped without need
         assert compute_line_width([column.least for column in columns]) > room
     if compute_line_width([column.least for column in shown]) <= room:
         assert compute_line_width([width for width in widths if width is not None]) <= room

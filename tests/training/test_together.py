@@ -34,7 +34,8 @@ def go(run: Run, processes: int, *arguments: str, kind: str = "reward") -> None:
     assert done.returncode == 0, done.stderr
 
 
-# With the usual epsilon Adam makes whole steps of the rounding errors of what has no gradient, as biases of keys.
+# With the usual epsilon Adam makes whole steps of the rounding errors of parameters without a gradient, such as biases
+# of keys.
 SETTINGS = {
     "learning_rate": 0.01,
     "epsilon": 1e-3,

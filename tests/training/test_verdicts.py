@@ -167,10 +167,10 @@ def test_outputs_of_one_model_are_an_error(tmp_path: Path) -> None:
 
 def annotations() -> list[dict[str, Any]]:
     """Rows with the fields that alpaca_eval 0.6.6 writes."""
-    of = {"annotator": "weighted_alpaca_eval_gpt4_turbo", "time_per_example": 0.4, "price_per_example": 0.01}
+    fields = {"annotator": "weighted_alpaca_eval_gpt4_turbo", "time_per_example": 0.4, "price_per_example": 0.01}
     texts = [f"Answer {i} is better: it says more.\nm" for i in range(4)]
     return [
-        row(1 + i % 2, i, dataset="ab"[i // 2], category="c", raw_completion=text, date=f"2026-11-0{i + 1}") | of
+        row(1 + i % 2, i, dataset="ab"[i // 2], category="c", raw_completion=text, date=f"2026-11-0{i + 1}") | fields
         for i, text in enumerate(texts)
     ]
 
@@ -242,8 +242,8 @@ def test_fields_that_cannot_be_groups_are_errors(
 def test_two_fields_never_share_a_name_of_a_group(ways: list[dict[str, str]]) -> None:
     """A name stands for one field and one word, in every row."""
     meant: dict[str, set[tuple[str, str]]] = {}
-    for of, named in zip(ways, grouping.name_groups(ways), strict=True):
-        for pair, name in zip(of.items(), named, strict=False):
+    for way, named in zip(ways, grouping.name_groups(ways), strict=True):
+        for pair, name in zip(way.items(), named, strict=False):
             meant.setdefault(name, set()).add(pair)
     assert all(len(pairs) == 1 for pairs in meant.values())
 

@@ -28,15 +28,15 @@ def winners(ballots: list[Ballot], majority: MajorityTies = "by name", tied: Bal
     return " ".join("=".join(group) for group in rank_by_pairs(ballots, tied, majority))
 
 
-def test_the_thesis_example() -> None:
-    """Its Table 9: r2 > r1 > r3 once, r3 > r1 > r2 twice."""
+def test_the_published_example() -> None:
+    """[CRS] table 9: r2 > r1 > r3 once, r3 > r1 > r2 twice."""
     first = {"r1": 2.0, "r2": 1.0, "r3": 3.0}
     other = {"r1": 2.0, "r2": 3.0, "r3": 1.0}
     assert winners([first, other, other]) == "r3 r1 r2"
 
 
 def test_the_second_vector_of_the_authors_code() -> None:
-    """Seeds §7: fifteen voters with a circle."""
+    """A vector of the code of [CRS]: fifteen voters with a circle."""
     counts = {"wxzy": 3, "wyxz": 2, "xyzw": 4, "xzwy": 5, "ywxz": 1}
     ballots = [ballot(order) for order, count in counts.items() for _ in range(count)]
     assert count_votes(ballots, "no vote")["x", "z"] == 15
@@ -70,7 +70,7 @@ def test_one_that_ties_with_everyone_stands_in_the_middle() -> None:
     assert winners([ballot("abcd"), ballot("dcba")], "no majority") == "a=b=c=d"
 
 
-def test_points_are_the_thesis() -> None:
+def test_points_are_those_of_the_source() -> None:
     assert compute_borda_points((("a",), ("b",), ("c",))) == pytest.approx({"a": 1, "b": 2 / 3, "c": 1 / 3})
     assert compute_borda_points((("a", "b"), ("c",))) == pytest.approx({"a": 5 / 6, "b": 5 / 6, "c": 1 / 3})
     assert compute_borda_points(convert_to_ranking({"a": 2, "b": 1, "c": 2})) == pytest.approx(

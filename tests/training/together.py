@@ -25,7 +25,7 @@ from assay_training.runs.metrics import MetricsWriter
 
 
 class Watched(torch.optim.AdamW):
-    """Knows how much of what it optimises is in this process.
+    """An AdamW that knows which share of its parameters is in this process.
 
     Attributes:
         held: numbers that this process holds, and all, of the parameters that are spread.

@@ -3,7 +3,7 @@
     assay train reward --config training/configs/smollm2.yaml --data DIR
     python -m assay_experiments.embedded --data DIR [--out runs/experiments/embedded]
 
-The encoder's two models are trained here, with the configurations of the embedded ones, but without folds: with the
+The encoder's two models are trained here, with the configurations of the embedded ones, but without folds. With the
 same seed and the same share, their held-out groups are those of the language model. Results go to
 `training/assay_experiments/results/embedded.json`.
 """

@@ -19,8 +19,8 @@ from assay_training.evaluation.results import STRENGTHS
 
 HERE = Path(__file__).parent
 
-Numbers = dict[str, Any]
-Column = tuple[str, Callable[[Numbers], float]]
+Results = dict[str, Any]
+Column = tuple[str, Callable[[Results], float]]
 
 
 def format_cell(values: Iterable[float]) -> str:
@@ -30,7 +30,7 @@ def format_cell(values: Iterable[float]) -> str:
     return f"{statistics.fmean(seen):.3f}{error}"
 
 
-def format_table(rows: Sequence[Numbers], columns: Sequence[Column]) -> list[str]:
+def format_table(rows: Sequence[Results], columns: Sequence[Column]) -> list[str]:
     """Return a Markdown table with a line per variant and a column per number."""
     lines = [f"| | {' | '.join(name for name, _ in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for variant in dict.fromkeys(row["variant"] for row in rows):
@@ -39,7 +39,7 @@ def format_table(rows: Sequence[Numbers], columns: Sequence[Column]) -> list[str
     return [*lines, ""]
 
 
-def read_at(*path: str | int) -> Callable[[Numbers], float]:
+def read_at(*path: str | int) -> Callable[[Results], float]:
     """Return a function that reads the number at a path of keys and indices."""
 
     def value(numbers: Any) -> float:  # noqa: ANN401 - JSON
@@ -50,12 +50,12 @@ def read_at(*path: str | int) -> Callable[[Numbers], float]:
     return value
 
 
-def read_accuracy(domain: str) -> Callable[[Numbers], float]:
+def read_accuracy(domain: str) -> Callable[[Results], float]:
     """Return a function that reads the model's accuracy on a domain."""
     return read_at(domain, "accuracy", "model", "value")
 
 
-def format_accuracies(rows: Sequence[Numbers], domains: Sequence[str]) -> list[str]:
+def format_accuracies(rows: Sequence[Results], domains: Sequence[str]) -> list[str]:
     """Return the table of accuracies over all pairs of each domain, with the length baseline as the last line."""
     lines = format_table(rows, [(domain, read_accuracy(domain)) for domain in domains])
     # One run per seed is enough: the length baseline does not depend on the variant.
@@ -64,24 +64,24 @@ def format_accuracies(rows: Sequence[Numbers], domains: Sequence[str]) -> list[s
     return [*lines[:-1], f"| *length* | {' | '.join(length)} |", ""]
 
 
-def format_differences(rows: Sequence[Numbers], name: str, columns: Sequence[Column]) -> list[str]:
+def format_differences(rows: Sequence[Results], name: str, columns: Sequence[Column]) -> list[str]:
     """Return the table of differences from the first variant, paired by seed and so by held-out part."""
     first = {row["seed"]: row["results"] for row in rows if row["variant"] == rows[0]["variant"]}
     others = [row for row in rows if row["variant"] != rows[0]["variant"]]
     # Runs of one seed have the same held-out part, so that their difference has less noise than their values.
     paired = [row | {"results": {"now": row["results"], "first": first[row["seed"]]}} for row in others]
 
-    def subtract(value: Callable[[Numbers], float]) -> Callable[[Numbers], float]:
+    def subtract(value: Callable[[Results], float]) -> Callable[[Results], float]:
         return lambda results: value(results["now"]) - value(results["first"])
 
     lines = format_table(paired, [(column, subtract(value)) for column, value in columns])
     return [f"{name} minus that of *{rows[0]['variant']}* with the same seed:", "", *lines]
 
 
-def format_margins(rows: Sequence[Numbers], domain: str) -> list[str]:
+def format_margins(rows: Sequence[Results], domain: str) -> list[str]:
     """Return the table of the moments of margins, and of the accuracy on best against worst completions."""
 
-    def relative(results: Numbers) -> float:
+    def relative(results: Results) -> float:
         return float(results[domain]["margins"]["mean"] / results[domain]["margins"]["std"])
 
     names = {"mean margin": "mean", "share < 0": "share_negative", "skewness": "skewness", "kurtosis": "kurtosis"}
@@ -90,7 +90,7 @@ def format_margins(rows: Sequence[Numbers], domain: str) -> list[str]:
     return [f"Margins, {domain}:", "", *format_table(rows, [best, moments[0], ("mean / std", relative), *moments[1:]])]
 
 
-def format_strengths(rows: Sequence[Numbers], domain: str) -> list[str]:
+def format_strengths(rows: Sequence[Results], domain: str) -> list[str]:
     """Return the table of accuracy by preference strength; empty for a domain without gaps."""
     names = [name for name in STRENGTHS if name in rows[0]["results"][domain]["by strength"]]
     if not names:
@@ -99,7 +99,7 @@ def format_strengths(rows: Sequence[Numbers], domain: str) -> list[str]:
     return [f"Accuracy by preference strength, {domain}:", "", *format_table(rows, columns)]
 
 
-def format_preference(rows: Sequence[Numbers]) -> list[str]:
+def format_preference(rows: Sequence[Results]) -> list[str]:
     """Return the tables of a plan of preference models."""
     domains = list(rows[0]["results"])
     if len(domains) == 2:  # with a single source, `all` repeats it
@@ -110,7 +110,7 @@ def format_preference(rows: Sequence[Numbers]) -> list[str]:
     return lines + [line for domain in domains if domain != "all" for line in format_strengths(rows, domain)]
 
 
-def format_absolute(rows: Sequence[Numbers]) -> list[str]:
+def format_absolute(rows: Sequence[Results]) -> list[str]:
     """Return the tables of a plan of absolute models: squared and absolute errors by bucket, and rank correlation."""
     domain = next(iter(rows[0]["results"]))
     buckets = ("low", "high", "mid", "all")
@@ -152,8 +152,9 @@ def format_section(plan: Path) -> list[str]:
 
 
 BEST_OF_N = (
-    "The gold value of the best of N by each model, ± half of its 95 % interval by prompt, and its win rate against "
-    "one more completion. The command is `assay evaluate best-of-n FORMAT:PATH --json`. The embedded models pick on "
+    "Each cell has the gold value of the best of N by a model, ± half of its 95 % interval by prompt. Behind it is the "
+    "win rate against one more completion. The command is `assay evaluate best-of-n FORMAT:PATH --json`. "
+    "The embedded models pick on "
     "gsm8k (a model's solutions; right or wrong) and arena_bench (GPT-4's scores). The small pipeline's own two models "
     "pick on completions of its policy, with `--gold gold` and `--gold larger` of "
     "`training/assay_experiments/service.yaml`. The prompts of these are `laion_prompt_lottery_en_250_text` "
@@ -162,26 +163,26 @@ BEST_OF_N = (
 POLICIES = (
     "Policies that were trained on the served rewards of the small pipeline, and their initial policy. KL is "
     "log π - log π_first on the policy's own completions, in nats per completion; for the best of N it is a bound. "
-    "A win rate is the share of comparisons in which the completion has the higher logit than one of the initial "
-    "policy on the same prompt. Four models judge: the gold model, on which no policy was trained; a larger model of "
+    "A win rate is the share of comparisons in which the completion has a higher logit than the initial policy's on "
+    "the same prompt. Four models judge: the gold model, on which no policy was trained; a larger model of "
     "the preference data; and the two models on which policies were trained. The last column is the share of "
     "comparisons in which the completion is longer."
 )
 
 
-COURSES = (
+RUN_METRICS = (
     "Metrics are means over the last tenth of each run's steps. Seconds per step, and the share of them spent waiting "
     "for the service, are over all steps. The command is "
-    "`python -m assay_experiments.courses training/assay_experiments/plans/{stem}.yaml`."
+    "`python -m assay_experiments.run_metrics training/assay_experiments/plans/{stem}.yaml`."
 )
-COURSE_COLUMNS: list[Column] = [
-    ("score", lambda course: average_last_tenth(course["score"])),
-    ("KL", lambda course: average_last_tenth(course["kl"])),
-    ("tokens", lambda course: average_last_tenth(course["length"])),
-    ("share with EOS", lambda course: average_last_tenth(course["eos_rate"])),
-    ("entropy", lambda course: average_last_tenth(course["entropy"])),
-    ("s per step", lambda course: statistics.fmean(sum_seconds(course))),
-    ("share waiting", lambda course: sum(course["score_wait_s"]) / sum(sum_seconds(course))),
+METRIC_COLUMNS: list[Column] = [
+    ("score", lambda metrics: average_last_tenth(metrics["score"])),
+    ("KL", lambda metrics: average_last_tenth(metrics["kl"])),
+    ("tokens", lambda metrics: average_last_tenth(metrics["length"])),
+    ("share with EOS", lambda metrics: average_last_tenth(metrics["eos_rate"])),
+    ("entropy", lambda metrics: average_last_tenth(metrics["entropy"])),
+    ("s per step", lambda metrics: statistics.fmean(sum_seconds(metrics))),
+    ("share waiting", lambda metrics: sum(metrics["score_wait_s"]) / sum(sum_seconds(metrics))),
 ]
 
 
@@ -190,20 +191,20 @@ def average_last_tenth(values: Sequence[float]) -> float:
     return statistics.fmean(values[-max(1, round(0.1 * len(values))) :])
 
 
-def sum_seconds(course: Numbers) -> list[float]:
+def sum_seconds(metrics: Results) -> list[float]:
     """Return the seconds of every step."""
-    parts = zip(course["rollout_s"], course["score_wait_s"], course["update_s"], strict=True)
+    parts = zip(metrics["rollout_s"], metrics["score_wait_s"], metrics["update_s"], strict=True)
     return [sum(step) for step in parts]
 
 
-def format_courses() -> list[str]:
+def format_metrics() -> list[str]:
     """Return the sections of training metrics, plan by plan, with their plots."""
     lines = []
-    for path in sorted((HERE / "results").glob("*-courses.json")):
-        stem = path.stem.removesuffix("-courses")
+    for path in sorted((HERE / "results").glob("*-metrics.json")):
+        stem = path.stem.removesuffix("-metrics")
         about = yaml.safe_load((HERE / "plans" / f"{stem}.yaml").read_text())["about"].strip()
-        rows = [row | {"results": row["course"]} for row in json.loads(path.read_text())]
-        lines += [f"## {stem}", "", about, "", COURSES.format(stem=stem), "", *format_table(rows, COURSE_COLUMNS)]
+        rows = [row | {"results": row["metrics"]} for row in json.loads(path.read_text())]
+        lines += [f"## {stem}", "", about, "", RUN_METRICS.format(stem=stem), "", *format_table(rows, METRIC_COLUMNS)]
         plots = sorted((HERE.parents[1] / "docs" / "figures").glob(f"{stem}-*.svg"))
         lines += [line for plot in plots for line in (f"![{plot.stem}](figures/{plot.name})", "")]
     return lines
@@ -211,20 +212,20 @@ def format_courses() -> list[str]:
 
 def format_policies() -> list[str]:
     """Return the section of trained policies, plan by plan, beside their initial policy."""
-    rows: list[Numbers] = json.loads((HERE / "results" / "policies.json").read_text())
+    rows: list[Results] = json.loads((HERE / "results" / "policies.json").read_text())
     lines = ["## policies", "", POLICIES, ""]
     for plan in dict.fromkeys(row["plan"] for row in rows):
-        of_plan = [row | {"results": row} for row in rows if row["plan"] == plan]
+        members = [row | {"results": row} for row in rows if row["plan"] == plan]
         if plan:
             lines += [f"`{plan}`: {yaml.safe_load((HERE / 'plans' / f'{plan}.yaml').read_text())['about'].strip()}", ""]
-        lines += format_table(of_plan, POLICY_COLUMNS)
-        lines += [line for row in of_plan if plan for line in format_interval(row, of_plan)]
+        lines += format_table(members, POLICY_COLUMNS)
+        lines += [line for row in members if plan for line in format_interval(row, members)]
     return lines
 
 
-def format_interval(row: Numbers, of_plan: Sequence[Numbers]) -> list[str]:
+def format_interval(row: Results, members: Sequence[Results]) -> list[str]:
     """Return a policy's interval over prompts, if it is the only run of its variant and so has no error over seeds."""
-    if sum(other["variant"] == row["variant"] for other in of_plan) > 1:
+    if sum(other["variant"] == row["variant"] for other in members) > 1:
         return []
     # A single run has no spread over seeds; its interval is over prompts.
     gold = row["wins"]["gold"]
@@ -235,7 +236,7 @@ def format_best_of_n() -> list[str]:
     """Return the section of gold values and win rates of the best of N, by data set, model and N."""
     lines = ["## best of N", "", BEST_OF_N, ""]
     for path in sorted((HERE / "results").glob("best-of-n-*.json")):
-        rows: list[Numbers] = json.loads(path.read_text())
+        rows: list[Results] = json.loads(path.read_text())
         ns = list(dict.fromkeys(row["n"] for row in rows))
         prompts = {n: next(row["prompts"] for row in rows if row["n"] == n) for n in ns}
         bounds = {row["n"]: row["kl_bound"] for row in rows}
@@ -249,7 +250,7 @@ def format_best_of_n() -> list[str]:
     return lines
 
 
-def format_best(row: Numbers) -> str:
+def format_best(row: Results) -> str:
     """Return a cell: the gold value, half of its interval, and the win rate against one more completion."""
     wins = "" if row["win_rate"] is None else f"; {row['win_rate']:.3f}"
     return f"{row['gold']:.3f} ± {(row['gold95'][1] - row['gold95'][0]) / 2:.3f}{wins}"
@@ -265,15 +266,15 @@ def format_probes() -> list[str]:
         "`python -m assay_experiments.probe NAME URL --data DIR`, with the models served at URL.",
         "",
     ]
-    kept: dict[str, list[Numbers]] = json.loads((HERE / "results" / "probe.json").read_text())
-    tables = list(dict.fromkeys(row["table"] for row in kept["thesis"]))
+    kept: dict[str, list[Results]] = json.loads((HERE / "results" / "probe.json").read_text())
+    tables = list(dict.fromkeys(row["table"] for row in kept["CRS"]))
     lines += [f"| | {' | '.join(f'Table {table}' for table in tables)} |", "|---" * (len(tables) + 1) + "|"]
     for name, rows in kept.items():
         for signal in rows[0]["scores"]:
             orders = []
             for table in tables:
-                answers = sorted((row for row in rows if row["table"] == table), key=lambda row: -row["scores"][signal])
-                orders.append(" > ".join(f"{row['kind']} {row['scores'][signal]:.2f}" for row in answers))
+                own = sorted((row for row in rows if row["table"] == table), key=lambda row: -row["scores"][signal])
+                orders.append(" > ".join(f"{row['kind']} {row['scores'][signal]:.2f}" for row in own))
             lines.append(f"| {name}, {signal} | {' | '.join(orders)} |")
     return [*lines, ""]
 
@@ -286,7 +287,7 @@ def main() -> None:
     sys.stdout.write((HERE / "findings.md").read_text() + "\n")
     lines = [line for plan in rewards for line in format_section(plan)]
     lines += format_best_of_n()
-    lines += format_courses()
+    lines += format_metrics()
     lines += format_policies() if (HERE / "results" / "policies.json").is_file() else []
     sys.stdout.write("\n".join(lines + format_probes()))
 

@@ -5,9 +5,10 @@
     python -m assay_experiments.policies PLAN... --data DIR --url URL
 
 Each policy that `sweep.py` has trained for the plans generates `SAMPLES` completions of each of some prompts that no
-run has seen, at the temperature of training. Each completion is compared with all completions of the same prompt by the
-initial policy, in score and in length. The initial policy generates `POOL` completions of each prompt. Its best of N by
-the optimized scores are compared in the same way. Results go to `training/assay_experiments/results/policies.json`.
+run has seen. The temperature is that of training. Each completion is compared with all completions of the same prompt
+by the initial policy, in score and in length. The initial policy generates `POOL` completions of each prompt. Its best
+of N by the optimized scores are compared in the same way. Results go to
+`training/assay_experiments/results/policies.json`.
 """
 
 from collections import defaultdict
@@ -148,7 +149,7 @@ def summarize(kl: float, samples: Sequence[ScoredCompletion], first: Sequence[Sc
     rows = [collect_numbers(sample) for sample in samples]
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return {
-        "answers": len(rows),
+        "completions": len(rows),
         "kl": kl,
         "means": means,
         "wins": compute_wins(samples, first),
@@ -172,7 +173,7 @@ def compute_best_of(n: int, by: Mapping[str, float], first: Sequence[ScoredCompl
     rates = {
         name: average_rates({p: compute_win_rate(scores[p], prompts[p][name], n) for p in prompts}) for name in names
     }
-    return {"answers": len(first), "kl": compute_kl_bound(n), "means": means, "wins": rates}
+    return {"completions": len(first), "kl": compute_kl_bound(n), "means": means, "wins": rates}
 
 
 def main(

@@ -24,7 +24,7 @@ def main(name: str, url: str, data: Annotated[Path, typer.Option(exists=True)]) 
     rows = [(table, response) for table, probe in numbered for response in probe["responses"]]
     items = [(probe["prompt"], response["text"]) for probe in probes for response in probe["responses"]]
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    kept["thesis"] = [{"table": t, "kind": r["kind"], "scores": {"reported": r["thesis_score"]}} for t, r in rows]
+    kept["CRS"] = [{"table": t, "kind": r["kind"], "scores": {"reported": r["thesis_score"]}} for t, r in rows]
     with RewardClient(url) as client:
         signals = [card.id for card in client.models() if card.kind != "blend"]
         scored = {signal: client.score(items, model=signal).scores() for signal in signals}

@@ -64,7 +64,7 @@ class SftRun:
         hashes: dict[str, str] = {}
         for stage in config.stages:
             hashes |= hash_data(data, stage.sources, [])
-        torch.manual_seed(config.seed)  # an adapter is initialised at random
+        torch.manual_seed(config.seed)  # an adapter is initialized at random
         self.policy = Policy(self.base, config.lora, get_accelerator().device)
         # Before any forward pass: parameters are whole until then.
         self.policy.shard()
@@ -102,7 +102,7 @@ class SftRun:
             print_once(line)
         return (training, held_out), {
             "understood": read_stage.understood,
-            "left_out": read_stage.dropped,
+            "dropped": read_stage.dropped,
             "training": asdict(report),
             "held_out": asdict(held_out_report),
         }

@@ -35,7 +35,7 @@ def read_service(config: Mapping[str, Any]) -> Service:
     """Return the service that a configuration names.
 
     Args:
-        config: `url`, an address or a list of them; and optionally `api_key_file`, the path of a file with the API key,
+        config: `url`, an address or a list of them. Optional are `api_key_file`, the path of a file with the API key,
             and `timeout_s`, `deadline_s`, `max_retries`, `chunk_size` and `max_concurrency` of `RewardClient`.
 
     Raises:

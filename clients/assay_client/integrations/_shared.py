@@ -46,9 +46,10 @@ class _Abandoned(Exception):
 class SharedAnswers(Generic[T]):
     """The answers that `readers` functions share; each function is given each answer once.
 
-    An answer is dropped when the last function has asked for it, when another step begins, and when it is the oldest
-    of more than `MAX_KEPT`. Without a step it is dropped as soon as it is there: only functions that ask meanwhile
-    share it. Otherwise nothing would tell the answer of a step that was aborted from one of the next step.
+    An answer is dropped when the last function has asked for it, or when another step begins. It is also dropped when
+    it is the oldest of more than `MAX_KEPT`. Without a step it is dropped as soon as it is there: only functions that
+    ask meanwhile share it. Otherwise nothing would tell the answer of a step that was aborted from one of the next
+    step.
 
     A function that asks the same question again starts a new call. Errors are given to all functions that wait, and are
     not kept.
@@ -95,7 +96,11 @@ class SharedAnswers(Generic[T]):
     async def get_async(
         self, reader: str, question: Hashable, ask: Callable[[], Awaitable[T]], step: Hashable | None = None
     ) -> T:
-        """Return the answer to a question; see `get`. A reader that is cancelled does not affect the others."""
+        """Return the answer to a question; see `get`. A reader that is cancelled does not affect the others.
+
+        Raises:
+            Exception: what `ask` raises.
+        """
         while True:
             entry, first = self._join(reader, question, step)
             try:

@@ -2,8 +2,8 @@
 
 Source: https://github.com/inclusionAI/AReaL, `areal/api/reward_api.py` and `areal/workflow/rlvr.py` (1.0.4). AReaL runs
 a reward function in a small pool of processes. It makes a reward of 0 of a call that takes 15 seconds, in which the
-wait for a process counts, and also of any `TimeoutError`. `AssayWorkflow` awaits the service instead, without a pool.
-A rollout whose reward raises an error is rejected. `AssayWorkflow` is made when it is first imported by name.
+wait for a process counts. It does the same with any `TimeoutError`. `AssayWorkflow` awaits the service instead, without
+a pool. A rollout whose reward raises an error is rejected. `AssayWorkflow` is made when it is first imported by name.
 """
 
 from collections.abc import Collection, Mapping, Sequence

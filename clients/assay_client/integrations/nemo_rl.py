@@ -27,8 +27,8 @@ class RewardReader:
     so that nothing says whether one was cut off: every completion counts as finished.
 
     Args:
-        config: `url` and the other options of `read_service`; `end_token`, the text with which the policy's template
-            ends a completion; and `parts`, true for one reward per signal.
+        config: `url` and the other options of `read_service`. Also `end_token`, the text with which the policy's
+            template ends a completion; and `parts`, true for one reward per signal.
 
     Raises:
         InvalidInput: a value is missing or has another type.

@@ -94,7 +94,7 @@ def _build_token_rows(samples: Sequence[Any]) -> Rows:
     """Build rows of `sample.tokens`, the ids of prompt and response, of which `response_length` are the response's."""
     starts = [len(sample.tokens) - sample.response_length for sample in samples]
     if not all(start > 0 for start in starts):
-        raise InvalidInput("a sample has no `tokens` of its prompt; leave out `tokenizer_sha256` to score its text")
+        raise InvalidInput("a sample has no `tokens` of its prompt; remove `tokenizer_sha256` to score its text")
     pairs = [(sample.tokens[:start], sample.tokens[start:]) for sample, start in zip(samples, starts, strict=True)]
     return build_token_rows([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
 

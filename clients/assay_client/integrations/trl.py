@@ -1,6 +1,6 @@
 """Give TRL's GRPO, RLOO and AsyncGRPO trainers reward functions that score over HTTP ([TRL]).
 
-A completion without a score has the reward None, which these trainers leave out: it is not a 0. Beside other reward
+A completion without a score has the reward None, which these trainers skip: it is not a 0. Beside other reward
 functions it counts as 0 in their sum, unless a `floor` takes its place. Errors of the whole request are raised.
 
 The signatures are those of TRL 1.16; older releases pass fewer arguments.
@@ -241,7 +241,7 @@ def _build_token_rows(prompt_ids: Sequence[Sequence[int]] | None, completion_ids
     if prompt_ids is None:
         raise InvalidInput(
             "`tokenizer_sha256` needs the token ids of prompts, which TRL does not pass: add a column `prompt_ids` to "
-            "the data set, or leave out `tokenizer_sha256`"
+            "the data set, or remove `tokenizer_sha256`"
         )
     return build_token_rows(prompt_ids, completion_ids)
 

@@ -42,7 +42,7 @@ def make_reward(
     scorer = AsyncScorer(open_async_client(client), ScoreOptions(model, weights))
 
     async def assay(trace: Any) -> float | dict[str, float]:
-        """Return the score of the agent's reply; see `find_branch`."""
+        """Return the score of the agent's completion; see `find_branch`."""
         branch = find_branch(trace)
         turns = [_build_message(message) for message in branch.messages]
         result = await scorer.score(build_rows([turns[:-1]], [turns[-1:]], [_read_finish_reason(trace, branch)]))
@@ -83,10 +83,10 @@ def make_rubric_function(
 
 
 def find_branch(trace: Any) -> Any:
-    """Return the branch of a trace that ends with the agent's reply: the final one, if there are no subagents.
+    """Return the branch of a trace that ends with the agent's completion: the final one, if there are no subagents.
 
     Raises:
-        InvalidInput: the trace has no messages, or no branch ends with the reply.
+        InvalidInput: the trace has no messages, or no branch ends with the completion.
     """
     branches = trace.branches
     reply = getattr(trace, "root_reply", None)  # only with subagents, whose branches may be later than the agent's own

@@ -20,8 +20,8 @@ class AssayRewardManager:
     """A reward manager that scores the messages of a row with the policy's completion.
 
     It reads `reward.reward_kwargs` of verl's configuration: `url` and the other options of `read_service`, and
-    optionally `model`; `eos_token_id` where the policy has more end tokens than its tokenizer names; and
-    `tokenizer_sha256`, with which the token ids are sent instead of text.
+    optionally `model`. It also reads `eos_token_id`, for a policy with more end tokens than its tokenizer names. With
+    `tokenizer_sha256` the token ids are sent instead of text.
 
     Args:
         config: verl's configuration.

@@ -1,6 +1,6 @@
 """Build the parts of answers from scores: rows, values of signals, and provenance.
 
-The endpoints leave out what was never set, so these functions set a field only where it has a meaning.
+The endpoints omit fields that were never set, so these functions set a field only where it has a meaning.
 """
 
 from collections.abc import Iterable

@@ -98,7 +98,11 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
 
 @router.post("/v1/compare", response_model=answers.CompareAnswer, response_model_exclude_unset=True)
 async def compare(body: schemas.CompareRequest, request: Request, scorer: Scoring) -> answers.CompareAnswer:
-    """Compare two completions by every signal and every blend, or by one of them."""
+    """Compare two completions by every signal and every blend, or by one of them.
+
+    Raises:
+        AssayError: the model is unknown, or one of the completions cannot be scored.
+    """
     registry = scorer.registry
     blend = None if body.model is None else registry.blend(body.model, None)
     names = list(registry.signals if blend is None else blend.weights)

@@ -137,7 +137,11 @@ def _is_own_head(config: Mapping[str, Any], head: str, architecture: Architectur
 
 
 def build_base(config: Mapping[str, Any]) -> Base:
-    """Return names and shapes of the base's tensors, from transformers' bare model without values."""
+    """Return names and shapes of the base's tensors, from transformers' bare model without values.
+
+    Raises:
+        StartError: transformers cannot build the model of this configuration.
+    """
     transformers_logging.set_verbosity_error()
     try:
         parsed = CONFIG_MAPPING[config["model_type"]].from_dict(

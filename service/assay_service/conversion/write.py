@@ -85,7 +85,15 @@ class WeightWriter:
         self._written: list[list[str]] = []
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write a tensor in its own dtype, now or with the next ones."""
+        """Write a tensor of any shape in its own dtype, now or with the next ones.
+
+        Args:
+            name: name of the tensor in the file.
+            tensor: tensor of any shape and dtype, which stays in memory until it is written.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
         size = tensor.numel() * tensor.element_size()
         if self._shard and self._bytes + size > LARGEST_SHARD_BYTES:
             # A tensor that alone is larger than a shard still gets one of its own.
@@ -97,8 +105,8 @@ class WeightWriter:
         """Write the tensors of files that have a target, one file in memory at a time.
 
         Args:
-            files: tensors of each file by name.
-            targets: written name of each tensor; a tensor without one is left out.
+            files: tensors of each file by name, of any shape and dtype.
+            targets: written name of each tensor; a tensor without one is skipped.
         """
         for tensors in files:
             for name, tensor in tensors.items():
@@ -135,7 +143,15 @@ class WeightWriter:
 
 
 def save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write tensors into one safetensors file, which stores each of them for itself."""
+    """Write tensors into one safetensors file, which stores each of them for itself.
+
+    Args:
+        tensors: tensors of any shape and dtype by name, which the file keeps; they may share storage.
+        path: the new file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     storages: set[int] = set()
     stored = {}
     for name, tensor in tensors.items():

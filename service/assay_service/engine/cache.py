@@ -10,8 +10,8 @@ from collections import OrderedDict
 
 from assay_service.scoring.layout import TokenSequence
 
-# Logits of one sequence by every signal of a trunk, in their order: one for each step that the signal scores, and for
-# some heads their spread. None where one of them is not finite.
+# Logits of one sequence by every signal of a trunk, in their order. There is one for each step that the signal scores,
+# and for some heads their spread. None where one of them is not finite.
 Outputs = tuple[tuple[float, ...] | None, ...]
 
 # Bytes of an entry in CPython: key (65), two tuples (48 each), and a place in an OrderedDict. 330 were measured;
@@ -24,8 +24,8 @@ NUMBER_BYTES = 36
 def compute_key(identity: str, sequence: TokenSequence) -> bytes:
     """Return the SHA-256, 32 bytes, of everything that decides a logit.
 
-    Prompt, completion, truncation and finish reason are all in the ids, the boundary, the spans that heads read, how
-    they are read, and the position at which the second segment begins.
+    Prompt, completion, truncation and finish reason are all in the ids, the boundary and the spans that heads read.
+    So are the way of reading, and the position at which the second segment begins.
 
     Args:
         identity: fingerprint of everything that decides the logits of the trunk besides the sequence.

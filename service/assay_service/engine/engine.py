@@ -6,7 +6,7 @@ trunk. Faults are handled as follows:
 
 - Out of memory: the batch is split in two and tried again, once.
 - The device failed: nothing is computed any more.
-- Any other exception: the sequences run one by one, so that one bad sequence does not fail its neighbours.
+- Any other exception: the sequences run one by one, so that one bad sequence does not fail its neighbors.
 - A logit that is not finite: only that signal of that sequence fails.
 """
 

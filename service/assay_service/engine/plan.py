@@ -51,7 +51,7 @@ def choose_next_batch(waiting: Sequence[Waiting], max_batch_tokens: int) -> list
     """Return the indices of the sequences that run next, in the order in which they fall due.
 
     The sequence that is due first always runs, so no sequence waits for ever. Others of its trunk join in the order
-    in which they fall due, as long as the computed tokens stay within the limit; a shared prompt counts once. A
+    in which they fall due, as long as the computed tokens stay within the limit. A shared prompt counts once. A
     sequence that does not fit is skipped for a later one that does. A sequence longer than the limit runs alone.
 
     Args:

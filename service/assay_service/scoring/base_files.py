@@ -19,7 +19,7 @@ from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.lazy_tensor import LazyTensor
 from assay_service.scoring.quantization import CONFIG_KEY, Quantization, check_declared
 
-# Types whose base has a pooler that can be left out.
+# Types whose base has a pooler that need not be built.
 _POOLERS = ("bert", "roberta", "xlm-roberta")
 
 

@@ -33,7 +33,7 @@ class Blend:
 
     Attributes:
         name: served name of the blend; "custom" for weights that came with a request.
-        weights: finite weights keyed by signal, not all zero; used as they are, not normalised. A negative weight makes
+        weights: finite weights keyed by signal, not all zero; used as they are, not normalized. A negative weight makes
             a signal a cost.
         standardise: "manifest" standardises each logit first by its checkpoint's mean and std, because Bradley-Terry
             logits have no scale of their own (scoring-traps 24). "none" does not.

@@ -140,7 +140,7 @@ def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTenso
 
 
 def _read_tensor(present: Mapping[str, Path], name: str) -> torch.Tensor:
-    """Return a tensor from its file; the tensors of one head may lie in different shards."""
+    """Return a tensor in the shape and dtype of its file; the tensors of one head may lie in different shards."""
     with safe_open(present[name], framework="pt") as tensors:
         tensor: torch.Tensor = tensors.get_tensor(name)
     check_plain(name, tensor)
@@ -149,6 +149,10 @@ def _read_tensor(present: Mapping[str, Path], name: str) -> torch.Tensor:
 
 def check_plain(name: str, tensor: torch.Tensor) -> None:
     """Refuse a tensor of a head that is quantized; without its scales it would be another head.
+
+    Args:
+        name: name of the tensor, for the error.
+        tensor: tensor of any shape; plain weights are fp16, bf16, fp32 or fp64.
 
     Raises:
         StartError: its dtype is not one of plain weights.

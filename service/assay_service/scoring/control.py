@@ -88,7 +88,7 @@ class ControlTokens:
 class PlainEncoder:
     """An encoder of rendered texts in which only the template's own control tokens are control tokens.
 
-    It is the same tokenizer with its control tokens under another spelling, which no text contains. Normaliser,
+    It is the same tokenizer with its control tokens under another spelling, which no text contains. Normalizer,
     pre-tokenizer and model see one text that is split at the same places, so the borders between words are as always.
 
     Args:

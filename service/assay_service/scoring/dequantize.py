@@ -55,19 +55,19 @@ class _Plain(LazyTensor):
             self.shape = tuple(tensors.get_slice(name).get_shape())
 
     def read(self) -> torch.Tensor:
-        """Return the values in their own dtype."""
+        """Return the values in the shape and dtype of the file."""
         return _read(self._path, self._name)
 
 
 class _Fp8(LazyTensor):
-    """An FP8 weight `[M, N]` with its scales."""
+    """An FP8 weight `[M, N]` with its scales, fp32, one for each cell of the grid."""
 
     def __init__(self, path: Path, name: str, shape: tuple[int, ...], scale: torch.Tensor, grid: ScaleGrid) -> None:
         self.shape = shape
         self._path, self._name, self._scale, self._grid = path, name, scale, grid
 
     def read(self) -> torch.Tensor:
-        """Return weight times scale in fp32."""
+        """Return weight times scale, fp32 `[M, N]`."""
         values = _read(self._path, self._name).float()
         return values.mul_(_expand(self._scale, self._grid, self.shape))
 
@@ -77,10 +77,10 @@ class _FourBit:
     """The parts of a 4-bit weight of bitsandbytes.
 
     Attributes:
-        shape: shape of the weight.
+        shape: shape of the weight, `(M, N)`.
         block: number of values that share a scale, in the flattened weight.
         table: the 16 values, fp32 `[16]`.
-        scales: a scale for each block, fp32.
+        scales: a scale for each block, fp32 `[ceil(M * N / block)]`.
     """
 
     shape: tuple[int, ...]
@@ -97,7 +97,7 @@ class _Bits(LazyTensor):
         self._path, self._name, self._parts = path, name, parts
 
     def read(self) -> torch.Tensor:
-        """Return the values in fp32, as bitsandbytes computes them where its compute dtype is fp32."""
+        """Return the values, fp32 `[M, N]`, as bitsandbytes computes them where its compute dtype is fp32."""
         parts = self._parts
         stored = _read(self._path, self._name).view(torch.uint8).flatten()
         indices = torch.stack([stored >> 4, stored & 15], dim=1).flatten()[: math.prod(self.shape)]

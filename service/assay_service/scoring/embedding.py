@@ -109,7 +109,7 @@ class OwnEmbedding:
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embedded tokens, `[..., H]`, of int64 ids `[...]`.
 
-        Rows are copied, so the result for a token does not depend on its neighbours.
+        Rows are copied, so the result for a token does not depend on its neighbors.
         """
         places = self._places[ids].long()
         own = places >= 0

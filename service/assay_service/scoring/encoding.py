@@ -1,8 +1,8 @@
 """Turn an item into ids by a template and a tokenizer, and find where the completion begins.
 
-The whole text is tokenised once, without adding special tokens, unless its template marks borders of pieces
-(`borders.py`). The boundary is the length of the longest common
-prefix, in ids, with the tokenised generation prompt. A token that merges across the border belongs to the completion.
+The whole text is tokenized once, without adding special tokens, unless its template marks borders of pieces
+(`borders.py`). The boundary is the length of the longest common prefix, in ids, with the tokenized generation prompt. A
+token that merges across the border belongs to the completion.
 """
 
 import functools
@@ -22,7 +22,7 @@ from assay_service.scoring.pieces import EncodedPieces, encode_pieces
 from assay_service.scoring.steps import PlacedSteps, divide, place_steps
 from assay_service.scoring.template import RenderedText, Template
 
-_KEPT = 16  # tokenised texts in memory; items share their prompt and their skeleton
+_KEPT = 16  # tokenized texts in memory; items share their prompt and their skeleton
 # Conversations in which a template prints the tokens that open and close turns; each must end with the assistant.
 _TURNS = (
     ("user", "assistant", "user", "assistant"),
@@ -139,7 +139,7 @@ class ItemEncoder:
                 code="special_tokens",
             )
         if control_token is None:
-            # The normaliser can turn other characters of a message into a control token, so ids are compared as well.
+            # The normalizer can turn other characters of a message into a control token, so ids are compared as well.
             text = self._template.render(item)
             pieces, encode = self._divide(item, text), functools.partial(encode_pieces, self._encoder)
             ids, placed = self._tokenize(item, text.full, pieces, encode)
@@ -148,7 +148,7 @@ class ItemEncoder:
                 return Encoded(text, ids, prompt, _count_common_prefix(ids, prompt), 0, placed)
         if self._plain is None:
             raise ContentError(
-                "a message tokenises to a control token; send plain text, or declare `control_tokens: text`",
+                "a message tokenizes to a control token; send plain text, or declare `control_tokens: text`",
                 code="special_tokens",
             )
         return self._encode_as_text(item, self._plain)
@@ -181,7 +181,7 @@ class ItemEncoder:
         prompt = plain.encode_pieces((rendered.prompt,) if pieces is None else pieces.prompt, apart=True).ids
         if not self._has_expected_control_tokens(ids, item):
             raise ContentError(
-                "a message tokenises to a control token even as plain characters; remove it", code="special_tokens"
+                "a message tokenizes to a control token even as plain characters; remove it", code="special_tokens"
             )
         shown = self._control.unquote
         dropped = tuple(replace(part, text=shown(part.text)) for part in rendered.dropped)
@@ -228,7 +228,7 @@ def find_step_token(tokenizer: PreTrainedTokenizerBase, rules: StepRules | None)
 def _find_turn_tokens(template: Template, added: Collection[str]) -> frozenset[str]:
     """Return the added tokens that a template prints around messages.
 
-    A message that holds such a token opens or closes a turn, whether or not the tokenizer's file calls it special:
+    A message that holds such a token opens or closes a turn, whether or not the tokenizer's file calls it special.
     DeepSeek-V3's `<｜User｜>` and `<｜Assistant｜>` are not marked so. Tags with a closing tag, such as `<think>`, are
     excluded, because completions contain them as well.
 

@@ -181,7 +181,7 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
 
 
 def find_pickles(directory: Path, wanted: str) -> list[Path]:
-    """Return the pickles that hold the weights of `wanted`, sorted by name; training states are left out.
+    """Return the pickles that hold the weights of `wanted`, sorted by name; training states are skipped.
 
     Args:
         directory: directory of the checkpoint.

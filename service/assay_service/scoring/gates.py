@@ -26,7 +26,7 @@ def find_gate(ids: Sequence[int], pattern: Sequence[int] | None, boundary: int) 
         if wanted and tuple(ids[start : start + len(wanted)]) == wanted:
             return start
     raise ContentError(
-        "the text of `head.gate` does not occur in the ids where the prompt of this item ends, so the gate of the head "
+        "the text of `head.gate` does not occur in the ids where the prompt of this item ends, so its gate "
         "has nothing to read; white space at the start of a completion can merge with it",
         code="template_error",
     )

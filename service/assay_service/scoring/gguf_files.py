@@ -29,7 +29,7 @@ _ROPE = {"rope.freq_base": "rope_theta", "rope.scaling.factor": "a rope scaling 
 
 
 def read_gguf_tensors(path: Path, config: PreTrainedConfig) -> dict[str, LazyTensor]:
-    """Return the tensors of a base by transformers' names.
+    """Return the tensors of a base by transformers' names, in the shapes of transformers' model.
 
     Args:
         path: GGUF file.
@@ -58,6 +58,8 @@ def read_gguf_tensors(path: Path, config: PreTrainedConfig) -> dict[str, LazyTen
 def read_gguf_head(path: Path) -> HeadTensors | None:
     """Return the head that llama.cpp's rerankers have; None if there is none.
 
+    Its weight is fp32 `[K, H]` with K outputs, and its bias fp32 `[K]`.
+
     Raises:
         StartError: the file is broken, or the head has another layer.
     """
@@ -76,7 +78,9 @@ def read_gguf_head(path: Path) -> HeadTensors | None:
 
 
 def read_gguf_rows(path: Path, key: str, ids: Sequence[int] | None) -> HeadTensors:
-    """Return rows of a language model's output layer; without one of its own, llama.cpp takes the embeddings.
+    """Return rows of a language model's output layer as a head, fp32 `[N, H]`, one row for each of N ids.
+
+    Without an output layer of its own, llama.cpp takes the embeddings.
 
     Args:
         path: GGUF file.
@@ -106,7 +110,7 @@ class _Stored(LazyTensor):
         self._heads = config.num_attention_heads, config.num_key_value_heads
 
     def read(self) -> torch.Tensor:
-        """Return the values in fp32.
+        """Return the values in fp32, in the shape of transformers' tensor.
 
         Raises:
             StartError: a value is not a finite number.

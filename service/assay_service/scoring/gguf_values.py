@@ -84,6 +84,8 @@ def rename(name: str, modules: Mapping[str, str]) -> str | None:
 def read_tensor(header: GgufHeader, name: str, layout: Layout, heads: int, key_value_heads: int) -> NDArray[np.float32]:
     """Return a tensor of a base in fp32, contiguous, with llama.cpp's changes undone.
 
+    Its shape is the one in the header: `[M, N]` of a matrix, `[H]` of a norm.
+
     Args:
         header: header of the file.
         name: name of the tensor in the file.
@@ -107,7 +109,7 @@ def read_tensor(header: GgufHeader, name: str, layout: Layout, heads: int, key_v
 
 
 def dequantize(header: GgufHeader, name: str, rows: Iterable[int] | None = None) -> NDArray[np.float32]:
-    """Return the stored values of a tensor, or of some of its rows, in fp32.
+    """Return the stored values of a tensor `[M, N]`, or of some of its rows, `[len(rows), N]`, in fp32.
 
     Args:
         header: header of the file.
@@ -134,6 +136,9 @@ def dequantize(header: GgufHeader, name: str, rows: Iterable[int] | None = None)
 
 
 def _restore_order(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Return rows in transformers' order: the two halves of each head, not pairs of a row from each half."""
+    """Return rows in transformers' order: the two halves of each head, not pairs of a row from each half.
+
+    Both arrays are fp32 `[heads * head_dim, N]`.
+    """
     pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
     return pairs.swapaxes(1, 2).reshape(values.shape)

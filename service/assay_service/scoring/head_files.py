@@ -20,10 +20,10 @@ _LOGIT_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logi
 
 
 def select_output(head: HeadTensors, rule: HeadRule) -> HeadTensors:
-    """Return a head with the one output that a signal reads.
+    """Return a head with the one output that a signal reads, of weight `[1, H]` and bias `[1]`.
 
     Args:
-        head: head with `K` outputs.
+        head: head with `K` outputs, of weight `[K, H]` and bias `[K]` or None.
         rule: outputs to read.
 
     Raises:
@@ -56,7 +56,7 @@ def check_logits(config: Mapping[str, Any], key: str) -> None:
     Raises:
         StartError: it does; the message names the key of `config.json`.
     """
-    # `config.json` leaves out what is the architecture's default, such as Gemma 2's bound of 30.
+    # `config.json` omits values that are the architecture's default, such as Gemma 2's bound of 30.
     defaults = CONFIG_MAPPING[config["model_type"]]()
     changed = [key for key in _LOGIT_KEYS if config.get(key, getattr(defaults, key, None)) not in (None, 1, 1.0)]
     if changed:
@@ -69,7 +69,7 @@ def check_logits(config: Mapping[str, Any], key: str) -> None:
 def read_output_rows(
     files: Iterable[Path], config: Mapping[str, Any], key: str, ids: Sequence[int] | None
 ) -> HeadTensors:
-    """Return rows of a language model's output layer as a head with an output for each.
+    """Return rows of a language model's output layer as a head with an output for each: weight `[N, H]`, no bias.
 
     Args:
         files: safetensors files of the language model.
@@ -115,7 +115,7 @@ def _find_output_layer(files: Sequence[Path], config: Mapping[str, Any]) -> list
                 module = unwrap_name(name).removesuffix(".weight").rpartition(".")[2]
                 if module in OUTPUT_LAYERS or module in EMBEDDINGS:
                     found[module in EMBEDDINGS].append((path, name))
-    # `config.json` leaves out what is the architecture's default.
+    # `config.json` omits values that are the architecture's default.
     default = CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings
     return found[False] or (found[True] if config.get("tie_word_embeddings", default) else [])
 

@@ -55,8 +55,8 @@ class HeadLayout:
     """The parts of a head with a gating network. Names are without the prefixes of wrappers.
 
     Attributes:
-        kind: form of the prediction for an objective: a value, quantiles, mean and log of the standard deviation of a
-            normal distribution, or the probabilities of bins from 0 to 1.
+        kind: form of the prediction for an objective. It is a value, quantiles, mean and log of the standard deviation
+            of a normal distribution, or the probabilities of bins from 0 to 1.
         objectives: number of objectives.
         numbers: numbers that are predicted for each objective.
         predictor: layers from the hidden state to the numbers of all objectives.
@@ -112,7 +112,7 @@ def recognize_layout(shapes: Shapes, config: Mapping[str, Any], where: object) -
 
     Raises:
         StartError: a tensor of the head is missing, unknown or of the wrong shape, or a key of `config.json` does not
-            fit; the message names it.
+            fit. The message names it.
     """
     present = {unwrap_name(name): shape for name, shape in shapes.items()}
     if not any(name.startswith(("gating.", "gating_layer.", "weights.fc.")) for name in present):
@@ -145,7 +145,11 @@ class _Parts:
         return [*self.predictor.tensors, *self.gate.tensors, *(n for n in (self.scale, self.transform) if n)]
 
     def build(self, objectives: int, numbers: int, config: Mapping[str, Any]) -> HeadLayout:
-        """Return the layout, after the keys of `config.json` were compared with the shapes."""
+        """Return the layout, after the keys of `config.json` were compared with the shapes.
+
+        Raises:
+            StartError: a key contradicts the shapes, or has an unusable value.
+        """
         kind: Kind
         temperature: float | None = None
         if self.family == "urm":

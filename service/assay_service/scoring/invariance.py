@@ -17,7 +17,7 @@ _GROUPS = ((90, (1, 5, 230, 64)), (1, (63,)), (33, (31, 32, 128)), (0, (17,)))
 # Least number of tokens in the largest batch that is tried.
 _MANY = 2048
 
-# Most steps of a sequence that is tried: more than a row of STEP_TOKENS holds with those of its neighbours.
+# Most steps of a sequence that is tried: more than a row of STEP_TOKENS holds with those of its neighbors.
 _MOST_STEPS = 40
 
 

@@ -11,8 +11,8 @@ from itertools import accumulate
 
 import torch
 
-# Rows come in multiples of this. Elementwise kernels then have no remainder that is computed another way, and there are
-# few row counts for which matrix products must be checked (see `kernels/row_invariant.py`).
+# Rows come in multiples of this. Elementwise kernels then have no remainder that is computed another way. There are few
+# row counts for which matrix products must be checked (see `kernels/row_invariant.py`).
 STEP_TOKENS = 64
 
 
@@ -136,7 +136,7 @@ def pack(sequences: Sequence[TokenSequence], *, share_prompts: bool, uncounted_i
     """Lay `sequences` end to end in the given order.
 
     Where prompts may be shared, a sequence is always split in two at its boundary, even if nobody shares its prompt.
-    The computation of an item then depends on the item only, not on its neighbours.
+    The computation of an item then depends on the item only, not on its neighbors.
 
     Args:
         sequences: sequences to lay out.

@@ -18,7 +18,7 @@ from assay_service.scoring.kernels.row_invariant import SlicedActivation, has_re
 from assay_service.scoring.layout import STEP_TOKENS, TokenSequence
 
 # Tokens and ids of the vocabulary that one product computes: 2 MiB in fp32. A wider block would take more memory for
-# weights of 16 bits, which become fp32 one block at a time (128 MiB at a width of 4,096).
+# weights of 16 bits. These become fp32 one block at a time (128 MiB at a width of 4,096).
 _ROWS = STEP_TOKENS
 _COLUMNS = 8192
 
@@ -27,7 +27,7 @@ class _Exp(nn.Module):
     """The exponential function as a module, so that it can be sliced."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the exponential of every number."""
+        """Return the exponential of every number, in the shape and dtype of the input."""
         return input.exp()
 
 
@@ -38,9 +38,9 @@ class _Block:
     Attributes:
         states: hidden states, fp32 `[_ROWS, H]`.
         targets: ids whose log-probabilities are wanted, int64 `[_ROWS]`.
-        logits: logits of the targets; -inf until their columns were computed.
-        largest: largest logit so far.
-        total: sum of the exponentials of all logits so far, each minus the largest.
+        logits: logits of the targets, fp32 `[_ROWS]`; -inf until their columns were computed.
+        largest: largest logit so far, fp32 `[_ROWS]`.
+        total: sum of the exponentials of all logits so far, each minus the largest, fp32 `[_ROWS]`.
     """
 
     states: torch.Tensor
@@ -50,7 +50,13 @@ class _Block:
     total: torch.Tensor
 
     def add(self, product: torch.Tensor, start: int, exp: nn.Module) -> None:
-        """Add the logits of the columns from `start` on, fp32 `[_ROWS, N]`, which are overwritten."""
+        """Add the logits of some columns.
+
+        Args:
+            product: logits, fp32 `[_ROWS, N]`, which are overwritten.
+            start: token id of the first column.
+            exp: the exponential function.
+        """
         places = self.targets - start
         inside = (places >= 0) & (places < product.shape[1])
         found = product.gather(1, places.clamp(0, product.shape[1] - 1)[:, None])[:, 0]

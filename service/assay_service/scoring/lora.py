@@ -36,7 +36,7 @@ _HISTORY = frozenset(
     | {"rank_pattern", "alpha_pattern"}
 )
 
-# Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) change its weights.
+# Initializations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) change its weights.
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 _CONVERSION = (
     "Convert it to plain LoRA by PEFT's save_pretrained(path_initial_model_for_weight_conversion=…). If `base` is "
@@ -216,7 +216,7 @@ def _check_modules(
             "declare its own `base`"
         )
     given = {key: adapter.config[key] for key in _SELECTING if adapter.config.get(key) is not None}
-    # The meaning of these two values depends on the version of PEFT, so lost modules cannot be recognised.
+    # The meaning of these two values depends on the version of PEFT, so lost modules cannot be recognized.
     if not trained or given.get("target_modules") in (None, "all-linear"):
         return
     config, (bare, full) = LoraConfig(**given), next(iter(trained.items()))

@@ -156,7 +156,11 @@ class RewardModel:
         return [*own, *signal.head.parameters()]
 
     def get_head(self, name: str) -> Head:
-        """Return the head of signal `name`, which is a linear one, such as training makes."""
+        """Return the head of signal `name`, which is a linear one, such as training makes.
+
+        Raises:
+            TypeError: the head is not a linear one.
+        """
         head = self._signals[name].head
         if not isinstance(head, Head):
             raise TypeError(f"signal {name!r} has a {type(head).__name__}")
@@ -190,7 +194,7 @@ class RewardModel:
         Raises:
             NotInvariant: this machine has no way to compute a layer's product so that its rows are independent.
         """
-        if self.architecture.packed:  # the others run one sequence at a time, which no neighbour can change
+        if self.architecture.packed:  # the others run one sequence at a time, which no neighbor can change
             split_experts(self.base)
             self._backend, self.kernels = choose_backend(self.base)
             self._backend.prepare(self.base)

@@ -1,4 +1,4 @@
-"""Recognise heads and prefixes of other trainers by the names and shapes of a checkpoint's tensors, without torch."""
+"""Recognize heads and prefixes of other trainers by the names and shapes of a checkpoint's tensors, without torch."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from assay_service.errors import StartError
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Names that trainers give a head of one linear layer: transformers' ForSequenceClassification (`score`, `classifier`),
-# TRL and LLaMA-Factory (`v_head.summary`), DeepSpeed-Chat (`v_head`), OpenRLHF (`value_head`, or its
+# TRL and LLaMA-Factory (`v_head.summary`), and DeepSpeed-Chat (`v_head`). Others are OpenRLHF (`value_head`, or its
 # `value_head_prefix`, often `reward_head`), UltraRM (`regression_head`), safe-rlhf (`score_head`).
 HEAD_MODULES = (
     *("score", "classifier", "classifier.out_proj", "v_head.summary", "v_head", "value_head.summary", "value_head"),
@@ -234,7 +234,7 @@ def check_loaded(
         read_elsewhere: names of tensors that the base does not use, because a head has them.
 
     Raises:
-        StartError: a tensor does not fit; the message names it, and its origin if that is recognised.
+        StartError: a tensor does not fit; the message names it, and its origin if that is recognized.
     """
     missing = sorted(report["missing_keys"])
     if missing:

@@ -1,7 +1,7 @@
 """Find the directory of a model that a Python package contains.
 
 A package that names its model by `MODEL_DIR` is imported. One that contains a GGUF file is not, since its code may need
-packages that a reward service has no use for; its file is unpacked into a cache.
+packages that a reward service has no use for. Its file is unpacked into a cache.
 """
 
 import importlib

@@ -34,8 +34,8 @@ class ReadingRule:
         has_std: whether the head gives a standard deviation after each logit.
         aggregate: rule that makes one logit of several steps; None if steps are not scored.
         as_probabilities: whether the rule combines the sigmoids of the logits, as for absolute signals.
-        likelihood: whether the logit is the log-probability of the completion or its mean over the tokens, for a head
-            that gives the sum and the number of tokens; None for other heads.
+        likelihood: whether the logit is the log-probability of the completion or its mean over the tokens. The head
+            then gives the sum and the number of tokens. None for other heads.
     """
 
     has_std: bool = False

@@ -12,8 +12,8 @@ from assay_service.scoring.item import Item
 from assay_service.scoring.manifest import Reasoning
 from assay_service.scoring.reasoning_marks import find_doubt, has_tags, mask_code, may_begin, trim
 
-# Fields in which servers send reasoning apart from the text: DeepSeek and vLLM, OpenRouter, gpt-oss and Ollama, and
-# OpenAI's Responses API, whose text no template prints.
+# Fields in which servers send reasoning apart from the text: DeepSeek and vLLM, OpenRouter, gpt-oss and Ollama. The
+# last is of OpenAI's Responses API; no template prints its text.
 FIELDS = ("reasoning_content", "reasoning", "thinking", "encrypted_content")
 
 _BLANK_LINES = re.compile(r"(?:[ \t]*\r?\n)+")

@@ -23,8 +23,8 @@ _CODE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[^\n]*|\Z)|``[^\n]+?``|`[^`\
 
 # `<think>` (Qwen3, DeepSeek-R1), `[THINK]` (Magistral), `<seed:think>`, `<longcat_think>`, `◁think▷` (Kimi),
 # `<thought>` (EXAONE Deep), `<|begin_of_thought|>` (Sky-T1), `<|START_THINKING|>` (Command A), `<|channel|>analysis`
-# (gpt-oss), `<|channel>thought` (Gemma 4); `<thinking>`, `<reasoning>`, `<scratchpad>`, `<start_working_out>` of
-# prompts and of recipes for GRPO.
+# (gpt-oss), `<|channel>thought` (Gemma 4). Others are `<thinking>`, `<reasoning>`, `<scratchpad>`,
+# `<start_working_out>` of prompts and of recipes for GRPO.
 _NAME = (
     r"(?:[a-z0-9]{1,20}[:_]){0,3}(?:think|thinking|thoughts?|reasoning|scratchpad|working_out|monologue)"
     r"(?:_(?:process|content|trace|steps|block))?"

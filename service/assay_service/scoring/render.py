@@ -278,7 +278,7 @@ class Renderer:
             self._separator = self.tokenizer.sep_token_id
 
     def _check_first(self, first: int) -> None:
-        """Refuse to read a first token into which the model was not trained to summarise the text."""
+        """Refuse to read a first token into which the model was not trained to summarize the text."""
         name = "cls_token" if self.tokenizer.cls_token is not None else "bos_token"
         token = getattr(self.tokenizer, name)
         if token is None or first != getattr(self.tokenizer, f"{name}_id"):

@@ -13,11 +13,11 @@ class Rendered:
     """The token sequence that is scored for one item and one signal.
 
     Attributes:
-        text: rendered conversation before tokenising; for a truncated item, the whole of it.
+        text: rendered conversation before tokenizing; for a truncated item, the whole of it.
         sequence: ids after truncation, the boundary and the score span.
         truncated_tokens: number of prompt tokens that were removed.
         dropped: texts of the messages that the template did not print; empty unless the rules allow it.
-        dropped_tokens: number of tokens in these texts, each tokenised by itself.
+        dropped_tokens: number of tokens in these texts, each tokenized by itself.
         control_tokens_as_text: number of control tokens in the messages that were read as plain characters.
         completion_cut: whether the completion was cut as well, which only training does.
         reasoning: reasoning of the completion that was removed before it was rendered.

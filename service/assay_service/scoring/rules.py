@@ -27,7 +27,7 @@ class RenderRules:
             completion that does not end with it.
         unfinished: "score" if items with `finish_reason` "length" are scored, "error" if they are refused.
         pad_token_id: token id that `last_non_pad_id` skips; None if no file of the checkpoint names one.
-        dropped_content: "error" if an item is refused when the template does not print one of its texts; "report" if it
+        dropped_content: "error" if an item is refused when the template does not print one of its texts. "report" if it
             is scored and the text is reported.
         control_tokens: "error" if an item with a control token in a message is refused; "text" if such a token is read
             as plain characters.

@@ -21,7 +21,7 @@ NEUTRAL = "AssaySentinelq"  # takes the place of one text beside others, which m
 NEUTRAL_BARE = "81904122140918"
 _PLAIN_ROLE = re.compile(r"[\w-]{1,64}")  # another role may hold text of a user, which an error never quotes
 
-# The role and the names of the further fields of each message; a message with parts, tool calls or links is itself in
+# The role and the names of the further fields of each message. A message with parts, tool calls or links is itself in
 # the shape, with neutral texts. A skeleton depends on nothing else.
 Shape = tuple[tuple[str, tuple[str, ...]] | Message, ...]
 

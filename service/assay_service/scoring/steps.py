@@ -48,7 +48,7 @@ def divide(item: Item, rules: StepRules, max_length: int) -> Divided:
     """Return `item` with the steps of its completion; pieces of white space only are dropped.
 
     Raises:
-        ContentError: the completion has no finished step, too many steps, or tool calls; or the layout is "turns" and
+        ContentError: the completion has no finished step, too many steps, or tool calls. Or the layout is "turns" and
             the prompt does not end with a text of the user.
     """
     last = item.messages[-1]
@@ -144,7 +144,7 @@ def place_steps(
         encode: function that encodes consecutive pieces of the text.
 
     Raises:
-        ContentError: the template changes the steps, or the tokenizer merges a step token with its neighbours.
+        ContentError: the template changes the steps, or the tokenizer merges a step token with its neighbors.
     """
     spans = _find_steps(item, frame, full)
     ends = [*(start for start, _ in spans[1:]), len(full)]

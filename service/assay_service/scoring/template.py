@@ -1,7 +1,7 @@
 """Render a conversation to text by a Jinja chat template, and find the completion in that text.
 
 The template runs in the sandbox of transformers. It is the checkpoint's own or a file that the configuration names,
-never part of a request. All special tokens come from the template; the text is later tokenised without adding any
+never part of a request. All special tokens come from the template; the text is later tokenized without adding any
 (scoring-traps 5-7).
 """
 

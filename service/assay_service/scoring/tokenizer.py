@@ -1,6 +1,6 @@
 """Load and write tokenizers so that their ids are those of `tokenizer.json`, whichever class the checkpoint names.
 
-Transformers 5 takes only the vocabulary and the merges from that file. It rebuilds the normaliser and the pre-tokenizer
+Transformers 5 takes only the vocabulary and the merges from that file. It rebuilds the normalizer and the pre-tokenizer
 from the class that `tokenizer_config.json` or the model type names. Spaces, newlines and whole scripts can be lost that
 way without a warning (https://github.com/huggingface/transformers/issues/45488).
 """
@@ -26,7 +26,7 @@ _LOG = logging.getLogger("assay")
 TEMPLATE_FILE = "chat_template.jinja"
 # Settings that readers of an exported checkpoint need besides the special tokens; none of them changes ids.
 _KEPT_SETTINGS = ("model_max_length", "model_input_names", "padding_side", "truncation_side")
-# One text for every normaliser or pre-tokenizer step that a rebuilt tokenizer was seen to lose.
+# One text for every normalizer or pre-tokenizer step that a rebuilt tokenizer was seen to lose.
 _ACCENTS = "café naïve Ångström ñandú"
 _PROBES = {
     "words": "The rapist met the therapist.",
@@ -94,7 +94,7 @@ def check_ids(encoder: Tokenizer, law: Tokenizer) -> None:
     if wrong:
         raise StartError(
             f"the loaded tokenizer gives other ids than its {TOKENIZER_FILE} for {', '.join(wrong)}; "
-            "load it with transformers.PreTrainedTokenizerFast, which keeps the file's normaliser and pre-tokenizer"
+            "load it with transformers.PreTrainedTokenizerFast, which keeps the file's normalizer and pre-tokenizer"
         )
 
 

@@ -168,7 +168,7 @@ def test_a_floor_takes_the_place_of_each_missing_reward(floor: float) -> None:
     one = reward_function(service.client, eos_token_id=EOS, floor=floor)
     assert one(**arguments(["1.5", "bad", "-2.5"], logs)) == [1.5, floor, -2.5]
     assert logs.metrics["assay/unscored"] == pytest.approx(1 / 3)
-    assert logs.columns["assay/preference"] == [1.5, None, -2.5]  # a floor is no logit
+    assert logs.columns["assay/preference"] == [1.5, None, -2.5]  # a floor is not a logit
     several = signal_rewards(service.client, ["preference", "absolute"], eos_token_id=EOS, floor=floor)
     assert [function(**arguments(["1.5", "bad"])) for function in several] == [[1.5, floor], [15.0, floor]]
     waiting = async_reward_function(service.async_client, eos_token_id=EOS, floor=floor)
@@ -182,7 +182,7 @@ def test_a_floor_takes_the_place_of_each_missing_reward(floor: float) -> None:
 
 
 @pytest.mark.parametrize("floor", [float("nan"), float("inf"), True])
-def test_a_floor_that_is_no_finite_number_is_refused(floor: float) -> None:
+def test_a_floor_that_is_not_a_finite_number_is_refused(floor: float) -> None:
     names = ["preference"]
     for make in (
         lambda: reward_function("http://a", eos_token_id=EOS, floor=floor),

@@ -15,8 +15,8 @@ from assay_training.algorithms.statistics import Floats
 def compute_selection_probabilities(scores: Float64[Floats, " M"], n: int) -> Float64[Floats, " M"]:
     """Return the probability that each sample is the best of n drawn without replacement.
 
-    The sample of rank k (from the smallest score, k = 1..M) is the largest of n in C(k − 1, n − 1) of C(M, n) draws
-    (Nakano et al. 2021, WebGPT, arXiv:2112.09332). Samples with equal scores share their probability equally.
+    The sample of rank k (1..M, from the smallest score) is the largest in C(k − 1, n − 1) of C(M, n) draws
+    ([WebGPT]). Samples with equal scores share their probability equally.
 
     Args:
         scores: scores that select, float64 `[M]`.

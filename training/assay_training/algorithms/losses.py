@@ -84,7 +84,7 @@ def compute_squared_logits(
 def compute_squared_sums(
     better: Float[Tensor, " p"], worse: Float[Tensor, " p"], weights: Float[Tensor, " p"]
 ) -> Float[Tensor, ""]:
-    """Return the centring penalty `L = Σ_p w_p · (better_p + worse_p)²` (Eisenstein et al. 2023, arXiv:2312.09244).
+    """Return the centring penalty `L = Σ_p w_p · (better_p + worse_p)²` ([Eisenstein]).
 
     The Bradley-Terry loss depends on differences of logits alone. This penalty fixes their level at zero.
 

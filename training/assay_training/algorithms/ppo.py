@@ -16,7 +16,7 @@ first. Where the mask is False, inputs may hold any finite number, and outputs h
 nats; probabilities are those at the sampling temperature.
 
 Sources: losses [PPO], advantages [GAE], estimators k1 to k3 [KL], KL penalty in the reward and its adaptive
-coefficient [Ziegler], truncated importance weights [Ionides]; [CRS] equations 2.5.3 and 2.11.
+coefficient [Ziegler], truncated importance weights [Ionides]. See also [CRS] equations 2.5.3 and 2.11.
 """
 
 import torch

@@ -111,7 +111,8 @@ def compute_length_controlled(
 
         - all scores are equal, or all length differences are;
         - the likelihood has no finite maximum, because a length difference separates all wins from all losses
-          (Albert and Anderson 1984, Biometrika 71), or the fit does not converge;
+          (Albert and Anderson 1984, Biometrika 71);
+        - the fit does not converge;
         - the interval covers nearly the whole scale.
     """
     if np.ptp(scores) == 0 or np.ptp(differences) == 0:

@@ -7,7 +7,7 @@ import torch
 
 MIN_WARMUP_STEPS = 5
 FINAL_SHARE = 0.1
-SEED_STRIDE = 1_000_003  # large, so that passes or steps of runs with neighbouring seeds never share an order
+SEED_STRIDE = 1_000_003  # large, so that passes or steps of runs with neighboring seeds never share an order
 
 
 def compute_learning_rate_share(step: int, steps: int, warmup_share: float) -> float:

@@ -10,8 +10,9 @@ import typer
 def plain_errors(command: str) -> Iterator[None]:
     """Print an error that the user can fix as a sentence, without a traceback, and exit with status 2.
 
-    These are a wrong configuration, wrong data or a wrong directory, files, hubs and services that cannot be reached,
-    a loss that is not finite, and a run that stopped. Other errors are bugs and keep their traceback.
+    These are a wrong configuration, wrong data or a wrong directory, and files, hubs and services that cannot be
+    reached. Others are a loss that is not finite, and a run that stopped. Other errors are bugs and keep their
+    traceback.
 
     Args:
         command: name of the command after `assay`, for the message.

@@ -25,7 +25,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31)]  # the range that both
 class Frozen(BaseModel):
     """A part of a configuration that refuses unknown keys and cannot be changed."""
 
-    # Unknown keys are refused: a misspelt key would silently leave its default in force.
+    # Unknown keys are refused: a misspelled key would silently leave its default in force.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 

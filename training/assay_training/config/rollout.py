@@ -86,8 +86,8 @@ class Reward(Frozen):
 class Sampled(Frozen):
     """The sampling of completions.
 
-    If the log-probabilities of engine and trainer differ by more than `max_logprob_mismatch` in the mean, the engine
-    does not sample from the policy that is trained, and the run stops.
+    If the log-probabilities of engine and trainer differ by more than `max_logprob_mismatch` in the mean, the run
+    stops. The engine then does not sample from the policy that is trained.
 
     Attributes:
         engine: The generation engine: vLLM, or transformers if vLLM is not installed.

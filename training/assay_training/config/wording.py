@@ -42,7 +42,7 @@ _OTHERS = {
 def explain_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Return a line `key: message` for each error.
 
-    Unknown keys come first, because a misspelt key is also reported as missing.
+    Unknown keys come first, because a misspelled key is also reported as missing.
 
     Args:
         error: the error of pydantic.

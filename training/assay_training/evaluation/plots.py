@@ -87,7 +87,7 @@ def draw_intervals(rows: Sequence[tuple[str, float, float, float]], x_label: str
     Args:
         rows: name, value, lower and upper bound of each interval.
         x_label: label of the values.
-        middle: position of the line, at the value that favours neither side.
+        middle: position of the line, at the value that favors neither side.
     """
     figure = Figure(figsize=(SIZE[0], 0.8 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -102,7 +102,7 @@ def draw_intervals(rows: Sequence[tuple[str, float, float, float]], x_label: str
 
 
 def draw_dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_label: str) -> Figure:
-    """Draw a row of dots for every name, with a colour for every key of `points`.
+    """Draw a row of dots for every name, with a color for every key of `points`.
 
     Args:
         points: values by key, one for each name.
@@ -120,10 +120,10 @@ def draw_dots(points: Mapping[str, Sequence[float]], names: Sequence[str], x_lab
     return figure
 
 
-def draw_courses(points: Mapping[str, Sequence[tuple[float, float]]], y_label: str) -> Figure:
+def draw_metrics(points: Mapping[str, Sequence[tuple[float, float]]], y_label: str) -> Figure:
     """Draw one line per run over its steps: the values faint, and their running mean on top.
 
-    The running mean is over a twentieth of the run's steps. Up to 20 runs have different colours.
+    The running mean is over a twentieth of the run's steps. Up to 20 runs have different colors.
 
     Args:
         points: step and value of each point, by run.

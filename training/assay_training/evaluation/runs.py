@@ -94,8 +94,8 @@ def compare_runs(directories: Sequence[Path]) -> Table:
         directories: directories of the runs, finished or not.
 
     Raises:
-        RecordError: a directory is not that of a run or is given twice, a row of metrics is malformed, or no run has a
-            finished step.
+        RecordError: a directory is not that of a run or is given twice. Or a row of metrics is malformed, or no run has
+            a finished step.
     """
     runs = [read_run(path, name) for path, name in zip(directories, name_runs(directories), strict=True)]
     histories = [history for _, parts in runs for history in parts]
@@ -154,7 +154,7 @@ def _build_picture(name: str, histories: Sequence[RunHistory]) -> Picture:
         label = f"{history.run.name} {history.part}" if has_parts else history.run.name
         if points := history.read_points(name):
             points_by_label[f"{label}: {history.run.reward}" if has_rewards else label] = points
-    return Picture(f"{CAPTIONS[name]}.", lambda: plots.draw_courses(points_by_label, name))
+    return Picture(f"{CAPTIONS[name]}.", lambda: plots.draw_metrics(points_by_label, name))
 
 
 def _build_record(history: RunHistory, names: Sequence[str]) -> dict[str, Any]:

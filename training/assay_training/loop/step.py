@@ -37,7 +37,7 @@ class MicroBatch:
 
 
 class Objective(Protocol[Shared]):
-    """The loss that a training minimises, as a sum over micro-batches."""
+    """The loss that a training minimizes, as a sum over micro-batches."""
 
     def begin(self, batch: Sequence[Any], mine: Sequence[MicroBatch], total: Total) -> Shared:
         """Compute what every micro-batch needs of the whole batch, such as a count or a mean, without gradient.
@@ -80,9 +80,9 @@ def accumulate(
     """Run forward and backward passes of a batch, in micro-batches over all processes, and clip the gradient.
 
     Args:
-        objective: loss to minimise.
+        objective: loss to minimize.
         batch: all examples of the step, the same in every process.
-        parameters: trained parameters; their gradients are those of the whole batch afterwards.
+        parameters: trained parameters of any shape; their gradients are those of the whole batch afterwards.
         settings: tokens of a micro-batch, and the norm to clip at.
         together: the processes that train together.
 
@@ -96,7 +96,7 @@ def accumulate(
     mine = parts[together.process_index :: together.num_processes]
 
     def total(values: torch.Tensor) -> torch.Tensor:
-        """Return a tensor summed over all processes."""
+        """Return a tensor of any shape, summed over all processes element by element."""
         return torch.as_tensor(together.reduce(values, reduction="sum"))
 
     shared = objective.begin(batch, mine, total)

@@ -57,7 +57,7 @@ def train(
     """Train `parameters` in place, from the step at which an interrupted run stopped.
 
     Args:
-        objective: loss to minimise.
+        objective: loss to minimize.
         parameters: trained parameters, equal in all processes.
         schedule: examples, their order and the learning rate.
         name: name of the training, for the progress bar and errors.

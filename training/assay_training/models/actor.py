@@ -4,7 +4,7 @@ Legend: `t` target tokens (those of the completions) of some examples, end to en
 size. Log-probabilities and entropies are those at the sampling temperature, in nats.
 
 Dropout is never used. The log-probabilities π_old after a rollout and those of the first update are therefore the same
-function of the weights, and the first ratio π / π_old is 1 up to rounding.
+function of the weights. The first ratio π / π_old is 1 up to rounding.
 """
 
 from collections.abc import Iterator, Sequence

@@ -156,7 +156,7 @@ def _make_public(directory: Path) -> None:
 
 
 def _check_weights(report: Mapping[str, Any], directory: Path) -> None:
-    """Check that the checkpoint has every weight; transformers would initialise missing ones at random.
+    """Check that the checkpoint has every weight; transformers would initialize missing ones at random.
 
     Raises:
         ConfigError: weights are missing or have another shape.

@@ -1,7 +1,7 @@
 """Define the records on which models are trained: rankings, labelled items, dialogues, plain texts and prompts.
 
-Every record has a `group` (a dialogue, a question or a message tree), by which data are split, and a `source`, by which
-results are reported.
+Every record has a `group` (a dialogue, a question or a message tree), by which data are split. It also has a `source`,
+by which results are reported.
 """
 
 import re

@@ -43,8 +43,8 @@ class Row:
         """Return the row with its fields under other names.
 
         Args:
-            fields: new name of each field, with the row's own name, or a list of own names for a list of their values
-                without nulls, or None to drop the field.
+            fields: new name of each field, with the row's own name. A list of own names makes a list of their values
+                without nulls; None drops the field.
 
         Raises:
             RecordError: the row has no field of an own name.

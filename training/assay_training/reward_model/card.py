@@ -73,8 +73,8 @@ def _render_protocol(facts: CardFacts, results: Results) -> str:
     rendering = facts.rendering
     refused, dropped = (
         ", ".join(f"{count} {reason}" for reason, count in rendering[kind].items()) or "none"
-        # The file's key for dropped rows is `left_out`, which older run directories have too.
-        for kind in ("refused", "left_out")
+        # Run directories of before 2026-11-30 have the key `left_out`.
+        for kind in ("refused", "dropped" if "dropped" in rendering else "left_out")
     )
     preference = facts.config.objective.kind == "preference"
     lengths = "the longer completion wins" if preference else "a logistic fit on the log of the completion's characters"

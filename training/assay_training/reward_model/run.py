@@ -95,7 +95,7 @@ class RewardRun:
             "render.json",
             {
                 "understood": found.understood,
-                "left_out": found.dropped + count_ties_only(records),
+                "dropped": found.dropped + count_ties_only(records),
                 **asdict(report),
                 **count_paraphrases(config, learned, self._paraphrases),
             },

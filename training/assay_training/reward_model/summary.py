@@ -1,4 +1,4 @@
-"""Summarise a finished reward-model run: its results, and how to serve its checkpoint."""
+"""Summarize a finished reward-model run: its results, and how to serve its checkpoint."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

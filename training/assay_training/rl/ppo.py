@@ -52,7 +52,7 @@ class PpoRun:
     def __init__(self, config: PpoConfig, data: Path, out: Path, client: RewardClient) -> None:
         self.config, self._client, self._together = config, client, get_accelerator()
         base = check_sampled_base(config)
-        torch.manual_seed(config.seed)  # the adapter is initialised at random
+        torch.manual_seed(config.seed)  # the adapter is initialized at random
         self.actor = Actor(base, config.lora, self._together.device, config.rollout.temperature)
         self.session = RolloutSession(config, base, self.actor.policy, data, out)
         self.run = self.session.run

@@ -52,7 +52,7 @@ class RejectionRun:
     def __init__(self, config: RejectionConfig, data: Path, out: Path, client: RewardClient) -> None:
         self.config, self._client = config, client
         base = check_sampled_base(config)
-        torch.manual_seed(config.seed)  # the adapter is initialised at random
+        torch.manual_seed(config.seed)  # the adapter is initialized at random
         self.policy = Policy(base, config.lora, get_accelerator().device)
         self.session = RolloutSession(config, base, self.policy, data, out)
         self.run = self.session.run

@@ -40,7 +40,7 @@ def check_sampled_base(config: PpoConfig | RejectionConfig) -> Path:
     """Check everything about the base that needs no loaded model, and return its directory.
 
     Raises:
-        ConfigError: the base has fewer positions than a prompt with its completion needs; or FSDP was requested,
+        ConfigError: the base has fewer positions than a prompt with its completion needs. Or FSDP was requested,
             although every process samples and needs the whole policy for that.
     """
     if sharding_requested():
@@ -91,7 +91,7 @@ class RolloutSession:
         self.run = RunDirectory(out, identity, writes=get_accelerator().is_main_process)
         # The main process first checks that the directory has no foreign files; after that the others may write.
         get_accelerator().wait_for_everyone()
-        counts = {"prompts": len(self.prompts), "understood": read.understood, "left_out": read.dropped + dropped}
+        counts = {"prompts": len(self.prompts), "understood": read.understood, "dropped": read.dropped + dropped}
         self.run.write_json("render.json", counts)
         eos, device = self._tokenizer.eos_token_id, get_accelerator().device
         engine = load_engine(config.rollout, config.lora.r, eos, base, device)

@@ -1,4 +1,4 @@
-"""Summarise a finished run of PPO or rejection sampling: its scores, and how to use its policy."""
+"""Summarize a finished run of PPO or rejection sampling: its scores, and how to use its policy."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -11,7 +11,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled completion: token ids, never text, which might be tokenised differently again.
+    """One sampled completion: token ids, never text, which might be tokenized differently again.
 
     Attributes:
         prompt: token ids of the prompt.

@@ -53,7 +53,11 @@ class Body(WireBody):
 
 @router.post("/v1/score/evaluation")
 async def score_evaluation(body: Body, context: Context) -> dict[str, Any]:
-    """Score rendered conversations, in the order in which they were sent."""
+    """Score rendered conversations, in the order in which they were sent.
+
+    Raises:
+        AssayError: `messages` is empty, or a conversation cannot be read or scored.
+    """
     if not body.messages:
         raise ServingError("is empty; send at least one conversation", code="invalid_request", param="messages")
     check_count(context.request, len(body.messages), "messages")

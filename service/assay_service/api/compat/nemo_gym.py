@@ -116,7 +116,7 @@ def _split_reward(context: WireContext, blend: Blend, scored: WireScore) -> dict
 async def compare(body: CompareBody, context: Context) -> dict[str, Any]:
     """Score the responses to one conversation, and compare each with the next best one.
 
-    `comparison_results` has one row for each two neighbours of the ranking, best first: what a GenRM's comparisons of
+    `comparison_results` has one row for each two neighbors of the ranking, best first: what a GenRM's comparisons of
     pairs would say. Rewards are scores, which have no 1-to-5 scale.
     """
     check_count(context.request, len(body.response_objs), "response_objs")

@@ -51,8 +51,8 @@ def build_messages(params: Mapping[str, Any], response: Mapping[str, Any]) -> li
     """Return a request and its response as messages of the chat completions API; see `read_conversation`.
 
     Raises:
-        ContentError: an item has no text, the request names a history that it does not hold, or the response does not
-            end with the assistant's message.
+        ContentError: an item has no text, the request names a history that it does not hold, or the response
+            ends without the assistant's message.
     """
     _refuse_unknown_history(params, "responses_create_params")
     metadata = params.get("metadata")
@@ -177,7 +177,11 @@ class _Turns:
             raise make_error(where, "is of a type without text; messages, reasoning and function calls can be scored")
 
     def add_message(self, message: Mapping[str, Any], where: str) -> None:
-        """Add one message; the assistant's belongs to its open turn."""
+        """Add one message; the assistant's belongs to its open turn.
+
+        Raises:
+            ContentError: the role is unknown, the content cannot be read, or another role follows reasoning.
+        """
         if message.get("role") not in _ROLES:
             raise make_error(f"{where}.role", f"is none of {', '.join(_ROLES)}")
         turn = {name: value for name, value in message.items() if name not in _METADATA}

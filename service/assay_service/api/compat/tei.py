@@ -118,7 +118,11 @@ async def predict(body: PredictBody, context: Context) -> list[Any]:
 
 @router.post("/rerank")
 async def rerank(body: RerankBody, context: Context) -> list[dict[str, Any]]:
-    """Rank the completions of a prompt."""
+    """Rank the completions of a prompt.
+
+    Raises:
+        AssayError: `texts` is empty, or the prompt or a completion cannot be scored.
+    """
     # TEI answers an empty list with a status and a type of its own.
     if not body.texts:
         raise ServingError(_EMPTY, code="invalid_request")

@@ -72,8 +72,8 @@ class WireBody(BaseModel):
     Attributes:
         ignored: fields of the other server that Assay accepts without reading them. The value is `ANY`, or a tuple of
             the only values that change no score; another value is refused. Null is always accepted.
-        ignores_unknown: True if clients of the wire send fields of their own, such as columns of a data set, so that
-            every further field is ignored. False refuses a field that is neither read nor in `ignored`.
+        ignores_unknown: True if clients of the wire send fields of their own, such as columns of a data set. Every
+            further field is then ignored. False refuses a field that is neither read nor in `ignored`.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -155,7 +155,7 @@ class WireContext:
         """Return the blend that scores: of the model that a request names, of the wire's settings, or the default.
 
         Other servers call a model by its path or hub id, which cannot be a served name. So a request may also name the
-        base of a signal as the configuration writes it, if one signal alone is that base without an adapter.
+        base of a signal as the configuration writes it. One signal alone must be that base without an adapter.
 
         Raises:
             UnknownModel: no signal or blend of that name is served.

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from assay_service.scoring.layout import Layout
 
-# Arguments of transformers' attention that do not change what Assay computes: positions are applied before attention,
+# Arguments of transformers' attention that do not change what Assay computes. Positions are applied before attention,
 # there is no cache, models run in eval mode (no dropout), and results are deterministic. `masks` serves one back end.
 _WITHOUT_EFFECT = frozenset({"position_ids", "use_cache", "dropout", "deterministic", "masks"})
 

@@ -1,7 +1,7 @@
 """Build the C++ kernels for CPUs once for an installation, and load them once in a process.
 
 The kernels compute products, norms and attention with oneDNN's small-matrix kernels, which torch contains. Their result
-for a row does not depend on the rows beside it or on the number of rows, and they are faster than torch's operators.
+for a row does not depend on the rows beside it or on the number of rows. They are faster than torch's operators.
 They need AVX-512 and a C++ compiler. Without these, and for other devices and dtypes, torch's own operators are used
 (see `row_invariant.py`).
 """

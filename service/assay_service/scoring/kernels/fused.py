@@ -53,13 +53,20 @@ class PackedLinear(nn.Linear):
 
 
 class _RMSNorm(nn.Module):
-    """A root-mean-square norm on the kernels."""
+    """A root-mean-square norm on the kernels.
+
+    Attributes:
+        weight32: weight, fp32 `[H]`.
+        epsilon: number that is added to the mean square.
+        round_first: whether the normed states are rounded to their dtype before they are multiplied by the weight.
+    """
 
     weight32: torch.Tensor
     epsilon: float
     round_first: bool
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the normed hidden states; both are `[1, T, H]` in the base's dtype."""
         normed: torch.Tensor = torch.ops.assay.rms_norm(hidden_states, self.weight32, self.epsilon, self.round_first)
         return normed
 
@@ -73,7 +80,7 @@ class _GatedMLP(nn.Module):
     gelu: bool
 
     def add_to(self, hidden: torch.Tensor, x: torch.Tensor) -> None:
-        """Add the output for `x`, `[..., H]`, to `hidden` of the same shape, in place."""
+        """Add the output for `x`, `[1, T, H]`, to `hidden` of the same shape and dtype, in place."""
         gate, up = _unwrap_idle(self.gate_proj), _unwrap_idle(self.up_proj)
         if type(gate) is PackedLinear and type(up) is PackedLinear and gate.bias is None and up.bias is None:
             inner = torch.ops.assay.gated(x, gate.panels, up.panels, self.gelu, gate.out_features)
@@ -100,7 +107,13 @@ class _Attention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         segments: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the input of `o_proj`: the attended values with heads side by side, `[1, T, heads * head_dim]`."""
+        """Return the input of `o_proj`: the attended values with heads side by side, `[1, T, heads * head_dim]`.
+
+        Args:
+            hidden_states: normed hidden states `[1, T, H]`.
+            position_embeddings: cosines and sines of the rotary embedding, each `[1, T, head_dim]`.
+            segments: segments of the packed row, int64, as `Native.segments` writes them.
+        """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key = self.q_proj(hidden_states).view(shape), self.k_proj(hidden_states).view(shape)
         value = self.v_proj(hidden_states).view(shape)
@@ -128,6 +141,14 @@ class _DecoderLayer(nn.Module):
         read: torch.Tensor,
         **_: Any,  # noqa: ANN401 - further arguments of transformers
     ) -> torch.Tensor:
+        """Return the hidden states after the layer, `[1, T, H]`; after the last one those of the read tokens.
+
+        Args:
+            hidden_states: hidden states `[1, T, H]`, which are overwritten.
+            position_embeddings: cosines and sines of the rotary embedding, each `[1, T, head_dim]`.
+            segments: segments of the packed row, int64.
+            read: indices of the tokens that a head reads, int64 `[R]`.
+        """
         attended = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, segments)
         if self.last:  # after the last attention no layer looks at the other tokens
             hidden_states, attended = hidden_states[:, read], attended[:, read]
@@ -147,7 +168,7 @@ def _unwrap_idle(linear: Any) -> nn.Module:  # noqa: ANN401 - a layer, or PEFT's
 
 
 def _add_product(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
-    """Add the product to `hidden`, in place."""
+    """Add `linear(x)` to `hidden`, `[1, T, H]`, in place; `x` is `[1, T, K]`."""
     layer = _unwrap_idle(linear)
     if type(layer) is PackedLinear:
         torch.ops.assay.linear_add(hidden, x, layer.panels, layer.bias32)

@@ -39,7 +39,7 @@ def read_names(row: Row, path: Path, reference: str | None) -> ModelNames:
         reference: name of the model of `output_1` where the row does not name it.
 
     Raises:
-        RecordError: a name is neither a text nor a number, the file's name does not show which model is which or
+        RecordError: a name is neither a text nor a number. Or the file's name does not show which model is which or
             contradicts `reference`, or both models have the same name.
     """
     evaluated, other = _read_name(row, "generator_2") or _read_name(row, "generator"), _read_name(row, "generator_1")

@@ -13,7 +13,7 @@ def build_task(pairs: Sequence[OutputPair]) -> tuple[dict[str, Any], dict[str, A
     """Build the task and its key, both as JSON objects in the formats of `ballots`.
 
     Each instruction gets one completion of each model. Their order follows from a hash of the texts, so that it is the
-    same in every run and favours no model.
+    same in every run and favors no model.
 
     Args:
         pairs: pairs of outputs; a model's output to an instruction may occur in several of them.

@@ -74,8 +74,8 @@ def read_verdicts(paths: Sequence[Path], reference: str | None, by: Sequence[str
 
     Args:
         paths: files of JSON lists or JSON lines, gzipped or not. Rows have `instruction`, `output_1`, `output_2`,
-            `preference` and the models' names. `preference` is 1 or 2 for the better output, 1.5 or 0 for a draw, and
-            a number between 1 and 2 for a share of the win.
+            `preference` and the models' names. `preference` is 1 or 2 for the better output, 1.5 or 0 for a draw. A
+            number between 1 and 2 is a share of the win.
         reference: name of the model of `output_1` where rows do not name it.
         by: fields of the rows whose values are groups.
 

@@ -42,7 +42,7 @@ class Rule:
     """A rule by which the ballots on a prompt become points.
 
     Attributes:
-        ballot_ties, majority_ties: rules for ties of ranked pairs [Tideman]; both `None` for the mean of the Borda
+        ballot_ties, majority_ties: rules for ties of ranked pairs [Tideman]. Both are `None` for the mean of the Borda
             points of every ballot, where tied models share their points.
     """
 

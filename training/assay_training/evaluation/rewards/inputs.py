@@ -153,8 +153,8 @@ def read_candidates(given: str, options: ReadOptions = NO_OPTIONS) -> Read[Candi
         options: options for reading the rows.
 
     Raises:
-        RecordError: a row is malformed (the message names file, row and field), the format takes other options or has
-            no completions with labels, or no prompt has two completions.
+        RecordError: a row is malformed (the message names file, row and field). Or the format takes other options or
+            has no completions with labels, or no prompt has two completions.
     """
     format_, path = parse_source(given)
     if format_ in (ALPACA_EVAL, BALLOTS):

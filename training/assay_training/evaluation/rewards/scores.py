@@ -98,8 +98,8 @@ def fetch_scores(
 
     Args:
         records: records whose items are scored.
-        select: function from a record and the indices of some items to the record with those items alone, or to `None`
-            if nothing is left to compare.
+        select: function from a record and the indices of some items to the record with those items alone. Its result is
+            `None` if nothing is left to compare.
         client: client of the service.
         models: names of the models to ask.
 
@@ -170,7 +170,7 @@ def annotate(table: Table, scores: Scores[R], read: Read[Any]) -> Table:
         "asked": scores.asked,
         "kept": kept,
         "kept_in_part": scores.in_part,
-        "left_out": dict(read.dropped),
+        "dropped": dict(read.dropped),
     }
     records = tuple({**record, **whole_run} for record in table.records)
     failed = ", ".join(f"{count} {code}" for code, count in scores.failures.items())

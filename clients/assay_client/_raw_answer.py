@@ -15,7 +15,7 @@ EXCERPT_CHARS = 120  # the longest part of a foreign body that an error message 
 
 
 @dataclass(frozen=True)
-class Reply:
+class RawAnswer:
     """A complete HTTP answer; `headers` are looked up in lower case."""
 
     status: int
@@ -40,29 +40,29 @@ def read_retry_after_s(headers: Mapping[str, str]) -> float | None:
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-def build_server_error(reply: Reply, redaction: Redaction = NOTHING) -> ServerError:
+def build_server_error(answer: RawAnswer, redaction: Redaction = NOTHING) -> ServerError:
     """Return the error of an answer whose status is not 200; an excerpt of the body if it is not Assay's error."""
     try:
-        body = json.loads(reply.body)
+        body = json.loads(answer.body)
     except (ValueError, RecursionError):
         body = None
     error = body.get("error") if isinstance(body, dict) else None
     if isinstance(body, dict) and "error" not in body:
         error = {"code": body.get("code"), "message": body.get("detail")}  # the form of `/compat/openrlhf`
-    after_s = read_retry_after_s(reply.headers)
+    after_s = read_retry_after_s(answer.headers)
     # Proxies answer with pages of their own, so that nothing about the body of an error is taken for granted.
     if not isinstance(error, dict) or not isinstance(error.get("code"), str):
-        text = redaction.redact(reply.body.decode(errors="replace"))[:EXCERPT_CHARS].strip()
-        if reply.status in REDIRECTS:  # not followed: another host would get the key, or a POST become a GET
-            place = redaction.redact(reply.headers.get("location", "an address that it does not name"))[:EXCERPT_CHARS]
+        text = redaction.redact(answer.body.decode(errors="replace"))[:EXCERPT_CHARS].strip()
+        if answer.status in REDIRECTS:  # not followed: another host would get the key, or a POST become a GET
+            place = redaction.redact(answer.headers.get("location", "an address that it does not name"))[:EXCERPT_CHARS]
             text = f"the address redirects to {place}; give the address of the service itself"
-        kind = BY_STATUS.get(reply.status, ServerError)
-        return kind(text or "no body", status=reply.status, code=f"http_{reply.status}", retry_after_s=after_s)
+        kind = BY_STATUS.get(answer.status, ServerError)
+        return kind(text or "no body", status=answer.status, code=f"http_{answer.status}", retry_after_s=after_s)
     code, param, retryable = error["code"], error.get("param"), error.get("retryable")
-    kind = BY_CODE.get(code) or BY_STATUS.get(reply.status, ServerError)
+    kind = BY_CODE.get(code) or BY_STATUS.get(answer.status, ServerError)
     return kind(
         redaction.redact(str(error.get("message"))),
-        status=reply.status,
+        status=answer.status,
         code=redaction.redact(code),
         param=redaction.redact(param) if isinstance(param, str) else None,
         retryable=retryable if isinstance(retryable, bool) else None,

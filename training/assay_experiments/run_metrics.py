@@ -1,8 +1,8 @@
 """Collect and plot the metrics of a plan's PPO runs by step, in the plots of [CRS].
 
-    python -m assay_experiments.courses PLAN [--runs runs/experiments]
+    python -m assay_experiments.run_metrics PLAN [--runs runs/experiments]
 
-Metrics go to `training/assay_experiments/results/PLAN-courses.json`, plots to `docs/figures`.
+Metrics go to `training/assay_experiments/results/PLAN-metrics.json`, plots to `docs/figures`.
 A variant with several seeds is plotted as their mean.
 """
 
@@ -58,7 +58,7 @@ DRAWN = (
 )
 
 
-def read_course(path: Path) -> dict[str, list[float]]:
+def read_metrics(path: Path) -> dict[str, list[float]]:
     """Read the metrics `KEPT` of a run, one value per step."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return {name: [round(row[name], DIGITS) for row in rows] for name in KEPT}
@@ -66,7 +66,7 @@ def read_course(path: Path) -> dict[str, list[float]]:
 
 def average_seeds(rows: Sequence[dict[str, Any]], variant: str, metric: str) -> list[tuple[float, float]]:
     """Return the step and the mean of a metric over a variant's seeds, for every step."""
-    values = np.array([row["course"][metric] for row in rows if row["variant"] == variant])
+    values = np.array([row["metrics"][metric] for row in rows if row["variant"] == variant])
     return [(float(step), float(value)) for step, value in enumerate(values.mean(axis=0))]
 
 
@@ -75,10 +75,10 @@ def main(plan: Annotated[Path, typer.Argument(exists=True)], runs: Path = Path("
     planned = build_runs(plan, read_plan(plan), runs)
     done = [run for run in planned if (run.directory / "results.json").is_file()]
     rows = [
-        {"variant": run.variant, "seed": run.seed, "course": read_course(run.directory / "metrics.jsonl")}
+        {"variant": run.variant, "seed": run.seed, "metrics": read_metrics(run.directory / "metrics.jsonl")}
         for run in done
     ]
-    write_rows(f"{plan.stem}-courses", rows)
+    write_rows(f"{plan.stem}-metrics", rows)
     # Text stays text, and ids do not change from one drawing to the next: diffs of the files show real changes.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "assay"})
     FIGURES.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ def main(plan: Annotated[Path, typer.Argument(exists=True)], runs: Path = Path("
         drawn = {name: average_seeds(rows, name, figure.metric) for name in figure.variants}
         # Without a date in the file, an unchanged plot is an unchanged file.
         path = FIGURES / f"{figure.name}.svg"
-        plots.draw_courses(drawn, figure.label).savefig(path, metadata={"Date": None})
+        plots.draw_metrics(drawn, figure.label).savefig(path, metadata={"Date": None})
     typer.echo(f"collected {len(done)} finished runs of {len(planned)} planned runs")
 
 

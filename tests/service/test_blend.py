@@ -76,7 +76,7 @@ def test_a_sum_beyond_the_floats_is_an_error() -> None:
 
 
 def test_probability_is_float64_and_does_not_overflow() -> None:
-    """Thesis T5.4: σ(0.8067) = .6914 and σ(-0.6642) = .3398; float32 would be 1.0 from 17 on (trap 12)."""
+    """[CRS] table 5.4: σ(0.8067) = .6914 and σ(-0.6642) = .3398; float32 would be 1.0 from 17 on (trap 12)."""
     assert compute_probability(0.8067) == pytest.approx(0.6914, abs=5e-5)
     assert compute_probability(-0.6642) == pytest.approx(0.3398, abs=5e-5)
     assert compute_probability(17.0) < 1.0
