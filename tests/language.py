@@ -125,7 +125,9 @@ def banned(text: str, patterns: dict[str, str] = BANNED) -> Iterator[str]:
 def code_faults(tree: ast.Module) -> Faults:
     """Yield the line and the fault of the docstrings and messages of a module."""
     docs = {
-        id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, DOCUMENTED) and ast.get_docstring(node)
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) and isinstance(node.body[0], ast.Expr)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -45,7 +45,7 @@ def count(presets: list[Preset]) -> str:
 
 
 def fill(page: str) -> str:
-    """Return the page with the table of the present files, and a count of what it says."""
+    """Return the page with the table of the present files, and its counts."""
     names = preset.list_names()
     return TABLE.sub(
         lambda _: HEAD + "".join(map(describe, names)) + count([preset.read(name) for name in names]), page

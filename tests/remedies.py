@@ -45,7 +45,7 @@ VERBS = (
     "write",
 )
 _REMEDY = re.compile(rf"(?:^|[;:.,?)(]\s+|\b(?:or|and|so)\s+)(?:{'|'.join(VERBS)})\b|\bmust\b", re.IGNORECASE)
-_PLACE = "\0"  # a value in a message, which is no word
+_PLACE = "\0"  # a value in a message, which is not a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def _list_values(nodes: Iterable[ast.AST], name: str) -> list[ast.expr]:
 
 
 def _spell(node: ast.expr) -> str:
-    """Return the text of an expression, in which each value is one character that is no letter."""
+    """Return the text of an expression, in which each value is one character other than a letter."""
     match node:
         case ast.Constant(value=str(text)):
             return text

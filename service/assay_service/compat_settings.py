@@ -96,8 +96,8 @@ class SlimeSettings(WireSettings):
     """The settings of the wire `slime`.
 
     Attributes:
-        parts: whether the answer is an object with the score as `reward` and the logit of each signal beside it, for
-            slime's `--reward-key`; otherwise it is the score alone.
+        parts: whether the answer is an object for slime's `--reward-key`, with the score as `reward` and the logit of
+            each signal. Otherwise it is the score alone.
     """
 
     parts: bool = False

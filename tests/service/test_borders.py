@@ -80,5 +80,5 @@ def test_steps_have_a_rule_of_their_own() -> None:
 
 
 def test_pieces_are_joined_in_the_order_of_the_template() -> None:
-    """A guard of this file: no two neighbours have the ids of their joined text, so that each border is felt."""
+    """A guard of this file: no two neighbors have the ids of their joined text, so that each border is felt."""
     assert all(encode(first, second) != encode(first + second) for first, second in pairwise(PIECES))

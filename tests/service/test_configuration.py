@@ -150,7 +150,7 @@ def test_the_parts_of_slime_need_another_name_than_that_of_a_signal(tmp_path: Pa
     config = {"signals": signals, "compat": {"wires": {"slime": {"parts": True}}}}
     (line,) = problems(config, tmp_path)
     assert line == "compat.wires.slime.parts: names the score `reward`, as a signal is named; rename the signal"
-    config["compat"]["wires"]["slime"]["parts"] = False
+    config = {"signals": signals, "compat": {"wires": {"slime": {"parts": False}}}}
     assert read_resolved(config, tmp_path, "service.yaml")[1].keys() == {"reward"}
 
 

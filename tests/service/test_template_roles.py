@@ -13,8 +13,8 @@ from tests.real_templates import trl_templates
 from tests.real_tokenizers import real_tokenizer
 
 ROLES = ("system", "user", "assistant", "tool", "developer", "function", "human")
-# For each template and role, a message of that role before, amid and after the others:
-# + printed once, - not printed, x refused by the template itself.
+# For each template and role, a message of that role before, amid and after the others. "+" is printed once, "-" is not
+# printed, "x" is refused by the template itself.
 EXPECTED = """
                              sys use ass too dev fun hum
 trl cohere                   +xx xxx xxx xxx xxx xxx xxx

@@ -277,8 +277,8 @@ def test_the_best_of_n_by_the_gold_value_itself_is_the_most_there_is() -> None:
     assert worth.caption == "s: gold value of the best of N, over 2 prompts, 1 from N = 4 on."
     assert wins.caption == "s: win rate of the best of N against one more completion, over 2 prompts, 1 from N = 2 on."
     assert all(text in wins.svg for text in ("win rate", "bound on the KL divergence", "0.19"))  # ln 2 - 1/2
-    prompts = [(r["n"], r["prompts"], r["win_prompts"]) for r in records(table, model="length")]
-    assert prompts == [(1, 2, 2), (2, 2, 1), (4, 1, 0)]
+    counts = [(r["n"], r["prompts"], r["win_prompts"]) for r in records(table, model="length")]
+    assert counts == [(1, 2, 2), (2, 2, 1), (4, 1, 0)]
 
 
 def test_the_gold_value_of_a_served_model_is_not_a_share() -> None:

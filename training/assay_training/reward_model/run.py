@@ -119,9 +119,10 @@ class RewardRun:
 
     def _identify(self, data: Path) -> dict[str, Any]:
         """Return everything that decides the result, without the keys that only add tests to the same run."""
-        excluded = {"template": True, "base": True, "split": TESTS_ONLY}
         return {
-            "config": self.config.model_dump(mode="json", exclude=excluded),
+            "config": self.config.model_dump(
+                mode="json", exclude={"template": True, "base": True, "split": TESTS_ONLY}
+            ),
             "template": self.template,
             **hash_base(self.base),
             "data_sha256": hash_data(data, self.config.sources, self.config.mixture),
