@@ -1,7 +1,4 @@
-"""Check answers of the service against their requests, and turn them into the client's values.
-
-`_wire` has decoded them and checked every field. Wrong answers are refused, never repaired.
-"""
+"""Check decoded answers against their requests, and turn them into values; wrong ones are refused, never repaired."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

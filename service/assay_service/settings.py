@@ -152,7 +152,10 @@ def parse(raw: object, directory: Path) -> Parsed:
         kept = [e for e in errors if e["loc"] not in skipped and not (e["type"] == "missing" and e["loc"] in meant)]
         names = [] if ("default",) in meant else find_wrong_names_in(raw)
         reported = frozenset(_format_key(location) for location in [*(e["loc"] for e in kept), *meant])
-        return Parsed(None, _build_usable_signals(raw, errors), (*map(_format_problem, kept), *names), reported)
+        # An error of the whole configuration names its key itself.
+        whole = [] if names else [str(e["ctx"]["error"]) for e in errors if e["loc"] == () and "ctx" in e]
+        problems = (*map(_format_problem, kept), *names, *whole)
+        return Parsed(None, _build_usable_signals(raw, errors), problems, reported)
     return Parsed(settings, settings.signals)
 
 

@@ -119,7 +119,8 @@ def read_slime_parser() -> argparse.ArgumentParser:
 
 def test_slimes_flags_are_its_options() -> None:
     page = (DOCS / "trainer-slime.md").read_text()
-    remote, function = (read_slime_parser().parse_args(block.split()) for block in blocks("slime", ""))
+    remote, parts, function = (read_slime_parser().parse_args(block.split()) for block in blocks("slime", ""))
+    assert parts.reward_key == "reward"
     assert (remote.rm_type, remote.rm_url) == ("remote_rm", "http://HOST:PORT/compat/slime/reward")
     assert (function.custom_rm_path, function.group_rm) == ("rewards.rm", True)
     with pytest.raises(SystemExit):
@@ -131,7 +132,13 @@ def test_slimes_flags_are_its_options() -> None:
         read_slime_parser().parse_args(whole)
 
 
-NEEDS_VALUE = {"--reward-key", "--rm-type", "--rm-url", "--custom-rm-path"}  # their names alone stand in sentences
+NEEDS_VALUE = {
+    "--reward-key",
+    "--eval-reward-key",
+    "--rm-type",
+    "--rm-url",
+    "--custom-rm-path",
+}  # their names alone stand in sentences
 
 
 def test_verls_flags_name_what_the_bridge_has() -> None:

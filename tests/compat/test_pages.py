@@ -33,6 +33,8 @@ OWNERS = {
     "trainer-skyrl": ["test_bridge_examples.py::test_skyrl_registers_the_environment"] * 2,
     "trainer-slime": [
         "test_bridge_examples.py::test_slimes_flags_are_its_options",
+        "test_text_wires.py::test_slime_gets_the_score_and_all_logits_for_its_reward_key",
+        "test_bridge_examples.py::test_slimes_flags_are_its_options",
         "test_bridge_examples.py::test_examples_without_a_trainer_define_what_the_trainer_calls",
         "test_bridge_examples.py::test_slimes_flags_are_its_options",
     ],

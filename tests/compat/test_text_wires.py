@@ -17,6 +17,7 @@ from assay_service.scoring.blend import compute_probability
 from assay_service.signal_settings import BlendSettings
 from tests import checkpoints
 from tests.compat.conftest import Serve, read_body
+from tests.compat.examples import read_texts
 
 PROMPT = "<|im_start|>user\nWhat is hot?<|im_end|>\n<|im_start|>assistant\n"
 ANSWER, END = "The sun is hot.", "<|im_end|>"
@@ -102,7 +103,8 @@ def test_slime_gets_a_bare_number_for_a_text_and_for_messages(url: str) -> None:
 
 
 def test_slime_gets_the_score_and_all_logits_for_its_reward_key(serve: Serve) -> None:
-    url = serve(wires={"slime": {"parts": True}}).url
+    (settings,) = read_texts("trainer-slime", "yaml")
+    url = serve(wires=yaml.safe_load(settings)["compat"]["wires"]).url
     row = native(url)
     logits = {name: row["signals"][name]["logit"] for name in ("pref", "abs")}
     assert len({*logits.values(), row["score"]}) == 3

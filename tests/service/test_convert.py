@@ -270,7 +270,10 @@ def edit_json(path: Path, **changes: Any) -> None:
         (lambda t: {**t, "x.weight": torch.ones(1).expand(10**9)}, r"x\.weight repeats its values"),
         (lambda t: {n: v for n, v in t.items() if n != "v_head.weight"}, r"no head was found.*with --head"),
         (lambda t: {**t, "score.weight": torch.ones(1, 32)}, r"several heads: score\.weight, v_head\.weight.*--head"),
-        (lambda t: {**t, "v_head.weight": torch.ones(3, 32)}, r"v_head\.weight has shape \[3, 32\]; only a head with"),
+        (
+            lambda t: {**t, "v_head.weight": torch.ones(3, 32)},
+            r"v_head\.weight has shape \[3, 32\], but only a head with",
+        ),
         (lambda t: {**t, "v_head.0.weight": torch.ones(1, 32)}, r"v_head\.0\.weight belongs to the head as well"),
         (lambda t: {**t, "gate.weight": torch.ones(4, 32)}, r"gate\.weight has no place .* so it is not dropped"),
         (

@@ -269,7 +269,7 @@ def test_an_undeclared_file_is_refused_with_the_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        ({"gguf_file": "other.gguf"}, r"other\.gguf: no such file; there are model\.gguf"),
+        ({"gguf_file": "other.gguf"}, r"other\.gguf: no such file; declare one of model\.gguf"),
         ({"gguf_file": "../model.gguf"}, "must be a file in the base's directory"),
         ({"gguf_file": FILE, "quantization": "fp8"}, "quantization: is for safetensors files"),
         ({"gguf_file": FILE, "engine": "vllm"}, "gguf_file: is not for `engine: vllm`"),

@@ -211,4 +211,4 @@ def test_positions_that_depend_on_the_batch_are_a_problem_before_anything_is_loa
         (tmp_path / "rm").mkdir(exist_ok=True)
         (problem,) = inspect(changed_config(tmp_path, rope_scaling=spelling, rope_parameters=None), {}).problems
         assert "rope_type 'dynamic' is not served" in problem
-        assert "a copy of config.json without this scaling gives the same scores" in problem
+        assert "remove this scaling from a copy of config.json, which gives the same scores" in problem

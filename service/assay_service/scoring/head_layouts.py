@@ -55,8 +55,7 @@ class HeadLayout:
     """The parts of a head with a gating network. Names are without the prefixes of wrappers.
 
     Attributes:
-        kind: form of the prediction for an objective. It is a value, quantiles, mean and log of the standard deviation
-            of a normal distribution, or the probabilities of bins from 0 to 1.
+        kind: form of a prediction: a value, quantiles, mean and log standard deviation, or probabilities of bins.
         objectives: number of objectives.
         numbers: numbers that are predicted for each objective.
         predictor: layers from the hidden state to the numbers of all objectives.
@@ -111,8 +110,7 @@ def recognize_layout(shapes: Shapes, config: Mapping[str, Any], where: object) -
         where: name of the checkpoint in errors.
 
     Raises:
-        StartError: a tensor of the head is missing, unknown or of the wrong shape, or a key of `config.json` does not
-            fit. The message names it.
+        StartError: a tensor or a key of `config.json` is missing, unknown or does not fit; the message names it.
     """
     present = {unwrap_name(name): shape for name, shape in shapes.items()}
     if not any(name.startswith(("gating.", "gating_layer.", "weights.fc.")) for name in present):

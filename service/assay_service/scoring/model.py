@@ -83,17 +83,7 @@ class RewardModel:
     def load(
         cls, directory: Path, dtype: torch.dtype, device: torch.device, quantization: Quantization | None = None
     ) -> "RewardModel":
-        """Read a base from its files.
-
-        Args:
-            directory: see `load_base`.
-            dtype: see `load_base`.
-            device: see `load_base`.
-            quantization: see `load_base`.
-
-        Raises:
-            StartError: see `load_base`.
-        """
+        """Read a base from its files; arguments and errors are those of `load_base`."""
         return cls(load_base(directory, dtype, device, quantization), device)
 
     def share_output_layer(self, weight: torch.Tensor | None) -> LikelihoodHead:
@@ -156,10 +146,10 @@ class RewardModel:
         return [*own, *signal.head.parameters()]
 
     def get_head(self, name: str) -> Head:
-        """Return the head of signal `name`, which is a linear one, such as training makes.
+        """Return the linear head of signal `name`, such as training makes.
 
         Raises:
-            TypeError: the head is not a linear one.
+            TypeError: the head is not linear.
         """
         head = self._signals[name].head
         if not isinstance(head, Head):

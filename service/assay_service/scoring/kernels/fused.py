@@ -13,6 +13,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from assay_service.scoring.kernels.backend import check_arguments
 from assay_service.scoring.kernels.experts import Experts, use_kernels
+from assay_service.scoring.kernels.packed_linear import PackedLinear, add_product, find_doras, pack_linear, unwrap_idle
 from assay_service.scoring.layout import Layout, Segment
 
 NAME = "assay_native"
@@ -32,24 +33,6 @@ _MLP_ROWS = 2048
 
 # Numbers in one vector of the kernels; the norm kernel needs a width that is a multiple of this.
 _LANES = 16
-
-
-class PackedLinear(nn.Linear):
-    """A linear layer whose weight is stored in panels for the kernels; its bias is fp32.
-
-    Attributes:
-        panels: weight in the layout that the kernels read. `weight` holds the same tensor, or the original one for
-            adapters that read it.
-        bias32: bias in fp32, or None.
-    """
-
-    panels: torch.Tensor
-    bias32: torch.Tensor | None
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the product, `[..., N]` from `[..., K]`, in the dtype of the input."""
-        product: torch.Tensor = torch.ops.assay.linear(input, self.panels, self.bias32, self.out_features)
-        return product
 
 
 class _RMSNorm(nn.Module):
@@ -81,12 +64,12 @@ class _GatedMLP(nn.Module):
 
     def add_to(self, hidden: torch.Tensor, x: torch.Tensor) -> None:
         """Add the output for `x`, `[1, T, H]`, to `hidden` of the same shape and dtype, in place."""
-        gate, up = _unwrap_idle(self.gate_proj), _unwrap_idle(self.up_proj)
+        gate, up = unwrap_idle(self.gate_proj), unwrap_idle(self.up_proj)
         if type(gate) is PackedLinear and type(up) is PackedLinear and gate.bias is None and up.bias is None:
             inner = torch.ops.assay.gated(x, gate.panels, up.panels, self.gelu, gate.out_features)
         else:
             inner = torch.ops.assay.gate(gate(x), up(x), self.gelu)
-        _add_product(hidden, self.down_proj, inner)
+        add_product(hidden, self.down_proj, inner)
 
 
 class _Attention(nn.Module):
@@ -152,28 +135,10 @@ class _DecoderLayer(nn.Module):
         attended = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, segments)
         if self.last:  # after the last attention no layer looks at the other tokens
             hidden_states, attended = hidden_states[:, read], attended[:, read]
-        _add_product(hidden_states, self.self_attn.o_proj, attended)
+        add_product(hidden_states, self.self_attn.o_proj, attended)
         for part in torch.split(hidden_states, _MLP_ROWS, dim=1):
             self.mlp.add_to(part, self.post_attention_layernorm(part))
         return hidden_states
-
-
-def _unwrap_idle(linear: Any) -> nn.Module:  # noqa: ANN401 - a layer, or PEFT's around it
-    """Return the layer itself if no adapter around it is active; then it computes as on a base without adapters."""
-    layer: nn.Module = linear
-    if hasattr(linear, "base_layer"):
-        idle = linear.disable_adapters or not any(name in linear.lora_A for name in linear.active_adapters)
-        layer = linear.base_layer if idle else linear
-    return layer
-
-
-def _add_product(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
-    """Add `linear(x)` to `hidden`, `[1, T, H]`, in place; `x` is `[1, T, K]`."""
-    layer = _unwrap_idle(linear)
-    if type(layer) is PackedLinear:
-        torch.ops.assay.linear_add(hidden, x, layer.panels, layer.bias32)
-    else:
-        hidden += layer(x)
 
 
 def native_attention(  # noqa: PLR0913 - the signature is transformers'
@@ -249,11 +214,11 @@ class Native:
 
 def _fuse(base: PreTrainedModel) -> bool:
     """Replace the layers that the kernels compute; return whether the last one computes only the tokens to be read."""
-    own, around = _find_doras(base)
+    own, around = find_doras(base)
     for module in list(base.modules()):
         name = type(module).__name__
         if type(module) is nn.Linear and module not in own:
-            _pack(module, keep=module in around)
+            pack_linear(module, keep=module in around)
         elif name in _RMS_NORMS and module.weight.numel() % _LANES == 0:
             _fuse_norm(module, round_first=_RMS_NORMS[name])
         elif isinstance(module, Experts) and base.config.hidden_act in _GELU_OF:
@@ -262,42 +227,6 @@ def _fuse(base: PreTrainedModel) -> bool:
             _fuse_layer(module, base.config, last=module is base.layers[-1])
     base.set_attn_implementation(NAME)
     return any(isinstance(module, _DecoderLayer) for module in base.modules())
-
-
-def _find_doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
-    """Return the modules of DoRA adapters, and the layers around which they are and whose weights they read.
-
-    Other adapters around the same layers, and layers without any, are computed as on a base without DoRA.
-    """
-    own: set[nn.Module] = set()
-    around: set[nn.Module] = set()
-    for module in base.modules():
-        doras = {name for name, is_dora in getattr(module, "use_dora", {}).items() if is_dora}
-        for name, part in module.named_children() if doras else ():
-            if name == "base_layer":
-                around.add(part)
-            elif isinstance(part, nn.ModuleDict):  # its keys are the names of adapters
-                own.update(inner for key in doras & set(part) for inner in part[key].modules())
-    return own, around
-
-
-def _pack(linear: nn.Linear, *, keep: bool) -> None:
-    """Turn a linear layer into a packed one, in place; a layer whose width cannot be packed stays as it is.
-
-    Args:
-        linear: layer to pack.
-        keep: whether its original weight and bias stay beside the packed ones.
-    """
-    if linear.weight.element_size() == 2 and linear.in_features % 2:  # the kernels read bf16 numbers in pairs
-        return
-    linear.__class__ = PackedLinear
-    panels = torch.ops.assay.pack(linear.weight.detach())
-    bias = None if linear.bias is None else linear.bias.detach().float()
-    if not keep:  # free the original: a second copy of every weight would double the memory of a base
-        linear.weight = nn.Parameter(panels, requires_grad=False)
-        linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    linear.register_buffer("panels", panels, persistent=False)
-    linear.register_buffer("bias32", bias, persistent=False)
 
 
 def _fuse_layer(layer: Any, config: Any, *, last: bool) -> None:  # noqa: ANN401 - five classes of the same structure
