@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from assay_experiments.bases_page import format_agreement, format_embedded
 from assay_training.evaluation.results import STRENGTHS
 
 HERE = Path(__file__).parent
@@ -286,6 +287,8 @@ def main() -> None:
     rewards = [plan for plan in done if "command" not in yaml.safe_load(plan.read_text())]
     sys.stdout.write((HERE / "findings.md").read_text() + "\n")
     lines = [line for plan in rewards for line in format_section(plan)]
+    lines += format_embedded()
+    lines += format_agreement()
     lines += format_best_of_n()
     lines += format_metrics()
     lines += format_policies() if (HERE / "results" / "policies.json").is_file() else []
