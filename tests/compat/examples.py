@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
-# Every block of a page of a trainer or server belongs to the test that runs it; `test_pages.py` holds the list.
-PAGES = sorted(path.stem for kind in ("trainer", "server", "compat") for path in DOCS.glob(f"{kind}*.md"))
+# Every block of these pages belongs to the test that runs it; `test_pages.py` holds the list.
+PAGES = sorted(path.stem for kind in ("trainer", "server", "compat", "gateway") for path in DOCS.glob(f"{kind}*.md"))
 
 Block = tuple[str, str]  # the word behind the fence, and the text
 

@@ -31,6 +31,7 @@ OWNERS = {
     "trainer-openrlhf": ["test_frameworks.py::test_openrlhfs_executor_scores_by_the_url_and_by_a_file"] * 2,
     "trainer-rllm": ["test_bridge_examples.py::test_rllm_wraps_the_evaluator"],
     "trainer-skyrl": ["test_bridge_examples.py::test_skyrl_registers_the_environment"] * 2,
+    "gateway-nginx": ["test_gateway_nginx.py::test_a_prompt_stays_on_one_server_behind_nginx"] * 2,
     "trainer-slime": [
         "test_bridge_examples.py::test_slimes_flags_are_its_options",
         "test_text_wires.py::test_slime_gets_the_score_and_all_logits_for_its_reward_key",
