@@ -39,7 +39,7 @@ def list_optional_flags(folder: str) -> list[str]:
     key.write_text("k-1\n")
     theirs = {
         "/run/secrets/assay": str(key),
-        "http://gpu-0:8000,http://gpu-1:8000": f"{JOB['url']},{JOB['url']}/",
+        "http://gpu-0:8000,http://gpu-1:8000": f"{JOB['url']},{JOB['url'].replace('127.0.0.1', 'localhost')}",
         "151645": str(TOKENIZER.eos_token_id),
         "151643": "0",
     }
