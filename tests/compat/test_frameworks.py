@@ -31,16 +31,16 @@ COMPLETIONS = [("hello", END), ("hello", ""), ("no", END)]  # text, and the end 
 REFUSED = "bad<|im_start|>user"
 
 
-def drive(name: str, job: dict[str, Any], driver: str | None = None) -> dict[str, Any]:
-    """Run `drive_DRIVER.py` (the framework's name by default) with the framework's packages; return its last line."""
+def drive(name: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Run `drive_NAME.py` with the packages of its framework, and return what it printed last."""
     try:
         packages = frameworks.install(name)
     except subprocess.SubprocessError as error:
         unavailable(f"pip cannot install {name}: {error}: {(getattr(error, 'stderr', b'') or b'')[-2000:]!r}")
     clients = Path(__file__).parents[2] / "clients"
-    script = Path(frameworks.__file__).parent / f"drive_{driver or name}.py"
+    driver = Path(frameworks.__file__).parent / f"drive_{name}.py"
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)],
+        [sys.executable, "-W", "ignore", str(driver)],
         env={**os.environ, "PYTHONPATH": f"{packages}:{clients}"},
         input=json.dumps(job),
         capture_output=True,
@@ -184,9 +184,12 @@ def test_verls_built_in_call_of_a_reward_model_scores_at_the_wire_of_its_engine(
             {
                 **job,
                 "router": f"{served.url.removeprefix('http://')}/compat/{engine}",
-                "reward_model": {"enable": True, "model_path": directory, "rollout": {"name": engine}},
+                "flags": [
+                    "reward.reward_model.enable=True",
+                    f"reward.reward_model.model_path={directory}",
+                    f"reward.reward_model.rollout.name={engine}",
+                ],
             },
-            "verl_router",
         )
     scores = [row["score"] for row in rows]
     assert scores[0] == scores[1] != scores[2]

@@ -1,6 +1,7 @@
 """Score by verl's `RewardLoopManager`, whose worker is a Ray actor: the flags of the page find the manager.
 
-The flags are composed by Hydra with the configuration that verl's wheel has.
+The flags are composed by Hydra with the configuration that verl's wheel has. A job with `router`, an address, is scored
+by verl's built-in call of a reward model instead: `compute_score` of its worker.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import ray
 import torch
@@ -17,13 +19,14 @@ from omegaconf import DictConfig
 from tensordict import TensorDict
 from transformers import AutoTokenizer
 from verl import DataProto
-from verl.experimental.reward_loop.reward_loop import RewardLoopManager, migrate_legacy_reward_impl
+from verl.experimental.reward_loop.reward_loop import RewardLoopManager, RewardLoopWorker, migrate_legacy_reward_impl
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
 WIDTH = 24
 JOB = json.load(sys.stdin)
 TOKENIZER = AutoTokenizer.from_pretrained(JOB["policy"])
-MANAGER_FLAGS, FUNCTION_FLAGS = (block.split() for block in JOB["blocks"][""])  # those of the page
+# Those of the page, for a job that has it.
+MANAGER_FLAGS, FUNCTION_FLAGS = (block.split() for block in JOB.get("blocks", {"": ["", ""]})[""])
 
 
 def build_config(flags: list[str]) -> DictConfig:
@@ -77,21 +80,42 @@ def score_by_function(text: str) -> float:
     return float(answer["score"])
 
 
-ray.init(num_cpus=1, include_dashboard=False)
-texts = [text + end for text, end in JOB["completions"]]
-assert build_config(MANAGER_FLAGS).data.return_raw_chat
-answer = score(MANAGER_FLAGS, texts)
-rewards = answer.batch["rm_scores"].sum(1).tolist()
-assert answer.non_tensor_batch["score"].astype(np.float32).tolist() == rewards
-with tempfile.TemporaryDirectory() as folder:
-    again = score(list_optional_flags(folder), texts)
-assert again.batch["rm_scores"].sum(1).tolist() == rewards
-finished, end = JOB["completions"][0]
-assert end
-by_function = score_by_function(finished)
-assert np.float32(by_function) == np.float32(rewards[0])
-try:
-    failed = repr(score(MANAGER_FLAGS, [JOB["refused"]]).batch["rm_scores"])
-except ray.exceptions.RayTaskError as error:
-    failed = type(error.cause).__name__
+def score_by_the_page() -> tuple[list[float], str]:
+    """Return the rewards by the manager, which those by other flags and by the function equal, and how it refuses."""
+    ray.init(num_cpus=1, include_dashboard=False)
+    texts = [text + end for text, end in JOB["completions"]]
+    assert build_config(MANAGER_FLAGS).data.return_raw_chat
+    answer = score(MANAGER_FLAGS, texts)
+    rewards: list[float] = answer.batch["rm_scores"].sum(1).tolist()
+    assert answer.non_tensor_batch["score"].astype(np.float32).tolist() == rewards
+    with tempfile.TemporaryDirectory() as folder:
+        again = score(list_optional_flags(folder), texts)
+    assert again.batch["rm_scores"].sum(1).tolist() == rewards
+    finished, end = JOB["completions"][0]
+    assert end
+    by_function = score_by_function(finished)
+    assert np.float32(by_function) == np.float32(rewards[0])
+    try:
+        return rewards, repr(score(MANAGER_FLAGS, [JOB["refused"]]).batch["rm_scores"])
+    except ray.exceptions.RayTaskError as error:
+        return rewards, type(error.cause).__name__
+
+
+def score_by_router() -> tuple[list[float], str]:
+    """Return the rewards of the built-in call, one after the other, and how it fails."""
+    worker = RewardLoopWorker(build_config(JOB["flags"]), JOB["router"])
+
+    async def ask(texts: list[str]) -> list[float]:
+        batch = build_batch(texts)
+        rows = [await worker.compute_score(batch[index : index + 1]) for index in range(len(texts))]
+        return [row["reward_score"] for row in rows]
+
+    rewards = asyncio.run(ask([text + end for text, end in JOB["completions"]]))
+    try:
+        return rewards, repr(asyncio.run(ask([JOB["refused"]])))
+    except aiohttp.ClientResponseError as error:
+        return rewards, f"HTTP {error.status}"
+
+
+rewards, failed = score_by_router() if "router" in JOB else score_by_the_page()
 print(json.dumps({"rewards": rewards, "failed": failed}))
