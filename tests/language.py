@@ -190,6 +190,10 @@ def docstring_faults(doc: str, line: int) -> Faults:
     prose = re.sub(r"(?m)^.*(?:[├│└]|^\|).*$", "", doc)  # neither trees nor tables
     for part in re.split(r"\n\s*\n|\n {0,4}(?=[`\w][`\w, ]*(?:: |  ))|\n\s*(?:[-*]|\d+\.) ", prose):
         yield from ((line, fault) for fault in find_long(part))
+    for section in re.finditer(r"^(?:Args|Attributes|Raises):\n((?: {4}.*\n?)+)", doc, flags=re.M):
+        for entry in re.findall(r"^ {4}(?! ).*", section[1], flags=re.M):
+            if not re.match(r" {4}[\w`*.]+(?:, [\w`*.]+)*: ", entry):
+                yield line, f"an entry has no name, or its second line is not indented: {entry.strip()!r}"
     for entry in re.finditer(r"^ {4}(\w+): (\w+)", re.split(r"\n(?:Returns|Raises|Yields):", doc)[0], flags=re.M):
         if entry[2].lower() in NOT_A_NOUN:
             yield line, f"the entry {entry[1]!r} begins with {entry[2]!r}, not with a noun"

@@ -68,6 +68,7 @@ def test_the_language_check_finds_what_it_is_for() -> None:
     long = "word " * 26
     for name, text, lines in (
         ("f.py", f'def f() -> None:\n    """Do.\n\n    Raises:\n        E: {long}\n    """\n', [1]),
+        ("f.py", 'class A:\n    """Hold.\n\n    Attributes:\n        b: one.\n        c. d: two.\n    """\n', [1]),
         ("f.py", f'x = "{long}"\ny = f"{{x}} {long[:-5]}"\n# Here {long}\n', [1, 2, 3]),
         ("f.yaml", f"a: 1  # it is told\nquestion: {long}\n", [1, 1]),
         ("f.sh", "# It is told.\n", [1]),

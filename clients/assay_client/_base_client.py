@@ -83,7 +83,8 @@ class BaseClient(Generic[MineT, TransportT]):
         chunk_size: the most items of one request; longer lists are split.
         max_concurrency: the most requests that are in flight at once. They are counted over all calls of the client in
             one process, or for `AsyncRewardClient` in one event loop. Further requests wait; that time counts towards
-        `deadline_s`. transport: an httpx transport that carries the requests instead of the network.
+            `deadline_s`.
+        transport: an httpx transport that carries the requests instead of the network.
         headers: HTTP headers that are sent with every request.
         clock: the source of time and of random numbers; for tests.
 

@@ -42,7 +42,8 @@ class HeadSettings(Frozen):
     Attributes:
         tokens: rows of a language model's output layer that are the head. One token is given, whose logit is the
             reward, or two, for the logit of the first minus that of the second. Each is a text that is one token, or an
-        id. gate: text that the template prints between prompt and completion; a gating network reads its first token.
+            id.
+        gate: text that the template prints between prompt and completion; a gating network reads its first token.
         likelihood: the logit is the log-probability of the completion under the language model: the sum over its
             tokens, or the mean.
     """
