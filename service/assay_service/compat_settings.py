@@ -104,15 +104,15 @@ class SlimeSettings(WireSettings):
 
 
 # The name of the score among the parts of the wire `slime`, which no signal can have.
-TOTAL = "reward"
+SCORE_KEY = "reward"
 
 # The settings of wires that have keys of their own.
-_OWN: Mapping[WireName, type[WireSettings]] = {"chat": ChatSettings, "slime": SlimeSettings}
+_OWN: Mapping[str, type[WireSettings]] = {"chat": ChatSettings, "slime": SlimeSettings}
 
 
 def find_settings_class(name: str) -> type[WireSettings]:
     """Return the class of the settings of a wire; an unknown name has those that all wires share."""
-    return next((kind for wire, kind in _OWN.items() if wire == name), WireSettings)
+    return _OWN.get(name, WireSettings)
 
 
 class Wires(TypedDict, total=False):

@@ -8,6 +8,7 @@ import torch
 from assay_service.errors import StartError
 from assay_service.preset import Golden, StepRow
 from assay_service.registry import Signal
+from assay_service.scoring.blend import compute_probability
 from assay_service.scoring.item import PROBE, Item, Message
 from assay_service.scoring.manifest import GoldenRow
 from assay_service.scoring.reading import Reading
@@ -77,7 +78,7 @@ def check_rows(
 
 def _check_steps(where: str, row: StepRow, reading: Reading, source: str, tolerance: float) -> None:
     """Refuse other probabilities of steps than those of a row."""
-    given = [1 / (1 + math.exp(-logit)) if logit > -700 else 0.0 for logit in reading.steps]
+    given = [compute_probability(logit) for logit in reading.steps]
     same = len(given) == len(row.probs) and all(
         abs(own - published) <= tolerance for own, published in zip(given, row.probs, strict=True)
     )

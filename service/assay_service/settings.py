@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from assay_service.advice import get_advice
-from assay_service.compat_settings import TOTAL, CompatSettings, SlimeSettings, Wires, find_settings_class
+from assay_service.compat_settings import SCORE_KEY, CompatSettings, SlimeSettings, Wires, find_settings_class
 from assay_service.errors import StartError
 from assay_service.scoring.manifest import StepRules
 from assay_service.signal_settings import (
@@ -95,9 +95,9 @@ class Settings(Frozen):
     @model_validator(mode="after")
     def _check_parts(self) -> "Settings":
         slime = self.compat.get_wire("slime")
-        if isinstance(slime, SlimeSettings) and slime.parts and TOTAL in self.signals:
+        if isinstance(slime, SlimeSettings) and slime.parts and SCORE_KEY in self.signals:
             raise ValueError(
-                f"compat.wires.slime.parts: names the score `{TOTAL}`, as a signal is named; rename the signal"
+                f"compat.wires.slime.parts: names the score `{SCORE_KEY}`, as a signal is named; rename the signal"
             )
         return self
 

@@ -4,7 +4,6 @@ Such code joins lists of token ids, so that "?" and the line break after it neve
 the variable `piece_border` between two pieces. Elsewhere the variable is undefined and prints nothing.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,19 +77,8 @@ class _Marking:
     def apply_chat_template(
         self,
         conversation: list[dict[str, Any]],
-        *,
-        chat_template: str,
-        tokenize: bool,
-        add_generation_prompt: bool,
-        strftime_now: Callable[[str], str],
+        **options: Any,  # noqa: ANN401 - those of `ChatTokenizer`
     ) -> str:
         """Render `conversation` to text, with a mark at every border."""
-        text: str = self._tokenizer.apply_chat_template(
-            conversation,
-            chat_template=chat_template,
-            tokenize=tokenize,
-            add_generation_prompt=add_generation_prompt,
-            strftime_now=strftime_now,
-            **{VARIABLE: _BORDER},
-        )
+        text: str = self._tokenizer.apply_chat_template(conversation, **options, **{VARIABLE: _BORDER})
         return text

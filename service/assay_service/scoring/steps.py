@@ -98,22 +98,14 @@ class StepLayout:
         self,
         conversation: list[dict[str, Any]],
         *,
-        chat_template: str,
-        tokenize: bool,
         add_generation_prompt: bool,
-        strftime_now: Callable[[str], str],
+        **options: Any,  # noqa: ANN401 - the others of `ChatTokenizer`
     ) -> str:
         """Render `conversation` to text; parts of its completion are steps."""
         # With a generation prompt the last message is a part of the prompt.
         if not add_generation_prompt and isinstance(conversation[-1]["content"], list):
             conversation = self._lay_out(conversation)
-        return self._tokenizer.apply_chat_template(
-            conversation,
-            chat_template=chat_template,
-            tokenize=tokenize,
-            add_generation_prompt=add_generation_prompt,
-            strftime_now=strftime_now,
-        )
+        return self._tokenizer.apply_chat_template(conversation, add_generation_prompt=add_generation_prompt, **options)
 
     def _lay_out(self, conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         *prompt, completion = (dict(message) for message in conversation)

@@ -11,7 +11,7 @@ from assay_service.api.messages import build_completion_items
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Prompt, RankCompletion, Text
 from assay_service.api.scorer import ItemSource
-from assay_service.compat_settings import TOTAL, SlimeSettings
+from assay_service.compat_settings import SCORE_KEY, SlimeSettings
 from assay_service.errors import ContentError
 from assay_service.scoring.blend import Blend
 
@@ -53,7 +53,7 @@ async def reward(body: Body, context: Context) -> float | dict[str, float]:
     if not context.settings.parts:
         return scored.score
     logits = {} if scored.result is None else {name: scored.result.logits[name] for name in blend.weights}
-    return {**logits, TOTAL: scored.score}
+    return {**logits, SCORE_KEY: scored.score}
 
 
 def _read(body: Body, context: WireContext, blend: Blend) -> ItemSource:
