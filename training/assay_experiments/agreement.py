@@ -75,9 +75,11 @@ def measure(
 def split_records(head: RewardConfig, data: Path) -> tuple[list[Judged], list[Judged]]:
     """Return the records that a head was trained on, and those that were held out."""
     reader = read_rankings if head.objective.kind == "preference" else read_labelled
-    found = [record for record in reader(data, head.sources).records if is_trainable(record)]
-    held_out = [record for record in found if find_fold(head, record) == HELD_OUT]
-    return [record for record in found if find_fold(head, record) != HELD_OUT], held_out
+    parts: tuple[list[Judged], list[Judged]] = [], []
+    for record in reader(data, head.sources).records:
+        if is_trainable(record):
+            parts[find_fold(head, record) == HELD_OUT].append(record)
+    return parts
 
 
 def _compare(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from assay_training.evaluation.results import LENGTH, MODEL
+from assay_training.reward_model.card import format_interval, get_statistic
 
 Results = Mapping[str, Any]
 
@@ -29,9 +30,9 @@ def format_embedded() -> list[str]:
     lines += ["| | n | language model | encoder | length | language model - encoder |", "|---|---|---|---|---|---|"]
     for head, domains in _read("embedded").items():
         for domain, numbers in domains.items():
-            found = _find_statistic(numbers)
-            values = [_format(found[name]) for name in (MODEL, "encoder", LENGTH)]
-            difference = _format(numbers["difference"]["encoder"], sign="+")
+            found = get_statistic(numbers)
+            values = [format_interval(found[name]) for name in (MODEL, "encoder", LENGTH)]
+            difference = format_interval(numbers["difference"]["encoder"], signed=True)
             lines.append(f"| {head}, {domain} | {_count(numbers)} | {' | '.join(values)} | {difference} |")
     return [*lines, ""] if len(lines) > 6 else []
 
@@ -41,8 +42,12 @@ def format_agreement() -> list[str]:
     lines = ["## agreement of served models", "", AGREEMENT, ""]
     lines += ["| | n | model | length | model - length |", "|---|---|---|---|---|"]
     for model, domain, numbers in _iterate_domains(_read("agreement")):
-        found = _find_statistic(numbers)
-        cells = _format(found[MODEL]), _format(found[LENGTH]), _format(numbers["difference"][LENGTH], sign="+")
+        found = get_statistic(numbers)
+        cells = (
+            format_interval(found[MODEL]),
+            format_interval(found[LENGTH]),
+            format_interval(numbers["difference"][LENGTH], signed=True),
+        )
         lines.append(f"| {model}, {domain} | {_count(numbers)} | {' | '.join(cells)} |")
     return [*lines, ""] if len(lines) > 6 else []
 
@@ -59,17 +64,6 @@ def _read(name: str) -> Results:
     return found
 
 
-def _find_statistic(numbers: Results) -> Results:
-    found: Results = numbers["accuracy"] if "accuracy" in numbers else numbers["rank"]
-    return found
-
-
 def _count(numbers: Results) -> int:
     """Return the number of pairs or items."""
     return int(numbers["accuracy"][MODEL]["n"] if "accuracy" in numbers else numbers["errors"][MODEL]["all"][0])
-
-
-def _format(estimate: Results | None, sign: str = "") -> str:
-    if estimate is None:
-        return "-"
-    return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"

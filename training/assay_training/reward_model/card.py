@@ -159,7 +159,7 @@ def _render_verdict(results: Results) -> str:
 
 def _compare_with_baselines(numbers: Mapping[str, Any]) -> str:
     """Return whether the model beats its baselines on one domain."""
-    statistic = numbers["accuracy" if "accuracy" in numbers else "rank"]
+    statistic = get_statistic(numbers)
     if not statistic:
         return "too few groups for an interval."
     difference = numbers["difference"]
@@ -195,9 +195,9 @@ def _render_reproduction(heads: Sequence[CardFacts], config: RewardConfig | Join
 def _render_comparison(estimates: Results, difference: Results) -> str:
     """Return the cells of a row: model and length, and where it was fitted, the frozen head and the difference."""
     model, length = estimates[MODEL], estimates[LENGTH]
-    cells = f"| **{_format_interval(model)}** | {_format_value(length)} |"
+    cells = f"| **{format_interval(model)}** | {_format_value(length)} |"
     if FROZEN in difference:
-        frozen = _format_interval(difference[FROZEN], signed=True)
+        frozen = format_interval(difference[FROZEN], signed=True)
         cells += f" {_format_value(estimates[FROZEN])} | {frozen} |"
     return cells
 
@@ -206,7 +206,19 @@ def _format_value(estimate: Mapping[str, float] | None) -> str:
     return "-" if estimate is None else f"{estimate['value']:.3f}"
 
 
-def _format_interval(estimate: Mapping[str, float] | None, *, signed: bool = False) -> str:
+def get_statistic(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the estimates of one domain by contender: accuracies of pairs, or a rank statistic of items."""
+    found: Mapping[str, Any] = numbers["accuracy" if "accuracy" in numbers else "rank"]
+    return found
+
+
+def format_interval(estimate: Mapping[str, float] | None, *, signed: bool = False) -> str:
+    """Return an estimate with its interval as text; "-" if there is none.
+
+    Args:
+        estimate: the keys `value`, `low` and `high`, or None.
+        signed: whether a positive value has a sign.
+    """
     if estimate is None:
         return "-"
     sign = "+" if signed else ""
