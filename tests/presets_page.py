@@ -16,6 +16,11 @@ def list_sources(known: Preset) -> str:
     return " ".join(f"[{number}]({link})" for number, link in enumerate(links, start=1))
 
 
+def describe_golden(known: Preset) -> str:
+    """Return the state of the preset's scores, and whether there is a rendering beside them."""
+    return known.golden_state + (", rendering" if known.rows and known.renderings else "")
+
+
 def describe(name: str) -> str:
     known = preset.read(name)
     shape = f"{known.shape}, {known.model_type}" + ("" if known.convert is None else "; convert first")
@@ -27,7 +32,7 @@ def describe(name: str) -> str:
         else f" at `{known.revision}`"
     )
     unverified = ", ".join(f"`{fact}`" for fact in known.unverified) or "none"
-    cells = [f"`{name}`", f"{known.model}{revision}", shape, known.golden_state, unverified, list_sources(known)]
+    cells = [f"`{name}`", f"{known.model}{revision}", shape, describe_golden(known), unverified, list_sources(known)]
     return f"| {' | '.join(cells)} |\n"
 
 
@@ -36,11 +41,15 @@ def count(presets: list[Preset]) -> str:
     unverified = sum(len(known.unverified) for known in presets)
     some = sum(bool(known.unverified) for known in presets)
     published = sum(known.golden_state == "published" for known in presets)
+    rendered = [known for known in presets if known.renderings]
+    guessed = sum("rendered" in known.unverified for known in rendered)
+    none = sum(known.golden_state == "not run" for known in presets)
     pinned = sum(known.revision is not None for known in presets)
     lengths = sum("max_length" in known.signal for known in presets)
     return (
         f"\nOf {len(presets)} presets, {published} have published scores, {pinned} a revision and {lengths} a "
-        f"`max_length`.\nOf {facts} facts, {unverified} in {some} presets are not verified.\n"
+        f"`max_length`.\n{len(rendered)} have a rendering, {guessed} of them an unverified one; {none} have neither "
+        f"scores nor a rendering.\nOf {facts} facts, {unverified} in {some} presets are not verified.\n"
     )
 
 

@@ -178,13 +178,14 @@ def convert_checkpoint(  # noqa: PLR0913, PLR0917 - the options of a command
 
 @app.command("presets")
 def list_presets() -> None:
-    """List the presets: name, hub id, and whether Assay ever recomputed a golden row."""
+    """List the presets: name, hub id, and what is known about their scores."""
     from assay_service import preset  # noqa: PLC0415
 
     for name in preset.list_names():
         known = preset.read(name)
         convert = "" if known.convert is None else ", convert first"
-        typer.echo(f"{name:<44} {known.model} (golden row: {known.golden_state}{convert})")
+        state = "rendering only, no score" if known.golden_state == "rendering" else known.golden_state
+        typer.echo(f"{name:<44} {known.model} (golden row: {state}{convert})")
 
 
 def _print_inspection(inspection: "Inspection") -> None:

@@ -1,17 +1,18 @@
-"""Compare a loaded signal with golden rows: scores that training recorded, or that public text prints."""
+"""Compare a loaded signal with golden rows and renderings: scores and ids that training or public text recorded."""
 
 import math
 from collections.abc import Iterable
 
 import torch
 
-from assay_service.errors import StartError
-from assay_service.preset import Golden, StepRow
+from assay_service.errors import ContentError, StartError
+from assay_service.preset import Golden, Rendering, StepRow
 from assay_service.registry import Signal
 from assay_service.scoring.blend import compute_probability
 from assay_service.scoring.item import PROBE, Item, Message
 from assay_service.scoring.manifest import GoldenRow
 from assay_service.scoring.reading import Reading
+from assay_service.scoring.render import Renderer
 
 # Tolerances, relative and absolute, of a golden row's logit. The kernels of another machine stay within them; another
 # model does not.
@@ -43,7 +44,7 @@ def check_preset_rows(signal: Signal, golden: Golden, name: str) -> None:
         StartError: a score differs by more than its tolerance.
     """
     # A row may have been computed in another dtype than the served one; the coarser of both decides.
-    dtype = max(golden.dtype, signal.provenance.dtype, key=lambda key: _TOLERANCE[key])
+    dtype = max(golden.dtype or signal.provenance.dtype, signal.provenance.dtype, key=lambda key: _TOLERANCE[key])
     check_rows(signal, golden.rows, f"preset {name}", dtype, golden.tolerance)
 
 
@@ -74,6 +75,54 @@ def check_rows(
                 f"golden row {number}: {source} says {row.logit:.6f}, but the loaded model gives {reading.logit:.6f}; "
                 f"{_REMEDY}"
             )
+
+
+def find_difference(renderer: Renderer, renderings: Iterable[Rendering], model: str) -> str | None:
+    """Return how the first differing conversation is rendered otherwise than recorded, and what to do; None if none is.
+
+    Args:
+        renderer: renderer of the signal.
+        renderings: conversations with their text, their ids and the positions that are read.
+        model: hub id of the checkpoint that the renderings are for.
+    """
+    for number, known in enumerate(renderings):
+        item = Item(tuple(Message(role, content) for role, content in known.messages))
+        try:
+            rendered = renderer.render(item, trained=True)
+        except ContentError as error:
+            return f"golden rendering {number} cannot be rendered: {error.message}"
+        found = rendered.sequence
+        if found.ids != known.ids:
+            place, tokens = _find_first_difference(known.ids, found.ids, renderer)
+            return f"golden rendering {number} differs first at position {place}: {tokens}; " + (
+                f"the tokenizer encodes the same text otherwise: take tokenizer.json from {model}"
+                if rendered.text == known.text
+                else f"the template prints another text: take tokenizer and chat template from {model}, or declare the "
+                "template of training (`template: FILE`)"
+            )
+        read = tuple(place for span in found.score_spans for place in range(span.start, span.end))
+        if (read, found.gate) != (known.read, known.gate):
+            return (
+                f"golden rendering {number} is read at {_show_places(known.read, known.gate)}, but the loaded signal "
+                f"reads it at {_show_places(read, found.gate)}; declare the `score_position` of training"
+            )
+    return None
+
+
+def _find_first_difference(known: tuple[int, ...], found: tuple[int, ...], renderer: Renderer) -> tuple[int, str]:
+    """Return the first position at which two lists of ids differ, and a text with both tokens there."""
+    pairs = zip(known, found, strict=False)
+    place = next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(known), len(found)))
+    shown = [
+        f"{ids[place]} ({renderer.tokenizer.convert_ids_to_tokens(ids[place])!r})" if place < len(ids) else "the end"
+        for ids in (known, found)
+    ]
+    return place, f"{shown[0]} is recorded, but the loaded tokenizer gives {shown[1]}"
+
+
+def _show_places(read: tuple[int, ...], gate: int | None) -> str:
+    places = ", ".join(map(str, read))
+    return places if gate is None else f"{places} (gate: {gate})"
 
 
 def _check_steps(where: str, row: StepRow, reading: Reading, source: str, tolerance: float) -> None:

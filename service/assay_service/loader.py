@@ -1,16 +1,18 @@
 """Load every signal of a configuration into a registry, and check it against its checkpoint's manifest."""
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from assay_service import preset
 from assay_service.errors import StartError
-from assay_service.golden import check_forward, check_preset_rows, check_rows
+from assay_service.golden import check_forward, check_preset_rows, check_rows, find_difference
 from assay_service.logs import START, log_step
-from assay_service.preset_keys import find_golden
+from assay_service.preset_keys import find_golden, find_renderings
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, manifest, tokenizer
@@ -53,6 +55,9 @@ def load_resolved(settings: Settings, resolved: Mapping[str, ResolvedSignal]) ->
         StartError: a signal cannot be served; the error names the signal and the file or tensor.
     """
     loader = _Loader()
+    for name, signal in resolved.items():  # weights can take minutes
+        with _prefix_errors(f"signals.{name}"):
+            loader.check_renderings(name, signal)
     signals = {}
     for name, signal in resolved.items():
         with _prefix_errors(f"signals.{name}"):
@@ -87,6 +92,29 @@ class _Loader:
         self._models: dict[tuple[Path, Quantization | None, torch.dtype, str], RewardModel] = {}
         self._hashes: dict[tuple[Path, ...], str] = {}
         self._renderers: dict[tuple[Path, RenderRules, int], tuple[Renderer, tuple[str, ...]]] = {}
+
+    def check_renderings(self, name: str, resolved: ResolvedSignal) -> None:
+        """Compare the golden renderings of the preset behind a signal, before any weights are loaded.
+
+        Raises:
+            StartError: tokenizer or template give other ids than those that a public source states.
+        """
+        if resolved.preset is None or not (renderings := find_renderings(resolved.preset)):
+            return
+        known, where = preset.read(resolved.preset.name), f"preset {resolved.preset.name}"
+        # Rows of the embedding; without the key, an id outside of them is found when the weights are loaded.
+        rows = resolved.config.get("vocab_size", sys.maxsize)
+        renderer, _ = self._load_renderer(resolved.tokenizer, resolved.rules, rows)
+        difference = find_difference(renderer, renderings, known.model)
+        if difference is None:
+            logging.getLogger(START).info("signals.%s: renders %d conversations as %s", name, len(renderings), where)
+        elif "rendered" in known.unverified:  # the refusal of a published template would rest on a guess
+            _log.warning(
+                "signals.%s: %s: %s. No public text states this rendering: compare it with the model card",
+                *(name, where, difference),
+            )
+        else:
+            raise StartError(f"{where}: {difference}; use the files of the published checkpoint")
 
     def load_signal(self, name: str, resolved: ResolvedSignal) -> Signal:
         """Load one signal and compare it with the hashes of its manifest.
@@ -199,11 +227,9 @@ def _choose_device(declared: str | None) -> torch.device:
 def _log_how_served(signal: Signal, *, is_invariant: bool) -> None:
     """Log how a signal is served, and warn where its scores may depend on the batch."""
     rules = signal.renderer.rules
-    if (preset := signal.preset) is not None:
-        changed = f", with {', '.join(preset.changed)} changed" if preset.changed else ""
-        logging.getLogger(START).info(
-            "signal %s: preset %s (%s)%s", signal.name, preset.name, preset.sha256[:16], changed
-        )
+    if (use := signal.preset) is not None:
+        changed = f", with {', '.join(use.changed)} changed" if use.changed else ""
+        logging.getLogger(START).info("signal %s: preset %s (%s)%s", signal.name, use.name, use.sha256[:16], changed)
     logging.getLogger(START).info(
         "signal %s: %s, reads %s, up to %d tokens, %s on %s, kernels %s",
         *(signal.name, signal.kind, rules.score_position, rules.max_length),

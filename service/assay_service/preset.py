@@ -24,8 +24,9 @@ _REVISION_PATTERN = rf"^({COMMIT_PATTERN}|refs/pr/\d+)$"
 # Where the head of the published files is, which decides what is declared for it.
 Shape = Literal["classifier", "outputs", "two layers", "value head", "language model", "gated", "foreign"]
 
-# Whether a preset has golden rows, and whether Assay has ever recomputed them from the published weights.
-GoldenState = Literal["not run", "published", "run"]
+# What is known about the scores of a preset: nothing; only what is scored for a conversation; published scores; scores
+# that Assay has recomputed from the published weights.
+GoldenState = Literal["not run", "rendering", "published", "run"]
 
 # Choices of the operator, and how the files are read. They say nothing about the model, so that they have no source.
 _CHOICES = frozenset(
@@ -50,20 +51,50 @@ class StepRow(_Frozen):
     probs: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
 
 
-class Golden(_Frozen):
-    """Conversations whose scores are published.
+class Rendering(_Frozen):
+    """A conversation and what must be scored for it, from another source than Assay's own renderer.
 
     Attributes:
-        rows: the conversations, each with its logit or the probabilities of its steps.
-        dtype: dtype in which the base computed these scores.
-        tolerance: largest difference of the probability of a step. Logits have the tolerance of the dtype.
-        run: day on which Assay recomputed the rows from the published weights; None if it never has.
+        messages: pairs of role and content; the last one is the assistant's.
+        text: the conversation as the template prints it.
+        ids: token ids of the text.
+        read: positions of the tokens that the head reads, counted from 0.
+        gate: position of the token that a gating network reads; None for heads without one.
     """
 
-    rows: Annotated[tuple[GoldenRow | StepRow, ...], Field(min_length=1)]
-    dtype: Literal["float32", "bfloat16", "float16"]
+    messages: tuple[tuple[str, str], ...]
+    text: str = Field(min_length=1)
+    ids: Annotated[tuple[int, ...], Field(min_length=1)]
+    read: Annotated[tuple[int, ...], Field(min_length=1)]
+    gate: int | None = None
+
+
+class Golden(_Frozen):
+    """Conversations whose scores are published, and conversations of which it is known what must be scored.
+
+    Attributes:
+        rows: conversations with published scores, each with its logit or the probabilities of its steps.
+        dtype: dtype in which the base computed these scores; None without rows.
+        tolerance: largest difference of the probability of a step. Logits have the tolerance of the dtype.
+        run: day on which Assay recomputed the rows from the published weights; None if it never has.
+        rendered: conversations with their text and token ids. They say nothing about scores.
+    """
+
+    rows: tuple[GoldenRow | StepRow, ...] = ()
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     tolerance: float = Field(0.05, gt=0, lt=0.5)
     run: date | None = None
+    rendered: tuple[Rendering, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> "Golden":
+        if not self.rows and not self.rendered:
+            raise ValueError("has neither rows nor rendered conversations; give one of them, or write `not run`")
+        if bool(self.rows) != (self.dtype is not None):
+            raise ValueError("dtype belongs to rows; give both, or remove it")
+        if self.run is not None and not self.rows:
+            raise ValueError("run says that scores were recomputed; give the rows, or remove it")
+        return self
 
 
 class Conversion(_Frozen):
@@ -92,7 +123,7 @@ class Preset(_Frozen):
         shape: kind of the published head.
         signal: keys of a signal. `template` is a file in `presets/templates`; without it the checkpoint's own is used.
         convert: options of `assay convert`; None for files that are served as they are.
-        golden: published scores; "not run" where there are none.
+        golden: published scores and renderings; "not run" where there are none.
         sources: facts by their source: an address, "memory" or "inferred".
         note: a sentence for users; None for no note.
     """
@@ -113,14 +144,27 @@ class Preset(_Frozen):
         """Return the names of the facts that need a source."""
         named = {"model_type", "architecture", "shape"} | ({"template"} if "eos" in self.signal else set())
         named |= {"revision"} if self.revision else set()
-        named |= {"golden"} if isinstance(self.golden, Golden) else set()
+        named |= {"golden"} if self.rows else set()
+        named |= {"rendered"} if self.renderings else set()
         return named | (self.signal.keys() - _CHOICES)
 
     @property
+    def rows(self) -> tuple[GoldenRow | StepRow, ...]:
+        """Return the conversations whose scores are published."""
+        return self.golden.rows if isinstance(self.golden, Golden) else ()
+
+    @property
+    def renderings(self) -> tuple[Rendering, ...]:
+        """Return the conversations of which it is known what must be scored."""
+        return self.golden.rendered if isinstance(self.golden, Golden) else ()
+
+    @property
     def golden_state(self) -> GoldenState:
-        """Return whether there are golden rows, and whether Assay has ever recomputed them."""
+        """Return what is known about the preset's scores."""
         if not isinstance(self.golden, Golden):
             return "not run"
+        if not self.golden.rows:
+            return "rendering"
         return "published" if self.golden.run is None else "run"
 
     @property
@@ -144,7 +188,7 @@ class PresetUse:
     Attributes:
         name: name of the preset.
         sha256: SHA-256 of its file and template.
-        golden: state of its golden rows.
+        golden: what is known about its scores.
         changed: keys to which the configuration gives another value than the preset.
     """
 

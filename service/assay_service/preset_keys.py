@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from assay_service.errors import StartError
-from assay_service.preset import COMMIT_PATTERN, Golden, Preset, PresetUse, list_names, place_template, read
+from assay_service.preset import COMMIT_PATTERN, Golden, Preset, PresetUse, Rendering, list_names, place_template, read
 from assay_service.scoring.architectures import read_class
 from assay_service.scoring.manifest import FILE_NAME
 
@@ -31,6 +31,8 @@ _KEEP_LOGITS = frozenset(
     {"kind", "dtype", "device", "engine", "tensor_parallel_size", "max_length", "mean", "std", "moments"}
     | {"unfinished", "dropped_content", "control_tokens"}
 )
+# Keys that leave text and ids as they are, so that golden renderings hold with any value.
+_KEEP_IDS = _KEEP_LOGITS | {"output", "aggregate", "code"}
 
 
 def merge(name: str, preset: Preset, declared: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +156,12 @@ def find_matching(directory: Path, config: Mapping[str, Any]) -> Iterator[str]:
 def find_golden(use: PresetUse) -> Golden | None:
     """Return the published logits that a signal must give; None where there are none, or a changed key changes them."""
     golden = read(use.name).golden
-    return golden if isinstance(golden, Golden) and _KEEP_LOGITS.issuperset(use.changed) else None
+    return golden if isinstance(golden, Golden) and golden.rows and _KEEP_LOGITS.issuperset(use.changed) else None
+
+
+def find_renderings(use: PresetUse) -> tuple[Rendering, ...]:
+    """Return the conversations that a signal must render as recorded; none where a changed key changes the ids."""
+    return read(use.name).renderings if _KEEP_IDS.issuperset(use.changed) else ()
 
 
 def list_warnings(use: PresetUse, config: Mapping[str, Any], revision: str | None, base: Path) -> list[str]:
@@ -173,18 +180,32 @@ def list_warnings(use: PresetUse, config: Mapping[str, Any], revision: str | Non
             f"preset {name}: {revision} of {preset.model} is the commit {base.name} at this start. Scores may change "
             f"with a later one: declare `revision: {base.name}` to keep them"
         )
+    warnings += _list_golden_warnings(use, preset)
+    if preset.unverified:
+        warnings.append(f"preset {name}: no public text states {', '.join(preset.unverified)}; check them")
+    return warnings
+
+
+def _list_golden_warnings(use: PresetUse, preset: Preset) -> list[str]:
+    """Return what nobody has checked about the scores of a preset, and which checks a changed key prevents."""
+    name, changed, warnings = use.name, ", ".join(use.changed), []
     if use.golden == "not run":
         warnings.append(
             f"preset {name}: no golden row of it was ever run: its keys come from the sources in docs/presets.md, and "
             "nobody has compared a score. Compare one with the code of the model card"
         )
+    elif use.golden == "rendering":
+        warnings.append(
+            f"preset {name}: no golden score of it was ever run: text and ids of a conversation are recorded, but "
+            "nobody has compared a score. Compare one with the code of the model card"
+        )
     elif find_golden(use) is None:
-        warnings.append(f"preset {name}: its golden rows are not checked, because {', '.join(use.changed)} is changed")
+        warnings.append(f"preset {name}: its golden rows are not checked, because {changed} is changed")
     elif use.golden == "published":
         warnings.append(
             f"preset {name}: its golden rows are the scores that public text prints; Assay never ran them before "
             "this start"
         )
-    if preset.unverified:
-        warnings.append(f"preset {name}: no public text states {', '.join(preset.unverified)}; check them")
+    if preset.renderings and not find_renderings(use):
+        warnings.append(f"preset {name}: its golden renderings are not checked, because {changed} is changed")
     return warnings

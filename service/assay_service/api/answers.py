@@ -89,7 +89,8 @@ class BlendInfo(Answer):
 class PresetInfo(Answer):
     """The preset behind a signal, and the keys to which the configuration gives another value.
 
-    `golden` says whether the preset has golden rows, and whether Assay ever recomputed them.
+    `golden` says what is known about its scores: nothing, only the ids of a conversation, or published scores, which
+    Assay has recomputed or not.
     """
 
     name: str
