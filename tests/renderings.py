@@ -64,7 +64,7 @@ def render_chat(family: str, template: str, messages: Messages, *, bos: bool = F
     """
     fast = tokenizer(family)
     chat = [{"role": role, "content": content} for role, content in messages]
-    # Llama 3.2's template prints the present day, unless it is told another one. Assay always prints this one.
+    # Llama 3.2's template prints the present day, unless another is given. Assay always prints this one.
     dated = {"date_string": "26 Jul 2024"} if template == "llama3_2" else {}
     text = str(fast.apply_chat_template(chat, chat_template=trl_templates()[template], tokenize=False, **dated))
     ids = [*([fast.bos_token_id] if bos else []), *fast.encode(text, add_special_tokens=False)]

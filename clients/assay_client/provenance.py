@@ -8,8 +8,8 @@ from dataclasses import dataclass
 class Preset:
     """The preset behind a signal: its name, the SHA-256 of its file and template, and what differs from it.
 
-    `golden` says what is known about the preset's scores: "run" (Assay recomputed published ones), "published",
-    "rendering" (only the ids of a conversation, no score) or "not run".
+    `golden` is "run" if Assay recomputed published scores, and "published" if only public text has them. It is
+    "rendering" if only the ids of a conversation are known, else "not run".
     `changed` are the keys to which the service's configuration gives another value.
     """
 

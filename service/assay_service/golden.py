@@ -78,7 +78,7 @@ def check_rows(
 
 
 def find_difference(renderer: Renderer, renderings: Iterable[Rendering], model: str) -> str | None:
-    """Return how the first differing conversation is rendered otherwise than recorded, and what to do; None if none is.
+    """Return how a conversation is rendered differently from its record, and what to do; None if none is.
 
     Args:
         renderer: renderer of the signal.
@@ -90,7 +90,7 @@ def find_difference(renderer: Renderer, renderings: Iterable[Rendering], model: 
         try:
             rendered = renderer.render(item, trained=True)
         except ContentError as error:
-            return f"golden rendering {number} cannot be rendered: {error.message}"
+            return f"golden rendering {number} cannot be rendered: {error.message}; declare the keys of training"
         found = rendered.sequence
         if found.ids != known.ids:
             place, tokens = _find_first_difference(known.ids, found.ids, renderer)

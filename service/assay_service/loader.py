@@ -114,7 +114,7 @@ class _Loader:
                 *(name, where, difference),
             )
         else:
-            raise StartError(f"{where}: {difference}; use the files of the published checkpoint")
+            raise StartError(f"{where}: {difference}; remove `preset` for another checkpoint")
 
     def load_signal(self, name: str, resolved: ResolvedSignal) -> Signal:
         """Load one signal and compare it with the hashes of its manifest.

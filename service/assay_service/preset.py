@@ -24,8 +24,8 @@ _REVISION_PATTERN = rf"^({COMMIT_PATTERN}|refs/pr/\d+)$"
 # Where the head of the published files is, which decides what is declared for it.
 Shape = Literal["classifier", "outputs", "two layers", "value head", "language model", "gated", "foreign"]
 
-# What is known about the scores of a preset: nothing; only what is scored for a conversation; published scores; scores
-# that Assay has recomputed from the published weights.
+# What is known about the scores of a preset. "rendering" means the ids of a conversation without a score, "run" that
+# Assay has recomputed published scores from the published weights.
 GoldenState = Literal["not run", "rendering", "published", "run"]
 
 # Choices of the operator, and how the files are read. They say nothing about the model, so that they have no source.
@@ -188,7 +188,7 @@ class PresetUse:
     Attributes:
         name: name of the preset.
         sha256: SHA-256 of its file and template.
-        golden: what is known about its scores.
+        golden: state of its scores.
         changed: keys to which the configuration gives another value than the preset.
     """
 

@@ -188,7 +188,7 @@ def list_warnings(use: PresetUse, config: Mapping[str, Any], revision: str | Non
 
 def _list_golden_warnings(use: PresetUse, preset: Preset) -> list[str]:
     """Return what nobody has checked about the scores of a preset, and which checks a changed key prevents."""
-    name, changed, warnings = use.name, ", ".join(use.changed), []
+    name, warnings = use.name, []
     if use.golden == "not run":
         warnings.append(
             f"preset {name}: no golden row of it was ever run: its keys come from the sources in docs/presets.md, and "
@@ -200,12 +200,14 @@ def _list_golden_warnings(use: PresetUse, preset: Preset) -> list[str]:
             "nobody has compared a score. Compare one with the code of the model card"
         )
     elif find_golden(use) is None:
-        warnings.append(f"preset {name}: its golden rows are not checked, because {changed} is changed")
+        others = ", ".join(key for key in use.changed if key not in _KEEP_LOGITS)
+        warnings.append(f"preset {name}: its golden rows are not checked, because {others} is changed")
     elif use.golden == "published":
         warnings.append(
             f"preset {name}: its golden rows are the scores that public text prints; Assay never ran them before "
             "this start"
         )
     if preset.renderings and not find_renderings(use):
-        warnings.append(f"preset {name}: its golden renderings are not checked, because {changed} is changed")
+        others = ", ".join(key for key in use.changed if key not in _KEEP_IDS)
+        warnings.append(f"preset {name}: its golden renderings are not checked, because {others} is changed")
     return warnings

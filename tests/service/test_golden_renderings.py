@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
 from assay_service import loader, preset
@@ -113,14 +115,14 @@ def test_a_converted_process_reward_model_gives_its_rendering(tmp_path: Path, ca
 def test_another_template_is_refused_before_the_weights_are_read(tmp_path: Path) -> None:
     name = "fsfairx-llama3-rm-v0.1"
     keys = save(tmp_path, name, trl_templates()["llama3_1"])
-    (tmp_path / "rm/model.safetensors").write_bytes(b"broken")
+    save_file({"score.weight": torch.zeros(1, 32)}, tmp_path / "rm/model.safetensors", {"format": "pt"})  # without base
     with pytest.raises(StartError) as refused:
         loader.load(make_settings(tmp_path, rm=keys))
     assert refused.value.message == (
         f"signals.rm: preset {name}: golden rendering 0 differs first at position 2: 882 ('user') is recorded, but the "
         "loaded tokenizer gives 9125 ('system'); the template prints another text: take tokenizer and chat template "
-        "from sfairXC/FsfairX-LLaMA3-RM-v0.1, or declare the template of training (`template: FILE`); use the files of "
-        "the published checkpoint"
+        "from sfairXC/FsfairX-LLaMA3-RM-v0.1, or declare the template of training (`template: FILE`); "
+        "remove `preset` for another checkpoint"
     )
 
 
