@@ -9,46 +9,17 @@ is the mean over the seeds ± its standard error.
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from assay_experiments.bases_page import format_agreement, format_embedded
+from assay_experiments.page_tables import Column, Results, format_cell, format_table, read_at
+from assay_experiments.policies_page import format_policies
 from assay_training.evaluation.results import STRENGTHS
 
 HERE = Path(__file__).parent
-
-Results = dict[str, Any]
-Column = tuple[str, Callable[[Results], float]]
-
-
-def format_cell(values: Iterable[float]) -> str:
-    """Return mean ± standard error as text; a single seed has no error."""
-    seen = list(values)
-    error = f" ± {statistics.stdev(seen) / len(seen) ** 0.5:.3f}" if len(seen) > 1 else ""
-    return f"{statistics.fmean(seen):.3f}{error}"
-
-
-def format_table(rows: Sequence[Results], columns: Sequence[Column]) -> list[str]:
-    """Return a Markdown table with a line per variant and a column per number."""
-    lines = [f"| | {' | '.join(name for name, _ in columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for variant in dict.fromkeys(row["variant"] for row in rows):
-        seeds = [row["results"] for row in rows if row["variant"] == variant]
-        lines.append(f"| {variant} | {' | '.join(format_cell(map(value, seeds)) for _, value in columns)} |")
-    return [*lines, ""]
-
-
-def read_at(*path: str | int) -> Callable[[Results], float]:
-    """Return a function that reads the number at a path of keys and indices."""
-
-    def value(numbers: Any) -> float:  # noqa: ANN401 - JSON
-        for step in path:
-            numbers = numbers[step]
-        return float(numbers)
-
-    return value
 
 
 def read_accuracy(domain: str) -> Callable[[Results], float]:
@@ -127,17 +98,6 @@ def format_absolute(rows: Sequence[Results]) -> list[str]:
     return [*format_table(rows, [*errors, *ranks]), *format_differences(rows, "Each number", [*errors, ranks[0]])]
 
 
-POLICY_COLUMNS: list[Column] = [
-    ("KL", read_at("kl")),
-    ("tokens", read_at("means", "length")),
-    ("share with EOS", read_at("means", "ends")),
-    ("preference logit", read_at("means", "preference")),
-    ("absolute logit", read_at("means", "absolute")),
-    *((f"{name} win rate", read_at("wins", name, "value")) for name in ("gold", "larger", "preference", "absolute")),
-    ("longer than initial", read_at("wins", "length", "value")),
-]
-
-
 def format_section(plan: Path) -> list[str]:
     """Return the section of a plan with results."""
     given = yaml.safe_load(plan.read_text())
@@ -161,16 +121,6 @@ BEST_OF_N = (
     "`training/assay_experiments/service.yaml`. The prompts of these are `laion_prompt_lottery_en_250_text` "
     "(`rollouts.py … --count 40 --samples 80 --tokens 64`)."
 )
-POLICIES = (
-    "Policies that were trained on the served rewards of the small pipeline, and their initial policy. KL is "
-    "log π - log π_first on the policy's own completions, in nats per completion; for the best of N it is a bound. "
-    "A win rate is the share of comparisons in which the completion has a higher logit than the initial policy's on "
-    "the same prompt. Four models judge: the gold model, on which no policy was trained; a larger model of "
-    "the preference data; and the two models on which policies were trained. The last column is the share of "
-    "comparisons in which the completion is longer."
-)
-
-
 RUN_METRICS = (
     "Metrics are means over the last tenth of each run's steps. Seconds per step, and the share of them spent waiting "
     "for the service, are over all steps. The command is "
@@ -209,28 +159,6 @@ def format_metrics() -> list[str]:
         plots = sorted((HERE.parents[1] / "docs" / "figures").glob(f"{stem}-*.svg"))
         lines += [line for plot in plots for line in (f"![{plot.stem}](figures/{plot.name})", "")]
     return lines
-
-
-def format_policies() -> list[str]:
-    """Return the section of trained policies, plan by plan, beside their initial policy."""
-    rows: list[Results] = json.loads((HERE / "results" / "policies.json").read_text())
-    lines = ["## policies", "", POLICIES, ""]
-    for plan in dict.fromkeys(row["plan"] for row in rows):
-        members = [row | {"results": row} for row in rows if row["plan"] == plan]
-        if plan:
-            lines += [f"`{plan}`: {yaml.safe_load((HERE / 'plans' / f'{plan}.yaml').read_text())['about'].strip()}", ""]
-        lines += format_table(members, POLICY_COLUMNS)
-        lines += [line for row in members if plan for line in format_interval(row, members)]
-    return lines
-
-
-def format_interval(row: Results, members: Sequence[Results]) -> list[str]:
-    """Return a policy's interval over prompts, if it is the only run of its variant and so has no error over seeds."""
-    if sum(other["variant"] == row["variant"] for other in members) > 1:
-        return []
-    # A single run has no spread over seeds; its interval is over prompts.
-    gold = row["wins"]["gold"]
-    return [f"{row['variant']}: gold win rate {gold['value']:.3f}, 95 % {gold['low']:.3f} to {gold['high']:.3f}.", ""]
 
 
 def format_best_of_n() -> list[str]:
@@ -291,7 +219,7 @@ def main() -> None:
     lines += format_agreement()
     lines += format_best_of_n()
     lines += format_metrics()
-    lines += format_policies() if (HERE / "results" / "policies.json").is_file() else []
+    lines += format_policies("policies") + format_policies("policies-smollm2")
     sys.stdout.write("\n".join(lines + format_probes()))
 
 

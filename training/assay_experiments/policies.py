@@ -4,13 +4,14 @@
     assay serve --config training/assay_experiments/service.yaml
     python -m assay_experiments.policies PLAN... --data DIR --url URL
 
-Each policy that `sweep.py` has trained for the plans generates `SAMPLES` completions of each of some prompts that no
+Each policy that `sweep.py` has trained for the plans generates `--samples` completions of each of some prompts that no
 run has seen. The temperature is that of training. Each completion is compared with all completions of the same prompt
-by the initial policy, in score and in length. The initial policy generates `POOL` completions of each prompt. Its best
-of N by the optimized scores are compared in the same way. Results go to
-`training/assay_experiments/results/policies.json`.
+by the initial policy, in score and in length. The initial policy generates `--pool` completions of each prompt. Its
+best of N by the optimized scores are compared in the same way. Each row also has the completions of a few prompts as
+text. Results go to `training/assay_experiments/results/NAME.json`.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +30,11 @@ from assay_service.scoring.item import Message
 from assay_service.scoring.tokenizer import load
 from assay_training.algorithms.best_of_n import compute_expected_gold, compute_kl_bound, compute_win_rate
 from assay_training.algorithms.statistics import Floats, compute_clustered_share
+from assay_training.config.ppo import PpoConfig
+from assay_training.config.rejection import RejectionConfig
 from assay_training.config.rollout import Reward
+from assay_training.data.chat_template import find_template
+from assay_training.data.checks import find_base
 from assay_training.models.batches import cut_token_batches
 from assay_training.models.checkpoint import build_policy_renderer
 from assay_training.models.policy import Policy
@@ -43,12 +48,11 @@ from assay_training.rollout.prompts import TokenizedPrompt, render_prompts
 from assay_training.rollout.rewards import Rewards
 
 PROMPTS = Path("prompts") / "laion_prompt_lottery_en_250_text.jsonl.gz"
-SAMPLES = 4
-POOL = 24  # more than the largest N of BEST_OF, because the best of N is compared with the completions that remain
 BEST_OF = (4, 16)
 WEIGHTS = {"pref": {"preference": 1.0}, "abs": {"absolute": 1.0}, "crs 0.25": {"preference": 0.25, "absolute": 0.75}}
 TOGETHER = 64
 FORWARD_TOKENS = 8192
+SHOWN = 3  # prompts whose completions are kept as text
 CPU = torch.device("cpu")
 
 
@@ -71,25 +75,26 @@ class Bench:
     rewards: Rewards
 
     @classmethod
-    def prepare(cls, config: Mapping[str, Any], data: Path, client: RewardClient) -> "Bench":
+    def prepare(cls, config: PpoConfig | RejectionConfig, data: Path, client: RewardClient, count: int) -> "Bench":
         """Prepare prompts, sampling and scores as in a run of a configuration.
 
         Args:
             config: configuration of a plan's runs.
             data: folder of the data sets.
             client: client of the running service.
+            count: number of prompts.
         """
-        first, rollout = Path(config["base"]), config["rollout"]
+        first, rollout = find_base(config), config.rollout
         tokenizer: Any = load(first)
         prompts = [
-            Prompt("laion", find_group(text), (Message("user", text),)) for text in read_prompts(data / PROMPTS, 250)
+            Prompt("laion", find_group(text), (Message("user", text),)) for text in read_prompts(data / PROMPTS, count)
         ]
-        renderer = build_policy_renderer(tokenizer, Path(config["template"]).read_text(), len(tokenizer))
-        asked, _ = render_prompts(prompts, renderer, rollout["max_prompt_tokens"])
+        renderer = build_policy_renderer(tokenizer, find_template(config, first), len(tokenizer))
+        asked, _ = render_prompts(prompts, renderer, rollout.max_prompt_tokens)
         signals = [card.id for card in client.models() if card.kind != "blend"]
         # The weights only make the service score by all signals; the blend itself is not used.
         rewards = Rewards(client, Reward(weights=dict.fromkeys(signals, 1.0), failed="drop"), None)
-        sampling = Sampling(rollout["max_new_tokens"], 1.0, tokenizer.eos_token_id)
+        sampling = Sampling(rollout.max_new_tokens, 1.0, tokenizer.eos_token_id)
         return cls(first, asked, tokenizer, sampling, rewards)
 
     def sample(self, policy: Path, count: int) -> list[ScoredCompletion]:
@@ -126,6 +131,15 @@ def group_by_prompt(samples: Sequence[ScoredCompletion]) -> dict[Ids, dict[str, 
     }
 
 
+def show_texts(samples: Sequence[ScoredCompletion]) -> list[dict[str, str]]:
+    """Return the first completion of each of the first prompts as text, with the prompt."""
+    shown: dict[Ids, dict[str, str]] = {}
+    for sample in samples:
+        asked = sample.prompt.prompt.messages[-1].content
+        shown.setdefault(sample.prompt.ids, {"prompt": asked, "completion": sample.text})
+    return list(shown.values())[:SHOWN]
+
+
 def average_rates(rates: Mapping[Ids, float]) -> dict[str, Any]:
     """Return the mean of the prompts' rates with its 95 % interval, clustered by prompt."""
     return asdict(compute_clustered_share(np.array(list(rates.values())), [str(prompt) for prompt in rates]))
@@ -153,6 +167,7 @@ def summarize(kl: float, samples: Sequence[ScoredCompletion], first: Sequence[Sc
         "kl": kl,
         "means": means,
         "wins": compute_wins(samples, first),
+        "texts": show_texts(samples),
     }
 
 
@@ -176,11 +191,16 @@ def compute_best_of(n: int, by: Mapping[str, float], first: Sequence[ScoredCompl
     return {"completions": len(first), "kl": compute_kl_bound(n), "means": means, "wins": rates}
 
 
-def main(
+def main(  # noqa: PLR0913 - the options of a command
     plans: Annotated[list[Path], typer.Argument(exists=True)],
     data: Annotated[Path, typer.Option(exists=True)],
     url: Annotated[str, typer.Option()],
+    *,
     runs: Path = Path("runs/experiments"),
+    name: Annotated[str, typer.Option(help="Name of the file of results.")] = "policies",
+    prompts: Annotated[int, typer.Option(help="Number of prompts.")] = 250,
+    samples: Annotated[int, typer.Option(help="Completions of each prompt by a trained policy.")] = 4,
+    pool: Annotated[int, typer.Option(help="Completions of each prompt by the initial policy.")] = 24,
 ) -> None:
     """Compare all trained policies of the plans with their initial policy."""
     given = {plan: read_plan(plan) for plan in plans}
@@ -188,21 +208,21 @@ def main(
         (plan, run) for plan, raw in given.items() for run in build_runs(plan, raw, runs)
     ]
     done = [(plan, run) for plan, run in planned if (run.directory / "checkpoint" / "config.json").is_file()]
-    with RewardClient(url) as client:
-        bench = Bench.prepare(given[plans[0]]["config"], data, client)
-        first = bench.sample(bench.first, POOL)
+    config = PpoConfig.model_validate(planned[0][1].config)
+    with RewardClient(url, timeout_s=600) as client:
+        bench = Bench.prepare(config, data, client, prompts)
+        first = bench.sample(bench.first, pool)
         rows = [{"plan": None, "variant": "first", "seed": None, **summarize(0.0, first, first)}]
-        for name, by in WEIGHTS.items():
-            rows += [
-                {"plan": None, "variant": f"best of {n} by {name}", "seed": None, **compute_best_of(n, by, first)}
-                for n in BEST_OF
-            ]
+        # The best of N is compared with the completions that remain, so that N must be smaller than the pool.
+        for by_name, n in itertools.product(WEIGHTS, [n for n in BEST_OF if n < pool]):
+            best = compute_best_of(n, WEIGHTS[by_name], first)
+            rows.append({"plan": None, "variant": f"best of {n} by {by_name}", "seed": None, **best})
         for plan, run in tqdm(done, "policies"):
             policy = run.directory / "checkpoint"
-            samples = bench.sample(policy, SAMPLES)
+            sampled = bench.sample(policy, samples)
             origin = {"plan": plan.stem, "variant": run.variant, "seed": run.seed}
-            rows.append(origin | summarize(bench.compute_kl(policy, samples), samples, first))
-    write_rows("policies", rows)
+            rows.append(origin | summarize(bench.compute_kl(policy, sampled), sampled, first))
+    write_rows(name, rows)
     typer.echo(f"compared {len(done)} trained policies of {len(planned)} planned runs")
 
 
