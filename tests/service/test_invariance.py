@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 
 from assay_service.scoring.checkpoint import read_adapter
 from assay_service.scoring.head import Head
-from assay_service.scoring.invariance import is_invariant, make_invariant
+from assay_service.scoring.invariance import find_invariant, make_invariant
 from assay_service.scoring.kernels.row_invariant import _ACTIVATIONS
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
@@ -130,7 +130,7 @@ def test_the_proof_at_start_holds_for_every_thread_count(threads: int, tmp_path:
     try:
         model = load(tmp_path, "llama", torch.bfloat16)
         assert make_invariant(model, {"s": 1024}) == {"s": True}
-        assert is_invariant(model, "s", 12)
+        assert find_invariant(model, ["s"], 12) == {"s": True}
     finally:
         torch.set_num_threads(before)
 
@@ -141,7 +141,7 @@ def test_the_proof_finds_a_model_whose_rows_see_each_other(tmp_path: Path) -> No
     attention = model.base.layers[0].self_attn
     honest = attention.v_proj.forward
     attention.v_proj.forward = lambda rows: honest(rows) + 1e-6 * rows.shape[1]
-    assert not is_invariant(model, "s", 1024)
+    assert find_invariant(model, ["s"], 1024) == {"s": False}
 
 
 @BOTH

@@ -20,7 +20,9 @@ from assay_service import EMBEDDED, create_app
 from assay_service.errors import ContentError, StartError
 from assay_service.loader import load
 from assay_service.registry import Registry
+from assay_service.scoring.invariance import find_invariant
 from assay_service.scoring.item import Item, Message
+from assay_service.scoring.kernels import build
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.likelihood import LikelihoodHead
 from assay_service.scoring.model import RewardModel
@@ -121,11 +123,17 @@ def test_a_model_that_knows_nothing_gives_every_token_the_same_probability(tmp_p
     assert read(found, "s", cut) == pytest.approx(-17.71609, abs=1e-4)  # no end of turn
 
 
-def test_tokens_of_a_large_vocabulary_are_those_of_log_softmax() -> None:
-    """Three blocks of the vocabulary, the last of them odd, and blocks of tokens that are not full."""
+def make_head(weight: torch.Tensor, kernels: str) -> LikelihoodHead:
+    """A head on these kernels; on torch's products where they have none for the dtype."""
+    head = LikelihoodHead(weight)
+    head.make_invariant(native=kernels == "assay" and build.load_or_explain(weight.dtype, weight.device) is None)
+    return head
+
+
+def test_tokens_of_a_large_vocabulary_are_those_of_log_softmax(kernels: str) -> None:
+    """Blocks of the vocabulary, the last of them odd, and blocks of tokens that are not full."""
     generator = torch.Generator().manual_seed(0)
-    head = LikelihoodHead(torch.randn(20_011, 24, generator=generator))
-    head.make_invariant()
+    head = make_head(torch.randn(20_011, 24, generator=generator), kernels)
     for tokens in (1, 63, 64, 65, 200):
         states = torch.randn(tokens, 24, generator=generator)
         targets = torch.randint(0, 20_011, (tokens,), generator=generator)
@@ -136,15 +144,14 @@ def test_tokens_of_a_large_vocabulary_are_those_of_log_softmax() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_token_has_the_same_bits_wherever_it_stands(threads: int, dtype: torch.dtype) -> None:
+def test_a_token_has_the_same_bits_wherever_it_stands(threads: int, dtype: torch.dtype, kernels: str) -> None:
     generator = torch.Generator().manual_seed(1)
     states = torch.randn(70, 48, generator=generator).to(dtype)
     targets = torch.randint(0, 9_001, (70,), generator=generator)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        head = LikelihoodHead(torch.randn(9_001, 48, generator=generator).to(dtype))
-        head.make_invariant()
+        head = make_head(torch.randn(9_001, 48, generator=generator).to(dtype), kernels)
         together = head(states, targets)
         for place in (0, 30, 63, 64, 69):
             assert torch.equal(head(states[place : place + 1], targets[place : place + 1])[0], together[place])
@@ -154,16 +161,27 @@ def test_a_token_has_the_same_bits_wherever_it_stands(threads: int, dtype: torch
         torch.set_num_threads(before)
 
 
-def test_logits_far_apart_neither_overflow_nor_become_certain() -> None:
-    head = LikelihoodHead(torch.tensor([[1e4], [-1e4], [1e4]]))
+def test_logits_far_apart_neither_overflow_nor_become_certain(kernels: str) -> None:
+    head = make_head(torch.tensor([[1e4], [-1e4], [1e4]]), kernels)
     found = head(torch.ones(3, 1), torch.tensor([0, 1, 2]))
     assert found.tolist() == pytest.approx([-math.log(2), -2e4 - math.log(2), -math.log(2)])
 
 
-def test_an_id_without_a_row_has_no_probability() -> None:
+def test_an_id_without_a_row_has_no_probability(kernels: str) -> None:
     """The engine refuses numbers that are not finite, so the item gets an error."""
-    found = LikelihoodHead(torch.ones(5, 2))(torch.ones(3, 2), torch.tensor([4, 5, 70]))
+    found = make_head(torch.ones(5, 2), kernels)(torch.ones(3, 2), torch.tensor([4, 5, 70]))
     assert found.tolist() == [pytest.approx(-math.log(5)), -math.inf, -math.inf]
+
+
+def test_a_token_that_is_not_a_number_harms_no_other(kernels: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    head = make_head(torch.randn(700, 16, generator=generator), kernels)
+    states, targets = torch.randn(5, 16, generator=generator), torch.arange(5)
+    healthy = head(states, targets)
+    states[2, 3] = math.nan
+    found = head(states, targets)
+    assert found.isnan().tolist() == [False, False, True, False, False]
+    assert torch.equal(found[[0, 1, 3, 4]], healthy[[0, 1, 3, 4]])
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
@@ -209,6 +227,67 @@ def test_the_test_at_start_finds_a_head_whose_tokens_see_each_other(
         LikelihoodHead, "forward", lambda self, states, targets: honest(self, states, targets) - 1e-6 * len(states)
     )
     assert load(settings(tmp_path, s={})).invariant == {"s": False}
+
+
+@pytest.mark.parametrize("wrong", [("a",), ("b",), ("a", "b", "judge")])
+def test_the_test_at_start_says_which_signal_depends_on_the_batch(
+    wrong: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bit of one token of one sequence is another one as soon as there are two sequences."""
+    save(tmp_path)
+    honest = RewardModel.outputs
+
+    def depend(self: RewardModel, sequences: Any, names: Any) -> list[torch.Tensor]:
+        found = [output.clone() for output in honest(self, sequences, names)]
+        for name, output in zip(names, found, strict=True):
+            if name in wrong and len(sequences) > 1:
+                output.view(-1)[0] = torch.nextafter(output.view(-1)[0], torch.tensor(math.inf))
+        return found
+
+    monkeypatch.setattr(RewardModel, "outputs", depend)
+    judge = {"kind": "absolute", "head": {"tokens": [5, 6]}, "score_position": "last_token"}
+    found = load(settings(tmp_path, a={}, b={"neutral_prompt": "Hello."}, judge=judge))
+    assert found.invariant == {name: name not in wrong for name in ("a", "b", "judge")}
+
+
+def test_the_test_at_start_finds_a_base_whose_tokens_see_their_neighbors(tmp_path: Path) -> None:
+    save(tmp_path)
+    model: Any = load(settings(tmp_path, s={})).signals["s"].model
+    assert find_invariant(model, ["s"], 128, predicts=True) == {"s": True}
+    values = model.base.layers[0].self_attn.v_proj
+    honest = values.forward
+    values.forward = lambda rows: honest(rows) + 1e-6 * rows.shape[1]
+    assert find_invariant(model, ["s"], 128, predicts=True) == {"s": False}
+
+
+def test_signals_that_differ_in_sum_and_mean_cost_one_forward_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path)
+    passes, products = [], []
+    honest_outputs, honest_head = RewardModel.outputs, LikelihoodHead.forward
+
+    def outputs(self: RewardModel, sequences: Any, names: Any) -> list[torch.Tensor]:
+        passes.append(tuple(names))
+        return honest_outputs(self, sequences, names)
+
+    def forward(self: LikelihoodHead, *arguments: torch.Tensor) -> torch.Tensor:
+        products.append(len(arguments[0]))
+        return honest_head(self, *arguments)
+
+    monkeypatch.setattr(RewardModel, "outputs", outputs)
+    monkeypatch.setattr(LikelihoodHead, "forward", forward)
+    found = load(settings(tmp_path, total={}, mean={"head": {"likelihood": "mean"}}))
+    assert len(products) == len(passes)
+    assert passes[-2:] == [("total",), ("mean",)]  # the plain item of each signal
+    assert set(passes[:-2]) == {("total", "mean")}  # the test of invariance
+    passes.clear()
+    products.clear()
+    trunk, sequence = found.trunks["mean"], found.signals["mean"].renderer.render(ITEMS[0]).sequence
+    with torch.inference_mode():
+        ((total, mean),) = trunk.compute([sequence])
+    assert (passes, products) == ([("total", "mean")], [len(sequence.targets)])
+    assert total == mean == (total[0], len(sequence.targets))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -11,54 +11,61 @@ from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 
 # Numbers of prompt tokens, and of tokens in the completions that share the prompt. They lie around multiples of 32 and
-# 64, where kernels change their tiles, and include an empty prompt and a completion of one token.
-_GROUPS = ((90, (1, 5, 230, 64)), (1, (63,)), (33, (31, 32, 128)), (0, (17,)))
+# 64, where kernels change their tiles, and include an empty prompt and a completion of one token. They are few, because
+# every start computes them; a prompt and a completion are longer than a chunk of keys.
+_GROUPS = ((90, (1, 38, 102)), (1, (63,)), (33, (31,)), (0, (17,)))
 
-# Least number of tokens in the largest batch that is tried.
-_MANY = 2048
+# Least number of tokens in the largest batch that is tried, with shared prompts counted each time. On CPUs it is above
+# the rows that two threads of the C++ kernels take at once. Torch's products are tried at up to 2,048 rows by
+# `row_invariant.py`.
+_MANY = {"cpu": 900}
+_MANY_ELSEWHERE = 2048
 
 # Most steps of a sequence that is tried: more than a row of STEP_TOKENS holds with those of its neighbors.
 _MOST_STEPS = 40
 
 
-def is_invariant(
+def find_invariant(
     model: RewardModel,
-    name: str,
+    names: Sequence[str],
     longest_tokens: int,
     *,
     steps: bool = False,
     gate: bool = False,
     predicts: bool = False,
-) -> bool:
-    """Return whether signal `name` gives random sequences the same bits in every batch that is tried.
+) -> dict[str, bool]:
+    """Return for each signal whether it gives random sequences the same bits in every batch that is tried.
 
-    The sequences are computed alone, together, in another order, and with completions of the same prompt.
+    The sequences are computed alone, together in another order, and several times at once. Completions share prompts.
+    One forward pass serves all signals, as when they are served.
 
     Args:
-        model: model that holds the signal.
-        name: name of the signal.
+        model: model that holds the signals.
+        names: names of signals with the same adapters.
         longest_tokens: largest number of tokens of a sequence.
-        steps: whether the signal reads several tokens of a sequence.
-        gate: whether the signal reads a token of the prompt as well.
-        predicts: whether the signal predicts every token of the completion.
+        steps: whether the signals read several tokens of a sequence.
+        gate: whether the signals read a token of the prompt as well.
+        predicts: whether a signal predicts every token of the completion; the others then read each of these tokens.
     """
     generator = random.Random(0)  # noqa: S311 - the ids are not a secret, and every start tries the same ones
-    sequences = _draw_sequences(generator, model.get_vocabulary_size(name), longest_tokens, pairs=model.token_types > 1)
+    size = model.get_vocabulary_size(names[0])
+    sequences = _draw_sequences(generator, size, longest_tokens, pairs=model.token_types > 1)
     if steps:
         sequences += [_add_steps(generator, sequence) for sequence in sequences]
     if gate:
         sequences = [replace(s, gate=generator.randrange(s.boundary or 1)) for s in sequences]
     if predicts:
         sequences = [replace(s, score=Span(max(s.boundary, 1) - 1, len(s.ids) - 1), predicts=True) for s in sequences]
-    order = generator.sample(range(len(sequences)), len(sequences))
-    half = len(sequences) // 2
+    copies = _MANY.get(model.device.type, _MANY_ELSEWHERE) // sum(len(s.ids) for s in sequences) + 1
+    orders = [generator.sample(range(len(sequences)), len(sequences)) for _ in range(copies + 1)]
+    batches = [orders[0], [i for order in orders[1:] for i in order]]
     with torch.inference_mode():
-        alone = [model.read([sequence], (name,))[0][0] for sequence in sequences]
-        several = [i for _ in range(_MANY // sum(len(s.ids) for s in sequences) + 1) for i in order]
-        batches: list[Sequence[int]] = [range(len(sequences)), order, order[:half], order[half:], several]
-        return all(
-            model.read([sequences[i] for i in batch], (name,)) == [[alone[i] for i in batch]] for batch in batches
-        )
+        alone = list(zip(*(model.read([sequence], names) for sequence in sequences), strict=True))
+        together = [(batch, model.read([sequences[i] for i in batch], names)) for batch in batches]
+    return {
+        name: all(numbers[signal] == [alone[signal][i][0] for i in batch] for batch, numbers in together)
+        for signal, name in enumerate(names)
+    }
 
 
 def make_invariant(
@@ -81,12 +88,16 @@ def make_invariant(
         model.make_invariant()
     except NotInvariant:
         return dict.fromkeys(longest_tokens, False)
-    return {
-        name: is_invariant(
-            model, name, longest, steps=name in stepwise, gate=name in gated, predicts=name in predicting
-        )
-        for name, longest in longest_tokens.items()
-    }
+    # Signals with the same adapters differ in their heads only, so the base computes the sequences once for all.
+    groups: dict[tuple[tuple[str, ...], bool, bool], list[str]] = {}
+    for name in longest_tokens:
+        groups.setdefault((model.get_adapter_names(name), name in stepwise, name in gated), []).append(name)
+    held: dict[str, bool] = {}
+    for (_, steps, gate), names in groups.items():
+        longest = max(longest_tokens[name] for name in names)
+        predicts = any(name in predicting for name in names)
+        held |= find_invariant(model, names, longest, steps=steps, gate=gate, predicts=predicts)
+    return {name: held[name] for name in longest_tokens}
 
 
 def _add_steps(generator: random.Random, sequence: TokenSequence) -> TokenSequence:

@@ -2,7 +2,7 @@
 
 A product of all tokens with the whole output layer could take gigabytes. So the vocabulary is cut into blocks of
 columns, and the tokens into blocks of rows. Every block has the same size, so that the bits of a token depend on its
-hidden state only (`kernels/row_invariant.py`).
+hidden state only (`kernels/row_invariant.py`). On the C++ kernels one call computes all blocks, with the same property.
 """
 
 import math
@@ -71,12 +71,14 @@ class LikelihoodHead(nn.Module):
     """The output layer of a causal language model, by which it predicts tokens.
 
     Args:
-        weight: weight `[V, H]`, which is kept as it is, so that it may be that of the embedding; products are fp32.
+        weight: weight `[V, H]`, which is kept as it is, so that it may be that of the embedding. Products are summed in
+            fp32.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self._native = False  # whether the C++ kernels compute it
         self._exp: nn.Module = _Exp()
         self._transposed: dict[int, bool] = {}  # by the number of columns of a block
 
@@ -96,9 +98,12 @@ class LikelihoodHead(nn.Module):
         """Return the log-probability of each target, fp32 `[n]`, in nats; that of an id without a row is -inf.
 
         Args:
-            states: hidden states of the tokens before the targets, `[n, H]`.
+            states: hidden states of the tokens before the targets, `[n, H]`, with values of the base's dtype.
             targets: token ids, int64 `[n]`.
         """
+        if self._native:  # the weight has the base's dtype, so the conversion changes no state
+            found: torch.Tensor = torch.ops.assay.log_probabilities(states.to(self.weight.dtype), self.weight, targets)
+            return found
         with torch.autocast(states.device.type, enabled=False):
             blocks = _cut(states.float(), targets.to(states.device))
             for start in range(0, len(self.weight), _COLUMNS):
@@ -108,15 +113,21 @@ class LikelihoodHead(nn.Module):
                     product = multiply(block.states, weight, None, transposed=transposed)
                     product[:, columns:] = -torch.inf  # of the zeros that fill the last block
                     block.add(product, start, self._exp)
-            found = [block.logits - block.largest - block.total.log() for block in blocks]
-            return torch.cat(found)[: len(states)]
+            parts = [block.logits - block.largest - block.total.log() for block in blocks]
+            return torch.cat(parts)[: len(states)]
 
-    def make_invariant(self) -> None:
+    def make_invariant(self, *, native: bool) -> None:
         """Make the log-probability of a token independent of the tokens beside it.
+
+        Args:
+            native: whether the C++ kernels compute the base, and so this layer.
 
         Raises:
             NotInvariant: this machine has no way to compute a product so.
         """
+        self._native = native
+        if native:
+            return
         if has_remainders(self._exp, torch.float32, self.weight.device):
             self._exp = SlicedActivation(self._exp)
         with torch.inference_mode():

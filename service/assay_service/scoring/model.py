@@ -27,6 +27,7 @@ from assay_service.scoring.head_modules import NetworkHead
 from assay_service.scoring.kernels.backend import Backend, Kernels
 from assay_service.scoring.kernels.choose import choose_backend
 from assay_service.scoring.kernels.experts import split_experts
+from assay_service.scoring.kernels.fused import Native
 from assay_service.scoring.kernels.row_invariant import make_invariant
 from assay_service.scoring.kernels.torch_segments import TorchSegments
 from assay_service.scoring.layout import Layout, TokenSequence, pack, select_read_tokens
@@ -191,7 +192,7 @@ class RewardModel:
             make_invariant(self.base)
         for head in {signal.head for signal in self._signals.values()}:
             if isinstance(head, LikelihoodHead):
-                head.make_invariant()
+                head.make_invariant(native=isinstance(self._backend, Native))
             else:
                 make_invariant(head)
 
