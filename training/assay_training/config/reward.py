@@ -55,7 +55,7 @@ def describe_training(config: RunConfig) -> dict[str, Any]:
     The base and the template are not among them, as their contents decide, not their paths.
     """
     keys = config.model_dump(mode="json", exclude={"template": True, "base": True, "split": _TESTS_ONLY})
-    # Not recorded if it has no effect, so that runs of versions without this key resume. To keep a file changes no result.
+    # Not recorded if it has no effect, so that runs of versions without this key resume.
     stored = keys.pop("lower_layers") != "compute"
     return keys | ({"lower_layers": "store"} if stored else {})
 

@@ -104,11 +104,11 @@ def _check_room(folder: Path, tokens: int, token_bytes: int) -> None:
     if not tokens:
         return
     size, free = tokens * token_bytes, shutil.disk_usage(folder).free
-    print_once(f"lower_layers: storing the hidden states of {tokens:,} tokens in {folder}: {size / 1e9:.3g} GB")
+    print_once(f"lower_layers: storing the hidden states of {tokens:,} tokens in {folder}: {size / 1e6:,.1f} MB")
     if size > free:
         raise RunStopped(
-            f"lower_layers: {folder} needs {size / 1e9:.3g} GB for hidden states, and its disk has {free / 1e9:.3g} GB "
-            "free; free disk space and run the command again, or train with lower_layers: compute"
+            f"lower_layers: {folder} needs {size / 1e6:,.1f} MB for hidden states, and its disk has {free / 1e6:,.1f} "
+            "MB free; free disk space and run the command again, or train with lower_layers: compute"
         )
 
 
