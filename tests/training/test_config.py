@@ -40,7 +40,7 @@ ENCODERS = sorted(path for path in ROOT.glob("*.yaml") if path not in JOINT)
 
 def test_there_are_configurations() -> None:
     assert {path.stem for path in ENCODERS} == {"preference", "absolute"}
-    assert {path.stem for path in JOINT} == {"smollm2"}
+    assert {path.stem for path in JOINT} == {"smollm2", "smollm2_completion"}
     assert {path.stem for path in (ROOT / "published").glob("*.yaml")} == {
         *("crs-sft", "crs-preference", "crs-absolute", "reward-margin", "llama2-helpfulness", "llama2-safety"),
         "crs-ppo",
