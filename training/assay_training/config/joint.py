@@ -60,8 +60,8 @@ class JointConfig(RunConfig):
         reasoning: The treatment of reasoning in completions, in training and by the served model.
         reasoning_tags: The tags that open and close reasoning, where it is not kept.
         lora: The adapter that all heads share; null trains all weights.
-        lower_layers: The layers below `lora.layers`: `compute` in every step, `store` their hidden states once for each
-            text, or `keep` that file after the run.
+        lower_layers: The layers below `lora.layers`: `compute` in every step, `store` their hidden states once, or
+            `keep` that file afterwards.
         optimizer: The optimizer and its learning-rate schedule; a batch holds records of all heads.
         split: The division of each head's data into training and test parts; folds are not supported.
         seed: The seed of all random draws.

@@ -80,8 +80,8 @@ class RewardConfig(RunConfig):
             first, or refused.
         reasoning_tags: The tags that open and close reasoning, where it is not kept.
         lora: The adapter; null trains all weights.
-        lower_layers: The layers below `lora.layers`: `compute` in every step, `store` their hidden states once for each
-            text, or `keep` that file after the run.
+        lower_layers: The layers below `lora.layers`: `compute` in every step, `store` their hidden states once, or
+            `keep` that file afterwards.
         optimizer: The optimizer and its learning-rate schedule.
         split: The division of the data into training and test parts.
         seed: The seed of all random draws.
