@@ -40,7 +40,7 @@ ENCODERS = sorted(path for path in ROOT.glob("*.yaml") if path not in JOINT)
 
 def test_there_are_configurations() -> None:
     assert {path.stem for path in ENCODERS} == {"preference", "absolute"}
-    assert {path.stem for path in JOINT} == {"smollm2"}
+    assert {path.stem for path in JOINT} == {"smollm2", "smollm2_completion"}
     assert {path.stem for path in (ROOT / "published").glob("*.yaml")} == {
         *("crs-sft", "crs-preference", "crs-absolute", "reward-margin", "llama2-helpfulness", "llama2-safety"),
         "crs-ppo",
@@ -258,8 +258,8 @@ def test_all_that_is_wrong_is_reported_at_once_in_plain_words(tmp_path: Path) ->
         "mixture.0.repeat.time: unknown key; the keys here are step, times",
         "optimizer.lr: unknown key; the keys here are batch_prompts, betas, checkpoint_steps, compute_dtype, "
         "epochs, epsilon, learning_rate, max_grad_norm, micro_batch_tokens, warmup_share, weight_decay",
-        "epochs: unknown key; the keys here are base, eos, golden, lora, max_length, mixture, name, objective, "
-        "optimizer, reasoning, reasoning_tags, revision, score_position, seed, sources, split, template, unfinished",
+        "epochs: unknown key; the keys here are base, eos, golden, lora, lower_layers, max_length, mixture, name, "
+        "objective, optimizer, reasoning, reasoning_tags, revision, score_position, seed, sources, split, template, unfinished",
         "objective.preference.margin: 'labeled' is not one of 'labelled', 'batch_mean'",
         "max_length: must be a whole number, and is 'long'",
         "eos: 'tempalte' is not one of 'template' or 'append'",

@@ -14,7 +14,7 @@ from assay_training.config.data import Sources, Split
 from assay_training.config.mixture import Step
 from assay_training.config.model import Lora, OptimizerConfig
 from assay_training.config.objective import Objective
-from assay_training.config.reward import RewardConfig, check_trainable
+from assay_training.config.reward import LowerLayers, RewardConfig, check_adapted_layers, check_trainable
 
 
 def has_several_heads(path: Path) -> bool:
@@ -60,6 +60,8 @@ class JointConfig(RunConfig):
         reasoning: The treatment of reasoning in completions, in training and by the served model.
         reasoning_tags: The tags that open and close reasoning, where it is not kept.
         lora: The adapter that all heads share; null trains all weights.
+        lower_layers: The layers below `lora.layers`: `compute` in every step, `store` their hidden states once, or
+            `keep` that file afterwards.
         optimizer: The optimizer and its learning-rate schedule; a batch holds records of all heads.
         split: The division of each head's data into training and test parts; folds are not supported.
         seed: The seed of all random draws.
@@ -74,12 +76,14 @@ class JointConfig(RunConfig):
     reasoning: Reasoning = "keep"
     reasoning_tags: tuple[Tag, Tag] = REASONING_TAGS
     lora: Lora | None
+    lower_layers: LowerLayers = "compute"
     optimizer: OptimizerConfig
     split: Split
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _check_heads(self) -> "JointConfig":
+        check_adapted_layers(self.lower_layers, self.lora)
         if self.split.folds is not None:
             raise ValueError("split: a run with several heads is tested on `held_out` groups; remove `folds`")
         for name, head in self.heads.items():

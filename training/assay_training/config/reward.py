@@ -1,6 +1,6 @@
 """Declare the configuration of a reward-model run, which is checked before anything is loaded."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -28,6 +28,38 @@ def check_trainable(position: ScorePosition) -> ScorePosition:
     return position
 
 
+_TESTS_ONLY = {"test_folds", "frozen_head"}  # keys of `split`
+LowerLayers = Literal["compute", "store", "keep"]
+
+
+def check_adapted_layers(lower_layers: LowerLayers, lora: Lora | None) -> None:
+    """Check that a run which stores the hidden states below its adapter has layers below it.
+
+    Raises:
+        ValueError: it has none; the message names the keys.
+    """
+    if lower_layers == "compute":
+        return
+    if lora is None:
+        raise ValueError(f"lower_layers: {lower_layers} needs an adapter; lora: null trains all layers")
+    if lora.layers is None or 0 in lora.layers:
+        raise ValueError(
+            f"lower_layers: {lower_layers} needs layers without an adapter below the others; name the upper layers in "
+            "lora.layers, without 0"
+        )
+
+
+def describe_training(config: RunConfig) -> dict[str, Any]:
+    """Return the keys of a run with one head or several that decide what is trained, as JSON.
+
+    The base and the template are not among them, as their contents decide, not their paths.
+    """
+    keys = config.model_dump(mode="json", exclude={"template": True, "base": True, "split": _TESTS_ONLY})
+    # Not recorded if it has no effect, so that runs of versions without this key resume.
+    stored = keys.pop("lower_layers") != "compute"
+    return keys | ({"lower_layers": "store"} if stored else {})
+
+
 class RewardConfig(RunConfig):
     """A run of `assay train reward`.
 
@@ -48,6 +80,8 @@ class RewardConfig(RunConfig):
             first, or refused.
         reasoning_tags: The tags that open and close reasoning, where it is not kept.
         lora: The adapter; null trains all weights.
+        lower_layers: The layers below `lora.layers`: `compute` in every step, `store` their hidden states once, or
+            `keep` that file afterwards.
         optimizer: The optimizer and its learning-rate schedule.
         split: The division of the data into training and test parts.
         seed: The seed of all random draws.
@@ -66,6 +100,7 @@ class RewardConfig(RunConfig):
     reasoning: Reasoning = "keep"
     reasoning_tags: tuple[Tag, Tag] = REASONING_TAGS
     lora: Lora | None
+    lower_layers: LowerLayers = "compute"
     optimizer: OptimizerConfig
     split: Split
     seed: Seed = 0
@@ -79,6 +114,7 @@ class RewardConfig(RunConfig):
 
     @model_validator(mode="after")
     def _check_steps(self) -> "RewardConfig":
+        check_adapted_layers(self.lower_layers, self.lora)
         if self.split.folds is not None and not self.objective.served:
             raise ValueError("split: folds need a model that can be served; this objective's output is not a logit")
         # Rankings have no label, by which the other steps choose records.

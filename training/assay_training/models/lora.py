@@ -77,11 +77,19 @@ def _find_layer_prefixes(model: Any, indices: Sequence[int]) -> list[str]:  # no
     count = model.config.num_hidden_layers
     if max(indices) >= count:
         raise ConfigError(f"lora.layers: the base has no layer {max(indices)}; it has {count} layers, counted from 0")
-    # Architectures name the list of layers differently; its length identifies it.
-    stack = next(
-        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
+    name, _ = find_layers(model)
+    return [f"{name}.{index}." for index in indices]
+
+
+def find_layers(model: Any) -> tuple[str, nn.ModuleList]:  # noqa: ANN401 - transformers
+    """Return the name of the list of a model's layers, such as `encoder.layer` or `layers`, and the list."""
+    count = model.config.num_hidden_layers
+    # Architectures name the list differently; its length identifies it.
+    return next(
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
     )
-    return [f"{stack}.{index}." for index in indices]
 
 
 def _list_linears(model: nn.Module) -> str:

@@ -14,13 +14,15 @@ from assay_service.scoring.model import RewardModel
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.config.base import ConfigError
 from assay_training.config.joint import JointConfig
+from assay_training.config.reward import describe_training
 from assay_training.data.examples import Example
 from assay_training.distributed.processes import get_accelerator
 from assay_training.distributed.sharding import sharding_requested
 from assay_training.loop.step import MicroBatch, Total
 from assay_training.loop.supervised import Schedule, train
 from assay_training.reward_model.objectives import Pairwise, Pointwise
-from assay_training.reward_model.run import TESTS_ONLY, RewardRun
+from assay_training.reward_model.run import RewardRun
+from assay_training.reward_model.stored_states import reuse_lower_layers
 from assay_training.runs.directory import RunDirectory
 
 
@@ -96,8 +98,7 @@ class JointRun:
             raise ConfigError("heads: a run with several heads does not shard its layers; train it in one process")
         self.config = config
         # The runs of the heads record base, template and data; this one records what they share.
-        shared = config.model_dump(mode="json", exclude={"template": True, "base": True, "split": TESTS_ONLY})
-        self.run = RunDirectory(out, {"config": shared}, writes=get_accelerator().is_main_process)
+        self.run = RunDirectory(out, {"config": describe_training(config)}, writes=get_accelerator().is_main_process)
         self.runs = {
             name: RewardRun(own, data, out / "heads" / name) for name, own in config.build_head_configs().items()
         }
@@ -112,14 +113,16 @@ class JointRun:
             for example in run.mix("model", run.exclude_parts(HELD_OUT))
         ]
         objectives = {name: run.build_objective(model) for name, run in self.runs.items()}
-        train(
-            Joint(objectives, {name: head.weight for name, head in config.heads.items()}),
-            self._list_parameters(model),
-            Schedule(examples, config.optimizer, config.seed),
-            name=config.name,
-            metrics=self.run.metrics("model"),
-            resume=self.run.resume_point("model"),
-        )
+        texts = [example.example for example in examples]
+        with reuse_lower_layers(model, self._first.config, self._first.base, self.run, texts):
+            train(
+                Joint(objectives, {name: head.weight for name, head in config.heads.items()}),
+                self._list_parameters(model),
+                Schedule(examples, config.optimizer, config.seed),
+                name=config.name,
+                metrics=self.run.metrics("model"),
+                resume=self.run.resume_point("model"),
+            )
         return model
 
     def _build_model(self) -> RewardModel:

@@ -18,7 +18,7 @@ from assay_service.scoring.rules import RenderRules
 from assay_training.algorithms.folds import HELD_OUT
 from assay_training.config.mixture import Augment
 from assay_training.config.objective import AbsoluteObjective
-from assay_training.config.reward import RewardConfig
+from assay_training.config.reward import RewardConfig, describe_training
 from assay_training.data.chat_template import find_template
 from assay_training.data.checks import check_length, check_refused, find_base
 from assay_training.data.examples import Example, RenderReport, render_records
@@ -41,9 +41,9 @@ from assay_training.reward_model.checks import (
 from assay_training.reward_model.golden import render_golden, take_first_rows
 from assay_training.reward_model.objectives import Pairwise, Pointwise
 from assay_training.reward_model.prediction import predict
+from assay_training.reward_model.stored_states import check_lower_layers, reuse_lower_layers
 from assay_training.runs.directory import RunDirectory, hash_base
 
-TESTS_ONLY = {"test_folds", "frozen_head"}  # keys of `split`
 STATISTICS_SAMPLE = 500  # examples for the mean and standard deviation of the manifest
 RELOADED_SAMPLE = 16  # examples; a wrong tensor changes the logits of all of them
 # In logits: fp32 rounding stays below it, and a wrong weight changes logits by far more.
@@ -80,7 +80,9 @@ class RewardRun:
         check_length("max_length", config.max_length, self.base)
         self.device = get_accelerator().device
         # Without weights: a base or an adapter that does not fit fails now, and the weights are read after the data.
-        self.renderer = self._build_renderer(self.build_model(torch.device("meta")))
+        bare = self.build_model(torch.device("meta"))
+        check_lower_layers(config, bare)
+        self.renderer = self._build_renderer(bare)
         # Before the data, which take long to render: a golden row that does not fit fails at once.
         declared = [render_golden(self.renderer, *texts) for texts in config.golden or ()]
         self.examples, report = render_records(found.records, self.renderer)
@@ -120,9 +122,7 @@ class RewardRun:
     def _identify(self, data: Path) -> dict[str, Any]:
         """Return everything that decides the result, without the keys that only add tests to the same run."""
         return {
-            "config": self.config.model_dump(
-                mode="json", exclude={"template": True, "base": True, "split": TESTS_ONLY}
-            ),
+            "config": describe_training(self.config),
             "template": self.template,
             **hash_base(self.base),
             "data_sha256": hash_data(data, self.config.sources, self.config.mixture),
@@ -147,14 +147,16 @@ class RewardRun:
         # The base only; heads are small, and every process has them whole.
         shard(model.base)
         config = self.config
-        train(
-            self.build_objective(model),
-            model.get_parameters(config.name),
-            Schedule(self.mix(name, training), config.optimizer, config.seed),
-            name=f"{config.name} {name}",
-            metrics=self.run.metrics(name),
-            resume=self.run.resume_point(name),
-        )
+        examples = self.mix(name, training)
+        with reuse_lower_layers(model, config, self.base, self.run, examples):
+            train(
+                self.build_objective(model),
+                model.get_parameters(config.name),
+                Schedule(examples, config.optimizer, config.seed),
+                name=f"{config.name} {name}",
+                metrics=self.run.metrics(name),
+                resume=self.run.resume_point(name),
+            )
         if not sharding_requested():
             return model
         # Sharded weights are spread over processes, but one process predicts and saves: it needs them whole.
