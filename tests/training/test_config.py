@@ -259,7 +259,8 @@ def test_all_that_is_wrong_is_reported_at_once_in_plain_words(tmp_path: Path) ->
         "optimizer.lr: unknown key; the keys here are batch_prompts, betas, checkpoint_steps, compute_dtype, "
         "epochs, epsilon, learning_rate, max_grad_norm, micro_batch_tokens, warmup_share, weight_decay",
         "epochs: unknown key; the keys here are base, eos, golden, lora, lower_layers, max_length, mixture, name, "
-        "objective, optimizer, reasoning, reasoning_tags, revision, score_position, seed, sources, split, template, unfinished",
+        "objective, optimizer, reasoning, reasoning_tags, revision, score_position, seed, sources, split, template, "
+        "unfinished",
         "objective.preference.margin: 'labeled' is not one of 'labelled', 'batch_mean'",
         "max_length: must be a whole number, and is 'long'",
         "eos: 'tempalte' is not one of 'template' or 'append'",
