@@ -43,7 +43,7 @@ def main(
     """Score held-out records by the models, and store the results of each model beside the length's."""
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     heads = read(CONFIG, JointConfig).build_head_configs().values()
-    with RewardClient(url, timeout_s=3600) as client:
+    with RewardClient(url, timeout_s=3600, deadline_s=36000) as client:
         kinds = {card.id: "preference" if card.kind == "blend" else card.kind for card in client.models()}
         for head in heads:
             own = [name for name in model if kinds[name] == head.objective.kind]
