@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from assay_service.engine.cache import Outputs
+from assay_service.engine.admission import QueueLimits, Terms
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
 from assay_service.errors import ForwardFailed, NotReady, Overloaded
@@ -59,7 +60,7 @@ def running(
     model: FaultyModel,
     *,
     max_batch_tokens: int = 100,
-    max_queue_tokens: int = 1000,
+    limits: QueueLimits = QueueLimits(),
     cache_bytes: int = 0,
     metrics: Metrics | None = None,
     on_failure: Callable[[], None] = lambda: None,
@@ -68,7 +69,7 @@ def running(
         {name: Trunk(name, cast("RewardModel", model), (name,)) for name in ("a", "b")},
         {"a": "signal a", "b": "signal b"},
         max_batch_tokens=max_batch_tokens,
-        max_queue_tokens=max_queue_tokens,
+        limits=limits,
         cache_bytes=cache_bytes,
         metrics=metrics or Metrics(),
         on_failure=on_failure,
@@ -95,7 +96,7 @@ def busy(engine: Engine, model: FaultyModel) -> Any:
     """Closes the gate and lets the worker run into it; returns the future it works on."""
     model.gate.clear()
     (future,) = engine.submit(tasks([1]))
-    while engine._queue:
+    while engine._backlog.queue:
         time.sleep(0.001)
     return future
 
@@ -146,7 +147,7 @@ def test_a_shared_prompt_counts_once_across_requests() -> None:
 def test_a_full_queue_refuses_the_whole_request_and_an_empty_one_takes_any() -> None:
     """Trap 27: nothing is unservable, and nothing is half accepted."""
     model = FaultyModel()
-    with running(model, max_queue_tokens=10) as engine:
+    with running(model, limits=QueueLimits(max_tokens=10)) as engine:
         busy(engine, model)
         huge = engine.submit(tasks(range(1, 50)))
         with pytest.raises(Overloaded) as caught:
@@ -184,7 +185,7 @@ def test_an_engine_that_was_never_started_accepts_nothing() -> None:
         {"a": Trunk("a", cast("RewardModel", FaultyModel()), ("a",))},
         {},
         max_batch_tokens=1,
-        max_queue_tokens=1,
+        limits=QueueLimits(),
         cache_bytes=0,
         metrics=Metrics(),
         on_failure=lambda: None,
