@@ -21,11 +21,12 @@ def refuse(
     items: int = 1,
     waiting_items: int | None = None,
     rate: float | None = 1000.0,
-    is_trusted: bool = True,
+    is_measured: bool = True,
+    is_recent: bool = True,
     limits: QueueLimits = LIMITS,
 ) -> ServingError | None:
     waiting = (1 if ahead_tokens else 0) if waiting_items is None else waiting_items
-    load = Load(ahead_tokens, ahead_tokens, waiting, rate, 8192, is_trusted)
+    load = Load(ahead_tokens, ahead_tokens, waiting, rate, 8192, is_measured, is_measured and is_recent)
     return find_refusal(load, limits, tokens=tokens, items=items, left_s=left_s)
 
 
@@ -65,11 +66,19 @@ def test_limits_by_tokens_and_by_items() -> None:
 
 
 def test_before_the_first_pass_the_queue_takes_the_work_of_two() -> None:
-    assert refuse(8000, tokens=192, rate=None) is None
-    refusal = refuse(8000, tokens=193, rate=None)
+    assert refuse(8192, rate=None, is_measured=False) is None
+    refusal = refuse(8193, rate=None, is_measured=False)
     assert isinstance(refusal, Overloaded)
-    assert refusal.reason == "wait"
-    assert refuse(8000, tokens=193, rate=None, limits=QueueLimits()) is None
+    assert (refusal.reason, refusal.retry_after_s) == ("wait", 1)
+    assert refuse(8193, rate=None, is_measured=False, limits=QueueLimits()) is None
+
+
+def test_a_lower_bound_of_the_rate_refuses_no_more_than_an_unknown_one() -> None:
+    assert refuse(8192, rate=1.0, is_measured=False) is None
+    assert refuse(8193, rate=1.0, is_measured=False) is not None
+    assert refuse(30_000, rate=10_000.0, is_measured=False) is None
+    assert refuse(30_001, rate=10_000.0, is_measured=False) is not None
+    assert refuse(1000, tokens=1000, left_s=1.0, rate=1.0, is_measured=False) is None
 
 
 def test_a_request_that_would_be_late_is_refused_at_once() -> None:
@@ -79,12 +88,12 @@ def test_a_request_that_would_be_late_is_refused_at_once() -> None:
     assert (refusal.reason, refusal.retry_after_s) == ("deadline", 1)
 
 
-def test_a_request_that_is_too_large_for_its_time_is_not_told_to_come_back() -> None:
+def test_a_request_that_is_too_large_for_its_time_is_not_retryable() -> None:
     refusal = refuse(0, tokens=5000, left_s=3.0)
     assert isinstance(refusal, DeadlineExceeded)
     assert not refusal.retryable
-    # A rate that was measured long ago, or is a lower bound, is tried again.
-    assert refuse(0, tokens=5000, left_s=3.0, is_trusted=False) is None
+    # A rate that was measured long ago is measured again.
+    assert refuse(0, tokens=5000, left_s=3.0, is_recent=False) is None
 
 
 def test_a_request_whose_time_is_over_is_refused() -> None:
@@ -99,31 +108,35 @@ def test_a_request_whose_time_is_over_is_refused() -> None:
     tokens=st.floats(0, 1e9),
     rate=st.none() | st.floats(1e-3, 1e9),
     left_s=st.floats(-10, 1e6) | st.just(math.inf),
-    is_trusted=st.booleans(),
+    is_measured=st.booleans(),
 )
 def test_a_refusal_has_a_whole_bounded_wait_of_at_least_a_second(
-    ahead: float, tokens: float, rate: float | None, left_s: float, is_trusted: bool
+    ahead: float, tokens: float, rate: float | None, left_s: float, is_measured: bool
 ) -> None:
-    refusal = refuse(ahead, tokens, left_s, rate=rate, is_trusted=is_trusted)
+    refusal = refuse(ahead, tokens, left_s, rate=rate, is_measured=is_measured)
     if isinstance(refusal, Overloaded):
         assert refusal.retry_after_s in range(1, 61)
     # More work ahead never helps.
     if refusal is not None:
-        assert refuse(ahead * 2 + 1, tokens, left_s, rate=rate, is_trusted=is_trusted) is not None
+        assert refuse(ahead * 2 + 1, tokens, left_s, rate=rate, is_measured=is_measured) is not None
 
 
 def test_the_rate_is_that_of_passes_behind_which_work_waits() -> None:
     rate = DrainRate()
-    assert rate.tokens_per_s is None
+    assert read(rate) == (None, False)
     rate.add(100, 1.0, full=True)  # the first pass loads kernels
-    assert (rate.tokens_per_s, rate.is_measured) == (100.0, False)
+    assert read(rate) == (100.0, False)
     rate.add(500, 1.0, full=False)
-    assert (rate.tokens_per_s, rate.is_measured) == (500.0, False)
+    assert read(rate) == (500.0, False)
     rate.add(4000, 1.0, full=True)
-    assert (rate.tokens_per_s, rate.is_measured) == (4000.0, True)
+    assert read(rate) == (4000.0, True)
     for _ in range(100_000):  # a night of probes, which are short texts alone
         rate.add(15, 0.01, full=False)
-    assert rate.tokens_per_s == 4000.0
+    assert read(rate) == (4000.0, True)
+
+
+def read(rate: DrainRate) -> tuple[float | None, bool]:
+    return rate.tokens_per_s, rate.is_measured
 
 
 def test_the_rate_follows_the_machine_within_seconds() -> None:

@@ -12,8 +12,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from assay_service.engine.cache import Outputs
 from assay_service.engine.admission import QueueLimits, Terms
+from assay_service.engine.cache import Outputs
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
 from assay_service.errors import ForwardFailed, NotReady, Overloaded
@@ -24,6 +24,7 @@ from assay_service.scoring.trunk import Trunk
 
 POISON, NAN, BROKEN = 666, 667, 668
 WAIT_S = 20
+UNLIMITED = QueueLimits()
 
 
 class FaultyModel:
@@ -60,7 +61,7 @@ def running(
     model: FaultyModel,
     *,
     max_batch_tokens: int = 100,
-    limits: QueueLimits = QueueLimits(),
+    limits: QueueLimits = UNLIMITED,
     cache_bytes: int = 0,
     metrics: Metrics | None = None,
     on_failure: Callable[[], None] = lambda: None,
@@ -168,6 +169,48 @@ def test_cancelled_work_is_not_done() -> None:
         model.gate.set()
         assert logit(kept[0]) == 4.0
     assert 2 not in [first for batch in model.batches for first in batch]
+
+
+def test_cancelled_work_leaves_the_queue_while_a_pass_runs() -> None:
+    """A disconnect frees its room at once, and not when the worker looks again."""
+    model, metrics = FaultyModel(), Metrics()
+    with running(model, limits=QueueLimits(max_tokens=12), metrics=metrics) as engine:
+        busy(engine, model)
+        gone = engine.submit(tasks([2, 3, 4]))
+        with pytest.raises(Overloaded):
+            engine.submit(tasks([5, 6]))
+        for future in gone:
+            future.cancel()
+        assert sample(metrics, "assay_queue_tokens") == 0
+        kept = engine.submit(tasks([5, 6]))
+        model.gate.set()
+        assert [logit(future) for future in kept] == [5.0, 6.0]
+    assert model.batches == [[1], [5, 6]]
+
+
+def test_callers_take_turns_and_their_requests_are_finished_one_by_one() -> None:
+    model = FaultyModel()
+    with running(model, max_batch_tokens=6) as engine:
+        busy(engine, model)
+        for first in (10, 20, 30):
+            engine.submit(tasks([first, first + 1]), Terms("x"))
+        engine.submit(tasks([80, 81]), Terms("y"))
+        model.gate.set()
+    assert model.batches == [[1], [10, 11], [80, 81], [20, 21], [30, 31]]
+
+
+def test_a_request_that_is_expected_has_its_place_before_later_ones() -> None:
+    model = FaultyModel()
+    with running(model, limits=QueueLimits(max_items=4)) as engine:
+        busy(engine, model)
+        with engine.expect(Terms(), 100, 4):
+            with pytest.raises(Overloaded), engine.expect(Terms(), 100, 1):
+                pass
+            with engine.expect(Terms(exempt=True), 10, 1):
+                pass
+        with engine.expect(Terms(), 100, 4):
+            pass
+        model.gate.set()
 
 
 def test_stopping_finishes_what_waits_and_refuses_what_comes() -> None:

@@ -137,7 +137,7 @@ def test_the_tokens_ahead_of_a_request() -> None:
 
 
 class Machine(RuleBasedStateMachine):
-    """A queue beside a plain list of what must be in it."""
+    """A queue beside a plain list of the entries that must be in it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,9 +11,9 @@ from assay_service.errors import DeadlineExceeded, Overloaded, ServingError
 
 ANONYMOUS = "anonymous"
 RETRY_AFTER_MAX_S = 60
-# Before any forward pass nothing is known about the speed, and the queue takes the work of this many passes.
+# While the speed is not known, the queue takes the work of this many passes.
 FIRST_PASSES = 2
-# A rate that was measured longer ago is not a reason to refuse a request that the idle engine could try.
+# A rate that was measured longer ago is not a reason to refuse a request: the engine tries again.
 TRUST_S = 60.0
 
 
@@ -56,8 +56,9 @@ class Load:
         waiting_tokens: number of tokens that wait.
         waiting_items: number of sequences that wait.
         tokens_per_s: observed rate, or a lower bound of it; None before the first pass.
-        first_tokens: most tokens that wait before the first pass.
-        is_trusted: True if the rate was measured, and not too long ago.
+        first_tokens: most tokens that wait while the rate is not measured.
+        is_measured: True if the rate is not only a lower bound.
+        is_recent: True if the rate was measured, and not too long ago.
     """
 
     ahead_tokens: float
@@ -65,13 +66,14 @@ class Load:
     waiting_items: int
     tokens_per_s: float | None
     first_tokens: int
-    is_trusted: bool
+    is_measured: bool
+    is_recent: bool
 
 
 def find_refusal(load: Load, limits: QueueLimits, *, tokens: float, items: int, left_s: float) -> ServingError | None:
     """Return the error of a request that may not wait; None for one that may.
 
-    An empty queue takes a request of any size, unless a rate that was just measured says that it cannot be in time.
+    An empty queue takes a request of any size, unless a recent rate says that it cannot be in time.
 
     Args:
         load: state of the engine.
@@ -82,34 +84,46 @@ def find_refusal(load: Load, limits: QueueLimits, *, tokens: float, items: int, 
     """
     if left_s <= 0:
         return DeadlineExceeded("the time of the request was over before it could be scored", reason="deadline")
-    if (rate := load.tokens_per_s) is not None:
-        return _check_time(load, limits, tokens, left_s, rate) or _check_room(load, limits, tokens, items)
-    has_limit = limits.max_wait_s < math.inf and load.waiting_tokens > 0
-    if has_limit and load.ahead_tokens + tokens > load.first_tokens:
-        return _refuse("wait", "the first forward pass has not shown the speed yet", 0)
-    return _check_room(load, limits, tokens, items)
+    return (
+        _check_deadline(load, tokens, left_s)
+        or _check_wait(load, limits.max_wait_s)
+        or _check_room(load, limits, tokens, items)
+    )
 
 
-def _check_time(
-    load: Load, limits: QueueLimits, tokens: float, left_s: float, tokens_per_s: float
-) -> ServingError | None:
-    """Return the error of a request that would begin or end too late; None for one that would not."""
-    ahead_s, own_s = load.ahead_tokens / tokens_per_s, tokens / tokens_per_s
-    if own_s > left_s and load.is_trusted:
+def _check_deadline(load: Load, tokens: float, left_s: float) -> ServingError | None:
+    """Return the error of a request that would end too late; None for one that would not, or if nobody knows."""
+    if not load.tokens_per_s or not load.is_recent:
+        return None
+    ahead_s, own_s = load.ahead_tokens / load.tokens_per_s, tokens / load.tokens_per_s
+    if own_s > left_s:
         return DeadlineExceeded(
             f"scoring this request takes about {own_s:.1f} s, but its client waits {left_s:.1f} s: send fewer items "
             "at once, or wait longer",
             reason="deadline",
             retryable=False,
         )
-    if ahead_s > 0 and ahead_s + own_s > left_s:
+    if ahead_s + own_s > left_s:
         message = f"the answer would take about {ahead_s + own_s:.1f} s, but the client waits {left_s:.1f} s"
         return _refuse("deadline", message, ahead_s + own_s - left_s)
-    if ahead_s > limits.max_wait_s:
-        message = f"about {ahead_s:.1f} s of work is waiting; the limit is {limits.max_wait_s:g} (max_queue_wait_s)"
-        # Half the limit, so that the returning clients find room, and the engine has work until they come.
-        return _refuse("wait", message, ahead_s - limits.max_wait_s / 2)
     return None
+
+
+def _check_wait(load: Load, max_wait_s: float) -> Overloaded | None:
+    """Return the error of a request before which too much work waits; None for one that may wait."""
+    if math.isinf(max_wait_s):
+        return None
+    rate = load.tokens_per_s or 0.0
+    # A lower bound of the rate alone would refuse too much.
+    most_tokens = rate * max_wait_s if load.is_measured else max(rate * max_wait_s, load.first_tokens)
+    if not load.waiting_tokens or load.ahead_tokens <= most_tokens:
+        return None
+    if not rate:
+        return _refuse("wait", "the first forward pass has not shown the speed yet", 0)
+    ahead_s = load.ahead_tokens / rate
+    message = f"about {ahead_s:.1f} s of work is waiting; the limit is {max_wait_s:g} (max_queue_wait_s)"
+    # Half the limit, so that the returning clients find room, and the engine has work until they come.
+    return _refuse("wait", message, ahead_s - max_wait_s / 2)
 
 
 def _check_room(load: Load, limits: QueueLimits, tokens: float, items: int) -> Overloaded | None:

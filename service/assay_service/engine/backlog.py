@@ -131,7 +131,8 @@ class Backlog:
             waiting_items=expected_items + len(self.queue),
             tokens_per_s=self.rate.tokens_per_s,
             first_tokens=FIRST_PASSES * self._max_batch_tokens,
-            is_trusted=self.rate.is_measured and now_s - self._measured_s < TRUST_S,
+            is_measured=self.rate.is_measured,
+            is_recent=self.rate.is_measured and now_s - self._measured_s < TRUST_S,
         )
         refusal = find_refusal(load, self._limits, tokens=tokens, items=items, left_s=terms.deadline_s - now_s)
         if refusal is not None:

@@ -1,6 +1,6 @@
 """Order the entries that wait: whole requests one after the other, and fair shares between callers.
 
-The rule, which docs/operations.md explains:
+The rule, which docs/overload.md explains:
 
 - Callers get the same number of tokens while they wait.
 - Requests of one caller that fit into one turn are served in the order of their arrival. Longer ones are cut into

@@ -2,7 +2,7 @@
 
 import math
 
-# Seconds of computing over which a pass loses two thirds of its weight: a rate that changes is followed in seconds.
+# Seconds of computing over which a pass loses two thirds of its weight; a rate that changes is followed in seconds.
 MEMORY_S = 5.0
 
 
@@ -10,7 +10,7 @@ class DecayingRatio:
     """A quotient of two sums, in which earlier terms weigh less.
 
     Args:
-        memory: sum of denominators after which a term weighs 1/e of what it did.
+        memory: sum of denominators after which the weight of a term has fallen to 1/e.
     """
 
     def __init__(self, memory: float) -> None:
@@ -32,7 +32,7 @@ class DecayingRatio:
 class DrainRate:
     """The tokens per second that leave the queue while work waits.
 
-    A pass shows this rate only if more work was waiting, or if it was large: a short text alone says how long a pass
+    A pass shows this rate only if more work was waiting, or if it was large. A short text alone says how long a pass
     takes, and not how much fits into one. All other passes give a lower bound. So does the first pass, in which
     libraries load kernels and take memory.
     """
