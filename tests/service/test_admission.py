@@ -124,11 +124,11 @@ def test_a_refusal_has_a_whole_bounded_wait_of_at_least_a_second(
 def test_the_rate_is_that_of_passes_behind_which_work_waits() -> None:
     rate = DrainRate()
     assert read(rate) == (None, False)
-    rate.add(100, 1.0, full=True)  # the first pass loads kernels
+    assert not rate.add(100, 1.0, full=True)  # the first pass loads kernels
     assert read(rate) == (100.0, False)
-    rate.add(500, 1.0, full=False)
+    assert not rate.add(500, 1.0, full=False)
     assert read(rate) == (500.0, False)
-    rate.add(4000, 1.0, full=True)
+    assert rate.add(4000, 1.0, full=True)
     assert read(rate) == (4000.0, True)
     for _ in range(100_000):  # a night of probes, which are short texts alone
         rate.add(15, 0.01, full=False)

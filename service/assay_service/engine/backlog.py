@@ -107,8 +107,8 @@ class Backlog:
         tokens = sum(job.cost for job in computed)
         if tokens and seconds > 0:
             full = len(self.queue) > 0 or tokens >= self._max_batch_tokens // 2
-            self.rate.add(tokens, seconds, full=full)
-            self._measured_s = now_s
+            if self.rate.add(tokens, seconds, full=full):
+                self._measured_s = now_s
         self._running_tokens = 0
 
     def _check(

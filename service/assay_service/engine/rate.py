@@ -41,8 +41,8 @@ class DrainRate:
         self._measured = DecayingRatio(MEMORY_S)
         self._bound: float | None = None
 
-    def add(self, tokens: int, seconds: float, *, full: bool) -> None:
-        """Learn from a forward pass.
+    def add(self, tokens: int, seconds: float, *, full: bool) -> bool:
+        """Learn from a forward pass, and return whether it has shown the rate itself.
 
         Args:
             tokens: number of tokens that it computed, above 0.
@@ -53,8 +53,10 @@ class DrainRate:
         self._bound = max(rate, self._bound or 0.0)
         known = self._measured.value
         # A pass that is not full and still faster shows that the rate has grown.
-        if (full and not first) or (known is not None and rate > known):
+        shows = (full and not first) or (known is not None and rate > known)
+        if shows:
             self._measured.add(tokens, seconds)
+        return shows
 
     @property
     def is_measured(self) -> bool:
