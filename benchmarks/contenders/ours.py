@@ -9,6 +9,7 @@ import yaml
 
 from assay_client.client import RewardClient
 from assay_service import loader, settings
+from assay_service.engine.admission import QueueLimits
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
 from assay_service.memory import keep_freed_memory
@@ -45,7 +46,7 @@ class Offline(Contender):
             served.trunks,
             {},
             max_batch_tokens=given.limits.max_batch_tokens,
-            max_queue_tokens=10**9,
+            limits=QueueLimits(),
             cache_bytes=0,
             metrics=self._metrics,
             on_failure=lambda: None,

@@ -31,6 +31,8 @@ TransportT = TypeVar("TransportT", httpx.BaseTransport, httpx.AsyncBaseTransport
 NOT_READY = 503
 REQUEST_ID = "X-Request-ID"
 AFFINITY = "X-Assay-Affinity"
+TIMEOUT = "X-Request-Timeout-Ms"
+TIMEOUT_MAX_S = 1e6  # ten days; nobody waits as long, and `inf` has no milliseconds
 CONNECT_S = 5.0  # for a connection alone: a host that is down must not cost a whole try
 
 
@@ -63,10 +65,14 @@ class Outgoing:
     headers: Mapping[str, str]
     body: bytes | None
 
-    def build(self, endpoint: str, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-        """Return the request to an endpoint; its id is the same in all tries."""
+    def build(self, endpoint: str, http: httpx.Client | httpx.AsyncClient, timeout_s: float) -> httpx.Request:
+        """Return the request to an endpoint; its id is the same in all tries.
+
+        It says how long this try waits, so that the service does no work whose answer would come too late.
+        """
         method = "GET" if self.body is None else "POST"
-        return http.build_request(method, endpoint + self.path, headers=self.headers, content=self.body)
+        headers = {**self.headers, TIMEOUT: str(max(1, int(min(timeout_s, TIMEOUT_MAX_S) * 1000)))}
+        return http.build_request(method, endpoint + self.path, headers=headers, content=self.body)
 
 
 class BaseClient(Generic[MineT, TransportT]):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from assay_client._answers import check_fingerprint
-from assay_client.errors import BodyTooLarge, InvalidRequest, ServerError, TooManyItems
+from assay_client.errors import BodyTooLarge, InvalidRequest, ServerError, TooManyItems, TooManyTokens
 from assay_client.results import RankedCompletion, RankResult
 from assay_client.types import Item, ItemError, Score, ScoreFailure, ScoreResult
 
@@ -44,7 +44,7 @@ async def score_apart(items: Sequence[Item], send: Send) -> Scored:
     """
     try:
         result = await send(items)
-    except (BodyTooLarge, TooManyItems) as error:
+    except (BodyTooLarge, TooManyItems, TooManyTokens) as error:
         if len(items) == 1:
             return _fail(items[0], error)
         middle = len(items) // 2
@@ -88,7 +88,7 @@ async def rank_alone(completions: Sequence[object], send: Callable[[], Awaitable
     """
     try:
         return await send()
-    except (BodyTooLarge, TooManyItems, InvalidRequest) as error:
+    except (BodyTooLarge, TooManyItems, TooManyTokens, InvalidRequest) as error:
         if isinstance(error, InvalidRequest) and not _RANK_ROW.match(error.param or ""):
             raise
         failure = ItemError(error.code, str(error.args[0]), error.param, retryable=False)

@@ -16,6 +16,7 @@ from assay_client.errors import (
     DeadlineExceeded,
     InvalidAnswer,
     InvalidInput,
+    Overloaded,
     ServerError,
     Timeout,
     TransportError,
@@ -39,7 +40,8 @@ class Policy:
     Attributes:
         timeout_s: the seconds that one try may take.
         deadline_s: the seconds that a whole call may take, with all its retries, waits and chunks.
-        max_retries: the number of tries after the first; 0 tries once.
+        max_retries: the number of tries after the first; 0 tries once. Refusals of a full queue that say when to come
+            back do not count: they cost nothing, and a large call meets many of them.
 
     Raises:
         InvalidInput: a value is out of range.
@@ -205,23 +207,30 @@ def _compute_delay_s(
     """
     # The last failure decides whether to try, and all of them where.
     failure, tried = failures[-1][1], [url for url, _ in failures]
+    # `max_retries=0` means a single try, whatever its outcome.
+    tries = len(tried) - (sum(names_its_time(each) for _, each in failures) if policy.max_retries else 0)
     following = endpoints.find(key, event.now_s, tried)
     elsewhere = following not in {url for url, earlier in failures if is_foreign(earlier)}
     if following not in tried and not endpoints.is_resting(following, event.now_s):
-        again = is_retryable(failure, len(tried), policy.max_retries, elsewhere=elsewhere)
+        again = is_retryable(failure, tries, policy.max_retries, elsewhere=elsewhere)
         return 0.0 if again and left_s > 0 else None
     asked_s = endpoints.compute_wait_s(following, event.now_s)
     if following == tried[-1] and isinstance(failure, ServerError):
         asked_s = failure.retry_after_s  # exactly as long as it asked
     return compute_retry_delay_s(
         failure,
-        tries=len(tried),
+        tries=tries,
         max_retries=policy.max_retries,
         asked_s=asked_s,
         left_s=left_s,
         draw=event.draw,
         elsewhere=elsewhere,
     )
+
+
+def names_its_time(failure: AssayError) -> bool:
+    """Return whether the service itself refused a request because its queue was full, and said when to come back."""
+    return isinstance(failure, Overloaded) and failure.code == "overloaded" and failure.retry_after_s is not None
 
 
 def is_retryable(failure: AssayError, tries: int, max_retries: int, *, elsewhere: bool = False) -> bool:
@@ -257,7 +266,7 @@ def compute_retry_delay_s(
 
     Args:
         failure: the error of the last try.
-        tries: the number of tries so far, at least 1.
+        tries: the number of tries that count so far.
         max_retries: the number of tries that are allowed after the first.
         asked_s: the seconds that `Retry-After` asks for, or None.
         left_s: the seconds to the deadline.
@@ -267,7 +276,7 @@ def compute_retry_delay_s(
     if not is_retryable(failure, tries, max_retries, elsewhere=elsewhere):
         return None
     # The exponent is bounded before the power is taken: 2.0**2000 overflows.
-    backoff_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(tries - 1, 32))
+    backoff_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(max(tries - 1, 0), 32))
     delay_s = backoff_s * (1 - BACKOFF_JITTER * (1 - draw))
     if asked_s is not None:
         delay_s = max(delay_s, min(asked_s, RETRY_AFTER_MAX_S) * (1 + RETRY_AFTER_SPREAD * draw))

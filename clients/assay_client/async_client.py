@@ -96,7 +96,8 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
         """Return whether an endpoint would score now; see `RewardClient.ready`."""
         http, outgoing = (await self._get_connections()).http, self._encode(p.READY)
         for url in self.endpoints:
-            outcome = await self._try(http, outgoing.build(url, http), self._policy.timeout_s)
+            request = outgoing.build(url, http, self._policy.timeout_s)
+            outcome = await self._try(http, request, self._policy.timeout_s)
             if is_ready(outcome, self._redaction):
                 return True
         return False
@@ -141,7 +142,8 @@ class AsyncRewardClient(BaseClient[Loops, httpx.AsyncBaseTransport]):
             while not isinstance(step, Done):
                 outcome = None
                 if isinstance(step, Send):
-                    outcome = await self._try(here.http, outgoing.build(step.endpoint, here.http), step.timeout_s)
+                    request = outgoing.build(step.endpoint, here.http, step.timeout_s)
+                    outcome = await self._try(here.http, request, step.timeout_s)
                 else:
                     await self._clock.sleep_async(step.delay_s)
                 step = steps.send(self._build_event(outcome))

@@ -119,7 +119,8 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
     def ready(self) -> bool:
         """Return whether an endpoint would score now, by one try at each; False also if none can be reached."""
         http, outgoing = self._get_connections().http, self._encode(p.READY)
-        tries = (self._try(http, outgoing.build(url, http), self._policy.timeout_s) for url in self.endpoints)
+        timeout_s = self._policy.timeout_s
+        tries = (self._try(http, outgoing.build(url, http, timeout_s), timeout_s) for url in self.endpoints)
         return any(is_ready(outcome, self._redaction) for outcome in tries)
 
     def close(self) -> None:
@@ -173,7 +174,8 @@ class RewardClient(BaseClient[Process, httpx.BaseTransport]):
                     raise stopped
                 outcome = None
                 if isinstance(step, Send):
-                    outcome = self._try(here.http, outgoing.build(step.endpoint, here.http), step.timeout_s)
+                    request = outgoing.build(step.endpoint, here.http, step.timeout_s)
+                    outcome = self._try(here.http, request, step.timeout_s)
                 else:
                     self._clock.sleep(step.delay_s, stop)
                 step = steps.send(self._build_event(outcome))

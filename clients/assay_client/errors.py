@@ -133,8 +133,19 @@ class TooManyItems(ServerError):
     """A refusal because the request has too many items: use a smaller `chunk_size`."""
 
 
+class TooManyTokens(ServerError):
+    """A refusal because the request has too many tokens: use a smaller `chunk_size`."""
+
+
 class Overloaded(ServerError):
     """A refusal because the queue is full or a rate limit is reached; nothing was computed."""
+
+
+class Expired(ServerError):
+    """A refusal because the answer would come later than `timeout_s`, or a failure because it did.
+
+    `retryable` is False if the request is too large for that time: use a smaller `chunk_size` or a longer `timeout_s`.
+    """
 
 
 class NotReady(ServerError):
@@ -165,7 +176,9 @@ BY_CODE: Mapping[str, type[ServerError]] = {
     "model_not_found": ModelNotFound,
     "body_too_large": BodyTooLarge,
     "too_many_items": TooManyItems,
+    "too_many_tokens": TooManyTokens,
     "overloaded": Overloaded,
+    "deadline_exceeded": Expired,
     "not_ready": NotReady,
     "forward_failed": ForwardFailed,
     "not_finite": NotFinite,

@@ -96,14 +96,35 @@ class UnknownModel(ServingError):
 
 
 class Overloaded(ServingError):
-    """The queue is full; nothing was computed, and the client can try again after `retry_after_s` seconds."""
+    """The queue is full; nothing was computed, and the client can try again after `retry_after_s` seconds.
+
+    Attributes:
+        reason: the limit that was reached: "wait", "tokens", "items" or "deadline".
+    """
 
     code = "overloaded"
     retryable = True
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(self, message: str, *, retry_after_s: float, reason: str = "wait") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
+
+
+class DeadlineExceeded(ServingError):
+    """The client's time is over before the answer, or will be; what still waited was dropped.
+
+    Attributes:
+        reason: "deadline" if the request was refused on arrival, "expired" if its time ended while it waited.
+        retryable: False if the request is too large for its time, whatever else is waiting.
+    """
+
+    code = "deadline_exceeded"
+
+    def __init__(self, message: str, *, reason: str, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retryable = retryable
 
 
 class NotReady(ServingError):

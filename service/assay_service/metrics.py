@@ -37,7 +37,10 @@ class Metrics:
             "assay_request_seconds", "Time from the arrival of a request to its answer.", ["route"], buckets=_SECONDS
         )
         self.rejected = counter(
-            "assay_rejected_requests_total", "Number of requests that were refused because the queue was full."
+            "assay_rejected_requests_total",
+            "Number of requests that were refused or dropped because of load, by the limit that was reached: "
+            "wait, tokens, items, deadline (on arrival) or expired (while they waited).",
+            ["reason"],
         )
 
     def _add_score_metrics(self, counter: partial[Counter], histogram: partial[Histogram]) -> None:
@@ -75,7 +78,13 @@ class Metrics:
         self.out_of_memory = counter(
             "assay_out_of_memory_total", "Number of batches that were split because memory ran out."
         )
-        self.queue_tokens = gauge("assay_queue_tokens", "Number of tokens that wait in the queue.")
+        self.queue_tokens = gauge(
+            "assay_queue_tokens", "Number of tokens that wait in the queue; a prompt that a request shares counts once."
+        )
+        self.queue_items = gauge("assay_queue_items", "Number of sequences that wait in the queue.")
+        self.drain_rate = gauge(
+            "assay_drain_tokens_per_second", "Observed number of queued tokens that are computed in a second."
+        )
         self.queue_s = histogram("assay_queue_seconds", "Time that a sequence waits in the queue.", buckets=_SECONDS)
         self.batch_tokens = histogram(
             "assay_batch_tokens",

@@ -40,18 +40,28 @@ class Limits(Frozen):
     Attributes:
         max_body_bytes: most bytes of a request's body.
         max_items: most items or completions in one request.
+        max_completions: most completions of one prompt in a request that has a single prompt.
+        max_messages: most messages in one item.
         max_item_chars: most characters in one item, over all its messages; it bounds the work of tokenizing.
+        max_request_tokens: most tokens of one request, over all its items and bases.
         max_batch_tokens: most tokens computed in one forward pass; a shared prompt counts once.
-        max_queue_tokens: waiting tokens beyond which requests are refused with 429; an empty queue admits any request.
+        max_queue_wait_s: estimated seconds of work before a request, beyond which it is refused with 429.
+        max_queue_tokens: waiting tokens beyond which requests are refused with 429; an idle engine takes any request.
+        max_queue_items: waiting items beyond which requests are refused with 429.
         cache_bytes: size of the cache of logits. 0 turns off the cache, and also the sharing of a sequence that two
             requests wait for at the same time.
     """
 
     max_body_bytes: int = Field(16 * 2**20, gt=0)
     max_items: int = Field(1024, gt=0)
+    max_completions: int = Field(1024, gt=0)
+    max_messages: int = Field(1024, gt=0)
     max_item_chars: int = Field(200_000, gt=0)
+    max_request_tokens: int = Field(2_000_000, gt=0)
     max_batch_tokens: int = Field(4096, gt=0)
-    max_queue_tokens: int = Field(1_000_000, gt=0)
+    max_queue_wait_s: float = Field(3.0, gt=0, allow_inf_nan=False)
+    max_queue_tokens: int = Field(4_000_000, gt=0)
+    max_queue_items: int = Field(20_000, gt=0)
     cache_bytes: int = Field(64 * 2**20, ge=0)
 
 

@@ -112,6 +112,38 @@ def test_overload_is_waited_out_as_long_as_the_server_asks(
     assert len({request.headers["x-request-id"] for request in seen}) == 1
 
 
+def test_a_full_queue_is_waited_out_beyond_the_number_of_retries(
+    either: "Either", wire: "type[Wire]", clock: "FakeClock"
+) -> None:
+    """Of many chunks some are refused often; each refusal says when to come back, and only the deadline ends that."""
+
+    def refuse(**body: Any) -> list[httpx.Response]:
+        return [httpx.Response(429, headers={"Retry-After": "4"}, **body) for _ in range(9)]
+
+    full = wire.refusal("overloaded", retryable=True)
+    transport, seen = scripted(wire, *refuse(json=full))
+    assert either.score([ITEM], transport=transport, clock=clock, max_retries=1).scores() == [1.5]
+    assert (len(seen), clock.slept) == (10, [4.5] * 9)
+    for limits, tries in (({"max_retries": 0}, 1), ({"deadline_s": 10}, 3)):
+        transport, seen = scripted(wire, *refuse(json=full))
+        with pytest.raises(ServerError, match="429 overloaded"):
+            either.score([ITEM], transport=transport, clock=clock, **limits)
+        assert len(seen) == tries
+    transport, seen = scripted(wire, *refuse(text="slow down"))
+    with pytest.raises(ServerError, match="429 http_429"):  # another program's limit
+        either.score([ITEM], transport=transport, clock=clock, max_retries=2)
+    assert len(seen) == 3
+
+
+def test_each_try_says_how_long_it_waits(either: "Either", wire: "type[Wire]", clock: "FakeClock") -> None:
+    transport, seen = scripted(wire, httpx.Response(503, headers={"Retry-After": "16"}))
+    assert either.score([ITEM], transport=transport, clock=clock, timeout_s=10, deadline_s=25).scores() == [1.5]
+    assert [request.headers["x-request-timeout-ms"] for request in seen] == ["10000", "7000"]
+    transport, seen = scripted(wire)
+    either.score([ITEM], transport=transport, timeout_s=float("inf"), deadline_s=float("inf"))
+    assert seen[0].headers["x-request-timeout-ms"] == "1000000000"
+
+
 def test_a_500_then_an_answer_is_an_answer(either: "Either", wire: "type[Wire]", clock: "FakeClock") -> None:
     transport, seen = scripted(wire, httpx.Response(500), httpx.ConnectError("refused"), httpx.ReadTimeout("slow"))
     assert either.score([ITEM], transport=transport, clock=clock).scores() == [1.5]

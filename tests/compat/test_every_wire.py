@@ -124,6 +124,15 @@ def test_a_full_queue_has_the_declared_status(
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_a_client_whose_time_is_over_gets_an_error_in_the_form_of_its_wire(path: tuple[str, str], url: str) -> None:
+    """A millisecond is over before any of these is rendered and computed."""
+    answer = httpx.post(f"{url}/compat/{path[0]}{path[1]}", json=BODIES[path], headers={"X-Request-Timeout-Ms": "1"})
+    # TEI has one status for all failures of the service.
+    assert answer.status_code == (424 if path[0] == "tei" else 504)
+    assert not [number for number in list_numbers(answer.json()) if number != answer.status_code]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_an_unknown_field_is_named_or_ignored_as_the_page_says(path: tuple[str, str], url: str) -> None:
     unknown = {"best_of": 2, "say hi, SECRET": 2}
     for name, value in unknown.items():

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from assay_service.engine.admission import QueueLimits, Terms
 from assay_service.engine.cache import Outputs
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
@@ -23,6 +24,7 @@ from assay_service.scoring.trunk import Trunk
 
 POISON, NAN, BROKEN = 666, 667, 668
 WAIT_S = 20
+UNLIMITED = QueueLimits()
 
 
 class FaultyModel:
@@ -59,7 +61,7 @@ def running(
     model: FaultyModel,
     *,
     max_batch_tokens: int = 100,
-    max_queue_tokens: int = 1000,
+    limits: QueueLimits = UNLIMITED,
     cache_bytes: int = 0,
     metrics: Metrics | None = None,
     on_failure: Callable[[], None] = lambda: None,
@@ -68,7 +70,7 @@ def running(
         {name: Trunk(name, cast("RewardModel", model), (name,)) for name in ("a", "b")},
         {"a": "signal a", "b": "signal b"},
         max_batch_tokens=max_batch_tokens,
-        max_queue_tokens=max_queue_tokens,
+        limits=limits,
         cache_bytes=cache_bytes,
         metrics=metrics or Metrics(),
         on_failure=on_failure,
@@ -95,7 +97,7 @@ def busy(engine: Engine, model: FaultyModel) -> Any:
     """Closes the gate and lets the worker run into it; returns the future it works on."""
     model.gate.clear()
     (future,) = engine.submit(tasks([1]))
-    while engine._queue:
+    while engine._backlog.queue:
         time.sleep(0.001)
     return future
 
@@ -146,7 +148,7 @@ def test_a_shared_prompt_counts_once_across_requests() -> None:
 def test_a_full_queue_refuses_the_whole_request_and_an_empty_one_takes_any() -> None:
     """Trap 27: nothing is unservable, and nothing is half accepted."""
     model = FaultyModel()
-    with running(model, max_queue_tokens=10) as engine:
+    with running(model, limits=QueueLimits(max_tokens=10)) as engine:
         busy(engine, model)
         huge = engine.submit(tasks(range(1, 50)))
         with pytest.raises(Overloaded) as caught:
@@ -169,6 +171,48 @@ def test_cancelled_work_is_not_done() -> None:
     assert 2 not in [first for batch in model.batches for first in batch]
 
 
+def test_cancelled_work_leaves_the_queue_while_a_pass_runs() -> None:
+    """A disconnect frees its room at once, and not when the worker looks again."""
+    model, metrics = FaultyModel(), Metrics()
+    with running(model, limits=QueueLimits(max_tokens=12), metrics=metrics) as engine:
+        busy(engine, model)
+        gone = engine.submit(tasks([2, 3, 4]))
+        with pytest.raises(Overloaded):
+            engine.submit(tasks([5, 6]))
+        for future in gone:
+            future.cancel()
+        assert sample(metrics, "assay_queue_tokens") == 0
+        kept = engine.submit(tasks([5, 6]))
+        model.gate.set()
+        assert [logit(future) for future in kept] == [5.0, 6.0]
+    assert model.batches == [[1], [5, 6]]
+
+
+def test_callers_take_turns_and_their_requests_are_finished_one_by_one() -> None:
+    model = FaultyModel()
+    with running(model, max_batch_tokens=6) as engine:
+        busy(engine, model)
+        for first in (10, 20, 30):
+            engine.submit(tasks([first, first + 1]), Terms("x"))
+        engine.submit(tasks([80, 81]), Terms("y"))
+        model.gate.set()
+    assert model.batches == [[1], [10, 11], [80, 81], [20, 21], [30, 31]]
+
+
+def test_a_request_that_is_expected_has_its_place_before_later_ones() -> None:
+    model = FaultyModel()
+    with running(model, limits=QueueLimits(max_items=4)) as engine:
+        busy(engine, model)
+        with engine.expect(Terms(), 100, 4):
+            with pytest.raises(Overloaded), engine.expect(Terms(), 100, 1):
+                pass
+            with engine.expect(Terms(exempt=True), 10, 1):
+                pass
+        with engine.expect(Terms(), 100, 4):
+            pass
+        model.gate.set()
+
+
 def test_stopping_finishes_what_waits_and_refuses_what_comes() -> None:
     with running(FaultyModel()) as engine:
         futures = engine.submit(tasks(range(1, 100)))
@@ -184,7 +228,7 @@ def test_an_engine_that_was_never_started_accepts_nothing() -> None:
         {"a": Trunk("a", cast("RewardModel", FaultyModel()), ("a",))},
         {},
         max_batch_tokens=1,
-        max_queue_tokens=1,
+        limits=QueueLimits(),
         cache_bytes=0,
         metrics=Metrics(),
         on_failure=lambda: None,

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay_service.engine.plan import Waiting, choose_next_batch, compute_due_times
+from assay_service.engine.plan import Waiting, choose_next_batch, cut_turns
 
 PROMPTS = [None, b"p", b"q", b"r"]
 LIMIT = 100
@@ -14,9 +14,7 @@ def sequences(draw: st.DrawFn) -> Waiting:
     prompt = draw(st.sampled_from(PROMPTS))
     # As in a row: equal prompts have equal lengths.
     prompt_tokens = 0 if prompt is None else {b"p": 10, b"q": 40, b"r": 90}[prompt]
-    return Waiting(
-        draw(st.sampled_from(["a", "b"])), prompt, prompt_tokens, draw(st.integers(1, 120)), draw(st.floats(0, 9))
-    )
+    return Waiting(draw(st.sampled_from(["a", "b"])), prompt, prompt_tokens, draw(st.integers(1, 120)))
 
 
 def computed(chosen: list[Waiting]) -> int:
@@ -27,14 +25,14 @@ waiting = st.lists(sequences(), max_size=40)
 
 
 @given(waiting)
-def test_the_first_due_runs_with_others_of_its_signal_within_the_budget(queue: list[Waiting]) -> None:
+def test_the_first_runs_with_others_of_its_signal_within_the_budget(queue: list[Waiting]) -> None:
     chosen = choose_next_batch(queue, LIMIT)
     assert bool(chosen) == bool(queue)
     assert len(set(chosen)) == len(chosen)
     if queue:
-        first = min(queue, key=lambda w: w.due)
-        assert queue[chosen[0]] == first
-        assert {queue[i].trunk for i in chosen} == {first.trunk}
+        assert chosen == sorted(chosen)
+        assert chosen[0] == 0
+        assert {queue[i].trunk for i in chosen} == {queue[0].trunk}
         assert len(chosen) == 1 or computed([queue[i] for i in chosen]) <= LIMIT
 
 
@@ -58,34 +56,26 @@ def test_a_queue_is_emptied_without_losing_or_repeating(queue: list[Waiting]) ->
 
 
 def test_siblings_pay_for_their_prompt_once() -> None:
-    sixteen = [Waiting("a", b"q", 40, 3, float(i)) for i in range(16)]
+    sixteen = [Waiting("a", b"q", 40, 3)] * 16
     assert len(choose_next_batch(sixteen, 40 + 16 * 3)) == 16
     assert len(choose_next_batch(sixteen, 40 + 16 * 3 - 1)) == 15
 
 
-def test_a_small_request_waits_only_for_what_was_due_before_it() -> None:
-    """A thousand sequences came first, of which ten have been served when a single one comes: it is next."""
-    huge = [Waiting("a", None, 0, 100, due) for due in compute_due_times(0.0, [100] * 1000)][10:]
-    (due,) = compute_due_times(1000.0, [100])
-    order = choose_next_batch([*huge, Waiting("a", None, 0, 100, due)], 1_000_000)
-    assert order.index(len(huge)) <= 1
+@given(waiting)
+def test_turns_have_every_sequence_within_the_limit(request: list[Waiting]) -> None:
+    turns = cut_turns(request, LIMIT)
+    assert sum(map(len, turns)) == len(request)
+    start = 0
+    for turn in turns:
+        sequences = request[start : start + len(turn)]
+        prompts = {(w.trunk, w.prompt): w.prompt_tokens for w in sequences}
+        assert sum(turn) == sum(prompts.values()) + sum(w.own_tokens for w in sequences)
+        assert sum(turn) <= LIMIT or len(turn) == 1
+        start += len(turn)
 
 
-def test_a_huge_request_gets_its_share_of_a_stream_of_small_ones() -> None:
-    """Ten small ones come with every batch of twenty: half of the served ones are of the huge request."""
-    huge = [Waiting("a", None, 0, 100, due) for due in compute_due_times(0.0, [100] * 500)]
-    small: list[Waiting] = []
-    clock, served = 0.0, 0
-    for _ in range(20):
-        small += [Waiting("a", None, 0, 100, due) for _ in range(20) for due in compute_due_times(clock, [100])]
-        chosen = choose_next_batch([*huge, *small], 2000)
-        taken = {i for i in chosen if i < len(huge)}
-        served += len(taken)
-        small = [w for i, w in enumerate(small, start=len(huge)) if i not in chosen]
-        huge = [w for i, w in enumerate(huge) if i not in taken]
-        clock += 100 * len(chosen)
-    assert 100 <= served <= 300
-
-
-def test_requests_fall_due_token_by_token() -> None:
-    assert compute_due_times(5.0, [500, 1500, 1]) == [5.0, 505.0, 2005.0]
+def test_a_prompt_is_counted_once_in_each_turn() -> None:
+    assert cut_turns([Waiting("a", b"q", 40, 20)] * 5, 100) == [[60, 20, 20], [60, 20]]
+    assert cut_turns([Waiting("a", b"q", 40, 20), Waiting("b", b"q", 40, 20)], 200) == [[60, 60]]
+    assert cut_turns([Waiting("a", None, 0, 150)] * 2, 100) == [[150], [150]]
+    assert cut_turns([], 100) == []

@@ -22,8 +22,9 @@ from assay_service.api.refusals import refuse
 from assay_service.api.routes import router
 from assay_service.api.scorer import Scorer
 from assay_service.api.token_ids import collect_readers
+from assay_service.engine.admission import QueueLimits, Terms
 from assay_service.engine.engine import Engine
-from assay_service.errors import AssayError, NotReady, Overloaded
+from assay_service.errors import AssayError, NotReady
 from assay_service.metrics import Metrics
 from assay_service.policies import load_policies
 from assay_service.registry import Registry
@@ -35,6 +36,8 @@ from assay_service.settings import Limits, Settings
 # /ready trusts a forward pass that is at most this old. Otherwise it runs one, within the time limit.
 RECENT_FORWARD_S = 30.0
 PROBE_TIMEOUT_S = 10.0
+# A caller of its own has its turn at once, whatever the others have queued; nobody else can have an empty name.
+PROBE_TERMS = Terms(caller="", exempt=True)
 
 
 def create_app(
@@ -63,7 +66,7 @@ def create_app(
     metrics = Metrics()
     metrics.build.info(_describe_build(registry))
     engine = _build_engine(registry, settings.limits, metrics, on_failure)
-    scorer = Scorer(registry, engine, metrics, settings.limits.max_item_chars)
+    scorer = Scorer(registry, engine, metrics, settings.limits)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -104,7 +107,7 @@ def _build_engine(registry: Registry, limits: Limits, metrics: Metrics, on_failu
         {trunk.name: trunk for trunk in registry.trunks.values()},
         registry.identities,
         max_batch_tokens=limits.max_batch_tokens,
-        max_queue_tokens=limits.max_queue_tokens,
+        limits=QueueLimits(limits.max_queue_wait_s, limits.max_queue_tokens, limits.max_queue_items),
         cache_bytes=limits.cache_bytes,
         metrics=metrics,
         on_failure=on_failure,
@@ -146,8 +149,9 @@ async def ready(request: Request) -> dict[str, Any]:
     if stale:
         try:
             # Fresh: a cached logit would say nothing about the device.
-            results = await asyncio.wait_for(scorer.score([PROBE], stale, fresh=True), PROBE_TIMEOUT_S)
-        except (TimeoutError, Overloaded):  # either way the worker does not get through the queue
+            probing = scorer.score([PROBE], stale, PROBE_TERMS, fresh=True)
+            results = await asyncio.wait_for(probing, PROBE_TIMEOUT_S)
+        except TimeoutError:
             raise NotReady(f"no forward pass of {', '.join(stale)} finished within {PROBE_TIMEOUT_S:.0f} s") from None
         if isinstance(results[0], AssayError):
             raise NotReady(f"the last forward pass failed: {results[0].code}")

@@ -25,11 +25,12 @@ T = TypeVar("T")
 _WARNINGS = {
     429: (
         "requests are refused, because the queue is full: send fewer at once, add replicas, or raise "
-        "limits.max_queue_tokens"
+        "limits.max_queue_wait_s if clients wait longer"
     ),
     499: "clients close their connections before the answer: give them longer timeouts, or send smaller requests",
     500: "requests fail; earlier lines of this log may say why",
     503: "requests are refused, because the service is not ready",
+    504: "requests are not finished within the time of their clients: send smaller ones, or give them more time",
 }
 
 _access = logging.getLogger(ACCESS)
@@ -68,6 +69,7 @@ class Guard:
         request_id = choose_request_id(_read_sent_id(scope))
         scope.setdefault("state", {})["request_id"] = request_id  # `request.state` of the handlers
         started_s = time.monotonic()
+        scope["state"]["arrived_s"] = started_s
         received = 0
         status = 500  # stays where no answer starts, because nothing handled an exception
 

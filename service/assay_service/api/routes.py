@@ -19,7 +19,8 @@ from assay_service.api.body import StrictJsonRoute
 from assay_service.api.guard import run_while_connected
 from assay_service.api.messages import build_completion_items
 from assay_service.api.scorer import ItemScore, Scorer
-from assay_service.api.scoring import ScoredItem, check_count, score_items, score_result
+from assay_service.api.scoring import ScoredItem, check_completions, check_count, score_items, score_result
+from assay_service.api.terms import read_terms
 from assay_service.api.token_ids import read_items
 from assay_service.errors import AssayError
 from assay_service.scoring.blend import compute_probability, rank_scores
@@ -61,7 +62,7 @@ async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -
 @router.post("/v1/rank", response_model=answers.RankAnswer, response_model_exclude_unset=True)
 async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> answers.RankAnswer:
     """Rank the completions of one prompt; margins are those of the whole ranking, also where `top_n` cuts it."""
-    check_count(request, len(body.completions), "completions")
+    check_completions(request, len(body.completions), "completions")
     registry = scorer.registry
     blend = registry.blend(body.model, body.weights)
     # Errors of the prompt name the field in which the client sent it.
@@ -109,7 +110,7 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
     sides = [schemas.RankCompletion(completion=text) for text in (body.a, body.b)]
     items = build_completion_items(body.prompt, sides, "prompt")
     # Not `score_items`, which gives the one score of a blend: each margin is the difference of two logits.
-    results = await run_while_connected(request, scorer.score(items, names))
+    results = await run_while_connected(request, scorer.score(items, names, read_terms(request)))
     for param, result in zip(("a", "b"), results, strict=True):
         if isinstance(result, AssayError):
             error = copy.copy(result)  # other requests may hold the same error

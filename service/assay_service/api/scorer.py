@@ -5,20 +5,24 @@ not hold up the event loop. It works in slices, so that a large request does not
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from assay_service.engine.admission import Terms
 from assay_service.engine.cache import Outputs
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
-from assay_service.errors import AssayError, ContentError, NotFinite
+from assay_service.errors import AssayError, ContentError, DeadlineExceeded, NotFinite, Overloaded, ServingError
 from assay_service.metrics import Metrics
 from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Truncation
 from assay_service.scoring.reading import Reading
 from assay_service.scoring.rendered import Rendered
 from assay_service.scoring.trunk import Trunk
+from assay_service.settings import Limits
 
 # One turn of the render thread ends at whichever limit is reached first: items, or characters.
 SLICE_ITEMS = 16
@@ -74,12 +78,12 @@ class Scorer:
         registry: the served signals and blends.
         engine: the engine that runs the models.
         metrics: the counters and histograms that every result updates.
-        max_item_chars: most characters in one item; longer items are refused before they are tokenized.
+        limits: limits of items and requests; longer items are refused before they are tokenized.
     """
 
-    def __init__(self, registry: Registry, engine: Engine, metrics: Metrics, max_item_chars: int) -> None:
+    def __init__(self, registry: Registry, engine: Engine, metrics: Metrics, limits: Limits) -> None:
         self.registry = registry
-        self._max_item_chars = max_item_chars
+        self._limits = limits
         self.engine = engine
         self._metrics = metrics
         # With one thread, the slices of several requests take turns in the order in which they were submitted.
@@ -93,6 +97,7 @@ class Scorer:
         self,
         items: Sequence[ItemSource],
         signals: Sequence[str],
+        terms: Terms,
         truncation: Truncation = "error",
         *,
         fresh: bool = False,
@@ -102,18 +107,44 @@ class Scorer:
         Args:
             items: items to score; an error in place of an item is returned as it is.
             signals: names of the signals that score them.
+            terms: who asks, and for how long they wait.
             truncation: policy for prompts that are too long.
             fresh: True runs the models even for logits that are cached.
 
         Raises:
-            ServingError: the whole request was refused.
+            ServingError: the whole request was refused, or its time ended.
         """
-        rendered = await self.render(items, signals, truncation)
-        renderings = [rendering for rendering in rendered if not isinstance(rendering, AssayError)]
+        left_s = terms.deadline_s - time.monotonic()
+        try:
+            async with asyncio.timeout(None if math.isinf(left_s) else left_s):
+                results = await self._score(items, signals, terms, truncation, fresh=fresh)
+        except TimeoutError:  # the sequences that still waited have left the queue with their futures
+            self._metrics.rejected.labels("expired").inc()
+            raise DeadlineExceeded("the client's time ended while the request waited", reason="expired") from None
+        except (Overloaded, DeadlineExceeded) as error:
+            self._metrics.rejected.labels(error.reason).inc()
+            raise
+        self._count(results)
+        return results
+
+    async def _score(
+        self,
+        items: Sequence[ItemSource],
+        signals: Sequence[str],
+        terms: Terms,
+        truncation: Truncation,
+        *,
+        fresh: bool,
+    ) -> list[ItemScore | AssayError]:
         # Signals that share a trunk share their renderer, so any of them has the sequence.
         readers = {self.registry.trunks[name]: name for name in signals}
+        chars = sum(map(_count_chars, items)) * len(readers)
+        with self.engine.expect(terms, chars, len(items) * len(readers)):
+            rendered = await self.render(items, signals, truncation)
+        renderings = [rendering for rendering in rendered if not isinstance(rendering, AssayError)]
         tasks = [Task(trunk.name, r[name].sequence) for r in renderings for trunk, name in readers.items()]
-        futures = self.engine.submit(tasks, fresh=fresh)
+        self._check_tokens(tasks)
+        futures = self.engine.submit(tasks, terms, chars=chars, fresh=fresh)
         waiting = iter(futures)  # in the order of `tasks`: by item, then by trunk
         results: list[ItemScore | AssayError] = []
         try:
@@ -123,12 +154,20 @@ class Scorer:
                 else:
                     results.append(await self._gather({trunk: next(waiting) for trunk in readers}, rendering))
         except asyncio.CancelledError:
-            # The client is gone. The engine drops sequences whose futures are all cancelled.
+            # The client is gone, or its time is over. The engine drops sequences whose futures are all cancelled.
             for future in futures:
                 future.cancel()
             raise
-        self._count(results)
         return results
+
+    def _check_tokens(self, tasks: Sequence[Task]) -> None:
+        tokens = sum(len(task.sequence.ids) for task in tasks)
+        if tokens > (most := self._limits.max_request_tokens):
+            raise ServingError(
+                f"the request has {tokens} tokens; the limit is {most} (max_request_tokens): split it into several "
+                "requests",
+                code="too_many_tokens",
+            )
 
     async def render(
         self, items: Sequence[ItemSource], signals: Sequence[str], truncation: Truncation
@@ -157,6 +196,7 @@ class Scorer:
                 self._check_size(item)
                 if isinstance(item, UnreadItem):
                     item = item.read()  # noqa: PLW2901 - the same item in another form
+                    self._check_size(item)
                 rendered.append(self._render_item(item, signals, truncation))
             except ContentError as error:
                 rendered.append(error)
@@ -169,11 +209,12 @@ class Scorer:
         return {name: once[renderer] for name, renderer in renderers.items()}
 
     def _check_size(self, item: ItemSource) -> None:
-        if (chars := _count_chars(item)) > self._max_item_chars:
+        if (chars := _count_chars(item)) > (most := self._limits.max_item_chars):
             raise ContentError(
-                f"the item has {chars} characters; the limit is {self._max_item_chars} (max_item_chars)",
-                code="too_long",
+                f"the item has {chars} characters; the limit is {most} (max_item_chars)", code="too_long"
             )
+        if isinstance(item, Item) and (count := len(item.messages)) > (most := self._limits.max_messages):
+            raise ContentError(f"the item has {count} messages; the limit is {most} (max_messages)", code="too_long")
 
     async def _gather(self, futures: Mapping[Trunk, "Future[Outputs]"], rendered: Renderings) -> ItemScore | AssayError:
         """Wait for the logits of one item; the first failure of any signal becomes the item's error."""

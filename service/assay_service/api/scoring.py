@@ -7,6 +7,7 @@ from fastapi import Request
 
 from assay_service.api.guard import run_while_connected
 from assay_service.api.scorer import ItemScore, ItemSource, Scorer
+from assay_service.api.terms import read_terms
 from assay_service.errors import AssayError, ServingError
 from assay_service.scoring.blend import Blend, Moments, blend_logits
 from assay_service.scoring.item import Truncation
@@ -38,7 +39,9 @@ async def score_items(
         ServingError: the whole request was refused.
     """
     scorer: Scorer = request.app.state.scorer
-    results = await run_while_connected(request, scorer.score(items, list(blend.weights), truncation))
+    results = await run_while_connected(
+        request, scorer.score(items, list(blend.weights), read_terms(request), truncation)
+    )
     moments = scorer.registry.moments  # once, because the property builds a new mapping
     return [score_result(blend, result, moments) for result in results]
 
@@ -66,6 +69,23 @@ def check_count(request: Request, count: int, param: str) -> None:
     if count > most:
         raise ServingError(
             f"the request has {count} {param}; the limit is {most} (max_items): split it into several requests",
+            code="too_many_items",
+            param=param,
+        )
+
+
+def check_completions(request: Request, count: int, param: str) -> None:
+    """Refuse a request with too many completions of its one prompt, and give their number to the access log.
+
+    Raises:
+        ServingError: there are more than `limits.max_completions`, or `limits.max_items`; the code is `too_many_items`.
+    """
+    check_count(request, count, param)
+    most = request.app.state.settings.limits.max_completions
+    if count > most:
+        raise ServingError(
+            f"the request has {count} {param} of one prompt; the limit is {most} (max_completions): split it into "
+            "several requests",
             code="too_many_items",
             param=param,
         )

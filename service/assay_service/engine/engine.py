@@ -15,20 +15,23 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 import torch
 
+from assay_service.engine.admission import QueueLimits, Terms
+from assay_service.engine.backlog import Backlog
 from assay_service.engine.cache import Outputs, ResultCache
 from assay_service.engine.fault import Fault
 from assay_service.engine.job import Job, Task
-from assay_service.engine.plan import choose_next_batch, compute_due_times, count_computed_tokens
-from assay_service.errors import AssayError, ForwardFailed, NotReady, Overloaded
+from assay_service.engine.plan import count_computed_tokens
+from assay_service.errors import AssayError, ForwardFailed, NotReady
 from assay_service.metrics import Metrics
 from assay_service.scoring.trunk import Trunk
 
-RETRY_AFTER_S = 1.0
+_TERMS = Terms()  # of whoever says nothing
 
 _log = logging.getLogger("assay")
 
@@ -41,7 +44,7 @@ class Engine:
         identities: fingerprints of everything that decides the logits besides their sequence, by name of the trunk. A
             trunk without one, whose invariance was not shown, is neither cached nor shared between requests.
         max_batch_tokens: most tokens that one forward pass computes.
-        max_queue_tokens: number of waiting tokens beyond which requests are refused.
+        limits: limits of the queue, beyond which requests are refused.
         cache_bytes: size of the cache of logits. 0 turns off the cache, and also the sharing of a sequence that two
             requests wait for at the same time.
         metrics: the counters and histograms that every batch updates.
@@ -54,23 +57,20 @@ class Engine:
         identities: Mapping[str, str],
         *,
         max_batch_tokens: int,
-        max_queue_tokens: int,
+        limits: QueueLimits,
         cache_bytes: int,
         metrics: Metrics,
         on_failure: Callable[[], None],
     ) -> None:
         self._trunks = trunks
         self._identities = identities if cache_bytes else {}
-        self._max_batch_tokens = max_batch_tokens
-        self._max_queue_tokens = max_queue_tokens
+        self._backlog = Backlog(limits, max_batch_tokens)
         self._cache = ResultCache(cache_bytes)
         self._metrics = metrics
         self._on_failure = on_failure
-        self._queue: list[Job] = []
         # Jobs stay here while they run, so that a request which comes then still joins them.
         self._unfinished: dict[bytes, Job] = {}  # waiting or running
-        self._queued_tokens = 0
-        self._clock = 0  # number of tokens served so far: the clock of `plan`
+        self._computed: list[Job] = []  # what has succeeded of the running batch
         self._changed = threading.Condition()
         self._stopping = False
         self._failed = False
@@ -109,20 +109,37 @@ class Engine:
         """Return the seconds since a forward pass of `signal` last gave a finite logit; infinite before the first."""
         return time.monotonic() - self._last_success_s[signal]
 
-    def submit(self, tasks: Sequence[Task], *, fresh: bool = False) -> list["Future[Outputs]"]:
+    @contextmanager
+    def expect(self, terms: Terms, chars: int, items: int) -> Iterator[None]:
+        """Expect a request within the block, so that its place is not promised to those that come meanwhile.
+
+        The arguments and errors are those of `Backlog.expect`.
+        """
+        with self._changed:
+            expected = self._backlog.expect(terms, chars, items, time.monotonic())
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._backlog.forget(expected, items)
+
+    def submit(
+        self, tasks: Sequence[Task], terms: Terms = _TERMS, *, chars: int = 0, fresh: bool = False
+    ) -> list["Future[Outputs]"]:
         """Queue all `tasks`, or none of them.
 
         Args:
             tasks: sequences to score.
+            terms: conditions of the request.
+            chars: number of characters of its items, from which later requests are estimated; 0 if it is not known.
             fresh: True computes them even if their logits are cached.
 
         Returns:
             One future for each task, which gives its logits or an `AssayError`. A sequence whose futures are all
-            cancelled leaves the queue before any work is done for it.
+            cancelled leaves the queue at once.
 
         Raises:
-            Overloaded: the tasks do not fit in the queue.
-            NotReady: the engine is stopping or its worker has ended.
+            ServingError: the queue refuses the tasks (see `Backlog.add`), or the engine is stopping.
         """
         now_s = time.monotonic()
         # Making jobs hashes their ids, which takes long enough to do it before the lock.
@@ -131,26 +148,30 @@ class Engine:
             if self._stopping or not self._thread.is_alive():
                 raise NotReady("the service is shutting down")
             jobs, new = self._find_or_add(candidates)
-            tokens = sum(job.tokens for job in new)
-            # An empty queue takes a request of any size: otherwise a large one could never be served.
-            if new and self._queue and self._queued_tokens + tokens > self._max_queue_tokens:
-                self._metrics.rejected.inc()
-                raise Overloaded("the queue is full: too many tokens are waiting", retry_after_s=RETRY_AFTER_S)
-            futures = [job.subscribe() if isinstance(job, Job) else _make_done_future(job) for job in jobs]
-            self._enqueue(new)
+            # Jobs that run already need no place in the queue.
+            waiting = [j for j in dict.fromkeys(jobs) if isinstance(j, Job) and (j in new or j in self._backlog.queue)]
+            if waiting and not self._failed:
+                self._backlog.add(terms, waiting, chars, now_s)
+            drop = self._drop_abandoned
+            futures = [job.subscribe(drop) if isinstance(job, Job) else _make_done_future(job) for job in jobs]
+            if self._failed:  # these jobs get the error of the device at once and not after a wait in the queue
+                for job in new:
+                    job.fail(_make_device_error())
+            else:
+                self._unfinished |= {job.key: job for job in new}
+                self._show_queue()
+                self._changed.notify_all()
         return futures
 
     def _make_job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
         identity = None if fresh else self._identities.get(task.trunk)
         return Job(task, identity, now_s, shares_prompt=self._trunks[task.trunk].model.shares_prompts)
 
-    def _find_or_add(self, candidates: Sequence[Job]) -> tuple[list[Job | Outputs], list[Job]]:
+    def _find_or_add(self, candidates: Sequence[Job]) -> tuple[list[Job | Outputs], dict[Job, None]]:
         """Return each candidate's cached logits, or the job that will give them; and the jobs that are new."""
         jobs: list[Job | Outputs] = []
         new: dict[bytes, Job] = {}
-        for job, due in zip(
-            candidates, compute_due_times(self._clock, [job.tokens for job in candidates]), strict=True
-        ):
+        for job in candidates:
             cached = self._cache.get(job.key) if job.reusable else None
             if cached is not None:
                 jobs.append(cached)
@@ -159,29 +180,20 @@ class Engine:
             # A request may hold the same sequence twice, so its own new jobs count as well.
             earlier = self._unfinished.get(job.key, new.get(job.key))
             self._metrics.lookups.labels("miss" if earlier is None else "in_flight").inc()
-            serving = new.setdefault(job.key, job) if earlier is None else earlier
-            serving.schedule(due)
-            jobs.append(serving)
-        return jobs, list(new.values())
-
-    def _enqueue(self, new: Sequence[Job]) -> None:
-        # The device has failed, so these jobs get its error at once and not after a wait in the queue.
-        if self._failed:
-            for job in new:
-                job.fail(_make_device_error())
-            return
-        self._queue.extend(new)
-        self._unfinished |= {job.key: job for job in new}
-        self._count(sum(job.tokens for job in new))
-        self._changed.notify_all()
+            jobs.append(new.setdefault(job.key, job) if earlier is None else earlier)
+        return jobs, dict.fromkeys(new.values())
 
     def _work(self) -> None:
         try:
             while batch := self._take():
-                now_s = time.monotonic()
+                started_s = time.monotonic()
                 for job in batch:
-                    self._metrics.queue_s.observe(now_s - job.since_s)
+                    self._metrics.queue_s.observe(started_s - job.since_s)
                 self._run(batch)
+                with self._changed:
+                    now_s = time.monotonic()
+                    self._backlog.finish_pass(self._computed, now_s - started_s, now_s)
+                    self._metrics.drain_rate.set(self._backlog.rate.tokens_per_s or 0.0)
         except BaseException:  # a bug in the engine: no request may wait for ever
             _log.exception("the worker ends because of an error that it does not handle")
             self._fail()
@@ -189,35 +201,23 @@ class Engine:
 
     def _take(self) -> list[Job]:
         """Wait for jobs and take the next batch out of the queue; return an empty one when the engine stops."""
-        while True:
-            with self._changed:
-                while not self._queue and not self._stopping:
-                    self._changed.wait()
-                self._drop([job for job in self._queue if job.abandoned])
-                queue = list(self._queue)
-                if not queue and self._stopping:
-                    return []
-            # No other thread takes jobs out, so choosing needs no lock, and `submit` does not wait for it.
-            batch = [queue[i] for i in choose_next_batch([job.waiting for job in queue], self._max_batch_tokens)]
-            with self._changed:
-                self._remove(batch)
-            if batch:
-                return batch
+        with self._changed:
+            self._changed.wait_for(lambda: self._backlog.queue or self._stopping)
+            self._computed, batch = [], self._backlog.take()
+            self._show_queue()
+        return batch
 
-    def _drop(self, jobs: Sequence[Job]) -> None:
-        """Remove jobs that no request waits for any more, before any work is done for them."""
-        self._remove(jobs)
-        for job in jobs:
-            del self._unfinished[job.key]
+    def _drop_abandoned(self, job: Job) -> None:
+        """Remove a job that no request waits for any more, unless it runs already; called when one has left."""
+        with self._changed:
+            if job.abandoned and job in self._backlog.queue:
+                self._backlog.queue.drop([job])
+                del self._unfinished[job.key]
+                self._show_queue()
 
-    def _remove(self, jobs: Sequence[Job]) -> None:
-        gone = {id(job) for job in jobs}
-        self._queue = [job for job in self._queue if id(job) not in gone]
-        self._count(-sum(job.tokens for job in jobs))
-
-    def _count(self, tokens: int) -> None:
-        self._queued_tokens += tokens
-        self._metrics.queue_tokens.set(self._queued_tokens)
+    def _show_queue(self) -> None:
+        self._metrics.queue_tokens.set(self._backlog.queue.tokens)
+        self._metrics.queue_items.set(len(self._backlog.queue))
 
     def _run(self, batch: list[Job], *, split: bool = False) -> None:
         forward = self._forward(batch)
@@ -226,7 +226,7 @@ class Engine:
             return
         signals = self._trunks[batch[0].task.trunk].signals
         for job, numbers in zip(batch, forward, strict=True):
-            outputs = tuple(of_signal if all(map(math.isfinite, of_signal)) else None for of_signal in numbers)
+            outputs = tuple(each if all(map(math.isfinite, each)) else None for each in numbers)
             for name, of_signal in zip(signals, outputs, strict=True):
                 if of_signal is None:
                     self._metrics.not_finite.labels(name).inc()
@@ -256,8 +256,8 @@ class Engine:
         with self._changed:
             self._failed = True
             unfinished, self._unfinished = list(self._unfinished.values()), {}
-            self._queue = []
-            self._count(-self._queued_tokens)
+            self._backlog.queue.clear()
+            self._show_queue()
         for job in unfinished:
             job.fail(_make_device_error())
         self._on_failure()
@@ -284,7 +284,7 @@ class Engine:
             # The trace is logged as text: a log handler that keeps the exception would keep its frames' tensors.
             _log.warning("a forward pass of %s failed\n%s", trunk.name, traceback.format_exc())
             return Fault.classify(error)
-        self._clock += sum(job.tokens for job in batch)
+        self._computed += batch
         self._metrics.forward_s.labels(trunk.name).observe(time.monotonic() - started_s)
         self._metrics.batch_tokens.labels(trunk.name).observe(count_computed_tokens([job.waiting for job in batch]))
         return numbers

@@ -1,10 +1,10 @@
 """Represent a sequence on its way through the engine, and the requests that wait for its logits."""
 
 import hashlib
-import math
 from array import array
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from assay_service.engine.cache import Outputs, compute_key
 from assay_service.engine.plan import Waiting
@@ -33,6 +33,8 @@ class Job:
     Attributes:
         key: bytes that are equal for jobs with the same logits.
         reusable: True if the logits may be cached.
+        tokens: number of tokens of the sequence.
+        cost: number of tokens that are computed for it; a prompt counts for one of the sequences that share it.
         waiting: the view of the job that `plan` works on.
     """
 
@@ -46,22 +48,24 @@ class Job:
         prompt_tokens = task.sequence.boundary if shares_prompt else 0
         # Planning compares prompts for every sequence in the queue, and a hash compares faster than ids.
         prompt = hashlib.sha256(array("q", task.sequence.prompt).tobytes()).digest() if shares_prompt else None
-        self.waiting = Waiting(task.trunk, prompt, prompt_tokens, self.tokens - prompt_tokens, math.inf)
+        self.waiting = Waiting(task.trunk, prompt, prompt_tokens, self.tokens - prompt_tokens)
+        self.cost = self.tokens
         self._waiters: list[Future[Outputs]] = []
-
-    def schedule(self, due: float) -> None:
-        """Make the job due at `due`, unless it is due earlier already."""
-        self.waiting = replace(self.waiting, due=min(due, self.waiting.due))
 
     @property
     def abandoned(self) -> bool:
         """Return True if all requests that waited for the job were cancelled."""
         return all(future.cancelled() for future in self._waiters)
 
-    def subscribe(self) -> "Future[Outputs]":
-        """Return a future for one more request that waits; call it before the job is finished."""
+    def subscribe(self, on_cancel: Callable[["Job"], None]) -> "Future[Outputs]":
+        """Return a future for one more request that waits; call it before the job is finished.
+
+        Args:
+            on_cancel: callback, called with the job when the future is cancelled.
+        """
         future: Future[Outputs] = Future()
         self._waiters.append(future)
+        future.add_done_callback(lambda done: on_cancel(self) if done.cancelled() else None)
         return future
 
     def finish(self, outputs: Outputs) -> None:

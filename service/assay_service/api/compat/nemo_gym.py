@@ -16,7 +16,7 @@ from assay_service.api.compat.responses import read_completion, read_conversatio
 from assay_service.api.compat.rollout_metrics import aggregate_rollouts
 from assay_service.api.compat.wire import Context, Wire, WireBody, WireContext, WireScore, make_router
 from assay_service.api.refusals import Refusal
-from assay_service.api.scoring import check_count
+from assay_service.api.scoring import check_completions
 from assay_service.scoring.blend import LENGTH_TERM, Blend, rank_scores, weigh_logits
 
 # Fields that an answer sets, or that mark a failure. A row that is verified again may hold those of its last answer.
@@ -119,7 +119,7 @@ async def compare(body: CompareBody, context: Context) -> dict[str, Any]:
     `comparison_results` has one row for each two neighbors of the ranking, best first: what a GenRM's comparisons of
     pairs would say. Rewards are scores, which have no 1-to-5 scale.
     """
-    check_count(context.request, len(body.response_objs), "response_objs")
+    check_completions(context.request, len(body.response_objs), "response_objs")
     blend = context.find_blend()
     # A refused response is named by its place, because all of them share one conversation.
     params = [f"response_objs[{index}]" for index in range(len(body.response_objs))]

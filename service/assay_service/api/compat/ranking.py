@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from assay_service.api.compat.wire import WireContext, WireScore
-from assay_service.api.scoring import check_count
+from assay_service.api.scoring import check_completions
 from assay_service.scoring.blend import Blend, compute_probability, rank_scores
 from assay_service.scoring.item import Item, Truncation
 
@@ -56,7 +56,7 @@ async def rank_documents(
     Raises:
         AssayError: as for `WireContext.score`.
     """
-    check_count(context.request, len(documents), field)
+    check_completions(context.request, len(documents), field)
     items = [Item.of(query, document) for document in documents]
     scored = await context.score(items, blend, [f"{field}[{index}]" for index in range(len(items))], truncation)
     # By scores: the sigmoid of large ones is the same number, which would make ties.

@@ -29,7 +29,7 @@ from assay_service.api.compat.wire import ANY, Context, Wire, WireBody, WireCont
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
 from assay_service.api.scorer import ItemSource
-from assay_service.api.scoring import check_count
+from assay_service.api.scoring import check_completions
 from assay_service.errors import ServingError
 from assay_service.scoring.blend import Blend
 
@@ -213,7 +213,7 @@ async def models(context: Context) -> dict[str, Any]:
 def _read_items(body: ScoreBody, context: WireContext, blend: Blend) -> list[ItemSource]:
     """Return the conversation of each item with the query."""
     items: list[Any] = list_entries(body.items)  # all of one type, texts or ids
-    check_count(context.request, len(items), "items")
+    check_completions(context.request, len(items), "items")
     # An empty value of the items' own type, so that it can be joined to texts and to ids.
     query: Any = items[0][:0] if body.query is None else list_entries(body.query)[0]
     if type(query) is not type(items[0]):

@@ -25,7 +25,7 @@ from assay_service.api.messages import build_items
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import ChatMessage, ScoreItem, Text
 from assay_service.api.scorer import ItemSource
-from assay_service.api.scoring import check_count
+from assay_service.api.scoring import check_completions, check_count
 from assay_service.scoring.blend import Blend, compute_probability, rank_scores
 from assay_service.scoring.item import Item
 
@@ -260,7 +260,8 @@ async def _score_pairs(
     context: WireContext, body: _PairBody, prompts: Sequence[str], completions: Sequence[str], field: str
 ) -> tuple[Blend, list[WireScore]]:
     """Score each completion with its prompt, or all with the only one."""
-    check_count(context.request, len(completions), field)
+    check = check_completions if len(prompts) == 1 else check_count
+    check(context.request, len(completions), field)
     blend = context.find_blend(body.model)
     # As vLLM reads 1:N; the engine computes a shared prompt once.
     if len(prompts) == 1:
