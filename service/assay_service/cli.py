@@ -17,6 +17,7 @@ import typer
 from assay_service.cli_options import (
     Base,
     Code,
+    Compute,
     Dtype,
     Eos,
     GgufFile,
@@ -65,6 +66,7 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     base: Base = None,
     template: Template = None,
     dtype: Dtype = None,
+    compute: Compute = None,
     token_types: TokenTypes = None,
     pad: Pad = None,
     quantization: Quantization = None,
@@ -93,6 +95,7 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
     declared |= {"pad_token_id": pad, "quantization": quantization, "gguf_file": gguf_file, "code": code}
+    declared["compute"] = compute
     declared |= {"preset": preset, "revision": revision}
     logs.configure(log_level, log_format, access=access_log)
     with _print_start_errors("serve"):
@@ -112,6 +115,7 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
     base: Base = None,
     template: Template = None,
     dtype: Dtype = None,
+    compute: Compute = None,
     token_types: TokenTypes = None,
     pad: Pad = None,
     quantization: Quantization = None,
@@ -128,6 +132,7 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
     declared |= {"pad_token_id": pad, "quantization": quantization, "gguf_file": gguf_file, "code": code}
+    declared["compute"] = compute
     declared["preset"] = preset
     with _print_start_errors("inspect"):
         inspection = inspect(directory, declared)

@@ -14,10 +14,12 @@ from assay_service.preset_keys import find_golden
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, manifest, tokenizer
+from assay_service.scoring.base_files import load_base
+from assay_service.scoring.compute import decide_compute
 from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.item import PROBE
-from assay_service.scoring.kernels.build import explain_slow_dtype
+from assay_service.scoring.kernels.build import explain_slow_dtype, has_units, spell_dtype
 from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.quantization import Quantization
@@ -84,7 +86,7 @@ class _Loader:
     """A loader of signals, in which signals on the same base share it in memory."""
 
     def __init__(self) -> None:
-        self._models: dict[tuple[Path, Quantization | None, torch.dtype, str], RewardModel] = {}
+        self._models: dict[tuple[Path, Quantization | None, str, str, str], RewardModel] = {}
         self._hashes: dict[tuple[Path, ...], str] = {}
         self._renderers: dict[tuple[Path, RenderRules, int], tuple[Renderer, tuple[str, ...]]] = {}
 
@@ -106,8 +108,10 @@ class _Loader:
             limit, devices = resolved.rules.max_length, settings.tensor_parallel_size
             with log_step("loading %s by vLLM (%s, %d devices)", base, resolved.dtype, devices):
                 model = VllmClassifier(base, resolved.config, resolved.dtype, limit, devices)
+            compute: str = resolved.dtype
         else:
-            model, adapters, head = self._add_to_base(name, resolved)
+            trunk, adapters, head = self._add_to_base(name, resolved)
+            model, compute = trunk, spell_dtype(trunk.dtype)
         renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.get_vocabulary_size(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError("template: its hash is not template_sha256 of the manifest; declare the one of training")
@@ -121,6 +125,7 @@ class _Loader:
             head_sha256=head.sha256,
             template_sha256=renderer.template.sha256,
             dtype=resolved.dtype,
+            compute=compute,
             quantization=None if resolved.quantization is None else resolved.quantization.method,
             weights_sha256=None if resolved.quantization is None else base_sha256,
         )
@@ -145,21 +150,23 @@ class _Loader:
             )
         return self._hashes[key]
 
-    def _load_model(self, resolved: ResolvedSignal, dtype: torch.dtype, device: torch.device) -> RewardModel:
-        base, quantization = resolved.base, resolved.quantization
-        key = (base, quantization, dtype, str(device))
+    def _load_model(self, resolved: ResolvedSignal, device: torch.device) -> RewardModel:
+        base, quantization, dtype = resolved.base, resolved.quantization, resolved.dtype
+        compute = decide_compute(resolved.compute, dtype, has_units=has_units(dtype, device))
+        key = (base, quantization, dtype, compute, str(device))
         if key not in self._models:
-            if (slow := explain_slow_dtype(dtype, device)) is not None:
+            if (slow := explain_slow_dtype(compute, device)) is not None:
                 _log.warning("base %s: %s", base, slow)
-            with log_step("loading base %s (%s, %s)", base, str(dtype).removeprefix("torch."), device):
-                self._models[key] = RewardModel.load(base, dtype, device, quantization)
+            with log_step("loading base %s (%s, computing in %s on %s)", base, dtype, compute, device):
+                weights = load_base(base, getattr(torch, dtype), device, quantization)
+                self._models[key] = RewardModel(weights, device, getattr(torch, compute))
         return self._models[key]
 
     def _add_to_base(
         self, name: str, resolved: ResolvedSignal
     ) -> tuple[RewardModel, list[checkpoint.Adapter], StoredHead]:
         """Load the base of a signal, unless another signal has it, and add the signal's adapters and head to it."""
-        model = self._load_model(resolved, getattr(torch, resolved.dtype), _choose_device(resolved.settings.device))
+        model = self._load_model(resolved, _choose_device(resolved.settings.device))
         adapters, head = read_weights(resolved)
         model.add_signal(name, build_head(head, resolved.head, model), *adapters)
         _log.info(
@@ -205,9 +212,9 @@ def _log_how_served(signal: Signal, *, is_invariant: bool) -> None:
             "signal %s: preset %s (%s)%s", signal.name, preset.name, preset.sha256[:16], changed
         )
     logging.getLogger(START).info(
-        "signal %s: %s, reads %s, up to %d tokens, %s on %s, kernels %s",
+        "signal %s: %s, reads %s, up to %d tokens, %s weights, computes in %s on %s, kernels %s",
         *(signal.name, signal.kind, rules.score_position, rules.max_length),
-        *(signal.provenance.dtype, signal.model.device, signal.model.kernels),
+        *(signal.provenance.dtype, signal.provenance.compute, signal.model.device, signal.model.kernels),
     )
     if not is_invariant:
         _log.warning(

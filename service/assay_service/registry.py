@@ -33,7 +33,8 @@ class Provenance:
         adapter_sha256: SHA-256 of the adapters' tensors and settings, in their order; None without adapter.
         head_sha256: SHA-256 of the head's values.
         template_sha256: SHA-256 of the chat template.
-        dtype: dtype in which the base computes.
+        dtype: dtype of the base's weights.
+        compute: numbers in which the base computes.
         quantization: format of the base's quantized weights; None for plain weights.
         weights_sha256: SHA-256 of the quantized weights; None for plain weights.
     """
@@ -44,6 +45,7 @@ class Provenance:
     head_sha256: str
     template_sha256: str
     dtype: str
+    compute: str
     quantization: str | None = None
     weights_sha256: str | None = None
 

@@ -66,6 +66,7 @@ def test_another_signal_has_another_key() -> None:
     [
         ("revision", "another"),
         ("dtype", "bfloat16"),
+        ("compute", "bfloat16"),
         ("adapter_sha256", "another"),
         ("head_sha256", "another"),
         ("template_sha256", "another"),

@@ -212,6 +212,7 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "kind": signal.kind,
                 "device": str(signal.model.device),
                 "dtype": signal.provenance.dtype,
+                "compute": signal.provenance.compute,
                 "quantization": signal.provenance.quantization,
                 "invariant": registry.invariant[name],
                 "kernels": asdict(signal.model.kernels),

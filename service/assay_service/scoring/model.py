@@ -29,6 +29,7 @@ from assay_service.scoring.kernels.choose import choose_backend
 from assay_service.scoring.kernels.experts import split_experts
 from assay_service.scoring.kernels.row_invariant import make_invariant
 from assay_service.scoring.kernels.torch_segments import TorchSegments
+from assay_service.scoring.kernels.widen import widen
 from assay_service.scoring.layout import Layout, TokenSequence, pack, select_read_tokens
 from assay_service.scoring.likelihood import LikelihoodHead, split_numbers
 from assay_service.scoring.quantization import Quantization
@@ -51,6 +52,7 @@ class RewardModel:
     Args:
         base: bare transformers model (no task head) with packed attention.
         device: device to which the base is moved.
+        dtype: dtype in which the base computes; None takes that of its weights. fp32 widens narrower weights.
 
     Attributes:
         hidden_size: width of the hidden states.
@@ -58,11 +60,13 @@ class RewardModel:
         architecture: properties of the base's architecture that scoring depends on.
         token_types: number of token types that the base distinguishes.
         kernels: description of the back end that computes the base.
+        dtype: dtype of the hidden states.
         shares_prompts: whether the prompt is computed once for all sequences of a forward pass that have it.
     """
 
-    def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
+    def __init__(self, base: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None) -> None:
         self.base: Any = base.to(device).eval()
+        self.dtype: torch.dtype = dtype or base.dtype
         self.hidden_size = int(base.config.hidden_size)
         self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
         self.architecture = ARCHITECTURES[base.config.model_type]
@@ -70,7 +74,7 @@ class RewardModel:
         config = base.config.to_dict()
         self._position_pad = find_position_pad(config)
         self._first_position = find_first_position(config)  # RoBERTa's uncounted ids are one before it
-        self.token_types = count_token_types(base.config.to_dict())
+        self.token_types = count_token_types(config)
         self._signals: dict[str, _Signal] = {}
         self._output_layer: LikelihoodHead | None = None
         self._attached: dict[tuple[str, ...], tuple[tuple[str, ...], OwnEmbedding | None]] = {}
@@ -112,7 +116,8 @@ class RewardModel:
         digests = tuple(adapter.sha256 for adapter in adapters)  # files may change, so a path does not identify them
         if digests not in self._attached:
             keys = tuple(f"signal{len(self._signals)}_{number}" for number in range(len(adapters)))
-            embedding = attach(self.base, self.architecture.before_head, dict(zip(keys, adapters, strict=True)))
+            named = dict(zip(keys, adapters, strict=True))
+            embedding = attach(self.base, self.dtype, self.architecture.before_head, named)
             self._attached[digests] = keys, embedding
         keys, embedding = self._attached[digests]
         self._signals[name] = _Signal(keys, head.to(self.device), embedding)
@@ -184,16 +189,18 @@ class RewardModel:
         Raises:
             NotInvariant: this machine has no way to compute a layer's product so that its rows are independent.
         """
+        split_experts(self.base)
+        if self.dtype == torch.float32:
+            widen(self.base)
         if self.architecture.packed:  # the others run one sequence at a time, which no neighbor can change
-            split_experts(self.base)
-            self._backend, self.kernels = choose_backend(self.base)
+            self._backend, self.kernels = choose_backend(self.base, self.dtype)
             self._backend.prepare(self.base)
-            make_invariant(self.base)
+            make_invariant(self.base, self.dtype)
         for head in {signal.head for signal in self._signals.values()}:
             if isinstance(head, LikelihoodHead):
                 head.make_invariant()
             else:
-                make_invariant(head)
+                make_invariant(head, torch.float32)
 
     def pooled(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
         """Return the pooled hidden states that heads read with the adapters of signal `name`, fp32 `[N, H]`.
@@ -212,7 +219,7 @@ class RewardModel:
         return pool(self.hidden(row, read=read), spans)
 
     def hidden(self, row: Layout, **read: torch.Tensor) -> torch.Tensor:
-        """Return the last hidden states of a packed row under the active adapters, `[1, T, H]` in the base's dtype.
+        """Return the last hidden states of a packed row under the active adapters, `[1, T, H]` in `dtype`.
 
         Args:
             row: packed row of `T` tokens.

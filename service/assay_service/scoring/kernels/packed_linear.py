@@ -59,17 +59,21 @@ def find_doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
     return own, around
 
 
-def pack_linear(linear: nn.Linear, *, keep: bool) -> None:
+def pack_linear(linear: nn.Linear, dtype: torch.dtype, *, keep: bool) -> None:
     """Turn a linear layer into a packed one, in place; a layer whose width cannot be packed stays as it is.
 
     Args:
         linear: layer to pack.
+        dtype: dtype of its inputs; a weight of another dtype is widened a panel at a time when it is multiplied.
         keep: whether its original weight and bias stay beside the packed ones.
     """
-    if linear.weight.element_size() == 2 and linear.in_features % 2:  # the kernels read bf16 numbers in pairs
+    widened = linear.weight.dtype != dtype
+    if (
+        linear.weight.element_size() == 2 and not widened and linear.in_features % 2
+    ):  # the kernels read bf16 numbers in pairs
         return
     linear.__class__ = PackedLinear
-    panels = torch.ops.assay.pack(linear.weight.detach())
+    panels = torch.ops.assay.pack(linear.weight.detach(), widened)
     bias = None if linear.bias is None else linear.bias.detach().float()
     if not keep:  # free the original: a second copy of every weight would double the memory of a base
         linear.weight = nn.Parameter(panels, requires_grad=False)
