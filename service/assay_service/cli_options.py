@@ -35,7 +35,8 @@ Pad = Annotated[
 ]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Dtype of the base's weights.")]
 Compute = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"] | None, typer.Option(help="Numbers in which the base computes.")
+    Literal["auto", "float32", "bfloat16", "float16", "int8"] | None,
+    typer.Option(help="Numbers in which the base computes."),
 ]
 Quantization = Annotated[
     Literal["fp8", "compressed-tensors", "bitsandbytes"] | None,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from assay_service.errors import StartError
+from assay_service.fidelity import identify, read_fidelity
 from assay_service.golden import check_forward, check_preset_rows, check_rows
 from assay_service.logs import START, log_step
 from assay_service.preset_keys import find_golden
@@ -15,11 +16,11 @@ from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, manifest, tokenizer
 from assay_service.scoring.base_files import load_base
-from assay_service.scoring.compute import decide_compute
+from assay_service.scoring.compute import Number, decide_compute
 from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.item import PROBE
-from assay_service.scoring.kernels.build import explain_slow_dtype, has_units, spell_dtype
+from assay_service.scoring.kernels.build import explain_slow_dtype, has_units
 from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.quantization import Quantization
@@ -108,10 +109,10 @@ class _Loader:
             limit, devices = resolved.rules.max_length, settings.tensor_parallel_size
             with log_step("loading %s by vLLM (%s, %d devices)", base, resolved.dtype, devices):
                 model = VllmClassifier(base, resolved.config, resolved.dtype, limit, devices)
-            compute: str = resolved.dtype
+            compute: Number = resolved.dtype
         else:
             trunk, adapters, head = self._add_to_base(name, resolved)
-            model, compute = trunk, spell_dtype(trunk.dtype)
+            model, compute = trunk, trunk.compute
         renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.get_vocabulary_size(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError("template: its hash is not template_sha256 of the manifest; declare the one of training")
@@ -137,6 +138,7 @@ class _Loader:
             *(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader),
             ReadingRule(head_rule.has_std, resolved.aggregate, resolved.kind == "absolute", head_rule.likelihood),
             resolved.preset,
+            read_fidelity(resolved.adapter or base, identify(provenance.describe()), compute),
         )
 
     def _check_hash(self, base: Path, weights: Sequence[Path], claims: Manifest) -> str:
@@ -152,14 +154,14 @@ class _Loader:
 
     def _load_model(self, resolved: ResolvedSignal, device: torch.device) -> RewardModel:
         base, quantization, dtype = resolved.base, resolved.quantization, resolved.dtype
-        compute = decide_compute(resolved.compute, dtype, has_units=has_units(dtype, device))
+        compute = decide_compute(resolved.compute, dtype, device.type, has_units=has_units(dtype, device))
         key = (base, quantization, dtype, compute, str(device))
         if key not in self._models:
             if (slow := explain_slow_dtype(compute, device)) is not None:
                 _log.warning("base %s: %s", base, slow)
             with log_step("loading base %s (%s, computing in %s on %s)", base, dtype, compute, device):
                 weights = load_base(base, getattr(torch, dtype), device, quantization)
-                self._models[key] = RewardModel(weights, device, getattr(torch, compute))
+                self._models[key] = RewardModel(weights, device, compute)
         return self._models[key]
 
     def _add_to_base(
@@ -216,6 +218,10 @@ def _log_how_served(signal: Signal, *, is_invariant: bool) -> None:
         *(signal.name, signal.kind, rules.score_position, rules.max_length),
         *(signal.provenance.dtype, signal.provenance.compute, signal.model.device, signal.model.kernels),
     )
+    if signal.provenance.compute == "int8" and signal.fidelity is None:
+        _log.warning(
+            "signal %s: how far its int8 logits are from float32 was never measured: `assay verify`", signal.name
+        )
     if not is_invariant:
         _log.warning(
             "signal %s: its scores may depend on the other items of a batch; /info reports it as not invariant",

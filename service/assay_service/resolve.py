@@ -15,7 +15,7 @@ from assay_service.preset import PresetUse
 from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
-from assay_service.scoring.compute import Compute, Number, check_compute
+from assay_service.scoring.compute import Compute, Dtype, check_compute
 from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.head_rule import HeadRule, check_head, decide_gate, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
@@ -62,7 +62,7 @@ class ResolvedSignal:
     tokenizer: Path
     config: Mapping[str, Any]
     quantization: Quantization | None
-    dtype: Number
+    dtype: Dtype
     compute: Compute
     rules: RenderRules
     moments: Moments | None

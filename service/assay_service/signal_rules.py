@@ -17,7 +17,7 @@ from assay_service.scoring.architectures import (
     find_pooler,
 )
 from assay_service.scoring.blend import Moments
-from assay_service.scoring.compute import Number
+from assay_service.scoring.compute import Dtype
 from assay_service.scoring.manifest import (
     REASONING_TAGS,
     EosPolicy,
@@ -109,7 +109,7 @@ def settle(key: str, declared: _Claim | None, claimed: _Claim | None, inferred: 
     raise StartError(f"{key}: declare it{values}; no file of the checkpoint says it: {get_advice(key)}")
 
 
-def decide_dtype(config: Mapping[str, Any]) -> Number:
+def decide_dtype(config: Mapping[str, Any]) -> Dtype:
     """Return the checkpoint's own dtype; float32 where `config.json` names none.
 
     Raises:
@@ -121,7 +121,7 @@ def decide_dtype(config: Mapping[str, Any]) -> Number:
         raise StartError(
             f"dtype: declare it, one of {', '.join(DTYPES)}; config.json says {dtype!r}, which is not served"
         )
-    return cast("Number", dtype)
+    return cast("Dtype", dtype)
 
 
 def decide_moments(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> Moments | None:

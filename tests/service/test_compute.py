@@ -14,7 +14,7 @@ from assay_service.errors import StartError
 from assay_service.loader import load
 from assay_service.scoring.base_files import load_base
 from assay_service.scoring.checkpoint import read_adapter
-from assay_service.scoring.compute import check_compute, decide_compute
+from assay_service.scoring.compute import Number, check_compute, decide_compute
 from assay_service.scoring.head import Head
 from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.kernels import build
@@ -37,7 +37,7 @@ def sequences(count: int = 6) -> list[TokenSequence]:
     return made
 
 
-def served(directory: Path, dtype: torch.dtype, compute: torch.dtype, adapter: Path | None = None) -> RewardModel:
+def served(directory: Path, dtype: torch.dtype, compute: Number, adapter: Path | None = None) -> RewardModel:
     """A model with a signal `s`, on an adapter if there is one."""
     model = RewardModel(load_base(directory, dtype, CPU), CPU, compute)
     weight = torch.randn(1, model.hidden_size, generator=torch.Generator().manual_seed(1))
@@ -62,7 +62,7 @@ def logits(model: RewardModel) -> torch.Tensor:
     ],
 )
 def test_what_is_chosen(declared: Any, dtype: Any, units: bool, chosen: str) -> None:
-    assert decide_compute(declared, dtype, has_units=units) == chosen
+    assert decide_compute(declared, dtype, "cpu", has_units=units) == chosen
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def check_widened(root: Path, architecture: str, dtype: torch.dtype) -> None:
     adapter, _ = checkpoints.save_adapter(root / "adapter", wide)
     for used in (None, adapter):
         bases = (root / "narrow", dtype), (root / "wide", torch.float32)
-        models = [served(base, stored, torch.float32, used) for base, stored in bases]
+        models = [served(base, stored, "float32", used) for base, stored in bases]
         for model in models:
             model.make_invariant()
         assert torch.equal(*map(logits, models))
@@ -109,7 +109,7 @@ def test_widened_weights_on_either_kernels(architecture: str, dtype: torch.dtype
 def test_widened_weights_are_invariant(tmp_path: Path) -> None:
     fast = checkpoints.decoder_tokenizer()
     reference = checkpoints.classifier("llama", fast, hidden_size=64, max_position_embeddings=1024).bfloat16()
-    model = served(checkpoints.save(tmp_path, reference, fast), torch.bfloat16, torch.float32)
+    model = served(checkpoints.save(tmp_path, reference, fast), torch.bfloat16, "float32")
     assert make_invariant(model, {"s": 1024}) == {"s": True}
 
 
@@ -117,7 +117,7 @@ MEASURED = """
 import resource, sys, torch
 from pathlib import Path
 from tests.service.test_compute import logits, served
-model = served(Path(sys.argv[1]), getattr(torch, sys.argv[2]), getattr(torch, sys.argv[3]))
+model = served(Path(sys.argv[1]), getattr(torch, sys.argv[2]), sys.argv[3])
 model.make_invariant()
 logits(model)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -133,7 +133,7 @@ def test_widened_weights_take_no_more_memory(tmp_path: Path) -> None:
         command = [sys.executable, "-c", MEASURED, str(tmp_path), dtype, compute]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     assert peaks[1] <= 1.1 * peaks[0]
-    model = served(tmp_path, torch.bfloat16, torch.float32)
+    model = served(tmp_path, torch.bfloat16, "float32")
     before = sum(p.nbytes for p in model.base.parameters())
     model.make_invariant()
     assert sum(p.nbytes for p in model.base.parameters()) <= 1.01 * before

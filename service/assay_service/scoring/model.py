@@ -9,7 +9,7 @@ forward pass with gradients, on torch's operators.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -21,15 +21,16 @@ from assay_service.scoring.adapters import attach
 from assay_service.scoring.architectures import ARCHITECTURES, count_token_types, find_first_position, find_position_pad
 from assay_service.scoring.base_files import load_base
 from assay_service.scoring.checkpoint import Adapter
+from assay_service.scoring.compute import Number
 from assay_service.scoring.embedding import OwnEmbedding
 from assay_service.scoring.head import Head, pool, split_gates
 from assay_service.scoring.head_modules import NetworkHead
 from assay_service.scoring.kernels.backend import Backend, Kernels
+from assay_service.scoring.kernels.build import spell_dtype
 from assay_service.scoring.kernels.choose import choose_backend
-from assay_service.scoring.kernels.experts import split_experts
+from assay_service.scoring.kernels.numbers import use_numbers
 from assay_service.scoring.kernels.row_invariant import make_invariant
 from assay_service.scoring.kernels.torch_segments import TorchSegments
-from assay_service.scoring.kernels.widen import widen
 from assay_service.scoring.layout import Layout, TokenSequence, pack, select_read_tokens
 from assay_service.scoring.likelihood import LikelihoodHead, split_numbers
 from assay_service.scoring.quantization import Quantization
@@ -52,7 +53,7 @@ class RewardModel:
     Args:
         base: bare transformers model (no task head) with packed attention.
         device: device to which the base is moved.
-        dtype: dtype in which the base computes; None takes that of its weights. fp32 widens narrower weights.
+        compute: numbers in which the base computes; None takes the dtype of its weights.
 
     Attributes:
         hidden_size: width of the hidden states.
@@ -60,18 +61,19 @@ class RewardModel:
         architecture: properties of the base's architecture that scoring depends on.
         token_types: number of token types that the base distinguishes.
         kernels: description of the back end that computes the base.
+        compute: numbers in which the base computes.
         dtype: dtype of the hidden states.
         shares_prompts: whether the prompt is computed once for all sequences of a forward pass that have it.
     """
 
-    def __init__(self, base: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, base: PreTrainedModel, device: torch.device, compute: Number | None = None) -> None:
         self.base: Any = base.to(device).eval()
-        self.dtype: torch.dtype = dtype or base.dtype
+        self.compute: Number = compute or cast("Number", spell_dtype(base.dtype))
+        self.dtype = torch.float32 if self.compute == "int8" else getattr(torch, self.compute)
         self.hidden_size = int(base.config.hidden_size)
         self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
-        self.architecture = ARCHITECTURES[base.config.model_type]
-        self.device = device
         config = base.config.to_dict()
+        self.architecture, self.device = ARCHITECTURES[base.config.model_type], device
         self._position_pad = find_position_pad(config)
         self._first_position = find_first_position(config)  # RoBERTa's uncounted ids are one before it
         self.token_types = count_token_types(config)
@@ -189,9 +191,7 @@ class RewardModel:
         Raises:
             NotInvariant: this machine has no way to compute a layer's product so that its rows are independent.
         """
-        split_experts(self.base)
-        if self.dtype == torch.float32:
-            widen(self.base)
+        use_numbers(self.base, self.compute)
         if self.architecture.packed:  # the others run one sequence at a time, which no neighbor can change
             self._backend, self.kernels = choose_backend(self.base, self.dtype)
             self._backend.prepare(self.base)

@@ -140,7 +140,7 @@ def has_units(dtype: str, device: torch.device) -> bool:
 
     Variables that make torch (`ATEN_CPU_CAPABILITY`) or oneDNN (`ONEDNN_MAX_CPU_ISA`) use fewer instructions count.
     """
-    if dtype == "float32" or device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+    if dtype in ("float32", "int8") or device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return False

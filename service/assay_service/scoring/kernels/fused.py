@@ -13,7 +13,15 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from assay_service.scoring.kernels.backend import check_arguments
 from assay_service.scoring.kernels.experts import Experts, use_kernels
-from assay_service.scoring.kernels.packed_linear import PackedLinear, add_product, find_doras, pack_linear, unwrap_idle
+from assay_service.scoring.kernels.integer_linear import IntegerLinear
+from assay_service.scoring.kernels.packed_linear import (
+    PackedLinear,
+    add_product,
+    find_doras,
+    pack_integer_linear,
+    pack_linear,
+    unwrap_idle,
+)
 from assay_service.scoring.kernels.widen import WidenedLinear
 from assay_service.scoring.layout import Layout, Segment
 
@@ -225,6 +233,8 @@ def _fuse(base: PreTrainedModel, dtype: torch.dtype) -> bool:
         name = type(module).__name__
         if type(module) in (nn.Linear, WidenedLinear) and module not in own:
             pack_linear(module, dtype, keep=module in around)
+        elif type(module) is IntegerLinear:
+            pack_integer_linear(module)
         elif name in _RMS_NORMS and module.weight.numel() % _LANES == 0:
             _fuse_norm(module, round_first=_RMS_NORMS[name])
         elif isinstance(module, Experts) and base.config.hidden_act in _GELU_OF:

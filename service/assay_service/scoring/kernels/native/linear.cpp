@@ -2,7 +2,7 @@
 // number is one sum in one order.
 #include <torch/library.h>
 
-#include "common.h"
+#include "integer.h"
 
 namespace assay {
 namespace {
@@ -34,6 +34,11 @@ at::Tensor pack(const at::Tensor& weight, bool widened) {
   return padded.view({panels, columns, k / pair, pair}).permute({0, 2, 1, 3}).contiguous();
 }
 
+// Packs a weight of integers; see `pack_integers`.
+at::Tensor pack_rounded(const at::Tensor& numbers, const at::Tensor& scales) {
+  return pack_integers(numbers, scales, columns_of(numbers.size(0)));
+}
+
 // Widens a part of a panel to fp32, which is exact.
 template <typename W>
 void widen(const at::Tensor& packed, int64_t from, int64_t count, float* to) {
@@ -41,18 +46,29 @@ void widen(const at::Tensor& packed, int64_t from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; i += Vec::size()) load(data + i).store(to + i);
 }
 
-// The products of one thread: rows of an input with panels of weights, which have its type or are widened to fp32.
+// The products of one thread: rows of an input with panels of weights, which have its type or are widened to fp32. Weights
+// of integers are multiplied with the input as integers, `rounded`.
 template <typename T>
 struct Products {
   const at::Tensor& x;
   at::TensorList weights;
+  Quantised* rounded;
   const Unit<T> unit{};
   Growing<float> space{};
+  Growing<int32_t> sums{};
 
   // Computes rows [rows, k] times a panel of weight `w`, fp32 [rows, columns]. fp32 products are cut into steps of k, and
   // so are widened ones, which therefore have the same bits.
   void compute(int64_t row, int64_t rows, int64_t panel, size_t w, float* tile) {
     const int64_t k = x.size(1), columns = weights[w].size(2), step = kPair<T> == 1 ? kDepth : k;
+    if constexpr (std::is_same_v<T, float>) {
+      if (rounded) {
+        const int8_t* start = weights[w].const_data_ptr<int8_t>() + panel * (k + kBeside) * columns;
+        const Unit<at::BFloat16> matrix_unit;
+        return multiply_integers(rows, columns, k, rounded->numbers.get() + row * k, rounded->scales.get() + row, start,
+                                 sums.get(rows * columns), tile);
+      }
+    }
     const T* in = x.const_data_ptr<T>() + row * k;
     for (int64_t first = 0; first < k; first += step) {
       const int64_t depth = std::min(step, k - first), from = (panel * k + first) * columns;
@@ -79,8 +95,10 @@ void for_tiles(const at::Tensor& x, at::TensorList weights, T* out, int64_t n, c
   if (x.size(0) == 0) return;
   const int64_t m = x.size(0), panels = weights[0].size(0), columns = weights[0].size(2);
   const int64_t height = rows_of(m), blocks = (m + height - 1) / height, area = kRows * columns;
+  std::optional<Quantised> rounded;
+  if (weights[0].scalar_type() == at::kChar) rounded = quantise(x);
   at::parallel_for(0, blocks * panels, 1, [&](int64_t begin, int64_t end) {
-    Products<T> products{x, weights};
+    Products<T> products{x, weights, rounded ? &*rounded : nullptr};
     Scratch<float> tiles(weights.size() * area);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t row = task / panels * height, panel = task % panels, rows = std::min(height, m - row);
@@ -95,8 +113,10 @@ void for_tiles(const at::Tensor& x, at::TensorList weights, T* out, int64_t n, c
 void check(const at::Tensor& x, const at::Tensor& packed, int64_t n) {
   const bool paired = x.scalar_type() == packed.scalar_type() && packed.size(3) == (x.element_size() == 2 ? 2 : 1);
   const bool widened = x.scalar_type() == at::kFloat && packed.element_size() == 2 && packed.size(3) == 1;
-  TORCH_CHECK((paired || widened) && x.size(-1) == packed.size(1) * packed.size(3), "input ", x.sizes(), " ",
-              x.scalar_type(), " does not fit the weight");
+  const bool integers = x.scalar_type() == at::kFloat && packed.scalar_type() == at::kChar;
+  const int64_t beside = integers ? kBeside : 0;
+  TORCH_CHECK((paired || widened || integers) && x.size(-1) == packed.size(1) * packed.size(3) - beside, "input ",
+              x.sizes(), " ", x.scalar_type(), " does not fit the weight");
   const int64_t columns = columns_of(n);
   TORCH_CHECK(columns == packed.size(2) && (n + columns - 1) / columns == packed.size(0), n, " outputs do not fit the weight");
 }
@@ -148,6 +168,7 @@ Vec gate_of(const Vec& x, bool gelu) { return gelu ? gelu_tanh(x) : silu(x); }
 at::Tensor gated(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& up, bool gelu, int64_t n) {
   check(x, gate, n);
   check(x, up, n);
+  TORCH_CHECK(gate.scalar_type() == up.scalar_type(), "gate and up differ");
   const auto flat = x.reshape({-1, x.size(-1)}).contiguous();
   auto shape = x.sizes().vec();
   shape.back() = n;
@@ -197,6 +218,7 @@ at::Tensor gate(const at::Tensor& gates, const at::Tensor& ups, bool gelu) {
 
 TORCH_LIBRARY_FRAGMENT(assay, m) {
   m.def("pack(Tensor weight, bool widened=False) -> Tensor", pack);
+  m.def("pack_integers(Tensor numbers, Tensor scales) -> Tensor", pack_rounded);
   m.def("linear(Tensor x, Tensor packed, Tensor? bias, int n) -> Tensor", linear);
   m.def("linear_add(Tensor(a!) y, Tensor x, Tensor packed, Tensor? bias) -> ()", linear_add);
   m.def("gate(Tensor gates, Tensor ups, bool gelu) -> Tensor", gate);
