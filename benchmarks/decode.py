@@ -44,7 +44,7 @@ def build_answer(items: int) -> bytes:
         for index in range(items)
     ]
     hashes = {"adapter_sha256": "a" * 64, "head_sha256": "b" * 64, "template_sha256": "c" * 64}
-    signal = {"model": "base", "revision": "d" * 40, "dtype": "float32", **hashes}
+    signal = {"model": "base", "revision": "d" * 40, "dtype": "float32", "compute": "float32", **hashes}
     blend = {"name": "crs", "weights": {"preference": 0.5, "absolute": 0.5}, "standardise": "none"}
     provenance = {
         "blend": blend,

@@ -23,7 +23,8 @@ class Preset:
 class SignalProvenance:
     """The weights and files behind a signal; `adapter_sha256` is None if it has no adapter.
 
-    `quantization` and `weights_sha256` are the format and hash of quantized weights, and None for plain weights.
+    `dtype` is that of the weights, and `compute` says in which numbers the base computes. `quantization` and
+    `weights_sha256` are the format and hash of quantized weights, and None for plain weights.
     """
 
     model: str
@@ -32,6 +33,7 @@ class SignalProvenance:
     head_sha256: str
     template_sha256: str
     dtype: str
+    compute: str
     quantization: str | None = None
     weights_sha256: str | None = None
     preset: Preset | None = None

@@ -56,7 +56,8 @@ _ADVICE: Mapping[str, str] = {
         "memory"
     ),
     "gguf_file": "the file that has the weights; they become plain weights of `dtype` at the start",
-    "dtype": "the dtype in which the base computes; heads always compute in float32",
+    "dtype": "the dtype of the base's weights in memory; heads always compute in float32",
+    "compute": "the numbers in which the base computes; `auto` takes what this machine computes fastest and exactly",
     "default": "the signal or blend that answers requests which name none",
 }
 

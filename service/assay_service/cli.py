@@ -1,4 +1,4 @@
-"""Define the commands `assay serve`, `assay inspect`, `assay convert` and `assay presets`.
+"""Define the commands `assay serve`, `assay inspect`, `assay convert`, `assay presets` and `assay verify`.
 
 The module imports only typer and the standard library at the top, and everything else when a command runs.
 """
@@ -7,16 +7,16 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from assay_service.cli_errors import print_start_errors
 from assay_service.cli_options import (
     Base,
     Code,
+    Compute,
     Dtype,
     Eos,
     GgufFile,
@@ -29,6 +29,7 @@ from assay_service.cli_options import (
     TokenTypes,
     Unfinished,
 )
+from assay_service.verify_command import verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
     from assay_service.settings import Settings
 
 app = typer.Typer()
+app.command("verify")(verify)
 
 # Time after SIGTERM for requests in flight; a client that never finishes its body cannot delay the end any longer.
 DRAIN_S = 30
-EXIT_WRONG = 2  # the exit code of a wrong configuration, checkpoint or address, as for wrong options
 
 
 @app.command()
@@ -65,6 +66,7 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     base: Base = None,
     template: Template = None,
     dtype: Dtype = None,
+    compute: Compute = None,
     token_types: TokenTypes = None,
     pad: Pad = None,
     quantization: Quantization = None,
@@ -93,9 +95,10 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
     declared |= {"pad_token_id": pad, "quantization": quantization, "gguf_file": gguf_file, "code": code}
+    declared["compute"] = compute
     declared |= {"preset": preset, "revision": revision}
     logs.configure(log_level, log_format, access=access_log)
-    with _print_start_errors("serve"):
+    with print_start_errors("serve"):
         settings, signals = _read_served(directory, config, declared)
         listening = listen(host, port)  # first of all, so that a taken port is reported at once
     _run(settings, signals, listening, host)
@@ -112,6 +115,7 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
     base: Base = None,
     template: Template = None,
     dtype: Dtype = None,
+    compute: Compute = None,
     token_types: TokenTypes = None,
     pad: Pad = None,
     quantization: Quantization = None,
@@ -128,8 +132,9 @@ def inspect_directory(  # noqa: PLR0913, PLR0917 - the options of a command
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
     declared |= {"pad_token_id": pad, "quantization": quantization, "gguf_file": gguf_file, "code": code}
+    declared["compute"] = compute
     declared["preset"] = preset
-    with _print_start_errors("inspect"):
+    with print_start_errors("inspect"):
         inspection = inspect(directory, declared)
     _print_inspection(inspection)
 
@@ -159,7 +164,7 @@ def convert_checkpoint(  # noqa: PLR0913, PLR0917 - the options of a command
     folded into the head. No code of SOURCE is run and nothing is downloaded. OUT appears whole or not at all. What was
     done goes to stderr.
     """
-    with _print_start_errors("convert"):
+    with print_start_errors("convert"):
         from assay_service.conversion.convert import convert  # noqa: PLC0415
         from assay_service.conversion.prepare import Request  # noqa: PLC0415
         from assay_service.inspection import inspect  # noqa: PLC0415
@@ -193,18 +198,6 @@ def _print_inspection(inspection: "Inspection") -> None:
     typer.echo(inspection.text, nl=False)
     if inspection.problems:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _print_start_errors(command: str) -> Iterator[None]:
-    """Print a StartError to stderr without a traceback, and end the command with exit code 2."""
-    from assay_service.errors import StartError  # noqa: PLC0415
-
-    try:
-        yield
-    except StartError as error:
-        typer.echo(f"assay {command}: {error.message}", err=True)
-        raise typer.Exit(EXIT_WRONG) from None
 
 
 def _read_served(
@@ -246,7 +239,7 @@ def _run(settings: "Settings", signals: "Mapping[str, ResolvedSignal]", listenin
     url, log = build_url(listening, host), logging.getLogger(START)
     started_s = time.monotonic()
     # The temporary server ends with this block. The socket stays open for uvicorn, so no connection is refused.
-    with answer_not_ready(listening), _print_start_errors("serve"):
+    with answer_not_ready(listening), print_start_errors("serve"):
         log.info("listening on %s; the answer is 503 until the models are loaded", url)
         with log_step("importing torch and transformers"):
             import uvicorn  # noqa: PLC0415

@@ -33,8 +33,10 @@ TokenTypes = Annotated[
 Pad = Annotated[
     int | None, typer.Option("--pad-token-id", help="Id of the pad token that last_non_pad_id skips.", min=0)
 ]
-Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Dtype in which the base computes.")
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Dtype of the base's weights.")]
+Compute = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16", "int8"] | None,
+    typer.Option(help="Numbers in which the base computes."),
 ]
 Quantization = Annotated[
     Literal["fp8", "compressed-tensors", "bitsandbytes"] | None,

@@ -16,7 +16,7 @@ from assay_service.scoring.render import Renderer
 
 # Tolerances, relative and absolute, of a golden row's logit. The kernels of another machine stay within them; another
 # model does not.
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05, "int8": 0.25}
 
 _REMEDY = "take all files from one checkpoint, and declare the keys of its training"
 
@@ -43,9 +43,7 @@ def check_preset_rows(signal: Signal, golden: Golden, name: str) -> None:
     Raises:
         StartError: a score differs by more than its tolerance.
     """
-    # A row may have been computed in another dtype than the served one; the coarser of both decides.
-    dtype = max(golden.dtype or signal.provenance.dtype, signal.provenance.dtype, key=lambda key: _TOLERANCE[key])
-    check_rows(signal, golden.rows, f"preset {name}", dtype, golden.tolerance)
+    check_rows(signal, golden.rows, f"preset {name}", golden.dtype, golden.tolerance)
 
 
 def check_rows(
@@ -57,13 +55,15 @@ def check_rows(
         signal: the loaded signal.
         rows: the rows.
         source: name of the file that has the rows, for errors.
-        dtype: dtype whose tolerance decides; None for the served one, which need not be that of training.
+        dtype: dtype in which the rows were computed; None for that of the served weights.
         tolerance: largest difference of the probability of a step.
 
     Raises:
         StartError: a score differs by more than its tolerance.
     """
-    allowed = _TOLERANCE[dtype or signal.provenance.dtype]
+    served = signal.provenance
+    # The coarsest dtype decides: that of the rows, of the served weights, or in which they compute.
+    allowed = max(_TOLERANCE[key] for key in (dtype or served.dtype, served.dtype, served.compute))
     for number, row in enumerate(rows):
         messages = tuple(Message(role, content) for role, content in row.messages)
         item = Item(messages) if isinstance(row, StepRow) else Item(messages, row.finish_reason)

@@ -10,16 +10,19 @@ import torch
 
 from assay_service import preset
 from assay_service.errors import StartError
+from assay_service.fidelity import identify, read_fidelity
 from assay_service.golden import check_forward, check_preset_rows, check_rows, find_difference
 from assay_service.logs import START, log_step
 from assay_service.preset_keys import find_golden, find_renderings
 from assay_service.registry import Provenance, Registry, Signal
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring import checkpoint, manifest, tokenizer
+from assay_service.scoring.base_files import load_base
+from assay_service.scoring.compute import Number, decide_compute
 from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.invariance import make_invariant
 from assay_service.scoring.item import PROBE
-from assay_service.scoring.kernels.build import explain_slow_dtype
+from assay_service.scoring.kernels.build import explain_slow_dtype, has_units
 from assay_service.scoring.manifest import Manifest
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.quantization import Quantization
@@ -31,6 +34,7 @@ from assay_service.scoring.token_reader import TokenReader
 from assay_service.scoring.vllm_classifier import VllmClassifier
 from assay_service.settings import Settings
 from assay_service.signal_heads import StoredHead, build_head, read_weights
+from assay_service.start_report import log_how_served, warn_of_unprinted
 
 _log = logging.getLogger("assay")
 
@@ -69,7 +73,7 @@ def load_resolved(settings: Settings, resolved: Mapping[str, ResolvedSignal]) ->
             check_forward(checked_signal)
             check_rows(checked_signal, resolved[name].claims.golden, "the manifest")
             _check_preset(checked_signal)
-        _log_how_served(checked_signal, is_invariant=invariant[name])
+        log_how_served(checked_signal, is_invariant=invariant[name])
     blends = {name: blend.build_blend(name) for name, blend in settings.blends.items()}
     return Registry(signals, blends, settings.default, invariant)
 
@@ -89,7 +93,7 @@ class _Loader:
     """A loader of signals, in which signals on the same base share it in memory."""
 
     def __init__(self) -> None:
-        self._models: dict[tuple[Path, Quantization | None, torch.dtype, str], RewardModel] = {}
+        self._models: dict[tuple[Path, Quantization | None, str, str, str], RewardModel] = {}
         self._hashes: dict[tuple[Path, ...], str] = {}
         self._renderers: dict[tuple[Path, RenderRules, int], tuple[Renderer, tuple[str, ...]]] = {}
 
@@ -134,13 +138,15 @@ class _Loader:
             limit, devices = resolved.rules.max_length, settings.tensor_parallel_size
             with log_step("loading %s by vLLM (%s, %d devices)", base, resolved.dtype, devices):
                 model = VllmClassifier(base, resolved.config, resolved.dtype, limit, devices)
+            compute: Number = resolved.dtype
         else:
-            model, adapters, head = self._add_to_base(name, resolved)
+            trunk, adapters, head = self._add_to_base(name, resolved)
+            model, compute = trunk, trunk.compute
         renderer, unprinted = self._load_renderer(resolved.tokenizer, resolved.rules, model.get_vocabulary_size(name))
         if resolved.claims.template_sha256 not in (None, renderer.template.sha256):
             raise StartError("template: its hash is not template_sha256 of the manifest; declare the one of training")
         if resolved.claims.template_sha256 is None:  # a template with a hash is the one of training
-            _warn_of_unprinted(name, unprinted)
+            warn_of_unprinted(name, unprinted)
         provenance = Provenance(
             model=resolved.model,
             # The directory of a hub snapshot is named by its commit.
@@ -149,6 +155,7 @@ class _Loader:
             head_sha256=head.sha256,
             template_sha256=renderer.template.sha256,
             dtype=resolved.dtype,
+            compute=compute,
             quantization=None if resolved.quantization is None else resolved.quantization.method,
             weights_sha256=None if resolved.quantization is None else base_sha256,
         )
@@ -160,6 +167,7 @@ class _Loader:
             *(name, resolved.kind, renderer, model, resolved.moments, provenance, base_sha256, config_sha256, reader),
             ReadingRule(head_rule.has_std, resolved.aggregate, resolved.kind == "absolute", head_rule.likelihood),
             resolved.preset,
+            read_fidelity(resolved.adapter or base, identify(provenance.describe()), compute),
         )
 
     def _check_hash(self, base: Path, weights: Sequence[Path], claims: Manifest) -> str:
@@ -173,21 +181,23 @@ class _Loader:
             )
         return self._hashes[key]
 
-    def _load_model(self, resolved: ResolvedSignal, dtype: torch.dtype, device: torch.device) -> RewardModel:
-        base, quantization = resolved.base, resolved.quantization
-        key = (base, quantization, dtype, str(device))
+    def _load_model(self, resolved: ResolvedSignal, device: torch.device) -> RewardModel:
+        base, quantization, dtype = resolved.base, resolved.quantization, resolved.dtype
+        compute = decide_compute(resolved.compute, dtype, device.type, has_units=has_units(dtype, device))
+        key = (base, quantization, dtype, compute, str(device))
         if key not in self._models:
-            if (slow := explain_slow_dtype(dtype, device)) is not None:
+            if (slow := explain_slow_dtype(compute, device)) is not None:
                 _log.warning("base %s: %s", base, slow)
-            with log_step("loading base %s (%s, %s)", base, str(dtype).removeprefix("torch."), device):
-                self._models[key] = RewardModel.load(base, dtype, device, quantization)
+            with log_step("loading base %s (%s, computing in %s on %s)", base, dtype, compute, device):
+                weights = load_base(base, getattr(torch, dtype), device, quantization)
+                self._models[key] = RewardModel(weights, device, compute)
         return self._models[key]
 
     def _add_to_base(
         self, name: str, resolved: ResolvedSignal
     ) -> tuple[RewardModel, list[checkpoint.Adapter], StoredHead]:
         """Load the base of a signal, unless another signal has it, and add the signal's adapters and head to it."""
-        model = self._load_model(resolved, getattr(torch, resolved.dtype), _choose_device(resolved.settings.device))
+        model = self._load_model(resolved, _choose_device(resolved.settings.device))
         adapters, head = read_weights(resolved)
         model.add_signal(name, build_head(head, resolved.head, model), *adapters)
         _log.info(
@@ -224,24 +234,6 @@ def _choose_device(declared: str | None) -> torch.device:
     return device
 
 
-def _log_how_served(signal: Signal, *, is_invariant: bool) -> None:
-    """Log how a signal is served, and warn where its scores may depend on the batch."""
-    rules = signal.renderer.rules
-    if (use := signal.preset) is not None:
-        changed = f", with {', '.join(use.changed)} changed" if use.changed else ""
-        logging.getLogger(START).info("signal %s: preset %s (%s)%s", signal.name, use.name, use.sha256[:16], changed)
-    logging.getLogger(START).info(
-        "signal %s: %s, reads %s, up to %d tokens, %s on %s, kernels %s",
-        *(signal.name, signal.kind, rules.score_position, rules.max_length),
-        *(signal.provenance.dtype, signal.model.device, signal.model.kernels),
-    )
-    if not is_invariant:
-        _log.warning(
-            "signal %s: its scores may depend on the other items of a batch; /info reports it as not invariant",
-            signal.name,
-        )
-
-
 def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
     """Choose kernels whose logits do not depend on the batch, and return for each signal whether the test succeeded.
 
@@ -260,21 +252,6 @@ def _make_invariant(signals: Mapping[str, Signal]) -> dict[str, bool]:
     for model, names in longest.items():
         proved |= make_invariant(model, names, stepwise, gated, predicting)
     return dict.fromkeys(signals, False) | proved  # vLLM plans its batches by itself, so nothing is tested there
-
-
-def _warn_of_unprinted(name: str, tokens: tuple[str, ...]) -> None:
-    """Warn of the tokens that a signal's tokenizer adds by itself and its template does not print.
-
-    It is not an error, because nothing shows whether the model was trained with them. Trainers differ in whether they
-    tokenize a rendered conversation with or without special tokens.
-    """
-    for token in tokens:
-        _log.warning(
-            "signals.%s: the tokenizer by itself adds %r to a text, but the template does not print it, so the model "
-            "does not read it. If the model was trained with it, scores are wrong: print it in the template.",
-            name,
-            token,
-        )
 
 
 def _check_preset(signal: Signal) -> None:

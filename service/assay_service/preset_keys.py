@@ -28,7 +28,7 @@ _RIVALS: Mapping[str, tuple[str, ...]] = {
 
 # Keys that leave the logit of a conversation as it is, so that golden rows hold with any value.
 _KEEP_LOGITS = frozenset(
-    {"kind", "dtype", "device", "engine", "tensor_parallel_size", "max_length", "mean", "std", "moments"}
+    {"kind", "dtype", "compute", "device", "engine", "tensor_parallel_size", "max_length", "mean", "std", "moments"}
     | {"unfinished", "dropped_content", "control_tokens"}
 )
 # Keys that leave text and ids as they are, so that golden renderings hold with any value.

@@ -8,9 +8,11 @@ from importlib.metadata import version
 from typing import Any
 
 from assay_service.errors import UnknownModel
+from assay_service.fidelity import Fidelity
 from assay_service.preset import PresetUse
 from assay_service.scoring import manifest
 from assay_service.scoring.blend import Blend, Moments
+from assay_service.scoring.compute import Number
 from assay_service.scoring.reading import ReadingRule
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.served_model import ServedModel
@@ -33,7 +35,8 @@ class Provenance:
         adapter_sha256: SHA-256 of the adapters' tensors and settings, in their order; None without adapter.
         head_sha256: SHA-256 of the head's values.
         template_sha256: SHA-256 of the chat template.
-        dtype: dtype in which the base computes.
+        dtype: dtype of the base's weights.
+        compute: numbers in which the base computes.
         quantization: format of the base's quantized weights; None for plain weights.
         weights_sha256: SHA-256 of the quantized weights; None for plain weights.
     """
@@ -44,6 +47,7 @@ class Provenance:
     head_sha256: str
     template_sha256: str
     dtype: str
+    compute: Number
     quantization: str | None = None
     weights_sha256: str | None = None
 
@@ -68,6 +72,7 @@ class Signal:
         config_sha256: SHA-256 of the base's `config.json`, which decides what the weights compute.
         token_reader: reader of token ids of this signal's tokenizer.
         reading: rule by which the numbers of the head become one logit.
+        fidelity: measured difference from other numbers; None if it was never measured.
         preset: preset behind the signal; None if there is none. It decides nothing that the rules do not say.
     """
 
@@ -82,6 +87,7 @@ class Signal:
     token_reader: TokenReader
     reading: ReadingRule
     preset: PresetUse | None = None
+    fidelity: Fidelity | None = None
 
 
 class Registry:

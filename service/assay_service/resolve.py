@@ -15,6 +15,7 @@ from assay_service.preset import PresetUse
 from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
+from assay_service.scoring.compute import Compute, Dtype, check_compute
 from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.head_rule import HeadRule, check_head, decide_gate, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
@@ -42,7 +43,8 @@ class ResolvedSignal:
         tokenizer: directory of the tokenizer's files: the adapter's, if it has some, else the base's.
         config: the base's `config.json`.
         quantization: format of the base's quantized weights; None for plain weights.
-        dtype: dtype in which the base computes.
+        dtype: dtype of the base's weights.
+        compute: numbers in which the base computes; `auto` is decided when it is loaded.
         rules: rules by which text becomes token ids.
         moments: mean and standard deviation of the logits; None where they are not known.
         claims: the checkpoint's manifest; of several outputs, the record of the one that the signal reads.
@@ -60,7 +62,8 @@ class ResolvedSignal:
     tokenizer: Path
     config: Mapping[str, Any]
     quantization: Quantization | None
-    dtype: str
+    dtype: Dtype
+    compute: Compute
     rules: RenderRules
     moments: Moments | None
     claims: Manifest
@@ -168,6 +171,8 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
     template = read_declared_template(settings, located, relative_to, problems)
     with problems.collected():
         dtype = settings.dtype or decide_dtype(config)
+        compute: Compute = settle("compute", settings.compute, claims.compute, "auto")
+        check_compute(compute, dtype, settings.engine)
     with problems.collected():
         kind: Kind = settle("kind", settings.kind, claims.kind)
     with problems.collected():
@@ -193,6 +198,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         config=config,
         quantization=quantization,
         dtype=dtype,
+        compute=compute,
         rules=rules,
         moments=moments,
         claims=claims,

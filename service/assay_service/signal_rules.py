@@ -5,7 +5,7 @@ A declared value comes first, then the value in the checkpoint's manifest, then 
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from assay_service.advice import get_advice
 from assay_service.errors import Problems, StartError
@@ -17,6 +17,7 @@ from assay_service.scoring.architectures import (
     find_pooler,
 )
 from assay_service.scoring.blend import Moments
+from assay_service.scoring.compute import Dtype
 from assay_service.scoring.manifest import (
     REASONING_TAGS,
     EosPolicy,
@@ -108,7 +109,7 @@ def settle(key: str, declared: _Claim | None, claimed: _Claim | None, inferred: 
     raise StartError(f"{key}: declare it{values}; no file of the checkpoint says it: {get_advice(key)}")
 
 
-def decide_dtype(config: Mapping[str, Any]) -> str:
+def decide_dtype(config: Mapping[str, Any]) -> Dtype:
     """Return the checkpoint's own dtype; float32 where `config.json` names none.
 
     Raises:
@@ -120,7 +121,7 @@ def decide_dtype(config: Mapping[str, Any]) -> str:
         raise StartError(
             f"dtype: declare it, one of {', '.join(DTYPES)}; config.json says {dtype!r}, which is not served"
         )
-    return str(dtype)
+    return cast("Dtype", dtype)
 
 
 def decide_moments(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> Moments | None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from assay_service import preset, preset_keys
 from assay_service.errors import StartError
 from assay_service.scoring.blend import Blend, LengthPenalty, Standardise
+from assay_service.scoring.compute import Compute
 from assay_service.scoring.head_rule import HeadRule, OutputKey
 from assay_service.scoring.manifest import (
     ControlTokenPolicy,
@@ -79,7 +80,9 @@ class SignalSettings(Frozen):
         quantization: format of the base's quantized weights, as its `config.json` names it; they are read as plain
             weights of `dtype`. None refuses quantized weights.
         gguf_file: name of the GGUF file in the base's directory that has the weights; None takes safetensors files.
-        dtype: dtype in which the base computes; None takes the checkpoint's own.
+        dtype: dtype of the base's weights in memory; None takes the checkpoint's own.
+        compute: numbers in which the base computes. `auto` is the dtype where the device has instructions for it, else
+            float32 over the same weights. None takes the manifest's, else `auto`.
         engine: engine of the forward pass: Assay's own, or vLLM for models too large for one device.
         tensor_parallel_size: number of devices over which vLLM splits every layer.
         device: device of the base, by torch's name; None takes CUDA where there is a CUDA device.
@@ -118,6 +121,7 @@ class SignalSettings(Frozen):
     quantization: Method | None = None
     gguf_file: str | None = Field(None, pattern=r"\.gguf$")
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    compute: Compute | None = None
     engine: Literal["assay", "vllm"] = "assay"
     tensor_parallel_size: int = Field(1, gt=0)
     device: str | None = Field(None, pattern=DEVICE_PATTERN)
@@ -176,7 +180,7 @@ class SignalSettings(Frozen):
     def _check_engine(self) -> "SignalSettings":
         if self.engine == "assay" and self.tensor_parallel_size != 1:
             raise ValueError("tensor_parallel_size: is only for `engine: vllm`; remove it or declare that")
-        not_vllm = ("adapter", "quantization", "gguf_file", "device", "head", "output")
+        not_vllm = ("adapter", "quantization", "gguf_file", "compute", "device", "head", "output")
         if self.engine == "vllm" and (wrong := [key for key in not_vllm if getattr(self, key) is not None]):
             raise ValueError(f"{wrong[0]}: is not for `engine: vllm`, which serves whole models; remove one of the two")
         return self

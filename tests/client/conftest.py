@@ -57,7 +57,7 @@ class Wire:
     @staticmethod
     def provenance(fingerprint: str = "f1") -> dict[str, Any]:
         hashes = {"adapter_sha256": None, "head_sha256": "bb", "template_sha256": "cc"}
-        signal = {"model": "m", "revision": "r", "dtype": "float32", **hashes}
+        signal = {"model": "m", "revision": "r", "dtype": "float32", "compute": "float32", **hashes}
         blend = {"name": "crs", "weights": {"preference": 1}, "standardise": "none"}
         return {"blend": blend, "signals": {"preference": signal}, "fingerprint": fingerprint}
 

@@ -99,7 +99,7 @@ def test_the_answer_has_the_promised_shape(run: Run) -> None:
     provenance = body["provenance"]
     assert provenance["blend"] == {"name": "mix", "weights": {"pref": 0.25, "abs": 0.75}, "standardise": "none"}
     assert set(provenance["signals"]["pref"]) == {
-        "model", "revision", "adapter_sha256", "head_sha256", "template_sha256", "dtype",
+        "model", "revision", "adapter_sha256", "head_sha256", "template_sha256", "dtype", "compute",
     }  # fmt: skip
     assert provenance["signals"]["pref"]["head_sha256"] != provenance["signals"]["abs"]["head_sha256"]
     assert len(provenance["fingerprint"]) == 64

@@ -66,6 +66,7 @@ def test_another_signal_has_another_key() -> None:
     [
         ("revision", "another"),
         ("dtype", "bfloat16"),
+        ("compute", "bfloat16"),
         ("adapter_sha256", "another"),
         ("head_sha256", "another"),
         ("template_sha256", "another"),
@@ -74,7 +75,8 @@ def test_another_signal_has_another_key() -> None:
 )
 def test_every_part_of_a_signal_is_in_its_identity(part: str, value: str, served: Registry) -> None:
     signal = served.signals["pref"]
-    changed = replace(signal, provenance=replace(signal.provenance, **{part: value}))
+    fields: dict[str, Any] = {part: value}
+    changed = replace(signal, provenance=replace(signal.provenance, **fields))
     other = Registry({**served.signals, "pref": changed}, served.blends, served.default, served.invariant)
     assert other.identities["pref"] != served.identities["pref"]
     assert other.identities["abs"] == served.identities["abs"]

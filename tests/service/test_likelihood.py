@@ -126,7 +126,9 @@ def test_a_model_that_knows_nothing_gives_every_token_the_same_probability(tmp_p
 def make_head(weight: torch.Tensor, kernels: str) -> LikelihoodHead:
     """A head on these kernels; on torch's products where they have none for the dtype."""
     head = LikelihoodHead(weight)
-    head.make_invariant(native=kernels == "assay" and build.load_or_explain(weight.dtype, weight.device) is None)
+    head.make_invariant(
+        weight.dtype, native=kernels == "assay" and build.load_or_explain(weight.dtype, weight.device) is None
+    )
     return head
 
 

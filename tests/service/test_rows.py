@@ -29,7 +29,7 @@ SHAPES = [(96, 64), (77, 33), (768, 16), (16, 768), (768, 768)]
 def test_a_row_is_the_same_at_every_position_of_every_tile(inputs: int, outputs: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     holder = nn.Sequential(nn.Linear(inputs, outputs).to(dtype))
-    make_invariant(holder)
+    make_invariant(holder, dtype)
     given = torch.randn(600, inputs).to(dtype)
     with torch.inference_mode():
         together = holder(given)
@@ -45,7 +45,7 @@ def test_the_product_is_the_product(dtype: torch.dtype) -> None:
     layer = nn.Linear(96, 40).to(dtype)
     given = torch.randn(3, 50, 96).to(dtype)
     expected = nn.functional.linear(given.double(), layer.weight.double(), layer.bias.double())
-    make_invariant(nn.Sequential(layer))
+    make_invariant(nn.Sequential(layer), dtype)
     assert layer(given).shape == (3, 50, 40)
     assert torch.allclose(layer(given).double(), expected, atol=1e-5 if dtype == torch.float32 else 2e-2)
 
@@ -102,7 +102,7 @@ def test_an_activation_is_the_same_however_many_threads_share_it(name: str, thre
     try:
         holder = nn.Module()
         holder.act_fn, holder.weight = ACT2FN[name], nn.Parameter(torch.zeros(1))
-        make_invariant(holder)
+        make_invariant(holder, torch.float32)
         numbers = torch.randn(512, 320, generator=torch.Generator().manual_seed(0)) * 3
         activation = cast("nn.Module", holder.act_fn)
         whole = activation(numbers)

@@ -103,3 +103,10 @@ def build_length_penalty(blend: Blend) -> dict[str, LengthPenalty]:
     """Return the field `length_penalty` of a blend, or no field at all."""
     penalty = blend.length_penalty
     return {} if penalty is None else {"length_penalty": penalty}
+
+
+def describe_fidelity(signal: Signal) -> dict[str, Any] | str:
+    """Return what was measured of a signal's numbers against others; "reference" for float32 where nothing was."""
+    if signal.fidelity is not None:
+        return signal.fidelity.model_dump()
+    return "reference" if signal.provenance.compute == "float32" else "not measured"

@@ -111,6 +111,7 @@ class SignalProvenance(Answer):
     head_sha256: str
     template_sha256: str
     dtype: str
+    compute: str
     preset: PresetInfo | None = None
     quantization: str | None = None
     weights_sha256: str | None = None

@@ -213,6 +213,8 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "kind": signal.kind,
                 "device": str(signal.model.device),
                 "dtype": signal.provenance.dtype,
+                "compute": signal.provenance.compute,
+                "fidelity": answer_parts.describe_fidelity(signal),
                 "quantization": signal.provenance.quantization,
                 "invariant": registry.invariant[name],
                 "kernels": asdict(signal.model.kernels),

@@ -6,6 +6,7 @@ No tensor of the base is written. PEFT receives only LoRA tensors; `lora.py` ref
 import warnings
 from collections.abc import Mapping, Sequence
 
+import torch
 from peft import inject_adapter_in_model, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
@@ -15,7 +16,9 @@ from assay_service.scoring.embedding import OwnEmbedding, build_own_embedding
 from assay_service.scoring.lora import Parts, find_embedding_name, sort_tensors
 
 
-def attach(base: PreTrainedModel, before_head: Sequence[str], adapters: Mapping[str, Adapter]) -> OwnEmbedding | None:
+def attach(
+    base: PreTrainedModel, dtype: torch.dtype, before_head: Sequence[str], adapters: Mapping[str, Adapter]
+) -> OwnEmbedding | None:
     """Load adapters onto a base; each forward pass selects later which of them it uses.
 
     Several adapters are applied together. That equals merging one after the other, because LoRA adds to a layer's
@@ -23,6 +26,7 @@ def attach(base: PreTrainedModel, before_head: Sequence[str], adapters: Mapping[
 
     Args:
         base: bare base; adapters of other signals may be on it.
+        dtype: dtype in which the base computes, and in which LoRA's tensors are kept.
         before_head: names of the layers before the head, which are read with the head from the last adapter.
         adapters: adapters in the order in which they are applied, keyed by the name that PEFT gives them.
 
@@ -43,7 +47,7 @@ def attach(base: PreTrainedModel, before_head: Sequence[str], adapters: Mapping[
     embedding, parts = _build_embedding(base, parts)
     for key, part in parts.items():
         if part.trained_names:
-            _inject(base, key, part)
+            _inject(base, dtype, key, part)
     return embedding
 
 
@@ -62,7 +66,7 @@ def _build_embedding(base: PreTrainedModel, parts: dict[str, Parts]) -> tuple[Ow
     return build_own_embedding(shared, [part.embedding for part in folded.values()]), folded
 
 
-def _inject(base: PreTrainedModel, key: str, part: Parts) -> None:
+def _inject(base: PreTrainedModel, dtype: torch.dtype, key: str, part: Parts) -> None:
     """Add the LoRA layers of one adapter to the base through PEFT, under the name `key`."""
     where, config = part.adapter.directory, part.build_config()
     try:
@@ -70,6 +74,10 @@ def _inject(base: PreTrainedModel, key: str, part: Parts) -> None:
             # PEFT warns of a second adapter on one base, which is the purpose here.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             inject_adapter_in_model(config, base, adapter_name=key)
+            # PEFT gives LoRA the dtype of the layer's weight, which may be narrower than the one that is computed in.
+            for name, parameter in base.named_parameters():
+                if f".{key}." in name or name.endswith(f".{key}"):
+                    parameter.data = parameter.data.to(dtype)
         result = set_peft_model_state_dict(base, dict(part.lora), adapter_name=key)
     except (ValueError, RuntimeError, KeyError) as error:
         raise StartError(f"{where}: the adapter does not fit its base: {error}; declare its own `base`") from error

@@ -116,7 +116,7 @@ class OwnEmbedding:
         embedded: torch.Tensor = self._shared(ids.masked_fill(own, 0))
         if not self.own_rows:
             return embedded
-        rows = self._rows[places.clamp(min=0)]
+        rows = self._rows[places.clamp(min=0)].to(embedded.dtype)
         scale = getattr(self._shared, "embed_scale", None)  # Gemma's embedding multiplies its rows by a factor
         rows = rows if scale is None else rows * scale.to(rows.dtype)
         return torch.where(own[..., None], rows, embedded)

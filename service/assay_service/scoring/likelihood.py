@@ -116,17 +116,19 @@ class LikelihoodHead(nn.Module):
             parts = [block.logits - block.largest - block.total.log() for block in blocks]
             return torch.cat(parts)[: len(states)]
 
-    def make_invariant(self, *, native: bool) -> None:
+    def make_invariant(self, dtype: torch.dtype, *, native: bool) -> None:
         """Make the log-probability of a token independent of the tokens beside it.
 
         Args:
+            dtype: dtype of the hidden states.
             native: whether the C++ kernels compute the base, and so this layer.
 
         Raises:
             NotInvariant: this machine has no way to compute a product so.
         """
-        self._native = native
-        if native:
+        # The kernel reads states and weight in one dtype. A bf16 weight under fp32 states is widened below.
+        self._native = native and self.weight.dtype == dtype
+        if self._native:
             return
         if has_remainders(self._exp, torch.float32, self.weight.device):
             self._exp = SlicedActivation(self._exp)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from assay_service.errors import StartError
+from assay_service.scoring.compute import Compute
 from assay_service.scoring.reading import Aggregate
 from assay_service.validation import SHA256_PATTERN, TAG_PATTERN, explain, format_key
 
@@ -125,6 +126,7 @@ class Manifest(BaseModel):
         reasoning_tags: tags that enclose reasoning; "keep" does not read them.
         steps: rules by which steps are read, for the score position "steps".
         aggregate: rule that makes one logit of those of the steps.
+        compute: numbers in which the base must compute.
         outputs: outputs of the head, in the order of its rows; empty for a head with one. Kind, moments and golden rows
             of such a checkpoint are those of its outputs.
     """
@@ -147,6 +149,7 @@ class Manifest(BaseModel):
     reasoning_tags: tuple[Tag, Tag] | None = None
     steps: StepRules | None = None
     aggregate: Aggregate | None = None
+    compute: Compute | None = None
     outputs: tuple[Output, ...] = ()
 
 

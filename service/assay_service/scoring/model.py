@@ -9,7 +9,7 @@ forward pass with gradients, on torch's operators.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -21,13 +21,15 @@ from assay_service.scoring.adapters import attach
 from assay_service.scoring.architectures import ARCHITECTURES, count_token_types, find_first_position, find_position_pad
 from assay_service.scoring.base_files import load_base
 from assay_service.scoring.checkpoint import Adapter
+from assay_service.scoring.compute import Number
 from assay_service.scoring.embedding import OwnEmbedding
 from assay_service.scoring.head import Head, pool, split_gates
 from assay_service.scoring.head_modules import NetworkHead
 from assay_service.scoring.kernels.backend import Backend, Kernels
+from assay_service.scoring.kernels.build import spell_dtype
 from assay_service.scoring.kernels.choose import choose_backend
-from assay_service.scoring.kernels.experts import split_experts
 from assay_service.scoring.kernels.fused import Native
+from assay_service.scoring.kernels.numbers import use_numbers
 from assay_service.scoring.kernels.row_invariant import make_invariant
 from assay_service.scoring.kernels.torch_segments import TorchSegments
 from assay_service.scoring.layout import Layout, TokenSequence, pack, select_read_tokens
@@ -52,6 +54,7 @@ class RewardModel:
     Args:
         base: bare transformers model (no task head) with packed attention.
         device: device to which the base is moved.
+        compute: numbers in which the base computes; None takes the dtype of its weights.
 
     Attributes:
         hidden_size: width of the hidden states.
@@ -59,19 +62,22 @@ class RewardModel:
         architecture: properties of the base's architecture that scoring depends on.
         token_types: number of token types that the base distinguishes.
         kernels: description of the back end that computes the base.
+        compute: numbers in which the base computes.
+        dtype: dtype of the hidden states.
         shares_prompts: whether the prompt is computed once for all sequences of a forward pass that have it.
     """
 
-    def __init__(self, base: PreTrainedModel, device: torch.device) -> None:
+    def __init__(self, base: PreTrainedModel, device: torch.device, compute: Number | None = None) -> None:
         self.base: Any = base.to(device).eval()
+        self.compute: Number = compute or cast("Number", spell_dtype(base.dtype))
+        self.dtype = torch.float32 if self.compute == "int8" else getattr(torch, self.compute)
         self.hidden_size = int(base.config.hidden_size)
         self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
-        self.architecture = ARCHITECTURES[base.config.model_type]
-        self.device = device
         config = base.config.to_dict()
+        self.architecture, self.device = ARCHITECTURES[base.config.model_type], device
         self._position_pad = find_position_pad(config)
         self._first_position = find_first_position(config)  # RoBERTa's uncounted ids are one before it
-        self.token_types = count_token_types(base.config.to_dict())
+        self.token_types = count_token_types(config)
         self._signals: dict[str, _Signal] = {}
         self._output_layer: LikelihoodHead | None = None
         self._attached: dict[tuple[str, ...], tuple[tuple[str, ...], OwnEmbedding | None]] = {}
@@ -113,7 +119,8 @@ class RewardModel:
         digests = tuple(adapter.sha256 for adapter in adapters)  # files may change, so a path does not identify them
         if digests not in self._attached:
             keys = tuple(f"signal{len(self._signals)}_{number}" for number in range(len(adapters)))
-            embedding = attach(self.base, self.architecture.before_head, dict(zip(keys, adapters, strict=True)))
+            named = dict(zip(keys, adapters, strict=True))
+            embedding = attach(self.base, self.dtype, self.architecture.before_head, named)
             self._attached[digests] = keys, embedding
         keys, embedding = self._attached[digests]
         self._signals[name] = _Signal(keys, head.to(self.device), embedding)
@@ -185,16 +192,16 @@ class RewardModel:
         Raises:
             NotInvariant: this machine has no way to compute a layer's product so that its rows are independent.
         """
+        use_numbers(self.base, self.compute)
         if self.architecture.packed:  # the others run one sequence at a time, which no neighbor can change
-            split_experts(self.base)
-            self._backend, self.kernels = choose_backend(self.base)
+            self._backend, self.kernels = choose_backend(self.base, self.dtype)
             self._backend.prepare(self.base)
-            make_invariant(self.base)
+            make_invariant(self.base, self.dtype)
         for head in {signal.head for signal in self._signals.values()}:
             if isinstance(head, LikelihoodHead):
-                head.make_invariant(native=isinstance(self._backend, Native))
+                head.make_invariant(self.dtype, native=isinstance(self._backend, Native))
             else:
-                make_invariant(head)
+                make_invariant(head, torch.float32)
 
     def pooled(self, sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
         """Return the pooled hidden states that heads read with the adapters of signal `name`, fp32 `[N, H]`.
@@ -213,7 +220,7 @@ class RewardModel:
         return pool(self.hidden(row, read=read), spans)
 
     def hidden(self, row: Layout, **read: torch.Tensor) -> torch.Tensor:
-        """Return the last hidden states of a packed row under the active adapters, `[1, T, H]` in the base's dtype.
+        """Return the last hidden states of a packed row under the active adapters, `[1, T, H]` in `dtype`.
 
         Args:
             row: packed row of `T` tokens.

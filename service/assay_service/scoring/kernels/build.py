@@ -42,7 +42,7 @@ def load_or_explain(dtype: torch.dtype, device: torch.device) -> str | None:
         device: device of the base.
     """
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        return f"Assay has none for {_spell_dtype(dtype)} on {device.type}"
+        return f"Assay has none for {spell_dtype(dtype)} on {device.type}"
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[no-untyped-call]
         return "they need oneDNN, which is missing or switched off"
     return _load() or _try_dtype(dtype)
@@ -131,32 +131,42 @@ def _try_dtype(dtype: torch.dtype) -> str | None:
         torch.ops.assay.linear(ones, torch.ops.assay.pack(ones), None, 16)
     except RuntimeError as error:
         needed = ": it needs a CPU with AVX512-BF16 or AMX" if dtype == torch.bfloat16 else ""
-        return f"oneDNN has no kernel for {_spell_dtype(dtype)} on this CPU{needed} ({str(error).splitlines()[0]})"
+        return f"oneDNN has no kernel for {spell_dtype(dtype)} on this CPU{needed} ({str(error).splitlines()[0]})"
     return None
 
 
-def explain_slow_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return why a dtype is slow on this machine and what to do; None if it is not known to be slow.
+def has_units(dtype: str, device: torch.device) -> bool:
+    """Return whether a device has instructions for products in `dtype`; torch emulates those that it has not.
+
+    Variables that make torch (`ATEN_CPU_CAPABILITY`) or oneDNN (`ONEDNN_MAX_CPU_ISA`) use fewer instructions count.
+    """
+    if dtype in ("float32", "int8") or device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
+    if dtype == "float16":
+        return torch.cpu._is_amx_fp16_supported()
+    # The CPU may have instructions that oneDNN must not use. Only a trial shows that.
+    supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return supported and (_load() is not None or _try_dtype(torch.bfloat16) is None)
+
+
+def explain_slow_dtype(compute: str, device: torch.device) -> str | None:
+    """Return why a device is slow in some numbers and what to do; None if it is not known to be slow.
 
     Args:
-        dtype: dtype in which a base computes.
+        compute: numbers in which a base computes.
         device: device on which it computes.
     """
-    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+    if has_units(compute, device):
         return None
-    has_units = {
-        torch.bfloat16: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
-        torch.float16: torch.cpu._is_amx_fp16_supported(),
-    }
-    if has_units.get(dtype, True):
-        return None
-    units = "AVX512-BF16 or AMX" if dtype == torch.bfloat16 else "AMX-FP16"
+    units = "AVX512-BF16 or AMX" if compute == "bfloat16" else "AMX-FP16"
     return (
-        f"this CPU has no instructions for {_spell_dtype(dtype)} ({units}), so torch emulates it: declare "
-        "`dtype: float32`, which is several times faster here, rounds less, and takes twice the memory"
+        f"this CPU has no instructions for {compute} ({units}), so torch emulates it: remove `compute`, or declare "
+        "`compute: float32`, which is several times faster here, rounds less, and takes the same memory"
     )
 
 
-def _spell_dtype(dtype: torch.dtype) -> str:
+def spell_dtype(dtype: torch.dtype) -> str:
     """Return the name of a dtype as configurations spell it."""
     return str(dtype).removeprefix("torch.")

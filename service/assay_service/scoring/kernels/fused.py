@@ -13,7 +13,16 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from assay_service.scoring.kernels.backend import check_arguments
 from assay_service.scoring.kernels.experts import Experts, use_kernels
-from assay_service.scoring.kernels.packed_linear import PackedLinear, add_product, find_doras, pack_linear, unwrap_idle
+from assay_service.scoring.kernels.integer_linear import IntegerLinear
+from assay_service.scoring.kernels.packed_linear import (
+    PackedLinear,
+    add_product,
+    find_doras,
+    pack_integer_linear,
+    pack_linear,
+    unwrap_idle,
+)
+from assay_service.scoring.kernels.widen import WidenedLinear
 from assay_service.scoring.layout import Layout, Segment
 
 NAME = "assay_native"
@@ -193,11 +202,16 @@ def build_segment_table(segments: tuple[Segment, ...]) -> torch.Tensor:
 
 
 class Native:
-    """Back end on the C++ kernels; the base cannot be trained afterwards."""
+    """Back end on the C++ kernels; the base cannot be trained afterwards.
+
+    Args:
+        dtype: dtype of the hidden states.
+    """
 
     name = "assay"
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self.reads_subset = False
 
     def prepare(self, base: PreTrainedModel) -> None:
@@ -205,20 +219,22 @@ class Native:
 
         Afterwards `reads_subset` is true if the last layer computes only the tokens that `read` asks for.
         """
-        self.reads_subset = _fuse(base)
+        self.reads_subset = _fuse(base, self._dtype)
 
     def segments(self, row: Layout) -> torch.Tensor:
         """Return the segments as the kernel reads them, int64 `[n, 4]`."""
         return build_segment_table(row.segments)
 
 
-def _fuse(base: PreTrainedModel) -> bool:
+def _fuse(base: PreTrainedModel, dtype: torch.dtype) -> bool:
     """Replace the layers that the kernels compute; return whether the last one computes only the tokens to be read."""
     own, around = find_doras(base)
     for module in list(base.modules()):
         name = type(module).__name__
-        if type(module) is nn.Linear and module not in own:
-            pack_linear(module, keep=module in around)
+        if type(module) in (nn.Linear, WidenedLinear) and module not in own:
+            pack_linear(module, dtype, keep=module in around)
+        elif type(module) is IntegerLinear:
+            pack_integer_linear(module)
         elif name in _RMS_NORMS and module.weight.numel() % _LANES == 0:
             _fuse_norm(module, round_first=_RMS_NORMS[name])
         elif isinstance(module, Experts) and base.config.hidden_act in _GELU_OF:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from assay_service.scoring.kernels.integer_linear import IntegerLinear
+
 
 class PackedLinear(nn.Linear):
     """A linear layer whose weight is stored in panels for the kernels; its bias is fp32.
@@ -59,17 +61,29 @@ def find_doras(base: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
     return own, around
 
 
-def pack_linear(linear: nn.Linear, *, keep: bool) -> None:
+def pack_linear(linear: nn.Linear, dtype: torch.dtype, *, keep: bool) -> None:
     """Turn a linear layer into a packed one, in place; a layer whose width cannot be packed stays as it is.
 
     Args:
         linear: layer to pack.
+        dtype: dtype of its inputs; a weight of another dtype is widened a panel at a time when it is multiplied.
         keep: whether its original weight and bias stay beside the packed ones.
     """
-    if linear.weight.element_size() == 2 and linear.in_features % 2:  # the kernels read bf16 numbers in pairs
+    widened = linear.weight.dtype != dtype
+    if dtype == torch.bfloat16 and linear.in_features % 2:  # the kernels read bf16 numbers in pairs
         return
+    _use_panels(linear, torch.ops.assay.pack(linear.weight.detach(), widened), keep=keep)
+
+
+def pack_integer_linear(linear: IntegerLinear) -> None:
+    """Turn a linear layer of integers into a packed one, in place."""
+    panels = torch.ops.assay.pack_integers(linear.weight.detach(), linear.scales)
+    del linear.scales
+    _use_panels(linear, panels, keep=False)
+
+
+def _use_panels(linear: nn.Linear, panels: torch.Tensor, *, keep: bool) -> None:
     linear.__class__ = PackedLinear
-    panels = torch.ops.assay.pack(linear.weight.detach())
     bias = None if linear.bias is None else linear.bias.detach().float()
     if not keep:  # free the original: a second copy of every weight would double the memory of a base
         linear.weight = nn.Parameter(panels, requires_grad=False)

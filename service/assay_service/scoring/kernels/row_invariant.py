@@ -12,11 +12,13 @@ the total count of numbers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from assay_service.scoring.kernels.widen import WidenedLinear
 from assay_service.scoring.layout import STEP_TOKENS
 
 # The row count whose result the others must reproduce; a longer row is computed in several blocks.
@@ -134,18 +136,19 @@ class RowInvariantLinear(nn.Linear):
         """Return the product, `[..., N]` from `[..., K]`, in the dtype of the input."""
         flat = input.reshape(-1, self.in_features)
         blocks = cover(flat.shape[0], self.agreeing)
+        weight = self.weight.to(flat.dtype)  # the same tensor, unless the weight is widened
         if len(blocks) == 1 and blocks[0].rows == flat.shape[0]:
-            output = multiply(flat, self.weight, self.bias, transposed=blocks[0].transposed)
+            output = multiply(flat, weight, self.bias, transposed=blocks[0].transposed)
         else:
-            output = self._multiply_in_blocks(flat, blocks)
+            output = self._multiply_in_blocks(flat, weight, blocks)
         return output.view(*input.shape[:-1], self.out_features)
 
-    def _multiply_in_blocks(self, flat: torch.Tensor, blocks: tuple[Block, ...]) -> torch.Tensor:
+    def _multiply_in_blocks(self, flat: torch.Tensor, weight: torch.Tensor, blocks: tuple[Block, ...]) -> torch.Tensor:
         """Compute the product `[rows, N]` block by block; rows of zeros fill the last block."""
         rows = flat.shape[0]
         padded = torch.cat([flat, flat.new_zeros(sum(block.rows for block in blocks) - rows, flat.shape[1])])
         parts = zip(torch.split(padded, [block.rows for block in blocks]), blocks, strict=True)
-        products = [multiply(part, self.weight, self.bias, transposed=block.transposed) for part, block in parts]
+        products = [multiply(part, weight, self.bias, transposed=block.transposed) for part, block in parts]
         return torch.cat(products)[:rows]
 
 
@@ -173,27 +176,32 @@ def has_remainders(activation: nn.Module, dtype: torch.dtype, device: torch.devi
     return not all(torch.equal(activation(numbers[i : i + 1]), whole[i : i + 1]) for i in range(0, 4096, 7))
 
 
-def make_invariant(model: nn.Module) -> None:
+def make_invariant(model: nn.Module, dtype: torch.dtype) -> None:
     """Make all linear layers and activations of `model` independent of how many rows they compute, in place.
+
+    Args:
+        model: model.
+        dtype: dtype of the inputs of its layers, to which narrower weights are widened.
 
     Raises:
         NotInvariant: a product cannot be computed so; the message names its shape.
     """
     known: dict[tuple[object, ...], dict[int, Block]] = {}  # trying is slow, and many layers have the same shape
     for module in model.modules():
-        if type(module) is nn.Linear:
-            key = (*module.weight.shape, module.weight.dtype, module.bias is None)
+        if type(module) in (nn.Linear, WidenedLinear):
+            layer: Any = module
+            key = (*layer.weight.shape, layer.bias is None)
             if key not in known:
                 with torch.inference_mode():
-                    known[key] = find_agreeing_blocks(module.weight, module.bias)
-            module.__class__ = RowInvariantLinear
-            module.agreeing = known[key]  # type: ignore[assignment]
-    _slice_activations(model)
+                    known[key] = find_agreeing_blocks(layer.weight.to(dtype), layer.bias)
+            layer.__class__ = RowInvariantLinear
+            layer.agreeing = known[key]
+    _slice_activations(model, dtype)
 
 
-def _slice_activations(model: nn.Module) -> None:
+def _slice_activations(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace the activations that have remainders by sliced ones, in place."""
-    like = next(model.parameters())
+    device = next(model.parameters()).device
     known: dict[type[nn.Module], bool] = {}  # the layers of a base have activations of the same type
     for module in list(model.modules()):
         for name in _ACTIVATIONS:
@@ -201,7 +209,7 @@ def _slice_activations(model: nn.Module) -> None:
             if not isinstance(activation, nn.Module):
                 continue
             if type(activation) not in known:
-                known[type(activation)] = has_remainders(activation, like.dtype, like.device)
+                known[type(activation)] = has_remainders(activation, dtype, device)
             if known[type(activation)]:
                 setattr(module, name, SlicedActivation(activation))
 

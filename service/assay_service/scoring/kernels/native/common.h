@@ -8,6 +8,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <type_traits>
 
 namespace assay {
 
@@ -70,6 +71,10 @@ void with_type(const at::Tensor& tensor, const F& f) {
 inline Vec load(const at::BFloat16* from) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   return Vec(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
+}
+
+inline Vec load(const at::Half* from) {
+  return Vec(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 }
 
 inline Vec load(const float* from) { return Vec::loadu(from); }
