@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assay_client.options import LOCAL, Url
+from assay_client.options import LOCAL, ApiKeyFile, Url
 from assay_training.cli import evaluate
 from assay_training.cli.errors import plain_errors
 
@@ -102,6 +102,7 @@ def train_ppo(
     config: Config,
     data: Data,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     out: Out = None,
     example: Annotated[bool, _make_example_option("ppo")] = False,
 ) -> None:
@@ -110,9 +111,10 @@ def train_ppo(
 
     with plain_errors("train ppo"):
         _check_config(config, PpoConfig)
+        from assay_client._addresses import read_api_key  # noqa: PLC0415
         from assay_training.rl.ppo import run  # noqa: PLC0415 - heavy, only when the command runs
 
-        typer.echo(run(config, data, out, url))
+        typer.echo(run(config, data, out, url, read_api_key(api_key_file)))
 
 
 @train.command("rejection")
@@ -120,6 +122,7 @@ def train_rejection(
     config: Config,
     data: Data,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     out: Out = None,
     example: Annotated[bool, _make_example_option("rejection")] = False,
 ) -> None:
@@ -128,9 +131,10 @@ def train_rejection(
 
     with plain_errors("train rejection"):
         _check_config(config, RejectionConfig)
+        from assay_client._addresses import read_api_key  # noqa: PLC0415
         from assay_training.rl.rejection import run  # noqa: PLC0415 - heavy, only when the command runs
 
-        typer.echo(run(config, data, out, url))
+        typer.echo(run(config, data, out, url, read_api_key(api_key_file)))
 
 
 @app.command("report")
