@@ -53,8 +53,8 @@ test-slow: install $(VLLM)/.installed ## the slow tests, and those that need vLL
 	$(BIN)/pytest -m slow $(if $(DATA),--data=$(DATA))
 	$(VLLM)/bin/pytest -m vllm tests/*/test_*_vllm.py
 
-serve: install ## serve the embedded models on HOST:PORT
-	$(BIN)/assay serve --host $(HOST) --port $(PORT)
+serve: install ## serve the embedded models on HOST:PORT (KEYS=FILE: with API keys, which other hosts than loopback need)
+	$(BIN)/assay serve --host $(HOST) --port $(PORT) $(if $(KEYS),--keys $(KEYS))
 
 # A small policy and both reward models on it, from the data sets in DATA; what is there already is kept.
 PIPELINE := runs/pipeline
