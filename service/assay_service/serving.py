@@ -85,7 +85,9 @@ def _build_server(application: "FastAPI", tls: SSLContext | None, on_ready: Call
             remove_temporary()  # uvicorn raises the signal again, which ends the process without `atexit`
 
     # log_config=None keeps the handlers that `logs.configure` set. There are no WebSockets, which would pass the guard.
-    options: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "server_header": False}
+    # h11 bounds the head of a request; httptools, which uvicorn takes where it is installed, does not.
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "http": "h11"}
+    options["server_header"] = False
     if tls is not None:
         options["ssl_context_factory"] = lambda *_: tls
     return Server(uvicorn.Config(application, timeout_graceful_shutdown=DRAIN_S, **options))

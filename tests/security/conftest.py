@@ -33,7 +33,7 @@ class Guarded:
 @pytest.fixture(scope="session")
 def guarded(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     file = tmp_path_factory.mktemp("keys") / "keys.yaml"
-    keys = {name: add_key(file, name, (name,)) for name in ("score", "metrics", "admin")}  # type: ignore[arg-type]
+    keys = {name: add_key(file, name, (name,)) for name in ("score", "metrics", "admin")}
     keys["all"] = add_key(file, "all", ("score", "metrics", "admin"))
     settings = tiny["settings"].model_copy(update={"keys": str(file)})
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:

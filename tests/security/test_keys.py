@@ -98,9 +98,14 @@ def test_every_key_is_compared_in_constant_time(tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "keys.yaml"
     first, second = (keys.add_key(file, name, ("score",)) for name in ("a", "b"))
     read = keys.read_key_file(file)
-    compared = []
+    compared: list[str] = []
     compare = hmac.compare_digest
-    monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(b) or compare(a, b))
+
+    def record(sent: str, known: str) -> bool:
+        compared.append(known)
+        return compare(sent, known)
+
+    monkeypatch.setattr(hmac, "compare_digest", record)
     for sent, name in ((first, "a"), (second, "b"), (first[:-1], None), (first + "x", None), ("", None)):
         compared.clear()
         found = read.find(sent.encode())

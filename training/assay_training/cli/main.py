@@ -12,6 +12,7 @@ import typer
 from assay_client.options import LOCAL, ApiKeyFile, Url
 from assay_training.cli import evaluate
 from assay_training.cli.errors import plain_errors
+from assay_training.cli.options import Html, Json
 
 if TYPE_CHECKING:
     from assay_training.config.base import RunConfig
@@ -142,8 +143,8 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Directories of the runs.", exists=True, file_okay=False)
     ],
-    as_json: evaluate.Json = False,
-    html: evaluate.Html = None,
+    as_json: Json = False,
+    html: Html = None,
 ) -> None:
     """Compare runs in a table of their last steps and, with --html, in plots over all steps."""
     from assay_training.evaluation.runs import compare_runs  # noqa: PLC0415
