@@ -43,7 +43,7 @@ SOURCES = {
     for package in ("service/assay_service", "training/assay_training", "clients/assay_client")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-GOOD = {"items": [{"prompt": "p", "completion": "c"}]}
+GOOD: dict[str, Any] = {"items": [{"prompt": "p", "completion": "c"}]}
 
 
 def test_every_lesson_has_a_test_or_a_reason() -> None:
@@ -111,7 +111,7 @@ def test_a_huge_header_is_refused_and_the_service_goes_on(url: str) -> None:
     "field", [{"chat_template_kwargs": {"tokenize": True}}, {"chat_template": "{{ 1 }}"}, {"template": "{{ 1 }}"}]
 )
 def test_fields_that_would_steer_a_template_are_refused(url: str, field: dict[str, Any]) -> None:
-    asked = {
+    asked: dict[str, dict[str, Any]] = {
         "/v1/score": GOOD,
         "/v1/render": GOOD,
         "/compat/vllm/pooling": {"model": "pref", "messages": CHAT},

@@ -54,7 +54,7 @@ def test_published_templates_print_what_transformers_prints() -> None:
     for text in texts:
         for chat in CHATS:
             for add_generation_prompt in (False, True):
-                variables = {
+                variables: dict[str, Any] = {
                     "messages": chat,
                     "tools": None,
                     "documents": None,

@@ -129,7 +129,7 @@ def test_a_process_with_keys_and_tls_serves_and_follows_sighup(
     url, ca_file = f"https://127.0.0.1:{port}", str(made.certificate)
     try:
         with RewardClient(url, api_key=key, ca_file=ca_file) as client:
-            wait_until_ready(client, process)
+            wait_until_ready(client, process)  # type: ignore[arg-type]  # it only polls
             assert len(client.score([("bake?", "bread")]).scores()) == 1
         process.send_signal(signal.SIGHUP)
         until_s = time.monotonic() + START_S
