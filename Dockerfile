@@ -19,5 +19,5 @@ USER assay
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=12s --start-period=60s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/ready', timeout=11)"]
-ENTRYPOINT ["assay", "serve"]
-CMD ["--host", "0.0.0.0", "--port", "8000"]
+# All addresses of the container, so it starts only with keys (`--keys FILE`), or with `--insecure`.
+ENTRYPOINT ["assay", "serve", "--host", "0.0.0.0", "--port", "8000"]

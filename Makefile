@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm
 
-.PHONY: help install check fix docs test test-slow serve bench pipeline
+.PHONY: help install check audit sbom fix docs test test-slow serve bench pipeline
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,21 @@ check: install ## format, lint, types, import contracts, language, documentation
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.language
 	$(MAKE) docs
+	$(MAKE) audit
+
+# The audit and the SBOM have tools in an environment of their own, because the SBOM lists all that is in .venv.
+AUDIT := .venv-audit
+$(AUDIT)/.installed:
+	test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	touch $@
+
+audit: $(AUDIT)/.installed ## look up the pinned packages in PyPI's advisories; skipped with a reason where they cannot be reached
+	$(AUDIT)/bin/python -m tests.audit $(AUDIT)/bin/pip-audit
+
+sbom: install $(AUDIT)/.installed ## write the SBOM of .venv (CycloneDX) to runs/sbom.json
+	mkdir -p runs
+	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file runs/sbom.json
 
 fix: install ## format the code and apply the linter's own fixes
 	$(BIN)/ruff format .
@@ -53,8 +68,8 @@ test-slow: install $(VLLM)/.installed ## the slow tests, and those that need vLL
 	$(PYTEST) -m slow $(if $(DATA),--data=$(DATA))
 	$(VLLM)/bin/pytest -m vllm tests/*/test_*_vllm.py
 
-serve: install ## serve the embedded models on HOST:PORT
-	$(BIN)/assay serve --host $(HOST) --port $(PORT)
+serve: install ## serve the embedded models on HOST:PORT (KEYS=FILE: with API keys, which other hosts than loopback need)
+	$(BIN)/assay serve --host $(HOST) --port $(PORT) $(if $(KEYS),--keys $(KEYS))
 
 # A small policy and both reward models on it, from the data sets in DATA; what is there already is kept.
 PIPELINE := runs/pipeline

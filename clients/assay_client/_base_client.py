@@ -92,6 +92,8 @@ class BaseClient(Generic[MineT, TransportT]):
             `deadline_s`.
         transport: an httpx transport that carries the requests instead of the network.
         headers: HTTP headers that are sent with every request.
+        ca_file: the path of a PEM file with the certificates that are trusted in place of the usual ones. It is for a
+            service with a certificate of your own.
         clock: the source of time and of random numbers; for tests.
 
     Close it, or use it as a context manager. Every method raises `TransportError` or `ServerError` when another try is
@@ -103,7 +105,7 @@ class BaseClient(Generic[MineT, TransportT]):
 
     Raises:
         InvalidInput: a number is out of range, an address is not an http or https address or has a user name or
-            password. Or `api_key` has characters that a header cannot hold.
+            password. Or `api_key` has characters that a header cannot hold, or `ca_file` has no certificate.
     """
 
     def __init__(  # noqa: PLR0913  # the public knobs, all by name
@@ -118,6 +120,7 @@ class BaseClient(Generic[MineT, TransportT]):
         max_concurrency: int = 8,
         transport: TransportT | None = None,
         headers: Mapping[str, str] | None = None,
+        ca_file: str | None = None,
         clock: Clock | None = None,
     ) -> None:
         if chunk_size < 1 or max_concurrency < 1:
@@ -131,6 +134,9 @@ class BaseClient(Generic[MineT, TransportT]):
         self._api_key = api_key
         if api_key is not None:
             check_api_key(api_key, self._headers)
+        self._ca_file = ca_file
+        if ca_file is not None:
+            get_tls(ca_file)  # so that a wrong file is an error now
         self._redaction = Redaction.of(api_key, self._headers)
         self._policy = Policy(timeout_s, deadline_s, max_retries)
         self._transport: TransportT | None = transport
@@ -163,6 +169,7 @@ class BaseClient(Generic[MineT, TransportT]):
             "chunk_size": self.chunk_size,
             "max_concurrency": self.max_concurrency,
             "headers": self._headers,
+            "ca_file": self._ca_file,
         }
         return partial(type(self), self.endpoints, **settings), ()
 
@@ -195,7 +202,7 @@ class BaseClient(Generic[MineT, TransportT]):
         key = {} if self._api_key is None else {"Authorization": f"Bearer {self._api_key}"}
         settings = {"transport": self._transport, "headers": {**self._headers, **key}, "limits": limits}
         # Shared, because loops and copies of a client are made often: `asyncio.run` for each call, process pools.
-        return settings if self._transport is not None else {**settings, "verify": get_tls()}
+        return settings if self._transport is not None else {**settings, "verify": get_tls(self._ca_file)}
 
     def _get_find_home(self) -> FindHome | None:
         """Return the function that finds the endpoint of a key now; None if there is only one."""

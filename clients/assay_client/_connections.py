@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import httpx
 
+from assay_client.errors import InvalidInput
+
 
 @dataclass(frozen=True)
 class Process:
@@ -48,9 +50,21 @@ Loops: TypeAlias = dict[asyncio.AbstractEventLoop, Loop]
 
 
 @cache
-def get_tls() -> ssl.SSLContext:
-    """Return the trusted certificates of this process; reading them takes 60 ms, as much as scoring a few items."""
-    return httpx.create_ssl_context()
+def get_tls(ca_file: str | None = None) -> ssl.SSLContext:
+    """Return the certificates that this process trusts: those of a file, or else the usual ones.
+
+    They are kept, because reading them takes 60 ms, as much as scoring a few items.
+
+    Raises:
+        InvalidInput: the file cannot be read, or has no certificate in PEM format.
+    """
+    if ca_file is None:
+        return httpx.create_ssl_context()
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # SSLError is one
+        reason = "it has no certificate in PEM format" if isinstance(error, ssl.SSLError) else error.strerror
+        raise InvalidInput(f"`ca_file`: {ca_file} cannot be used: {reason}") from error
 
 
 @contextmanager

@@ -1,39 +1,44 @@
-"""Define the commands `assay serve`, `assay inspect`, `assay convert`, `assay presets` and `assay verify`.
+"""Define the commands `assay serve`, `inspect`, `convert`, `presets`, `verify` and `keys`.
 
 The module imports only typer and the standard library at the top, and everything else when a command runs.
 """
 
-import contextlib
-import gc
-import logging
-import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from assay_service import cli_keys
 from assay_service.cli_errors import print_start_errors
 from assay_service.cli_options import (
     Base,
     Code,
     Compute,
+    Config,
     Dtype,
     Eos,
     GgufFile,
+    Insecure,
+    Keys,
     Kind,
+    LogFormat,
+    LogLevel,
     Pad,
     Position,
     Preset,
     Quantization,
+    Revision,
     Template,
+    TlsCertificate,
+    TlsKey,
     TokenTypes,
     Unfinished,
 )
 from assay_service.verify_command import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from socket import socket
+    from collections.abc import Callable, Mapping
 
     from assay_service.inspection import Inspection
     from assay_service.resolve import ResolvedSignal
@@ -41,9 +46,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 app.command("verify")(verify)
-
-# Time after SIGTERM for requests in flight; a client that never finishes its body cannot delay the end any longer.
-DRAIN_S = 30
+app.add_typer(cli_keys.app, name="keys")
 
 
 @app.command()
@@ -51,14 +54,9 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     directory: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="A model, adapter or training run to serve.")
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="YAML configuration; default: the two embedded models.", exists=True, dir_okay=False),
-    ] = None,
+    config: Config = None,
     preset: Preset = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Commit, tag or branch of the preset's hub id, if no DIR is given.")
-    ] = None,
+    revision: Revision = None,
     kind: Kind = None,
     eos: Eos = None,
     unfinished: Unfinished = None,
@@ -74,12 +72,12 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     code: Code = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], typer.Option(help="Lowest level that is logged.")
-    ] = "info",
-    log_format: Annotated[
-        Literal["text", "json"], typer.Option(help="Text for people, or one JSON object per line.")
-    ] = "text",
+    keys: Keys = None,
+    insecure: Insecure = False,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "text",
     access_log: Annotated[bool, typer.Option("--access-log", help="Log one line for each request.")] = False,
 ) -> None:
     """Serve reward models over HTTP: the models of a YAML file, the one in DIR, or that of a preset.
@@ -89,8 +87,9 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     checkpoint or the address is wrong, and 1 if the service fails later.
     """
     # Heavy libraries only when the command runs, so that `assay --help` is quick and the client needs none of them.
-    from assay_service import logs  # noqa: PLC0415
+    from assay_service import access, logs  # noqa: PLC0415
     from assay_service.listen import listen  # noqa: PLC0415
+    from assay_service.serving import run  # noqa: PLC0415
 
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
@@ -99,9 +98,15 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     declared |= {"preset": preset, "revision": revision}
     logs.configure(log_level, log_format, access=access_log)
     with print_start_errors("serve"):
-        settings, signals = _read_served(directory, config, declared)
-        listening = listen(host, port)  # first of all, so that a taken port is reported at once
-    _run(settings, signals, listening, host)
+        add_access = partial(
+            access.declare_access, keys=keys, certificate=tls_certificate, key=tls_key, insecure=insecure
+        )
+        settings, signals = _read_served(directory, config, declared, add_access)
+        tls = access.check_access(settings)
+        # Before the models, so that a taken port is reported at once.
+        listening = listen(host, port, is_protected=settings.keys is not None or settings.insecure)
+    if not run(settings, signals, listening, host, tls):
+        raise typer.Exit(1)
 
 
 @app.command("inspect")
@@ -201,7 +206,10 @@ def _print_inspection(inspection: "Inspection") -> None:
 
 
 def _read_served(
-    directory: Path | None, config: Path | None, declared: "Mapping[str, object]"
+    directory: Path | None,
+    config: Path | None,
+    declared: "Mapping[str, object]",
+    add_access: "Callable[[object], object]",
 ) -> "tuple[Settings, dict[str, ResolvedSignal]]":
     """Return the configuration that `assay serve` was asked for: of a directory, a preset, a file, or the embedded one.
 
@@ -209,6 +217,7 @@ def _read_served(
         directory: directory of a checkpoint; None if none is given.
         config: YAML file; None if none is given.
         declared: keys of the signal, with None for those that are not declared.
+        add_access: function that adds the options about keys and TLS to a configuration.
     """
     from assay_service import resolve  # noqa: PLC0415
     from assay_service.declaration import build_declaration, declare_preset  # noqa: PLC0415
@@ -218,57 +227,14 @@ def _read_served(
     if directory is None and declared["preset"] is None:
         _refuse_options_without_directory(declared)
         path = config or EMBEDDED
-        return resolve.read_resolved(read_yaml(path), path.resolve().parent, str(path))
+        return resolve.read_resolved(add_access(read_yaml(path)), path.resolve().parent, str(path))
     if config is not None:
         raise typer.BadParameter("give either DIR, --preset or --config, not two of them")
     raw = declare_preset(declared) if directory is None else build_declaration(directory, declared)
-    return resolve.read_resolved(raw, Path.cwd(), str(directory or f"preset {declared['preset']}"))
+    return resolve.read_resolved(add_access(raw), Path.cwd(), str(directory or f"preset {declared['preset']}"))
 
 
 def _refuse_options_without_directory(declared: "Mapping[str, object]") -> None:
     for key, value in declared.items():
         if value is not None:
             raise typer.BadParameter(f"--{key.replace('_', '-')} applies only to DIR; in a YAML file declare `{key}`")
-
-
-def _run(settings: "Settings", signals: "Mapping[str, ResolvedSignal]", listening: "socket", host: str) -> None:
-    """Load the models, and serve until a signal ends the process or its device fails."""
-    from assay_service.listen import answer_not_ready, build_url  # noqa: PLC0415
-    from assay_service.logs import START, log_step  # noqa: PLC0415
-
-    url, log = build_url(listening, host), logging.getLogger(START)
-    started_s = time.monotonic()
-    # The temporary server ends with this block. The socket stays open for uvicorn, so no connection is refused.
-    with answer_not_ready(listening), print_start_errors("serve"):
-        log.info("listening on %s; the answer is 503 until the models are loaded", url)
-        with log_step("importing torch and transformers"):
-            import uvicorn  # noqa: PLC0415
-
-            from assay_service.api.app import create_app  # noqa: PLC0415
-            from assay_service.memory import keep_freed_memory  # noqa: PLC0415
-            from assay_service.scoring.unpacked import remove_temporary  # noqa: PLC0415
-        keep_freed_memory()
-        # Only the engine's worker calls on_failure. It starts with the server, so `server` exists by then.
-        application = create_app(settings, resolved=signals, on_failure=lambda: setattr(server, "should_exit", True))
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: "list[socket] | None" = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                log.info("ready in %.1f s: %s", time.monotonic() - started_s, url)
-
-        async def shutdown(self, sockets: "list[socket] | None" = None) -> None:
-            log.info("shutting down: requests in flight have %d s to finish", DRAIN_S)
-            await super().shutdown(sockets)
-            remove_temporary()  # uvicorn raises the signal again, which ends the process without `atexit`
-
-    # log_config=None keeps the handlers that `logs.configure` set.
-    server = Server(uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S))
-    # Everything loaded so far stays for the life of the process, so later collections need not walk through it.
-    gc.collect()
-    gc.freeze()
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has shut down, and raises Ctrl-C once more
-        server.run(sockets=[listening])
-    # uvicorn returns normally also if it could not start.
-    if not server.started or application.state.scorer.engine.failed:
-        raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Print the errors of the service's commands."""
+"""Print the errors that keep a command of the service from starting."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ def print_start_errors(command: str) -> Iterator[None]:
     """Print a StartError to stderr without a traceback, and end the command with exit code 2.
 
     Raises:
-        typer.Exit: there was such an error.
+        Exit: the block raised a StartError.
     """
     from assay_service.errors import StartError  # noqa: PLC0415
 

@@ -1,5 +1,6 @@
-"""Define the options of the command line that name keys of a signal, with the help that they print."""
+"""Define options of the command line that name keys of a signal or of the configuration, with their help."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -51,3 +52,17 @@ Code = Annotated[
 Preset = Annotated[
     str | None, typer.Option(help="Preset of a known checkpoint, for all keys that are not declared: `assay presets`.")
 ]
+
+Keys = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Key file: requests need one of its API keys (`assay keys add`).")
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Listen on other addresses than loopback without keys.")]
+TlsCertificate = Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate in PEM format: serve HTTPS.")]
+TlsKey = Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of the certificate in PEM format.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="YAML configuration; default: the two embedded models.", exists=True, dir_okay=False),
+]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of the preset's hub id, if no DIR is given.")]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="Lowest level that is logged.")]
+LogFormat = Annotated[Literal["text", "json"], typer.Option(help="Text for people, or one JSON object per line.")]

@@ -89,6 +89,42 @@ class ServingError(AssayError, RuntimeError):
     code = "serving"
 
 
+class Unauthorized(ServingError):
+    """The request has no valid API key.
+
+    Args:
+        message: one sentence for people.
+        is_sent: whether the request has a key, which is not valid.
+
+    Attributes:
+        challenge: value of `WWW-Authenticate`, as RFC 6750 has it.
+    """
+
+    code = "unauthorized"
+
+    def __init__(self, message: str, *, is_sent: bool) -> None:
+        super().__init__(message)
+        self.challenge = 'Bearer realm="assay", error="invalid_token"' if is_sent else 'Bearer realm="assay"'
+
+
+class PermissionDenied(ServingError):
+    """The API key does not have the scope of the path.
+
+    Args:
+        message: one sentence for people.
+        scope: the scope that is missing.
+
+    Attributes:
+        challenge: value of `WWW-Authenticate`, as RFC 6750 has it.
+    """
+
+    code = "permission_denied"
+
+    def __init__(self, message: str, *, scope: str) -> None:
+        super().__init__(message)
+        self.challenge = f'Bearer realm="assay", error="insufficient_scope", scope="{scope}"'
+
+
 class UnknownModel(ServingError):
     """The request names a signal or blend that is not served."""
 

@@ -5,11 +5,13 @@ the answer that the models are loading. This module does not import torch.
 """
 
 import errno
+import ipaddress
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,11 +23,16 @@ _MAX_BODY_BYTES = 16 * 2**20  # the default of limits.max_body_bytes; a longer b
 _RETRY_AFTER_S = 5
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, is_protected: bool) -> socket.socket:
     """Return a socket that listens on `host` and `port`; with port 0 the system picks a free port.
 
+    Args:
+        host: name or address to listen on.
+        port: port to listen on.
+        is_protected: False for a service without keys, which only this machine may reach.
+
     Raises:
-        StartError: the port is taken or not allowed, or this machine has no such address.
+        StartError: the port is taken or not allowed, this machine has no such address, or the service needs keys there.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -36,6 +43,12 @@ def listen(host: str, port: int) -> socket.socket:
             f"--host {host}: no such address ({error.strerror}); use 127.0.0.1 for this machine only, or 0.0.0.0 "
             "for all its addresses"
         ) from error
+    if not is_protected and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+        raise StartError(
+            f"--host {host}: other machines can reach this address, and the service has no API keys; make a key by "
+            "`assay keys add NAME --scope score` and give `--keys keys.yaml`, or use --insecure if the network is "
+            "protected otherwise"
+        )
     taken = socket.socket(family, kind, protocol)
     try:
         # Without it the port stays blocked for a minute after a service that had open connections ends.
@@ -48,19 +61,20 @@ def listen(host: str, port: int) -> socket.socket:
     return taken
 
 
-def build_url(listening: socket.socket, host: str) -> str:
+def build_url(listening: socket.socket, host: str, tls: ssl.SSLContext | None = None) -> str:
     """Return the URL of a listening socket, with the host as the user wrote it."""
-    port = listening.getsockname()[1]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme, port = "http" if tls is None else "https", listening.getsockname()[1]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 @contextmanager
-def answer_not_ready(listening: socket.socket) -> Iterator[None]:
-    """Answer on a listening socket while the models load, and leave it open for the service.
+def answer_not_ready(listening: socket.socket, tls: ssl.SSLContext | None = None) -> Iterator[None]:
+    """Answer on a listening socket while the models load, by HTTPS with `tls`, and leave it open for the service.
 
     `GET /health` gives 200, since the process works; everything else gives 503 `not_ready` with `Retry-After`.
     """
-    server = ThreadingHTTPServer(listening.getsockname()[:2], _NotReady, bind_and_activate=False)
+    server = _Server(listening.getsockname()[:2], _NotReady, bind_and_activate=False)
+    server.tls = tls
     server.socket.close()  # the constructor opens a socket of its own
     server.socket = listening
     thread = threading.Thread(
@@ -87,6 +101,22 @@ def _explain_failure(error: OSError, host: str, port: int) -> str:
         case errno.EACCES | errno.EPERM:
             return f"--port {port}: not allowed for this user; use a port from 1024 on"
     return f"cannot listen on {host}:{port}: {error.strerror}; use another --host or --port"
+
+
+class _Server(ThreadingHTTPServer):
+    """The temporary server; with `tls`, each connection is one of TLS."""
+
+    tls: ssl.SSLContext | None = None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in the base class
+        """Serve one connection, in a thread of its own, so that a slow handshake delays nobody else."""
+        if self.tls is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(_NotReady.timeout)
+        # A client that does not speak TLS, or does not trust the certificate, gets no answer.
+        with suppress(OSError), self.tls.wrap_socket(request, server_side=True) as wrapped:
+            super().finish_request(wrapped, client_address)
 
 
 class _NotReady(BaseHTTPRequestHandler):

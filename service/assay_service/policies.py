@@ -7,6 +7,7 @@ from typing import get_args
 from assay_service.compat_settings import WireName
 from assay_service.errors import Problems
 from assay_service.scoring import files, tokenizer
+from assay_service.scoring.chat_environment import TemplateRenderer
 from assay_service.scoring.template import Template
 from assay_service.scoring.template_files import read_template
 from assay_service.scoring.token_reader import TokenReader
@@ -39,5 +40,5 @@ def load_policies(settings: Settings) -> Mapping[WireName, TokenReader]:
 
 def _load(directory: Path, key: str) -> TokenReader:
     loaded = tokenizer.load(directory)
-    template = Template(loaded, read_template(None, directory, directory))
+    template = Template(TemplateRenderer(loaded), read_template(None, directory, directory))
     return TokenReader(key, tokenizer.hash_file(directory), loaded, build_transcript(template, loaded))

@@ -65,6 +65,18 @@ class Limits(Frozen):
     cache_bytes: int = Field(64 * 2**20, ge=0)
 
 
+class TlsSettings(Frozen):
+    """The files by which the service speaks HTTPS.
+
+    Attributes:
+        certificate: path of the certificate in PEM format, with the intermediate ones behind it.
+        key: path of its private key in PEM format, without a password.
+    """
+
+    certificate: str
+    key: str
+
+
 class Settings(Frozen):
     """The whole configuration.
 
@@ -75,6 +87,9 @@ class Settings(Frozen):
         limits: limits of the service.
         compat: settings of the compatible wires.
         playground: whether the service has a page at `/` for trying its signals in a browser.
+        keys: path of the key file; None serves without keys.
+        insecure: whether the service may listen on other addresses than loopback without keys.
+        tls: files by which the service speaks HTTPS; None serves HTTP.
         directory: folder of the configuration file, at which relative paths start.
     """
 
@@ -84,7 +99,14 @@ class Settings(Frozen):
     limits: Limits = Limits()
     compat: CompatSettings = CompatSettings()
     playground: bool = True
+    keys: str | None = None
+    insecure: bool = False
+    tls: TlsSettings | None = None
     directory: Path = Field(exclude=True)
+
+    def find_path(self, path: str) -> Path:
+        """Return a path of the configuration: `~` is the home directory, and relative ones start at `directory`."""
+        return self.directory / Path(path).expanduser()
 
     @model_validator(mode="before")
     @classmethod
@@ -224,6 +246,7 @@ def _list_keys_at(location: tuple[int | str, ...]) -> list[str]:
         (4, "signals"): HeadSettings if location[2:3] == ("head",) else StepRules,
         (4, "blends"): LengthPenaltySettings,
         (2, "limits"): Limits,
+        (2, "tls"): TlsSettings,
         (2, "compat"): CompatSettings,
         (4, "compat"): find_settings_class(str(location[2])) if len(location) > 2 else CompatSettings,
     }

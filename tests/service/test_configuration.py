@@ -243,7 +243,7 @@ def test_a_wire_with_assays_own_paths_at_the_root_is_refused_before_anything_is_
         (
             {"signals": {"a": {"base": "rm"}}, "defaults": "a"},
             "defaults: unknown key; did you mean `default`? Keys are signals, blends, default, limits, compat, "
-            "playground",
+            "playground, keys, insecure, tls",
         ),
     ],
 )
@@ -555,6 +555,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "A blend": signal_settings.BlendSettings,
     "A length penalty": signal_settings.LengthPenaltySettings,
     "Limits": settings.Limits,
+    "TLS": settings.TlsSettings,
     "Compatible wires": compat_settings.CompatSettings,
     "A wire": compat_settings.WireSettings,
     "The wire chat": compat_settings.ChatSettings,

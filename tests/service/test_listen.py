@@ -18,23 +18,23 @@ from assay_service.errors import StartError
 
 @pytest.fixture
 def taken() -> Iterator[socket.socket]:
-    with listen.listen("127.0.0.1", 0) as listening:
+    with listen.listen("127.0.0.1", 0, is_protected=True) as listening:
         yield listening
 
 
 def test_a_second_service_on_the_port_is_refused_at_once(taken: socket.socket) -> None:
     port = taken.getsockname()[1]
     with pytest.raises(StartError, match=rf"another service running on 127\.0\.0\.1:{port}\? Stop it, or use --port"):
-        listen.listen("127.0.0.1", port)
+        listen.listen("127.0.0.1", port, is_protected=True)
     with pytest.raises(StartError, match="address already in use"):
-        listen.listen("0.0.0.0", port)
+        listen.listen("0.0.0.0", port, is_protected=True)
 
 
 def test_addresses_that_are_not_of_this_machine_are_refused() -> None:
     with pytest.raises(StartError, match=r"--host 192\.0\.2\.1: not an address of this machine"):
-        listen.listen("192.0.2.1", 0)
+        listen.listen("192.0.2.1", 0, is_protected=True)
     with pytest.raises(StartError, match=r"--host no-such-host\.invalid: no such address"):
-        listen.listen("no-such-host.invalid", 0)
+        listen.listen("no-such-host.invalid", 0, is_protected=True)
 
 
 def test_a_port_that_is_not_allowed_says_which_are() -> None:

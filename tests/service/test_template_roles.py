@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from assay_service.errors import ContentError
+from assay_service.scoring.chat_environment import TemplateRenderer
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.template import Template
 from tests import checkpoints
@@ -95,7 +96,7 @@ def _outcome(template: Template, messages: tuple[Message, ...], place: int) -> s
 
 @pytest.mark.parametrize("name", _expected())
 def test_every_role_is_printed_or_refused(name: str) -> None:
-    template = Template(checkpoints.decoder_tokenizer(), _template(name))
+    template = Template(TemplateRenderer(checkpoints.decoder_tokenizer()), _template(name))
     user, assistant = Message("user", "Hello there"), Message("assistant", "Fine thanks")
     found = []
     for role in ROLES:

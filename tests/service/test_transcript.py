@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from assay_service.errors import ContentError
 from assay_service.scoring import tokenizer
+from assay_service.scoring.chat_environment import TemplateRenderer
 from assay_service.scoring.item import Item, Message
 from assay_service.scoring.template import Template
 from assay_service.scoring.template_files import read_template
@@ -36,14 +37,14 @@ def reader(name: str) -> tuple[Template, Transcript]:
     if name in FROM_PACKAGES:
         directory = real_tokenizer(name)
         fast = tokenizer.load(directory)
-        template = Template(fast, read_template(None, directory, directory))
+        template = Template(TemplateRenderer(fast), read_template(None, directory, directory))
     elif name == "mistral":
         specials = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
         fast = checkpoints.tokenizer(specials, MISTRAL, extra=("[INST]", "[/INST]"))
-        template = Template(fast, MISTRAL)
+        template = Template(TemplateRenderer(fast), MISTRAL)
     else:
         fast = checkpoints.decoder_tokenizer()
-        template = Template(fast, checkpoints.CHATML if name == "chatml" else _template(name))
+        template = Template(TemplateRenderer(fast), checkpoints.CHATML if name == "chatml" else _template(name))
     return template, build_transcript(template, fast)
 
 

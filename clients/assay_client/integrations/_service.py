@@ -19,16 +19,18 @@ class Service:
     Attributes:
         urls: the addresses, which serve the same models.
         api_key: the key that clients send.
+        ca_file: the path of a PEM file with the certificates that clients trust; None means the usual ones.
         settings: pairs of name and value of the other arguments of a client.
     """
 
     urls: tuple[str, ...]
     api_key: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
     settings: tuple[tuple[str, float], ...] = ()
 
     def to_arguments(self) -> dict[str, Any]:
         """Return the arguments of `RewardClient` and `AsyncRewardClient`."""
-        return {"base_url": self.urls, "api_key": self.api_key, **dict(self.settings)}
+        return {"base_url": self.urls, "api_key": self.api_key, "ca_file": self.ca_file, **dict(self.settings)}
 
 
 def read_service(config: Mapping[str, Any]) -> Service:
@@ -36,17 +38,25 @@ def read_service(config: Mapping[str, Any]) -> Service:
 
     Args:
         config: `url`, an address or a list of them. Optional are `api_key_file`, the path of a file with the API key,
-            and `timeout_s`, `deadline_s`, `max_retries`, `chunk_size` and `max_concurrency` of `RewardClient`.
+            and `ca_file`, `timeout_s`, `deadline_s`, `max_retries`, `chunk_size` and `max_concurrency` of
+            `RewardClient`.
 
     Raises:
         InvalidInput: a value is missing, has another form, or the file has no key; the message names the option.
     """
-    path = config.get("api_key_file")
-    if path is not None and not isinstance(path, str):
-        raise InvalidInput(f"`api_key_file` must be the path of a file, as text, not {type(path).__name__}")
-    return Service(
-        _read_urls(config.get("url")), read_api_key(path, "api_key_file"), tuple(_read_settings(config).items())
+    urls, path, ca_file = (
+        _read_urls(config.get("url")),
+        _read_path(config, "api_key_file"),
+        _read_path(config, "ca_file"),
     )
+    return Service(urls, read_api_key(path, "api_key_file"), ca_file, tuple(_read_settings(config).items()))
+
+
+def _read_path(config: Mapping[str, Any], name: str) -> str | None:
+    path = config.get(name)
+    if path is not None and not isinstance(path, str):
+        raise InvalidInput(f"`{name}` must be the path of a file, as text, not {type(path).__name__}")
+    return path
 
 
 def _read_urls(url: Any) -> tuple[str, ...]:

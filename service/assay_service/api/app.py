@@ -14,9 +14,11 @@ from starlette.exceptions import HTTPException
 
 from assay_service import loader
 from assay_service.api import schemas
+from assay_service.api.authentication import Authentication
 from assay_service.api.compat.mount import find_wire, mount_wires
 from assay_service.api.compat.wire import build_error_response
 from assay_service.api.guard import BodyTooLarge, Guard
+from assay_service.api.key_store import KeyStore
 from assay_service.api.playground import mount_playground
 from assay_service.api.refusals import refuse
 from assay_service.api.routes import router
@@ -60,6 +62,7 @@ def create_app(
     """
     # The command resolves signals before torch is imported, so that a wrong configuration is reported at once.
     signals = resolve(settings) if resolved is None else resolved
+    keys = None if settings.keys is None else KeyStore(settings.find_path(settings.keys))
     policies = load_policies(settings)  # before the models, which take longer
     registry = loader.load_resolved(settings, signals)
     # One for each application, so that tests can run several in a process.
@@ -71,19 +74,25 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        watching = None if keys is None else asyncio.create_task(keys.watch())
         yield
+        if watching is not None:
+            watching.cancel()
         # `stop` finishes the waiting jobs first. Joining the worker must not block the event loop that answers them.
         await asyncio.to_thread(engine.stop)
         scorer.close()
 
     app = FastAPI(title="Assay", version=version("assay-rewards"), lifespan=lifespan)
-    app.state.scorer, app.state.metrics, app.state.settings = scorer, metrics, settings
+    app.state.scorer, app.state.metrics, app.state.settings, app.state.keys = scorer, metrics, settings, keys
     app.state.policies = {wire: reader.transcript for wire, reader in policies.items()}
     # A declared policy reads ids before a signal that has the same tokenizer with another template.
     own = [signal.token_reader for signal in registry.signals.values()]
     app.state.token_readers = collect_readers([*dict.fromkeys(policies.values()), *own])
     # State first: the handlers of wires read it for every request.
     _add_endpoints(app, settings)
+    if keys is not None:
+        app.add_middleware(Authentication, keys=keys, answer=_answer_error)
+    # Last, so that it surrounds the other: refused requests have an id and are counted, too.
     app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics)
     # `Exception`, too: a crash must have the wire's form and a request id, like every error.
     for kind in (RequestValidationError, HTTPException, AssayError, BodyTooLarge, Exception):
@@ -161,7 +170,8 @@ async def ready(request: Request) -> dict[str, Any]:
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an exception in the form of the native endpoints, or of the wire whose path it is."""
     refusal = refuse(request, error)
-    if (wire := find_wire(request.url.path)) is not None:  # an unknown path or method, which has no route of the wire
+    # Without a route of the wire, the path is unknown or has another method.
+    if (wire := getattr(request.state, "wire", None) or find_wire(request.url.path)) is not None:
         return build_error_response(request, wire, refusal)
     detail = schemas.RequestError(
         code=refusal.code,
@@ -171,7 +181,5 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
         retryable=refusal.retryable,
     )
     # The guard sets this header too, but the answer to a crash is sent outside the guard.
-    headers = {HEADER: request.state.request_id}
-    if refusal.retry_after_s is not None:
-        headers["Retry-After"] = f"{refusal.retry_after_s:.0f}"
+    headers = {HEADER: request.state.request_id, **refusal.headers}
     return JSONResponse(schemas.ErrorBody(error=detail).model_dump(), status_code=refusal.status, headers=headers)

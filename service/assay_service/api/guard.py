@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 # Statuses that the log warns of, and what an operator can do about them.
 _WARNINGS = {
+    401: "requests without a valid API key are refused: give clients a key of the key file",
+    403: "requests are refused, because their key lacks the scope: `assay keys list` shows the scopes",
     429: (
         "requests are refused, because the queue is full: send fewer at once, add replicas, or raise "
         "limits.max_queue_wait_s if clients wait longer"
@@ -102,8 +104,8 @@ class Guard:
         self._metrics.request_s.labels(route).observe(duration_s)
         fields: dict[str, object] = {"method": scope["method"], "route": route, "status": status}
         fields |= {"ms": round(duration_s * 1000, 1), "request_id": scope["state"]["request_id"]}
-        if "items" in scope["state"]:
-            fields["items"] = scope["state"]["items"]
+        # The name of the key, and the number of items, where they are known.
+        fields |= {name: scope["state"][name] for name in ("caller", "items") if name in scope["state"]}
         _access.info("request", extra={"fields": fields})
         if status in _WARNINGS:
             self._warnings.warn(str(status), _WARNINGS[status], **fields)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from assay_service.api import schemas
 from assay_service.api.body import NOT_FINITE, TWICE
 from assay_service.api.guard import BodyTooLarge
-from assay_service.errors import AssayError, ContentError, Overloaded
+from assay_service.errors import AssayError, ContentError, Overloaded, PermissionDenied, Unauthorized
 from assay_service.validation import explain, format_key
 
 _NOT_JSON = "the body is not valid JSON"
@@ -44,6 +44,7 @@ class Refusal:
         param: path of the field that is wrong; None where no single field is.
         retryable: True if the same request may succeed later.
         retry_after_s: seconds after which to try again; None where the service cannot say.
+        challenge: value of `WWW-Authenticate`; None unless a key is missing, wrong or insufficient.
     """
 
     status: int
@@ -52,6 +53,15 @@ class Refusal:
     param: str | None = None
     retryable: bool = False
     retry_after_s: float | None = None
+    challenge: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the headers of the answer that say what a client can do."""
+        headers = {} if self.challenge is None else {"WWW-Authenticate": self.challenge}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = f"{self.retry_after_s:.0f}"
+        return headers
 
     @property
     def sentence(self) -> str:
@@ -72,7 +82,8 @@ def refuse(request: Request, error: Exception) -> Refusal:
         # A content error has a status only where the answer has no place for errors of single items.
         status = schemas.CONTENT_STATUS if isinstance(error, ContentError) else schemas.STATUS[error.code]
         after_s = error.retry_after_s if isinstance(error, Overloaded) else None
-        return Refusal(status, error.code, error.message, error.param, error.retryable, after_s)
+        challenge = error.challenge if isinstance(error, Unauthorized | PermissionDenied) else None
+        return Refusal(status, error.code, error.message, error.param, error.retryable, after_s, challenge)
     if isinstance(error, BodyTooLarge):
         most = request.app.state.settings.limits.max_body_bytes
         message = f"the body has more than {most} bytes (max_body_bytes); split the request into several"

@@ -13,6 +13,8 @@ from assay_service.signal_settings import Name, Weight, check_some_weight
 
 STATUS: Mapping[str, int] = {
     "invalid_request": 422,
+    "unauthorized": 401,
+    "permission_denied": 403,
     "model_not_found": 404,
     "body_too_large": 413,
     "too_many_items": 413,

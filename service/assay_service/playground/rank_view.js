@@ -3,7 +3,7 @@
 import { writeCurl, writePython } from "./code.js";
 import { element, find } from "./dom.js";
 import { describeItem, showRanking } from "./ranking.js";
-import { rank } from "./service.js";
+import { hasKey, rank } from "./service.js";
 import { startWeights } from "./weights.js";
 
 const DELAY_MS = 300; // after the last key, so that not every letter is scored
@@ -82,8 +82,8 @@ async function refreshRanking(weights) {
   const { signal } = running;
   const { body, numbers } = readInputs(weights.read());
   const origin = new URL(".", location.href).href.replace(/\/$/, "");
-  find("curl").textContent = writeCurl(origin, body);
-  find("python").textContent = writePython(origin, body);
+  find("curl").textContent = writeCurl(origin, body, hasKey());
+  find("python").textContent = writePython(origin, body, hasKey());
   if (body.completions.length === 0) {
     showRanking(find("ranking"), { results: [], errors: [] }, []);
     find("status").textContent = "Add a completion.";

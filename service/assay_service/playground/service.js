@@ -1,5 +1,18 @@
 /** Call the service. Paths are relative, so that the page also works behind a path prefix. */
 
+/** The API key, in the memory of this page only: neither stored, nor part of an address or of a shown command. */
+let key = null;
+
+/** Send this API key with all requests from now on. */
+export function useKey(text) {
+  key = text;
+}
+
+/** Return whether requests carry an API key. */
+export function hasKey() {
+  return key !== null;
+}
+
 /** An answer that is not a result: `message` is a sentence for the user. */
 export class ServiceError extends Error {}
 
@@ -33,9 +46,10 @@ export async function render(item) {
 }
 
 async function call(path, body, signal) {
-  const options = body === undefined ? {} : {
+  const authorization = key === null ? {} : { authorization: `Bearer ${key}` };
+  const options = body === undefined ? { headers: authorization } : {
     method: "POST",
-    headers: { "content-type": "application/json" },
+    headers: { "content-type": "application/json", ...authorization },
     body: JSON.stringify(body),
   };
   let response;

@@ -10,8 +10,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError
+from assay_service.scoring.chat_environment import TemplateRenderer
 from assay_service.scoring.item import Item
-from assay_service.scoring.template import RenderedText, Template
+from assay_service.scoring.template import ChatRenderer, RenderedText, Template
 
 VARIABLE = "piece_border"
 # A Unicode noncharacter, which texts do not contain on purpose; `control.py` has four others.
@@ -35,12 +36,12 @@ class Borders:
     """A reader of the borders that a template prints.
 
     Args:
-        tokenizer: tokenizer that renders the template.
+        tokenizer: tokenizer whose special tokens the template prints.
         template: Jinja source of the template.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-        self._template = Template(_Marking(tokenizer), template)
+        self._template = Template(_Marking(TemplateRenderer(tokenizer)), template)
 
     def divide(self, item: Item, text: RenderedText) -> Pieces:
         """Return the pieces of `text`, which the template printed for `item`.
@@ -69,16 +70,16 @@ def find_borders(tokenizer: PreTrainedTokenizerBase, template: str) -> Borders |
 
 
 class _Marking:
-    """A tokenizer whose templates print borders."""
+    """A renderer whose templates print borders."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer: Any = tokenizer
+    def __init__(self, renderer: ChatRenderer) -> None:
+        self._renderer = renderer
 
-    def apply_chat_template(
+    def render_chat(
         self,
         conversation: list[dict[str, Any]],
-        **options: Any,  # noqa: ANN401 - those of `ChatTokenizer`
+        **options: Any,  # noqa: ANN401 - those of `ChatRenderer`
     ) -> str:
         """Render `conversation` to text, with a mark at every border."""
-        text: str = self._tokenizer.apply_chat_template(conversation, **options, **{VARIABLE: _BORDER})
-        return text
+        options[VARIABLE] = _BORDER
+        return self._renderer.render_chat(conversation, **options)

@@ -75,8 +75,7 @@ class RewardModel:
         self.vocabulary_size = int(base.get_input_embeddings().num_embeddings)
         config = base.config.to_dict()
         self.architecture, self.device = ARCHITECTURES[base.config.model_type], device
-        self._position_pad = find_position_pad(config)
-        self._first_position = find_first_position(config)  # RoBERTa's uncounted ids are one before it
+        self._position_pad, self._first_position = find_position_pad(config), find_first_position(config)
         self.token_types = count_token_types(config)
         self._signals: dict[str, _Signal] = {}
         self._output_layer: LikelihoodHead | None = None

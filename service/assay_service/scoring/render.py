@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from assay_service.errors import ContentError, StartError
 from assay_service.scoring.borders import VARIABLE, find_borders
+from assay_service.scoring.chat_environment import TemplateRenderer
 from assay_service.scoring.control import ControlRules
 from assay_service.scoring.encoding import Encoded, ItemEncoder, find_control_tokens, find_step_token
 from assay_service.scoring.gates import find_gate
@@ -48,7 +49,8 @@ class Renderer:
         named = sorted((name, str(text)) for name, text in self.tokenizer.special_tokens_map.items())
         self.tokenizer_sha256 = hashlib.sha256(f"{named}{file}".encode()).hexdigest()
         steps = rules.steps
-        self.template = Template(self.tokenizer if steps is None else StepLayout(self.tokenizer, steps), rules.template)
+        renderer = TemplateRenderer(tokenizer)
+        self.template = Template(renderer if steps is None else StepLayout(renderer, steps), rules.template)
         self.transcript = build_transcript(self.template, self.tokenizer)
         start, end = rules.reasoning_tags
         opened = rules.reasoning != "keep" and self.template.opens(start)

@@ -19,6 +19,7 @@ from assay_service.scoring.tool_calls import Leaf
 _MARK = re.compile("Assay[A-J]*Sentinel([A-J]+)q|8190412([0-9]{7})2140918")
 NEUTRAL = "AssaySentinelq"  # takes the place of one text beside others, which may be marks
 NEUTRAL_BARE = "81904122140918"
+_PLAIN_FIELD = re.compile(r"[\w.\[\]-]{1,128}")
 _PLAIN_ROLE = re.compile(r"[\w-]{1,64}")  # another role may hold text of a user, which an error never quotes
 
 # The role and the names of the further fields of each message. A message with parts, tool calls or links is itself in
@@ -44,8 +45,9 @@ class Slot:
         return self.field.startswith("tool_calls")
 
     def __str__(self) -> str:
-        """Return the place for errors; an unusual role is not shown, since errors never quote a text."""
-        where = f"messages[{self.index}]" + ("" if self.field == "content" else f".{self.field}")
+        """Return the place for errors; an unusual role or name is not shown, since errors never quote a text."""
+        field = f".{self.field}" if _PLAIN_FIELD.fullmatch(self.field) else ": a field with an unusual name"
+        where = f"messages[{self.index}]" + ("" if self.field == "content" else field)
         return where + (f" (role '{self.role}')" if _PLAIN_ROLE.fullmatch(self.role) else "")
 
 

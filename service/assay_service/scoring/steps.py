@@ -13,7 +13,7 @@ from assay_service.scoring.item import Item
 from assay_service.scoring.manifest import StepRules
 from assay_service.scoring.pieces import EncodedPieces
 from assay_service.scoring.skeleton import Skeleton, list_texts
-from assay_service.scoring.template import ChatTokenizer
+from assay_service.scoring.template import ChatRenderer
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +83,29 @@ def divide(item: Item, rules: StepRules, max_length: int) -> Divided:
 
 
 class StepLayout:
-    """A tokenizer whose templates print completions of several parts as the steps of a process reward model.
+    """A renderer whose templates print completions of several parts as the steps of a process reward model.
 
     Args:
-        tokenizer: tokenizer that renders the template.
+        renderer: renderer of the template.
         rules: rules by which steps are printed.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, rules: StepRules) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, renderer: ChatRenderer, rules: StepRules) -> None:
+        self._renderer = renderer
         self._rules = rules
 
-    def apply_chat_template(
+    def render_chat(
         self,
         conversation: list[dict[str, Any]],
         *,
         add_generation_prompt: bool,
-        **options: Any,  # noqa: ANN401 - the others of `ChatTokenizer`
+        **options: Any,  # noqa: ANN401 - the others of `ChatRenderer`
     ) -> str:
         """Render `conversation` to text; parts of its completion are steps."""
         # With a generation prompt the last message is a part of the prompt.
         if not add_generation_prompt and isinstance(conversation[-1]["content"], list):
             conversation = self._lay_out(conversation)
-        return self._tokenizer.apply_chat_template(conversation, add_generation_prompt=add_generation_prompt, **options)
+        return self._renderer.render_chat(conversation, add_generation_prompt=add_generation_prompt, **options)
 
     def _lay_out(self, conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         *prompt, completion = (dict(message) for message in conversation)

@@ -1,8 +1,8 @@
 """Render a conversation to text by a Jinja chat template, and find the completion in that text.
 
-The template runs in the sandbox of transformers. It is the checkpoint's own or a file that the configuration names,
-never part of a request. All special tokens come from the template; the text is later tokenized without adding any
-(scoring-traps 5-7).
+The template runs in the sandbox of `chat_environment`, within bounds. It is the checkpoint's own or a file that the
+configuration names, never part of a request. All special tokens come from the template; the text is later tokenized
+without adding any (scoring-traps 5-7).
 """
 
 import hashlib
@@ -31,15 +31,14 @@ _KEPT = 16  # rendered prompts in memory: completions of one prompt arrive toget
 _MOST_RENDERED = 4096
 
 
-class ChatTokenizer(Protocol):
-    """The method of a transformers tokenizer that renders a chat template."""
+class ChatRenderer(Protocol):
+    """The method that renders a chat template: of `TemplateRenderer`, or of a layout in front of it."""
 
-    def apply_chat_template(
+    def render_chat(
         self,
         conversation: list[dict[str, Any]],
         *,
         chat_template: str,
-        tokenize: bool,
         add_generation_prompt: bool,
         strftime_now: Callable[[str], str],
     ) -> str:
@@ -63,15 +62,15 @@ class RenderedText:
 
 
 class Template:
-    """A chat template with the tokenizer that renders it.
+    """A chat template with the renderer that prints it.
 
     Args:
-        tokenizer: tokenizer that renders the template.
+        renderer: renderer of the template.
         text: Jinja source of the template.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, text: str) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, renderer: ChatRenderer, text: str) -> None:
+        self._renderer = renderer
         self._text = text
         self._skeleton = lru_cache(maxsize=256)(self._render_skeleton)
         self._neutral = lru_cache(maxsize=256)(self._render_neutral)
@@ -263,16 +262,15 @@ class Template:
     def _apply(
         self, messages: tuple[Message, ...], *, add_generation_prompt: bool = False, swapped: int | None = None
     ) -> str:
-        """Render messages by the tokenizer, on the pinned day; the parts of message `swapped` have swapped keys."""
+        """Render messages on the pinned day; the parts of message `swapped` have swapped keys."""
         conversation = [message.as_dict() for message in messages]
         if swapped is not None:
             parts = conversation[swapped]["content"]
             conversation[swapped]["content"] = [dict(reversed(part.items())) for part in parts]
         try:
-            return self._tokenizer.apply_chat_template(
+            return self._renderer.render_chat(
                 conversation,
                 chat_template=self._text,
-                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 strftime_now=PINNED_DAY.strftime,
             )

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from assay_client.options import LOCAL, Url
+from assay_client.options import LOCAL, ApiKeyFile, Url
 from assay_training.cli.errors import plain_errors
+from assay_training.cli.options import Fields, Files, GroupBy, Html, Json, Judged, LargestGap, Models, Reference
 
 if TYPE_CHECKING:
     from assay_training.evaluation.table import Table
@@ -24,24 +25,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate judgments and rewards.")
-
-Files = Annotated[list[Path], typer.Argument(help="JSON or JSON lines, may be gzipped.", exists=True, dir_okay=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print all numbers as JSON instead of the table.")]
-Html = Annotated[
-    Path | None, typer.Option(help="Also write an HTML page with plots, the command and hashes of the data.")
-]
-Judged = Annotated[
-    list[str], typer.Argument(metavar="FORMAT:PATH...", show_default=False, help="Judged completions to score.")
-]
-Models = Annotated[list[str] | None, typer.Option(help="Signals and blends to evaluate; default: all that are served.")]
-GroupBy = Annotated[str | None, typer.Option(help="Field of the rows, such as subset; each value gets its own lines.")]
-Fields = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=FIELD", help="Read FIELD of each row as NAME, as in prompt=question.")
-]
-LargestGap = Annotated[
-    float | None, typer.Option(help="For the format preferences: the margin that counts as a gap of 1.")
-]
-Reference = Annotated[str | None, typer.Option(help="Name of the model of output_1 in rows that do not name it.")]
 
 
 @app.command("winrate")
@@ -159,6 +142,7 @@ def absolute(files: Files, as_json: Json = False, html: Html = None) -> None:
 def agreement(  # noqa: PLR0913, PLR0917 - the options of a command
     judged: Judged,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     model: Models = None,
     reference: Reference = None,
     group_by: GroupBy = None,
@@ -168,14 +152,17 @@ def agreement(  # noqa: PLR0913, PLR0917 - the options of a command
     html: Html = None,
 ) -> None:
     """Compute how often served signals and blends agree with judges or people, with length as the baseline."""
+    from assay_client._addresses import read_api_key  # noqa: PLC0415
+    from assay_client.client import RewardClient  # noqa: PLC0415
     from assay_training.evaluation.rewards.agreement import tabulate_agreement  # noqa: PLC0415
     from assay_training.evaluation.rewards.evaluate import evaluate_rankings  # noqa: PLC0415
     from assay_training.evaluation.rewards.options import ReadOptions, parse_fields  # noqa: PLC0415
 
     with plain_errors("evaluate agreement"):
+        client = RewardClient(url, api_key=read_api_key(api_key_file))
         options = ReadOptions(reference, group_by, largest_gap, parse_fields(field or []))
         _show_evaluation(
-            partial(evaluate_rankings, tabulate_agreement, judged, options, url, model or []), judged, as_json, html
+            partial(evaluate_rankings, tabulate_agreement, judged, options, client, model or []), judged, as_json, html
         )
 
 
@@ -183,6 +170,7 @@ def agreement(  # noqa: PLR0913, PLR0917 - the options of a command
 def margins(  # noqa: PLR0913, PLR0917 - the options of a command
     judged: Judged,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     model: Models = None,
     reference: Reference = None,
     group_by: GroupBy = None,
@@ -192,14 +180,17 @@ def margins(  # noqa: PLR0913, PLR0917 - the options of a command
     html: Html = None,
 ) -> None:
     """Compute how served margins are distributed and calibrated, and how scores depend on length."""
+    from assay_client._addresses import read_api_key  # noqa: PLC0415
+    from assay_client.client import RewardClient  # noqa: PLC0415
     from assay_training.evaluation.rewards.evaluate import evaluate_rankings  # noqa: PLC0415
     from assay_training.evaluation.rewards.margins import tabulate_margins  # noqa: PLC0415
     from assay_training.evaluation.rewards.options import ReadOptions, parse_fields  # noqa: PLC0415
 
     with plain_errors("evaluate margins"):
+        client = RewardClient(url, api_key=read_api_key(api_key_file))
         options = ReadOptions(reference, group_by, largest_gap, parse_fields(field or []))
         _show_evaluation(
-            partial(evaluate_rankings, tabulate_margins, judged, options, url, model or []), judged, as_json, html
+            partial(evaluate_rankings, tabulate_margins, judged, options, client, model or []), judged, as_json, html
         )
 
 
@@ -207,6 +198,7 @@ def margins(  # noqa: PLR0913, PLR0917 - the options of a command
 def best_of_n(  # noqa: PLR0913, PLR0917 - the options of a command
     judged: Judged,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     model: Models = None,
     gold: Annotated[
         str | None, typer.Option(help="Served model whose scores are the gold values, instead of the labels.")
@@ -217,12 +209,17 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - the options of a command
     html: Html = None,
 ) -> None:
     """Compute the gold value of the best of N by served rewards; labels or another model give gold values."""
+    from assay_client._addresses import read_api_key  # noqa: PLC0415
+    from assay_client.client import RewardClient  # noqa: PLC0415
     from assay_training.evaluation.rewards.evaluate import evaluate_candidates  # noqa: PLC0415
     from assay_training.evaluation.rewards.options import ReadOptions, parse_fields  # noqa: PLC0415
 
     with plain_errors("evaluate best-of-n"):
+        client = RewardClient(url, api_key=read_api_key(api_key_file))
         options = ReadOptions(by=group_by, fields=parse_fields(field or []))
-        _show_evaluation(partial(evaluate_candidates, judged, options, url, model or [], gold), judged, as_json, html)
+        _show_evaluation(
+            partial(evaluate_candidates, judged, options, client, model or [], gold), judged, as_json, html
+        )
 
 
 def _show_evaluation(evaluate: "Callable[[], Table]", judged: Sequence[str], as_json: bool, html: Path | None) -> None:

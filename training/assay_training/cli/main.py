@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assay_client.options import LOCAL, Url
+from assay_client.options import LOCAL, ApiKeyFile, Url
 from assay_training.cli import evaluate
 from assay_training.cli.errors import plain_errors
+from assay_training.cli.options import Html, Json
 
 if TYPE_CHECKING:
     from assay_training.config.base import RunConfig
@@ -102,6 +103,7 @@ def train_ppo(
     config: Config,
     data: Data,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     out: Out = None,
     example: Annotated[bool, _make_example_option("ppo")] = False,
 ) -> None:
@@ -110,9 +112,10 @@ def train_ppo(
 
     with plain_errors("train ppo"):
         _check_config(config, PpoConfig)
+        from assay_client._addresses import read_api_key  # noqa: PLC0415
         from assay_training.rl.ppo import run  # noqa: PLC0415 - heavy, only when the command runs
 
-        typer.echo(run(config, data, out, url))
+        typer.echo(run(config, data, out, url, read_api_key(api_key_file)))
 
 
 @train.command("rejection")
@@ -120,6 +123,7 @@ def train_rejection(
     config: Config,
     data: Data,
     url: Url = LOCAL,
+    api_key_file: ApiKeyFile = None,
     out: Out = None,
     example: Annotated[bool, _make_example_option("rejection")] = False,
 ) -> None:
@@ -128,9 +132,10 @@ def train_rejection(
 
     with plain_errors("train rejection"):
         _check_config(config, RejectionConfig)
+        from assay_client._addresses import read_api_key  # noqa: PLC0415
         from assay_training.rl.rejection import run  # noqa: PLC0415 - heavy, only when the command runs
 
-        typer.echo(run(config, data, out, url))
+        typer.echo(run(config, data, out, url, read_api_key(api_key_file)))
 
 
 @app.command("report")
@@ -138,8 +143,8 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Directories of the runs.", exists=True, file_okay=False)
     ],
-    as_json: evaluate.Json = False,
-    html: evaluate.Html = None,
+    as_json: Json = False,
+    html: Html = None,
 ) -> None:
     """Compare runs in a table of their last steps and, with --html, in plots over all steps."""
     from assay_training.evaluation.runs import compare_runs  # noqa: PLC0415

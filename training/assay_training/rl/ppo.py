@@ -205,7 +205,7 @@ def _average(updates: Sequence[Metrics]) -> Metrics:
     return {name: sum(row[name] for row in updates) / len(updates) for name in updates[0]} if updates else {}
 
 
-def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
+def run(config_path: Path, data: Path, out: Path | None, url: str, api_key: str | None = None) -> Path:
     """Run `assay train ppo` and return the directory of the checkpoint.
 
     Args:
@@ -213,6 +213,7 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
         data: folder with a folder for each source.
         out: run directory; None means `runs/NAME`.
         url: address of the reward service.
+        api_key: key that is sent to the service; None sends none.
 
     Raises:
         ValueError: the configuration, the data or the run directory is wrong, or the service does not have the reward.
@@ -221,7 +222,7 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
         FloatingPointError: the training diverges.
     """
     config = read(config_path, PpoConfig)
-    with open_patient_client(url, config.reward) as client:
+    with open_patient_client(url, config.reward, api_key) as client:
         ppo = PpoRun(config, data, out or Path("runs") / config.name, client)
         checkpoint = ppo.go()
     rows = [row.fields for row in read_json_lines(ppo.run.path / "metrics.jsonl")]

@@ -222,7 +222,7 @@ def _build_record(sample: ScoredCompletion) -> dict[str, Any]:
     }
 
 
-def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
+def run(config_path: Path, data: Path, out: Path | None, url: str, api_key: str | None = None) -> Path:
     """Run `assay train rejection` and return the directory of the checkpoint.
 
     Args:
@@ -230,6 +230,7 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
         data: folder with a folder for each source.
         out: run directory; None means `runs/NAME`.
         url: address of the reward service.
+        api_key: key that is sent to the service; None sends none.
 
     Raises:
         ValueError: the configuration, the data or the run directory is wrong, or the service does not have the reward.
@@ -238,7 +239,7 @@ def run(config_path: Path, data: Path, out: Path | None, url: str) -> Path:
         FloatingPointError: the training diverges.
     """
     config = read(config_path, RejectionConfig)
-    with open_patient_client(url, config.reward) as client:
+    with open_patient_client(url, config.reward, api_key) as client:
         rejection = RejectionRun(config, data, out or Path("runs") / config.name, client)
         checkpoint = rejection.go()
     rounds = rejection.run.read_json("results.json") or []

@@ -24,7 +24,7 @@ ROUNDS = 3  # retries of items with a retryable error
 PAUSE_S = 1.0  # pause before the first retry; each pause is twice the previous one
 
 
-def open_patient_client(url: str, reward: Reward) -> RewardClient:
+def open_patient_client(url: str, reward: Reward, api_key: str | None = None) -> RewardClient:
     """Return a client that waits up to ten minutes for a service that restarts during the run.
 
     Before that it checks the service with a client that does not wait, so that a wrong address fails at once.
@@ -32,19 +32,20 @@ def open_patient_client(url: str, reward: Reward) -> RewardClient:
     Args:
         url: address of the service.
         reward: reward of the run's configuration.
+        api_key: key that is sent to the service; None sends none.
 
     Raises:
         ConfigError: the service does not have the models that the run needs, or is not the one that it expects.
         AssayError: the service could not be reached, or refused a request.
     """
     try:
-        with RewardClient(url) as client:
+        with RewardClient(url, api_key=api_key) as client:
             check_reward_served(client, reward)
             identify_service(client, reward)
     except AssayError as error:
         error.add_note(url)
         raise
-    return RewardClient(url, deadline_s=PATIENCE_S, max_retries=TRIES)
+    return RewardClient(url, api_key=api_key, deadline_s=PATIENCE_S, max_retries=TRIES)
 
 
 def check_reward_served(client: RewardClient, reward: Reward) -> None:

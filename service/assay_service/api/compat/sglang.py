@@ -37,10 +37,13 @@ from assay_service.scoring.blend import Blend
 _UNNAMED = "default"
 
 
+_TYPES = {401: "Unauthorized", 403: "Forbidden", 404: "NotFoundError"}
+
+
 def build_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:
     """Return the status and body of an error; SGLang answers 400 where Assay answers 422, and `code` is the status."""
     status = 400 if refusal.status == 422 else refusal.status
-    kind = {404: "NotFoundError"}.get(status, "BadRequestError" if status < 500 else "InternalServerError")
+    kind = _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
     error = {"object": "error", "message": refusal.message, "type": kind, "param": refusal.param, "code": status}
     return status, error
 

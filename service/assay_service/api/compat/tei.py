@@ -20,7 +20,12 @@ from assay_service.scoring.blend import Blend, compute_probability
 from assay_service.scoring.item import Item, Truncation
 
 _EMPTY = "`texts` cannot be empty"
-_TYPES = {"overloaded": "Overloaded", "not_ready": "Unhealthy"}
+_TYPES = {
+    "overloaded": "Overloaded",
+    "not_ready": "Unhealthy",
+    "unauthorized": "Unauthorized",
+    "permission_denied": "Forbidden",
+}
 
 
 def build_error(refusal: Refusal, request_id: str) -> tuple[int, dict[str, Any]]:

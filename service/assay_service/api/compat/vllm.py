@@ -31,6 +31,8 @@ from assay_service.scoring.item import Item
 
 _TYPES = {
     400: "BadRequestError",
+    401: "Unauthorized",
+    403: "Forbidden",
     404: "NotFoundError",
     413: "BadRequestError",
     429: "Too Many Requests",

@@ -259,10 +259,7 @@ def build_error_response(request: Request, wire: Wire, refusal: Refusal) -> JSON
     if refusal.code in _OVERLOAD:  # before the body is built, because some wires write the status into it as well
         refusal = dataclasses.replace(refusal, status=settings.overload_status or wire.overload_status)
     status, body = wire.find_errors(request.url.path)(refusal, request.state.request_id)
-    response = JSONResponse(body, status_code=status)
-    if refusal.retry_after_s is not None:
-        response.headers["Retry-After"] = f"{refusal.retry_after_s:.0f}"
-    return response
+    return JSONResponse(body, status_code=status, headers=refusal.headers)
 
 
 def _get_context(request: Request) -> WireContext:

@@ -26,7 +26,7 @@ def evaluate_rankings(
     tabulate: Callable[[list[Ranking], dict[str, list[list[float]]]], Table],
     sources: Sequence[str],
     options: ReadOptions,
-    url: str,
+    client: RewardClient,
     models: Sequence[str],
 ) -> Table:
     """Return the table of an evaluation of rankings.
@@ -35,7 +35,7 @@ def evaluate_rankings(
         tabulate: function from rankings and every model's scores, by ranking and completion, to a table.
         sources: any number of `FORMAT:PATH`.
         options: options for reading the rows.
-        url: URL of the service.
+        client: client of the service, which is closed at the end.
         models: signals and blends to evaluate; empty for all that are served.
 
     Raises:
@@ -43,19 +43,19 @@ def evaluate_rankings(
         AssayError: the service cannot be reached, or refuses a request.
     """
     read = _merge([read_comparisons(source, options) for source in sources])
-    scores = _fetch(read.records, select_ranking, sources, url, models)
+    scores = _fetch(read.records, select_ranking, sources, client, models)
     return annotate(tabulate(scores.records, scores.by_model), scores, read)
 
 
 def evaluate_candidates(
-    sources: Sequence[str], options: ReadOptions, url: str, models: Sequence[str], gold: str | None
+    sources: Sequence[str], options: ReadOptions, client: RewardClient, models: Sequence[str], gold: str | None
 ) -> Table:
     """Return the table of best-of-N sampling.
 
     Args:
         sources: any number of `FORMAT:PATH`.
         options: options for reading the rows.
-        url: URL of the service.
+        client: client of the service, which is closed at the end.
         models: signals and blends to select by; empty for all that are served.
         gold: served model whose score is the gold value of a completion; `None` to use the labels.
 
@@ -67,7 +67,7 @@ def evaluate_candidates(
     read = _merge([read_candidates(source, options) for source in sources])
     if gold is None and not all(candidates.gold for candidates in read.records):
         raise ValueError("some completions have no label; name a served model as the gold value with --gold")
-    scores = _fetch(read.records, select_candidates, sources, url, models, gold)
+    scores = _fetch(read.records, select_candidates, sources, client, models, gold)
     gold_values = None if gold is None else scores.by_model[gold]
     # A model that selects by its own gold value would only repeat the baseline `gold itself`.
     selectors = {name: values for name, values in scores.by_model.items() if name != gold}
@@ -85,14 +85,14 @@ def _fetch(
     records: list[R],
     select: Callable[[R, Sequence[int]], R | None],
     sources: Sequence[str],
-    url: str,
+    client: RewardClient,
     models: Sequence[str],
     gold: str | None = None,
 ) -> Scores[R]:
     """Return the scores of all records by every requested model, and by the gold model."""
     if not records:
         raise ValueError(f"{', '.join(sources)}: found no records to evaluate")
-    with RewardClient(url) as client:
+    with client:
         scores = fetch_scores(records, select, client, select_models(client, models, gold))
     if not scores.records:
         raise ValueError(
