@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from assay_service.registry import Registry, Signal
 from assay_service.resolve import ResolvedSignal
 from assay_service.scoring.compute import Number
 from assay_service.scoring.item import Item, Message
+from assay_service.scoring.layout import TokenSequence
 from assay_service.settings import Settings
 
 _KEYS = "`prompt` or `messages`, and `completion`, `completions`, or `chosen` and `rejected`"
@@ -98,16 +100,26 @@ def _score_all(
 
 def _score(signal: Signal, prompts: Sequence[tuple[Item, ...]], path: Path) -> Iterator[tuple[float, ...]]:
     """Yield the logits of each prompt's completions."""
-    for number, items in enumerate(prompts, start=1):
-        logits: list[float] = []
-        for start in range(0, len(items), _AT_ONCE):
-            try:
-                sequences = [signal.renderer.render(item).sequence for item in items[start : start + _AT_ONCE]]
-            except ContentError as error:
-                raise StartError(f"{path}: row {number}: {error.message}; remove the row") from error
-            with torch.inference_mode():
-                (rows,) = signal.model.read(sequences, (signal.name,))
-            logits += (signal.reading.read(numbers).logit for numbers in rows)
-        if not all(map(math.isfinite, logits)):
+    rendered = [_render(signal, items, f"{path}: row {number}") for number, items in enumerate(prompts, start=1)]
+    sequences = [sequence for row in rendered for sequence in row]
+    logits: list[float] = []
+    with torch.inference_mode():
+        for start in range(0, len(sequences), _AT_ONCE):
+            (rows,) = signal.model.read(sequences[start : start + _AT_ONCE], (signal.name,))
+            logits += (
+                signal.reading.read(numbers).logit if all(map(math.isfinite, numbers)) else math.nan for numbers in rows
+            )
+    rest = iter(logits)
+    for number, row in enumerate(rendered, start=1):
+        found = tuple(islice(rest, len(row)))
+        if not all(map(math.isfinite, found)):
             raise StartError(f"{path}: row {number}: signal {signal.name} gives a logit that is not finite")
-        yield tuple(logits)
+        yield found
+
+
+def _render(signal: Signal, items: Sequence[Item], where: str) -> list[TokenSequence]:
+    """Return the sequences of the completions of one prompt."""
+    try:
+        return [signal.renderer.render(item).sequence for item in items]
+    except ContentError as error:
+        raise StartError(f"{where}: {error.message}; remove the row") from error
