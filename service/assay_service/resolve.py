@@ -15,7 +15,7 @@ from assay_service.preset import PresetUse
 from assay_service.scoring import files
 from assay_service.scoring.architectures import read_architecture
 from assay_service.scoring.blend import Moments
-from assay_service.scoring.compute import Compute, Dtype, check_compute
+from assay_service.scoring.compute import Compute, Dtype
 from assay_service.scoring.hashing import hash_files
 from assay_service.scoring.head_rule import HeadRule, check_head, decide_gate, decide_output, select_claims
 from assay_service.scoring.manifest import Kind, Manifest
@@ -25,7 +25,7 @@ from assay_service.scoring.rules import RenderRules
 from assay_service.scoring.special_tokens import read_special_tokens
 from assay_service.settings import Settings, parse
 from assay_service.signal_files import SignalFiles, find_layout, locate, read_declared_template
-from assay_service.signal_rules import decide_aggregate, decide_dtype, decide_moments, decide_rules, settle
+from assay_service.signal_rules import decide_aggregate, decide_moments, decide_numbers, decide_rules, settle
 from assay_service.signal_settings import BlendSettings, SignalSettings
 
 
@@ -156,7 +156,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         StartError: the signal cannot be served; the error lists all problems by key or file.
     """
     located, problems = locate(settings, relative_to), Problems()
-    config = located.config
+    config, gate = located.config, None
     # Each check has a block of its own, so that one wrong key does not hide the others.
     head, claims = _decide_head(settings, located, problems)
     with problems.collected("base"):
@@ -165,14 +165,11 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         quantization = decide_quantization(settings.quantization, settings.gguf_file, config, located.base)
         with problems.collected("base"):
             head = replace(head, layout=find_layout(settings, located))
-    gate = None
     with problems.collected():
         gate = decide_gate(None if settings.head is None else settings.head.gate, head.layout)
     template = read_declared_template(settings, located, relative_to, problems)
     with problems.collected():
-        dtype = settings.dtype or decide_dtype(config)
-        compute: Compute = settle("compute", settings.compute, claims.compute, "auto")
-        check_compute(compute, dtype, settings.engine)
+        dtype, compute = decide_numbers(settings, claims, config)
     with problems.collected():
         kind: Kind = settle("kind", settings.kind, claims.kind)
     with problems.collected():

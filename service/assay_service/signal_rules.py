@@ -17,7 +17,7 @@ from assay_service.scoring.architectures import (
     find_pooler,
 )
 from assay_service.scoring.blend import Moments
-from assay_service.scoring.compute import Dtype
+from assay_service.scoring.compute import Compute, Dtype, check_compute
 from assay_service.scoring.manifest import (
     REASONING_TAGS,
     EosPolicy,
@@ -122,6 +122,18 @@ def decide_dtype(config: Mapping[str, Any]) -> Dtype:
             f"dtype: declare it, one of {', '.join(DTYPES)}; config.json says {dtype!r}, which is not served"
         )
     return cast("Dtype", dtype)
+
+
+def decide_numbers(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> tuple[Dtype, Compute]:
+    """Return the dtype of the base's weights, and the numbers in which it computes.
+
+    Raises:
+        StartError: one of them is not served, or they do not fit each other, the manifest or the engine.
+    """
+    dtype = settings.dtype or decide_dtype(config)
+    compute: Compute = settle("compute", settings.compute, claims.compute, "auto")
+    check_compute(compute, dtype, settings.engine)
+    return dtype, compute
 
 
 def decide_moments(settings: SignalSettings, claims: Manifest, config: Mapping[str, Any]) -> Moments | None:
