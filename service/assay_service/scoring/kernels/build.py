@@ -53,8 +53,8 @@ def _load() -> str | None:
     """Build and load the kernels once in a process; return why that failed, or None."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return "they need a CPU with AVX-512"
-    # torch.cpu has no public function for this; the flag makes conversion to bf16 one instruction.
-    flags = [*_FLAGS, *(["-mavx512bf16"] if torch.cpu._is_avx512_bf16_supported() else [])]
+    # torch.cpu has no public function for this.
+    flags = _list_flags(has_bf16=torch.cpu._is_avx512_bf16_supported())
     try:
         library = _find_or_build_library(flags)
         try:
@@ -68,6 +68,23 @@ def _load() -> str | None:
         _log.warning("no CPU kernels; %s: %s", _SLOWER, reason)
         return reason
     return None
+
+
+def build_all() -> list[Path]:
+    """Build the kernels for every kind of x86-64 CPU that can use them, and return their paths.
+
+    An image then needs no compiler, and no writable cache. This machine's own CPU does not matter.
+
+    Raises:
+        CalledProcessError: the compiler has failed.
+        OSError: there is no compiler, or the cache cannot be written.
+    """
+    return [_find_or_build_library(_list_flags(has_bf16=has_bf16)) for has_bf16 in (False, True)]
+
+
+def _list_flags(*, has_bf16: bool) -> list[str]:
+    """Return the compiler's flags; with AVX512-BF16, a conversion to bf16 is one instruction."""
+    return [*_FLAGS, *(["-mavx512bf16"] if has_bf16 else [])]
 
 
 def _explain_failed_build(error: subprocess.CalledProcessError | OSError) -> str:
