@@ -71,10 +71,11 @@ def validate(objects: Sequence[Object], version: str) -> list[str]:
     custom = [o for o in objects if o not in own]
     here = Path(__file__).parent / "tools"
     faults = []
-    for items, command in (
+    commands: list[tuple[Sequence[Object], list[str | Path]]] = [
         (own, [TOOLS / "bin/python", here / "validate.py", version]),
         (custom, ["node", here / "validate.mjs", TOOLS]),
-    ):
+    ]
+    for items, command in commands:
         if items:
             done = subprocess.run(command, input=json.dumps(items), capture_output=True, text=True, check=True)
             faults += [f"{items[i]['kind']} {items[i]['metadata']['name']}: {f}" for i, f in json.loads(done.stdout)]

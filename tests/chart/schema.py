@@ -35,7 +35,7 @@ def reduce(schema: Any) -> Any:
 
 def build() -> dict[str, Any]:
     """Return the schema of the file, with the settings as they are in the code."""
-    schema = json.loads(FILE.read_text())
+    schema: dict[str, Any] = json.loads(FILE.read_text())
     settings = Settings.model_json_schema()
     definitions = settings.pop("$defs")
     config = reduce(settings)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from assay_service import cli, create_app
 from assay_service.api.app import PROBE_TIMEOUT_S
 from assay_service.api.authentication import OPEN
+from assay_service.cli_options import LogFormat, LogLevel
 from assay_service.keys import add_key
 from assay_service.metrics import Metrics
 from assay_service.serving import DRAIN_S
@@ -39,7 +40,7 @@ def guarded(
 ) -> Iterator[tuple[str, Any, dict[str, str]]]:
     """The address of a service with keys, its application, and a key for each scope."""
     file = tmp_path_factory.mktemp("keys") / "keys.yaml"
-    keys = {name: add_key(file, name, (name,)) for name in ("score", "metrics")}  # type: ignore[arg-type]
+    keys = {name: add_key(file, name, (name,)) for name in ("score", "metrics")}
     app = create_app(tiny["settings"].model_copy(update={"keys": str(file)}))
     with run_app(app) as served:
         yield served.url, app, keys
@@ -119,9 +120,8 @@ def test_the_command_line_reads_every_flag(tmp_path: Path) -> None:
 
 def test_levels_and_formats_of_the_log_are_those_of_the_command_line() -> None:
     known = yaml.safe_load((CHART / "values.schema.json").read_text())["properties"]["logs"]["properties"]
-    command: Any = typer.main.get_command(cli.app)
-    choices = {p.name: list(p.type.choices) for p in command.commands["serve"].params if hasattr(p.type, "choices")}
-    assert (known["level"]["enum"], known["format"]["enum"]) == (choices["log_level"], choices["log_format"])
+    levels, formats = (list(get_args(get_args(option)[0])) for option in (LogLevel, LogFormat))
+    assert (known["level"]["enum"], known["format"]["enum"]) == (levels, formats)
 
 
 def test_the_grace_period_is_longer_than_the_drain() -> None:

@@ -31,7 +31,7 @@ def test_the_steps_of_the_image_install_a_service_without_a_compiler(tmp_path: P
     venv, cache = tmp_path / "venv", tmp_path / "cache"
     # pip's own index, because others cannot be reached everywhere.
     environment = os.environ | {"DEVICE": "cpu", "TORCH_INDEX": "", "PYTHONPATH": ""}
-    install = ["sh", ROOT / "service/container/install.sh", venv, cache]
+    install: list[str | Path] = ["sh", ROOT / "service/container/install.sh", venv, cache]
     subprocess.run(install, cwd=ROOT, env=environment, check=True, timeout=3000)
     assert subprocess.run([venv / "bin/assay", "serve", "--help"], check=True, capture_output=True).stdout
     weights = [path for path in venv.rglob("*.safetensors") if path.stat().st_size > 2**21]
@@ -50,7 +50,7 @@ def test_the_steps_of_the_image_install_a_service_without_a_compiler(tmp_path: P
 
 @pytest.mark.chart
 def test_another_device_is_refused(tmp_path: Path) -> None:
-    command = ["sh", ROOT / "service/container/install.sh", tmp_path / "venv", tmp_path / "cache"]
+    command: list[str | Path] = ["sh", ROOT / "service/container/install.sh", tmp_path / "venv", tmp_path / "cache"]
     done = subprocess.run(command, env=os.environ | {"DEVICE": "tpu"}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "DEVICE=tpu: use cpu or cuda\n")
     assert list(tmp_path.iterdir()) == []

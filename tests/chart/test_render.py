@@ -115,6 +115,9 @@ def test_every_mount_has_its_volume_and_every_selector_its_pods(rendered: dict[s
         selectors += [constraint["labelSelector"]["matchLabels"] for constraint in spread]
         selectors += [o["spec"]["selector"]["matchLabels"] for o in objects if o["kind"] == "PodDisruptionBudget"]
         assert all(selector.items() <= labels for selector in selectors)
+        for monitor in (o for o in objects if o["kind"] == "ServiceMonitor"):
+            wanted = monitor["spec"]["selector"]["matchLabels"]
+            assert wanted.items() <= find(objects, "Service")["metadata"]["labels"].items()
         # Pods of jobs and tests are not pods of the service.
         others = [o["spec"]["template"] for o in objects if o["kind"] == "Job"] + [find(objects, "Pod")]
         assert not any(selectors[1].items() <= other["metadata"]["labels"].items() for other in others)
