@@ -43,19 +43,22 @@ class Figure:
 
 KL = "KL to the reference, nats per completion"
 SWEPT = ("pref, KL 0.01", "pref", "pref, KL 0.15")
-DRAWN = (
-    Figure("ppo-kl-by-weight", "kl", KL, ("abs", "crs 0.25", "crs 0.5", "crs 0.75", "pref")),
-    Figure("ppo-kl-by-coefficient", "kl", KL, SWEPT),
-    Figure("ppo-score-by-coefficient", "score", "preference logit", SWEPT),
-    Figure("ppo-length-bounded", "length", "tokens per completion", ("abs", "abs bounded")),
-    Figure(
-        "ppo-ends-by-penalty",
-        "eos_rate",
-        "share of completions that end with EOS",
-        ("crs 0.25", "crs 0.25, no EOS penalty"),
+# The figures of each plan.
+DRAWN = {
+    "ppo": (
+        Figure("ppo-kl-by-weight", "kl", KL, ("abs", "crs 0.25", "crs 0.5", "crs 0.75", "pref")),
+        Figure("ppo-kl-by-coefficient", "kl", KL, SWEPT),
+        Figure("ppo-score-by-coefficient", "score", "preference logit", SWEPT),
+        Figure("ppo-length-bounded", "length", "tokens per completion", ("abs", "abs bounded")),
+        Figure(
+            "ppo-ends-by-penalty",
+            "eos_rate",
+            "share of completions that end with EOS",
+            ("crs 0.25", "crs 0.25, no EOS penalty"),
+        ),
+        Figure("ppo-lora-on-lora", "kl", KL, ("crs 0.25", "crs 0.25 after rejection sampling")),
     ),
-    Figure("ppo-lora-on-lora", "kl", KL, ("crs 0.25", "crs 0.25 after rejection sampling")),
-)
+}
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
@@ -82,7 +85,7 @@ def main(plan: Annotated[Path, typer.Argument(exists=True)], runs: Path = Path("
     # Text stays text, and ids do not change from one drawing to the next: diffs of the files show real changes.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "assay"})
     FIGURES.mkdir(exist_ok=True)
-    for figure in DRAWN:
+    for figure in DRAWN.get(plan.stem, ()):
         drawn = {name: average_seeds(rows, name, figure.metric) for name in figure.variants}
         # Without a date in the file, an unchanged plot is an unchanged file.
         path = FIGURES / f"{figure.name}.svg"
