@@ -94,14 +94,11 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
     declared: dict[str, object] = {"kind": kind, "eos": eos, "unfinished": unfinished, "base": base, "dtype": dtype}
     declared |= {"score_position": score_position, "template": template, "token_types": token_types}
     declared |= {"pad_token_id": pad, "quantization": quantization, "gguf_file": gguf_file, "code": code}
-    declared["compute"] = compute
-    declared |= {"preset": preset, "revision": revision}
+    declared |= {"compute": compute, "preset": preset, "revision": revision}
     logs.configure(log_level, log_format, access=access_log)
     with print_start_errors("serve"):
-        add_access = partial(
-            access.declare_access, keys=keys, certificate=tls_certificate, key=tls_key, insecure=insecure
-        )
-        settings, signals = _read_served(directory, config, declared, add_access)
+        protect = partial(access.declare_access, keys=keys, certificate=tls_certificate, key=tls_key, insecure=insecure)
+        settings, signals = _read_served(directory, config, declared, protect)
         tls = access.check_access(settings)
         # Before the models, so that a taken port is reported at once.
         listening = listen(host, port, is_protected=settings.keys is not None or settings.insecure)

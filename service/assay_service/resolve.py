@@ -180,10 +180,7 @@ def resolve_signal(settings: SignalSettings, relative_to: Path) -> ResolvedSigna
         moments = decide_moments(settings, claims, config)
     with problems.collected():
         aggregate = decide_aggregate(settings, claims)
-    used = _find_preset(settings)
-    if problems.lines and used is not None and (other := preset_keys.explain_other_class(used, config)):
-        problems.lines.append(other)
-    problems.raise_any()
+    used = _settle_preset(settings, config, problems)
     return ResolvedSignal(
         settings=settings,
         kind=kind,
@@ -213,6 +210,15 @@ def _decide_head(settings: SignalSettings, located: SignalFiles, problems: Probl
         head = HeadRule(outputs) if settings.head is None else settings.head.build_rule(outputs)
         claims = select_claims(claims, outputs)
     return head, claims
+
+
+def _settle_preset(settings: SignalSettings, config: Mapping[str, Any], problems: Problems) -> PresetUse | None:
+    """Raise the problems of a signal, or return the preset behind it; None if none is declared."""
+    used = _find_preset(settings)
+    if problems.lines and used is not None and (other := preset_keys.explain_other_class(used, config)):
+        problems.lines.append(other)
+    problems.raise_any()
+    return used
 
 
 def _find_preset(settings: SignalSettings) -> PresetUse | None:

@@ -67,9 +67,9 @@ def read_prompts(path: Path) -> list[tuple[Item, ...]]:
         try:
             prompts.append(_read_row(json.loads(line)))
         except (ValueError, TypeError, KeyError, ContentError) as error:
-            raise StartError(f"{path}:{number}: {error}; a row has {_KEYS}") from error
+            raise StartError(f"{path}:{number}: {error}; give each row {_KEYS}") from error
     if not prompts:
-        raise StartError(f"{path}: has no rows; a row has {_KEYS}")
+        raise StartError(f"{path}: has no rows; give it rows with {_KEYS}")
     return prompts
 
 
@@ -113,7 +113,9 @@ def _score(signal: Signal, prompts: Sequence[tuple[Item, ...]], path: Path) -> I
     for number, row in enumerate(rendered, start=1):
         found = tuple(islice(rest, len(row)))
         if not all(map(math.isfinite, found)):
-            raise StartError(f"{path}: row {number}: signal {signal.name} gives a logit that is not finite")
+            raise StartError(
+                f"{path}: row {number}: signal {signal.name}: a logit is not finite; declare `compute: float32`"
+            )
         yield found
 
 

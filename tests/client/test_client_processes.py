@@ -203,6 +203,7 @@ COPIES |= {"copy": copy.copy, "deepcopy": copy.deepcopy}
 def test_a_copy_has_the_settings_and_connections_of_its_own(server: "Loopback", how: str, kind: Any) -> None:
     settings = {
         "api_key": "k-1",
+        "ca_file": None,
         "timeout_s": 7.0,
         "deadline_s": 8.0,
         "max_retries": 1,

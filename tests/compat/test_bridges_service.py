@@ -138,6 +138,6 @@ def test_settings_of_the_client_are_options(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(KEY)
     settings = {"timeout_s": 2, "deadline_s": 9.5, "max_retries": 0, "chunk_size": 4, "max_concurrency": 3}
     service = read_service({"url": "http://a/", "api_key_file": str(tmp_path / "key"), "model": "crs", **settings})
-    assert service.to_arguments() == {"base_url": ("http://a",), "api_key": KEY, **settings}
+    assert service.to_arguments() == {"base_url": ("http://a",), "api_key": KEY, "ca_file": None, **settings}
     assert "Secret" not in repr(service)
     assert hash(service) == hash(read_service({"url": ["http://a"], "api_key_file": str(tmp_path / "key"), **settings}))

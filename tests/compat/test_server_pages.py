@@ -62,6 +62,7 @@ def test_the_lambda_function(url: str, serve: Serve, monkeypatch: pytest.MonkeyP
     """The event is the sample of AWS's documentation."""
     (example,) = list_examples("nova")
     monkeypatch.setenv("ASSAY_URL", url)
+    monkeypatch.setenv("ASSAY_API_KEY", "")
     handler = run(example, url)["lambda_handler"]
     messages = [
         {"role": "user", "content": PAIR["prompt"]},

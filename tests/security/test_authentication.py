@@ -166,6 +166,7 @@ def test_credentials_are_read_or_refused(headers: list[tuple[bytes, bytes]], fou
 
 def test_the_name_of_the_key_is_logged_and_the_key_is_not(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO, "assay.access")  # as with --access-log
     assert guarded.ask("/v1/score", "score", "POST", json=ITEM).status_code == 200
     guarded.ask("/v1/score", guarded.keys["score"] + "x", "POST", json=ITEM)
     guarded.ask("/metrics", "score")

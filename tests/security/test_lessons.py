@@ -173,7 +173,7 @@ def test_pickles_are_read_as_tensors_only(tmp_path: Path) -> None:
         for path, call in calls(name):
             assert getattr(getattr(call.func, "value", None), "id", "") not in ("pickle", "dill"), path
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Trace(tmp_path / "trace"), protocol=2))
-    with pytest.raises(StartError, match="holds more than tensors, or is not a pickle of torch, so it is refused"):
+    with pytest.raises(StartError, match=r"(holds more than tensors|is not a tensor).*so it is refused"):
         source._load_pickle(tmp_path / "pytorch_model.bin")
     assert not (tmp_path / "trace").exists()
 

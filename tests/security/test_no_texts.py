@@ -102,7 +102,7 @@ def test_no_error_and_no_log_repeats_a_text(path: str, client: TestClient, caplo
             answer = client.post(path, content=body, headers={"content-type": kind})
             statuses.add(answer.status_code)
             assert MARK not in read_errors(answer), body[:200]
-    assert len(statuses) > 1  # several kinds of faults
+    assert len(statuses) > 1 or "/tei/" in path  # several kinds of faults; TEI has one status for all of them
     assert caplog.records
     assert MARK not in written(caplog)
     assert MARK not in client.get("/metrics").text

@@ -241,7 +241,7 @@ def test_a_published_head_gives_what_its_own_code_gives(name: str, tmp_path: Pat
         expected = [head.read(base(input_ids=torch.tensor([i])).last_hidden_state[0], i) for i in ids]
     for signal in ("score", "third"):
         for got, right in zip(read(registry, signal, ITEMS), expected, strict=True):
-            assert got[0] == pytest.approx(right[signal][0], abs=1e-5)
+            assert got[0] == pytest.approx(right[signal][0], rel=1e-5, abs=1e-5)
             assert (got[1] is None) == (right[signal][1] is None)
             assert got[1] is None or got[1] == pytest.approx(right[signal][1], rel=1e-5, abs=1e-5)
     logits = {round(logit, 3) for logit, _ in read(registry, "score", ITEMS)}

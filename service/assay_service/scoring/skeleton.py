@@ -19,7 +19,7 @@ from assay_service.scoring.tool_calls import Leaf
 _MARK = re.compile("Assay[A-J]*Sentinel([A-J]+)q|8190412([0-9]{7})2140918")
 NEUTRAL = "AssaySentinelq"  # takes the place of one text beside others, which may be marks
 NEUTRAL_BARE = "81904122140918"
-_PLAIN_FIELD = re.compile(r"[\w.\[\]-]{1,128}")
+_PLAIN_FIELD = re.compile(r"(?:[\w.\[\]-]|<name \d+>){1,128}")  # `<name 0>` stands for the name of an argument
 _PLAIN_ROLE = re.compile(r"[\w-]{1,64}")  # another role may hold text of a user, which an error never quotes
 
 # The role and the names of the further fields of each message. A message with parts, tool calls or links is itself in

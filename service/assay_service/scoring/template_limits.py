@@ -20,6 +20,10 @@ _MOST_BITS = 10_000  # of a whole number
 _LONG_NUMBER = re.compile(r"\d{7}|\*")  # a width in a format, which may also come from an argument
 # Methods and filters whose result may be much longer than all that they get, and that no known template uses.
 _REFUSED_METHODS = frozenset({"translate", "expandtabs"})
+# Filters and methods to which a number says how long something gets; to others it is a value.
+_PADDING = frozenset(
+    {"center", "ljust", "rjust", "zfill", "indent", "wordwrap", "truncate", "batch", "slice", "tojson"}
+)
 
 
 @dataclass(slots=True)
@@ -104,7 +108,8 @@ def check_call(function: object, args: tuple[Any, ...], kwargs: Mapping[str, Any
         spend_for(value)
         if name in _REFUSED_METHODS or (name.startswith("format") and _LONG_NUMBER.search(str(value))):
             raise TemplateError(f"it calls `{name}` in a way whose result may be too long")
-    check_arguments(name, value, args, kwargs)
+    if isinstance(value, str | bytes):
+        check_arguments(name, value, args, kwargs)
 
 
 def check_arguments(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:  # noqa: ANN401
@@ -120,7 +125,7 @@ def check_arguments(name: str, value: Any, args: tuple[Any, ...], kwargs: Mappin
         TemplateError: the result would be too long.
     """
     given = [*args, *kwargs.values()]
-    numbers = [abs(one) for one in given if isinstance(one, int)]
+    numbers = [abs(one) for one in given if isinstance(one, int) and name in _PADDING]
     texts = [one for one in given if isinstance(one, str)]
     longest = max([0, *numbers, *map(len, texts)])
     check_length(longest)
