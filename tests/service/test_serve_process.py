@@ -167,7 +167,12 @@ def test_what_inspect_writes_is_served_and_the_log_says_how_without_any_text(
         (f"listening on {url}", "importing torch", "hashing the weights", "loading base", "testing that")
     ):
         assert [s for s in said if not s.startswith("still ")][number].startswith(beginning)
-    assert any(s.startswith("signal enc: preference, reads pooler, up to 256 tokens, float32 on cpu") for s in said)
+    assert any(
+        s.startswith(
+            "signal enc: preference, reads pooler, up to 256 tokens, float32 weights, computes in float32 on cpu"
+        )
+        for s in said
+    )
     assert any(s.startswith("ready in ") and s.endswith(url) for s in said)
     (scored,) = [line for line in lines if line.get("route") == "/v1/score"]
     assert (scored["method"], scored["status"], scored["items"]) == ("POST", 200, 3)
