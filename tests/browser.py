@@ -1,7 +1,11 @@
-"""Find the browser in which the tests read the page of the service."""
+"""Start the browser in which the tests read the page of the service."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.real_tokenizers import unavailable
 
@@ -25,3 +29,12 @@ def find_browser() -> Path:
         unavailable("no Chromium is installed")
         raise AssertionError("unavailable() raises")
     return Path(found)
+
+
+@contextmanager
+def start_browser() -> Iterator[Browser]:
+    """Run a headless Chromium within the block."""
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=find_browser(), args=list(SWITCHES))
+        yield started
+        started.close()

@@ -11,12 +11,12 @@ import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from scipy.stats import rankdata
 
 from assay_service import create_app
 from assay_service.settings import EMBEDDED, read_settings
-from tests.browser import SWITCHES, find_browser
+from tests.browser import start_browser
 from tests.compat.conftest import run_app
 
 expect.set_options(timeout=30_000)
@@ -31,10 +31,8 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=find_browser(), args=list(SWITCHES))
+    with start_browser() as started:
         yield started
-        started.close()
 
 
 Open = Callable[..., Page]

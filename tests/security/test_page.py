@@ -8,20 +8,18 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from assay_service import create_app
 from assay_service.keys import add_key
-from tests.browser import SWITCHES, find_browser
+from tests.browser import start_browser
 from tests.compat.conftest import run_app
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=find_browser(), args=list(SWITCHES))
+    with start_browser() as started:
         yield started
-        started.close()
 
 
 def test_the_page_asks_for_a_key_and_shows_it_nowhere(tiny: dict[str, Any], browser: Browser, tmp_path: Path) -> None:
