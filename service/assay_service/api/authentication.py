@@ -20,7 +20,7 @@ from assay_service.keys import Scope as KeyScope
 
 # The probes of orchestrators, which send no key, and the page. Its files are the same in every installation. A browser
 # cannot send a key when it opens an address, so the page asks for the key, and sends it with its own requests.
-OPEN: Final = frozenset({"/live", "/health", "/ready", "/", "/playground"})
+OPEN: Final = frozenset({"/health", "/ready", "/", "/playground"})
 _METRICS: Final = "/metrics"
 _ADMIN: Final = "/admin"
 

@@ -14,8 +14,8 @@ ENVOY_TIMEOUT = "X-Envoy-Expected-Rq-Timeout-Ms"
 def read_terms(request: Request) -> Terms:
     """Return the terms of a request; of two time limits the shorter one counts.
 
-    `request.state.caller`, if anything has set it, names the caller. An address is not a name: the clients behind a
-    gateway share one.
+    The caller is the name of the API key; without keys, all requests have one caller. An address is not a name: the
+    clients behind a gateway share one.
 
     Raises:
         ServingError: a header is not a number of milliseconds.

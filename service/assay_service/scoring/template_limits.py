@@ -33,26 +33,6 @@ class _Budget:
     steps: int = MOST_STEPS
     chars: int = MOST_CHARS
 
-    def spend_steps(self, count: int) -> None:
-        """Take steps from the budget.
-
-        Raises:
-            TemplateError: too few are left.
-        """
-        self.steps -= count
-        if self.steps < 0:
-            raise TemplateError(f"it takes more than {MOST_STEPS} steps; its loops are too many or too long")
-
-    def spend_chars(self, count: int) -> None:
-        """Take printed characters from the budget.
-
-        Raises:
-            TemplateError: too few are left.
-        """
-        self.chars -= count
-        if self.chars < 0:
-            raise TemplateError(f"it prints more than {MOST_CHARS} characters")
-
 
 # Of the rendering that runs in this thread; several run at once.
 _budget: ContextVar[_Budget] = ContextVar("budget")
@@ -74,7 +54,10 @@ def spend_steps(count: int) -> None:
     Raises:
         TemplateError: none are left.
     """
-    _budget.get().spend_steps(count)
+    budget = _budget.get()
+    budget.steps -= count
+    if budget.steps < 0:
+        raise TemplateError(f"it takes more than {MOST_STEPS} steps; its loops are too many or too long")
 
 
 def spend_chars(count: int) -> None:
@@ -83,7 +66,10 @@ def spend_chars(count: int) -> None:
     Raises:
         TemplateError: none are left.
     """
-    _budget.get().spend_chars(count)
+    budget = _budget.get()
+    budget.chars -= count
+    if budget.chars < 0:
+        raise TemplateError(f"it prints more than {MOST_CHARS} characters")
 
 
 def spend_for(value: object) -> None:
