@@ -39,7 +39,6 @@ check: install ## format, lint, types, import contracts, language, documentation
 	$(MAKE) docs
 	$(MAKE) check-chart
 	$(MAKE) audit
-	$(MAKE) check-chart
 
 check-chart: install $(CHART)/.installed ## the chart and the Dockerfile, with Helm 3 and 4 and hadolint; needs npm, but no cluster
 	$(BIN)/pytest -m chart tests/chart
@@ -57,9 +56,6 @@ audit: $(AUDIT)/.installed ## look up the pinned packages in PyPI's advisories; 
 sbom: install $(AUDIT)/.installed ## write the SBOM of .venv (CycloneDX) to runs/sbom.json
 	mkdir -p runs
 	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file runs/sbom.json
-
-check-chart: install $(CHART)/.installed ## the chart and the Dockerfile, with Helm 3 and 4 and hadolint; needs npm, but no cluster
-	$(BIN)/pytest -m chart tests/chart
 
 fix: install ## format the code and apply the linter's own fixes
 	$(BIN)/ruff format .
