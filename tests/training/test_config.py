@@ -265,7 +265,7 @@ def test_all_that_is_wrong_is_reported_at_once_in_plain_words(tmp_path: Path) ->
         "max_length: must be a whole number, and is 'long'",
         "eos: 'tempalte' is not one of 'template' or 'append'",
         "optimizer.learning_rate: must be more than 0, and is 0",
-        "optimizer.compute_dtype: 'half' is not one of 'float32' or 'bfloat16'",
+        "optimizer.compute_dtype: 'half' is not one of 'auto', 'float32' or 'bfloat16'",
         "split: must be a mapping, and is None",
         f"template: {tmp_path}/absent.jinja: no such file",
     ]

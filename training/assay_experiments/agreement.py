@@ -1,25 +1,25 @@
-"""Measure how often served models agree with people, on the held-out groups of the language model's run.
+"""Measure how often served models agree with people, on data sets that no served model was trained on.
 
-    assay serve --config CONFIG                  # serves the models to measure
-    python -m assay_experiments.agreement URL --data DIR --model relevance --model crs --model judge
+    assay serve --config training/assay_experiments/agreement.yaml
+    python -m assay_experiments.agreement URL --data DIR --source qa_feedback_dev:qa_feedback --model crs
 
-A blend or a preference signal is measured on pairs, an absolute signal on labelled items. Models of the same kind are
-compared with each other, record by record. Results go to `training/assay_experiments/results/agreement.json`.
+A blend or a preference signal is measured on pairs, an absolute signal on labelled items. Models of one call are
+compared with each other, record by record. Half of the groups fit the baseline of length, the others are tested.
+Results go to `training/assay_experiments/results/agreement.json`.
 """
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from assay_client.client import RewardClient
-from assay_training.algorithms.folds import HELD_OUT
-from assay_training.config.base import read
-from assay_training.config.joint import JointConfig
-from assay_training.config.reward import RewardConfig
+from assay_training.algorithms.folds import HELD_OUT, assign_fold
+from assay_training.config.data import Format, Source
+from assay_training.config.objective import AbsoluteObjective, PreferenceObjective
 from assay_training.data.examples import Example
 from assay_training.evaluation.results import LENGTH, MODEL, compute_results
 from assay_training.evaluation.rewards.scores import Scores, fetch_scores
@@ -27,73 +27,97 @@ from assay_training.evaluation.rows import Rows
 from assay_training.records.record import Judged
 from assay_training.records.sources import read_labelled, read_rankings
 from assay_training.reward_model.baselines import predict_length
-from assay_training.reward_model.checks import find_fold, is_trainable
+from assay_training.reward_model.checks import is_trainable
 
-HERE = Path(__file__).parent
-CONFIG = HERE.parent / "configs" / "smollm2.yaml"
-RESULTS = HERE / "results" / "agreement.json"
+RESULTS = Path(__file__).parent / "results" / "agreement.json"
+SEED = 7
+OBJECTIVES: dict[str, PreferenceObjective | AbsoluteObjective] = {
+    "preference": PreferenceObjective(kind="preference"),
+    "absolute": AbsoluteObjective(kind="absolute", loss="logistic"),
+}
 
 
 def main(
     url: Annotated[str, typer.Argument(help="Address of a running service.")],
     data: Annotated[Path, typer.Option(help="Folder of the data sets.", exists=True)],
+    source: Annotated[list[str], typer.Option(help="Data set and its format, as NAME:FORMAT; repeat it for more.")],
     model: Annotated[list[str], typer.Option(help="Signal or blend to measure; repeat it for more.")],
-    records: Annotated[int, typer.Option(help="Largest number of records of each kind, drawn at random.")] = 1000,
+    records: Annotated[int, typer.Option(help="Largest number of records of a source, drawn at random.")] = 1000,
 ) -> None:
-    """Score held-out records by the models, and store the results of each model beside the length's."""
+    """Score records by models of one kind, and store the results of each model beside the length's.
+
+    Raises:
+        BadParameter: a format is unknown, or the models are of two kinds.
+        AssayError: the service cannot be reached, or does not have a model.
+    """
+    sources = [parse_source(text) for text in source]
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    heads = read(CONFIG, JointConfig).build_head_configs().values()
     with RewardClient(url, timeout_s=3600, deadline_s=36000) as client:
-        kinds = {card.id: "preference" if card.kind == "blend" else card.kind for card in client.models()}
-        for head in heads:
-            own = [name for name in model if kinds[name] == head.objective.kind]
-            if own:
-                kept |= measure(client, own, head, data, records)
+        served = {card.id: "preference" if card.kind == "blend" else card.kind for card in client.models()}
+        kinds = {served[name] for name in model}
+        if len(kinds) > 1:
+            raise typer.BadParameter("the models of one call must be of one kind: pairs or labelled items")
+        for one in sources:
+            for name, found in measure(client, model, next(iter(kinds)), one, data, records).items():
+                kept.setdefault(name, {})[one.name] = found
     RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
 
 
+def parse_source(text: str) -> Source:
+    """Return the source that NAME:FORMAT names.
+
+    Raises:
+        BadParameter: the format is unknown.
+    """
+    name, _, found = text.partition(":")
+    if found not in get_args(Format):
+        raise typer.BadParameter(
+            f"--source {text!r}: {found!r} is not a format; they are {', '.join(get_args(Format))}"
+        )
+    return Source.model_validate({"name": name, "format": found})
+
+
 def measure(
-    client: RewardClient, models: Sequence[str], head: RewardConfig, data: Path, records: int
+    client: RewardClient, models: Sequence[str], kind: str, source: Source, data: Path, records: int
 ) -> dict[str, dict[str, Any]]:
     """Return the results of each model, with its difference to every other model and to the length.
 
     Args:
         client: client of the service.
         models: names of models of one kind.
-        head: configuration of the head that was trained on the same data.
+        kind: `preference` for pairs, `absolute` for labelled items.
+        source: data set.
         data: folder of the data sets.
         records: largest number of records.
     """
-    learned, held_out = split_records(head, data)
-    drawn = random.Random(head.seed).sample(held_out, min(records, len(held_out)))
+    fitted, tested = split_records(kind, source, data)
+    drawn = random.Random(SEED).sample(tested, min(records, len(tested)))
+    # A record that one model refuses is dropped for all, and the number of records is reported.
     scores = fetch_scores(drawn, lambda _record, _kept: None, client, models)
-    assert not scores.failures, scores.failures  # every record of the run was rendered, so none is refused
-    length = predict_length([Example(r, ()) for r in learned], [Example(r, ()) for r in scores.records])
-    return {name: _compare(name, scores, length, head) for name in models}
+    length = predict_length([Example(r, ()) for r in fitted], [Example(r, ()) for r in scores.records])
+    return {name: _compare(name, scores, length, kind) for name in models}
 
 
-def split_records(head: RewardConfig, data: Path) -> tuple[list[Judged], list[Judged]]:
-    """Return the records that a head was trained on, and those that were held out."""
-    reader = read_rankings if head.objective.kind == "preference" else read_labelled
+def split_records(kind: str, source: Source, data: Path) -> tuple[list[Judged], list[Judged]]:
+    """Return the records that the length is fitted on, and those that are tested: half of the groups each."""
+    reader = read_rankings if kind == "preference" else read_labelled
     parts: tuple[list[Judged], list[Judged]] = [], []
-    for record in reader(data, head.sources).records:
+    for record in reader(data, [source]).records:
         if is_trainable(record):
-            parts[find_fold(head, record) == HELD_OUT].append(record)
+            parts[assign_fold(record.group, folds=1, held_out=0.5, seed=SEED) == HELD_OUT].append(record)
     return parts
 
 
-def _compare(
-    name: str, scores: Scores[Judged], length: Sequence[Sequence[float]], head: RewardConfig
-) -> dict[str, Any]:
+def _compare(name: str, scores: Scores[Judged], length: Sequence[Sequence[float]], kind: str) -> dict[str, Any]:
     """Return the results of one model; the others are its contenders."""
     others = {other: rows for other, rows in scores.by_model.items() if other != name}
     rows = Rows.of(scores.records, {MODEL: scores.by_model[name], LENGTH: length, **others})
-    results: Mapping[str, Any] = compute_results(rows, head.objective, head.seed)
     return {
-        "kind": head.objective.kind,
+        "kind": kind,
+        "asked": scores.asked,
         "records": len(scores.records),
         "fingerprint": scores.fingerprints[name],
-        "results": results,
+        "results": compute_results(rows, OBJECTIVES[kind], SEED),
     }
 
 

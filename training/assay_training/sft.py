@@ -17,6 +17,7 @@ from assay_training.config.sft import SftConfig, Stage
 from assay_training.data.chat_template import find_template
 from assay_training.data.checks import check_length, check_refused, find_base
 from assay_training.data.sft_examples import SftExample, SftRenderer
+from assay_training.distributed.numbers import decide_compute_dtype
 from assay_training.distributed.processes import get_accelerator, print_once
 from assay_training.distributed.sharding import copy_whole, sharding_requested
 from assay_training.loop.next_token import NextToken
@@ -199,7 +200,7 @@ def run(config_path: Path, data: Path, out: Path | None) -> Path:
         FloatingPointError: the training diverges.
         RunStopped: the state of an interrupted run is broken.
     """
-    config = read(config_path, SftConfig)
+    config = decide_compute_dtype(read(config_path, SftConfig))
     sft = SftRun(config, data, out or Path("runs") / config.name)
     checkpoint = sft.go()
     for line in describe_sft_run(sft.run.read_json("results.json") or {}, checkpoint):

@@ -35,7 +35,8 @@ class Adam(Frozen):
         weight_decay: The decoupled weight decay on all trained parameters.
         max_grad_norm: The norm to which larger gradients are clipped; null never clips.
         micro_batch_tokens: The tokens in one forward pass; larger steps are split, without changing the loss.
-        compute_dtype: The dtype of matrix products in training; weights stay in float32.
+        compute_dtype: The dtype of matrix products in training; weights stay in float32. `auto` takes bfloat16 on GPUs
+            and on CPUs with instructions for it, and float32 on other CPUs.
         checkpoint_steps: The number of steps between two saved states, from which an interrupted run resumes.
     """
 
@@ -45,7 +46,7 @@ class Adam(Frozen):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
     micro_batch_tokens: int = Field(8192, gt=0)
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_steps: int = Field(100, gt=0)
 
 

@@ -44,4 +44,5 @@ def autocast(device: torch.device, settings: Adam) -> torch.autocast:
         device: device of the tensors.
         settings: settings that name the compute dtype.
     """
+    assert settings.compute_dtype != "auto"  # it is decided when the configuration is read
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.compute_dtype == "bfloat16")

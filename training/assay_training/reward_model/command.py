@@ -6,6 +6,7 @@ from assay_training.algorithms.folds import HELD_OUT
 from assay_training.config.base import read
 from assay_training.config.joint import JointConfig, has_several_heads
 from assay_training.config.reward import RewardConfig
+from assay_training.distributed.numbers import decide_compute_dtype
 from assay_training.distributed.processes import print_once
 from assay_training.reward_model import summary
 from assay_training.reward_model.card import CARD, render_card
@@ -32,8 +33,8 @@ def run(config_path: Path, data: Path, out: Path | None) -> Path | None:
         ValueError: the configuration, the data or the run directory is wrong.
     """
     if has_several_heads(config_path):
-        return _run_joint(read(config_path, JointConfig), config_path, data, out)
-    config = read(config_path, RewardConfig)
+        return _run_joint(decide_compute_dtype(read(config_path, JointConfig)), config_path, data, out)
+    config = decide_compute_dtype(read(config_path, RewardConfig))
     reward = RewardRun(config, data, out or Path("runs") / config.name)
     if config.split.folds is None:
         train_single(reward, config_path)

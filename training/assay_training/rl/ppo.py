@@ -18,6 +18,7 @@ from assay_training.algorithms.ppo import adapt_kl_coef, exceeds_ratio_limit
 from assay_training.algorithms.schedule import SEED_STRIDE, draw_cyclic_batch, draw_random_batches
 from assay_training.config.base import read
 from assay_training.config.ppo import PpoConfig
+from assay_training.distributed.numbers import decide_compute_dtype
 from assay_training.distributed.processes import gather_results, get_accelerator, print_once, select_own
 from assay_training.loop.step import accumulate, build_optimizer, check_finite, check_numbers, update
 from assay_training.models.actor import Actor
@@ -221,7 +222,7 @@ def run(config_path: Path, data: Path, out: Path | None, url: str, api_key: str 
         RunStopped: the service or the engine is not as it must be; the run can be resumed.
         FloatingPointError: the training diverges.
     """
-    config = read(config_path, PpoConfig)
+    config = decide_compute_dtype(read(config_path, PpoConfig))
     with open_patient_client(url, config.reward, api_key) as client:
         ppo = PpoRun(config, data, out or Path("runs") / config.name, client)
         checkpoint = ppo.go()

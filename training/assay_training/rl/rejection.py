@@ -16,6 +16,7 @@ from assay_training.config.base import read
 from assay_training.config.rejection import RejectionConfig
 from assay_training.config.rollout import Reward
 from assay_training.data.sft_examples import SftExample
+from assay_training.distributed.numbers import decide_compute_dtype
 from assay_training.distributed.processes import get_accelerator, print_once
 from assay_training.loop.next_token import NextToken
 from assay_training.loop.supervised import Schedule, train
@@ -238,7 +239,7 @@ def run(config_path: Path, data: Path, out: Path | None, url: str, api_key: str 
         RunStopped: the service or the engine is not as it must be; the run can be resumed.
         FloatingPointError: the training diverges.
     """
-    config = read(config_path, RejectionConfig)
+    config = decide_compute_dtype(read(config_path, RejectionConfig))
     with open_patient_client(url, config.reward, api_key) as client:
         rejection = RejectionRun(config, data, out or Path("runs") / config.name, client)
         checkpoint = rejection.go()
