@@ -30,7 +30,8 @@ print(decide_compute_dtype(Adam(learning_rate=1, compute_dtype="bfloat16")).comp
 def test_a_cpu_without_bfloat16_trains_every_stage_in_float32() -> None:
     # torch and oneDNN then use the instructions of a CPU without AVX-512.
     older = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-    done = subprocess.run([sys.executable, "-c", READ], env=older, capture_output=True, text=True, timeout=100)
+    command = [sys.executable, "-c", READ]
+    done = subprocess.run(command, env=older, capture_output=True, text=True, check=True, timeout=100)
     stages, declared = done.stdout.splitlines()
     assert set(stages.strip("[]").split(", ")) == {"'float32'"}
     # What the file declares is never changed, but it is said.

@@ -35,8 +35,8 @@ class Adam(Frozen):
         weight_decay: The decoupled weight decay on all trained parameters.
         max_grad_norm: The norm to which larger gradients are clipped; null never clips.
         micro_batch_tokens: The tokens in one forward pass; larger steps are split, without changing the loss.
-        compute_dtype: The dtype of matrix products in training; weights stay in float32. `auto` takes bfloat16 on GPUs
-            and on CPUs with instructions for it, and float32 on other CPUs.
+        compute_dtype: The dtype of matrix products; weights stay in float32. `auto` is bfloat16 where the device has
+            it, else float32.
         checkpoint_steps: The number of steps between two saved states, from which an interrupted run resumes.
     """
 
