@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "results"
 AGREEMENT = (
     "Served models on data sets that none was trained on: preference signals and blends by pairwise accuracy, absolute "
     "signals by AUC or Spearman's correlation. `likelihood`, `relevance` and `judge` need no labels. A mean is for "
-    "each token of the completion. `crs_relevance_05` is `crs` with 0.05 relevance; the three weights were fixed before. "
+    "each token of the completion. `crs_relevance_05` is `crs` with 0.05 relevance; the weights were fixed before. "
     "Intervals are 95 %, by group. The last column is the paired difference to `crs`. The command is "
     "`python -m assay_experiments.agreement URL --data DIR --source NAME:FORMAT --model NAME …`."
 )
