@@ -17,6 +17,7 @@ from assay_service import create_app
 from assay_service.errors import StartError
 from assay_service.loader import load
 from assay_service.registry import Registry
+from assay_service.scoring.model import RewardModel
 from assay_service.settings import Settings, parse
 from tests import checkpoints
 
@@ -75,6 +76,20 @@ def saved_classifier(root: Path, **config: Any) -> Any:
     model = checkpoints.classifier("llama", FAST, num_labels=3, **config)
     checkpoints.save(root / "rm", model, FAST)
     return model
+
+
+def test_a_head_on_a_bf16_base_is_computed_in_fp32(tmp_path: Path) -> None:
+    """Trap 12: the weight and the sum of the head keep all digits, so that close completions do not tie."""
+    model = checkpoints.classifier("llama", FAST)
+    checkpoints.save(tmp_path / "rm", model, FAST)
+    found = load(settings(tmp_path, s={"dtype": "bfloat16", "compute": "bfloat16", "score_position": "last_token"}))
+    signal = found.signals["s"]
+    assert isinstance(signal.model, RewardModel)
+    with torch.inference_mode():
+        hidden = signal.model.pooled([signal.renderer.render(item).sequence for item in items()], "s")
+    assert torch.equal(hidden, hidden.bfloat16().float())
+    expected = (hidden.double() @ model.score.weight.detach().double().T)[:, 0]
+    assert score(found, "s") == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 def test_outputs_by_number_name_and_difference_are_those_of_transformers(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """More work than can be done: a real service over real sockets, whose model waits for the test."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
 
@@ -218,3 +220,36 @@ def test_limits_of_a_request_name_their_keys(service: tuple[str, Gate]) -> None:
     assert "score" in data[1]
     with RewardClient(url) as client, pytest.raises(TooManyTokens):
         client.score([("p", "bread " * 60)] * 40)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/score", {"items": [ITEM]}),
+        ("/compat/cohere/v2/rerank", {"model": "pref", "query": "bake?", "documents": ["bread"]}),
+    ],
+)
+def test_no_request_waits_for_a_thread_of_the_web_framework(
+    path: str, body: dict[str, Any], tiny: dict[str, Any]
+) -> None:
+    """A plain function as a dependency would take such a thread for each request, also for one that is refused."""
+    app = create_app(tiny["settings"])
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://assay", timeout=None) as http,
+        ):
+            limiter = anyio.to_thread.current_default_thread_limiter()
+            tasks = [object() for _ in range(int(limiter.total_tokens))]
+            for task in tasks:
+                limiter.acquire_on_behalf_of_nowait(task)
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    return await http.post(path, json=body)
+            finally:
+                for task in tasks:
+                    limiter.release_on_behalf_of(task)
+
+    assert asyncio.run(ask()).status_code == 200

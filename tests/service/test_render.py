@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from tokenizers import processors
 
 from assay_service.errors import ContentError, StartError
 from assay_service.scoring.item import Item, Message
@@ -49,12 +50,16 @@ def test_the_ids_are_those_of_the_chat_template_tokenized_once() -> None:
 
 
 def test_no_second_bos_and_none_invented() -> None:
-    """Trap 5: a template that prints BOS gives one, a template without gives none."""
-    fast = checkpoints.decoder_tokenizer(checkpoints.LLAMA3)
-    with_bos = renderer(fast).render(Item.of("hi", "yes")).sequence.ids
-    assert [i for i, t in enumerate(with_bos) if t == fast.bos_token_id] == [0]
-    without = renderer().render(Item.of("hi", "yes")).sequence.ids
-    assert fast.bos_token_id not in without
+    """Trap 5: the template alone decides, although the tokenizer itself would add a BOS."""
+    for template, places in ((checkpoints.LLAMA3, [0]), (checkpoints.CHATML, [])):
+        fast = checkpoints.decoder_tokenizer(template)
+        # As Llama 3's tokenizer.json has it.
+        fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", fast.bos_token_id)]
+        )
+        assert fast("hi").input_ids[0] == fast.bos_token_id
+        ids = renderer(fast).render(Item.of("hi", "yes")).sequence.ids
+        assert [place for place, token in enumerate(ids) if token == fast.bos_token_id] == places
 
 
 def test_no_generation_prompt_after_the_completion() -> None:

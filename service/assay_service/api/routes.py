@@ -30,7 +30,7 @@ API_VERSION = "1"
 router = APIRouter(responses=schemas.ERROR_RESPONSES, route_class=StrictJsonRoute)
 
 
-def _get_scorer(request: Request) -> Scorer:
+async def _get_scorer(request: Request) -> Scorer:
     scorer: Scorer = request.app.state.scorer
     return scorer
 

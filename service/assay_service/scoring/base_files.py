@@ -17,6 +17,7 @@ from assay_service.scoring.gguf_files import read_gguf_tensors
 from assay_service.scoring.head_layouts import recognize_layout
 from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.lazy_tensor import LazyTensor
+from assay_service.scoring.own_memory import copy_out_of_files
 from assay_service.scoring.quantization import CONFIG_KEY, Quantization, check_declared
 
 # Types whose base has a pooler that need not be built.
@@ -69,6 +70,8 @@ def load_base(
     prefix = f"{base.base_model_prefix}."
     names.check_loaded(report, directory, prefix, shapes, config.get("value_head_prefix"), unused)
     check_ropes(getattr(base.config, "rope_parameters", None), directory)
+    if device.type == "cpu":  # for other devices the weights are copied anyway, and on `meta` there are none
+        copy_out_of_files(base)
     return base
 
 

@@ -1,6 +1,7 @@
 """Read tensors from safetensors files, find heads by their names, and hash the tensors that were read.
 
-No code of a checkpoint is ever executed, and no pickle is read (CVE-2025-32434).
+No code of a checkpoint is ever executed, and no pickle is read (CVE-2025-32434). Heads are read by `pread` and not
+mapped, so that a file that changes later does not change them (scoring-traps 29).
 """
 
 import hashlib
@@ -141,7 +142,7 @@ def read_head(files: Iterable[Path], extra_head: str | None = None) -> HeadTenso
 
 def _read_tensor(present: Mapping[str, Path], name: str) -> torch.Tensor:
     """Return a tensor in the shape and dtype of its file; the tensors of one head may lie in different shards."""
-    with safe_open(present[name], framework="pt") as tensors:
+    with safe_open(present[name], framework="pt", backend="pread") as tensors:
         tensor: torch.Tensor = tensors.get_tensor(name)
     check_plain(name, tensor)
     return tensor
@@ -204,7 +205,7 @@ def _read_layer(files: Iterable[Path], module: str) -> tuple[torch.Tensor, torch
     """Return the weight and the bias, or None for it, of a layer outside of the base; None if no file has it."""
     name = re.compile(rf"^(?:base_model\.model\.)?(?:\w+\.)?{re.escape(module)}(?:\.modules_to_save\.\w+)?\.weight$")
     for path in files:
-        with safe_open(path, framework="pt") as tensors:
+        with safe_open(path, framework="pt", backend="pread") as tensors:
             keys = set(tensors.keys())
             for weight in sorted(key for key in keys if name.match(unwrap_name(key))):
                 bias = weight.removesuffix("weight") + "bias"

@@ -54,7 +54,7 @@ def read_network(files: Sequence[Path], layout: HeadLayout, output: int | None) 
         needed -= {*gate, layout.transform} if layout.kind == "values" else gate
     tensors: dict[str, torch.Tensor] = {}
     for path in files:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", backend="pread") as file:
             tensors |= {n: file.get_tensor(name) for name in file.keys() if (n := unwrap_name(name)) in needed}  # noqa: SIM118
     for name, tensor in sorted(tensors.items()):
         check_plain(name, tensor)

@@ -20,6 +20,7 @@ from assay_service.scoring.files import read_config
 from assay_service.scoring.kernels.torch_segments import NAME as ATTENTION
 from assay_service.scoring.layout import Span, TokenSequence, pack
 from assay_service.scoring.model import RewardModel
+from assay_service.scoring.own_memory import copy_out_of_files
 from assay_service.scoring.quantization import check_declared
 from assay_training.config.base import ConfigError
 from assay_training.config.model import Lora
@@ -63,6 +64,7 @@ class Policy:
             output_loading_info=True,
         )
         _check_weights(report, directory)
+        copy_out_of_files(self._model)
         self._body = RewardModel(self._model.base_model, device)
         self.head: nn.Module = self._model.get_output_embeddings().to(device)
         self._softcap: float | None = getattr(self._model.config, "final_logit_softcapping", None)

@@ -262,7 +262,7 @@ def build_error_response(request: Request, wire: Wire, refusal: Refusal) -> JSON
     return JSONResponse(body, status_code=status, headers=refusal.headers)
 
 
-def _get_context(request: Request) -> WireContext:
+async def _get_context(request: Request) -> WireContext:
     return WireContext(request, request.state.wire)
 
 
