@@ -17,10 +17,10 @@ from assay_service.engine.cache import Outputs
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
 from assay_service.errors import ForwardFailed, NotReady, Overloaded
-from assay_service.metrics import Metrics
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.trunk import Trunk
+from assay_service.telemetry.metrics import Metrics
 
 POISON, NAN, BROKEN = 666, 667, 668
 WAIT_S = 20

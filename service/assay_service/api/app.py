@@ -27,13 +27,13 @@ from assay_service.api.token_ids import collect_readers
 from assay_service.engine.admission import QueueLimits, Terms
 from assay_service.engine.engine import Engine
 from assay_service.errors import AssayError, NotReady
-from assay_service.metrics import Metrics
 from assay_service.policies import load_policies
 from assay_service.registry import Registry
 from assay_service.request_id import HEADER
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring.item import PROBE
 from assay_service.settings import Limits, Settings
+from assay_service.telemetry.metrics import Metrics
 
 # /ready trusts a forward pass that is at most this old. Otherwise it runs one, within the time limit.
 RECENT_FORWARD_S = 30.0
@@ -158,7 +158,7 @@ async def ready(request: Request) -> dict[str, Any]:
     if stale:
         try:
             # Fresh: a cached logit would say nothing about the device.
-            probing = scorer.score([PROBE], stale, PROBE_TERMS, fresh=True)
+            probing = scorer.score([PROBE], stale, PROBE_TERMS, request.state.timings, fresh=True)
             results = await asyncio.wait_for(probing, PROBE_TIMEOUT_S)
         except TimeoutError:
             raise NotReady(f"no forward pass of {', '.join(stale)} finished within {PROBE_TIMEOUT_S:.0f} s") from None

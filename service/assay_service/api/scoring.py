@@ -40,7 +40,7 @@ async def score_items(
     """
     scorer: Scorer = request.app.state.scorer
     results = await run_while_connected(
-        request, scorer.score(items, list(blend.weights), read_terms(request), truncation)
+        request, scorer.score(items, list(blend.weights), read_terms(request), request.state.timings, truncation)
     )
     moments = scorer.registry.moments  # once, because the property builds a new mapping
     return [score_result(blend, result, moments) for result in results]

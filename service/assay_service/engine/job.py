@@ -10,6 +10,7 @@ from assay_service.engine.cache import Outputs, compute_key
 from assay_service.engine.plan import Waiting
 from assay_service.errors import AssayError
 from assay_service.scoring.layout import TokenSequence
+from assay_service.telemetry.timings import Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +52,30 @@ class Job:
         self.waiting = Waiting(task.trunk, prompt, prompt_tokens, self.tokens - prompt_tokens)
         self.cost = self.tokens
         self._waiters: list[Future[Outputs]] = []
+        self._timings: list[Timings] = []
 
     @property
     def abandoned(self) -> bool:
         """Return True if all requests that waited for the job were cancelled."""
         return all(future.cancelled() for future in self._waiters)
 
-    def subscribe(self, on_cancel: Callable[["Job"], None]) -> "Future[Outputs]":
+    def subscribe(self, timings: Timings, on_cancel: Callable[["Job"], None]) -> "Future[Outputs]":
         """Return a future for one more request that waits; call it before the job is finished.
 
         Args:
+            timings: times of the request, to which the passes of the job are added.
             on_cancel: callback, called with the job when the future is cancelled.
         """
         future: Future[Outputs] = Future()
         self._waiters.append(future)
+        self._timings.append(timings)
         future.add_done_callback(lambda done: on_cancel(self) if done.cancelled() else None)
         return future
+
+    def add_pass(self, started_s: float, ended_s: float) -> None:
+        """Tell the requests that wait of a forward pass with the job, from `started_s` to `ended_s`."""
+        for timings in self._timings:
+            timings.add_pass(started_s, ended_s)
 
     def finish(self, outputs: Outputs) -> None:
         """Finish the job with the logits of its signals."""
@@ -80,3 +89,10 @@ class Job:
         for future in self._waiters:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
+
+
+def make_done_future(outputs: Outputs) -> "Future[Outputs]":
+    """Return a future that has the logits already."""
+    future: Future[Outputs] = Future()
+    future.set_result(outputs)
+    return future

@@ -1,8 +1,14 @@
 """Define every Prometheus metric of the service, with its labels; names end with the unit."""
 
+from collections import Counter as Tally
+from collections.abc import Iterable
 from functools import partial
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+
+# How a sequence was found: its logits were cached, it was waiting or running already, or it was new.
+Lookup = Literal["hit", "in_flight", "miss"]
 
 # Bounds of histogram buckets. Latencies and token counts grow by about 2; logits are symmetric around 0.
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -35,6 +41,12 @@ class Metrics:
         self.requests = counter("assay_requests_total", "Number of answered requests.", ["route", "status"])
         self.request_s = histogram(
             "assay_request_seconds", "Time from the arrival of a request to its answer.", ["route"], buckets=_SECONDS
+        )
+        self.phase_s = histogram(
+            "assay_phase_seconds",
+            "Time of the phases of a request that scores: render, queue (nothing of it is computed), compute.",
+            ["phase"],
+            buckets=_SECONDS,
         )
         self.rejected = counter(
             "assay_rejected_requests_total",
@@ -74,6 +86,13 @@ class Metrics:
             "Number of sequences that were cached (hit), in the queue or running already (in_flight), or new (miss).",
             ["result"],
         )
+        self.tokens = counter(
+            "assay_tokens_total",
+            "Number of tokens of admitted sequences, by how they were had: computed, shared (of a prompt that was "
+            "computed for another sequence), in_flight (of an equal sequence that was computed for another request) or "
+            "cached.",
+            ["source"],
+        )
         self.cache_bytes = gauge("assay_cache_bytes", "Size of the cache of logits.")
         self.out_of_memory = counter(
             "assay_out_of_memory_total", "Number of batches that were split because memory ran out."
@@ -93,6 +112,31 @@ class Metrics:
             buckets=_TOKENS,
         )
         self.forward_s = histogram("assay_forward_seconds", "Time of a forward pass.", ["signal"], buckets=_SECONDS)
+
+    def count_lookups(self, found: Iterable[tuple[Lookup, int]]) -> None:
+        """Count how the sequences of an admitted request were found, with the number of their tokens."""
+        lookups, tokens = Tally[Lookup](), Tally[Lookup]()
+        for result, count in found:
+            lookups[result] += 1
+            tokens[result] += count
+        for result, number in lookups.items():
+            self.lookups.labels(result).inc(number)
+        self.tokens.labels("cached").inc(tokens["hit"])
+        self.tokens.labels("in_flight").inc(tokens["in_flight"])
+
+    def count_pass(self, trunk: str, seconds: float, computed_tokens: int, tokens: int) -> None:
+        """Count a forward pass.
+
+        Args:
+            trunk: name of the trunk.
+            seconds: time of the pass.
+            computed_tokens: number of tokens that it computed.
+            tokens: number of tokens of its sequences, in which a shared prompt counts for each of them.
+        """
+        self.forward_s.labels(trunk).observe(seconds)
+        self.batch_tokens.labels(trunk).observe(computed_tokens)
+        self.tokens.labels("computed").inc(computed_tokens)
+        self.tokens.labels("shared").inc(tokens - computed_tokens)
 
     def format_text(self) -> bytes:
         """Return all metrics in the text format of Prometheus."""
