@@ -182,7 +182,10 @@ def test_cancelled_work_leaves_the_queue_while_a_pass_runs() -> None:
         for future in gone:
             future.cancel()
         assert sample(metrics, "assay_queue_tokens") == 0
+        assert sample(metrics, "assay_queue_oldest_seconds") == 0  # what runs does not wait
         kept = engine.submit(tasks([5, 6]))
+        time.sleep(0.05)
+        assert 0.05 <= sample(metrics, "assay_queue_oldest_seconds") < WAIT_S
         model.gate.set()
         assert [logit(future) for future in kept] == [5.0, 6.0]
     assert model.batches == [[1], [5, 6]]

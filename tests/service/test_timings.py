@@ -69,3 +69,36 @@ def test_header_and_metrics_are_of_the_same_times(tiny: dict[str, Any]) -> None:
         assert f'assay_phase_seconds_count{{phase="{phase}"}} 2.0' in text
         (total,) = re.findall(rf'assay_phase_seconds_sum{{phase="{phase}"}} (\S+)', text)
         assert float(total) * 1000 == pytest.approx(first[phase] + again[phase], abs=0.0015)
+
+
+def test_every_token_is_computed_shared_cached_or_of_another_request(tiny: dict[str, Any]) -> None:
+    shared = [{"prompt": "hello hello hello", "completion": text} for text in ("he", "lo", "he")]
+    with TestClient(create_app(tiny["settings"])) as client:
+        rendered = client.post("/v1/render", json={"items": shared, "model": "pref"}).json()["data"]
+        for _ in range(2):
+            assert client.post("/v1/score", json={"items": shared, "model": "pref"}).status_code == 200
+        text = client.get("/metrics").text
+    tokens = [len(row["signals"]["pref"]["ids"]) for row in rendered]
+    prompt = rendered[0]["signals"]["pref"]["boundary"]
+    expected = {
+        "computed": tokens[0] + tokens[1] - prompt,
+        "shared": prompt,
+        "in_flight": tokens[2],
+        "cached": sum(tokens),
+    }
+    for source, number in expected.items():
+        assert f'assay_tokens_total{{source="{source}"}} {float(number)}' in text
+
+
+def test_requests_without_an_answer_are_counted_by_code_and_models_are_named(tiny: dict[str, Any]) -> None:
+    with TestClient(create_app(tiny["settings"])) as client:
+        client.post("/v1/score", json={})
+        client.post("/v1/score", json={"items": ITEMS, "model": "none"})
+        client.get("/nowhere")
+        text = client.get("/metrics").text
+    for code in ("invalid_request", "model_not_found", "not_found"):
+        assert f'assay_refused_requests_total{{code="{code}"}} 1.0' in text
+    (line,) = [line for line in text.splitlines() if line.startswith("assay_model_info{") and 'signal="enc"' in line]
+    assert 'kind="preference"' in line
+    assert re.search(r'revision="[0-9a-f]{64}"', line)
+    assert 'adapter_sha256=""' in line

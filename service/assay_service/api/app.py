@@ -4,6 +4,7 @@ import asyncio
 import platform
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -28,7 +29,7 @@ from assay_service.engine.admission import QueueLimits, Terms
 from assay_service.engine.engine import Engine
 from assay_service.errors import AssayError, NotReady
 from assay_service.policies import load_policies
-from assay_service.registry import Registry
+from assay_service.registry import Registry, Signal
 from assay_service.request_id import HEADER
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring.item import PROBE
@@ -66,8 +67,10 @@ def create_app(
     policies = load_policies(settings)  # before the models, which take longer
     registry = loader.load_resolved(settings, signals)
     # One for each application, so that tests can run several in a process.
-    metrics = Metrics()
+    metrics = Metrics(registry.references)
     metrics.build.info(_describe_build(registry))
+    for name, signal in registry.signals.items():
+        metrics.models.labels(name).info(_describe_model(signal))
     engine = _build_engine(registry, settings.limits, metrics, on_failure)
     scorer = Scorer(registry, engine, metrics, settings.limits)
 
@@ -108,6 +111,11 @@ def _describe_build(registry: Registry) -> dict[str, str]:
         "torch": version("torch"),
         "python": platform.python_version(),
     }
+
+
+def _describe_model(signal: Signal) -> dict[str, str]:
+    """Return the labels of the metric `assay_model`; what a signal does not have is empty."""
+    return {name: value or "" for name, value in asdict(signal.provenance).items()} | {"kind": signal.kind}
 
 
 def _build_engine(registry: Registry, limits: Limits, metrics: Metrics, on_failure: Callable[[], None]) -> Engine:
@@ -170,6 +178,8 @@ async def ready(request: Request) -> dict[str, Any]:
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an exception in the form of the native endpoints, or of the wire whose path it is."""
     refusal = refuse(request, error)
+    if refusal.code != "client_gone":  # nobody was refused, and the guard counts them
+        request.app.state.metrics.refused.labels(refusal.code).inc()
     # Without a route of the wire, the path is unknown or has another method.
     if (wire := getattr(request.state, "wire", None) or find_wire(request.url.path)) is not None:
         return build_error_response(request, wire, refusal)

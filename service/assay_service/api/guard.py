@@ -75,12 +75,16 @@ class Guard:
         request_id = choose_request_id(_read_sent_id(scope))
         scope.setdefault("state", {})["request_id"] = request_id  # `request.state` of the handlers
         timings = scope["state"]["timings"] = Timings(time.monotonic())
-        received = 0
+        received, gone = 0, False
+        answered = False
         status = 500  # stays where no answer starts, because nothing handled an exception
 
         async def count_received() -> Message:
-            nonlocal received
+            nonlocal received, gone
             message = await receive()
+            if message["type"] == "http.disconnect" and not (gone or answered):
+                gone = True
+                self._metrics.disconnects.inc()
             # Bytes are counted as they arrive: a chunked body has no content-length, and a client may send a wrong one.
             received += len(message.get("body", b""))
             if received > self._max_body_bytes:
@@ -88,8 +92,9 @@ class Guard:
             return message
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal answered, status
             if message["type"] == "http.response.start":
+                answered = True
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[HEADER] = request_id

@@ -251,8 +251,7 @@ class Scorer:
                 continue
             self._metrics.truncated.inc(any(r.truncated_tokens for r in result.rendered.values()))
             for name, logit in result.logits.items():
-                self._metrics.items.labels(name).inc()
-                self._metrics.logits.labels(name).observe(logit)
+                self._metrics.count_score(name, logit, result.rendered[name].completion_tokens)
 
 
 def _count_chars(item: ItemSource) -> int:

@@ -25,7 +25,7 @@ from assay_service.engine.admission import QueueLimits, Terms
 from assay_service.engine.backlog import Backlog
 from assay_service.engine.cache import Outputs
 from assay_service.engine.fault import Fault, make_device_error
-from assay_service.engine.job import Job, Task, make_done_future
+from assay_service.engine.job import Job, Task, add_pass, make_done_future
 from assay_service.engine.known import Known
 from assay_service.engine.plan import count_computed_tokens
 from assay_service.errors import AssayError, NotReady
@@ -69,6 +69,7 @@ class Engine:
         self._backlog = Backlog(limits, max_batch_tokens)
         self._known = Known(cache_bytes, metrics)
         self._metrics = metrics
+        metrics.oldest_s.set_function(self.get_age_of_oldest_s)
         self._on_failure = on_failure
         self._computed: list[Job] = []  # what has succeeded of the running batch
         self._changed = threading.Condition()
@@ -108,6 +109,12 @@ class Engine:
     def get_age_of_success_s(self, signal: str) -> float:
         """Return the seconds since a forward pass of `signal` last gave a finite logit; infinite before the first."""
         return time.monotonic() - self._last_success_s[signal]
+
+    def get_age_of_oldest_s(self) -> float:
+        """Return the seconds that the oldest sequence in the queue has waited; 0 for an empty queue."""
+        with self._changed:
+            oldest = self._known.find_oldest(self._backlog.queue)
+        return 0.0 if oldest is None else time.monotonic() - oldest.since_s
 
     @contextmanager
     def expect(self, terms: Terms, chars: int, items: int) -> Iterator[None]:
@@ -277,18 +284,13 @@ class Engine:
             with torch.inference_mode():
                 numbers = trunk.compute([job.task.sequence for job in batch])
         except Exception as error:
-            _add_pass(batch, started_s, time.monotonic())
+            add_pass(batch, started_s, time.monotonic())
             # The trace is logged as text: a log handler that keeps the exception would keep its frames' tensors.
             _log.warning("a forward pass of %s failed\n%s", trunk.name, traceback.format_exc())
             return Fault.classify(error)
         ended_s = time.monotonic()
-        _add_pass(batch, started_s, ended_s)
+        add_pass(batch, started_s, ended_s)
         self._computed += batch
         tokens = count_computed_tokens([job.waiting for job in batch])
         self._metrics.count_pass(trunk.name, ended_s - started_s, tokens, sum(job.tokens for job in batch))
         return numbers
-
-
-def _add_pass(batch: Sequence[Job], started_s: float, ended_s: float) -> None:
-    for job in batch:
-        job.add_pass(started_s, ended_s)

@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -37,6 +37,7 @@ class Job:
         tokens: number of tokens of the sequence.
         cost: number of tokens that are computed for it; a prompt counts for one of the sequences that share it.
         waiting: the view of the job that `plan` works on.
+        timings: the times of the requests that wait for it.
     """
 
     def __init__(self, task: Task, identity: str | None, now_s: float, *, shares_prompt: bool) -> None:
@@ -52,7 +53,7 @@ class Job:
         self.waiting = Waiting(task.trunk, prompt, prompt_tokens, self.tokens - prompt_tokens)
         self.cost = self.tokens
         self._waiters: list[Future[Outputs]] = []
-        self._timings: list[Timings] = []
+        self.timings: list[Timings] = []
 
     @property
     def abandoned(self) -> bool:
@@ -68,14 +69,9 @@ class Job:
         """
         future: Future[Outputs] = Future()
         self._waiters.append(future)
-        self._timings.append(timings)
+        self.timings.append(timings)
         future.add_done_callback(lambda done: on_cancel(self) if done.cancelled() else None)
         return future
-
-    def add_pass(self, started_s: float, ended_s: float) -> None:
-        """Tell the requests that wait of a forward pass with the job, from `started_s` to `ended_s`."""
-        for timings in self._timings:
-            timings.add_pass(started_s, ended_s)
 
     def finish(self, outputs: Outputs) -> None:
         """Finish the job with the logits of its signals."""
@@ -89,6 +85,13 @@ class Job:
         for future in self._waiters:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
+
+
+def add_pass(batch: Iterable[Job], started_s: float, ended_s: float) -> None:
+    """Add a forward pass, from `started_s` to `ended_s`, to the times of all requests that wait for its jobs."""
+    for job in batch:
+        for timings in job.timings:
+            timings.add_pass(started_s, ended_s)
 
 
 def make_done_future(outputs: Outputs) -> "Future[Outputs]":

@@ -1,11 +1,14 @@
 """Define every Prometheus metric of the service, with its labels; names end with the unit."""
 
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+
+from assay_service.scoring.reference import ReferenceHistogram
+from assay_service.telemetry.score_windows import ScoreWindows
 
 # How a sequence was found: its logits were cached, it was waiting or running already, or it was new.
 Lookup = Literal["hit", "in_flight", "miss"]
@@ -17,11 +20,16 @@ _LOGITS = (-16, -8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8, 16)
 
 
 class Metrics:
-    """The metrics of one application, in a registry of their own, so that two applications can share a process."""
+    """The metrics of one application, in a registry of their own, so that two applications can share a process.
 
-    def __init__(self) -> None:
+    Args:
+        references: reference histograms by signal, for the metric of drift.
+    """
+
+    def __init__(self, references: Mapping[str, ReferenceHistogram] | None = None) -> None:
         registry = CollectorRegistry()
         self._registry = registry
+        self._of_signal: dict[str, tuple[Counter, Histogram]] = {}
         ProcessCollector(registry=registry)  # process_cpu_seconds_total, process_resident_memory_bytes, …
         # The default registry of prometheus_client is global, and a second application would collide with the first.
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
@@ -29,10 +37,18 @@ class Metrics:
         # In the order in which a request meets them, which is that of `/metrics`.
         self._add_request_metrics(counter, histogram)
         self._add_score_metrics(counter, histogram)
+        self.windows = ScoreWindows(references or {})
+        registry.register(self.windows)
         self._add_engine_metrics(counter, histogram, gauge)
         self.build = Info(
             "assay_build",
             "Versions of the service, torch and Python, and the fingerprint that /info reports.",
+            registry=registry,
+        )
+        self.models = Info(
+            "assay_model",
+            "Provenance of each signal: what decides its logits.",
+            ["signal"],
             registry=registry,
         )
 
@@ -47,6 +63,14 @@ class Metrics:
             "Time of the phases of a request that scores: render, queue (nothing of it is computed), compute.",
             ["phase"],
             buckets=_SECONDS,
+        )
+        self.refused = counter(
+            "assay_refused_requests_total",
+            "Number of requests that were answered with an error, by its code.",
+            ["code"],
+        )
+        self.disconnects = counter(
+            "assay_disconnects_total", "Number of requests whose client closed the connection before the answer."
         )
         self.rejected = counter(
             "assay_rejected_requests_total",
@@ -101,6 +125,7 @@ class Metrics:
             "assay_queue_tokens", "Number of tokens that wait in the queue; a prompt that a request shares counts once."
         )
         self.queue_items = gauge("assay_queue_items", "Number of sequences that wait in the queue.")
+        self.oldest_s = gauge("assay_queue_oldest_seconds", "Age of the oldest sequence in the queue, else 0.")
         self.drain_rate = gauge(
             "assay_drain_tokens_per_second", "Observed number of queued tokens that are computed in a second."
         )
@@ -112,6 +137,15 @@ class Metrics:
             buckets=_TOKENS,
         )
         self.forward_s = histogram("assay_forward_seconds", "Time of a forward pass.", ["signal"], buckets=_SECONDS)
+
+    def count_score(self, signal: str, logit: float, completion_tokens: int) -> None:
+        """Count the logit of one item by one signal."""
+        if signal not in self._of_signal:  # looking a child up takes longer than counting
+            self._of_signal[signal] = self.items.labels(signal), self.logits.labels(signal)
+        items, logits = self._of_signal[signal]
+        items.inc()
+        logits.observe(logit)
+        self.windows.add(signal, logit, completion_tokens)
 
     def count_lookups(self, found: Iterable[tuple[Lookup, int]]) -> None:
         """Count how the sequences of an admitted request were found, with the number of their tokens."""
