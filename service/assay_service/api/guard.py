@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from assay_service.errors import ClientGone
-from assay_service.logs import ACCESS, LimitedWarnings
+from assay_service.logs import ACCESS, REQUEST_ID, LimitedWarnings
 from assay_service.request_id import HEADER, choose_request_id
 from assay_service.telemetry.metrics import Metrics
 from assay_service.telemetry.timings import Timings
@@ -25,6 +25,8 @@ T = TypeVar("T")
 # Of W3C's Server Timing, which browsers, curl and load tests show: milliseconds by phase.
 TIMING_HEADER = "server-timing"
 
+# Orchestrators and Prometheus ask these all the time, so a line for each success would hide all other lines.
+_PROBES = frozenset({"/health", "/ready", "/metrics"})
 # Statuses that the log warns of, and what an operator can do about them.
 _WARNINGS = {
     401: "requests without a valid API key are refused: give clients a key of the key file",
@@ -75,6 +77,7 @@ class Guard:
         request_id = choose_request_id(_read_sent_id(scope))
         scope.setdefault("state", {})["request_id"] = request_id  # `request.state` of the handlers
         timings = scope["state"]["timings"] = Timings(time.monotonic())
+        entered = REQUEST_ID.set(request_id)
         received, gone = 0, False
         answered = False
         status = 500  # stays where no answer starts, because nothing handled an exception
@@ -105,6 +108,7 @@ class Guard:
             await self._app(scope, count_received, send_with_headers)
         finally:
             self._record(scope, status, time.monotonic())
+            REQUEST_ID.reset(entered)
 
     def _record(self, scope: Scope, status: int, now_s: float) -> None:
         """Count and log a request; the only part of its content that is logged is the number of items."""
@@ -120,7 +124,8 @@ class Guard:
         fields |= {"ms": round(duration_s * 1000, 1), "request_id": scope["state"]["request_id"]}
         # The name of the key, and the number of items, where they are known.
         fields |= {name: scope["state"][name] for name in ("caller", "items") if name in scope["state"]}
-        _access.info("request", extra={"fields": fields})
+        if route not in _PROBES or status >= 400:
+            _access.info("request", extra={"fields": fields})
         if status in _WARNINGS:
             self._warnings.warn(str(status), _WARNINGS[status], **fields)
 
