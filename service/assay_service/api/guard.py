@@ -6,7 +6,7 @@ The guard is plain ASGI middleware, so the limit holds for chunked bodies too, w
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.datastructures import MutableHeaders
@@ -19,6 +19,7 @@ from assay_service.logs import ACCESS, REQUEST_ID, LimitedWarnings
 from assay_service.request_id import HEADER, choose_request_id
 from assay_service.telemetry.metrics import Metrics
 from assay_service.telemetry.timings import Timings
+from assay_service.telemetry.tracing import Tracer
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ TIMING_HEADER = "server-timing"
 
 # Orchestrators and Prometheus ask these all the time, so a line for each success would hide all other lines.
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
+_TRACE_HEADERS = frozenset({b"traceparent", b"tracestate"})
 # Statuses that the log warns of, and what an operator can do about them.
 _WARNINGS = {
     401: "requests without a valid API key are refused: give clients a key of the key file",
@@ -61,12 +63,14 @@ class Guard:
         app: the application behind the guard.
         max_body_bytes: most bytes of a request's body; reading stops beyond them.
         metrics: the counters of requests, labelled by route template, so that unknown paths do not make new labels.
+        tracer: sender of the spans of requests; None sends none.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics, tracer: Tracer | None) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
+        self._tracer = tracer
         self._warnings = LimitedWarnings()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,9 +129,28 @@ class Guard:
         # The name of the key, and the number of items, where they are known.
         fields |= {name: scope["state"][name] for name in ("caller", "items") if name in scope["state"]}
         if route not in _PROBES or status >= 400:
+            if self._tracer is not None:
+                fields |= _trace(self._tracer, scope, now_s, fields)
             _access.info("request", extra={"fields": fields})
         if status in _WARNINGS:
             self._warnings.warn(str(status), _WARNINGS[status], **fields)
+
+
+def _trace(tracer: Tracer, scope: Scope, now_s: float, fields: Mapping[str, object]) -> dict[str, object]:
+    """Record the spans of a request, and return the field of its log line that names the trace, if it is sampled."""
+    sent = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _TRACE_HEADERS}
+    timings: Timings = scope["state"]["timings"]
+    attributes: dict[str, str | int] = {
+        "http.request.method": scope["method"],
+        "http.route": str(fields["route"]),
+        "http.response.status_code": int(str(fields["status"])),
+        "assay.request_id": scope["state"]["request_id"],
+        "assay.sequences": timings.sequences,
+        "assay.sequences_cached": timings.cached,
+        "assay.passes": timings.passes,
+    }
+    trace_id = tracer.record(timings, now_s, f"{scope['method']} {fields['route']}", sent, attributes)
+    return {} if trace_id is None else {"trace_id": trace_id}
 
 
 async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -93,6 +93,11 @@ class Metrics:
             "Number of refused items that got the floor of a compatible wire in place of a score.",
             ["wire"],
         )
+        self.samples = counter(
+            "assay_samples_total", "Number of lines of the sample log: written, dropped or failed.", ["result"]
+        )
+        for result in ("written", "dropped", "failed"):  # 0 from the start: an alert sees only an increase
+            self.samples.labels(result)
         self.logits = histogram(
             "assay_logit",
             "Logits of each signal; a shift of their distribution shows drift of the reward.",

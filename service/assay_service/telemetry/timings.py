@@ -62,6 +62,19 @@ class Timings:
             phases |= {"queue": 0.0, "compute": 0.0}
         return {name: max(seconds, 0.0) for name, seconds in phases.items() if not math.isnan(seconds)}
 
+    def list_intervals(self) -> list[tuple[Phase, float, float]]:
+        """Return phase, begin and end of the phases that took time, on the monotonic clock.
+
+        Between the passes of a long request other requests have their turn. Here the compute phase includes that time,
+        and in `measure_phases` the queue does.
+        """
+        intervals: list[tuple[Phase, float, float]] = [
+            ("render", self.rendering_s, self.submitted_s),
+            ("queue", self.submitted_s, self.computing_s),
+            ("compute", self.computing_s, self.computed_s),
+        ]
+        return [interval for interval in intervals if not math.isnan(interval[2])]
+
     def format_header(self, now_s: float) -> str:
         """Return the value of `Server-Timing`: milliseconds of each phase, and `total` from the arrival until now."""
         durations = [*self.measure_phases().items(), ("total", now_s - self.arrived_s)]
