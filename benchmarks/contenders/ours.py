@@ -13,8 +13,8 @@ from assay_service.engine.admission import QueueLimits
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
 from assay_service.memory import keep_freed_memory
-from assay_service.metrics import Metrics
 from assay_service.scoring.item import Item
+from assay_service.telemetry.metrics import Metrics
 from benchmarks.contenders.base import Contender, find_free_port
 from benchmarks.workloads import Group
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -15,6 +16,9 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 # Children of the logger "assay": one for everything until the service is ready, one for a line per request.
 START = "assay.start"
 ACCESS = "assay.access"
+
+# The request that is being answered, which every line about it then names.
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 # A long step of the start logs that it still runs: after the first pause, then after pauses that double up to the last.
 _FIRST_REMINDER_S = 5.0
@@ -27,12 +31,12 @@ def configure(level: LogLevel, log_format: LogFormat, *, access: bool) -> None:
     Args:
         level: lowest level that is written; it does not apply to the lines of requests.
         log_format: text for people, or one JSON object per line.
-        access: True writes a line for every request.
+        access: True writes a line for every request but successful probes.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if log_format == "json" else _Text())
     # uvicorn's own lines about its start would repeat ours.
-    for name, lowest in (("assay", level.upper()), ("uvicorn", "WARNING")):
+    for name, lowest in (("assay", level.upper()), ("uvicorn", "WARNING"), ("opentelemetry", "WARNING")):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(lowest)
@@ -136,4 +140,7 @@ class _Json(logging.Formatter):
 
 
 def _get_fields(record: logging.LogRecord) -> dict[str, Any]:
-    return getattr(record, "fields", {})
+    """Return the fields of a line, with the id of the request in which it was written."""
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    request_id = REQUEST_ID.get()
+    return fields if request_id is None else {"request_id": request_id} | fields

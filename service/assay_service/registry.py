@@ -14,6 +14,7 @@ from assay_service.scoring import manifest
 from assay_service.scoring.blend import Blend, Moments
 from assay_service.scoring.compute import Number
 from assay_service.scoring.reading import ReadingRule
+from assay_service.scoring.reference import ReferenceHistogram
 from assay_service.scoring.render import Renderer
 from assay_service.scoring.served_model import ServedModel
 from assay_service.scoring.token_reader import TokenReader
@@ -73,6 +74,7 @@ class Signal:
         token_reader: reader of token ids of this signal's tokenizer.
         reading: rule by which the numbers of the head become one logit.
         fidelity: measured difference from other numbers; None if it was never measured.
+        reference: histogram of logits over a reference sample; None if the manifest has none. It decides no score.
         preset: preset behind the signal; None if there is none. It decides nothing that the rules do not say.
     """
 
@@ -88,6 +90,7 @@ class Signal:
     reading: ReadingRule
     preset: PresetUse | None = None
     fidelity: Fidelity | None = None
+    reference: ReferenceHistogram | None = None
 
 
 class Registry:
@@ -114,6 +117,11 @@ class Registry:
         # Read once and not for every answer, because reading a version opens files.
         self._libraries = {name: version(name) for name in _VERSIONED}
         self._described = {name: _describe(signal) for name, signal in signals.items()}
+
+    @property
+    def references(self) -> dict[str, ReferenceHistogram]:
+        """Return the reference histograms of the signals that have one, by name."""
+        return {name: signal.reference for name, signal in self.signals.items() if signal.reference is not None}
 
     @property
     def moments(self) -> dict[str, Moments]:

@@ -22,6 +22,7 @@ from assay_service.signal_settings import (
     Name,
     SignalSettings,
 )
+from assay_service.telemetry_settings import SamplesSettings, TracingSettings
 from assay_service.validation import (
     explain,
     find_wrong_names,
@@ -90,6 +91,8 @@ class Settings(Frozen):
         keys: path of the key file; None serves without keys.
         insecure: whether the service may listen on other addresses than loopback without keys.
         tls: files by which the service speaks HTTPS; None serves HTTP.
+        tracing: collector of the spans of requests; None records no spans.
+        samples: log of a share of the scored texts; None stores no text.
         directory: folder of the configuration file, at which relative paths start.
     """
 
@@ -102,6 +105,8 @@ class Settings(Frozen):
     keys: str | None = None
     insecure: bool = False
     tls: TlsSettings | None = None
+    tracing: TracingSettings | None = None
+    samples: SamplesSettings | None = None
     directory: Path = Field(exclude=True)
 
     def find_path(self, path: str) -> Path:
@@ -247,6 +252,8 @@ def _list_keys_at(location: tuple[int | str, ...]) -> list[str]:
         (4, "blends"): LengthPenaltySettings,
         (2, "limits"): Limits,
         (2, "tls"): TlsSettings,
+        (2, "tracing"): TracingSettings,
+        (2, "samples"): SamplesSettings,
         (2, "compat"): CompatSettings,
         (4, "compat"): find_settings_class(str(location[2])) if len(location) > 2 else CompatSettings,
     }

@@ -22,8 +22,8 @@ from assay_service.api.app import PROBE_TIMEOUT_S
 from assay_service.api.authentication import OPEN
 from assay_service.cli_options import LogFormat, LogLevel
 from assay_service.keys import add_key
-from assay_service.metrics import Metrics
 from assay_service.serving import DRAIN_S
+from assay_service.telemetry.metrics import Metrics
 from tests.chart.render import CHART, ROOT, VALUES, find, find_service, render
 from tests.compat.conftest import run_app
 from tests.security.conftest import make_certificate

@@ -191,6 +191,7 @@ def test_work_of_a_client_that_left_is_dropped_and_logged(
         async with app.router.lifespan_context(app):
             await app(scope, receive, send)
         scored = app.state.metrics._registry.get_sample_value("assay_items_total", {"signal": "pref"})
+        assert app.state.metrics._registry.get_sample_value("assay_disconnects_total") == 1
         return statuses, scored or 0.0
 
     with caplog.at_level("WARNING", "assay"):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from assay_service import compat_settings, create_app, settings, signal_settings
+from assay_service import compat_settings, create_app, settings, signal_settings, telemetry_settings
 from assay_service.declaration import build_declaration
 from assay_service.errors import StartError
 from assay_service.inspection import inspect
@@ -556,6 +556,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "A length penalty": signal_settings.LengthPenaltySettings,
     "Limits": settings.Limits,
     "TLS": settings.TlsSettings,
+    "Traces": telemetry_settings.TracingSettings,
+    "The sample log": telemetry_settings.SamplesSettings,
     "Compatible wires": compat_settings.CompatSettings,
     "A wire": compat_settings.WireSettings,
     "The wire chat": compat_settings.ChatSettings,

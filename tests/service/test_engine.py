@@ -17,10 +17,10 @@ from assay_service.engine.cache import Outputs
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
 from assay_service.errors import ForwardFailed, NotReady, Overloaded
-from assay_service.metrics import Metrics
 from assay_service.scoring.layout import Span, TokenSequence
 from assay_service.scoring.model import RewardModel
 from assay_service.scoring.trunk import Trunk
+from assay_service.telemetry.metrics import Metrics
 
 POISON, NAN, BROKEN = 666, 667, 668
 WAIT_S = 20
@@ -182,7 +182,10 @@ def test_cancelled_work_leaves_the_queue_while_a_pass_runs() -> None:
         for future in gone:
             future.cancel()
         assert sample(metrics, "assay_queue_tokens") == 0
+        assert sample(metrics, "assay_queue_oldest_seconds") == 0  # what runs does not wait
         kept = engine.submit(tasks([5, 6]))
+        time.sleep(0.05)
+        assert 0.05 <= sample(metrics, "assay_queue_oldest_seconds") < WAIT_S
         model.gate.set()
         assert [logit(future) for future in kept] == [5.0, 6.0]
     assert model.batches == [[1], [5, 6]]

@@ -1,13 +1,17 @@
 """Lines of the log, for people and for machines, and how often they come."""
 
+import io
 import json
 import logging
 import sys
 import time
+from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
-from assay_service import logs
+from assay_service import create_app, logs
+from assay_service.api import scoring
 
 
 def record(name: str = "assay", level: int = logging.INFO, **fields: object) -> logging.LogRecord:
@@ -74,3 +78,37 @@ def test_access_lines_do_not_depend_on_the_level() -> None:
         for name, (level, handlers) in before.items():
             logging.getLogger(name).setLevel(level)
             logging.getLogger(name).handlers = handlers
+
+
+def test_every_line_of_a_request_names_it(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also lines of code that knows no request, and of a crash; probes have a line only if they fail."""
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(logs._Json())
+    logger = logging.getLogger("assay")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+
+    def fail(*_: Any) -> None:
+        logger.warning("inside")
+        raise RuntimeError("broken")
+
+    with TestClient(create_app(tiny["settings"]), raise_server_exceptions=False) as client:
+        logging.getLogger(logs.ACCESS).setLevel(logging.INFO)
+        written.truncate(0)
+        for path in ("/health", "/ready", "/metrics"):
+            assert client.get(path).status_code == 200
+        assert not written.getvalue().strip("\0")
+        client.get("/info", headers={"X-Request-ID": "one"})
+        monkeypatch.setattr(scoring, "read_terms", fail)
+        item = {"prompt": "hello", "completion": "secret"}
+        assert client.post("/v1/score", json={"items": [item]}, headers={"X-Request-ID": "two"}).status_code == 500
+        monkeypatch.setattr(type(client.app.state.scorer.engine), "alive", False)  # type: ignore[attr-defined]
+        assert client.get("/health", headers={"X-Request-ID": "three"}).status_code == 503
+    lines = [json.loads(line.strip("\0")) for line in written.getvalue().splitlines()]
+    said = [(line["message"].partition(":")[0], line["request_id"]) for line in lines if "request_id" in line]
+    assert said[0] == ("request", "one")
+    assert {message for message, name in said if name == "two"} >= {"inside", "a request failed", "request"}
+    assert ("request", "three") in said
+    assert logs.REQUEST_ID.get() is None
+    assert "secret" not in written.getvalue()

@@ -4,6 +4,7 @@ import asyncio
 import platform
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -27,13 +28,15 @@ from assay_service.api.token_ids import collect_readers
 from assay_service.engine.admission import QueueLimits, Terms
 from assay_service.engine.engine import Engine
 from assay_service.errors import AssayError, NotReady
-from assay_service.metrics import Metrics
 from assay_service.policies import load_policies
-from assay_service.registry import Registry
+from assay_service.registry import Registry, Signal
 from assay_service.request_id import HEADER
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring.item import PROBE
 from assay_service.settings import Limits, Settings
+from assay_service.telemetry.metrics import Metrics
+from assay_service.telemetry.sample_log import SampleLog
+from assay_service.telemetry.tracing import Tracer
 
 # /ready trusts a forward pass that is at most this old. Otherwise it runs one, within the time limit.
 RECENT_FORWARD_S = 30.0
@@ -63,13 +66,21 @@ def create_app(
     # The command resolves signals before torch is imported, so that a wrong configuration is reported at once.
     signals = resolve(settings) if resolved is None else resolved
     keys = None if settings.keys is None else KeyStore(settings.find_path(settings.keys))
+    tracer = None if settings.tracing is None else Tracer(settings.tracing)
     policies = load_policies(settings)  # before the models, which take longer
     registry = loader.load_resolved(settings, signals)
     # One for each application, so that tests can run several in a process.
-    metrics = Metrics()
+    metrics = Metrics(registry.references)
     metrics.build.info(_describe_build(registry))
+    for name, signal in registry.signals.items():
+        metrics.models.labels(name).info(_describe_model(signal))
+        metrics.not_finite.labels(name)  # 0 from the start: an alert sees only an increase
     engine = _build_engine(registry, settings.limits, metrics, on_failure)
     scorer = Scorer(registry, engine, metrics, settings.limits)
+
+    samples = None
+    if settings.samples is not None:
+        samples = SampleLog(settings.samples, settings.find_path(settings.samples.path), metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -81,9 +92,14 @@ def create_app(
         # `stop` finishes the waiting jobs first. Joining the worker must not block the event loop that answers them.
         await asyncio.to_thread(engine.stop)
         scorer.close()
+        if samples is not None:
+            await asyncio.to_thread(samples.close)
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     app = FastAPI(title="Assay", version=version("assay-rewards"), lifespan=lifespan)
     app.state.scorer, app.state.metrics, app.state.settings, app.state.keys = scorer, metrics, settings, keys
+    app.state.samples = samples
     app.state.policies = {wire: reader.transcript for wire, reader in policies.items()}
     # A declared policy reads ids before a signal that has the same tokenizer with another template.
     own = [signal.token_reader for signal in registry.signals.values()]
@@ -93,7 +109,7 @@ def create_app(
     if keys is not None:
         app.add_middleware(Authentication, keys=keys, answer=_answer_error)
     # Last, so that it surrounds the other: refused requests have an id and are counted, too.
-    app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics)
+    app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics, tracer=tracer)
     # `Exception`, too: a crash must have the wire's form and a request id, like every error.
     for kind in (RequestValidationError, HTTPException, AssayError, BodyTooLarge, Exception):
         app.add_exception_handler(kind, _answer_error)
@@ -108,6 +124,11 @@ def _describe_build(registry: Registry) -> dict[str, str]:
         "torch": version("torch"),
         "python": platform.python_version(),
     }
+
+
+def _describe_model(signal: Signal) -> dict[str, str]:
+    """Return the labels of the metric `assay_model`; what a signal does not have is empty."""
+    return {name: value or "" for name, value in asdict(signal.provenance).items()} | {"kind": signal.kind}
 
 
 def _build_engine(registry: Registry, limits: Limits, metrics: Metrics, on_failure: Callable[[], None]) -> Engine:
@@ -158,7 +179,7 @@ async def ready(request: Request) -> dict[str, Any]:
     if stale:
         try:
             # Fresh: a cached logit would say nothing about the device.
-            probing = scorer.score([PROBE], stale, PROBE_TERMS, fresh=True)
+            probing = scorer.score([PROBE], stale, PROBE_TERMS, request.state.timings, fresh=True)
             results = await asyncio.wait_for(probing, PROBE_TIMEOUT_S)
         except TimeoutError:
             raise NotReady(f"no forward pass of {', '.join(stale)} finished within {PROBE_TIMEOUT_S:.0f} s") from None
@@ -170,6 +191,8 @@ async def ready(request: Request) -> dict[str, Any]:
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an exception in the form of the native endpoints, or of the wire whose path it is."""
     refusal = refuse(request, error)
+    if refusal.code != "client_gone":  # nobody was refused, and the guard counts them
+        request.app.state.metrics.refused.labels(refusal.code).inc()
     # Without a route of the wire, the path is unknown or has another method.
     if (wire := getattr(request.state, "wire", None) or find_wire(request.url.path)) is not None:
         return build_error_response(request, wire, refusal)

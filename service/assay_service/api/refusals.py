@@ -94,7 +94,7 @@ def refuse(request: Request, error: Exception) -> Refusal:
         code, message = _HTTP.get(error.status_code, ("http", str(error.detail)))
         return Refusal(error.status_code, code, message)
     # Details go to the log, never to the client.
-    _log.error("request %s failed", request.state.request_id, exc_info=error)
+    _log.error("a request failed", exc_info=error, extra={"fields": {"request_id": request.state.request_id}})
     return Refusal(
         schemas.STATUS["internal"], "internal", "internal error; the service's log has the details", retryable=True
     )

@@ -110,7 +110,7 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
     sides = [schemas.RankCompletion(completion=text) for text in (body.a, body.b)]
     items = build_completion_items(body.prompt, sides, "prompt")
     # Not `score_items`, which gives the one score of a blend: each margin is the difference of two logits.
-    results = await run_while_connected(request, scorer.score(items, names, read_terms(request)))
+    results = await run_while_connected(request, scorer.score(items, names, read_terms(request), request.state.timings))
     for param, result in zip(("a", "b"), results, strict=True):
         if isinstance(result, AssayError):
             error = copy.copy(result)  # other requests may hold the same error

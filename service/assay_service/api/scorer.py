@@ -16,13 +16,14 @@ from assay_service.engine.cache import Outputs
 from assay_service.engine.engine import Engine
 from assay_service.engine.job import Task
 from assay_service.errors import AssayError, ContentError, DeadlineExceeded, NotFinite, Overloaded, ServingError
-from assay_service.metrics import Metrics
 from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Truncation
 from assay_service.scoring.reading import Reading
 from assay_service.scoring.rendered import Rendered
 from assay_service.scoring.trunk import Trunk
 from assay_service.settings import Limits
+from assay_service.telemetry.metrics import Metrics
+from assay_service.telemetry.timings import Timings
 
 # One turn of the render thread ends at whichever limit is reached first: items, or characters.
 SLICE_ITEMS = 16
@@ -98,6 +99,7 @@ class Scorer:
         items: Sequence[ItemSource],
         signals: Sequence[str],
         terms: Terms,
+        timings: Timings,
         truncation: Truncation = "error",
         *,
         fresh: bool = False,
@@ -108,6 +110,7 @@ class Scorer:
             items: items to score; an error in place of an item is returned as it is.
             signals: names of the signals that score them.
             terms: who asks, and for how long they wait.
+            timings: times of the request, to which those of its phases are added.
             truncation: policy for prompts that are too long.
             fresh: True runs the models even for logits that are cached.
 
@@ -117,7 +120,7 @@ class Scorer:
         left_s = terms.deadline_s - time.monotonic()
         try:
             async with asyncio.timeout(None if math.isinf(left_s) else left_s):
-                results = await self._score(items, signals, terms, truncation, fresh=fresh)
+                results = await self._score(items, signals, terms, timings, truncation, fresh=fresh)
         except TimeoutError:  # the sequences that still waited have left the queue with their futures
             self._metrics.rejected.labels("expired").inc()
             raise DeadlineExceeded("the client's time ended while the request waited", reason="expired") from None
@@ -132,6 +135,7 @@ class Scorer:
         items: Sequence[ItemSource],
         signals: Sequence[str],
         terms: Terms,
+        timings: Timings,
         truncation: Truncation,
         *,
         fresh: bool,
@@ -139,12 +143,13 @@ class Scorer:
         # Signals that share a trunk share their renderer, so any of them has the sequence.
         readers = {self.registry.trunks[name]: name for name in signals}
         chars = sum(map(_count_chars, items)) * len(readers)
+        timings.rendering_s = time.monotonic()
         with self.engine.expect(terms, chars, len(items) * len(readers)):
             rendered = await self.render(items, signals, truncation)
         renderings = [rendering for rendering in rendered if not isinstance(rendering, AssayError)]
         tasks = [Task(trunk.name, r[name].sequence) for r in renderings for trunk, name in readers.items()]
         self._check_tokens(tasks)
-        futures = self.engine.submit(tasks, terms, chars=chars, fresh=fresh)
+        futures = self.engine.submit(tasks, terms, timings, chars=chars, fresh=fresh)
         waiting = iter(futures)  # in the order of `tasks`: by item, then by trunk
         results: list[ItemScore | AssayError] = []
         try:
@@ -246,8 +251,7 @@ class Scorer:
                 continue
             self._metrics.truncated.inc(any(r.truncated_tokens for r in result.rendered.values()))
             for name, logit in result.logits.items():
-                self._metrics.items.labels(name).inc()
-                self._metrics.logits.labels(name).observe(logit)
+                self._metrics.count_score(name, logit, result.rendered[name].completion_tokens)
 
 
 def _count_chars(item: ItemSource) -> int:

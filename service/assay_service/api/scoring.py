@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import Request
 
@@ -11,6 +12,7 @@ from assay_service.api.terms import read_terms
 from assay_service.errors import AssayError, ServingError
 from assay_service.scoring.blend import Blend, Moments, blend_logits
 from assay_service.scoring.item import Truncation
+from assay_service.telemetry.sample_log import SampleLog
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,10 +42,32 @@ async def score_items(
     """
     scorer: Scorer = request.app.state.scorer
     results = await run_while_connected(
-        request, scorer.score(items, list(blend.weights), read_terms(request), truncation)
+        request, scorer.score(items, list(blend.weights), read_terms(request), request.state.timings, truncation)
     )
     moments = scorer.registry.moments  # once, because the property builds a new mapping
-    return [score_result(blend, result, moments) for result in results]
+    scored = [score_result(blend, result, moments) for result in results]
+    samples: SampleLog | None = request.app.state.samples
+    if samples is not None and samples.chooses(request.state.request_id):
+        for index, item in enumerate(scored):
+            if not isinstance(item, AssayError):
+                place = {"request_id": request.state.request_id, "index": index, "blend": blend.name}
+                samples.add(place | _describe_sample(item))
+    return scored
+
+
+def _describe_sample(item: ScoredItem) -> dict[str, Any]:
+    """Return what the sample log has of an item; signals that read the same text share an entry of `texts`."""
+    rendered = item.result.rendered
+    texts = [
+        {
+            "signals": [name for name, other in rendered.items() if other is one],
+            "tokens": len(one.sequence.ids),
+            "completion_tokens": one.completion_tokens,
+            "text": one.text,
+        }
+        for one in {id(each): each for each in rendered.values()}.values()
+    ]
+    return {"score": item.score, "logits": item.result.logits, "texts": texts}
 
 
 def score_result(

@@ -21,7 +21,7 @@ def read_terms(request: Request) -> Terms:
         ServingError: a header is not a number of milliseconds.
     """
     limits_ms = [_read_ms(request, name) for name in (TIMEOUT, ENVOY_TIMEOUT)]
-    arrived_s: float = request.state.arrived_s
+    arrived_s: float = request.state.timings.arrived_s
     given_ms = [limit for limit in limits_ms if limit is not None]
     caller = getattr(request.state, "caller", ANONYMOUS)
     return Terms(caller, arrived_s + min(given_ms) / 1000) if given_ms else Terms(caller)

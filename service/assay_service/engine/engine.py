@@ -23,13 +23,15 @@ import torch
 
 from assay_service.engine.admission import QueueLimits, Terms
 from assay_service.engine.backlog import Backlog
-from assay_service.engine.cache import Outputs, ResultCache
-from assay_service.engine.fault import Fault
-from assay_service.engine.job import Job, Task
+from assay_service.engine.cache import Outputs
+from assay_service.engine.fault import Fault, make_device_error
+from assay_service.engine.job import Job, Task, add_pass, make_done_future
+from assay_service.engine.known import Known
 from assay_service.engine.plan import count_computed_tokens
-from assay_service.errors import AssayError, ForwardFailed, NotReady
-from assay_service.metrics import Metrics
+from assay_service.errors import AssayError, NotReady
 from assay_service.scoring.trunk import Trunk
+from assay_service.telemetry.metrics import Metrics
+from assay_service.telemetry.timings import Timings
 
 _TERMS = Terms()  # of whoever says nothing
 
@@ -65,11 +67,10 @@ class Engine:
         self._trunks = trunks
         self._identities = identities if cache_bytes else {}
         self._backlog = Backlog(limits, max_batch_tokens)
-        self._cache = ResultCache(cache_bytes)
+        self._known = Known(cache_bytes, metrics)
         self._metrics = metrics
+        metrics.oldest_s.set_function(self.get_age_of_oldest_s)
         self._on_failure = on_failure
-        # Jobs stay here while they run, so that a request which comes then still joins them.
-        self._unfinished: dict[bytes, Job] = {}  # waiting or running
         self._computed: list[Job] = []  # what has succeeded of the running batch
         self._changed = threading.Condition()
         self._stopping = False
@@ -109,6 +110,12 @@ class Engine:
         """Return the seconds since a forward pass of `signal` last gave a finite logit; infinite before the first."""
         return time.monotonic() - self._last_success_s[signal]
 
+    def get_age_of_oldest_s(self) -> float:
+        """Return the seconds that the oldest sequence in the queue has waited; 0 for an empty queue."""
+        with self._changed:
+            oldest = self._known.find_oldest(self._backlog.queue)
+        return 0.0 if oldest is None else time.monotonic() - oldest.since_s
+
     @contextmanager
     def expect(self, terms: Terms, chars: int, items: int) -> Iterator[None]:
         """Expect a request within the block, so that its place is not promised to those that come meanwhile.
@@ -124,13 +131,20 @@ class Engine:
                 self._backlog.forget(expected, items)
 
     def submit(
-        self, tasks: Sequence[Task], terms: Terms = _TERMS, *, chars: int = 0, fresh: bool = False
+        self,
+        tasks: Sequence[Task],
+        terms: Terms = _TERMS,
+        timings: Timings | None = None,
+        *,
+        chars: int = 0,
+        fresh: bool = False,
     ) -> list["Future[Outputs]"]:
         """Queue all `tasks`, or none of them.
 
         Args:
             tasks: sequences to score.
             terms: conditions of the request.
+            timings: times of the request, to which the submission and every pass are added; None keeps no times.
             chars: number of characters of its items, from which later requests are estimated; 0 if it is not known.
             fresh: True computes them even if their logits are cached.
 
@@ -142,23 +156,29 @@ class Engine:
             ServingError: the queue refuses the tasks (see `Backlog.add`), or the engine is stopping.
         """
         now_s = time.monotonic()
+        timings = timings or Timings(now_s)
+        timings.submitted_s = now_s
         # Making jobs hashes their ids, which takes long enough to do it before the lock.
         candidates = [self._make_job(task, now_s, fresh=fresh) for task in tasks]
         with self._changed:
             if self._stopping or not self._thread.is_alive():
                 raise NotReady("the service is shutting down")
-            jobs, new = self._find_or_add(candidates)
+            found = self._known.find(candidates)
+            jobs = [job for job in dict.fromkeys(found.jobs) if isinstance(job, Job)]
             # Jobs that run already need no place in the queue.
-            waiting = [j for j in dict.fromkeys(jobs) if isinstance(j, Job) and (j in new or j in self._backlog.queue)]
+            waiting = [job for job in jobs if job in found.new or job in self._backlog.queue]
             if waiting and not self._failed:
                 self._backlog.add(terms, waiting, chars, now_s)
-            drop = self._drop_abandoned
-            futures = [job.subscribe(drop) if isinstance(job, Job) else _make_done_future(job) for job in jobs]
+            timings.sequences, timings.cached = len(tasks), found.cached
+            futures = [
+                job.subscribe(timings, self._drop_abandoned) if isinstance(job, Job) else make_done_future(job)
+                for job in found.jobs
+            ]
             if self._failed:  # these jobs get the error of the device at once and not after a wait in the queue
-                for job in new:
-                    job.fail(_make_device_error())
+                for job in found.new:
+                    job.fail(make_device_error())
             else:
-                self._unfinished |= {job.key: job for job in new}
+                self._known.add(found)
                 self._show_queue()
                 self._changed.notify_all()
         return futures
@@ -166,22 +186,6 @@ class Engine:
     def _make_job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
         identity = None if fresh else self._identities.get(task.trunk)
         return Job(task, identity, now_s, shares_prompt=self._trunks[task.trunk].model.shares_prompts)
-
-    def _find_or_add(self, candidates: Sequence[Job]) -> tuple[list[Job | Outputs], dict[Job, None]]:
-        """Return each candidate's cached logits, or the job that will give them; and the jobs that are new."""
-        jobs: list[Job | Outputs] = []
-        new: dict[bytes, Job] = {}
-        for job in candidates:
-            cached = self._cache.get(job.key) if job.reusable else None
-            if cached is not None:
-                jobs.append(cached)
-                self._metrics.lookups.labels("hit").inc()
-                continue
-            # A request may hold the same sequence twice, so its own new jobs count as well.
-            earlier = self._unfinished.get(job.key, new.get(job.key))
-            self._metrics.lookups.labels("miss" if earlier is None else "in_flight").inc()
-            jobs.append(new.setdefault(job.key, job) if earlier is None else earlier)
-        return jobs, dict.fromkeys(new.values())
 
     def _work(self) -> None:
         try:
@@ -212,7 +216,7 @@ class Engine:
         with self._changed:
             if job.abandoned and job in self._backlog.queue:
                 self._backlog.queue.drop([job])
-                del self._unfinished[job.key]
+                self._known.remove(job)
                 self._show_queue()
 
     def _show_queue(self) -> None:
@@ -255,19 +259,18 @@ class Engine:
         """Fail all unfinished jobs and compute nothing any more; cached logits are still answered."""
         with self._changed:
             self._failed = True
-            unfinished, self._unfinished = list(self._unfinished.values()), {}
+            unfinished = self._known.remove_all()
             self._backlog.queue.clear()
             self._show_queue()
         for job in unfinished:
-            job.fail(_make_device_error())
+            job.fail(make_device_error())
         self._on_failure()
 
     def _finish(self, job: Job, outcome: Outputs | AssayError) -> None:
         with self._changed:
-            del self._unfinished[job.key]
-            if not isinstance(outcome, AssayError) and None not in outcome and job.reusable:
-                self._cache.put(job.key, outcome)
-                self._metrics.cache_bytes.set(self._cache.size_bytes)
+            self._known.remove(job)
+            if not isinstance(outcome, AssayError):
+                self._known.keep(job, outcome)
         # Outside the lock, because a future runs its callbacks on this thread.
         if isinstance(outcome, AssayError):
             job.fail(outcome)
@@ -281,20 +284,13 @@ class Engine:
             with torch.inference_mode():
                 numbers = trunk.compute([job.task.sequence for job in batch])
         except Exception as error:
+            add_pass(batch, started_s, time.monotonic())
             # The trace is logged as text: a log handler that keeps the exception would keep its frames' tensors.
             _log.warning("a forward pass of %s failed\n%s", trunk.name, traceback.format_exc())
             return Fault.classify(error)
+        ended_s = time.monotonic()
+        add_pass(batch, started_s, ended_s)
         self._computed += batch
-        self._metrics.forward_s.labels(trunk.name).observe(time.monotonic() - started_s)
-        self._metrics.batch_tokens.labels(trunk.name).observe(count_computed_tokens([job.waiting for job in batch]))
+        tokens = count_computed_tokens([job.waiting for job in batch])
+        self._metrics.count_pass(trunk.name, ended_s - started_s, tokens, sum(job.tokens for job in batch))
         return numbers
-
-
-def _make_done_future(outputs: Outputs) -> "Future[Outputs]":
-    future: Future[Outputs] = Future()
-    future.set_result(outputs)
-    return future
-
-
-def _make_device_error() -> ForwardFailed:
-    return ForwardFailed("the device has failed and the service is shutting down")

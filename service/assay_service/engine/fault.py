@@ -36,3 +36,8 @@ class Fault:
     def make_error(self) -> ForwardFailed:
         """Return a new error to answer one item with; items do not share an exception."""
         return ForwardFailed(f"the forward pass failed with {self.name}")
+
+
+def make_device_error() -> ForwardFailed:
+    """Return a new error for an item that no device can compute any more."""
+    return ForwardFailed("the device has failed and the service is shutting down")

@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from assay_service.engine.cache import Outputs, compute_key
 from assay_service.engine.plan import Waiting
 from assay_service.errors import AssayError
 from assay_service.scoring.layout import TokenSequence
+from assay_service.telemetry.timings import Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Job:
         tokens: number of tokens of the sequence.
         cost: number of tokens that are computed for it; a prompt counts for one of the sequences that share it.
         waiting: the view of the job that `plan` works on.
+        timings: the times of the requests that wait for it.
     """
 
     def __init__(self, task: Task, identity: str | None, now_s: float, *, shares_prompt: bool) -> None:
@@ -51,20 +53,23 @@ class Job:
         self.waiting = Waiting(task.trunk, prompt, prompt_tokens, self.tokens - prompt_tokens)
         self.cost = self.tokens
         self._waiters: list[Future[Outputs]] = []
+        self.timings: list[Timings] = []
 
     @property
     def abandoned(self) -> bool:
         """Return True if all requests that waited for the job were cancelled."""
         return all(future.cancelled() for future in self._waiters)
 
-    def subscribe(self, on_cancel: Callable[["Job"], None]) -> "Future[Outputs]":
+    def subscribe(self, timings: Timings, on_cancel: Callable[["Job"], None]) -> "Future[Outputs]":
         """Return a future for one more request that waits; call it before the job is finished.
 
         Args:
+            timings: times of the request, to which the passes of the job are added.
             on_cancel: callback, called with the job when the future is cancelled.
         """
         future: Future[Outputs] = Future()
         self._waiters.append(future)
+        self.timings.append(timings)
         future.add_done_callback(lambda done: on_cancel(self) if done.cancelled() else None)
         return future
 
@@ -80,3 +85,17 @@ class Job:
         for future in self._waiters:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
+
+
+def add_pass(batch: Iterable[Job], started_s: float, ended_s: float) -> None:
+    """Add a forward pass, from `started_s` to `ended_s`, to the times of all requests that wait for its jobs."""
+    for job in batch:
+        for timings in job.timings:
+            timings.add_pass(started_s, ended_s)
+
+
+def make_done_future(outputs: Outputs) -> "Future[Outputs]":
+    """Return a future that has the logits already."""
+    future: Future[Outputs] = Future()
+    future.set_result(outputs)
+    return future

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from assay_service.errors import StartError
 from assay_service.scoring.compute import Compute
 from assay_service.scoring.reading import Aggregate
+from assay_service.scoring.reference import ReferenceHistogram
 from assay_service.validation import SHA256_PATTERN, TAG_PATTERN, explain, format_key
 
 FILE_NAME = "assay.json"
@@ -94,6 +95,7 @@ class Output(BaseModel):
         kind: meaning of its logit.
         mean, std: mean and standard deviation of its logits over its training completions.
         golden: rows with its logits, to recompute after loading.
+        reference: histogram of its logits over a reference sample, for the metric of drift.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,6 +105,7 @@ class Output(BaseModel):
     mean: float = Field(allow_inf_nan=False)
     std: float = Field(gt=0, allow_inf_nan=False)
     golden: tuple[GoldenRow, ...] = ()
+    reference: ReferenceHistogram | None = None
 
 
 # Unknown keys are refused: a newer version may record something that changes scores.
@@ -127,8 +130,9 @@ class Manifest(BaseModel):
         steps: rules by which steps are read, for the score position "steps".
         aggregate: rule that makes one logit of those of the steps.
         compute: numbers in which the base must compute.
-        outputs: outputs of the head, in the order of its rows; empty for a head with one. Kind, moments and golden rows
-            of such a checkpoint are those of its outputs.
+        reference: histogram of the logits over a reference sample, for the metric of drift.
+        outputs: outputs of the head, in the order of its rows; empty for a head with one. Kind, moments, golden rows
+            and reference of such a checkpoint are those of its outputs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -150,6 +154,7 @@ class Manifest(BaseModel):
     steps: StepRules | None = None
     aggregate: Aggregate | None = None
     compute: Compute | None = None
+    reference: ReferenceHistogram | None = None
     outputs: tuple[Output, ...] = ()
 
 
