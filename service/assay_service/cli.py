@@ -84,7 +84,7 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
 
     Options declare what the files in DIR do not say; `assay inspect DIR` lists these keys. A preset declares them for a
     known checkpoint: the one in DIR, or without DIR the one on the hub. The exit code is 2 if the configuration, a
-    checkpoint or the address is wrong, and 1 if the service fails later.
+    checkpoint or the address is wrong, 1 if the service fails later, and 3 if it ended with unfinished requests.
     """
     # Heavy libraries only when the command runs, so that `assay --help` is quick and the client needs none of them.
     from assay_service import access, logs  # noqa: PLC0415
@@ -102,8 +102,8 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
         tls = access.check_access(settings)
         # Before the models, so that a taken port is reported at once.
         listening = listen(host, port, is_protected=settings.keys is not None or settings.insecure)
-    if not run(settings, signals, listening, host, tls):
-        raise typer.Exit(1)
+    if (code := run(settings, signals, listening, host, tls)) != 0:
+        raise typer.Exit(code)
 
 
 @app.command("inspect")

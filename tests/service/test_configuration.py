@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from assay_service import compat_settings, create_app, settings, signal_settings
+from assay_service import compat_settings, create_app, operation_settings, settings, signal_settings
 from assay_service.declaration import build_declaration
 from assay_service.errors import StartError
 from assay_service.inspection import inspect
@@ -555,6 +555,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "A blend": signal_settings.BlendSettings,
     "A length penalty": signal_settings.LengthPenaltySettings,
     "Limits": settings.Limits,
+    "Lifecycle": operation_settings.LifecycleSettings,
     "TLS": settings.TlsSettings,
     "Compatible wires": compat_settings.CompatSettings,
     "A wire": compat_settings.WireSettings,

@@ -1,4 +1,4 @@
-"""Surround every request: assign its id, limit its body, count and time it, and log it.
+"""Surround every request: assign its id, limit its body, count and time it, log it, and refuse it during a drain.
 
 The guard is plain ASGI middleware, so the limit holds for chunked bodies too, which declare no length.
 """
@@ -6,20 +6,27 @@ The guard is plain ASGI middleware, so the limit holds for chunked bodies too, w
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from assay_service.errors import ClientGone
+from assay_service.api.drain import Drain
+from assay_service.errors import ClientGone, NotReady
 from assay_service.logs import ACCESS, LimitedWarnings
 from assay_service.metrics import Metrics
 from assay_service.request_id import HEADER, choose_request_id
 
 T = TypeVar("T")
+Answer = Callable[[Request, Exception], Awaitable[Response]]
+
+# Paths that are answered while the service drains, and that do not delay its end.
+_PROBES = frozenset({"/health", "/ready", "/metrics"})
 
 # Statuses that the log warns of, and what an operator can do about them.
 _WARNINGS = {
@@ -54,13 +61,17 @@ class Guard:
     Args:
         app: the application behind the guard.
         max_body_bytes: most bytes of a request's body; reading stops beyond them.
+        drain: the requests in flight, and whether new ones are taken.
+        answer: function that answers a refused request.
         metrics: the counters of requests, labelled by route template, so that unknown paths do not make new labels.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics, drain: Drain, answer: Answer) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
+        self._drain = drain
+        self._answer = answer
         self._warnings = LimitedWarnings()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,13 +99,40 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[HEADER] = request_id
+                if self._drain.reason is not None:  # the client's next request goes to another replica
+                    headers["connection"] = "close"
+                self._drain.start_answer()
             await send(message)
 
         try:
-            await self._app(scope, count_received, send_with_id)
+            if scope["path"] in _PROBES:
+                await self._app(scope, count_received, send_with_id)
+            else:
+                await self._serve(scope, count_received, send_with_id)
         finally:
             self._record(scope, status, time.monotonic() - started_s)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer that the service ends: at once during a drain, or when its time is over."""
+        with self._drain.track():
+            try:
+                if self._drain.reason is None:
+                    await self._app(scope, receive, send)
+                    return
+                with suppress(BodyTooLarge):
+                    # Unread bytes at the close would take the answer from the client.
+                    while (await receive()).get("more_body", False):
+                        pass
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                # Not everyone who cancels is the drain, and an answer that has begun cannot become another one.
+                if task is None or not self._drain.is_cancelled(task):
+                    raise
+                task.uncancel()
+            response = await self._answer(Request(scope, receive), NotReady(self._drain.reason or ""))
+            await response(scope, receive, send)
 
     def _record(self, scope: Scope, status: int, duration_s: float) -> None:
         """Count and log a request; the only part of its content that is logged is the number of items."""
