@@ -1,4 +1,4 @@
-"""Define the commands `assay serve`, `inspect`, `convert`, `presets`, `verify` and `keys`.
+"""Define the commands `assay serve`, `inspect`, `convert`, `presets`, `verify`, `calibrate` and `keys`.
 
 The module imports only typer and the standard library at the top, and everything else when a command runs.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from assay_service import cli_keys
+from assay_service.calibrate_command import calibrate
 from assay_service.cli_errors import print_start_errors
 from assay_service.cli_options import (
     Base,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 app.command("verify")(verify)
+app.command("calibrate")(calibrate)
 app.add_typer(cli_keys.app, name="keys")
 
 

@@ -168,6 +168,7 @@ class _Loader:
             ReadingRule(head_rule.has_std, resolved.aggregate, resolved.kind == "absolute", head_rule.likelihood),
             resolved.preset,
             read_fidelity(resolved.adapter or base, identify(provenance.describe()), compute),
+            resolved.claims.reference,
         )
 
     def _check_hash(self, base: Path, weights: Sequence[Path], claims: Manifest) -> str:

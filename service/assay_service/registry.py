@@ -74,6 +74,7 @@ class Signal:
         reading: rule by which the numbers of the head become one logit.
         fidelity: measured difference from other numbers; None if it was never measured.
         preset: preset behind the signal; None if there is none. It decides nothing that the rules do not say.
+        reference: distribution of its logits on sample texts; None if it was never calibrated. It decides no score.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Signal:
     reading: ReadingRule
     preset: PresetUse | None = None
     fidelity: Fidelity | None = None
+    reference: manifest.Reference | None = None
 
 
 class Registry:

@@ -161,7 +161,7 @@ def _find_named(name: str, claims: Manifest, config: Mapping[str, Any]) -> int:
 
 
 def select_claims(claims: Manifest, outputs: tuple[int, ...]) -> Manifest:
-    """Return the manifest with kind, moments and golden rows of the output that a signal reads.
+    """Return the manifest with kind, moments, golden rows and reference of the output that a signal reads.
 
     Raises:
         StartError: the manifest records no such output.
@@ -173,4 +173,5 @@ def select_claims(claims: Manifest, outputs: tuple[int, ...]) -> Manifest:
             f"output: must be one of {', '.join(o.name for o in claims.outputs)}, as the manifest records them"
         )
     own = claims.outputs[outputs[0]]
-    return claims.model_copy(update={"kind": own.kind, "mean": own.mean, "std": own.std, "golden": own.golden})
+    named = ("kind", "mean", "std", "golden", "reference")
+    return claims.model_copy(update={key: getattr(own, key) for key in named})

@@ -4,12 +4,14 @@ It holds everything that decides a score besides the weights, so that a checkpoi
 (scoring-traps 1, 5-7, 25). A field that is None is not recorded; the configuration must then declare it.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from assay_service.errors import StartError
+from assay_service.scoring.atomic import write_atomically
 from assay_service.scoring.compute import Compute
 from assay_service.scoring.reading import Aggregate
 from assay_service.validation import SHA256_PATTERN, TAG_PATTERN, explain, format_key
@@ -86,6 +88,34 @@ class GoldenRow(BaseModel):
     logit: float = Field(allow_inf_nan=False)
 
 
+class Reference(BaseModel):
+    """The distribution of a signal's logits on sample texts, with which later logits are compared for drift.
+
+    Attributes:
+        edges: borders of the cells, increasing. A logit that equals a border is in the cell above it.
+        counts: number of sample logits below the first border, between each border and the next, and above the last.
+        samples: number of sample logits.
+        samples_sha256: SHA-256 of the file with the sample texts.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    edges: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(min_length=2)
+    counts: tuple[Annotated[int, Field(ge=0)], ...]
+    samples: int = Field(gt=0)
+    samples_sha256: str = Field(pattern=SHA256_PATTERN)
+
+    @model_validator(mode="after")
+    def _check_cells(self) -> "Reference":
+        if any(one >= other for one, other in pairwise(self.edges)):
+            raise ValueError("edges must increase; run `assay calibrate` again")
+        if len(self.counts) != len(self.edges) + 1 or sum(self.counts) != self.samples:
+            raise ValueError(
+                "counts must have one number more than edges, with the sum `samples`; run `assay calibrate` again"
+            )
+        return self
+
+
 class Output(BaseModel):
     """The record of one output of a head that has several.
 
@@ -94,6 +124,7 @@ class Output(BaseModel):
         kind: meaning of its logit.
         mean, std: mean and standard deviation of its logits over its training completions.
         golden: rows with its logits, to recompute after loading.
+        reference: distribution of its logits on sample texts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,6 +134,7 @@ class Output(BaseModel):
     mean: float = Field(allow_inf_nan=False)
     std: float = Field(gt=0, allow_inf_nan=False)
     golden: tuple[GoldenRow, ...] = ()
+    reference: Reference | None = None
 
 
 # Unknown keys are refused: a newer version may record something that changes scores.
@@ -117,7 +149,8 @@ class Manifest(BaseModel):
         eos: source of the end of turn.
         max_length: largest number of tokens of prompt and completion together.
         unfinished: whether a completion cut off by a length limit is scored or refused.
-        mean, std: mean and standard deviation of the logits over the training completions, for blends that standardise.
+        mean, std: mean and standard deviation of the logits over the training completions, or over the sample texts of
+            `assay calibrate`; for blends that standardise.
         golden: rows to recompute after loading.
         token_types: token types, for bases that distinguish them. A manifest without this key means "zero", because
             `assay train reward` trains so.
@@ -127,8 +160,9 @@ class Manifest(BaseModel):
         steps: rules by which steps are read, for the score position "steps".
         aggregate: rule that makes one logit of those of the steps.
         compute: numbers in which the base must compute.
-        outputs: outputs of the head, in the order of its rows; empty for a head with one. Kind, moments and golden rows
-            of such a checkpoint are those of its outputs.
+        reference: distribution of the logits on sample texts, from `assay calibrate`.
+        outputs: outputs of the head, in the order of its rows; empty for a head with one. Kind, moments, golden rows
+            and reference of such a checkpoint are those of its outputs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -150,6 +184,7 @@ class Manifest(BaseModel):
     steps: StepRules | None = None
     aggregate: Aggregate | None = None
     compute: Compute | None = None
+    reference: Reference | None = None
     outputs: tuple[Output, ...] = ()
 
 
@@ -170,5 +205,6 @@ def read(directory: Path) -> Manifest:
 
 
 def write(manifest: Manifest, directory: Path) -> None:
-    """Write `manifest` into `directory`, without the fields that are None."""
-    (directory / FILE_NAME).write_text(manifest.model_dump_json(indent=1, exclude_none=True) + "\n")
+    """Write `manifest` into `directory`, without the fields that are None; the file appears whole."""
+    with write_atomically(directory / FILE_NAME, durable=True) as fresh:
+        fresh.write_text(manifest.model_dump_json(indent=1, exclude_none=True) + "\n")
