@@ -85,7 +85,7 @@ def running(
     cache_bytes: int = 0,
     metrics: Metrics | None = None,
     on_failure: Callable[[], None] = lambda: None,
-) -> Iterator[Engine]:
+) -> Iterator[EngineOf]:
     engine = EngineOf(
         model,
         max_batch_tokens=max_batch_tokens,
@@ -113,7 +113,7 @@ def logit(future: "Future[Outputs]") -> float:
     return number
 
 
-def busy(engine: Engine, model: FaultyModel) -> Any:
+def busy(engine: EngineOf, model: FaultyModel) -> Any:
     """Closes the gate and lets the worker run into it; returns the future it works on."""
     model.gate.clear()
     (future,) = engine.submit(tasks([1]))
