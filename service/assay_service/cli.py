@@ -104,8 +104,8 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
         tls = access.check_access(settings)
         # Before the models, so that a taken port is reported at once.
         listening = listen(host, port, is_protected=settings.keys is not None or settings.insecure)
-    if (code := run(settings, signals, listening, host, tls)) != 0:
-        raise typer.Exit(code)
+    if (exit_code := run(settings, signals, listening, host, tls)) != 0:
+        raise typer.Exit(exit_code)
 
 
 @app.command("inspect")
