@@ -20,6 +20,8 @@ from assay_service.scoring.unpacked import remove_temporary
 # Time after the drain for answers that are being sent; a client that does not read cannot delay the end any longer.
 SEND_S = 5
 
+_REASON = "the service is shutting down"
+
 _log = logging.getLogger(START)
 
 
@@ -65,7 +67,7 @@ class DrainingServer(uvicorn.Server):
         """
         if self._drain.reason is not None:
             self._is_urgent = True
-        self._drain.begin("the service is shutting down")
+        self._drain.begin(_REASON)
 
     async def on_tick(self, counter: int) -> bool:
         """Return True when the service ends: nothing is in flight any more, or the time is over."""
@@ -79,6 +81,7 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Refuse what is not finished, close all connections and end the application."""
+        self._drain.begin(_REASON)  # for an end without a signal
         self.unfinished = self._drain.expire()
         if self.unfinished:
             _log.error("%d requests were not finished in time and are answered with 503", self.unfinished)
