@@ -40,14 +40,14 @@ class Offline(Contender):
         given = settings.read_settings(write_configuration(model, 0))
         served = loader.load(given)
         assert served.invariant == {"s": True}, "a score that depends on the batch is not worth timing"
+        self._trunk = served.trunks["s"]
         self._renderer = served.signals["s"].renderer
         self._metrics = Metrics()
         self._engine = Engine(
-            served.trunks,
-            {},
             max_batch_tokens=given.limits.max_batch_tokens,
             limits=QueueLimits(),
             cache_bytes=0,
+            max_forward_s=given.lifecycle.max_forward_s,
             metrics=self._metrics,
             on_failure=lambda: None,
         )
@@ -65,7 +65,7 @@ class Offline(Contender):
         futures = []
         for start in range(0, len(items), CHUNK):
             sequences = [self._renderer.render(item).sequence for item in items[start : start + CHUNK]]
-            futures += self._engine.submit([Task("s", sequence) for sequence in sequences])
+            futures += self._engine.submit([Task(self._trunk, sequence, None) for sequence in sequences])
         return [numbers[0] for future in futures for numbers in future.result() if numbers is not None]
 
     def close(self) -> None:

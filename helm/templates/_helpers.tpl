@@ -57,8 +57,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ toJson .Values.modelCache.models | sha256sum | trunc 10 }}
 {{- end -}}
 
-{{/* The service's own drain time after SIGTERM (assay_service.serving.DRAIN_S); tests/chart compares them. */}}
-{{- define "assay.drainSeconds" -}}30{{- end -}}
+{{/* The service's own drain time after SIGTERM, in whole seconds; tests/chart compares the default. */}}
+{{- define "assay.drainSeconds" -}}{{ ceil (dig "lifecycle" "drain_s" 30 .Values.config) }}{{- end -}}
 
 {{/* Where pods of this chart run, and as whom. */}}
 {{- define "assay.scheduling" -}}

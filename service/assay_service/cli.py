@@ -1,4 +1,4 @@
-"""Define the commands `assay serve`, `inspect`, `convert`, `presets`, `verify` and `keys`.
+"""Define the commands `assay serve`, `inspect`, `convert`, `presets`, `verify`, `calibrate` and `keys`.
 
 The module imports only typer and the standard library at the top, and everything else when a command runs.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from assay_service import cli_keys
+from assay_service.calibrate_command import calibrate
 from assay_service.cli_errors import print_start_errors
 from assay_service.cli_options import (
     Base,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 app.command("verify")(verify)
+app.command("calibrate")(calibrate)
 app.add_typer(cli_keys.app, name="keys")
 
 
@@ -84,7 +86,7 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
 
     Options declare what the files in DIR do not say; `assay inspect DIR` lists these keys. A preset declares them for a
     known checkpoint: the one in DIR, or without DIR the one on the hub. The exit code is 2 if the configuration, a
-    checkpoint or the address is wrong, and 1 if the service fails later.
+    checkpoint or the address is wrong. It is 1 if the service fails later, and 3 if requests were not finished.
     """
     # Heavy libraries only when the command runs, so that `assay --help` is quick and the client needs none of them.
     from assay_service import access, logs  # noqa: PLC0415
@@ -102,8 +104,8 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command
         tls = access.check_access(settings)
         # Before the models, so that a taken port is reported at once.
         listening = listen(host, port, is_protected=settings.keys is not None or settings.insecure)
-    if not run(settings, signals, listening, host, tls):
-        raise typer.Exit(1)
+    if (exit_code := run(settings, signals, listening, host, tls)) != 0:
+        raise typer.Exit(exit_code)
 
 
 @app.command("inspect")

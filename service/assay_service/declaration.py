@@ -9,6 +9,7 @@ from assay_service.errors import StartError
 from assay_service.scoring import files, manifest
 from assay_service.scoring.quantization import list_gguf_files
 from assay_service.validation import NAME_PATTERN
+from assay_service.yaml_file import read_yaml
 
 
 def build_declaration(directory: Path, declared: Mapping[str, object]) -> dict[str, Any]:
@@ -45,6 +46,17 @@ def build_declaration(directory: Path, declared: Mapping[str, object]) -> dict[s
     if outputs:  # several heads on one trunk, each of which is a signal
         return {"signals": {name: {**signal, "output": name} for name in outputs}, "default": outputs[0]}
     return {"signals": {signal.get("preset") or _choose_name(directory.resolve()): signal}}
+
+
+def read_declared(served: Path) -> tuple[Any, Path]:
+    """Return the configuration of a directory or a YAML file, and the folder at which its relative paths start.
+
+    Raises:
+        StartError: the directory holds neither a model nor an adapter, or the file cannot be read.
+    """
+    if served.is_dir():
+        return build_declaration(served, {}), Path.cwd()
+    return read_yaml(served), served.resolve().parent
 
 
 def declare_preset(declared: Mapping[str, object]) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class Signal:
         fidelity: measured difference from other numbers; None if it was never measured.
         reference: histogram of logits over a reference sample; None if the manifest has none. It decides no score.
         preset: preset behind the signal; None if there is none. It decides nothing that the rules do not say.
+        reference: distribution of its logits on sample texts; None if it was never calibrated. It decides no score.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Registry:
 
     Attributes:
         trunks: trunks by the name of each signal; signals that share a forward pass have the same trunk.
+        identities: fingerprints of everything that decides logits besides the sequence, by name of the trunk.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Registry:
         # Read once and not for every answer, because reading a version opens files.
         self._libraries = {name: version(name) for name in _VERSIONED}
         self._described = {name: _describe(signal) for name, signal in signals.items()}
+        self.identities = self._identify()
 
     @property
     def references(self) -> dict[str, ReferenceHistogram]:
@@ -153,8 +156,7 @@ class Registry:
         served = ", ".join([*self.signals, *self.blends])
         raise UnknownModel(f"neither a signal nor a blend; served are {served}", param="model")
 
-    @property
-    def identities(self) -> dict[str, str]:
+    def _identify(self) -> dict[str, str]:
         """Return a fingerprint of everything that decides logits besides the sequence, by name of the trunk.
 
         A trunk whose scores may depend on the batch has none, so that the engine never reuses its logits.

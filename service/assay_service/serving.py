@@ -1,29 +1,27 @@
 """Load the models of a service and serve them, until a signal ends the process or its device fails."""
 
-import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from socket import socket
 from ssl import SSLContext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from assay_service.cli_errors import print_start_errors
 from assay_service.listen import answer_not_ready, build_url
 from assay_service.logs import START, log_step
+from assay_service.scoring.unpacked import remove_temporary
 from assay_service.settings import Settings
 
 if TYPE_CHECKING:
-    import uvicorn
-    from fastapi import FastAPI
-
     from assay_service.resolve import ResolvedSignal
 
-# Time after SIGTERM for requests in flight; a client that never finishes its body cannot delay the end any longer.
-DRAIN_S = 30
+# Exit code of a service whose drain ended with unfinished requests; 1 is that of a failed device.
+UNFINISHED = 3
 
 
 def run(
@@ -32,8 +30,8 @@ def run(
     listening: socket,
     host: str,
     tls: SSLContext | None,
-) -> bool:
-    """Load the models and serve them; return whether they could be served until a signal ended the process.
+) -> int:
+    """Load the models and serve them until a signal ends the process, and return its exit code.
 
     Args:
         settings: the configuration.
@@ -45,49 +43,46 @@ def run(
     url, log = build_url(listening, host, tls), logging.getLogger(START)
     started_s = time.monotonic()
     # The temporary server ends with this block. The socket stays open for uvicorn, so no connection is refused.
-    with answer_not_ready(listening, tls), print_start_errors("serve"):
+    with _end_at_sigterm(), answer_not_ready(listening, tls), print_start_errors("serve"):
         log.info("listening on %s; the answer is 503 until the models are loaded", url)
         with log_step("importing torch and transformers"):
-            import uvicorn  # noqa: F401, PLC0415
-
             from assay_service.api.app import create_app  # noqa: PLC0415
             from assay_service.memory import keep_freed_memory  # noqa: PLC0415
+            from assay_service.server import DrainingServer  # noqa: PLC0415
         keep_freed_memory()
-        # Only the engine's worker calls on_failure. It starts with the server, so `server` exists by then.
-        application = create_app(settings, resolved=signals, on_failure=lambda: setattr(server, "should_exit", True))
-    server = _build_server(application, tls, lambda: log.info("ready in %.1f s: %s", time.monotonic() - started_s, url))
+        # Only the engine's worker calls on_failure. It starts with the server, so `application` exists by then.
+        application = create_app(
+            settings, resolved=signals, on_failure=lambda: application.state.drain.begin("the device has failed")
+        )
+    server = DrainingServer(
+        application, tls, lambda: log.info("ready in %.1f s: %s", time.monotonic() - started_s, url)
+    )
     # Everything loaded so far stays for the life of the process, so later collections need not walk through it.
     gc.collect()
     gc.freeze()
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has shut down, and raises Ctrl-C once more
-        server.run(sockets=[listening])
+    server.run(sockets=[listening])
+    engine = application.state.scorer.engine
     # uvicorn returns normally also if it could not start.
-    return server.started and not application.state.scorer.engine.failed
+    code = 1 if engine.failed or not server.started else UNFINISHED if server.unfinished else 0
+    if engine.progress.is_computing:
+        # A thread that comes back from torch while the interpreter ends would abort the process.
+        log.error("a forward pass still runs; the process ends without it")
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
-def _build_server(application: "FastAPI", tls: SSLContext | None, on_ready: Callable[[], None]) -> "uvicorn.Server":
-    """Return the server of an application; `on_ready` is called when it accepts requests."""
-    import uvicorn  # noqa: PLC0415
+@contextlib.contextmanager
+def _end_at_sigterm() -> Iterator[None]:
+    """End the process with exit code 0 at SIGTERM while the models load; nobody waits for an answer then."""
 
-    from assay_service.scoring.unpacked import remove_temporary  # noqa: PLC0415
+    def end(*_: object) -> None:
+        # An exception could be lost: where Python runs the handler, an import or a callback may catch everything.
+        remove_temporary()
+        os._exit(0)
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket] | None = None) -> None:
-            await super().startup(sockets)
-            if application.state.keys is not None:
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, application.state.keys.reload)
-            if self.started:
-                on_ready()
-
-        async def shutdown(self, sockets: list[socket] | None = None) -> None:
-            logging.getLogger(START).info("shutting down: requests in flight have %d s to finish", DRAIN_S)
-            await super().shutdown(sockets)
-            remove_temporary()  # uvicorn raises the signal again, which ends the process without `atexit`
-
-    # log_config=None keeps the handlers that `logs.configure` set. There are no WebSockets, which would pass the guard.
-    # h11 bounds the head of a request; httptools, which uvicorn takes where it is installed, does not.
-    options: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "http": "h11"}
-    options["server_header"] = False
-    if tls is not None:
-        options["ssl_context_factory"] = lambda *_: tls
-    return Server(uvicorn.Config(application, timeout_graceful_shutdown=DRAIN_S, **options))
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

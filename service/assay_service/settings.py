@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from assay_service.advice import get_advice
 from assay_service.compat_settings import SCORE_KEY, CompatSettings, SlimeSettings, Wires, find_settings_class
 from assay_service.errors import StartError
+from assay_service.operation_settings import LifecycleSettings, SamplesSettings, TracingSettings
 from assay_service.scoring.manifest import StepRules
 from assay_service.signal_settings import (
     BlendSettings,
@@ -22,7 +23,6 @@ from assay_service.signal_settings import (
     Name,
     SignalSettings,
 )
-from assay_service.telemetry_settings import SamplesSettings, TracingSettings
 from assay_service.validation import (
     explain,
     find_wrong_names,
@@ -86,6 +86,7 @@ class Settings(Frozen):
         blends: settings of the blends by served name; a blend and a signal never share a name.
         default: the signal or blend of a request that names none; a single signal without blends needs no `default`.
         limits: limits of the service.
+        lifecycle: times after which the service is not ready, or ends.
         compat: settings of the compatible wires.
         playground: whether the service has a page at `/` for trying its signals in a browser.
         keys: path of the key file; None serves without keys.
@@ -100,6 +101,7 @@ class Settings(Frozen):
     blends: Mapping[Name, BlendSettings] = {}
     default: Name
     limits: Limits = Limits()
+    lifecycle: LifecycleSettings = LifecycleSettings()
     compat: CompatSettings = CompatSettings()
     playground: bool = True
     keys: str | None = None
@@ -251,6 +253,7 @@ def _list_keys_at(location: tuple[int | str, ...]) -> list[str]:
         (4, "signals"): HeadSettings if location[2:3] == ("head",) else StepRules,
         (4, "blends"): LengthPenaltySettings,
         (2, "limits"): Limits,
+        (2, "lifecycle"): LifecycleSettings,
         (2, "tls"): TlsSettings,
         (2, "tracing"): TracingSettings,
         (2, "samples"): SamplesSettings,

@@ -1,7 +1,7 @@
 """Define the command `assay verify`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -35,17 +35,15 @@ def verify(
     if the checkpoint or FILE is wrong.
     """
     from assay_service import logs  # noqa: PLC0415
-    from assay_service.declaration import build_declaration  # noqa: PLC0415
+    from assay_service.declaration import read_declared  # noqa: PLC0415
     from assay_service.resolve import read_resolved  # noqa: PLC0415
-    from assay_service.yaml_file import read_yaml  # noqa: PLC0415
 
     logs.configure("warning", "text", access=False)
     with print_start_errors("verify"):
-        raw: Any = build_declaration(served, {}) if served.is_dir() else read_yaml(served)
+        raw, directory = read_declared(served)
         if compute is not None:
             for keys in raw["signals"].values():
                 keys["compute"] = compute
-        directory = Path.cwd() if served.is_dir() else served.resolve().parent
         settings, resolved = read_resolved(raw, directory, str(served))
         from assay_service.verify import verify as measure_signals  # noqa: PLC0415 - it imports torch
 

@@ -22,7 +22,8 @@ from assay_service.api.app import PROBE_TIMEOUT_S
 from assay_service.api.authentication import OPEN
 from assay_service.cli_options import LogFormat, LogLevel
 from assay_service.keys import add_key
-from assay_service.serving import DRAIN_S
+from assay_service.operation_settings import LifecycleSettings
+from assay_service.server import SEND_S
 from assay_service.telemetry.metrics import Metrics
 from tests.chart.render import CHART, ROOT, VALUES, find, find_service, render
 from tests.compat.conftest import run_app
@@ -125,11 +126,14 @@ def test_levels_and_formats_of_the_log_are_those_of_the_command_line() -> None:
 
 
 def test_the_grace_period_is_longer_than_the_drain() -> None:
-    for sets in ((), ("preStopSeconds=40",)):
+    cases: dict[tuple[str, ...], int] = {(): 30, ("preStopSeconds=40",): 30, ("config.lifecycle.drain_s=90",): 90}
+    assert LifecycleSettings().drain_s == 30
+    assert SEND_S < 10
+    for sets, drain_s in cases.items():
         objects = render("minimal", *sets)
         pod = find(objects, "Deployment")["spec"]["template"]["spec"]
         sleep = find_service(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
-        assert pod["terminationGracePeriodSeconds"] == sleep + DRAIN_S + 10
+        assert pod["terminationGracePeriodSeconds"] == sleep + drain_s + 10
 
 
 def test_scaling_reads_metrics_that_exist() -> None:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from assay_service import cli, create_app
 from assay_service.conversion import source
 from assay_service.errors import StartError
-from assay_service.serving import _build_server
+from assay_service.server import DrainingServer
 from tests.security.test_no_texts import BODIES
 from tests.service.test_start import load, plain
 
@@ -59,7 +59,7 @@ def test_every_lesson_has_a_test_or_a_reason() -> None:
 @pytest.fixture(scope="module")
 def url(tiny: dict[str, Any]) -> Iterator[str]:
     """The address of a service that runs as `assay serve` runs it."""
-    server = _build_server(create_app(tiny["settings"]), None, lambda: None)
+    server = DrainingServer(create_app(tiny["settings"]), None, lambda: None)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
@@ -207,7 +207,7 @@ def test_the_service_has_no_pickle_and_no_other_transport() -> None:
     service = [path for path in SOURCES if "assay_service" in path.parts]
     found = {name: sorted(path.name for path in service if name in imports(path)) for name in ("pickle", "socket")}
     # `source.py` names the exception of a refused pickle.
-    assert found == {"pickle": ["source.py"], "socket": ["listen.py", "serving.py"]}
+    assert found == {"pickle": ["source.py"], "socket": ["listen.py", "server.py", "serving.py"]}
     others = {"zmq", "dill", "cloudpickle", "marshal", "shelve", "multiprocessing", "socketserver", "xmlrpc", "joblib"}
     assert not [path for path in service if others & {name.partition(".")[0] for name in imports(path)}]
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from assay_service import compat_settings, create_app, settings, signal_settings, telemetry_settings
+from assay_service import compat_settings, create_app, operation_settings, settings, signal_settings
 from assay_service.declaration import build_declaration
 from assay_service.errors import StartError
 from assay_service.inspection import inspect
@@ -242,8 +242,8 @@ def test_a_wire_with_assays_own_paths_at_the_root_is_refused_before_anything_is_
         ),
         (
             {"signals": {"a": {"base": "rm"}}, "defaults": "a"},
-            "defaults: unknown key; did you mean `default`? Keys are signals, blends, default, limits, compat, "
-            "playground, keys, insecure, tls",
+            "defaults: unknown key; did you mean `default`? Keys are signals, blends, default, limits, lifecycle, "
+            "compat, playground, keys, insecure, tls",
         ),
     ],
 )
@@ -555,9 +555,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "A blend": signal_settings.BlendSettings,
     "A length penalty": signal_settings.LengthPenaltySettings,
     "Limits": settings.Limits,
+    "Lifecycle": operation_settings.LifecycleSettings,
     "TLS": settings.TlsSettings,
-    "Traces": telemetry_settings.TracingSettings,
-    "The sample log": telemetry_settings.SamplesSettings,
+    "Traces": operation_settings.TracingSettings,
+    "The sample log": operation_settings.SamplesSettings,
     "Compatible wires": compat_settings.CompatSettings,
     "A wire": compat_settings.WireSettings,
     "The wire chat": compat_settings.ChatSettings,

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
@@ -35,6 +36,7 @@ class FaultyModel:
     """
 
     shares_prompts = True
+    device = torch.device("cpu")
 
     def __init__(self, capacity: int = 10_000) -> None:
         self.batches: list[list[int]] = []
@@ -56,6 +58,24 @@ class FaultyModel:
         return [[(logit * sign,) for logit in logits] for sign in (1, -1)[: len(names)]]
 
 
+@dataclass(frozen=True)
+class NamedTask:
+    signal: str
+    sequence: TokenSequence
+
+
+class EngineOf(Engine):
+    """An engine whose tasks name the signals "a" and "b" of one model."""
+
+    def __init__(self, model: FaultyModel, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._trunks = {name: Trunk(name, cast("RewardModel", model), (name,)) for name in ("a", "b")}
+
+    def submit(self, tasks: Sequence[Any], *args: Any, **kwargs: Any) -> list["Future[Outputs]"]:
+        named = [Task(self._trunks[t.signal], t.sequence, f"signal {t.signal}") for t in tasks]
+        return super().submit(named, *args, **kwargs)
+
+
 @contextmanager
 def running(
     model: FaultyModel,
@@ -65,13 +85,13 @@ def running(
     cache_bytes: int = 0,
     metrics: Metrics | None = None,
     on_failure: Callable[[], None] = lambda: None,
-) -> Iterator[Engine]:
-    engine = Engine(
-        {name: Trunk(name, cast("RewardModel", model), (name,)) for name in ("a", "b")},
-        {"a": "signal a", "b": "signal b"},
+) -> Iterator[EngineOf]:
+    engine = EngineOf(
+        model,
         max_batch_tokens=max_batch_tokens,
         limits=limits,
         cache_bytes=cache_bytes,
+        max_forward_s=60,
         metrics=metrics or Metrics(),
         on_failure=on_failure,
     )
@@ -83,8 +103,8 @@ def running(
         engine.stop()
 
 
-def tasks(firsts: Sequence[int], signal: str = "a", length: int = 3) -> list[Task]:
-    return [Task(signal, TokenSequence((first,) * length, 0, Span(0, 1))) for first in firsts]
+def tasks(firsts: Sequence[int], signal: str = "a", length: int = 3) -> list[NamedTask]:
+    return [NamedTask(signal, TokenSequence((first,) * length, 0, Span(0, 1))) for first in firsts]
 
 
 def logit(future: "Future[Outputs]") -> float:
@@ -93,7 +113,7 @@ def logit(future: "Future[Outputs]") -> float:
     return number
 
 
-def busy(engine: Engine, model: FaultyModel) -> Any:
+def busy(engine: EngineOf, model: FaultyModel) -> Any:
     """Closes the gate and lets the worker run into it; returns the future it works on."""
     model.gate.clear()
     (future,) = engine.submit(tasks([1]))
@@ -136,7 +156,7 @@ def test_what_waits_is_batched_across_requests_and_by_signal() -> None:
 def test_a_shared_prompt_counts_once_across_requests() -> None:
     model = FaultyModel()
     prompt = (9,) * 90
-    siblings = [Task("a", TokenSequence((*prompt, i), 90, Span(90, 91))) for i in range(10)]
+    siblings = [NamedTask("a", TokenSequence((*prompt, i), 90, Span(90, 91))) for i in range(10)]
     with running(model) as engine:
         busy(engine, model)
         for sibling in siblings:
@@ -227,12 +247,12 @@ def test_stopping_finishes_what_waits_and_refuses_what_comes() -> None:
 
 
 def test_an_engine_that_was_never_started_accepts_nothing() -> None:
-    engine = Engine(
-        {"a": Trunk("a", cast("RewardModel", FaultyModel()), ("a",))},
-        {},
+    engine = EngineOf(
+        FaultyModel(),
         max_batch_tokens=1,
         limits=QueueLimits(),
         cache_bytes=0,
+        max_forward_s=60,
         metrics=Metrics(),
         on_failure=lambda: None,
     )

@@ -14,8 +14,8 @@ from assay_service.api.app import create_app
 from assay_service.cli import app
 from assay_service.errors import StartError
 from assay_service.fidelity import FILE_NAME, Fidelity, Group, Record, measure, read_fidelity, write_fidelity
+from assay_service.sample_scores import read_prompts
 from assay_service.settings import parse
-from assay_service.verify import read_prompts
 from tests import checkpoints
 
 CLAIMS = {"score_position": "last_token", "eos": "template", "unfinished": "score", "max_length": 128}

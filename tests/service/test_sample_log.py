@@ -12,9 +12,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from assay_service import create_app
+from assay_service.operation_settings import SamplesSettings
 from assay_service.telemetry.metrics import Metrics
 from assay_service.telemetry.sample_log import SampleLog, choose_request
-from assay_service.telemetry_settings import SamplesSettings
 from tests.training.test_full_disk import limited
 
 

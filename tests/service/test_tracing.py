@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 
 from assay_service import create_app
 from assay_service.errors import StartError
+from assay_service.operation_settings import TracingSettings
 from assay_service.settings import parse
-from assay_service.telemetry_settings import TracingSettings
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"  # of the W3C recommendation
 BODY = {"model": "pref", "items": [{"prompt": "hello", "completion": "secret"}]}

@@ -2,6 +2,7 @@
 
 import asyncio
 import platform
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from assay_service.api import schemas
 from assay_service.api.authentication import Authentication
 from assay_service.api.compat.mount import find_wire, mount_wires
 from assay_service.api.compat.wire import build_error_response
+from assay_service.api.drain import Drain
 from assay_service.api.guard import BodyTooLarge, Guard
 from assay_service.api.key_store import KeyStore
 from assay_service.api.playground import mount_playground
@@ -33,7 +35,7 @@ from assay_service.registry import Registry, Signal
 from assay_service.request_id import HEADER
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring.item import PROBE
-from assay_service.settings import Limits, Settings
+from assay_service.settings import Settings
 from assay_service.telemetry.metrics import Metrics
 from assay_service.telemetry.sample_log import SampleLog
 from assay_service.telemetry.tracing import Tracer
@@ -41,6 +43,8 @@ from assay_service.telemetry.tracing import Tracer
 # /ready trusts a forward pass that is at most this old. Otherwise it runs one, within the time limit.
 RECENT_FORWARD_S = 30.0
 PROBE_TIMEOUT_S = 10.0
+# The worker's time to end after a drain. Only a forward pass that does not end needs more.
+END_S = 1.0
 # A caller of its own has its turn at once, whatever the others have queued; nobody else can have an empty name.
 PROBE_TERMS = Terms(caller="", exempt=True)
 
@@ -75,7 +79,8 @@ def create_app(
     for name, signal in registry.signals.items():
         metrics.models.labels(name).info(_describe_model(signal))
         metrics.not_finite.labels(name)  # 0 from the start: an alert sees only an increase
-    engine = _build_engine(registry, settings.limits, metrics, on_failure)
+    engine = _build_engine(settings, metrics, on_failure)
+    drain = Drain(settings.lifecycle.drain_s)
     scorer = Scorer(registry, engine, metrics, settings.limits)
 
     samples = None
@@ -90,7 +95,8 @@ def create_app(
         if watching is not None:
             watching.cancel()
         # `stop` finishes the waiting jobs first. Joining the worker must not block the event loop that answers them.
-        await asyncio.to_thread(engine.stop)
+        # A drain has finished or dropped them already, and a forward pass that stalls must not keep the process.
+        await asyncio.to_thread(engine.stop, None if drain.reason is None else END_S)
         scorer.close()
         if samples is not None:
             await asyncio.to_thread(samples.close)
@@ -100,6 +106,7 @@ def create_app(
     app = FastAPI(title="Assay", version=version("assay-rewards"), lifespan=lifespan)
     app.state.scorer, app.state.metrics, app.state.settings, app.state.keys = scorer, metrics, settings, keys
     app.state.samples = samples
+    app.state.drain = drain
     app.state.policies = {wire: reader.transcript for wire, reader in policies.items()}
     # A declared policy reads ids before a signal that has the same tokenizer with another template.
     own = [signal.token_reader for signal in registry.signals.values()]
@@ -109,7 +116,14 @@ def create_app(
     if keys is not None:
         app.add_middleware(Authentication, keys=keys, answer=_answer_error)
     # Last, so that it surrounds the other: refused requests have an id and are counted, too.
-    app.add_middleware(Guard, max_body_bytes=settings.limits.max_body_bytes, metrics=metrics, tracer=tracer)
+    app.add_middleware(
+        Guard,
+        max_body_bytes=settings.limits.max_body_bytes,
+        metrics=metrics,
+        tracer=tracer,
+        drain=drain,
+        answer=_answer_error,
+    )
     # `Exception`, too: a crash must have the wire's form and a request id, like every error.
     for kind in (RequestValidationError, HTTPException, AssayError, BodyTooLarge, Exception):
         app.add_exception_handler(kind, _answer_error)
@@ -131,14 +145,14 @@ def _describe_model(signal: Signal) -> dict[str, str]:
     return {name: value or "" for name, value in asdict(signal.provenance).items()} | {"kind": signal.kind}
 
 
-def _build_engine(registry: Registry, limits: Limits, metrics: Metrics, on_failure: Callable[[], None]) -> Engine:
-    """Return the engine of all models, whose worker has not started; `on_failure` is that of `create_app`."""
+def _build_engine(settings: Settings, metrics: Metrics, on_failure: Callable[[], None]) -> Engine:
+    """Return the engine, whose worker has not started; `on_failure` is that of `create_app`."""
+    limits = settings.limits
     return Engine(
-        {trunk.name: trunk for trunk in registry.trunks.values()},
-        registry.identities,
         max_batch_tokens=limits.max_batch_tokens,
         limits=QueueLimits(limits.max_queue_wait_s, limits.max_queue_tokens, limits.max_queue_items),
         cache_bytes=limits.cache_bytes,
+        max_forward_s=settings.lifecycle.max_forward_s,
         metrics=metrics,
         on_failure=on_failure,
     )
@@ -170,18 +184,27 @@ async def ready(request: Request) -> dict[str, Any]:
     """Report that requests can be sent here: a real forward pass succeeded recently, or succeeds now.
 
     Raises:
-        NotReady: the service is shutting down, or a forward pass failed or took too long.
+        NotReady: the service is shutting down, its work stalls, or a forward pass failed or took too long.
     """
     scorer: Scorer = request.app.state.scorer
-    if scorer.engine.stopping or scorer.engine.failed:
-        raise NotReady("the service is shutting down")
-    stale = [name for name in scorer.registry.signals if scorer.engine.get_age_of_success_s(name) > RECENT_FORWARD_S]
+    engine, drain = scorer.engine, request.app.state.drain
+    if engine.failed:
+        raise NotReady("the device has failed, and the service ends")
+    if drain.reason is not None or engine.stopping:
+        raise NotReady(drain.reason or "the service is shutting down")
+    # First, because a probe would wait behind the pass that stalls.
+    if (stall := engine.explain_stall()) is not None:
+        raise NotReady(stall)
+    now_s = time.monotonic()
+    stale = [n for n in scorer.registry.signals if engine.progress.get_age_of_success_s(n, now_s) > RECENT_FORWARD_S]
     if stale:
         try:
             # Fresh: a cached logit would say nothing about the device.
             probing = scorer.score([PROBE], stale, PROBE_TERMS, request.state.timings, fresh=True)
             results = await asyncio.wait_for(probing, PROBE_TIMEOUT_S)
         except TimeoutError:
+            if engine.progress.is_computing and engine.explain_stall() is None:
+                return {"status": "ready"}  # the probe waits behind a long pass, whose limit is another one
             raise NotReady(f"no forward pass of {', '.join(stale)} finished within {PROBE_TIMEOUT_S:.0f} s") from None
         if isinstance(results[0], AssayError):
             raise NotReady(f"the last forward pass failed: {results[0].code}")

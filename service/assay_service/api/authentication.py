@@ -5,14 +5,14 @@ Everything needs a key, except for the few paths in `OPEN`; so a new route is cl
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from assay_service.api.guard import Answer
 from assay_service.api.key_store import KeyStore
 from assay_service.errors import AssayError, PermissionDenied, Unauthorized
 from assay_service.keys import Key
@@ -23,8 +23,6 @@ from assay_service.keys import Scope as KeyScope
 OPEN: Final = frozenset({"/health", "/ready", "/", "/playground"})
 _METRICS: Final = "/metrics"
 _ADMIN: Final = "/admin"
-
-Answer = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class Authentication:

@@ -1,4 +1,4 @@
-"""Surround every request: assign its id, limit its body, count and time it, and log it.
+"""Surround every request: assign its id, limit its body, count and time it, log it, and refuse it during a drain.
 
 The guard is plain ASGI middleware, so the limit holds for chunked bodies too, which declare no length.
 """
@@ -6,15 +6,18 @@ The guard is plain ASGI middleware, so the limit holds for chunked bodies too, w
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from assay_service.errors import ClientGone
+from assay_service.api.drain import Drain
+from assay_service.errors import ClientGone, NotReady
 from assay_service.logs import ACCESS, REQUEST_ID, LimitedWarnings
 from assay_service.request_id import HEADER, choose_request_id
 from assay_service.telemetry.metrics import Metrics
@@ -22,6 +25,10 @@ from assay_service.telemetry.timings import Timings
 from assay_service.telemetry.tracing import Tracer
 
 T = TypeVar("T")
+Answer = Callable[[Request, Exception], Awaitable[Response]]
+
+# Paths that are answered while the service drains, and that do not delay its end.
+_PROBES = frozenset({"/health", "/ready", "/metrics"})
 
 # Of W3C's Server Timing, which browsers, curl and load tests show: milliseconds by phase.
 TIMING_HEADER = "server-timing"
@@ -62,15 +69,28 @@ class Guard:
     Args:
         app: the application behind the guard.
         max_body_bytes: most bytes of a request's body; reading stops beyond them.
+        drain: the requests in flight, and whether new ones are taken.
+        answer: function that answers a refused request.
         metrics: the counters of requests, labelled by route template, so that unknown paths do not make new labels.
         tracer: sender of the spans of requests; None sends none.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics, tracer: Tracer | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        metrics: Metrics,
+        tracer: Tracer | None,
+        drain: Drain,
+        answer: Answer,
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
         self._tracer = tracer
+        self._drain = drain
+        self._answer = answer
         self._warnings = LimitedWarnings()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,13 +126,39 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 headers[HEADER] = request_id
                 headers[TIMING_HEADER] = timings.format_header(time.monotonic())
+                if self._drain.reason is not None:  # the client's next request goes to another replica
+                    headers["connection"] = "close"
+                self._drain.start_answer()
             await send(message)
 
         try:
-            await self._app(scope, count_received, send_with_headers)
+            if scope["path"] in _PROBES:
+                await self._app(scope, count_received, send_with_headers)
+            else:
+                await self._serve(scope, count_received, send_with_headers)
         finally:
             self._record(scope, status, time.monotonic())
             REQUEST_ID.reset(entered)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer that the service ends: at once during a drain, or when its time is over."""
+        with self._drain.track():
+            try:
+                if self._drain.reason is None:
+                    await self._app(scope, receive, send)
+                    return
+                with suppress(BodyTooLarge):
+                    # Unread bytes at the close would take the answer from the client.
+                    while (await receive()).get("more_body", False):
+                        pass
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                # Not everyone who cancels is the drain, and an answer that has begun cannot become another one.
+                if task is None or not self._drain.is_cancelled(task):
+                    raise
+                task.uncancel()
+            response = await self._answer(Request(scope, receive), NotReady(self._drain.reason or ""))
+            await response(scope, receive, send)
 
     def _record(self, scope: Scope, status: int, now_s: float) -> None:
         """Count and log a request; the only part of its content that is logged is the number of items."""

@@ -235,6 +235,7 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
                 "token_types": signal.renderer.rules.token_types,
                 "mean": None if signal.moments is None else signal.moments.mean,
                 "std": None if signal.moments is None else signal.moments.std,
+                "reference": None if signal.reference is None else signal.reference.model_dump(),
             }
             for name, signal in registry.signals.items()
         },

@@ -147,7 +147,12 @@ class Scorer:
         with self.engine.expect(terms, chars, len(items) * len(readers)):
             rendered = await self.render(items, signals, truncation)
         renderings = [rendering for rendering in rendered if not isinstance(rendering, AssayError)]
-        tasks = [Task(trunk.name, r[name].sequence) for r in renderings for trunk, name in readers.items()]
+        identities = self.registry.identities
+        tasks = [
+            Task(trunk, r[name].sequence, identities.get(trunk.name))
+            for r in renderings
+            for trunk, name in readers.items()
+        ]
         self._check_tokens(tasks)
         futures = self.engine.submit(tasks, terms, timings, chars=chars, fresh=fresh)
         waiting = iter(futures)  # in the order of `tasks`: by item, then by trunk

@@ -15,7 +15,7 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -24,12 +24,12 @@ import torch
 from assay_service.engine.admission import QueueLimits, Terms
 from assay_service.engine.backlog import Backlog
 from assay_service.engine.cache import Outputs
-from assay_service.engine.fault import Fault, make_device_error
+from assay_service.engine.fault import Fault, is_device_working, make_device_error
 from assay_service.engine.job import Job, Task, add_pass, make_done_future
 from assay_service.engine.known import Known
 from assay_service.engine.plan import count_computed_tokens
+from assay_service.engine.progress import Progress
 from assay_service.errors import AssayError, NotReady
-from assay_service.scoring.trunk import Trunk
 from assay_service.telemetry.metrics import Metrics
 from assay_service.telemetry.timings import Timings
 
@@ -42,30 +42,29 @@ class Engine:
     """A queue and a worker thread that score sequences in batches of whatever is waiting.
 
     Args:
-        trunks: trunks by name.
-        identities: fingerprints of everything that decides the logits besides their sequence, by name of the trunk. A
-            trunk without one, whose invariance was not shown, is neither cached nor shared between requests.
         max_batch_tokens: most tokens that one forward pass computes.
         limits: limits of the queue, beyond which requests are refused.
         cache_bytes: size of the cache of logits. 0 turns off the cache, and also the sharing of a sequence that two
             requests wait for at the same time.
+        max_forward_s: seconds of one forward pass, or without a result while work waits, from which on it stalls.
         metrics: the counters and histograms that every batch updates.
         on_failure: callback, called once on the worker's thread when the device has failed.
+
+    Attributes:
+        progress: the times of the worker's forward passes.
     """
 
     def __init__(
         self,
-        trunks: Mapping[str, Trunk],
-        identities: Mapping[str, str],
         *,
         max_batch_tokens: int,
         limits: QueueLimits,
         cache_bytes: int,
+        max_forward_s: float,
         metrics: Metrics,
         on_failure: Callable[[], None],
     ) -> None:
-        self._trunks = trunks
-        self._identities = identities if cache_bytes else {}
+        self._shares = cache_bytes > 0
         self._backlog = Backlog(limits, max_batch_tokens)
         self._known = Known(cache_bytes, metrics)
         self._metrics = metrics
@@ -73,23 +72,22 @@ class Engine:
         self._on_failure = on_failure
         self._computed: list[Job] = []  # what has succeeded of the running batch
         self._changed = threading.Condition()
-        self._stopping = False
-        self._failed = False
-        self._last_success_s = {name: -math.inf for trunk in trunks.values() for name in trunk.signals}
+        self._stopping = self._failed = False
+        self.progress = Progress(max_forward_s)
         self._thread = threading.Thread(target=self._work, name="assay-engine", daemon=True)
 
     def start(self) -> None:
         """Start the worker."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Refuse new jobs, finish those that wait, and return when the worker has ended."""
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Refuse new jobs, finish those that wait, and return when the worker has ended, or after `timeout_s`."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         # A start that failed has no running worker, and joining it would raise an error.
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout_s)
 
     @property
     def alive(self) -> bool:
@@ -106,9 +104,9 @@ class Engine:
         """Return True once new jobs are refused."""
         return self._stopping
 
-    def get_age_of_success_s(self, signal: str) -> float:
-        """Return the seconds since a forward pass of `signal` last gave a finite logit; infinite before the first."""
-        return time.monotonic() - self._last_success_s[signal]
+    def explain_stall(self) -> str | None:
+        """Return why the worker makes no progress; None while it does, or has nothing to do."""
+        return self.progress.explain_stall(len(self._backlog.queue), time.monotonic())
 
     def get_age_of_oldest_s(self) -> float:
         """Return the seconds that the oldest sequence in the queue has waited; 0 for an empty queue."""
@@ -168,6 +166,8 @@ class Engine:
             # Jobs that run already need no place in the queue.
             waiting = [job for job in jobs if job in found.new or job in self._backlog.queue]
             if waiting and not self._failed:
+                if not self._backlog.queue:
+                    self.progress.wait(now_s)
                 self._backlog.add(terms, waiting, chars, now_s)
             timings.sequences, timings.cached = len(tasks), found.cached
             futures = [
@@ -184,8 +184,7 @@ class Engine:
         return futures
 
     def _make_job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
-        identity = None if fresh else self._identities.get(task.trunk)
-        return Job(task, identity, now_s, shares_prompt=self._trunks[task.trunk].model.shares_prompts)
+        return Job(task, now_s, is_reusable=self._shares and not fresh)
 
     def _work(self) -> None:
         try:
@@ -228,14 +227,14 @@ class Engine:
         if isinstance(forward, Fault):
             self._recover(batch, forward, split=split)
             return
-        signals = self._trunks[batch[0].task.trunk].signals
+        signals = batch[0].task.trunk.signals
         for job, numbers in zip(batch, forward, strict=True):
             outputs = tuple(each if all(map(math.isfinite, each)) else None for each in numbers)
             for name, of_signal in zip(signals, outputs, strict=True):
                 if of_signal is None:
                     self._metrics.not_finite.labels(name).inc()
                 else:
-                    self._last_success_s[name] = time.monotonic()
+                    self.progress.succeed(name, time.monotonic())
             self._finish(job, outputs)
 
     def _recover(self, batch: list[Job], fault: Fault, *, split: bool) -> None:
@@ -278,8 +277,9 @@ class Engine:
             job.finish(outcome)
 
     def _forward(self, batch: list[Job]) -> list[tuple[tuple[float, ...], ...]] | Fault:
-        trunk = self._trunks[batch[0].task.trunk]
+        trunk = batch[0].task.trunk
         started_s = time.monotonic()
+        self.progress.begin_pass(started_s)
         try:
             with torch.inference_mode():
                 numbers = trunk.compute([job.task.sequence for job in batch])
@@ -287,7 +287,9 @@ class Engine:
             add_pass(batch, started_s, time.monotonic())
             # The trace is logged as text: a log handler that keeps the exception would keep its frames' tensors.
             _log.warning("a forward pass of %s failed\n%s", trunk.name, traceback.format_exc())
-            return Fault.classify(error)
+            return Fault.classify(error, is_device_working=is_device_working(trunk.model.device))
+        finally:
+            self.progress.end_pass(time.monotonic())
         ended_s = time.monotonic()
         add_pass(batch, started_s, ended_s)
         self._computed += batch

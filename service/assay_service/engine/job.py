@@ -10,15 +10,24 @@ from assay_service.engine.cache import Outputs, compute_key
 from assay_service.engine.plan import Waiting
 from assay_service.errors import AssayError
 from assay_service.scoring.layout import TokenSequence
+from assay_service.scoring.trunk import Trunk
 from assay_service.telemetry.timings import Timings
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One sequence to be scored by all signals of one trunk."""
+    """One sequence to be scored by all signals of one trunk.
 
-    trunk: str
+    Attributes:
+        trunk: the trunk.
+        sequence: the sequence.
+        identity: fingerprint of everything that decides the logits besides the sequence. None for a trunk whose
+            invariance was not shown: its logits are neither cached nor shared between requests.
+    """
+
+    trunk: Trunk
     sequence: TokenSequence
+    identity: str | None
 
 
 class Job:
@@ -26,10 +35,8 @@ class Job:
 
     Args:
         task: the sequence to score and the trunk that scores it.
-        identity: fingerprint of everything that decides the logits besides the sequence; None keeps other requests
-            from joining the job.
         now_s: time of submission on the monotonic clock, in seconds.
-        shares_prompt: True if the prompt is computed once for all sequences of a forward pass that have it.
+        is_reusable: False keeps other requests from joining the job, and its logits from the cache.
 
     Attributes:
         key: bytes that are equal for jobs with the same logits.
@@ -40,7 +47,9 @@ class Job:
         timings: the times of the requests that wait for it.
     """
 
-    def __init__(self, task: Task, identity: str | None, now_s: float, *, shares_prompt: bool) -> None:
+    def __init__(self, task: Task, now_s: float, *, is_reusable: bool) -> None:
+        identity = task.identity if is_reusable else None
+        shares_prompt = task.trunk.model.shares_prompts
         self.task = task
         self.since_s = now_s
         self.reusable = identity is not None
@@ -95,7 +104,7 @@ def add_pass(batch: Iterable[Job], started_s: float, ended_s: float) -> None:
 
 
 def make_done_future(outputs: Outputs) -> "Future[Outputs]":
-    """Return a future that has the logits already."""
+    """Return a future that has its result already, for logits that are cached."""
     future: Future[Outputs] = Future()
     future.set_result(outputs)
     return future

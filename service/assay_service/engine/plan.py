@@ -3,7 +3,7 @@
 All functions are pure: values in, values out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 
@@ -12,13 +12,13 @@ class Waiting:
     """The properties of a sequence in the queue that planning needs.
 
     Attributes:
-        trunk: name of the trunk; only sequences of the same trunk share a forward pass.
+        trunk: the trunk, or whatever stands for it; only sequences of the same trunk share a forward pass.
         prompt: hash that is equal for sequences whose prompt is computed once for all; None where nothing is shared.
         prompt_tokens: number of tokens that are computed once for all; 0 where nothing is shared.
         own_tokens: number of tokens that are computed for this sequence alone.
     """
 
-    trunk: str
+    trunk: Hashable
     prompt: bytes | None
     prompt_tokens: int
     own_tokens: int
@@ -36,7 +36,7 @@ def cut_turns(request: Sequence[Waiting], most_tokens: int) -> list[list[int]]:
         turn that has it.
     """
     turns: list[list[int]] = []
-    prompts: set[tuple[str, bytes | None]] = set()
+    prompts: set[tuple[Hashable, bytes | None]] = set()
     tokens = 0
     for sequence in request:
         prompt = (sequence.trunk, sequence.prompt)

@@ -174,4 +174,4 @@ def select_claims(claims: Manifest, outputs: tuple[int, ...]) -> Manifest:
         )
     own = claims.outputs[outputs[0]]
     named = ("kind", "mean", "std", "golden", "reference")
-    return claims.model_copy(update={name: getattr(own, name) for name in named})
+    return claims.model_copy(update={key: getattr(own, key) for key in named})

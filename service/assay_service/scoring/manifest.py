@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from assay_service.errors import StartError
+from assay_service.scoring.atomic import write_atomically
 from assay_service.scoring.compute import Compute
 from assay_service.scoring.reading import Aggregate
 from assay_service.scoring.reference import ReferenceHistogram
@@ -95,7 +96,7 @@ class Output(BaseModel):
         kind: meaning of its logit.
         mean, std: mean and standard deviation of its logits over its training completions.
         golden: rows with its logits, to recompute after loading.
-        reference: histogram of its logits over a reference sample, for the metric of drift.
+        reference: distribution of its logits on sample texts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -120,7 +121,8 @@ class Manifest(BaseModel):
         eos: source of the end of turn.
         max_length: largest number of tokens of prompt and completion together.
         unfinished: whether a completion cut off by a length limit is scored or refused.
-        mean, std: mean and standard deviation of the logits over the training completions, for blends that standardise.
+        mean, std: mean and standard deviation of the logits over the training completions, or over the sample texts of
+            `assay calibrate`; for blends that standardise.
         golden: rows to recompute after loading.
         token_types: token types, for bases that distinguish them. A manifest without this key means "zero", because
             `assay train reward` trains so.
@@ -130,7 +132,7 @@ class Manifest(BaseModel):
         steps: rules by which steps are read, for the score position "steps".
         aggregate: rule that makes one logit of those of the steps.
         compute: numbers in which the base must compute.
-        reference: histogram of the logits over a reference sample, for the metric of drift.
+        reference: distribution of the logits on sample texts, from `assay calibrate`.
         outputs: outputs of the head, in the order of its rows; empty for a head with one. Kind, moments, golden rows
             and reference of such a checkpoint are those of its outputs.
     """
@@ -175,5 +177,6 @@ def read(directory: Path) -> Manifest:
 
 
 def write(manifest: Manifest, directory: Path) -> None:
-    """Write `manifest` into `directory`, without the fields that are None."""
-    (directory / FILE_NAME).write_text(manifest.model_dump_json(indent=1, exclude_none=True) + "\n")
+    """Write `manifest` into `directory`, without the fields that are None; the file appears whole."""
+    with write_atomically(directory / FILE_NAME, durable=True) as fresh:
+        fresh.write_text(manifest.model_dump_json(indent=1, exclude_none=True) + "\n")

@@ -1,6 +1,7 @@
 """Hold the histogram of a checkpoint's logits, with which the logits of a service are compared."""
 
 from itertools import pairwise
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,7 +12,7 @@ class ReferenceHistogram(BaseModel):
     """The distribution of a signal's logits over a reference sample.
 
     Attributes:
-        edges: increasing bounds of the bins.
+        edges: increasing bounds of the bins. A logit that equals an edge is in the bin above it.
         counts: number of logits below the first edge, in each bin, and from the last edge on.
         samples: number of all logits.
         samples_sha256: SHA-256 of the sample, which says where the numbers come from.
@@ -19,17 +20,17 @@ class ReferenceHistogram(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    edges: tuple[float, ...] = Field(min_length=2)
-    counts: tuple[int, ...]
+    edges: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(min_length=2)
+    counts: tuple[Annotated[int, Field(ge=0)], ...]
     samples: int = Field(gt=0)
     samples_sha256: str = Field(pattern=SHA256_PATTERN)
 
     @model_validator(mode="after")
     def _check_sums(self) -> "ReferenceHistogram":
-        if not all(low < high for low, high in pairwise(self.edges)):
-            raise ValueError("reference.edges: must increase")
-        if len(self.counts) != len(self.edges) + 1 or min(self.counts) < 0:
-            raise ValueError("reference.counts: must have one number of logits more than there are edges")
-        if sum(self.counts) != self.samples:
-            raise ValueError("reference.samples: must be the sum of the counts")
+        if any(low >= high for low, high in pairwise(self.edges)):
+            raise ValueError("edges must increase; run `assay calibrate` again")
+        if len(self.counts) != len(self.edges) + 1 or sum(self.counts) != self.samples:
+            raise ValueError(
+                "counts must have one number more than edges, with the sum `samples`; run `assay calibrate` again"
+            )
         return self

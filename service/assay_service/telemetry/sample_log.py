@@ -16,8 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from assay_service.operation_settings import SamplesSettings
 from assay_service.telemetry.metrics import Metrics
-from assay_service.telemetry_settings import SamplesSettings
 
 # Lines that wait for the disk; further ones are dropped and counted.
 _WAITING_LINES = 10_000

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from assay_service.errors import StartError
+from assay_service.operation_settings import TracingSettings
 from assay_service.telemetry.timings import Timings
-from assay_service.telemetry_settings import TracingSettings
 
 _NS = 1_000_000_000
 

@@ -1,4 +1,4 @@
-"""Define the settings of traces and of the sample log, both of which are off unless they are declared."""
+"""Define the settings of how the service drains, and of traces and the sample log; none decides a score."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -6,6 +6,19 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 from assay_service.signal_settings import Frozen
+
+
+class LifecycleSettings(Frozen):
+    """Times after which the service is not ready, or ends.
+
+    Attributes:
+        drain_s: seconds after SIGTERM in which requests in flight are finished; the rest are then refused.
+        max_forward_s: seconds of one forward pass, or without any result while work waits, from which on the service
+            is not ready.
+    """
+
+    drain_s: float = Field(30.0, ge=0, allow_inf_nan=False)
+    max_forward_s: float = Field(60.0, gt=0, allow_inf_nan=False)
 
 
 def _check_endpoint(address: str) -> str:
