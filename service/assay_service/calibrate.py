@@ -34,8 +34,8 @@ def calibrate(
         path: JSONL file of prompts with completions.
 
     Raises:
-        StartError: a signal cannot be served or has no manifest, a row is wrong or cannot be scored, there are too few
-            logits, all are equal, or a file cannot be written.
+        StartError: a signal cannot be served or calibrated, a row is wrong or cannot be scored, or a manifest cannot be
+            written.
     """
     _check_places(resolved)
     prompts, samples_sha256 = read_prompts(path), hash_files([path])

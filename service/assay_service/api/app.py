@@ -73,40 +73,16 @@ def create_app(
     tracer = None if settings.tracing is None else Tracer(settings.tracing)
     policies = load_policies(settings)  # before the models, which take longer
     registry = loader.load_resolved(settings, signals)
-    # One for each application, so that tests can run several in a process.
-    metrics = Metrics(registry.references)
-    metrics.build.info(_describe_build(registry))
-    for name, signal in registry.signals.items():
-        metrics.models.labels(name).info(_describe_model(signal))
-        metrics.not_finite.labels(name)  # 0 from the start: an alert sees only an increase
+    metrics = _build_metrics(registry)
     engine = _build_engine(settings, metrics, on_failure)
     drain = Drain(settings.lifecycle.drain_s)
     scorer = Scorer(registry, engine, metrics, settings.limits)
 
-    samples = None
-    if settings.samples is not None:
-        samples = SampleLog(settings.samples, settings.find_path(settings.samples.path), metrics)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
-        watching = None if keys is None else asyncio.create_task(keys.watch())
-        yield
-        if watching is not None:
-            watching.cancel()
-        # `stop` finishes the waiting jobs first. Joining the worker must not block the event loop that answers them.
-        # A drain has finished or dropped them already, and a forward pass that stalls must not keep the process.
-        await asyncio.to_thread(engine.stop, None if drain.reason is None else END_S)
-        scorer.close()
-        if samples is not None:
-            await asyncio.to_thread(samples.close)
-        if tracer is not None:
-            await asyncio.to_thread(tracer.close)
-
-    app = FastAPI(title="Assay", version=version("assay-rewards"), lifespan=lifespan)
+    app = FastAPI(title="Assay", version=version("assay-rewards"), lifespan=_run_engine)
     app.state.scorer, app.state.metrics, app.state.settings, app.state.keys = scorer, metrics, settings, keys
-    app.state.samples = samples
-    app.state.drain = drain
+    app.state.drain, app.state.tracer, app.state.samples = drain, tracer, None
+    if settings.samples is not None:
+        app.state.samples = SampleLog(settings.samples, settings.find_path(settings.samples.path), metrics)
     app.state.policies = {wire: reader.transcript for wire, reader in policies.items()}
     # A declared policy reads ids before a signal that has the same tokenizer with another template.
     own = [signal.token_reader for signal in registry.signals.values()]
@@ -128,6 +104,34 @@ def create_app(
     for kind in (RequestValidationError, HTTPException, AssayError, BodyTooLarge, Exception):
         app.add_exception_handler(kind, _answer_error)
     return app
+
+
+@asynccontextmanager
+async def _run_engine(app: FastAPI) -> AsyncIterator[None]:
+    """Run the engine and watch the key file while the application serves, and close what it writes to at the end."""
+    state = app.state
+    state.scorer.engine.start()
+    watching = None if state.keys is None else asyncio.create_task(state.keys.watch())
+    yield
+    if watching is not None:
+        watching.cancel()
+    # `stop` finishes the waiting jobs first. Joining the worker must not block the event loop that answers them.
+    # A drain has finished or dropped them already, and a forward pass that stalls must not keep the process.
+    await asyncio.to_thread(state.scorer.engine.stop, None if state.drain.reason is None else END_S)
+    state.scorer.close()
+    for sink in (state.samples, state.tracer):
+        if sink is not None:
+            await asyncio.to_thread(sink.close)
+
+
+def _build_metrics(registry: Registry) -> Metrics:
+    """Return the metrics of one application, with what is known of its models; tests run several in a process."""
+    metrics = Metrics(registry.references)
+    metrics.build.info(_describe_build(registry))
+    for name, signal in registry.signals.items():
+        metrics.models.labels(name).info(_describe_model(signal))
+        metrics.not_finite.labels(name)  # 0 from the start: an alert sees only an increase
+    return metrics
 
 
 def _describe_build(registry: Registry) -> dict[str, str]:
