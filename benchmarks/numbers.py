@@ -131,10 +131,10 @@ def main() -> None:
         made = workloads.make_workload(name, prompts, completions)
         rows += format_rows(name, measure(contenders, made, arguments.rounds, arguments.slow_rounds))
     text = (
-        f"# Kinds of numbers\n\n`python -m benchmarks.numbers --rounds {arguments.rounds} --prompts "
-        f"{arguments.prompts}`; {describe_machine()}, {list_features()}; the random Llama of 84 million parameters. "
-        f"Seconds of CPU time, rendering included. Load average at the end: {os.getloadavg()[0]:.0f} on "
-        f"{os.cpu_count()} cores.\n\n"
+        f"# Kinds of numbers\n\n`python -m benchmarks.numbers --rounds {arguments.rounds} --prompts {arguments.prompts}"
+        f" --slow-rounds {arguments.slow_rounds}`; {describe_machine()}, {list_features()}; the random Llama of 84 "
+        f"million parameters. Seconds of CPU time, rendering included. Load average at the end: "
+        f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} cores.\n\n"
     )
     lines = [f"| items | contender | rounds | median s | times as fast as {ALONE} | … as {SORTED} | … as {SLOW} |"]
     lines.append("|---" * 7 + "|")
