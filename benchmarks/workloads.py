@@ -44,6 +44,11 @@ def make_groups(workload: Workload, seed: int) -> list[Group]:
     return workload.make(random.Random(f"{workload.name} {seed}"))
 
 
+def make_workload(name: str, prompts: int, completions: int) -> Workload:
+    """Make a workload of other size, which is scored in one call."""
+    return Workload(name, lambda draw: _groups(draw, prompts, completions))
+
+
 def make_text(draw: random.Random, words: int) -> str:
     """Make a text of words of one to four syllables, of about eight thousand different ones."""
     made = ("".join(draw.choices(SYLLABLES, k=draw.choice((1, 2, 2, 3)))) for _ in range(words))

@@ -13,12 +13,14 @@ from benchmarks.workloads import Group
 class Padded(Contender):
     """Batches of `size`, padded to their longest, in the order they come or sorted by length."""
 
-    def __init__(self, model: Path, size: int = 32, *, by_length: bool = False) -> None:
+    def __init__(
+        self, model: Path, size: int = 32, *, by_length: bool = False, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         super().__init__(model)
         self._size = size
         self._by_length = by_length
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="right")
-        self._model: Any = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.bfloat16).eval()
+        self._model: Any = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype).eval()
 
     def score(self, groups: list[Group]) -> list[float]:
         """Template, tokenize, sort if asked, pad, forward."""

@@ -13,11 +13,11 @@ from assay_service.scoring.kernels.fused import build_segment_table
 from assay_service.scoring.layout import Layout, Span, TokenSequence, pack
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(
-    build.load_or_explain(torch.bfloat16, CPU) is not None, reason=str(build.load_or_explain(torch.bfloat16, CPU))
-)
+REASON, REASON_BF16 = (build.load_or_explain(dtype, CPU) for dtype in (torch.float32, torch.bfloat16))
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+bf16 = pytest.mark.skipif(REASON_BF16 is not None, reason=str(REASON_BF16))
 ops = torch.ops.assay
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, pytest.param(torch.bfloat16, marks=bf16))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
@@ -172,6 +172,20 @@ def test_attention_with_bounded_scores(
     assert close(got[0], expected)
     without = attended(q, k, v, layout, window, causal)
     assert window == 1 or (expected - without).abs().max() > 0.1  # the bound is felt
+
+
+@pytest.mark.parametrize("cap", [0.5, 50.0])
+def test_bounds_of_one_score(cap: float) -> None:
+    scores = torch.cat([torch.linspace(-4, 4, 4000) * cap, torch.tensor([1e-6, -1e-6, 1e30, -1e30, 0.0])])
+    for score in scores[::61].tolist() + scores[-5:].tolist():
+        # Two keys with the scores `score` and 0: the weight of the first is the sigmoid of the bounded score.
+        q, k = torch.full((1, 1, 64, 2), 1.0), torch.zeros(1, 1, 64, 2)
+        k[0, 0, 0, 0] = score
+        v = torch.zeros(1, 1, 64, 2)
+        v[0, 0, 0] = 1.0
+        got = ops.attention(q, k, v, None, None, torch.tensor([[0, 2, 0, 0]]), 1.0, 0, False, cap)[0, 0, 0, 0]
+        expected = torch.sigmoid(cap * torch.tanh(torch.tensor(score, dtype=torch.float64) / cap))
+        assert abs(got.item() - expected.item()) < 1e-6 * max(1.0, cap / 4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

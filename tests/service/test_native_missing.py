@@ -10,12 +10,12 @@ import torch
 from assay_service.scoring.kernels import build
 
 CPU = torch.device("cpu")
-avx512 = pytest.mark.skipif(
-    not torch.backends.cpu.get_cpu_capability().startswith("AVX512"), reason="without AVX-512 nothing is built"
+vectors = pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith(("AVX2", "AVX512")), reason="without AVX2 nothing is built"
 )
 
 
-@avx512
+@vectors
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [
@@ -36,7 +36,7 @@ def test_a_machine_without_a_compiler_says_so(
     build._load.cache_clear()
 
 
-@avx512
+@vectors
 def test_a_cache_that_cannot_be_written_is_reported_with_the_variable_that_moves_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -45,6 +45,13 @@ def test_a_cache_that_cannot_be_written_is_reported_with_the_variable_that_moves
     reason = str(build.load_or_explain(torch.float32, CPU))
     build._load.cache_clear()
     assert reason.endswith("set XDG_CACHE_HOME to a writable directory")
+
+
+def test_a_cpu_without_vectors_of_eight_numbers_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    build._load.cache_clear()
+    assert build.load_or_explain(torch.float32, CPU) == "they need a CPU with AVX2 or AVX-512"
+    build._load.cache_clear()
 
 
 @pytest.mark.parametrize(("bf16", "amx"), [(False, False), (True, False), (False, True)])

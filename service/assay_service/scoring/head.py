@@ -86,12 +86,23 @@ class Head(nn.Module):
         `gates` are hidden states for gating networks (`head_modules.py`), which this head does not have.
 
         Each row is summed by itself, because a matrix product may pick its kernel by the number of rows (see
-        `kernels/row_invariant.py`).
+        `kernels/row_invariant.py`). It is summed in one order, because torch's own sum depends on the CPU.
         """
         with torch.autocast(pooled.device.type, enabled=False):
             read = pooled.float() if self.dense is None else self.dense(pooled.float())
-            logits = (read * self.weight).sum(dim=-1)
+            logits = add_in_halves(read * self.weight)
             return logits if self.bias is None else logits + self.bias
+
+
+def add_in_halves(numbers: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the last axis, which is not empty; the second half is added to the first until one is left.
+
+    So every machine adds in the same order.
+    """
+    while (half := numbers.shape[-1] // 2) > 0:
+        pairs = numbers[..., :half] + numbers[..., half : 2 * half]
+        numbers = torch.cat([pairs, numbers[..., 2 * half :]], dim=-1)
+    return numbers[..., 0]
 
 
 def pool(hidden: torch.Tensor, spans: tuple[tuple[Span, ...], ...]) -> torch.Tensor:

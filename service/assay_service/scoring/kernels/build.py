@@ -2,8 +2,8 @@
 
 The kernels compute products, norms and attention with oneDNN's small-matrix kernels, which torch contains. Their result
 for a row does not depend on the rows beside it or on the number of rows. They are faster than torch's operators.
-They need AVX-512 and a C++ compiler. Without these, and for other devices and dtypes, torch's own operators are used
-(see `row_invariant.py`).
+They need AVX2 or AVX-512, and a C++ compiler. Without these, and for other devices and dtypes, torch's own operators
+are used (see `row_invariant.py`).
 """
 
 import errno
@@ -25,8 +25,13 @@ from assay_service.scoring.cache import find_cache_directory
 _FILES = sorted((Path(__file__).parent / "native").iterdir())
 
 # Not `-march=native`: a library built on one machine (into an image or a shared home) must run on others as well.
-_ISA = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
-_FLAGS = ("-O3", *_ISA, "-fopenmp", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+# With AVX512-BF16, a conversion to bf16 is one instruction.
+_KINDS = (_AVX2, _AVX512, (*_AVX512, "-mavx512bf16"))
+
+# A compiler that fuses a product and a sum of its own accord rounds once instead of twice, on some CPUs only.
+_FLAGS = ("-O3", "-ffp-contract=off", "-fopenmp")
 
 _log = logging.getLogger("assay")
 _start_log = logging.getLogger("assay.start")
@@ -51,10 +56,12 @@ def load_or_explain(dtype: torch.dtype, device: torch.device) -> str | None:
 @functools.cache
 def _load() -> str | None:
     """Build and load the kernels once in a process; return why that failed, or None."""
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return "they need a CPU with AVX-512"
+    capability = torch.backends.cpu.get_cpu_capability()
+    if not capability.startswith(("AVX2", "AVX512")):
+        return "they need a CPU with AVX2 or AVX-512"
     # torch.cpu has no public function for this.
-    flags = _list_flags(has_bf16=torch.cpu._is_avx512_bf16_supported())
+    wide = capability.startswith("AVX512")
+    flags = [*_FLAGS, *_KINDS[1 + torch.cpu._is_avx512_bf16_supported() if wide else 0]]
     try:
         library = _find_or_build_library(flags)
         try:
@@ -79,12 +86,7 @@ def build_all() -> list[Path]:
         CalledProcessError: the compiler has failed.
         OSError: there is no compiler, or the cache cannot be written.
     """
-    return [_find_or_build_library(_list_flags(has_bf16=has_bf16)) for has_bf16 in (False, True)]
-
-
-def _list_flags(*, has_bf16: bool) -> list[str]:
-    """Return the compiler's flags; with AVX512-BF16, a conversion to bf16 is one instruction."""
-    return [*_FLAGS, *(["-mavx512bf16"] if has_bf16 else [])]
+    return [_find_or_build_library([*_FLAGS, *kind]) for kind in _KINDS]
 
 
 def _explain_failed_build(error: subprocess.CalledProcessError | OSError) -> str:

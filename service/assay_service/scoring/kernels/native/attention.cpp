@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <unordered_map>
 #include <vector>
@@ -75,15 +76,15 @@ struct Heads {
     const int64_t half = width / 2;
     const T *c = cos + token * width, *s = sin + token * width;
     int64_t i = 0;
-    for (; i + Vec::size() <= half; i += Vec::size()) {
+    for (; i + kLanes <= half; i += kLanes) {
       const Vec low = load(from + i), high = load(from + i + half);
-      (low * load(c + i) - high * load(s + i)).store(line + i);
-      (high * load(c + i + half) + low * load(s + i + half)).store(line + i + half);
+      fmsub(low, load(c + i), high * load(s + i)).store(line + i);
+      fmadd(high, load(c + i + half), low * load(s + i + half)).store(line + i + half);
     }
     for (; i < half; ++i) {
       const float low = from[i], high = from[i + half];
-      line[i] = low * static_cast<float>(c[i]) - high * static_cast<float>(s[i]);
-      line[i + half] = high * static_cast<float>(c[i + half]) + low * static_cast<float>(s[i + half]);
+      line[i] = std::fma(low, static_cast<float>(c[i]), -(high * static_cast<float>(s[i])));
+      line[i + half] = std::fma(high, static_cast<float>(c[i + half]), low * static_cast<float>(s[i + half]));
     }
     store(line, to, width);
   }
@@ -93,8 +94,15 @@ struct Heads {
 template <typename T>
 void pack_chunk(const T* keys, const T* values, int64_t d, T* packed_keys, T* packed_values) {
   constexpr int64_t pair = kPair<T>;
-  at::vec::transpose_mxn<float>(reinterpret_cast<const float*>(keys), d / pair, reinterpret_cast<float*>(packed_keys),
-                                kKeys, kKeys, d / pair);
+  const auto* rows = reinterpret_cast<const float*>(keys);
+  auto* columns = reinterpret_cast<float*>(packed_keys);
+  const int64_t width = d / pair;
+  for (int64_t j = 0; j < kKeys; j += 8) {
+    int64_t i = 0;
+    for (; i + 8 <= width; i += 8) transpose_8(rows + j * width + i, width, columns + i * kKeys + j, kKeys);
+    for (; i < width; ++i)
+      for (int64_t key = j; key < j + 8; ++key) std::memcpy(columns + i * kKeys + key, rows + key * width + i, sizeof(float));
+  }
   if constexpr (pair == 1) {
     std::copy_n(values, kKeys * d, packed_values);
   } else {
@@ -109,18 +117,19 @@ void pack_chunk(const T* keys, const T* values, int64_t d, T* packed_keys, T* pa
 // apart; the scores of hidden keys are -inf.
 template <typename T>
 float softmax(float* scores, T* weights, int64_t chunks, int64_t step, float scale) {
-  __m512 top[kKeys / 16];
-  std::fill(top, top + kKeys / 16, _mm512_set1_ps(kHidden));
+  Vec top[kKeys / kLanes];
+  std::fill(top, top + kKeys / kLanes, Vec(kHidden));
   for (int64_t c = 0; c < chunks; ++c)  // the maximum ignores a NaN, but the sum below keeps it
-    for (int64_t j = 0; j < kKeys / 16; ++j) top[j] = _mm512_max_ps(_mm512_loadu_ps(scores + c * step + 16 * j), top[j]);
-  const __m512 highest_of = _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
-  const Vec factor(scale * kLog2E), highest(_mm512_reduce_max_ps(highest_of));
+    for (int64_t j = 0; j < kKeys / kLanes; ++j) top[j] = max(Vec::loadu(scores + c * step + kLanes * j), top[j]);
+  float lanes[kLanes];
+  max(max(top[0], top[1]), max(top[2], top[3])).store(lanes);
+  const Vec factor(scale * kLog2E), highest(*std::max_element(lanes, lanes + kLanes));
   Vec total(0.f);
   for (int64_t c = 0; c < chunks; ++c) {
-    for (int64_t j = 0; j < kKeys; j += 2 * Vec::size()) {
+    for (int64_t j = 0; j < kKeys; j += 2 * kLanes) {
       const float* at = scores + c * step + j;
       const Vec low = power_of_2((Vec::loadu(at) - highest) * factor);
-      const Vec high = power_of_2((Vec::loadu(at + Vec::size()) - highest) * factor);
+      const Vec high = power_of_2((Vec::loadu(at + kLanes) - highest) * factor);
       total = total + (low + high);
       store(low, high, weights + c * step + j);
     }
@@ -133,9 +142,9 @@ float softmax(float* scores, T* weights, int64_t chunks, int64_t step, float sca
 inline void bound(float* scores, int64_t chunks, int64_t step, float scale, float cap) {
   const Vec factor(scale / cap), top(cap);
   for (int64_t c = 0; c < chunks; ++c)
-    for (int64_t j = 0; j < kKeys; j += Vec::size()) {
+    for (int64_t j = 0; j < kKeys; j += kLanes) {
       float* at = scores + c * step + j;
-      ((Vec::loadu(at) * factor).tanh() * top).store(at);
+      (tanh(Vec::loadu(at) * factor) * top).store(at);
     }
 }
 

@@ -3,16 +3,16 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/cpu/vec/vec.h>
 #include <ATen/native/CPUBlas.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <type_traits>
 
-namespace assay {
+#include "vector.h"
 
-using Vec = at::vec::Vectorized<float>;
+namespace assay {
 
 // Number of consecutive k of a column that oneDNN's small-matrix kernels need side by side: two bf16, one float.
 template <typename T>
@@ -68,69 +68,63 @@ void with_type(const at::Tensor& tensor, const F& f) {
   }
 }
 
-inline Vec load(const at::BFloat16* from) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  return Vec(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
-}
-
-inline Vec load(const at::Half* from) {
-  return Vec(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
-}
-
-inline Vec load(const float* from) { return Vec::loadu(from); }
-
-// Stores two vectors of sixteen numbers, rounded to the nearest.
+// Stores two vectors, rounded to the nearest.
 inline void store(const Vec& low, const Vec& high, at::BFloat16* to) {
 #ifdef __AVX512BF16__
-  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v));
 #else
-  at::vec::convert_float_bfloat16(low, high).store(to);
+  float line[2 * kLanes];
+  low.store(line);
+  high.store(line + kLanes);
+  std::copy_n(line, 2 * kLanes, to);
 #endif
 }
 
 inline void store(const Vec& low, const Vec& high, float* to) {
   low.store(to);
-  high.store(to + Vec::size());
+  high.store(to + kLanes);
 }
 
 template <typename T>
 void store(const float* from, T* to, int64_t n) {
-  constexpr int64_t step = 2 * Vec::size();
+  constexpr int64_t step = 2 * kLanes;
   int64_t i = 0;
-  for (; i + step <= n; i += step) store(Vec::loadu(from + i), Vec::loadu(from + i + Vec::size()), to + i);
+  for (; i + step <= n; i += step) store(Vec::loadu(from + i), Vec::loadu(from + i + kLanes), to + i);
   for (; i < n; ++i) to[i] = static_cast<T>(from[i]);
 }
-
-inline float sum(const Vec& v) { return _mm512_reduce_add_ps(v); }
 
 constexpr float kLog2E = 1.4426950408889634f;
 
 // Returns 2 to the power of x <= 126, with a relative error of 3e-7; 0 below -126, NaN for NaN. The argument is reduced
 // to [-1/2, 1/2], then a Taylor polynomial of degree 6 is used, whose remainder is 1e-7 there.
 inline Vec power_of_2(const Vec& x) {
-  const __m512 least = _mm512_set1_ps(-126.f);
-  const __mmask16 shown = _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ);  // also true for NaN, which must not become 0
-  const __m512 shifted = _mm512_max_ps(least, x);
-  const __m512 whole = _mm512_roundscale_ps(shifted, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 part = _mm512_sub_ps(shifted, whole);
-  __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(1.5403530e-4f), part, _mm512_set1_ps(1.3333558e-3f));
-  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(9.6181291e-3f));
-  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(5.5504109e-2f));
-  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(2.4022651e-1f));
-  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(6.9314718e-1f));
-  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(1.f));
-  return Vec(_mm512_maskz_scalef_ps(shown, p, whole));
+  const Vec shifted = max(Vec(-126.f), x), whole = round(shifted), part = shifted - whole;
+  Vec p = fmadd(Vec(1.5403530e-4f), part, Vec(1.3333558e-3f));
+  p = fmadd(p, part, Vec(9.6181291e-3f));
+  p = fmadd(p, part, Vec(5.5504109e-2f));
+  p = fmadd(p, part, Vec(2.4022651e-1f));
+  p = fmadd(p, part, Vec(6.9314718e-1f));
+  p = fmadd(p, part, Vec(1.f));
+  return choose_below(x, -126.f, Vec(0.f), scale_by_power(p, whole));
 }
 
-// Returns x / (1 + e^-y), with a relative error of 3e-7: an estimate of the quotient and one Newton step. 0 where e^-y
-// overflows.
+// Returns x / (1 + e^-y), with a relative error of 3e-7; 0 where e^-y overflows. The quotient is exact to the last bit: an
+// estimate with a Newton step would be faster, but estimates differ between CPUs.
 inline Vec times_sigmoid(const Vec& x, const Vec& y) {
-  const __m512 most = _mm512_set1_ps(126.f), exponent = _mm512_mul_ps(y, _mm512_set1_ps(-kLog2E));
-  const __mmask16 open = _mm512_cmp_ps_mask(exponent, most, _CMP_NGT_UQ);  // also true for NaN
-  const __m512 below = _mm512_add_ps(_mm512_set1_ps(1.f), power_of_2(Vec(_mm512_min_ps(most, exponent))));
-  const __m512 estimate = _mm512_rcp14_ps(below);
-  const __m512 better = _mm512_mul_ps(estimate, _mm512_fnmadd_ps(below, estimate, _mm512_set1_ps(2.f)));
-  return Vec(_mm512_maskz_mul_ps(open, x, better));
+  const Vec exponent = y * Vec(-kLog2E), below = Vec(1.f) + power_of_2(min(Vec(126.f), exponent));
+  return choose_below(y * Vec(kLog2E), -126.f, Vec(0.f), x / below);
+}
+
+// Returns tanh(x), with a relative error of 2e-7: near 0 by the polynomial of Cephes' tanhf, elsewhere by the exponential.
+inline Vec tanh(const Vec& x) {
+  const Vec square = x * x, size = magnitude(x);
+  Vec p = fmadd(Vec(-5.70498872745e-3f), square, Vec(2.06390887954e-2f));
+  p = fmadd(p, square, Vec(-5.37397155531e-2f));
+  p = fmadd(p, square, Vec(1.33314422036e-1f));
+  p = fmadd(p, square, Vec(-3.33332819422e-1f));
+  const Vec near = fmadd(p * square, x, x), shrunk = power_of_2(size * Vec(-2.f * kLog2E));
+  const Vec far = (Vec(1.f) - shrunk) / (Vec(1.f) + shrunk);
+  return choose_below(size, 0.625f, near, choose_below(x, 0.f, Vec(0.f) - far, far));
 }
 
 }  // namespace assay

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kTokens = 64;  // tokens in a panel, filled up with zeros: the same kernel computes every token
 constexpr int64_t kIds = 256;    // ids in a block: their weights stay in the second-level cache while panels pass
-constexpr int64_t kVectors = kTokens / 16;
+constexpr int64_t kVectors = kTokens / kLanes;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 // Packs states [n, K] -> [panels, K / pair, 64, pair], as oneDNN reads them.
@@ -27,18 +27,18 @@ at::Tensor pack_tokens(const at::Tensor& states) {
 
 // Writes the largest logit of each token in a tile [ids, 64], and the sum of all exponentials relative to it.
 void reduce(const float* tile, int64_t ids, float* largest, float* total) {
-  __m512 top[kVectors];
+  Vec top[kVectors];
   Vec sums[kVectors];
-  std::fill(top, top + kVectors, _mm512_set1_ps(kLowest));
+  std::fill(top, top + kVectors, Vec(kLowest));
   std::fill(sums, sums + kVectors, Vec(0.f));
   for (int64_t i = 0; i < ids; ++i)  // the maximum ignores a NaN, but the sum below keeps it
-    for (int64_t v = 0; v < kVectors; ++v) top[v] = _mm512_max_ps(_mm512_loadu_ps(tile + i * kTokens + 16 * v), top[v]);
+    for (int64_t v = 0; v < kVectors; ++v) top[v] = max(Vec::loadu(tile + i * kTokens + kLanes * v), top[v]);
   for (int64_t i = 0; i < ids; ++i)
     for (int64_t v = 0; v < kVectors; ++v)
-      sums[v] = sums[v] + power_of_2((Vec::loadu(tile + i * kTokens + 16 * v) - Vec(top[v])) * Vec(kLog2E));
+      sums[v] = sums[v] + power_of_2((Vec::loadu(tile + i * kTokens + kLanes * v) - top[v]) * Vec(kLog2E));
   for (int64_t v = 0; v < kVectors; ++v) {
-    Vec(top[v]).store(largest + 16 * v);
-    sums[v].store(total + 16 * v);
+    top[v].store(largest + kLanes * v);
+    sums[v].store(total + kLanes * v);
   }
 }
 

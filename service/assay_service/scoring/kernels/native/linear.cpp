@@ -9,7 +9,6 @@ namespace {
 
 constexpr int64_t kRows = 256;     // most rows in a block: they stay in the second-level cache while panels pass
 constexpr int64_t kColumns = 128;  // most columns in a panel
-constexpr int64_t kLanes = 16;
 constexpr int64_t kStep = 32;
 constexpr int64_t kDepth = 512;    // inputs in a step of fp32 products: that part of a panel stays in the cache
 
@@ -43,7 +42,7 @@ at::Tensor pack_rounded(const at::Tensor& numbers, const at::Tensor& scales) {
 template <typename W>
 void widen(const at::Tensor& packed, int64_t from, int64_t count, float* to) {
   const W* data = packed.const_data_ptr<W>() + from;
-  for (int64_t i = 0; i < count; i += Vec::size()) load(data + i).store(to + i);
+  for (int64_t i = 0; i < count; i += kLanes) load(data + i).store(to + i);
 }
 
 // The products of one thread: rows of an input with panels of weights, which have its type or are widened to fp32. Weights
@@ -135,7 +134,7 @@ void multiply_into(at::Tensor& y, const at::Tensor& x, const at::Tensor& packed,
       if (b) for (int64_t j = 0; j < width; ++j) line[j] += b[column + j];
       if (add) {
         int64_t j = 0;
-        for (; j + Vec::size() <= width; j += Vec::size()) (Vec::loadu(line + j) + load(to + j)).store(line + j);
+        for (; j + kLanes <= width; j += kLanes) (Vec::loadu(line + j) + load(to + j)).store(line + j);
         for (; j < width; ++j) line[j] += static_cast<float>(to[j]);
       }
       store(line, to, width);
@@ -178,7 +177,7 @@ at::Tensor gated(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& 
     using T = decltype(type);
     for_tiles<T>(flat, {gate, up}, y.mutable_data_ptr<T>(), n, [&](int64_t, int64_t width, T* to, float* line) {
       const float* other = line + kRows * columns;
-      for (int64_t j = 0; j < columns; j += Vec::size()) {
+      for (int64_t j = 0; j < columns; j += kLanes) {
         const Vec g = Vec::loadu(line + j);
         (gate_of(g, gelu) * Vec::loadu(other + j)).store(line + j);
       }
@@ -204,9 +203,9 @@ at::Tensor gate(const at::Tensor& gates, const at::Tensor& ups, bool gelu) {
       float *g = lines.get(), *u = g + padded;
       std::fill(g, g + 2 * padded, 0.f);
       for (int64_t row = begin; row < end; ++row) {
-        at::vec::convert(from + row * n, g, n);
-        at::vec::convert(with + row * n, u, n);
-        for (int64_t j = 0; j < n; j += Vec::size()) (gate_of(Vec::loadu(g + j), gelu) * Vec::loadu(u + j)).store(g + j);
+        std::copy_n(from + row * n, n, g);
+        std::copy_n(with + row * n, n, u);
+        for (int64_t j = 0; j < n; j += kLanes) (gate_of(Vec::loadu(g + j), gelu) * Vec::loadu(u + j)).store(g + j);
         store(g, to + row * n, n);
       }
     });

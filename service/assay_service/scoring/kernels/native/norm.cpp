@@ -10,7 +10,7 @@ namespace {
 // without it is not (Gemma).
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, bool round_first) {
   const int64_t width = x.size(-1), rows = x.numel() / width;
-  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.numel() == width && width % Vec::size() == 0, "weight");
+  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.numel() == width && width % kLanes == 0, "weight");
   const auto in = x.contiguous();
   auto y = at::empty_like(in);
   const float* w = weight.const_data_ptr<float>();
@@ -25,15 +25,15 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, b
         const T* x_row = from + row * width;
         T* out = to + row * width;
         Vec squares(0.f);
-        for (int64_t j = 0; j < width; j += Vec::size()) squares = at::vec::fmadd(load(x_row + j), load(x_row + j), squares);
+        for (int64_t j = 0; j < width; j += kLanes) squares = fmadd(load(x_row + j), load(x_row + j), squares);
         const Vec factor(1 / std::sqrt(sum(squares) / width + static_cast<float>(eps)));
-        for (int64_t j = 0; j < width; j += Vec::size()) {
+        for (int64_t j = 0; j < width; j += kLanes) {
           const Vec normed = load(x_row + j) * factor;
           (round_first ? normed : normed * Vec::loadu(w + j)).store(v + j);
         }
         store(v, out, width);
         if (!round_first) continue;
-        for (int64_t j = 0; j < width; j += Vec::size()) (load(out + j) * Vec::loadu(w + j)).store(v + j);
+        for (int64_t j = 0; j < width; j += kLanes) (load(out + j) * Vec::loadu(w + j)).store(v + j);
         store(v, out, width);
       }
     });
