@@ -69,6 +69,7 @@ def _build_server(application: "FastAPI", tls: SSLContext | None, on_ready: Call
     """Return the server of an application; `on_ready` is called when it accepts requests."""
     import uvicorn  # noqa: PLC0415
 
+    from assay_service.patience import PatientProtocol  # noqa: PLC0415
     from assay_service.scoring.unpacked import remove_temporary  # noqa: PLC0415
 
     class Server(uvicorn.Server):
@@ -86,7 +87,7 @@ def _build_server(application: "FastAPI", tls: SSLContext | None, on_ready: Call
 
     # log_config=None keeps the handlers that `logs.configure` set. There are no WebSockets, which would pass the guard.
     # h11 bounds the head of a request; httptools, which uvicorn takes where it is installed, does not.
-    options: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "http": "h11"}
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "http": PatientProtocol}
     options["server_header"] = False
     if tls is not None:
         options["ssl_context_factory"] = lambda *_: tls

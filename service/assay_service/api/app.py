@@ -17,6 +17,7 @@ from assay_service.api import schemas
 from assay_service.api.authentication import Authentication
 from assay_service.api.compat.mount import find_wire, mount_wires
 from assay_service.api.compat.wire import build_error_response
+from assay_service.api.described_app import DescribedApp
 from assay_service.api.guard import BodyTooLarge, Guard
 from assay_service.api.key_store import KeyStore
 from assay_service.api.playground import mount_playground
@@ -82,7 +83,7 @@ def create_app(
         await asyncio.to_thread(engine.stop)
         scorer.close()
 
-    app = FastAPI(title="Assay", version=version("assay-rewards"), lifespan=lifespan)
+    app = DescribedApp(title="Assay", version=version("assay-rewards"), lifespan=lifespan)
     app.state.scorer, app.state.metrics, app.state.settings, app.state.keys = scorer, metrics, settings, keys
     app.state.policies = {wire: reader.transcript for wire, reader in policies.items()}
     # A declared policy reads ids before a signal that has the same tokenizer with another template.

@@ -47,6 +47,7 @@ WIRE = Wire(
     activation="sigmoid; `raw_scores: true` gives the score",
     overload_status=429,
     build_error=build_error,
+    messages=(_EMPTY,),
 )
 router = make_router(WIRE)
 
