@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks connections on purpose: which one and how is drawn from a seed, so that a run can be repeated."""
+"""A TCP proxy that breaks connections on purpose; a seed decides which one and how, so that a run can be repeated."""
 
 import asyncio
 import random

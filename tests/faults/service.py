@@ -65,8 +65,8 @@ class Service:
         until_s = time.monotonic() + START_S
         with RewardClient(self.url) as client:
             while not client.ready():
-                assert self.process.poll() is None, self.log.read_text()
-                assert time.monotonic() < until_s, self.log.read_text()
+                assert self.process.poll() is None, self.read_log()
+                assert time.monotonic() < until_s, self.read_log()
                 time.sleep(0.2)
 
     def read_metric(self, name: str) -> float:
@@ -74,9 +74,13 @@ class Service:
         lines = httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
+    def read_log(self) -> str:
+        """The log so far; empty if it is a device and no file."""
+        return self.log.read_text() if self.log.is_file() else ""
+
     def find_crashes(self) -> list[str]:
         """Lines of the log that no fault of a client or of the network explains."""
-        return re.findall(r".*(?:Traceback|internal error|Exception in ASGI|request \w+ failed).*", self.log.read_text())
+        return re.findall(r".*(?:Traceback|internal error|Exception in ASGI|request \w+ failed).*", self.read_log())
 
 
 def make_config(root: Path, limits: Mapping[str, Any], **sizes: Any) -> Path:
@@ -89,18 +93,30 @@ def make_config(root: Path, limits: Mapping[str, Any], **sizes: Any) -> Path:
 
 
 @contextmanager
-def serve(configs: Sequence[Path], *options: str, env: Mapping[str, str] | None = None) -> Iterator[list[Service]]:
-    """Start one process for each configuration at the same time, and yield them when all are ready."""
+def serve(
+    configs: Sequence[Path],
+    *options: str,
+    env: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
+    log: Path | None = None,
+) -> Iterator[list[Service]]:
+    """Start one process for each configuration at the same time, and yield them when all are ready.
+
+    Args:
+        env: more variables of the environment.
+        within: the beginning of the command line, such as `unshare` with its options.
+        log: where all of them write their log; each has a file of its own beside its configuration without it.
+    """
     with ExitStack() as stack:
         services = []
         for number, config in enumerate(configs):
             port = free_port()
-            command = [str(ASSAY), "serve", "--config", str(config), "--port", str(port), *options]
+            command = [*within, str(ASSAY), "serve", "--config", str(config), "--port", str(port), *options]
             environment = {**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1", **(env or {})}
-            log = config.with_name(f"{port}-{number}.log")
-            with log.open("wb") as stream:
+            path = config.with_name(f"{port}-{number}.log") if log is None else log
+            with path.open("ab") as stream:
                 process = subprocess.Popen(command, env=environment, stderr=stream, stdout=stream)
-            services.append(Service(f"http://127.0.0.1:{port}", command, environment, log, process))
+            services.append(Service(f"http://127.0.0.1:{port}", command, environment, path, process))
             stack.callback(services[-1].kill)
         for service in services:
             service.wait_until_ready()

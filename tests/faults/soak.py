@@ -26,6 +26,8 @@ from tests.faults.service import Service, make_config, serve
 CLIENTS = 2
 ITEMS = 8  # of a request
 SAMPLE_S = 0.5
+QUESTION = ["how", "do", "I", "bake", "bread", "and", "wait"]
+ANSWER = ["flour", "water", "salt", "yeast", "and", "wait", "0", "1", "2", "3"]
 # Full within the warm-up of two minutes, so that the rest shows whether anything else grows.
 LIMITS = {"cache_bytes": 200_000}
 
@@ -60,8 +62,8 @@ def make_items(seed: int) -> Iterator[list[tuple[str, str]]]:
     draw = random.Random(seed)
     number = 0
     while True:
-        prompt = f"{seed}-{number}: " + " ".join(draw.choices("how do I bake bread and wait".split(), k=8))
-        words = [draw.choices("flour water salt yeast and wait 0 1 2 3".split(), k=draw.randint(1, 30)) for _ in "8" * 8]
+        prompt = f"{seed}-{number}: " + " ".join(draw.choices(QUESTION, k=8))
+        words = [draw.choices(ANSWER, k=draw.randint(1, 30)) for _ in "8" * 8]
         yield [(prompt, f"{place} " + " ".join(some)) for place, some in enumerate(words)]
         number += 1
 

@@ -58,9 +58,7 @@ def documented(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 @pytest.mark.parametrize("keys", ["without", "with"])
-def test_every_answer_is_documented(
-    documented: dict[str, Documented], keys: str, mode: str, tmp_path: Path
-) -> None:
+def test_every_answer_is_documented(documented: dict[str, Documented], keys: str, mode: str, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(SETTINGS)
     asked = documented[keys]
     options = ["--checks", "all", "--mode", mode, "--seed", "1", "--max-examples", "5", "--no-shrink"]

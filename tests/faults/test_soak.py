@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.memory import fit_growth
-from tests.faults.soak import LIMITS, make_items, run_soak
 from tests.faults.service import make_config, serve
+from tests.faults.soak import LIMITS, make_items, run_soak
 
 SECONDS = float(os.environ.get("SOAK_S", "120"))
 # In MiB per minute. A short run still sees the allocator's steps of some MiB, a long one does not.
