@@ -20,7 +20,7 @@ from tests import checkpoints
 from tests.service.test_serve_process import free_port
 
 ASSAY = Path(sys.executable).with_name("assay")
-START_S = 300  # a machine that is busy with other tests loads torch slowly
+START_S = 480  # a machine that is busy with other tests loads torch slowly
 SIGNAL = {"kind": "preference", "score_position": "last_token", "eos": "template", "unfinished": "score"}
 # About 10,000 tokens/s on one core: a request of a few hundred takes long enough to be hit by a fault.
 SLOW = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "max_position_embeddings": 1024}

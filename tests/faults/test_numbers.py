@@ -28,7 +28,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 def poison(file: Path) -> None:
     """Make the embedding of the digit 7 NaN, as an optimizer that diverged on a rare token leaves it."""
-    token = checkpoints.decoder_tokenizer().encode("7", add_special_tokens=False)[-1]
+    token = checkpoints.decoder_tokenizer().encode(" 7", add_special_tokens=False)[-1]
     tensors = load_file(file)
     tensors["model.embed_tokens.weight"][token] = torch.nan
     save_file(tensors, file, metadata={"format": "pt"})
