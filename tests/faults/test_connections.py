@@ -156,4 +156,5 @@ def test_a_request_that_follows_at_once_has_its_own_time(monkeypatch: pytest.Mon
         while part := one.recv(1000):
             got += part
         assert got.endswith(b"ok")
-        assert time.monotonic() - began_s < 5
+        # By uvicorn's own limit of 5 s for idle connections, or by ours.
+        assert time.monotonic() - began_s < 20

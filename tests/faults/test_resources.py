@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 
 WORDS = "mix flour water salt and yeast, and wait for the lazy dog. "
 SMALL = [("How do I bake bread?", f"{n} minutes") for n in range(4)]
-LARGE = [("How do I bake bread?", f"{n} {WORDS * 30}") for n in range(48)]
-HEADROOM = 24 * 2**20  # below what the activations of a pass over LARGE take
+LARGE = [("How do I bake bread?", f"{n} {WORDS * 30}") for n in range(16)]
+HEADROOM = 8 * 2**20  # below what the activations of a pass over LARGE take
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_log_on_a_full_disk_changes_no_answer(service: Service) -> None:
 
 def test_a_pass_that_finds_no_memory_is_an_error_and_the_next_one_is_right(service: Service) -> None:
     """The limit of the process's address space is real, so torch's own allocator fails."""
-    with RewardClient(service.url, max_retries=2, chunk_size=48) as client:
+    with RewardClient(service.url, max_retries=2, timeout_s=300) as client:
         expected = client.score(SMALL).scores()
         pages = int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[0])
         limit = pages * os.sysconf("SC_PAGE_SIZE") + HEADROOM
