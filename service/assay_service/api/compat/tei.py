@@ -25,6 +25,7 @@ _TYPES = {
     "not_ready": "Unhealthy",
     "unauthorized": "Unauthorized",
     "permission_denied": "Forbidden",
+    "method_not_allowed": "Validation",  # 405, as the HTTP library of TEI has it
 }
 
 

@@ -1,7 +1,6 @@
-"""Memory and disks that are full, in real processes: the service goes on, or says in one line why it does not."""
+"""Disks that are full, under real processes: the service goes on, or says in one line why it does not."""
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -12,22 +11,18 @@ import pytest
 import yaml
 
 from assay_client.client import RewardClient
-from assay_client.types import ScoreFailure
-from tests.faults.service import ASSAY, SIGNAL, SLOW, Service, make_config, serve
+from tests.faults.service import ASSAY, SIGNAL, Service, make_config, serve
 from tests.packages import publish
 
 pytestmark = pytest.mark.slow
 
-WORDS = "mix flour water salt and yeast, and wait for the lazy dog. "
 SMALL = [("How do I bake bread?", f"{n} minutes") for n in range(4)]
-LARGE = [("How do I bake bread?", f"{n} {WORDS * 30}") for n in range(16)]
-HEADROOM = 8 * 2**20  # below what the activations of a pass over LARGE take
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Its log goes to a device that is full: every line of it fails with ENOSPC."""
-    config = make_config(tmp_path_factory.mktemp("resources"), {"cache_bytes": 0}, **SLOW)
+    config = make_config(tmp_path_factory.mktemp("disks"), {})
     with serve([config], "--access-log", log=Path("/dev/full")) as (one,):
         yield one
 
@@ -36,27 +31,6 @@ def test_a_log_on_a_full_disk_changes_no_answer(service: Service) -> None:
     with RewardClient(service.url, max_retries=0) as client:
         assert len(set(client.score(SMALL).scores())) == 4
         assert client.ready()
-
-
-def test_a_pass_that_finds_no_memory_is_an_error_and_the_next_one_is_right(service: Service) -> None:
-    """The limit of the process's address space is real, so torch's own allocator fails."""
-    with RewardClient(service.url, max_retries=2, timeout_s=300) as client:
-        expected = client.score(SMALL).scores()
-        pages = int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[0])
-        limit = pages * os.sysconf("SC_PAGE_SIZE") + HEADROOM
-        old = resource.prlimit(service.process.pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-        try:
-            rows = client.score(LARGE).data
-            assert service.read_metric("assay_out_of_memory_total") > 0
-            failed = [row for row in rows if isinstance(row, ScoreFailure)]
-            assert {row.error.code for row in failed} <= {"forward_failed"}
-            assert client.score(SMALL).scores() == expected
-        finally:
-            resource.prlimit(service.process.pid, resource.RLIMIT_AS, old)
-        again = client.score(LARGE).scores()
-        # Whatever did get a score without memory got the right one.
-        assert all(a == b.score for a, b in zip(again, rows, strict=True) if not isinstance(b, ScoreFailure))
-        assert client.score(SMALL).scores() == expected
 
 
 def write_package_config(root: Path) -> Path:
