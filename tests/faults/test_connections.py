@@ -1,5 +1,6 @@
 """Clients that are slow, half open, or leave all at once; others are served meanwhile."""
 
+import asyncio
 import json
 import socket
 import struct
@@ -96,7 +97,7 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
         pass
     if message["type"] == "http.disconnect":
         return
-    await patience.asyncio.sleep(0.6)
+    await asyncio.sleep(0.6)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 

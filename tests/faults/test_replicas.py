@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ WORDS = "mix flour water salt and yeast, and wait for the lazy dog. "
 ITEMS = [(f"How do I bake bread number {n // 3}?", f"{n} times " + WORDS * (1 + n % 4)) for n in range(120)]
 # Uncached, so that every answer is computed.
 LIMITS = {"cache_bytes": 0}
-PATIENT = {"chunk_size": 4, "max_retries": 40, "deadline_s": 240.0}
+PATIENT: dict[str, Any] = {"chunk_size": 4, "max_retries": 40, "deadline_s": 240.0}
 
 
 @dataclass
