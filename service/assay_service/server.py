@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from assay_service.api.drain import Drain
 from assay_service.api.key_store import KeyStore
 from assay_service.logs import START
+from assay_service.patience import PatientProtocol
 from assay_service.scoring.unpacked import remove_temporary
 
 # Time after the drain for answers that are being sent; a client that does not read cannot delay the end any longer.
@@ -40,7 +41,7 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, application: FastAPI, tls: SSLContext | None, on_ready: Callable[[], None]) -> None:
         # log_config=None keeps the handlers that `logs.configure` set. There are no WebSockets, which would pass the
         # guard. h11 bounds the head of a request; httptools, which uvicorn takes where it is installed, does not.
-        options: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "http": "h11"}
+        options: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "http": PatientProtocol}
         options |= {"server_header": False, "timeout_graceful_shutdown": SEND_S}
         if tls is not None:
             options["ssl_context_factory"] = lambda *_: tls

@@ -364,6 +364,15 @@ def test_unknown_names_are_404(run: Run, fields: dict[str, Any], param: str) -> 
     assert response.json()["error"]["param"] == param
 
 
+def test_another_method_is_a_405_that_names_the_methods_of_the_path(run: Run) -> None:
+    async def talk(http: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await http.delete("/v1/score"), await http.post("/info"), await http.get("/compat/tei/rerank")]
+
+    answers = run(talk)
+    assert [answer.status_code for answer in answers] == [405] * 3
+    assert [answer.headers["allow"] for answer in answers] == ["POST", "GET", "POST"]
+
+
 def test_too_many_items_and_too_large_bodies_are_413(run: Run) -> None:
     item = {"prompt": "a", "completion": "b"}
     assert post(run, "/v1/score", {"items": [item] * 64}).status_code == 200

@@ -19,6 +19,7 @@ from assay_service.api import schemas
 from assay_service.api.authentication import Authentication
 from assay_service.api.compat.mount import find_wire, mount_wires
 from assay_service.api.compat.wire import build_error_response
+from assay_service.api.described_app import DescribedApp
 from assay_service.api.drain import Drain
 from assay_service.api.guard import BodyTooLarge, Guard
 from assay_service.api.key_store import KeyStore
@@ -78,7 +79,7 @@ def create_app(
     drain = Drain(settings.lifecycle.drain_s)
     scorer = Scorer(registry, engine, metrics, settings.limits)
 
-    app = FastAPI(title="Assay", version=version("assay-rewards"), lifespan=_run_engine)
+    app = DescribedApp(title="Assay", version=version("assay-rewards"), lifespan=_run_engine)
     app.state.scorer, app.state.metrics, app.state.settings, app.state.keys = scorer, metrics, settings, keys
     app.state.drain, app.state.tracer, app.state.samples = drain, tracer, None
     if settings.samples is not None:

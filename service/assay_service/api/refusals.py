@@ -45,6 +45,7 @@ class Refusal:
         retryable: True if the same request may succeed later.
         retry_after_s: seconds after which to try again; None where the service cannot say.
         challenge: value of `WWW-Authenticate`; None unless a key is missing, wrong or insufficient.
+        allow: value of `Allow`, the methods of the path; None unless the request has another one.
     """
 
     status: int
@@ -54,11 +55,14 @@ class Refusal:
     retryable: bool = False
     retry_after_s: float | None = None
     challenge: str | None = None
+    allow: str | None = None
 
     @property
     def headers(self) -> dict[str, str]:
         """Return the headers of the answer that say what a client can do."""
         headers = {} if self.challenge is None else {"WWW-Authenticate": self.challenge}
+        if self.allow is not None:
+            headers["Allow"] = self.allow
         if self.retry_after_s is not None:
             headers["Retry-After"] = f"{self.retry_after_s:.0f}"
         return headers
@@ -92,7 +96,7 @@ def refuse(request: Request, error: Exception) -> Refusal:
         if error.status_code == 400:  # FastAPI's status for bodies that are not UTF-8, too deep, or hold huge numbers
             return Refusal(schemas.STATUS["invalid_request"], "invalid_request", _NOT_JSON)
         code, message = _HTTP.get(error.status_code, ("http", str(error.detail)))
-        return Refusal(error.status_code, code, message)
+        return Refusal(error.status_code, code, message, allow=(error.headers or {}).get("Allow"))
     # Details go to the log, never to the client.
     _log.error("a request failed", exc_info=error, extra={"fields": {"request_id": request.state.request_id}})
     return Refusal(

@@ -25,6 +25,7 @@ _TYPES = {
     "not_ready": "Unhealthy",
     "unauthorized": "Unauthorized",
     "permission_denied": "Forbidden",
+    "method_not_allowed": "Validation",  # 405, as the HTTP library of TEI has it
 }
 
 
@@ -47,6 +48,7 @@ WIRE = Wire(
     activation="sigmoid; `raw_scores: true` gives the score",
     overload_status=429,
     build_error=build_error,
+    messages=(_EMPTY,),
 )
 router = make_router(WIRE)
 

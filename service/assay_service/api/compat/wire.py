@@ -13,9 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from assay_service.api.body import StrictJsonRoute
+from assay_service.api.compat.error_forms import OVERLOAD, ErrorBuilder, describe_errors
 from assay_service.api.refusals import Refusal, refuse
 from assay_service.api.scorer import ItemScore, ItemSource, Scorer
 from assay_service.api.scoring import ScoredItem, check_count, score_items
@@ -30,12 +33,6 @@ from assay_service.validation import NAME_PATTERN
 # Names the items of a request that got the floor in place of a score, by their indices.
 FLOORED_HEADER = "X-Assay-Floored-Items"
 
-# Codes of refusals that tell a client to come back; only these get the configured overload status.
-_OVERLOAD = frozenset({"overloaded", "not_ready"})
-
-# Returns the HTTP status and the JSON body of an error, from the refusal and the id of the request.
-ErrorBuilder = Callable[[Refusal, str], tuple[int, Any]]
-
 
 @dataclass(frozen=True, slots=True)
 class Wire:
@@ -48,6 +45,7 @@ class Wire:
         overload_status: HTTP status for a full queue, unless the configuration sets another one.
         build_error: function from a refusal and a request id to the HTTP status and the JSON body of an error.
         path_errors: functions that build the errors of single paths, by path, if the server has another form there.
+        messages: messages that have another status than others of their code.
     """
 
     name: WireName
@@ -56,6 +54,7 @@ class Wire:
     overload_status: Literal[429, 503]
     build_error: ErrorBuilder
     path_errors: Mapping[str, ErrorBuilder] = field(default_factory=dict, hash=False)
+    messages: tuple[str, ...] = ()
 
     def find_errors(self, path: str) -> ErrorBuilder:
         """Return the function that builds the errors of a path, which may begin with the wire's prefix."""
@@ -80,6 +79,15 @@ class WireBody(BaseModel):
 
     ignored: ClassVar[Mapping[str, object]] = {}
     ignores_unknown: ClassVar[bool] = False
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the schema of the fields that are read, those in `ignored`, and no others unless they are ignored."""
+        schema = handler.resolve_ref_schema(handler(core))
+        for name, values in cls.ignored.items():
+            form = {"enum": [*values, None]} if isinstance(values, tuple) else {}
+            schema.setdefault("properties", {}).setdefault(name, form)
+        return {**schema, "additionalProperties": cls.ignores_unknown}
 
     @model_validator(mode="after")
     def _check_extra(self) -> "WireBody":
@@ -228,7 +236,8 @@ def make_router(wire: Wire) -> APIRouter:
     class Route(WireRoute):
         spoken = wire
 
-    return APIRouter(route_class=Route, tags=[f"compat: {wire.title}"])
+    errors = describe_errors((wire.build_error, *wire.path_errors.values()), wire.messages)
+    return APIRouter(route_class=Route, tags=[f"compat: {wire.title}"], responses=errors)
 
 
 class WireRoute(StrictJsonRoute):
@@ -256,7 +265,7 @@ class WireRoute(StrictJsonRoute):
 def build_error_response(request: Request, wire: Wire, refusal: Refusal) -> JSONResponse:
     """Return the answer to a refused request in the form of its wire."""
     settings: WireSettings = request.app.state.settings.compat.get_wire(wire.name)
-    if refusal.code in _OVERLOAD:  # before the body is built, because some wires write the status into it as well
+    if refusal.code in OVERLOAD:  # before the body is built, because some wires write the status into it as well
         refusal = dataclasses.replace(refusal, status=settings.overload_status or wire.overload_status)
     status, body = wire.find_errors(request.url.path)(refusal, request.state.request_id)
     return JSONResponse(body, status_code=status, headers=refusal.headers)
