@@ -64,7 +64,7 @@ class Engine:
     ) -> None:
         self._trunks = trunks
         self._identities = identities if cache_bytes else {}
-        self._backlog = Backlog(limits, max_batch_tokens)
+        self._backlog: Backlog[Job] = Backlog(limits, max_batch_tokens)
         self._cache = ResultCache(cache_bytes)
         self._metrics = metrics
         self._on_failure = on_failure
