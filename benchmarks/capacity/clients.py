@@ -51,10 +51,12 @@ class Tally:
     Attributes:
         offered: number of requests that clients began.
         outcomes: their ends.
+        bursts: beginning and end of each burst of a trainer.
     """
 
     offered: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
+    bursts: list[tuple[float, float]] = field(default_factory=list)
 
     def count(self, end: str) -> int:
         """Return the number of requests with an end."""
@@ -142,18 +144,17 @@ class Clients:
             yield self._env.timeout(gap_s)
             self._env.process(self.ask(next(asks), endpoints))
 
-    def run_trainer(
-        self, bursts: Iterable[Sequence[Ask]], every_s: Callable[[], float], endpoints: Endpoints, width: int
-    ) -> Process:
+    def run_trainer(self, bursts: Iterable[Sequence[Ask]], every_s: float, endpoints: Endpoints, width: int) -> Process:
         """Send bursts: the next one when a period has passed and the last one has ended.
 
         Args:
             bursts: the requests of each burst.
-            every_s: function that returns the seconds from the beginning of a burst to the next, at least.
+            every_s: seconds from the beginning of a burst to the next, at least.
             endpoints: the addresses of the service.
             width: most requests in flight at once.
         """
         for burst in bursts:
-            period = self._env.timeout(every_s())
+            begun_s, period = self._env.now, self._env.timeout(every_s)
             yield self._env.process(self.ask_together(burst, lambda: endpoints, width))
+            self.tally.bursts.append((begun_s, self._env.now))
             yield period

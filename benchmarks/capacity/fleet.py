@@ -114,11 +114,6 @@ class Fleet:
         """Return what each replica has done, also those that are gone."""
         return [replica.counters for replica in self._all]
 
-    def compute_replica_s(self, until_s: float) -> float:
-        """Return the seconds for which replicas are paid until a time."""
-        ends = [at_s for at_s, _ in self.sizes[1:]] + [until_s]
-        return sum((end_s - at_s) * size for (at_s, size), end_s in zip(self.sizes, ends, strict=True))
-
     def _start(self, start_s: float) -> Process:
         yield self._env.timeout(start_s)
         self._starting -= 1

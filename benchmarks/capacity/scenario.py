@@ -20,7 +20,7 @@ from benchmarks.capacity.traffic import Ask, Shape, draw_groups
 
 GATEWAY = "http://gateway"
 SAMPLED = 2000  # groups whose mean gives the work of a group
-PPO = Shape(completions=16, requests=4)
+PPO = Shape(completions=16, requests=2)
 AFFINITY = Routing()
 BEST_OF_N = Shape(completions=16, repeated=0.2)
 
@@ -80,15 +80,11 @@ class Result:
         tally: what became of all requests.
         counters: what each replica has done.
         sizes: time and number of paid replicas after each change.
-        replica_s: seconds for which replicas were paid, until the last request ended.
-        end_s: time at which the last request ended.
     """
 
     tally: Tally
     counters: list[Counters]
     sizes: list[tuple[float, int]]
-    replica_s: float
-    end_s: float
 
 
 def compute_group_s(speed: Speed, shape: Shape, max_batch_tokens: int) -> float:
@@ -116,7 +112,7 @@ def run(scenario: Scenario) -> Result:
     env.run(env.all_of(asking))
     while len(clients.tally.outcomes) < clients.tally.offered:
         env.step()
-    return Result(clients.tally, fleet.list_counters(), fleet.sizes, fleet.compute_replica_s(env.now), env.now)
+    return Result(clients.tally, fleet.list_counters(), fleet.sizes)
 
 
 def _start_clients(
@@ -133,7 +129,7 @@ def _start_clients(
         draw = random.Random(draws.random())
         bursts = _draw_bursts(env, scenario, draw, in_burst)
         offset_s = scenario.every_s * trainer / scenario.trainers
-        running = clients.run_trainer(bursts, lambda: scenario.every_s, endpoints, scenario.width)
+        running = clients.run_trainer(bursts, scenario.every_s, endpoints, scenario.width)
         yield env.process(_delay(env, offset_s, running))
     if best_per_s:
         draw = random.Random(draws.random())

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import simpy
-from benchmarks.capacity.clients import Clients, Tally
+from benchmarks.capacity.clients import Clients, Outcome, Tally
 from benchmarks.capacity.fleet import Fleet
 from benchmarks.capacity.network import Direct, Gateway
+from benchmarks.capacity.plan import Demand, count_replicas
 from benchmarks.capacity.replica import Replica, ReplicaSettings, make_entry
+from benchmarks.capacity.report import compute_cost, find_recovery_s, sum_paid_s
 from benchmarks.capacity.routing import Router, Routing
 from benchmarks.capacity.scaling import ScalingRule, compute_wanted, limit_change
 from benchmarks.capacity.scenario import Scenario, compute_group_s, run
@@ -44,14 +46,14 @@ def serve_one_by_one(per_s: float, draw_tokens: Callable[[random.Random], int], 
 
 def test_waits_are_those_of_an_m_d_1_queue() -> None:
     """Pollaczek and Khinchine: the mean wait is load / (2 (1 - load)) service times."""
-    seconds = serve_one_by_one(0.6, lambda draw: 1000, 8000)
+    seconds = serve_one_by_one(0.6, lambda draw: 1000, 5000)
     assert statistics.fmean(seconds) - 1.0 == pytest.approx(0.6 / (2 * 0.4), rel=0.05)
     assert min(seconds) == pytest.approx(1.0)
 
 
 def test_waits_are_those_of_an_m_m_1_queue() -> None:
     """The time in the system is exponential with the mean 1 / (service rate - arrival rate)."""
-    seconds = serve_one_by_one(0.5, lambda draw: max(1, round(draw.expovariate(1 / 1000))), 8000)
+    seconds = serve_one_by_one(0.5, lambda draw: max(1, round(draw.expovariate(1 / 1000))), 5000)
     assert statistics.fmean(seconds) == pytest.approx(2.0, rel=0.07)
     assert sum(one > 2 * math.log(10) for one in seconds) / len(seconds) == pytest.approx(0.1, abs=0.02)
 
@@ -80,7 +82,7 @@ def ask_a_fleet(
 
 
 def test_every_request_ends_once_also_beyond_the_queue() -> None:
-    tally = ask_a_fleet(2, 300, Policy(timeout_s=2.0, deadline_s=6.0, max_retries=2))
+    tally = ask_a_fleet(2, 300, Policy(timeout_s=4.0, deadline_s=8.0, max_retries=5))
     check_conservation(tally)
     assert tally.offered == 300
     assert tally.count("done") > 30
@@ -141,7 +143,7 @@ def test_affinity_finds_what_is_cached_and_shares_prompts() -> None:
         for name, found in results.items()
     }
     assert 2.5 < hits["affinity"] / hits["random"] < 4.5
-    assert saved["affinity"] > saved["random"] + 0.05
+    assert saved["affinity"] > saved["random"] + 0.03
 
 
 def build_router(routing: Routing, replicas: int) -> tuple[Router, list[Replica]]:
@@ -211,15 +213,15 @@ def test_changes_have_the_limits_of_the_chart(replicas: int, wanted: list[int], 
 def test_replicas_that_start_late_are_paid_and_help_later() -> None:
     def serve(start_s: float) -> tuple[float, list[tuple[float, int]]]:
         rule = ScalingRule(least=4, most=40, queue_tokens=5000, start_s=start_s)
-        scenario = Scenario(SPEED, 4, 0.6, 180.0, ppo_share=0.0, step_at_s=30.0, step=3.0, scaling=rule)
+        scenario = Scenario(SPEED, 4, 0.6, 90.0, ppo_share=0.0, step_at_s=20.0, step=2.5, scaling=rule)
         result = run(scenario)
         check_conservation(result.tally)
-        return statistics.fmean(one.seconds for one in result.tally.select_done(30.0)), result.sizes
+        return statistics.fmean(one.seconds for one in result.tally.select_done(20.0)), result.sizes
 
-    (fast_s, fast), (slow_s, slow) = serve(5.0), serve(60.0)
+    (fast_s, fast), (slow_s, slow) = serve(5.0), serve(40.0)
     assert fast_s < slow_s
     assert max(size for _, size in fast) >= 7
-    assert max(size for at_s, size in slow if at_s < 60) > 4  # paid from the decision on
+    assert max(size for at_s, size in slow if at_s < 60.0) > 4  # paid from the decision on
 
 
 def test_a_speed_is_found_from_what_it_gives() -> None:
@@ -253,3 +255,30 @@ def test_groups_have_the_shape_that_is_asked_for() -> None:
     assert len({group[0].parts for group in drawn}) / 4000 == pytest.approx(0.7, abs=0.03)
     with pytest.raises(ValueError, match="7 completions cannot be divided into 2"):
         next(draw_groups(random.Random(0), Shape(completions=7, requests=2)))
+
+
+def test_the_plan_is_that_of_a_hand_calculation() -> None:
+    """2,000 items a second of 60 tokens, and 160 prompt tokens for 16: 70 tokens each, half of them cached."""
+    demand = Demand(items_per_s=2000, item_tokens=60, prompt_tokens=160, completions=16, hits=0.5)
+    assert demand.tokens_per_s == 70_000
+    assert count_replicas(demand, 2500, 0.7) == 40
+    assert count_replicas(demand, 2500, 0.7, zones=3) == 60  # two zones of 20 are left
+    with pytest.raises(ValueError, match="at most 1"):
+        count_replicas(demand, 2500, 1.1)
+
+
+def test_a_million_scores_cost_what_their_time_costs() -> None:
+    """100 replicas for 36 s are one hour of one replica."""
+    assert compute_cost(0.8, 3600, 20_000) == pytest.approx(40.0)
+    assert math.isnan(compute_cost(0.8, 3600, 0))
+    assert sum_paid_s([(0.0, 10), (20.0, 5), (60.0, 8)], 10.0, 40.0) == 10 * 10 + 20 * 5
+
+
+def test_recovery_is_the_end_of_the_last_slow_step() -> None:
+    def make(begun_s: float, seconds: float) -> Outcome:
+        return Outcome(begun_s, begun_s + seconds, 1, 1, "done")
+
+    outcomes = [make(float(at_s), 5.0 if 12 <= at_s < 20 else 0.5) for at_s in range(40)]
+    assert find_recovery_s(outcomes, 10.0, 1.0, 5.0, 40.0) == 10.0
+    assert find_recovery_s(outcomes, 10.0, 6.0, 5.0, 40.0) == 0.0
+    assert find_recovery_s([*outcomes, make(39.0, 9.0)], 10.0, 1.0, 5.0, 40.0) == math.inf
