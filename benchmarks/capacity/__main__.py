@@ -141,7 +141,7 @@ def main() -> None:
         "# A fleet, simulated",
         "",
         f"`python -m benchmarks.capacity --replicas {given.replicas} --price {given.price:g}`; {given.replicas} "
-        f"replicas in 4 zones, each with {speed.pass_s * 1000:.1f} ms a pass, {speed.token_s * 1e6:.0f} µs a token, "
+        f"replicas in 4 zones. Each takes {speed.pass_s * 1000:.1f} ms a pass, {speed.token_s * 1e6:.0f} µs a token, "
         f"{speed.request_s * 1000:.2f} ms a request and {speed.item_s * 1000:.2f} ms an item, as measured "
         f"([replicas](replicas.md)). *Cost*: price of a million scores at {given.price:g} for a replica's hour. "
         "*Burst*: mean time of a PPO burst.",

@@ -77,7 +77,7 @@ class Clients:
         policy: limits of one request.
 
     Attributes:
-        tally: what became of their requests.
+        tally: the ends of their requests.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ def draw_routing(
         path: file to write.
         loads: the loads.
         routings: names of the routings.
-        numbers: what `summarize` returns, by load and routing.
+        numbers: the numbers of `summarize`, by load and routing.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _make_figure(2)

@@ -22,8 +22,8 @@ class Fleet:
 
     Args:
         env: SimPy's environment.
-        settings: what decides how each replica works.
-        routing: how the gateway chooses.
+        settings: settings of each replica.
+        routing: rule by which the gateway chooses.
         zones: number of zones, over which replicas are spread evenly.
         draw: source of random choices.
 

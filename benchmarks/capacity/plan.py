@@ -35,7 +35,7 @@ def count_replicas(demand: Demand, tokens_per_s: float, utilization: float, zone
     """Return the number of replicas, of which the loss of one zone leaves enough.
 
     Args:
-        demand: what the service must do.
+        demand: load at the peak.
         tokens_per_s: measured rate of one replica.
         utilization: share of the time in which a replica shall work.
         zones: number of zones, each with as many replicas; 1 if the loss of a zone need not be survived.

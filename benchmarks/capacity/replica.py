@@ -92,11 +92,11 @@ class Replica:
     Args:
         env: SimPy's environment, whose unit is a second.
         name: name, which decides the prompts that it gets.
-        settings: what decides how it works.
+        settings: times, limits and cache.
         slowness: factor of all its times.
 
     Attributes:
-        counters: what it has done.
+        counters: counts of its work.
         lost: True once it has failed.
     """
 

@@ -1,7 +1,6 @@
 """Choose a replica for a prompt, as gateways do: by a consistent hash with a bound on the load, or at random.
 
-Source of the bound: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018. HAProxy has it
-as `hash-balance-factor`.
+The bound is that of [Bounded loads]. HAProxy has it as `hash-balance-factor`.
 """
 
 import bisect
@@ -24,7 +23,7 @@ class Routing:
     """How a gateway chooses.
 
     Attributes:
-        policy: by the prompt, or at random.
+        policy: "affinity" chooses by the prompt, "random" does not.
         bound: most requests in flight at a replica, as a multiple of the mean; a replica beyond it is skipped.
     """
 
@@ -40,7 +39,7 @@ class Router:
     """The replicas that a gateway knows, and how many of its requests each is working on.
 
     Args:
-        routing: how it chooses.
+        routing: rule by which it chooses.
         draw: source of random choices.
     """
 

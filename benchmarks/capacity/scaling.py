@@ -59,7 +59,7 @@ def limit_change(rule: ScalingRule, replicas: int, wanted: Sequence[int]) -> int
     Args:
         rule: the limits of a change.
         replicas: number of replicas, with those that start.
-        wanted: what `compute_wanted` has returned within the last `stable_s`, the newest last.
+        wanted: numbers that `compute_wanted` has returned within the last `stable_s`, the newest last.
     """
     if wanted[-1] > replicas:
         return min(wanted[-1], replicas + max(math.floor(replicas * rule.up_share), rule.up_replicas))

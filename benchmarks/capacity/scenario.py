@@ -32,10 +32,10 @@ class Scenario:
     Attributes:
         speed: measured times of a replica.
         replicas: number of replicas at the beginning.
-        load: work that is offered in a second, as a share of what all these replicas can do.
+        load: work that is offered in a second, as a share of the capacity of these replicas.
         seconds: time in which clients begin to ask; what they have begun is always ended.
         seed: seed of everything random.
-        routing: how the gateway chooses.
+        routing: rule by which the gateway chooses.
         zones: number of zones.
         ppo_share: share of the work that comes in bursts of PPO trainers; the rest is best of N, at random moments.
         trainers: number of trainers.
@@ -77,8 +77,8 @@ class Result:
     """What a scenario gave.
 
     Attributes:
-        tally: what became of all requests.
-        counters: what each replica has done.
+        tally: ends of all requests.
+        counters: counts of the work of each replica.
         sizes: time and number of paid replicas after each change.
     """
 

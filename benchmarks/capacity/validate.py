@@ -45,6 +45,7 @@ HEADS = (
     "difference",
     "hits m/s",
     "passes m/s",
+    "tokens m/s",
 )
 
 
@@ -127,7 +128,8 @@ def compare(measured: dict[str, list[Run]]) -> Iterator[tuple[str, ...]]:
             model = items / sum(one.seconds for one in found)
             hits = f"{sum(run.hits for run in same) / items:.2f} / {sum(one.hits for one in found) / items:.2f}"
             passes = f"{sum(run.passes for run in same):.0f} / {sum(one.passes for one in found)}"
-            yield name, kind, routing, f"{real:.1f}", f"{model:.1f}", f"{model / real - 1:+.1%}", hits, passes
+            tokens = f"{sum(run.computed_tokens for run in same):.0f} / {sum(one.computed_tokens for one in found)}"
+            yield name, kind, routing, f"{real:.1f}", f"{model:.1f}", f"{model / real - 1:+.1%}", hits, passes, tokens
 
 
 def read_runs(path: Path) -> dict[str, list[Run]]:

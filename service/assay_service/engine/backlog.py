@@ -1,7 +1,7 @@
 """Hold the jobs that wait, and decide which requests may join them and which jobs run next; no clock, no lock."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from assay_service.engine.admission import FIRST_PASSES, TRUST_S, Load, QueueLimits, Terms, find_refusal
@@ -15,7 +15,7 @@ LOOKAHEAD_PASSES = 16
 TEXT_MEMORY_CHARS = 1e6
 
 
-class HasCost(Protocol):
+class HasCost(Hashable, Protocol):
     """A job as the queue sees it.
 
     Attributes:
