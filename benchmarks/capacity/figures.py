@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from benchmarks.capacity.scenario import Result, Scenario
 
 STEP_S = 5.0
 SIZE_IN = (7.0, 2.8)
-STYLE = {"svg.hashsalt": "assay", "svg.fonttype": "none", "font.size": 8.0}
+STYLE: Any = {"svg.hashsalt": "assay", "svg.fonttype": "none", "font.size": 8.0}
 
 
 def draw_routing(

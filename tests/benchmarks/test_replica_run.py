@@ -66,12 +66,12 @@ def test_affinity_finds_every_repeated_item_and_a_random_choice_may_not(urls: li
 
 
 def test_tokens_are_counted_as_a_template_prints_them() -> None:
-    """The prompt has three control tokens and its role; the completion ends with one."""
+    """The template opens an answer without its line break, which so belongs to the completion, as does the end."""
     tokenizer = train_tokenizer(make_words())
     prompt, completions = count_tokens(tokenizer, Group("ba", ("ba", "ba ba")))
-    text = "<|im_start|>user\nba<|im_end|><|im_start|>assistant\n"
+    text = "<|im_start|>user\nba<|im_end|><|im_start|>assistant"
     assert prompt == len(tokenizer.tokenize(text))
-    assert completions == [len(tokenizer.tokenize(f"{ending}<|im_end|>")) for ending in ("ba", "ba ba")]
+    assert completions == [len(tokenizer.tokenize(f"\n{ending}<|im_end|>")) for ending in ("ba", "ba ba")]
 
 
 def test_samples_have_the_values_of_their_labels() -> None:
