@@ -17,19 +17,18 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from benchmarks.contenders.base import find_free_port
+from benchmarks.served import describe_features, read_samples, serve
 from benchmarks.workloads import make_text
 from benchmarks.written import describe_machine
 
@@ -41,8 +40,6 @@ OVERLOAD = 10
 PROMPT_WORDS, COMPLETION_WORDS = 18, 10  # about as many tokens as the median of HH, since invented words have four
 STEPS = (0.6, 0.8, 1.0, 1.2, 1.5)  # of the rate of patient clients, to find the highest goodput
 PROBE_EVERY_S = 0.25
-FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
-START_S = 900  # a busy machine loads slowly
 COLUMNS = ("load", "offered items/s", "goodput items/s", "share of peak", "P50 s", "P99 s", "429", "504", "hung up")
 
 
@@ -180,7 +177,7 @@ class Generator:
                     assert answer.status_code == httpx.codes.OK, answer.text
                     found.probes_s[path].append(time.monotonic() - began_s)
                     if path == "/metrics":
-                        found.memory.append((began_s, read_resident_bytes(answer.text)))
+                        found.memory.append((began_s, read_samples(answer.text)["process_resident_memory_bytes"]))
                     await asyncio.sleep(PROBE_EVERY_S)
 
         asking = [asyncio.create_task(ask(path)) for path in found.probes_s]
@@ -192,38 +189,6 @@ class Generator:
             for result in await asyncio.gather(*asking, return_exceptions=True):
                 if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                     raise result
-
-
-def read_resident_bytes(metrics: str) -> float:
-    """Return the resident memory of the service by its own metrics."""
-    (line,) = [line for line in metrics.splitlines() if line.startswith("process_resident_memory_bytes ")]
-    return float(line.split()[1])
-
-
-@contextmanager
-def serve(config: Path | None) -> Iterator[str]:
-    """Serve a configuration, or the embedded models, in a process of its own; give the address."""
-    url = f"http://127.0.0.1:{(port := find_free_port())}"
-    command = [str(Path(sys.executable).with_name("assay")), "serve", "--port", str(port), "--log-level", "error"]
-    process = subprocess.Popen(command + (["--config", str(config)] if config else []))
-    try:
-        end_s = time.monotonic() + START_S
-        while not is_ready(url):
-            assert process.poll() is None, "the service ended"
-            assert time.monotonic() < end_s, "the service did not start"
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def is_ready(url: str) -> bool:
-    """Return whether the service at an address is ready."""
-    try:
-        return httpx.get(f"{url}/ready", timeout=WAIT_S).is_success
-    except httpx.TransportError:
-        return False
 
 
 async def measure(url: str, seconds: float, rounds: int) -> list[tuple[str, Round]]:
@@ -241,12 +206,6 @@ async def measure(url: str, seconds: float, rounds: int) -> list[tuple[str, Roun
                 rate = OVERLOAD * best.goodput / ITEMS
                 found.append((f"10x {number + 1}, {name}", await generator.run_open(rate, seconds, declares=declares)))
     return found
-
-
-def describe_features() -> str:
-    """Return which of the instructions that decide the speed this CPU has."""
-    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
-    return ", ".join(name for name in FEATURES if name in flags) or "none of " + ", ".join(FEATURES)
 
 
 def format_page(found: list[tuple[str, Round]], command: str) -> tuple[str, list[dict[str, Any]]]:

@@ -55,7 +55,8 @@ def make_text(draw: random.Random, words: int) -> str:
     return " ".join(made)
 
 
-def _words(draw: random.Random, length: tuple[float, float, int, int]) -> int:
+def draw_words(draw: random.Random, length: tuple[float, float, int, int]) -> int:
+    """Draw a number of words: log-normal by mean and deviation of its logarithm, within the last two numbers."""
     mean, deviation, least, most = length
     return min(most, max(least, round(math.exp(draw.gauss(mean, deviation)))))
 
@@ -63,8 +64,8 @@ def _words(draw: random.Random, length: tuple[float, float, int, int]) -> int:
 def _groups(draw: random.Random, prompts: int, completions: int) -> list[Group]:
     return [
         Group(
-            make_text(draw, _words(draw, PROMPT)),
-            tuple(make_text(draw, _words(draw, COMPLETION)) for _ in range(completions)),
+            make_text(draw, draw_words(draw, PROMPT)),
+            tuple(make_text(draw, draw_words(draw, COMPLETION)) for _ in range(completions)),
         )
         for _ in range(prompts)
     ]

@@ -45,7 +45,7 @@ class Queue(RuleBasedStateMachine):
     @initialize(max_tokens=st.integers(60, 400), max_items=st.integers(5, 40), wait_s=st.integers(1, 8))
     def start(self, max_tokens: int, max_items: int, wait_s: int) -> None:
         self.limits = QueueLimits(float(wait_s), max_tokens, max_items)
-        self.backlog = Backlog(self.limits, PASS_TOKENS)
+        self.backlog: Backlog[Job] = Backlog(self.limits, PASS_TOKENS)
         self.now_s = 0.0
         self.requests: dict[int, list[Job]] = {}  # that were taken in, by number
         self.callers: dict[int, str] = {}

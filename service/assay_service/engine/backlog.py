@@ -1,12 +1,12 @@
 """Hold the jobs that wait, and decide which requests may join them and which jobs run next; no clock, no lock."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from assay_service.engine.admission import FIRST_PASSES, TRUST_S, Load, QueueLimits, Terms, find_refusal
 from assay_service.engine.fair_queue import FairQueue
-from assay_service.engine.job import Job
-from assay_service.engine.plan import choose_next_batch, cut_turns
+from assay_service.engine.plan import Waiting, choose_next_batch, cut_turns
 from assay_service.engine.rate import DecayingRatio, DrainRate
 
 # Passes whose sequences are considered for the next one: more would fill it no better, and take time to look at.
@@ -15,7 +15,22 @@ LOOKAHEAD_PASSES = 16
 TEXT_MEMORY_CHARS = 1e6
 
 
-class Backlog:
+class HasCost(Hashable, Protocol):
+    """A job as the queue sees it.
+
+    Attributes:
+        waiting: the properties that planning needs.
+        cost: number of tokens that are computed for it.
+    """
+
+    waiting: Waiting
+    cost: int
+
+
+JobT = TypeVar("JobT", bound=HasCost)
+
+
+class Backlog(Generic[JobT]):
     """The jobs that wait, those that run, and requests that will add jobs soon.
 
     Args:
@@ -28,7 +43,7 @@ class Backlog:
     """
 
     def __init__(self, limits: QueueLimits, max_batch_tokens: int) -> None:
-        self.queue: FairQueue[Job] = FairQueue()
+        self.queue: FairQueue[JobT] = FairQueue()
         self.rate = DrainRate()
         self._limits = limits
         self._max_batch_tokens = max_batch_tokens
@@ -65,7 +80,7 @@ class Backlog:
         self._expected_tokens -= tokens
         self._expected_items -= items
 
-    def add(self, terms: Terms, jobs: Sequence[Job], chars: int, now_s: float) -> None:
+    def add(self, terms: Terms, jobs: Sequence[JobT], chars: int, now_s: float) -> None:
         """Add a request as a whole, or refuse it.
 
         Args:
@@ -89,14 +104,14 @@ class Backlog:
         rest = iter(jobs)
         self.queue.add(terms.caller, [[(next(rest), cost) for cost in turn] for turn in costs])
 
-    def take(self) -> list[Job]:
+    def take(self) -> list[JobT]:
         """Remove the jobs of the next forward pass from the queue, and return them."""
         jobs = self.queue.list_next(LOOKAHEAD_PASSES * self._max_batch_tokens)
         batch = [jobs[i] for i in choose_next_batch([job.waiting for job in jobs], self._max_batch_tokens)]
         self._running_tokens = self.queue.take(batch)
         return batch
 
-    def finish_pass(self, computed: Iterable[Job], seconds: float, now_s: float) -> None:
+    def finish_pass(self, computed: Iterable[JobT], seconds: float, now_s: float) -> None:
         """Learn how fast the queue drains.
 
         Args:

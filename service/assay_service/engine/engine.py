@@ -65,7 +65,7 @@ class Engine:
         on_failure: Callable[[], None],
     ) -> None:
         self._shares = cache_bytes > 0
-        self._backlog = Backlog(limits, max_batch_tokens)
+        self._backlog: Backlog[Job] = Backlog(limits, max_batch_tokens)
         self._known = Known(cache_bytes, metrics)
         self._metrics = metrics
         metrics.oldest_s.set_function(self.get_age_of_oldest_s)
