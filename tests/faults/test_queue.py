@@ -178,7 +178,8 @@ SHORT = st.lists(st.integers(1, 10), min_size=1, max_size=4)  # at most one turn
 @given(requests=st.lists(SHORT, min_size=1, max_size=12))
 def test_every_pass_finishes_a_whole_request_of_one_caller(requests: list[Sizes]) -> None:
     """An overloaded service finishes requests, and does not begin all of them."""
-    backlog, unfinished = Backlog(QueueLimits(), PASS_TOKENS), []
+    backlog: Backlog[Job] = Backlog(QueueLimits(), PASS_TOKENS)
+    unfinished: list[set[Job]] = []
     for number, sizes in enumerate(requests):
         jobs = [make_job(1000 * number + place, size) for place, size in enumerate(sizes)]
         backlog.add(Terms("x"), jobs, 0, 0.0)
