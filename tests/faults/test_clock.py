@@ -51,7 +51,8 @@ def jumping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jumping]:
         "DONT_FAKE_MONOTONIC": "1",
     }
     (root / "clock").write_text("+0\n")
-    with serve([make_config(root, {"cache_bytes": 0}, **SLOW)], env=env) as (service,):
+    limits = {"cache_bytes": 0, "max_queue_wait_s": 600}  # so that every refusal would be one of the clock
+    with serve([make_config(root, limits, **SLOW)], env=env) as (service,):
         yield Jumping(service, root / "clock")
         assert service.find_crashes() == []
 
