@@ -52,7 +52,9 @@ def test_every_object_has_the_schema_of_its_kind(rendered: dict[str, list[Object
     objects = [item for items in rendered.values() for item in items]
     for version in VERSIONS:
         assert validate(objects, version) == []
-    assert {"ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "Ingress", "Job"} <= {item["kind"] for item in objects}
+    assert {"ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "Ingress", "Job"} <= {
+        item["kind"] for item in objects
+    }
 
 
 def test_the_validators_find_faults(rendered: dict[str, list[Object]]) -> None:
