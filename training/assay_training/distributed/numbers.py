@@ -25,7 +25,7 @@ def decide_compute_dtype(config: Part) -> Part:
     Args:
         config: configuration of a run, or a part of one.
     """
-    changed = {name: _decide_value(value) for name, value in config if _is_part(value)}
+    changed = {name: new for name, value in config if (new := _decide_value(value)) is not value}
     if isinstance(config, Adam) and config.compute_dtype != "float32":
         # float32 loses nothing, and is many times as fast as a bfloat16 that is emulated.
         fast = has_units("bfloat16", get_accelerator().device)
@@ -36,14 +36,10 @@ def decide_compute_dtype(config: Part) -> Part:
     return config.model_copy(update=changed)
 
 
-def _is_part(value: object) -> bool:
-    return isinstance(value, BaseModel) or (
-        isinstance(value, list | tuple) and any(isinstance(one, BaseModel) for one in value)
-    )
-
-
 def _decide_value(value: object) -> object:
+    """Return a part of a configuration, or a list of them, decided; any other value unchanged."""
     if isinstance(value, BaseModel):
         return decide_compute_dtype(value)
-    assert isinstance(value, list | tuple)
-    return type(value)(_decide_value(one) if isinstance(one, BaseModel) else one for one in value)
+    if isinstance(value, list | tuple) and any(isinstance(one, BaseModel) for one in value):
+        return type(value)(map(_decide_value, value))
+    return value
