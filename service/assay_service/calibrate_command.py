@@ -1,25 +1,14 @@
 """Define the command `assay calibrate`."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from assay_service.cli_errors import print_start_errors
+from assay_service.cli_options import SampleTexts, Served
 
 
 def calibrate(
-    served: Annotated[
-        Path, typer.Argument(help="Directory of a checkpoint, or a YAML configuration of several.", exists=True)
-    ],
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="JSONL: prompt or messages, with completion, completions, or chosen and rejected.",
-            exists=True,
-            dir_okay=False,
-        ),
-    ],
+    served: Served,
+    file: SampleTexts,
 ) -> None:
     """Score the texts of FILE, and write mean, standard deviation and distribution of the logits into the manifest.
 

@@ -1,9 +1,21 @@
-"""Define options of the command line that name keys of a signal or of the configuration, with their help."""
+"""Define arguments and options that several commands share, or that name keys of the configuration, with their help."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+Served = Annotated[
+    Path, typer.Argument(help="Directory of a checkpoint, or a YAML configuration of several.", exists=True)
+]
+SampleTexts = Annotated[
+    Path,
+    typer.Argument(
+        help="JSONL: prompt or messages, with completion, completions, or chosen and rejected.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
 
 Kind = Annotated[
     Literal["preference", "absolute"] | None,

@@ -1,29 +1,19 @@
 """Define the command `assay verify`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from assay_service.cli_errors import print_start_errors
-from assay_service.cli_options import Compute
+from assay_service.cli_options import Compute, SampleTexts, Served
 
 if TYPE_CHECKING:
     from assay_service.fidelity import Fidelity
 
 
 def verify(
-    served: Annotated[
-        Path, typer.Argument(help="Directory of a checkpoint, or a YAML configuration of several.", exists=True)
-    ],
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="JSONL: prompt or messages, with completion, completions, or chosen and rejected.",
-            exists=True,
-            dir_okay=False,
-        ),
-    ],
+    served: Served,
+    file: SampleTexts,
     against: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Numbers in which the reference computes.")
     ] = "float32",
