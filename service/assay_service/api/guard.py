@@ -27,13 +27,11 @@ from assay_service.telemetry.tracing import Tracer
 T = TypeVar("T")
 Answer = Callable[[Request, Exception], Awaitable[Response]]
 
-# Paths that are answered while the service drains, and that do not delay its end.
-_PROBES = frozenset({"/health", "/ready", "/metrics"})
-
 # Of W3C's Server Timing, which browsers, curl and load tests show: milliseconds by phase.
 TIMING_HEADER = "server-timing"
 
-# Orchestrators and Prometheus ask these all the time, so a line for each success would hide all other lines.
+# Orchestrators and Prometheus ask these all the time, so a line for each success would hide all other lines. They are
+# answered while the service drains, and do not delay its end.
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
 _TRACE_HEADERS = frozenset({b"traceparent", b"tracestate"})
 # Statuses that the log warns of, and what an operator can do about them.
