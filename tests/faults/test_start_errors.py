@@ -1,6 +1,7 @@
 """Every kind of wrong configuration ends the command with code 2 and one message, without a stack trace."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -71,5 +72,5 @@ def test_a_wrong_configuration_is_one_message(kind: str, tmp_path: Path) -> None
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr + done.stdout
-    assert named in done.stderr
+    assert named in re.sub(r"[\s│]", "", done.stderr)  # typer breaks long paths inside its frame
     assert len([line for line in done.stderr.splitlines() if line.startswith("assay serve: ")]) <= 1

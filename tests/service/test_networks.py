@@ -521,6 +521,8 @@ def test_bf16_bases_keep_their_heads_in_fp32(tmp_path: Path) -> None:
     for (one, _), (other, _) in zip(coarse, fine, strict=True):
         assert one != other
         assert one == pytest.approx(other, abs=0.2)
+    # A product in bf16 would have eight significant bits.
+    assert any(torch.tensor(one, dtype=torch.bfloat16).item() != one for one, _ in coarse)
 
 
 def test_ldl_with_its_head_in_two_pickles_is_converted(tmp_path: Path) -> None:
