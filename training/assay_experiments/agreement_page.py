@@ -11,35 +11,54 @@ from assay_training.reward_model.card import format_interval, get_statistic
 Results = Mapping[str, Any]
 
 FOLDER = Path(__file__).parent / "results"
-AGREEMENT = (
-    "Served models on data sets that none was trained on: preference signals and blends by pairwise accuracy, absolute "
-    "signals by AUC or Spearman's correlation. `likelihood`, `relevance` and `judge` need no labels. A mean is for "
-    "each token of the completion. `crs_relevance_05` is `crs` with 0.05 relevance; the weights were fixed before. "
-    "Intervals are 95 %, by group. The last column is the paired difference to `crs`. The command is "
-    "`python -m assay_experiments.agreement URL --data DIR --source NAME:FORMAT --model NAME …`."
-)
+SECTIONS = {
+    "agreement": (
+        "agreement of served models",
+        "Served models on data sets that none was trained on: preference signals and blends by pairwise accuracy, "
+        "absolute signals by AUC or Spearman's correlation. `likelihood`, `relevance` and `judge` need no labels. A "
+        "mean is for each token of the completion. `crs_relevance_05` is `crs` with 0.05 relevance; the weights were "
+        "fixed before. Intervals are 95 %, by group. The last column is the paired difference to `crs`, or of an absolute "
+        "signal to `absolute`. The command is "
+        "`python -m assay_experiments.agreement URL --data DIR --source NAME:FORMAT --model NAME …`.",
+    ),
+    "held_out": (
+        "models on a held-out quarter",
+        "The same on a quarter of the groups, which no model of this table has seen. `preference` and `absolute` are "
+        "the embedded adapters, trained again without that quarter, and `crs` is their blend. `smollm2_` are the heads "
+        "of `training/configs/smollm2_completion.yaml`. The commands are in the docstring of `agreement.py`.",
+    ),
+}
 
 
 def format_agreement() -> list[str]:
-    """Return the section of served models beside the length, model by model; empty without results."""
-    lines = ["## agreement of served models", "", AGREEMENT, ""]
-    lines += ["| | n | model | length | model - length | model - crs |", "|---|---|---|---|---|---|"]
-    for model, domain, numbers in _iterate_domains(_read("agreement")):
-        found = get_statistic(numbers)
+    """Return the sections that have results: served models beside the length, model by model."""
+    return [line for name, (title, text) in SECTIONS.items() for line in _format_section(_read(name), title, text)]
+
+
+def _format_section(kept: Results, title: str, text: str) -> list[str]:
+    if not kept:
+        return []
+    lines = [f"## {title}", "", text, ""]
+    lines += ["| | n | model | length | model - length | model - today's |", "|---|---|---|---|---|---|"]
+    for model, domain, numbers in _iterate_domains(kept):
+        found, differences = get_statistic(numbers), numbers["difference"]
+        today = differences.get("crs" if "accuracy" in numbers else "absolute")
         cells = (
             format_interval(found[MODEL]),
             format_interval(found[LENGTH]),
-            *(format_interval(numbers["difference"].get(other), signed=True) for other in (LENGTH, "crs")),
+            *(format_interval(other, signed=True) for other in (differences.get(LENGTH), today)),
         )
         lines.append(f"| {model}, {domain} | {_count(numbers)} | {' | '.join(cells)} |")
-    return [*lines, ""] if len(lines) > 6 else []
+    return [*lines, ""]
 
 
 def _iterate_domains(kept: Results) -> Iterator[tuple[str, str, Results]]:
     for model, sources in kept.items():
         for stored in sources.values():
-            # With one source, the domain of all pairs would repeat it.
-            yield from ((model, domain, numbers) for domain, numbers in stored["results"].items() if domain != "all")
+            # With one other domain, that of all pairs would repeat it.
+            domains = {name: numbers for name, numbers in stored["results"].items() if name != "all"}
+            domains |= {"all": stored["results"]["all"]} if "all" in stored["results"] and len(domains) > 1 else {}
+            yield from ((model, domain, numbers) for domain, numbers in domains.items())
 
 
 def _read(name: str) -> Results:
