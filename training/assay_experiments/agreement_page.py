@@ -14,12 +14,12 @@ FOLDER = Path(__file__).parent / "results"
 SECTIONS = {
     "agreement": (
         "agreement of served models",
-        "Served models on data sets that none was trained on: preference signals and blends by pairwise accuracy, "
-        "absolute signals by AUC or Spearman's correlation. `likelihood`, `relevance` and `judge` need no labels. A "
-        "mean is for each token of the completion. `crs_relevance_05` is `crs` with 0.05 relevance; the weights were "
-        "fixed before. Intervals are 95 %, by group. The last column is the paired difference to `crs`, or of an absolute "
-        "signal to `absolute`. The command is "
-        "`python -m assay_experiments.agreement URL --data DIR --source NAME:FORMAT --model NAME …`.",
+        "Served models on data sets that none was trained on: preference signals and blends by pairwise accuracy,"
+        " absolute signals by AUC or Spearman's correlation. `likelihood`, `relevance` and `judge` need no "
+        "labels. A mean is for each token of the completion. `crs_relevance_05` is `crs` with 0.05 relevance; the"
+        " weights were fixed before. Intervals are 95 %, by group. The last column is the paired difference to "
+        "`crs`, or of an absolute signal to `absolute`. The command is `python -m assay_experiments.agreement URL"
+        " --data DIR --source NAME:FORMAT --model NAME …`.",
     ),
     "held_out": (
         "models on a held-out quarter",
@@ -32,14 +32,22 @@ SECTIONS = {
 
 def format_agreement() -> list[str]:
     """Return the sections that have results: served models beside the length, model by model."""
-    return [line for name, (title, text) in SECTIONS.items() for line in _format_section(_read(name), title, text)]
+    return [
+        line for name, (title, text) in SECTIONS.items() for line in _format_section(read_results(name), title, text)
+    ]
 
 
 def _format_section(kept: Results, title: str, text: str) -> list[str]:
-    if not kept:
-        return []
-    lines = [f"## {title}", "", text, ""]
-    lines += ["| | n | model | length | model - length | model - today's |", "|---|---|---|---|---|---|"]
+    return [f"## {title}", "", text, "", *format_rows(kept), ""] if kept else []
+
+
+def format_rows(kept: Results) -> list[str]:
+    """Return a Markdown table of models and domains, with the length and differences beside them.
+
+    Args:
+        kept: results of models by source, as `agreement.py` stores them.
+    """
+    lines = ["| | n | model | length | model - length | model - today's |", "|---|---|---|---|---|---|"]
     for model, domain, numbers in _iterate_domains(kept):
         found, differences = get_statistic(numbers), numbers["difference"]
         today = differences.get("crs" if "accuracy" in numbers else "absolute")
@@ -49,7 +57,7 @@ def _format_section(kept: Results, title: str, text: str) -> list[str]:
             *(format_interval(other, signed=True) for other in (differences.get(LENGTH), today)),
         )
         lines.append(f"| {model}, {domain} | {_count(numbers)} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    return lines
 
 
 def _iterate_domains(kept: Results) -> Iterator[tuple[str, str, Results]]:
@@ -61,7 +69,8 @@ def _iterate_domains(kept: Results) -> Iterator[tuple[str, str, Results]]:
             yield from ((model, domain, numbers) for domain, numbers in domains.items())
 
 
-def _read(name: str) -> Results:
+def read_results(name: str) -> Results:
+    """Return the stored results of one file; empty without it."""
     path = FOLDER / f"{name}.json"
     found: Results = json.loads(path.read_text()) if path.is_file() else {}
     return found
