@@ -23,6 +23,15 @@ settings.register_profile("assay", deadline=None)
 settings.load_profile("assay")
 
 
+# They start first, so that no process still runs one of them when the others have ended.
+LONGEST = [Path(__file__).parent / name for name in ("faults/test_soak.py", "training/test_ppo_gold.py")]
+assert all(path.is_file() for path in LONGEST)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path) if item.path in LONGEST else len(LONGEST))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data", type=Path, help="folder of the published data sets")
 
