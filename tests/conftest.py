@@ -23,8 +23,21 @@ settings.register_profile("assay", deadline=None)
 settings.load_profile("assay")
 
 
-# They start first, so that no process still runs one of them when the others have ended.
-LONGEST = [Path(__file__).parent / name for name in ("faults/test_soak.py", "training/test_ppo_gold.py")]
+# Files of slow tests that take a minute and more, the longest first. They start first, so that no process still has one
+# of them to run when the others have ended; pytest-xdist would run files with few tests last.
+LONGEST = [
+    Path(__file__).parent / name
+    for name in (
+        "compat/test_frameworks.py",
+        "faults/test_soak.py",
+        "faults/test_openapi.py",
+        "training/test_ppo_gold.py",
+        "training/test_together.py",
+        "client/test_client_memory.py",
+        "compat/test_trl.py",
+        "faults/test_replicas.py",
+    )
+]
 assert all(path.is_file() for path in LONGEST)
 
 
