@@ -23,8 +23,8 @@ settings.register_profile("assay", deadline=None)
 settings.load_profile("assay")
 
 
-# Files of slow tests that take a minute and more, the longest first. They start first, so that no process still has one
-# of them to run when the others have ended; pytest-xdist would run files with few tests last.
+# Files of slow tests that take a minute and more, the longest first. They start first, so that all processes end at
+# about the same time; pytest-xdist would run files with few tests last.
 LONGEST = [
     Path(__file__).parent / name
     for name in (

@@ -109,10 +109,10 @@ def test_the_gold_score_rises_though_nobody_optimizes_it(
     TODO
     """
     go(
-        home, world, tmp_path / "run", steps=20, seed=seed, reward={"model": "proxy"},
-        kl={"coef": 0.6, "target": None},
+        home, world, tmp_path / "run", steps=24, seed=seed, reward={"model": "proxy"},
+        kl={"coef": 0.5, "target": None},
         rollout={"completions": 256, "chunk_completions": 256, "max_new_tokens": TOKENS},
-        ppo={"epochs": 4, "mini_batch": 128}, optimizer={"learning_rate": 4e-3, "checkpoint_steps": 20},
+        ppo={"epochs": 4, "mini_batch": 128}, optimizer={"learning_rate": 6e-3, "checkpoint_steps": 24},
     )  # fmt: skip
     after = judged(tmp_path / "run" / "checkpoint", world)
     error = (statistics.variance(before) / len(before) + statistics.variance(after) / len(after)) ** 0.5
