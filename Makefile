@@ -71,7 +71,7 @@ test: install ## the tests, in JOBS processes (DATA=DIR adds those that need the
 	$(PYTEST) $(if $(COVERAGE),--cov) $(if $(DATA),--data=$(DATA))
 
 test-slow: install $(VLLM)/.installed ## the slow tests, and those that need vLLM
-	$(PYTEST) -m slow $(if $(DATA),--data=$(DATA))
+	$(PYTEST) --no-loadscope-reorder -m slow $(if $(DATA),--data=$(DATA))
 	$(VLLM)/bin/pytest -m vllm tests/*/test_*_vllm.py
 
 serve: install ## serve the embedded models on HOST:PORT (KEYS=FILE: with API keys, which other hosts than loopback need)

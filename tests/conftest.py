@@ -23,6 +23,28 @@ settings.register_profile("assay", deadline=None)
 settings.load_profile("assay")
 
 
+# Files of slow tests that take a minute and more, the longest first. They start first, so that all processes end at
+# about the same time; pytest-xdist would run files with few tests last.
+LONGEST = [
+    Path(__file__).parent / name
+    for name in (
+        "compat/test_frameworks.py",
+        "faults/test_soak.py",
+        "faults/test_openapi.py",
+        "training/test_ppo_gold.py",
+        "training/test_together.py",
+        "client/test_client_memory.py",
+        "compat/test_trl.py",
+        "faults/test_replicas.py",
+    )
+]
+assert all(path.is_file() for path in LONGEST)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path) if item.path in LONGEST else len(LONGEST))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data", type=Path, help="folder of the published data sets")
 

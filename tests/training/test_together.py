@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from assay_training import sft
+from assay_training.reward_model import command as reward
 from tests.training import test_ppo, tiny
 from tests.training import test_sft as policies
 from tests.training.test_cross_validation import Run, write_data
@@ -17,6 +20,7 @@ from tests.training.test_ppo import home, url
 __all__ = ["home", "url"]  # fixtures
 
 SCRIPT = Path(__file__).parent / "together.py"
+ALONE: dict[str, Callable[[Path, Path, Path], object]] = {"reward": reward.run, "sft": sft.run}
 
 
 def prepare(root: Path, **changes: Any) -> Run:
@@ -27,6 +31,9 @@ def prepare(root: Path, **changes: Any) -> Run:
 
 
 def go(run: Run, processes: int, *arguments: str, kind: str = "reward") -> None:
+    if processes == 1 and kind in ALONE:  # in this process, which has imported torch already
+        ALONE[kind](run.config, run.data, run.out)
+        return
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     command: list[object] = [sys.executable, *(launcher if processes > 1 else []), SCRIPT, kind]
     command += [run.config, run.data, run.out, *arguments]

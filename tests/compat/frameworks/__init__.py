@@ -123,7 +123,8 @@ def install(name: str) -> Path:
         CACHE.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{folder}/packages"]
-            pip.append("--ignore-requires-python")  # NeMo-Gym asks for Python 3.12; its agent runs with 3.11
+            # NeMo-Gym asks for Python 3.12; its agent runs with 3.11. Of most packages, few modules are imported.
+            pip += ["--ignore-requires-python", "--no-compile"]
             subprocess.run([*pip, *PINS[name]], check=True, capture_output=True, timeout=500)
             (Path(folder) / "packages").rename(directory)
     return directory
