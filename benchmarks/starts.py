@@ -26,7 +26,11 @@ from benchmarks.served import START_S, is_ready
 from benchmarks.written import describe_machine, write
 
 ROOT = Path(__file__).parent.parent
-WHEEL, COMPILER, SECOND = "first start, wheel with kernels", "first start, compiler", "second start, kernels in the cache"
+WHEEL, COMPILER, SECOND = (
+    "first start, wheel with kernels",
+    "first start, compiler",
+    "second start, kernels in the cache",
+)
 
 
 def build_wheel(out: Path, *, kernels: bool) -> Path:
@@ -107,7 +111,8 @@ def main() -> None:
     )
     lines = ["| case | median s | min | max |", "|---|---|---|---|"]
     lines += [
-        f"| {case} | {statistics.median(seen):.1f} | {min(seen):.1f} | {max(seen):.1f} |" for case, seen in seconds.items()
+        f"| {case} | {statistics.median(seen):.1f} | {min(seen):.1f} | {max(seen):.1f} |"
+        for case, seen in seconds.items()
     ]
     write(arguments.out, text, lines, rows)
 

@@ -60,7 +60,9 @@ def main() -> int:
     """Measure, print each row, and write JSON and Markdown after every shape; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--shape", action="append", choices=SHAPES, help="May be repeated; else the two published ones.")
+    parser.add_argument(
+        "--shape", action="append", choices=SHAPES, help="May be repeated; else the two published ones."
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results" / "gpu")
     parser.add_argument("--seconds", type=float, default=390, help="For everything; what is not measured then fails.")
     parser.add_argument("--limit", action="append", default=[], metavar="PART=S", help="Another limit of one part.")

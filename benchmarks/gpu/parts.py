@@ -1,6 +1,7 @@
 """Measure one model on one device, a part at a time: each part returns its numbers, or raises an error."""
 
 import gc
+import math
 import random
 import statistics
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from assay_service.engine.admission import QueueLimits
 from assay_service.engine.engine import Engine
@@ -81,7 +83,11 @@ def measure_rate(model: RewardModel, items: Sequence[TokenSequence], batch_token
 
 
 def check_parity(subject: Subject) -> Numbers:
-    """Compare logits with transformers' own forward pass in float32, one item at a time, on the same weights."""
+    """Compare logits with transformers' own forward pass in float32, one item at a time, on the same weights.
+
+    Raises:
+        ValueError: a logit is not finite, or all are equal.
+    """
     draw = random.Random(2)
     size = int(subject.shape.config.vocab_size)
     groups = [make_group(draw, size, draw.randint(1, 150), [draw.randint(1, 150) for _ in range(2)]) for _ in range(16)]
@@ -108,7 +114,7 @@ def check_parity(subject: Subject) -> Numbers:
     }
 
 
-def read_alone(model: Any, items: Sequence[TokenSequence]) -> torch.Tensor:
+def read_alone(model: PreTrainedModel, items: Sequence[TokenSequence]) -> torch.Tensor:
     """Return the logits of items by transformers, one at a time, float64 `[n]`: the sums of the last hidden states."""
     states = (model(input_ids=torch.tensor([item.ids], device=model.device)).last_hidden_state for item in items)
     return torch.stack([state[0, -1].double().sum().cpu() for state in states])
@@ -159,7 +165,7 @@ class _Reader:
         """Return the logits of items in one batch; a NaN raises a ValueError, since it equals nothing."""
         with torch.inference_mode():
             found = [float(number) for number in self._model.logits(items, SIGNAL).tolist()]
-        if any(number != number for number in found):
+        if any(math.isnan(number) for number in found):
             raise ValueError("a logit is not a number")
         return found
 
@@ -168,6 +174,9 @@ def measure_latency(subject: Subject) -> Numbers:
     """Find the highest rate of arrivals, of those tried, at which 99 of 100 items are finished in time.
 
     Items arrive at random times (a Poisson process) at the service's engine, without HTTP and without tokenization.
+
+    Raises:
+        ValueError: even at the lowest rate it takes too long.
     """
     capacity, batch_tokens = subject.find_fastest()
     tried = []

@@ -26,7 +26,7 @@ class Row:
     Attributes:
         shape: name of the shape.
         part: name of the part.
-        numbers: what was measured; None if the part failed.
+        numbers: measured numbers; None if the part failed.
         reason: why it failed; None if it did not.
     """
 

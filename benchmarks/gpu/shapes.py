@@ -151,7 +151,7 @@ def make_items(shape: Shape, seed: int, items: int, completions: int = 1) -> lis
     return [sequence for group in groups for sequence in group]
 
 
-def count_flop(config: Any, tokens: int) -> float:
+def count_flop(config: PreTrainedConfig, tokens: int) -> float:
     """Count the floating-point operations of one sequence of `tokens` tokens: products of the layers and attention."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     query, value = config.num_attention_heads * head, config.num_key_value_heads * head

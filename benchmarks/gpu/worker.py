@@ -19,24 +19,31 @@ from benchmarks.gpu.shapes import SHAPES
 LOAD = "load"
 
 
-def report(part: str, act: Callable[[], Any]) -> Any:
+Numbers = dict[str, Any]
+
+
+def report(part: str, act: Callable[[], Numbers]) -> None:
     """Do a part and print its numbers; at an error print the reason and end the process."""
     try:
-        done = act()
+        line = {"part": part, "numbers": act()}
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-        print(json.dumps({"part": part, "reason": reason[:500]}), flush=True)
+        first = next(iter(str(error).strip().splitlines()), "no message")
+        print(json.dumps({"part": part, "reason": f"{type(error).__name__}: {first}"[:500]}), flush=True)
         sys.exit(1)
-    numbers = done if isinstance(done, dict) else {"kernels": str(done.model.kernels), "dtype": str(done.model.dtype)}
-    print(json.dumps({"part": part, "numbers": numbers}), flush=True)
-    return done
+    print(json.dumps(line), flush=True)
 
 
 def main(shape: str, device: str, parts: list[str]) -> None:
     """Load the model, then do the parts in their order."""
-    subject = report(LOAD, lambda: Subject(SHAPES[shape], torch.device(device)))
+    loaded: list[Subject] = []
+
+    def load() -> Numbers:
+        loaded.append(Subject(SHAPES[shape], torch.device(device)))
+        return {"kernels": str(loaded[0].model.kernels), "dtype": str(loaded[0].model.dtype)}
+
+    report(LOAD, load)
     for part in parts:
-        report(part, lambda part=part: PARTS[part](subject))  # type: ignore[misc]
+        report(part, lambda part=part: PARTS[part](loaded[0]))  # type: ignore[misc]
 
 
 if __name__ == "__main__":

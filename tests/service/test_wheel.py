@@ -26,7 +26,7 @@ def name_kind(kind: int) -> str:
 def test_a_cpu_takes_the_fastest_kind_that_it_can_run(
     cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu.split()[0])
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu.removesuffix(" with bf16"))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: "bf16" in cpu)
     folder = tmp_path / torch.__version__
     folder.mkdir()

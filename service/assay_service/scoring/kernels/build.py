@@ -110,7 +110,7 @@ def find_packaged(flags: list[str], directory: Path) -> Path | str | None:
 
     Args:
         flags: flags of the compiler, which name a kind of CPU.
-        directory: where the wheel has its kernels, in a directory named by their torch; it need not exist.
+        directory: directory of the wheel's kernels, with one for their version of torch in it; it need not exist.
 
     Returns:
         The path, a reason, or None if the wheel has no kernels at all.
