@@ -9,6 +9,7 @@ model is the random Llama of 84 million parameters.
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def build_wheel(out: Path, *, kernels: bool) -> Path:
 
 
 def install_wheel(wheel: Path, directory: Path) -> Path:
-    """Install a wheel into a fresh environment that sees the packages of this one, and return the folder of commands."""
+    """Install a wheel into a fresh environment that sees this one's packages; return the folder of its commands."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
     python = directory / "bin/python"
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", str(wheel)]
@@ -76,16 +77,24 @@ def serve(commands: Path, config: Path, environment: Mapping[str, str]) -> Itera
         process.wait()
 
 
-def measure(packed: Path, pure: Path, config: Path, rounds: int) -> dict[str, list[float]]:
+def read_cpu_s() -> float:
+    """Return the CPU seconds of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def measure(packed: Path, pure: Path, config: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
     """Measure the seconds of each case and round."""
-    seconds: dict[str, list[float]] = {SECOND: [], WHEEL: [], COMPILER: []}
+    seconds: dict[str, list[dict[str, float]]] = {SECOND: [], WHEEL: [], COMPILER: []}
     plain = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as filled:
             for case, commands, cache in ((COMPILER, pure, filled), (SECOND, pure, filled), (WHEEL, packed, empty)):
+                before_s = read_cpu_s()
                 with serve(commands, config, plain | {"XDG_CACHE_HOME": cache}) as (_, ready_s):
-                    seconds[case].append(ready_s)
-                    print(f"{case}: {ready_s:.1f} s", flush=True)
+                    pass
+                seconds[case].append({"ready_s": ready_s, "cpu_s": read_cpu_s() - before_s})
+                print(case, seconds[case][-1], flush=True)
     return seconds
 
 
@@ -103,17 +112,17 @@ def main() -> None:
             for name, kernels in (("packed", True), ("pure", False))
         )
         seconds = measure(packed, pure, write_configuration(model, 0), arguments.rounds)
-    rows = [{"case": case, "seconds": seen} for case, seen in seconds.items()]
+    rows = [{"case": case, "rounds": seen} for case, seen in seconds.items()]
     text = (
-        f"# Start of the service\n\n`python -m benchmarks.starts --rounds {arguments.rounds}`; {describe_machine()}; the "
-        f"random Llama of 84 million parameters. Seconds until `/ready` is 200. Load average at the end: "
-        f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} cores.\n\n"
+        f"# Start of the service\n\n`python -m benchmarks.starts --rounds {arguments.rounds}`; {describe_machine()}. The model is "
+        f"the random Llama of 84 million parameters. Seconds until `/ready` is 200, and CPU seconds of the service and "
+        f"its compiler until it has ended. Load average at the end: {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores.\n\n"
     )
-    lines = ["| case | median s | min | max |", "|---|---|---|---|"]
-    lines += [
-        f"| {case} | {statistics.median(seen):.1f} | {min(seen):.1f} | {max(seen):.1f} |"
-        for case, seen in seconds.items()
-    ]
+    lines = ["| case | median s | min | max | median CPU s |", "|---|---|---|---|---|"]
+    for case, seen in seconds.items():
+        ready, cpu = ([one[key] for one in seen] for key in ("ready_s", "cpu_s"))
+        ends = f"{min(ready):.1f} | {max(ready):.1f}"
+        lines.append(f"| {case} | {statistics.median(ready):.1f} | {ends} | {statistics.median(cpu):.1f} |")
     write(arguments.out, text, lines, rows)
 
 

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from transformers import AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen3Config

@@ -1,7 +1,7 @@
 """Put compiled CPU kernels into the wheel, as a hook of hatchling.
 
-The variable ASSAY_KERNELS_PYTHON names a Python that has torch and the service's other packages; the kernels are for its
-version of torch. Without the variable the wheel is pure, and the service compiles its kernels when it first starts.
+The variable ASSAY_KERNELS_PYTHON names a Python with the packages of the service; the kernels are for its version of
+torch. Without the variable the wheel is pure, and the service compiles its kernels when it first starts.
 """
 
 import os

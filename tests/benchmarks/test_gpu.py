@@ -54,7 +54,8 @@ def test_operations_are_those_of_the_published_shapes() -> None:
 
 
 def run(tmp_path: Path, *options: str) -> tuple[int, list[dict[str, Any]], str]:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--shape", "tiny", "--out", tmp_path / "gpu"]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--shape", "tiny"]
+    command += ["--out", str(tmp_path / "gpu")]
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads((tmp_path / "gpu.json").read_text())["rows"], (tmp_path / "gpu.md").read_text()

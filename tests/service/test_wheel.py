@@ -73,15 +73,16 @@ def test_kernels_that_the_system_cannot_load_are_compiled(
     assert f"the CPU kernels of the wheel are not used: {packaged} cannot be loaded" in first.getMessage()
 
 
-def list_loaded(commands: Path, environment: dict[str, str], before: str = "") -> str:
+def list_loaded(commands: Path, environment: dict[str, str], before: str = "pass") -> str:
     """Start Python on the wheel; return the name of the kernels that it loads, or why it loads none."""
     program = (
         f"import torch; {before}; from assay_service.scoring.kernels import build; "
         "why = build.load_or_explain(torch.float32, torch.device('cpu')); "
         "print(why or ' '.join(torch.ops.loaded_libraries))"
     )
-    command = [commands / "python", "-c", program]
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+    command = [str(commands / "python"), "-c", program]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 @pytest.mark.slow

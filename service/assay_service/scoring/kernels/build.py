@@ -25,7 +25,7 @@ from assay_service.scoring.atomic import write_atomically
 from assay_service.scoring.cache import find_cache_directory
 
 _FILES = sorted((Path(__file__).parent / "native").iterdir())
-# Where a wheel has its kernels, in a directory named by their torch. A checkout and a pure wheel have no such directory.
+# Where a wheel has its kernels, in a directory named by their torch. A checkout and a pure wheel do not have it.
 _PACKAGED = Path(__file__).parent / "built"
 
 # Not `-march=native`: a library built on one machine (into an image or a shared home) must run on others as well.
