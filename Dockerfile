@@ -17,18 +17,18 @@ COPY pyproject.toml constraints.txt README.md ./
 COPY service service
 COPY training training
 COPY clients clients
-RUN sh service/container/install.sh /opt/assay/venv /opt/assay/cache
+RUN sh service/container/install.sh /opt/assay/venv
 
 FROM ${BASE_IMAGE}
-# OpenMP for the CPU kernels; a compiler is not needed, because they are built.
+# OpenMP for the CPU kernels; a compiler is not needed, because the package has them built.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 assay && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin assay \
     && install --directory --owner 10001 --group 10001 /models
 COPY --from=build /opt/assay /opt/assay
 COPY service/container/healthcheck.py /opt/assay/healthcheck.py
-# The built kernels are in the cache, which is only read. Models of the hub are in /models.
-ENV PATH=/opt/assay/venv/bin:$PATH XDG_CACHE_HOME=/opt/assay/cache HF_HOME=/models
+# Models of the hub are in /models.
+ENV PATH=/opt/assay/venv/bin:$PATH HF_HOME=/models
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=25s --start-period=10m \

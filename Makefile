@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 VLLM := .venv-vllm
 CHART := .chart-tools
 
-.PHONY: help install check check-chart audit sbom fix docs test test-slow serve bench pipeline
+.PHONY: help install check check-chart audit sbom fix docs test test-slow serve wheel bench pipeline
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ test-slow: install $(VLLM)/.installed ## the slow tests, and those that need vLL
 
 serve: install ## serve the embedded models on HOST:PORT (KEYS=FILE: with API keys, which other hosts than loopback need)
 	$(BIN)/assay serve --host $(HOST) --port $(PORT) $(if $(KEYS),--keys $(KEYS))
+
+# The kernels call functions of torch, so they are for the version in .venv.
+wheel: install ## write a wheel with compiled kernels for x86-64 and the torch of .venv into dist/ (OUT=DIR)
+	ASSAY_KERNELS_PYTHON=$(abspath $(BIN)/python) $(BIN)/python -m pip wheel --no-deps --wheel-dir $(or $(OUT),dist) .
 
 # A small policy and both reward models on it, from the data sets in DATA; what is there already is kept.
 PIPELINE := runs/pipeline

@@ -1,9 +1,11 @@
-"""Build the C++ kernels for CPUs once for an installation, and load them once in a process.
+"""Find the C++ kernels for CPUs, or build them once for an installation, and load them once in a process.
+
+A wheel may have them (`make wheel`). Else they are in the cache, and else a compiler builds them into it.
 
 The kernels compute products, norms and attention with oneDNN's small-matrix kernels, which torch contains. Their result
 for a row does not depend on the rows beside it or on the number of rows. They are faster than torch's operators.
-They need AVX2 or AVX-512, and a C++ compiler. Without these, and for other devices and dtypes, torch's own operators
-are used (see `row_invariant.py`).
+They need AVX2 or AVX-512. Without these or a compiler, and for other devices and dtypes, torch's own operators are used
+(see `row_invariant.py`).
 """
 
 import errno
@@ -23,6 +25,8 @@ from assay_service.scoring.atomic import write_atomically
 from assay_service.scoring.cache import find_cache_directory
 
 _FILES = sorted((Path(__file__).parent / "native").iterdir())
+# Where a wheel has its kernels, in a directory named by their torch. A checkout and a pure wheel do not have it.
+_PACKAGED = Path(__file__).parent / "built"
 
 # Not `-march=native`: a library built on one machine (into an image or a shared home) must run on others as well.
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
@@ -55,21 +59,20 @@ def load_or_explain(dtype: torch.dtype, device: torch.device) -> str | None:
 
 @functools.cache
 def _load() -> str | None:
-    """Build and load the kernels once in a process; return why that failed, or None."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if not capability.startswith(("AVX2", "AVX512")):
+    """Load the kernels once in a process, built if needed; return why that failed, or None."""
+    flags = _choose_flags()
+    if flags is None:
         return "they need a CPU with AVX2 or AVX-512"
-    # torch.cpu has no public function for this.
-    wide = capability.startswith("AVX512")
-    flags = [*_FLAGS, *_KINDS[1 + torch.cpu._is_avx512_bf16_supported() if wide else 0]]
+    if _load_packaged(flags):
+        return None
     try:
         library = _find_or_build_library(flags)
         try:
-            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+            _load_library(library)
         except OSError:  # a cached library of another installation of the compiler or its libraries: build it again
             # Removed, because its name says that it fits.
             library.unlink()
-            torch.ops.load_library(_find_or_build_library(flags))  # type: ignore[no-untyped-call]
+            _load_library(_find_or_build_library(flags))
     except (subprocess.CalledProcessError, OSError) as error:
         reason = _explain_failed_build(error)
         _log.warning("no CPU kernels; %s: %s", _SLOWER, reason)
@@ -77,16 +80,66 @@ def _load() -> str | None:
     return None
 
 
-def build_all() -> list[Path]:
-    """Build the kernels for every kind of x86-64 CPU that can use them, and return their paths.
+def _choose_flags() -> list[str] | None:
+    """Return the flags of the fastest kind of kernels that this CPU can run; None if it can run none."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if not capability.startswith(("AVX2", "AVX512")):
+        return None
+    # torch.cpu has no public function for this.
+    wide = capability.startswith("AVX512")
+    return [*_FLAGS, *_KINDS[1 + torch.cpu._is_avx512_bf16_supported() if wide else 0]]
 
-    An image then needs no compiler, and no writable cache. This machine's own CPU does not matter.
+
+def _load_packaged(flags: list[str]) -> bool:
+    """Load the wheel's kernels if they fit; return whether they are loaded, and log why not if there are any."""
+    found = find_packaged(flags, _PACKAGED)
+    if isinstance(found, Path):
+        try:
+            _load_library(found)
+        except OSError as error:  # for example, this system's glibc is older than that of the build
+            found = f"{found} cannot be loaded ({error})"
+        else:
+            return True
+    if found is not None:
+        _start_log.warning("the CPU kernels of the wheel are not used: %s", found)
+    return False
+
+
+def find_packaged(flags: list[str], directory: Path) -> Path | str | None:
+    """Return the kernels of a wheel that fit these sources, flags and this torch, or why none does.
+
+    Args:
+        flags: flags of the compiler, which name a kind of CPU.
+        directory: directory of the wheel's kernels, with one for their version of torch in it; it need not exist.
+
+    Returns:
+        The path, a reason, or None if the wheel has no kernels at all.
+    """
+    fitting = directory / torch.__version__ / _name_library(flags)
+    if fitting.is_file():
+        return fitting
+    torches = sorted({path.parent.name for path in directory.glob("*/*.so")})
+    if not torches:
+        return None
+    if torch.__version__ in torches:
+        return "they were built from other sources"
+    return f"they were built for torch {', '.join(torches)}, and this is torch {torch.__version__}"
+
+
+def build_all() -> list[Path]:
+    """Build the kernels for every kind of x86-64 CPU that can use them, and return their paths in the cache.
+
+    This machine's own CPU does not matter. `service/wheel/kernels.py` puts the files into a wheel.
 
     Raises:
         CalledProcessError: the compiler has failed.
         OSError: there is no compiler, or the cache cannot be written.
     """
     return [_find_or_build_library([*_FLAGS, *kind]) for kind in _KINDS]
+
+
+def _load_library(library: Path) -> None:
+    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
 
 
 def _explain_failed_build(error: subprocess.CalledProcessError | OSError) -> str:
@@ -106,16 +159,21 @@ def _find_compiler() -> str:
     return str(cpp_extension.get_cxx_compiler())  # type: ignore[no-untyped-call]
 
 
-def _find_or_build_library(flags: list[str]) -> Path:
-    """Return the path of the built kernels, and build them if needed.
-
-    They are built if these sources were never built with these flags and this torch.
-    """
+def _name_library(flags: list[str]) -> str:
+    """Return the file name of the kernels of these sources, flags and this torch."""
     # A library calls functions of torch, whose binary interface changes with its version.
     digest = hashlib.sha256(" ".join([torch.__version__, *flags]).encode())
     for path in _FILES:
         digest.update(path.read_bytes())
-    kept = find_cache_directory() / "kernels" / f"assay_native_{digest.hexdigest()[:16]}.so"
+    return f"assay_native_{digest.hexdigest()[:16]}.so"
+
+
+def _find_or_build_library(flags: list[str]) -> Path:
+    """Return the path of the built kernels in the cache, and build them if needed.
+
+    They are built if these sources were never built with these flags and this torch.
+    """
+    kept = find_cache_directory() / "kernels" / _name_library(flags)
     if not kept.is_file():
         _start_log.info("building the CPU kernels in %s; this happens once for an installation", kept.parent)
         # Not durable: a library that a crash of the machine has cut off cannot be loaded, and is then built again.
