@@ -170,6 +170,23 @@ class NotReady(ServingError):
     retryable = True
 
 
+class OperationRefused(ServingError):
+    """The signals of the running service are not changed; codes are listed in docs/operate.md."""
+
+    code = "signal_refused"
+
+
+class OperationRunning(ServingError):
+    """Another request changes the signals of the service now; the client can try again after `retry_after_s`."""
+
+    code = "operation_running"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class ClientGone(ServingError):
     """The client closed its connection before the answer; sequences that still waited were cancelled."""
 
