@@ -42,7 +42,7 @@ def read_added(name: str, declared: Mapping[str, Any], settings: Settings) -> Re
     problems.raise_any()
     added, resolved = read_resolved({"signals": {name: dict(declared)}}, root, None)
     try:
-        Settings.model_validate({**dict(settings), "signals": {**settings.signals, **added.signals}})
+        Settings.model_validate(vars(settings) | {"signals": {**settings.signals, **added.signals}})
     except ValidationError as error:  # the signal alone is right, and does not go with the rest
         raise StartError(*(str(each["ctx"]["error"]) for each in error.errors(include_url=False))) from error
     return resolved[name]

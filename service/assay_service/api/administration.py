@@ -188,17 +188,24 @@ def _load(
 ) -> None:
     """Load and prove a signal; the result is the signal, or the message of the error that a start would print."""
     try:
-        try:
-            loaded = load_signals({name: read_added(name, declared, settings)}, alone)
-        except StartError as error:
-            message = error.message
-        else:
-            done.set_result(loaded)
-            return
-        free_garbage()  # the error held what was loaded until here
-        done.set_result(message)
+        done.set_result(_load_or_explain(name, declared, settings, alone))
     except Exception as error:
         done.set_exception(error)
+
+
+def _load_or_explain(
+    name: str, declared: Mapping[str, Any], settings: Settings, alone: threading.Lock
+) -> _Loaded | str:
+    try:
+        resolved = read_added(name, declared, settings)
+    except StartError as error:
+        return error.message
+    try:
+        return load_signals({name: resolved}, alone)
+    except StartError as error:
+        message = error.message
+    free_garbage()  # the error has held what was loaded until here
+    return message
 
 
 async def _free(name: str, scorer: "weakref.ref[Scorer]", model: "weakref.ref[ServedModel]") -> None:

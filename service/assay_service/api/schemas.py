@@ -230,6 +230,5 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in sorted({*STATUS.values(), CONTENT_STATUS})
 }
 ADMIN_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody}
-    for status in sorted({*ERROR_RESPONSES, *ADMIN_STATUS.values()})
+    status: {"model": ErrorBody} for status in sorted({*ERROR_RESPONSES, *ADMIN_STATUS.values()})
 }
