@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
 
 
 def free_garbage() -> None:
-    """Free what nothing refers to any more, also of what was frozen after the start; everything waits meanwhile."""
+    """Free objects that nothing refers to, also those that were frozen after the start; everything waits meanwhile."""
     with _collecting:
         is_frozen = gc.get_freeze_count() > 0
         gc.unfreeze()

@@ -32,6 +32,7 @@ from assay_client.integrations.trl import reward_function
 from assay_service import create_app, loader, read_settings
 from assay_service.access import check_access
 from assay_service.errors import StartError
+from assay_service.golden import check_forward
 from assay_service.keys import add_key
 from assay_service.registry import Signal
 from assay_service.scoring.model import RewardModel
@@ -89,14 +90,14 @@ class Service:
     def __init__(self, app: FastAPI, client: TestClient, keys: dict[str, str]) -> None:
         self.app, self.client, self._keys = app, client, keys
 
-    def ask(self, method: str, path: str, key: str | None = "all", **options: Any) -> httpx.Response:
+    def ask(self, method: str, path: str, key: str | None = "all", **options: Any) -> Any:
         headers = {} if key is None else {"Authorization": f"Bearer {self._keys[key]}"}
         return self.client.request(method, path, headers=headers, **options)
 
-    def add(self, name: str, key: str | None = "admin", /, **declared: Any) -> httpx.Response:
+    def add(self, name: str, key: str | None = "admin", /, **declared: Any) -> Any:
         return self.ask("POST", "/admin/signals", key, json={"name": name, "signal": declared})
 
-    def remove(self, name: str, key: str | None = "admin") -> httpx.Response:
+    def remove(self, name: str, key: str | None = "admin") -> Any:
         return self.ask("DELETE", f"/admin/signals/{name}", key)
 
     def score(self, model: str) -> tuple[float, str]:
@@ -138,15 +139,16 @@ class Hold:
     """A proof that waits: of every signal that is loaded after `close`, until `open`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
         self.entered, self._opened = threading.Event(), threading.Event()
-        honest = loader.check_forward
 
+    def close(self) -> None:
         def wait(loaded: Signal) -> None:
             self.entered.set()
             assert self._opened.wait(WAIT_S)
-            honest(loaded)
+            check_forward(loaded)
 
-        self.close = lambda: monkeypatch.setattr(loader, "check_forward", wait)
+        self._patch.setattr(loader, "check_forward", wait)
 
     def open(self) -> None:
         self._opened.set()
@@ -198,7 +200,7 @@ def test_metrics_show_the_signals_that_are_served_and_late_scores_do_not_bring_t
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     def read() -> str:
-        return service.ask("GET", "/metrics").text
+        return str(service.ask("GET", "/metrics").text)
 
     with caplog.at_level(logging.INFO, "assay"):
         added = service.add("added", base="new").json()["fingerprint"]
@@ -226,16 +228,16 @@ def test_metrics_show_the_signals_that_are_served_and_late_scores_do_not_bring_t
 
 def test_under_load_no_request_fails_and_each_answer_is_of_one_set_of_signals(root: Root) -> None:
     async def compare(client: AsyncRewardClient, done: asyncio.Event) -> list[Any]:
-        seen = []
+        seen: list[Any] = []
         while not done.is_set():
             seen.append(await client.compare("bake?", "bread", f"cake {len(seen) % 7}"))
         return seen
 
     async def score(client: AsyncRewardClient, done: asyncio.Event) -> list[Any]:
-        seen = []
+        seen: list[Any] = []
         while not done.is_set():
             texts = [("bake?", f"bread {number}") for number in range(20)]
-            seen.append([row.score for row in (await client.score(texts, model="mix")).data])
+            seen.append((await client.score(texts, model="mix")).scores())
             await client.render(texts[:2])
         return seen
 
@@ -308,14 +310,13 @@ def test_a_training_stops_when_its_signal_becomes_another_one(root: Root) -> Non
 
         add("policy", "new")
         reward = reward_function(client, eos_token_id=0, model="policy")
-        ask = {"prompts": ["bake?"], "completions": ["bread"], "completion_ids": [[5, 0]]}
-        first = reward(**ask)
+        first = reward(["bake?"], ["bread"], [[5, 0]])
         add("beside", "other")
-        assert reward(**ask) == first  # another signal changes nothing for this training
+        assert reward(["bake?"], ["bread"], [[5, 0]]) == first  # another signal changes nothing for this training
         admin.delete("/admin/signals/policy").raise_for_status()
         add("policy", "other")
         with pytest.raises(FingerprintChanged):
-            reward(**ask)
+            reward(["bake?"], ["bread"], [[5, 0]])
 
 
 def test_a_wrong_golden_row_refuses_the_signal_and_nothing_changes(root: Root, unchanged: Service) -> None:
@@ -333,8 +334,8 @@ def test_a_wrong_golden_row_refuses_the_signal_and_nothing_changes(root: Root, u
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert (error["code"], error["param"], error["retryable"]) == ("signal_refused", "signal", False)
+    (root.path / "wrong.yaml").write_text("signals: {added: {base: wrong}}")
     with pytest.raises(StartError) as start:
-        (root.path / "wrong.yaml").write_text("signals: {added: {base: wrong}}")
         loader.load(read_settings(root.path / "wrong.yaml"))
     assert error["message"] == start.value.message
     assert "golden row 0: the manifest says 99.000000" in error["message"]
@@ -455,7 +456,7 @@ def test_a_start_needs_keys_and_a_directory_for_admin_root(root: Root, tmp_path:
     with pytest.raises(StartError, match="admin_root: anybody could add signals; declare `keys`"):
         read_settings(tmp_path / "service.yaml")
     (tmp_path / "service.yaml").write_text(text + f"keys: {root.settings.keys}\n")
-    with pytest.raises(StartError, match="admin_root: .*nothing: no such directory; create it"):
+    with pytest.raises(StartError, match=r"admin_root: .*nothing: no such directory; create it"):
         check_access(read_settings(tmp_path / "service.yaml"))
 
 
@@ -560,7 +561,7 @@ cli.app(["serve", *sys.argv[2:]])
 def test_a_process_ends_at_once_while_a_signal_loads(root: Root, tmp_path: Path) -> None:
     (root.path / "process.yaml").write_text((root.path / "service.yaml").read_text() + "admin_root: .\n")
     port, held = free_port(), tmp_path / "held"
-    arguments = ["--config", root.path / "process.yaml", "--port", str(port), "--keys", str(root.settings.keys)]
+    arguments = ["--config", str(root.path / "process.yaml"), "--port", str(port), "--keys", str(root.settings.keys)]
     process = subprocess.Popen([sys.executable, "-c", HELD, held, *arguments])
     url, headers = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {root.keys['all']}"}
 

@@ -25,7 +25,7 @@ class ScoreWindows(Collector):
         self._lengths: dict[str, deque[int]] = {}
 
     def serve(self, names: Iterable[str], references: Mapping[str, ReferenceHistogram]) -> None:
-        """Keep windows of these signals from now on; the windows of others are dropped, and late scores of theirs ignored.
+        """Keep windows of these signals from now on; those of others are dropped, and late scores of theirs ignored.
 
         Args:
             names: names of the served signals.
