@@ -85,7 +85,10 @@ def _find_links_out(directory: Path, root: Path) -> Iterator[Path]:
     """Yield the files of a checkpoint that lie elsewhere: by a link, or by the index of its shards."""
     if not directory.is_dir():
         return
-    listed = [*directory.iterdir(), *directory.glob("additional_chat_templates/*")]
+    try:
+        listed = [*directory.iterdir(), *directory.glob("additional_chat_templates/*")]
+    except OSError as error:
+        raise StartError(f"{directory}: cannot be read: {error.strerror}; check its permissions") from error
     if _INDEX in {path.name for path in listed} and _place(str(directory / _INDEX), root) is not None:
         shards = files.read_config(directory, _INDEX).get("weight_map", {})
         listed += [directory / str(shard) for shard in dict.fromkeys(map(str, shards.values()))]

@@ -35,6 +35,7 @@ from assay_service.errors import StartError
 from assay_service.golden import check_forward
 from assay_service.keys import add_key
 from assay_service.registry import Signal
+from assay_service.scoring.base_files import load_base
 from assay_service.scoring.model import RewardModel
 from assay_service.settings import Settings
 from tests import checkpoints
@@ -88,10 +89,10 @@ class Service:
     """A running service, asked with one of the keys."""
 
     def __init__(self, app: FastAPI, client: TestClient, keys: dict[str, str]) -> None:
-        self.app, self.client, self._keys = app, client, keys
+        self.app, self.client, self.keys = app, client, keys
 
     def ask(self, method: str, path: str, key: str | None = "all", **options: Any) -> Any:
-        headers = {} if key is None else {"Authorization": f"Bearer {self._keys[key]}"}
+        headers = {} if key is None else {"Authorization": f"Bearer {self.keys[key]}"}
         return self.client.request(method, path, headers=headers, **options)
 
     def add(self, name: str, key: str | None = "admin", /, **declared: Any) -> Any:
@@ -226,56 +227,71 @@ def test_metrics_show_the_signals_that_are_served_and_late_scores_do_not_bring_t
     assert fields[0]["model"] == "new"
 
 
-def test_under_load_no_request_fails_and_each_answer_is_of_one_set_of_signals(root: Root) -> None:
-    async def compare(client: AsyncRewardClient, done: asyncio.Event) -> list[Any]:
-        seen: list[Any] = []
-        while not done.is_set():
-            seen.append(await client.compare("bake?", "bread", f"cake {len(seen) % 7}"))
-        return seen
+class Traffic:
+    """Our client, which asks a service all the time."""
 
-    async def score(client: AsyncRewardClient, done: asyncio.Event) -> list[Any]:
-        seen: list[Any] = []
-        while not done.is_set():
-            texts = [("bake?", f"bread {number}") for number in range(20)]
-            seen.append((await client.score(texts, model="mix")).scores())
-            await client.render(texts[:2])
-        return seen
+    def __init__(self, client: AsyncRewardClient) -> None:
+        self._client, self._done = client, asyncio.Event()
+        self.compared: list[Any] = []
+        self.scores: set[tuple[float, ...]] = set()
+        self._tasks = [asyncio.create_task(ask()) for ask in (self._compare, self._compare, self._score, self._score)]
+
+    async def _compare(self) -> None:
+        while not self._done.is_set():
+            self.compared.append(await self._client.compare("bake?", "bread", f"cake {len(self.compared) % 7}"))
+
+    async def _score(self) -> None:
+        texts = [("bake?", f"bread {number}") for number in range(20)]
+        while not self._done.is_set():
+            self.scores.add(tuple((await self._client.score(texts, model="mix")).scores()))
+            await self._client.render(texts[:2])
+
+    async def wait_for(self, fingerprint: str) -> None:
+        while fingerprint not in {each.provenance.fingerprint for each in self.compared[-4:]}:
+            failed = [task for task in self._tasks if task.done()]
+            assert not failed, failed
+            await asyncio.sleep(0.01)
+
+    async def end(self) -> None:
+        """End, and raise what any request has raised."""
+        self._done.set()
+        await asyncio.gather(*self._tasks)
+
+
+def test_under_load_no_request_fails_and_each_answer_is_of_one_set_of_signals(root: Root) -> None:
+    async def change(admin: httpx.AsyncClient, traffic: Traffic) -> dict[str, set[str]]:
+        """The signals by fingerprint."""
+        first = (await admin.get("/info")).json()
+        expected = {first["fingerprint"]: set(first["signals"])}
+        await traffic.wait_for(first["fingerprint"])
+        for name, base in (("one", "new"), ("two", "half"), ("one", None)):
+            if base is None:
+                answer = await admin.delete(f"/admin/signals/{name}")
+            else:
+                answer = await admin.post("/admin/signals", json={"name": name, "signal": {"base": base}})
+            body = answer.raise_for_status().json()
+            expected[body["fingerprint"]] = set(body["signals"])
+            assert (await admin.get("/ready")).status_code == 200
+            await traffic.wait_for(body["fingerprint"])
+        return expected
 
     async def talk() -> None:
-        app = create_app(root.settings)
-        transport = httpx.ASGITransport(app)
+        app, key = create_app(root.settings), root.keys["all"]
+        transport, headers = httpx.ASGITransport(app), {"Authorization": f"Bearer {key}"}
         async with (
             app.router.lifespan_context(app),
-            AsyncRewardClient("http://assay", transport=transport, api_key=root.keys["all"]) as client,
-            httpx.AsyncClient(
-                transport=transport, base_url="http://assay", headers={"Authorization": f"Bearer {root.keys['all']}"}
-            ) as admin,
+            AsyncRewardClient("http://assay", transport=transport, api_key=key) as client,
+            httpx.AsyncClient(transport=transport, base_url="http://assay", headers=headers, timeout=WAIT_S) as admin,
         ):
-            signals = {"pref", "abs", "enc"}
-            expected = {(await client.info())["fingerprint"]: set(signals)}
-            done = asyncio.Event()
-            running = [asyncio.create_task(ask(client, done)) for ask in (compare, compare, score, score)]
-            for name, base in (("one", "new"), ("two", "half")):
-                declared = {"name": name, "signal": {"base": base}}
-                answer = await admin.post("/admin/signals", json=declared, timeout=WAIT_S)
-                assert answer.status_code == 201, answer.text
-                signals.add(name)
-                expected[answer.json()["fingerprint"]] = set(signals)
-                assert (await admin.get("/ready")).status_code == 200
-            answer = await admin.delete("/admin/signals/one")
-            expected[answer.json()["fingerprint"]] = {"pref", "abs", "enc", "two"}
-            await asyncio.sleep(0.2)
-            done.set()
-            first, second, *scores = await asyncio.gather(*running)
-            compared = [*first, *second]
-            assert {each.provenance.fingerprint for each in compared} == expected.keys()
-            assert [set(each.signals) for each in compared] == [
-                expected[each.provenance.fingerprint] for each in compared
-            ]
-            for name in ("pref", "abs", "enc", "one", "two"):
-                logits = {each.signals[name].a.logit for each in compared if name in each.signals}
-                assert len(logits) == 1, name
-            assert len({tuple(each) for part in scores for each in part}) == 1
+            traffic = Traffic(client)
+            expected = await change(admin, traffic)
+            await traffic.end()
+        assert [len(each) for each in expected.values()] == [3, 4, 5, 4]
+        for each in traffic.compared:
+            assert set(each.signals) == expected[each.provenance.fingerprint]
+        for name in ("pref", "abs", "enc", "one", "two"):
+            assert len({each.signals[name].a.logit for each in traffic.compared if name in each.signals}) == 1
+        assert len(traffic.scores) == 1
 
     asyncio.run(talk())
 
@@ -295,6 +311,20 @@ def test_torch_is_changed_for_all_threads_only_while_the_worker_waits(
     assert (torch.bfloat16, True) in held
     assert all(locked for _, locked in held)
     assert not alone.locked()
+
+
+@pytest.mark.parametrize("architecture", ["gemma3_text", "qwen3_moe", "qwen3_5_text", "modernbert", "deberta-v2"])
+def test_a_base_that_is_constructed_alone_is_the_one_of_a_start(architecture: str, tmp_path: Path) -> None:
+    fast, alone = checkpoints.tokenizer_of(architecture), threading.Lock()
+    checkpoints.save(tmp_path, checkpoints.classifier(architecture, fast), fast)
+    one, other = (load_base(tmp_path, torch.bfloat16, torch.device("cpu"), None, context) for context in (None, alone))
+    assert type(one) is type(other)
+    assert one.config.to_dict() == other.config.to_dict()
+    tensors, others = (dict([*each.named_parameters(), *each.named_buffers()]) for each in (one, other))
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name])
+        assert tensor.dtype == others[name].dtype
 
 
 def test_a_training_stops_when_its_signal_becomes_another_one(root: Root) -> None:
@@ -478,26 +508,33 @@ def test_one_operation_at_a_time_and_the_service_is_ready_meanwhile(service: Ser
     assert service.list_signals() == ["pref", "abs", "enc", "one", "two"]
 
 
+@pytest.mark.parametrize("path", ["/v1/score", "/compat/cohere/v2/rerank"])
 def test_a_request_that_runs_finishes_with_the_removed_signal_and_its_memory_is_free_then(
-    service: Service, gate: Gate
+    path: str, service: Service, gate: Gate
 ) -> None:
+    bodies = {
+        "/v1/score": {"model": "enc", "items": [ITEM, {"prompt": "bake?", "completion": "cake"}]},
+        "/compat/cohere/v2/rerank": {"model": "enc", "query": "bake?", "documents": ["bread", "cake"]},
+    }
     gc.freeze()  # as `assay serve` does after the start
     try:
-        expected, model = service.score("enc"), get_model(service, "enc")
+        model = get_model(service, "enc")
+        with serve(service.app.state.settings, service.keys) as other:
+            expected = other.ask("POST", path, json=bodies[path]).raise_for_status().json()
         gate.close()
         with ThreadPoolExecutor(1) as pool:
-            items = [ITEM, {"prompt": "bake?", "completion": "cake"}]
-            running = pool.submit(service.ask, "POST", "/v1/score", json={"items": items, "model": "enc"})
+            running = pool.submit(service.ask, "POST", path, json=bodies[path])
             assert gate.entered.wait(WAIT_S)
             assert service.remove("enc").status_code == 200
-            error = service.ask("POST", "/v1/score", json={"items": [ITEM], "model": "enc"}).json()["error"]
-            assert error["code"] == "model_not_found"
+            assert service.ask("POST", path, json=bodies[path]).status_code == 404
             time.sleep(0.3)
             assert model() is not None
             gate.open()
-            answer = running.result(WAIT_S).json()
-        assert (answer["data"][0]["score"], answer["provenance"]["fingerprint"]) == expected
-        assert "score" in answer["data"][1]
+            answer = running.result(WAIT_S).raise_for_status().json()
+        own = {"id", "created"}
+        assert {key: part for key, part in answer.items() if key not in own} == {
+            key: part for key, part in expected.items() if key not in own
+        }
         wait_for(lambda: model() is None)
         wait_for(lambda: gc.get_freeze_count() > 0)
     finally:
