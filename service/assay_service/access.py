@@ -47,6 +47,8 @@ def check_access(settings: Settings) -> ssl.SSLContext | None:
         path = settings.find_path(settings.keys)
         with problems.collected(f"keys: {path}"):
             read_key_file(path)
+    if settings.admin_root is not None and not (root := settings.find_path(settings.admin_root)).is_dir():
+        problems.lines.append(f"admin_root: {root}: no such directory; create it, or correct the path")
     with problems.collected("tls"):
         if settings.tls is not None:
             context = _load(settings.find_path(settings.tls.certificate), settings.find_path(settings.tls.key))

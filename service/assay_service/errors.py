@@ -3,7 +3,8 @@
     AssayError                     code, message, param, retryable
     ├── StartError                 the service must not start: configuration or checkpoint
     ├── ContentError               one item cannot be scored; its neighbors can
-    └── ServingError               the whole request cannot be answered now
+    ├── ServingError               the whole request cannot be answered now
+    └── OperationRefused           the signals of the running service are not changed
 
 `Problems` collects the errors of a configuration, so that all of them are reported at once.
 
@@ -168,6 +169,23 @@ class NotReady(ServingError):
 
     code = "not_ready"
     retryable = True
+
+
+class OperationRefused(AssayError, RuntimeError):
+    """The signals of the running service are not changed. Codes are listed in docs/operate.md."""
+
+    code = "signal_refused"
+
+
+class OperationRunning(OperationRefused):
+    """Another request changes the signals of the service now; the client can try again after `retry_after_s`."""
+
+    code = "operation_running"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ClientGone(ServingError):

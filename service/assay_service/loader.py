@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -58,11 +58,31 @@ def load_resolved(settings: Settings, resolved: Mapping[str, ResolvedSignal]) ->
     Raises:
         StartError: a signal cannot be served; the error names the signal and the file or tensor.
     """
-    loader = _Loader()
+    signals, invariant = load_signals(resolved)
+    blends = {name: blend.build_blend(name) for name, blend in settings.blends.items()}
+    return Registry(signals, blends, settings.default, invariant)
+
+
+def load_signals(
+    resolved: Mapping[str, ResolvedSignal], alone: AbstractContextManager[object] | None = None
+) -> tuple[dict[str, Signal], dict[str, bool]]:
+    """Load signals, make them invariant to the batch as far as possible, and compare them with their golden rows.
+
+    Args:
+        resolved: resolved signals by name; those on the same base share it in memory.
+        alone: context in which nothing else computes, where other threads compute; see `load_base`.
+
+    Returns:
+        The signals by name, and for each name whether its scores do not depend on the batch.
+
+    Raises:
+        StartError: a signal cannot be served; the error names the signal and the file or tensor.
+    """
+    loader = _Loader(alone)
     for name, signal in resolved.items():  # weights can take minutes
         with _prefix_errors(f"signals.{name}"):
             loader.check_renderings(name, signal)
-    signals = {}
+    signals: dict[str, Signal] = {}
     for name, signal in resolved.items():
         with _prefix_errors(f"signals.{name}"):
             signals[name] = loader.load_signal(name, signal)
@@ -74,8 +94,7 @@ def load_resolved(settings: Settings, resolved: Mapping[str, ResolvedSignal]) ->
             check_rows(checked_signal, resolved[name].claims.golden, "the manifest")
             _check_preset(checked_signal)
         log_how_served(checked_signal, is_invariant=invariant[name])
-    blends = {name: blend.build_blend(name) for name, blend in settings.blends.items()}
-    return Registry(signals, blends, settings.default, invariant)
+    return signals, invariant
 
 
 @contextmanager
@@ -90,9 +109,10 @@ def _prefix_errors(where: str) -> Iterator[None]:
 
 
 class _Loader:
-    """A loader of signals, in which signals on the same base share it in memory."""
+    """A loader of signals, in which signals on the same base share it in memory; `alone` is that of `load_base`."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: AbstractContextManager[object] | None) -> None:
+        self._alone = alone
         self._models: dict[tuple[Path, Quantization | None, str, str, str], RewardModel] = {}
         self._hashes: dict[tuple[Path, ...], str] = {}
         self._renderers: dict[tuple[Path, RenderRules, int], tuple[Renderer, tuple[str, ...]]] = {}
@@ -190,7 +210,7 @@ class _Loader:
             if (slow := explain_slow_dtype(compute, device)) is not None:
                 _log.warning("base %s: %s", base, slow)
             with log_step("loading base %s (%s, computing in %s on %s)", base, dtype, compute, device):
-                weights = load_base(base, getattr(torch, dtype), device, quantization)
+                weights = load_base(base, getattr(torch, dtype), device, quantization, self._alone)
                 self._models[key] = RewardModel(weights, device, compute)
         return self._models[key]
 

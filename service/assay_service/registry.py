@@ -131,6 +131,15 @@ class Registry:
         """Return the moments of the signals whose moments are known, by name."""
         return {name: signal.moments for name, signal in self.signals.items() if signal.moments is not None}
 
+    def add(self, signals: Mapping[str, Signal], invariant: Mapping[str, bool]) -> "Registry":
+        """Return a registry that has further signals, too; the arguments are those of the constructor."""
+        return Registry({**self.signals, **signals}, self.blends, self.default, {**self.invariant, **invariant})
+
+    def remove(self, name: str) -> "Registry":
+        """Return a registry without one of the signals, which is neither the default nor part of a blend."""
+        signals = {other: signal for other, signal in self.signals.items() if other != name}
+        return Registry(signals, self.blends, self.default, {other: self.invariant[other] for other in signals})
+
     def blend(self, model: str | None, weights: Mapping[str, float] | None) -> Blend:
         """Return the blend that a request asks for; a single signal is a blend of itself with weight 1.
 

@@ -117,13 +117,13 @@ def resolve(settings: Settings) -> dict[str, ResolvedSignal]:
     return resolved
 
 
-def read_resolved(raw: object, directory: Path, source: str) -> tuple[Settings, dict[str, ResolvedSignal]]:
+def read_resolved(raw: object, directory: Path, source: str | None) -> tuple[Settings, dict[str, ResolvedSignal]]:
     """Return a checked configuration and its resolved signals.
 
     Args:
         raw: content of the YAML file.
         directory: folder at which relative paths start.
-        source: name of the configuration in errors.
+        source: name of the configuration in errors; None names none.
 
     Raises:
         StartError: the configuration or a JSON file of its checkpoints is wrong; the error lists all problems.

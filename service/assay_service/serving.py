@@ -64,9 +64,9 @@ def run(
     engine = application.state.scorer.engine
     # uvicorn returns normally also if it could not start.
     code = 1 if engine.failed or not server.started else UNFINISHED if server.unfinished else 0
-    if engine.progress.is_computing:
+    if engine.progress.is_computing or application.state.administration.is_loading:
         # A thread that comes back from torch while the interpreter ends would abort the process.
-        log.error("a forward pass still runs; the process ends without it")
+        log.error("a forward pass or the loading of a signal still runs; the process ends without it")
         logging.shutdown()
         os._exit(code)
     return code

@@ -90,6 +90,7 @@ class Settings(Frozen):
         compat: settings of the compatible wires.
         playground: whether the service has a page at `/` for trying its signals in a browser.
         keys: path of the key file; None serves without keys.
+        admin_root: directory below which the files of signals lie that requests add; None keeps the signals fixed.
         insecure: whether the service may listen on other addresses than loopback without keys.
         tls: files by which the service speaks HTTPS; None serves HTTP.
         tracing: collector of the spans of requests; None records no spans.
@@ -105,6 +106,7 @@ class Settings(Frozen):
     compat: CompatSettings = CompatSettings()
     playground: bool = True
     keys: str | None = None
+    admin_root: str | None = None
     insecure: bool = False
     tls: TlsSettings | None = None
     tracing: TracingSettings | None = None
@@ -129,6 +131,12 @@ class Settings(Frozen):
         wrong = find_wrong_names(self.signals, {n: b.weights for n, b in self.blends.items()}, self.default)
         if wrong:
             raise ValueError("; ".join(wrong))
+        return self
+
+    @model_validator(mode="after")
+    def _check_admin(self) -> "Settings":
+        if self.admin_root is not None and self.keys is None:
+            raise ValueError("admin_root: anybody could add signals; declare `keys` (`--keys`), or remove it")
         return self
 
     @model_validator(mode="after")

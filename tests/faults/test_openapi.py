@@ -69,4 +69,4 @@ def test_every_answer_is_documented(documented: Documented, keys: str, mode: str
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
-    assert "Tested: 40" in done.stdout
+    assert "Tested: 42" in done.stdout

@@ -243,7 +243,7 @@ def test_a_wire_with_assays_own_paths_at_the_root_is_refused_before_anything_is_
         (
             {"signals": {"a": {"base": "rm"}}, "defaults": "a"},
             "defaults: unknown key; did you mean `default`? Keys are signals, blends, default, limits, lifecycle, "
-            "compat, playground, keys, insecure, tls, tracing, samples",
+            "compat, playground, keys, admin_root, insecure, tls, tracing, samples",
         ),
     ],
 )

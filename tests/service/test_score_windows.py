@@ -85,7 +85,8 @@ def test_a_logit_on_an_edge_is_in_the_bin_that_begins_there() -> None:
 def test_the_window_forgets_the_oldest_and_shows_only_what_it_knows() -> None:
     logits = sample(0, 5000, seed=1)
     reference = ReferenceHistogram(edges=EDGES, counts=tuple(count_bins(logits)), samples=5000, samples_sha256="0" * 64)
-    metrics = Metrics({"rm": reference})
+    metrics = Metrics()
+    metrics.windows.serve(["rm", "bare"], {"rm": reference})
     assert not any(name.startswith(("assay_window", "assay_drift", "assay_length")) for name, _ in read(metrics))
     for signal in ("rm", "bare"):
         for number, logit in enumerate(sample(5, 3000)):

@@ -200,6 +200,14 @@ class ModelInfo(Answer):
     quantization: str | None = None
 
 
+class SignalsAnswer(Answer):
+    """Answer of `POST` and `DELETE /admin/signals`: the signals that are served now, and the fingerprint over them."""
+
+    object: Literal["signals"] = "signals"
+    signals: list[str]
+    fingerprint: str
+
+
 class ModelsAnswer(Answer):
     """Answer of `GET /v1/models`."""
 

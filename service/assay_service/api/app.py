@@ -1,11 +1,9 @@
 """Build the FastAPI application: routes, error handlers, probes, start and stop."""
 
 import asyncio
-import platform
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +14,8 @@ from starlette.exceptions import HTTPException
 
 from assay_service import loader
 from assay_service.api import schemas
+from assay_service.api.admin_routes import router as admin_router
+from assay_service.api.administration import Administration
 from assay_service.api.authentication import Authentication
 from assay_service.api.compat.mount import find_wire, mount_wires
 from assay_service.api.compat.wire import build_error_response
@@ -27,12 +27,11 @@ from assay_service.api.playground import mount_playground
 from assay_service.api.refusals import refuse
 from assay_service.api.routes import router
 from assay_service.api.scorer import Scorer
-from assay_service.api.token_ids import collect_readers
+from assay_service.api.served_metrics import show_signals
 from assay_service.engine.admission import QueueLimits, Terms
 from assay_service.engine.engine import Engine
 from assay_service.errors import AssayError, NotReady
 from assay_service.policies import load_policies
-from assay_service.registry import Registry, Signal
 from assay_service.request_id import HEADER
 from assay_service.resolve import ResolvedSignal, resolve
 from assay_service.scoring.item import PROBE
@@ -74,7 +73,8 @@ def create_app(
     tracer = None if settings.tracing is None else Tracer(settings.tracing)
     policies = load_policies(settings)  # before the models, which take longer
     registry = loader.load_resolved(settings, signals)
-    metrics = _build_metrics(registry)
+    metrics = Metrics()
+    show_signals(metrics, registry)
     engine = _build_engine(settings, metrics, on_failure)
     drain = Drain(settings.lifecycle.drain_s)
     scorer = Scorer(registry, engine, metrics, settings.limits)
@@ -85,9 +85,8 @@ def create_app(
     if settings.samples is not None:
         app.state.samples = SampleLog(settings.samples, settings.find_path(settings.samples.path), metrics)
     app.state.policies = {wire: reader.transcript for wire, reader in policies.items()}
-    # A declared policy reads ids before a signal that has the same tokenizer with another template.
-    own = [signal.token_reader for signal in registry.signals.values()]
-    app.state.token_readers = collect_readers([*dict.fromkeys(policies.values()), *own])
+    app.state.policy_readers = list(dict.fromkeys(policies.values()))
+    app.state.administration = Administration(app.state)
     # State first: the handlers of wires read it for every request.
     _add_endpoints(app, settings)
     if keys is not None:
@@ -125,31 +124,6 @@ async def _run_engine(app: FastAPI) -> AsyncIterator[None]:
             await asyncio.to_thread(sink.close)
 
 
-def _build_metrics(registry: Registry) -> Metrics:
-    """Return the metrics of one application, with what is known of its models; tests run several in a process."""
-    metrics = Metrics(registry.references)
-    metrics.build.info(_describe_build(registry))
-    for name, signal in registry.signals.items():
-        metrics.models.labels(name).info(_describe_model(signal))
-        metrics.not_finite.labels(name)  # 0 from the start: an alert sees only an increase
-    return metrics
-
-
-def _describe_build(registry: Registry) -> dict[str, str]:
-    """Return the labels of the metric `assay_build`, by which a dashboard shows when a score could change."""
-    return {
-        "version": version("assay-rewards"),
-        "fingerprint": registry.fingerprint(),
-        "torch": version("torch"),
-        "python": platform.python_version(),
-    }
-
-
-def _describe_model(signal: Signal) -> dict[str, str]:
-    """Return the labels of the metric `assay_model`; what a signal does not have is empty."""
-    return {name: value or "" for name, value in asdict(signal.provenance).items()} | {"kind": signal.kind}
-
-
 def _build_engine(settings: Settings, metrics: Metrics, on_failure: Callable[[], None]) -> Engine:
     """Return the engine, whose worker has not started; `on_failure` is that of `create_app`."""
     limits = settings.limits
@@ -166,6 +140,7 @@ def _build_engine(settings: Settings, metrics: Metrics, on_failure: Callable[[],
 def _add_endpoints(app: FastAPI, settings: Settings) -> None:
     """Add the native endpoints, the compatible wires, the page and the probes."""
     app.include_router(router)
+    app.include_router(admin_router)
     mount_wires(app, settings.compat)
     if settings.playground:
         mount_playground(app)

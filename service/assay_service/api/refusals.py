@@ -15,9 +15,10 @@ from starlette.exceptions import HTTPException
 from assay_service.api import schemas
 from assay_service.api.body import NOT_FINITE, TWICE
 from assay_service.api.guard import BodyTooLarge
-from assay_service.errors import AssayError, ContentError, Overloaded, PermissionDenied, Unauthorized
+from assay_service.errors import AssayError, ContentError, OperationRunning, Overloaded, PermissionDenied, Unauthorized
 from assay_service.validation import explain, format_key
 
+_STATUS = {**schemas.STATUS, **schemas.ADMIN_STATUS}
 _NOT_JSON = "the body is not valid JSON"
 # Codes and messages of requests that reach no handler, by status.
 _HTTP = {
@@ -84,8 +85,8 @@ def refuse(request: Request, error: Exception) -> Refusal:
         return _refuse_invalid(request, error)
     if isinstance(error, AssayError):
         # A content error has a status only where the answer has no place for errors of single items.
-        status = schemas.CONTENT_STATUS if isinstance(error, ContentError) else schemas.STATUS[error.code]
-        after_s = error.retry_after_s if isinstance(error, Overloaded) else None
+        status = schemas.CONTENT_STATUS if isinstance(error, ContentError) else _STATUS[error.code]
+        after_s = error.retry_after_s if isinstance(error, Overloaded | OperationRunning) else None
         challenge = error.challenge if isinstance(error, Unauthorized | PermissionDenied) else None
         return Refusal(status, error.code, error.message, error.param, error.retryable, after_s, challenge)
     if isinstance(error, BodyTooLarge):

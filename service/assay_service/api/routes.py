@@ -21,8 +21,9 @@ from assay_service.api.messages import build_completion_items
 from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.api.scoring import ScoredItem, check_completions, check_count, score_items, score_result
 from assay_service.api.terms import read_terms
-from assay_service.api.token_ids import read_items
+from assay_service.api.token_ids import TokenReaders, collect_readers, read_items
 from assay_service.errors import AssayError
+from assay_service.registry import Registry
 from assay_service.scoring.blend import compute_probability, rank_scores
 
 API_VERSION = "1"
@@ -44,8 +45,8 @@ async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -
     check_count(request, len(body.items), "items")
     registry = scorer.registry
     blend = registry.blend(body.model, body.weights)
-    items = read_items(body.items, body.tokenizer_sha256, request.app.state.token_readers)
-    scored = await score_items(request, items, blend, body.truncation)
+    items = read_items(body.items, body.tokenizer_sha256, _collect_readers(request, registry))
+    scored = await score_items(request, scorer, items, blend, body.truncation)
     return answers.ScoreAnswer(
         id=f"score-{uuid.uuid4().hex}",
         object="list",
@@ -70,7 +71,7 @@ async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> 
     # A text alone is the common case; an object also has an id and a reason why it ended.
     entries = [schemas.RankCompletion(completion=c) if isinstance(c, str) else c for c in body.completions]
     items = build_completion_items(prompt, entries, field)
-    scored = await score_items(request, items, blend)
+    scored = await score_items(request, scorer, items, blend)
     kept = {index: result for index, result in enumerate(scored) if not isinstance(result, AssayError)}
     places = rank_scores({index: result.score for index, result in kept.items()})
     return answers.RankAnswer(
@@ -154,7 +155,7 @@ async def render(body: schemas.RenderRequest, request: Request, scorer: Scoring)
     check_count(request, len(body.items), "items")
     registry = scorer.registry
     signals = list(registry.signals if body.model is None else registry.blend(body.model, None).weights)
-    items = read_items(body.items, body.tokenizer_sha256, request.app.state.token_readers)
+    items = read_items(body.items, body.tokenizer_sha256, _collect_readers(request, registry))
     results = await run_while_connected(request, scorer.render(items, signals, body.truncation))
     ids = [item.id for item in body.items]
     # In a thread, because the texts are tokenized once more to find the characters of the tokens that are read.
@@ -206,7 +207,8 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
             "invariant": all(registry.invariant.values()),
         },
         "tokenizers": {
-            sha256: [reader.source for reader in readers] for sha256, readers in request.app.state.token_readers.items()
+            sha256: [reader.source for reader in readers]
+            for sha256, readers in _collect_readers(request, registry).items()
         },
         "signals": {
             name: {
@@ -246,6 +248,13 @@ async def info(request: Request, scorer: Scoring) -> dict[str, Any]:
 async def metrics(request: Request) -> Response:
     """Return the metrics in the text format of Prometheus."""
     return Response(request.app.state.metrics.format_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _collect_readers(request: Request, registry: Registry) -> TokenReaders:
+    """Return the readers of token ids by tokenizer: those of the declared policies, then those of the signals."""
+    # A declared policy reads ids before a signal that has the same tokenizer with another template.
+    own = (signal.token_reader for signal in registry.signals.values())
+    return collect_readers([*request.app.state.policy_readers, *own])
 
 
 def _require_score(scored: ScoredItem | AssayError) -> float:

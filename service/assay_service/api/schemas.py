@@ -27,6 +27,14 @@ STATUS: Mapping[str, int] = {
     "not_finite": 500,
     "internal": 500,
 }
+# Of requests that change the signals of a running service.
+ADMIN_STATUS: Mapping[str, int] = {
+    "admin_disabled": 404,
+    "signal_exists": 409,
+    "signal_in_use": 409,
+    "operation_running": 409,
+    "signal_refused": 422,
+}
 CONTENT_STATUS = 422  # a content error of an endpoint whose answer has no place for errors of single items
 
 
@@ -195,8 +203,15 @@ class RenderRequest(_HoldsItems):
     model: Name | None = None
 
 
+class AddSignalRequest(_Request):
+    """Body of `POST /admin/signals`; `signal` has the keys of a signal in the configuration file."""
+
+    name: Name
+    signal: dict[str, Any]
+
+
 class RequestError(BaseModel):
-    """The reason why a request has no answer; it never holds any text of the request."""
+    """The reason why a request has no answer; it never holds a prompt or a completion."""
 
     code: str
     message: str
@@ -213,4 +228,7 @@ class ErrorBody(BaseModel):
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in sorted({*STATUS.values(), CONTENT_STATUS})
+}
+ADMIN_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in sorted({*ERROR_RESPONSES, *ADMIN_STATUS.values()})
 }

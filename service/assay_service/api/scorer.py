@@ -5,6 +5,7 @@ not hold up the event loop. It works in slices, so that a large request does not
 """
 
 import asyncio
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,6 +90,12 @@ class Scorer:
         self._metrics = metrics
         # With one thread, the slices of several requests take turns in the order in which they were submitted.
         self._render_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="assay-render")
+
+    def serve(self, registry: Registry) -> "Scorer":
+        """Return a scorer of another registry on the same engine and render thread; this one finishes its requests."""
+        other = copy.copy(self)
+        other.registry = registry
+        return other
 
     def close(self) -> None:
         """End the render thread."""

@@ -25,6 +25,7 @@ class ScoredItem:
 
 async def score_items(
     request: Request,
+    scorer: Scorer,
     items: Sequence[ItemSource],
     blend: Blend,
     truncation: Truncation = "error",
@@ -33,6 +34,7 @@ async def score_items(
 
     Args:
         request: the request that holds the items; its work is cancelled if the client goes away.
+        scorer: scorer that the request took at its beginning; it has the blend's signals.
         items: items to score; an error in place of an item is returned as it is.
         blend: rule that makes one score from the logits.
         truncation: policy for prompts that are too long.
@@ -40,7 +42,6 @@ async def score_items(
     Raises:
         ServingError: the whole request was refused.
     """
-    scorer: Scorer = request.app.state.scorer
     results = await run_while_connected(
         request, scorer.score(items, list(blend.weights), read_terms(request), request.state.timings, truncation)
     )

@@ -52,6 +52,7 @@ class Engine:
 
     Attributes:
         progress: the times of the worker's forward passes.
+        alone: lock of a forward pass; whoever changes settings of torch that all threads share holds it.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Engine:
         self._changed = threading.Condition()
         self._stopping = self._failed = False
         self.progress = Progress(max_forward_s)
+        self.alone = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="assay-engine", daemon=True)
 
     def start(self) -> None:
@@ -157,7 +159,7 @@ class Engine:
         timings = timings or Timings(now_s)
         timings.submitted_s = now_s
         # Making jobs hashes their ids, which takes long enough to do it before the lock.
-        candidates = [self._make_job(task, now_s, fresh=fresh) for task in tasks]
+        candidates = [Job(task, now_s, is_reusable=self._shares and not fresh) for task in tasks]
         with self._changed:
             if self._stopping or not self._thread.is_alive():
                 raise NotReady("the service is shutting down")
@@ -183,32 +185,32 @@ class Engine:
                 self._changed.notify_all()
         return futures
 
-    def _make_job(self, task: Task, now_s: float, *, fresh: bool) -> Job:
-        return Job(task, now_s, is_reusable=self._shares and not fresh)
-
     def _work(self) -> None:
         try:
-            while batch := self._take():
-                started_s = time.monotonic()
-                for job in batch:
-                    self._metrics.queue_s.observe(started_s - job.since_s)
-                self._run(batch)
-                with self._changed:
-                    now_s = time.monotonic()
-                    self._backlog.finish_pass(self._computed, now_s - started_s, now_s)
-                    self._metrics.drain_rate.set(self._backlog.rate.tokens_per_s or 0.0)
+            while self._work_once():
+                pass
         except BaseException:  # a bug in the engine: no request may wait for ever
             _log.exception("the worker ends because of an error that it does not handle")
             self._fail()
             raise
 
-    def _take(self) -> list[Job]:
-        """Wait for jobs and take the next batch out of the queue; return an empty one when the engine stops."""
+    def _work_once(self) -> bool:
+        """Wait for jobs and run a batch; return False when the engine stops. A worker that waits holds no model."""
         with self._changed:
             self._changed.wait_for(lambda: self._backlog.queue or self._stopping)
-            self._computed, batch = [], self._backlog.take()
+            batch = self._backlog.take()
             self._show_queue()
-        return batch
+        started_s = time.monotonic()
+        for job in batch:
+            self._metrics.queue_s.observe(started_s - job.since_s)
+        if batch:
+            self._run(batch)
+            with self._changed:
+                now_s = time.monotonic()
+                self._backlog.finish_pass(self._computed, now_s - started_s, now_s)
+                self._metrics.drain_rate.set(self._backlog.rate.tokens_per_s or 0.0)
+                self._computed = []
+        return bool(batch)
 
     def _drop_abandoned(self, job: Job) -> None:
         """Remove a job that no request waits for any more, unless it runs already; called when one has left."""
@@ -281,7 +283,7 @@ class Engine:
         started_s = time.monotonic()
         self.progress.begin_pass(started_s)
         try:
-            with torch.inference_mode():
+            with self.alone, torch.inference_mode():
                 numbers = trunk.compute([job.task.sequence for job in batch])
         except Exception as error:
             add_pass(batch, started_s, time.monotonic())

@@ -1,6 +1,7 @@
 """Read the base of a reward model from its files, as transformers' bare model of its architecture."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ _POOLERS = ("bert", "roberta", "xlm-roberta")
 
 
 def load_base(
-    directory: Path, dtype: torch.dtype, device: torch.device, quantization: Quantization | None = None
+    directory: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization | None = None,
+    alone: AbstractContextManager[object] | None = None,
 ) -> PreTrainedModel:
     """Return a base without its head, with packed attention where the architecture has it.
 
@@ -36,6 +41,8 @@ def load_base(
             headers of the files, and the model has names and shapes only. That needs accelerate.
         quantization: declared format of quantized weights, which become plain weights of `dtype` here; None for plain
             weights.
+        alone: context in which nothing else computes. transformers constructs the model within it, for which it changes
+            torch's default dtype in the whole process; None where nothing else computes anyway.
 
     Raises:
         StartError: the architecture is not served, or a tensor is missing, unknown or of the wrong shape.
@@ -64,7 +71,7 @@ def load_base(
         "dtype": dtype,
         "attn_implementation": ATTENTION if architecture.packed else "eager",
     }
-    base, report = _load(directory, lazy, options)
+    base, report = _load(directory, lazy, options, alone)
     layout = recognize_layout(shapes, config, directory)
     unused = frozenset(() if layout is None else layout.tensors)
     prefix = f"{base.base_model_prefix}."
@@ -83,17 +90,39 @@ def _read_lazily(directory: Path, config: Mapping[str, Any], quantization: Quant
 
 
 def _load(
-    directory: Path, lazy: dict[str, LazyTensor] | None, options: Mapping[str, Any]
+    directory: Path,
+    lazy: dict[str, LazyTensor] | None,
+    options: Mapping[str, Any],
+    alone: AbstractContextManager[object] | None,
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """Return a base, and transformers' report about loading it, from plain files or from tensors read one by one."""
-    if lazy is None:
-        return AutoModel.from_pretrained(  # type: ignore[no-any-return]
-            directory, use_safetensors=True, local_files_only=True, trust_remote_code=False, **options
-        )
+    plain = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    if lazy is None and alone is None:
+        return AutoModel.from_pretrained(directory, **plain, **options)  # type: ignore[no-any-return]
     config = _read_plain_config(directory)
-    return MODEL_MAPPING[type(config)].from_pretrained(  # type: ignore[no-any-return]
-        None, config=config, state_dict=lazy, **options
+    kind = MODEL_MAPPING[type(config)]
+    loading = kind if alone is None else _construct_within(kind, alone)
+    base, report = (
+        loading.from_pretrained(directory, config=config, **plain, **options)
+        if lazy is None
+        else loading.from_pretrained(None, config=config, state_dict=lazy, **options)
     )
+    base.__class__ = kind
+    return base, report
+
+
+def _construct_within(kind: type[PreTrainedModel], alone: AbstractContextManager[object]) -> type[PreTrainedModel]:
+    """Return a class like `kind` whose `from_pretrained` constructs the model, without weights, within a context.
+
+    Meanwhile transformers changes torch's default dtype and `torch.linspace` for all threads. Weights are read later.
+    """
+
+    def get_init_context(cls: type[PreTrainedModel], *arguments: object) -> list[object]:
+        return [alone, *super(loading, cls).get_init_context(*arguments)]
+
+    members = {"__module__": kind.__module__, "get_init_context": classmethod(get_init_context)}
+    loading: type[PreTrainedModel] = type(kind.__name__, (kind,), members)
+    return loading
 
 
 def _read_plain_config(directory: Path) -> PreTrainedConfig:

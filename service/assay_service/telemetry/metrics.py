@@ -1,13 +1,12 @@
 """Define every Prometheus metric of the service, with its labels; names end with the unit."""
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
-from assay_service.scoring.reference import ReferenceHistogram
 from assay_service.telemetry.score_windows import ScoreWindows
 
 # How a sequence was found: its logits were cached, it was waiting or running already, or it was new.
@@ -20,13 +19,9 @@ _LOGITS = (-16, -8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8, 16)
 
 
 class Metrics:
-    """The metrics of one application, in a registry of their own, so that two applications can share a process.
+    """The metrics of one application, in a registry of their own, so that two applications can share a process."""
 
-    Args:
-        references: reference histograms by signal, for the metric of drift.
-    """
-
-    def __init__(self, references: Mapping[str, ReferenceHistogram] | None = None) -> None:
+    def __init__(self) -> None:
         registry = CollectorRegistry()
         self._registry = registry
         self._of_signal: dict[str, tuple[Counter, Histogram]] = {}
@@ -37,7 +32,7 @@ class Metrics:
         # In the order in which a request meets them, which is that of `/metrics`.
         self._add_request_metrics(counter, histogram)
         self._add_score_metrics(counter, histogram)
-        self.windows = ScoreWindows(references or {})
+        self.windows = ScoreWindows()
         registry.register(self.windows)
         self._add_engine_metrics(counter, histogram, gauge)
         self.build = Info(

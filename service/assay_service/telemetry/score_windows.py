@@ -1,7 +1,7 @@
 """Keep the last scores of each signal, and compute their drift and correlation when the metrics are read."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -16,18 +16,29 @@ class ScoreWindows(Collector):
     """The last scores of each signal, as a collector of Prometheus; adding one costs an append.
 
     Everything is called on the event loop. A value that cannot be computed has no sample.
-
-    Args:
-        references: reference histograms by signal, for the signals that have one.
     """
 
-    def __init__(self, references: Mapping[str, ReferenceHistogram]) -> None:
-        self._references = references
+    def __init__(self) -> None:
+        self._served: frozenset[str] = frozenset()
+        self._references: Mapping[str, ReferenceHistogram] = {}
         self._logits: dict[str, deque[float]] = {}
         self._lengths: dict[str, deque[int]] = {}
 
+    def serve(self, names: Iterable[str], references: Mapping[str, ReferenceHistogram]) -> None:
+        """Keep windows of these signals from now on; those of others are dropped, and late scores of theirs ignored.
+
+        Args:
+            names: names of the served signals.
+            references: reference histograms by signal, for the signals that have one.
+        """
+        self._served, self._references = frozenset(names), references
+        for signal in self._logits.keys() - self._served:
+            del self._logits[signal], self._lengths[signal]
+
     def add(self, signal: str, logit: float, completion_tokens: int) -> None:
         """Add a score, in place of the oldest one of a full window."""
+        if signal not in self._served:
+            return
         if signal not in self._logits:
             self._logits[signal] = deque(maxlen=WINDOW_SCORES)
             self._lengths[signal] = deque(maxlen=WINDOW_SCORES)

@@ -144,8 +144,9 @@ class WireContext:
         self.request = request
         self._wire = wire
         self.settings: WireSettings = request.app.state.settings.compat.get_wire(wire.name)
-        scorer: Scorer = request.app.state.scorer
-        self.registry: Registry = scorer.registry
+        # Taken once: the signals of the service may change while the request is answered.
+        self._scorer: Scorer = request.app.state.scorer
+        self.registry: Registry = self._scorer.registry
         # The reader of the policy's text, if one is declared.
         self.policy: Transcript | None = request.app.state.policies.get(wire.name)
 
@@ -204,7 +205,7 @@ class WireContext:
             AssayError: an item has no score, and `on_item_error` is "fail", or the error is a failure of the service.
         """
         check_count(self.request, len(items), params[0].partition("[")[0] if params else "items")
-        scored = await score_items(self.request, items, blend, truncation)
+        scored = await score_items(self.request, self._scorer, items, blend, truncation)
         scores = [self._settle(one, param) for one, param in zip(scored, params, strict=True)]
         if floored := [index for index, one in enumerate(scores) if one.result is None]:
             self.request.state.floored = floored
