@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from assay_service.api.compat.mount import WIRES
-from assay_service.api.scorer import UnreadItem
+from assay_service.api.sources import UnreadItem
 from assay_service.errors import ContentError, ForwardFailed, Overloaded
 from assay_service.scoring.item import Item
 from assay_service.scoring.token_reader import TokenReader
