@@ -119,8 +119,8 @@ def read_by_schema(body: bytes, *, ranks: bool) -> PlainBody | None:
     except (ValueError, RecursionError, ValidationError, ServingError):
         return None
     completions = [RankCompletion(completion=c) if isinstance(c, str) else c for c in ranking.completions]
-    prompt = ranking.messages if ranking.prompt is None else ranking.prompt
-    built = build_completion_items(prompt or [], completions, "prompt")
+    prompt = (ranking.messages or []) if ranking.prompt is None else ranking.prompt
+    built = build_completion_items(prompt, completions, "prompt")
     return PlainBody(built, [entry.id for entry in completions], ranking.model)  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ Way = tuple[tuple[tuple[str, Renderer], ...], Truncation]
 
 # Bytes in CPython, as `tracemalloc` counts them: of an entry with its keys, of a rendering, of a message, and of each
 # token id (the number and its place in the tuple). Texts come on top.
-_ENTRY_BYTES, _RENDERING_BYTES, _MESSAGE_BYTES, _TOKEN_BYTES = 1000, 700, 150, 40
+_ENTRY_BYTES, _RENDERING_BYTES, _MESSAGE_BYTES, _TOKEN_BYTES = 700, 400, 120, 40
 
 
 @dataclass(slots=True)
