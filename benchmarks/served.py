@@ -19,16 +19,19 @@ FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
 
 
 @contextmanager
-def serve(config: Path | None, threads: int | None = None) -> Iterator[str]:
+def serve(config: Path | None, threads: int | None = None, checkout: Path | None = None) -> Iterator[str]:
     """Serve a configuration in a process of its own; give the address.
 
     Args:
         config: YAML configuration; None serves the embedded models.
         threads: number of threads that compute; None leaves it to torch.
+        checkout: checkout of the version that is served; None serves the installed one.
     """
     url = f"http://127.0.0.1:{(port := find_free_port())}"
     command = [str(Path(sys.executable).with_name("assay")), "serve", "--port", str(port), "--log-level", "error"]
     environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    if checkout is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(str(checkout / part) for part in ("service", "clients"))
     process = subprocess.Popen(command + (["--config", str(config)] if config else []), env=environment)
     try:
         end_s = time.monotonic() + START_S

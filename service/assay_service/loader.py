@@ -236,7 +236,9 @@ class _Loader:
         key = (source, rules, vocabulary_size)
         if key not in self._renderers:
             loaded = tokenizer.load(source)
-            renderer = Renderer(loaded, rules, vocabulary_size)
+            others = (r for (path, *_), (r, _) in self._renderers.items() if path == source)
+            like = next((r for r in others if rules.reads_text_as(r.rules)), None)
+            renderer = Renderer(loaded, rules, vocabulary_size, like)
             probe = renderer.render(PROBE).sequence
             unprinted = tokenizer.find_unprinted(loaded, source, probe.ids, probe.boundary)
             self._renderers[key] = renderer, unprinted

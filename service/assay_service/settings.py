@@ -51,6 +51,7 @@ class Limits(Frozen):
         max_queue_items: waiting items beyond which requests are refused with 429.
         cache_bytes: size of the cache of logits. 0 turns off the cache, and also the sharing of a sequence that two
             requests wait for at the same time.
+        rendering_cache_bytes: size of the cache of rendered items, which are then not rendered again. 0 turns it off.
     """
 
     max_body_bytes: int = Field(16 * 2**20, gt=0)
@@ -64,6 +65,7 @@ class Limits(Frozen):
     max_queue_tokens: int = Field(4_000_000, gt=0)
     max_queue_items: int = Field(20_000, gt=0)
     cache_bytes: int = Field(64 * 2**20, ge=0)
+    rendering_cache_bytes: int = Field(64 * 2**20, ge=0)
 
 
 class TlsSettings(Frozen):

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from assay_service import create_app
+from assay_service.api.kept import KeptRenderings
 from assay_service.compat_settings import CompatSettings
 from tests.service.conftest import tiny
 
@@ -39,6 +40,11 @@ class Served:
 
 
 Serve = Callable[..., Served]
+
+
+def forget_items(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a service render and compute every item of this test, also those that it has scored before."""
+    monkeypatch.setattr(served.app.state.scorer, "kept", KeptRenderings(0))
 
 
 @pytest.fixture(scope="session")

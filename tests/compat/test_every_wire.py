@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from assay_service.api.compat.mount import WIRES
-from assay_service.api.scorer import UnreadItem
+from assay_service.api.sources import UnreadItem
 from assay_service.errors import ContentError, ForwardFailed, Overloaded
 from assay_service.scoring.item import Item
 from assay_service.scoring.token_reader import TokenReader
-from tests.compat.conftest import Serve
+from tests.compat.conftest import Serve, forget_items
 
 JSON = {"content-type": "application/json"}
 USER, ASSISTANT = {"role": "user", "content": "say hi"}, {"role": "assistant", "content": "hi"}
@@ -116,6 +116,7 @@ def test_a_full_queue_has_the_declared_status(
     def refuse(*_: Any, **__: Any) -> None:
         raise Overloaded("the queue is full", retry_after_s=2)
 
+    forget_items(served, monkeypatch)
     monkeypatch.setattr(served.app.state.scorer.engine, "submit", refuse)
     answer = send(served.url, path, BODIES[path])
     assert answer.status_code == (declared or STATUSES[path[0]])
@@ -124,9 +125,14 @@ def test_a_full_queue_has_the_declared_status(
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_client_whose_time_is_over_gets_an_error_in_the_form_of_its_wire(path: tuple[str, str], url: str) -> None:
+def test_a_client_whose_time_is_over_gets_an_error_in_the_form_of_its_wire(
+    path: tuple[str, str], serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A millisecond is over before any of these is rendered and computed."""
-    answer = httpx.post(f"{url}/compat/{path[0]}{path[1]}", json=BODIES[path], headers={"X-Request-Timeout-Ms": "1"})
+    forget_items(served := serve(), monkeypatch)
+    answer = httpx.post(
+        f"{served.url}/compat/{path[0]}{path[1]}", json=BODIES[path], headers={"X-Request-Timeout-Ms": "1"}
+    )
     # TEI has one status for all failures of the service.
     assert answer.status_code == (424 if path[0] == "tei" else 504)
     assert not [number for number in list_numbers(answer.json()) if number != answer.status_code]
@@ -178,6 +184,7 @@ def test_a_failure_of_the_service_is_an_error_even_with_a_floor(
     async def fail(items: Any, *_: Any, **__: Any) -> list[Any]:
         return [ForwardFailed("the forward pass failed") for _ in items]
 
+    forget_items(served, monkeypatch)
     monkeypatch.setattr(served.app.state.scorer, "score", fail)
     answer = send(served.url, path, BODIES[path])
     assert answer.status_code == FAILED.get(path[0], 500)
@@ -193,6 +200,7 @@ def test_a_crash_is_an_error_that_quotes_nothing(
     async def crash(*_: Any, **__: Any) -> None:
         raise RuntimeError("SECRET")
 
+    forget_items(served, monkeypatch)
     monkeypatch.setattr(served.app.state.scorer, "score", crash)
     answer = send(served.url, path, BODIES[path])
     assert answer.status_code == FAILED.get(path[0], 500)

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from assay_service import create_app, read_settings
 from assay_service.errors import Overloaded
 from tests import checkpoints
-from tests.compat.conftest import Serve
+from tests.compat.conftest import Serve, forget_items
 
 FAST = checkpoints.decoder_tokenizer()
 CHAT = [{"role": "user", "content": "How do I bake bread?"}, {"role": "assistant", "content": "Mix flour."}]
@@ -203,6 +203,7 @@ def test_failures_of_the_server_have_one_form_on_all_paths(serve: Serve, monkeyp
     def refuse(*_: Any, **__: Any) -> None:
         raise Overloaded("the queue is full", retry_after_s=2)
 
+    forget_items(served, monkeypatch)
     monkeypatch.setattr(served.app.state.scorer.engine, "submit", refuse)
     answers = [post(served.url, path, **{field: TEXT}) for path, field in PATHS]
     assert [answer.status_code for answer in answers] == [503, 503]

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from assay_service import create_app, read_settings
 from assay_service.errors import Overloaded
 from tests import checkpoints
-from tests.compat.conftest import Serve
+from tests.compat.conftest import Serve, forget_items
 
 FAST = checkpoints.decoder_tokenizer()
 PROMPT = "How do I bake bread?"
@@ -279,6 +279,7 @@ def test_a_full_queue_is_503_in_status_and_body(serve: Serve, monkeypatch: pytes
     def refuse(*_: Any, **__: Any) -> None:
         raise Overloaded("the queue is full", retry_after_s=2)
 
+    forget_items(served, monkeypatch)
     monkeypatch.setattr(served.app.state.scorer.engine, "submit", refuse)
     answer = post(served.url, "/classify", input=TEXT)
     check_error(answer, 503)

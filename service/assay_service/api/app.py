@@ -16,6 +16,7 @@ from assay_service import loader
 from assay_service.api import schemas
 from assay_service.api.admin_routes import router as admin_router
 from assay_service.api.administration import Administration
+from assay_service.api.answer_parts import ProvenanceWriter
 from assay_service.api.authentication import Authentication
 from assay_service.api.compat.mount import find_wire, mount_wires
 from assay_service.api.compat.wire import build_error_response
@@ -82,6 +83,7 @@ def create_app(
     app = DescribedApp(title="Assay", version=version("assay-rewards"), lifespan=_run_engine)
     app.state.scorer, app.state.metrics, app.state.settings, app.state.keys = scorer, metrics, settings, keys
     app.state.drain, app.state.tracer, app.state.samples = drain, tracer, None
+    app.state.provenance = ProvenanceWriter()
     if settings.samples is not None:
         app.state.samples = SampleLog(settings.samples, settings.find_path(settings.samples.path), metrics)
     app.state.policies = {wire: reader.transcript for wire, reader in policies.items()}

@@ -3,13 +3,30 @@
 import json
 import math
 from collections.abc import Callable, Coroutine
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 TWICE = "an object in the body has a key twice, and one of its values would be lost"
 NOT_FINITE = "a number in the body is not finite, or too large for a float of 64 bits"
+
+# A function that begins to answer a body which it reads by itself; None leaves the body to the endpoint.
+PlainAnswer = Callable[[Request, bytes], Coroutine[Any, Any, Response] | None]
+EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
+_plain_answers: dict[Callable[..., Any], PlainAnswer] = {}
+
+
+def answer_plain(answer: PlainAnswer) -> Callable[[EndpointT], EndpointT]:
+    """Decorate an endpoint, whose plain bodies another function answers without pydantic and FastAPI."""
+
+    def register(endpoint: EndpointT) -> EndpointT:
+        _plain_answers[endpoint] = answer
+        return endpoint
+
+    return register
 
 
 class StrictJsonRoute(APIRoute):
@@ -20,11 +37,17 @@ class StrictJsonRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler of `APIRoute`, which reads the body by `_StrictJson`."""
+        """Return the handler of `APIRoute`, which reads the body by `_StrictJson`, behind that of plain bodies."""
         handle = super().get_route_handler()
+        answer = _plain_answers.get(self.endpoint)
 
         async def handle_strict(request: Request) -> Response:
-            return await handle(_StrictJson(request.scope, request.receive))
+            strict = _StrictJson(request.scope, request.receive)
+            if answer is not None and _has_plain_type(strict):
+                with suppress(ClientDisconnect):  # which FastAPI meets again
+                    if (begun := answer(strict, await strict.body())) is not None:
+                        return await begun
+            return await handle(strict)
 
         return handle_strict
 
@@ -38,9 +61,22 @@ class _StrictJson(Request):
         Raises:
             json.JSONDecodeError: the body is not JSON, an object in it has a key twice, or a number is not finite.
         """
-        return json.loads(
-            await self.body(), object_pairs_hook=_build_object, parse_constant=_read_float, parse_float=_read_float
-        )
+        return read_strict_json(await self.body())
+
+
+def read_strict_json(body: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """Return the value of a JSON text.
+
+    Raises:
+        json.JSONDecodeError: the body is not JSON, an object in it has a key twice, or a number is not finite.
+        UnicodeDecodeError, RecursionError, ValueError: it is not Unicode, too deep, or has a number of many digits.
+    """
+    return json.loads(body, object_pairs_hook=_build_object, parse_constant=_read_float, parse_float=_read_float)
+
+
+def _has_plain_type(request: Request) -> bool:
+    """Return whether the body is certainly read as JSON; FastAPI decides about other names of its type."""
+    return request.headers.get("content-type", "").partition(";")[0] == "application/json"
 
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def build_rendered_rows(
     rows: list[RenderedRow | FailedRow] = []
     for index, (result, item_id) in enumerate(zip(results, ids, strict=True)):
         if isinstance(result, AssayError):
-            rows.append(build_failed_row(result, index=index, item_id=item_id))
+            rows.append(FailedRow.model_validate(build_failed_row(result, index=index, item_id=item_id)))
             continue
         signals = {name: build_rendered_signal(registry.signals[name], rendered) for name, rendered in result.items()}
         rows.append(RenderedRow(index=index, signals=signals, **build_id(item_id)))

@@ -15,16 +15,17 @@ import torch
 from fastapi import APIRouter, Depends, Request, Response
 
 from assay_service.api import answer_parts, answers, render_answers, schemas
-from assay_service.api.body import StrictJsonRoute
+from assay_service.api.body import StrictJsonRoute, answer_plain
 from assay_service.api.guard import run_while_connected
 from assay_service.api.messages import build_completion_items
+from assay_service.api.scored_answers import answer_rank, answer_score, begin_plain_rank, begin_plain_score
 from assay_service.api.scorer import ItemScore, Scorer
-from assay_service.api.scoring import ScoredItem, check_completions, check_count, score_items, score_result
+from assay_service.api.scoring import ScoredItem, check_completions, check_count, score_result
 from assay_service.api.terms import read_terms
 from assay_service.api.token_ids import TokenReaders, collect_readers, read_items
 from assay_service.errors import AssayError
 from assay_service.registry import Registry
-from assay_service.scoring.blend import compute_probability, rank_scores
+from assay_service.scoring.blend import compute_probability
 
 API_VERSION = "1"
 
@@ -40,62 +41,28 @@ Scoring = Annotated[Scorer, Depends(_get_scorer)]
 
 
 @router.post("/v1/score", response_model=answers.ScoreAnswer, response_model_exclude_unset=True)
-async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -> answers.ScoreAnswer:
+@answer_plain(begin_plain_score)
+async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -> Response:
     """Score items; an item that cannot be scored has an error in its place."""
     check_count(request, len(body.items), "items")
     registry = scorer.registry
-    blend = registry.blend(body.model, body.weights)
     items = read_items(body.items, body.tokenizer_sha256, _collect_readers(request, registry))
-    scored = await score_items(request, scorer, items, blend, body.truncation)
-    return answers.ScoreAnswer(
-        id=f"score-{uuid.uuid4().hex}",
-        object="list",
-        created=int(time.time()),
-        model=blend.name,
-        data=[
-            answer_parts.build_scored_row(registry, result, index=index, item_id=item.id)
-            for index, (item, result) in enumerate(zip(body.items, scored, strict=True))
-        ],
-        provenance=answer_parts.build_provenance(registry, blend.weights, blend),
-    )
+    blend = registry.blend(body.model, body.weights)
+    return await answer_score(request, scorer, items, [item.id for item in body.items], blend, body.truncation)
 
 
 @router.post("/v1/rank", response_model=answers.RankAnswer, response_model_exclude_unset=True)
-async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> answers.RankAnswer:
+@answer_plain(begin_plain_rank)
+async def rank(body: schemas.RankRequest, request: Request, scorer: Scoring) -> Response:
     """Rank the completions of one prompt; margins are those of the whole ranking, also where `top_n` cuts it."""
     check_completions(request, len(body.completions), "completions")
-    registry = scorer.registry
-    blend = registry.blend(body.model, body.weights)
+    blend = scorer.registry.blend(body.model, body.weights)
     # Errors of the prompt name the field in which the client sent it.
     prompt, field = (body.messages or [], "messages") if body.prompt is None else (body.prompt, "prompt")
     # A text alone is the common case; an object also has an id and a reason why it ended.
     entries = [schemas.RankCompletion(completion=c) if isinstance(c, str) else c for c in body.completions]
     items = build_completion_items(prompt, entries, field)
-    scored = await score_items(request, scorer, items, blend)
-    kept = {index: result for index, result in enumerate(scored) if not isinstance(result, AssayError)}
-    places = rank_scores({index: result.score for index, result in kept.items()})
-    return answers.RankAnswer(
-        id=f"rank-{uuid.uuid4().hex}",
-        object="rank",
-        created=int(time.time()),
-        model=blend.name,
-        results=[
-            answers.RankedRow(
-                index=place.index,
-                score=kept[place.index].score,
-                signals=answer_parts.build_signal_values(registry, kept[place.index]),
-                margin=place.margin,
-                **answer_parts.build_id(entries[place.index].id),
-            )
-            for place in places[: body.top_n]  # cut last, so that margins are those of the whole ranking
-        ],
-        errors=[
-            answer_parts.build_failed_row(result, index=index, item_id=entries[index].id)
-            for index, result in enumerate(scored)
-            if isinstance(result, AssayError)
-        ],
-        provenance=answer_parts.build_provenance(registry, blend.weights, blend),
-    )
+    return await answer_rank(request, scorer, items, [entry.id for entry in entries], blend, body.top_n)
 
 
 @router.post("/v1/compare", response_model=answers.CompareAnswer, response_model_exclude_unset=True)
@@ -125,8 +92,8 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: Scorin
         chance = {"prob_a": compute_probability(margin)} if signal.kind == "preference" else {}
         signals[name] = answers.ComparedSignal(
             margin=margin,
-            a=answer_parts.build_signal_value(signal, a),
-            b=answer_parts.build_signal_value(signal, b),
+            a=answers.SignalValue.model_validate(answer_parts.build_signal_value(signal, a)),
+            b=answers.SignalValue.model_validate(answer_parts.build_signal_value(signal, b)),
             **chance,
         )
     # A request that names a blend gets only its margin; one that names a signal gets none.

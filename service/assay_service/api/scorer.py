@@ -8,10 +8,12 @@ import asyncio
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from assay_service.api.kept import KeptRenderings, Renderings, Way, build_way
+from assay_service.api.sources import ItemSource, UnreadItem, count_chars, cut_slices
 from assay_service.engine.admission import Terms
 from assay_service.engine.cache import Outputs
 from assay_service.engine.engine import Engine
@@ -20,39 +22,10 @@ from assay_service.errors import AssayError, ContentError, DeadlineExceeded, Not
 from assay_service.registry import Registry
 from assay_service.scoring.item import Item, Truncation
 from assay_service.scoring.reading import Reading
-from assay_service.scoring.rendered import Rendered
 from assay_service.scoring.trunk import Trunk
 from assay_service.settings import Limits
 from assay_service.telemetry.metrics import Metrics
 from assay_service.telemetry.timings import Timings
-
-# One turn of the render thread ends at whichever limit is reached first: items, or characters.
-SLICE_ITEMS = 16
-SLICE_CHARS = 50_000
-
-# Characters that a message counts for besides its content and role, because a template prints words around it.
-MESSAGE_CHARS = 16
-
-Renderings = dict[str, Rendered]
-
-
-@dataclass(frozen=True, slots=True)
-class UnreadItem:
-    """An item that is still text or token ids.
-
-    The render thread reads it, because reading renders templates: it is slow, and tokenizers are shared.
-
-    Attributes:
-        chars: number of characters of the text, or a lower bound for token ids.
-        read: function that returns the item, or raises a ContentError.
-    """
-
-    chars: int
-    read: Callable[[], Item]
-
-
-# What an endpoint makes of one entry of a request; an error stands for an entry that holds no item.
-ItemSource = Item | UnreadItem | ContentError
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +61,18 @@ class Scorer:
         self._limits = limits
         self.engine = engine
         self._metrics = metrics
+        self.kept = KeptRenderings(limits.rendering_cache_bytes)  # used on the event loop only
         # With one thread, the slices of several requests take turns in the order in which they were submitted.
         self._render_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="assay-render")
 
     def serve(self, registry: Registry) -> "Scorer":
-        """Return a scorer of another registry on the same engine and render thread; this one finishes its requests."""
+        """Return a scorer of another registry on the same engine and render thread; this one finishes its requests.
+
+        It has kept no renderings yet, because those of a removed signal would hold its tokenizer.
+        """
         other = copy.copy(self)
         other.registry = registry
+        other.kept = KeptRenderings(self._limits.rendering_cache_bytes)
         return other
 
     def close(self) -> None:
@@ -134,7 +112,7 @@ class Scorer:
         except (Overloaded, DeadlineExceeded) as error:
             self._metrics.rejected.labels(error.reason).inc()
             raise
-        self._count(results)
+        self.count(results)
         return results
 
     async def _score(
@@ -149,7 +127,7 @@ class Scorer:
     ) -> list[ItemScore | AssayError]:
         # Signals that share a trunk share their renderer, so any of them has the sequence.
         readers = {self.registry.trunks[name]: name for name in signals}
-        chars = sum(map(_count_chars, items)) * len(readers)
+        chars = sum(map(count_chars, items)) * len(readers)
         timings.rendering_s = time.monotonic()
         with self.engine.expect(terms, chars, len(items) * len(readers)):
             rendered = await self.render(items, signals, truncation)
@@ -179,12 +157,16 @@ class Scorer:
 
     def _check_tokens(self, tasks: Sequence[Task]) -> None:
         tokens = sum(len(task.sequence.ids) for task in tasks)
-        if tokens > (most := self._limits.max_request_tokens):
+        if not self.allows(tokens):
             raise ServingError(
-                f"the request has {tokens} tokens; the limit is {most} (max_request_tokens): split it into several "
-                "requests",
+                f"the request has {tokens} tokens; the limit is {self._limits.max_request_tokens} "
+                "(max_request_tokens): split it into several requests",
                 code="too_many_tokens",
             )
+
+    def allows(self, tokens: int) -> bool:
+        """Return whether a request may have this number of tokens, over all its items and trunks."""
+        return tokens <= self._limits.max_request_tokens
 
     async def render(
         self, items: Sequence[ItemSource], signals: Sequence[str], truncation: Truncation
@@ -196,11 +178,22 @@ class Scorer:
             signals: names of the signals that read them.
             truncation: policy for prompts that are too long.
         """
+        way = self.find_way(signals, truncation)
+        known = [self.kept.get(way, item) if isinstance(item, Item) else None for item in items]
+        new = [item for item, kept in zip(items, known, strict=True) if kept is None]
         loop = asyncio.get_running_loop()
         rendered: list[Renderings | AssayError] = []
-        for part in _cut_slices(items):
+        for part in cut_slices(new):
             rendered += await loop.run_in_executor(self._render_thread, self._render_slice, part, signals, truncation)
-        return rendered
+        for item, renderings in zip(new, rendered, strict=True):
+            if isinstance(item, Item) and not isinstance(renderings, AssayError):
+                self.kept.put(way, item, renderings)
+        rest = iter(rendered)
+        return [next(rest) if kept is None else kept.renderings for kept in known]
+
+    def find_way(self, signals: Sequence[str], truncation: Truncation) -> Way:
+        """Return the way in which these signals render items."""
+        return build_way({name: self.registry.signals[name].renderer for name in signals}, truncation)
 
     def _render_slice(
         self, items: Sequence[ItemSource], signals: Sequence[str], truncation: Truncation
@@ -226,7 +219,7 @@ class Scorer:
         return {name: once[renderer] for name, renderer in renderers.items()}
 
     def _check_size(self, item: ItemSource) -> None:
-        if (chars := _count_chars(item)) > (most := self._limits.max_item_chars):
+        if (chars := count_chars(item)) > (most := self._limits.max_item_chars):
             raise ContentError(
                 f"the item has {chars} characters; the limit is {most} (max_item_chars)", code="too_long"
             )
@@ -243,8 +236,10 @@ class Scorer:
                 outputs |= zip(trunk.signals, of_trunk, strict=True)
             except AssayError as error:
                 failure = failure or error
-        if failure is not None:
-            return failure
+        return self.read(outputs, rendered) if failure is None else failure
+
+    def read(self, outputs: Mapping[str, tuple[float, ...] | None], rendered: Renderings) -> ItemScore | AssayError:
+        """Return the score of one item from what the models computed, by signal, or the error for which it has none."""
         try:
             return ItemScore({name: self._read(name, outputs[name]) for name in rendered}, rendered)
         except AssayError as error:
@@ -256,7 +251,8 @@ class Scorer:
             raise NotFinite("the model computed a logit that is not finite (NaN or infinite)")
         return self.registry.signals[signal].reading.read(numbers)
 
-    def _count(self, results: Sequence[ItemScore | AssayError]) -> None:
+    def count(self, results: Sequence[ItemScore | AssayError]) -> None:
+        """Count the items of a request, and what they were given."""
         for result in results:
             if isinstance(result, AssayError):
                 self._metrics.item_errors.labels(result.code).inc()
@@ -264,32 +260,3 @@ class Scorer:
             self._metrics.truncated.inc(any(r.truncated_tokens for r in result.rendered.values()))
             for name, logit in result.logits.items():
                 self._metrics.count_score(name, logit, result.rendered[name].completion_tokens)
-
-
-def _count_chars(item: ItemSource) -> int:
-    """Return a lower bound on the characters of the rendered item; a message without content counts as well."""
-    if isinstance(item, ContentError):
-        return 0
-    if isinstance(item, UnreadItem):
-        return item.chars
-    texts = (text for message in item.messages for _, text in message.texts())
-    links = (link for message in item.messages for link in message.list_links())
-    return (
-        sum(map(len, texts))
-        + sum(map(len, links))
-        + sum(len(message.role) + MESSAGE_CHARS for message in item.messages)
-    )
-
-
-def _cut_slices(items: Sequence[ItemSource]) -> Iterator[list[ItemSource]]:
-    """Cut `items` into turns of the render thread; an item that is long by itself has a turn of its own."""
-    part: list[ItemSource] = []
-    chars = 0
-    for item in items:
-        if part and (len(part) == SLICE_ITEMS or chars + _count_chars(item) > SLICE_CHARS):
-            yield part
-            part, chars = [], 0
-        part.append(item)
-        chars += _count_chars(item)
-    if part:
-        yield part

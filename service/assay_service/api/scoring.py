@@ -1,13 +1,16 @@
 """Score the items of a request: the one path that the native endpoints and all compatible wires share."""
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
 
 from assay_service.api.guard import run_while_connected
-from assay_service.api.scorer import ItemScore, ItemSource, Scorer
+from assay_service.api.recall import recall_scores
+from assay_service.api.scorer import ItemScore, Scorer
+from assay_service.api.sources import ItemSource
 from assay_service.api.terms import read_terms
 from assay_service.errors import AssayError, ServingError
 from assay_service.scoring.blend import Blend, Moments, blend_logits
@@ -42,9 +45,12 @@ async def score_items(
     Raises:
         ServingError: the whole request was refused.
     """
-    results = await run_while_connected(
-        request, scorer.score(items, list(blend.weights), read_terms(request), request.state.timings, truncation)
-    )
+    signals, terms, timings = list(blend.weights), read_terms(request), request.state.timings
+    results = None
+    if terms.deadline_s > time.monotonic():
+        results = recall_scores(scorer, items, signals, timings, truncation)
+    if results is None:
+        results = await run_while_connected(request, scorer.score(items, signals, terms, timings, truncation))
     moments = scorer.registry.moments  # once, because the property builds a new mapping
     scored = [score_result(blend, result, moments) for result in results]
     samples: SampleLog | None = request.app.state.samples

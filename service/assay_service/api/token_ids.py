@@ -5,7 +5,7 @@ from functools import partial
 
 from assay_service.api.messages import build_items
 from assay_service.api.schemas import ScoreItem
-from assay_service.api.scorer import ItemSource, UnreadItem
+from assay_service.api.sources import ItemSource, UnreadItem
 from assay_service.errors import ContentError, ServingError
 from assay_service.scoring.item import Item
 from assay_service.scoring.token_reader import TokenReader

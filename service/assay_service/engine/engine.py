@@ -2,12 +2,7 @@
 
 All forward passes run on one thread, because switching adapters changes a base's state. Computed logits are cached, and
 a sequence that is being computed is not computed a second time. One forward pass gives the logits of all signals of a
-trunk. Faults are handled as follows:
-
-- Out of memory: the batch is split in two and tried again, once.
-- The device failed: nothing is computed any more.
-- Any other exception: the sequences run one by one, so that one bad sequence does not fail its neighbors.
-- A logit that is not finite: only that signal of that sequence fails.
+trunk. `fault.py` says how faults are handled.
 """
 
 import logging
@@ -184,6 +179,16 @@ class Engine:
                 self._show_queue()
                 self._changed.notify_all()
         return futures
+
+    def recall(self, keys: Sequence[tuple[bytes, int]]) -> list[Outputs] | None:
+        """Return the logits of sequences, and count them; None if one is not cached, or if the engine has ended.
+
+        Args:
+            keys: the key of each sequence, as `compute_key` gives it, and its number of tokens.
+        """
+        with self._changed:
+            ended = self._stopping or not self._thread.is_alive()
+            return None if ended else self._known.recall(keys)
 
     def _work(self) -> None:
         try:

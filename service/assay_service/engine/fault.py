@@ -1,4 +1,9 @@
-"""Classify the failures of a forward pass.
+"""Classify the failures of a forward pass, which the engine handles as follows.
+
+- Out of memory: the batch is split in two and tried again, once.
+- The device failed: nothing is computed any more.
+- Any other exception: the sequences run one by one, so that one bad sequence does not fail its neighbors.
+- A logit that is not finite: only that signal of that sequence fails.
 
 A fault holds plain values only: an exception would keep the tensors of its frames alive.
 """

@@ -58,6 +58,19 @@ class Known:
             tokens.append(("miss" if earlier is None else "in_flight", job.tokens))
         return Found(jobs, dict.fromkeys(new.values()), tokens)
 
+    def recall(self, keys: Sequence[tuple[bytes, int]]) -> list[Outputs] | None:
+        """Return the cached logits of all keys and count them, or None if one is not cached.
+
+        Args:
+            keys: the key of each sequence, and its number of tokens.
+        """
+        outputs = [self._cache.get(key) for key, _ in keys]
+        cached = [each for each in outputs if each is not None]
+        if len(cached) < len(keys):
+            return None
+        self._metrics.count_lookups([("hit", tokens) for _, tokens in keys])
+        return cached
+
     def add(self, found: Found) -> None:
         """Add the new jobs of a request that was admitted, and count how its sequences were found."""
         self._unfinished |= {job.key: job for job in found.new}

@@ -22,6 +22,8 @@ from assay_service.scoring.pieces import EncodedPieces, encode_pieces
 from assay_service.scoring.steps import PlacedSteps, divide, place_steps
 from assay_service.scoring.template import RenderedText, Template
 
+# Encoded items in memory: signals that read text in the same way render an item one after the other.
+_KEPT_ITEMS = 2
 _KEPT = 16  # tokenized texts in memory; items share their prompt and their skeleton
 # Conversations in which a template prints the tokens that open and close turns; each must end with the assistant.
 _TURNS = (
@@ -95,6 +97,7 @@ class ItemEncoder:
         self._encoder = encoder
         # Completions of one prompt come one after the other, and conversations of one form have one skeleton.
         self._encode_kept = functools.lru_cache(maxsize=_KEPT)(self.encode_text)
+        self._encode_item = functools.lru_cache(maxsize=_KEPT_ITEMS)(self._encode_new)
         self._control = ControlTokens(control.texts)
         self._control_ids = control.ids
         self._steps = steps
@@ -108,6 +111,9 @@ class ItemEncoder:
             ContentError: a message holds a control token (`special_tokens`), or `Template.render` or `divide` refuses
                 the item.
         """
+        return self._encode_item(item)
+
+    def _encode_new(self, item: Item) -> Encoded:
         if self._steps is None:
             return self._encode(item)
         divided = divide(item, self._steps, self._max_length)

@@ -35,6 +35,9 @@ def encode_pieces(encoder: Tokenizer, pieces: Sequence[str], *, apart: bool) -> 
         parts = [encoder.encode(piece, add_special_tokens=False).ids for piece in pieces]
         ends = tuple(accumulate(map(len, parts)))
         return EncodedPieces(tuple(token for part in parts for token in part), ends, (False,) * len(pieces))
+    if len(pieces) == 1:  # without offsets, which take longer than the ids
+        ids = tuple(encoder.encode(pieces[0], add_special_tokens=False).ids)
+        return EncodedPieces(ids, (len(ids),), (False,))
     encoding = encoder.encode("".join(pieces), add_special_tokens=False)
     offsets = encoding.offsets  # a property that builds the whole list at each access
     # Ends and not starts, because byte-level tokenizers leave the leading space out of a token's offsets.

@@ -31,12 +31,20 @@ class Renderer:
         tokenizer: fast tokenizer; its truncation and padding are switched off.
         rules: rules by which text becomes ids.
         vocabulary_size: number of rows of the signal's embedding.
+        like: renderer of the same tokenizer, whose rules read text in the same way; an item that it has just encoded is
+            not encoded again. None if there is none.
 
     Raises:
         StartError: the rules do not work with this tokenizer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: RenderRules, vocabulary_size: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rules: RenderRules,
+        vocabulary_size: int,
+        like: "Renderer | None" = None,
+    ) -> None:
         self.rules = rules
         self.tokenizer: Any = tokenizer
         self._vocabulary_size = vocabulary_size
@@ -69,7 +77,8 @@ class Renderer:
                 "`steps.tokenize: apart`"
             )
         control = ControlRules(frozenset(special), control_ids, rules.control_tokens)
-        self._items = ItemEncoder(self.template, encoder, control, steps, rules.max_length, borders)
+        items = ItemEncoder(self.template, encoder, control, steps, rules.max_length, borders)
+        self._items: ItemEncoder = items if like is None else like._items
         # Ids that every item must have in the places where the probe has them; `_check_rules` sets them.
         self._first: int | None = None
         self._separator: int | None = None

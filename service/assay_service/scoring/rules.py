@@ -56,3 +56,8 @@ class RenderRules:
     steps: StepRules | None = None
     gate: str | None = None
     neutral_prompt: str | None = None
+
+    def reads_text_as(self, other: "RenderRules") -> bool:
+        """Return whether both rules give the same ids to a conversation, before these are checked and truncated."""
+        same = (self.template, self.control_tokens, self.steps) == (other.template, other.control_tokens, other.steps)
+        return same and (self.steps is None or self.max_length == other.max_length)

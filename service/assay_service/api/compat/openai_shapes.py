@@ -13,8 +13,8 @@ from pydantic import Discriminator, Field, Tag
 from assay_service.api.compat.rendered import read_ids, read_texts
 from assay_service.api.compat.wire import WireContext
 from assay_service.api.schemas import Text
-from assay_service.api.scorer import ItemSource
 from assay_service.api.scoring import check_count
+from assay_service.api.sources import ItemSource
 from assay_service.scoring.blend import Blend
 
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from assay_service.api.compat.wire import WireContext
-from assay_service.api.scorer import ItemSource, UnreadItem
+from assay_service.api.sources import ItemSource, UnreadItem
 from assay_service.errors import ContentError, ServingError
 from assay_service.scoring.blend import Blend
 from assay_service.scoring.item import Item, Message

@@ -13,7 +13,7 @@ from typing import Any
 
 from assay_service.api.messages import build_items
 from assay_service.api.schemas import ChatMessage, ScoreItem
-from assay_service.api.scorer import ItemSource
+from assay_service.api.sources import ItemSource
 from assay_service.api.tool_calls import is_empty, make_error
 from assay_service.errors import ContentError
 from assay_service.scoring.item import FinishReason

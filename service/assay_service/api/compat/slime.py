@@ -10,7 +10,7 @@ from assay_service.api.compat.wire import Context, Wire, WireBody, WireContext, 
 from assay_service.api.messages import build_completion_items
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Prompt, RankCompletion, Text
-from assay_service.api.scorer import ItemSource
+from assay_service.api.sources import ItemSource
 from assay_service.compat_settings import SCORE_KEY, SlimeSettings
 from assay_service.errors import ContentError
 from assay_service.scoring.blend import Blend

@@ -13,8 +13,8 @@ from assay_service.api.compat.rendered import read_texts
 from assay_service.api.compat.wire import Context, Wire, WireBody, WireContext, make_router
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import Text
-from assay_service.api.scorer import ItemSource
 from assay_service.api.scoring import check_count
+from assay_service.api.sources import ItemSource
 from assay_service.errors import ServingError
 from assay_service.scoring.blend import Blend, compute_probability
 from assay_service.scoring.item import Item, Truncation

@@ -24,8 +24,8 @@ from assay_service.api.compat.wire import ANY, Context, Wire, WireBody, WireCont
 from assay_service.api.messages import build_items
 from assay_service.api.refusals import Refusal
 from assay_service.api.schemas import ChatMessage, ScoreItem, Text
-from assay_service.api.scorer import ItemSource
 from assay_service.api.scoring import check_completions, check_count
+from assay_service.api.sources import ItemSource
 from assay_service.scoring.blend import Blend, compute_probability, rank_scores
 from assay_service.scoring.item import Item
 

@@ -20,8 +20,9 @@ from pydantic_core import CoreSchema
 from assay_service.api.body import StrictJsonRoute
 from assay_service.api.compat.error_forms import OVERLOAD, ErrorBuilder, describe_errors
 from assay_service.api.refusals import Refusal, refuse
-from assay_service.api.scorer import ItemScore, ItemSource, Scorer
+from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.api.scoring import ScoredItem, check_count, score_items
+from assay_service.api.sources import ItemSource
 from assay_service.compat_settings import Floor, WireName, WireSettings
 from assay_service.errors import AssayError, ContentError
 from assay_service.registry import Registry
