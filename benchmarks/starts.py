@@ -114,8 +114,8 @@ def main() -> None:
         seconds = measure(packed, pure, write_configuration(model, 0), arguments.rounds)
     rows = [{"case": case, "rounds": seen} for case, seen in seconds.items()]
     text = (
-        f"# Start of the service\n\n`python -m benchmarks.starts --rounds {arguments.rounds}`; {describe_machine()}. The "
-        "model is the random Llama of 84 million parameters. Seconds until `/ready` is 200, and CPU seconds of the "
+        f"# Start of the service\n\n`python -m benchmarks.starts --rounds {arguments.rounds}`; {describe_machine()}. "
+        "The model is the random Llama of 84 million parameters. Seconds until `/ready` is 200, and CPU seconds of the "
         f"service and its compiler until it has ended. Load average at the end: {os.getloadavg()[0]:.0f} on "
         f"{os.cpu_count()} cores.\n\n"
     )

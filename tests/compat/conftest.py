@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from assay_service import create_app
-from assay_service.api.kept import KeptRenderings
+from assay_service.api.rendering_cache import RenderingCache
 from assay_service.compat_settings import CompatSettings
 from tests.service.conftest import tiny
 
@@ -44,7 +44,7 @@ Serve = Callable[..., Served]
 
 def forget_items(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a service render and compute every item of this test, also those that it has scored before."""
-    monkeypatch.setattr(served.app.state.scorer, "kept", KeptRenderings(0))
+    monkeypatch.setattr(served.app.state.scorer, "rendering_cache", RenderingCache(0))
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,13 @@ A blend or a preference signal is measured on pairs, an absolute signal on label
 compared with each other, record by record, on all its sources together. Half of the groups fit the baseline of length,
 the others are tested. Results go to `training/assay_experiments/results/agreement.json`.
 
-`held_out.yaml` serves models that were trained without a quarter of the groups. They are tested on that quarter:
+`held_out.yaml` serves models that were trained without a quarter of the groups. KIND is preference and absolute:
 
-    for kind in preference absolute; do
-        assay train reward --config training/assay_experiments/held_out/$kind.yaml --data DIR --out runs/held_out/$kind
-    done
+    assay train reward --config training/assay_experiments/held_out/KIND.yaml --data DIR --out runs/held_out/KIND
     assay serve --config training/assay_experiments/held_out.yaml
+
+They are tested on that quarter:
+
     python -m assay_experiments.agreement URL --data DIR --source hh_rlhf:hh --source feedbackqa:feedbackqa \
         --model crs --held-out 0.25 --results held_out
 """

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from assay_service.api.kept import KeptRenderings, Renderings, Way, build_way
+from assay_service.api.rendering_cache import RenderingCache, Renderings, RenderKey, build_key
 from assay_service.api.sources import ItemSource, UnreadItem, count_chars, cut_slices
 from assay_service.engine.admission import Terms
 from assay_service.engine.cache import Outputs
@@ -61,18 +61,18 @@ class Scorer:
         self._limits = limits
         self.engine = engine
         self._metrics = metrics
-        self.kept = KeptRenderings(limits.rendering_cache_bytes)  # used on the event loop only
+        self.rendering_cache = RenderingCache(limits.rendering_cache_bytes)  # used on the event loop only
         # With one thread, the slices of several requests take turns in the order in which they were submitted.
         self._render_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="assay-render")
 
     def serve(self, registry: Registry) -> "Scorer":
         """Return a scorer of another registry on the same engine and render thread; this one finishes its requests.
 
-        It has kept no renderings yet, because those of a removed signal would hold its tokenizer.
+        Its cache of renderings is empty, because those of a removed signal would hold the tokenizer.
         """
         other = copy.copy(self)
         other.registry = registry
-        other.kept = KeptRenderings(self._limits.rendering_cache_bytes)
+        other.rendering_cache = RenderingCache(self._limits.rendering_cache_bytes)
         return other
 
     def close(self) -> None:
@@ -178,22 +178,22 @@ class Scorer:
             signals: names of the signals that read them.
             truncation: policy for prompts that are too long.
         """
-        way = self.find_way(signals, truncation)
-        known = [self.kept.get(way, item) if isinstance(item, Item) else None for item in items]
-        new = [item for item, kept in zip(items, known, strict=True) if kept is None]
+        key = self.build_render_key(signals, truncation)
+        cached = [self.rendering_cache.get(key, item) if isinstance(item, Item) else None for item in items]
+        new = [item for item, entry in zip(items, cached, strict=True) if entry is None]
         loop = asyncio.get_running_loop()
         rendered: list[Renderings | AssayError] = []
         for part in cut_slices(new):
             rendered += await loop.run_in_executor(self._render_thread, self._render_slice, part, signals, truncation)
         for item, renderings in zip(new, rendered, strict=True):
             if isinstance(item, Item) and not isinstance(renderings, AssayError):
-                self.kept.put(way, item, renderings)
+                self.rendering_cache.put(key, item, renderings)
         rest = iter(rendered)
-        return [next(rest) if kept is None else kept.renderings for kept in known]
+        return [next(rest) if entry is None else entry.renderings for entry in cached]
 
-    def find_way(self, signals: Sequence[str], truncation: Truncation) -> Way:
-        """Return the way in which these signals render items."""
-        return build_way({name: self.registry.signals[name].renderer for name in signals}, truncation)
+    def build_render_key(self, signals: Sequence[str], truncation: Truncation) -> RenderKey:
+        """Return the key of the rendering cache for these signals."""
+        return build_key({name: self.registry.signals[name].renderer for name in signals}, truncation)
 
     def _render_slice(
         self, items: Sequence[ItemSource], signals: Sequence[str], truncation: Truncation

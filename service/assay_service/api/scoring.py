@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import Request
 
+from assay_service.api.cached_scores import find_cached_scores
 from assay_service.api.guard import run_while_connected
-from assay_service.api.recall import recall_scores
 from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.api.sources import ItemSource
 from assay_service.api.terms import read_terms
@@ -48,7 +48,7 @@ async def score_items(
     signals, terms, timings = list(blend.weights), read_terms(request), request.state.timings
     results = None
     if terms.deadline_s > time.monotonic():
-        results = recall_scores(scorer, items, signals, timings, truncation)
+        results = find_cached_scores(scorer, items, signals, timings, truncation)
     if results is None:
         results = await run_while_connected(request, scorer.score(items, signals, terms, timings, truncation))
     moments = scorer.registry.moments  # once, because the property builds a new mapping

@@ -46,6 +46,8 @@ class Engine:
         on_failure: callback, called once on the worker's thread when the device has failed.
 
     Attributes:
+        failed: True once the device has failed; only a new process can score again then.
+        stopping: True once new jobs are refused.
         progress: the times of the worker's forward passes.
         alone: lock of a forward pass; whoever changes settings of torch that all threads share holds it.
     """
@@ -68,7 +70,7 @@ class Engine:
         self._on_failure = on_failure
         self._computed: list[Job] = []  # what has succeeded of the running batch
         self._changed = threading.Condition()
-        self._stopping = self._failed = False
+        self.stopping = self.failed = False
         self.progress = Progress(max_forward_s)
         self.alone = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="assay-engine", daemon=True)
@@ -80,7 +82,7 @@ class Engine:
     def stop(self, timeout_s: float | None = None) -> None:
         """Refuse new jobs, finish those that wait, and return when the worker has ended, or after `timeout_s`."""
         with self._changed:
-            self._stopping = True
+            self.stopping = True
             self._changed.notify_all()
         # A start that failed has no running worker, and joining it would raise an error.
         if self._thread.is_alive():
@@ -89,17 +91,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Return True while the worker runs and its device works."""
-        return self._thread.is_alive() and not self._failed
-
-    @property
-    def failed(self) -> bool:
-        """Return True once the device has failed; only a new process can score again then."""
-        return self._failed
-
-    @property
-    def stopping(self) -> bool:
-        """Return True once new jobs are refused."""
-        return self._stopping
+        return self._thread.is_alive() and not self.failed
 
     def explain_stall(self) -> str | None:
         """Return why the worker makes no progress; None while it does, or has nothing to do."""
@@ -156,13 +148,13 @@ class Engine:
         # Making jobs hashes their ids, which takes long enough to do it before the lock.
         candidates = [Job(task, now_s, is_reusable=self._shares and not fresh) for task in tasks]
         with self._changed:
-            if self._stopping or not self._thread.is_alive():
+            if self.stopping or not self._thread.is_alive():
                 raise NotReady("the service is shutting down")
             found = self._known.find(candidates)
             jobs = [job for job in dict.fromkeys(found.jobs) if isinstance(job, Job)]
             # Jobs that run already need no place in the queue.
             waiting = [job for job in jobs if job in found.new or job in self._backlog.queue]
-            if waiting and not self._failed:
+            if waiting and not self.failed:
                 if not self._backlog.queue:
                     self.progress.wait(now_s)
                 self._backlog.add(terms, waiting, chars, now_s)
@@ -171,7 +163,7 @@ class Engine:
                 job.subscribe(timings, self._drop_abandoned) if isinstance(job, Job) else make_done_future(job)
                 for job in found.jobs
             ]
-            if self._failed:  # these jobs get the error of the device at once and not after a wait in the queue
+            if self.failed:  # these jobs get the error of the device at once and not after a wait in the queue
                 for job in found.new:
                     job.fail(make_device_error())
             else:
@@ -180,15 +172,15 @@ class Engine:
                 self._changed.notify_all()
         return futures
 
-    def recall(self, keys: Sequence[tuple[bytes, int]]) -> list[Outputs] | None:
+    def find_cached(self, keys: Sequence[tuple[bytes, int]]) -> list[Outputs] | None:
         """Return the logits of sequences, and count them; None if one is not cached, or if the engine has ended.
 
         Args:
             keys: the key of each sequence, as `compute_key` gives it, and its number of tokens.
         """
         with self._changed:
-            ended = self._stopping or not self._thread.is_alive()
-            return None if ended else self._known.recall(keys)
+            ended = self.stopping or not self._thread.is_alive()
+            return None if ended else self._known.find_cached(keys)
 
     def _work(self) -> None:
         try:
@@ -202,7 +194,7 @@ class Engine:
     def _work_once(self) -> bool:
         """Wait for jobs and run a batch; return False when the engine stops. A worker that waits holds no model."""
         with self._changed:
-            self._changed.wait_for(lambda: self._backlog.queue or self._stopping)
+            self._changed.wait_for(lambda: self._backlog.queue or self.stopping)
             batch = self._backlog.take()
             self._show_queue()
         started_s = time.monotonic()
@@ -258,13 +250,13 @@ class Engine:
             self._metrics.out_of_memory.inc()
             parts = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
         for part in parts:
-            if not self._failed:
+            if not self.failed:
                 self._run(part, split=split or fault.out_of_memory)
 
     def _fail(self) -> None:
         """Fail all unfinished jobs and compute nothing any more; cached logits are still answered."""
         with self._changed:
-            self._failed = True
+            self.failed = True
             unfinished = self._known.remove_all()
             self._backlog.queue.clear()
             self._show_queue()

@@ -58,7 +58,7 @@ class Known:
             tokens.append(("miss" if earlier is None else "in_flight", job.tokens))
         return Found(jobs, dict.fromkeys(new.values()), tokens)
 
-    def recall(self, keys: Sequence[tuple[bytes, int]]) -> list[Outputs] | None:
+    def find_cached(self, keys: Sequence[tuple[bytes, int]]) -> list[Outputs] | None:
         """Return the cached logits of all keys and count them, or None if one is not cached.
 
         Args:

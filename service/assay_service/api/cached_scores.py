@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+from assay_service.api.rendering_cache import Renderings
 from assay_service.api.scorer import ItemScore, Scorer
 from assay_service.api.sources import ItemSource
 from assay_service.engine.cache import compute_key
@@ -12,7 +13,7 @@ from assay_service.scoring.trunk import Trunk
 from assay_service.telemetry.timings import Timings
 
 
-def recall_scores(
+def find_cached_scores(
     scorer: Scorer, items: Sequence[ItemSource], signals: Sequence[str], timings: Timings, truncation: Truncation
 ) -> list[ItemScore | AssayError] | None:
     """Return what `Scorer.score` would return, or None if anything of it has to be rendered or computed.
@@ -28,22 +29,22 @@ def recall_scores(
     trunks = _identify(scorer, signals)
     if trunks is None:
         return None
-    way = scorer.find_way(signals, truncation)
+    key = scorer.build_render_key(signals, truncation)
     keys: list[tuple[bytes, int]] = []
-    known = []
+    known: list[Renderings] = []
     for item in items:
-        kept = scorer.kept.get(way, item) if isinstance(item, Item) else None
-        if kept is None:
+        entry = scorer.rendering_cache.get(key, item) if isinstance(item, Item) else None
+        if entry is None:
             return None
-        known.append(kept.renderings)
+        known.append(entry.renderings)
         for identity, _, name in trunks:
-            sequence = kept.renderings[name].sequence
-            if identity not in kept.keys:
-                kept.keys[identity] = compute_key(identity, sequence)
-            keys.append((kept.keys[identity], len(sequence.ids)))
+            sequence = entry.renderings[name].sequence
+            if identity not in entry.keys:
+                entry.keys[identity] = compute_key(identity, sequence)
+            keys.append((entry.keys[identity], len(sequence.ids)))
     if not scorer.allows(sum(tokens for _, tokens in keys)):
         return None
-    found = scorer.engine.recall(keys)
+    found = scorer.engine.find_cached(keys)
     if found is None:
         return None
     timings.submitted_s = time.monotonic()
@@ -51,7 +52,9 @@ def recall_scores(
     outputs = iter(found)  # in the order of `keys`: by item, then by trunk
     results: list[ItemScore | AssayError] = []
     for renderings in known:
-        numbers = {n: of for _, trunk, _ in trunks for n, of in zip(trunk.signals, next(outputs), strict=True)}
+        numbers = {
+            name: output for _, trunk, _ in trunks for name, output in zip(trunk.signals, next(outputs), strict=True)
+        }
         results.append(scorer.read(numbers, renderings))
     scorer.count(results)
     return results

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from assay_service.api.app import create_app
-from assay_service.api.kept import KeptRenderings, build_way
+from assay_service.api.rendering_cache import RenderingCache, build_key
 from assay_service.registry import Registry
 from assay_service.scoring.item import Item
 
@@ -85,24 +85,24 @@ def registry(tiny: dict[str, Any]) -> Registry:
 
 def test_the_least_recently_used_is_removed_beyond_the_limit(registry: Registry) -> None:
     renderer = registry.signals["pref"].renderer
-    way, other = build_way({"pref": renderer}, "error"), build_way({"pref": renderer}, "prompt_left")
+    key, other = build_key({"pref": renderer}, "error"), build_key({"pref": renderer}, "prompt_left")
     items = [Item.of("bake?", f"bread {n}") for n in range(3)]
     rendered = [{"pref": renderer.render(item)} for item in items]
-    one = KeptRenderings(10**6)
-    one.put(way, items[0], rendered[0])
-    kept = KeptRenderings(int(one.size_bytes * 2.5))
+    one = RenderingCache(10**6)
+    one.put(key, items[0], rendered[0])
+    cache = RenderingCache(int(one.size_bytes * 2.5))
     for item, renderings in zip(items[:2], rendered[:2], strict=True):
-        kept.put(way, item, renderings)
-    assert kept.get(way, Item.of("bake?", "bread 0")) is not None
-    assert kept.get(other, items[0]) is None
-    kept.put(way, items[2], rendered[2])
-    assert [kept.get(way, item) is not None for item in items] == [True, False, True]
+        cache.put(key, item, renderings)
+    assert cache.get(key, Item.of("bake?", "bread 0")) is not None
+    assert cache.get(other, items[0]) is None
+    cache.put(key, items[2], rendered[2])
+    assert [cache.get(key, item) is not None for item in items] == [True, False, True]
 
 
 @pytest.mark.parametrize("words", [5, 50])
 def test_the_size_is_that_of_the_memory(registry: Registry, words: int) -> None:
     draw, renderers = random.Random(0), {name: registry.signals[name].renderer for name in ("pref", "abs")}
-    way, kept = build_way(renderers, "error"), KeptRenderings(10**9)
+    key, cache = build_key(renderers, "error"), RenderingCache(10**9)
     small = 0
     tracemalloc.start()
     try:
@@ -111,9 +111,9 @@ def test_the_size_is_that_of_the_memory(registry: Registry, words: int) -> None:
             item = Item.of(f"bake? {draw.random()}", text)
             once = {renderer: renderer.render(item) for renderer in renderers.values()}
             small += sum(token <= 256 for rendered in once.values() for token in rendered.sequence.ids)
-            kept.put(way, item, {name: once[renderer] for name, renderer in renderers.items()})
+            cache.put(key, item, {name: once[renderer] for name, renderer in renderers.items()})
         size, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     # CPython has numbers up to 256 once; all others take 32 bytes each, as most ids of large vocabularies do.
-    assert size + 32 * small == pytest.approx(kept.size_bytes, rel=0.15)
+    assert size + 32 * small == pytest.approx(cache.size_bytes, rel=0.15)

@@ -13,28 +13,28 @@ from assay_service.scoring.render import Renderer
 from assay_service.scoring.rendered import Rendered
 
 Renderings = dict[str, Rendered]
-# The way in which items are rendered: the signals with their renderers, and the truncation.
-Way = tuple[tuple[tuple[str, Renderer], ...], Truncation]
+# What a rendering depends on besides the item: the signals with their renderers, and the truncation.
+RenderKey = tuple[tuple[tuple[str, Renderer], ...], Truncation]
 
-# Bytes in CPython, as `tracemalloc` counts them: of an entry with its keys, of a rendering, of a message, and of each
-# token id (the number and its place in the tuple). Texts come on top.
+# Bytes in CPython, as `tracemalloc` counts them. An entry has its keys, and a token id the number and its place in the
+# tuple. Texts come on top.
 _ENTRY_BYTES, _RENDERING_BYTES, _MESSAGE_BYTES, _TOKEN_BYTES = 700, 400, 120, 40
 
 
 @dataclass(slots=True)
-class Kept:
+class Entry:
     """The renderings of an item, with the keys of their logits.
 
     Attributes:
-        renderings: what is scored, by signal.
-        keys: keys of the logits in the engine's cache, by the fingerprint of what computes them.
+        renderings: texts and token sequences, by signal.
+        keys: keys of the logits in the engine's cache, by the fingerprint of the trunk that computes them.
     """
 
     renderings: Renderings
     keys: dict[str, bytes] = field(default_factory=dict)
 
 
-class KeptRenderings:
+class RenderingCache:
     """A least-recently-used cache of renderings. It is not safe for concurrent use.
 
     Args:
@@ -47,33 +47,33 @@ class KeptRenderings:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self.size_bytes = 0
-        self._kept: OrderedDict[tuple[Way, Item], Kept] = OrderedDict()
+        self._entries: OrderedDict[tuple[RenderKey, Item], Entry] = OrderedDict()
 
-    def get(self, way: Way, item: Item) -> Kept | None:
-        """Return what is kept of an item, and mark it as used; None for an unknown item."""
-        kept = self._kept.get((way, item))
-        if kept is not None:
-            self._kept.move_to_end((way, item))
-        return kept
+    def get(self, key: RenderKey, item: Item) -> Entry | None:
+        """Return the entry of an item, and mark it as used; None for an unknown item."""
+        entry = self._entries.get((key, item))
+        if entry is not None:
+            self._entries.move_to_end((key, item))
+        return entry
 
-    def put(self, way: Way, item: Item, renderings: Renderings) -> None:
-        """Keep the renderings of an item, and remove the least recently used beyond the size limit."""
-        if (way, item) in self._kept:
+    def put(self, key: RenderKey, item: Item, renderings: Renderings) -> None:
+        """Add the renderings of an item, and remove the least recently used entries beyond the size limit."""
+        if (key, item) in self._entries:
             return
-        self._kept[way, item] = Kept(renderings)
+        self._entries[key, item] = Entry(renderings)
         self.size_bytes += count_bytes(item, renderings)
         while self.size_bytes > self._max_bytes:
-            (_, oldest), removed = self._kept.popitem(last=False)
+            (_, oldest), removed = self._entries.popitem(last=False)
             self.size_bytes -= count_bytes(oldest, removed.renderings)
 
 
-def build_way(renderers: Mapping[str, Renderer], truncation: Truncation) -> Way:
-    """Return the way in which items are rendered for signals with these renderers."""
+def build_key(renderers: Mapping[str, Renderer], truncation: Truncation) -> RenderKey:
+    """Return the key of items that are rendered for signals with these renderers."""
     return tuple(renderers.items()), truncation
 
 
 def count_bytes(item: Item, renderings: Renderings) -> int:
-    """Return the bytes that a kept item takes, about; signals may share a rendering."""
+    """Return the bytes that an entry takes, about; signals may share a rendering."""
     different = {id(rendered): rendered for rendered in renderings.values()}.values()
     texts = [text for message in item.messages for text in _list_texts(message)]
     texts += [text for r in different for text in (r.text, r.reasoning, *r.steps, *(d.text for d in r.dropped))]
