@@ -49,13 +49,13 @@ def find_cached_scores(
         return None
     timings.submitted_s = time.monotonic()
     timings.sequences = timings.cached = len(keys)
-    outputs = iter(found)  # in the order of `keys`: by item, then by trunk
+    waiting = iter(found)  # in the order of `keys`: by item, then by trunk
     results: list[ItemScore | AssayError] = []
     for renderings in known:
-        numbers = {
-            name: output for _, trunk, _ in trunks for name, output in zip(trunk.signals, next(outputs), strict=True)
-        }
-        results.append(scorer.read(numbers, renderings))
+        outputs: dict[str, tuple[float, ...] | None] = {}
+        for _, trunk, _ in trunks:
+            outputs |= zip(trunk.signals, next(waiting), strict=True)
+        results.append(scorer.read(outputs, renderings))
     scorer.count(results)
     return results
 
