@@ -46,8 +46,8 @@ async def score(body: schemas.ScoreRequest, request: Request, scorer: Scoring) -
     """Score items; an item that cannot be scored has an error in its place."""
     check_count(request, len(body.items), "items")
     registry = scorer.registry
-    items = read_items(body.items, body.tokenizer_sha256, _collect_readers(request, registry))
     blend = registry.blend(body.model, body.weights)
+    items = read_items(body.items, body.tokenizer_sha256, _collect_readers(request, registry))
     return await answer_score(request, scorer, items, [item.id for item in body.items], blend, body.truncation)
 
 
