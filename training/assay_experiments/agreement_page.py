@@ -24,8 +24,8 @@ SECTIONS = {
     "held_out": (
         "models on a held-out quarter",
         "The same on a quarter of the groups, which no model of this table has seen. `preference` and `absolute` are "
-        "the embedded adapters, trained again without that quarter, and `crs` is their blend. `smollm2_` are the heads "
-        "of `training/configs/smollm2_completion.yaml`. The commands are in the docstring of `agreement.py`.",
+        "the embedded adapters, trained again without that quarter, and `crs` is their blend. "
+        "The commands are in the docstring of `agreement.py`.",
     ),
 }
 
