@@ -9,8 +9,8 @@ from assay_experiments.agreement_page import format_rows, read_results
 
 CARDS = {
     "relevance": (
-        'A blend of two preference logits: log p(completion | prompt) - log p(completion | "Write a message."), '
-        "in nats, summed over the tokens of the completion and its end of turn. Only differences between "
+        'A blend of two preference logits: log p(completion | prompt) - log p(completion | "Write a message."). '
+        "Each is a sum in nats over the tokens of the completion and its end of turn. Only differences between "
         "completions of the same prompt have a meaning.",
         ("relevance", "relevance_mean", "likelihood"),
     ),
