@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from assay_experiments.agreement_page import format_agreement
+from assay_experiments.fidelity_page import format_fidelity
 from assay_experiments.page_tables import Column, Results, format_cell, format_table, read_at
 from assay_experiments.policies_page import format_policies
 from assay_training.evaluation.results import STRENGTHS
@@ -215,7 +216,7 @@ def main() -> None:
     rewards = [plan for plan in done if "command" not in yaml.safe_load(plan.read_text())]
     sys.stdout.write((HERE / "findings.md").read_text() + "\n")
     lines = [line for plan in rewards for line in format_section(plan)]
-    lines += format_agreement()
+    lines += format_agreement() + format_fidelity()
     lines += format_best_of_n()
     lines += format_metrics()
     lines += format_policies("policies") + format_policies("policies-smollm2")
