@@ -2,8 +2,10 @@
 
     assay serve --config training/assay_experiments/fidelity.yaml
     python -m assay_experiments.fidelity URL --data DIR --model embedded_preference --model embedded_absolute
-    python -m assay_experiments.fidelity URL --data DIR --model pipeline_preference --model pipeline_absolute \
-        --held-out 0.05
+
+The small pipeline holds out fewer groups:
+
+    python -m assay_experiments.fidelity URL --data DIR --model pipeline_preference --held-out 0.05
 
 Every model is compared with the one that has the suffix `_int8`. Results go to
 `training/assay_experiments/results/fidelity.json`.
