@@ -6,8 +6,8 @@ from assay_training.reward_model.card import format_interval
 TEXT = (
     "Models in float32 and in int8 (`compute: int8`), on pairs of HH and FeedbackQA whose groups no model was trained "
     "on. The embedded adapters are those that were trained without a quarter of the groups. Differences of logits are "
-    "in standard deviations of the float32 logits. The last column is the paired difference of the accuracies, int8 minus "
-    "float32. The commands are in the docstring of `fidelity.py`."
+    "in standard deviations of the float32 logits. The last column is the paired difference of the accuracies, int8 "
+    "minus float32. The commands are in the docstring of `fidelity.py`."
 )
 
 
