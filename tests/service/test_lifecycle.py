@@ -266,7 +266,7 @@ def test_what_a_drain_cannot_finish_is_answered_and_the_exit_code_says_so(tiny: 
         assert answer.json()["error"]["code"] == "not_ready"
     assert "3 requests in flight have 0.5 s to finish, new ones are refused" in log.read_text()
     assert "3 requests were not finished in time and are answered with 503" in log.read_text()
-    assert "a forward pass still runs; the process ends without it" in log.read_text()
+    assert "a forward pass or the loading of a signal still runs; the process ends without it" in log.read_text()
     assert "Traceback" not in log.read_text()
 
 
