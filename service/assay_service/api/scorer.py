@@ -209,7 +209,8 @@ class Scorer:
                     self._check_size(item)
                 rendered.append(self._render_item(item, signals, truncation))
             except ContentError as error:
-                rendered.append(error)
+                # Without its frames, which hold this scorer and so the models of removed signals.
+                rendered.append(error.with_traceback(None))
         return rendered
 
     def _render_item(self, item: Item, signals: Sequence[str], truncation: Truncation) -> Renderings:

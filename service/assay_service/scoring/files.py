@@ -159,11 +159,15 @@ def list_weight_files(directory: Path, gguf_file: str | None = None) -> list[Pat
     return [*files, *find_value_head_files(directory)]
 
 
+# transformers would load the files that these keys name, in place of the weights and of the configuration itself.
+_OTHER_FILES = {"transformers_weights", "configuration_files"}
+
+
 def read_config(directory: Path, file_name: str = "config.json") -> dict[str, Any]:
     """Return the JSON configuration of a checkpoint.
 
     Raises:
-        StartError: it is missing or malformed, or a key that is read has a value of another type.
+        StartError: it is missing or malformed, a key has a value of another type, or a key names other files.
     """
     path = directory / file_name
     if not path.is_file():
@@ -177,6 +181,8 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
             right = right and all(isinstance(entry, str) for entry in value)
         if value is not None and not right:
             raise StartError(f"{path}: {key} must be {words}, not {json.dumps(value)[:60]}; correct the file")
+    for key in _OTHER_FILES & set(config):
+        raise StartError(f"{path}: {key} names other files than those that Assay checks and hashes; remove the key")
     return config
 
 
