@@ -228,6 +228,15 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
         load(directory)
 
 
+@pytest.mark.parametrize("key", ["transformers_weights", "configuration_files"])
+def test_a_key_that_names_files_which_are_not_hashed_is_refused(key: str, tmp_path: Path) -> None:
+    directory, _ = plain(tmp_path)
+    assert load(directory)
+    edit_config(directory, **{key: "other"})
+    with pytest.raises(StartError, match=f"{key} names files that Assay neither checks nor hashes"):
+        load(directory)
+
+
 def write_code(directory: Path, **auto_map: str) -> None:
     """Name code in config.json that would leave a trace if it were imported."""
     (directory / "evil.py").write_text(f"open({str(directory / 'trace')!r}, 'w')\n")

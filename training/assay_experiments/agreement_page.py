@@ -14,12 +14,12 @@ FOLDER = Path(__file__).parent / "results"
 SECTIONS = {
     "agreement": (
         "agreement of served models",
-        "Served models on data sets that none was trained on: preference signals and blends by pairwise accuracy,"
-        " absolute signals by AUC or Spearman's correlation. `likelihood`, `relevance` and `judge` need no "
-        "labels. A mean is for each token of the completion. `crs_relevance_05` is `crs` with 0.05 relevance; the"
-        " weights were fixed before. Intervals are 95 %, by group. The last column is the paired difference to "
-        "`crs`, or of an absolute signal to `absolute`. The command is `python -m assay_experiments.agreement URL"
-        " --data DIR --source NAME:FORMAT --model NAME …`.",
+        "Served models on data sets that none was trained on: preference signals and blends by pairwise accuracy, "
+        "absolute signals by AUC or Spearman's correlation. `likelihood`, `relevance` and `judge` need no labels. "
+        "A mean is for each token of the completion. `crs_relevance_05` is `crs` with 0.05 relevance; the weights were "
+        "fixed before. Intervals are 95 %, by group. The last column is the paired difference to `crs`, or of an "
+        "absolute signal to `absolute`. The command is `python -m assay_experiments.agreement URL --data DIR "
+        "--source NAME:FORMAT --model NAME …`.",
     ),
     "held_out": (
         "models on a held-out quarter",
@@ -47,14 +47,14 @@ def format_rows(kept: Results) -> list[str]:
     Args:
         kept: results of models by source, as `agreement.py` stores them.
     """
-    lines = ["| | n | model | length | model - length | model - today's |", "|---|---|---|---|---|---|"]
+    lines = ["| | n | model | length | model - length | model - embedded |", "|---|---|---|---|---|---|"]
     for model, domain, numbers in _iterate_domains(kept):
         found, differences = get_statistic(numbers), numbers["difference"]
-        today = differences.get("crs" if "accuracy" in numbers else "absolute")
+        embedded = differences.get("crs" if "accuracy" in numbers else "absolute")
         cells = (
             format_interval(found[MODEL]),
             format_interval(found[LENGTH]),
-            *(format_interval(other, signed=True) for other in (differences.get(LENGTH), today)),
+            *(format_interval(other, signed=True) for other in (differences.get(LENGTH), embedded)),
         )
         lines.append(f"| {model}, {domain} | {_count(numbers)} | {' | '.join(cells)} |")
     return lines

@@ -160,7 +160,7 @@ def list_weight_files(directory: Path, gguf_file: str | None = None) -> list[Pat
 
 
 # transformers would load the files that these keys name, in place of the weights and of the configuration itself.
-_OTHER_FILES = {"transformers_weights", "configuration_files"}
+_OTHER_FILES = frozenset({"transformers_weights", "configuration_files"})
 
 
 def read_config(directory: Path, file_name: str = "config.json") -> dict[str, Any]:
@@ -181,8 +181,8 @@ def read_config(directory: Path, file_name: str = "config.json") -> dict[str, An
             right = right and all(isinstance(entry, str) for entry in value)
         if value is not None and not right:
             raise StartError(f"{path}: {key} must be {words}, not {json.dumps(value)[:60]}; correct the file")
-    for key in _OTHER_FILES & set(config):
-        raise StartError(f"{path}: {key} names other files than those that Assay checks and hashes; remove the key")
+    for key in _OTHER_FILES & config.keys():
+        raise StartError(f"{path}: {key} names files that Assay neither checks nor hashes; remove the key")
     return config
 
 

@@ -77,8 +77,8 @@ class Renderer:
                 "`steps.tokenize: apart`"
             )
         control = ControlRules(frozenset(special), control_ids, rules.control_tokens)
-        items = ItemEncoder(self.template, encoder, control, steps, rules.max_length, borders)
-        self._items: ItemEncoder = items if like is None else like._items
+        new = (self.template, encoder, control, steps, rules.max_length, borders)
+        self._items: ItemEncoder = ItemEncoder(*new) if like is None else like._items
         # Ids that every item must have in the places where the probe has them; `_check_rules` sets them.
         self._first: int | None = None
         self._separator: int | None = None
